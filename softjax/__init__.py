@@ -1,0 +1,14 @@
+"""The softmax layer of JAX: accurate, safe to differentiate, linear in memory."""
+
+from softjax import derivatives as derivatives
+from softjax._cross_entropy import cross_entropy as cross_entropy
+from softjax._cross_entropy import weighted_mean as weighted_mean
+from softjax._labels import TopKLabels as TopKLabels
+from softjax._logsumexp import logmeanexp as logmeanexp
+from softjax._logsumexp import logsumexp as logsumexp
+from softjax._smooth_extrema import smooth_max as smooth_max
+from softjax._smooth_extrema import smooth_max_bounds as smooth_max_bounds
+from softjax._smooth_extrema import smooth_min as smooth_min
+from softjax._softmax import log_softmax as log_softmax
+from softjax._softmax import softmax as softmax
+from softjax._softmax import softmin as softmin

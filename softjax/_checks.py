@@ -1,0 +1,115 @@
+"""Argument checks, with one message for all of them: the name, what was expected, what came."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+Axis = int | Sequence[int] | None
+
+
+def message(function: str, argument: str, expected: str, got: object) -> str:
+    return f"softjax.{function}: `{argument}` must be {expected}, got {got}."
+
+
+def is_concrete(x: Any) -> bool:
+    """Whether the values of `x` can be read now, on this process, without a trace."""
+    return not isinstance(x, jax.core.Tracer) and getattr(x, "is_fully_addressable", True)
+
+
+def real_array(function: str, argument: str, x: ArrayLike) -> Array:
+    """`x` as an array of real numbers; integers and booleans become the default float."""
+    try:
+        x = jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        expected = "an array of real numbers"
+        raise TypeError(message(function, argument, expected, type(x).__name__)) from error
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    if x.dtype == jnp.bool_ or jnp.issubdtype(x.dtype, jnp.integer):
+        return x.astype(jax.dtypes.canonicalize_dtype(float))
+    raise TypeError(message(function, argument, "an array of real numbers", f"dtype {x.dtype}"))
+
+
+def axes(function: str, axis: Axis, ndim: int) -> tuple[int, ...]:
+    """`axis` as a tuple of distinct non-negative integers; None means all of them."""
+    if axis is None:
+        return tuple(range(ndim))
+    try:
+        given = tuple(map(operator.index, axis if isinstance(axis, Sequence) else (axis,)))
+    except TypeError as error:
+        expected = "an integer, a tuple of integers or None"
+        raise TypeError(message(function, "axis", expected, repr(axis))) from error
+    if any(not -ndim <= a < ndim for a in given):
+        raise ValueError(message(function, "axis", f"in [{-ndim}, {ndim})", repr(axis)))
+    normalized = tuple(a % ndim for a in given)
+    if len(set(normalized)) != len(normalized):
+        raise ValueError(message(function, "axis", "without repetition", repr(axis)))
+    return normalized
+
+
+def one_axis(function: str, axis: int, ndim: int) -> int:
+    """`axis` as one non-negative integer."""
+    if ndim == 0:
+        raise ValueError(message(function, "axis", "an axis of an array of rank >= 1", "rank 0"))
+    if not isinstance(axis, (int, np.integer)) or isinstance(axis, bool):
+        raise TypeError(message(function, "axis", "an integer", repr(axis)))
+    return axes(function, int(axis), ndim)[0]
+
+
+def mask(function: str, where: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
+    """`where` as a boolean array of `shape`."""
+    if where is None:
+        return None
+    where = jnp.asarray(where)
+    if where.dtype != jnp.bool_:
+        raise TypeError(message(function, "where", "an array of booleans", f"dtype {where.dtype}"))
+    return broadcast(function, "where", where, shape)
+
+
+def broadcast(function: str, argument: str, x: Array, shape: tuple[int, ...]) -> Array:
+    """`x` broadcast to `shape`, and never `shape` to `x`."""
+    try:
+        return jnp.broadcast_to(x, shape)
+    except ValueError as error:
+        expected = f"of a shape that broadcasts to {shape}"
+        raise ValueError(message(function, argument, expected, f"shape {x.shape}")) from error
+
+
+def same_shape(function: str, argument: str, x: Array, shape: tuple[int, ...]) -> None:
+    if x.shape != shape:
+        raise ValueError(message(function, argument, f"of shape {shape}", f"shape {x.shape}"))
+
+
+def positive_scalar(function: str, argument: str, x: ArrayLike) -> Array:
+    """`x` as a real scalar > 0; under a trace a value that is not becomes NaN."""
+    scalar = real_array(function, argument, x)
+    if scalar.ndim:
+        raise ValueError(message(function, argument, "a scalar", f"shape {scalar.shape}"))
+    if is_concrete(scalar):
+        if not float(scalar) > 0:
+            raise ValueError(message(function, argument, "> 0", float(scalar)))
+        return scalar
+    return jnp.where(scalar > 0, scalar, jnp.nan)
+
+
+def unit_interval(function: str, argument: str, x: ArrayLike) -> None:
+    """Refuses a known `x` outside [0, 1]."""
+    if is_concrete(x) and not (np.ndim(x) == 0 and 0 <= float(np.asarray(x)) <= 1):
+        raise ValueError(message(function, argument, "a number in [0, 1]", x))
+
+
+def not_negative(function: str, argument: str, x: Array) -> None:
+    """Refuses known values below 0."""
+    if is_concrete(x) and (np.asarray(x) < 0).any():
+        raise ValueError(message(function, argument, ">= 0", np.asarray(x).min()))
+
+
+def same_rank(function: str, argument: str, x: Array, ndim: int) -> None:
+    if x.ndim != ndim:
+        raise ValueError(message(function, argument, f"of rank {ndim}", f"shape {x.shape}"))

@@ -1,0 +1,125 @@
+"""What a label can be: a class index, a distribution over the classes, or a sparse one."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from softjax._checks import is_concrete, message, not_negative, real_array, same_shape
+
+
+class TopKLabels(NamedTuple):
+    """A sparse distribution over the classes, as a teacher's k best (distillation).
+
+    Attributes:
+        indices: integers [..., k], class indices; an index that stands twice adds up.
+        probabilities: real [..., k], >= 0; what they leave out of 1 is not put anywhere.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> labels = softjax.TopKLabels(jnp.array([[2, 0]]), jnp.array([[0.75, 0.25]]))
+        >>> softjax.cross_entropy(jnp.zeros((1, 4)), labels)  # log 4
+        Array([1.3862944], dtype=float32)
+    """
+
+    indices: ArrayLike
+    probabilities: ArrayLike
+
+
+Labels = ArrayLike | TopKLabels
+
+
+class ClassIndices(NamedTuple):
+    """Integer labels, made safe to look up with.
+
+    Attributes:
+        index: int32, every entry in [0, K); 0 where there is nothing to look up.
+        bad: where the label is outside [0, K); None where all are known to be inside.
+        ignored: where the label is `ignore_index`; None without one.
+    """
+
+    index: Array
+    bad: Array | None
+    ignored: Array | None
+
+
+def class_indices(
+    function: str, labels: Array, num_classes: int, ignore_index: int | None = None
+) -> ClassIndices:
+    """Integer `labels` as indices in [0, num_classes), with what is bad or ignored beside them.
+
+    A label that is out of range raises ValueError where the values are known; under a trace it
+    is marked as bad. It never wraps.
+    """
+    if jnp.iinfo(labels.dtype).bits < 32:
+        labels = labels.astype(jnp.int32)
+    bad = (labels < 0) | _at_least(labels, num_classes)
+    ignored = None
+    if ignore_index is not None:
+        ignored = _equals(labels, ignore_index)
+        bad &= ~ignored
+    outside = bad if ignored is None else bad | ignored
+    index = jnp.where(outside, 0, labels).astype(jnp.int32)
+    if not is_concrete(labels):
+        return ClassIndices(index, bad, ignored)
+    wrong = np.argwhere(np.asarray(bad))
+    if len(wrong):
+        where = tuple(wrong[0].tolist())
+        got = f"{np.asarray(labels)[where]} at {where}"
+        raise ValueError(message(function, "labels", f"in [0, {num_classes})", got))
+    return ClassIndices(index, None, ignored)
+
+
+def is_class_indices(function: str, labels: Labels) -> bool:
+    """Whether `labels` are integers (True) or probabilities (False)."""
+    if isinstance(labels, TopKLabels):
+        return False
+    dtype = jnp.asarray(labels).dtype
+    if jnp.issubdtype(dtype, jnp.integer):
+        return True
+    if jnp.issubdtype(dtype, jnp.floating):
+        return False
+    expected = "class indices (integer), a distribution (floating) or TopKLabels"
+    raise TypeError(message(function, "labels", expected, f"dtype {dtype}"))
+
+
+def distribution(function: str, labels: Labels, shape: tuple[int, ...], dtype) -> Array:
+    """A distribution over the last axis of `shape`, dense; NaN where a traced index is bad."""
+    if isinstance(labels, TopKLabels):
+        return _scattered(function, labels, shape, dtype)
+    labels = real_array(function, "labels", labels)
+    same_shape(function, "labels", labels, shape)
+    not_negative(function, "labels", labels)
+    return labels.astype(dtype)
+
+
+def _scattered(function: str, labels: TopKLabels, shape: tuple[int, ...], dtype) -> Array:
+    indices = jnp.asarray(labels.indices)
+    if not jnp.issubdtype(indices.dtype, jnp.integer):
+        expected = "an array of integers"
+        raise TypeError(message(function, "labels.indices", expected, f"dtype {indices.dtype}"))
+    probabilities = real_array(function, "labels.probabilities", labels.probabilities)
+    k = indices.shape[-1] if indices.ndim else 0
+    same_shape(function, "labels.indices", indices, (*shape[:-1], k))
+    same_shape(function, "labels.probabilities", probabilities, indices.shape)
+    not_negative(function, "labels.probabilities", probabilities)
+    index, bad, _ = class_indices(function, indices, shape[-1])
+    if bad is not None:
+        probabilities = jnp.where(bad, jnp.nan, probabilities)
+    rows = jnp.indices(indices.shape, sparse=True)[:-1]
+    return jnp.zeros(shape, dtype).at[(*rows, index)].add(probabilities.astype(dtype))
+
+
+def _at_least(labels: Array, bound: int) -> Array:
+    if bound > jnp.iinfo(labels.dtype).max:
+        return jnp.zeros(labels.shape, bool)
+    return labels >= bound
+
+
+def _equals(labels: Array, value: int) -> Array:
+    info = jnp.iinfo(labels.dtype)
+    if not info.min <= value <= info.max:
+        return jnp.zeros(labels.shape, bool)
+    return labels == value

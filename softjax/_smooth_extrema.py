@@ -1,0 +1,160 @@
+"""smooth_max and smooth_min: RealSoftMax with a temperature, and how far it can be off."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from softjax import _checks
+from softjax._checks import Axis
+from softjax._logsumexp import logsumexp
+from softjax._numerics import compute_dtype, masked
+from softjax._softmax import tempered
+
+
+def smooth_max(
+    x: ArrayLike,
+    axis: Axis = None,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+    *,
+    temperature: ArrayLike = 1.0,
+) -> Array:
+    """Smooth maximum (RealSoftMax): convex, differentiable, never below the maximum.
+
+        y = T log sum_i exp(x_i / T),     max x <= y <= max x + T log n
+
+    With lambda = 1 / T this is the textbook's lambda^-1 RealSoftMax(lambda a, lambda b): it falls
+    to the maximum as T -> 0.
+
+    Derivative: dy/dx = softmax(x / T), dy/dT = entropy of softmax(x / T). Both modes, any order.
+    Edge cases: as logsumexp.
+
+    Args:
+        x: real, any shape.
+        axis: axis or axes to reduce; None for all.
+        where: booleans that broadcast to `x`; False leaves the entry out.
+        keepdims: keep the reduced axes with size 1.
+        temperature: scalar T > 0 in the units of `x`, may be traced.
+
+    Returns:
+        `x` without `axis`, in the units and the dtype of `x`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype, shape or axis, or T <= 0.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> softjax.smooth_max(jnp.array([2.0, 4.0]), temperature=0.1)
+        Array(4., dtype=float32)
+
+    Source: A. Zhang et al., "Dive into Deep Learning", section 4.1, exercise 6 (RealSoftMax);
+        S. Boyd, L. Vandenberghe, "Convex Optimization" (2004), section 3.1.5.
+    """
+    return _smooth_max("smooth_max", x, axis, where, keepdims, temperature)
+
+
+def smooth_min(
+    x: ArrayLike,
+    axis: Axis = None,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+    *,
+    temperature: ArrayLike = 1.0,
+) -> Array:
+    """Smooth minimum: concave, differentiable, never above the minimum.
+
+        y = -T log sum_i exp(-x_i / T),     min x - T log n <= y <= min x
+
+    Derivative: dy/dx = softmin(x / T), dy/dT = -(entropy of softmin(x / T)).
+    Edge cases: those of smooth_max at -x; nothing left by `where`: +inf.
+
+    Args:
+        x: real, any shape.
+        axis: axis or axes to reduce; None for all.
+        where: booleans that broadcast to `x`; False leaves the entry out.
+        keepdims: keep the reduced axes with size 1.
+        temperature: scalar T > 0 in the units of `x`, may be traced.
+
+    Returns:
+        `x` without `axis`, in the units and the dtype of `x`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype, shape or axis, or T <= 0.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> softjax.smooth_min(jnp.array([2.0, 4.0]), temperature=0.1)
+        Array(2., dtype=float32)
+
+    Source: as smooth_max, with min x = -max(-x).
+    """
+    negated = -_checks.real_array("smooth_min", "x", x)
+    return -_smooth_max("smooth_min", negated, axis, where, keepdims, temperature)
+
+
+def smooth_max_bounds(
+    x: ArrayLike,
+    axis: Axis = None,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+    *,
+    temperature: ArrayLike = 1.0,
+) -> tuple[Array, Array]:
+    """The bounds that hold smooth_max: it is at the upper one where all entries are equal.
+
+        max x <= smooth_max(x) <= max x + T log n
+
+    Derivative: that of max, and of the expression.
+    Edge cases: nothing left by `where`: (-inf, -inf).
+
+    Args:
+        x: real, any shape.
+        axis: axis or axes to reduce; None for all.
+        where: booleans that broadcast to `x`; n counts the entries that it leaves.
+        keepdims: keep the reduced axes with size 1.
+        temperature: scalar T > 0 in the units of `x`, may be traced.
+
+    Returns:
+        (lower, upper), each `x` without `axis`, in the units and the dtype of `x`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype, shape or axis, or T <= 0.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> softjax.smooth_max_bounds(jnp.array([2.0, 4.0]), temperature=0.5)
+        (Array(4., dtype=float32), Array(4.3465734, dtype=float32))
+
+    Source: Boyd and Vandenberghe (2004), section 3.1.5.
+    """
+    x = _checks.real_array("smooth_max_bounds", "x", x)
+    axes = _checks.axes("smooth_max_bounds", axis, x.ndim)
+    where = _checks.mask("smooth_max_bounds", where, x.shape)
+    scalar = _checks.positive_scalar("smooth_max_bounds", "temperature", temperature)
+    counted = jnp.ones(x.shape, bool) if where is None else where
+    lower = jnp.max(x, axes, keepdims=keepdims, initial=-jnp.inf, where=counted)
+    wide = compute_dtype(x.dtype)
+    n = jnp.maximum(jnp.sum(counted.astype(wide), axes, keepdims=keepdims), 1)
+    upper = lower.astype(wide) + scalar.astype(wide) * jnp.log(n)
+    return lower, upper.astype(x.dtype)
+
+
+def _smooth_max(function, x, axis, where, keepdims, temperature) -> Array:
+    x = _checks.real_array(function, "x", x)
+    axes = _checks.axes(function, axis, x.ndim)
+    where = _checks.mask(function, where, x.shape)
+    scalar = _checks.positive_scalar(function, "temperature", temperature)
+    return _scaled(x, where, scalar, axes, keepdims)
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _scaled(x: Array, where: Array | None, temperature: Array, axes, keepdims: bool) -> Array:
+    wide = masked(x, where)
+    temperature = temperature.astype(wide.dtype)
+    m, z = tempered(wide, temperature, axes)
+    y = m + temperature * logsumexp(z, axes, keepdims=True)
+    y = jnp.where(m == jnp.inf, m, y).astype(x.dtype)
+    return y if keepdims else jnp.squeeze(y, axes)

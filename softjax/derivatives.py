@@ -1,0 +1,465 @@
+"""The closed forms: what people call in place of autodiff, and what the losses use themselves.
+
+Everything is over the last axis, K classes, with p = softmax(logits) and the covariance of the
+one-hot label as the one matrix behind it all,
+
+    H = diag(p) - p p^T = Hessian of logsumexp = Jacobian of softmax = Cov[one-hot].
+
+1 - p is never a difference where p is near 1: there it is r / (1 + r), with r the excess.
+"""
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from softjax import _checks
+from softjax._labels import Labels, class_indices, distribution, is_class_indices
+from softjax._losses import complement, expected_loss_gradient, index_loss_gradient
+from softjax._numerics import compute_dtype, excess_beside, shift
+from softjax._softmax import relative_to_dominant, softmax_core, softmax_tangent
+
+
+def softmax_jacobian(logits: ArrayLike) -> Array:
+    """Jacobian of softmax.
+
+        J_ij = dp_i / dx_j = p_i (delta_ij - p_j)
+
+    Derivative: not the purpose; differentiable.
+    Edge cases: a class of probability 0 has a zero row and column; +inf or NaN: NaN.
+
+    Args:
+        logits: real [..., K], nats.
+
+    Returns:
+        [..., K, K], exactly symmetric, in the dtype of `logits`.
+
+    Raises:
+        TypeError, ValueError: not a real array of rank >= 1.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> softjax.derivatives.softmax_jacobian(jnp.array([0.0, 0.0]))
+        Array([[ 0.25, -0.25],
+               [-0.25,  0.25]], dtype=float32)
+
+    Source: Zhang et al., "Dive into Deep Learning", section 4.1.2.3.
+    """
+    x = _logits("softmax_jacobian", logits)
+    return _covariance(x).astype(x.dtype)
+
+
+def softmax_jvp(logits: ArrayLike, tangent: ArrayLike) -> Array:
+    """Jacobian of softmax times a vector, in O(K).
+
+        J v = p (v - <p, v>)
+
+    Derivative: not the purpose; differentiable.
+    Edge cases: a class of probability 0 gives 0.
+
+    Args:
+        logits: real [..., K], nats.
+        tangent: real, shape of `logits`.
+
+    Returns:
+        Shape and dtype of `logits`.
+
+    Raises:
+        TypeError, ValueError: not real arrays of one shape.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> softjax.derivatives.softmax_jvp(jnp.array([0.0, 0.0]), jnp.array([1.0, 0.0]))
+        Array([ 0.25, -0.25], dtype=float32)
+
+    Source: as softmax_jacobian.
+    """
+    x = _logits("softmax_jvp", logits)
+    return _covariance_product(x, _beside("softmax_jvp", "tangent", tangent, x)).astype(x.dtype)
+
+
+def softmax_vjp(logits: ArrayLike, cotangent: ArrayLike) -> Array:
+    """A vector times the Jacobian of softmax, which is symmetric: softmax_jvp by another name.
+
+        u^T J = p (u - <p, u>)
+
+    Derivative: not the purpose; differentiable.
+    Edge cases: as softmax_jvp.
+
+    Args:
+        logits: real [..., K], nats.
+        cotangent: real, shape of `logits`.
+
+    Returns:
+        Shape and dtype of `logits`.
+
+    Raises:
+        TypeError, ValueError: not real arrays of one shape.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> softjax.derivatives.softmax_vjp(jnp.array([0.0, 0.0]), jnp.array([1.0, 0.0]))
+        Array([ 0.25, -0.25], dtype=float32)
+
+    Source: as softmax_jacobian.
+    """
+    x = _logits("softmax_vjp", logits)
+    cotangent = _beside("softmax_vjp", "cotangent", cotangent, x)
+    return _covariance_product(x, cotangent).astype(x.dtype)
+
+
+def logsumexp_gradient(logits: ArrayLike) -> Array:
+    """Gradient of logsumexp: the softmax, the mean of the one-hot label.
+
+        d logsumexp / dx_i = p_i
+
+    Derivative: logsumexp_hessian, both modes.
+    Edge cases: a row of -inf: 0.
+
+    Args:
+        logits: real [..., K], nats.
+
+    Returns:
+        Shape and dtype of `logits`.
+
+    Raises:
+        TypeError, ValueError: not a real array of rank >= 1.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> softjax.derivatives.logsumexp_gradient(jnp.array([0.0, 0.0]))
+        Array([0.5, 0.5], dtype=float32)
+
+    Source: Boyd and Vandenberghe, "Convex Optimization" (2004), section 3.1.5.
+    """
+    x = _logits("logsumexp_gradient", logits)
+    return softmax_core(_wide(x), (x.ndim - 1,)).astype(x.dtype)
+
+
+def logsumexp_hessian(logits: ArrayLike) -> Array:
+    """Hessian of logsumexp: the covariance of the one-hot label.
+
+        H = diag(p) - p p^T,    H_ii = p_i (1 - p_i)
+
+    Derivative: not the purpose; differentiable.
+    Edge cases: as softmax_jacobian. H is positive semidefinite and H 1 = 0.
+
+    Args:
+        logits: real [..., K], nats.
+
+    Returns:
+        [..., K, K], exactly symmetric, in the dtype of `logits`.
+
+    Raises:
+        TypeError, ValueError: not a real array of rank >= 1.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> softjax.derivatives.logsumexp_hessian(jnp.array([0.0, -20.0]))
+        Array([[ 2.0611537e-09, -2.0611537e-09],
+               [-2.0611537e-09,  2.0611537e-09]], dtype=float32)
+
+    Source: Boyd and Vandenberghe (2004), section 3.1.5.
+    """
+    x = _logits("logsumexp_hessian", logits)
+    return _covariance(x).astype(x.dtype)
+
+
+def logsumexp_hvp(logits: ArrayLike, v: ArrayLike) -> Array:
+    """Hessian of logsumexp times a vector, in O(K).
+
+        H v = p (v - <p, v>)
+
+    Derivative: not the purpose; differentiable.
+    Edge cases: as softmax_jvp.
+
+    Args:
+        logits: real [..., K], nats.
+        v: real, shape of `logits`.
+
+    Returns:
+        Shape and dtype of `logits`.
+
+    Raises:
+        TypeError, ValueError: not real arrays of one shape.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> softjax.derivatives.logsumexp_hvp(jnp.array([0.0, 0.0]), jnp.array([1.0, 0.0]))
+        Array([ 0.25, -0.25], dtype=float32)
+
+    Source: as logsumexp_hessian.
+    """
+    x = _logits("logsumexp_hvp", logits)
+    return _covariance_product(x, _beside("logsumexp_hvp", "v", v, x)).astype(x.dtype)
+
+
+def logsumexp_hessian_sqrt(logits: ArrayLike) -> Array:
+    """A square root S of the Hessian of logsumexp: S z has covariance H for white noise z.
+
+        S = diag(sqrt p) - p sqrt(p)^T,    S S^T = H
+
+    Derivative: not the purpose; infinite where a probability is 0.
+    Edge cases: as softmax_jacobian.
+
+    Args:
+        logits: real [..., K], nats.
+
+    Returns:
+        [..., K, K] in the dtype of `logits`; not symmetric.
+
+    Raises:
+        TypeError, ValueError: not a real array of rank >= 1.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> S = softjax.derivatives.logsumexp_hessian_sqrt(jnp.array([0.0, -1.0, 2.0]))
+        >>> H = softjax.derivatives.logsumexp_hessian(jnp.array([0.0, -1.0, 2.0]))
+        >>> bool(jnp.allclose(S @ S.T, H))
+        True
+
+    Source: (S S^T)_ij = sum_k sqrt(p_k) sqrt(p_k) (delta_ik - p_i) (delta_jk - p_j), which is the
+        covariance written as an expectation.
+    """
+    x = _logits("logsumexp_hessian_sqrt", logits)
+    p, complement = _probabilities(x)
+    root = jnp.sqrt(p)
+    return _with_diagonal(-p[..., :, None] * root[..., None, :], root * complement).astype(x.dtype)
+
+
+def logsumexp_hessian_pinv(logits: ArrayLike) -> Array:
+    """Moore-Penrose inverse of the Hessian of logsumexp.
+
+        H^+ = C diag(1 / p) C,    C = I - 1 1^T / K
+
+    Derivative: not the purpose; infinite where a probability is 0.
+    Edge cases: classes of probability 0 are outside the support: zero rows and columns, and K
+    counts the others.
+
+    Args:
+        logits: real [..., K], nats.
+
+    Returns:
+        [..., K, K], exactly symmetric, in the dtype of `logits`.
+
+    Raises:
+        TypeError, ValueError: not a real array of rank >= 1.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> softjax.derivatives.logsumexp_hessian_pinv(jnp.array([0.0, 0.0]))
+        Array([[ 1., -1.],
+               [-1.,  1.]], dtype=float32)
+
+    Source: H diag(1/p) H = H and H 1 = 0, so that H^+ is diag(1/p) between two projections on the
+        orthogonal complement of 1; the four Penrose conditions follow.
+    """
+    x = _logits("logsumexp_hessian_pinv", logits)
+    p, _ = _probabilities(x)
+    support = p > 0
+    k = jnp.maximum(jnp.sum(support.astype(p.dtype), -1, keepdims=True), 1)
+    # (C diag(1/p) C)_ij = delta_ij / p_i - (1/p_i + 1/p_j - mean(1/p)) / K
+    inverse = jnp.where(support, 1 / jnp.where(support, p, 1), 0)
+    mean = jnp.sum(inverse, -1, keepdims=True) / k
+    shared = -(inverse[..., :, None] + inverse[..., None, :] - mean[..., None]) / k[..., None]
+    diagonal = inverse * (1 - 1 / k) + (mean - inverse) / k
+    both = support[..., :, None] & support[..., None, :]
+    return jnp.where(both, _with_diagonal(shared, diagonal), 0).astype(x.dtype)
+
+
+def log_partition_cumulants(logits: ArrayLike, direction: ArrayLike, order: int = 4) -> Array:
+    """The first cumulants of `direction` under softmax(logits): derivatives of the log-partition.
+
+        kappa_n = d^n/dt^n logsumexp(x + t v) at t = 0
+        kappa_1 = <p, v>, kappa_2 = mu_2, kappa_3 = mu_3, kappa_4 = mu_4 - 3 mu_2^2
+
+    with mu_n the central moments: mean, variance, skewness and kurtosis before normalization.
+
+    Derivative: not the purpose; differentiable.
+    Edge cases: a class of probability 0 adds nothing; its v must be finite.
+
+    Args:
+        logits: real [..., K], nats.
+        direction: v, real, shape of `logits`.
+        order: how many, 1 to 4.
+
+    Returns:
+        [..., order] in the dtype of `logits`.
+
+    Raises:
+        TypeError, ValueError: not real arrays of one shape, or an order outside 1 to 4.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> x, v = jnp.array([0.0, 0.0]), jnp.array([1.0, -1.0])
+        >>> softjax.derivatives.log_partition_cumulants(x, v, 4)  # of log cosh t
+        Array([ 0.,  1.,  0., -2.], dtype=float32)
+
+    Source: M. J. Wainwright, M. I. Jordan, "Graphical models, exponential families, and
+        variational inference" (2008), proposition 3.1.
+    """
+    function = "log_partition_cumulants"
+    x = _logits(function, logits)
+    v = _beside(function, "direction", direction, x)
+    if order not in (1, 2, 3, 4):
+        raise ValueError(_checks.message(function, "order", "1, 2, 3 or 4", order))
+    p, _ = _probabilities(x)
+    # Moments about the dominant class, where there is one: no cancellation in its row.
+    dominant = p > 0.5
+    w = relative_to_dominant(dominant, v, (x.ndim - 1,))
+    offset = jnp.sum(jnp.where(dominant, v, 0), -1)
+    mean = jnp.sum(p * w, -1, keepdims=True)
+    mu_2, mu_3, mu_4 = (jnp.sum(p * (w - mean) ** n, -1) for n in (2, 3, 4))
+    cumulants = [offset + mean[..., 0], mu_2, mu_3, mu_4 - 3 * mu_2**2]
+    return jnp.stack(cumulants[:order], -1).astype(x.dtype)
+
+
+def cross_entropy_gradient(logits: ArrayLike, labels: Labels) -> Array:
+    """Gradient of the cross-entropy with respect to the logits: what is predicted less what is.
+
+        g = p - y,  with g_y = -(1 - p_y) for the label y of a class index
+
+    Derivative: H v for integer labels, Q H v for a distribution of mass Q; -v with respect to it.
+    Edge cases: a row of -inf: 0; a label that is out of range under a trace: NaN.
+
+    Args:
+        logits: real [..., K], nats.
+        labels: class indices [...], a distribution [..., K], or TopKLabels.
+
+    Returns:
+        Shape of `logits`, at least float32.
+
+    Raises:
+        TypeError, ValueError: shapes or dtypes that do not fit, a label outside [0, K).
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> softjax.derivatives.cross_entropy_gradient(jnp.array([0.0, 0.0]), jnp.array(1))
+        Array([ 0.5, -0.5], dtype=float32)
+
+    Source: Zhang et al., "Dive into Deep Learning", section 4.1.2.3, eq. (4.1.10).
+    """
+    function = "cross_entropy_gradient"
+    x = _logits(function, logits)
+    wide = _wide(x)
+    if not is_class_indices(function, labels):
+        return expected_loss_gradient(wide, distribution(function, labels, x.shape, wide.dtype))
+    index, bad = _indices(function, labels, x)
+    g = index_loss_gradient(wide, index, None)
+    return g if bad is None else jnp.where(bad[..., None], jnp.nan, g)
+
+
+def cross_entropy_hessian(logits: ArrayLike, labels: Labels) -> Array:
+    """Hessian of the cross-entropy with respect to the logits: the variance of the one-hot label.
+
+        d^2 l / dx dx^T = Q H,    H = diag(p) - p p^T,    Q = sum_k y_k = 1
+
+    Derivative: not the purpose; differentiable.
+    Edge cases: as softmax_jacobian; a label that is out of range under a trace: NaN.
+
+    Args:
+        logits: real [..., K], nats.
+        labels: class indices [...], a distribution [..., K], or TopKLabels.
+
+    Returns:
+        [..., K, K], exactly symmetric, at least float32.
+
+    Raises:
+        TypeError, ValueError: shapes or dtypes that do not fit, a label outside [0, K).
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> softjax.derivatives.cross_entropy_hessian(jnp.array([0.0, 0.0]), jnp.array(1))
+        Array([[ 0.25, -0.25],
+               [-0.25,  0.25]], dtype=float32)
+
+    Source: Zhang et al., "Dive into Deep Learning", section 4.1, exercise 1.
+    """
+    x = _logits("cross_entropy_hessian", logits)
+    mass = _mass("cross_entropy_hessian", labels, x)
+    return mass[..., None, None] * _covariance(x)
+
+
+def cross_entropy_hvp(logits: ArrayLike, labels: Labels, v: ArrayLike) -> Array:
+    """Hessian of the cross-entropy times a vector, in O(K).
+
+        Q H v = Q p (v - <p, v>)
+
+    Derivative: not the purpose; differentiable.
+    Edge cases: as cross_entropy_hessian.
+
+    Args:
+        logits: real [..., K], nats.
+        labels: class indices [...], a distribution [..., K], or TopKLabels.
+        v: real, shape of `logits`.
+
+    Returns:
+        Shape of `logits`, at least float32.
+
+    Raises:
+        TypeError, ValueError: shapes or dtypes that do not fit, a label outside [0, K).
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> x, v = jnp.array([0.0, 0.0]), jnp.array([1.0, 0.0])
+        >>> softjax.derivatives.cross_entropy_hvp(x, jnp.array(1), v)
+        Array([ 0.25, -0.25], dtype=float32)
+
+    Source: as cross_entropy_hessian.
+    """
+    x = _logits("cross_entropy_hvp", logits)
+    v = _beside("cross_entropy_hvp", "v", v, x)
+    return _mass("cross_entropy_hvp", labels, x)[..., None] * _covariance_product(x, v)
+
+
+def _logits(function: str, logits: ArrayLike) -> Array:
+    x = _checks.real_array(function, "logits", logits)
+    _checks.one_axis(function, -1, x.ndim)
+    return x
+
+
+def _beside(function: str, argument: str, v: ArrayLike, x: Array) -> Array:
+    v = _checks.real_array(function, argument, v)
+    _checks.same_shape(function, argument, v, x.shape)
+    return _wide(v, x.dtype)
+
+
+def _wide(x: Array, dtype=None) -> Array:
+    return x.astype(compute_dtype(x.dtype if dtype is None else dtype))
+
+
+def _probabilities(x: Array) -> tuple[Array, Array]:
+    """p and 1 - p."""
+    m, r = excess_beside(_wide(x), (x.ndim - 1,))
+    p = jnp.exp(shift(_wide(x), m)) / (1 + jnp.maximum(r, 0))
+    return p, complement(p, r)
+
+
+def _covariance(x: Array) -> Array:
+    p, one_minus_p = _probabilities(x)
+    return _with_diagonal(-p[..., :, None] * p[..., None, :], p * one_minus_p)
+
+
+def _covariance_product(x: Array, v: Array) -> Array:
+    axes = (x.ndim - 1,)
+    return softmax_tangent(softmax_core(_wide(x), axes), v, axes)
+
+
+def _with_diagonal(matrix: Array, diagonal: Array) -> Array:
+    return jnp.where(jnp.eye(diagonal.shape[-1], dtype=bool), diagonal[..., :, None], matrix)
+
+
+def _indices(function: str, labels: Labels, x: Array) -> tuple[Array, Array | None]:
+    labels = jnp.asarray(labels)
+    _checks.same_shape(function, "labels", labels, x.shape[:-1])
+    index, bad, _ = class_indices(function, labels, x.shape[-1])
+    return index, bad
+
+
+def _mass(function: str, labels: Labels, x: Array) -> Array:
+    """The sum Q of the target probabilities: 1 for a class index, NaN for a bad one."""
+    dtype = compute_dtype(x.dtype)
+    if not is_class_indices(function, labels):
+        return jnp.sum(distribution(function, labels, x.shape, dtype), -1)
+    index, bad = _indices(function, labels, x)
+    ones = jnp.ones(index.shape, dtype)
+    return ones if bad is None else jnp.where(bad, jnp.nan, ones)

@@ -1,0 +1,30 @@
+"""Every test runs with 64-bit types off and on, and under strict dtype promotion."""
+
+from collections.abc import Iterator
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    # `x64_once` runs the test once, with 64-bit types off; `x64_once(True)`, with them on.
+    once = metafunc.definition.get_closest_marker("x64_once")
+    settings = [False, True] if once is None else [bool(once.args and once.args[0])]
+    names = ["x64" if setting else "x32" for setting in settings]
+    metafunc.parametrize("x64", settings, ids=names, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def x64(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether 64-bit types are on."""
+    jax.config.update("jax_enable_x64", request.param)
+    yield request.param
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture
+def dtype(x64: bool) -> str:
+    """The widest floating dtype of the setting."""
+    return "float64" if x64 else "float32"

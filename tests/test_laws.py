@@ -1,0 +1,487 @@
+"""A table of functions times a table of laws: a function that joins the table meets every law."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.test_util
+import numpy as np
+import oracles
+import pytest
+
+import softjax
+
+# On both sides of where the implementation changes its method: up to 16 columns, blocks of up to
+# 1024 from 4096 on, and lengths that no block divides (5087 is a prime, 50257 = 29 * 1733).
+SIZES = (1, 2, 3, 15, 16, 17, 31, 33, 128, 1000, 2047, 2048, 4095, 4096, 4097)
+LONG = (5087, 8192, 32000, 50257)
+
+
+class Function(NamedTuple):
+    """A function of logits, over one axis; a loss has the label 0 in every row."""
+
+    name: str
+    call: Callable[..., jax.Array]  # (x, axis=-1, where=None)
+    oracle: Callable[..., np.ndarray]  # (x, where=None)
+    reduces: bool  # the class axis
+    shift: float | None  # what it gains where every logit gains 1; None: no such law
+
+    @property
+    def is_loss(self) -> bool:
+        return self.name.startswith("cross_entropy")
+
+
+def normalizer(name: str, reduces: bool, shift: float, **options) -> Function:
+    function, oracle = getattr(softjax, name), getattr(oracles, name)
+    return Function(
+        "-".join([name, *options]),
+        lambda x, axis=-1, where=None: function(x, axis=axis, where=where, **options),
+        lambda x, where=None: oracle(x, where, **options),
+        reduces,
+        shift,
+    )
+
+
+def loss(**options) -> Function:
+    def call(x, axis=-1, where=None):
+        labels = jnp.zeros(np.delete(x.shape, axis), jnp.int32)
+        return softjax.cross_entropy(x, labels, axis, where, **options)
+
+    def oracle(x, where=None):
+        return oracles.cross_entropy(x, np.zeros(np.shape(x)[:-1], int), where, **options)
+
+    shift = None if "z_loss" in options else 0.0
+    return Function("-".join(["cross_entropy", *options]), call, oracle, True, shift)
+
+
+FUNCTIONS = (
+    normalizer("logsumexp", True, 1.0),
+    normalizer("logmeanexp", True, 1.0),
+    normalizer("smooth_max", True, 1.0, temperature=0.5),
+    normalizer("smooth_min", True, 1.0, temperature=2.0),
+    normalizer("softmax", False, 0.0),
+    normalizer("softmax", False, 0.0, temperature=0.5),
+    normalizer("log_softmax", False, 0.0),
+    normalizer("log_softmax", False, 0.0, temperature=2.0),
+    normalizer("softmin", False, 0.0),
+    loss(),
+    loss(label_smoothing=0.125),
+    loss(z_loss=0.25),
+)
+
+
+def over(functions):
+    return pytest.mark.parametrize("f", functions, ids=lambda f: f.name)
+
+
+every_function = over(FUNCTIONS)
+core_functions = over([f for f in FUNCTIONS if "-" not in f.name])
+like_jax = over([f for f in FUNCTIONS if hasattr(jax.nn, f.name)])
+
+
+def logits(dtype, *shape, scale=3.0, seed=0) -> np.ndarray:
+    """Multiples of 1/256, which are exact in float32, and so are their shifts."""
+    x = scale * np.random.default_rng(seed).standard_normal(shape)
+    return (np.round(x * 256) / 256).astype(dtype)
+
+
+def close(actual, desired, dtype, ulps=12.0) -> None:
+    """Within a few roundings of numbers of size one, or of the result where it is larger.
+
+    Each unit of the gap between a logit and the maximum costs half a rounding in its exponential;
+    beyond some ten units the exponential no longer counts in a sum.
+    """
+    tolerance = ulps * float(jnp.finfo(dtype).eps)
+    desired = oracles.rounded(desired)
+    np.testing.assert_allclose(np.asarray(actual, np.float64), desired, tolerance, tolerance)
+
+
+# Values
+
+
+@core_functions
+@pytest.mark.parametrize("size", SIZES + LONG)
+def test_value(f, size, dtype):
+    x = logits(dtype, 2, size)
+    close(f.call(x), f.oracle(x), dtype)
+
+
+@every_function
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+def test_value_at_scales(f, scale, dtype):
+    x = logits(dtype, 5, 10, scale=scale)
+    close(f.call(x), f.oracle(x), dtype)
+
+
+@pytest.mark.x64_once
+@every_function
+def test_half_precision_is_rounded_once(f):
+    for dtype in (jnp.bfloat16, jnp.float16):
+        x = jnp.asarray(logits("float32", 4, 33)).astype(dtype)
+        y = f.call(x)
+        assert y.dtype == (jnp.float32 if f.is_loss else dtype)
+        if f.is_loss:
+            close(y, f.oracle(x), jnp.float32)
+        else:
+            # Half a unit for the one rounding, and a little for float32 before it. Sums near 0
+            # are judged by their largest term.
+            reference = f.oracle(x)
+            scale = np.maximum(np.abs(reference), 1) if f.reduces else reference
+            assert np.max(oracles.ulps(y, reference, scale)) <= 0.51
+
+
+@every_function
+def test_integers_and_booleans_are_promoted_first(f, dtype):
+    for values in (
+        np.array([[-128, 127, 0], [5, 3, 4]], np.int8),
+        np.array([[3, 5, 0], [255, 0, 1]], np.uint8),
+        np.array([[True, False, True], [True, True, True]]),
+    ):
+        y = f.call(values)
+        assert y.dtype == dtype
+        close(y, f.oracle(values.astype(np.float64)), dtype)
+
+
+# Laws of the functions
+
+
+@every_function
+@pytest.mark.parametrize("size", [7, 40])
+def test_shift(f, size, dtype):
+    x = logits(dtype, 4, size)
+    for c in (64.0, -32.0):
+        y, shifted = f.call(x), f.call(x + np.asarray(c, dtype))
+        if f.shift == 0:
+            np.testing.assert_array_equal(y, shifted)
+        elif f.shift is not None:
+            # The sum rounds at its own size, which a shift of 64 makes larger.
+            close(shifted, np.asarray(y, np.float64) + c * f.shift, dtype)
+
+
+@every_function
+@pytest.mark.parametrize("size", [7, 40])
+def test_permutation(f, size, dtype):
+    x = logits(dtype, 2, size)
+    order = np.append(0, 1 + np.random.default_rng(1).permutation(size - 1))  # the label stays
+    y, permuted = f.call(x), f.call(x[:, order])
+    close(permuted, y if f.reduces else np.asarray(y)[:, order], dtype)
+
+
+@every_function
+def test_axes_move(f, dtype):
+    x = logits(dtype, 5, 4, 7)
+    y = np.asarray(f.call(x))
+    for axis in (0, 1, -2, np.int64(2)):
+        moved = f.call(np.moveaxis(x, -1, axis), axis=axis)
+        close(moved, y if f.reduces else np.moveaxis(y, -1, axis), dtype)
+
+
+@over([f for f in FUNCTIONS if not f.reduces])
+def test_rows_sum_to_one(f, dtype):
+    for size in (1, 2, 17, 1000):
+        y = np.asarray(f.call(logits(dtype, 3, size)), np.float64)
+        close(np.sum(np.exp(y) if f.name.startswith("log") else y, -1), np.ones(3), dtype)
+
+
+@over([f for f in FUNCTIONS if not f.is_loss])
+def test_several_axes_are_one(f, dtype):
+    x = logits(dtype, 3, 4, 5)
+    flat = f.call(np.moveaxis(x, 1, 0).reshape(4, 15))
+    y = np.asarray(f.call(x, axis=(0, -1)))
+    close(np.reshape(y if f.reduces else np.moveaxis(y, 1, 0), np.shape(flat)), flat, dtype)
+    flat = f.call(x.reshape(60))
+    close(np.reshape(f.call(x, axis=None), np.shape(flat)), flat, dtype)
+
+
+@over([f for f in FUNCTIONS if f.reduces and not f.is_loss])
+@pytest.mark.parametrize("axis", [None, -1, (0, 2), ()])
+def test_keepdims(f, axis, dtype):
+    name, *_ = f.name.split("-")
+    x = logits(dtype, 3, 4, 5)
+    kept = getattr(softjax, name)(x, axis=axis, keepdims=True)
+    dropped = getattr(softjax, name)(x, axis=axis)
+    assert kept.shape == np.sum(x, axis=axis, keepdims=True).shape
+    np.testing.assert_array_equal(np.reshape(kept, dropped.shape), dropped)
+
+
+@every_function
+def test_where_is_slicing(f, dtype):
+    x = logits(dtype, 3, 33)
+    where = np.random.default_rng(2).random(33) < 0.6
+    where[0] = True  # the label
+    y = np.asarray(f.call(x, where=where))
+    hidden = np.where(where, x, np.asarray(np.nan, dtype))
+    np.testing.assert_array_equal(f.call(hidden, where=where), y)
+    close(y if f.reduces else y[:, where], f.call(x[:, where]), dtype)
+    if not f.reduces:
+        outside = -np.inf if f.name.startswith("log") else 0
+        np.testing.assert_array_equal(y[:, ~where], outside)
+
+
+@every_function
+def test_where_of_each_row(f, dtype):
+    x = logits(dtype, 6, 9)
+    where = np.random.default_rng(3).random(x.shape) < 0.5
+    where[:, 0] = True
+    close(f.call(x, where=where), f.oracle(x, where), dtype)
+
+
+# Laws of transformations. The slow ones run in one precision only: the rules do not depend on it.
+
+
+@every_function
+def test_eager_jit_and_vmap_agree(f, dtype):
+    x = jnp.asarray(logits(dtype, 3, 40))
+    y = f.call(x)
+    np.testing.assert_array_equal(jax.jit(f.call)(x), y)
+    close(jax.vmap(f.call)(x), y, dtype)
+
+
+@pytest.mark.x64_once
+@every_function
+def test_scan_and_checkpoint(f):
+    x = jnp.asarray(logits("float32", 3, 20))
+
+    def total(row):
+        return jnp.sum(f.call(row) ** 2)
+
+    def scanned(x):
+        step = lambda carry, row: (carry + jax.checkpoint(total)(row), None)  # noqa: E731
+        return jax.lax.scan(step, jnp.zeros((), x.dtype), x)[0]
+
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(jax.vmap(total)(x))))(x)
+    close(jax.jit(jax.grad(scanned))(x), gradient, "float32", ulps=200)
+
+
+@pytest.mark.x64_once(True)  # central differences say little in float32
+@every_function
+def test_derivatives_agree_with_differences(f):
+    x = jnp.asarray(logits("float64", 2, 20, scale=1.0))
+    jax.test_util.check_grads(jax.jit(f.call), (x,), order=2, modes=("fwd", "rev"))
+
+
+@pytest.mark.x64_once
+@core_functions
+@pytest.mark.parametrize("size", [3, 40, 4096])
+def test_differentiating_keeps_the_value(f, size):
+    x = jnp.asarray(logits("float32", 2, size))
+    np.testing.assert_array_equal(jax.jit(lambda x: jax.vjp(f.call, x)[0])(x), f.call(x))
+    np.testing.assert_array_equal(jax.jit(lambda x: jax.jvp(f.call, (x,), (x,))[0])(x), f.call(x))
+
+
+@pytest.mark.x64_once(True)
+@every_function
+def test_orders_of_differentiation_agree(f):
+    x, v = (jnp.asarray(logits("float64", 6, seed=seed, scale=1.0)) for seed in (0, 1))
+
+    def total(x):
+        return jnp.sum(f.call(x) ** 2)
+
+    @jax.jit
+    def in_three_ways(x):
+        gradient = jax.grad(total)
+        forward_over_reverse = jax.jvp(gradient, (x,), (v,))[1]
+        reverse_over_reverse = jax.grad(lambda x: gradient(x) @ v)(x)
+        reverse_over_forward = jax.grad(lambda x: jax.jvp(total, (x,), (v,))[1])(x)
+        return forward_over_reverse, reverse_over_reverse, reverse_over_forward
+
+    first, *others = in_three_ways(x)
+    for other in others:
+        close(other, first, "float64", ulps=100)
+
+
+# Contracts
+
+
+@like_jax
+@pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64])
+def test_shape_dtype_and_weak_type_are_those_of_jax(f, kind, x64):
+    if kind == jnp.float64 and not x64:
+        kind = jnp.float32
+    theirs = getattr(jax.nn, f.name)
+    for shape in [(4,), (2, 3), (2, 0), (0, 3), (2, 3, 4)]:
+        for axis in (-1, 0, tuple(range(len(shape)))):
+            x = jax.ShapeDtypeStruct(shape, kind)
+            expected = jax.eval_shape(lambda x, axis=axis: theirs(x, axis=axis), x)
+            actual = jax.eval_shape(lambda x, axis=axis: f.call(x, axis=axis), x)
+            assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
+            assert actual.weak_type == expected.weak_type
+    weak = jax.eval_shape(lambda: f.call(jnp.broadcast_to(2.0, (3,))))
+    assert weak.weak_type == jax.eval_shape(lambda: theirs(jnp.broadcast_to(2.0, (3,)))).weak_type
+
+
+@pytest.mark.parametrize("keepdims", [False, True])
+@pytest.mark.parametrize("return_sign", [False, True])
+@pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float32])
+def test_logsumexp_with_factors_is_that_of_jax(keepdims, return_sign, kind):
+    a = jax.ShapeDtypeStruct((4, 1, 3), kind)
+
+    def factored(function, b):
+        result = jax.eval_shape(lambda a, b: function(a, (0, -1), b, keepdims, return_sign), a, b)
+        return jax.tree.map(lambda s: (s.shape, s.dtype), result)
+
+    for b_shape in [None, (), (3,), (2, 3), (4, 2, 3)]:
+        b = None if b_shape is None else jax.ShapeDtypeStruct(b_shape, kind)
+        assert factored(softjax.logsumexp, b) == factored(jax.nn.logsumexp, b)
+
+
+@every_function
+def test_an_empty_batch(f, dtype):
+    y = f.call(jnp.zeros((0, 5), dtype))
+    assert y.shape == ((0,) if f.reduces else (0, 5))
+    gradient = jax.grad(lambda x: jnp.sum(f.call(x)))(jnp.zeros((0, 5), dtype))
+    assert gradient.shape == (0, 5)
+
+
+@every_function
+def test_traces_once(f, dtype):
+    traces = []
+
+    @jax.jit
+    def traced(x):
+        traces.append(x)
+        return jax.grad(lambda x: jnp.sum(f.call(x)))(x)
+
+    for seed in range(3):
+        traced(jnp.asarray(logits(dtype, 2, 6, seed=seed)))
+    assert len(traces) == 1
+
+
+# Factors and signs
+
+
+def test_factors_and_signs(dtype):
+    rng = np.random.default_rng(5)
+    x = logits(dtype, 20, 9)
+    b = np.round(rng.standard_normal(x.shape) * 64).astype(dtype) / 64
+    b[:, 3] = 0
+    where = rng.random(x.shape) < 0.8
+    value, sign = softjax.logsumexp(x, axis=-1, b=b, where=where, return_sign=True)
+    expected, expected_sign = oracles.signed_logsumexp(oracles.exact(x), b, where)
+    np.testing.assert_array_equal(sign, expected_sign)
+    # Terms of both signs cancel by a factor of up to some hundred in these rows.
+    close(value, expected, dtype, ulps=1000)
+    plain = np.asarray(softjax.logsumexp(x, axis=-1, b=b, where=where))
+    np.testing.assert_array_equal(np.isnan(plain), expected_sign < 0)
+    np.testing.assert_array_equal(plain[expected_sign > 0], value[expected_sign > 0])
+
+
+@pytest.mark.x64_once(True)
+def test_factors_broadcast_and_differentiate():
+    dtype = "float64"
+    x = jnp.asarray(logits(dtype, 4, 5, scale=1.0))
+    b = jnp.asarray([1.0, 0.5, 2.0, 3.0, 0.25], dtype)
+    ones = softjax.logsumexp(x, axis=-1, b=jnp.ones((), dtype))
+    close(ones, softjax.logsumexp(x, axis=-1), dtype)
+    close(softjax.logsumexp(x, -1, b), softjax.logsumexp(x + jnp.log(b), -1), dtype)
+    function = jax.jit(lambda x, b: softjax.logsumexp(x, -1, b))
+    jax.test_util.check_grads(function, (x, b), order=2, modes=("fwd", "rev"))
+
+
+# Temperature
+
+
+def test_temperature_is_traced_and_differentiated(dtype):
+    x = jnp.asarray(logits(dtype, 7))
+
+    def entropy(temperature):
+        p = oracles.softmax(x, temperature=float(temperature))
+        return -np.sum(p * np.log(p))
+
+    for t in (0.5, 1.0, 3.0):
+        temperature = jnp.asarray(t, dtype)
+        value, slope = jax.jit(jax.value_and_grad(lambda t: softjax.smooth_max(x, temperature=t)))(
+            temperature
+        )
+        close(value, oracles.smooth_max(x, temperature=t), dtype)
+        close(slope, entropy(t), dtype, ulps=40)  # T log sum - <p, x> / T: terms of some ten
+        slope = jax.grad(lambda t: softjax.smooth_min(-x, temperature=t))(temperature)
+        close(slope, -entropy(t), dtype, ulps=40)
+
+
+@pytest.mark.x64_once(True)
+def test_derivatives_with_respect_to_temperature():
+    x, t = jnp.asarray(logits("float64", 7)), jnp.asarray(1.5)
+    tempered = jax.jit(lambda x, t: softjax.log_softmax(x, temperature=t))
+    jax.test_util.check_grads(tempered, (x, t), order=2, modes=("fwd", "rev"))
+
+
+def test_smooth_max_is_within_its_bounds(dtype):
+    rng = np.random.default_rng(6)
+    for scale in (0.0, 0.01, 1.0, 30.0):
+        x = logits(dtype, 50, 6, scale=scale)
+        where = rng.random(x.shape) < 0.7
+        where[:, 0] = True
+        for temperature in (0.01, 1.0, 10.0):
+            options = {"axis": -1, "where": where, "temperature": temperature}
+            lower, upper = softjax.smooth_max_bounds(x, **options)
+            y = softjax.smooth_max(x, **options)
+            slack = 4 * jnp.finfo(dtype).eps * (jnp.abs(lower) + temperature)
+            assert jnp.all(y >= lower)
+            assert jnp.all(y <= upper + slack)
+            np.testing.assert_array_equal(lower, np.max(x, -1, where=where, initial=-np.inf))
+            count = np.log(np.sum(where, -1))
+            close(upper, np.asarray(lower, np.float64) + temperature * count, dtype)
+
+
+# Losses
+
+
+def test_labels_of_every_kind_give_one_loss(dtype):
+    x = logits(dtype, 30, 12, scale=8.0)
+    labels = np.random.default_rng(7).integers(12, size=30)
+    one_hot = np.eye(12, dtype=dtype)[labels]
+    sparse = softjax.TopKLabels(jnp.asarray(labels)[:, None], jnp.ones((30, 1), dtype))
+    for options in ({}, {"label_smoothing": 0.125}, {"z_loss": 0.5}):
+        losses = softjax.cross_entropy(x, labels, **options)
+        close(losses, oracles.cross_entropy(x, labels, **options), dtype)
+        close(softjax.cross_entropy(x, one_hot, **options), losses, dtype, ulps=4)
+        close(softjax.cross_entropy(x, sparse, **options), losses, dtype, ulps=4)
+
+
+def test_negative_log_likelihood_is_cross_entropy(dtype):
+    x = logits(dtype, 30, 12)
+    labels = np.random.default_rng(8).integers(12, size=30)
+    likelihood = np.take_along_axis(oracles.softmax(x), labels[:, None], -1)[:, 0]
+    close(softjax.cross_entropy(x, labels), -np.log(likelihood), dtype)
+
+
+@pytest.mark.parametrize("as_distribution", [False, True])
+def test_options_of_the_loss(as_distribution, dtype):
+    rng = np.random.default_rng(9)
+    x = logits(dtype, 12, 7)
+    where = rng.random(x.shape) < 0.7
+    labels = rng.integers(7, size=12)
+    where[np.arange(12), labels] = True
+    weights = rng.integers(1, 9, 7).astype(dtype) / 4
+    if as_distribution:
+        given = np.where(where, rng.integers(1, 9, x.shape), 0)
+        given = (given / given.sum(-1, keepdims=True)).astype(dtype)
+    else:
+        given = labels
+    for options in (
+        {},
+        {"label_smoothing": 0.25},
+        {"class_weights": weights},
+        {"class_weights": weights, "label_smoothing": 0.25, "z_loss": 0.125},
+    ):
+        for mask in (None, where):
+
+            def total(x, given=given, mask=mask, options=options):
+                losses = softjax.cross_entropy(x, given, where=mask, **options)
+                return jnp.sum(losses), losses
+
+            gradient, losses = jax.grad(total, has_aux=True)(jnp.asarray(x))
+            exact = oracles.exact(x)
+            close(losses, oracles.cross_entropy(exact, given, mask, **options), dtype, ulps=40)
+            expected = oracles.cross_entropy_gradient(exact, given, mask, **options)
+            close(gradient, expected, dtype, ulps=40)  # weights up to 2, z_loss * lse of some ten
+
+
+def test_two_classes_are_the_logistic_function(dtype):
+    x = logits(dtype, 50, scale=10.0)
+    pairs = np.stack([np.zeros_like(x), x], -1)
+    close(softjax.softmax(pairs)[:, 1], 1 / (1 + np.exp(-x.astype(np.float64))), dtype)
+    labels = np.ones(50, np.int32)
+    close(softjax.cross_entropy(pairs, labels), np.log1p(np.exp(-x.astype(np.float64))), dtype)
