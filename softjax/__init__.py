@@ -1,6 +1,10 @@
 """The softmax layer of JAX: accurate, safe to differentiate, linear in memory."""
 
+from softjax import choice as choice
+from softjax import datasets as datasets
 from softjax import derivatives as derivatives
+from softjax import information as information
+from softjax import regression as regression
 from softjax._cross_entropy import cross_entropy as cross_entropy
 from softjax._cross_entropy import weighted_mean as weighted_mean
 from softjax._labels import TopKLabels as TopKLabels

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 Axis = int | Sequence[int] | None
@@ -19,7 +20,15 @@ def message(function: str, argument: str, expected: str, got: object) -> str:
 
 def is_concrete(x: Any) -> bool:
     """Whether the values of `x` can be read now, on this process, without a trace."""
-    return not isinstance(x, jax.core.Tracer) and getattr(x, "is_fully_addressable", True)
+    return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
+
+
+def known(x: Any) -> np.ndarray | None:
+    """The values of `x`, or None where they cannot be read.
+
+    In NumPy: inside of a trace even an operation of jax.numpy on known values is traced.
+    """
+    return np.asarray(x) if is_concrete(x) else None
 
 
 def real_array(function: str, argument: str, x: ArrayLike) -> Array:
@@ -81,9 +90,9 @@ def broadcast(function: str, argument: str, x: Array, shape: tuple[int, ...]) ->
         raise ValueError(message(function, argument, expected, f"shape {x.shape}")) from error
 
 
-def same_shape(function: str, argument: str, x: Array, shape: tuple[int, ...]) -> None:
-    if x.shape != shape:
-        raise ValueError(message(function, argument, f"of shape {shape}", f"shape {x.shape}"))
+def same_shape(function: str, argument: str, x: ArrayLike, shape: tuple[int, ...]) -> None:
+    if jnp.shape(x) != shape:
+        raise ValueError(message(function, argument, f"of shape {shape}", f"shape {jnp.shape(x)}"))
 
 
 def positive_scalar(function: str, argument: str, x: ArrayLike) -> Array:
@@ -91,23 +100,26 @@ def positive_scalar(function: str, argument: str, x: ArrayLike) -> Array:
     scalar = real_array(function, argument, x)
     if scalar.ndim:
         raise ValueError(message(function, argument, "a scalar", f"shape {scalar.shape}"))
-    if is_concrete(scalar):
-        if not float(scalar) > 0:
-            raise ValueError(message(function, argument, "> 0", float(scalar)))
-        return scalar
-    return jnp.where(scalar > 0, scalar, jnp.nan)
+    value = known(x)
+    if value is None:
+        return jnp.where(scalar > 0, scalar, jnp.nan)
+    if not value > 0:
+        raise ValueError(message(function, argument, "> 0", value))
+    return scalar
 
 
 def unit_interval(function: str, argument: str, x: ArrayLike) -> None:
     """Refuses a known `x` outside [0, 1]."""
-    if is_concrete(x) and not (np.ndim(x) == 0 and 0 <= float(np.asarray(x)) <= 1):
+    value = known(x)
+    if value is not None and not (value.ndim == 0 and 0 <= value <= 1):
         raise ValueError(message(function, argument, "a number in [0, 1]", x))
 
 
-def not_negative(function: str, argument: str, x: Array) -> None:
+def not_negative(function: str, argument: str, x: ArrayLike) -> None:
     """Refuses known values below 0."""
-    if is_concrete(x) and (np.asarray(x) < 0).any():
-        raise ValueError(message(function, argument, ">= 0", np.asarray(x).min()))
+    values = known(x)
+    if values is not None and (values < 0).any():
+        raise ValueError(message(function, argument, ">= 0", values.min()))
 
 
 def same_rank(function: str, argument: str, x: Array, ndim: int) -> None:

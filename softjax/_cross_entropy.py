@@ -7,7 +7,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._labels import Labels, TopKLabels, class_indices, distribution, is_class_indices
-from softjax._logsumexp import logsumexp
+from softjax._logsumexp import logsumexp_core
 from softjax._losses import expected_loss, index_loss
 from softjax._numerics import compute_dtype, masked
 
@@ -76,11 +76,10 @@ def cross_entropy(
     if class_weights is not None:
         weights = _checks.real_array("cross_entropy", "class_weights", class_weights)
         _checks.same_shape("cross_entropy", "class_weights", weights, (classes,))
-        _checks.not_negative("cross_entropy", "class_weights", weights)
+        _checks.not_negative("cross_entropy", "class_weights", class_weights)
     dtype = compute_dtype(x.dtype)
 
-    if is_class_indices("cross_entropy", labels):
-        labels = jnp.asarray(labels)
+    if is_class_indices(labels, "cross_entropy"):
         _checks.same_shape("cross_entropy", "labels", labels, x.shape[:-1])
         targets = class_indices("cross_entropy", labels, classes, ignore_index)
     elif ignore_index is not None:
@@ -88,6 +87,7 @@ def cross_entropy(
         raise TypeError(_checks.message("cross_entropy", "ignore_index", expected, ignore_index))
     else:
         if not isinstance(labels, TopKLabels):
+            _checks.not_negative("cross_entropy", "labels", labels)
             labels = jnp.asarray(labels)
             _checks.same_rank("cross_entropy", "labels", labels, x.ndim)
             labels = jnp.moveaxis(labels, axis, -1)
@@ -127,9 +127,9 @@ def weighted_mean(losses: ArrayLike, weights: ArrayLike | None = None) -> Array:
     losses = losses.astype(compute_dtype(losses.dtype))
     if weights is None:
         return jnp.sum(losses) / max(losses.size, 1)
+    _checks.not_negative("weighted_mean", "weights", weights)
     weights = _checks.real_array("weighted_mean", "weights", weights).astype(losses.dtype)
     _checks.same_shape("weighted_mean", "weights", weights, losses.shape)
-    _checks.not_negative("weighted_mean", "weights", weights)
     counted = weights != 0
     total = jnp.sum(weights)
     terms = weights * jnp.where(counted, losses, 0)
@@ -157,7 +157,7 @@ def _cross_entropy(x, targets, where, label_smoothing, class_weights, z_loss) ->
         e = jnp.asarray(label_smoothing, x.dtype)
         loss = (1 - e) * loss + e * _mean_loss(x, where, weights)
     if z_loss is not None:
-        log_partition = logsumexp(x, -1)
+        log_partition = logsumexp_core(x, (x.ndim - 1,))[..., 0]
         square = jnp.where(jnp.isneginf(log_partition), 0, log_partition) ** 2
         loss += jnp.asarray(z_loss, x.dtype) * square
     # A product, so that the gradient of a row with a bad label is NaN as well.

@@ -1,13 +1,13 @@
 """What a label can be: a class index, a distribution over the classes, or a sparse one."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from softjax._checks import is_concrete, message, not_negative, real_array, same_shape
+from softjax._checks import known, message, not_negative, real_array, same_shape
 
 
 class TopKLabels(NamedTuple):
@@ -46,33 +46,35 @@ class ClassIndices(NamedTuple):
 
 
 def class_indices(
-    function: str, labels: Array, num_classes: int, ignore_index: int | None = None
+    function: str, labels: ArrayLike, num_classes: int, ignore_index: int | None = None
 ) -> ClassIndices:
     """Integer `labels` as indices in [0, num_classes), with what is bad or ignored beside them.
 
     A label that is out of range raises ValueError where the values are known; under a trace it
     is marked as bad. It never wraps.
     """
-    if jnp.iinfo(labels.dtype).bits < 32:
-        labels = labels.astype(jnp.int32)
-    bad = (labels < 0) | _at_least(labels, num_classes)
+    values = known(labels)
+    xp: Any = jnp if values is None else np
+    y: Any = xp.asarray(labels if values is None else values)
+    if jnp.iinfo(y.dtype).bits < 32:
+        y = y.astype(jnp.int32)
+    bad = (y < 0) | _at_least(y, num_classes)
     ignored = None
     if ignore_index is not None:
-        ignored = _equals(labels, ignore_index)
+        ignored = _equals(y, ignore_index)
         bad &= ~ignored
-    outside = bad if ignored is None else bad | ignored
-    index = jnp.where(outside, 0, labels).astype(jnp.int32)
-    if not is_concrete(labels):
+    index = xp.where(bad if ignored is None else bad | ignored, 0, y).astype(jnp.int32)
+    if values is None:
         return ClassIndices(index, bad, ignored)
-    wrong = np.argwhere(np.asarray(bad))
-    if len(wrong):
-        where = tuple(wrong[0].tolist())
-        got = f"{np.asarray(labels)[where]} at {where}"
+    if bad.any():
+        where = tuple(np.argwhere(bad)[0].tolist())
+        got = f"{values[where]} at {where}"
         raise ValueError(message(function, "labels", f"in [0, {num_classes})", got))
-    return ClassIndices(index, None, ignored)
+    ignored = None if ignored is None else jnp.asarray(ignored)
+    return ClassIndices(jnp.asarray(index), None, ignored)
 
 
-def is_class_indices(function: str, labels: Labels) -> bool:
+def is_class_indices(labels: Labels, function: str) -> TypeGuard[ArrayLike]:
     """Whether `labels` are integers (True) or probabilities (False)."""
     if isinstance(labels, TopKLabels):
         return False
@@ -89,9 +91,9 @@ def distribution(function: str, labels: Labels, shape: tuple[int, ...], dtype) -
     """A distribution over the last axis of `shape`, dense; NaN where a traced index is bad."""
     if isinstance(labels, TopKLabels):
         return _scattered(function, labels, shape, dtype)
+    not_negative(function, "labels", labels)
     labels = real_array(function, "labels", labels)
     same_shape(function, "labels", labels, shape)
-    not_negative(function, "labels", labels)
     return labels.astype(dtype)
 
 
@@ -104,22 +106,19 @@ def _scattered(function: str, labels: TopKLabels, shape: tuple[int, ...], dtype)
     k = indices.shape[-1] if indices.ndim else 0
     same_shape(function, "labels.indices", indices, (*shape[:-1], k))
     same_shape(function, "labels.probabilities", probabilities, indices.shape)
-    not_negative(function, "labels.probabilities", probabilities)
-    index, bad, _ = class_indices(function, indices, shape[-1])
+    not_negative(function, "labels.probabilities", labels.probabilities)
+    index, bad, _ = class_indices(function, labels.indices, shape[-1])
     if bad is not None:
         probabilities = jnp.where(bad, jnp.nan, probabilities)
     rows = jnp.indices(indices.shape, sparse=True)[:-1]
     return jnp.zeros(shape, dtype).at[(*rows, index)].add(probabilities.astype(dtype))
 
 
-def _at_least(labels: Array, bound: int) -> Array:
-    if bound > jnp.iinfo(labels.dtype).max:
-        return jnp.zeros(labels.shape, bool)
-    return labels >= bound
+def _at_least(labels: Any, bound: int) -> Any:
+    """labels >= bound, also for a bound that the dtype of the labels does not hold."""
+    return labels >= bound if bound <= jnp.iinfo(labels.dtype).max else labels != labels
 
 
-def _equals(labels: Array, value: int) -> Array:
+def _equals(labels: Any, value: int) -> Any:
     info = jnp.iinfo(labels.dtype)
-    if not info.min <= value <= info.max:
-        return jnp.zeros(labels.shape, bool)
-    return labels == value
+    return labels == value if info.min <= value <= info.max else labels != labels

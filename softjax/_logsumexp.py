@@ -1,6 +1,7 @@
 """logsumexp and logmeanexp, with their derivatives."""
 
 from functools import partial
+from typing import Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,29 @@ from softjax import _checks
 from softjax._checks import Axis
 from softjax._numerics import compute_dtype, excess, masked, maximum, shift
 from softjax._softmax import softmax_core
+
+
+@overload
+def logsumexp(
+    a: ArrayLike,
+    axis: Axis = None,
+    b: ArrayLike | None = None,
+    keepdims: bool = False,
+    return_sign: Literal[False] = False,
+    where: ArrayLike | None = None,
+) -> Array: ...
+
+
+@overload
+def logsumexp(
+    a: ArrayLike,
+    axis: Axis = None,
+    b: ArrayLike | None = None,
+    keepdims: bool = False,
+    *,
+    return_sign: Literal[True],
+    where: ArrayLike | None = None,
+) -> tuple[Array, Array]: ...
 
 
 def logsumexp(
@@ -61,20 +85,27 @@ def logsumexp(
         axes = _checks.axes("logsumexp", axis, x.ndim)
         where = _checks.mask("logsumexp", where, x.shape)
         y = _logsumexp_where(x, where, axes, keepdims)
-        return (y, jnp.where(jnp.isneginf(y), 0, y - y + 1)) if return_sign else y
+        sign = jnp.where(jnp.isnan(y), y, jnp.where(jnp.isneginf(y), 0, 1).astype(y.dtype))
+        return (y, sign) if return_sign else y
 
-    b = jnp.asarray(b)
-    if not jnp.issubdtype(b.dtype, jnp.floating):
-        b = _checks.real_array("logsumexp", "b", b).astype(x.dtype)
-    dtype = jnp.promote_types(x.dtype, b.dtype)
+    factors = _checks.real_array("logsumexp", "b", b)
+    if _takes_dtype_of_other(b):
+        dtype = x.dtype
+    elif _takes_dtype_of_other(a):
+        dtype = factors.dtype
+    else:
+        dtype = jnp.promote_types(x.dtype, factors.dtype)
     try:
-        shape = jnp.broadcast_shapes(x.shape, b.shape)
+        shape = jnp.broadcast_shapes(x.shape, factors.shape)
     except ValueError as error:
         expected = f"of a shape that broadcasts with {x.shape}"
-        raise ValueError(_checks.message("logsumexp", "b", expected, f"shape {b.shape}")) from error
+        raise ValueError(
+            _checks.message("logsumexp", "b", expected, f"shape {factors.shape}")
+        ) from error
     axes = _checks.axes("logsumexp", axis, len(shape))
     where = _checks.mask("logsumexp", where, shape)
-    y, sign = _scaled_logsumexp_where(x.astype(dtype), b.astype(dtype), where, axes, keepdims)
+    x, factors = x.astype(dtype), factors.astype(dtype)
+    y, sign = _scaled_logsumexp_where(x, factors, where, axes, keepdims)
     return (y, sign) if return_sign else jnp.where(sign < 0, jnp.nan, y)
 
 
@@ -111,6 +142,12 @@ def logmeanexp(
     x = _checks.real_array("logmeanexp", "x", x)
     axes = _checks.axes("logmeanexp", axis, x.ndim)
     return _logmeanexp_where(x, _checks.mask("logmeanexp", where, x.shape), axes, keepdims)
+
+
+def _takes_dtype_of_other(x: ArrayLike) -> bool:
+    """Whether promotion lets `x` follow a floating array: integers, booleans, Python numbers."""
+    x = jnp.asarray(x)
+    return x.weak_type or not jnp.issubdtype(x.dtype, jnp.floating)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -43,13 +43,11 @@ def shift(x: Array, m: Array) -> Array:
     """x - m for m = max x: exactly 0 at a maximal entry, nowhere above 0.
 
     Where x is a product, a compiler may contract x - m into one multiply-add, which does not
-    round the product as m was rounded: at x = 2e10 the difference of the top would be 1000 and
-    its exponential infinite. min(x, m) is x, and cannot be contracted. The library that XLA:CPU
-    calls for large float32 arrays never contracts, and there the extra pass would cost half as
-    much again as softmax itself.
+    round the product as m was rounded. The top would not be at 0 then: a confident row of
+    logits * scale would lose its digits, and at 2e10 the exponential of the top be infinite.
+    min(x, m) is x, and cannot be contracted.
     """
-    contracts = x.dtype == jnp.float64 or x.size < 2**16
-    return (jnp.minimum(x, m) if contracts else x) - m
+    return jnp.minimum(x, m) - m
 
 
 def excess(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
@@ -100,7 +98,7 @@ def _excess_of_columns(x: Array, axis: int) -> tuple[Array, Array]:
     for column in columns:
         top = (column == m) & ~found
         found |= top
-        r += jnp.where(top, 0, jnp.exp(jnp.minimum(column, m) - m))
+        r += jnp.where(top, 0, jnp.exp(shift(column, m)))
     return m, jnp.where(found | jnp.isnan(r), r, -1)
 
 
@@ -113,7 +111,7 @@ def _excess_of_blocks(x: Array, block: int) -> tuple[Array, Array]:
 
     top_block = jnp.argmax(block_maxima, -1, keepdims=True)
     entries = jnp.take_along_axis(blocks, top_block[..., None], -2).squeeze(-2)
-    e = jnp.exp(jnp.minimum(entries, m) - m)
+    e = jnp.exp(shift(entries, m))
     is_top = jnp.arange(block) == jnp.argmax(entries, -1, keepdims=True)
     is_top_block = jnp.arange(sums.shape[-1]) == top_block
 

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._checks import Axis
-from softjax._logsumexp import logsumexp
+from softjax._logsumexp import logsumexp_core
 from softjax._numerics import compute_dtype, masked
 from softjax._softmax import tempered
 
@@ -155,6 +155,6 @@ def _scaled(x: Array, where: Array | None, temperature: Array, axes, keepdims: b
     wide = masked(x, where)
     temperature = temperature.astype(wide.dtype)
     m, z = tempered(wide, temperature, axes)
-    y = m + temperature * logsumexp(z, axes, keepdims=True)
+    y = m + temperature * logsumexp_core(z, axes)
     y = jnp.where(m == jnp.inf, m, y).astype(x.dtype)
     return y if keepdims else jnp.squeeze(y, axes)

@@ -341,7 +341,7 @@ def cross_entropy_gradient(logits: ArrayLike, labels: Labels) -> Array:
     function = "cross_entropy_gradient"
     x = _logits(function, logits)
     wide = _wide(x)
-    if not is_class_indices(function, labels):
+    if not is_class_indices(labels, function):
         return expected_loss_gradient(wide, distribution(function, labels, x.shape, wide.dtype))
     index, bad = _indices(function, labels, x)
     g = index_loss_gradient(wide, index, None)
@@ -448,8 +448,7 @@ def _with_diagonal(matrix: Array, diagonal: Array) -> Array:
     return jnp.where(jnp.eye(diagonal.shape[-1], dtype=bool), diagonal[..., :, None], matrix)
 
 
-def _indices(function: str, labels: Labels, x: Array) -> tuple[Array, Array | None]:
-    labels = jnp.asarray(labels)
+def _indices(function: str, labels: ArrayLike, x: Array) -> tuple[Array, Array | None]:
     _checks.same_shape(function, "labels", labels, x.shape[:-1])
     index, bad, _ = class_indices(function, labels, x.shape[-1])
     return index, bad
@@ -458,7 +457,7 @@ def _indices(function: str, labels: Labels, x: Array) -> tuple[Array, Array | No
 def _mass(function: str, labels: Labels, x: Array) -> Array:
     """The sum Q of the target probabilities: 1 for a class index, NaN for a bad one."""
     dtype = compute_dtype(x.dtype)
-    if not is_class_indices(function, labels):
+    if not is_class_indices(labels, function):
         return jnp.sum(distribution(function, labels, x.shape, dtype), -1)
     index, bad = _indices(function, labels, x)
     ones = jnp.ones(index.shape, dtype)

@@ -17,7 +17,7 @@ import numpy as np
 
 Numbers = np.ndarray  # of float64 or of 200-bit numbers
 
-MP = mpmath.mp.clone()
+MP: Any = mpmath.mp.clone()
 MP.prec = 200
 
 
@@ -175,8 +175,8 @@ def _target(
     open_classes = np.broadcast_to(True if where is None else where, x.shape)
     count = np.maximum(open_classes.sum(-1, keepdims=True), 1)
     # The smoothing is a number, not a rounded array: 1 - e is formed in the arithmetic of x.
-    smoothing = MP.mpf(smoothing) if x.dtype == object else smoothing
-    q = (1 - smoothing) * y + np.where(open_classes, smoothing / count, 0)
+    e = MP.mpf(smoothing) if x.dtype == object else smoothing
+    q = (1 - e) * y + np.where(open_classes, e / count, 0)
     return (q if weights is None else q * _float64(weights)), ignored
 
 

@@ -1,7 +1,7 @@
 """A table of functions times a table of laws: a function that joins the table meets every law."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,7 @@ import softjax
 
 # On both sides of where the implementation changes its method: up to 16 columns, blocks of up to
 # 1024 from 4096 on, and lengths that no block divides (5087 is a prime, 50257 = 29 * 1733).
-SIZES = (1, 2, 3, 15, 16, 17, 31, 33, 128, 1000, 2047, 2048, 4095, 4096, 4097)
-LONG = (5087, 8192, 32000, 50257)
+SIZES = (1, 2, 15, 16, 17, 1000, 4095, 4096, 4097, 5087, 32000, 50257)
 
 
 class Function(NamedTuple):
@@ -101,7 +100,7 @@ def close(actual, desired, dtype, ulps=12.0) -> None:
 
 
 @core_functions
-@pytest.mark.parametrize("size", SIZES + LONG)
+@pytest.mark.parametrize("size", SIZES)
 def test_value(f, size, dtype):
     x = logits(dtype, 2, size)
     close(f.call(x), f.oracle(x), dtype)
@@ -414,7 +413,7 @@ def test_smooth_max_is_within_its_bounds(dtype):
         where = rng.random(x.shape) < 0.7
         where[:, 0] = True
         for temperature in (0.01, 1.0, 10.0):
-            options = {"axis": -1, "where": where, "temperature": temperature}
+            options: dict[str, Any] = {"axis": -1, "where": where, "temperature": temperature}
             lower, upper = softjax.smooth_max_bounds(x, **options)
             y = softjax.smooth_max(x, **options)
             slack = 4 * jnp.finfo(dtype).eps * (jnp.abs(lower) + temperature)
@@ -433,7 +432,8 @@ def test_labels_of_every_kind_give_one_loss(dtype):
     labels = np.random.default_rng(7).integers(12, size=30)
     one_hot = np.eye(12, dtype=dtype)[labels]
     sparse = softjax.TopKLabels(jnp.asarray(labels)[:, None], jnp.ones((30, 1), dtype))
-    for options in ({}, {"label_smoothing": 0.125}, {"z_loss": 0.5}):
+    cases: list[dict[str, Any]] = [{}, {"label_smoothing": 0.125}, {"z_loss": 0.5}]
+    for options in cases:
         losses = softjax.cross_entropy(x, labels, **options)
         close(losses, oracles.cross_entropy(x, labels, **options), dtype)
         close(softjax.cross_entropy(x, one_hot, **options), losses, dtype, ulps=4)
@@ -460,19 +460,20 @@ def test_options_of_the_loss(as_distribution, dtype):
         given = (given / given.sum(-1, keepdims=True)).astype(dtype)
     else:
         given = labels
-    for options in (
+    cases: list[dict[str, Any]] = [
         {},
         {"label_smoothing": 0.25},
         {"class_weights": weights},
         {"class_weights": weights, "label_smoothing": 0.25, "z_loss": 0.125},
-    ):
+    ]
+    for options in cases:
         for mask in (None, where):
 
             def total(x, given=given, mask=mask, options=options):
                 losses = softjax.cross_entropy(x, given, where=mask, **options)
                 return jnp.sum(losses), losses
 
-            gradient, losses = jax.grad(total, has_aux=True)(jnp.asarray(x))
+            gradient, losses = jax.jit(jax.grad(total, has_aux=True))(jnp.asarray(x))
             exact = oracles.exact(x)
             close(losses, oracles.cross_entropy(exact, given, mask, **options), dtype, ulps=40)
             expected = oracles.cross_entropy_gradient(exact, given, mask, **options)

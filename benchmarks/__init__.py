@@ -1,0 +1,1 @@
+"""Benchmarks of softjax beside its peers: `python -m benchmarks list | run [SUITE...]`."""

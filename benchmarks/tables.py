@@ -1,0 +1,83 @@
+"""Cases and records as tables for a terminal."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+
+from benchmarks.cases import SHAPES, SUITES
+from benchmarks.peers import PEERS
+from benchmarks.run import Record, larger_temporaries
+
+
+def cases_table() -> Table:
+    """The suites, the shapes and the peers, with those that are not installed."""
+    table = _table("What can be run", "kind", "name", "")
+    for suite, cases in SUITES.items():
+        table.add_row("suite", suite, f"{len(cases)} cases")
+    for shape in SHAPES:
+        table.add_row("shape", shape.name, f"({shape.examples}, {shape.classes}): {shape.origin}")
+    for peer in PEERS:
+        installed = f"{peer.distribution} {peer.version}" if peer.version else "not installed"
+        table.add_row("peer", peer.name, installed)
+    return table
+
+
+def results_tables(records: Sequence[Record]) -> list[Table]:
+    """One table a shape, softjax before the peer in each pair of figures."""
+    tables: dict[str, Table] = {}
+    for record in records:
+        shape = record["shape"]
+        title = f"{shape['name']} ({shape['examples']}, {shape['classes']}) {record['dtype']}"
+        columns = ("peer", "time, ms", "ratio (95 %)", "asked", "compile, ms", "temp., MiB")
+        table = tables.setdefault(title, _table(title, "softjax / peer", *columns))
+        table.add_row(*_cells(record))
+    return list(tables.values())
+
+
+def summary(records: Sequence[Record]) -> str:
+    """One line: how many ratios are within their bound, and what is wrong."""
+    timed = [record for record in records if "ratio" in record]
+    met = sum(record["met"] for record in timed)
+    larger = sum(map(larger_temporaries, records))
+    return (
+        f"{met} of {len(timed)} ratios within the asked bound, "
+        f"{larger} temporaries the size of the input that the peer does without, "
+        f"{len(records) - len(timed)} wrong results"
+    )
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column(first)
+    for column in others:
+        table.add_column(column, no_wrap=True)
+    return table
+
+
+def _cells(record: Record) -> tuple[str, ...]:
+    sides = record["softjax"], record["peer"]
+    if "ratio" in record:
+        time = " / ".join(f"{1e3 * side['seconds']['median']:.3g}" for side in sides)
+        ratio = "{median:.2f} ({low:.2f}, {high:.2f})".format(**record["ratio"])
+        asked = f"<= {record['bound']}" if record["met"] else f"[red]> {record['bound']}[/]"
+    else:
+        wrong = [side["name"] for side in sides if not side["correct"]]
+        time, ratio, asked = "", f"[red]wrong: {', '.join(wrong)}[/]", ""
+    compiling = [1e3 * (side["lower_seconds"] + side["compile_seconds"]) for side in sides]
+    temporaries = " / ".join(_mebibytes(side["temporary_bytes"]) for side in sides)
+    if larger_temporaries(record):
+        temporaries = f"[red]{temporaries}[/]"
+    return (
+        f"{record['operation']} {record['mode'].replace('_', ' ')}",
+        record["peer"]["name"],
+        time,
+        ratio,
+        asked,
+        " / ".join(f"{milliseconds:.0f}" for milliseconds in compiling),
+        temporaries,
+    )
+
+
+def _mebibytes(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 2**20:.1f}"

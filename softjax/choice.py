@@ -1,0 +1,223 @@
+"""Models of choice: Bradley-Terry (one of two, or neither) and Plackett-Luce (rankings).
+
+Each is a softmax over what can be chosen, so each loss is a cross-entropy, or a sum of some.
+"""
+
+from functools import reduce
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from softjax import _checks
+from softjax._cross_entropy import cross_entropy
+from softjax._softmax import softmax
+
+
+def bradley_terry_probability(
+    score_i: ArrayLike, score_j: ArrayLike, neither: ArrayLike | None = None
+) -> Array:
+    """Probabilities of the outcomes of a comparison of i and j.
+
+        softmax(s_i, s_j)  or, where neither may win,  softmax(s_i, s_j, s_0)
+
+    Without `neither`, P(i beats j) = sigmoid(s_i - s_j). With it the odds of i against j stay
+    exp(s_i - s_j): the third outcome takes from both in proportion.
+
+    Derivative: that of softmax.
+    Edge cases: those of softmax; a score -inf never wins.
+
+    Args:
+        score_i: real, nats: score of i.
+        score_j: real, nats: score of j; it broadcasts with `score_i`.
+        neither: real, nats: score of neither; it broadcasts with the others. None: one wins.
+
+    Returns:
+        [..., 2] or, with `neither`, [..., 3]: probabilities of i, of j and of neither, in the
+        dtype of the scores.
+
+    Raises:
+        TypeError, ValueError: not real arrays, or shapes that do not broadcast.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> softjax.choice.bradley_terry_probability(jnp.log(3.0), 0.0)
+        Array([0.75000006, 0.25      ], dtype=float32)
+
+    Source: R. A. Bradley, M. E. Terry, "Rank Analysis of Incomplete Block Designs" (1952);
+        Zhang et al., "Dive into Deep Learning", section 4.1, exercise 4.
+    """
+    return softmax(_outcomes("bradley_terry_probability", score_i, score_j, neither))
+
+
+def bradley_terry_loss(
+    score_i: ArrayLike,
+    score_j: ArrayLike,
+    outcome: ArrayLike,
+    neither: ArrayLike | None = None,
+) -> Array:
+    """Negative log-likelihood of the outcome of a comparison of i and j.
+
+        l = -log softmax(s_i, s_j[, s_0])_outcome
+
+    Derivative: p - [outcome]. Both modes, any order.
+    Edge cases: those of cross_entropy; an outcome out of range under a trace: NaN in loss and
+    gradient.
+
+    Args:
+        score_i: real, nats: score of i.
+        score_j: real, nats: score of j; it broadcasts with `score_i`.
+        outcome: integers, the shape that the scores broadcast to: 0 where i won, 1 where j won,
+            and, with `neither`, 2 where neither did.
+        neither: real, nats: score of neither; it broadcasts with the others. None: one wins.
+
+    Returns:
+        Losses in nats, shape of `outcome`, at least float32.
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit, or a known outcome out of range.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> softjax.choice.bradley_terry_loss(jnp.array([20.0, 0.0]), 0.0, jnp.array([0, 1]))
+        Array([2.0611537e-09, 6.9314718e-01], dtype=float32)
+
+    Source: Bradley and Terry (1952); R. R. Davidson, "On Extending the Bradley-Terry Model to
+        Accommodate Ties" (1970), for other ways to let neither win.
+    """
+    function = "bradley_terry_loss"
+    logits = _outcomes(function, score_i, score_j, neither)
+    outcome = _integers(function, "outcome", outcome)
+    _checks.same_shape(function, "outcome", outcome, logits.shape[:-1])
+    k = logits.shape[-1]
+    with jax.ensure_compile_time_eval():
+        bad = (outcome < 0) | (outcome >= k)
+    _refuse(function, "outcome", f"in [0, {k})", outcome, bad)
+    return cross_entropy(logits, outcome)
+
+
+def plackett_luce_loss(
+    scores: ArrayLike, ranking: ArrayLike, where: ArrayLike | None = None
+) -> Array:
+    """Negative log-likelihood of rankings: a softmax choice, again and again, from what is left.
+
+        l = sum_t (logsumexp(s_i, i not yet chosen before t) - s_(i_t)),  i_1, ..., i_k = ranking
+
+    A ranking may be partial: the items that it does not name come after those that it names. With
+    k = 1 this is the cross-entropy, with two items the Bradley-Terry loss.
+
+    Derivative: sum_t (p_t - [i_t]), p_t the softmax over what is left at t. Both modes, any order.
+    Edge cases: a position of -1 is padding: it adds nothing. An index out of range, an item named
+    twice and an item that `where` leaves out are errors: ValueError where they are known, else
+    NaN in loss and gradient. An item of score -inf before others: +inf.
+
+    Args:
+        scores: real [..., n], nats: one score an item.
+        ranking: signed integers [..., k], k <= n, best item first; -1 for padding.
+        where: booleans that broadcast to `scores`: the items that take part.
+
+    Returns:
+        Losses [...] in nats, at least float32. Time and memory are in O(k n).
+
+    Raises:
+        TypeError, ValueError: arguments that do not fit, or a ranking known to be wrong.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> softjax.choice.plackett_luce_loss(jnp.zeros(3), jnp.array([2, 0, 1]))  # log 3!
+        Array(1.7917595, dtype=float32)
+
+    Source: R. L. Plackett, "The Analysis of Permutations" (1975); D. R. Hunter, "MM algorithms
+        for generalized Bradley-Terry models" (2004).
+    """
+    function = "plackett_luce_loss"
+    x = _checks.real_array(function, "scores", scores)
+    if x.ndim == 0:
+        raise ValueError(_checks.message(function, "scores", "of rank >= 1", "rank 0"))
+    ranking = _integers(function, "ranking", ranking, signed=True)
+    same_rows = ranking.ndim == x.ndim and ranking.shape[:-1] == x.shape[:-1]
+    if not (same_rows and ranking.shape[-1] <= x.shape[-1]):
+        expected = f"of shape {x.shape[:-1]} + (k,) with k <= {x.shape[-1]}"
+        raise ValueError(_checks.message(function, "ranking", expected, f"shape {ranking.shape}"))
+    with jax.ensure_compile_time_eval():
+        where = jnp.asarray(True if where is None else where)
+        stages = _stages(ranking, _checks.mask(function, where, x.shape))
+    expected = f"-1 or an item in [0, {x.shape[-1]}) that takes part, and named once"
+    _refuse(function, "ranking", expected, ranking, stages.bad)
+    return _plackett_luce_loss(x, stages)
+
+
+class _Stages(NamedTuple):
+    """The choices that make up a ranking.
+
+    Attributes:
+        chosen: [..., k], the item chosen; -1 for none.
+        left: [..., k, n], the items that can still be chosen.
+        bad: [..., k], whether the ranking is wrong there.
+    """
+
+    chosen: Array
+    left: Array
+    bad: Array
+
+
+@jax.jit
+def _stages(ranking: Array, where: Array) -> _Stages:
+    n = where.shape[-1]
+    is_chosen = ranking[..., None] == jnp.arange(n, dtype=ranking.dtype)
+    count = jnp.cumsum(is_chosen, -2, dtype=jnp.int32)
+    left = where[..., None, :] & (count - is_chosen.astype(jnp.int32) == 0)
+    bad = (ranking != -1) & ~jnp.any(is_chosen & left, -1)
+    return _Stages(jnp.where(bad, -1, ranking), left, bad)
+
+
+@jax.jit
+def _plackett_luce_loss(scores: Array, stages: _Stages) -> Array:
+    logits = jnp.broadcast_to(scores[..., None, :], stages.left.shape)
+    losses = cross_entropy(logits, stages.chosen, where=stages.left, ignore_index=-1)
+    # A factor, not a choice: a bad ranking makes the gradient NaN as well.
+    valid = jnp.where(jnp.any(stages.bad, -1), jnp.nan, 1).astype(losses.dtype)
+    return jnp.sum(losses, -1) * valid
+
+
+def _outcomes(function: str, score_i, score_j, neither) -> Array:
+    """The scores of the outcomes, side by side on a new last axis."""
+    given = {"score_i": score_i, "score_j": score_j}
+    if neither is not None:
+        given["neither"] = neither
+    scores = [_checks.real_array(function, name, score) for name, score in given.items()]
+    shapes = [score.shape for score in scores]
+    try:
+        shape = jnp.broadcast_shapes(*shapes)
+    except ValueError as error:
+        expected = "of shapes that broadcast"
+        got = ", ".join(str(shape) for shape in shapes)
+        raise ValueError(_checks.message(function, "`, `".join(given), expected, got)) from error
+    # Python numbers and integers follow the floating arrays.
+    arrays = [jnp.asarray(score) for score in given.values()]
+    dtypes = [a.dtype for a in arrays if jnp.issubdtype(a.dtype, jnp.floating) and not a.weak_type]
+    dtype = reduce(jnp.promote_types, dtypes or [scores[0].dtype])
+    return jnp.stack([jnp.broadcast_to(score, shape).astype(dtype) for score in scores], -1)
+
+
+def _integers(function: str, argument: str, x: ArrayLike, *, signed: bool = False) -> Array:
+    """`x` as integers of at least 32 bits; what is known stays known inside of a trace."""
+    with jax.ensure_compile_time_eval():
+        x = jnp.asarray(x)
+        if not jnp.issubdtype(x.dtype, jnp.signedinteger if signed else jnp.integer):
+            expected = f"an array of {'signed ' if signed else ''}integers"
+            raise TypeError(_checks.message(function, argument, expected, f"dtype {x.dtype}"))
+        return x.astype(jnp.int32) if jnp.iinfo(x.dtype).bits < 32 else x
+
+
+def _refuse(function: str, argument: str, expected: str, x: Array, bad: Array) -> None:
+    """Raises ValueError for the first entry of `x` that is known to be bad."""
+    values, is_bad = _checks.known(x), _checks.known(bad)
+    if values is None or is_bad is None or not is_bad.any():
+        return
+    position = tuple(np.argwhere(is_bad)[0].tolist())
+    got = f"{values[position]} at {position}"
+    raise ValueError(_checks.message(function, argument, expected, got))

@@ -1,0 +1,124 @@
+"""The picture of a fit: how it went, what it learned, where it errs, how sure it is."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+BINS = 10
+
+
+def report(
+    path: Path,
+    history: Sequence[dict[str, float]],
+    kernel: np.ndarray,
+    class_names: Sequence[str],
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    image_shape: tuple[int, int] | None = None,
+) -> None:
+    """Writes four panels on held-out examples: curve, weights, confusion and reliability.
+
+    Args:
+        path: the PNG to write.
+        history: of a fit with validation data.
+        kernel: [D, K].
+        class_names: K names.
+        labels: [N], held-out class indices.
+        probabilities: [N, K], predicted for them.
+        image_shape: where the features are the pixels of an image.
+    """
+    figure = Figure(figsize=(13, 10), layout="constrained", dpi=110)
+    panels: Any = figure.subfigures(2, 2)
+    (curve, weights), (confusion, reliability) = panels
+    _learning_curve(curve.subplots(), history)
+    if image_shape is None:
+        _heat_map(weights.subplots(), kernel, class_names)
+    else:
+        _images(weights, kernel, class_names, image_shape)
+    _confusion(confusion.subplots(), labels, probabilities, class_names)
+    _reliability(reliability.subplots(), labels, probabilities)
+    figure.savefig(path)
+
+
+def _learning_curve(axes: Axes, history: Sequence[dict[str, float]]) -> None:
+    epochs = [event["epoch"] for event in history]
+    axes.plot(epochs, [event["objective"] for event in history], label="training objective")
+    axes.plot(epochs, [event["validation_loss"] for event in history], label="held-out loss")
+    axes.set(title="Learning curve", xlabel="epoch", ylabel="nats an example", yscale="log")
+    right = axes.twinx()
+    accuracy = [100 * event["validation_accuracy"] for event in history]
+    right.plot(epochs, accuracy, color="tab:green", linestyle="--", label="held-out accuracy")
+    right.set(ylabel="accuracy, %", ylim=(0, 101))
+    lines = [*axes.get_lines(), *right.get_lines()]
+    axes.legend(lines, [str(line.get_label()) for line in lines], loc="center right")
+
+
+def _images(figure, kernel: np.ndarray, class_names: Sequence[str], shape: tuple[int, int]) -> None:
+    columns = min(5, len(class_names))
+    rows = -(-len(class_names) // columns)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    largest = np.abs(kernel).max()
+    image = None
+    for axes in grid:
+        axes.axis("off")
+    for axes, name, weights in zip(grid, class_names, kernel.T, strict=False):
+        image = axes.imshow(weights.reshape(shape), cmap="RdBu_r", vmin=-largest, vmax=largest)
+        axes.set_title(name)
+    figure.suptitle("Weights of each class")
+    figure.colorbar(image, ax=grid.tolist(), label="nats a unit of ink", shrink=0.8)
+
+
+def _heat_map(axes: Axes, kernel: np.ndarray, class_names: Sequence[str]) -> None:
+    largest = np.abs(kernel).max()
+    image = axes.imshow(
+        kernel.T, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest"
+    )
+    axes.set(title="Weights of each class", xlabel="feature", ylabel="class")
+    _name_ticks(axes.yaxis, class_names)
+    axes.figure.colorbar(image, ax=axes, label="nats a unit of the feature")
+
+
+def _confusion(
+    axes: Axes, labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
+) -> None:
+    k = len(class_names)
+    counts = np.zeros((k, k), int)
+    np.add.at(counts, (labels, probabilities.argmax(-1)), 1)
+    image = axes.imshow(counts, cmap="Blues")
+    axes.set(title="Confusion matrix", xlabel="predicted class", ylabel="true class")
+    _name_ticks(axes.xaxis, class_names)
+    _name_ticks(axes.yaxis, class_names)
+    if k <= 20:
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                color = "white" if count > counts.max() / 2 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", color=color)
+    axes.figure.colorbar(image, ax=axes, label="examples")
+
+
+def _reliability(axes: Axes, labels: np.ndarray, probabilities: np.ndarray) -> None:
+    confidence = probabilities.max(-1)
+    right = probabilities.argmax(-1) == labels
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    used = np.unique(bins)
+    means = [confidence[bins == b].mean() for b in used]
+    shares = [right[bins == b].mean() for b in used]
+    axes.plot([0, 1], [0, 1], color="gray", linestyle=":", label="calibrated")
+    axes.plot(means, shares, marker="o", label="held-out examples")
+    for b, x, y in zip(used, means, shares, strict=True):
+        count = np.count_nonzero(bins == b)
+        axes.annotate(str(count), (x, y), xytext=(6, -12), textcoords="offset points")
+    axes.set(title="Reliability, with the number of examples in each bin", xlim=(0, 1.1))
+    axes.set(xlabel="confidence: probability of the predicted class", ylabel="share that is right")
+    axes.set_ylim(0, 1.05)
+    axes.legend(loc="upper left")
+
+
+def _name_ticks(axis, class_names: Sequence[str]) -> None:
+    """Up to 20 class names along an axis."""
+    step = -(-len(class_names) // 20)
+    axis.set_ticks(range(0, len(class_names), step), list(class_names)[::step])

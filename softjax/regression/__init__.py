@@ -1,0 +1,17 @@
+"""Softmax regression (multinomial logistic regression): the model, its objective and its fit."""
+
+from softjax.regression._fit import CALLBACK as CALLBACK
+from softjax.regression._fit import CONVERGED as CONVERGED
+from softjax.regression._fit import NON_FINITE as NON_FINITE
+from softjax.regression._fit import PRECISION_FLOOR as PRECISION_FLOOR
+from softjax.regression._fit import STEP_LIMIT as STEP_LIMIT
+from softjax.regression._fit import Event as Event
+from softjax.regression._fit import FitResult as FitResult
+from softjax.regression._fit import fit as fit
+from softjax.regression._model import SoftmaxRegression as SoftmaxRegression
+from softjax.regression._model import init as init
+from softjax.regression._model import logits as logits
+from softjax.regression._model import predict as predict
+from softjax.regression._model import predict_log_proba as predict_log_proba
+from softjax.regression._model import predict_proba as predict_proba
+from softjax.regression._objective import objective as objective

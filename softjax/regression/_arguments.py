@@ -1,0 +1,143 @@
+"""The arguments of a fit, checked and put on the device."""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from softjax import _checks
+from softjax._numerics import compute_dtype
+from softjax.regression import _model
+from softjax.regression._model import SoftmaxRegression
+
+FIT = "regression.fit"
+
+
+def error(argument: str, expected: str, got: object) -> ValueError:
+    return ValueError(_checks.message(FIT, argument, expected, got))
+
+
+def features_array(argument: str, features: ArrayLike) -> Array:
+    """Finite numbers [N, D], N >= 1, at least float32."""
+    x = _checks.real_array(FIT, argument, features)
+    if x.ndim != 2 or not len(x):
+        raise error(argument, "of shape (examples, features)", f"shape {x.shape}")
+    x = x.astype(compute_dtype(x.dtype))
+    _refuse(argument, f"finite in {x.dtype}", x, _not_finite)
+    return x
+
+
+def labels_array(argument: str, labels: Any, num_examples: int) -> Array:
+    """Class indices [N], int32, or a distribution [N, K], finite and >= 0."""
+    dtype = labels.dtype if hasattr(labels, "dtype") else np.asarray(labels).dtype
+    if jnp.issubdtype(dtype, jnp.integer):
+        y = jnp.asarray(labels)
+        _checks.same_shape(FIT, argument, y, (num_examples,))
+        _refuse(argument, ">= 0", y, lambda y: y < 0)
+        return y.astype(jnp.int32)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        expected = "class indices (integer) or a distribution over the classes (floating)"
+        raise TypeError(_checks.message(FIT, argument, expected, f"dtype {dtype}"))
+    y = jnp.asarray(labels)
+    if y.ndim != 2 or len(y) != num_examples:
+        expected = f"integer of shape ({num_examples},) or floating of shape ({num_examples}, K)"
+        raise error(argument, expected, f"{y.dtype} of shape {y.shape}")
+    _refuse(argument, "finite and >= 0", y, lambda y: _not_finite(y) | (y < 0))
+    return y
+
+
+def class_count(argument: str, labels: Array, num_classes: int | None) -> int:
+    """The number of classes, which `labels` must agree with."""
+    if num_classes is not None:
+        num_classes = at_least("num_classes", num_classes, 2)
+    if labels.ndim == 2:
+        if num_classes is not None:
+            _checks.same_shape(FIT, argument, labels, (len(labels), num_classes))
+        return labels.shape[1]
+    if num_classes is None:
+        return int(np.asarray(labels).max()) + 1
+    _refuse(argument, f"in [0, {num_classes})", labels, lambda y: y >= num_classes)
+    return num_classes
+
+
+def refuse_one_class(labels: Array, num_classes: int) -> None:
+    expected = "of two classes or more"
+    if num_classes < 2:
+        raise error("labels", expected, "one class")
+    if labels.ndim == 1 and not np.ptp(np.asarray(labels)):
+        raise error("labels", expected, f"class {int(labels[0])} only")
+
+
+def mean_one_weights(
+    sample_weights: ArrayLike | None, num_examples: int, dtype: DTypeLike
+) -> Array | None:
+    """The sample weights over their mean."""
+    if sample_weights is None:
+        return None
+    weights = _weights("sample_weights", sample_weights, num_examples).astype(dtype)
+    mean = jnp.mean(weights)
+    if not mean > 0:
+        raise error("sample_weights", "> 0 somewhere", "zeros only")
+    return weights / mean
+
+
+def class_weights_array(
+    class_weights: ArrayLike | None, num_classes: int, dtype: DTypeLike
+) -> Array | None:
+    if class_weights is None:
+        return None
+    return _weights("class_weights", class_weights, num_classes).astype(dtype)
+
+
+def initial_params(
+    init: SoftmaxRegression | None, num_features: int, num_classes: int, dtype: DTypeLike
+) -> SoftmaxRegression:
+    """`init` in `dtype`, or zeros."""
+    if init is None:
+        return _model.init(num_features, num_classes, dtype)
+    kernel = _checks.real_array(FIT, "init.kernel", init.kernel)
+    bias = _checks.real_array(FIT, "init.bias", init.bias)
+    _checks.same_shape(FIT, "init.kernel", kernel, (num_features, num_classes))
+    _checks.same_shape(FIT, "init.bias", bias, (num_classes,))
+    return SoftmaxRegression(kernel.astype(dtype), bias.astype(dtype))
+
+
+def not_negative(argument: str, value: float) -> float:
+    if np.ndim(value) or not 0 <= value < np.inf:
+        raise error(argument, "a finite number >= 0", value)
+    return float(value)
+
+
+def at_least(argument: str, value: int, bound: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError as cause:
+        message = _checks.message(FIT, argument, "an integer", repr(value))
+        raise TypeError(message) from cause
+    if number < bound:
+        raise error(argument, f">= {bound}", number)
+    return number
+
+
+def _weights(argument: str, weights: ArrayLike, length: int) -> Array:
+    w = _checks.real_array(FIT, argument, weights)
+    _checks.same_shape(FIT, argument, w, (length,))
+    _refuse(argument, "finite and >= 0", w, lambda w: _not_finite(w) | (w < 0))
+    return w
+
+
+def _not_finite(x):
+    return ~(abs(x) < np.inf)
+
+
+def _refuse(argument: str, expected: str, x: Array, bad: Callable) -> None:
+    """Raises where an entry of `x` is bad, with the first such entry and its place."""
+    on_host = all(device.platform == "cpu" for device in x.devices())
+    wrong = bad(np.asarray(x) if on_host else x)  # NumPy has nothing to compile
+    if wrong.any():
+        place = tuple(np.argwhere(np.asarray(wrong))[0].tolist())
+        raise error(argument, expected, f"{x[place]} at {place}")

@@ -1,0 +1,220 @@
+"""First-order fits: any optax optimizer, compiled in chunks of steps.
+
+The state carries the objective and its gradient at its own parameters, on the batch of the step to
+come. So what a chunk reports belongs to the parameters it returns, and a step after which the
+objective is not finite is never taken: the parameters of a state are always good ones.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from softjax._cross_entropy import cross_entropy
+from softjax.regression._model import SoftmaxRegression, logits
+from softjax.regression._objective import penalty
+
+RUNNING, CONVERGED, NON_FINITE = range(3)
+
+
+class Data(NamedTuple):
+    """What is fitted to.
+
+    Attributes:
+        features: [N, D].
+        labels: integer [N] or floating [N, K].
+        weights: [N], of mean 1; None for ones.
+        class_weights: [K]; None for ones.
+        l2: scalar.
+    """
+
+    features: Array
+    labels: Array
+    weights: Array | None
+    class_weights: Array | None
+    l2: Array
+
+
+class State(NamedTuple):
+    """Where a fit stands.
+
+    Attributes:
+        params: kernel [D, K] and bias [K].
+        optimizer_state: of optax.
+        value: the objective at `params`.
+        grad: its gradient.
+        grad_norm: the largest entry of `grad`.
+        step: how many steps were taken.
+        status: RUNNING, CONVERGED or NON_FINITE.
+    """
+
+    params: SoftmaxRegression
+    optimizer_state: optax.OptState
+    value: Array
+    grad: SoftmaxRegression
+    grad_norm: Array
+    step: Array
+    status: Array
+
+
+def batches_per_epoch(num_examples: int, batch_size: int | None) -> int:
+    return 1 if batch_size is None else -(-num_examples // batch_size)
+
+
+def epoch_order(key: Array, epoch: Array, num_examples: int) -> Array:
+    """The order of the examples in an epoch: a permutation that (key, epoch) determines."""
+    examples = jnp.arange(num_examples, dtype=jnp.int32)
+    return jax.random.permutation(jax.random.fold_in(key, epoch), examples)
+
+
+def batch_rows(order: Array, step: Array, batch_size: int) -> tuple[Array, Array]:
+    """The rows of the batch of `step`, and which of them count: the last batch may be short."""
+    batch = step % batches_per_epoch(order.size, batch_size)
+    position = batch * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
+    return order[jnp.minimum(position, order.size - 1)], position < order.size
+
+
+@partial(jax.jit, static_argnames=("optimizer", "batch_size"))
+def start(
+    optimizer: optax.GradientTransformation,
+    batch_size: int | None,
+    data: Data,
+    key: Array,
+    tol: Array,
+    params: SoftmaxRegression,
+) -> State:
+    """The state before the first step."""
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        optimizer_state = optimizer.init(params)
+    step = jnp.zeros((), jnp.int32)
+    order = _order(data, key, step, batch_size)
+    batch_objective = partial(_objective, data, batch_size, order, step)
+    value, grad = jax.value_and_grad(batch_objective)(params)
+    norm, status = _judge(value, grad, tol)
+    state = State(params, optimizer_state, value, grad, norm, step, status)
+    return _with_dtypes(state, state)
+
+
+@partial(jax.jit, static_argnames=("optimizer", "batch_size"))
+def advance(
+    optimizer: optax.GradientTransformation,
+    batch_size: int | None,
+    data: Data,
+    key: Array,
+    tol: Array,
+    state: State,
+    stop: Array,
+) -> tuple[State, Array]:
+    """Runs until step `stop` or until the status says so: the state, and the mean objective."""
+    update = optax.with_extra_args_support(optimizer).update
+    epoch_steps = batches_per_epoch(len(data.features), batch_size)
+    first = state.step
+
+    def body(carry):
+        state, order, total = carry
+        batch_objective = partial(_objective, data, batch_size, order, state.step)
+        with jax.numpy_dtype_promotion("standard"):
+            updates, optimizer_state = update(
+                state.grad,
+                state.optimizer_state,
+                state.params,
+                value=state.value,
+                grad=state.grad,
+                value_fn=batch_objective,
+            )
+        params: Any = optax.apply_updates(state.params, updates)
+        step = state.step + 1
+
+        if batch_size is None:
+            value_and_grad = _value_and_grad(batch_objective, optimizer_state)
+        else:
+            is_new = step % epoch_steps == 0
+            order = lax.cond(is_new, lambda: _order(data, key, step, batch_size), lambda: order)
+            batch_objective = partial(_objective, data, batch_size, order, step)
+            value_and_grad = jax.value_and_grad(batch_objective)
+        value, grad = value_and_grad(params)
+        norm, status = _judge(value, grad, tol)
+
+        taken = State(params, optimizer_state, value, grad, norm, step, status)
+        refused = state._replace(optimizer_state=optimizer_state, status=status)
+        good = status != NON_FINITE
+        state = jax.tree.map(
+            partial(jnp.where, good), _with_dtypes(taken, state), _with_dtypes(refused, state)
+        )
+        return state, order, total + jnp.where(good, value, 0)
+
+    def running(carry):
+        return (carry[0].status == RUNNING) & (carry[0].step < stop)
+
+    order = _order(data, key, state.step, batch_size)
+    state, _, total = lax.while_loop(running, body, (state, order, jnp.zeros_like(state.value)))
+    taken = state.step - first
+    mean = jnp.where(taken == 0, state.value, total / jnp.maximum(taken, 1).astype(total.dtype))
+    return state, mean
+
+
+@jax.jit
+def objective(data: Data, params: SoftmaxRegression) -> Array:
+    """The objective on all examples."""
+    return _objective(data, None, None, jnp.zeros((), jnp.int32), params)
+
+
+def stores_gradient(optimizer_state: optax.OptState) -> bool:
+    """Whether a line search left the objective and the gradient at the new parameters there."""
+    try:
+        found = [optax.tree.get(optimizer_state, name) for name in ("value", "grad")]
+    except KeyError:  # more than one of a name
+        return False
+    return all(entry is not None for entry in found)
+
+
+def _objective(
+    data: Data, batch_size: int | None, order: Array | None, step: Array, params: SoftmaxRegression
+) -> Array:
+    """The objective on the batch of `step`; their mean over full batches is the whole objective.
+
+    Each batch divides by its number of examples, not by their weights: a ratio of two random sums
+    would be biased.
+    """
+    features, labels, weights = data.features, data.labels, data.weights
+    count = jnp.asarray(len(features), params.kernel.dtype)
+    if order is not None and batch_size is not None:
+        rows, inside = batch_rows(order, step, batch_size)
+        features, labels = features[rows], labels[rows]
+        inside = inside.astype(params.kernel.dtype)
+        weights = inside if weights is None else inside * weights[rows]
+        count = jnp.sum(inside)
+    losses = cross_entropy(logits(params, features), labels, class_weights=data.class_weights)
+    if weights is not None:
+        losses *= weights
+    return jnp.sum(losses) / count + penalty(params, data.l2)
+
+
+def _order(data: Data, key: Array, step: Array, batch_size: int | None) -> Array | None:
+    if batch_size is None:
+        return None
+    num_examples = len(data.features)
+    return epoch_order(key, step // batches_per_epoch(num_examples, batch_size), num_examples)
+
+
+def _value_and_grad(objective: Callable, optimizer_state: optax.OptState) -> Callable:
+    if stores_gradient(optimizer_state):
+        return partial(optax.value_and_grad_from_state(objective), state=optimizer_state)
+    return jax.value_and_grad(objective)
+
+
+def _judge(value: Array, grad: SoftmaxRegression, tol: Array) -> tuple[Array, Array]:
+    """The largest entry of the gradient, and the status."""
+    norm = jnp.maximum(jnp.max(jnp.abs(grad.kernel)), jnp.max(jnp.abs(grad.bias)))
+    status = jnp.where(norm <= tol, CONVERGED, RUNNING)
+    finite = jnp.isfinite(value) & jnp.isfinite(norm)
+    return norm, jnp.where(finite, status, NON_FINITE).astype(jnp.int32)
+
+
+def _with_dtypes(new, old):
+    """`new` with the dtypes of `old`, and no weak types: the next chunk is the same program."""
+    return jax.tree.map(lambda x, y: lax.convert_element_type(x, jnp.result_type(y)), new, old)

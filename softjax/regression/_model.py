@@ -1,0 +1,165 @@
+"""The model: p(class | x) = softmax(x @ kernel + bias)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike, DTypeLike
+
+from softjax import _checks
+from softjax._softmax import log_softmax, softmax
+
+
+class SoftmaxRegression(NamedTuple):
+    """The parameters of a softmax regression, a pytree.
+
+    The parametrisation is the redundant one: a vector added to every column of the kernel changes
+    no probability.
+
+    Attributes:
+        kernel: [D, K], nats per unit of a feature.
+        bias: [K], nats.
+
+    Example:
+        >>> import softjax
+        >>> params = softjax.regression.init(4, 3)
+        >>> params.kernel.shape, params.bias.shape
+        ((4, 3), (3,))
+    """
+
+    kernel: Array
+    bias: Array
+
+
+def init(num_features: int, num_classes: int, dtype: DTypeLike | None = None) -> SoftmaxRegression:
+    """Parameters that are all zero: every class has the probability 1 / K.
+
+    The objective is convex, so there is nothing to gain from a random start.
+
+    Args:
+        num_features: D.
+        num_classes: K.
+        dtype: floating; None for the default float.
+
+    Returns:
+        `SoftmaxRegression` of zeros.
+
+    Example:
+        >>> import softjax
+        >>> softjax.regression.init(2, 3).bias
+        Array([0., 0., 0.], dtype=float32)
+    """
+    dtype = jax.dtypes.canonicalize_dtype(float) if dtype is None else dtype
+    return SoftmaxRegression(
+        jnp.zeros((num_features, num_classes), dtype), jnp.zeros(num_classes, dtype)
+    )
+
+
+def logits(params: SoftmaxRegression, features: ArrayLike) -> Array:
+    """The scores of the classes.
+
+        z_k = <x, kernel_k> + bias_k
+
+    Args:
+        params: kernel [D, K] and bias [K].
+        features: real [..., D], computed with in the dtype of the kernel.
+
+    Returns:
+        [..., K], nats, in the dtype of the kernel.
+
+    Raises:
+        TypeError, ValueError: `features` is not a real array whose last axis has size D.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> params = softjax.regression.SoftmaxRegression(jnp.eye(2), jnp.array([0.0, 1.0]))
+        >>> softjax.regression.logits(params, jnp.array([3.0, 4.0]))
+        Array([3., 5.], dtype=float32)
+
+    Source: Zhang et al., "Dive into Deep Learning", section 4.1.1.2.
+    """
+    return _logits("logits", params, features)
+
+
+def predict(params: SoftmaxRegression, features: ArrayLike) -> Array:
+    """The most probable class; the first of them where several are.
+
+    Args:
+        params: kernel [D, K] and bias [K].
+        features: real [..., D].
+
+    Returns:
+        int32 [...], class indices.
+
+    Raises:
+        TypeError, ValueError: as `logits`.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> params = softjax.regression.SoftmaxRegression(jnp.eye(2), jnp.zeros(2))
+        >>> softjax.regression.predict(params, jnp.array([[3.0, 4.0], [2.0, 1.0]]))
+        Array([1, 0], dtype=int32)
+    """
+    return jnp.argmax(_logits("predict", params, features), -1).astype(jnp.int32)
+
+
+def predict_proba(params: SoftmaxRegression, features: ArrayLike) -> Array:
+    """The probabilities of the classes.
+
+        p_k = exp(z_k) / sum_j exp(z_j)
+
+    Args:
+        params: kernel [D, K] and bias [K].
+        features: real [..., D].
+
+    Returns:
+        [..., K], rows that sum to 1, in the dtype of the kernel.
+
+    Raises:
+        TypeError, ValueError: as `logits`.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> params = softjax.regression.init(2, 4)
+        >>> softjax.regression.predict_proba(params, jnp.array([3.0, 4.0]))
+        Array([0.25, 0.25, 0.25, 0.25], dtype=float32)
+    """
+    return softmax(_logits("predict_proba", params, features))
+
+
+def predict_log_proba(params: SoftmaxRegression, features: ArrayLike) -> Array:
+    """The log-probabilities of the classes, accurate where a probability is near 0 or near 1.
+
+        log p_k = z_k - logsumexp(z)
+
+    Args:
+        params: kernel [D, K] and bias [K].
+        features: real [..., D].
+
+    Returns:
+        [..., K], nats, in the dtype of the kernel.
+
+    Raises:
+        TypeError, ValueError: as `logits`.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> params = softjax.regression.SoftmaxRegression(jnp.eye(2), jnp.zeros(2))
+        >>> softjax.regression.predict_log_proba(params, jnp.array([20.0, 0.0]))
+        Array([-2.0611537e-09, -2.0000000e+01], dtype=float32)
+    """
+    return log_softmax(_logits("predict_log_proba", params, features))
+
+
+def _logits(function: str, params: SoftmaxRegression, features: ArrayLike) -> Array:
+    function = f"regression.{function}"
+    kernel, bias = jnp.asarray(params.kernel), jnp.asarray(params.bias)
+    x = _checks.real_array(function, "features", features)
+    if x.ndim == 0 or x.shape[-1] != kernel.shape[0]:
+        expected = f"of shape (..., {kernel.shape[0]})"
+        raise ValueError(_checks.message(function, "features", expected, f"shape {x.shape}"))
+    # Accelerators round float32 factors to ten bits or fewer by default, which would show in the
+    # third digit of a loss. The product is bound by memory, so that exact factors cost little.
+    z = jnp.matmul(x.astype(kernel.dtype), kernel, precision=jax.lax.Precision.HIGHEST)
+    return z + bias.astype(z.dtype)

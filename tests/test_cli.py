@@ -1,0 +1,227 @@
+"""The command line, end to end on small data."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer")
+
+from typer.testing import CliRunner
+
+from softjax import accuracy, cli, tables
+
+pytestmark = pytest.mark.x64_once
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def fails_with(message, *arguments):
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("softjax: ")
+    assert re.search(message, line)
+
+
+@pytest.fixture(autouse=True)
+def _no_files_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def flowers(tmp_path):
+    """Two features, one constant, and three classes named by strings."""
+    rng = np.random.default_rng(0)
+    names = np.array(["rose", "lily", "tulip"])
+    labels = np.arange(90) % 3
+    centres = np.array([[0.0, 0.0], [50.0, 0.0], [0.0, 0.5]])
+    x = centres[labels] + rng.normal(size=(90, 2)) * [5, 0.05]
+    path = tmp_path / "flowers.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["height", "width", "constant", "kind"])
+        writer.writerows([*row, 1, names[y]] for row, y in zip(x.tolist(), labels, strict=True))
+    return path
+
+
+def test_fit_digits_writes_the_model_the_history_and_a_picture():
+    result = run("fit", "digits", "--out", "run")
+    assert result.exit_code == 0, result.output
+    accuracy = float(re.search(r"held-out accuracy *│ *(0\.\d+)", result.output)[1])
+    assert accuracy >= 0.95
+    with np.load("run/model.npz") as model:
+        assert model["kernel"].shape == (64, 10)
+        assert model["classes"].tolist() == [str(k) for k in range(10)]
+    history = [json.loads(line) for line in Path("run/history.jsonl").read_text().splitlines()]
+    assert history[-1]["validation_accuracy"] == pytest.approx(accuracy, abs=1e-4)
+    assert history[0]["objective"] == pytest.approx(np.log(10))
+    assert Path("run/report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_fit_and_predict_a_csv_file_with_named_classes(flowers):
+    result = run("fit", flowers, "--label-column", "kind", "--out", "run", "--epochs", 50)
+    assert result.exit_code == 0, result.output
+    assert "72 examples to fit, 18 held out." in result.output
+    assert run("predict", "run/model.npz", flowers, "--out", "p.csv", "--proba").exit_code == 0
+    header, *rows = csv.reader(Path("p.csv").read_text().splitlines())
+    assert header == ["class", "p(lily)", "p(rose)", "p(tulip)"]
+    true = [row["kind"] for row in csv.DictReader(flowers.read_text().splitlines())]
+    assert np.mean([row[0] == kind for row, kind in zip(rows, true, strict=True)]) > 0.95
+    assert np.allclose(np.array([row[1:] for row in rows], float).sum(1), 1, atol=1e-5)
+    printed = run("predict", "run/model.npz", flowers).output.split()
+    assert printed == ["class", *(row[0] for row in rows)]
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".parquet"])
+def test_other_formats_give_the_same_data(flowers, suffix, tmp_path):
+    whole = tables.dataset(flowers, "kind")
+    path = tmp_path / f"flowers{suffix}"
+    label = "kind"
+    if suffix == ".npy":
+        np.save(path, np.column_stack([whole.features, whole.labels]))
+        label = "3"
+    elif suffix == ".npz":
+        kinds = np.array(whole.class_names)[whole.labels]
+        np.savez(path, features=whole.features, kind=kinds)
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        columns = dict(zip(whole.feature_names, whole.features.T, strict=True))
+        columns["kind"] = np.array(whole.class_names)[whole.labels]
+        parquet.write_table(pyarrow.table(columns), path)
+    again = tables.dataset(path, label)
+    np.testing.assert_array_equal(again.features, whole.features)
+    np.testing.assert_array_equal(again.labels, whole.labels)
+    if suffix != ".npy":
+        assert again.class_names == whole.class_names
+
+
+@pytest.mark.parametrize(
+    "options", [["--optimizer", "adam", "--batch-size", "16"], ["--optimizer", "sgd"]]
+)
+def test_any_optimizer_of_the_command_line_learns(flowers, options):
+    arguments = ("--label-column", "kind", "--out", "run", "--epochs", 60, *options)
+    result = run("fit", flowers, *arguments)
+    assert result.exit_code == 0, result.output
+    assert float(re.search(r"held-out accuracy *│ *(\d\.\d+)", result.output)[1]) > 0.8
+
+
+def test_the_same_seed_gives_the_same_model(flowers):
+    for name in ("a", "b"):
+        run("fit", flowers, "--label-column", "kind", "--out", name, "--seed", 3)
+    with np.load("a/model.npz") as a, np.load("b/model.npz") as b:
+        np.testing.assert_array_equal(a["kernel"], b["kernel"])
+
+
+def test_an_error_of_the_command_is_one_line_and_exits_with_2():
+    command = [sys.executable, "-m", "softjax", "fit", "absent.csv", "--label-column", "y"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "softjax: absent.csv: there is no such file.\n"
+
+
+def test_output_that_cannot_be_written(flowers):
+    Path("file").touch()
+    fails_with("file: File exists", "fit", "digits", "--out", "file")
+    fails_with("Not a directory", "fit", "digits", "--out", "file/run")
+    run("fit", flowers, "--label-column", "kind", "--out", "run", "--epochs", 1)
+    fails_with("No such file", "predict", "run/model.npz", flowers, "--out", "absent/p.csv")
+
+
+@pytest.mark.parametrize("options", [["--l2", "nan"], ["--l2", "-1"], ["--batch-size", "8"]])
+def test_options_that_make_no_sense_are_refused(options):
+    result = run("fit", "digits", *options)
+    assert result.exit_code == 2
+    assert "Usage" in result.stderr
+    assert not Path("softjax-out").exists()
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("tall", "column 'height', row 2: expected a number, got 'tall'"),
+        ("", "column 'height', row 2: expected a number, got ''"),
+        ("nan", "column 'height', row 2: expected a finite number of float32, got nan"),
+        ("-inf", "column 'height', row 2: expected a finite number of float32, got -inf"),
+    ],
+)
+def test_a_bad_cell_is_named(tmp_path, cell, message):
+    path = tmp_path / "data.csv"
+    path.write_text(f"height,kind\n1.5,a\n{cell},b\n2,a\n")
+    fails_with(message, "fit", path, "--label-column", "kind")
+
+
+def test_other_bad_data_is_refused(tmp_path, flowers):
+    path = tmp_path / "data.csv"
+    path.write_text("height,kind\n1.5,a\n2,a\n")
+    fails_with("'kind': all labels are a, one class only", "fit", path, "--label-column", "kind")
+    fails_with("--label-column must name", "fit", path)
+    fails_with("no column 'colour'; it has height, kind", "fit", path, "--label-column", "colour")
+    path.write_text("height,kind\n1.5,a\n2,\n")
+    fails_with("row 2: the label is missing", "fit", path, "--label-column", "kind")
+    path.write_text("height,kind\n1.5\n")
+    fails_with("row 1 has 1 fields, the header 2", "fit", path, "--label-column", "kind")
+    path.write_text("")
+    fails_with("it is empty", "fit", path, "--label-column", "kind")
+    path.write_text("height,kind\n")
+    fails_with("no rows", "fit", path, "--label-column", "kind")
+    path.write_text("kind\na\nb\n")
+    fails_with("no columns beside the labels", "fit", path, "--label-column", "kind")
+    path.write_text("height,kind\n1.5,a\n2,b\n")
+    fails_with("2 rows cannot be split", "fit", path, "--label-column", "kind")
+    path.rename(tmp_path / "data.txt")
+    fails_with("the suffix must be one of", "fit", tmp_path / "data.txt", "--label-column", "kind")
+    np.save("three.npy", np.zeros((2, 2, 2)))
+    fails_with("rank 2, got shape", "fit", "three.npy", "--label-column", "0")
+    fails_with("there is no such file", "predict", "model.npz", flowers)
+    np.savez("model.npz", kernel=np.zeros((1, 2)))
+    fails_with("is not a model that `softjax fit` wrote", "predict", "model.npz", flowers)
+
+
+def test_predict_needs_the_features_of_the_model(flowers, tmp_path):
+    run("fit", flowers, "--label-column", "kind", "--out", "run", "--epochs", 5)
+    path = tmp_path / "fewer.csv"
+    path.write_text("height,width\n1,2\n")
+    fails_with("lacks 1 of the model's 3 features: constant", "predict", "run/model.npz", path)
+
+
+def test_check_prints_the_table_and_fails_outside_a_goal(monkeypatch):
+    def rows(ratio):
+        ok = ratio <= 1
+        row = accuracy.Row("softmax", "float32", "ulp", 1.0, 2.0, "jax.nn", "5 + gap", ratio, ok)
+        return lambda quick, progress: [row]
+
+    monkeypatch.setattr(accuracy, "measure", rows(0.5))
+    result = run("check", "--quick")
+    assert result.exit_code == 0
+    assert "within 1 of 1 goals" in result.output
+    monkeypatch.setattr(accuracy, "measure", rows(1.5))
+    assert run("check").exit_code == 1
+
+
+def test_without_typer_the_command_names_the_extra(tmp_path):
+    (tmp_path / "typer.py").write_text("raise ModuleNotFoundError(name='typer')")
+    code = "import sys; sys.path.insert(0, sys.argv.pop()); import softjax.__main__ as m; m.main()"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "pip install 'softjax-regression[cli]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_model_of_a_file_is_for_its_raw_features(flowers):
+    """The standardisation of the fit is folded into kernel and bias."""
+    run("fit", flowers, "--label-column", "kind", "--out", "run")
+    whole = tables.dataset(flowers, "kind")
+    with np.load("run/model.npz") as model:
+        hits = np.argmax(whole.features @ model["kernel"] + model["bias"], -1) == whole.labels
+    assert np.mean(hits) > 0.95

@@ -1,0 +1,161 @@
+"""The project as a newcomer finds it: commands, documents, packaging."""
+
+import doctest
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_documentation import FloatChecker
+
+import softjax
+
+pytestmark = pytest.mark.x64_once
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+README = (ROOT / "README.md").read_text()
+MODULES = ("", ".derivatives", ".information", ".choice", ".regression", ".datasets")
+
+
+def fenced(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+# --- commands ---
+
+
+def test_the_first_two_commands_of_the_readme_fit_and_test():
+    fit, test = (block.strip() for block in fenced(README, "bash")[:2])
+    assert fit.endswith("&& .venv/bin/softjax fit digits")
+    assert test.endswith("&& .venv/bin/python -m pytest -n 2")
+    for command in (fit, test):
+        assert command.startswith("python3 -m venv --without-pip .venv && python3 -m pip ")
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    test = fenced(README, "bash")[1].strip()
+    lines = [line.strip() for line in (ROOT / ".ci" / "run").read_text().splitlines()]
+    assert "set -euo pipefail" in lines
+    # Alone in a subshell: `set -e` does not see a failure inside of a chain of &&.
+    place = lines.index(test)
+    assert (lines[place - 1], lines[place + 1]) == ("(", ")")
+
+
+# --- documents ---
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_the_examples_of_a_document_run_as_they_stand(path):
+    # One namespace a document, as a reader would type it; fences are no part of the output.
+    source = "\n".join(fenced(path.read_text(), "python"))
+    example = doctest.DocTestParser().get_doctest(source, {}, path.name, str(path), 0)
+    assert doctest.DocTestRunner(FloatChecker()).run(example).failed == 0
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_the_links_of_a_document_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
+        assert target.startswith("https://") or (path.parent / target).exists(), target
+
+
+def where_others_lose() -> list[tuple[str, str, str]]:
+    """The rows of the README's table: expression, result of the peers, result of softjax."""
+    rows = re.findall(r"^\| `(.+)` \| `(.+)` \| `(.+)` \|$", README, re.MULTILINE)
+    assert len(rows) >= 10
+    return rows
+
+
+@pytest.mark.parametrize(("expression", "peer", "ours"), where_others_lose())
+def test_where_others_lose(expression, peer, ours):
+    peers = {
+        "logsumexp": jax.nn.logsumexp,
+        "softmax": jax.nn.softmax,
+        "cross_entropy": lambda logits, label: (
+            optax.losses.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(label))
+        ),
+    }
+    own = {name: getattr(softjax, name) for name in peers}
+    for functions, cell in ((own, ours), (peers, peer)):
+        names = {
+            **functions,
+            "a": lambda values, dtype=jnp.float32: jnp.asarray(values, dtype),
+            "eigvalsh": lambda matrix: np.linalg.eigvalsh(np.asarray(matrix, np.float64)),
+            "inf": np.inf,
+            **{name: getattr(jax, name) for name in ("grad", "hessian")},
+            **{name: getattr(jnp, name) for name in ("zeros", "bfloat16", "float16", "int8")},
+        }
+        if cell == "ValueError":
+            with pytest.raises(ValueError, match="got -1"):
+                eval(expression, names)
+            continue
+        expected = eval(cell, {"nan": np.nan, "inf": np.inf})
+        # The cells have three digits; what is written as 0 is 0, or lost 1e-12 in eigvalsh.
+        got = np.asarray(eval(expression, names), np.float64)
+        np.testing.assert_allclose(got, expected, rtol=5e-3, atol=1e-20)
+
+
+def public_names(module: ModuleType) -> dict[str, Callable]:
+    """The functions and classes that a module defines or takes in from below it."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and (inspect.isfunction(value) or inspect.isclass(value))
+        and value.__module__.startswith(module.__name__)
+    }
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_public_name_is_in_the_docs_with_an_example(name):
+    module = importlib.import_module(f"softjax{name}")
+    api = (ROOT / "docs" / "api.md").read_text().splitlines()
+    rows = []
+    for name, value in public_names(module).items():
+        docstring = inspect.getdoc(value)
+        assert docstring, name
+        assert ">>> " in docstring, f"{name} has no example"
+        source = Path(inspect.getfile(value)).relative_to(Path(softjax.__file__).parents[1])
+        summary = docstring.partition("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+        rows.append(f"| [`{module.__name__}.{name}`](../{source}) | {summary} |")
+    missing = [row for row in rows if row not in api]
+    assert not missing, "\n".join(["docs/api.md lacks", *missing])
+
+
+# --- packaging ---
+
+
+def test_the_core_depends_on_jax_and_optax_and_chex_only():
+    names = {re.split("[<>=]", requirement)[0] for requirement in PROJECT["dependencies"]}
+    assert names == {"jax", "jaxlib", "optax", "chex"}
+
+
+def test_all_brings_every_extra_but_the_accelerators():
+    extras = PROJECT["optional-dependencies"]
+    names = [name for name in extras if name not in ("all", "cuda12", "cuda13", "tpu")]
+    assert extras["all"] == [f"softjax-regression[{','.join(names)}]"]
+
+
+def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(tmp_path):
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("softjax_regression-*.whl")
+    files = [Path(name) for name in zipfile.ZipFile(wheel).namelist()]
+    package = {path for path in files if path.parts[0] == "softjax"}
+    others = {path.parts[0] for path in files} - {"softjax"}
+    assert others == {f"softjax_regression-{PROJECT['version']}.dist-info"}
+    assert Path("softjax/py.typed") in package
+    tree = {path.relative_to(ROOT) for path in (ROOT / "softjax").rglob("*") if path.is_file()}
+    assert package == {path for path in tree if "__pycache__" not in path.parts}
