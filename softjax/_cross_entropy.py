@@ -146,7 +146,7 @@ def _cross_entropy(x, targets, where, label_smoothing, class_weights, z_loss) ->
         index, bad, ignored = targets
         loss = index_loss(x, index, ignored)
         if weights is not None:
-            loss = weights[index] * loss
+            loss = jnp.where(weights[index] == 0, 0, weights[index] * loss)  # 0 * inf is 0
         if ignored is not None:
             x = jnp.where(ignored[..., None], -jnp.inf, x)
     else:
@@ -155,7 +155,7 @@ def _cross_entropy(x, targets, where, label_smoothing, class_weights, z_loss) ->
 
     if label_smoothing is not None:
         e = jnp.asarray(label_smoothing, x.dtype)
-        loss = (1 - e) * loss + e * _mean_loss(x, where, weights)
+        loss = jnp.where(e == 1, 0, (1 - e) * loss) + e * _mean_loss(x, where, weights)
     if z_loss is not None:
         log_partition = logsumexp_core(x, (x.ndim - 1,))[..., 0]
         square = jnp.where(jnp.isneginf(log_partition), 0, log_partition) ** 2

@@ -78,12 +78,15 @@ def is_class_indices(labels: Labels, function: str) -> TypeGuard[ArrayLike]:
     """Whether `labels` are integers (True) or probabilities (False)."""
     if isinstance(labels, TopKLabels):
         return False
-    dtype = jnp.asarray(labels).dtype
+    expected = "class indices (integer), a distribution (floating) or TopKLabels"
+    try:
+        dtype = jnp.asarray(labels).dtype
+    except (TypeError, ValueError) as error:
+        raise TypeError(message(function, "labels", expected, type(labels).__name__)) from error
     if jnp.issubdtype(dtype, jnp.integer):
         return True
     if jnp.issubdtype(dtype, jnp.floating):
         return False
-    expected = "class indices (integer), a distribution (floating) or TopKLabels"
     raise TypeError(message(function, "labels", expected, f"dtype {dtype}"))
 
 

@@ -413,7 +413,8 @@ def cross_entropy_hvp(logits: ArrayLike, labels: Labels, v: ArrayLike) -> Array:
 
 def _logits(function: str, logits: ArrayLike) -> Array:
     x = _checks.real_array(function, "logits", logits)
-    _checks.one_axis(function, -1, x.ndim)
+    if x.ndim == 0:
+        raise ValueError(_checks.message(function, "logits", "of rank >= 1", "rank 0"))
     return x
 
 

@@ -150,7 +150,7 @@ def fit(
         >>> features = np.array([[0.0], [1.0], [2.0], [3.0]])
         >>> result = softjax.regression.fit(features, np.array([0, 1, 0, 1]), l2=0.01)
         >>> result.stop_reason, round(result.objective, 4)
-        ('converged', 0.6016)
+        ('converged', 0.5889)
 
     Source: J. Nocedal and S. J. Wright, "Numerical Optimization" (2006), algorithm 7.5 (L-BFGS).
     """
