@@ -31,6 +31,12 @@ def fails_with(message, *arguments):
     assert re.search(message, line)
 
 
+def held_out_accuracy(output):
+    found = re.search(r"held-out accuracy *│ *(\d\.\d+)", output)
+    assert found
+    return float(found[1])
+
+
 @pytest.fixture(autouse=True)
 def _no_files_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -55,7 +61,7 @@ def flowers(tmp_path):
 def test_fit_digits_writes_the_model_the_history_and_a_picture():
     result = run("fit", "digits", "--out", "run")
     assert result.exit_code == 0, result.output
-    accuracy = float(re.search(r"held-out accuracy *│ *(0\.\d+)", result.output)[1])
+    accuracy = held_out_accuracy(result.output)
     assert accuracy >= 0.95
     with np.load("run/model.npz") as model:
         assert model["kernel"].shape == (64, 10)
@@ -112,7 +118,7 @@ def test_any_optimizer_of_the_command_line_learns(flowers, options):
     arguments = ("--label-column", "kind", "--out", "run", "--epochs", 60, *options)
     result = run("fit", flowers, *arguments)
     assert result.exit_code == 0, result.output
-    assert float(re.search(r"held-out accuracy *│ *(\d\.\d+)", result.output)[1]) > 0.8
+    assert held_out_accuracy(result.output) > 0.8
 
 
 def test_the_same_seed_gives_the_same_model(flowers):

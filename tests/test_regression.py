@@ -272,9 +272,9 @@ def test_later_chunks_and_later_fits_trace_nothing(batch_size):
     traces = []
     sgd = optax.sgd(0.1)
 
-    def update(*arguments):
+    def update(updates, state, params=None):
         traces.append(1)
-        return sgd.update(*arguments)
+        return sgd.update(updates, state, params)
 
     optimizer = optax.GradientTransformation(sgd.init, update)
     options = {"optimizer": optimizer, "batch_size": batch_size, "l2": L2}
