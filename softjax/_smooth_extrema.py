@@ -50,7 +50,7 @@ def smooth_max(
         >>> softjax.smooth_max(jnp.array([2.0, 4.0]), temperature=0.1)
         Array(4., dtype=float32)
 
-    Source: A. Zhang et al., "Dive into Deep Learning", section 4.1, exercise 6 (RealSoftMax);
+    Source: A. Zhang et al., "Dive into Deep Learning", section 4.1, exercise 5 (RealSoftMax);
         S. Boyd, L. Vandenberghe, "Convex Optimization" (2004), section 3.1.5.
     """
     return _smooth_max("smooth_max", x, axis, where, keepdims, temperature)
