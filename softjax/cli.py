@@ -125,13 +125,15 @@ def fit(
     try:
         from softjax import plots
     except ModuleNotFoundError:
-        console.print("No picture: it needs matplotlib, pip install 'softjax-regression[plot]'.")
+        install = escape("pip install 'softjax-regression[plot]'")
+        console.print(f"No picture: it needs matplotlib, {install}.")
     else:
         written.append(out / "report.png")
         plots.report(
             written[-1],
             result.history,
-            kernel,
+            np.asarray(result.params.kernel),
+            train.feature_names,
             train.class_names,
             test.labels,
             np.asarray(probabilities),

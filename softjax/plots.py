@@ -15,6 +15,7 @@ def report(
     path: Path,
     history: Sequence[dict[str, float]],
     kernel: np.ndarray,
+    feature_names: Sequence[str],
     class_names: Sequence[str],
     labels: np.ndarray,
     probabilities: np.ndarray,
@@ -25,7 +26,8 @@ def report(
     Args:
         path: the PNG to write.
         history: of a fit with validation data.
-        kernel: [D, K].
+        kernel: [D, K], of pixels or of standardised features.
+        feature_names: D names.
         class_names: K names.
         labels: [N], held-out class indices.
         probabilities: [N, K], predicted for them.
@@ -34,9 +36,9 @@ def report(
     figure = Figure(figsize=(13, 10), layout="constrained", dpi=110)
     panels: Any = figure.subfigures(2, 2)
     (curve, weights), (confusion, reliability) = panels
-    _learning_curve(curve.subplots(), history)
+    _learning_curve(curve, history)
     if image_shape is None:
-        _heat_map(weights.subplots(), kernel, class_names)
+        _heat_map(weights.subplots(), kernel, feature_names, class_names)
     else:
         _images(weights, kernel, class_names, image_shape)
     _confusion(confusion.subplots(), labels, probabilities, class_names)
@@ -44,7 +46,8 @@ def report(
     figure.savefig(path)
 
 
-def _learning_curve(axes: Axes, history: Sequence[dict[str, float]]) -> None:
+def _learning_curve(figure, history: Sequence[dict[str, float]]) -> None:
+    axes = figure.subplots()
     epochs = [event["epoch"] for event in history]
     axes.plot(epochs, [event["objective"] for event in history], label="training objective")
     axes.plot(epochs, [event["validation_loss"] for event in history], label="held-out loss")
@@ -53,8 +56,7 @@ def _learning_curve(axes: Axes, history: Sequence[dict[str, float]]) -> None:
     accuracy = [100 * event["validation_accuracy"] for event in history]
     right.plot(epochs, accuracy, color="tab:green", linestyle="--", label="held-out accuracy")
     right.set(ylabel="accuracy, %", ylim=(0, 101))
-    lines = [*axes.get_lines(), *right.get_lines()]
-    axes.legend(lines, [str(line.get_label()) for line in lines], loc="center right")
+    figure.legend(loc="outside lower center", ncols=3)
 
 
 def _images(figure, kernel: np.ndarray, class_names: Sequence[str], shape: tuple[int, int]) -> None:
@@ -72,14 +74,17 @@ def _images(figure, kernel: np.ndarray, class_names: Sequence[str], shape: tuple
     figure.colorbar(image, ax=grid.tolist(), label="nats a unit of ink", shrink=0.8)
 
 
-def _heat_map(axes: Axes, kernel: np.ndarray, class_names: Sequence[str]) -> None:
+def _heat_map(
+    axes: Axes, kernel: np.ndarray, feature_names: Sequence[str], class_names: Sequence[str]
+) -> None:
     largest = np.abs(kernel).max()
     image = axes.imshow(
-        kernel.T, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest"
+        kernel, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest"
     )
-    axes.set(title="Weights of each class", xlabel="feature", ylabel="class")
-    _name_ticks(axes.yaxis, class_names)
-    axes.figure.colorbar(image, ax=axes, label="nats a unit of the feature")
+    axes.set(title="Weights of each class", xlabel="class", ylabel="feature")
+    _name_ticks(axes.xaxis, class_names)
+    _name_ticks(axes.yaxis, feature_names)
+    axes.figure.colorbar(image, ax=axes, label="nats a standard deviation")
 
 
 def _confusion(
@@ -118,7 +123,7 @@ def _reliability(axes: Axes, labels: np.ndarray, probabilities: np.ndarray) -> N
     axes.legend(loc="upper left")
 
 
-def _name_ticks(axis, class_names: Sequence[str]) -> None:
-    """Up to 20 class names along an axis."""
-    step = -(-len(class_names) // 20)
-    axis.set_ticks(range(0, len(class_names), step), list(class_names)[::step])
+def _name_ticks(axis, names: Sequence[str]) -> None:
+    """Up to 20 names along an axis."""
+    step = -(-len(names) // 20)
+    axis.set_ticks(range(0, len(names), step), list(names)[::step])

@@ -14,6 +14,7 @@ pytest.importorskip("typer")
 
 from typer.testing import CliRunner
 
+import softjax
 from softjax import accuracy, cli, tables
 
 pytestmark = pytest.mark.x64_once
@@ -222,6 +223,16 @@ def test_without_typer_the_command_names_the_extra(tmp_path):
     assert done.returncode == 1
     assert "pip install 'softjax-regression[cli]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_without_matplotlib_the_fit_says_which_extra_gives_the_picture(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    monkeypatch.delitem(sys.modules, "softjax.plots", raising=False)
+    monkeypatch.delattr(softjax, "plots", raising=False)
+    result = run("fit", "digits", "--epochs", 1)
+    assert result.exit_code == 0
+    assert "pip install 'softjax-regression[plot]'" in result.output
+    assert not Path("softjax-out/report.png").exists()
 
 
 def test_the_model_of_a_file_is_for_its_raw_features(flowers):

@@ -314,6 +314,24 @@ def test_a_step_that_is_not_finite_is_not_taken(batch_size):
 
 
 @pytest.mark.x64_once
+def test_without_features_the_bias_is_the_share_of_each_class():
+    _, y = problem()
+    params = regression.fit(np.zeros((N, 0)), y).params
+    shares = np.bincount(y) / N
+    # The gradient is p - shares, and at most `tol` = 1e-6.
+    np.testing.assert_allclose(regression.predict_proba(params, np.zeros(0)), shares, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint32", "int64"])
+def test_labels_of_any_integer_dtype(dtype):
+    x, y = problem()
+    x = x.astype(np.float32)
+    expected = regression.fit(x, y, l2=L2).params.kernel
+    for labels in (y.astype(dtype), jnp.asarray(y).astype(jax.dtypes.canonicalize_dtype(dtype))):
+        np.testing.assert_array_equal(regression.fit(x, labels, l2=L2).params.kernel, expected)
+
+
+@pytest.mark.x64_once
 def test_the_step_limit_is_said():
     x, y = problem()
     result = regression.fit(x, y, l2=L2, epochs=3)
@@ -361,12 +379,15 @@ def bad(**changes):
         (bad(features=np.full((N, D), np.nan)), ValueError, r"`features` .* got nan at \(0, 0\)"),
         (bad(labels=np.zeros(3, int)), ValueError, r"`labels` must be of shape \(60,\)"),
         (bad(labels=["a"] * N), TypeError, "`labels` must be class indices"),
-        (bad(labels=np.full(N, -1)), ValueError, r"`labels` must be >= 0, got -1 at \(0,\)"),
+        (bad(labels=np.full(N, -1)), ValueError, r"`labels` must be in \[0, 2\^31\), got -1 at"),
+        (bad(labels=np.full(N, 2**40)), ValueError, r"`labels` must be in \[0, 2\^31\), got 1099"),
+        (bad(features=np.full((N, D), 1e300)), ValueError, "`features` must be finite in float32"),
         (bad(labels=np.zeros(N, int)), ValueError, "`labels` must be of two classes or more"),
         (bad(num_classes=2), ValueError, r"`labels` must be in \[0, 2\), got 2"),
         (bad(num_classes=2.5), TypeError, "`num_classes` must be an integer, got 2.5"),
         (bad(labels=np.full((N, K), np.inf)), ValueError, "`labels` must be finite and >= 0"),
         (bad(l2=-1.0), ValueError, "`l2` must be a finite number >= 0, got -1.0"),
+        (bad(l2="a"), TypeError, "`l2` must be a finite number >= 0, got 'a'"),
         (bad(batch_size=0), ValueError, "`batch_size` must be >= 1, got 0"),
         (bad(epochs=-1), ValueError, "`epochs` must be >= 0, got -1"),
         (bad(tol=np.nan), ValueError, "`tol` must be a finite number >= 0, got nan"),

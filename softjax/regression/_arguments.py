@@ -23,7 +23,8 @@ def error(argument: str, expected: str, got: object) -> ValueError:
 
 def features_array(argument: str, features: ArrayLike) -> Array:
     """Finite numbers [N, D], N >= 1, at least float32."""
-    x = _checks.real_array(FIT, argument, features)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
+        x = _checks.real_array(FIT, argument, features)
     if x.ndim != 2 or not len(x):
         raise error(argument, "of shape (examples, features)", f"shape {x.shape}")
     x = x.astype(compute_dtype(x.dtype))
@@ -35,10 +36,10 @@ def labels_array(argument: str, labels: Any, num_examples: int) -> Array:
     """Class indices [N], int32, or a distribution [N, K], finite and >= 0."""
     dtype = labels.dtype if hasattr(labels, "dtype") else np.asarray(labels).dtype
     if jnp.issubdtype(dtype, jnp.integer):
-        y = jnp.asarray(labels)
+        y = labels if isinstance(labels, Array) else np.asarray(labels)  # int64 must not wrap
         _checks.same_shape(FIT, argument, y, (num_examples,))
-        _refuse(argument, ">= 0", y, lambda y: y < 0)
-        return y.astype(jnp.int32)
+        _refuse(argument, "in [0, 2^31)", y, _not_int32_index)
+        return jnp.asarray(y.astype(np.int32))
     if not jnp.issubdtype(dtype, jnp.floating):
         expected = "class indices (integer) or a distribution over the classes (floating)"
         raise TypeError(_checks.message(FIT, argument, expected, f"dtype {dtype}"))
@@ -107,9 +108,14 @@ def initial_params(
 
 
 def not_negative(argument: str, value: float) -> float:
-    if np.ndim(value) or not 0 <= value < np.inf:
-        raise error(argument, "a finite number >= 0", value)
-    return float(value)
+    expected = "a finite number >= 0"
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as cause:
+        raise TypeError(_checks.message(FIT, argument, expected, repr(value))) from cause
+    if not 0 <= number < np.inf:
+        raise error(argument, expected, number)
+    return number
 
 
 def at_least(argument: str, value: int, bound: int) -> int:
@@ -134,10 +140,15 @@ def _not_finite(x):
     return ~(abs(x) < np.inf)
 
 
-def _refuse(argument: str, expected: str, x: Array, bad: Callable) -> None:
+def _not_int32_index(y):
+    return (y < 0) | (y >> 31 > 0)  # a shift, since JAX compares no int8 with 2^31
+
+
+def _refuse(argument: str, expected: str, x: Array | np.ndarray, bad: Callable) -> None:
     """Raises where an entry of `x` is bad, with the first such entry and its place."""
-    on_host = all(device.platform == "cpu" for device in x.devices())
-    wrong = bad(np.asarray(x) if on_host else x)  # NumPy has nothing to compile
+    if isinstance(x, Array) and all(device.platform == "cpu" for device in x.devices()):
+        x = np.asarray(x)  # NumPy has nothing to compile
+    wrong = bad(x)
     if wrong.any():
         place = tuple(np.argwhere(np.asarray(wrong))[0].tolist())
         raise error(argument, expected, f"{x[place]} at {place}")

@@ -209,7 +209,8 @@ def _value_and_grad(objective: Callable, optimizer_state: optax.OptState) -> Cal
 
 def _judge(value: Array, grad: SoftmaxRegression, tol: Array) -> tuple[Array, Array]:
     """The largest entry of the gradient, and the status."""
-    norm = jnp.maximum(jnp.max(jnp.abs(grad.kernel)), jnp.max(jnp.abs(grad.bias)))
+    norm = jnp.max(jnp.abs(grad.kernel), initial=0)  # there may be no features
+    norm = jnp.maximum(norm, jnp.max(jnp.abs(grad.bias)))
     status = jnp.where(norm <= tol, CONVERGED, RUNNING)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     return norm, jnp.where(finite, status, NON_FINITE).astype(jnp.int32)
