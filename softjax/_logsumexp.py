@@ -153,7 +153,7 @@ def _takes_dtype_of_other(x: ArrayLike) -> bool:
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def logsumexp_core(x: Array, axes: tuple[int, ...]) -> Array:
     m, r = excess(x, axes)
-    return jnp.where(m == jnp.inf, m, m + jnp.log1p(r))
+    return m + jnp.log1p(r)
 
 
 @logsumexp_core.defjvp
@@ -184,7 +184,7 @@ def _scaled_logsumexp(x: Array, b: Array, axes: tuple[int, ...]) -> tuple[Array,
     sign = jnp.sign(tops + rest)
     r = (jnp.abs(tops) - 1) + jnp.sign(tops) * rest
     log_sum = jnp.where(tops == 0, jnp.log(jnp.abs(rest)), jnp.log1p(r))
-    return jnp.where(m == jnp.inf, m, m + log_sum), sign
+    return m + log_sum, sign
 
 
 @_scaled_logsumexp.defjvp
@@ -224,8 +224,7 @@ def _logmeanexp(x: Array, where: Array | None, axes: tuple[int, ...]) -> Array:
     gain = gain if where is None else jnp.where(where, gain, 0)
     mean_gain = jnp.sum(gain, axes, keepdims=True) / n
     near = (mean_gain > -0.5) & (r >= 0)
-    y = m + jnp.where(near, jnp.log1p(mean_gain), jnp.log1p(r) - jnp.log(n))
-    return jnp.where(m == jnp.inf, m, y)
+    return m + jnp.where(near, jnp.log1p(mean_gain), jnp.log1p(r) - jnp.log(n))
 
 
 @_logmeanexp.defjvp

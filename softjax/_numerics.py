@@ -53,23 +53,38 @@ def shift(x: Array, m: Array) -> Array:
 def excess(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     """The maximum m and the excess r of x over `axes`, both with the axes kept.
 
-    r >= 0; -1 in a row of -inf or without entries; not a number of use in a row with +inf or NaN.
+    r >= 0; -1 in a row of -inf or without entries; NaN beside NaN, which m may have lost: in long
+    rows the maximum that XLA:CPU calls skips a NaN beside +inf. Entries of +inf are tops, so that
+    m + log1p(r) needs no case of its own there either.
     """
     if len(axes) == 1 and 0 < x.shape[axes[0]] <= SHORT:
         return _excess_of_columns(x, axes[0])
-    return excess_beside(x, axes)
+    return _excess_of_rows(x, axes)
 
 
 def excess_beside(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """The same, for a result as large as x: its loop would do the columns again at every entry."""
-    length = x.shape[-1] if axes == (x.ndim - 1,) else 0
-    block = next((b for b in BLOCKS if length % b == 0), 0) if length >= LONG else 0
-    return _excess_of_blocks(x, block) if block else _excess_of_sums(x, axes)
+    """The same, for a result as large as x: its loop would do the columns again at every entry.
+
+    r is NaN beside +inf, where no entry of the result has a limit.
+    """
+    m, r = _excess_of_rows(x, axes)
+    return m, r + (m - m)
 
 
 def log1p_excess(r: Array) -> Array:
     """log(1 + r), and 0 in an empty row (r = -1), where there is nothing to normalize."""
     return jnp.log1p(jnp.maximum(r, 0))
+
+
+def _excess_of_rows(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    length = x.shape[-1] if axes == (x.ndim - 1,) else 0
+    block = next((b for b in BLOCKS if length % b == 0), 0) if length >= LONG else 0
+    return _excess_of_blocks(x, block) if block else _excess_of_sums(x, axes)
+
+
+def _exp_shift(x: Array, m: Array) -> Array:
+    """exp(x - m), and 1 for +inf: the difference to the largest finite number is 0, not NaN."""
+    return jnp.exp(shift(x, jnp.minimum(m, jnp.finfo(x.dtype).max)))
 
 
 def _excess_of_sums(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
@@ -79,12 +94,12 @@ def _excess_of_sums(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     below the top that e rounds to 1 count as tops, in both sums alike.
     """
     m = maximum(x, axes)
-    e = jnp.exp(shift(x, m))
+    e = _exp_shift(x, m)
     tops = jnp.floor(e)
     rest = jnp.sum(e - tops, axes, keepdims=True)
     if any(x.shape[axis] >= LONG for axis in axes):
         # A second read of x costs less than writing e and reading it twice.
-        tops = jnp.floor(jnp.exp(shift(x, lax.optimization_barrier(m))))
+        tops = jnp.floor(_exp_shift(x, lax.optimization_barrier(m)))
     return m, rest + (jnp.sum(tops, axes, keepdims=True) - 1)
 
 
@@ -98,7 +113,7 @@ def _excess_of_columns(x: Array, axis: int) -> tuple[Array, Array]:
     for column in columns:
         top = (column == m) & ~found
         found |= top
-        r += jnp.where(top, 0, jnp.exp(shift(column, m)))
+        r += jnp.where(top, 0, _exp_shift(column, m))
     return m, jnp.where(found | jnp.isnan(r), r, -1)
 
 
@@ -107,11 +122,11 @@ def _excess_of_blocks(x: Array, block: int) -> tuple[Array, Array]:
     blocks = x.reshape(*x.shape[:-1], -1, block)
     block_maxima = jnp.max(blocks, -1)
     m = maximum(block_maxima, (x.ndim - 1,))
-    sums = jnp.sum(jnp.exp(shift(blocks, m[..., None])), -1)
+    sums = jnp.sum(_exp_shift(blocks, m[..., None]), -1)
 
     top_block = jnp.argmax(block_maxima, -1, keepdims=True)
     entries = jnp.take_along_axis(blocks, top_block[..., None], -2).squeeze(-2)
-    e = jnp.exp(shift(entries, m))
+    e = _exp_shift(entries, m)
     is_top = jnp.arange(block) == jnp.argmax(entries, -1, keepdims=True)
     is_top_block = jnp.arange(sums.shape[-1]) == top_block
 

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._checks import Axis
 from softjax._logsumexp import logsumexp_core
-from softjax._numerics import compute_dtype, masked
+from softjax._numerics import compute_dtype, masked, maximum
 from softjax._softmax import tempered
 
 
@@ -154,7 +154,9 @@ def _smooth_max(function, x, axis, where, keepdims, temperature) -> Array:
 def _scaled(x: Array, where: Array | None, temperature: Array, axes, keepdims: bool) -> Array:
     wide = masked(x, where)
     temperature = temperature.astype(wide.dtype)
-    m, z = tempered(wide, temperature, axes)
-    y = m + temperature * logsumexp_core(z, axes)
-    y = jnp.where(m == jnp.inf, m, y).astype(x.dtype)
+    m = jax.lax.stop_gradient(maximum(wide, axes))
+    # m keeps +inf, and its difference to itself is not NaN but 0.
+    finite = jnp.where(wide == jnp.inf, jnp.finfo(wide.dtype).max, wide)
+    z = tempered(finite, temperature, axes)
+    y = (m + temperature * logsumexp_core(z, axes)).astype(x.dtype)
     return y if keepdims else jnp.squeeze(y, axes)

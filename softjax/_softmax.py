@@ -177,13 +177,13 @@ def relative_to_dominant(dominant: Array, x_dot: Array, axes: tuple[int, ...]) -
     return jnp.where(dominant, 0, x_dot - reference)
 
 
-def tempered(x: Array, temperature: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """m = max x and z = (x - m) / T: dividing after the subtraction keeps the offset out of z.
+def tempered(x: Array, temperature: Array, axes: tuple[int, ...]) -> Array:
+    """z = (x - max x) / T: dividing after the subtraction keeps the offset out of z.
 
-    m carries no derivative: every use adds it back, or does not depend on it.
+    The maximum carries no derivative: every use adds it back, or does not depend on it.
     """
     m = jax.lax.stop_gradient(maximum(x, axes))
-    return m, _divided(x, m, temperature.astype(x.dtype))
+    return _divided(x, m, temperature.astype(x.dtype))
 
 
 @jax.custom_jvp
@@ -216,7 +216,7 @@ def _probabilities(function, core, x, axis, where, temperature) -> Array:
 def _normalized(core, x: Array, where: Array | None, temperature: Array | None, axes) -> Array:
     z = masked(x, where)
     if temperature is not None:
-        z = tempered(z, temperature, axes)[1]
+        z = tempered(z, temperature, axes)
     y = core(z, axes)
     if where is not None:
         y = jnp.where(where, y, 0 if core is softmax_core else -jnp.inf)

@@ -71,8 +71,6 @@ def test_nan_spreads_over_its_row_only(size, dtype):
         x[0] = rest
         x[0, 1] = NAN
         for function in (*REDUCTIONS, *DISTRIBUTIONS):
-            if size == 4096 and rest == INF and function in REDUCTIONS:
-                continue  # known gap: in long rows XLA's max loses the NaN beside +inf
             y = np.asarray(function(x, axis=-1))
             assert np.all(np.isnan(y[0])), (function.__name__, rest)
             assert not np.any(np.isnan(y[1]))
@@ -419,6 +417,8 @@ def test_residuals_are_at_most_one_array_of_probabilities():
     x, labels = jnp.zeros((n, k)), jnp.zeros(n, jnp.int32)
     for function in (
         lambda x: softjax.logsumexp(x, axis=-1),
+        softjax.softmax,
+        softjax.log_softmax,
         lambda x: softjax.cross_entropy(x, labels),
     ):
         assert residuals(function, x) <= 4 * (n * k + 4 * n) + n * k // 8
