@@ -140,13 +140,14 @@ def _softmax_jvp(axes, primals, tangents):
     return p, softmax_tangent(p, x_dot, axes)
 
 
+@partial(jax.checkpoint, static_argnums=(2,), prevent_cse=False)
 def softmax_tangent(p: Array, x_dot: Array, axes: tuple[int, ...]) -> Array:
     """J x_dot for the Jacobian J = diag(p) - p p^T, accurate entry by entry.
 
     J 1 = 0, so tangents count relative to any one entry's. Where an entry dominates (p > 1/2)
     they are taken relative to its own, and its output from the others', which sum to minus it:
     1 - p is then nowhere a difference of near equals. Both steps are each other's transpose, so
-    that reverse mode is as accurate as forward mode.
+    that reverse mode is as accurate as forward mode. It saves p and does the rest again.
     """
     dominant = p > 0.5
     w = relative_to_dominant(dominant, x_dot, axes)
@@ -164,11 +165,14 @@ def _log_softmax(x: Array, axes: tuple[int, ...]) -> Array:
 @_log_softmax.defjvp
 def _log_softmax_jvp(axes, primals, tangents):
     (x,), (x_dot,) = primals, tangents
-    p = softmax_core(x, axes)
+    return _log_softmax(x, axes), _log_softmax_tangent(softmax_core(x, axes), x_dot, axes)
+
+
+@partial(jax.checkpoint, static_argnums=(2,), prevent_cse=False)
+def _log_softmax_tangent(p: Array, x_dot: Array, axes: tuple[int, ...]) -> Array:
     w = relative_to_dominant(p > 0.5, x_dot, axes)
     empty = jnp.sum(p, axes, keepdims=True) == 0
-    y_dot = jnp.where(empty, 0, w - jnp.sum(p * w, axes, keepdims=True))
-    return _log_softmax(x, axes), y_dot
+    return jnp.where(empty, 0, w - jnp.sum(p * w, axes, keepdims=True))
 
 
 def relative_to_dominant(dominant: Array, x_dot: Array, axes: tuple[int, ...]) -> Array:
