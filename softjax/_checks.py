@@ -122,6 +122,13 @@ def not_negative(function: str, argument: str, x: ArrayLike) -> None:
         raise ValueError(message(function, argument, ">= 0", values.min()))
 
 
+def refuse_first(function: str, argument: str, expected: str, values, bad) -> None:
+    """Refuses known values where `bad` holds, with the first of them and its place."""
+    if bad.any():
+        place = tuple(np.argwhere(np.asarray(bad))[0].tolist())
+        raise ValueError(message(function, argument, expected, f"{values[place]} at {place}"))
+
+
 def same_rank(function: str, argument: str, x: Array, ndim: int) -> None:
     if x.ndim != ndim:
         raise ValueError(message(function, argument, f"of rank {ndim}", f"shape {x.shape}"))

@@ -6,9 +6,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax._labels import Labels, TopKLabels, class_indices, distribution, is_class_indices
+from softjax._labels import Labels, class_indices, distribution, is_class_indices
 from softjax._logsumexp import logsumexp_core
-from softjax._losses import expected_loss, index_loss
+from softjax._losses import expected_loss, index_loss, spoiled
 from softjax._numerics import compute_dtype, masked
 
 
@@ -86,12 +86,7 @@ def cross_entropy(
         expected = "None where labels are a distribution"
         raise TypeError(_checks.message("cross_entropy", "ignore_index", expected, ignore_index))
     else:
-        if not isinstance(labels, TopKLabels):
-            _checks.not_negative("cross_entropy", "labels", labels)
-            labels = jnp.asarray(labels)
-            _checks.same_rank("cross_entropy", "labels", labels, x.ndim)
-            labels = jnp.moveaxis(labels, axis, -1)
-        targets = distribution("cross_entropy", labels, x.shape, dtype)
+        targets = distribution("cross_entropy", labels, x.shape, dtype, axis)
     return _cross_entropy(
         x, targets, where, _unless_zero(label_smoothing), weights, _unless_zero(z_loss)
     )
@@ -146,7 +141,7 @@ def _cross_entropy(x, targets, where, label_smoothing, class_weights, z_loss) ->
         index, bad, ignored = targets
         loss = index_loss(x, index, ignored)
         if weights is not None:
-            loss = jnp.where(weights[index] == 0, 0, weights[index] * loss)  # 0 * inf is 0
+            loss = _times(weights[index], loss)
         if ignored is not None:
             x = jnp.where(ignored[..., None], -jnp.inf, x)
     else:
@@ -155,13 +150,17 @@ def _cross_entropy(x, targets, where, label_smoothing, class_weights, z_loss) ->
 
     if label_smoothing is not None:
         e = jnp.asarray(label_smoothing, x.dtype)
-        loss = jnp.where(e == 1, 0, (1 - e) * loss) + e * _mean_loss(x, where, weights)
+        loss = _times(1 - e, loss) + _times(e, _mean_loss(x, where, weights))
     if z_loss is not None:
         log_partition = logsumexp_core(x, (x.ndim - 1,))[..., 0]
         square = jnp.where(jnp.isneginf(log_partition), 0, log_partition) ** 2
         loss += jnp.asarray(z_loss, x.dtype) * square
-    # A product, so that the gradient of a row with a bad label is NaN as well.
-    return loss if bad is None else loss * jnp.where(bad, jnp.nan, 1)
+    return spoiled(loss, bad)
+
+
+def _times(factor: Array, loss: Array) -> Array:
+    """factor * loss with 0 * inf = 0; a NaN stays."""
+    return factor * jnp.where((factor == 0) & (loss == jnp.inf), 0, loss)
 
 
 def _mean_loss(x: Array, where: Array | None, weights: Array | None) -> Array:

@@ -7,7 +7,15 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from softjax._checks import known, message, not_negative, real_array, same_shape
+from softjax._checks import (
+    known,
+    message,
+    not_negative,
+    real_array,
+    refuse_first,
+    same_rank,
+    same_shape,
+)
 
 
 class TopKLabels(NamedTuple):
@@ -66,10 +74,7 @@ def class_indices(
     index = xp.where(bad if ignored is None else bad | ignored, 0, y).astype(jnp.int32)
     if values is None:
         return ClassIndices(index, bad, ignored)
-    if bad.any():
-        where = tuple(np.argwhere(bad)[0].tolist())
-        got = f"{values[where]} at {where}"
-        raise ValueError(message(function, "labels", f"in [0, {num_classes})", got))
+    refuse_first(function, "labels", f"in [0, {num_classes})", values, bad)
     ignored = None if ignored is None else jnp.asarray(ignored)
     return ClassIndices(jnp.asarray(index), None, ignored)
 
@@ -90,12 +95,19 @@ def is_class_indices(labels: Labels, function: str) -> TypeGuard[ArrayLike]:
     raise TypeError(message(function, "labels", expected, f"dtype {dtype}"))
 
 
-def distribution(function: str, labels: Labels, shape: tuple[int, ...], dtype) -> Array:
-    """A distribution over the last axis of `shape`, dense; NaN where a traced index is bad."""
+def distribution(
+    function: str, labels: Labels, shape: tuple[int, ...], dtype, axis: int = -1
+) -> Array:
+    """A distribution over the last axis of `shape`, dense; NaN where a traced index is bad.
+
+    A dense one is given with its classes on `axis`.
+    """
     if isinstance(labels, TopKLabels):
         return _scattered(function, labels, shape, dtype)
     not_negative(function, "labels", labels)
     labels = real_array(function, "labels", labels)
+    same_rank(function, "labels", labels, len(shape))
+    labels = jnp.moveaxis(labels, axis, -1)
     same_shape(function, "labels", labels, shape)
     return labels.astype(dtype)
 

@@ -99,6 +99,11 @@ def _expected_loss_gradient_jvp(primals, tangents):
     return expected_loss_gradient(x, q), from_x + jnp.where(empty, 0, mass_dot * p - q_dot)
 
 
+def spoiled(loss: Array, bad: Array | None) -> Array:
+    """`loss`, with NaN in value and gradient where `bad`: a product does it, a choice would not."""
+    return loss if bad is None else loss * jnp.where(bad, jnp.nan, 1).astype(loss.dtype)
+
+
 def complement(p: Array, r: Array) -> Array:
     """1 - p for probabilities p of a row with excess r: where p > 1/2, all the others' r / (1 + r).
 

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._cross_entropy import cross_entropy
+from softjax._losses import spoiled
 from softjax._softmax import softmax
 
 
@@ -178,9 +178,7 @@ def _stages(ranking: Array, where: Array) -> _Stages:
 def _plackett_luce_loss(scores: Array, stages: _Stages) -> Array:
     logits = jnp.broadcast_to(scores[..., None, :], stages.left.shape)
     losses = cross_entropy(logits, stages.chosen, where=stages.left, ignore_index=-1)
-    # A factor, not a choice: a bad ranking makes the gradient NaN as well.
-    valid = jnp.where(jnp.any(stages.bad, -1), jnp.nan, 1).astype(losses.dtype)
-    return jnp.sum(losses, -1) * valid
+    return spoiled(jnp.sum(losses, -1), jnp.any(stages.bad, -1))
 
 
 def _outcomes(function: str, score_i, score_j, neither) -> Array:
@@ -216,8 +214,5 @@ def _integers(function: str, argument: str, x: ArrayLike, *, signed: bool = Fals
 def _refuse(function: str, argument: str, expected: str, x: Array, bad: Array) -> None:
     """Raises ValueError for the first entry of `x` that is known to be bad."""
     values, is_bad = _checks.known(x), _checks.known(bad)
-    if values is None or is_bad is None or not is_bad.any():
-        return
-    position = tuple(np.argwhere(is_bad)[0].tolist())
-    got = f"{values[position]} at {position}"
-    raise ValueError(_checks.message(function, argument, expected, got))
+    if values is not None and is_bad is not None:
+        _checks.refuse_first(function, argument, expected, values, is_bad)

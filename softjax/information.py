@@ -17,7 +17,7 @@ from softjax import _checks
 from softjax._checks import Axis
 from softjax._labels import class_indices, is_class_indices
 from softjax._logsumexp import logsumexp_core
-from softjax._losses import index_loss
+from softjax._losses import index_loss, spoiled
 from softjax._numerics import compute_dtype, excess, log1p_excess, masked, maximum, shift
 from softjax._softmax import log_softmax, softmax, softmax_tangent
 
@@ -311,7 +311,7 @@ def nats_to_bits(nats: ArrayLike) -> Array:
     Source: Cover and Thomas (2006), section 2.1.
     """
     x = _checks.real_array("nats_to_bits", "nats", nats)
-    return (_wide(x) / math.log(2)).astype(x.dtype)
+    return (masked(x, None) / math.log(2)).astype(x.dtype)
 
 
 def bits_to_nats(bits: ArrayLike) -> Array:
@@ -337,7 +337,7 @@ def bits_to_nats(bits: ArrayLike) -> Array:
     Source: Cover and Thomas (2006), section 2.1.
     """
     x = _checks.real_array("bits_to_nats", "bits", bits)
-    return (_wide(x) * math.log(2)).astype(x.dtype)
+    return (masked(x, None) * math.log(2)).astype(x.dtype)
 
 
 # --- entropy ---
@@ -455,9 +455,7 @@ def _exp_less_tangent(u: Array) -> Array:
 
 @partial(jax.jit, static_argnums=4)
 def _surprisal(x: Array, index: Array, bad: Array | None, where: Array | None, axis: int) -> Array:
-    value = index_loss(jnp.moveaxis(masked(x, where), axis, -1), index, None)
-    # A factor, not a choice: a bad label makes the gradient NaN as well.
-    return value if bad is None else value * jnp.where(bad, jnp.nan, 1).astype(value.dtype)
+    return spoiled(index_loss(jnp.moveaxis(masked(x, where), axis, -1), index, None), bad)
 
 
 # --- tempering ---
@@ -518,7 +516,3 @@ def _centred(p: Array, x: Array, axes: tuple[int, ...]) -> Array:
 
 def _is_empty(p: Array, axes: tuple[int, ...]) -> Array:
     return jnp.all(p == 0, axes, keepdims=True)
-
-
-def _wide(x: Array) -> Array:
-    return x.astype(compute_dtype(x.dtype))

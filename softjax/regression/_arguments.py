@@ -148,7 +148,4 @@ def _refuse(argument: str, expected: str, x: Array | np.ndarray, bad: Callable) 
     """Raises where an entry of `x` is bad, with the first such entry and its place."""
     if isinstance(x, Array) and all(device.platform == "cpu" for device in x.devices()):
         x = np.asarray(x)  # NumPy has nothing to compile
-    wrong = bad(x)
-    if wrong.any():
-        place = tuple(np.argwhere(np.asarray(wrong))[0].tolist())
-        raise error(argument, expected, f"{x[place]} at {place}")
+    _checks.refuse_first(FIT, argument, expected, x, bad(x))

@@ -20,8 +20,6 @@ MARKERS_OF_SCIPY = (
 def pytest_configure(config: pytest.Config) -> None:
     for name in MARKERS_OF_SCIPY:
         config.addinivalue_line("markers", f"{name}: of scipy's tests")
-    # scipy parametrizes a test with an iterator.
-    config.addinivalue_line("filterwarnings", "ignore:Passing a non-Collection")
 
 
 @pytest.hookimpl(wrapper=True)
