@@ -8,6 +8,8 @@ The 1 of the maximal entry is left out before the sum rounds, not subtracted aft
 whose top is far above the rest, 1 + r is 1 and all the information is in r.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -59,7 +61,7 @@ def excess(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     """
     if len(axes) == 1 and 0 < x.shape[axes[0]] <= SHORT:
         return _excess_of_columns(x, axes[0])
-    return _excess_of_rows(x, axes)
+    return _excess_of_rows(x, axes, _exp_finite_shift)
 
 
 def excess_beside(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
@@ -67,8 +69,7 @@ def excess_beside(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
 
     r is NaN beside +inf, where no entry of the result has a limit.
     """
-    m, r = _excess_of_rows(x, axes)
-    return m, r + (m - m)
+    return _excess_of_rows(x, axes, _exp_shift)
 
 
 def log1p_excess(r: Array) -> Array:
@@ -76,30 +77,37 @@ def log1p_excess(r: Array) -> Array:
     return jnp.log1p(jnp.maximum(r, 0))
 
 
-def _excess_of_rows(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+def _exp_shift(x: Array, m: Array) -> Array:
+    """exp(x - m): NaN for +inf."""
+    return jnp.exp(shift(x, m))
+
+
+def _exp_finite_shift(x: Array, m: Array) -> Array:
+    """exp(x - m), and 1 for +inf: the difference to the largest finite number is 0, not NaN."""
+    return _exp_shift(x, jnp.minimum(m, jnp.finfo(x.dtype).max))
+
+
+def _excess_of_rows(x: Array, axes: tuple[int, ...], exp_shift: Callable) -> tuple[Array, Array]:
     length = x.shape[-1] if axes == (x.ndim - 1,) else 0
     block = next((b for b in BLOCKS if length % b == 0), 0) if length >= LONG else 0
-    return _excess_of_blocks(x, block) if block else _excess_of_sums(x, axes)
+    if block:
+        return _excess_of_blocks(x, block, exp_shift)
+    return _excess_of_sums(x, axes, exp_shift)
 
 
-def _exp_shift(x: Array, m: Array) -> Array:
-    """exp(x - m), and 1 for +inf: the difference to the largest finite number is 0, not NaN."""
-    return jnp.exp(shift(x, jnp.minimum(m, jnp.finfo(x.dtype).max)))
-
-
-def _excess_of_sums(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+def _excess_of_sums(x: Array, axes: tuple[int, ...], exp_shift: Callable) -> tuple[Array, Array]:
     """r = sum(e - floor(e)) + (sum(floor(e)) - 1): floor(e) is 1 at a top and 0 elsewhere.
 
     Without a comparison, so that XLA:CPU keeps the whole row in one fused call. Entries so close
     below the top that e rounds to 1 count as tops, in both sums alike.
     """
     m = maximum(x, axes)
-    e = _exp_shift(x, m)
+    e = exp_shift(x, m)
     tops = jnp.floor(e)
     rest = jnp.sum(e - tops, axes, keepdims=True)
     if any(x.shape[axis] >= LONG for axis in axes):
         # A second read of x costs less than writing e and reading it twice.
-        tops = jnp.floor(_exp_shift(x, lax.optimization_barrier(m)))
+        tops = jnp.floor(exp_shift(x, lax.optimization_barrier(m)))
     return m, rest + (jnp.sum(tops, axes, keepdims=True) - 1)
 
 
@@ -113,20 +121,20 @@ def _excess_of_columns(x: Array, axis: int) -> tuple[Array, Array]:
     for column in columns:
         top = (column == m) & ~found
         found |= top
-        r += jnp.where(top, 0, _exp_shift(column, m))
+        r += jnp.where(top, 0, _exp_finite_shift(column, m))
     return m, jnp.where(found | jnp.isnan(r), r, -1)
 
 
-def _excess_of_blocks(x: Array, block: int) -> tuple[Array, Array]:
+def _excess_of_blocks(x: Array, block: int, exp_shift: Callable) -> tuple[Array, Array]:
     """Sums the exponentials block by block, and once more, without the top, in the top's block."""
     blocks = x.reshape(*x.shape[:-1], -1, block)
     block_maxima = jnp.max(blocks, -1)
     m = maximum(block_maxima, (x.ndim - 1,))
-    sums = jnp.sum(_exp_shift(blocks, m[..., None]), -1)
+    sums = jnp.sum(exp_shift(blocks, m[..., None]), -1)
 
     top_block = jnp.argmax(block_maxima, -1, keepdims=True)
     entries = jnp.take_along_axis(blocks, top_block[..., None], -2).squeeze(-2)
-    e = _exp_shift(entries, m)
+    e = exp_shift(entries, m)
     is_top = jnp.arange(block) == jnp.argmax(entries, -1, keepdims=True)
     is_top_block = jnp.arange(sums.shape[-1]) == top_block
 
