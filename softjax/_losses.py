@@ -11,15 +11,21 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from softjax._numerics import SHORT, excess, excess_beside, log1p_excess, maximum, shift
-from softjax._softmax import softmax_core, softmax_tangent
+from softjax._numerics import excess, log_total, shift, total
+from softjax._softmax import (
+    is_empty,
+    log_softmax_core,
+    softmax_and_complement,
+    softmax_core,
+    softmax_tangent,
+)
 
 
 @jax.custom_jvp
 def index_loss(x: Array, index: Array, ignored: Array | None) -> Array:
     """-log softmax(x)[index], and 0 where `ignored` or where the row is empty."""
     m, r = excess(x, (x.ndim - 1,))
-    loss = jnp.where(r < 0, 0, log1p_excess(r) - shift(_at(x, index), m))[..., 0]
+    loss = jnp.where(r < 0, 0, log_total(m, r) - shift(_at(x, index), m))[..., 0]
     return loss if ignored is None else jnp.where(ignored, 0, loss)
 
 
@@ -33,18 +39,11 @@ def _index_loss_jvp(primals, tangents):
 @jax.custom_jvp
 def index_loss_gradient(x: Array, index: Array, ignored: Array | None) -> Array:
     """softmax(x) - onehot(index): at the label minus the sum of the others, never p - 1."""
-    axes = (x.ndim - 1,)
+    m, r = excess(x, (x.ndim - 1,))
+    d_label = shift(_at(x, index), m)
+    others = jnp.where(d_label == 0, r, (1 + r) - jnp.exp(d_label))  # r is the sum without a top
     is_label = jnp.arange(x.shape[-1], dtype=index.dtype) == index[..., None]
-    if x.shape[-1] <= SHORT:
-        m = maximum(x, axes)
-        e, e_label = jnp.exp(shift(x, m)), jnp.exp(shift(_at(x, index), m))
-        others = jnp.sum(jnp.where(is_label, 0, e), axes, keepdims=True)
-    else:
-        m, r = excess_beside(x, axes)
-        e, e_label = jnp.exp(shift(x, m)), jnp.exp(shift(_at(x, index), m))
-        others = jnp.where(e_label == 1, r, (1 + r) - e_label)  # r is the sum without a top
-    total = others + e_label
-    g = jnp.where(is_label, -others, e) / jnp.where(total > 0, total, 1)
+    g = jnp.where(is_label, -others, jnp.exp(shift(x, m))) / total(m, r)
     return g if ignored is None else jnp.where(ignored[..., None], 0, g)
 
 
@@ -62,7 +61,7 @@ def expected_loss(x: Array, q: Array) -> Array:
     """sum_k q_k (-log softmax(x)_k), with 0 * inf = 0, and 0 where the row is empty."""
     m, r = excess(x, (x.ndim - 1,))
     cost = jnp.where(q == 0, 0, q * -shift(x, m))
-    loss = jnp.sum(q, -1) * log1p_excess(r)[..., 0] + jnp.sum(cost, -1)
+    loss = jnp.sum(q, -1) * log_total(m, r)[..., 0] + jnp.sum(cost, -1)
     return jnp.where(r[..., 0] < 0, 0, loss)
 
 
@@ -70,8 +69,9 @@ def expected_loss(x: Array, q: Array) -> Array:
 def _expected_loss_jvp(primals, tangents):
     (x, q), (x_dot, q_dot) = primals, tangents
     # dl/dq_k = -log p_k. A class that has no mass on either side takes no part.
-    m, r = excess(x, (x.ndim - 1,))
-    cost = jnp.where((q == 0) & jnp.isneginf(x) | (r < 0), 0, log1p_excess(r) - shift(x, m))
+    axes = (x.ndim - 1,)
+    nothing = (q == 0) & jnp.isneginf(x) | is_empty(softmax_core(x, axes), axes)
+    cost = jnp.where(nothing, 0, -log_softmax_core(x, axes))
     loss_dot = jnp.sum(expected_loss_gradient(x, q) * x_dot, -1) + jnp.sum(cost * q_dot, -1)
     return expected_loss(x, q), loss_dot
 
@@ -79,13 +79,12 @@ def _expected_loss_jvp(primals, tangents):
 @jax.custom_jvp
 def expected_loss_gradient(x: Array, q: Array) -> Array:
     """Q softmax(x) - q; where one class dominates both, the others' (Q - q_t) - Q (1 - p_t)."""
-    m, r = excess_beside(x, (x.ndim - 1,))
-    p = jnp.exp(shift(x, m)) / (1 + jnp.maximum(r, 0))
+    p, one_minus_p = softmax_and_complement(x)
     mass = jnp.sum(q, -1, keepdims=True)
     dominant = (p > 0.5) & (q > 0.5 * mass)
     others = jnp.sum(jnp.where(dominant, 0, q), -1, keepdims=True)
-    g = jnp.where(dominant, others - mass * complement(p, r), mass * p - q)
-    return jnp.where(r < 0, 0, g)
+    g = jnp.where(dominant, others - mass * one_minus_p, mass * p - q)
+    return jnp.where(is_empty(p, (x.ndim - 1,)), 0, g)
 
 
 @expected_loss_gradient.defjvp
@@ -95,21 +94,13 @@ def _expected_loss_gradient_jvp(primals, tangents):
     p = softmax_core(x, axes)
     mass_dot = jnp.sum(q_dot, -1, keepdims=True)
     from_x = jnp.sum(q, -1, keepdims=True) * softmax_tangent(p, x_dot, axes)
-    empty = jnp.sum(p, -1, keepdims=True) == 0
-    return expected_loss_gradient(x, q), from_x + jnp.where(empty, 0, mass_dot * p - q_dot)
+    from_q = jnp.where(is_empty(p, axes), 0, mass_dot * p - q_dot)
+    return expected_loss_gradient(x, q), from_x + from_q
 
 
 def spoiled(loss: Array, bad: Array | None) -> Array:
     """`loss`, with NaN in value and gradient where `bad`: a product does it, a choice would not."""
     return loss if bad is None else loss * jnp.where(bad, jnp.nan, 1).astype(loss.dtype)
-
-
-def complement(p: Array, r: Array) -> Array:
-    """1 - p for probabilities p of a row with excess r: where p > 1/2, all the others' r / (1 + r).
-
-    An entry with p > 1/2 is the only maximal one.
-    """
-    return jnp.where(p > 0.5, r / (1 + r), 1 - p)
 
 
 def _at(x: Array, index: Array) -> Array:

@@ -1,24 +1,27 @@
-"""The dtype policy, and the shifted exponentials that every normalizer shares.
+"""The dtype policy, and the excess that every normalizer shares.
 
-With m = max x, d = x - m and e = exp(d), everything here is a function of m and of the *excess*
+With m = max x, everything here is a function of m and of the *excess*
 
-    r = (sum of e over all entries but one maximal one),      so that sum exp(x) = e^m (1 + r).
+    r = (sum of exp(x - m) over all entries but one maximal one),   sum exp(x) = e^m (1 + r).
 
 The 1 of the maximal entry is left out before the sum rounds, not subtracted after it: in a row
 whose top is far above the rest, 1 + r is 1 and all the information is in r.
 """
 
+import math
 from collections.abc import Callable
+from functools import cache
 
 import jax.numpy as jnp
 from jax import Array, lax
 
-# Up to this many classes the columns are written out: one loop over the rows does it all.
-SHORT = 16
-# From this many on, the axis is reduced in blocks. XLA:CPU fuses two reductions of one array only
-# while its rows are short; beyond, it would write the exponentials to memory.
-LONG = 4096
-BLOCKS = (*range(1024, 127, -1), *range(1025, 4097))
+# XLA:CPU writes out a reduction of up to about this many terms, and vectorizes over its results.
+# A longer one is a loop of single additions, eight times slower.
+UNROLLED = 24
+# From this many classes on, the results that it vectorizes over are classes, below they are rows.
+WIDE = 64
+
+Pair = tuple[Array, Array]
 
 
 def compute_dtype(dtype) -> jnp.dtype:
@@ -57,88 +60,91 @@ def excess(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
 
     r >= 0; -1 in a row of -inf or without entries; NaN beside NaN, which m may have lost: in long
     rows the maximum that XLA:CPU calls skips a NaN beside +inf. Entries of +inf are tops, so that
-    m + log1p(r) needs no case of its own there either.
-    """
-    if len(axes) == 1 and 0 < x.shape[axes[0]] <= SHORT:
-        return _excess_of_columns(x, axes[0])
-    return _excess_of_rows(x, axes, _exp_finite_shift)
-
-
-def excess_beside(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """The same, for a result as large as x: its loop would do the columns again at every entry.
-
-    r is NaN beside +inf, where no entry of the result has a limit.
-    """
-    return _excess_of_rows(x, axes, _exp_shift)
-
-
-def log1p_excess(r: Array) -> Array:
-    """log(1 + r), and 0 in an empty row (r = -1), where there is nothing to normalize."""
-    return jnp.log1p(jnp.maximum(r, 0))
-
-
-def _exp_shift(x: Array, m: Array) -> Array:
-    """exp(x - m): NaN for +inf."""
-    return jnp.exp(shift(x, m))
-
-
-def _exp_finite_shift(x: Array, m: Array) -> Array:
-    """exp(x - m), and 1 for +inf: the difference to the largest finite number is 0, not NaN."""
-    return _exp_shift(x, jnp.minimum(m, jnp.finfo(x.dtype).max))
-
-
-def _excess_of_rows(x: Array, axes: tuple[int, ...], exp_shift: Callable) -> tuple[Array, Array]:
-    length = x.shape[-1] if axes == (x.ndim - 1,) else 0
-    block = next((b for b in BLOCKS if length % b == 0), 0) if length >= LONG else 0
-    if block:
-        return _excess_of_blocks(x, block, exp_shift)
-    return _excess_of_sums(x, axes, exp_shift)
-
-
-def _excess_of_sums(x: Array, axes: tuple[int, ...], exp_shift: Callable) -> tuple[Array, Array]:
-    """r = sum(e - floor(e)) + (sum(floor(e)) - 1): floor(e) is 1 at a top and 0 elsewhere.
-
-    Without a comparison, so that XLA:CPU keeps the whole row in one fused call. Entries so close
-    below the top that e rounds to 1 count as tops, in both sums alike.
+    m + log1p(r) is +inf by itself.
     """
     m = maximum(x, axes)
-    e = exp_shift(x, m)
-    tops = jnp.floor(e)
-    rest = jnp.sum(e - tops, axes, keepdims=True)
-    if any(x.shape[axis] >= LONG for axis in axes):
-        # A second read of x costs less than writing e and reading it twice.
-        tops = jnp.floor(exp_shift(x, lax.optimization_barrier(m)))
-    return m, rest + (jnp.sum(tops, axes, keepdims=True) - 1)
+    kept = tuple(axis for axis in range(x.ndim) if axis not in axes)
+    batch = tuple(x.shape[axis] for axis in kept)
+    classes = math.prod(x.shape[axis] for axis in axes)
+    rows = x.transpose(*kept, *axes).reshape(*batch, classes)
+    top = m.reshape(*batch, 1)
+    if classes < WIDE and batch and batch[-1] > 1 and batch[-1] % 2:
+        # XLA:CPU vectorizes over rows, but only over an even number of them.
+        even = _sums_beside_top(rows[..., :-1, :], top[..., :-1, :])
+        odd = _sums_beside_top(rows[..., -1:, :], top[..., -1:, :])
+        rest, tops = (jnp.concatenate(parts, -1) for parts in zip(even, odd, strict=True))
+    else:
+        rest, tops = _sums_beside_top(rows, top)
+    return m, (rest + (tops - 1)).reshape(m.shape)
 
 
-def _excess_of_columns(x: Array, axis: int) -> tuple[Array, Array]:
-    columns = [lax.index_in_dim(x, k, axis) for k in range(x.shape[axis])]
-    m = jnp.full_like(columns[0], jnp.finfo(x.dtype).min)
-    for column in columns:
-        m = jnp.maximum(m, column)
-    r = jnp.zeros_like(m)
-    found = jnp.zeros(m.shape, bool)
-    for column in columns:
-        top = (column == m) & ~found
-        found |= top
-        r += jnp.where(top, 0, _exp_finite_shift(column, m))
-    return m, jnp.where(found | jnp.isnan(r), r, -1)
+def total(m: Array, r: Array) -> Array:
+    """sum exp(x - m) = 1 + r: 1 in an empty row, NaN beside +inf, where no probability is left."""
+    return jnp.where(m < jnp.inf, 1 + jnp.maximum(r, 0), jnp.nan)
 
 
-def _excess_of_blocks(x: Array, block: int, exp_shift: Callable) -> tuple[Array, Array]:
-    """Sums the exponentials block by block, and once more, without the top, in the top's block."""
-    blocks = x.reshape(*x.shape[:-1], -1, block)
-    block_maxima = jnp.max(blocks, -1)
-    m = maximum(block_maxima, (x.ndim - 1,))
-    sums = jnp.sum(exp_shift(blocks, m[..., None]), -1)
+def log_total(m: Array, r: Array) -> Array:
+    """log sum exp(x - m) = log1p(r): 0 in an empty row, NaN beside +inf."""
+    return jnp.where(m < jnp.inf, jnp.log1p(jnp.maximum(r, 0)), jnp.nan)
 
-    top_block = jnp.argmax(block_maxima, -1, keepdims=True)
-    entries = jnp.take_along_axis(blocks, top_block[..., None], -2).squeeze(-2)
-    e = exp_shift(entries, m)
-    is_top = jnp.arange(block) == jnp.argmax(entries, -1, keepdims=True)
-    is_top_block = jnp.arange(sums.shape[-1]) == top_block
 
-    other_blocks = jnp.sum(jnp.where(is_top_block, 0, sums), -1, keepdims=True)
-    same_block = jnp.sum(jnp.where(is_top, 0, e), -1, keepdims=True)
-    top = jnp.sum(jnp.where(is_top, e, 0), -1, keepdims=True)  # 1, or 0 in a row of -inf
-    return m, other_blocks + same_block + (top - 1)
+def _sums_beside_top(rows: Array, m: Array) -> Pair:
+    """The sum of exp(x - m) without the maximal entries, and how many those are."""
+
+    def terms(part: slice) -> Pair:
+        x = rows[..., part]
+        is_top = x == m
+        return jnp.where(is_top, 0, jnp.exp(shift(x, m))), is_top.astype(x.dtype)
+
+    return _sums(terms, rows.shape[-1])
+
+
+def _sums(terms: Callable[[slice], Pair], length: int) -> Pair:
+    """The sums of two arrays over their last axis, both in one loop, as a tree.
+
+    The axis is cut into tiles [height, width] that are summed down their columns, and what that
+    leaves again. This is exact to a few ulp and vectorizes, and the first loop, which has all the
+    exponentials, writes 1 / height of what it reads. `terms` gives the arrays part by part: an
+    expression that is sliced in two places would be an array in memory.
+    """
+    sums, start = [], 0
+    for count, height, width in _tiling(length):
+        stop = start + count * height * width
+        part = terms(slice(start, stop))
+        start = stop
+        batch = part[0].shape[:-1]
+        columns = _sums_down(
+            [t.reshape(*batch, count, height, width) for t in part], len(batch) + 1
+        )
+        left = [c.reshape(*batch, count * width) for c in columns]
+        if count * width == 1:
+            sums.append((left[0][..., 0], left[1][..., 0]))
+        else:
+            sums.append(
+                _sums(lambda s, left=left: (left[0][..., s], left[1][..., s]), count * width)
+            )
+    (rest, tops), *others = sums
+    for other in others:
+        rest, tops = rest + other[0], tops + other[1]
+    return rest, tops
+
+
+def _sums_down(tiles: list[Array], axis: int) -> list[Array]:
+    zero = jnp.zeros((), tiles[0].dtype)
+    return lax.reduce(tiles, [zero, zero], lambda a, b: [a[0] + b[0], a[1] + b[1]], (axis,))
+
+
+@cache
+def _tiling(length: int) -> list[tuple[int, int, int]]:
+    """(count, height, width) of the tiles that cover an axis, one kind after the other.
+
+    Narrow ones vectorize over rows, wide ones over classes too.
+    """
+    if length < WIDE:
+        starts = range(0, max(length, 1), UNROLLED)
+        return [(1, min(UNROLLED, length - start), 1) for start in starts]
+    tiles = [(h, w) for h in range(8, UNROLLED + 1) for w in range(8, 49, 8) if h * w <= length]
+    height, width = min(tiles, key=lambda tile: (length % math.prod(tile), -math.prod(tile)))
+    count = length // (height * width)
+    left_over = length - count * height * width
+    return [(count, height, width)] + (_tiling(left_over) if left_over else [])

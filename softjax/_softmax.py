@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._checks import Axis
-from softjax._numerics import excess_beside, log1p_excess, masked, maximum, shift
+from softjax._numerics import excess, log_total, masked, maximum, shift, total
 
 
 def softmax(
@@ -87,7 +87,7 @@ def log_softmax(
 
     Source: Blanchard, Higham and Higham (2021), section 5.
     """
-    return _probabilities("log_softmax", _log_softmax, x, axis, where, temperature)
+    return _probabilities("log_softmax", log_softmax_core, x, axis, where, temperature)
 
 
 def softmin(
@@ -157,22 +157,47 @@ def softmax_tangent(p: Array, x_dot: Array, axes: tuple[int, ...]) -> Array:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _log_softmax(x: Array, axes: tuple[int, ...]) -> Array:
-    m, r = excess_beside(x, axes)
-    return shift(x, m) - log1p_excess(r)
+def log_softmax_core(x: Array, axes: tuple[int, ...]) -> Array:
+    m, r = excess(x, axes)
+    return shift(x, m) - log_total(m, r)
 
 
-@_log_softmax.defjvp
+@log_softmax_core.defjvp
 def _log_softmax_jvp(axes, primals, tangents):
     (x,), (x_dot,) = primals, tangents
-    return _log_softmax(x, axes), _log_softmax_tangent(softmax_core(x, axes), x_dot, axes)
+    return log_softmax_core(x, axes), _log_softmax_tangent(softmax_core(x, axes), x_dot, axes)
 
 
 @partial(jax.checkpoint, static_argnums=(2,), prevent_cse=False)
 def _log_softmax_tangent(p: Array, x_dot: Array, axes: tuple[int, ...]) -> Array:
     w = relative_to_dominant(p > 0.5, x_dot, axes)
-    empty = jnp.sum(p, axes, keepdims=True) == 0
-    return jnp.where(empty, 0, w - jnp.sum(p * w, axes, keepdims=True))
+    return jnp.where(is_empty(p, axes), 0, w - jnp.sum(p * w, axes, keepdims=True))
+
+
+@jax.custom_jvp
+def softmax_and_complement(x: Array) -> tuple[Array, Array]:
+    """p = softmax(x) over the last axis, and 1 - p.
+
+    An entry with p > 1/2 is the only maximal one: there 1 - p is the share r / (1 + r) of all the
+    others, elsewhere the difference loses nothing.
+    """
+    m, r = excess(x, (x.ndim - 1,))
+    whole = total(m, r)
+    p = jnp.exp(shift(x, m)) / whole
+    return p, jnp.where(p > 0.5, r / whole, 1 - p)
+
+
+@softmax_and_complement.defjvp
+def _softmax_and_complement_jvp(primals, tangents):
+    (x,), (x_dot,) = primals, tangents
+    p, complement = softmax_and_complement(x)
+    p_dot = softmax_tangent(p, x_dot, (x.ndim - 1,))
+    return (p, complement), (p_dot, -p_dot)
+
+
+def is_empty(p: Array, axes: tuple[int, ...]) -> Array:
+    """Whether no class of a row has a probability: all are -inf, masked, or not there."""
+    return jnp.all(p == 0, axes, keepdims=True)
 
 
 def relative_to_dominant(dominant: Array, x_dot: Array, axes: tuple[int, ...]) -> Array:

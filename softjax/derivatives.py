@@ -14,9 +14,14 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._labels import Labels, class_indices, distribution, is_class_indices
-from softjax._losses import complement, expected_loss_gradient, index_loss_gradient
-from softjax._numerics import compute_dtype, excess_beside, shift
-from softjax._softmax import relative_to_dominant, softmax_core, softmax_tangent
+from softjax._losses import expected_loss_gradient, index_loss_gradient
+from softjax._numerics import compute_dtype, masked
+from softjax._softmax import (
+    relative_to_dominant,
+    softmax_and_complement,
+    softmax_core,
+    softmax_tangent,
+)
 
 
 def softmax_jacobian(logits: ArrayLike) -> Array:
@@ -132,7 +137,7 @@ def logsumexp_gradient(logits: ArrayLike) -> Array:
     Source: Boyd and Vandenberghe, "Convex Optimization" (2004), section 3.1.5.
     """
     x = _logits("logsumexp_gradient", logits)
-    return softmax_core(_wide(x), (x.ndim - 1,)).astype(x.dtype)
+    return softmax_core(masked(x, None), (x.ndim - 1,)).astype(x.dtype)
 
 
 def logsumexp_hessian(logits: ArrayLike) -> Array:
@@ -221,7 +226,7 @@ def logsumexp_hessian_sqrt(logits: ArrayLike) -> Array:
         covariance written as an expectation.
     """
     x = _logits("logsumexp_hessian_sqrt", logits)
-    p, complement = _probabilities(x)
+    p, complement = softmax_and_complement(masked(x, None))
     root = jnp.sqrt(p)
     return _with_diagonal(-p[..., :, None] * root[..., None, :], root * complement).astype(x.dtype)
 
@@ -254,7 +259,7 @@ def logsumexp_hessian_pinv(logits: ArrayLike) -> Array:
         orthogonal complement of 1; the four Penrose conditions follow.
     """
     x = _logits("logsumexp_hessian_pinv", logits)
-    p, _ = _probabilities(x)
+    p, _ = softmax_and_complement(masked(x, None))
     support = p > 0
     k = jnp.maximum(jnp.sum(support.astype(p.dtype), -1, keepdims=True), 1)
     # (C diag(1/p) C)_ij = delta_ij / p_i - (1/p_i + 1/p_j - mean(1/p)) / K
@@ -302,7 +307,7 @@ def log_partition_cumulants(logits: ArrayLike, direction: ArrayLike, order: int 
     v = _beside(function, "direction", direction, x)
     if order not in (1, 2, 3, 4):
         raise ValueError(_checks.message(function, "order", "1, 2, 3 or 4", order))
-    p, _ = _probabilities(x)
+    p, _ = softmax_and_complement(masked(x, None))
     # Moments about the dominant class, where there is one: no cancellation in its row.
     dominant = p > 0.5
     w = relative_to_dominant(dominant, v, (x.ndim - 1,))
@@ -340,7 +345,7 @@ def cross_entropy_gradient(logits: ArrayLike, labels: Labels) -> Array:
     """
     function = "cross_entropy_gradient"
     x = _logits(function, logits)
-    wide = _wide(x)
+    wide = masked(x, None)
     if not is_class_indices(labels, function):
         return expected_loss_gradient(wide, distribution(function, labels, x.shape, wide.dtype))
     index, bad = _indices(function, labels, x)
@@ -421,28 +426,17 @@ def _logits(function: str, logits: ArrayLike) -> Array:
 def _beside(function: str, argument: str, v: ArrayLike, x: Array) -> Array:
     v = _checks.real_array(function, argument, v)
     _checks.same_shape(function, argument, v, x.shape)
-    return _wide(v, x.dtype)
-
-
-def _wide(x: Array, dtype=None) -> Array:
-    return x.astype(compute_dtype(x.dtype if dtype is None else dtype))
-
-
-def _probabilities(x: Array) -> tuple[Array, Array]:
-    """p and 1 - p."""
-    m, r = excess_beside(_wide(x), (x.ndim - 1,))
-    p = jnp.exp(shift(_wide(x), m)) / (1 + jnp.maximum(r, 0))
-    return p, complement(p, r)
+    return v.astype(compute_dtype(x.dtype))
 
 
 def _covariance(x: Array) -> Array:
-    p, one_minus_p = _probabilities(x)
+    p, one_minus_p = softmax_and_complement(masked(x, None))
     return _with_diagonal(-p[..., :, None] * p[..., None, :], p * one_minus_p)
 
 
 def _covariance_product(x: Array, v: Array) -> Array:
     axes = (x.ndim - 1,)
-    return softmax_tangent(softmax_core(_wide(x), axes), v, axes)
+    return softmax_tangent(softmax_core(masked(x, None), axes), v, axes)
 
 
 def _with_diagonal(matrix: Array, diagonal: Array) -> Array:

@@ -18,8 +18,8 @@ from softjax._checks import Axis
 from softjax._labels import class_indices, is_class_indices
 from softjax._logsumexp import logsumexp_core
 from softjax._losses import index_loss, spoiled
-from softjax._numerics import compute_dtype, excess, log1p_excess, masked, maximum, shift
-from softjax._softmax import log_softmax, softmax, softmax_tangent
+from softjax._numerics import compute_dtype, excess, log_total, masked, maximum, shift
+from softjax._softmax import is_empty, log_softmax, softmax, softmax_tangent
 
 
 def entropy(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
@@ -346,7 +346,7 @@ def bits_to_nats(bits: ArrayLike) -> Array:
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _entropy(x: Array, axes: tuple[int, ...]) -> Array:
     m, r = excess(x, axes)
-    return log1p_excess(r) + _mean(softmax(x, axes), -shift(x, m), axes)
+    return log_total(m, r) + _mean(softmax(x, axes), -shift(x, m), axes)
 
 
 @_entropy.defjvp
@@ -397,7 +397,7 @@ def _kl_divergence(t: Array, x: Array, axes: tuple[int, ...]) -> Array:
     value = jnp.where(largest < FAR, near, logsumexp_core(a, axes))
 
     impossible = jnp.any((p > 0) & jnp.isneginf(x), axes, keepdims=True)
-    return jnp.where(_is_empty(p, axes), 0, jnp.where(impossible, jnp.inf, value))
+    return jnp.where(is_empty(p, axes), 0, jnp.where(impossible, jnp.inf, value))
 
 
 @_kl_divergence.defjvp
@@ -431,7 +431,7 @@ def _difference(t: Array, x: Array, axes: tuple[int, ...]) -> Array:
     log_ratio = _centred_ratio(p, t, x, axes) - _kl_divergence(t, x, axes)
     near = (jnp.abs(log_ratio) < 1) & (p > 0)
     difference = jnp.where(near, p * jnp.expm1(jnp.where(near, log_ratio, 0)), q - p)
-    return jnp.where(_is_empty(p, axes), 0, difference)
+    return jnp.where(is_empty(p, axes), 0, difference)
 
 
 @_difference.defjvp
@@ -439,7 +439,7 @@ def _difference_jvp(axes, primals, tangents):
     (t, x), (t_dot, x_dot) = primals, tangents
     p, q = softmax(t, axes), softmax(x, axes)
     slope = softmax_tangent(q, x_dot, axes) - softmax_tangent(p, t_dot, axes)
-    return _difference(t, x, axes), jnp.where(_is_empty(p, axes), 0, slope)
+    return _difference(t, x, axes), jnp.where(is_empty(p, axes), 0, slope)
 
 
 def _exp_less_tangent(u: Array) -> Array:
@@ -512,7 +512,3 @@ def _centred(p: Array, x: Array, axes: tuple[int, ...]) -> Array:
     x = jnp.where(p == 0, 0, x)
     x = jnp.where(p == 0, 0, x - _at_top(p, x, axes))
     return x - _mean(p, x, axes)
-
-
-def _is_empty(p: Array, axes: tuple[int, ...]) -> Array:
-    return jnp.all(p == 0, axes, keepdims=True)

@@ -1,0 +1,56 @@
+"""The excess at every length and at every number of rows: its tiles are an implementation's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+import softjax
+from softjax._numerics import UNROLLED, WIDE, excess
+
+AROUND = (UNROLLED, 2 * UNROLLED, WIDE)
+LENGTHS = (1, 2, 3, *(b + i for b in AROUND for i in (-1, 0, 1)), 127, 215, 1000, 1009, 4987)
+
+
+@pytest.mark.x64_once
+def test_every_length_and_both_parities_of_rows():
+    rng = np.random.default_rng(0)
+    compiled = jax.jit(lambda x: excess(x, (1,)))
+    for length in LENGTHS:
+        for rows in (2, 3):
+            # A dominated row, one of ties, and one of equals, beside one that is none of them.
+            x = 3 * rng.standard_normal((rows, length)).astype(np.float32)
+            x[0, rng.integers(length)] = 40
+            x[1, rng.permutation(length)[: 1 + length // 3]] = x[1].max()
+            m, r = compiled(x)
+            expected_m, expected_r = oracles.excess(x)
+            np.testing.assert_array_equal(m, expected_m)
+            # 40 - x has a rounding error of half an ulp of 40, which exp makes relative: 2e-6.
+            np.testing.assert_allclose(r, expected_r, rtol=4e-6, atol=0)
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("axes", [(0,), (1,), (0, 2), (1, 2), (0, 1, 2), ()])
+def test_any_axes(axes):
+    x = np.random.default_rng(1).standard_normal((5, 4, 30)).astype(np.float32)
+    m, r = excess(jnp.asarray(x), axes)
+    kept = [axis for axis in range(3) if axis not in axes]
+    rows = x.transpose(*kept, *axes).reshape([x.shape[axis] for axis in kept] + [-1])
+    expected_m, expected_r = oracles.excess(rows)
+    np.testing.assert_array_equal(m, expected_m.reshape(m.shape))
+    np.testing.assert_allclose(r, expected_r.reshape(r.shape), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("shape", [(4096, 1000), (4097, 10), (64, 5000)])
+def test_a_gradient_beside_it_does_not_change_the_value(shape):
+    x = jnp.asarray(3 * np.random.default_rng(2).standard_normal(shape), jnp.float32)
+    labels = jnp.zeros(len(x), jnp.int32)
+
+    def losses(x):
+        return softjax.cross_entropy(x, labels)
+
+    alone = jax.jit(losses)(x)
+    _, beside = jax.jit(jax.grad(lambda x: (jnp.sum(losses(x)), losses(x)), has_aux=True))(x)
+    np.testing.assert_array_equal(beside, alone)
