@@ -1,5 +1,10 @@
 """Softmax regression (multinomial logistic regression): the model, its objective and its fit."""
 
+from softjax.regression._curvature import fisher_information as fisher_information
+from softjax.regression._curvature import gradient as gradient
+from softjax.regression._curvature import hessian as hessian
+from softjax.regression._curvature import hvp as hvp
+from softjax.regression._curvature import lipschitz_constant as lipschitz_constant
 from softjax.regression._fit import CALLBACK as CALLBACK
 from softjax.regression._fit import CONVERGED as CONVERGED
 from softjax.regression._fit import NON_FINITE as NON_FINITE

@@ -1,0 +1,376 @@
+"""The derivatives of the objective in closed form: what solvers and statistics are made of."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from softjax import _checks
+from softjax._labels import ClassIndices, Labels, class_indices, distribution, is_class_indices
+from softjax._losses import expected_loss_gradient, index_loss_gradient
+from softjax._numerics import compute_dtype
+from softjax._softmax import softmax_core, softmax_tangent
+from softjax.regression._information import augmented, information
+from softjax.regression._model import SoftmaxRegression
+
+_EXACT = jax.lax.Precision.HIGHEST  # accelerators round float32 factors otherwise
+
+
+def gradient(
+    params: SoftmaxRegression,
+    features: ArrayLike,
+    labels: Labels,
+    *,
+    l2: ArrayLike = 0.0,
+    sample_weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+) -> SoftmaxRegression:
+    """Gradient of the objective.
+
+        kernel: X^T G + l2 kernel;  bias: sum_i G_i
+        G_i = w_i / sum(w) (p_i sum_k c_k y_ik - c y_i), at a label minus the sum of the others
+
+    Derivative: `hvp`; both modes.
+    Edge cases: a row of weight 0 takes no part, NaN included; all weights 0: that of the penalty;
+    a label that is out of range under a trace: NaN.
+
+    Args:
+        params: kernel [D, K] and bias [K].
+        features: real [N, D].
+        labels: class indices, integer [N], a distribution, floating [N, K], or TopKLabels.
+        l2: scalar >= 0, the strength of the penalty.
+        sample_weights: real [N], >= 0; None for equal weights.
+        class_weights: real [K], >= 0; None for equal weights.
+
+    Returns:
+        Shapes and dtypes of `params`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype or shape, a label out of range.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> params = softjax.regression.init(1, 2)
+        >>> softjax.regression.gradient(params, jnp.ones((4, 1)), jnp.array([0, 0, 0, 1])).bias
+        Array([-0.25,  0.25], dtype=float32)
+
+    Source: Zhang et al., "Dive into Deep Learning", eq. (4.1.10).
+    """
+    function = "regression.gradient"
+    x, targets, w, c = _data(function, params, features, labels, sample_weights, class_weights)
+    return _gradient(params, x, targets, w, c, l2)
+
+
+def hessian(
+    params: SoftmaxRegression,
+    features: ArrayLike,
+    labels: Labels,
+    *,
+    l2: ArrayLike = 0.0,
+    sample_weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+) -> Array:
+    """Hessian of the objective, P = (D + 1) K rows and columns.
+
+        H = sum_i a_i (diag(p_i) - p_i p_i^T) kron x~_i x~_i^T + l2 diag(1 on the kernel)
+        a_i = w_i / sum(w) sum_k c_k y_ik,  x~ = (x, 1)
+
+    Rows and columns are in the order of `jax.flatten_util.ravel_pytree(params)`: the kernel row by
+    row, then the bias. Half of N P^2 multiplications, in chunks of rows: the memory does not grow
+    with N.
+
+    Derivative: not the purpose; differentiable.
+    Edge cases: those of `gradient`. H is positive semidefinite; it is singular along a vector that
+    is the same for every class, in the bias always and in the kernel where l2 = 0.
+
+    Args:
+        params: kernel [D, K] and bias [K].
+        features: real [N, D].
+        labels: as `gradient`; only their mass counts, 1 for a class index.
+        l2: scalar >= 0, the strength of the penalty.
+        sample_weights: real [N], >= 0; None for equal weights.
+        class_weights: real [K], >= 0; None for equal weights.
+
+    Returns:
+        [P, P], exactly symmetric, at least float32.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype or shape, a label out of range.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> params = softjax.regression.init(0, 2)  # a bias alone
+        >>> softjax.regression.hessian(params, jnp.ones((4, 0)), jnp.array([0, 0, 0, 1]))
+        Array([[ 0.25, -0.25],
+               [-0.25,  0.25]], dtype=float32)
+
+    Source: D. Böhning, "Multinomial logistic regression algorithm" (1992), eq. (2.3).
+    """
+    function = "regression.hessian"
+    x, targets, w, c = _data(function, params, features, labels, sample_weights, class_weights)
+    return _hessian(params, x, targets, w, c, l2)
+
+
+def hvp(
+    params: SoftmaxRegression,
+    tangent: SoftmaxRegression,
+    features: ArrayLike,
+    labels: Labels,
+    *,
+    l2: ArrayLike = 0.0,
+    sample_weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+) -> SoftmaxRegression:
+    """Hessian of the objective times a vector, in two products with the features.
+
+        Z, U = X~ (params, tangent);  kernel: X^T V + l2 tangent;  bias: sum_i V_i
+        V_i = a_i p_i (u_i - <p_i, u_i>),  a_i as in `hessian`
+
+    Derivative: linear in `tangent`, so it transposes; differentiable in `params`.
+    Edge cases: those of `gradient`.
+
+    Args:
+        params: kernel [D, K] and bias [K].
+        tangent: the vector, shapes of `params`.
+        features: real [N, D].
+        labels: as `gradient`; only their mass counts, 1 for a class index.
+        l2: scalar >= 0, the strength of the penalty.
+        sample_weights: real [N], >= 0; None for equal weights.
+        class_weights: real [K], >= 0; None for equal weights.
+
+    Returns:
+        Shapes and dtypes of `params`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype or shape, a label out of range.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> params = softjax.regression.init(0, 2)
+        >>> v = softjax.regression.SoftmaxRegression(jnp.zeros((0, 2)), jnp.array([1.0, 0.0]))
+        >>> softjax.regression.hvp(params, v, jnp.ones((4, 0)), jnp.array([0, 0, 0, 1])).bias
+        Array([ 0.25, -0.25], dtype=float32)
+
+    Source: B. A. Pearlmutter, "Fast exact multiplication by the Hessian" (1994).
+    """
+    function = "regression.hvp"
+    x, targets, w, c = _data(function, params, features, labels, sample_weights, class_weights)
+    _checks.same_shape(function, "tangent.kernel", tangent.kernel, jnp.shape(params.kernel))
+    _checks.same_shape(function, "tangent.bias", tangent.bias, jnp.shape(params.bias))
+    return _hvp(params, tangent, x, targets, w, c, l2)
+
+
+def fisher_information(
+    params: SoftmaxRegression,
+    features: ArrayLike,
+    *,
+    sample_weights: ArrayLike | None = None,
+) -> Array:
+    """Fisher information of all examples together: the covariance of the score of labels ~ p.
+
+        I = sum_i w_i (diag(p_i) - p_i p_i^T) kron x~_i x~_i^T,  x~ = (x, 1)
+
+    A sum, not a mean: N times the Hessian of the plain mean loss, whatever the labels. Order, cost
+    and memory are those of `hessian`.
+
+    Derivative: not the purpose; differentiable.
+    Edge cases: a row of weight 0 takes no part, NaN included. I is positive semidefinite; it is
+    singular along a vector that is the same for every class.
+
+    Args:
+        params: kernel [D, K] and bias [K].
+        features: real [N, D].
+        sample_weights: real [N], >= 0, how often each row counts; None for once.
+
+    Returns:
+        [P, P], P = (D + 1) K, exactly symmetric, at least float32.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype or shape.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> params = softjax.regression.init(0, 2)
+        >>> softjax.regression.fisher_information(params, jnp.ones((4, 0)))
+        Array([[ 1., -1.],
+               [-1.,  1.]], dtype=float32)
+
+    Source: P. McCullagh and J. A. Nelder, "Generalized Linear Models" (1989), section 5.4.
+    """
+    function = "regression.fisher_information"
+    x = _features(function, params, features)
+    w = _weights(function, "sample_weights", sample_weights, (len(x),), x.dtype)
+    return _fisher_information(params, x, w)
+
+
+def lipschitz_constant(
+    features: ArrayLike,
+    labels: Labels,
+    num_classes: int,
+    *,
+    l2: ArrayLike = 0.0,
+    sample_weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+) -> Array:
+    """A Lipschitz constant of the gradient: no Hessian, at any parameters, has a larger eigenvalue.
+
+        L = lambda_max(1/2 sum_i a_i x~_i x~_i^T + l2 diag(1 on the features)),  a_i as in `hessian`
+
+    from diag(p) - p p^T <= (I - 1 1^T / K) / 2, whose eigenvalue 1/2 is that of p = (1/2, 1/2, 0,
+    ...). Gradient descent with the step 1 / L never goes up. The cost is that of D + 1 features'
+    Gram matrix and its eigenvalues.
+
+    Derivative: not the purpose.
+    Edge cases: a row of weight 0 takes no part, NaN included; one class: l2, or 0 without features.
+
+    Args:
+        features: real [N, D].
+        labels: as `gradient`; only their mass counts, 1 for a class index.
+        num_classes: K.
+        l2: scalar >= 0, the strength of the penalty.
+        sample_weights: real [N], >= 0; None for equal weights.
+        class_weights: real [K], >= 0; None for equal weights.
+
+    Returns:
+        A scalar, at least float32.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype or shape, a label out of range.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> softjax.regression.lipschitz_constant(jnp.ones((3, 1)), jnp.array([0, 1, 1]), 2)
+        Array(1., dtype=float32)
+
+    Source: D. Böhning and B. G. Lindsay, "Monotonicity of quadratic-approximation algorithms"
+        (1988), section 4; Böhning (1992), theorem 1.
+    """
+    function = "regression.lipschitz_constant"
+    x = _checks.real_array(function, "features", features)
+    _checks.same_rank(function, "features", x, 2)
+    x = x.astype(compute_dtype(x.dtype))
+    shape = (len(x), num_classes)
+    targets = _targets(function, labels, shape, x.dtype)
+    w = _weights(function, "sample_weights", sample_weights, shape[:1], x.dtype)
+    c = _weights(function, "class_weights", class_weights, shape[1:], x.dtype)
+    return _lipschitz_constant(x, targets, w, c, l2, num_classes)
+
+
+@jax.jit
+def _gradient(params, x, targets, w, c, l2) -> SoftmaxRegression:
+    x, share = _counted(x, w)
+    z = _product(x, params)
+    if isinstance(targets, ClassIndices):
+        g = _masses(targets, c, x.dtype)[:, None] * index_loss_gradient(z, targets.index, None)
+    else:
+        g = expected_loss_gradient(z, targets if c is None else c * targets)
+    return _pulled_back(params, x, _times(share[:, None], g), params, l2)
+
+
+@jax.jit
+def _hessian(params, x, targets, w, c, l2) -> Array:
+    x, share = _counted(x, w)
+    h = information(x, _product(x, params), _times(share, _masses(targets, c, x.dtype)))
+    on_kernel = jnp.arange(len(h)) < jnp.size(params.kernel)
+    return h + jnp.diag(jnp.where(on_kernel, jnp.asarray(l2, h.dtype), 0))
+
+
+@jax.jit
+def _hvp(params, tangent, x, targets, w, c, l2) -> SoftmaxRegression:
+    x, share = _counted(x, w)
+    a = _times(share, _masses(targets, c, x.dtype))
+    both = (
+        jnp.concatenate([p, t.astype(p.dtype)], -1) for p, t in zip(params, tangent, strict=True)
+    )
+    z, u = jnp.split(_product(x, SoftmaxRegression(*both)), 2, -1)
+    v = a[:, None] * softmax_tangent(softmax_core(z, (1,)), u, (1,))
+    return _pulled_back(params, x, v, tangent, l2)
+
+
+@jax.jit
+def _fisher_information(params, x, w) -> Array:
+    x, _ = _counted(x, w)
+    return information(x, _product(x, params), jnp.ones(len(x), x.dtype) if w is None else w)
+
+
+@partial(jax.jit, static_argnames="num_classes")
+def _lipschitz_constant(x, targets, w, c, l2, num_classes) -> Array:
+    x, share = _counted(x, w)
+    a = _times(share, _masses(targets, c, x.dtype))
+    x = augmented(x)
+    gram = jnp.matmul(x.T, a[:, None] * x, precision=_EXACT)
+    on_features = jnp.arange(len(gram)) < len(gram) - 1
+    penalty = jnp.diag(jnp.where(on_features, jnp.asarray(l2, x.dtype), 0))
+    half = 0.5 if num_classes > 1 else 0.0
+    return jnp.linalg.eigvalsh(half * gram + penalty)[-1]
+
+
+def _data(function, params, features, labels, sample_weights, class_weights):
+    x = _features(function, params, features)
+    shape = (len(x), jnp.shape(params.kernel)[1])
+    targets = _targets(function, labels, shape, x.dtype)
+    w = _weights(function, "sample_weights", sample_weights, shape[:1], x.dtype)
+    c = _weights(function, "class_weights", class_weights, shape[1:], x.dtype)
+    return x, targets, w, c
+
+
+def _features(function: str, params: SoftmaxRegression, features: ArrayLike) -> Array:
+    x = _checks.real_array(function, "features", features)
+    _checks.same_shape(function, "features", x, (len(x) if x.ndim else 0, len(params.kernel)))
+    return x.astype(compute_dtype(jnp.result_type(params.kernel)))
+
+
+def _targets(function: str, labels: Labels, shape: tuple[int, int], dtype) -> ClassIndices | Array:
+    if not is_class_indices(labels, function):
+        return distribution(function, labels, shape, dtype)
+    _checks.same_shape(function, "labels", labels, shape[:1])
+    return class_indices(function, labels, shape[1])
+
+
+def _weights(
+    function: str, argument: str, weights: ArrayLike | None, shape: tuple[int, ...], dtype
+) -> Array | None:
+    if weights is None:
+        return None
+    w = _checks.real_array(function, argument, weights)
+    _checks.same_shape(function, argument, w, shape)
+    _checks.not_negative(function, argument, weights)
+    return w.astype(dtype)
+
+
+def _counted(x: Array, w: Array | None) -> tuple[Array, Array]:
+    """The features, 0 in a row of weight 0, and the share w_i / sum(w) of each row."""
+    if w is None:
+        return x, jnp.full(len(x), 1 / max(len(x), 1), x.dtype)
+    total = jnp.sum(w)
+    return jnp.where(w[:, None] == 0, 0, x), w / jnp.where(total == 0, 1, total)
+
+
+def _masses(targets: ClassIndices | Array, c: Array | None, dtype) -> Array:
+    """sum_k c_k y_ik of each row, NaN at a bad label."""
+    if not isinstance(targets, ClassIndices):
+        return jnp.sum(targets if c is None else c * targets, -1)
+    masses = jnp.ones(targets.index.shape, dtype) if c is None else c[targets.index]
+    return masses if targets.bad is None else jnp.where(targets.bad, jnp.nan, masses)
+
+
+def _times(share: Array, x: Array) -> Array:
+    return jnp.where(share == 0, 0, share * x)
+
+
+def _product(x: Array, params: SoftmaxRegression) -> Array:
+    kernel, bias = (leaf.astype(x.dtype) for leaf in params)
+    return jnp.matmul(x, kernel, precision=_EXACT) + bias
+
+
+def _pulled_back(
+    params: SoftmaxRegression, x: Array, g: Array, penalised: SoftmaxRegression, l2: ArrayLike
+) -> SoftmaxRegression:
+    """X~^T g, and what the penalty adds, in the dtypes of `params`."""
+    kernel = jnp.matmul(x.T, g, precision=_EXACT)
+    kernel += jnp.asarray(l2, x.dtype) * penalised.kernel.astype(x.dtype)
+    return SoftmaxRegression(
+        kernel.astype(params.kernel.dtype), jnp.sum(g, 0).astype(params.bias.dtype)
+    )
