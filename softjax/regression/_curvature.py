@@ -8,14 +8,24 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax._labels import ClassIndices, Labels, class_indices, distribution, is_class_indices
-from softjax._losses import expected_loss_gradient, index_loss_gradient
+from softjax._labels import Labels
 from softjax._numerics import compute_dtype
 from softjax._softmax import softmax_core, softmax_tangent
-from softjax.regression._information import augmented, information
+from softjax.regression._data import (
+    EXACT,
+    augmented,
+    class_targets,
+    counted,
+    data,
+    features_beside,
+    masses,
+    product,
+    residuals,
+    times,
+    weights_array,
+)
+from softjax.regression._information import information
 from softjax.regression._model import SoftmaxRegression
-
-_EXACT = jax.lax.Precision.HIGHEST  # accelerators round float32 factors otherwise
 
 
 def gradient(
@@ -59,7 +69,7 @@ def gradient(
     Source: Zhang et al., "Dive into Deep Learning", eq. (4.1.10).
     """
     function = "regression.gradient"
-    x, targets, w, c = _data(function, params, features, labels, sample_weights, class_weights)
+    x, targets, w, c = data(function, params, features, labels, sample_weights, class_weights)
     return _gradient(params, x, targets, w, c, l2)
 
 
@@ -109,7 +119,7 @@ def hessian(
     Source: D. Böhning, "Multinomial logistic regression algorithm" (1992), eq. (2.3).
     """
     function = "regression.hessian"
-    x, targets, w, c = _data(function, params, features, labels, sample_weights, class_weights)
+    x, targets, w, c = data(function, params, features, labels, sample_weights, class_weights)
     return _hessian(params, x, targets, w, c, l2)
 
 
@@ -156,7 +166,7 @@ def hvp(
     Source: B. A. Pearlmutter, "Fast exact multiplication by the Hessian" (1994).
     """
     function = "regression.hvp"
-    x, targets, w, c = _data(function, params, features, labels, sample_weights, class_weights)
+    x, targets, w, c = data(function, params, features, labels, sample_weights, class_weights)
     _checks.same_shape(function, "tangent.kernel", tangent.kernel, jnp.shape(params.kernel))
     _checks.same_shape(function, "tangent.bias", tangent.bias, jnp.shape(params.bias))
     return _hvp(params, tangent, x, targets, w, c, l2)
@@ -200,8 +210,8 @@ def fisher_information(
     Source: P. McCullagh and J. A. Nelder, "Generalized Linear Models" (1989), section 5.4.
     """
     function = "regression.fisher_information"
-    x = _features(function, params, features)
-    w = _weights(function, "sample_weights", sample_weights, (len(x),), x.dtype)
+    x = features_beside(function, params, features)
+    w = weights_array(function, "sample_weights", sample_weights, (len(x),), x.dtype)
     return _fisher_information(params, x, w)
 
 
@@ -252,124 +262,62 @@ def lipschitz_constant(
     _checks.same_rank(function, "features", x, 2)
     x = x.astype(compute_dtype(x.dtype))
     shape = (len(x), num_classes)
-    targets = _targets(function, labels, shape, x.dtype)
-    w = _weights(function, "sample_weights", sample_weights, shape[:1], x.dtype)
-    c = _weights(function, "class_weights", class_weights, shape[1:], x.dtype)
+    targets = class_targets(function, labels, shape, x.dtype)
+    w = weights_array(function, "sample_weights", sample_weights, shape[:1], x.dtype)
+    c = weights_array(function, "class_weights", class_weights, shape[1:], x.dtype)
     return _lipschitz_constant(x, targets, w, c, l2, num_classes)
 
 
 @jax.jit
 def _gradient(params, x, targets, w, c, l2) -> SoftmaxRegression:
-    x, share = _counted(x, w)
-    z = _product(x, params)
-    if isinstance(targets, ClassIndices):
-        g = _masses(targets, c, x.dtype)[:, None] * index_loss_gradient(z, targets.index, None)
-    else:
-        g = expected_loss_gradient(z, targets if c is None else c * targets)
-    return _pulled_back(params, x, _times(share[:, None], g), params, l2)
+    x, share = counted(x, w)
+    g = residuals(product(x, params), targets, c)
+    return _pulled_back(params, x, times(share[:, None], g), params, l2)
 
 
 @jax.jit
 def _hessian(params, x, targets, w, c, l2) -> Array:
-    x, share = _counted(x, w)
-    h = information(x, _product(x, params), _times(share, _masses(targets, c, x.dtype)))
+    x, share = counted(x, w)
+    h = information(x, product(x, params), times(share, masses(targets, c, x.dtype)))
     on_kernel = jnp.arange(len(h)) < jnp.size(params.kernel)
     return h + jnp.diag(jnp.where(on_kernel, jnp.asarray(l2, h.dtype), 0))
 
 
 @jax.jit
 def _hvp(params, tangent, x, targets, w, c, l2) -> SoftmaxRegression:
-    x, share = _counted(x, w)
-    a = _times(share, _masses(targets, c, x.dtype))
+    x, share = counted(x, w)
+    a = times(share, masses(targets, c, x.dtype))
     both = (
         jnp.concatenate([p, t.astype(p.dtype)], -1) for p, t in zip(params, tangent, strict=True)
     )
-    z, u = jnp.split(_product(x, SoftmaxRegression(*both)), 2, -1)
+    z, u = jnp.split(product(x, SoftmaxRegression(*both)), 2, -1)
     v = a[:, None] * softmax_tangent(softmax_core(z, (1,)), u, (1,))
     return _pulled_back(params, x, v, tangent, l2)
 
 
 @jax.jit
 def _fisher_information(params, x, w) -> Array:
-    x, _ = _counted(x, w)
-    return information(x, _product(x, params), jnp.ones(len(x), x.dtype) if w is None else w)
+    x, _ = counted(x, w)
+    return information(x, product(x, params), jnp.ones(len(x), x.dtype) if w is None else w)
 
 
 @partial(jax.jit, static_argnames="num_classes")
 def _lipschitz_constant(x, targets, w, c, l2, num_classes) -> Array:
-    x, share = _counted(x, w)
-    a = _times(share, _masses(targets, c, x.dtype))
+    x, share = counted(x, w)
+    a = times(share, masses(targets, c, x.dtype))
     x = augmented(x)
-    gram = jnp.matmul(x.T, a[:, None] * x, precision=_EXACT)
+    gram = jnp.matmul(x.T, a[:, None] * x, precision=EXACT)
     on_features = jnp.arange(len(gram)) < len(gram) - 1
     penalty = jnp.diag(jnp.where(on_features, jnp.asarray(l2, x.dtype), 0))
     half = 0.5 if num_classes > 1 else 0.0
     return jnp.linalg.eigvalsh(half * gram + penalty)[-1]
 
 
-def _data(function, params, features, labels, sample_weights, class_weights):
-    x = _features(function, params, features)
-    shape = (len(x), jnp.shape(params.kernel)[1])
-    targets = _targets(function, labels, shape, x.dtype)
-    w = _weights(function, "sample_weights", sample_weights, shape[:1], x.dtype)
-    c = _weights(function, "class_weights", class_weights, shape[1:], x.dtype)
-    return x, targets, w, c
-
-
-def _features(function: str, params: SoftmaxRegression, features: ArrayLike) -> Array:
-    x = _checks.real_array(function, "features", features)
-    _checks.same_shape(function, "features", x, (len(x) if x.ndim else 0, len(params.kernel)))
-    return x.astype(compute_dtype(jnp.result_type(params.kernel)))
-
-
-def _targets(function: str, labels: Labels, shape: tuple[int, int], dtype) -> ClassIndices | Array:
-    if not is_class_indices(labels, function):
-        return distribution(function, labels, shape, dtype)
-    _checks.same_shape(function, "labels", labels, shape[:1])
-    return class_indices(function, labels, shape[1])
-
-
-def _weights(
-    function: str, argument: str, weights: ArrayLike | None, shape: tuple[int, ...], dtype
-) -> Array | None:
-    if weights is None:
-        return None
-    w = _checks.real_array(function, argument, weights)
-    _checks.same_shape(function, argument, w, shape)
-    _checks.not_negative(function, argument, weights)
-    return w.astype(dtype)
-
-
-def _counted(x: Array, w: Array | None) -> tuple[Array, Array]:
-    """The features, 0 in a row of weight 0, and the share w_i / sum(w) of each row."""
-    if w is None:
-        return x, jnp.full(len(x), 1 / max(len(x), 1), x.dtype)
-    total = jnp.sum(w)
-    return jnp.where(w[:, None] == 0, 0, x), w / jnp.where(total == 0, 1, total)
-
-
-def _masses(targets: ClassIndices | Array, c: Array | None, dtype) -> Array:
-    """sum_k c_k y_ik of each row, NaN at a bad label."""
-    if not isinstance(targets, ClassIndices):
-        return jnp.sum(targets if c is None else c * targets, -1)
-    masses = jnp.ones(targets.index.shape, dtype) if c is None else c[targets.index]
-    return masses if targets.bad is None else jnp.where(targets.bad, jnp.nan, masses)
-
-
-def _times(share: Array, x: Array) -> Array:
-    return jnp.where(share == 0, 0, share * x)
-
-
-def _product(x: Array, params: SoftmaxRegression) -> Array:
-    kernel, bias = (leaf.astype(x.dtype) for leaf in params)
-    return jnp.matmul(x, kernel, precision=_EXACT) + bias
-
-
 def _pulled_back(
     params: SoftmaxRegression, x: Array, g: Array, penalised: SoftmaxRegression, l2: ArrayLike
 ) -> SoftmaxRegression:
     """X~^T g, and what the penalty adds, in the dtypes of `params`."""
-    kernel = jnp.matmul(x.T, g, precision=_EXACT)
+    kernel = jnp.matmul(x.T, g, precision=EXACT)
     kernel += jnp.asarray(l2, x.dtype) * penalised.kernel.astype(x.dtype)
     return SoftmaxRegression(
         kernel.astype(params.kernel.dtype), jnp.sum(g, 0).astype(params.bias.dtype)

@@ -9,20 +9,19 @@ class k is sum_{l != k} B_kl. Nothing is subtracted, 1 - p included: every block
 relative to itself, and I is positive semidefinite.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from softjax._softmax import softmax_core
+from softjax.regression._data import EXACT, augmented
 
 # A chunk of rows holds this many numbers, 2 MiB of float64, which stay in the cache; but it has
 # rows enough to pay for passing over the blocks once a chunk.
 _CHUNK_SIZE, _CHUNK_ROWS = 2**18, 512
-
-
-def augmented(x: Array) -> Array:
-    """x~ = (x, 1)."""
-    return jnp.concatenate([x, jnp.ones((len(x), 1), x.dtype)], 1)
 
 
 def information(x: Array, z: Array, a: Array) -> Array:
@@ -47,28 +46,44 @@ def _pair_blocks(x: Array, p: Array, a: Array) -> Array:
     Going round the circle of the classes by 1 to K / 2 meets every pair once (twice where the
     step is K / 2), so that each step is one product X~^T (W kron X~) of the same shape.
     """
-    (n, d), k = x.shape, p.shape[1]
-    d += 1
-    steps = k // 2
-    rows = min(n, max(_CHUNK_ROWS, _CHUNK_SIZE // (d * k)))
+    d, k = x.shape[1] + 1, p.shape[1]
 
-    def add_chunk(chunk, blocks):
-        first = jnp.minimum(chunk * rows, n - rows)  # the last chunk reaches back
-        x_rows, p_rows, a_rows = (lax.dynamic_slice_in_dim(v, first, rows) for v in (x, p, a))
-        is_new = first + jnp.arange(rows, dtype=jnp.int32) >= chunk * rows
-        a_p = jnp.where(is_new, a_rows, 0)[:, None] * p_rows
-        x_rows = augmented(x_rows)
+    def add_chunk(blocks, x, p, a):
+        x, a_p = augmented(x), a[:, None] * p
 
         def add_step(s, blocks):
-            w = a_p * jnp.roll(p_rows, -1 - s, 1)
-            weighted = (w[:, :, None] * x_rows[:, None, :]).reshape(rows, k * d)
-            block = jnp.matmul(x_rows.T, weighted, precision=lax.Precision.HIGHEST)
-            return blocks.at[s].add(block.reshape(d, k, d))
+            w = a_p * jnp.roll(p, -1 - s, 1)
+            weighted = (w[:, :, None] * x[:, None, :]).reshape(len(x), k * d)
+            return blocks.at[s].add(jnp.matmul(x.T, weighted, precision=EXACT).reshape(d, k, d))
 
-        return lax.fori_loop(0, steps, add_step, blocks)
+        return lax.fori_loop(0, k // 2, add_step, blocks)
 
-    chunks = -(-n // rows) if n else 0
-    return lax.fori_loop(0, chunks, add_chunk, jnp.zeros((steps, d, k, d), x.dtype))
+    return sum_of_chunks(add_chunk, jnp.zeros((k // 2, d, k, d), x.dtype), d * k, a, x, p)
+
+
+def sum_of_chunks(add_chunk: Callable, total: Any, row_size: int, a: Array, *arrays: Array) -> Any:
+    """add_chunk(total, *rows of the arrays, rows of a) for one chunk of rows after the other.
+
+    The last chunk reaches back, with a = 0 in the rows that were there before: no row is copied
+    to fill it.
+
+    Args:
+        add_chunk: returns the total with what the rows add, which must be 0 where a is.
+        total: to begin with.
+        row_size: how many numbers a row takes for a while.
+        a: the weights of the rows, [N].
+        arrays: [N, ...].
+    """
+    n = len(a)
+    rows = min(n, max(_CHUNK_ROWS, _CHUNK_SIZE // row_size))
+
+    def step(chunk, total):
+        first = jnp.minimum(chunk * rows, n - rows)
+        a_rows, *parts = (lax.dynamic_slice_in_dim(v, first, rows) for v in (a, *arrays))
+        is_new = first + jnp.arange(rows, dtype=jnp.int32) >= chunk * rows
+        return add_chunk(total, *parts, jnp.where(is_new, a_rows, 0))
+
+    return lax.fori_loop(0, -(-n // rows) if n else 0, step, total)
 
 
 def _assembled(blocks: Array) -> Array:
