@@ -123,8 +123,8 @@ def test_information_of_any_number_of_classes_and_features(k, d, dtype):
 
 @pytest.mark.parametrize("n", [0, 1, 6, 7, 8, 15])
 def test_chunks_of_rows_are_exact(n, dtype, monkeypatch):
-    monkeypatch.setattr(_information, "_CHUNK_SIZE", 1)
-    monkeypatch.setattr(_information, "_CHUNK_ROWS", 7)
+    monkeypatch.setattr(_information, "CHUNK_SIZE", 1)
+    monkeypatch.setattr(_information, "CHUNK_ROWS", 7)
     params, x, labels, weights = problem(dtype, n)
     z = np.asarray(regression.logits(params, x))
     ours = _information.information(jnp.asarray(x), jnp.asarray(z), jnp.asarray(weights))

@@ -1,5 +1,6 @@
 """Softmax regression (multinomial logistic regression): the model, its objective and its fit."""
 
+from softjax.regression import inference as inference
 from softjax.regression._curvature import fisher_information as fisher_information
 from softjax.regression._curvature import gradient as gradient
 from softjax.regression._curvature import hessian as hessian

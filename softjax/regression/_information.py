@@ -21,7 +21,7 @@ from softjax.regression._data import EXACT, augmented
 
 # A chunk of rows holds this many numbers, 2 MiB of float64, which stay in the cache; but it has
 # rows enough to pay for passing over the blocks once a chunk.
-_CHUNK_SIZE, _CHUNK_ROWS = 2**18, 512
+CHUNK_SIZE, CHUNK_ROWS = 2**18, 512
 
 
 def information(x: Array, z: Array, a: Array) -> Array:
@@ -75,7 +75,7 @@ def sum_of_chunks(add_chunk: Callable, total: Any, row_size: int, a: Array, *arr
         arrays: [N, ...].
     """
     n = len(a)
-    rows = min(n, max(_CHUNK_ROWS, _CHUNK_SIZE // row_size))
+    rows = min(n, max(CHUNK_ROWS, CHUNK_SIZE // row_size))
 
     def step(chunk, total):
         first = jnp.minimum(chunk * rows, n - rows)

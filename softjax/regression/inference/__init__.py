@@ -1,0 +1,23 @@
+"""Statistics of a fitted softmax regression: what its parameters are worth.
+
+`covariance` is where it starts: tests, intervals, marginal effects and predictions are functions of
+the parameters and of it. What they promise holds at the optimum, for many examples.
+"""
+
+from softjax.regression.inference._covariance import covariance as covariance
+from softjax.regression.inference._effects import Predictions as Predictions
+from softjax.regression.inference._effects import (
+    average_marginal_effects as average_marginal_effects,
+)
+from softjax.regression.inference._effects import predictions as predictions
+from softjax.regression.inference._estimates import Estimates as Estimates
+from softjax.regression.inference._estimates import Test as Test
+from softjax.regression.inference._estimates import coefficients as coefficients
+from softjax.regression.inference._estimates import estimates as estimates
+from softjax.regression.inference._estimates import (
+    likelihood_ratio_test as likelihood_ratio_test,
+)
+from softjax.regression.inference._estimates import wald_test as wald_test
+from softjax.regression.inference._likelihood import GoodnessOfFit as GoodnessOfFit
+from softjax.regression.inference._likelihood import goodness_of_fit as goodness_of_fit
+from softjax.regression.inference._likelihood import log_likelihood as log_likelihood

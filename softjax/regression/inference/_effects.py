@@ -1,0 +1,214 @@
+"""What the parameters mean for the probabilities: marginal effects, predictions."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from softjax._logsumexp import logsumexp_core
+from softjax._softmax import softmax_core, softmax_tangent
+from softjax.regression._data import (
+    EXACT,
+    augmented,
+    counted,
+    features_beside,
+    product,
+    weights_array,
+)
+from softjax.regression._information import CHUNK_SIZE, sum_of_chunks
+from softjax.regression._model import SoftmaxRegression
+from softjax.regression.inference._estimates import (
+    Estimates,
+    estimates,
+    normal_quantile,
+    parameters,
+)
+
+
+class Predictions(NamedTuple):
+    """Predicted probabilities with their uncertainty, arrays [..., K].
+
+    Attributes:
+        probability: rows that sum to 1.
+        standard_error: of the probability.
+        lower: of the confidence interval, in [0, 1].
+        upper: of the confidence interval, in [0, 1].
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> inference = softjax.regression.inference
+        >>> params, x, labels = softjax.regression.init(0, 2), jnp.ones((4, 0)), [0, 1, 0, 1]
+        >>> v = inference.covariance(params, x, jnp.array(labels))
+        >>> inference.predictions(params, v, jnp.ones((1, 0))).standard_error  # sqrt(1/2 1/2 / 4)
+        Array([[0.25, 0.25]], dtype=float32)
+    """
+
+    probability: Array
+    standard_error: Array
+    lower: Array
+    upper: Array
+
+
+def average_marginal_effects(
+    params: SoftmaxRegression,
+    covariance: ArrayLike,
+    features: ArrayLike,
+    *,
+    sample_weights: ArrayLike | None = None,
+    level: ArrayLike = 0.95,
+) -> Estimates:
+    """Average marginal effects: what a unit of a feature adds to the probabilities.
+
+        m_jk = sum_i w_i u_ijk / sum_i w_i,  u_ijk = dp_ik / dx_ij = p_ik (kernel_jk - <p_i, kernel_j>)
+
+    Their standard errors are those of the delta method, whose Jacobian
+
+        dm_jk / dtheta_el = mean_i [e = j] (diag(p) - p p^T)_kl
+                            + mean_i x~_ie ([k = l] u_ijk - u_ijk p_il - p_ik u_ijl)
+
+    is one matrix product over the rows, so that N counts once, not once an effect.
+
+    Derivative: not the purpose.
+    Edge cases: effects sum to 0 over the classes; the features count as continuous, also where
+        they are 0 or 1; one class: 0, with z and p-value NaN.
+
+    Args:
+        params: kernel [D, K] and bias [K].
+        covariance: [P, P], of `covariance`.
+        features: real [N, D], the population to average over.
+        sample_weights: real [N], >= 0; None for equal weights.
+        level: the confidence level, in (0, 1).
+
+    Returns:
+        `Estimates` [D, K], probability for a unit of the feature.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype or shape, a level outside (0, 1).
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> inference = softjax.regression.inference
+        >>> x, labels = jnp.array([[0.0], [1.0], [2.0], [3.0]]), jnp.array([0, 1, 0, 1])
+        >>> params = softjax.regression.fit(x, labels).params
+        >>> v = inference.covariance(params, x, labels)
+        >>> effect = inference.average_marginal_effects(params, v, x)
+        >>> [round(float(m), 3) for m in effect.value[0]]
+        [-0.178, 0.178]
+
+    Source: W. H. Greene, "Econometric Analysis" (2012), sections 17.3.2 and 18.2.
+    """
+    function = "regression.inference.average_marginal_effects"
+    _, v = parameters(function, params, covariance)
+    x = features_beside(function, params, features)
+    w = weights_array(function, "sample_weights", sample_weights, (len(x),), x.dtype)
+    value, jacobian = _average_marginal_effects(params, x, w)
+    jacobian = jacobian.reshape(value.size, -1)
+    v = v.reshape(jacobian.shape[1], -1)
+    variance = jnp.sum(jnp.matmul(jacobian, v, precision=EXACT) * jacobian, -1)
+    return estimates(value, jnp.maximum(variance, 0).reshape(value.shape), level=level)
+
+
+def predictions(
+    params: SoftmaxRegression,
+    covariance: ArrayLike,
+    features: ArrayLike,
+    *,
+    level: ArrayLike = 0.95,
+) -> Predictions:
+    """Predicted probabilities with standard errors and confidence intervals.
+
+        logit p_k = z_k - log sum_{l != k} exp(z_l)
+        se(logit p_k)^2 = g^T Cov(z) g,  g_k = 1, g_l = -p_l / (1 - p_k)
+        se(p_k) = p_k (1 - p_k) se(logit p_k)
+
+    by the delta method. The interval is that of the log odds, mapped to probabilities, so that it
+    does not leave [0, 1].
+
+    Derivative: not the purpose.
+    Edge cases: one class: probability 1 without uncertainty.
+
+    Args:
+        params: kernel [D, K] and bias [K].
+        covariance: [P, P], of `covariance`.
+        features: real [N, D].
+        level: the confidence level, in (0, 1).
+
+    Returns:
+        `Predictions` [N, K], at least float32.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype or shape, a level outside (0, 1).
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> inference = softjax.regression.inference
+        >>> x, labels = jnp.array([[0.0], [1.0], [2.0], [3.0]]), jnp.array([0, 1, 0, 1])
+        >>> params = softjax.regression.fit(x, labels).params
+        >>> v = inference.covariance(params, x, labels)
+        >>> p = inference.predictions(params, v, jnp.array([[3.0]]))
+        >>> round(float(p.lower[0, 1]), 2), round(float(p.upper[0, 1]), 2)
+        (0.07, 0.99)
+
+    Source: J. Xu and J. S. Long, "Confidence intervals for predicted outcomes in regression models
+        for categorical outcomes" (2005).
+    """
+    function = "regression.inference.predictions"
+    _, v = parameters(function, params, covariance)
+    x = features_beside(function, params, features)
+    return _predictions(params, v.astype(x.dtype), x, normal_quantile(function, level, x.dtype))
+
+
+@jax.jit
+def _average_marginal_effects(params: SoftmaxRegression, x: Array, w: Array | None):
+    """m [D, K] and its Jacobian [D, K, D + 1, K]."""
+    x, share = counted(x, w)
+    kernel = params.kernel.astype(x.dtype)
+    d, k = kernel.shape
+    p = softmax_core(product(x, params), (1,))
+
+    def add_chunk(total, x, p, share):
+        # The derivative at every row, [rows, D, K]: J_softmax times the rows of the kernel.
+        effects = share[:, None, None] * softmax_tangent(
+            p[:, None, :], jnp.broadcast_to(kernel, (len(p), d, k)), (2,)
+        )
+        moved = (p[:, None, :] * augmented(x)[:, :, None]).reshape(len(p), -1)
+        cross = jnp.matmul(effects.reshape(len(p), -1).T, moved, precision=EXACT)
+        unit = jnp.broadcast_to(jnp.eye(k, dtype=x.dtype), (len(p), k, k))
+        jacobian = softmax_tangent(p[:, None, :], unit, (2,))
+        means = jnp.sum(effects, 0), jnp.einsum("n,nkl->kl", share, jacobian, precision=EXACT)
+        own = jnp.einsum("ndk,ne->dke", effects, augmented(x), precision=EXACT)
+        return jax.tree.map(jnp.add, total, (*means, own, cross))
+
+    shapes = ((d, k), (k, k), (d, k, d + 1), (d * k, (d + 1) * k))
+    zeros = tuple(jnp.zeros(shape, x.dtype) for shape in shapes)
+    effects, jacobian, own, cross = sum_of_chunks(add_chunk, zeros, (2 * d + k) * k, share, x, p)
+    cross = cross.reshape(d, k, d + 1, k)
+    same_class = jnp.eye(k, dtype=x.dtype)[:, None, :]
+    same_feature = jnp.eye(d, d + 1, dtype=x.dtype)[:, None, :, None]
+    derivative = same_feature * jacobian[:, None, :] + own[..., None] * same_class
+    return effects, derivative - cross - cross.transpose(0, 3, 2, 1)
+
+
+@jax.jit
+def _predictions(params: SoftmaxRegression, v: Array, x: Array, quantile: Array) -> Predictions:
+    d, k = v.shape[:2]
+    is_own = jnp.eye(k, dtype=bool)
+    pairs = v.transpose(0, 2, 1, 3).reshape(d * d, k * k)
+
+    def of_row(row):
+        x, z = row
+        outer = (x[:, None] * x).ravel()
+        logit_covariance = jnp.matmul(outer, pairs, precision=EXACT).reshape(k, k)
+        others = jnp.where(is_own, -jnp.inf, z)
+        g = jnp.where(is_own, 1, -softmax_core(others, (1,)))
+        variance = jnp.sum(jnp.matmul(g, logit_covariance, precision=EXACT) * g, 1)
+        logit_error = jnp.sqrt(jnp.maximum(variance, 0))
+        logit = z - logsumexp_core(others, (1,))[:, 0]
+        slope = jax.nn.sigmoid(logit) * jax.nn.sigmoid(-logit)
+        lower, upper = (jax.nn.sigmoid(logit + q * logit_error) for q in (-quantile, quantile))
+        return Predictions(softmax_core(z, (0,)), slope * logit_error, lower, upper)
+
+    rows = max(1, CHUNK_SIZE // (d * d + k * k))
+    return lax.map(of_row, (augmented(x), product(x, params)), batch_size=rows)

@@ -1,0 +1,283 @@
+"""Estimates with their standard errors, and the tests of them."""
+
+import operator
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.special import erfc, gammaincc, ndtri
+from jax.typing import ArrayLike
+
+from softjax import _checks
+from softjax.regression._model import SoftmaxRegression
+
+
+class Estimates(NamedTuple):
+    """Estimates, each with its standard error and the test of its being 0; arrays of one shape.
+
+    Attributes:
+        value: the estimate.
+        standard_error: the square root of its variance.
+        z: value / standard_error, standard normal where the truth is 0; NaN for 0 / 0.
+        p_value: of |z|, two-sided.
+        lower: of the confidence interval.
+        upper: of the confidence interval.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> inference = softjax.regression.inference
+        >>> estimates = inference.estimates(jnp.array([2.0, -1.0]), jnp.array([1.0, 1.0]))
+        >>> estimates.p_value
+        Array([0.04550026, 0.31731051], dtype=float32)
+    """
+
+    value: Array
+    standard_error: Array
+    z: Array
+    p_value: Array
+    lower: Array
+    upper: Array
+
+
+class Test(NamedTuple):
+    """A test that refers its statistic to a chi-square distribution.
+
+    Attributes:
+        statistic: >= 0.
+        degrees_of_freedom: of the chi-square distribution.
+        p_value: the probability of a statistic as large or larger under the hypothesis.
+
+    Example:
+        >>> import softjax
+        >>> softjax.regression.inference.likelihood_ratio_test(-12.0, -10.0, 2).statistic
+        Array(4., dtype=float32)
+    """
+
+    statistic: Array
+    degrees_of_freedom: Array
+    p_value: Array
+
+
+def estimates(value: ArrayLike, variance: ArrayLike, *, level: ArrayLike = 0.95) -> Estimates:
+    """Estimates from values and their variances: what is asymptotically normal.
+
+        z = value / sqrt(variance),  p = erfc(|z| / sqrt 2),  value -+ ndtri((1 + level) / 2) se
+
+    Derivative: not the purpose.
+    Edge cases: the p-value is accurate in the far tail, down to the smallest number of the dtype.
+
+    Args:
+        value: real, any shape.
+        variance: real, >= 0, shape of `value`.
+        level: the confidence level, in (0, 1).
+
+    Returns:
+        `Estimates` of the shape of `value`, at least float32.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype or shape, a level outside (0, 1).
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> softjax.regression.inference.estimates(jnp.zeros(1), jnp.ones(1)).upper
+        Array([1.959964], dtype=float32)
+
+    Source: A. Wald, "Tests of statistical hypotheses concerning several parameters" (1943).
+    """
+    function = "regression.inference.estimates"
+    value = _checks.real_array(function, "value", value)
+    variance = _checks.real_array(function, "variance", variance).astype(value.dtype)
+    _checks.same_shape(function, "variance", variance, value.shape)
+    error = jnp.sqrt(variance)
+    z = value / error
+    p_value = erfc(jnp.abs(z) / jnp.asarray(2, z.dtype) ** 0.5)
+    half_width = normal_quantile(function, level, z.dtype) * error
+    return Estimates(value, error, z, p_value, value - half_width, value + half_width)
+
+
+def coefficients(
+    params: SoftmaxRegression,
+    covariance: ArrayLike,
+    *,
+    reference: int | None = None,
+    level: ArrayLike = 0.95,
+) -> Estimates:
+    """Coefficients with standard errors, tests and confidence intervals.
+
+        theta_jk - mean_l theta_jl      without a reference class, all K of them
+        theta_jk - theta_jr             against class r, the K - 1 others: log odds ratios
+
+    The second is the parametrisation of statsmodels' MNLogit (r = 0) and of the textbooks: the
+    change of log p_k / p_r for a unit of the feature.
+
+    Derivative: not the purpose.
+    Edge cases: one class: 0, with z and p-value NaN, or nothing against itself.
+
+    Args:
+        params: kernel [D, K] and bias [K].
+        covariance: [P, P], of `covariance`.
+        reference: r in [0, K), or None.
+        level: the confidence level, in (0, 1).
+
+    Returns:
+        `Estimates` [D + 1, K] or [D + 1, K - 1]; the last row is the bias.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype, shape or range.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> inference = softjax.regression.inference
+        >>> params, labels = softjax.regression.init(0, 2), jnp.array([0, 1, 0, 1])
+        >>> v = inference.covariance(params, jnp.ones((4, 0)), labels)
+        >>> inference.coefficients(params, v, reference=0).standard_error
+        Array([[1.]], dtype=float32)
+
+    Source: A. Agresti, "Categorical Data Analysis" (2013), section 8.1.
+    """
+    function = "regression.inference.coefficients"
+    theta, v = parameters(function, params, covariance)
+    k = theta.shape[1]
+    if reference is None:
+        contrast = jnp.eye(k, dtype=theta.dtype) - 1 / k
+    else:
+        reference = class_index(function, "reference", reference, k)
+        others = [c for c in range(k) if c != reference]
+        contrast = jnp.eye(k, dtype=theta.dtype)[:, others].at[reference].add(-1)
+    within = jnp.einsum("dkdl->dkl", v)
+    variance = jnp.einsum("km,dkl,lm->dm", contrast, within, contrast, precision="highest")
+    value = jnp.matmul(theta, contrast, precision="highest")
+    return estimates(value, jnp.maximum(variance, 0), level=level)
+
+
+def wald_test(
+    params: SoftmaxRegression,
+    covariance: ArrayLike,
+    restrictions: ArrayLike,
+    values: ArrayLike = 0.0,
+) -> Test:
+    """Wald test of linear restrictions of the parameters.
+
+        R theta = v;  W = (R theta - v)^T (R V R^T)^+ (R theta - v),  chi-square of rank(R V R^T)
+
+    Restrictions may repeat each other: that no feature of a set matters, say, is K restrictions a
+    feature, of which K - 1 are independent.
+
+    Derivative: not the purpose.
+    Edge cases: no restriction: statistic 0, p-value 1.
+
+    Args:
+        params: kernel [D, K] and bias [K].
+        covariance: [P, P], of `covariance`.
+        restrictions: R, real [R, D + 1, K], each sums to 0 over the classes, for anything else
+            depends on the gauge; the last row of each is for the bias.
+        values: v, real [R] or a scalar.
+
+    Returns:
+        `Test`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype or shape; known restrictions that do
+            not sum to 0 over the classes.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> inference = softjax.regression.inference
+        >>> params, labels = softjax.regression.init(0, 2), jnp.array([0, 1, 0, 1])
+        >>> v = inference.covariance(params, jnp.ones((4, 0)), labels)
+        >>> inference.wald_test(params, v, jnp.array([[[1.0, -1.0]]]), 1.0).statistic
+        Array(1., dtype=float32)
+
+    Source: A. Wald (1943).
+    """
+    function = "regression.inference.wald_test"
+    theta, v = parameters(function, params, covariance)
+    r = _checks.real_array(function, "restrictions", restrictions).astype(theta.dtype)
+    _checks.same_shape(function, "restrictions", r, (len(r) if r.ndim else 0, *theta.shape))
+    tolerance = theta.size * jnp.finfo(theta.dtype).eps
+    off = _checks.known(jnp.abs(jnp.sum(r, -1)) > tolerance * jnp.max(jnp.abs(r), -1, initial=0))
+    if off is not None and off.any():
+        got = "some that do not"
+        raise ValueError(_checks.message(function, "restrictions", "sum 0 over the classes", got))
+    values = _checks.real_array(function, "values", values).astype(theta.dtype)
+    distance = jnp.einsum("rdk,dk->r", r, theta, precision="highest")
+    distance -= _checks.broadcast(function, "values", values, distance.shape)
+    variance = jnp.einsum("rdk,dkel,sel->rs", r, v, r, precision="highest")
+    scale = jnp.sqrt(jnp.diag(variance))
+    scale = jnp.where(scale > 0, scale, 1)
+    eigenvalues, vectors = jnp.linalg.eigh(variance / (scale[:, None] * scale))
+    used = eigenvalues > tolerance * jnp.max(eigenvalues, initial=0)
+    along = jnp.matmul(vectors.T, distance / scale, precision="highest")
+    statistic = jnp.sum(jnp.where(used, along**2 / jnp.where(used, eigenvalues, 1), 0))
+    return chi_square_test(statistic, jnp.sum(used.astype(jnp.int32)))
+
+
+def likelihood_ratio_test(
+    restricted: ArrayLike, full: ArrayLike, degrees_of_freedom: ArrayLike
+) -> Test:
+    """Likelihood-ratio test of a model within a larger one.
+
+        LR = 2 (l_full - l_restricted),  chi-square of as many degrees as parameters are left out
+
+    Derivative: not the purpose.
+    Edge cases: an LR below 0, from fits that stopped early, counts as 0.
+
+    Args:
+        restricted: the log-likelihood of the smaller model at its optimum, nats.
+        full: that of the larger one, on the same examples.
+        degrees_of_freedom: a feature left out is K - 1.
+
+    Returns:
+        `Test`.
+
+    Raises:
+        TypeError: an argument that is not real.
+
+    Example:
+        >>> import softjax
+        >>> softjax.regression.inference.likelihood_ratio_test(-12.0, -10.0, 2).p_value
+        Array(0.13533528, dtype=float32)
+
+    Source: S. S. Wilks, "The large-sample distribution of the likelihood ratio" (1938).
+    """
+    function = "regression.inference.likelihood_ratio_test"
+    restricted = _checks.real_array(function, "restricted", restricted)
+    full = _checks.real_array(function, "full", full)
+    statistic = 2 * jnp.maximum(full - restricted, 0)
+    return chi_square_test(statistic, jnp.asarray(degrees_of_freedom))
+
+
+def chi_square_test(statistic: Array, degrees_of_freedom: Array) -> Test:
+    half = degrees_of_freedom.astype(statistic.dtype) / 2
+    p_value = gammaincc(jnp.where(half > 0, half, 1), statistic / 2)
+    return Test(statistic, degrees_of_freedom, jnp.where(half > 0, p_value, 1))
+
+
+def parameters(
+    function: str, params: SoftmaxRegression, covariance: ArrayLike
+) -> tuple[Array, Array]:
+    """theta [D + 1, K] and its covariance [D + 1, K, D + 1, K], at least float32."""
+    v = _checks.real_array(function, "covariance", covariance)
+    d, k = jnp.shape(params.kernel)
+    _checks.same_shape(function, "covariance", v, ((d + 1) * k, (d + 1) * k))
+    theta = jnp.concatenate([params.kernel.astype(v.dtype), params.bias[None].astype(v.dtype)])
+    return theta, v.reshape(d + 1, k, d + 1, k)
+
+
+def class_index(function: str, argument: str, value: int, num_classes: int) -> int:
+    try:
+        index = operator.index(value)
+    except TypeError as error:
+        raise TypeError(_checks.message(function, argument, "an integer", repr(value))) from error
+    if not 0 <= index < num_classes:
+        raise ValueError(_checks.message(function, argument, f"in [0, {num_classes})", index))
+    return index
+
+
+def normal_quantile(function: str, level: ArrayLike, dtype) -> Array:
+    """How many standard errors an interval of this level reaches to each side."""
+    value = _checks.known(level)
+    if value is not None and not (value.ndim == 0 and 0 < value < 1):
+        raise ValueError(_checks.message(function, "level", "a number in (0, 1)", level))
+    # The tail, not 1 less it, keeps its digits where the level is near 1.
+    return -ndtri((1 - jnp.asarray(level, dtype)) / 2)
