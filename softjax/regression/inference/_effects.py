@@ -61,7 +61,8 @@ def average_marginal_effects(
 ) -> Estimates:
     """Average marginal effects: what a unit of a feature adds to the probabilities.
 
-        m_jk = sum_i w_i u_ijk / sum_i w_i,  u_ijk = dp_ik / dx_ij = p_ik (kernel_jk - <p_i, kernel_j>)
+        m_jk = sum_i w_i u_ijk / sum_i w_i
+        u_ijk = dp_ik / dx_ij = p_ik (kernel_jk - <p_i, kernel_j>)
 
     Their standard errors are those of the delta method, whose Jacobian
 
@@ -95,7 +96,7 @@ def average_marginal_effects(
         >>> v = inference.covariance(params, x, labels)
         >>> effect = inference.average_marginal_effects(params, v, x)
         >>> [round(float(m), 3) for m in effect.value[0]]
-        [-0.178, 0.178]
+        [-0.182, 0.182]
 
     Source: W. H. Greene, "Econometric Analysis" (2012), sections 17.3.2 and 18.2.
     """
@@ -149,7 +150,7 @@ def predictions(
         >>> v = inference.covariance(params, x, labels)
         >>> p = inference.predictions(params, v, jnp.array([[3.0]]))
         >>> round(float(p.lower[0, 1]), 2), round(float(p.upper[0, 1]), 2)
-        (0.07, 0.99)
+        (0.08, 0.99)
 
     Source: J. Xu and J. S. Long, "Confidence intervals for predicted outcomes in regression models
         for categorical outcomes" (2005).

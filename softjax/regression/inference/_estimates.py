@@ -9,6 +9,7 @@ from jax.scipy.special import erfc, gammaincc, ndtri
 from jax.typing import ArrayLike
 
 from softjax import _checks
+from softjax._numerics import compute_dtype
 from softjax.regression._model import SoftmaxRegression
 
 
@@ -39,7 +40,7 @@ class Estimates(NamedTuple):
     upper: Array
 
 
-class Test(NamedTuple):
+class ChiSquareTest(NamedTuple):
     """A test that refers its statistic to a chi-square distribution.
 
     Attributes:
@@ -85,7 +86,7 @@ def estimates(value: ArrayLike, variance: ArrayLike, *, level: ArrayLike = 0.95)
     Source: A. Wald, "Tests of statistical hypotheses concerning several parameters" (1943).
     """
     function = "regression.inference.estimates"
-    value = _checks.real_array(function, "value", value)
+    value = _wide(_checks.real_array(function, "value", value))
     variance = _checks.real_array(function, "variance", variance).astype(value.dtype)
     _checks.same_shape(function, "variance", variance, value.shape)
     error = jnp.sqrt(variance)
@@ -155,7 +156,7 @@ def wald_test(
     covariance: ArrayLike,
     restrictions: ArrayLike,
     values: ArrayLike = 0.0,
-) -> Test:
+) -> ChiSquareTest:
     """Wald test of linear restrictions of the parameters.
 
         R theta = v;  W = (R theta - v)^T (R V R^T)^+ (R theta - v),  chi-square of rank(R V R^T)
@@ -174,7 +175,7 @@ def wald_test(
         values: v, real [R] or a scalar.
 
     Returns:
-        `Test`.
+        `ChiSquareTest`.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape; known restrictions that do
@@ -214,7 +215,7 @@ def wald_test(
 
 def likelihood_ratio_test(
     restricted: ArrayLike, full: ArrayLike, degrees_of_freedom: ArrayLike
-) -> Test:
+) -> ChiSquareTest:
     """Likelihood-ratio test of a model within a larger one.
 
         LR = 2 (l_full - l_restricted),  chi-square of as many degrees as parameters are left out
@@ -228,7 +229,7 @@ def likelihood_ratio_test(
         degrees_of_freedom: a feature left out is K - 1.
 
     Returns:
-        `Test`.
+        `ChiSquareTest`.
 
     Raises:
         TypeError: an argument that is not real.
@@ -241,16 +242,16 @@ def likelihood_ratio_test(
     Source: S. S. Wilks, "The large-sample distribution of the likelihood ratio" (1938).
     """
     function = "regression.inference.likelihood_ratio_test"
-    restricted = _checks.real_array(function, "restricted", restricted)
-    full = _checks.real_array(function, "full", full)
+    restricted = _wide(_checks.real_array(function, "restricted", restricted))
+    full = _wide(_checks.real_array(function, "full", full))
     statistic = 2 * jnp.maximum(full - restricted, 0)
     return chi_square_test(statistic, jnp.asarray(degrees_of_freedom))
 
 
-def chi_square_test(statistic: Array, degrees_of_freedom: Array) -> Test:
+def chi_square_test(statistic: Array, degrees_of_freedom: Array) -> ChiSquareTest:
     half = degrees_of_freedom.astype(statistic.dtype) / 2
     p_value = gammaincc(jnp.where(half > 0, half, 1), statistic / 2)
-    return Test(statistic, degrees_of_freedom, jnp.where(half > 0, p_value, 1))
+    return ChiSquareTest(statistic, degrees_of_freedom, jnp.where(half > 0, p_value, 1))
 
 
 def parameters(
@@ -262,6 +263,10 @@ def parameters(
     _checks.same_shape(function, "covariance", v, ((d + 1) * k, (d + 1) * k))
     theta = jnp.concatenate([params.kernel.astype(v.dtype), params.bias[None].astype(v.dtype)])
     return theta, v.reshape(d + 1, k, d + 1, k)
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(compute_dtype(x.dtype))
 
 
 def class_index(function: str, argument: str, value: int, num_classes: int) -> int:

@@ -11,7 +11,7 @@ from softjax._labels import ClassIndices, Labels
 from softjax._losses import expected_loss, index_loss
 from softjax.regression._data import Data, counted, data, masses, product, times
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression.inference._estimates import Test, likelihood_ratio_test
+from softjax.regression.inference._estimates import ChiSquareTest, likelihood_ratio_test
 
 
 class GoodnessOfFit(NamedTuple):
@@ -34,7 +34,7 @@ class GoodnessOfFit(NamedTuple):
         >>> params = softjax.regression.fit(x, labels).params
         >>> fit = softjax.regression.inference.goodness_of_fit(params, x, labels)
         >>> fit.num_parameters, round(float(fit.pseudo_r2), 3)
-        (2, 0.151)
+        (2, 0.153)
     """
 
     log_likelihood: Array
@@ -45,7 +45,7 @@ class GoodnessOfFit(NamedTuple):
     aic: Array
     bic: Array
     pseudo_r2: Array
-    likelihood_ratio: Test
+    likelihood_ratio: ChiSquareTest
 
 
 def log_likelihood(
@@ -122,7 +122,7 @@ def goodness_of_fit(
         >>> params = softjax.regression.fit(x, labels).params
         >>> fit = softjax.regression.inference.goodness_of_fit(params, x, labels)
         >>> round(float(fit.aic), 3)
-        8.709
+        8.695
 
     Source: D. McFadden, "Conditional logit analysis of qualitative choice behavior" (1974),
         section 4; H. Akaike (1974); G. Schwarz (1978).

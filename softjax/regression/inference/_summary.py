@@ -1,0 +1,179 @@
+"""The table of a fit, as text and as rows."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from softjax import _checks
+from softjax._labels import Labels
+from softjax.regression._model import SoftmaxRegression
+from softjax.regression.inference._covariance import covariance
+from softjax.regression.inference._estimates import class_index, coefficients
+from softjax.regression.inference._likelihood import GoodnessOfFit, goodness_of_fit
+
+
+class Summary(NamedTuple):
+    """The table of a fit; `print` shows its text.
+
+    Attributes:
+        rows: one dictionary a coefficient: class, feature, coefficient, standard_error, z,
+            p_value, lower, upper. A list of rows for pandas, csv or json.
+        goodness_of_fit: what stands above the table.
+        text: all of it.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> x, labels = jnp.array([[0.0], [1.0], [2.0], [3.0]]), jnp.array([0, 1, 0, 1])
+        >>> params = softjax.regression.fit(x, labels).params
+        >>> summary = softjax.regression.inference.summary(params, x, labels)
+        >>> [(row["class"], row["feature"], round(row["z"], 2)) for row in summary.rows]
+        [('1', 'x0', 0.84), ('1', 'bias', -0.69)]
+    """
+
+    rows: list[dict[str, Any]]
+    goodness_of_fit: GoodnessOfFit
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def summary(
+    params: SoftmaxRegression,
+    features: ArrayLike,
+    labels: Labels,
+    *,
+    reference: int | None = 0,
+    level: float = 0.95,
+    robust: bool = False,
+    clusters: ArrayLike | None = None,
+    l2: float = 0.0,
+    sample_weights: ArrayLike | None = None,
+    feature_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Summary:
+    """Summary of a fit: coefficients with standard errors, tests and intervals, and its goodness.
+
+    What statsmodels prints for its MNLogit: `covariance`, `coefficients` and `goodness_of_fit` in
+    one table.
+
+    Derivative: none: a table is text.
+    Edge cases: those of `covariance`.
+
+    Args:
+        params: kernel [D, K] and bias [K], at the optimum.
+        features: real [N, D].
+        labels: class indices, integer [N], or counts or a distribution, floating [N, K].
+        reference: the class that the others are compared with; None for each class beside the
+            mean of all.
+        level: the confidence level, in (0, 1).
+        robust: as `covariance`.
+        clusters: as `covariance`.
+        l2: scalar >= 0, the penalty of the fit.
+        sample_weights: real [N], >= 0, how often each row was seen; None for once.
+        feature_names: D names; None for x0, x1, ...
+        class_names: K names; None for 0, 1, ...
+
+    Returns:
+        `Summary`.
+
+    Raises:
+        TypeError, ValueError: those of `covariance`; names that are too many or too few.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> x, labels = jnp.array([[0.0], [1.0], [2.0], [3.0]]), jnp.array([0, 1, 0, 1])
+        >>> params = softjax.regression.fit(x, labels).params
+        >>> summary = softjax.regression.inference.summary(params, x, labels)
+        >>> print(summary.text.splitlines()[0])
+        Softmax regression: 4 examples, 2 classes, 2 parameters
+
+    Source: J. S. Long, "Regression Models for Categorical and Limited Dependent Variables" (1997),
+        chapter 6.
+    """
+    function = "regression.inference.summary"
+    d, k = jnp.shape(params.kernel)
+    feature_names = _names(function, "feature_names", feature_names, d, "x")
+    class_names = _names(function, "class_names", class_names, k, "")
+    v = covariance(
+        params,
+        features,
+        labels,
+        robust=robust,
+        clusters=clusters,
+        l2=l2,
+        sample_weights=sample_weights,
+    )
+    table = coefficients(params, v, reference=reference, level=level)
+    fit = goodness_of_fit(params, features, labels, sample_weights=sample_weights)
+    columns = jax.tree.map(np.asarray, table)
+    shown = list(class_names)
+    if reference is not None:
+        del shown[class_index(function, "reference", reference, k)]
+    rows = [
+        {
+            "class": name,
+            "feature": feature,
+            "coefficient": columns.value[j, c].item(),
+            "standard_error": columns.standard_error[j, c].item(),
+            "z": columns.z[j, c].item(),
+            "p_value": columns.p_value[j, c].item(),
+            "lower": columns.lower[j, c].item(),
+            "upper": columns.upper[j, c].item(),
+        }
+        for c, name in enumerate(shown)
+        for j, feature in enumerate([*feature_names, "bias"])
+    ]
+    kind = "clustered" if clusters is not None else "robust" if robust else "of the model"
+    penalty = "" if l2 == 0 else f", of the penalised fit (l2 = {l2:g})"
+    against = "the mean of all" if reference is None else class_names[reference]
+    head = _head(fit, k, f"{kind}{penalty}")
+    return Summary(rows, fit, "\n".join([*head, *_table(rows, against, level)]))
+
+
+def _names(
+    function: str, argument: str, names: Sequence[str] | None, count: int, prefix: str
+) -> list[str]:
+    if names is None:
+        return [f"{prefix}{i}" for i in range(count)]
+    if len(names) != count:
+        raise ValueError(_checks.message(function, argument, f"{count} names", len(names)))
+    return [str(name) for name in names]
+
+
+def _head(fit: GoodnessOfFit, num_classes: int, kind: str) -> list[str]:
+    n, test = float(fit.num_examples), fit.likelihood_ratio
+    size = f"{num_classes} classes, {fit.num_parameters} parameters"
+    null = f"of the class shares alone {fit.null_log_likelihood:.6g}"
+    degrees = f"{int(test.degrees_of_freedom)} degrees of freedom"
+    return [
+        f"Softmax regression: {n:g} examples, {size}",
+        f"Log-likelihood {fit.log_likelihood:.6g}, {null}: pseudo-R2 {fit.pseudo_r2:.4g}",
+        f"Likelihood ratio {test.statistic:.6g} on {degrees}: p {test.p_value:.3g}",
+        f"AIC {fit.aic:.6g}, BIC {fit.bic:.6g}",
+        f"Covariance {kind}",
+    ]
+
+
+def _table(rows: list[dict[str, Any]], against: str, level: float) -> list[str]:
+    tail = (1 - level) / 2
+    bounds = f"[{tail:.3g}", f"{1 - tail:.3g}]"
+    titles = ("coefficient", "std err", "z", "P>|z|", *bounds)
+    width = max([len("feature"), *(len(row["feature"]) for row in rows)])
+    lines = []
+    previous = None
+    for row in rows:
+        if row["class"] != previous:
+            previous = row["class"]
+            lines += ["", f"Class {previous} against {against}"]
+            lines.append(f"{'feature':<{width}}" + "".join(f"{title:>12}" for title in titles))
+        numbers = [row[name] for name in ("coefficient", "standard_error", "z")]
+        cells = [f"{number:>12.4g}" for number in numbers]
+        cells.append(f"{row['p_value']:>12.3g}")
+        cells += [f"{row[name]:>12.4g}" for name in ("lower", "upper")]
+        lines.append(f"{row['feature']:<{width}}" + "".join(cells))
+    return lines
