@@ -74,8 +74,8 @@ def covariance(
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, a label out of range;
-            `features` that are collinear in this dtype; `params` that are not at the optimum,
-            as on separable data with l2 = 0, where there is none.
+            features that are collinear in this dtype; `params` that are not at the optimum, as on
+            separable data with l2 = 0, where there is none.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -103,11 +103,12 @@ def covariance(
     if not (_checks.is_concrete(regular) and _checks.is_concrete(move)):
         return jnp.where(regular & (move < _STILL), matrix, jnp.nan)
     if not regular:
-        expected = f"linearly independent, and of the constant, in {matrix.dtype}"
-        raise ValueError(_checks.message(function, "features", expected, "collinear ones"))
+        expected = f"such that the information has an inverse in {matrix.dtype}"
+        got = "features that are collinear, with the constant perhaps, or separable classes"
+        raise ValueError(_checks.message(function, "features", expected, got))
     if not move < _STILL:
-        got = f"some from which Newton's step moves a logit by {float(move):.2g}: the fit stopped"
-        got += " early, or the classes are separable and the optimum is at infinity (use l2 > 0)"
+        got = f"a point from which Newton's step moves a logit by {float(move):.2g} nats: fit "
+        got += "further; separable classes, or one without examples, have their optimum at infinity"
         raise ValueError(_checks.message(function, "params", "at the optimum", got))
     return matrix
 

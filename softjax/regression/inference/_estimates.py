@@ -198,8 +198,8 @@ def wald_test(
     tolerance = theta.size * jnp.finfo(theta.dtype).eps
     off = _checks.known(jnp.abs(jnp.sum(r, -1)) > tolerance * jnp.max(jnp.abs(r), -1, initial=0))
     if off is not None and off.any():
-        got = "some that do not"
-        raise ValueError(_checks.message(function, "restrictions", "sum 0 over the classes", got))
+        expected = "contrasts, which sum to 0 over the classes"
+        raise ValueError(_checks.message(function, "restrictions", expected, "others"))
     values = _checks.real_array(function, "values", values).astype(theta.dtype)
     distance = jnp.einsum("rdk,dk->r", r, theta, precision="highest")
     distance -= _checks.broadcast(function, "values", values, distance.shape)
