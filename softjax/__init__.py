@@ -1,5 +1,6 @@
 """The softmax layer of JAX: accurate, safe to differentiate, linear in memory."""
 
+from softjax import calibration as calibration
 from softjax import choice as choice
 from softjax import datasets as datasets
 from softjax import derivatives as derivatives

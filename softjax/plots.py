@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from softjax.calibration import reliability_diagram
+
 BINS = 10
 
 
@@ -43,6 +45,19 @@ def report(
         _images(weights, kernel, class_names, image_shape)
     _confusion(confusion.subplots(), labels, probabilities, class_names)
     _reliability(reliability.subplots(), labels, probabilities)
+    figure.savefig(path)
+
+
+def reliability(path: Path, labels: np.ndarray, probabilities: np.ndarray) -> None:
+    """Writes the reliability diagram of held-out examples: how sure, and how often right.
+
+    Args:
+        path: the PNG to write.
+        labels: [N], held-out class indices.
+        probabilities: [N, K], predicted for them.
+    """
+    figure = Figure(figsize=(6.5, 5), layout="constrained", dpi=110)
+    _reliability(figure.subplots(), labels, probabilities)
     figure.savefig(path)
 
 
@@ -106,17 +121,14 @@ def _confusion(
 
 
 def _reliability(axes: Axes, labels: np.ndarray, probabilities: np.ndarray) -> None:
-    confidence = probabilities.max(-1)
-    right = probabilities.argmax(-1) == labels
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    used = np.unique(bins)
-    means = [confidence[bins == b].mean() for b in used]
-    shares = [right[bins == b].mean() for b in used]
+    bins = reliability_diagram(probabilities, labels, num_bins=BINS)
+    confidence, accuracy, weight = (np.asarray(values) for values in bins)
+    filled = np.flatnonzero(weight)
     axes.plot([0, 1], [0, 1], color="gray", linestyle=":", label="calibrated")
-    axes.plot(means, shares, marker="o", label="held-out examples")
-    for b, x, y in zip(used, means, shares, strict=True):
-        count = np.count_nonzero(bins == b)
-        axes.annotate(str(count), (x, y), xytext=(6, -12), textcoords="offset points")
+    axes.plot(confidence[filled], accuracy[filled], marker="o", label="held-out examples")
+    for b in filled:
+        place = (confidence[b], accuracy[b])
+        axes.annotate(f"{weight[b]:g}", place, xytext=(6, -12), textcoords="offset points")
     axes.set(title="Reliability, with the number of examples in each bin", xlim=(0, 1.1))
     axes.set(xlabel="confidence: probability of the predicted class", ylabel="share that is right")
     axes.set_ylim(0, 1.05)

@@ -27,7 +27,16 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 README = (ROOT / "README.md").read_text()
-MODULES = ("", ".derivatives", ".information", ".choice", ".regression", ".datasets")
+MODULES = (
+    "",
+    ".derivatives",
+    ".information",
+    ".choice",
+    ".calibration",
+    ".regression",
+    ".regression.inference",
+    ".datasets",
+)
 
 
 def fenced(text: str, language: str) -> list[str]:

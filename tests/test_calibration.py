@@ -1,0 +1,261 @@
+"""Calibration against float64 NumPy and scipy.optimize."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.special
+
+import softjax
+from softjax import calibration
+
+
+def problem(dtype, n=200, k=5, scale=1.0, seed=0):
+    """Logits that are right at T = scale / 2, up to chance."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, k))
+    y = np.argmax(2 * x + rng.gumbel(size=(n, k)), -1)
+    return (scale * x).astype(dtype), y, rng.integers(0, 3, n).astype(dtype)
+
+
+def optimal_temperature(x, y, w=None):
+    """The root of the slope of the loss, in float64."""
+    x = np.float64(x)
+    q = np.eye(x.shape[1])[y] if y.ndim == 1 else np.float64(y)
+    w = np.ones(len(x)) if w is None else np.float64(w)
+    unit = np.abs(x).max()
+
+    def slope(log_b):
+        p = scipy.special.softmax(np.exp(log_b) * x / unit, -1)
+        return (w[:, None] * (q.sum(-1, keepdims=True) * p - q) * x / unit).sum()
+
+    return unit / np.exp(scipy.optimize.brentq(slope, -20, 20, xtol=1e-15))
+
+
+def rounding(dtype):
+    return 20 * float(np.finfo(dtype).eps)  # a sum of some hundred terms of one sign
+
+
+# The temperature
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e20])
+@pytest.mark.parametrize("kind", ["integer", "soft", "weighted"])
+def test_the_temperature_is_the_optimum(kind, scale, dtype):
+    x, y, w = problem(dtype, scale=scale)
+    weights = w if kind == "weighted" else None
+    if kind == "soft":
+        y = np.random.default_rng(1).dirichlet(np.ones(5) / 2, len(x)) * 3  # of any mass
+        y = (y + np.eye(5)[np.argmax(x, -1)]).astype(dtype)
+    ours = calibration.calibrate_temperature(x, y, sample_weights=weights)
+    assert ours.dtype == dtype
+    np.testing.assert_allclose(ours, optimal_temperature(x, y, weights), rtol=rounding(dtype))
+    np.testing.assert_allclose(
+        calibration.calibrate_temperature(x.reshape(20, 10, 5), y.reshape(20, 10, *y.shape[1:])),
+        calibration.calibrate_temperature(x, y),
+        rtol=rounding(dtype),
+    )
+
+
+def test_one_error_among_confident_rows_is_found(dtype):
+    """The loss is flat for many decades of T but for one row."""
+    x, _, _ = problem(dtype, 1000, scale=100.0)
+    y = np.argmax(x, -1)
+    x[0] *= np.asarray(1e-3, dtype)
+    y[0] = np.argsort(x[0])[-2]
+    ours = calibration.calibrate_temperature(x, y)
+    np.testing.assert_allclose(ours, optimal_temperature(x, y), rtol=1e-4)
+
+
+def test_limits_of_the_temperature(dtype):
+    x, y, _ = problem(dtype)
+    right, wrong = np.argmax(x, -1), np.argmin(x, -1)
+    assert calibration.calibrate_temperature(x, right) == 0
+    assert calibration.calibrate_temperature(x, wrong) == np.inf
+    assert np.isnan(calibration.calibrate_temperature(np.zeros((3, 4), dtype), y[:3] % 4))
+    assert np.isnan(calibration.calibrate_temperature(x, y, sample_weights=np.zeros(200, dtype)))
+    spoiled = x.copy()
+    spoiled[7, 2] = np.nan
+    assert np.isnan(calibration.calibrate_temperature(spoiled, y))
+    weights = np.ones(200, dtype)
+    weights[7] = 0
+    np.testing.assert_array_equal(
+        calibration.calibrate_temperature(spoiled, y, sample_weights=weights),
+        calibration.calibrate_temperature(x, y, sample_weights=weights),
+    )
+
+
+def test_a_class_of_logit_minus_infinity_takes_no_part(dtype):
+    x, y, _ = problem(dtype)
+    wide = np.concatenate([x, np.full((200, 1), -np.inf, dtype)], 1)
+    np.testing.assert_allclose(
+        calibration.calibrate_temperature(wide, y),
+        calibration.calibrate_temperature(x, y),
+        rtol=rounding(dtype),
+    )
+    y[0] = 5
+    assert calibration.calibrate_temperature(wide, y) == np.inf
+
+
+def test_the_temperature_is_differentiable(x64, dtype):
+    x, y, w = problem(dtype)
+
+    def temperature(x, w):
+        return calibration.calibrate_temperature(x, y, sample_weights=w)
+
+    w = w + np.asarray(1, dtype)
+    direction = np.random.default_rng(1).normal(size=x.shape).astype(dtype)
+    step = 1e-5
+    moved = [
+        optimal_temperature(np.float64(x) + s * np.float64(direction), y, w) for s in (step, -step)
+    ]
+    expected = (moved[0] - moved[1]) / (2 * step)
+    value, forward = jax.jvp(lambda x: temperature(x, w), (x,), (direction,))
+    np.testing.assert_array_equal(value, temperature(x, w))
+    np.testing.assert_allclose(forward, expected, rtol=1e-6 if x64 else 1e-3)
+    by_x, by_w = jax.grad(temperature, (0, 1))(jnp.asarray(x), jnp.asarray(w))
+    np.testing.assert_allclose(
+        np.sum(np.float64(by_x) * direction), expected, rtol=1e-6 if x64 else 1e-3
+    )
+    # The same rows at any scale of their weights.
+    assert abs(np.sum(np.float64(by_w) * w)) < (1e-9 if x64 else 1e-3)
+
+
+def test_the_temperature_transforms(dtype):
+    x, y, _ = problem(dtype)
+    plain = calibration.calibrate_temperature(x, y)
+    batched = jax.vmap(calibration.calibrate_temperature)(jnp.stack([x, 2 * x]), jnp.stack([y, y]))
+    np.testing.assert_allclose(batched, [plain, 2 * plain], rtol=rounding(dtype))
+    np.testing.assert_allclose(
+        jax.jit(calibration.calibrate_temperature)(x, y), plain, rtol=rounding(dtype)
+    )
+    y[0] = 5
+    assert np.isnan(jax.jit(calibration.calibrate_temperature)(x, y))
+    with pytest.raises(ValueError, match=r"calibrate_temperature: `labels` .* got 5 at \(0,\)"):
+        calibration.calibrate_temperature(x, y)
+
+
+@pytest.mark.x64_once
+def test_half_precision_is_computed_in_float32():
+    x, y, _ = problem(np.float32)
+    half = jnp.asarray(x, jnp.bfloat16)
+    ours = calibration.calibrate_temperature(half, y)
+    assert ours.dtype == np.float32
+    np.testing.assert_array_equal(
+        ours, calibration.calibrate_temperature(half.astype(np.float32), y)
+    )
+
+
+# The bins
+
+
+def oracle_bins(p, y, w, num_bins, adaptive):
+    """Confidence, accuracy and weight of each bin, one example after the other."""
+    p, w = np.float64(p), np.float64(w)
+    confidence, right = p.max(-1), p.argmax(-1) == y
+    sums = np.zeros((3, num_bins))
+    for i in range(len(p)):
+        position = confidence[i]
+        if adaptive:
+            position = w[confidence < confidence[i]].sum() / w.sum()
+        m = min(int(position * num_bins), num_bins - 1)
+        sums[:, m] += w[i] * confidence[i], w[i] * right[i], w[i]
+    with np.errstate(invalid="ignore"):
+        return sums[0] / sums[2], sums[1] / sums[2], sums[2]
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("num_bins", [1, 8, 1000])
+def test_the_bins_are_those_of_numpy(num_bins, adaptive, dtype):
+    x, y, w = problem(dtype)
+    p = np.array(softjax.softmax(x))
+    p[:40] = p[40:80]  # ties stay together
+    given = {"num_bins": num_bins, "adaptive": adaptive, "sample_weights": w}
+    expected = oracle_bins(p, y, w, num_bins, adaptive)
+    ours = calibration.reliability_diagram(p, y, **given)
+    for got, want in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=rounding(dtype))
+    confidence, accuracy, weight = (np.where(expected[2] > 0, v, 0) for v in expected)
+    ece = (weight * np.abs(confidence - accuracy)).sum() / weight.sum()
+    ours = calibration.expected_calibration_error(p, y, **given)
+    np.testing.assert_allclose(ours, ece, rtol=100 * rounding(dtype))
+
+
+def test_soft_labels_are_right_with_their_probability(dtype):
+    x, y, _ = problem(dtype)
+    p = softjax.softmax(x)
+    hard = calibration.reliability_diagram(p, y)
+    soft = calibration.reliability_diagram(p, np.eye(5, dtype=dtype)[y])
+    jax.tree.map(np.testing.assert_array_equal, hard, soft)
+    half = calibration.reliability_diagram(p, np.eye(5, dtype=dtype)[y] / 2)
+    np.testing.assert_allclose(half.accuracy, hard.accuracy / 2, rtol=rounding(dtype))
+    tied = calibration.reliability_diagram(np.full((2, 2), 0.5, dtype), np.array([0, 1]))
+    assert np.nansum(tied.accuracy) == 0.5
+
+
+def test_calibrated_probabilities_have_a_small_error(dtype):
+    x, y, _ = problem(dtype, 20_000, scale=10.0)
+    temperature = calibration.calibrate_temperature(x, y)
+    before, after = (
+        calibration.expected_calibration_error(softjax.softmax(x, temperature=t), y)
+        for t in (1.0, temperature)
+    )
+    # Of 20000 examples in 15 bins, chance leaves sqrt(15 / 20000) / 2 at most.
+    assert after < 0.014 < 0.1 < before
+    np.testing.assert_allclose(temperature, 5, rtol=0.05)
+
+
+def test_the_bins_at_the_edge(dtype):
+    empty = calibration.expected_calibration_error(np.zeros((0, 3), dtype), np.zeros(0, int))
+    assert empty == 0
+    sure = calibration.reliability_diagram(np.eye(3, dtype=dtype), np.arange(3), num_bins=4)
+    np.testing.assert_array_equal(sure.weight, [0, 0, 0, 3])
+    np.testing.assert_array_equal(sure.accuracy, [np.nan, np.nan, np.nan, 1])
+    for adaptive in (False, True):
+        nothing = calibration.expected_calibration_error(
+            np.eye(3, dtype=dtype),
+            np.arange(3),
+            sample_weights=np.zeros(3, dtype),
+            adaptive=adaptive,
+        )
+        assert nothing == 0
+        spoiled = np.eye(3, dtype=dtype)
+        spoiled[1, 1] = np.nan
+        assert np.isnan(
+            calibration.expected_calibration_error(spoiled, np.arange(3), adaptive=adaptive)
+        )
+    bad = jax.jit(calibration.expected_calibration_error)(np.eye(3, dtype=dtype), np.arange(3) + 1)
+    assert np.isnan(bad)
+
+
+@pytest.mark.x64_once
+def test_bad_arguments_are_named():
+    p, y = np.full((4, 2), 0.5, np.float32), np.zeros(4, int)
+    with pytest.raises(ValueError, match=r"reliability_diagram: `probabilities` .*\[0, 1\], got 3"):
+        calibration.reliability_diagram(p * 6, y)
+    with pytest.raises(ValueError, match="`num_bins` must be >= 1, got 0"):
+        calibration.expected_calibration_error(p, y, num_bins=0)
+    with pytest.raises(TypeError, match="`num_bins` must be an integer"):
+        calibration.expected_calibration_error(p, y, num_bins=2.0)
+    with pytest.raises(ValueError, match="`labels` must be of shape"):
+        calibration.expected_calibration_error(p, y[:3])
+    with pytest.raises(ValueError, match="`sample_weights` must be of shape"):
+        calibration.calibrate_temperature(p, y, sample_weights=np.ones(3))
+    with pytest.raises(ValueError, match="`sample_weights` must be >= 0"):
+        calibration.calibrate_temperature(p, y, sample_weights=-np.ones(4))
+    with pytest.raises(ValueError, match="`logits` must be of rank >= 1"):
+        calibration.calibrate_temperature(np.float32(1), 0)
+    with pytest.raises(TypeError, match="`labels` must be class indices"):
+        calibration.calibrate_temperature(p, y > 0)
+
+
+# The picture
+
+
+@pytest.mark.x64_once
+def test_the_reliability_plot_is_a_picture(tmp_path):
+    plots = pytest.importorskip("softjax.plots")
+    x, y, _ = problem(np.float32)
+    plots.reliability(tmp_path / "reliability.png", y, np.asarray(softjax.softmax(x)))
+    assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")
