@@ -153,7 +153,7 @@ def _head(fit: GoodnessOfFit, num_classes: int, kind: str) -> list[str]:
     return [
         f"Softmax regression: {n:g} examples, {size}",
         f"Log-likelihood {fit.log_likelihood:.6g}, {null}: pseudo-R2 {fit.pseudo_r2:.4g}",
-        f"Likelihood ratio {test.statistic:.6g} on {degrees}: p {test.p_value:.3g}",
+        f"Likelihood ratio {test.statistic:.5g} on {degrees}: p {test.p_value:.3g}",
         f"AIC {fit.aic:.6g}, BIC {fit.bic:.6g}",
         f"Covariance {kind}",
     ]
@@ -172,8 +172,8 @@ def _table(rows: list[dict[str, Any]], against: str, level: float) -> list[str]:
             lines += ["", f"Class {previous} against {against}"]
             lines.append(f"{'feature':<{width}}" + "".join(f"{title:>12}" for title in titles))
         numbers = [row[name] for name in ("coefficient", "standard_error", "z")]
-        cells = [f"{number:>12.4g}" for number in numbers]
-        cells.append(f"{row['p_value']:>12.3g}")
-        cells += [f"{row[name]:>12.4g}" for name in ("lower", "upper")]
+        cells = [f"{number:>#12.4g}" for number in numbers]
+        cells.append(f"{row['p_value']:>#12.3g}")
+        cells += [f"{row[name]:>#12.4g}" for name in ("lower", "upper")]
         lines.append(f"{row['feature']:<{width}}" + "".join(cells))
     return lines
