@@ -169,7 +169,7 @@ def _table(rows: list[dict[str, Any]], against: str, level: float) -> list[str]:
     for row in rows:
         if row["class"] != previous:
             previous = row["class"]
-            lines += ["", f"Class {previous} against {against}"]
+            lines += ["-" * (width + 72), f"Class {previous} against {against}"]
             lines.append(f"{'feature':<{width}}" + "".join(f"{title:>12}" for title in titles))
         numbers = [row[name] for name in ("coefficient", "standard_error", "z")]
         cells = [f"{number:>#12.4g}" for number in numbers]
