@@ -100,13 +100,13 @@ def covariance(
     matrix, regular, move = _covariance(
         params, rows, l2 if penalised else None, codes, groups, robust or codes is not None
     )
-    if not (_checks.is_concrete(regular) and _checks.is_concrete(move)):
+    if not _checks.is_concrete(regular):
         return jnp.where(regular & (move < _STILL), matrix, jnp.nan)
     if not regular:
         expected = f"such that the information has an inverse in {matrix.dtype}"
         got = "features that are collinear, with the constant perhaps, or separable classes"
         raise ValueError(_checks.message(function, "features", expected, got))
-    if not move < _STILL:
+    if not float(move) < _STILL:
         got = f"a point from which Newton's step moves a logit by {float(move):.2g} nats: fit "
         got += "further; separable classes, or one without examples, have their optimum at infinity"
         raise ValueError(_checks.message(function, "params", "at the optimum", got))

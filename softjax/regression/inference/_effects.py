@@ -21,9 +21,11 @@ from softjax.regression._information import CHUNK_SIZE, sum_of_chunks
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression.inference._estimates import (
     Estimates,
-    estimates,
+    by_class,
+    check_level,
+    covariance_array,
+    estimates_core,
     normal_quantile,
-    parameters,
 )
 
 
@@ -101,14 +103,11 @@ def average_marginal_effects(
     Source: W. H. Greene, "Econometric Analysis" (2012), sections 17.3.2 and 18.2.
     """
     function = "regression.inference.average_marginal_effects"
-    _, v = parameters(function, params, covariance)
+    v = covariance_array(function, params, covariance)
     x = features_beside(function, params, features)
     w = weights_array(function, "sample_weights", sample_weights, (len(x),), x.dtype)
-    value, jacobian = _average_marginal_effects(params, x, w)
-    jacobian = jacobian.reshape(value.size, -1)
-    v = v.reshape(jacobian.shape[1], -1)
-    variance = jnp.sum(jnp.matmul(jacobian, v, precision=EXACT) * jacobian, -1)
-    return estimates(value, jnp.maximum(variance, 0).reshape(value.shape), level=level)
+    check_level(function, level)
+    return _average_marginal_effects(params, v.astype(x.dtype), x, w, level)
 
 
 def predictions(
@@ -156,13 +155,25 @@ def predictions(
         for categorical outcomes" (2005).
     """
     function = "regression.inference.predictions"
-    _, v = parameters(function, params, covariance)
+    v = covariance_array(function, params, covariance)
     x = features_beside(function, params, features)
-    return _predictions(params, v.astype(x.dtype), x, normal_quantile(function, level, x.dtype))
+    check_level(function, level)
+    return _predictions(params, v.astype(x.dtype), x, level)
 
 
 @jax.jit
-def _average_marginal_effects(params: SoftmaxRegression, x: Array, w: Array | None):
+def _average_marginal_effects(
+    params: SoftmaxRegression, v: Array, x: Array, w: Array | None, level: ArrayLike
+) -> Estimates:
+    value, jacobian = effects_and_jacobian(params, x, w)
+    jacobian = jacobian.reshape(value.size, len(v))
+    variance = jnp.sum(jnp.matmul(jacobian, v, precision=EXACT) * jacobian, -1)
+    return estimates_core(value, jnp.maximum(variance, 0).reshape(value.shape), level)
+
+
+def effects_and_jacobian(
+    params: SoftmaxRegression, x: Array, w: Array | None
+) -> tuple[Array, Array]:
     """m [D, K] and its Jacobian [D, K, D + 1, K]."""
     x, share = counted(x, w)
     kernel = params.kernel.astype(x.dtype)
@@ -193,8 +204,10 @@ def _average_marginal_effects(params: SoftmaxRegression, x: Array, w: Array | No
 
 
 @jax.jit
-def _predictions(params: SoftmaxRegression, v: Array, x: Array, quantile: Array) -> Predictions:
+def _predictions(params: SoftmaxRegression, v: Array, x: Array, level: ArrayLike) -> Predictions:
+    _, v = by_class(params, v)
     d, k = v.shape[:2]
+    quantile = normal_quantile(level, x.dtype)
     is_own = jnp.eye(k, dtype=bool)
     pairs = v.transpose(0, 2, 1, 3).reshape(d * d, k * k)
 

@@ -1,15 +1,19 @@
-"""Estimates with their standard errors, and the tests of them."""
+"""Estimates with their standard errors and intervals."""
 
 import operator
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
-from jax.scipy.special import erfc, gammaincc, ndtri
+from jax.scipy.special import erfc, ndtri
 from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._numerics import compute_dtype
+from softjax.regression._data import EXACT
 from softjax.regression._model import SoftmaxRegression
 
 
@@ -40,25 +44,6 @@ class Estimates(NamedTuple):
     upper: Array
 
 
-class ChiSquareTest(NamedTuple):
-    """A test that refers its statistic to a chi-square distribution.
-
-    Attributes:
-        statistic: >= 0.
-        degrees_of_freedom: of the chi-square distribution.
-        p_value: the probability of a statistic as large or larger under the hypothesis.
-
-    Example:
-        >>> import softjax
-        >>> softjax.regression.inference.likelihood_ratio_test(-12.0, -10.0, 2).statistic
-        Array(4., dtype=float32)
-    """
-
-    statistic: Array
-    degrees_of_freedom: Array
-    p_value: Array
-
-
 def estimates(value: ArrayLike, variance: ArrayLike, *, level: ArrayLike = 0.95) -> Estimates:
     """Estimates from values and their variances: what is asymptotically normal.
 
@@ -86,14 +71,11 @@ def estimates(value: ArrayLike, variance: ArrayLike, *, level: ArrayLike = 0.95)
     Source: A. Wald, "Tests of statistical hypotheses concerning several parameters" (1943).
     """
     function = "regression.inference.estimates"
-    value = _wide(_checks.real_array(function, "value", value))
+    value = wide_array(function, "value", value)
     variance = _checks.real_array(function, "variance", variance).astype(value.dtype)
     _checks.same_shape(function, "variance", variance, value.shape)
-    error = jnp.sqrt(variance)
-    z = value / error
-    p_value = erfc(jnp.abs(z) / jnp.asarray(2, z.dtype) ** 0.5)
-    half_width = normal_quantile(function, level, z.dtype) * error
-    return Estimates(value, error, z, p_value, value - half_width, value + half_width)
+    check_level(function, level)
+    return estimates_core(value, variance, level)
 
 
 def coefficients(
@@ -137,136 +119,51 @@ def coefficients(
     Source: A. Agresti, "Categorical Data Analysis" (2013), section 8.1.
     """
     function = "regression.inference.coefficients"
-    theta, v = parameters(function, params, covariance)
+    v = covariance_array(function, params, covariance)
+    if reference is not None:
+        reference = class_index(function, "reference", reference, len(params.bias))
+    check_level(function, level)
+    return _coefficients(params, v, reference, level)
+
+
+@jax.jit
+def estimates_core(value: Array, variance: Array, level: ArrayLike) -> Estimates:
+    error = jnp.sqrt(variance)
+    z = value / error
+    p_value = erfc(jnp.abs(z) / jnp.asarray(2, z.dtype) ** 0.5)
+    half_width = normal_quantile(level, z.dtype) * error
+    return Estimates(value, error, z, p_value, value - half_width, value + half_width)
+
+
+@partial(jax.jit, static_argnames="reference")
+def _coefficients(
+    params: SoftmaxRegression, v: Array, reference: int | None, level: ArrayLike
+) -> Estimates:
+    theta, v = by_class(params, v)
     k = theta.shape[1]
     if reference is None:
-        contrast = jnp.eye(k, dtype=theta.dtype) - 1 / k
+        contrast = np.eye(k) - 1 / k
     else:
-        reference = class_index(function, "reference", reference, k)
-        others = [c for c in range(k) if c != reference]
-        contrast = jnp.eye(k, dtype=theta.dtype)[:, others].at[reference].add(-1)
+        contrast = np.delete(np.eye(k), reference, 1)
+        contrast[reference] = -1
+    contrast = jnp.asarray(contrast, theta.dtype)
     within = jnp.einsum("dkdl->dkl", v)
-    variance = jnp.einsum("km,dkl,lm->dm", contrast, within, contrast, precision="highest")
-    value = jnp.matmul(theta, contrast, precision="highest")
-    return estimates(value, jnp.maximum(variance, 0), level=level)
+    variance = jnp.einsum("km,dkl,lm->dm", contrast, within, contrast, precision=EXACT)
+    value = jnp.matmul(theta, contrast, precision=EXACT)
+    return estimates_core(value, jnp.maximum(variance, 0), level)
 
 
-def wald_test(
-    params: SoftmaxRegression,
-    covariance: ArrayLike,
-    restrictions: ArrayLike,
-    values: ArrayLike = 0.0,
-) -> ChiSquareTest:
-    """Wald test of linear restrictions of the parameters.
-
-        R theta = v;  W = (R theta - v)^T (R V R^T)^+ (R theta - v),  chi-square of rank(R V R^T)
-
-    Restrictions may repeat each other: that no feature of a set matters, say, is K restrictions a
-    feature, of which K - 1 are independent.
-
-    Derivative: not the purpose.
-    Edge cases: no restriction: statistic 0, p-value 1.
-
-    Args:
-        params: kernel [D, K] and bias [K].
-        covariance: [P, P], of `covariance`.
-        restrictions: R, real [R, D + 1, K], each sums to 0 over the classes, for anything else
-            depends on the gauge; the last row of each is for the bias.
-        values: v, real [R] or a scalar.
-
-    Returns:
-        `ChiSquareTest`.
-
-    Raises:
-        TypeError, ValueError: an argument of the wrong dtype or shape; known restrictions that do
-            not sum to 0 over the classes.
-
-    Example:
-        >>> import jax.numpy as jnp, softjax
-        >>> inference = softjax.regression.inference
-        >>> params, labels = softjax.regression.init(0, 2), jnp.array([0, 1, 0, 1])
-        >>> v = inference.covariance(params, jnp.ones((4, 0)), labels)
-        >>> inference.wald_test(params, v, jnp.array([[[1.0, -1.0]]]), 1.0).statistic
-        Array(1., dtype=float32)
-
-    Source: A. Wald (1943).
-    """
-    function = "regression.inference.wald_test"
-    theta, v = parameters(function, params, covariance)
-    r = _checks.real_array(function, "restrictions", restrictions).astype(theta.dtype)
-    _checks.same_shape(function, "restrictions", r, (len(r) if r.ndim else 0, *theta.shape))
-    tolerance = theta.size * jnp.finfo(theta.dtype).eps
-    off = _checks.known(jnp.abs(jnp.sum(r, -1)) > tolerance * jnp.max(jnp.abs(r), -1, initial=0))
-    if off is not None and off.any():
-        expected = "contrasts, which sum to 0 over the classes"
-        raise ValueError(_checks.message(function, "restrictions", expected, "others"))
-    values = _checks.real_array(function, "values", values).astype(theta.dtype)
-    distance = jnp.einsum("rdk,dk->r", r, theta, precision="highest")
-    distance -= _checks.broadcast(function, "values", values, distance.shape)
-    variance = jnp.einsum("rdk,dkel,sel->rs", r, v, r, precision="highest")
-    scale = jnp.sqrt(jnp.diag(variance))
-    scale = jnp.where(scale > 0, scale, 1)
-    eigenvalues, vectors = jnp.linalg.eigh(variance / (scale[:, None] * scale))
-    used = eigenvalues > tolerance * jnp.max(eigenvalues, initial=0)
-    along = jnp.matmul(vectors.T, distance / scale, precision="highest")
-    statistic = jnp.sum(jnp.where(used, along**2 / jnp.where(used, eigenvalues, 1), 0))
-    return chi_square_test(statistic, jnp.sum(used.astype(jnp.int32)))
-
-
-def likelihood_ratio_test(
-    restricted: ArrayLike, full: ArrayLike, degrees_of_freedom: ArrayLike
-) -> ChiSquareTest:
-    """Likelihood-ratio test of a model within a larger one.
-
-        LR = 2 (l_full - l_restricted),  chi-square of as many degrees as parameters are left out
-
-    Derivative: not the purpose.
-    Edge cases: an LR below 0, from fits that stopped early, counts as 0.
-
-    Args:
-        restricted: the log-likelihood of the smaller model at its optimum, nats.
-        full: that of the larger one, on the same examples.
-        degrees_of_freedom: a feature left out is K - 1.
-
-    Returns:
-        `ChiSquareTest`.
-
-    Raises:
-        TypeError: an argument that is not real.
-
-    Example:
-        >>> import softjax
-        >>> softjax.regression.inference.likelihood_ratio_test(-12.0, -10.0, 2).p_value
-        Array(0.13533528, dtype=float32)
-
-    Source: S. S. Wilks, "The large-sample distribution of the likelihood ratio" (1938).
-    """
-    function = "regression.inference.likelihood_ratio_test"
-    restricted = _wide(_checks.real_array(function, "restricted", restricted))
-    full = _wide(_checks.real_array(function, "full", full))
-    statistic = 2 * jnp.maximum(full - restricted, 0)
-    return chi_square_test(statistic, jnp.asarray(degrees_of_freedom))
-
-
-def chi_square_test(statistic: Array, degrees_of_freedom: Array) -> ChiSquareTest:
-    half = degrees_of_freedom.astype(statistic.dtype) / 2
-    p_value = gammaincc(jnp.where(half > 0, half, 1), statistic / 2)
-    return ChiSquareTest(statistic, degrees_of_freedom, jnp.where(half > 0, p_value, 1))
-
-
-def parameters(
-    function: str, params: SoftmaxRegression, covariance: ArrayLike
-) -> tuple[Array, Array]:
-    """theta [D + 1, K] and its covariance [D + 1, K, D + 1, K], at least float32."""
-    v = _checks.real_array(function, "covariance", covariance)
+def covariance_array(function: str, params: SoftmaxRegression, covariance: ArrayLike) -> Array:
+    v = wide_array(function, "covariance", covariance)
     d, k = jnp.shape(params.kernel)
     _checks.same_shape(function, "covariance", v, ((d + 1) * k, (d + 1) * k))
+    return v
+
+
+def by_class(params: SoftmaxRegression, v: Array) -> tuple[Array, Array]:
+    """theta [D + 1, K] and its covariance [D + 1, K, D + 1, K], in the dtype of v."""
     theta = jnp.concatenate([params.kernel.astype(v.dtype), params.bias[None].astype(v.dtype)])
-    return theta, v.reshape(d + 1, k, d + 1, k)
-
-
-def _wide(x: Array) -> Array:
-    return x.astype(compute_dtype(x.dtype))
+    return theta, v.reshape(theta.shape * 2)
 
 
 def class_index(function: str, argument: str, value: int, num_classes: int) -> int:
@@ -279,10 +176,18 @@ def class_index(function: str, argument: str, value: int, num_classes: int) -> i
     return index
 
 
-def normal_quantile(function: str, level: ArrayLike, dtype) -> Array:
-    """How many standard errors an interval of this level reaches to each side."""
+def wide_array(function: str, argument: str, x: ArrayLike) -> Array:
+    x = _checks.real_array(function, argument, x)
+    return x.astype(compute_dtype(x.dtype))
+
+
+def check_level(function: str, level: ArrayLike) -> None:
     value = _checks.known(level)
     if value is not None and not (value.ndim == 0 and 0 < value < 1):
         raise ValueError(_checks.message(function, "level", "a number in (0, 1)", level))
+
+
+def normal_quantile(level: ArrayLike, dtype) -> Array:
+    """How many standard errors an interval of this level reaches to each side."""
     # The tail, not 1 less it, keeps its digits where the level is near 1.
     return -ndtri((1 - jnp.asarray(level, dtype)) / 2)

@@ -11,7 +11,7 @@ from softjax._labels import ClassIndices, Labels
 from softjax._losses import expected_loss, index_loss
 from softjax.regression._data import Data, counted, data, masses, product, times
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression.inference._estimates import ChiSquareTest, likelihood_ratio_test
+from softjax.regression.inference._hypotheses import ChiSquareTest, chi_square_test
 
 
 class GoodnessOfFit(NamedTuple):
@@ -33,14 +33,14 @@ class GoodnessOfFit(NamedTuple):
         >>> x, labels = jnp.array([[0.0], [1.0], [2.0], [3.0]]), jnp.array([0, 1, 0, 1])
         >>> params = softjax.regression.fit(x, labels).params
         >>> fit = softjax.regression.inference.goodness_of_fit(params, x, labels)
-        >>> fit.num_parameters, round(float(fit.pseudo_r2), 3)
+        >>> int(fit.num_parameters), round(float(fit.pseudo_r2), 3)
         (2, 0.153)
     """
 
     log_likelihood: Array
     null_log_likelihood: Array
     num_examples: Array
-    num_parameters: int
+    num_parameters: Array
     degrees_of_freedom: Array
     aic: Array
     bic: Array
@@ -129,7 +129,12 @@ def goodness_of_fit(
     """
     function = "regression.inference.goodness_of_fit"
     rows = data(function, params, features, labels, sample_weights)
-    d, k = jnp.shape(params.kernel)
+    return _goodness_of_fit(params, rows)
+
+
+@jax.jit
+def _goodness_of_fit(params: SoftmaxRegression, rows: Data) -> GoodnessOfFit:
+    d, k = params.kernel.shape
     log_likelihood = _log_likelihood(params, rows)
     counts = _class_counts(rows, k)
     n = jnp.sum(counts)
@@ -139,12 +144,12 @@ def goodness_of_fit(
         log_likelihood,
         null,
         n,
-        size,
+        jnp.asarray(size),
         n - size,
         2 * size - 2 * log_likelihood,
         size * jnp.log(n) - 2 * log_likelihood,
         1 - log_likelihood / null,
-        likelihood_ratio_test(null, log_likelihood, d * (k - 1)),
+        chi_square_test(2 * jnp.maximum(log_likelihood - null, 0), jnp.asarray(d * (k - 1))),
     )
 
 
