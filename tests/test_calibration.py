@@ -166,7 +166,7 @@ def oracle_bins(p, y, w, num_bins, adaptive):
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
-@pytest.mark.parametrize("num_bins", [1, 8, 1000])
+@pytest.mark.parametrize("num_bins", [8, 1000])
 def test_the_bins_are_those_of_numpy(num_bins, adaptive, dtype):
     x, y, w = problem(dtype)
     p = np.array(softjax.softmax(x))

@@ -91,10 +91,9 @@ def test_gradient_hessian_and_product_are_those_of_numpy(kind, options, dtype):
 
 
 @pytest.mark.x64_once(True)
-@pytest.mark.parametrize("kind", ["integer", "soft"])
-def test_gradient_and_hessian_are_those_of_autodiff(kind):
+def test_gradient_and_hessian_are_those_of_autodiff():
     params, x, labels, _ = problem(np.float64)
-    labels, options = labels_of(kind, labels), OPTIONS["all"]
+    options = OPTIONS["all"]
     flat, unravel = ravel_pytree(params)
 
     def objective(flat):
@@ -108,7 +107,7 @@ def test_gradient_and_hessian_are_those_of_autodiff(kind):
     )
 
 
-@pytest.mark.parametrize(("k", "d"), [(1, 0), (1, 3), (2, 0), (2, 1), (3, 3), (5, 1), (8, 2)])
+@pytest.mark.parametrize(("k", "d"), [(1, 3), (2, 0), (3, 1), (8, 2)])
 def test_information_of_any_number_of_classes_and_features(k, d, dtype):
     params, x, labels, weights = problem(dtype, 9, d, k)
     information = regression.fisher_information(params, x, sample_weights=weights)
@@ -121,7 +120,7 @@ def test_information_of_any_number_of_classes_and_features(k, d, dtype):
     )
 
 
-@pytest.mark.parametrize("n", [0, 1, 6, 7, 8, 15])
+@pytest.mark.parametrize("n", [0, 1, 7, 15])
 def test_chunks_of_rows_are_exact(n, dtype, monkeypatch):
     monkeypatch.setattr(_information, "CHUNK_SIZE", 1)
     monkeypatch.setattr(_information, "CHUNK_ROWS", 7)
