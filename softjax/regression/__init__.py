@@ -14,6 +14,7 @@ from softjax.regression._fit import STEP_LIMIT as STEP_LIMIT
 from softjax.regression._fit import Event as Event
 from softjax.regression._fit import FitResult as FitResult
 from softjax.regression._fit import fit as fit
+from softjax.regression._leave_one_out import leave_one_out as leave_one_out
 from softjax.regression._model import SoftmaxRegression as SoftmaxRegression
 from softjax.regression._model import init as init
 from softjax.regression._model import logits as logits

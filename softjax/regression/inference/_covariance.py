@@ -10,22 +10,10 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._labels import Labels
-from softjax.regression._data import (
-    EXACT,
-    Data,
-    augmented,
-    counted,
-    data,
-    masses,
-    product,
-    residuals,
-    times,
-)
-from softjax.regression._information import information, sum_of_chunks
+from softjax.regression._data import EXACT, Data, augmented, data
+from softjax.regression._information import sum_of_chunks
 from softjax.regression._model import SoftmaxRegression
-
-# At an optimum a Newton step does nothing; on separable data it moves a margin by 1 nat for ever.
-_STILL = 0.1
+from softjax.regression._optimum import at_optimum, lifted, only_at_optimum
 
 
 def covariance(
@@ -100,17 +88,7 @@ def covariance(
     matrix, regular, move = _covariance(
         params, rows, l2 if penalised else None, codes, groups, robust or codes is not None
     )
-    if not _checks.is_concrete(regular):
-        return jnp.where(regular & (move < _STILL), matrix, jnp.nan)
-    if not regular:
-        expected = f"such that the information has an inverse in {matrix.dtype}"
-        got = "features that are collinear, with the constant perhaps, or separable classes"
-        raise ValueError(_checks.message(function, "features", expected, got))
-    if not float(move) < _STILL:
-        got = f"a point from which Newton's step moves a logit by {float(move):.2g} nats: fit "
-        got += "further; separable classes, or one without examples, have their optimum at infinity"
-        raise ValueError(_checks.message(function, "params", "at the optimum", got))
-    return matrix
+    return only_at_optimum(function, matrix, regular, move)
 
 
 def _cluster_codes(function: str, clusters: ArrayLike, num_examples: int) -> np.ndarray:
@@ -128,72 +106,18 @@ def _cluster_codes(function: str, clusters: ArrayLike, num_examples: int) -> np.
 
 @partial(jax.jit, static_argnames=("groups", "robust"))
 def _covariance(params: SoftmaxRegression, rows: Data, l2, codes, groups: int, robust: bool):
-    """V, whether H can be inverted, and by how many nats Newton's step moves a logit.
-
-    The most frequent class is taken as the reference phi = 0: the information about the others is
-    then entry by entry that of `information`, with its accuracy, and theta is phi less its mean.
-    """
-    x, _ = counted(rows.x, rows.w)
-    weights = jnp.ones(len(x), x.dtype) if rows.w is None else rows.w
-    z = product(x, params)
-    k, d = z.shape[1], x.shape[1] + 1
-    size = d * (k - 1)
-    a = times(weights, masses(rows.targets, None, x.dtype))
-    fisher = information(x, z, a).reshape(d, k, d, k)
-    reference = jnp.argmax(jnp.einsum("dkdk->k", fisher))
-    classes = (reference + 1 + jnp.arange(k)) % k  # the reference is last
-    others = classes[:-1]
-    fisher = jnp.take(jnp.take(fisher, others, 1), others, 3).reshape(size, size)
-    scores = -jnp.take(residuals(z, rows.targets, None), others, 1)
-    scores = jnp.where(weights[:, None] == 0, 0, scores)
-    newton = jnp.matmul(augmented(x).T, weights[:, None] * scores, precision=EXACT)
-
-    h = fisher
-    if l2 is not None:
-        l2 = jnp.sum(weights) * jnp.asarray(l2, x.dtype)
-        centring = jnp.eye(k - 1, dtype=x.dtype) - 1 / k
-        on_kernel = jnp.diag((jnp.arange(d) < d - 1).astype(x.dtype))
-        h += l2 * jnp.kron(on_kernel, centring)
-        kernel = jnp.take(params.kernel.astype(x.dtype), others, 1)
-        kernel -= jnp.mean(params.kernel.astype(x.dtype), 1, keepdims=True)
-        newton = newton.at[:-1].add(-l2 * kernel)
-    inverse, regular = _inverse(h)
-
-    step = jnp.matmul(inverse, newton.ravel(), precision=EXACT).reshape(d, k - 1)
-    moves = jnp.matmul(augmented(x), step, precision=EXACT)
-    move = jnp.max(jnp.max(moves, 1, initial=0) - jnp.min(moves, 1, initial=0), initial=0)
-
-    meat = fisher
+    optimum = at_optimum(params, rows, l2)
+    v, size = optimum.inverse, len(optimum.inverse)
+    meat = optimum.fisher
     if robust:
-        meat = _meat(x, scores, weights, codes, groups)
+        meat = _meat(optimum.x, optimum.scores, optimum.weights, codes, groups)
     if robust or l2 is not None:
-        inverse = jnp.linalg.multi_dot([inverse, meat, inverse], precision=EXACT)
+        v = jnp.linalg.multi_dot([v, meat, v], precision=EXACT)
     if codes is not None:
-        n = jnp.sum(a)
-        inverse *= groups / (groups - 1) * (n - 1) / (n - size)
-
-    # theta = T phi, with phi = 0 at the reference and the mean over the classes taken off.
-    lift = jnp.eye(k, dtype=x.dtype)[:, :-1] - 1 / k
-    lift = jnp.zeros_like(lift).at[classes].set(lift)
-    v = jnp.einsum(
-        "km,dmen,ln->dkel", lift, inverse.reshape(d, k - 1, d, k - 1), lift, precision=EXACT
-    ).reshape(d * k, d * k)
-    return (v + v.T) / 2, regular, move
-
-
-def _inverse(h: Array) -> tuple[Array, Array]:
-    """The inverse of a positive definite matrix, and whether it has one in this dtype.
-
-    Scaled to a unit diagonal, a pivot is the share 1 - R^2 of a parameter's information that the
-    parameters before it do not account for.
-    """
-    size = len(h)
-    scale = jax.lax.rsqrt(jnp.diag(h))
-    factor = jnp.linalg.cholesky(scale[:, None] * h * scale)
-    pivots = jnp.square(jnp.diag(factor))
-    regular = jnp.all(pivots > size * jnp.finfo(h.dtype).eps)  # False beside NaN
-    inverse = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(size, dtype=h.dtype))
-    return scale[:, None] * inverse * scale, regular
+        n = jnp.sum(optimum.counts)
+        v *= groups / (groups - 1) * (n - 1) / (n - size)
+    v = lifted(v, optimum.classes)
+    return v.reshape(v.shape[0] * v.shape[1], -1), optimum.regular, optimum.move
 
 
 def _meat(x: Array, scores: Array, weights: Array, codes, groups: int) -> Array:
