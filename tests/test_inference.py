@@ -365,9 +365,11 @@ def test_p_values_are_accurate_in_the_far_tail(dtype):
         np.testing.assert_allclose(ours.p_value, scipy.stats.chi2.sf(statistic, df), rtol=200 * eps)
 
 
-def test_effects_and_predictions_follow_the_delta_method(dtype):
-    x, y, weights = problem(dtype)
-    params = optimum(x, y, K, np.float64 if dtype == "float64" else dtype)
+# The second is more than one chunk of rows.
+@pytest.mark.parametrize(("n", "d", "k"), [(N, D, K), (3001, 2, 10)])
+def test_effects_and_predictions_follow_the_delta_method(n, d, k, dtype):
+    x, y, weights = problem(dtype, n, d, k)
+    params = optimum(x, y, k, dtype)
     v = oracle(params, x, y)
     kernel, bias = (np.float64(leaf) for leaf in params)
     theta = np.concatenate([kernel, bias[None]])
@@ -385,7 +387,7 @@ def test_effects_and_predictions_follow_the_delta_method(dtype):
         jacobian = np.stack(
             [
                 (function(theta + step * e) - function(theta - step * e)) / (2 * step)
-                for e in np.eye(P).reshape(P, *theta.shape)
+                for e in np.eye(theta.size).reshape(-1, *theta.shape)
             ],
             -1,
         )
