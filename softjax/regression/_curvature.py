@@ -11,21 +11,22 @@ from softjax import _checks
 from softjax._labels import Labels
 from softjax._numerics import compute_dtype
 from softjax._softmax import softmax_core, softmax_tangent
-from softjax.regression._data import (
+from softjax.regression._information import information
+from softjax.regression._model import SoftmaxRegression
+from softjax.regression._rows import (
     EXACT,
+    Rows,
     augmented,
-    class_targets,
+    checked_rows,
     counted,
-    data,
-    features_beside,
+    features_array,
     masses,
     product,
     residuals,
+    targets_array,
     times,
     weights_array,
 )
-from softjax.regression._information import information
-from softjax.regression._model import SoftmaxRegression
 
 
 def gradient(
@@ -69,8 +70,8 @@ def gradient(
     Source: Zhang et al., "Dive into Deep Learning", eq. (4.1.10).
     """
     function = "regression.gradient"
-    x, targets, w, c = data(function, params, features, labels, sample_weights, class_weights)
-    return _gradient(params, x, targets, w, c, l2)
+    rows = checked_rows(function, params, features, labels, sample_weights, class_weights)
+    return _gradient(params, rows, l2)
 
 
 def hessian(
@@ -88,8 +89,8 @@ def hessian(
         a_i = w_i / sum(w) sum_k c_k y_ik,  x~ = (x, 1)
 
     Rows and columns are in the order of `jax.flatten_util.ravel_pytree(params)`: the kernel row by
-    row, then the bias. Half of N P^2 multiplications, in chunks of rows: the memory does not grow
-    with N.
+    row, then the bias. Half of N P^2 multiplications, in chunks of rows: beside the logits, and a
+    copy of the features where there are weights, the memory does not grow with N.
 
     Derivative: not the purpose; differentiable.
     Edge cases: those of `gradient`. H is positive semidefinite; it is singular along a vector that
@@ -119,8 +120,8 @@ def hessian(
     Source: D. Böhning, "Multinomial logistic regression algorithm" (1992), eq. (2.3).
     """
     function = "regression.hessian"
-    x, targets, w, c = data(function, params, features, labels, sample_weights, class_weights)
-    return _hessian(params, x, targets, w, c, l2)
+    rows = checked_rows(function, params, features, labels, sample_weights, class_weights)
+    return _hessian(params, rows, l2)
 
 
 def hvp(
@@ -166,10 +167,10 @@ def hvp(
     Source: B. A. Pearlmutter, "Fast exact multiplication by the Hessian" (1994).
     """
     function = "regression.hvp"
-    x, targets, w, c = data(function, params, features, labels, sample_weights, class_weights)
+    rows = checked_rows(function, params, features, labels, sample_weights, class_weights)
     _checks.same_shape(function, "tangent.kernel", tangent.kernel, jnp.shape(params.kernel))
     _checks.same_shape(function, "tangent.bias", tangent.bias, jnp.shape(params.bias))
-    return _hvp(params, tangent, x, targets, w, c, l2)
+    return _hvp(params, tangent, rows, l2)
 
 
 def fisher_information(
@@ -210,7 +211,7 @@ def fisher_information(
     Source: P. McCullagh and J. A. Nelder, "Generalized Linear Models" (1989), section 5.4.
     """
     function = "regression.fisher_information"
-    x = features_beside(function, params, features)
+    x = features_array(function, params, features)
     w = weights_array(function, "sample_weights", sample_weights, (len(x),), x.dtype)
     return _fisher_information(params, x, w)
 
@@ -262,49 +263,51 @@ def lipschitz_constant(
     _checks.same_rank(function, "features", x, 2)
     x = x.astype(compute_dtype(x.dtype))
     shape = (len(x), num_classes)
-    targets = class_targets(function, labels, shape, x.dtype)
+    targets = targets_array(function, labels, shape, x.dtype)
     w = weights_array(function, "sample_weights", sample_weights, shape[:1], x.dtype)
     c = weights_array(function, "class_weights", class_weights, shape[1:], x.dtype)
-    return _lipschitz_constant(x, targets, w, c, l2, num_classes)
+    return _lipschitz_constant(Rows(x, targets, w, c), l2, num_classes)
 
 
 @jax.jit
-def _gradient(params, x, targets, w, c, l2) -> SoftmaxRegression:
-    x, share = counted(x, w)
-    g = residuals(product(x, params), targets, c)
+def _gradient(params: SoftmaxRegression, rows: Rows, l2: ArrayLike) -> SoftmaxRegression:
+    x, share = counted(rows.x, rows.w)
+    g = residuals(product(x, params), rows.targets, rows.c)
     return _pulled_back(params, x, times(share[:, None], g), params, l2)
 
 
 @jax.jit
-def _hessian(params, x, targets, w, c, l2) -> Array:
-    x, share = counted(x, w)
-    h = information(x, product(x, params), times(share, masses(targets, c, x.dtype)))
+def _hessian(params: SoftmaxRegression, rows: Rows, l2: ArrayLike) -> Array:
+    x, share = counted(rows.x, rows.w)
+    h = information(x, product(x, params), times(share, masses(rows.targets, rows.c, x.dtype)))
     on_kernel = jnp.arange(len(h)) < jnp.size(params.kernel)
     return h + jnp.diag(jnp.where(on_kernel, jnp.asarray(l2, h.dtype), 0))
 
 
 @jax.jit
-def _hvp(params, tangent, x, targets, w, c, l2) -> SoftmaxRegression:
-    x, share = counted(x, w)
-    a = times(share, masses(targets, c, x.dtype))
-    both = (
-        jnp.concatenate([p, t.astype(p.dtype)], -1) for p, t in zip(params, tangent, strict=True)
+def _hvp(
+    params: SoftmaxRegression, tangent: SoftmaxRegression, rows: Rows, l2: ArrayLike
+) -> SoftmaxRegression:
+    x, share = counted(rows.x, rows.w)
+    a = times(share, masses(rows.targets, rows.c, x.dtype))
+    both = jax.tree.map(
+        lambda p, t: jnp.concatenate([p.astype(x.dtype), t.astype(x.dtype)], -1), params, tangent
     )
-    z, u = jnp.split(product(x, SoftmaxRegression(*both)), 2, -1)
+    z, u = jnp.split(product(x, both), 2, -1)
     v = a[:, None] * softmax_tangent(softmax_core(z, (1,)), u, (1,))
     return _pulled_back(params, x, v, tangent, l2)
 
 
 @jax.jit
-def _fisher_information(params, x, w) -> Array:
+def _fisher_information(params: SoftmaxRegression, x: Array, w: Array | None) -> Array:
     x, _ = counted(x, w)
     return information(x, product(x, params), jnp.ones(len(x), x.dtype) if w is None else w)
 
 
 @partial(jax.jit, static_argnames="num_classes")
-def _lipschitz_constant(x, targets, w, c, l2, num_classes) -> Array:
-    x, share = counted(x, w)
-    a = times(share, masses(targets, c, x.dtype))
+def _lipschitz_constant(rows: Rows, l2: ArrayLike, num_classes: int) -> Array:
+    x, share = counted(rows.x, rows.w)
+    a = times(share, masses(rows.targets, rows.c, x.dtype))
     x = augmented(x)
     gram = jnp.matmul(x.T, a[:, None] * x, precision=EXACT)
     on_features = jnp.arange(len(gram)) < len(gram) - 1

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array, lax
 
 from softjax._softmax import softmax_core
-from softjax.regression._data import EXACT, augmented
+from softjax.regression._rows import EXACT, augmented
 
 # A chunk of rows holds this many numbers, 2 MiB of float64, which stay in the cache; but it has
 # rows enough to pay for passing over the blocks once a chunk.

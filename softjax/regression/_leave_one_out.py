@@ -7,10 +7,18 @@ from jax.typing import ArrayLike
 
 from softjax._labels import Labels
 from softjax._softmax import softmax_core
-from softjax.regression._data import EXACT, Data, augmented, data, masses, product, residuals
 from softjax.regression._information import CHUNK_SIZE
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._optimum import at_optimum, centred, lifted, only_at_optimum
+from softjax.regression._rows import (
+    EXACT,
+    Rows,
+    augmented,
+    checked_rows,
+    masses,
+    product,
+    residuals,
+)
 
 
 def leave_one_out(
@@ -67,7 +75,7 @@ def leave_one_out(
         via approximate leave-one-out cross-validation" (2020), eq. (6).
     """
     function = "regression.leave_one_out"
-    rows = data(function, params, features, labels, sample_weights, class_weights)
+    rows = checked_rows(function, params, features, labels, sample_weights, class_weights)
     if len(params.bias) < 2:
         return product(rows.x, params)
     penalised = not (isinstance(l2, (int, float)) and l2 == 0)
@@ -76,7 +84,7 @@ def leave_one_out(
 
 
 @jax.jit
-def _leave_one_out(params: SoftmaxRegression, rows: Data, l2):
+def _leave_one_out(params: SoftmaxRegression, rows: Rows, l2):
     optimum = at_optimum(params, rows, l2)
     x = augmented(optimum.x)
     inverse = lifted(optimum.inverse, optimum.classes)

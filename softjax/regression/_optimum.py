@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from softjax import _checks
-from softjax.regression._data import (
+from softjax.regression._information import information
+from softjax.regression._model import SoftmaxRegression
+from softjax.regression._rows import (
     EXACT,
-    Data,
+    Rows,
     augmented,
     counted,
     masses,
@@ -23,8 +25,6 @@ from softjax.regression._data import (
     residuals,
     times,
 )
-from softjax.regression._information import information
-from softjax.regression._model import SoftmaxRegression
 
 # At an optimum a Newton step does nothing; on separable data it moves a margin by 1 nat for ever.
 _STILL = 0.1
@@ -56,7 +56,7 @@ class Optimum(NamedTuple):
     move: Array
 
 
-def at_optimum(params: SoftmaxRegression, rows: Data, l2: Array | None) -> Optimum:
+def at_optimum(params: SoftmaxRegression, rows: Rows, l2: Array | None) -> Optimum:
     """What F is like at `params`, which should be its optimum; K >= 2."""
     x, _ = counted(rows.x, rows.w)
     weights = jnp.ones(len(x), x.dtype) if rows.w is None else rows.w

@@ -10,10 +10,10 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._labels import Labels
-from softjax.regression._data import EXACT, Data, augmented, data
 from softjax.regression._information import sum_of_chunks
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._optimum import at_optimum, lifted, only_at_optimum
+from softjax.regression._rows import EXACT, Rows, augmented, checked_rows
 
 
 def covariance(
@@ -78,7 +78,7 @@ def covariance(
         (2015), eq. (12).
     """
     function = "regression.inference.covariance"
-    rows = data(function, params, features, labels, sample_weights)
+    rows = checked_rows(function, params, features, labels, sample_weights)
     codes = None if clusters is None else _cluster_codes(function, clusters, len(rows.x))
     groups = 0 if codes is None else int(codes.max()) + 1
     size = (rows.x.shape[1] + 1) * len(params.bias)
@@ -105,7 +105,7 @@ def _cluster_codes(function: str, clusters: ArrayLike, num_examples: int) -> np.
 
 
 @partial(jax.jit, static_argnames=("groups", "robust"))
-def _covariance(params: SoftmaxRegression, rows: Data, l2, codes, groups: int, robust: bool):
+def _covariance(params: SoftmaxRegression, rows: Rows, l2, codes, groups: int, robust: bool):
     optimum = at_optimum(params, rows, l2)
     v, size = optimum.inverse, len(optimum.inverse)
     meat = optimum.fisher

@@ -9,16 +9,16 @@ from jax.typing import ArrayLike
 
 from softjax._logsumexp import logsumexp_core
 from softjax._softmax import softmax_core, softmax_tangent
-from softjax.regression._data import (
+from softjax.regression._information import CHUNK_SIZE, sum_of_chunks
+from softjax.regression._model import SoftmaxRegression
+from softjax.regression._rows import (
     EXACT,
     augmented,
     counted,
-    features_beside,
+    features_array,
     product,
     weights_array,
 )
-from softjax.regression._information import CHUNK_SIZE, sum_of_chunks
-from softjax.regression._model import SoftmaxRegression
 from softjax.regression.inference._estimates import (
     Estimates,
     by_class,
@@ -104,7 +104,7 @@ def average_marginal_effects(
     """
     function = "regression.inference.average_marginal_effects"
     v = covariance_array(function, params, covariance)
-    x = features_beside(function, params, features)
+    x = features_array(function, params, features)
     w = weights_array(function, "sample_weights", sample_weights, (len(x),), x.dtype)
     check_level(function, level)
     return _average_marginal_effects(params, v.astype(x.dtype), x, w, level)
@@ -156,7 +156,7 @@ def predictions(
     """
     function = "regression.inference.predictions"
     v = covariance_array(function, params, covariance)
-    x = features_beside(function, params, features)
+    x = features_array(function, params, features)
     check_level(function, level)
     return _predictions(params, v.astype(x.dtype), x, level)
 

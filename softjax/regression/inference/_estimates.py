@@ -13,8 +13,8 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._numerics import compute_dtype
-from softjax.regression._data import EXACT
 from softjax.regression._model import SoftmaxRegression
+from softjax.regression._rows import EXACT
 
 
 class Estimates(NamedTuple):
@@ -116,7 +116,7 @@ def coefficients(
         >>> inference.coefficients(params, v, reference=0).standard_error
         Array([[1.]], dtype=float32)
 
-    Source: A. Agresti, "Categorical Data Analysis" (2013), section 8.1.
+    Source: A. Agresti, "Categorical Rows Analysis" (2013), section 8.1.
     """
     function = "regression.inference.coefficients"
     v = covariance_array(function, params, covariance)

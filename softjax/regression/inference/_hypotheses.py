@@ -10,8 +10,8 @@ from jax.scipy.special import gammaincc
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax.regression._data import EXACT
 from softjax.regression._model import SoftmaxRegression
+from softjax.regression._rows import EXACT
 from softjax.regression.inference._estimates import by_class, covariance_array, wide_array
 
 

@@ -9,8 +9,8 @@ from jax.typing import ArrayLike
 
 from softjax._labels import ClassIndices, Labels
 from softjax._losses import expected_loss, index_loss
-from softjax.regression._data import Data, counted, data, masses, product, times
 from softjax.regression._model import SoftmaxRegression
+from softjax.regression._rows import Rows, checked_rows, counted, masses, product, times
 from softjax.regression.inference._hypotheses import ChiSquareTest, chi_square_test
 
 
@@ -83,10 +83,10 @@ def log_likelihood(
         >>> inference.log_likelihood(params, jnp.ones((3, 2)), jnp.array([0, 1, 3]))  # -3 log 4
         Array(-4.158883, dtype=float32)
 
-    Source: A. Agresti, "Categorical Data Analysis" (2013), section 8.1.4.
+    Source: A. Agresti, "Categorical Rows Analysis" (2013), section 8.1.4.
     """
     function = "regression.inference.log_likelihood"
-    return _log_likelihood(params, data(function, params, features, labels, sample_weights))
+    return _log_likelihood(params, checked_rows(function, params, features, labels, sample_weights))
 
 
 def goodness_of_fit(
@@ -128,12 +128,12 @@ def goodness_of_fit(
         section 4; H. Akaike (1974); G. Schwarz (1978).
     """
     function = "regression.inference.goodness_of_fit"
-    rows = data(function, params, features, labels, sample_weights)
+    rows = checked_rows(function, params, features, labels, sample_weights)
     return _goodness_of_fit(params, rows)
 
 
 @jax.jit
-def _goodness_of_fit(params: SoftmaxRegression, rows: Data) -> GoodnessOfFit:
+def _goodness_of_fit(params: SoftmaxRegression, rows: Rows) -> GoodnessOfFit:
     d, k = params.kernel.shape
     log_likelihood = _log_likelihood(params, rows)
     counts = _class_counts(rows, k)
@@ -154,7 +154,7 @@ def _goodness_of_fit(params: SoftmaxRegression, rows: Data) -> GoodnessOfFit:
 
 
 @jax.jit
-def _log_likelihood(params: SoftmaxRegression, rows: Data) -> Array:
+def _log_likelihood(params: SoftmaxRegression, rows: Rows) -> Array:
     x, _ = counted(rows.x, rows.w)
     z = product(x, params)
     if isinstance(rows.targets, ClassIndices):
@@ -164,7 +164,7 @@ def _log_likelihood(params: SoftmaxRegression, rows: Data) -> Array:
     return -jnp.sum(losses if rows.w is None else times(rows.w, losses))
 
 
-def _class_counts(rows: Data, num_classes: int) -> Array:
+def _class_counts(rows: Rows, num_classes: int) -> Array:
     weights = jnp.ones(len(rows.x), rows.x.dtype) if rows.w is None else rows.w
     if isinstance(rows.targets, ClassIndices):
         counts = times(weights, masses(rows.targets, None, weights.dtype))

@@ -16,7 +16,7 @@ from softjax.regression._model import SoftmaxRegression
 EXACT = jax.lax.Precision.HIGHEST  # accelerators round float32 factors otherwise
 
 
-class Data(NamedTuple):
+class Rows(NamedTuple):
     """The arguments of a derivative, checked: features, targets, sample and class weights."""
 
     x: Array
@@ -25,29 +25,29 @@ class Data(NamedTuple):
     c: Array | None
 
 
-def data(
+def checked_rows(
     function: str,
     params: SoftmaxRegression,
     features: ArrayLike,
     labels: Labels,
     sample_weights: ArrayLike | None,
     class_weights: ArrayLike | None = None,
-) -> Data:
-    x = features_beside(function, params, features)
+) -> Rows:
+    x = features_array(function, params, features)
     shape = (len(x), jnp.shape(params.kernel)[1])
-    targets = class_targets(function, labels, shape, x.dtype)
+    targets = targets_array(function, labels, shape, x.dtype)
     w = weights_array(function, "sample_weights", sample_weights, shape[:1], x.dtype)
     c = weights_array(function, "class_weights", class_weights, shape[1:], x.dtype)
-    return Data(x, targets, w, c)
+    return Rows(x, targets, w, c)
 
 
-def features_beside(function: str, params: SoftmaxRegression, features: ArrayLike) -> Array:
+def features_array(function: str, params: SoftmaxRegression, features: ArrayLike) -> Array:
     x = _checks.real_array(function, "features", features)
     _checks.same_shape(function, "features", x, (len(x) if x.ndim else 0, len(params.kernel)))
     return x.astype(compute_dtype(jnp.result_type(params.kernel)))
 
 
-def class_targets(
+def targets_array(
     function: str, labels: Labels, shape: tuple[int, int], dtype
 ) -> ClassIndices | Array:
     if not is_class_indices(labels, function):
