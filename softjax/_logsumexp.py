@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._checks import Axis
-from softjax._numerics import compute_dtype, excess, masked, maximum, shift
+from softjax._numerics import compute_dtype, excess, inner, masked, maximum, shift
 from softjax._softmax import softmax_core
 
 
@@ -159,7 +159,7 @@ def logsumexp_core(x: Array, axes: tuple[int, ...]) -> Array:
 @logsumexp_core.defjvp
 def _logsumexp_jvp(axes, primals, tangents):
     (x,), (x_dot,) = primals, tangents
-    return logsumexp_core(x, axes), jnp.sum(softmax_core(x, axes) * x_dot, axes, keepdims=True)
+    return logsumexp_core(x, axes), inner(softmax_core(x, axes), x_dot, axes)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
@@ -193,7 +193,7 @@ def _scaled_logsumexp_jvp(axes, primals, tangents):
     y, sign = _scaled_logsumexp(x, b, axes)
     present = x > -jnp.inf
     e = jnp.where(present, jnp.exp(jnp.where(present, x - y, 0)), 0)
-    y_dot = sign * jnp.sum(e * (b * x_dot + b_dot), axes, keepdims=True)
+    y_dot = sign * inner(e, b * x_dot + b_dot, axes)
     return (y, sign), (y_dot, jnp.zeros_like(sign))
 
 
@@ -230,7 +230,7 @@ def _logmeanexp(x: Array, where: Array | None, axes: tuple[int, ...]) -> Array:
 @_logmeanexp.defjvp
 def _logmeanexp_jvp(axes, primals, tangents):
     (x, where), (x_dot, _) = primals, tangents
-    return _logmeanexp(x, where, axes), jnp.sum(softmax_core(x, axes) * x_dot, axes, keepdims=True)
+    return _logmeanexp(x, where, axes), inner(softmax_core(x, axes), x_dot, axes)
 
 
 @partial(jax.jit, static_argnums=(2, 3))

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from softjax._numerics import excess, log_total, shift, total
+from softjax._numerics import excess, inner, log_total, shift, total
 from softjax._softmax import (
     is_empty,
     log_softmax_core,
@@ -32,8 +32,8 @@ def index_loss(x: Array, index: Array, ignored: Array | None) -> Array:
 @index_loss.defjvp
 def _index_loss_jvp(primals, tangents):
     x, index, ignored = primals
-    loss_dot = jnp.sum(index_loss_gradient(x, index, ignored) * tangents[0], -1)
-    return index_loss(x, index, ignored), loss_dot
+    loss_dot = inner(index_loss_gradient(x, index, ignored), tangents[0], (x.ndim - 1,))
+    return index_loss(x, index, ignored), loss_dot[..., 0]
 
 
 @jax.custom_jvp
@@ -72,8 +72,8 @@ def _expected_loss_jvp(primals, tangents):
     axes = (x.ndim - 1,)
     nothing = (q == 0) & jnp.isneginf(x) | is_empty(softmax_core(x, axes), axes)
     cost = jnp.where(nothing, 0, -log_softmax_core(x, axes))
-    loss_dot = jnp.sum(expected_loss_gradient(x, q) * x_dot, -1) + jnp.sum(cost * q_dot, -1)
-    return expected_loss(x, q), loss_dot
+    loss_dot = inner(expected_loss_gradient(x, q), x_dot, axes) + inner(cost, q_dot, axes)
+    return expected_loss(x, q), loss_dot[..., 0]
 
 
 @jax.custom_jvp

@@ -88,6 +88,16 @@ def log_total(m: Array, r: Array) -> Array:
     return jnp.where(m < jnp.inf, jnp.log1p(jnp.maximum(r, 0)), jnp.nan)
 
 
+def inner(a: Array, b: Array, axes: tuple[int, ...]) -> Array:
+    """<a, b> over `axes`, kept, with 0 b = 0: a class without probability has no tangent.
+
+    XLA:CPU of jaxlib 0.10 gets p (v - sum(p v)) wrong, by as much as the result, where p is the
+    same for a batch of v, as in a Jacobian; with a choice in the sum it does not.
+    """
+    is_zero = lax.optimization_barrier(lax.stop_gradient(a)) == 0
+    return jnp.sum(jnp.where(is_zero, 0, a * b), axes, keepdims=True)
+
+
 def _sums_beside_top(rows: Array, m: Array) -> Pair:
     """The sum of exp(x - m) without the maximal entries, and how many those are."""
 

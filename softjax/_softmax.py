@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._checks import Axis
-from softjax._numerics import excess, log_total, masked, maximum, shift, total
+from softjax._numerics import excess, inner, log_total, masked, maximum, shift, total
 
 
 def softmax(
@@ -151,7 +151,7 @@ def softmax_tangent(p: Array, x_dot: Array, axes: tuple[int, ...]) -> Array:
     """
     dominant = p > 0.5
     w = relative_to_dominant(dominant, x_dot, axes)
-    v = p * (w - jnp.sum(p * w, axes, keepdims=True))
+    v = p * (w - inner(p, w, axes))
     others = jnp.sum(jnp.where(dominant, 0, v), axes, keepdims=True)
     return jnp.where(dominant, -others, v)
 
@@ -171,7 +171,7 @@ def _log_softmax_jvp(axes, primals, tangents):
 @partial(jax.checkpoint, static_argnums=(2,), prevent_cse=False)
 def _log_softmax_tangent(p: Array, x_dot: Array, axes: tuple[int, ...]) -> Array:
     w = relative_to_dominant(p > 0.5, x_dot, axes)
-    return jnp.where(is_empty(p, axes), 0, w - jnp.sum(p * w, axes, keepdims=True))
+    return jnp.where(is_empty(p, axes), 0, w - inner(p, w, axes))
 
 
 @jax.custom_jvp

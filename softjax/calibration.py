@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._labels import ClassIndices, Labels, class_indices, distribution, is_class_indices
-from softjax._numerics import compute_dtype, maximum, shift
+from softjax._numerics import compute_dtype, inner, maximum, shift
 from softjax._softmax import softmax_core
 
 # A bound for the loop, which needs some ten steps.
@@ -224,7 +224,7 @@ def _mean_cost(d: Array, rows: Array, b: Array) -> tuple[Array, Array]:
     absent = jnp.isneginf(d)
     p = softmax_core(jnp.where(absent, d, b * d), (1,))
     cost = jnp.where(absent, 0, -d)
-    mean = jnp.sum(p * cost, -1, keepdims=True)
+    mean = inner(p, cost, (1,))
     variance = jnp.sum(p * jnp.square(cost - mean), -1)
     return jnp.sum(rows * mean[:, 0]), jnp.sum(rows * variance)
 

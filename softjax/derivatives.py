@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._labels import Labels, class_indices, distribution, is_class_indices
 from softjax._losses import expected_loss_gradient, index_loss_gradient
-from softjax._numerics import compute_dtype, masked
+from softjax._numerics import compute_dtype, inner, masked
 from softjax._softmax import (
     relative_to_dominant,
     softmax_and_complement,
@@ -312,7 +312,7 @@ def log_partition_cumulants(logits: ArrayLike, direction: ArrayLike, order: int 
     dominant = p > 0.5
     w = relative_to_dominant(dominant, v, (x.ndim - 1,))
     offset = jnp.sum(jnp.where(dominant, v, 0), -1)
-    mean = jnp.sum(p * w, -1, keepdims=True)
+    mean = inner(p, w, (x.ndim - 1,))
     mu_2, mu_3, mu_4 = (jnp.sum(p * (w - mean) ** n, -1) for n in (2, 3, 4))
     cumulants = [offset + mean[..., 0], mu_2, mu_3, mu_4 - 3 * mu_2**2]
     return jnp.stack(cumulants[:order], -1).astype(x.dtype)

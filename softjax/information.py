@@ -18,7 +18,7 @@ from softjax._checks import Axis
 from softjax._labels import class_indices, is_class_indices
 from softjax._logsumexp import logsumexp_core
 from softjax._losses import index_loss, spoiled
-from softjax._numerics import compute_dtype, excess, log_total, masked, maximum, shift
+from softjax._numerics import compute_dtype, excess, inner, log_total, masked, maximum, shift
 from softjax._softmax import is_empty, log_softmax, softmax, softmax_tangent
 
 
@@ -346,14 +346,14 @@ def bits_to_nats(bits: ArrayLike) -> Array:
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _entropy(x: Array, axes: tuple[int, ...]) -> Array:
     m, r = excess(x, axes)
-    return log_total(m, r) + _mean(softmax(x, axes), -shift(x, m), axes)
+    return log_total(m, r) + inner(softmax(x, axes), -shift(x, m), axes)
 
 
 @_entropy.defjvp
 def _entropy_jvp(axes, primals, tangents):
     (x,), (x_dot,) = primals, tangents
     p = softmax(x, axes)
-    return _entropy(x, axes), -_mean(p, _centred(p, x, axes) * x_dot, axes)
+    return _entropy(x, axes), -inner(p, _centred(p, x, axes) * x_dot, axes)
 
 
 # --- cross-entropy ---
@@ -361,7 +361,7 @@ def _entropy_jvp(axes, primals, tangents):
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _cross_entropy(t: Array, x: Array, axes: tuple[int, ...]) -> Array:
-    return _mean(softmax(t, axes), -log_softmax(x, axes), axes)
+    return inner(softmax(t, axes), -log_softmax(x, axes), axes)
 
 
 @_cross_entropy.defjvp
@@ -370,8 +370,8 @@ def _cross_entropy_jvp(axes, primals, tangents):
     value = _cross_entropy(t, x, axes)
     p = softmax(t, axes)
     slope = jnp.where(value == jnp.inf, 0, _centred(p, x, axes))
-    by_x = jnp.sum(_difference(t, x, axes) * x_dot, axes, keepdims=True)
-    return value, by_x - _mean(p, slope * t_dot, axes)
+    by_x = inner(_difference(t, x, axes), x_dot, axes)
+    return value, by_x - inner(p, slope * t_dot, axes)
 
 
 # --- Kullback-Leibler divergence ---
@@ -406,8 +406,8 @@ def _kl_divergence_jvp(axes, primals, tangents):
     value = _kl_divergence(t, x, axes)
     p = softmax(t, axes)
     slope = jnp.where(value == jnp.inf, 0, _centred_ratio(p, t, x, axes))
-    by_x = jnp.sum(_difference(t, x, axes) * x_dot, axes, keepdims=True)
-    return value, by_x - _mean(p, slope * t_dot, axes)
+    by_x = inner(_difference(t, x, axes), x_dot, axes)
+    return value, by_x - inner(p, slope * t_dot, axes)
 
 
 def _centred_ratio(p: Array, t: Array, x: Array, axes: tuple[int, ...]) -> Array:
@@ -495,11 +495,6 @@ def _over_classes(core, logits: tuple[Array, ...], where: Array | None, axes) ->
     return jnp.squeeze(core(*wide, axes), axes)
 
 
-def _mean(p: Array, values: Array, axes: tuple[int, ...]) -> Array:
-    """<p, values>, with 0 for a class that has no probability."""
-    return jnp.sum(jnp.where(p == 0, 0, p * values), axes, keepdims=True)
-
-
 def _at_top(p: Array, values: Array, axes: tuple[int, ...]) -> Array:
     """`values` at the most probable class: their mean over several."""
     top = p == jnp.max(p, axes, keepdims=True, initial=0)
@@ -511,4 +506,4 @@ def _centred(p: Array, x: Array, axes: tuple[int, ...]) -> Array:
     """x - <p, x>, measured from x at the most probable class: no cancellation where it has all."""
     x = jnp.where(p == 0, 0, x)
     x = jnp.where(p == 0, 0, x - _at_top(p, x, axes))
-    return x - _mean(p, x, axes)
+    return x - inner(p, x, axes)
