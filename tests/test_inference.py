@@ -348,6 +348,24 @@ def test_under_a_trace_refusals_are_nan(dtype):
     assert np.isnan(traced(params, x, y)).all()
 
 
+def test_no_examples_and_no_features(dtype):
+    x, y, _ = problem(dtype)
+    params = optimum(x, y, K, dtype)
+    v = inference.covariance(params, x, y)
+    assert inference.predictions(params, v, x[:0]).lower.shape == (0, K)
+    assert not inference.average_marginal_effects(params, v, x[:0]).value.any()
+    with pytest.raises(ValueError, match="`features` must be such that the information"):
+        inference.covariance(params, x[:0], y[:0])
+    # A bias alone: the log odds of the class counts.
+    params = optimum(x[:, :0], y, K, dtype)
+    v = inference.covariance(params, x[:, :0], y)
+    ours = inference.coefficients(params, v, reference=0)
+    n = np.bincount(y)
+    np.testing.assert_allclose(ours.value[0], np.log(n[1:] / n[0]), rtol=1e-4)
+    np.testing.assert_allclose(ours.standard_error[0], np.sqrt(1 / n[1:] + 1 / n[0]), rtol=1e-4)
+    assert inference.average_marginal_effects(params, v, x[:, :0]).value.shape == (0, K)
+
+
 # The numbers made of it
 
 

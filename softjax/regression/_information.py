@@ -75,6 +75,8 @@ def sum_of_chunks(add_chunk: Callable, total: Any, row_size: int, a: Array, *arr
         arrays: [N, ...].
     """
     n = len(a)
+    if not n:
+        return total
     rows = min(n, max(CHUNK_ROWS, CHUNK_SIZE // row_size))
 
     def step(chunk, total):
@@ -83,7 +85,7 @@ def sum_of_chunks(add_chunk: Callable, total: Any, row_size: int, a: Array, *arr
         is_new = first + jnp.arange(rows, dtype=jnp.int32) >= chunk * rows
         return add_chunk(total, *parts, jnp.where(is_new, a_rows, 0))
 
-    return lax.fori_loop(0, -(-n // rows) if n else 0, step, total)
+    return lax.fori_loop(0, -(-n // rows), step, total)
 
 
 def _assembled(blocks: Array) -> Array:
