@@ -1,0 +1,225 @@
+"""What a block of classes adds to the losses of its rows: the statistics, and the loss from them.
+
+With x = softcap(h W + b), a target mass t_k on every class, Q = sum_k t_k, m = max x,
+d = (x - m) / T and r the excess (softjax._numerics), a row has
+
+    l = Q log1p(r) - sum_k t_k d_k + z lse^2,    lse = m / T + log1p(r)
+
+The classes may come in blocks: `merged` joins the statistics of two. Shapes: n rows, v classes of
+a block, V of all, k targets a row; all but the products in the dtype of the computation.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from softjax._numerics import compute_dtype, excess
+
+
+class Rows(NamedTuple):
+    """What each row brings. Its targets are a few classes, or `dense`."""
+
+    hidden: Array  # [n, D]
+    index: Array | None  # [n, k], in [0, V)
+    mass: Array | None  # [n, k], the target mass at `index`; NaN for a bad label
+    dense: Array | None  # [n, V]
+    active: Array | None  # [n], booleans; the loss and the gradient of the others are 0
+
+
+class Classes(NamedTuple):
+    """What each class brings, over the last axis."""
+
+    kernel: Array  # [D, V]
+    bias: Array | None  # [V]
+    spread: Array | None  # [V], the target mass that every row has on the class
+    class_weights: Array | None  # [V], the factors of `dense`
+
+
+class Scalars(NamedTuple):
+    """The options that are one number; None where there is none."""
+
+    softcap: Array | None
+    temperature: Array | None
+    z_loss: Array | None
+
+
+class Block(NamedTuple):
+    """n rows by v classes, and all that the losses are differentiated by."""
+
+    product: Array  # [n, v], h W
+    bias: Array | None  # [v]
+    spread: Array | None  # [v]
+    class_weights: Array | None  # [v]
+    dense: Array | None  # [n, v]
+    mass: Array | None  # [n, k]
+    scalars: Scalars
+
+
+class Statistics(NamedTuple):
+    """What the loss of a row is made of."""
+
+    top: Array  # [n], m
+    excess: Array  # [n], r; -1 where every class so far is -inf
+    label_logits: Array | None  # [n, k], x at `index`; 0 where no block so far has it
+    mass: Array | None  # [n], of `spread` and `dense`
+    cost: Array | None  # [n], - sum_k t_k d_k for this mass
+
+
+def product(hidden: Array, kernel: Array) -> Array:
+    """h W: multiplied in the dtype of the inputs, summed in that of the computation."""
+    return jnp.matmul(hidden, kernel, preferred_element_type=compute_dtype(hidden.dtype))
+
+
+def block_of(rows: Rows, classes: Classes, scalars: Scalars) -> Block:
+    """The block of these rows and these classes."""
+    logits = product(rows.hidden, classes.kernel)
+    dense = None if rows.dense is None else rows.dense.astype(logits.dtype)
+    return Block(logits, *classes[1:], dense, rows.mass, scalars)
+
+
+def class_logits(h_w: Array, bias: Array | None, softcap: Array | None) -> Array:
+    """x = cap tanh((h W + b) / cap)."""
+    x = h_w if bias is None else h_w + bias
+    return x if softcap is None else softcap * jnp.tanh(x / softcap)
+
+
+def distance(x: Array, top: Array, temperature: Array | None) -> Array:
+    """d = (x - max x) / T; -inf stays, whatever T."""
+    d = _shift(x, top)
+    if temperature is None:
+        return d
+    empty = jnp.isneginf(d)
+    return jnp.where(empty, d, jnp.where(empty, 0, d) / temperature)
+
+
+def spread_target(block: Block) -> Array | None:
+    """The target mass on every class: of `spread`, and of `dense` with its factors."""
+    if block.dense is None:
+        return block.spread
+    t = block.dense if block.class_weights is None else block.dense * block.class_weights
+    return t if block.spread is None else t + block.spread
+
+
+def statistics(block: Block, index: Array | None, start: Array | int) -> Statistics:
+    """Those of the classes from `start` on."""
+    temperature = block.scalars.temperature
+    x = class_logits(block.product, block.bias, block.scalars.softcap)
+    top, r = top_and_excess(x, temperature)
+    label_logits = mass = cost = None
+    if index is not None:
+        at = jnp.clip(index - start, 0, x.shape[-1] - 1)
+        found = jnp.take_along_axis(x, at, -1, mode="promise_in_bounds")
+        label_logits = jnp.where(at == index - start, found, 0)
+    t = spread_target(block)
+    if t is not None:
+        mass = jnp.broadcast_to(jnp.sum(t, -1), top.shape)
+        cost = jnp.sum(jnp.where(t == 0, 0, t * -distance(x, top[:, None], temperature)), -1)
+    return Statistics(top, r, label_logits, mass, cost)
+
+
+def merged(a: Statistics, b: Statistics, temperature: Array | None) -> Statistics:
+    """The statistics of two blocks as one; no large number is subtracted from another.
+
+    Choices, not maxima: where both tops are equal, the tangent of the top is still that of one
+    entry, which the excess counts on.
+    """
+    first = a.top >= b.top
+    top, low_top = jnp.where(first, a.top, b.top), jnp.where(first, b.top, a.top)
+    d = distance(jnp.where(low_top == top, top, low_top), top, temperature)
+    low_r = jnp.where(first, b.excess, a.excess)
+    r = jnp.where(first, a.excess, b.excess) + (1 + low_r) * jnp.exp(d)
+    label_logits = mass = cost = None
+    if a.label_logits is not None and b.label_logits is not None:
+        label_logits = a.label_logits + b.label_logits
+    if a.mass is not None and b.mass is not None and a.cost is not None and b.cost is not None:
+        low_mass = jnp.where(first, b.mass, a.mass)
+        cost = (a.cost + b.cost) + jnp.where(low_mass == 0, 0, low_mass * -d)
+        mass = a.mass + b.mass
+    return Statistics(top, r, label_logits, mass, cost)
+
+
+def losses(s: Statistics, block_mass: Array | None, active: Array | None, scalars: Scalars) -> Array:
+    """The losses of the rows, once `s` is that of all the classes."""
+    loss = jnp.zeros_like(s.excess)
+    if block_mass is not None:
+        nothing = block_mass == 0
+        cost = jnp.where(nothing, 0, jnp.where(nothing, 0, block_mass) * surprisals(s, scalars))
+        loss += jnp.sum(cost, -1)
+    if s.mass is not None and s.cost is not None:
+        loss += s.mass * log_total(s) + s.cost
+    if scalars.z_loss is not None:
+        loss += scalars.z_loss * log_partition(s, scalars) ** 2
+    return jnp.where(alive(s, active), loss, 0)
+
+
+def alive(s: Statistics, active: Array | None) -> Array:
+    """Which rows take part: the active ones with a class that is not -inf."""
+    not_empty = ~(s.excess < 0)
+    return not_empty if active is None else not_empty & active
+
+
+def log_total(s: Statistics) -> Array:
+    """log1p(r)."""
+    return jnp.log1p(jnp.maximum(s.excess, 0))
+
+
+def log_partition(s: Statistics, scalars: Scalars) -> Array:
+    """lse = logsumexp(x / T); 0 in an empty row."""
+    return offset(s, scalars) + log_total(s)
+
+
+def offset(s: Statistics, scalars: Scalars) -> Array:
+    """m / T; 0 in an empty row."""
+    top = jnp.where(s.excess < 0, 0, s.top)
+    return top if scalars.temperature is None else top / scalars.temperature
+
+
+def surprisals(s: Statistics, scalars: Scalars) -> Array:
+    """-log p at the index: log1p(r) - d, where no offset of the logits is left."""
+    assert s.label_logits is not None
+    return log_total(s)[:, None] - distance(s.label_logits, s.top[:, None], scalars.temperature)
+
+
+@jax.custom_jvp
+def _shift(x: Array, top: Array) -> Array:
+    """x - m, exactly 0 at a maximal entry.
+
+    Also where x is a product, and a compiler contracts x - m into one multiply-add, which does
+    not round x as m was rounded: min(x, m) is x, and cannot be contracted.
+    """
+    return jnp.minimum(x, top) - top
+
+
+@_shift.defjvp
+def _shift_jvp(primals, tangents):
+    return _shift(*primals), tangents[0] - tangents[1]
+
+
+@jax.custom_jvp
+def top_and_excess(x: Array, temperature: Array | None) -> tuple[Array, Array]:
+    """m = max x and the excess r of x / T, of each row.
+
+    The tangent of m is that of one maximal entry, and that of r has all others relative to it:
+    r_dot = sum_k exp(d_k) d_dot_k, without cancellation in a row that one entry dominates.
+    """
+    if temperature is None:
+        top, r = excess(x, (1,))
+        return top[:, 0], r[:, 0]
+    top = jnp.max(x, -1, initial=jnp.finfo(x.dtype).min)
+    return top, excess(distance(x, top[:, None], temperature), (1,))[1][:, 0]
+
+
+@top_and_excess.defjvp
+def _top_and_excess_jvp(primals, tangents):
+    x, temperature = primals
+    top, r = top_and_excess(x, temperature)
+    at = jnp.argmax(x, -1)[:, None]
+    top_dot = jnp.take_along_axis(tangents[0], at, -1, mode="promise_in_bounds")
+
+    def exponentials(x, temperature, top):
+        return jnp.exp(distance(x, top, temperature))
+
+    _, e_dot = jax.jvp(exponentials, (x, temperature, top[:, None]), (*tangents, top_dot))
+    return (top, r), (top_dot[:, 0], jnp.sum(e_dot, -1))
