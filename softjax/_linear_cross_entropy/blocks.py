@@ -74,7 +74,11 @@ def product(hidden: Array, kernel: Array) -> Array:
 
 def block_of(rows: Rows, classes: Classes, scalars: Scalars) -> Block:
     """The block of these rows and these classes."""
-    logits = product(rows.hidden, classes.kernel)
+    hidden = rows.hidden
+    if rows.active is not None:
+        # What a row brings that takes no part may be anything, and 0 * inf is not 0.
+        hidden = jnp.where(rows.active[:, None], hidden, 0)
+    logits = product(hidden, classes.kernel)
     dense = None if rows.dense is None else rows.dense.astype(logits.dtype)
     return Block(logits, *classes[1:], dense, rows.mass, scalars)
 

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.custom_derivatives import SymbolicZero
 
 from softjax._linear_cross_entropy import plan
 from softjax._linear_cross_entropy.blocks import (
@@ -31,6 +30,7 @@ from softjax._linear_cross_entropy.blocks import (
     statistics,
 )
 from softjax._linear_cross_entropy.gradient import row_tangent, tangent
+from softjax._linear_cross_entropy.sweep import accumulated, cut, has_tangent, put, sweep
 from softjax._numerics import compute_dtype
 
 
@@ -47,12 +47,12 @@ def total(arguments: Arguments, scale: Array, budget: int | None) -> Array:
     """sum_i scale_i l_i."""
     shapes = _shapes(arguments)
 
-    def step(value, start, size):
-        part = _some_rows(arguments, start, size)
-        return value + jnp.sum(_cut(scale, start, size, 0) * _losses(part))
+    def step(value, operands, start, size):
+        part, c = _some_rows(operands[0], start, size), cut(operands[1], start, size, 0)
+        return value + jnp.sum(c * _losses(part))
 
-    zero = jnp.zeros((), scale.dtype)
-    return _sweep(step, zero, shapes.rows, plan.rows_of_values(shapes, budget))
+    zero, size = jnp.zeros((), scale.dtype), plan.rows_of_values(shapes, budget)
+    return sweep(step, zero, (arguments, scale), shapes.rows, size)
 
 
 @partial(total.defjvp, symbolic_zeros=True)
@@ -75,11 +75,11 @@ def each(arguments: Arguments, budget: int | None) -> Array:
     """l_i."""
     shapes = _shapes(arguments)
 
-    def step(values, start, size):
-        return _put(values, _losses(_some_rows(arguments, start, size)), start, 0)
+    def step(values, arguments, start, size):
+        return put(values, _losses(_some_rows(arguments, start, size)), start, 0)
 
     values = jnp.zeros(shapes.rows, compute_dtype(arguments.rows.hidden.dtype))
-    return _sweep(step, values, shapes.rows, plan.rows_of_values(shapes, budget))
+    return sweep(step, values, arguments, shapes.rows, plan.rows_of_values(shapes, budget))
 
 
 @partial(each.defjvp, symbolic_zeros=True)
@@ -89,12 +89,12 @@ def _each_jvp(budget, primals, tangents):
     # Their cotangents add up over the steps in this dtype, and are rounded once after that.
     dots = jax.tree.map(lambda dot: dot.astype(values.dtype), dots)
 
-    def step(values_dot, start, size):
-        part, part_dots = (_some_rows(a, start, size) for a in (arguments, dots))
-        return _put(values_dot, _losses_tangent(part, part_dots), start, 0)
+    def step(values_dot, operands, start, size):
+        part, part_dots = (_some_rows(a, start, size) for a in operands)
+        return put(values_dot, _losses_tangent(part, part_dots), start, 0)
 
-    size = plan.rows_of_gradients(shapes, budget)
-    return values, _sweep(step, jnp.zeros_like(values), shapes.rows, size)
+    zeros, size = jnp.zeros_like(values), plan.rows_of_gradients(shapes, budget)
+    return values, sweep(step, zeros, (arguments, dots), shapes.rows, size)
 
 
 def _gradients_by_rows(
@@ -103,9 +103,9 @@ def _gradients_by_rows(
     """The value and the gradients by what has a tangent, in one pass and three products."""
     shapes = _shapes(arguments)
 
-    def step(carry, start, size):
-        value, bars, values = carry
-        part, c = _some_rows(arguments, start, size), _cut(scale, start, size, 0)
+    def step(sums, operands, start, size):
+        value, bars, values = sums
+        part, c = _some_rows(operands[0], start, size), cut(operands[1], start, size, 0)
         rows, scalars, block = part.rows, part.scalars, block_of(*part)
         s = statistics(block, rows.index, 0)
         l = losses(s, rows.mass, rows.active, scalars)
@@ -114,16 +114,32 @@ def _gradients_by_rows(
             l_dot = tangent(block, s, rows.index, 0, rows.active, block_dots)
             return l_dot + row_tangent(s, rows.mass, rows.active, scalars, block_dots)
 
-        new = _argument_bars(part, dots, _transposed(linear, _wanted(block, dots), c))
+        new = _transposed(linear, _wanted(block, dots), c)
+        hidden_bar = kernel_bar = None
+        if new.product is not None:
+            g = new.product.astype(rows.hidden.dtype)
+            if dots.rows.hidden is not None:
+                hidden_bar = put(bars.rows.hidden, _back(g, part.classes.kernel, scale.dtype), start, 0)
+            if dots.classes.kernel is not None:
+                kernel_bar = _plus_product(bars.classes.kernel, rows.hidden, g)
+        put_rows = partial(put, start=start, axis=0)
         bars = Arguments(
-            jax.tree.map(partial(_put, start=start, axis=0), bars.rows, new.rows),
-            jax.tree.map(jnp.add, bars.classes, new.classes),
+            Rows(
+                hidden_bar,
+                None,
+                jax.tree.map(put_rows, bars.rows.mass, new.mass),
+                jax.tree.map(put_rows, bars.rows.dense, new.dense),
+                None,
+            ),
+            Classes(kernel_bar, *jax.tree.map(jnp.add, list(bars.classes[1:]), list(new[1:4]))),
             jax.tree.map(jnp.add, bars.scalars, new.scalars),
         )
-        return value + jnp.sum(c * l), bars, _put(values, l, start, 0)
+        return value + jnp.sum(c * l), bars, put(values, l, start, 0)
 
-    carry = (jnp.zeros((), scale.dtype), _zeros(arguments, dots, arguments.rows.hidden.dtype, scale.dtype), jnp.zeros_like(scale))
-    return _sweep(step, carry, shapes.rows, plan.rows_of_gradients(shapes, budget))
+    bars = _bars_shapes(arguments, dots, arguments.rows.hidden.dtype, scale.dtype)
+    sums = (jax.ShapeDtypeStruct((), scale.dtype), bars, jax.ShapeDtypeStruct(scale.shape, scale.dtype))
+    sizes = plan.rows_of_gradients(shapes, budget), plan.rows_of_second(shapes, budget)
+    return accumulated(step, sums, shapes.rows, sizes, (arguments, scale))
 
 
 def _gradients_by_classes(
@@ -133,36 +149,42 @@ def _gradients_by_classes(
     shapes, (rows, classes, scalars) = _shapes(arguments), arguments
     size = plan.classes_of_gradients(shapes, budget)
 
-    def joined(s, start, size):
+    def joined(s, arguments, start, size):
         part = _some_classes(arguments, start, size)
-        return merged(s, statistics(block_of(*part), rows.index, start), scalars.temperature)
+        new = statistics(block_of(*part), part.rows.index, start)
+        return merged(s, new, part.scalars.temperature)
 
-    s = _sweep(joined, _no_class(arguments), shapes.classes, size)
+    s = sweep(joined, _no_class(arguments), arguments, shapes.classes, size)
     values = losses(s, rows.mass, rows.active, scalars)
 
-    def step(bars, start, size):
+    def step(bars, operands, start, size):
+        arguments, scale, s = operands
         part = _some_classes(arguments, start, size)
-        block = block_of(*part)
+        rows, block = part.rows, block_of(*part)
         linear = partial(tangent, block, s, rows.index, start, rows.active)
-        wanted = _wanted(block, dots)._replace(mass=None)
-        new = _argument_bars(part, dots, _transposed(linear, wanted, scale))
-        put = partial(_put, start=start, axis=-1)
-        rows_bars = bars.rows._replace(
-            hidden=jax.tree.map(jnp.add, bars.rows.hidden, new.rows.hidden),
-            dense=jax.tree.map(put, bars.rows.dense, new.rows.dense),
+        new = _transposed(linear, _wanted(block, dots)._replace(mass=None), scale)
+        hidden_bar = kernel_bar = None
+        put_classes = partial(put, start=start, axis=-1)
+        if new.product is not None:
+            g = new.product.astype(rows.hidden.dtype)
+            if dots.rows.hidden is not None:
+                hidden_bar = bars.rows.hidden + _back(g, part.classes.kernel, scale.dtype)
+            if dots.classes.kernel is not None:
+                kernel_bar = put_classes(bars.classes.kernel, _over_rows(rows.hidden, g, scale.dtype))
+        dense_bar = jax.tree.map(put_classes, bars.rows.dense, new.dense)
+        return Arguments(
+            Rows(hidden_bar, None, bars.rows.mass, dense_bar, None),
+            Classes(kernel_bar, *jax.tree.map(put_classes, list(bars.classes[1:]), list(new[1:4]))),
+            jax.tree.map(jnp.add, bars.scalars, new.scalars),
         )
-        class_bars = jax.tree.map(put, bars.classes, new.classes)
-        return Arguments(rows_bars, class_bars, jax.tree.map(jnp.add, bars.scalars, new.scalars))
 
-    bars = _sweep(step, _zeros(arguments, dots, scale.dtype, classes.kernel.dtype), shapes.classes, size)
+    sums = _bars_shapes(arguments, dots, scale.dtype, classes.kernel.dtype)
+    bars = accumulated(step, sums, shapes.classes, (size, size), (arguments, scale, s))
     linear = partial(row_tangent, s, rows.mass, rows.active, scalars)
-    of_rows = Block(None, None, None, None, None, bars.rows.mass, bars.scalars)
-    of_rows = _transposed(linear, of_rows, scale)
-    bars = Arguments(
-        bars.rows._replace(mass=of_rows.mass),
-        bars.classes,
-        jax.tree.map(jnp.add, bars.scalars, of_rows.scalars),
-    )
+    wanted = Block(None, None, None, None, None, bars.rows.mass, bars.scalars)
+    new = _transposed(linear, wanted, scale)
+    scalar_bars = jax.tree.map(jnp.add, bars.scalars, new.scalars)
+    bars = Arguments(bars.rows._replace(mass=new.mass), bars.classes, scalar_bars)
     return jnp.sum(scale * values), bars, values
 
 
@@ -196,23 +218,22 @@ def _losses_tangent(part: Arguments, dots: Arguments) -> Array:
     return l_dot
 
 
-def _argument_bars(part: Arguments, dots: Arguments, bars: Block) -> Arguments:
-    """The gradients of the arguments from those of their block: the two products of the backward
-    pass, in the dtype of the inputs and summed in that of the computation."""
-    hidden_bar = kernel_bar = None
-    hidden, kernel = part.rows.hidden, part.classes.kernel
-    if bars.product is not None:
-        g, wide = bars.product.astype(hidden.dtype), bars.product.dtype
-        if dots.rows.hidden is not None:
-            hidden_bar = _back(g, kernel, wide)
-        if dots.classes.kernel is not None:
-            over_rows = (((0,), (0,)), ((), ()))
-            kernel_bar = lax.dot_general(hidden, g, over_rows, preferred_element_type=wide)
-    return Arguments(
-        Rows(hidden_bar, None, bars.mass, bars.dense, None),
-        Classes(kernel_bar, bars.bias, bars.spread, bars.class_weights),
-        bars.scalars,
-    )
+def _plus_product(total: Array, hidden: Array, g: Array) -> Array:
+    """total + h^T g, some columns at a time: the product takes less than the logits did."""
+
+    def step(total, operands, start, size):
+        hidden, g = operands
+        new = _over_rows(hidden, cut(g, start, size, 1), total.dtype)
+        return put(total, cut(total, start, size, 1) + new, start, 1)
+
+    rows, classes = g.shape
+    pieces = min(2 * -(-total.shape[0] // rows), 16)
+    return sweep(step, total, (hidden, g), classes, -(-classes // pieces))
+
+
+def _over_rows(hidden: Array, g: Array, dtype) -> Array:
+    """h^T g."""
+    return lax.dot_general(hidden, g, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
 
 
 def _back(g: Array, kernel: Array, dtype) -> Array:
@@ -243,18 +264,15 @@ def _transposed(linear: Callable[[Block], Array], wanted: Block, l_bar: Array) -
     return jax.linear_transpose(linear, wanted)(l_bar)[0]
 
 
-def _zeros(arguments: Arguments, dots: Arguments, hidden_dtype, kernel_dtype) -> Arguments:
-    """Zeros for the gradients of what has a tangent; what adds up is in the wide dtype."""
-    zeros = jax.tree.map(lambda dot: jnp.zeros(dot.shape, _wide(arguments)), dots)
-    hidden, kernel = zeros.rows.hidden, zeros.classes.kernel
-    return zeros._replace(
-        rows=zeros.rows._replace(hidden=jax.tree.map(lambda a: a.astype(hidden_dtype), hidden)),
-        classes=zeros.classes._replace(kernel=jax.tree.map(lambda a: a.astype(kernel_dtype), kernel)),
+def _bars_shapes(arguments: Arguments, dots: Arguments, hidden_dtype, kernel_dtype) -> Arguments:
+    """The gradients of what has a tangent; what adds up is in the dtype of the computation."""
+    wide = compute_dtype(arguments.rows.hidden.dtype)
+    shapes = jax.tree.map(lambda dot: jax.ShapeDtypeStruct(dot.shape, wide), dots)
+    hidden = jax.tree.map(lambda s: s.update(dtype=hidden_dtype), shapes.rows.hidden)
+    kernel = jax.tree.map(lambda s: s.update(dtype=kernel_dtype), shapes.classes.kernel)
+    return shapes._replace(
+        rows=shapes.rows._replace(hidden=hidden), classes=shapes.classes._replace(kernel=kernel)
     )
-
-
-def _wide(arguments: Arguments):
-    return compute_dtype(arguments.rows.hidden.dtype)
 
 
 def _no_class(arguments: Arguments) -> Statistics:
@@ -268,40 +286,15 @@ def _no_class(arguments: Arguments) -> Statistics:
 
 
 def _some_rows(arguments: Arguments, start: Array | int, size: int) -> Arguments:
-    cut = partial(_cut, start=start, size=size, axis=0)
-    return arguments._replace(rows=jax.tree.map(cut, arguments.rows))
+    piece = partial(cut, start=start, size=size, axis=0)
+    return arguments._replace(rows=jax.tree.map(piece, arguments.rows))
 
 
 def _some_classes(arguments: Arguments, start: Array | int, size: int) -> Arguments:
-    cut = partial(_cut, start=start, size=size, axis=-1)
+    piece = partial(cut, start=start, size=size, axis=-1)
     rows, classes, scalars = arguments
-    dense = jax.tree.map(cut, rows.dense)
-    return Arguments(rows._replace(dense=dense), jax.tree.map(cut, classes), scalars)
-
-
-def _sweep(step: Callable, carry: Any, length: int, size: int) -> Any:
-    """carry = step(carry, start, size) for one piece after the other; the last may be smaller.
-
-    A step is computed again where its derivative needs what it computed.
-    """
-    step = jax.checkpoint(step, static_argnums=(2,), prevent_cse=False)
-    whole = length // size
-    if whole > 1:
-        starts = size * jnp.arange(whole, dtype=jnp.int32)
-        carry, _ = lax.scan(lambda carry, start: (step(carry, start, size), None), carry, starts)
-    elif whole:
-        carry = step(carry, 0, size)
-    if rest := length - whole * size:
-        carry = step(carry, whole * size, rest)
-    return carry
-
-
-def _cut(a: Array, start: Array | int, size: int, axis: int) -> Array:
-    return lax.dynamic_slice_in_dim(a, start, size, axis)
-
-
-def _put(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
-    return lax.dynamic_update_slice_in_dim(a, piece.astype(a.dtype), start, axis)
+    dense = jax.tree.map(piece, rows.dense)
+    return Arguments(rows._replace(dense=dense), jax.tree.map(piece, classes), scalars)
 
 
 def _inner(a: Array, b: Array) -> Array:
@@ -311,7 +304,7 @@ def _inner(a: Array, b: Array) -> Array:
 
 def _dots(tangents: Any) -> Any:
     """The tangents, with None where there is none."""
-    return jax.tree.map(lambda t: None if isinstance(t, SymbolicZero) else t, tangents)
+    return jax.tree.map(lambda t: t if has_tangent(t) else None, tangents)
 
 
 def _shapes(arguments: Arguments) -> plan.Shapes:

@@ -52,21 +52,19 @@ def tangent(
     dots: Block,
 ) -> Array:
     """What the tangents `dots` of a block, None where there are none, add to that of the losses."""
-    top = s.top[:, None]
-    taking_part = alive(s, active)[:, None]
+    top, taking_part = s.top[:, None], alive(s, active)
     x = class_logits(block.product, block.bias, block.scalars.softcap)
     d = distance(x, top, block.scalars.temperature)
     l_dot = jnp.zeros_like(s.excess)
     x_dot = _scaled_logit_tangent(block, d, dots)
     if x_dot is not None:
-        g = jnp.where(taking_part, _logit_gradient(block, s, index, start, d), 0)
-        l_dot += jnp.sum(g * x_dot, -1)
+        l_dot += jnp.sum(_logit_gradient(block, s, index, start, d) * x_dot, -1)
     t_dot = _spread_tangent(block, dots)
     if t_dot is not None:
-        nothing = ~taking_part | ((spread_target(block) == 0) & jnp.isneginf(d))
+        nothing = ~taking_part[:, None] | ((spread_target(block) == 0) & jnp.isneginf(d))
         surprise = jnp.where(nothing, 0, log_total(s)[:, None] - d)
         l_dot += jnp.sum(surprise * t_dot, -1)
-    return l_dot
+    return jnp.where(taking_part, l_dot, 0)
 
 
 def row_tangent(
@@ -115,7 +113,7 @@ def _logit_gradient(
 def _indexed_target(index: Array, mass: Array, width: int) -> Array:
     """[n, width]: the mass of each row at its index, and nothing where that is outside."""
     if index.shape[-1] == 1:
-        return jnp.where(index == jnp.arange(width, dtype=index.dtype), mass, 0)
+        return (index == jnp.arange(width, dtype=index.dtype)).astype(mass.dtype) * mass
     inside = jnp.where(index < 0, width, index)  # a negative index would wrap
     rows = jnp.arange(len(index))[:, None]
     return jnp.zeros((len(index), width), mass.dtype).at[rows, inside].add(mass, mode="drop")

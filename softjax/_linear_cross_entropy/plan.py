@@ -53,6 +53,11 @@ def rows_of_gradients(shapes: Shapes, budget: int | None) -> int:
     return _rows(shapes, shapes.features // 2, most, fitting)
 
 
+def rows_of_second(shapes: Shapes, budget: int | None) -> int:
+    """n for the derivatives of gradients, which hold twice as many arrays of logits."""
+    return _even(shapes.rows, max(rows_of_gradients(shapes, budget) // 2, 1))
+
+
 def classes_of_gradients(shapes: Shapes, budget: int | None) -> int:
     """v: as many logits at once as the default of `rows_of_gradients` has in a quarter of n."""
     n, d, classes, size = shapes

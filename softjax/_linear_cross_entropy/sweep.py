@@ -1,0 +1,80 @@
+"""Sums over pieces, one piece at a time, and their derivatives one piece at a time."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
+
+# step(sums, operands, start, size) -> sums, with what the pieces from `start` on add
+Step = Callable[[Any, Any, Array | int, int], Any]
+
+
+def sweep(step: Step, sums: Any, operands: Any, length: int, size: int) -> Any:
+    """`sums` after a step for every piece of [0, length); the last piece may be smaller.
+
+    A step is computed again where its derivative needs what it computed.
+    """
+    step = jax.checkpoint(step, static_argnums=(3,), prevent_cse=False)
+    whole = length // size
+    if whole > 1:
+        starts = size * jnp.arange(whole, dtype=jnp.int32)
+        sums, _ = lax.scan(lambda s, start: (step(s, operands, start, size), None), sums, starts)
+    elif whole:
+        sums = step(sums, operands, 0, size)
+    if rest := length - whole * size:
+        sums = step(sums, operands, whole * size, rest)
+    return sums
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
+def accumulated(step: Step, shapes: Any, length: int, sizes: tuple[int, int], operands: Any) -> Any:
+    """The same from zeros, for a step whose result less `sums` does not depend on `sums`.
+
+    Its derivative is accumulated too, in pieces of the second size: nothing is kept for it, and
+    the first sums are not computed beside it.
+    """
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return sweep(step, zeros, operands, length, sizes[0])
+
+
+@partial(accumulated.defjvp, symbolic_zeros=True)
+def _accumulated_jvp(step, shapes, length, sizes, primals, tangents):
+    leaves, tree = jax.tree.flatten(primals[0])
+    dots = jax.tree.leaves(tangents[0])
+    varies = [has_tangent(dot) for dot in dots]
+
+    def step_dot(sums_dot, operands, start, size):
+        leaves, dots = operands
+
+        def from_varying(sums, varying):
+            rest = iter(varying)
+            filled = [next(rest) if v else a for a, v in zip(leaves, varies, strict=True)]
+            return step(sums, jax.tree.unflatten(tree, filled), start, size)
+
+        varying = [a for a, v in zip(leaves, varies, strict=True) if v]
+        # Any sums do as the point, for the tangent does not depend on it.
+        return jax.jvp(from_varying, (sums_dot, varying), (sums_dot, dots))[1]
+
+    sums = accumulated(step, shapes, length, sizes, primals[0])
+    zeros = jax.tree.map(jnp.zeros_like, sums)
+    dots = [dot for dot, v in zip(dots, varies, strict=True) if v]
+    return sums, sweep(step_dot, zeros, (leaves, dots), length, sizes[1])
+
+
+def has_tangent(dot: Any) -> bool:
+    """Whether a tangent of a rule with symbolic zeros is one."""
+    return not isinstance(dot, SymbolicZero)
+
+
+def cut(a: Array, start: Array | int, size: int, axis: int) -> Array:
+    """The piece of `a` from `start` on."""
+    return lax.dynamic_slice_in_dim(a, start, size, axis)
+
+
+def put(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
+    """`a` with the piece from `start` on, in the dtype of `a`."""
+    return lax.dynamic_update_slice_in_dim(a, piece.astype(a.dtype), start, axis)
