@@ -112,7 +112,13 @@ def distribution(
     return labels.astype(dtype)
 
 
-def _scattered(function: str, labels: TopKLabels, shape: tuple[int, ...], dtype) -> Array:
+def sparse_distribution(
+    function: str, labels: TopKLabels, shape: tuple[int, ...]
+) -> tuple[Array, Array]:
+    """Indices in [0, K) and probabilities of a distribution over the last axis of `shape`.
+
+    A probability is NaN where the index is bad, under a trace.
+    """
     indices = jnp.asarray(labels.indices)
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         expected = "an array of integers"
@@ -123,9 +129,12 @@ def _scattered(function: str, labels: TopKLabels, shape: tuple[int, ...], dtype)
     same_shape(function, "labels.probabilities", probabilities, indices.shape)
     not_negative(function, "labels.probabilities", labels.probabilities)
     index, bad, _ = class_indices(function, labels.indices, shape[-1])
-    if bad is not None:
-        probabilities = jnp.where(bad, jnp.nan, probabilities)
-    rows = jnp.indices(indices.shape, sparse=True)[:-1]
+    return index, probabilities if bad is None else jnp.where(bad, jnp.nan, probabilities)
+
+
+def _scattered(function: str, labels: TopKLabels, shape: tuple[int, ...], dtype) -> Array:
+    index, probabilities = sparse_distribution(function, labels, shape)
+    rows = jnp.indices(index.shape, sparse=True)[:-1]
     return jnp.zeros(shape, dtype).at[(*rows, index)].add(probabilities.astype(dtype))
 
 

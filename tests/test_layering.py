@@ -15,7 +15,7 @@ LAYERS = (
     {"_checks", "_numerics"},
     {"_labels", "_logsumexp", "_losses", "_smooth_extrema", "_softmax"},
     {"derivatives", "information"},
-    {"_cross_entropy", "calibration", "choice", "linear_cross_entropy"},
+    {"_cross_entropy", "_linear_cross_entropy", "calibration", "choice"},
     {"regression"},
     {"accuracy", "cli", "datasets", "parallel", "plots", "tables", "__main__"},
 )

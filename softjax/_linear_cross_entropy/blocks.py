@@ -144,12 +144,11 @@ def merged(a: Statistics, b: Statistics, temperature: Array | None) -> Statistic
     return Statistics(top, r, label_logits, mass, cost)
 
 
-def losses(s: Statistics, block_mass: Array | None, active: Array | None, scalars: Scalars) -> Array:
+def losses(s: Statistics, mass: Array | None, active: Array | None, scalars: Scalars) -> Array:
     """The losses of the rows, once `s` is that of all the classes."""
     loss = jnp.zeros_like(s.excess)
-    if block_mass is not None:
-        nothing = block_mass == 0
-        cost = jnp.where(nothing, 0, jnp.where(nothing, 0, block_mass) * surprisals(s, scalars))
+    if mass is not None:
+        cost = jnp.where(mass == 0, 0, mass * surprisals(s, scalars))
         loss += jnp.sum(cost, -1)
     if s.mass is not None and s.cost is not None:
         loss += s.mass * log_total(s) + s.cost

@@ -3,7 +3,7 @@
     dl / d(x_k / T) = g_k = (Q + 2 z lse) p_k - t_k,    p_k = exp(d_k) / (1 + r)
     dl / dt_k       = -log p_k = log1p(r) - d_k
 
-`tangent` is linear in the tangents of a block; its transpose, `pullback`, gives the gradients.
+`tangent` is linear in the tangents of a block; its transpose gives the gradients.
 """
 
 import jax
@@ -23,24 +23,6 @@ from softjax._linear_cross_entropy.blocks import (
     spread_target,
     surprisals,
 )
-
-
-def pullback(
-    block: Block,
-    s: Statistics,
-    index: Array | None,
-    start: Array | int,
-    active: Array | None,
-    wanted: Block,
-    l_bar: Array,
-) -> Block:
-    """The gradients of sum l_bar * l by what is not None in `wanted`; its leaves tell shapes."""
-
-    def linear(dots: Block) -> Array:
-        return tangent(block, s, index, start, active, dots)
-
-    (bars,) = jax.linear_transpose(linear, wanted)(l_bar)
-    return bars
 
 
 def tangent(
