@@ -67,20 +67,23 @@ class Statistics(NamedTuple):
     cost: Array | None  # [n], - sum_k t_k d_k for this mass
 
 
-def product(hidden: Array, kernel: Array) -> Array:
-    """h W: multiplied in the dtype of the inputs, summed in that of the computation."""
-    return jnp.matmul(hidden, kernel, preferred_element_type=compute_dtype(hidden.dtype))
+def block_of(rows: Rows, classes: Classes, scalars: Scalars, product: Array | None = None) -> Block:
+    """The block of these rows and these classes; their product, where it is there already."""
+    if product is None:
+        product = _product(rows, classes.kernel)
+    dense = None if rows.dense is None else rows.dense.astype(product.dtype)
+    return Block(product, *classes[1:], dense, rows.mass, scalars)
 
 
-def block_of(rows: Rows, classes: Classes, scalars: Scalars) -> Block:
-    """The block of these rows and these classes."""
-    hidden = rows.hidden
+def _product(rows: Rows, kernel: Array) -> Array:
+    """h W: multiplied in the dtype of the inputs, summed in that of the computation.
+
+    A row that takes no part is 0: what it brings may be anything, and 0 * inf is not 0.
+    """
+    hidden, dtype = rows.hidden, compute_dtype(rows.hidden.dtype)
     if rows.active is not None:
-        # What a row brings that takes no part may be anything, and 0 * inf is not 0.
         hidden = jnp.where(rows.active[:, None], hidden, 0)
-    logits = product(hidden, classes.kernel)
-    dense = None if rows.dense is None else rows.dense.astype(logits.dtype)
-    return Block(logits, *classes[1:], dense, rows.mass, scalars)
+    return jnp.matmul(hidden, kernel, preferred_element_type=dtype)
 
 
 def class_logits(h_w: Array, bias: Array | None, softcap: Array | None) -> Array:

@@ -16,7 +16,7 @@ from jax import Array
 
 from softjax._linear_cross_entropy import plan
 from softjax._linear_cross_entropy.blocks import block_of, losses, statistics
-from softjax._linear_cross_entropy.gradients import gradients_by_classes, gradients_by_rows
+from softjax._linear_cross_entropy.gradients import gradients
 from softjax._linear_cross_entropy.pieces import (
     Arguments,
     block_dots,
@@ -48,9 +48,8 @@ def total(arguments: Arguments, scale: Array, budget: int | None) -> Array:
 def _total_jvp(budget, primals, tangents):
     (arguments, scale), (dots, scale_dot) = primals, dots_of(tangents)
     half, kernel = arguments.rows.hidden.dtype.itemsize < 4, dots.classes.kernel is not None
-    by_rows = plan.by_rows(shapes_of(arguments), budget, half=half, kernel=kernel)
-    gradients = gradients_by_rows if by_rows else gradients_by_classes
-    value, bars, values = gradients(arguments, scale, dots, budget)
+    pieces = plan.of_gradients(shapes_of(arguments), budget, whole=half and kernel)
+    value, bars, values = gradients(arguments, scale, dots, pieces)
     pairs = zip(jax.tree.leaves(bars), jax.tree.leaves(dots), strict=True)
     value_dot = sum((_inner(bar, dot) for bar, dot in pairs), jnp.zeros_like(value))
     if scale_dot is not None:
@@ -81,7 +80,7 @@ def _each_jvp(budget, primals, tangents):
         part, part_dots = (some_rows(a, start, size) for a in operands)
         return put(values_dot, _losses_tangent(part, part_dots), start, 0)
 
-    zeros, size = jnp.zeros_like(values), plan.rows_of_gradients(shapes, budget)
+    zeros, size = jnp.zeros_like(values), plan.rows_of_losses(shapes, budget)
     return values, sweep(step, zeros, (arguments, dots), shapes.rows, size)
 
 

@@ -1,4 +1,4 @@
-"""The sum of the losses and its gradients, by pieces of rows or by pieces of classes."""
+"""The sum of the losses and its gradients, in pieces of rows and, within them, of classes."""
 
 from functools import partial
 
@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, ShapeDtypeStruct
 
-from softjax._linear_cross_entropy import plan
 from softjax._linear_cross_entropy.blocks import (
     Block,
     Classes,
-    Rows,
+    Scalars,
     Statistics,
     block_of,
     losses,
@@ -19,8 +18,6 @@ from softjax._linear_cross_entropy.blocks import (
 )
 from softjax._linear_cross_entropy.pieces import (
     Arguments,
-    plus_times_rows,
-    shapes_of,
     some_classes,
     some_rows,
     times_classes,
@@ -28,117 +25,107 @@ from softjax._linear_cross_entropy.pieces import (
     transposed,
     wanted_of,
 )
-from softjax._linear_cross_entropy.sweep import accumulated, cut, put, sweep
+from softjax._linear_cross_entropy.plan import Plan
+from softjax._linear_cross_entropy.sweep import accumulated, cut, plus, put, sweep
 from softjax._linear_cross_entropy.tangents import row_tangent, tangent
 from softjax._numerics import compute_dtype
 
-Result = tuple[Array, Arguments, Array]  # the sum, its gradients, the losses
 
+def gradients(
+    arguments: Arguments, scale: Array, dots: Arguments, plan: Plan
+) -> tuple[Array, Arguments, Array]:
+    """sum scale_i l_i, its gradients by what has a tangent in `dots`, and the l_i.
 
-def gradients_by_rows(
-    arguments: Arguments, scale: Array, dots: Arguments, budget: int | None
-) -> Result:
-    """sum scale_i l_i and its gradients by what has a tangent in `dots`: three products.
-
-    The logits of some rows, all their classes, give the loss and the gradient at once.
+    Of some rows at a time, the statistics of all classes come first, then the gradients of some
+    classes at a time. These take the logits of the statistics, three products in all, or multiply
+    again, four, where that would be too many logits.
     """
-    dtype = scale.dtype
+    length, dtype = arguments.classes.kernel.shape[-1], scale.dtype
 
     def step(sums, operands, start, size):
         value, bars, values = sums
         part, c = some_rows(operands[0], start, size), cut(operands[1], start, size, 0)
-        rows, scalars, block = part.rows, part.scalars, block_of(*part)
-        s = statistics(block, rows.index, 0)
+        rows, _, scalars = part
+        if plan.keep:
+            block = block_of(*part)
+            logits, s = block.product, statistics(block, rows.index, 0)
+        else:
+            logits, s = None, sweep(_joined, _no_class(part), part, length, plan.classes)
         some_losses = losses(s, rows.mass, rows.active, scalars)
 
-        def linear(dots: Block) -> Array:
-            l_dot = tangent(block, s, rows.index, 0, rows.active, dots)
-            return l_dot + row_tangent(s, rows.mass, rows.active, scalars, dots)
-
-        new = transposed(linear, wanted_of(block, dots), c)
-        put_rows = partial(put, start=start, axis=0)
-        hidden_bar, kernel_bar = bars.rows.hidden, bars.classes.kernel
-        g = None if new.product is None else new.product.astype(rows.hidden.dtype)
-        if g is not None and hidden_bar is not None:
-            hidden_bar = put_rows(hidden_bar, times_classes(g, part.classes.kernel, dtype))
-        if g is not None and kernel_bar is not None:
-            kernel_bar = plus_times_rows(kernel_bar, rows.hidden, g)
-        mass_bar = jax.tree.map(put_rows, bars.rows.mass, new.mass)
-        dense_bar = jax.tree.map(put_rows, bars.rows.dense, new.dense)
-        class_bars = jax.tree.map(jnp.add, bars.classes[1:], new[1:4])
-        bars = Arguments(
-            Rows(hidden_bar, None, mass_bar, dense_bar, None),
-            Classes(kernel_bar, *class_bars),
-            jax.tree.map(jnp.add, bars.scalars, new.scalars),
+        mass_bar, scalar_bars = _bars_of_rows(part, s, c, dots)
+        some = bars.rows._replace(
+            hidden=jax.tree.map(lambda _: jnp.zeros(rows.hidden.shape, dtype), bars.rows.hidden),
+            mass=mass_bar,
+            dense=jax.tree.map(lambda _: jnp.zeros(rows.dense.shape, dtype), bars.rows.dense),
         )
+        some = Arguments(some, bars.classes, jax.tree.map(jnp.add, bars.scalars, scalar_bars))
+        some = sweep(
+            partial(_bars_of_classes, dots), some, (part, logits, s, c), length, plan.classes
+        )
+        put_rows = partial(put, start=start, axis=0)
+        bars = some._replace(rows=jax.tree.map(put_rows, bars.rows, some.rows))
         return value + jnp.sum(c * some_losses), bars, put_rows(values, some_losses)
 
-    shapes = shapes_of(arguments)
-    sizes = plan.rows_of_gradients(shapes, budget), plan.rows_of_second(shapes, budget)
-    bars = _shapes_of_bars(arguments, dots, arguments.rows.hidden.dtype, dtype)
-    sums = ShapeDtypeStruct((), dtype), bars, ShapeDtypeStruct(scale.shape, dtype)
-    return accumulated(step, sums, shapes.rows, sizes, (arguments, scale))
+    count = len(scale)
+    sums = ShapeDtypeStruct((), dtype), _shapes_of_bars(arguments, dots, plan.rows < count), scale
+    return accumulated(step, sums, count, (plan.rows, plan.second), (arguments, scale))
 
 
-def gradients_by_classes(
-    arguments: Arguments, scale: Array, dots: Arguments, budget: int | None
-) -> Result:
-    """The same in two passes over the classes: four products.
+def _joined(s: Statistics, part: Arguments, start: Array | int, size: int) -> Statistics:
+    rows, classes, scalars = some_classes(part, start, size)
+    new = statistics(block_of(rows, classes, scalars), rows.index, start)
+    return merged(s, new, scalars.temperature)
 
-    The logits of all rows, some classes, give statistics at first and gradients when those of all
-    the classes are there. What belongs to a class is then done in one product, and rounded once.
-    """
-    (rows, classes, scalars), dtype = arguments, scale.dtype
-    length = classes.kernel.shape[-1]
-    size = plan.classes_of_gradients(shapes_of(arguments), budget)
 
-    def joined(s, arguments, start, size):
-        part = some_classes(arguments, start, size)
-        new = statistics(block_of(*part), part.rows.index, start)
-        return merged(s, new, part.scalars.temperature)
-
-    s = sweep(joined, _no_class(arguments), arguments, length, size)
-    values = losses(s, rows.mass, rows.active, scalars)
-
-    def step(bars, operands, start, size):
-        arguments, scale, s = operands
-        part = some_classes(arguments, start, size)
-        rows, block = part.rows, block_of(*part)
-        linear = partial(tangent, block, s, rows.index, start, rows.active)
-        new = transposed(linear, wanted_of(block, dots)._replace(mass=None), scale)
-        put_classes = partial(put, start=start, axis=-1)
-        hidden_bar, kernel_bar = bars.rows.hidden, bars.classes.kernel
-        g = None if new.product is None else new.product.astype(rows.hidden.dtype)
-        if g is not None and hidden_bar is not None:
-            hidden_bar += times_classes(g, part.classes.kernel, dtype)
-        if g is not None and kernel_bar is not None:
-            kernel_bar = put_classes(kernel_bar, times_rows(rows.hidden, g, dtype))
-        dense_bar = jax.tree.map(put_classes, bars.rows.dense, new.dense)
-        class_bars = jax.tree.map(put_classes, bars.classes[1:], new[1:4])
-        return Arguments(
-            Rows(hidden_bar, None, bars.rows.mass, dense_bar, None),
-            Classes(kernel_bar, *class_bars),
-            jax.tree.map(jnp.add, bars.scalars, new.scalars),
-        )
-
-    sums = _shapes_of_bars(arguments, dots, dtype, classes.kernel.dtype)
-    bars = accumulated(step, sums, length, (size, size), (arguments, scale, s))
+def _bars_of_rows(part: Arguments, s: Statistics, scale: Array, dots: Arguments):
+    """What the gradients by masses and scalars have from no class."""
+    rows, _, scalars = part
+    mass = rows.mass if dots.rows.mass is not None else None
+    kept = [None if dot is None else a for a, dot in zip(scalars, dots.scalars, strict=True)]
     linear = partial(row_tangent, s, rows.mass, rows.active, scalars)
-    wanted = Block(None, None, None, None, None, bars.rows.mass, bars.scalars)
+    wanted = Block(None, None, None, None, None, mass, Scalars(*kept))
     new = transposed(linear, wanted, scale)
-    scalar_bars = jax.tree.map(jnp.add, bars.scalars, new.scalars)
-    bars = Arguments(bars.rows._replace(mass=new.mass), bars.classes, scalar_bars)
-    return jnp.sum(scale * values), bars, values
+    return new.mass, new.scalars
 
 
-def _shapes_of_bars(arguments: Arguments, dots: Arguments, hidden_dtype, kernel_dtype) -> Arguments:
-    """What the gradients are like; what adds up is in the dtype of the computation."""
-    wide = compute_dtype(arguments.rows.hidden.dtype)
+def _bars_of_classes(
+    dots: Arguments, bars: Arguments, operands, start: Array | int, size: int
+) -> Arguments:
+    """`bars`, with the gradients that come from the classes from `start` on."""
+    part, logits, s, scale = operands
+    rows, classes, scalars = some_classes(part, start, size)
+    logits = None if logits is None else cut(logits, start, size, 1)
+    block = block_of(rows, classes, scalars, logits)
+    linear = partial(tangent, block, s, rows.index, start, rows.active)
+    new = transposed(linear, wanted_of(block, dots)._replace(mass=None), scale)
+
+    hidden_bar, kernel_bar, dtype = bars.rows.hidden, bars.classes.kernel, scale.dtype
+    g = None if new.product is None else new.product.astype(rows.hidden.dtype)
+    if g is not None and hidden_bar is not None:
+        hidden_bar += times_classes(g, classes.kernel, dtype)
+    plus_classes = partial(plus, start=start, axis=-1)
+    if g is not None and kernel_bar is not None:
+        kernel_bar = plus_classes(kernel_bar, times_rows(rows.hidden, g, dtype))
+    dense_bar = jax.tree.map(plus_classes, bars.rows.dense, new.dense)
+    class_bars = jax.tree.map(plus_classes, bars.classes[1:], new[1:4])
+    return Arguments(
+        bars.rows._replace(hidden=hidden_bar, dense=dense_bar),
+        Classes(kernel_bar, *class_bars),
+        jax.tree.map(jnp.add, bars.scalars, new.scalars),
+    )
+
+
+def _shapes_of_bars(arguments: Arguments, dots: Arguments, adds_up: bool) -> Arguments:
+    """What the gradients are like: wide, but hidden's, and the kernel's unless it adds up."""
+    hidden, kernel = arguments.rows.hidden.dtype, arguments.classes.kernel.dtype
+    wide = compute_dtype(hidden)
     shapes = jax.tree.map(lambda dot: ShapeDtypeStruct(dot.shape, wide), dots)
-    hidden = jax.tree.map(lambda s: s.update(dtype=hidden_dtype), shapes.rows.hidden)
-    kernel = jax.tree.map(lambda s: s.update(dtype=kernel_dtype), shapes.classes.kernel)
+    rows, classes, _ = shapes
+    of_hidden = jax.tree.map(lambda s: s.update(dtype=hidden), rows.hidden)
+    of_kernel = jax.tree.map(lambda s: s.update(dtype=wide if adds_up else kernel), classes.kernel)
     return shapes._replace(
-        rows=shapes.rows._replace(hidden=hidden), classes=shapes.classes._replace(kernel=kernel)
+        rows=rows._replace(hidden=of_hidden), classes=classes._replace(kernel=of_kernel)
     )
 
 

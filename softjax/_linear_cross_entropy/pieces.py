@@ -9,7 +9,7 @@ from jax import Array, lax
 
 from softjax._linear_cross_entropy.blocks import Block, Classes, Rows, Scalars
 from softjax._linear_cross_entropy.plan import Shapes
-from softjax._linear_cross_entropy.sweep import cut, has_tangent, put, sweep
+from softjax._linear_cross_entropy.sweep import cut, has_tangent
 from softjax._numerics import compute_dtype
 
 
@@ -75,16 +75,3 @@ def times_classes(g: Array, kernel: Array, dtype) -> Array:
 def times_rows(hidden: Array, g: Array, dtype) -> Array:
     """h^T g, summed in `dtype`."""
     return lax.dot_general(hidden, g, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
-
-
-def plus_times_rows(total: Array, hidden: Array, g: Array) -> Array:
-    """total + h^T g, some columns at a time: the product then takes less than `g`."""
-
-    def step(total, operands, start, size):
-        hidden, g = operands
-        new = times_rows(hidden, cut(g, start, size, 1), total.dtype)
-        return put(total, cut(total, start, size, 1) + new, start, 1)
-
-    (rows, classes), features = g.shape, len(total)
-    columns = min(2 * -(-features // rows), 16)
-    return sweep(step, total, (hidden, g), classes, -(-classes // columns))

@@ -78,3 +78,9 @@ def cut(a: Array, start: Array | int, size: int, axis: int) -> Array:
 def put(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
     """`a` with the piece from `start` on, in the dtype of `a`."""
     return lax.dynamic_update_slice_in_dim(a, piece.astype(a.dtype), start, axis)
+
+
+def plus(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
+    """`a` with the piece added from `start` on: in the dtype of the piece, kept in that of `a`."""
+    there = cut(a, start, piece.shape[axis], axis)
+    return put(a, there.astype(piece.dtype) + piece, start, axis)
