@@ -9,7 +9,15 @@ from softjax import regression as regression
 from softjax._cross_entropy import cross_entropy as cross_entropy
 from softjax._cross_entropy import weighted_mean as weighted_mean
 from softjax._labels import TopKLabels as TopKLabels
+from softjax._linear_cross_entropy.curvature import (
+    linear_cross_entropy_ggn_vp as linear_cross_entropy_ggn_vp,
+)
 from softjax._linear_cross_entropy.entry import linear_cross_entropy as linear_cross_entropy
+from softjax._linear_cross_entropy.outputs import LinearOutputs as LinearOutputs
+from softjax._linear_cross_entropy.outputs import (
+    linear_cross_entropy_outputs as linear_cross_entropy_outputs,
+)
+from softjax._linear_cross_entropy.outputs import linear_logsumexp as linear_logsumexp
 from softjax._logsumexp import logmeanexp as logmeanexp
 from softjax._logsumexp import logsumexp as logsumexp
 from softjax._smooth_extrema import smooth_max as smooth_max

@@ -70,20 +70,11 @@ class Statistics(NamedTuple):
 def block_of(rows: Rows, classes: Classes, scalars: Scalars, product: Array | None = None) -> Block:
     """The block of these rows and these classes; their product, where it is there already."""
     if product is None:
-        product = _product(rows, classes.kernel)
+        # Multiplied in the dtype of the inputs, summed in that of the computation.
+        wide = compute_dtype(rows.hidden.dtype)
+        product = jnp.matmul(rows.hidden, classes.kernel, preferred_element_type=wide)
     dense = None if rows.dense is None else rows.dense.astype(product.dtype)
     return Block(product, *classes[1:], dense, rows.mass, scalars)
-
-
-def _product(rows: Rows, kernel: Array) -> Array:
-    """h W: multiplied in the dtype of the inputs, summed in that of the computation.
-
-    A row that takes no part is 0: what it brings may be anything, and 0 * inf is not 0.
-    """
-    hidden, dtype = rows.hidden, compute_dtype(rows.hidden.dtype)
-    if rows.active is not None:
-        hidden = jnp.where(rows.active[:, None], hidden, 0)
-    return jnp.matmul(hidden, kernel, preferred_element_type=dtype)
 
 
 def class_logits(h_w: Array, bias: Array | None, softcap: Array | None) -> Array:

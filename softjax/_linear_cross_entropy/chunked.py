@@ -8,10 +8,13 @@ and plain JAX, so that it is differentiated again.
 the logits again: four products.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from softjax._linear_cross_entropy import plan
@@ -20,13 +23,12 @@ from softjax._linear_cross_entropy.gradients import gradients
 from softjax._linear_cross_entropy.pieces import (
     Arguments,
     block_dots,
-    dots_of,
     shapes_of,
     some_rows,
     times_classes,
     transposed,
 )
-from softjax._linear_cross_entropy.sweep import cut, put, sweep
+from softjax._linear_cross_entropy.sweep import cut, dots_of, put, sweep
 from softjax._linear_cross_entropy.tangents import row_tangent, tangent
 from softjax._numerics import compute_dtype
 
@@ -57,31 +59,44 @@ def _total_jvp(budget, primals, tangents):
     return value, value_dot
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def each(arguments: Arguments, budget: int | None) -> Array:
     """l_i."""
+    return of_rows(lambda part: (_losses(part), ()), _losses_tangent, budget, arguments)[0]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def of_rows(function: Callable, tangent: Callable, budget: int | None, arguments: Arguments) -> Any:
+    """function(arguments), some rows at a time: trees of real numbers and of integers, each a row.
+
+    The derivative of the real ones is tangent(arguments, dots), some rows at a time.
+    """
 
     def step(values, arguments, start, size):
-        return put(values, _losses(some_rows(arguments, start, size)), start, 0)
+        new = function(some_rows(arguments, start, size))
+        return jax.tree.map(partial(put, start=start, axis=0), values, new)
 
-    shapes = shapes_of(arguments)
-    values = jnp.zeros(shapes.rows, compute_dtype(arguments.rows.hidden.dtype))
-    return sweep(step, values, arguments, shapes.rows, plan.rows_of_values(shapes, budget))
+    shapes, results = shapes_of(arguments), jax.eval_shape(function, arguments)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), results)
+    return sweep(step, zeros, arguments, shapes.rows, plan.rows_of_values(shapes, budget))
 
 
-@partial(each.defjvp, symbolic_zeros=True)
-def _each_jvp(budget, primals, tangents):
+@partial(of_rows.defjvp, symbolic_zeros=True)
+def _of_rows_jvp(function, tangent, budget, primals, tangents):
     (arguments,), (dots,) = primals, dots_of(tangents)
-    values, shapes = each(arguments, budget), shapes_of(arguments)
+    values, shapes = of_rows(function, tangent, budget, arguments), shapes_of(arguments)
     # In reverse their cotangents add up over the steps in this dtype, and are rounded once.
-    dots = jax.tree.map(lambda dot: dot.astype(values.dtype), dots)
+    wide = compute_dtype(arguments.rows.hidden.dtype)
+    dots = jax.tree.map(lambda dot: dot.astype(wide), dots)
 
     def step(values_dot, operands, start, size):
         part, part_dots = (some_rows(a, start, size) for a in operands)
-        return put(values_dot, _losses_tangent(part, part_dots), start, 0)
+        new = tangent(part, part_dots)
+        return jax.tree.map(partial(put, start=start, axis=0), values_dot, new)
 
-    zeros, size = jnp.zeros_like(values), plan.rows_of_losses(shapes, budget)
-    return values, sweep(step, zeros, (arguments, dots), shapes.rows, size)
+    zeros, size = jax.tree.map(jnp.zeros_like, values[0]), plan.rows_of_losses(shapes, budget)
+    reals_dot = sweep(step, zeros, (arguments, dots), shapes.rows, size)
+    no_tangents = jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), values[1])
+    return values, (reals_dot, no_tangents)
 
 
 def _losses(part: Arguments) -> Array:

@@ -117,6 +117,9 @@ def _reduced(
     active = None if targets.ignored is None else ~targets.ignored
     if weights is not None:
         active = weights != 0 if active is None else active & (weights != 0)
+    if active is not None:
+        # What an example brings that takes no part may be anything, and 0 * inf is not 0.
+        hidden = jnp.where(active[:, None], hidden, 0)
     rows = Rows(hidden, targets.index, targets.mass, targets.dense, active)
     classes = Classes(kernel, bias, targets.spread, targets.class_weights)
     arguments = Arguments(rows, classes, scalars)

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax import Array, lax
 
 from softjax._linear_cross_entropy.blocks import Block, Classes, Rows, Scalars
 from softjax._linear_cross_entropy.plan import Shapes
-from softjax._linear_cross_entropy.sweep import cut, has_tangent
+from softjax._linear_cross_entropy.sweep import cut
 from softjax._numerics import compute_dtype
 
 
@@ -39,11 +39,6 @@ def some_classes(arguments: Arguments, start: Array | int, size: int) -> Argumen
     rows, classes, scalars = arguments
     dense = jax.tree.map(piece, rows.dense)
     return Arguments(rows._replace(dense=dense), jax.tree.map(piece, classes), scalars)
-
-
-def dots_of(tangents: Any) -> Any:
-    """The tangents of a rule with symbolic zeros, with None where there is none."""
-    return jax.tree.map(lambda dot: dot if has_tangent(dot) else None, tangents)
 
 
 def block_dots(product: Array | None, dots: Arguments) -> Block:

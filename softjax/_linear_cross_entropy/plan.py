@@ -67,7 +67,7 @@ def of_gradients(shapes: Shapes, budget: int | None, *, whole: bool) -> Plan:
         width = _even(classes, min(max(PIECE // max(n, d, 1), 1), classes))
         used = size * (2 * n + 3 * d) * width
         fitting = _fitting(None if budget is None else budget - used, size * (classes + d))
-        rows = _rows(shapes, 3 * d // 4, 3, fitting)
+        rows = _rows(shapes, d, 2, fitting)
         if fitting is None or fitting >= min(n, FEWEST_ROWS):
             return Plan(rows, _even(n, max(rows // 2, 1)), width, keep=True)
     wanted = max(d * classes // 8, FEWEST_LOGITS) // max(n, 1)

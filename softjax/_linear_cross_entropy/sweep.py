@@ -43,31 +43,36 @@ def accumulated(step: Step, shapes: Any, length: int, sizes: tuple[int, int], op
 
 @partial(accumulated.defjvp, symbolic_zeros=True)
 def _accumulated_jvp(step, shapes, length, sizes, primals, tangents):
-    leaves, tree = jax.tree.flatten(primals[0])
-    dots = jax.tree.leaves(tangents[0])
-    varies = [has_tangent(dot) for dot in dots]
-
     def step_dot(sums_dot, operands, start, size):
-        leaves, dots = operands
-
-        def from_varying(sums, varying):
-            rest = iter(varying)
-            filled = [next(rest) if v else a for a, v in zip(leaves, varies, strict=True)]
-            return step(sums, jax.tree.unflatten(tree, filled), start, size)
-
-        varying = [a for a, v in zip(leaves, varies, strict=True) if v]
+        operands, dots = operands
         # Any sums do as the point, for the tangent does not depend on it.
-        return jax.jvp(from_varying, (sums_dot, varying), (sums_dot, dots))[1]
+        point, dots = (sums_dot, operands), (sums_dot, dots)
+        return jvp_along(lambda sums, operands: step(sums, operands, start, size), point, dots)
 
-    sums = accumulated(step, shapes, length, sizes, primals[0])
+    sums, dots = accumulated(step, shapes, length, sizes, primals[0]), dots_of(tangents[0])
     zeros = jax.tree.map(jnp.zeros_like, sums)
-    dots = [dot for dot, v in zip(dots, varies, strict=True) if v]
-    return sums, sweep(step_dot, zeros, (leaves, dots), length, sizes[1])
+    return sums, sweep(step_dot, zeros, (primals[0], dots), length, sizes[1])
 
 
-def has_tangent(dot: Any) -> bool:
-    """Whether a tangent of a rule with symbolic zeros is one."""
-    return not isinstance(dot, SymbolicZero)
+def dots_of(tangents: Any) -> Any:
+    """The tangents of a rule with symbolic zeros, with None where there is none."""
+    return jax.tree.map(lambda dot: None if isinstance(dot, SymbolicZero) else dot, tangents)
+
+
+def jvp_along(function: Callable, primals: tuple, dots: tuple) -> Any:
+    """The tangent of function(*primals); what is None in `dots` has none."""
+    leaves, tree = jax.tree.flatten(primals)
+    dots_of_leaves = tree.flatten_up_to(dots)
+    varies = [dot is not None for dot in dots_of_leaves]
+
+    def of_varying(*varying):
+        rest = iter(varying)
+        filled = [next(rest) if v else a for a, v in zip(leaves, varies, strict=True)]
+        return function(*jax.tree.unflatten(tree, filled))
+
+    varying = tuple(a for a, v in zip(leaves, varies, strict=True) if v)
+    given = tuple(dot for dot in dots_of_leaves if dot is not None)
+    return jax.jvp(of_varying, varying, given)[1]
 
 
 def cut(a: Array, start: Array | int, size: int, axis: int) -> Array:
