@@ -5,15 +5,18 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.cases import SUITES, Case
+from benchmarks import fused, tables
+from benchmarks.cases import SUITES
 from benchmarks.run import environment, run_case
-from benchmarks.tables import cases_table, results_tables, summary
 
 RESULTS = Path(__file__).parent / "results"
+# Who prints the records of a suite; `tables` those of `core`, which do not name it.
+PRINTERS = {"fused": fused}
 PAIRS = 41
 QUICK_PAIRS = 9
 
@@ -32,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A pipe has no width of its own; the tables need this much.
     console = Console(width=None if sys.stdout.isatty() else 120)
     if options.command == "list":
-        console.print(cases_table())
+        console.print(tables.cases_table())
         return 0
 
     suites = options.suites or list(SUITES)
@@ -45,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return _run(cases, pairs, options.out, "-".join(suites), console)
 
 
-def _run(cases: Sequence[Case], pairs: int, out: Path | None, suite: str, console: Console) -> int:
+def _run(cases: Sequence[Any], pairs: int, out: Path | None, suite: str, console: Console) -> int:
     """Measure the cases, write each record as soon as it is there, and print the tables."""
     head = environment() | {"suite": suite}
     stamp = head["date"][:19].replace(":", "-")
@@ -63,10 +66,14 @@ def _run(cases: Sequence[Case], pairs: int, out: Path | None, suite: str, consol
         except KeyboardInterrupt:
             console.print("Interrupted: what was measured so far is kept.")
             status = 130
-    for table in results_tables(records):
-        console.print(table)
-    console.print(summary(records), f"Written to {out}", sep="\n", highlight=False, soft_wrap=True)
-    return status or int(any("ratio" not in record for record in records))
+    for name in dict.fromkeys(record.get("suite", "core") for record in records):
+        printer = PRINTERS.get(name, tables)
+        own = [record for record in records if record.get("suite", "core") == name]
+        for table in printer.results_tables(own):
+            console.print(table)
+        console.print(printer.summary(own), highlight=False, soft_wrap=True)
+    console.print(f"Written to {out}", highlight=False, soft_wrap=True)
+    return status or int(any(record.get("wrong", "ratio" not in record) for record in records))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,13 @@ A case is an operation in a mode (value, gradient, ...) at a shape and a dtype. 
 in `peers.py`, how it is timed in `measure.py`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from benchmarks import fused
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ def core(shapes: tuple[Shape, ...] = SHAPES) -> list[Case]:
     ]
 
 
-SUITES: dict[str, list[Case]] = {"core": core()}
+# The cases of a suite; `run_case` knows how each type of case is measured.
+SUITES: dict[str, Sequence[Any]] = {"core": core(), "fused": fused.CASES}
 
 
 def inputs(shape: Shape, dtype: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -7,13 +7,14 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import singledispatch
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from benchmarks import measure
+from benchmarks import fused, measure
 from benchmarks.cases import Case, inputs, reference
 from benchmarks.peers import SOFTJAX, Implementation, in_mode, peers_of
 
@@ -43,6 +44,7 @@ def environment() -> Record:
     }
 
 
+@singledispatch
 def run_case(case: Case, pairs: int) -> Iterator[Record]:
     """Measure softjax beside each installed peer that has the operation of a case.
 
@@ -85,6 +87,9 @@ def run_case(case: Case, pairs: int) -> Iterator[Record]:
             record["ratio"] = asdict(timed.ratio)
             record["met"] = timed.ratio.median <= case.bound
         yield record
+
+
+run_case.register(fused.Case, fused.run)
 
 
 def larger_temporaries(record: Record) -> bool:

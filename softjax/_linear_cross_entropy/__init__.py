@@ -1,1 +1,6 @@
-"""The fused linear cross-entropy: the loss of hidden @ kernel, without the logits."""
+"""The fused linear cross-entropy: the loss of hidden @ kernel, without all logits at once.
+
+entry.py documents and checks; chunked.py has the two derivative rules; gradients.py and tangents.py
+what they compute, of blocks.py; sweep.py goes over pieces, of the sizes that plan.py gives.
+reference.py is the plain form.
+"""

@@ -53,9 +53,9 @@ def _total_jvp(budget, primals, tangents):
     pieces = plan.of_gradients(shapes_of(arguments), budget, whole=half and kernel)
     value, bars, values = gradients(arguments, scale, dots, pieces)
     pairs = zip(jax.tree.leaves(bars), jax.tree.leaves(dots), strict=True)
-    value_dot = sum((_inner(bar, dot) for bar, dot in pairs), jnp.zeros_like(value))
+    value_dot = sum((_inner(bar, dot, value.dtype) for bar, dot in pairs), jnp.zeros_like(value))
     if scale_dot is not None:
-        value_dot += _inner(values, scale_dot)
+        value_dot += _inner(values, scale_dot, value.dtype)
     return value, value_dot
 
 
@@ -129,6 +129,6 @@ def _losses_tangent(part: Arguments, dots: Arguments) -> Array:
     return l_dot
 
 
-def _inner(a: Array, b: Array) -> Array:
-    """<a, b>, in the dtype of a."""
-    return jnp.sum(a * b.astype(a.dtype))
+def _inner(a: Array, b: Array, dtype) -> Array:
+    """<a, b>, in the given dtype."""
+    return jnp.sum(a.astype(dtype) * b.astype(dtype))

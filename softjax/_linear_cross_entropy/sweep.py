@@ -77,15 +77,49 @@ def jvp_along(function: Callable, primals: tuple, dots: tuple) -> Any:
 
 def cut(a: Array, start: Array | int, size: int, axis: int) -> Array:
     """The piece of `a` from `start` on."""
-    return lax.dynamic_slice_in_dim(a, start, size, axis)
+    cutter = _cut_half if a.dtype.itemsize == 2 else lax.dynamic_slice_in_dim
+    return cutter(a, start, size, axis)
 
 
 def put(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
     """`a` with the piece from `start` on, in the dtype of `a`."""
-    return lax.dynamic_update_slice_in_dim(a, piece.astype(a.dtype), start, axis)
+    putter = _put_half if a.dtype.itemsize == 2 else lax.dynamic_update_slice_in_dim
+    return putter(a, piece.astype(a.dtype), start, axis)
 
 
 def plus(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
     """`a` with the piece added from `start` on: in the dtype of the piece, kept in that of `a`."""
     there = cut(a, start, piece.shape[axis], axis)
     return put(a, there.astype(piece.dtype) + piece, start, axis)
+
+
+# XLA:CPU has no bfloat16 slices: it would widen all of the array first, a float32 kernel beside
+# the kernel. Slices of the bits it has.
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _cut_half(a: Array, start: Array | int, size: int, axis: int) -> Array:
+    # Tied to `start`, so that no loop has the bits of the whole array computed before it.
+    a, start = lax.optimization_barrier((a, start))
+    bits = lax.bitcast_convert_type(a, jnp.uint16)
+    return lax.bitcast_convert_type(lax.dynamic_slice_in_dim(bits, start, size, axis), a.dtype)
+
+
+@_cut_half.defjvp
+def _cut_half_jvp(size, axis, primals, tangents):
+    dot = lax.dynamic_slice_in_dim(tangents[0], primals[1], size, axis)
+    return _cut_half(*primals, size, axis), dot
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _put_half(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
+    bits, new = (lax.bitcast_convert_type(x, jnp.uint16) for x in (a, piece))
+    bits = lax.dynamic_update_slice_in_dim(bits, new, start, axis)
+    return lax.bitcast_convert_type(bits, a.dtype)
+
+
+@_put_half.defjvp
+def _put_half_jvp(axis, primals, tangents):
+    a_dot, piece_dot, _ = tangents
+    dot = lax.dynamic_update_slice_in_dim(a_dot, piece_dot, primals[2], axis)
+    return _put_half(*primals, axis), dot

@@ -1,0 +1,173 @@
+"""What linear_cross_entropy compiles to: no logits, few products, bounded temporaries."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import softjax
+from softjax._linear_cross_entropy import reference
+from softjax._linear_cross_entropy.entry import _reduced
+
+pytestmark = pytest.mark.x64_once
+
+N, D, V = 384, 48, 1543  # all three differ, and V is a prime
+HIDDEN = jax.ShapeDtypeStruct((N, D), jnp.float32)
+KERNEL = jax.ShapeDtypeStruct((D, V), jnp.float32)
+LABELS = jax.ShapeDtypeStruct((N,), jnp.int32)
+
+
+def loss(reduction="mean", function=softjax.linear_cross_entropy, **options):
+    def of(hidden, kernel, labels):
+        return jnp.mean(function(hidden, kernel, labels, reduction=reduction, **options))
+
+    return of
+
+
+def gradient(f):
+    return lambda h, w, y: jax.value_and_grad(f, (0, 1))(h, w, y)
+
+
+def hessian_product(f):
+    def of(h, w, y):
+        return jax.jvp(lambda h, w: jax.grad(f, (0, 1))(h, w, y), (h, w), (h + 1, w + 1))[1]
+
+    return of
+
+
+def reverse_over_reverse(f):
+    def of(h, w, y):
+        def inner(h, w):
+            a, b = jax.grad(f, (0, 1))(h, w, y)
+            return jnp.sum(a**2) + jnp.sum(b**2)
+
+        return jax.grad(inner, (0, 1))(h, w)
+
+    return of
+
+
+def scanned(f):
+    def of(h, w, y):
+        def step(w, _):
+            return w - jax.grad(jax.checkpoint(f), 1)(h, w, y), None
+
+        return jax.lax.scan(step, w, length=3)[0]
+
+    return of
+
+
+MODES = {
+    "value": lambda f: f,
+    "gradient": gradient,
+    "jvp": lambda f: lambda h, w, y: jax.jvp(lambda h, w: f(h, w, y), (h, w), (h, w)),
+    "jacfwd": lambda f: lambda h, w, y: jax.jacfwd(lambda t: f(h * t, w, y))(1.0),
+    "hessian product": hessian_product,
+    "reverse over reverse": reverse_over_reverse,
+    "vmap": lambda f: (
+        lambda h, w, y: jax.vmap(gradient(f), (0, None, 0))(
+            h.reshape(2, N // 2, D), w, y.reshape(2, N // 2)
+        )
+    ),
+    "scan and checkpoint": scanned,
+}
+
+
+def compiled(f, *shapes):
+    return jax.jit(f).lower(*(shapes or (HIDDEN, KERNEL, LABELS))).compile()
+
+
+def largest_array(executable) -> int:
+    """The most elements of any array of the program."""
+    shapes = re.findall(r"\b(?:pred|[a-z]+\d+)\[([\d,]+)\]", executable.as_text())
+    return max(int(np.prod(tuple(map(int, shape.split(","))))) for shape in shapes)
+
+
+def products(executable) -> int:
+    return len(re.findall(r"= \S+ dot\(", executable.as_text()))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("mode", MODES)
+def test_no_array_has_as_many_elements_as_the_logits(mode, reduction):
+    assert largest_array(compiled(MODES[mode](loss(reduction)))) < N * V
+    plain = loss(reduction, reference.linear_cross_entropy)
+    if mode == "gradient":
+        assert largest_array(compiled(MODES[mode](plain))) >= N * V
+
+
+def test_only_what_is_asked_for_is_multiplied():
+    """The pieces divide N and V here, so that each product is written once."""
+    shapes = (
+        jax.ShapeDtypeStruct((256, 64), jnp.float32),
+        jax.ShapeDtypeStruct((64, 4096), jnp.float32),
+        jax.ShapeDtypeStruct((256,), jnp.int32),
+    )
+    f = loss()
+    assert products(compiled(f, *shapes)) == 1
+    assert products(compiled(jax.grad(f, 0), *shapes)) == 2
+    assert products(compiled(jax.grad(f, 1), *shapes)) == 2
+    assert products(compiled(gradient(f), *shapes)) == 3
+    assert products(compiled(gradient(loss("none")), *shapes)) == 4
+    assert products(compiled(gradient(loss(max_temp_bytes=1)), *shapes)) == 4
+
+
+def test_temporaries_beside_those_of_the_plain_loss():
+    """The bounds are those of the benchmark at (1024, 512, 50257), compiled and not run."""
+    shapes = (
+        jax.ShapeDtypeStruct((1024, 512), jnp.float32),
+        jax.ShapeDtypeStruct((512, 50257), jnp.float32),
+        jax.ShapeDtypeStruct((1024,), jnp.int32),
+    )
+    for mode, bound in [("value", 0.1), ("gradient", 0.3), ("hessian product", 0.35)]:
+        sizes = [
+            compiled(MODES[mode](loss("mean", f)), *shapes).memory_analysis().temp_size_in_bytes
+            for f in (softjax.linear_cross_entropy, reference.linear_cross_entropy)
+        ]
+        assert sizes[0] <= bound * sizes[1], mode
+
+
+@pytest.mark.parametrize(("budget", "limit"), [(None, 2.6e9), (400_000_000, 0.5e9)])
+def test_the_budget_bounds_the_temporaries_of_a_large_vocabulary(budget, limit):
+    """Gemma 2 2B in bfloat16; its logits alone are 8 GB in float32."""
+    shapes = (
+        jax.ShapeDtypeStruct((8192, 2304), jnp.bfloat16),
+        jax.ShapeDtypeStruct((2304, 256000), jnp.bfloat16),
+        jax.ShapeDtypeStruct((8192,), jnp.int32),
+    )
+    executable = compiled(gradient(loss(max_temp_bytes=budget)), *shapes)
+    assert executable.memory_analysis().temp_size_in_bytes < limit
+
+
+def test_half_precision_has_no_float32_product():
+    """Read before XLA:CPU widens what it cannot multiply."""
+    hidden, kernel = (jax.ShapeDtypeStruct(s.shape, jnp.bfloat16) for s in (HIDDEN, KERNEL))
+    for reduction in ("none", "mean"):
+        text = jax.jit(gradient(loss(reduction))).lower(hidden, kernel, LABELS).as_text()
+        operands = re.findall(r"stablehlo.dot_general.*: \((\S+), (\S+)\) ->", text)
+        assert len(operands) >= 4
+        assert all("bf16" in a and "bf16" in b for a, b in operands)
+
+
+def test_the_backward_pass_keeps_inputs_and_gradients_only():
+    f = loss("none")
+    rng = np.random.default_rng(0)
+    hidden, kernel = (jnp.asarray(rng.standard_normal(s.shape), s.dtype) for s in (HIDDEN, KERNEL))
+    labels = jnp.asarray(rng.integers(V, size=N))
+    _, pullback = jax.vjp(lambda h, w: f(h, w, labels), hidden, kernel)
+    assert sum(a.size for a in jax.tree.leaves(pullback)) < 2 * D * V + 2 * N * D + 16 * N
+
+
+def test_the_second_call_does_not_compile():
+    rng = np.random.default_rng(0)
+    sizes = []
+    for _ in range(3):
+        hidden, kernel = (
+            jnp.asarray(rng.standard_normal(s), jnp.float32) for s in [(5, 3), (3, 7)]
+        )
+        labels = jnp.asarray(rng.integers(7, size=5))
+        f = loss("mean", temperature=0.5, max_temp_bytes=10_000)
+        jax.value_and_grad(f)(hidden, kernel, labels)
+        sizes.append(_reduced._cache_size())
+    assert sizes[0] == sizes[2]
