@@ -74,7 +74,7 @@ CASES = [
     Case("value_and_gradient", HEAD, "map", time=0.85),
     Case("hessian_product", HEAD, "plain", temporaries=0.35),
     Case("value_and_gradient", GEMMA, None, temporaries=2.6e9),
-    Case("value_and_gradient", GEMMA, None, temporaries=0.5e9, budget=400_000_000),
+    Case("value_and_gradient", GEMMA, None, temporaries=0.5e9, budget=200_000_000),
 ]
 
 

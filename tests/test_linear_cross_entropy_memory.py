@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import softjax
@@ -110,7 +111,7 @@ def test_only_what_is_asked_for_is_multiplied():
     assert products(compiled(jax.grad(f, 1), *shapes)) == 2
     assert products(compiled(gradient(f), *shapes)) == 3
     assert products(compiled(gradient(loss("none")), *shapes)) == 4
-    assert products(compiled(gradient(loss(max_temp_bytes=1)), *shapes)) == 4
+    assert products(compiled(gradient(loss(max_temp_bytes=300_000)), *shapes)) == 4
 
 
 def test_temporaries_beside_those_of_the_plain_loss():
@@ -121,16 +122,24 @@ def test_temporaries_beside_those_of_the_plain_loss():
         jax.ShapeDtypeStruct((1024,), jnp.int32),
     )
     for mode, bound in [("value", 0.1), ("gradient", 0.3), ("hessian product", 0.35)]:
-        sizes = [
-            compiled(MODES[mode](loss("mean", f)), *shapes).memory_analysis().temp_size_in_bytes
-            for f in (softjax.linear_cross_entropy, reference.linear_cross_entropy)
-        ]
-        assert sizes[0] <= bound * sizes[1], mode
+        ours, plain = (
+            compiled(MODES[mode](f), *shapes).memory_analysis().temp_size_in_bytes
+            for f in (loss(), optax_loss)
+        )
+        assert ours <= bound * plain, mode
 
 
-@pytest.mark.parametrize(("budget", "limit"), [(None, 2.6e9), (400_000_000, 0.5e9)])
+def optax_loss(hidden, kernel, labels):
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(hidden @ kernel, labels)
+    return losses.mean()
+
+
+@pytest.mark.parametrize(("budget", "limit"), [(None, 1.6e9), (200_000_000, 1.4e9)])
 def test_the_budget_bounds_the_temporaries_of_a_large_vocabulary(budget, limit):
-    """Gemma 2 2B in bfloat16; its logits alone are 8 GB in float32."""
+    """Gemma 2 2B in bfloat16; its logits alone are 8 GB in float32.
+
+    1.18 GB of either limit are a copy of the gradient: XLA:CPU updates no bfloat16 array in place.
+    """
     shapes = (
         jax.ShapeDtypeStruct((8192, 2304), jnp.bfloat16),
         jax.ShapeDtypeStruct((2304, 256000), jnp.bfloat16),
