@@ -33,7 +33,7 @@ class Plan(NamedTuple):
 
     Attributes:
         rows: n.
-        second: n for the derivative of the gradients, which holds twice as much.
+        second: n for the derivative of the gradients, which holds four times as much.
         classes: v.
         keep: whether the logits of n rows and all classes are kept.
     """
@@ -69,7 +69,7 @@ def of_gradients(shapes: Shapes, budget: int | None, *, whole: bool) -> Plan:
         fitting = _fitting(None if budget is None else budget - used, size * (classes + d))
         rows = _rows(shapes, d, 2, fitting)
         if fitting is None or fitting >= min(n, FEWEST_ROWS):
-            return Plan(rows, _even(n, max(rows // 2, 1)), width, keep=True)
+            return Plan(rows, _even(n, max(rows // 4, 1)), width, keep=True)
     wanted = max(d * classes // 8, FEWEST_LOGITS) // max(n, 1)
     fitting = _fitting(None if budget is None else budget - size * n * d, size * 3 * (n + d))
     width = wanted if fitting is None else min(wanted, fitting)
