@@ -55,7 +55,7 @@ class Pairs:
     count: int
 
 
-def compile_ahead(function: Callable, *arguments: jax.Array) -> Compiled:
+def compile_ahead(function: Callable, *arguments: jax.Array | jax.ShapeDtypeStruct) -> Compiled:
     """Lower and compile a function for its arguments, each timed by itself."""
     start = time.perf_counter()
     lowered = jax.jit(function).lower(*arguments)

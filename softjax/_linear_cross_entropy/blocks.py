@@ -48,7 +48,7 @@ class Scalars(NamedTuple):
 class Block(NamedTuple):
     """n rows by v classes, and all that the losses are differentiated by."""
 
-    product: Array  # [n, v], h W
+    product: Array | None  # [n, v], h W; None among tangents
     bias: Array | None  # [v]
     spread: Array | None  # [v]
     class_weights: Array | None  # [v]
@@ -77,8 +77,9 @@ def block_of(rows: Rows, classes: Classes, scalars: Scalars, product: Array | No
     return Block(product, *classes[1:], dense, rows.mass, scalars)
 
 
-def class_logits(h_w: Array, bias: Array | None, softcap: Array | None) -> Array:
+def class_logits(h_w: Array | None, bias: Array | None, softcap: Array | None) -> Array:
     """x = cap tanh((h W + b) / cap)."""
+    assert h_w is not None
     x = h_w if bias is None else h_w + bias
     return x if softcap is None else softcap * jnp.tanh(x / softcap)
 

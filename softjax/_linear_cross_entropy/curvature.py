@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -105,7 +106,7 @@ def linear_cross_entropy_ggn_vp(
         dots = (jnp.where(counted, dots[0], 0), *dots[1:])
     products = _product(arguments, scale, dots, max_temp_bytes)
     h, w, b = (
-        None if a is None else a.reshape(jnp.shape(of)).astype(jnp.result_type(of))
+        None if a is None else a.reshape(np.shape(of)).astype(jnp.result_type(of))
         for a, of in zip(products, originals, strict=True)
     )
     return h, w, b

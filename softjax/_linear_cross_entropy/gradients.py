@@ -55,9 +55,9 @@ def gradients(
 
         mass_bar, scalar_bars = _bars_of_rows(part, s, c, dots)
         some = bars.rows._replace(
-            hidden=jax.tree.map(lambda _: jnp.zeros(rows.hidden.shape, dtype), bars.rows.hidden),
+            hidden=jax.tree.map(lambda a: jnp.zeros((size, a.shape[1]), dtype), bars.rows.hidden),
             mass=mass_bar,
-            dense=jax.tree.map(lambda _: jnp.zeros(rows.dense.shape, dtype), bars.rows.dense),
+            dense=jax.tree.map(lambda a: jnp.zeros((size, a.shape[1]), dtype), bars.rows.dense),
         )
         some = Arguments(some, bars.classes, jax.tree.map(jnp.add, bars.scalars, scalar_bars))
         some = sweep(

@@ -26,7 +26,8 @@ class Arguments(NamedTuple):
 
 def shapes_of(arguments: Arguments) -> Shapes:
     hidden, kernel = arguments.rows.hidden, arguments.classes.kernel
-    return Shapes(*hidden.shape, kernel.shape[-1], compute_dtype(hidden.dtype).itemsize)
+    (rows, features), classes = hidden.shape, kernel.shape[-1]
+    return Shapes(rows, features, classes, compute_dtype(hidden.dtype).itemsize)
 
 
 def some_rows(arguments: Arguments, start: Array | int, size: int) -> Arguments:

@@ -61,9 +61,10 @@ def row_tangent(
         l_dot += jnp.sum(jnp.where(nothing, 0, surprise) * dots.mass, -1)
     if dots.scalars.z_loss is not None:
         l_dot += lse**2 * dots.scalars.z_loss
-    if dots.scalars.temperature is not None and scalars.z_loss is not None:
+    temperature, z_loss = scalars.temperature, scalars.z_loss
+    if dots.scalars.temperature is not None and temperature is not None and z_loss is not None:
         # sum_k g_k is 2 z lse: the offset that d is without counts.
-        slope = 2 * scalars.z_loss * lse * offset(s, scalars) / scalars.temperature
+        slope = 2 * z_loss * lse * offset(s, scalars) / temperature
         l_dot -= slope * dots.scalars.temperature
     return jnp.where(alive(s, active), l_dot, 0)
 
@@ -79,12 +80,12 @@ def _logit_gradient(
     total = 1 + jnp.maximum(s.excess, 0)
     p = jnp.exp(d) / total[:, None]
     t = others = mass = jnp.zeros((), d.dtype)
-    if index is not None:
+    if index is not None and block.mass is not None:
         t = _indexed_target(index - start, block.mass, d.shape[-1])
         mass = jnp.sum(block.mass, -1, keepdims=True)
         others = mass - t
-    if s.mass is not None:
-        spread = spread_target(block)
+    spread = spread_target(block)
+    if s.mass is not None and spread is not None:
         t, mass, others = t + spread, mass + s.mass[:, None], others + (s.mass[:, None] - spread)
     g = jnp.where(p > 0.5, others - mass * (s.excess / total)[:, None], mass * p - t)
     if block.scalars.z_loss is not None:
@@ -127,7 +128,7 @@ def _spread_tangent(block: Block, dots: Block) -> Array | None:
     terms = [dots.spread, dots.dense, dots.class_weights]
     if dots.dense is not None and block.class_weights is not None:
         terms[1] = dots.dense * block.class_weights
-    if dots.class_weights is not None:
+    if dots.class_weights is not None and block.dense is not None:
         terms[2] = block.dense * dots.class_weights
     terms = [term for term in terms if term is not None]
     return sum(terms[1:], terms[0]) if terms else None
