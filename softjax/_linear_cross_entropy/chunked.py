@@ -120,7 +120,9 @@ def _losses_tangent(part: Arguments, dots: Arguments) -> Array:
     if hidden_dot is None and kernel_dot is None:
         return l_dot
     of_product = jax.tree.map(lambda _: None, block)._replace(product=block.product)
-    g = transposed(linear, of_product, jnp.ones_like(l_dot)).product.astype(rows.hidden.dtype)
+    (g, *_) = transposed(linear, of_product, jnp.ones_like(l_dot))
+    assert g is not None
+    g = g.astype(rows.hidden.dtype)
     if hidden_dot is not None:
         l_dot += jnp.sum(hidden_dot * times_classes(g, classes.kernel, l_dot.dtype), -1)
     if kernel_dot is not None:

@@ -106,7 +106,7 @@ def linear_cross_entropy_ggn_vp(
         dots = (jnp.where(counted, dots[0], 0), *dots[1:])
     products = _product(arguments, scale, dots, max_temp_bytes)
     h, w, b = (
-        None if a is None else a.reshape(np.shape(of)).astype(jnp.result_type(of))
+        None if a is None or of is None else a.reshape(np.shape(of)).astype(jnp.result_type(of))
         for a, of in zip(products, originals, strict=True)
     )
     return h, w, b
@@ -145,7 +145,7 @@ def _product(
         h_dot, kernel_dot, bias_dot = operands[2]
         (rows, classes, scalars), block = part, block_of(*part)
         matmul = partial(jnp.matmul, preferred_element_type=dtype)
-        product_dot = jnp.zeros_like(block.product)
+        product_dot = jnp.zeros((size, classes.kernel.shape[1]), dtype)
         if h_dot is not None:
             product_dot += matmul(cut(h_dot, start, size, 0), classes.kernel)
         if kernel_dot is not None:
