@@ -1,0 +1,125 @@
+"""Newton's directions: truncated, by conjugate gradients, and exact, by a dense factor."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from softjax.regression import _metric
+from softjax.regression._metric import Metric, Standardised
+from softjax.regression._problem import (
+    Point,
+    Problem,
+    class_scores,
+    example_weights,
+    pull_back,
+)
+
+CG_STEPS = 250
+# The residual of a direction, relative, in the norm of the metric: at first rough, so that no
+# work goes into directions far from the optimum, then finer with the gradient.
+ROUGH, FINE = 0.25, 1e-3
+
+
+def newton_cg_start(problem: Problem) -> Metric:
+    return _metric.empty(problem)
+
+
+def newton_cg(
+    problem: Problem, s: Standardised, point: Point, metric: Metric, step: Array, norm: Array
+) -> tuple[Array, Metric, Array]:
+    """The direction -H^-1 g by preconditioned conjugate gradients, in float32.
+
+    A direction needs no more digits than that: what it misses, the gradient of the next step,
+    which has all of them, finds again.
+    """
+    weights = example_weights(problem.targets).astype(jnp.float32)
+    p = point.probabilities.astype(jnp.float32)
+    # At steps 0, 1, 2, 4, 8 and so on: the probabilities settle.
+    metric = lax.cond(
+        step & (step - 1) == 0, lambda: _metric.build(s, weights, p), lambda: metric
+    )
+
+    def hvp(v):
+        return pull_back(s.features, _spread(weights, p, class_scores(s.features, v))) + s.ridge * v
+
+    g, size = _metric.in_float32(_metric.to_standard(s, point.gradient))
+    tolerance = jnp.clip(jnp.sqrt(norm).astype(jnp.float32), FINE, ROUGH)
+    d, steps = _conjugate_gradients(hvp, metric, -g, tolerance)
+    return _metric.from_standard(s, d.astype(size.dtype) * size), metric, 2 * steps
+
+
+def newton_start(problem: Problem) -> tuple[()]:
+    return ()
+
+
+def newton(
+    problem: Problem, s: Standardised, point: Point, memory: tuple[()], step: Array, norm: Array
+) -> tuple[Array, tuple[()], Array]:
+    """The direction -H^-1 g by a Cholesky factor of the whole Hessian, scaled to a unit diagonal."""
+    h = hessian(problem, point.probabilities)
+    width = h.shape[1]
+    # All-ones over the classes is no direction: the curvature there is made that of the others.
+    mean = jnp.mean(jnp.einsum("kdkd->kd", h), 0)
+    h = (h + jnp.diag(mean)[:, None] / len(h)).reshape(point.theta.size, -1)
+    unit = lax.rsqrt(jnp.maximum(jnp.diag(h), jnp.finfo(h.dtype).tiny))
+    jitter = 8 * jnp.finfo(h.dtype).eps * jnp.eye(len(h), dtype=h.dtype)
+    lower = jnp.linalg.cholesky(unit[:, None] * h * unit + jitter)
+    d = (unit * point.gradient.ravel())[:, None]
+    for transpose in (False, True):
+        d = lax.linalg.triangular_solve(
+            lower, d, left_side=True, lower=True, transpose_a=transpose
+        )
+    d = -(unit * d[:, 0]).reshape(-1, width)
+    return d, memory, jnp.full((), len(point.theta), jnp.int32)
+
+
+def hessian(problem: Problem, p: Array) -> Array:
+    """[K, D + 1, K, D + 1]: blocks X^T diag(w p_k (1{k = l} - p_l)) X + 1{k = l} ridge."""
+    weights = example_weights(problem.targets)
+    x = problem.features
+    x = jnp.concatenate([x, jnp.ones_like(x[:, :1])], 1)
+    num_classes, width = len(p), x.shape[1]
+    k, l = np.triu_indices(num_classes)
+
+    def block(pair):
+        k, l = pair
+        return (x.T * (weights * p[k] * ((k == l) - p[l]))) @ x
+
+    blocks = lax.map(block, (jnp.asarray(k), jnp.asarray(l)))
+    h = jnp.zeros((num_classes, num_classes, width, width), x.dtype)
+    h = h.at[k, l].set(blocks).at[l, k].set(blocks)
+    ridge = jnp.full(width, problem.l2).at[-1].set(0)
+    diagonal = jnp.arange(num_classes)
+    return h.at[diagonal, diagonal].add(jnp.diag(ridge)).transpose(0, 2, 1, 3)
+
+
+def _conjugate_gradients(hvp: Any, metric: Metric, b: Array, tol: Array) -> tuple[Array, Array]:
+    """x with H x = b, and the number of steps."""
+    z = _metric.apply(metric, b)
+    product = jnp.sum(b * z)
+    bound = tol * tol * product
+
+    def unsolved(carry):
+        _, _, _, product, step = carry
+        return (product > bound) & (step < CG_STEPS)
+
+    def body(carry):
+        x, r, direction, product, step = carry
+        image = hvp(direction)
+        length = product / jnp.sum(direction * image)
+        x, r = x + length * direction, r - length * image
+        z = _metric.apply(metric, r)
+        following = jnp.sum(r * z)
+        return x, r, z + following / product * direction, following, step + 1
+
+    start = (jnp.zeros_like(b), b, z, product, jnp.zeros((), jnp.int32))
+    x, _, _, _, steps = lax.while_loop(unsolved, body, start)
+    return x, steps
+
+
+def _spread(weights: Array, p: Array, scores: Array) -> Array:
+    """w_i (diag p_i - p_i p_i^T) scores_i."""
+    moved = p * scores
+    return weights * (moved - p * jnp.sum(moved, 0))

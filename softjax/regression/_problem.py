@@ -1,0 +1,140 @@
+"""The problem that every solver sees, and the two products with the features that it costs.
+
+Labels and weights of every kind become targets q_ik = w_i c_k y_ik / sum_i w_i, so that
+
+    f(theta) = sum_ik q_ik (-log p_ik) + l2 / 2 |kernel|^2 + l1 |kernel|_1,  p_i = softmax(z_i).
+
+theta [K, D + 1] holds the kernel, transposed, and in its last column the bias. Logits and
+probabilities are [K, N]: a softmax over the first axis runs along the examples in full vectors,
+and both products, X @ theta^T and R @ X, read the rows of X as they lie in memory.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.experimental.sparse import BCOO
+
+from softjax._losses import expected_loss
+from softjax.regression._model import SoftmaxRegression
+
+
+class Problem(NamedTuple):
+    """What is made small.
+
+    Attributes:
+        features: [N, D], dense or BCOO.
+        targets: q [K, N], >= 0; their sum over the classes is the weight of an example.
+        l2: scalar >= 0.
+        l1: scalar >= 0.
+    """
+
+    features: Array | BCOO
+    targets: Array
+    l2: Array
+    l1: Array
+
+
+class Point(NamedTuple):
+    """Parameters with what is known there.
+
+    Attributes:
+        theta: [K, D + 1].
+        logits: [K, N].
+        probabilities: [K, N].
+        gradient: of the smooth part of the objective, [K, D + 1].
+    """
+
+    theta: Array
+    logits: Array
+    probabilities: Array
+    gradient: Array
+
+
+def pack(params: SoftmaxRegression) -> Array:
+    return jnp.concatenate([params.kernel, params.bias[None]]).T
+
+
+def unpack(theta: Array) -> SoftmaxRegression:
+    return SoftmaxRegression(theta[:, :-1].T, theta[:, -1])
+
+
+def centred(theta: Array) -> Array:
+    """`theta` less its mean over the classes, which no probability feels and no penalty likes."""
+    return theta - jnp.mean(theta, 0)
+
+
+def class_scores(features: Any, theta: Array) -> Array:
+    """The logits [K, N]: one product with the features."""
+    return _product(features, theta[:, :-1].T).T + theta[:, -1:]
+
+
+def pull_back(features: Any, residual: Array) -> Array:
+    """The transpose of `class_scores`: [K, N] to [K, D + 1], one product with the features."""
+    bias = jnp.sum(residual, 1, keepdims=True)
+    return jnp.concatenate([_product(residual, features), bias], 1)
+
+
+def probabilities(logits: Array) -> Array:
+    e = jnp.exp(logits - jnp.max(logits, 0))
+    return e / jnp.sum(e, 0)
+
+
+def example_weights(targets: Array) -> Array:
+    """[N]: what the losses of the examples count."""
+    return jnp.sum(targets, 0)
+
+
+def without_bias(theta: Array) -> Array:
+    """`theta` with 0 for the bias, which no penalty holds."""
+    return theta.at[:, -1].set(0)
+
+
+def point(problem: Problem, theta: Array, logits: Array) -> Point:
+    """Gradient X^T (w p - q) + l2 kernel, from logits that are known."""
+    p = probabilities(logits)
+    residual = example_weights(problem.targets) * p - problem.targets
+    gradient = pull_back(problem.features, residual) + problem.l2 * without_bias(theta)
+    return Point(theta, logits, p, gradient)
+
+
+def value(problem: Problem, theta: Array, logits: Array) -> Array:
+    """The objective."""
+    loss = jnp.sum(expected_loss(logits.T, problem.targets.T))
+    kernel = theta[:, :-1]
+    penalty = problem.l2 / 2 * jnp.sum(kernel * kernel) + problem.l1 * jnp.sum(jnp.abs(kernel))
+    return loss + penalty
+
+
+def gradient_scale(problem: Problem) -> Array:
+    """[D + 1]: sum_i w_i |x_ij|, and sum_i w_i for the bias: the largest gradient that can be.
+
+    Relative to it a gradient does not depend on the unit of a feature.
+    """
+    weights = example_weights(problem.targets)
+    return pull_back(abs(problem.features), weights[None])[0]
+
+
+def relative_norm(gradient: Array, scale: Array) -> Array:
+    """The largest entry of the gradient, relative to `gradient_scale`; 0 for a feature of zeros."""
+    size = jnp.max(jnp.abs(gradient), 0)
+    return jnp.max(jnp.where(size == 0, 0, size / jnp.where(scale > 0, scale, 1)))
+
+
+def is_separated(problem: Problem, logits: Array) -> Array:
+    """Whether every example of a hard label has its own class strictly on top.
+
+    Then the loss along s * theta falls to 0 as s grows: without a penalty there is no optimum.
+    """
+    q = problem.targets
+    hard = jnp.max(q, 0) == example_weights(q)
+    others = jnp.max(jnp.where(q > 0, -jnp.inf, logits), 0)
+    own = jnp.min(jnp.where(q > 0, logits, jnp.inf), 0)
+    return jnp.all(hard & ((own > others) | (example_weights(q) == 0)))
+
+
+def _product(a: Any, b: Any) -> Array:
+    # Accelerators round float32 factors to ten bits or fewer by default; see _model._logits.
+    if isinstance(a, BCOO) or isinstance(b, BCOO):
+        return a @ b
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
