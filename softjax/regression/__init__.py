@@ -6,13 +6,6 @@ from softjax.regression._curvature import gradient as gradient
 from softjax.regression._curvature import hessian as hessian
 from softjax.regression._curvature import hvp as hvp
 from softjax.regression._curvature import lipschitz_constant as lipschitz_constant
-from softjax.regression._fit import CALLBACK as CALLBACK
-from softjax.regression._fit import CONVERGED as CONVERGED
-from softjax.regression._fit import NON_FINITE as NON_FINITE
-from softjax.regression._fit import PRECISION_FLOOR as PRECISION_FLOOR
-from softjax.regression._fit import STEP_LIMIT as STEP_LIMIT
-from softjax.regression._fit import Event as Event
-from softjax.regression._fit import FitResult as FitResult
 from softjax.regression._fit import fit as fit
 from softjax.regression._leave_one_out import leave_one_out as leave_one_out
 from softjax.regression._model import SoftmaxRegression as SoftmaxRegression
@@ -22,3 +15,11 @@ from softjax.regression._model import predict as predict
 from softjax.regression._model import predict_log_proba as predict_log_proba
 from softjax.regression._model import predict_proba as predict_proba
 from softjax.regression._objective import objective as objective
+from softjax.regression._result import CALLBACK as CALLBACK
+from softjax.regression._result import CONVERGED as CONVERGED
+from softjax.regression._result import NON_FINITE as NON_FINITE
+from softjax.regression._result import PRECISION_FLOOR as PRECISION_FLOOR
+from softjax.regression._result import SEPARATED as SEPARATED
+from softjax.regression._result import STEP_LIMIT as STEP_LIMIT
+from softjax.regression._result import Event as Event
+from softjax.regression._result import FitResult as FitResult

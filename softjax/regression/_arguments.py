@@ -7,6 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
+from jax.experimental.sparse import BCOO
 from jax.typing import ArrayLike, DTypeLike
 
 from softjax import _checks
@@ -21,8 +23,10 @@ def error(argument: str, expected: str, got: object) -> ValueError:
     return ValueError(_checks.message(FIT, argument, expected, got))
 
 
-def features_array(argument: str, features: ArrayLike) -> Array:
-    """Finite numbers [N, D], N >= 1, at least float32."""
+def features_array(argument: str, features: ArrayLike | BCOO) -> Array | BCOO:
+    """Finite numbers [N, D], N >= 1, at least float32, dense or BCOO."""
+    if isinstance(features, BCOO):
+        return _sparse_features(argument, features)
     with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
         x = _checks.real_array(FIT, argument, features)
     if x.ndim != 2 or not len(x):
@@ -32,6 +36,16 @@ def features_array(argument: str, features: ArrayLike) -> Array:
     return x
 
 
+def _sparse_features(argument: str, features: BCOO) -> BCOO:
+    if features.ndim != 2 or features.n_batch or features.n_dense or not features.shape[0]:
+        expected = "BCOO of shape (examples, features), without batch or dense dimensions"
+        raise error(argument, expected, f"shape {features.shape}")
+    data = _checks.real_array(FIT, argument, features.data)
+    data = data.astype(compute_dtype(data.dtype))
+    _refuse(argument, f"finite in {data.dtype}", data, _not_finite)
+    return BCOO((data, features.indices), shape=features.shape)
+
+
 def labels_array(argument: str, labels: Any, num_examples: int) -> Array:
     """Class indices [N], int32, or a distribution [N, K], finite and >= 0."""
     dtype = labels.dtype if hasattr(labels, "dtype") else np.asarray(labels).dtype
@@ -39,6 +53,8 @@ def labels_array(argument: str, labels: Any, num_examples: int) -> Array:
         y = labels if isinstance(labels, Array) else np.asarray(labels)  # int64 must not wrap
         _checks.same_shape(FIT, argument, y, (num_examples,))
         _refuse(argument, "in [0, 2^31)", y, _not_int32_index)
+        if isinstance(y, Tracer):
+            y = jnp.where(_not_int32_index(y), -1, y)
         return jnp.asarray(y.astype(np.int32))
     if not jnp.issubdtype(dtype, jnp.floating):
         expected = "class indices (integer) or a distribution over the classes (floating)"
@@ -60,6 +76,8 @@ def class_count(argument: str, labels: Array, num_classes: int | None) -> int:
             _checks.same_shape(FIT, argument, labels, (len(labels), num_classes))
         return labels.shape[1]
     if num_classes is None:
+        if isinstance(labels, Tracer):
+            raise error("num_classes", "given where the labels are traced", None)
         return int(np.asarray(labels).max()) + 1
     _refuse(argument, f"in [0, {num_classes})", labels, lambda y: y >= num_classes)
     return num_classes
@@ -69,6 +87,8 @@ def refuse_one_class(labels: Array, num_classes: int) -> None:
     expected = "of two classes or more"
     if num_classes < 2:
         raise error("labels", expected, "one class")
+    if isinstance(labels, Tracer):
+        return
     if labels.ndim == 1 and not np.ptp(np.asarray(labels)):
         raise error("labels", expected, f"class {int(labels[0])} only")
 
@@ -81,7 +101,7 @@ def mean_one_weights(
         return None
     weights = _weights("sample_weights", sample_weights, num_examples).astype(dtype)
     mean = jnp.mean(weights)
-    if not mean > 0:
+    if _checks.is_concrete(mean) and not mean > 0:
         raise error("sample_weights", "> 0 somewhere", "zeros only")
     return weights / mean
 
@@ -107,8 +127,12 @@ def initial_params(
     return SoftmaxRegression(kernel.astype(dtype), bias.astype(dtype))
 
 
-def not_negative(argument: str, value: float) -> float:
+def not_negative(argument: str, value: Any) -> Any:
+    """A finite number >= 0 as a float; a traced scalar as it is."""
     expected = "a finite number >= 0"
+    if isinstance(value, Tracer):
+        _checks.same_shape(FIT, argument, value, ())
+        return value
     try:
         number = float(value)
     except (TypeError, ValueError) as cause:
@@ -146,6 +170,8 @@ def _not_int32_index(y):
 
 def _refuse(argument: str, expected: str, x: Array | np.ndarray, bad: Callable) -> None:
     """Raises where an entry of `x` is bad, with the first such entry and its place."""
+    if not _checks.is_concrete(x):
+        return
     if isinstance(x, Array) and all(device.platform == "cpu" for device in x.devices()):
         x = np.asarray(x)  # NumPy has nothing to compile
     _checks.refuse_first(FIT, argument, expected, x, bad(x))

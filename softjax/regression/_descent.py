@@ -8,18 +8,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from softjax.regression import _lbfgs, _metric, _newton
+from softjax.regression import _lbfgs, _metric, _newton, _status
 from softjax.regression._line_search import step_length
 from softjax.regression._problem import (
     Problem,
+    centred,
     class_scores,
     gradient_scale,
-    is_separated,
     point,
     relative_norm,
     value,
 )
-from softjax.regression._status import CONVERGED, NON_FINITE, PRECISION_FLOOR, RUNNING, SEPARATED
 
 
 class Method(NamedTuple):
@@ -67,29 +66,37 @@ class State(NamedTuple):
     status: Array
 
 
-def start(problem: Problem, method: Method, theta: Array) -> State:
+def start(method: Method, problem: Problem, theta: Array) -> State:
+    return initial(centred(theta), method.start(problem))
+
+
+def initial(theta: Array, memory: Any) -> State:
     infinite = jnp.full((), jnp.inf, theta.dtype)
     zero = jnp.zeros((), jnp.int32)
-    memory = method.start(problem)
     return State(theta, memory, infinite, infinite, infinite, zero, zero, zero, zero)
 
 
-@partial(jax.jit, static_argnames="method")
 def advance(
-    problem: Problem, method: Method, tol: Array, state: State, stop: Array
+    method: Method, problem: Problem, tol: Array, state: State, stop: Array
 ) -> tuple[State, Array]:
     """Runs until step `stop` or until the status says so: the state, and the objective."""
     s = _metric.standardise(problem)
     scale = gradient_scale(problem)
 
+    def at(theta, logits):
+        here = point(problem, theta, logits)
+        return here._replace(gradient=centred(here.gradient))
+
     def judged(state, point, decrement, moved):
         norm = relative_norm(point.gradient, scale)
         better = norm < state.best
         stalled = jnp.where(better, 0, state.stalled + 1)
-        status = jnp.where((stalled >= method.patience) | ~moved, PRECISION_FLOOR, RUNNING)
-        status = jnp.where((norm <= tol) & (decrement <= tol), CONVERGED, status)
-        status = jnp.where(norm == 0, CONVERGED, status)
-        status = jnp.where(jnp.isfinite(norm), status, NON_FINITE).astype(jnp.int32)
+        status = jnp.where(
+            (stalled >= method.patience) | ~moved, _status.PRECISION_FLOOR, _status.RUNNING
+        )
+        status = jnp.where((norm <= tol) & (decrement <= tol), _status.CONVERGED, status)
+        status = jnp.where(norm == 0, _status.CONVERGED, status)
+        status = jnp.where(jnp.isfinite(norm), status, _status.NON_FINITE).astype(jnp.int32)
         best = jnp.minimum(norm, state.best)
         return state._replace(
             norm=norm, decrement=decrement, best=best, stalled=stalled, status=status
@@ -97,12 +104,10 @@ def advance(
 
     def body(carry):
         state, here = carry
-        d, memory, passes = method.direction(
-            problem, s, here, state.memory, state.step, state.norm
-        )
+        d, memory, passes = method.direction(problem, s, here, state.memory, state.step, state.norm)
         d_logits = class_scores(problem.features, d)
         t = step_length(problem, here, d, d_logits)
-        there = point(problem, here.theta + t * d, here.logits + t * d_logits)
+        there = at(here.theta + t * d, here.logits + t * d_logits)
         decrement = -jnp.sum(here.gradient * d) / 2
         new = judged(state, there, decrement, t > 0)
         new = new._replace(
@@ -111,20 +116,17 @@ def advance(
             step=state.step + 1,
             passes=state.passes + passes + 2,
         )
-        good = new.status != NON_FINITE
+        good = new.status != _status.NON_FINITE
         kept = state._replace(status=new.status)
         return jax.tree.map(partial(jnp.where, good), (new, there), (kept, here))
 
     def running(carry):
-        return (carry[0].status == RUNNING) & (carry[0].step < stop)
+        return (carry[0].status == _status.RUNNING) & (carry[0].step < stop)
 
-    here = point(problem, state.theta, class_scores(problem.features, state.theta))
+    here = at(state.theta, class_scores(problem.features, state.theta))
     norm = relative_norm(here.gradient, scale)
-    status = jnp.where(norm == 0, CONVERGED, state.status)
-    status = jnp.where(jnp.isfinite(norm), status, NON_FINITE).astype(jnp.int32)
+    status = jnp.where(norm == 0, _status.CONVERGED, state.status)
+    status = jnp.where(jnp.isfinite(norm), status, _status.NON_FINITE).astype(jnp.int32)
     state = state._replace(norm=norm, passes=state.passes + 2, status=status)
     state, here = lax.while_loop(running, body, (state, here))
-    unbounded = (problem.l2 == 0) & (problem.l1 == 0) & is_separated(problem, here.logits)
-    done = (state.status == CONVERGED) | (state.status == PRECISION_FLOOR)
-    status = jnp.where(done & unbounded, SEPARATED, state.status).astype(jnp.int32)
-    return state._replace(status=status), value(problem, here.theta, here.logits)
+    return state, value(problem, here.theta, here.logits)

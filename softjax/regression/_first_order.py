@@ -11,32 +11,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array, lax
 
 from softjax._cross_entropy import cross_entropy
 from softjax.regression._model import SoftmaxRegression, logits
 from softjax.regression._objective import penalty
+from softjax.regression._problem import Data, problem_of, separation
+from softjax.regression._result import FitResult, Progress
+from softjax.regression._status import CONVERGED, NON_FINITE, PRECISION_FLOOR, RUNNING
 
-RUNNING, CONVERGED, NON_FINITE = range(3)
+# One object each, so that every fit finds the compiled program of the last.
+_LBFGS = optax.lbfgs()
+_ADAM = optax.adam(1e-2)
 
-
-class Data(NamedTuple):
-    """What is fitted to.
-
-    Attributes:
-        features: [N, D].
-        labels: integer [N] or floating [N, K].
-        weights: [N], of mean 1; None for ones.
-        class_weights: [K]; None for ones.
-        l2: scalar.
-    """
-
-    features: Array
-    labels: Array
-    weights: Array | None
-    class_weights: Array | None
-    l2: Array
+# A line search does not go up, so that as many steps without a new minimum are rounding.
+PATIENCE = 30
 
 
 class State(NamedTuple):
@@ -59,6 +50,54 @@ class State(NamedTuple):
     grad_norm: Array
     step: Array
     status: Array
+
+
+class Run:
+    """A fit in chunks, for the loop of `fit`."""
+
+    def __init__(
+        self,
+        data: Data,
+        num_classes: int,
+        params: SoftmaxRegression,
+        tol: float,
+        optimizer: optax.GradientTransformation | None,
+        batch_size: int | None,
+        epochs: int,
+        seed: int,
+    ):
+        if optimizer is None:
+            optimizer = _LBFGS if batch_size is None else _ADAM
+        self.epoch_steps = batches_per_epoch(len(data.features), batch_size)
+        self.limit = epochs * self.epoch_steps
+        self.chunk = 10 if batch_size is None else self.epoch_steps
+        self.data, self.num_classes, self.batch_size = data, num_classes, batch_size
+        tolerance = jnp.asarray(tol if batch_size is None else -1.0, data.features.dtype)
+        self.problem = (optimizer, batch_size, data, jax.random.key(seed), tolerance)
+        self.state = start(*self.problem, params)
+        self.searches = batch_size is None and stores_gradient(self.state.optimizer_state)
+        self.best_step, self.best_value = 0, np.inf
+
+    def advance(self, stop: int) -> Progress:
+        """Steps until `stop`, or until there is nothing left to do."""
+        self.state, mean = advance(*self.problem, self.state, jnp.asarray(stop, jnp.int32))
+        state = self.state
+        step, status = int(state.step), int(state.status)
+        value = float(state.value if self.batch_size is None else mean)
+        if value < self.best_value:
+            self.best_step, self.best_value = step, value
+        if status == RUNNING and self.searches and step - self.best_step >= PATIENCE:
+            status = PRECISION_FLOOR
+        return Progress(state.params, value, float(state.grad_norm), step, status)
+
+    def result(self, progress: Progress, status: int, history: list[dict[str, float]]) -> FitResult:
+        params, value = progress.params, progress.objective
+        if self.batch_size is not None:
+            value = float(objective(self.data, params))
+        problem = problem_of(self.data, self.num_classes)
+        separated, status = map(int, separation(problem, params, jnp.asarray(status, jnp.int32)))
+        steps, norm = progress.step, progress.gradient_norm
+        return FitResult(params, value, status, steps, None, norm, bool(separated), history)
 
 
 def batches_per_epoch(num_examples: int, batch_size: int | None) -> int:

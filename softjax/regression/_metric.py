@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.sparse import BCOO
 
-from softjax.regression._problem import Problem, example_weights
+from softjax.regression._problem import Problem, centred, example_weights
 
 # Beyond, the D^3 of a factor costs more than the steps that it saves.
 LARGEST_FACTOR = 1024
@@ -117,9 +117,11 @@ def build(s: Standardised, weights: Array, p: Array) -> Metric:
 
 
 def _kronecker(s: Standardised, weights: Array, p: Array) -> Kronecker:
-    """C = A g + ridge for the mean eigenvalue g of G: with C = L L^T and L^-1 A g L^-T = Q E Q^T
+    """Diagonalises A and the ridge together.
 
-    A e + ridge = L Q (1 + (e / g - 1) E) Q^T L^T for every eigenvalue e of G.
+    With the mean eigenvalue g of G, C = A g + ridge = L L^T and L^-1 A g L^-T = Q E Q^T,
+
+        A e + ridge = L Q (1 + (e / g - 1) E) Q^T L^T    for every eigenvalue e of G.
     """
     num_classes, width = len(p), len(s.ridge)
     u = weights * jnp.sum(p * (1 - p), 0)
@@ -158,9 +160,9 @@ def in_float32(gradient: Array) -> tuple[Array, Array]:
 def apply(metric: Metric, gradient: Array) -> Array:
     """The steepest direction, up: metric^-1 gradient."""
     if isinstance(metric, Diagonal):
-        return metric.inverse * gradient
+        return centred(metric.inverse * gradient)
     v, t, inverse = metric
-    return v @ ((v.T @ gradient @ t) * inverse) @ t.T
+    return centred(v @ ((v.T @ gradient @ t) * inverse) @ t.T)
 
 
 def _is_diagonal(features: Any) -> bool:

@@ -1,6 +1,7 @@
 """Newton's directions: truncated, by conjugate gradients, and exact, by a dense factor."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,16 +38,14 @@ def newton_cg(
     weights = example_weights(problem.targets).astype(jnp.float32)
     p = point.probabilities.astype(jnp.float32)
     # At steps 0, 1, 2, 4, 8 and so on: the probabilities settle.
-    metric = lax.cond(
-        step & (step - 1) == 0, lambda: _metric.build(s, weights, p), lambda: metric
-    )
+    metric = lax.cond(step & (step - 1) == 0, lambda: _metric.build(s, weights, p), lambda: metric)
 
     def hvp(v):
-        return pull_back(s.features, _spread(weights, p, class_scores(s.features, v))) + s.ridge * v
+        return pull_back(s.features, spread(weights, p, class_scores(s.features, v))) + s.ridge * v
 
     g, size = _metric.in_float32(_metric.to_standard(s, point.gradient))
     tolerance = jnp.clip(jnp.sqrt(norm).astype(jnp.float32), FINE, ROUGH)
-    d, steps = _conjugate_gradients(hvp, metric, -g, tolerance)
+    d, steps = conjugate_gradients(hvp, partial(_metric.apply, metric), -g, tolerance, CG_STEPS)
     return _metric.from_standard(s, d.astype(size.dtype) * size), metric, 2 * steps
 
 
@@ -57,7 +56,7 @@ def newton_start(problem: Problem) -> tuple[()]:
 def newton(
     problem: Problem, s: Standardised, point: Point, memory: tuple[()], step: Array, norm: Array
 ) -> tuple[Array, tuple[()], Array]:
-    """The direction -H^-1 g by a Cholesky factor of the whole Hessian, scaled to a unit diagonal."""
+    """The direction -H^-1 g by a Cholesky factor of the Hessian, scaled to a unit diagonal."""
     h = hessian(problem, point.probabilities)
     width = h.shape[1]
     # All-ones over the classes is no direction: the curvature there is made that of the others.
@@ -68,49 +67,52 @@ def newton(
     lower = jnp.linalg.cholesky(unit[:, None] * h * unit + jitter)
     d = (unit * point.gradient.ravel())[:, None]
     for transpose in (False, True):
-        d = lax.linalg.triangular_solve(
-            lower, d, left_side=True, lower=True, transpose_a=transpose
-        )
+        d = lax.linalg.triangular_solve(lower, d, left_side=True, lower=True, transpose_a=transpose)
     d = -(unit * d[:, 0]).reshape(-1, width)
     return d, memory, jnp.full((), len(point.theta), jnp.int32)
 
 
 def hessian(problem: Problem, p: Array) -> Array:
-    """[K, D + 1, K, D + 1]: blocks X^T diag(w p_k (1{k = l} - p_l)) X + 1{k = l} ridge."""
+    """[K, D + 1, K, D + 1]: blocks X^T diag(w p_k (1{k = j} - p_j)) X + 1{k = j} ridge."""
     weights = example_weights(problem.targets)
     x = problem.features
     x = jnp.concatenate([x, jnp.ones_like(x[:, :1])], 1)
     num_classes, width = len(p), x.shape[1]
-    k, l = np.triu_indices(num_classes)
+    rows, columns = np.triu_indices(num_classes)
 
     def block(pair):
-        k, l = pair
-        return (x.T * (weights * p[k] * ((k == l) - p[l]))) @ x
+        k, j = pair
+        return (x.T * (weights * p[k] * ((k == j) - p[j]))) @ x
 
-    blocks = lax.map(block, (jnp.asarray(k), jnp.asarray(l)))
+    blocks = lax.map(block, (jnp.asarray(rows), jnp.asarray(columns)))
     h = jnp.zeros((num_classes, num_classes, width, width), x.dtype)
-    h = h.at[k, l].set(blocks).at[l, k].set(blocks)
+    h = h.at[rows, columns].set(blocks).at[columns, rows].set(blocks)
     ridge = jnp.full(width, problem.l2).at[-1].set(0)
     diagonal = jnp.arange(num_classes)
     return h.at[diagonal, diagonal].add(jnp.diag(ridge)).transpose(0, 2, 1, 3)
 
 
-def _conjugate_gradients(hvp: Any, metric: Metric, b: Array, tol: Array) -> tuple[Array, Array]:
-    """x with H x = b, and the number of steps."""
-    z = _metric.apply(metric, b)
+def conjugate_gradients(
+    hvp: Callable, steepest: Callable, b: Array, tol: Array, limit: int
+) -> tuple[Array, Array]:
+    """x with H x = b in the metric whose inverse is `steepest`, and the number of steps.
+
+    Until the residual, in the norm of the metric, is `tol` times the first.
+    """
+    z = steepest(b)
     product = jnp.sum(b * z)
     bound = tol * tol * product
 
     def unsolved(carry):
         _, _, _, product, step = carry
-        return (product > bound) & (step < CG_STEPS)
+        return (product > bound) & (step < limit)
 
     def body(carry):
         x, r, direction, product, step = carry
         image = hvp(direction)
         length = product / jnp.sum(direction * image)
         x, r = x + length * direction, r - length * image
-        z = _metric.apply(metric, r)
+        z = steepest(r)
         following = jnp.sum(r * z)
         return x, r, z + following / product * direction, following, step + 1
 
@@ -119,7 +121,7 @@ def _conjugate_gradients(hvp: Any, metric: Metric, b: Array, tol: Array) -> tupl
     return x, steps
 
 
-def _spread(weights: Array, p: Array, scores: Array) -> Array:
+def spread(weights: Array, p: Array, scores: Array) -> Array:
     """w_i (diag p_i - p_i p_i^T) scores_i."""
     moved = p * scores
     return weights * (moved - p * jnp.sum(moved, 0))

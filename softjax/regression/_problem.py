@@ -11,12 +11,34 @@ and both products, X @ theta^T and R @ X, read the rows of X as they lie in memo
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.sparse import BCOO
 
 from softjax._losses import expected_loss
+from softjax.regression import _status
 from softjax.regression._model import SoftmaxRegression
+
+
+class Data(NamedTuple):
+    """What is fitted to.
+
+    Attributes:
+        features: [N, D].
+        labels: integer [N] or floating [N, K].
+        weights: [N], of mean 1; None for ones.
+        class_weights: [K]; None for ones.
+        l2: scalar.
+        l1: scalar.
+    """
+
+    features: Any
+    labels: Array
+    weights: Array | None
+    class_weights: Array | None
+    l2: Array
+    l1: Array
 
 
 class Problem(NamedTuple):
@@ -49,6 +71,22 @@ class Point(NamedTuple):
     logits: Array
     probabilities: Array
     gradient: Array
+
+
+def problem_of(data: Data, num_classes: int) -> Problem:
+    """Labels and weights as targets; NaN at a class index out of range."""
+    labels, dtype = data.labels, data.features.dtype
+    if labels.ndim == 1:
+        classes = jnp.arange(num_classes, dtype=labels.dtype)[:, None]
+        bad = (labels < 0) | (labels >= num_classes)
+        targets = jnp.where(bad, jnp.nan, (labels == classes).astype(dtype))
+    else:
+        targets = labels.T.astype(dtype)
+    if data.class_weights is not None:
+        targets = data.class_weights[:, None] * targets
+    if data.weights is not None:
+        targets = data.weights * targets
+    return Problem(data.features, targets / len(labels), data.l2, data.l1)
 
 
 def pack(params: SoftmaxRegression) -> Array:
@@ -131,6 +169,15 @@ def is_separated(problem: Problem, logits: Array) -> Array:
     others = jnp.max(jnp.where(q > 0, -jnp.inf, logits), 0)
     own = jnp.min(jnp.where(q > 0, logits, jnp.inf), 0)
     return jnp.all(hard & ((own > others) | (example_weights(q) == 0)))
+
+
+@jax.jit
+def separation(problem: Problem, params: SoftmaxRegression, status: Array) -> tuple[Array, Array]:
+    """Whether `params` separate the classes, and the status with what that means for it."""
+    separated = is_separated(problem, class_scores(problem.features, pack(params)))
+    unbounded = separated & (problem.l2 == 0) & (problem.l1 == 0)
+    done = (status == _status.CONVERGED) | (status == _status.PRECISION_FLOOR)
+    return separated, jnp.where(unbounded & done, _status.SEPARATED, status)
 
 
 def _product(a: Any, b: Any) -> Array:

@@ -1,6 +1,8 @@
-"""Why a fit stopped: numbers for a compiled program, words for people."""
+"""Why a fit stopped: a number in a compiled program, a word for people."""
 
 RUNNING, CONVERGED, PRECISION_FLOOR, SEPARATED, NON_FINITE, CALLBACK = range(6)
+
+# A fit that is still running has come to its limit.
 REASONS = (
     "step limit",
     "converged",

@@ -1,0 +1,46 @@
+"""Fewer examples than features: the same problem in N dimensions.
+
+Every gradient is in the span of the rows of X, and so is the optimum: with X^T = Q R, kernel = Q V
+and X kernel = R^T V. |kernel| = |V|, so that an l2 penalty stays what it is. By QR, not from X X^T,
+which would square the condition number.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from softjax.regression._model import SoftmaxRegression
+from softjax.regression._problem import Problem
+
+
+class Rotation(NamedTuple):
+    """Q as LAPACK keeps it: Householder's vectors [D, N] and their factors [N]."""
+
+    reflectors: Array
+    factors: Array
+
+
+@jax.jit
+def rotate(problem: Problem) -> tuple[Problem, Rotation]:
+    """The problem in N dimensions, and Q."""
+    transposed, factors = jnp.linalg.qr(problem.features.T, mode="raw")
+    reflectors = transposed.T
+    r = jnp.triu(reflectors[: len(factors)])
+    return problem._replace(features=r.T), Rotation(reflectors, factors)
+
+
+@jax.jit
+def back(rotation: Rotation, params: SoftmaxRegression) -> SoftmaxRegression:
+    """kernel = Q V."""
+    missing = len(rotation.reflectors) - len(params.kernel)
+    kernel = jnp.pad(params.kernel, ((0, missing), (0, 0)))
+    return params._replace(kernel=lax.linalg.ormqr(*rotation, kernel))
+
+
+@jax.jit
+def forth(rotation: Rotation, params: SoftmaxRegression) -> SoftmaxRegression:
+    """V = Q^T kernel: of a kernel outside of the span, the part inside."""
+    kernel = lax.linalg.ormqr(*rotation, params.kernel, transpose=True)
+    return params._replace(kernel=kernel[: len(rotation.factors)])
