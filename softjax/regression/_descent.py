@@ -1,10 +1,8 @@
 """The loop around directions: step, judge, stop. One program, in chunks or to the end."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -83,50 +81,46 @@ def advance(
     s = _metric.standardise(problem)
     scale = gradient_scale(problem)
 
-    def at(theta, logits):
-        here = point(problem, theta, logits)
-        return here._replace(gradient=centred(here.gradient))
-
-    def judged(state, point, decrement, moved):
-        norm = relative_norm(point.gradient, scale)
-        better = norm < state.best
-        stalled = jnp.where(better, 0, state.stalled + 1)
-        status = jnp.where(
-            (stalled >= method.patience) | ~moved, _status.PRECISION_FLOOR, _status.RUNNING
-        )
-        status = jnp.where((norm <= tol) & (decrement <= tol), _status.CONVERGED, status)
-        status = jnp.where(norm == 0, _status.CONVERGED, status)
+    def judged(state, gradient):
+        norm = relative_norm(gradient, scale)
+        reached = (norm <= tol) & (state.decrement <= tol) | (norm == 0)
+        status = jnp.where(reached, _status.CONVERGED, state.status)
         status = jnp.where(jnp.isfinite(norm), status, _status.NON_FINITE).astype(jnp.int32)
-        best = jnp.minimum(norm, state.best)
-        return state._replace(
-            norm=norm, decrement=decrement, best=best, stalled=stalled, status=status
-        )
+        return state._replace(norm=norm, status=status)
 
-    def body(carry):
-        state, here = carry
+    def stepped(state, here):
         d, memory, passes = method.direction(problem, s, here, state.memory, state.step, state.norm)
         d_logits = class_scores(problem.features, d)
         t = step_length(problem, here, d, d_logits)
-        there = at(here.theta + t * d, here.logits + t * d_logits)
-        decrement = -jnp.sum(here.gradient * d) / 2
-        new = judged(state, there, decrement, t > 0)
-        new = new._replace(
-            theta=there.theta,
-            memory=memory,
-            step=state.step + 1,
-            passes=state.passes + passes + 2,
+        stalled = jnp.where(state.norm < state.best, 0, state.stalled + 1)
+        lost = (stalled >= method.patience) | (t == 0)
+        status = jnp.where(lost, _status.PRECISION_FLOOR, state.status).astype(jnp.int32)
+        state = State(
+            # A direction that is not finite leads nowhere: 0 * inf would be NaN.
+            here.theta + jnp.where(t == 0, 0, t * d),
+            memory,
+            state.norm,
+            -jnp.sum(here.gradient * d) / 2,
+            jnp.minimum(state.norm, state.best),
+            stalled,
+            state.step + 1,
+            state.passes + passes + 2,
+            status,
         )
-        good = new.status != _status.NON_FINITE
-        kept = state._replace(status=new.status)
-        return jax.tree.map(partial(jnp.where, good), (new, there), (kept, here))
+        return state, here.logits + jnp.where(t == 0, 0, t * d_logits)
 
-    def running(carry):
-        return (carry[0].status == _status.RUNNING) & (carry[0].step < stop)
+    def body(carry):
+        state, logits, _ = carry
+        here = point(problem, state.theta, logits)
+        here = here._replace(gradient=centred(here.gradient))
+        state = judged(state, here.gradient)
+        running = (state.status == _status.RUNNING) & (state.step < stop)
+        state, logits = lax.cond(running, stepped, lambda state, here: (state, logits), state, here)
+        return state, logits, running
 
-    here = at(state.theta, class_scores(problem.features, state.theta))
-    norm = relative_norm(here.gradient, scale)
-    status = jnp.where(norm == 0, _status.CONVERGED, state.status)
-    status = jnp.where(jnp.isfinite(norm), status, _status.NON_FINITE).astype(jnp.int32)
-    state = state._replace(norm=norm, passes=state.passes + 2, status=status)
-    state, here = lax.while_loop(running, body, (state, here))
-    return state, value(problem, here.theta, here.logits)
+    logits = class_scores(problem.features, state.theta)
+    state = state._replace(passes=state.passes + 2)
+    state, logits, _ = lax.while_loop(
+        lambda carry: carry[-1], body, (state, logits, jnp.asarray(True))
+    )
+    return state, value(problem, state.theta, logits)

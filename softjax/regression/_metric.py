@@ -130,18 +130,23 @@ def _kronecker(s: Standardised, weights: Array, p: Array) -> Kronecker:
     mean_eigenvalue = 1 / max(num_classes - 1, 1)
     gram = mean_eigenvalue * (x.T * u) @ x
     spread = (jnp.diag(p @ weights) - (p * weights) @ p.T) / total
-    class_eigenvalues, v = jnp.linalg.eigh(spread)
+    v, class_eigenvalues = _eigh(spread)
 
     size = jnp.diag(gram) + s.ridge
     unit = 1 / jnp.sqrt(jnp.maximum(size, JITTER * jnp.mean(size)))
     identity = jnp.eye(width, dtype=u.dtype)
     both = unit[:, None] * gram * unit + jnp.diag(s.ridge * unit * unit) + JITTER * identity
-    lower = jnp.linalg.cholesky(both)
+    lower = lax.linalg.cholesky(both, symmetrize_input=False)
     inverse = lax.linalg.triangular_solve(lower, identity, left_side=True, lower=True) * unit
-    eigenvalues, q = jnp.linalg.eigh(inverse @ gram @ inverse.T)
+    q, eigenvalues = _eigh(inverse @ gram @ inverse.T)
     relative = class_eigenvalues / mean_eigenvalue - 1
     scale = 1 + relative[:, None] * eigenvalues
     return Kronecker(v, inverse.T @ q, 1 / jnp.maximum(scale, FLOOR))
+
+
+def _eigh(a: Array) -> tuple[Array, Array]:
+    """Eigenvectors and eigenvalues of a matrix that is symmetric already."""
+    return lax.linalg.eigh(a, symmetrize_input=False, sort_eigenvalues=False)
 
 
 def steepest(s: Standardised, metric: Metric, gradient: Array) -> Array:
