@@ -76,8 +76,8 @@ def initial(theta: Array, memory: Any) -> State:
 
 def advance(
     method: Method, problem: Problem, tol: Array, state: State, stop: Array
-) -> tuple[State, Array]:
-    """Runs until step `stop` or until the status says so: the state, and the objective."""
+) -> tuple[State, Array, Array]:
+    """Runs until step `stop` or until the status says so: the state, its logits, the objective."""
     s = _metric.standardise(problem)
     scale = gradient_scale(problem)
 
@@ -123,4 +123,4 @@ def advance(
     state, logits, _ = lax.while_loop(
         lambda carry: carry[-1], body, (state, logits, jnp.asarray(True))
     )
-    return state, value(problem, state.theta, logits)
+    return state, logits, value(problem, state.theta, logits)

@@ -18,7 +18,14 @@ from jax import Array, lax
 from softjax._cross_entropy import cross_entropy
 from softjax.regression._model import SoftmaxRegression, logits
 from softjax.regression._objective import penalty
-from softjax.regression._problem import Data, problem_of, separation
+from softjax.regression._problem import (
+    Data,
+    class_scores,
+    is_separated,
+    pack,
+    problem_of,
+    status_where_separated,
+)
 from softjax.regression._result import FitResult, Progress
 from softjax.regression._status import CONVERGED, NON_FINITE, PRECISION_FLOOR, RUNNING
 
@@ -94,8 +101,8 @@ class Run:
         params, value = progress.params, progress.objective
         if self.batch_size is not None:
             value = float(objective(self.data, params))
-        problem = problem_of(self.data, self.num_classes)
-        separated, status = map(int, separation(problem, params, jnp.asarray(status, jnp.int32)))
+        ended = jnp.asarray(status, jnp.int32)
+        separated, status = map(int, _separation(self.num_classes, self.data, params, ended))
         steps, norm = progress.step, progress.gradient_norm
         return FitResult(params, value, status, steps, None, norm, bool(separated), history)
 
@@ -200,6 +207,16 @@ def advance(
 def objective(data: Data, params: SoftmaxRegression) -> Array:
     """The objective on all examples."""
     return _objective(data, None, None, jnp.zeros((), jnp.int32), params)
+
+
+@partial(jax.jit, static_argnames="num_classes")
+def _separation(
+    num_classes: int, data: Data, params: SoftmaxRegression, status: Array
+) -> tuple[Array, Array]:
+    """Whether `params` separate the classes, and the status with what that means for it."""
+    problem = problem_of(data, num_classes)
+    separated = is_separated(problem, class_scores(problem.features, pack(params)))
+    return separated, status_where_separated(problem, status, separated)
 
 
 def stores_gradient(optimizer_state: optax.OptState) -> bool:

@@ -34,7 +34,7 @@ def start(problem: Problem, theta: Array) -> State:
     return initial(centred(theta), ())
 
 
-def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array]:
+def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array, Array]:
     scale = gradient_scale(problem)
     basis = _contrasts(len(problem.targets), scale.dtype)
     examples = problem.features.shape[0]
@@ -81,7 +81,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         return (carry[0].status == _status.RUNNING) & (carry[0].step < stop)
 
     state, objective, _ = lax.while_loop(running, body, judged(state))
-    return state, objective
+    return state, class_scores(problem.features, state.theta), objective
 
 
 def _factor(problem: Problem, basis: Array, p: Array) -> tuple[Array, Array]:

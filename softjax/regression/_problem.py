@@ -11,7 +11,6 @@ and both products, X @ theta^T and R @ X, read the rows of X as they lie in memo
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.sparse import BCOO
@@ -171,13 +170,11 @@ def is_separated(problem: Problem, logits: Array) -> Array:
     return jnp.all(hard & ((own > others) | (example_weights(q) == 0)))
 
 
-@jax.jit
-def separation(problem: Problem, params: SoftmaxRegression, status: Array) -> tuple[Array, Array]:
-    """Whether `params` separate the classes, and the status with what that means for it."""
-    separated = is_separated(problem, class_scores(problem.features, pack(params)))
+def status_where_separated(problem: Problem, status: Array, separated: Array) -> Array:
+    """SEPARATED in place of an end without reason: where no penalty holds the parameters."""
     unbounded = separated & (problem.l2 == 0) & (problem.l1 == 0)
     done = (status == _status.CONVERGED) | (status == _status.PRECISION_FLOOR)
-    return separated, jnp.where(unbounded & done, _status.SEPARATED, status)
+    return jnp.where(unbounded & done, _status.SEPARATED, status).astype(jnp.int32)
 
 
 def _product(a: Any, b: Any) -> Array:

@@ -44,7 +44,7 @@ def start(problem: Problem, theta: Array) -> State:
     return initial(theta, Momentum(theta, jnp.ones((), theta.dtype)))
 
 
-def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array]:
+def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array, Array]:
     scale = gradient_scale(problem)
     curvature = _curvature(problem)
     threshold = (problem.l1 / curvature).at[-1].set(0)
@@ -85,7 +85,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
 
     state = lax.while_loop(running, body, state)
     logits = class_scores(problem.features, state.theta)
-    return state, value(problem, state.theta, logits)
+    return state, logits, value(problem, state.theta, logits)
 
 
 def _curvature(problem: Problem) -> Array:

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._problem import Problem
 
 
 class Rotation(NamedTuple):
@@ -23,12 +22,12 @@ class Rotation(NamedTuple):
 
 
 @jax.jit
-def rotate(problem: Problem) -> tuple[Problem, Rotation]:
-    """The problem in N dimensions, and Q."""
-    transposed, factors = jnp.linalg.qr(problem.features.T, mode="raw")
+def rotate(features: Array) -> tuple[Array, Rotation]:
+    """R^T [N, N], the features in N dimensions, and Q."""
+    transposed, factors = jnp.linalg.qr(features.T, mode="raw")  # pyright: ignore
     reflectors = transposed.T
     r = jnp.triu(reflectors[: len(factors)])
-    return problem._replace(features=r.T), Rotation(reflectors, factors)
+    return r.T, Rotation(reflectors, factors)
 
 
 @jax.jit

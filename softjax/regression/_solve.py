@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.experimental.sparse import BCOO
 
 from softjax.regression import _descent, _firth, _metric, _problem, _proximal, _rotation, _status
 from softjax.regression._implicit import stationary
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._problem import Data, Problem
+from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, Progress
 
 
@@ -22,7 +23,7 @@ class Solver(NamedTuple):
     Attributes:
         start: of (problem, theta): the state before the first step.
         advance: of (problem, tol, state, stop): the state at step `stop`, or where its status says
-            so, and the objective there.
+            so, with logits and objective there.
         max_steps: more than enough.
         chunk: steps between two events.
         rotates: whether N dimensions do where N < D, as for an l2 penalty.
@@ -66,8 +67,18 @@ SOLVERS = {
 }
 
 
+class Outcome(NamedTuple):
+    """What a program comes to: the state, and what is known of it as arrays."""
+
+    state: _descent.State
+    params: SoftmaxRegression
+    objective: Array
+    status: Array
+    separated: Array
+
+
 class Run:
-    """A fit in chunks."""
+    """A fit in chunks, for the loop of `fit`."""
 
     epoch_steps = 1
 
@@ -80,25 +91,30 @@ class Run:
         tol: float,
         max_steps: int | None,
     ):
-        self.solver = SOLVERS[name]
-        self.limit = self.solver.max_steps if max_steps is None else max_steps
-        self.chunk = self.solver.chunk
-        self.problem = _problem.problem_of(data, num_classes)
-        self.tol = jnp.asarray(tol, data.features.dtype)
-        self.rotation, problem, params = _rotated(self.solver, self.problem, params)
-        self.solved, self.state = problem, _start(name, problem, params)
-        self.name = name
+        self.limit = SOLVERS[name].max_steps if max_steps is None else max_steps
+        self.chunk = SOLVERS[name].chunk
+        self.rotation, data, params = _rotated(name, data, params)
+        self.fixed = (name, num_classes)
+        self.data, self.params = data, params
+        self.tol = np.asarray(tol, data.features.dtype)
+        shapes = jax.eval_shape(partial(_start, *self.fixed), data, params)
+        self.state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        self.fresh = True
 
     def advance(self, stop: int) -> Progress:
         """Steps until `stop`, or until there is nothing left to do."""
-        end = jnp.asarray(stop, jnp.int32)
-        self.state, value = _advance(self.name, self.solved, self.tol, self.state, end)
-        state = self.state
-        params = _turned_back(self.rotation, _problem.unpack(state.theta))
-        return Progress(params, float(value), float(state.norm), int(state.step), int(state.status))
+        given = (self.data, self.params, self.tol, self.state, self.fresh, np.int32(stop))
+        self.outcome = _advance(*self.fixed, *given)
+        self.state, self.fresh = self.outcome.state, False
+        return Progress(
+            _turned_back(self.rotation, self.outcome.params),
+            float(self.outcome.objective),
+            float(self.state.norm),
+            int(self.state.step),
+            int(self.outcome.status),
+        )
 
     def result(self, progress: Progress, status: int, history: list[dict[str, float]]) -> FitResult:
-        separated, status = self._separation(progress.params, status)
         return FitResult(
             progress.params,
             progress.objective,
@@ -106,14 +122,9 @@ class Run:
             progress.step,
             int(self.state.passes),
             progress.gradient_norm,
-            separated,
+            bool(self.outcome.separated),
             history,
         )
-
-    def _separation(self, params: SoftmaxRegression, status: int) -> tuple[bool, int]:
-        ended = jnp.asarray(status, jnp.int32)
-        separated, ended = _problem.separation(self.problem, params, ended)
-        return bool(separated), int(ended) if self.solver.needs_optimum else status
 
 
 def traced(
@@ -126,52 +137,80 @@ def traced(
 ) -> FitResult:
     """A fit inside of a trace: one loop to the end, and the optimum's derivative."""
     solver = SOLVERS[name]
-    problem = _problem.problem_of(data, num_classes)
-    fixed, start = lax.stop_gradient((problem, params))
-    rotation, turned, start = _rotated(solver, fixed, start)
-    state = solver.start(turned, _problem.pack(start))
-    limit = solver.max_steps if max_steps is None else max_steps
+    limit = jnp.asarray(solver.max_steps if max_steps is None else max_steps, jnp.int32)
+    rotation, turned, start = _rotated(name, *lax.stop_gradient((data, params)))
+    state = _start(name, num_classes, turned, start)
     tol = jnp.asarray(tol, data.features.dtype)
-    state, value = solver.advance(turned, tol, state, jnp.asarray(limit, jnp.int32))
-    theta = _problem.pack(_turned_back(rotation, _problem.unpack(state.theta)))
+    outcome = _outcome(name, num_classes, turned, tol, state, limit)
+    theta = _problem.pack(_turned_back(rotation, outcome.params))
+    state, value = outcome.state, outcome.objective
     undefined = (state.status == _status.NON_FINITE) & (state.step == 0)
     theta = lax.stop_gradient(jnp.where(undefined, jnp.nan, theta))
     if solver.differentiable:
+        problem = _problem.problem_of(data, num_classes)
         theta = stationary(theta, problem)
         logits = _problem.class_scores(problem.features, theta)
         value = _problem.value(problem, theta, logits)
-    params = _problem.unpack(theta)
-    separated, ended = _problem.separation(fixed, params, state.status)
-    status = ended if solver.needs_optimum else state.status
-    return FitResult(params, value, status, state.step, state.passes, state.norm, separated, [])
+    return FitResult(
+        _problem.unpack(theta),
+        value,
+        outcome.status,
+        state.step,
+        state.passes,
+        state.norm,
+        outcome.separated,
+        [],
+    )
+
+
+def _start(name: str, num_classes: int, data: Data, params: SoftmaxRegression) -> _descent.State:
+    problem = _problem.problem_of(data, num_classes)
+    return SOLVERS[name].start(problem, _problem.pack(params))
+
+
+@partial(jax.jit, static_argnames=("name", "num_classes"))
+def _advance(
+    name: str,
+    num_classes: int,
+    data: Data,
+    params: SoftmaxRegression,
+    tol: Array,
+    state: _descent.State,
+    fresh: Array,
+    stop: Array,
+) -> Outcome:
+    """From `params` where `fresh`, else from `state`, to step `stop`: a fit in one program."""
+    start = _start(name, num_classes, data, params)
+    state = jax.tree.map(partial(jnp.where, fresh), start, state)
+    return _outcome(name, num_classes, data, tol, state, stop)
+
+
+def _outcome(
+    name: str, num_classes: int, data: Data, tol: Array, state: _descent.State, stop: Array
+) -> Outcome:
+    problem = _problem.problem_of(data, num_classes)
+    state, logits, value = SOLVERS[name].advance(problem, tol, state, stop)
+    separated = _problem.is_separated(problem, logits)
+    status = state.status
+    if SOLVERS[name].needs_optimum:
+        status = _problem.status_where_separated(problem, status, separated)
+    return Outcome(state, _problem.unpack(state.theta), value, status, separated)
 
 
 def _rotated(
-    solver: Solver, problem: Problem, params: SoftmaxRegression
-) -> tuple[_rotation.Rotation | None, Problem, SoftmaxRegression]:
-    """In N dimensions where that is worth the factorization, which 2 N^2 D operations take."""
-    x = problem.features
-    if isinstance(x, BCOO) or not solver.rotates:
-        return None, problem, params
+    name: str, data: Data, params: SoftmaxRegression
+) -> tuple[_rotation.Rotation | None, Data, SoftmaxRegression]:
+    """In N dimensions where that is worth the factorization, of 2 N^2 D operations."""
+    x = data.features
+    if isinstance(x, BCOO) or not SOLVERS[name].rotates:
+        return None, data, params
     if not (2 * len(x) <= x.shape[1] and len(x) < _metric.LARGEST_FACTOR):
-        return None, problem, params
-    turned, rotation = _rotation.rotate(problem)
-    return rotation, turned, _rotation.forth(rotation, params)
+        return None, data, params
+    features, rotation = _rotation.rotate(x)
+    return rotation, data._replace(features=features), _rotation.forth(rotation, params)
 
 
 def _turned_back(
     rotation: _rotation.Rotation | None, params: SoftmaxRegression
 ) -> SoftmaxRegression:
     return params if rotation is None else _rotation.back(rotation, params)
-
-
-@partial(jax.jit, static_argnames="name")
-def _start(name: str, problem: Problem, params: SoftmaxRegression) -> _descent.State:
-    return SOLVERS[name].start(problem, _problem.pack(params))
-
-
-@partial(jax.jit, static_argnames="name")
-def _advance(
-    name: str, problem: Problem, tol: Array, state: _descent.State, stop: Array
-) -> tuple[_descent.State, Array]:
-    return SOLVERS[name].advance(problem, tol, state, stop)
