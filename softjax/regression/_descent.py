@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+from jax.experimental.sparse import BCOO
 
 from softjax.regression import _lbfgs, _metric, _newton, _status
 from softjax.regression._line_search import step_length
@@ -23,7 +25,7 @@ class Method(NamedTuple):
     """A way to find directions.
 
     Attributes:
-        start: the memory before the first step, of a problem.
+        start: of (features, theta): the memory before the first step.
         direction: of (problem, standardised features, point, memory, step, norm): the direction,
             the new memory and the number of products with the features.
         patience: as many steps without a smaller gradient are rounding.
@@ -34,8 +36,8 @@ class Method(NamedTuple):
     patience: int
 
 
-NEWTON_CG = Method(_newton.newton_cg_start, _newton.newton_cg, 5)
-NEWTON = Method(_newton.newton_start, _newton.newton, 5)
+NEWTON_CG = Method(lambda x, theta: _metric.empty(x, len(theta)), _newton.newton_cg, 5)
+NEWTON = Method(lambda x, theta: (), _newton.newton, 5)
 LBFGS = Method(_lbfgs.start, _lbfgs.direction, 30)
 
 
@@ -53,24 +55,24 @@ class State(NamedTuple):
         status: of `_status`.
     """
 
-    theta: Array
+    theta: Any
     memory: Any
-    norm: Array
-    decrement: Array
-    best: Array
-    stalled: Array
-    step: Array
-    passes: Array
-    status: Array
+    norm: Any
+    decrement: Any
+    best: Any
+    stalled: Any
+    step: Any
+    passes: Any
+    status: Any
 
 
-def start(method: Method, problem: Problem, theta: Array) -> State:
-    return initial(centred(theta), method.start(problem))
+def start(method: Method, features: Array | BCOO, theta: Any) -> State:
+    return initial(theta, method.start(features, theta))
 
 
-def initial(theta: Array, memory: Any) -> State:
-    infinite = jnp.full((), jnp.inf, theta.dtype)
-    zero = jnp.zeros((), jnp.int32)
+def initial(theta: Any, memory: Any) -> State:
+    """The state before the first step; in NumPy, which has nothing to compile."""
+    infinite, zero = np.array(np.inf, theta.dtype), np.int32(0)
     return State(theta, memory, infinite, infinite, infinite, zero, zero, zero, zero)
 
 
@@ -118,8 +120,9 @@ def advance(
         state, logits = lax.cond(running, stepped, lambda state, here: (state, logits), state, here)
         return state, logits, running
 
-    logits = class_scores(problem.features, state.theta)
-    state = state._replace(passes=state.passes + 2)
+    theta = centred(state.theta)
+    logits = class_scores(problem.features, theta)
+    state = state._replace(theta=theta, passes=state.passes + 2)
     state, logits, _ = lax.while_loop(
         lambda carry: carry[-1], body, (state, logits, jnp.asarray(True))
     )

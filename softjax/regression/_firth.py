@@ -8,6 +8,8 @@ order 1 / N. For small problems, since each step factors the (K - 1)(D + 1) info
 Source: D. Firth, "Bias reduction of maximum likelihood estimates" (1993).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,11 +32,12 @@ HALVINGS = 20
 PATIENCE = 10
 
 
-def start(problem: Problem, theta: Array) -> State:
-    return initial(centred(theta), ())
+def start(features: Array, theta: Any) -> State:
+    return initial(theta, ())
 
 
 def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array, Array]:
+    state = state._replace(theta=centred(state.theta))
     scale = gradient_scale(problem)
     basis = _contrasts(len(problem.targets), scale.dtype)
     examples = problem.features.shape[0]

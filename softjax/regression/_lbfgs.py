@@ -11,11 +11,13 @@ Source: R. H. Byrd, J. Nocedal and R. B. Schnabel, "Representations of quasi-New
 their use in limited memory methods" (1994), theorem 2.2.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+from jax.experimental.sparse import BCOO
 
 from softjax.regression import _metric
 from softjax.regression._metric import Metric, Standardised
@@ -35,18 +37,18 @@ class Memory(NamedTuple):
     """
 
     metric: Metric
-    theta: Array
-    gradient: Array
-    steps: Array
-    changes: Array
-    images: Array
+    theta: Any
+    gradient: Any
+    steps: Any
+    changes: Any
+    images: Any
 
 
-def start(problem: Problem) -> Memory:
-    num_classes, width = len(problem.targets), problem.features.shape[1] + 1
-    zeros = jnp.zeros((num_classes, width), problem.targets.dtype)
-    history = jnp.zeros((LENGTH, zeros.size), zeros.dtype)
-    return Memory(_metric.empty(problem), zeros, zeros, history, history, history)
+def start(features: Array | BCOO, theta: Any) -> Memory:
+    zeros = np.zeros(theta.shape, theta.dtype)
+    history = np.zeros((LENGTH, theta.size), theta.dtype)
+    metric = _metric.empty(features, len(theta))
+    return Memory(metric, zeros, zeros, history, history, history)
 
 
 def direction(

@@ -12,6 +12,7 @@ built in float32 from standardised features, which the gradient, in full precisi
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.experimental.sparse import BCOO
 
@@ -45,15 +46,15 @@ class Standardised(NamedTuple):
 class Kronecker(NamedTuple):
     """(G kron A + ridge)^-1 = (V kron T) diag(inverse) (V kron T)^T."""
 
-    classes: Array
-    features: Array
-    inverse: Array
+    classes: Any
+    features: Any
+    inverse: Any
 
 
 class Diagonal(NamedTuple):
     """The inverse of the diagonal of the Hessian, [K, D + 1]."""
 
-    inverse: Array
+    inverse: Any
 
 
 Metric = Kronecker | Diagonal
@@ -94,13 +95,13 @@ def from_standard(s: Standardised, direction: Array) -> Array:
     return jnp.concatenate([kernel, bias - jnp.sum(kernel * s.mean, 1, keepdims=True)], 1)
 
 
-def empty(problem: Problem) -> Metric:
+def empty(features: Array | BCOO, num_classes: int) -> Metric:
     """A metric of the shapes that `build` gives."""
-    num_classes, width = len(problem.targets), problem.features.shape[1] + 1
-    inverse = jnp.ones((num_classes, width), jnp.float32)
-    if _is_diagonal(problem.features):
+    width = features.shape[1] + 1
+    inverse = np.ones((num_classes, width), np.float32)
+    if _is_diagonal(features):
         return Diagonal(inverse)
-    zeros = [jnp.zeros((size, size), jnp.float32) for size in (num_classes, width)]
+    zeros = [np.zeros((size, size), np.float32) for size in (num_classes, width)]
     return Kronecker(*zeros, inverse)
 
 

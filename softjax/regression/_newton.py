@@ -23,10 +23,6 @@ CG_STEPS = 250
 ROUGH, FINE = 0.25, 1e-3
 
 
-def newton_cg_start(problem: Problem) -> Metric:
-    return _metric.empty(problem)
-
-
 def newton_cg(
     problem: Problem, s: Standardised, point: Point, metric: Metric, step: Array, norm: Array
 ) -> tuple[Array, Metric, Array]:
@@ -47,10 +43,6 @@ def newton_cg(
     tolerance = jnp.clip(jnp.sqrt(norm).astype(jnp.float32), FINE, ROUGH)
     d, steps = conjugate_gradients(hvp, partial(_metric.apply, metric), -g, tolerance, CG_STEPS)
     return _metric.from_standard(s, d.astype(size.dtype) * size), metric, 2 * steps
-
-
-def newton_start(problem: Problem) -> tuple[()]:
-    return ()
 
 
 def newton(

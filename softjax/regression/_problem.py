@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.sparse import BCOO
 
-from softjax._losses import expected_loss
+from softjax._numerics import excess_beside, log1p_excess, shift
 from softjax.regression import _status
 from softjax.regression._model import SoftmaxRegression
 
@@ -136,11 +136,12 @@ def point(problem: Problem, theta: Array, logits: Array) -> Point:
 
 
 def value(problem: Problem, theta: Array, logits: Array) -> Array:
-    """The objective."""
-    loss = jnp.sum(expected_loss(logits.T, problem.targets.T))
+    """The objective: sum_i w_i log1p(r_i) - sum_ik q_ik (z_ik - max z_i) and the penalties."""
+    m, r = excess_beside(logits, (0,))
+    q = problem.targets
+    loss = jnp.sum(example_weights(q) * log1p_excess(r)) - jnp.sum(q * shift(logits, m))
     kernel = theta[:, :-1]
-    penalty = problem.l2 / 2 * jnp.sum(kernel * kernel) + problem.l1 * jnp.sum(jnp.abs(kernel))
-    return loss + penalty
+    return loss + problem.l2 / 2 * jnp.sum(kernel * kernel) + problem.l1 * jnp.sum(jnp.abs(kernel))
 
 
 def gradient_scale(problem: Problem) -> Array:
@@ -163,11 +164,10 @@ def is_separated(problem: Problem, logits: Array) -> Array:
 
     Then the loss along s * theta falls to 0 as s grows: without a penalty there is no optimum.
     """
-    q = problem.targets
-    hard = jnp.max(q, 0) == example_weights(q)
-    others = jnp.max(jnp.where(q > 0, -jnp.inf, logits), 0)
-    own = jnp.min(jnp.where(q > 0, logits, jnp.inf), 0)
-    return jnp.all(hard & ((own > others) | (example_weights(q) == 0)))
+    own = problem.targets > 0
+    lowest = jnp.min(jnp.where(own, logits, jnp.inf), 0)
+    highest = jnp.max(jnp.where(own, -jnp.inf, logits), 0)
+    return jnp.all((jnp.sum(own, 0) <= 1) & (lowest > highest))
 
 
 def status_where_separated(problem: Problem, status: Array, separated: Array) -> Array:

@@ -12,7 +12,9 @@ B. O'Donoghue and E. Candes, "Adaptive restart for accelerated gradient schemes"
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+from jax.experimental.sparse import BCOO
 
 from softjax.regression import _status
 from softjax.regression._descent import State, initial
@@ -36,12 +38,12 @@ PATIENCE = 2000
 class Momentum(NamedTuple):
     """Where the next gradient is taken, and Nesterov's t."""
 
-    ahead: Array
-    t: Array
+    ahead: Any
+    t: Any
 
 
-def start(problem: Problem, theta: Array) -> State:
-    return initial(theta, Momentum(theta, jnp.ones((), theta.dtype)))
+def start(features: Array | BCOO, theta: Any) -> State:
+    return initial(theta, Momentum(theta, np.ones((), theta.dtype)))
 
 
 def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array, Array]:

@@ -21,7 +21,7 @@ class Solver(NamedTuple):
     """One way to the optimum.
 
     Attributes:
-        start: of (problem, theta): the state before the first step.
+        start: of (features, theta): the state before the first step.
         advance: of (problem, tol, state, stop): the state at step `stop`, or where its status says
             so, with logits and objective there.
         max_steps: more than enough.
@@ -95,17 +95,15 @@ class Run:
         self.chunk = SOLVERS[name].chunk
         self.rotation, data, params = _rotated(name, data, params)
         self.fixed = (name, num_classes)
-        self.data, self.params = data, params
-        self.tol = np.asarray(tol, data.features.dtype)
-        shapes = jax.eval_shape(partial(_start, *self.fixed), data, params)
-        self.state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-        self.fresh = True
+        self.data, self.tol = data, np.asarray(tol, data.features.dtype)
+        kernel, bias = map(np.asarray, params)
+        theta = np.concatenate([kernel, bias[None]]).T
+        self.state = SOLVERS[name].start(data.features, theta)
 
     def advance(self, stop: int) -> Progress:
         """Steps until `stop`, or until there is nothing left to do."""
-        given = (self.data, self.params, self.tol, self.state, self.fresh, np.int32(stop))
-        self.outcome = _advance(*self.fixed, *given)
-        self.state, self.fresh = self.outcome.state, False
+        self.outcome = _advance(*self.fixed, self.data, self.tol, self.state, np.int32(stop))
+        self.state = self.outcome.state
         return Progress(
             _turned_back(self.rotation, self.outcome.params),
             float(self.outcome.objective),
@@ -139,9 +137,9 @@ def traced(
     solver = SOLVERS[name]
     limit = jnp.asarray(solver.max_steps if max_steps is None else max_steps, jnp.int32)
     rotation, turned, start = _rotated(name, *lax.stop_gradient((data, params)))
-    state = _start(name, num_classes, turned, start)
+    state = solver.start(turned.features, _problem.pack(start))
     tol = jnp.asarray(tol, data.features.dtype)
-    outcome = _outcome(name, num_classes, turned, tol, state, limit)
+    outcome = _advance(name, num_classes, turned, tol, state, limit)
     theta = _problem.pack(_turned_back(rotation, outcome.params))
     state, value = outcome.state, outcome.objective
     undefined = (state.status == _status.NON_FINITE) & (state.step == 0)
@@ -163,31 +161,11 @@ def traced(
     )
 
 
-def _start(name: str, num_classes: int, data: Data, params: SoftmaxRegression) -> _descent.State:
-    problem = _problem.problem_of(data, num_classes)
-    return SOLVERS[name].start(problem, _problem.pack(params))
-
-
 @partial(jax.jit, static_argnames=("name", "num_classes"))
 def _advance(
-    name: str,
-    num_classes: int,
-    data: Data,
-    params: SoftmaxRegression,
-    tol: Array,
-    state: _descent.State,
-    fresh: Array,
-    stop: Array,
-) -> Outcome:
-    """From `params` where `fresh`, else from `state`, to step `stop`: a fit in one program."""
-    start = _start(name, num_classes, data, params)
-    state = jax.tree.map(partial(jnp.where, fresh), start, state)
-    return _outcome(name, num_classes, data, tol, state, stop)
-
-
-def _outcome(
     name: str, num_classes: int, data: Data, tol: Array, state: _descent.State, stop: Array
 ) -> Outcome:
+    """To step `stop`: all of a fit in one program."""
     problem = _problem.problem_of(data, num_classes)
     state, logits, value = SOLVERS[name].advance(problem, tol, state, stop)
     separated = _problem.is_separated(problem, logits)
