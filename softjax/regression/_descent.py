@@ -14,7 +14,7 @@ from softjax.regression._problem import (
     Problem,
     centred,
     class_scores,
-    gradient_scale,
+    gradient_bound,
     point,
     relative_norm,
     value,
@@ -80,11 +80,11 @@ def advance(
     method: Method, problem: Problem, tol: Array, state: State, stop: Array
 ) -> tuple[State, Array, Array]:
     """Runs until step `stop` or until the status says so: the state, its logits, the objective."""
-    s = _metric.standardise(problem)
-    scale = gradient_scale(problem)
+    bound = gradient_bound(problem)
+    s = _metric.standardise(problem, bound)
 
     def judged(state, gradient):
-        norm = relative_norm(gradient, scale)
+        norm = relative_norm(gradient, bound)
         reached = (norm <= tol) & (state.decrement <= tol) | (norm == 0)
         status = jnp.where(reached, _status.CONVERGED, state.status)
         status = jnp.where(jnp.isfinite(norm), status, _status.NON_FINITE).astype(jnp.int32)
@@ -102,7 +102,7 @@ def advance(
             here.theta + jnp.where(t == 0, 0, t * d),
             memory,
             state.norm,
-            -jnp.sum(here.gradient * d) / 2,
+            -jnp.vdot(here.gradient, d) / 2,
             jnp.minimum(state.norm, state.best),
             stalled,
             state.step + 1,

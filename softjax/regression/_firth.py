@@ -22,7 +22,7 @@ from softjax.regression._problem import (
     Problem,
     centred,
     class_scores,
-    gradient_scale,
+    gradient_bound,
     probabilities,
     relative_norm,
     value,
@@ -38,30 +38,30 @@ def start(features: Array, theta: Any) -> State:
 
 def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array, Array]:
     state = state._replace(theta=centred(state.theta))
-    scale = gradient_scale(problem)
-    basis = _contrasts(len(problem.targets), scale.dtype)
+    bound = gradient_bound(problem)
+    basis = _contrasts(len(problem.targets), bound.dtype)
     examples = problem.features.shape[0]
 
-    def penalised(theta):
+    def objective(theta):
         logits = class_scores(problem.features, theta)
         lower, unit = _factor(problem, basis, probabilities(logits))
         half_log_determinant = jnp.sum(jnp.log(jnp.diag(lower) / unit))
         return value(problem, theta, logits) - half_log_determinant / examples
 
     def judged(state):
-        objective, gradient = jax.value_and_grad(penalised)(state.theta)
+        current, gradient = jax.value_and_grad(objective)(state.theta)
         gradient = centred(gradient)
-        norm = relative_norm(gradient, scale)
+        norm = relative_norm(gradient, bound)
         stalled = jnp.where(norm < state.best, 0, state.stalled + 1)
         status = jnp.where(stalled >= PATIENCE, _status.PRECISION_FLOOR, _status.RUNNING)
         status = jnp.where(norm <= tol, _status.CONVERGED, status)
         status = jnp.where(jnp.isfinite(norm), status, _status.NON_FINITE).astype(jnp.int32)
         best = jnp.minimum(norm, state.best)
         state = state._replace(norm=norm, best=best, stalled=stalled, status=status)
-        return state, objective, gradient
+        return state, current, gradient
 
     def body(carry):
-        state, objective, gradient = carry
+        state, current, gradient = carry
         p = probabilities(class_scores(problem.features, state.theta))
         lower, unit = _factor(problem, basis, p)
         reduced = (unit * (basis.T @ gradient).ravel())[:, None]
@@ -70,21 +70,21 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
                 lower, reduced, left_side=True, lower=True, transpose_a=transpose
             )
         d = -basis @ (unit * reduced[:, 0]).reshape(basis.shape[1], -1)
-        decrement = -jnp.sum(gradient * d) / 2
-        slack = 4 * jnp.finfo(d.dtype).eps * jnp.abs(objective)
+        decrement = -jnp.vdot(gradient, d) / 2
+        slack = 4 * jnp.finfo(d.dtype).eps * jnp.abs(current)
 
         def too_high(t):
-            return ~(penalised(state.theta + t * d) <= objective + slack) & (t > 0.5**HALVINGS)
+            return ~(objective(state.theta + t * d) <= current + slack) & (t > 0.5**HALVINGS)
 
-        t = lax.while_loop(too_high, lambda t: t / 2, jnp.ones_like(objective))
+        t = lax.while_loop(too_high, lambda t: t / 2, jnp.ones_like(current))
         state = state._replace(theta=state.theta + t * d, decrement=decrement, step=state.step + 1)
         return judged(state)
 
     def running(carry):
         return (carry[0].status == _status.RUNNING) & (carry[0].step < stop)
 
-    state, objective, _ = lax.while_loop(running, body, judged(state))
-    return state, class_scores(problem.features, state.theta), objective
+    state, current, _ = lax.while_loop(running, body, judged(state))
+    return state, class_scores(problem.features, state.theta), current
 
 
 def _factor(problem: Problem, basis: Array, p: Array) -> tuple[Array, Array]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -199,7 +200,7 @@ def _validation(
     return x, y
 
 
-def _evaluate(params: SoftmaxRegression, features: Array, labels: Array) -> tuple[float, float]:
+def _evaluate(params: SoftmaxRegression, features: Any, labels: Array) -> tuple[float, float]:
     loss, accuracy = _loss_and_accuracy(params, features, labels)
     return float(loss), float(accuracy)
 

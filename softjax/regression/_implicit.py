@@ -18,9 +18,10 @@ from softjax.regression._problem import (
     centred,
     class_scores,
     example_weights,
+    gradient_bound,
+    penalised,
     point,
     pull_back,
-    without_bias,
 )
 
 CG_STEPS = 1000
@@ -53,15 +54,19 @@ def _solve(problem: Problem, p: Array, b: Array) -> Array:
     def hvp(v):
         inside = centred(v)
         spread = _newton.spread(weights, p, class_scores(problem.features, inside))
-        image = pull_back(problem.features, spread) + problem.l2 * without_bias(inside)
+        image = pull_back(problem.features, spread) + problem.l2 * penalised(inside)
         return centred(image) + (v - inside)
 
-    s = _metric.standardise(problem)
-    metric = _metric.build(s, weights, p)
+    s = _metric.standardise(problem, gradient_bound(problem))
+    empty = _metric.empty(problem.features, len(p))
+    metric = _metric.build(empty, s, weights, p)
 
     def solve(_, b):
+        size = jnp.max(jnp.abs(b))
+        size = jnp.where(size > 0, size, 1)
+
         def steepest(g):
-            return _metric.steepest(s, metric, centred(g)) + (g - centred(g))
+            return _metric.steepest(s, metric, centred(g), size) + (g - centred(g))
 
         tol = jnp.asarray(8 * jnp.finfo(b.dtype).eps, b.dtype)
         return _newton.conjugate_gradients(hvp, steepest, b, tol, CG_STEPS)[0]

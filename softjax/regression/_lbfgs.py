@@ -57,11 +57,11 @@ def direction(
     shape = point.gradient.shape
 
     def steepest(metric, gradient):
-        return _metric.steepest(s, metric, gradient.reshape(shape)).ravel()
+        return _metric.steepest(s, metric, gradient.reshape(shape), norm).ravel()
 
     def refreshed():
         weights = example_weights(problem.targets)
-        metric = _metric.build(s, weights, point.probabilities)
+        metric = _metric.build(memory.metric, s, weights, point.probabilities)
         return metric, jax.vmap(lambda y: steepest(metric, y))(memory.changes)
 
     # Early, and once more when the probabilities have settled.
@@ -72,7 +72,7 @@ def direction(
     )
     moved = (point.theta - memory.theta).ravel()
     change = (point.gradient - memory.gradient).ravel()
-    new = (step > 0) & (jnp.sum(moved * change) > 0)
+    new = (step > 0) & (jnp.vdot(moved, change) > 0)
 
     def pushed(rows, row):
         return jnp.where(new, jnp.concatenate([rows[1:], row[None]]), rows)
@@ -93,7 +93,7 @@ def _inverse_hessian(
     e = jnp.diag(products)
     r = jnp.triu(products) + jnp.diag(jnp.where(e > 0, 0, 1).astype(e.dtype))
     # The metric is right in its shape, not in its size: as measured along the last step.
-    last = jnp.sum(changes[-1] * images[-1])
+    last = jnp.vdot(changes[-1], images[-1])
     size = jnp.where(last > 0, e[-1] / jnp.where(last > 0, last, 1), 1)
     a, b = steps @ gradient, size * (images @ gradient)
     inner = jnp.diag(e) + size * (changes @ images.T)

@@ -8,7 +8,7 @@ where it vanishes. Differences of objectives, which cancel near the optimum, are
 import jax.numpy as jnp
 from jax import Array, lax
 
-from softjax.regression._problem import Point, Problem, example_weights, probabilities
+from softjax.regression._problem import Point, Problem, example_weights, penalised, probabilities
 
 TRIALS = 20
 # A step ends where the slope has halved at least; beyond the minimum, where what has been gained
@@ -23,17 +23,18 @@ def step_length(problem: Problem, point: Point, d: Array, d_logits: Array) -> Ar
     first known to go up.
     """
     q, weights = problem.targets, example_weights(problem.targets)
-    d_kernel = d[:, :-1]
-    linear = problem.l2 * jnp.sum(point.theta[:, :-1] * d_kernel)
-    square = problem.l2 * jnp.sum(d_kernel * d_kernel)
-    first = jnp.sum(point.gradient * d)
+    d_kernel = penalised(d)
+    linear = problem.l2 * jnp.vdot(point.theta, d_kernel)
+    square = problem.l2 * jnp.vdot(d_kernel, d_kernel)
+    first = jnp.vdot(point.gradient, d)
 
     def slope_and_curvature(t):
         p = probabilities(point.logits + t * d_logits)
         moved = p * d_logits
         mean = jnp.sum(moved, 0)
-        slope = jnp.sum((weights * p - q) * d_logits) + linear + t * square
-        curvature = jnp.sum(weights * (jnp.sum(moved * d_logits, 0) - mean * mean)) + square
+        slope = jnp.vdot(weights * p - q, d_logits) + linear + t * square
+        variance = jnp.sum(moved * d_logits, 0) - mean * mean
+        curvature = jnp.vdot(weights, variance) + square
         return slope, curvature
 
     def searching(carry):

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array, lax
 from jax.experimental.sparse import BCOO
 
-from softjax.regression._problem import Problem, centred, example_weights
+from softjax.regression._problem import Problem, centred, example_weights, product
 
 # Beyond, the D^3 of a factor costs more than the steps that it saves.
 LARGEST_FACTOR = 1024
@@ -28,10 +28,10 @@ LARGEST_RIDGE = 1e30
 class Standardised(NamedTuple):
     """Features of mean 0 and standard deviation 1 in float32, for directions alone.
 
-        x_ij = mean_j + scale_j s_ij
+        x_ij = mean_j + scale_j s_ij,  s_iD = 1 for the bias
 
     Attributes:
-        features: s [N, D], dense or BCOO; a sparse one keeps its mean.
+        features: s [N, D + 1], dense or BCOO; a sparse one keeps its mean.
         mean: [D].
         scale: [D].
         ridge: [D + 1], the penalty on the scaled parameters; 0 for the bias.
@@ -60,61 +60,69 @@ class Diagonal(NamedTuple):
 Metric = Kronecker | Diagonal
 
 
-def standardise(problem: Problem) -> Standardised:
-    x, weights = problem.features, example_weights(problem.targets)
-    weights = weights / jnp.sum(weights)
-    dtype = weights.dtype
+def standardise(problem: Problem, bound: Array) -> Standardised:
+    """`bound` is that of the gradient: the root mean squares of the features."""
+    x: Any = problem.features
+    weights = example_weights(problem.targets)
+    root_mean_square = bound[:-1]
     if isinstance(x, BCOO):
-        mean = jnp.zeros(x.shape[1], dtype)
-        scale = jnp.sqrt(weights @ (x * x))
+        mean, scale = jnp.zeros_like(root_mean_square), root_mean_square
     else:
-        mean = weights @ x
-        # The weighted mean alone may be off by its rounding where a column is constant.
-        scale = jnp.sqrt(jnp.einsum("n,nd->d", weights, jnp.square(x - mean)))
-        scale = jnp.where(scale > 8 * jnp.finfo(dtype).eps * jnp.abs(mean), scale, 0)
-    scale = jnp.where(scale > 0, scale, jnp.maximum(jnp.abs(mean), jnp.finfo(dtype).tiny))
-    scale = jnp.where(scale > 1e-30, scale, 1)
+        mean = (weights / jnp.sum(weights)) @ x
+        # Not the variance as a difference, which cancels: one more pass over the features.
+        variance = weights @ jnp.square(x - mean)
+        # What rounding leaves of a constant feature is no variance.
+        least = jnp.finfo(x.dtype).eps * root_mean_square
+        scale = jnp.where(variance > least * least, jnp.sqrt(variance), root_mean_square)
     ridge = jnp.append(jnp.minimum(problem.l2 / scale / scale, LARGEST_RIDGE), 0)
-    ridge = ridge.astype(jnp.float32)
-    if isinstance(x, BCOO):
-        columns = x.indices[:, 1]
-        data = (x.data / scale[columns]).astype(jnp.float32)
-        return Standardised(BCOO((data, x.indices), shape=x.shape), mean, scale, ridge)
-    return Standardised(((x - mean) / scale).astype(jnp.float32), mean, scale, ridge)
+    features = _scaled(x, mean, scale)
+    return Standardised(features, mean, scale, ridge.astype(jnp.float32))
+
+
+def _scaled(x: Array | BCOO, mean: Array, scale: Array) -> Array | BCOO:
+    """The features less their mean, over their scale, with a last column of ones."""
+    if not isinstance(x, BCOO):
+        return jnp.pad(
+            ((x - mean) / scale).astype(jnp.float32), ((0, 0), (0, 1)), constant_values=1
+        )
+    examples, width = x.shape
+    data = (x.data / scale[x.indices[:, 1]]).astype(jnp.float32)
+    rows = jnp.arange(examples, dtype=x.indices.dtype)
+    ones = jnp.stack([rows, jnp.full_like(rows, width)], 1)
+    data = jnp.append(data, jnp.ones(examples, data.dtype))
+    return BCOO((data, jnp.concatenate([x.indices, ones])), shape=(examples, width + 1))
 
 
 def to_standard(s: Standardised, gradient: Array) -> Array:
     """The gradient with respect to the parameters of the standardised features."""
-    kernel, bias = gradient[:, :-1], gradient[:, -1:]
-    return jnp.concatenate([(kernel - bias * s.mean) / s.scale, bias], 1)
+    bias = gradient[:, -1:]
+    return jnp.concatenate([(gradient[:, :-1] - bias * s.mean) / s.scale, bias], 1)
 
 
 def from_standard(s: Standardised, direction: Array) -> Array:
     """The parameters of the features as they are: the transpose of `to_standard`."""
-    kernel, bias = direction[:, :-1] / s.scale, direction[:, -1:]
-    return jnp.concatenate([kernel, bias - jnp.sum(kernel * s.mean, 1, keepdims=True)], 1)
+    kernel = direction[:, :-1] / s.scale
+    return jnp.concatenate([kernel, direction[:, -1:] - kernel @ s.mean[:, None]], 1)
 
 
 def empty(features: Array | BCOO, num_classes: int) -> Metric:
     """A metric of the shapes that `build` gives."""
     width = features.shape[1] + 1
     inverse = np.ones((num_classes, width), np.float32)
-    if _is_diagonal(features):
+    if isinstance(features, BCOO) or width > LARGEST_FACTOR:
         return Diagonal(inverse)
-    zeros = [np.zeros((size, size), np.float32) for size in (num_classes, width)]
-    return Kronecker(*zeros, inverse)
+    classes, columns = (np.zeros((size, size), np.float32) for size in (num_classes, width))
+    return Kronecker(classes, columns, inverse)
 
 
-def build(s: Standardised, weights: Array, p: Array) -> Metric:
+def build(metric: Metric, s: Standardised, weights: Array, p: Array) -> Metric:
+    """The metric at probabilities p [K, N], of the kind of `metric`."""
     weights, p = weights.astype(jnp.float32), p.astype(jnp.float32)
-    if _is_diagonal(s.features):
-        spread = weights * p * (1 - p)
-        squares = jnp.concatenate(
-            [spread @ (s.features * s.features), jnp.sum(spread, 1, keepdims=True)], 1
-        )
-        diagonal = squares + s.ridge
-        return Diagonal(1 / jnp.maximum(diagonal, JITTER * jnp.mean(diagonal)))
-    return _kronecker(s, weights, p)
+    if isinstance(metric, Kronecker):
+        return _kronecker(s, weights, p)
+    spread = weights * p * (1 - p)
+    diagonal = product(spread, s.features * s.features) + s.ridge
+    return Diagonal(1 / jnp.maximum(diagonal, JITTER * jnp.mean(diagonal)))
 
 
 def _kronecker(s: Standardised, weights: Array, p: Array) -> Kronecker:
@@ -125,9 +133,9 @@ def _kronecker(s: Standardised, weights: Array, p: Array) -> Kronecker:
         A e + ridge = L Q (1 + (e / g - 1) E) Q^T L^T    for every eigenvalue e of G.
     """
     num_classes, width = len(p), len(s.ridge)
+    x = s.features
     u = weights * jnp.sum(p * (1 - p), 0)
     total = jnp.maximum(jnp.sum(u), jnp.finfo(u.dtype).tiny)
-    x = jnp.concatenate([s.features, jnp.ones((len(u), 1), u.dtype)], 1)
     mean_eigenvalue = 1 / max(num_classes - 1, 1)
     gram = mean_eigenvalue * (x.T * u) @ x
     spread = (jnp.diag(p @ weights) - (p * weights) @ p.T) / total
@@ -150,17 +158,10 @@ def _eigh(a: Array) -> tuple[Array, Array]:
     return lax.linalg.eigh(a, symmetrize_input=False, sort_eigenvalues=False)
 
 
-def steepest(s: Standardised, metric: Metric, gradient: Array) -> Array:
-    """metric^-1 gradient, of features as they are."""
-    g, size = in_float32(to_standard(s, gradient))
+def steepest(s: Standardised, metric: Metric, gradient: Array, size: Array) -> Array:
+    """metric^-1 gradient, of features as they are; `size` scales to what float32 can hold."""
+    g = (to_standard(s, gradient) / size).astype(jnp.float32)
     return from_standard(s, apply(metric, g).astype(gradient.dtype) * size)
-
-
-def in_float32(gradient: Array) -> tuple[Array, Array]:
-    """The gradient over its largest entry, and that entry: no float32 is too small for it."""
-    size = jnp.max(jnp.abs(gradient))
-    size = jnp.where(size > 0, size, 1)
-    return (gradient / size).astype(jnp.float32), size
 
 
 def apply(metric: Metric, gradient: Array) -> Array:
@@ -169,7 +170,3 @@ def apply(metric: Metric, gradient: Array) -> Array:
         return centred(metric.inverse * gradient)
     v, t, inverse = metric
     return centred(v @ ((v.T @ gradient @ t) * inverse) @ t.T)
-
-
-def _is_diagonal(features: Any) -> bool:
-    return isinstance(features, BCOO) or features.shape[1] >= LARGEST_FACTOR

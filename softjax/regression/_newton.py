@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +13,9 @@ from softjax.regression._metric import Metric, Standardised
 from softjax.regression._problem import (
     Point,
     Problem,
-    class_scores,
     example_weights,
-    pull_back,
+    penalised,
+    product,
 )
 
 CG_STEPS = 250
@@ -34,15 +35,22 @@ def newton_cg(
     weights = example_weights(problem.targets).astype(jnp.float32)
     p = point.probabilities.astype(jnp.float32)
     # At steps 0, 1, 2, 4, 8 and so on: the probabilities settle.
-    metric = lax.cond(step & (step - 1) == 0, lambda: _metric.build(s, weights, p), lambda: metric)
+    metric = lax.cond(
+        step & (step - 1) == 0,
+        lambda: _metric.build(metric, s, weights, p),
+        lambda: metric,
+    )
 
     def hvp(v):
-        return pull_back(s.features, spread(weights, p, class_scores(s.features, v))) + s.ridge * v
+        scores = product(s.features, v.T).T
+        return product(spread(weights, p, scores), s.features) + s.ridge * v
 
-    g, size = _metric.in_float32(_metric.to_standard(s, point.gradient))
+    # The norm scales to what float32 can hold.
+    g = (_metric.to_standard(s, point.gradient) / norm).astype(jnp.float32)
     tolerance = jnp.clip(jnp.sqrt(norm).astype(jnp.float32), FINE, ROUGH)
-    d, steps = conjugate_gradients(hvp, partial(_metric.apply, metric), -g, tolerance, CG_STEPS)
-    return _metric.from_standard(s, d.astype(size.dtype) * size), metric, 2 * steps
+    steepest = partial(_metric.apply, metric)
+    d, steps = conjugate_gradients(hvp, steepest, -g, tolerance, CG_STEPS)
+    return _metric.from_standard(s, d.astype(norm.dtype) * norm), metric, 2 * steps
 
 
 def newton(
@@ -67,7 +75,7 @@ def newton(
 def hessian(problem: Problem, p: Array) -> Array:
     """[K, D + 1, K, D + 1]: blocks X^T diag(w p_k (1{k = j} - p_j)) X + 1{k = j} ridge."""
     weights = example_weights(problem.targets)
-    x = problem.features
+    x: Any = problem.features
     x = jnp.concatenate([x, jnp.ones_like(x[:, :1])], 1)
     num_classes, width = len(p), x.shape[1]
     rows, columns = np.triu_indices(num_classes)
@@ -79,7 +87,7 @@ def hessian(problem: Problem, p: Array) -> Array:
     blocks = lax.map(block, (jnp.asarray(rows), jnp.asarray(columns)))
     h = jnp.zeros((num_classes, num_classes, width, width), x.dtype)
     h = h.at[rows, columns].set(blocks).at[columns, rows].set(blocks)
-    ridge = jnp.full(width, problem.l2).at[-1].set(0)
+    ridge = problem.l2 * penalised(jnp.ones((1, width), x.dtype))[0]
     diagonal = jnp.arange(num_classes)
     return h.at[diagonal, diagonal].add(jnp.diag(ridge)).transpose(0, 2, 1, 3)
 
@@ -92,7 +100,7 @@ def conjugate_gradients(
     Until the residual, in the norm of the metric, is `tol` times the first.
     """
     z = steepest(b)
-    product = jnp.sum(b * z)
+    product = jnp.vdot(b, z)
     bound = tol * tol * product
 
     def unsolved(carry):
@@ -102,10 +110,10 @@ def conjugate_gradients(
     def body(carry):
         x, r, direction, product, step = carry
         image = hvp(direction)
-        length = product / jnp.sum(direction * image)
+        length = product / jnp.vdot(direction, image)
         x, r = x + length * direction, r - length * image
         z = steepest(r)
-        following = jnp.sum(r * z)
+        following = jnp.vdot(r, z)
         return x, r, z + following / product * direction, following, step + 1
 
     start = (jnp.zeros_like(b), b, z, product, jnp.zeros((), jnp.int32))

@@ -12,6 +12,7 @@ and both products, X @ theta^T and R @ X, read the rows of X as they lie in memo
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.experimental.sparse import BCOO
 
@@ -103,13 +104,13 @@ def centred(theta: Array) -> Array:
 
 def class_scores(features: Any, theta: Array) -> Array:
     """The logits [K, N]: one product with the features."""
-    return _product(features, theta[:, :-1].T).T + theta[:, -1:]
+    return product(features, theta[:, :-1].T).T + theta[:, -1:]
 
 
 def pull_back(features: Any, residual: Array) -> Array:
     """The transpose of `class_scores`: [K, N] to [K, D + 1], one product with the features."""
     bias = jnp.sum(residual, 1, keepdims=True)
-    return jnp.concatenate([_product(residual, features), bias], 1)
+    return jnp.concatenate([product(residual, features), bias], 1)
 
 
 def probabilities(logits: Array) -> Array:
@@ -122,41 +123,40 @@ def example_weights(targets: Array) -> Array:
     return jnp.sum(targets, 0)
 
 
-def without_bias(theta: Array) -> Array:
+def penalised(theta: Array) -> Array:
     """`theta` with 0 for the bias, which no penalty holds."""
-    return theta.at[:, -1].set(0)
+    return theta * np.append(np.ones(theta.shape[1] - 1), 0).astype(theta.dtype)
 
 
 def point(problem: Problem, theta: Array, logits: Array) -> Point:
     """Gradient X^T (w p - q) + l2 kernel, from logits that are known."""
     p = probabilities(logits)
     residual = example_weights(problem.targets) * p - problem.targets
-    gradient = pull_back(problem.features, residual) + problem.l2 * without_bias(theta)
+    gradient = pull_back(problem.features, residual) + problem.l2 * penalised(theta)
     return Point(theta, logits, p, gradient)
 
 
 def value(problem: Problem, theta: Array, logits: Array) -> Array:
     """The objective: sum_i w_i log1p(r_i) - sum_ik q_ik (z_ik - max z_i) and the penalties."""
     m, r = excess_beside(logits, (0,))
-    q = problem.targets
-    loss = jnp.sum(example_weights(q) * log1p_excess(r)) - jnp.sum(q * shift(logits, m))
-    kernel = theta[:, :-1]
-    return loss + problem.l2 / 2 * jnp.sum(kernel * kernel) + problem.l1 * jnp.sum(jnp.abs(kernel))
+    q, kernel = problem.targets, penalised(theta)
+    loss = jnp.vdot(example_weights(q), log1p_excess(r)[0]) - jnp.vdot(q, shift(logits, m))
+    return loss + problem.l2 / 2 * jnp.vdot(kernel, kernel) + problem.l1 * jnp.sum(jnp.abs(kernel))
 
 
-def gradient_scale(problem: Problem) -> Array:
-    """[D + 1]: sum_i w_i |x_ij|, and sum_i w_i for the bias: the largest gradient that can be.
+def gradient_bound(problem: Problem) -> Array:
+    """[D + 1]: (sum_i w_i x_ij^2)^(1/2), which |sum_i w_i (p_ik - y_ik) x_ij| cannot exceed.
 
-    Relative to it a gradient does not depend on the unit of a feature.
+    Relative to it a gradient does not depend on the unit of a feature. 1 for a feature of zeros.
     """
-    weights = example_weights(problem.targets)
-    return pull_back(abs(problem.features), weights[None])[0]
+    features: Any = problem.features
+    squares = pull_back(features * features, example_weights(problem.targets)[None])[0]
+    return jnp.sqrt(jnp.where(squares > 0, squares, 1))
 
 
-def relative_norm(gradient: Array, scale: Array) -> Array:
-    """The largest entry of the gradient, relative to `gradient_scale`; 0 for a feature of zeros."""
-    size = jnp.max(jnp.abs(gradient), 0)
-    return jnp.max(jnp.where(size == 0, 0, size / jnp.where(scale > 0, scale, 1)))
+def relative_norm(gradient: Array, bound: Array) -> Array:
+    """The largest entry of the gradient, relative to `gradient_bound`."""
+    return jnp.max(jnp.abs(gradient) / bound)
 
 
 def is_separated(problem: Problem, logits: Array) -> Array:
@@ -177,7 +177,8 @@ def status_where_separated(problem: Problem, status: Array, separated: Array) ->
     return jnp.where(unbounded & done, _status.SEPARATED, status).astype(jnp.int32)
 
 
-def _product(a: Any, b: Any) -> Array:
+def product(a: Any, b: Any) -> Array:
+    """a @ b, one of which may be BCOO."""
     # Accelerators round float32 factors to ten bits or fewer by default; see _model._logits.
     if isinstance(a, BCOO) or isinstance(b, BCOO):
         return a @ b

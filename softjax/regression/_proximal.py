@@ -22,7 +22,8 @@ from softjax.regression._problem import (
     Problem,
     class_scores,
     example_weights,
-    gradient_scale,
+    gradient_bound,
+    penalised,
     point,
     pull_back,
     relative_norm,
@@ -47,9 +48,9 @@ def start(features: Array | BCOO, theta: Any) -> State:
 
 
 def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array, Array]:
-    scale = gradient_scale(problem)
-    curvature = _curvature(problem)
-    threshold = (problem.l1 / curvature).at[-1].set(0)
+    bound = gradient_bound(problem)
+    curvature = _curvature(problem, bound)
+    threshold = problem.l1 * penalised(1 / curvature[None])
 
     def body(state):
         ahead, t = state.memory
@@ -58,9 +59,9 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         theta = jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - threshold, 0)
         # The gradient as the penalty leaves it: 0 at the optimum alone.
         mapped = curvature * (ahead - theta)
-        norm = relative_norm(mapped, scale)
-        decrement = jnp.sum(mapped * (ahead - theta)) / 2
-        uphill = jnp.sum((ahead - theta) * (theta - state.theta)) > 0
+        norm = relative_norm(mapped, bound)
+        decrement = jnp.vdot(mapped, ahead - theta) / 2
+        uphill = jnp.vdot(ahead - theta, theta - state.theta) > 0
         next_t = jnp.where(uphill, 1, (1 + jnp.sqrt(1 + 4 * t * t)) / 2)
         speed = jnp.where(uphill, 0, (t - 1) / next_t)
         momentum = Momentum(theta + speed * (theta - state.theta), next_t)
@@ -90,12 +91,10 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
     return state, logits, value(problem, state.theta, logits)
 
 
-def _curvature(problem: Problem) -> Array:
+def _curvature(problem: Problem, scale: Array) -> Array:
     """[D + 1]: the largest eigenvalue of X^T diag(w) X / 2 between scaled features, scaled back."""
     weights = example_weights(problem.targets)
-    x: Any = problem.features
-    squares = pull_back(x * x, weights[None])[0]
-    scale = jnp.sqrt(jnp.where(squares > 0, squares, 1))
+    x = problem.features
 
     def body(_, v):
         v = v / (scale * jnp.linalg.norm(v))
@@ -103,4 +102,4 @@ def _curvature(problem: Problem) -> Array:
 
     v = lax.fori_loop(0, POWER_STEPS, body, jnp.ones_like(scale))
     largest = SAFETY / 2 * jnp.linalg.norm(v)
-    return largest * scale * scale + jnp.full_like(scale, problem.l2).at[-1].set(0)
+    return largest * scale * scale + problem.l2 * penalised(jnp.ones_like(scale)[None])[0]
