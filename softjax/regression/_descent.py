@@ -47,7 +47,8 @@ class State(NamedTuple):
     Attributes:
         theta: [K, D + 1].
         memory: of the method.
-        norm: the gradient, relative to what it can be at most.
+        value: the objective at `theta`.
+        norm: the gradient there, relative to what it can be at most.
         decrement: half of what Newton's model promised at the last step, nats.
         best: the smallest `norm` so far, and in `stalled` the number of steps since.
         step: how many steps were taken.
@@ -57,6 +58,7 @@ class State(NamedTuple):
 
     theta: Any
     memory: Any
+    value: Any
     norm: Any
     decrement: Any
     best: Any
@@ -73,22 +75,24 @@ def start(method: Method, features: Array | BCOO, theta: Any) -> State:
 def initial(theta: Any, memory: Any) -> State:
     """The state before the first step; in NumPy, which has nothing to compile."""
     infinite, zero = np.array(np.inf, theta.dtype), np.int32(0)
-    return State(theta, memory, infinite, infinite, infinite, zero, zero, zero, zero)
+    return State(theta, memory, infinite, infinite, infinite, infinite, zero, zero, zero, zero)
 
 
 def advance(
     method: Method, problem: Problem, tol: Array, state: State, stop: Array
-) -> tuple[State, Array, Array]:
-    """Runs until step `stop` or until the status says so: the state, its logits, the objective."""
+) -> tuple[State, Array]:
+    """Runs until step `stop` or until the status says so: the state and its logits."""
     bound = gradient_bound(problem)
     s = _metric.standardise(problem, bound)
 
-    def judged(state, gradient):
-        norm = relative_norm(gradient, bound)
-        reached = (norm <= tol) & (state.decrement <= tol) | (norm == 0)
+    def judged(state, here):
+        objective = value(problem, here.theta, here.logits)
+        norm = relative_norm(here.gradient, bound)
+        exact = state.decrement <= tol * jnp.maximum(objective, tol)
+        reached = (norm <= tol) & exact | (norm == 0)
         status = jnp.where(reached, _status.CONVERGED, state.status)
         status = jnp.where(jnp.isfinite(norm), status, _status.NON_FINITE).astype(jnp.int32)
-        return state._replace(norm=norm, status=status)
+        return state._replace(value=objective, norm=norm, status=status)
 
     def stepped(state, here):
         d, memory, passes = method.direction(problem, s, here, state.memory, state.step, state.norm)
@@ -101,6 +105,7 @@ def advance(
             # A direction that is not finite leads nowhere: 0 * inf would be NaN.
             here.theta + jnp.where(t == 0, 0, t * d),
             memory,
+            state.value,
             state.norm,
             -jnp.vdot(here.gradient, d) / 2,
             jnp.minimum(state.norm, state.best),
@@ -115,7 +120,7 @@ def advance(
         state, logits, _ = carry
         here = point(problem, state.theta, logits)
         here = here._replace(gradient=centred(here.gradient))
-        state = judged(state, here.gradient)
+        state = judged(state, here)
         running = (state.status == _status.RUNNING) & (state.step < stop)
         state, logits = lax.cond(running, stepped, lambda state, here: (state, logits), state, here)
         return state, logits, running
@@ -126,4 +131,4 @@ def advance(
     state, logits, _ = lax.while_loop(
         lambda carry: carry[-1], body, (state, logits, jnp.asarray(True))
     )
-    return state, logits, value(problem, state.theta, logits)
+    return state, logits

@@ -36,7 +36,7 @@ def start(features: Array, theta: Any) -> State:
     return initial(theta, ())
 
 
-def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array, Array]:
+def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array]:
     state = state._replace(theta=centred(state.theta))
     bound = gradient_bound(problem)
     basis = _contrasts(len(problem.targets), bound.dtype)
@@ -84,7 +84,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         return (carry[0].status == _status.RUNNING) & (carry[0].step < stop)
 
     state, current, _ = lax.while_loop(running, body, judged(state))
-    return state, class_scores(problem.features, state.theta), current
+    return state._replace(value=current), class_scores(problem.features, state.theta)
 
 
 def _factor(problem: Problem, basis: Array, p: Array) -> tuple[Array, Array]:

@@ -68,9 +68,9 @@ def fit(
         solver: one of those above.
         l2: scalar >= 0, the strength of the squared penalty on the kernel.
         l1: scalar >= 0, that of the absolute one; "proximal" only.
-        tol: stop where the gradient, relative to what it can be at most, is no larger, and neither
-            is, in nats, what Newton's model still promises. "optax" stops where no entry of the
-            gradient is larger, and in minibatches never.
+        tol: stop where the gradient is no larger, relative to what it can be at most, and neither
+            is what Newton's model promised last, relative to the objective. "optax" stops where no
+            entry of the gradient is larger, and in minibatches never.
         max_steps: None for more than enough; "optax" has `epochs`.
         num_classes: K; None for what the labels show.
         sample_weights: real [N], >= 0.

@@ -47,7 +47,7 @@ def newton_cg(
 
     # The norm scales to what float32 can hold.
     g = (_metric.to_standard(s, point.gradient) / norm).astype(jnp.float32)
-    tolerance = jnp.clip(jnp.sqrt(norm).astype(jnp.float32), FINE, ROUGH)
+    tolerance = jnp.clip(3 * jnp.sqrt(norm).astype(jnp.float32), FINE, ROUGH)
     steepest = partial(_metric.apply, metric)
     d, steps = conjugate_gradients(hvp, steepest, -g, tolerance, CG_STEPS)
     return _metric.from_standard(s, d.astype(norm.dtype) * norm), metric, 2 * steps

@@ -47,7 +47,7 @@ def start(features: Array | BCOO, theta: Any) -> State:
     return initial(theta, Momentum(theta, np.ones((), theta.dtype)))
 
 
-def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array, Array]:
+def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array]:
     bound = gradient_bound(problem)
     curvature = _curvature(problem, bound)
     threshold = problem.l1 * penalised(1 / curvature[None])
@@ -74,6 +74,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         return State(
             jnp.where(finite, theta, state.theta),
             momentum,
+            state.value,
             norm,
             decrement,
             jnp.minimum(norm, state.best),
@@ -88,7 +89,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
 
     state = lax.while_loop(running, body, state)
     logits = class_scores(problem.features, state.theta)
-    return state, logits, value(problem, state.theta, logits)
+    return state._replace(value=value(problem, state.theta, logits)), logits
 
 
 def _curvature(problem: Problem, scale: Array) -> Array:

@@ -23,7 +23,7 @@ class Solver(NamedTuple):
     Attributes:
         start: of (features, theta): the state before the first step.
         advance: of (problem, tol, state, stop): the state at step `stop`, or where its status says
-            so, with logits and objective there.
+            so, with its logits.
         max_steps: more than enough.
         chunk: steps between two events.
         rotates: whether N dimensions do where N < D, as for an l2 penalty.
@@ -72,7 +72,6 @@ class Outcome(NamedTuple):
 
     state: _descent.State
     params: SoftmaxRegression
-    objective: Array
     status: Array
     separated: Array
 
@@ -106,7 +105,7 @@ class Run:
         self.state = self.outcome.state
         return Progress(
             _turned_back(self.rotation, self.outcome.params),
-            float(self.outcome.objective),
+            float(self.state.value),
             float(self.state.norm),
             int(self.state.step),
             int(self.outcome.status),
@@ -141,7 +140,7 @@ def traced(
     tol = jnp.asarray(tol, data.features.dtype)
     outcome = _advance(name, num_classes, turned, tol, state, limit)
     theta = _problem.pack(_turned_back(rotation, outcome.params))
-    state, value = outcome.state, outcome.objective
+    state, value = outcome.state, outcome.state.value
     undefined = (state.status == _status.NON_FINITE) & (state.step == 0)
     theta = lax.stop_gradient(jnp.where(undefined, jnp.nan, theta))
     if solver.differentiable:
@@ -167,12 +166,12 @@ def _advance(
 ) -> Outcome:
     """To step `stop`: all of a fit in one program."""
     problem = _problem.problem_of(data, num_classes)
-    state, logits, value = SOLVERS[name].advance(problem, tol, state, stop)
+    state, logits = SOLVERS[name].advance(problem, tol, state, stop)
     separated = _problem.is_separated(problem, logits)
     status = state.status
     if SOLVERS[name].needs_optimum:
         status = _problem.status_where_separated(problem, status, separated)
-    return Outcome(state, _problem.unpack(state.theta), value, status, separated)
+    return Outcome(state, _problem.unpack(state.theta), status, separated)
 
 
 def _rotated(
