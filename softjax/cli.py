@@ -49,6 +49,18 @@ app = typer.Typer(
 )
 
 
+class Solver(StrEnum):
+    """The solvers of `softjax.regression.fit`."""
+
+    AUTO = "auto"
+    NEWTON_CG = "newton-cg"
+    NEWTON = "newton"
+    LBFGS = "lbfgs"
+    PROXIMAL = "proximal"
+    FIRTH = "firth"
+    OPTAX = "optax"
+
+
 class Optimizer(StrEnum):
     """The optimizers of the command line; `softjax.regression.fit` takes any of optax."""
 
@@ -77,9 +89,22 @@ def fit(
     l2: Annotated[
         float, typer.Option(min=0.0, callback=_finite, help="Penalty l2 / 2 |kernel|^2.")
     ] = 1e-4,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data, at most.")] = 300,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="All examples by default.")] = None,
-    optimizer: Annotated[Optimizer, typer.Option()] = Optimizer.LBFGS,
+    l1: Annotated[
+        float, typer.Option(min=0.0, callback=_finite, help="Penalty l1 |kernel|_1 (proximal).")
+    ] = 0.0,
+    solver: Annotated[
+        Solver, typer.Option(help="By default newton-cg, proximal with --l1, optax with its own.")
+    ] = Solver.AUTO,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps, at most; not of optax.")
+    ] = None,
+    optimizer: Annotated[Optimizer | None, typer.Option(help="Of optax; lbfgs by default.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Of optax, passes over the data, at most (300).")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Of optax; all examples by default.")
+    ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(min=0.0, callback=_finite, help="Of adam (0.01) and sgd (0.5).")
     ] = None,
@@ -91,6 +116,17 @@ def fit(
     Writes model.npz, history.jsonl and, with matplotlib, report.png. The features of a file are
     standardised for the fit, and the model is written for the features as they are.
     """
+    options = (optimizer, epochs, batch_size, learning_rate)
+    if solver is Solver.AUTO and any(option is not None for option in options):
+        solver = Solver.OPTAX
+    first_order = solver is Solver.OPTAX
+    if not first_order and any(option is not None for option in options):
+        raise typer.BadParameter("--optimizer and its options are for --solver optax")
+    if first_order and max_steps is not None:
+        raise typer.BadParameter("optax takes --epochs, not --max-steps")
+    if l1 > 0 and solver not in (Solver.AUTO, Solver.PROXIMAL):
+        raise typer.BadParameter("--l1 is for --solver proximal")
+    optimizer = optimizer or Optimizer.LBFGS
     if optimizer is Optimizer.LBFGS and (batch_size is not None or learning_rate is not None):
         raise typer.BadParameter("lbfgs takes neither --batch-size nor --learning-rate")
     out.mkdir(parents=True, exist_ok=True)
@@ -100,14 +136,21 @@ def fit(
 
     console = Console()
     console.print(f"{len(train.labels)} examples to fit, {len(test.labels)} held out.")
-    steps = epochs * (1 if batch_size is None else -(-len(train.labels) // batch_size))
+    if first_order:
+        epochs = epochs or 300
+        steps = epochs * (1 if batch_size is None else -(-len(train.labels) // batch_size))
+    else:
+        steps = max_steps
     with _FitProgress(console, steps) as progress:
         result = regression.fit(
             x_train.astype(np.float32),
             train.labels,
-            optimizer=_optimizer(optimizer, learning_rate),
+            solver=solver,
             num_classes=len(train.class_names),
             l2=l2,
+            l1=l1,
+            max_steps=max_steps,
+            optimizer=_optimizer(optimizer, learning_rate),
             batch_size=batch_size,
             epochs=epochs,
             seed=seed,
@@ -205,7 +248,7 @@ def check(
 class _FitProgress:
     """A bar on a terminal; elsewhere a line each time that the number of steps has doubled."""
 
-    def __init__(self, console: Console, steps: int):
+    def __init__(self, console: Console, steps: int | None):
         columns = (
             TextColumn("step"),
             MofNCompleteColumn(),

@@ -188,7 +188,8 @@ def test_sample_weights_are_repeated_rows():
 def test_separable_data_without_penalty_end_with_a_reason():
     x = np.array([[-1.0], [1.0]], np.float32)
     result = regression.fit(x, np.array([0, 1]), tol=0.0, epochs=500)
-    assert result.stop_reason in (regression.PRECISION_FLOOR, regression.CONVERGED)
+    assert result.stop_reason == regression.SEPARATED
+    assert result.separated
     assert result.objective < 1e-6
     assert np.isfinite(result.params.kernel).all()
 
@@ -348,7 +349,8 @@ def test_the_callback_sees_every_chunk_and_can_stop():
         events.append(event)
         return event.step >= 4
 
-    result = regression.fit(x, y, l2=L2, steps_per_chunk=2, callback=callback, validation=(x, y))
+    options = {"solver": "optax", "steps_per_chunk": 2, "validation": (x, y)}
+    result = regression.fit(x, y, l2=L2, callback=callback, **options)
     assert result.stop_reason == regression.CALLBACK
     assert [event.step for event in events] == [0, 2, 4]
     assert [record["step"] for record in result.history] == [0, 2, 4]

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from softjax.regression import _status
+from softjax.regression import _metric, _newton, _status
 from softjax.regression._descent import State, initial
-from softjax.regression._newton import hessian
 from softjax.regression._problem import (
     Problem,
     centred,
     class_scores,
+    example_weights,
     gradient_bound,
     probabilities,
     relative_norm,
@@ -37,16 +37,27 @@ def start(features: Array, theta: Any) -> State:
 
 
 def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array]:
-    state = state._replace(theta=centred(state.theta))
+    """Newton's steps with the information for the Hessian, halved until they go down.
+
+    The information is that of standardised features, whose determinant differs by a constant.
+    """
     bound = gradient_bound(problem)
     basis = _contrasts(len(problem.targets), bound.dtype)
     examples = problem.features.shape[0]
+    weights = example_weights(problem.targets)
+    mean, scale = _metric.moments(problem, bound)
+    x = jnp.pad((problem.features - mean) / scale, ((0, 0), (0, 1)), constant_values=1)
+
+    def factor(theta):
+        p = probabilities(class_scores(problem.features, theta))
+        h = _newton.hessian(x, weights, p, jnp.zeros_like(bound))
+        h = jnp.einsum("kr,kdle,ls->rdse", basis, h, basis)
+        return _newton.factor(h.reshape(h.shape[0] * h.shape[1], -1))
 
     def objective(theta):
-        logits = class_scores(problem.features, theta)
-        lower, unit = _factor(problem, basis, probabilities(logits))
-        half_log_determinant = jnp.sum(jnp.log(jnp.diag(lower) / unit))
-        return value(problem, theta, logits) - half_log_determinant / examples
+        loss = value(problem, theta, class_scores(problem.features, theta))
+        lower, unit = factor(theta)
+        return loss - jnp.sum(jnp.log(jnp.diag(lower) / unit)) / examples
 
     def judged(state):
         current, gradient = jax.value_and_grad(objective)(state.theta)
@@ -62,41 +73,31 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
 
     def body(carry):
         state, current, gradient = carry
-        p = probabilities(class_scores(problem.features, state.theta))
-        lower, unit = _factor(problem, basis, p)
-        reduced = (unit * (basis.T @ gradient).ravel())[:, None]
-        for transpose in (False, True):
-            reduced = lax.linalg.triangular_solve(
-                lower, reduced, left_side=True, lower=True, transpose_a=transpose
-            )
-        d = -basis @ (unit * reduced[:, 0]).reshape(basis.shape[1], -1)
-        decrement = -jnp.vdot(gradient, d) / 2
+        g = basis.T @ _metric.to_standard(mean, scale, gradient)
+        d = _newton.factored_solve(*factor(state.theta), g.ravel()).reshape(g.shape)
+        d = -_metric.from_standard(mean, scale, basis @ d)
         slack = 4 * jnp.finfo(d.dtype).eps * jnp.abs(current)
 
         def too_high(t):
             return ~(objective(state.theta + t * d) <= current + slack) & (t > 0.5**HALVINGS)
 
         t = lax.while_loop(too_high, lambda t: t / 2, jnp.ones_like(current))
-        state = state._replace(theta=state.theta + t * d, decrement=decrement, step=state.step + 1)
+        decrement = -jnp.vdot(gradient, d) / 2
+        state = state._replace(
+            theta=state.theta + t * d,
+            decrement=decrement,
+            step=state.step + 1,
+            passes=state.passes + 2,
+        )
         return judged(state)
 
     def running(carry):
         return (carry[0].status == _status.RUNNING) & (carry[0].step < stop)
 
-    state, current, _ = lax.while_loop(running, body, judged(state))
-    return state._replace(value=current), class_scores(problem.features, state.theta)
-
-
-def _factor(problem: Problem, basis: Array, p: Array) -> tuple[Array, Array]:
-    """L and u with L L^T = diag(u) I diag(u), of unit diagonal."""
-    h = hessian(problem, p)
-    h = jnp.einsum("kr,kdle,ls->rdse", basis, h, basis)
-    h = h.reshape(h.shape[0] * h.shape[1], -1)
-    eps = jnp.finfo(h.dtype).eps
-    diagonal = jnp.diag(h)
-    unit = lax.rsqrt(jnp.maximum(diagonal, eps * jnp.finfo(h.dtype).tiny ** 0.5))
-    jitter = 8 * eps * jnp.eye(len(h), dtype=h.dtype)
-    return jnp.linalg.cholesky(unit[:, None] * h * unit + jitter), unit
+    state = state._replace(theta=centred(state.theta))
+    state, _, _ = lax.while_loop(running, body, judged(state))
+    logits = class_scores(problem.features, state.theta)
+    return state._replace(value=value(problem, state.theta, logits)), logits
 
 
 def _contrasts(num_classes: int, dtype) -> Array:

@@ -39,7 +39,7 @@ def fit(
     steps_per_chunk: int | None = None,
     optimizer: optax.GradientTransformation | None = None,
     batch_size: int | None = None,
-    epochs: int = 1000,
+    epochs: int | None = None,
     seed: int = 0,
 ) -> FitResult:
     """Fits a softmax regression: the kernel and bias that make its objective smallest.
@@ -50,7 +50,7 @@ def fit(
     factor of the Hessian, "lbfgs" those of a limited memory in the same metric. "proximal" takes
     accelerated steps that l1 can be part of. "firth" subtracts log det(information) / 2N, which
     gives any data a finite optimum. "optax" runs `optimizer`, in minibatches where `batch_size`
-    is given. "auto" is "optax" where one of these two is given, "proximal" with l1, and else
+    is given. "auto" is "optax" where an option of it is given, "proximal" with l1, and else
     "newton-cg".
 
     Derivative: of the optimum, by the implicit function theorem, with respect to l2, features,
@@ -78,12 +78,12 @@ def fit(
         init: parameters to start from; None for zeros.
         validation: features and labels to evaluate on after every chunk.
         callback: called with an `Event` before the first step and after every chunk; True stops.
-        steps_per_chunk: None for some that suit the solver, one epoch in minibatches, and all of
-            them where neither `callback` nor `validation` looks on.
+        steps_per_chunk: None for one of Newton, more of others, one epoch in minibatches, and all
+            of them where neither `callback` nor `validation` looks on.
         optimizer: of optax; None for `optax.lbfgs()`, and for `optax.adam(1e-2)` in minibatches.
         batch_size: examples a step of `optimizer`; None for all of them.
         epochs: of `optimizer`, the largest number of passes over the data, each a step where
-            `batch_size` is None.
+            `batch_size` is None; None for 1000.
         seed: of the order of the examples in minibatches.
 
     Returns:
@@ -116,7 +116,8 @@ def fit(
         jnp.asarray(_arguments.not_negative("l2", l2), x.dtype),
         jnp.asarray(_arguments.not_negative("l1", l1), x.dtype),
     )
-    name = _solver_name(solver, data, l1, optimizer is not None or batch_size is not None)
+    first_order = any(option is not None for option in (optimizer, batch_size, epochs))
+    name = _solver_name(solver, data, l1, first_order)
     params = _arguments.initial_params(init, num_features, num_classes, x.dtype)
     tol = _arguments.not_negative("tol", tol)
     held_out = None if validation is None else _validation(validation, num_features, num_classes)
@@ -131,7 +132,7 @@ def fit(
     if name == OPTAX:
         if max_steps is not None:
             raise _arguments.error("max_steps", "None for 'optax', which has `epochs`", max_steps)
-        epochs = _arguments.at_least("epochs", epochs, 0)
+        epochs = 1000 if epochs is None else _arguments.at_least("epochs", epochs, 0)
         seed = _arguments.at_least("seed", seed, 0)
         if batch_size is not None:
             batch_size = min(_arguments.at_least("batch_size", batch_size, 1), num_examples)
@@ -179,10 +180,14 @@ def _solver_name(solver: str, data: Data, l1: ArrayLike, first_order: bool) -> s
     if solver == "auto":
         solver = OPTAX if first_order else "proximal" if has_l1 else "newton-cg"
     if first_order and solver != OPTAX:
-        raise _arguments.error("solver", "'optax' with `optimizer` or `batch_size`", repr(solver))
+        raise _arguments.error(
+            "solver", "'optax' with `optimizer`, `batch_size` or `epochs`", repr(solver)
+        )
     if has_l1 and solver != "proximal":
         raise _arguments.error("solver", "'proximal' with `l1`", repr(solver))
     sparse = solver != OPTAX and _solve.SOLVERS[solver].takes_sparse
+    if solver == "firth" and (isinstance(data.l2, Tracer) or data.l2 != 0):
+        raise _arguments.error("l2", "0 for 'firth', which has a penalty of its own", data.l2)
     if isinstance(data.features, BCOO) and not sparse:
         raise _arguments.error("features", f"dense for the solver {solver!r}", "BCOO")
     return solver

@@ -20,7 +20,8 @@ from softjax.regression._problem import Problem, centred, example_weights, produ
 
 # Beyond, the D^3 of a factor costs more than the steps that it saves.
 LARGEST_FACTOR = 1024
-JITTER = 1e-6
+JITTER = 1e-5
+ROUNDING = 1e-10
 FLOOR = 1e-4
 LARGEST_RIDGE = 1e30
 
@@ -62,21 +63,27 @@ Metric = Kronecker | Diagonal
 
 def standardise(problem: Problem, bound: Array) -> Standardised:
     """`bound` is that of the gradient: the root mean squares of the features."""
-    x: Any = problem.features
-    weights = example_weights(problem.targets)
-    root_mean_square = bound[:-1]
-    if isinstance(x, BCOO):
-        mean, scale = jnp.zeros_like(root_mean_square), root_mean_square
-    else:
-        mean = (weights / jnp.sum(weights)) @ x
-        # Not the variance as a difference, which cancels: one more pass over the features.
-        variance = weights @ jnp.square(x - mean)
-        # What rounding leaves of a constant feature is no variance.
-        least = jnp.finfo(x.dtype).eps * root_mean_square
-        scale = jnp.where(variance > least * least, jnp.sqrt(variance), root_mean_square)
+    x = problem.features
+    mean, scale = moments(problem, bound)
     ridge = jnp.append(jnp.minimum(problem.l2 / scale / scale, LARGEST_RIDGE), 0)
-    features = _scaled(x, mean, scale)
-    return Standardised(features, mean, scale, ridge.astype(jnp.float32))
+    return Standardised(_scaled(x, mean, scale), mean, scale, ridge.astype(jnp.float32))
+
+
+def moments(problem: Problem, bound: Array) -> tuple[Array, Array]:
+    """Mean and standard deviation of each feature.
+
+    0 and the root mean square where features are sparse, the latter too where one is constant.
+
+    The variance is not a difference, which cancels: it takes one more pass over the features.
+    """
+    x, weights, root_mean_square = problem.features, example_weights(problem.targets), bound[:-1]
+    if isinstance(x, BCOO):
+        return jnp.zeros_like(root_mean_square), root_mean_square
+    mean = (weights / jnp.sum(weights)) @ x
+    variance = weights @ jnp.square(x - mean)
+    # What rounding leaves of a constant feature is no variance.
+    least = jnp.finfo(x.dtype).eps * root_mean_square
+    return mean, jnp.where(variance > least * least, jnp.sqrt(variance), root_mean_square)
 
 
 def _scaled(x: Array | BCOO, mean: Array, scale: Array) -> Array | BCOO:
@@ -93,16 +100,16 @@ def _scaled(x: Array | BCOO, mean: Array, scale: Array) -> Array | BCOO:
     return BCOO((data, jnp.concatenate([x.indices, ones])), shape=(examples, width + 1))
 
 
-def to_standard(s: Standardised, gradient: Array) -> Array:
+def to_standard(mean: Array, scale: Array, gradient: Array) -> Array:
     """The gradient with respect to the parameters of the standardised features."""
     bias = gradient[:, -1:]
-    return jnp.concatenate([(gradient[:, :-1] - bias * s.mean) / s.scale, bias], 1)
+    return jnp.concatenate([(gradient[:, :-1] - bias * mean) / scale, bias], 1)
 
 
-def from_standard(s: Standardised, direction: Array) -> Array:
+def from_standard(mean: Array, scale: Array, direction: Array) -> Array:
     """The parameters of the features as they are: the transpose of `to_standard`."""
-    kernel = direction[:, :-1] / s.scale
-    return jnp.concatenate([kernel, direction[:, -1:] - kernel @ s.mean[:, None]], 1)
+    kernel = direction[:, :-1] / scale
+    return jnp.concatenate([kernel, direction[:, -1:] - kernel @ mean[:, None]], 1)
 
 
 def empty(features: Array | BCOO, num_classes: int) -> Metric:
@@ -142,7 +149,8 @@ def _kronecker(s: Standardised, weights: Array, p: Array) -> Kronecker:
     v, class_eigenvalues = _eigh(spread)
 
     size = jnp.diag(gram) + s.ridge
-    unit = 1 / jnp.sqrt(jnp.maximum(size, JITTER * jnp.mean(size)))
+    # What varies no more than by rounding is no direction.
+    unit = jnp.where(size > ROUNDING * jnp.mean(size), lax.rsqrt(size), 0)
     identity = jnp.eye(width, dtype=u.dtype)
     both = unit[:, None] * gram * unit + jnp.diag(s.ridge * unit * unit) + JITTER * identity
     lower = lax.linalg.cholesky(both, symmetrize_input=False)
@@ -160,8 +168,8 @@ def _eigh(a: Array) -> tuple[Array, Array]:
 
 def steepest(s: Standardised, metric: Metric, gradient: Array, size: Array) -> Array:
     """metric^-1 gradient, of features as they are; `size` scales to what float32 can hold."""
-    g = (to_standard(s, gradient) / size).astype(jnp.float32)
-    return from_standard(s, apply(metric, g).astype(gradient.dtype) * size)
+    g = (to_standard(s.mean, s.scale, gradient) / size).astype(jnp.float32)
+    return from_standard(s.mean, s.scale, apply(metric, g).astype(gradient.dtype) * size)
 
 
 def apply(metric: Metric, gradient: Array) -> Array:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +12,8 @@ from softjax.regression._metric import Metric, Standardised
 from softjax.regression._problem import (
     Point,
     Problem,
+    centred,
     example_weights,
-    penalised,
     product,
 )
 
@@ -41,42 +40,57 @@ def newton_cg(
         lambda: metric,
     )
 
+    # Where the features are collinear there is no curvature but that of rounding: this is more.
+    ridge = s.ridge + jnp.finfo(jnp.float32).eps * jnp.vdot(weights, jnp.sum(p * (1 - p), 0))
+
     def hvp(v):
         scores = product(s.features, v.T).T
-        return product(spread(weights, p, scores), s.features) + s.ridge * v
+        return product(spread(weights, p, scores), s.features) + ridge * v
 
     # The norm scales to what float32 can hold.
-    g = (_metric.to_standard(s, point.gradient) / norm).astype(jnp.float32)
+    g = (_metric.to_standard(s.mean, s.scale, point.gradient) / norm).astype(jnp.float32)
     tolerance = jnp.clip(3 * jnp.sqrt(norm).astype(jnp.float32), FINE, ROUGH)
     steepest = partial(_metric.apply, metric)
     d, steps = conjugate_gradients(hvp, steepest, -g, tolerance, CG_STEPS)
-    return _metric.from_standard(s, d.astype(norm.dtype) * norm), metric, 2 * steps
+    return _metric.from_standard(s.mean, s.scale, d.astype(norm.dtype) * norm), metric, 2 * steps
 
 
 def newton(
     problem: Problem, s: Standardised, point: Point, memory: tuple[()], step: Array, norm: Array
 ) -> tuple[Array, tuple[()], Array]:
-    """The direction -H^-1 g by a Cholesky factor of the Hessian, scaled to a unit diagonal."""
-    h = hessian(problem, point.probabilities)
-    width = h.shape[1]
+    """The direction -H^-1 g by a Cholesky factor of the Hessian, in float32 too."""
+    weights = example_weights(problem.targets).astype(jnp.float32)
+    h = hessian(s.features, weights, point.probabilities.astype(jnp.float32), s.ridge)
+    num_classes, width = h.shape[:2]
     # All-ones over the classes is no direction: the curvature there is made that of the others.
     mean = jnp.mean(jnp.einsum("kdkd->kd", h), 0)
-    h = (h + jnp.diag(mean)[:, None] / len(h)).reshape(point.theta.size, -1)
-    unit = lax.rsqrt(jnp.maximum(jnp.diag(h), jnp.finfo(h.dtype).tiny))
-    jitter = 8 * jnp.finfo(h.dtype).eps * jnp.eye(len(h), dtype=h.dtype)
-    lower = jnp.linalg.cholesky(unit[:, None] * h * unit + jitter)
-    d = (unit * point.gradient.ravel())[:, None]
+    h = (h + jnp.diag(mean)[:, None] / num_classes).reshape(num_classes * width, -1)
+    lower, unit = factor(h)
+    g = (_metric.to_standard(s.mean, s.scale, point.gradient) / norm).astype(jnp.float32)
+    d = -factored_solve(lower, unit, g.ravel()).reshape(num_classes, width)
+    d = _metric.from_standard(s.mean, s.scale, centred(d).astype(norm.dtype) * norm)
+    return d, memory, jnp.full((), num_classes, jnp.int32)
+
+
+def factor(h: Array) -> tuple[Array, Array]:
+    """L and u with L L^T = diag(u) h diag(u) of unit diagonal, and a little more of it."""
+    diagonal = jnp.diag(h)
+    eps = jnp.finfo(h.dtype).eps
+    unit = lax.rsqrt(jnp.maximum(diagonal, eps * jnp.mean(diagonal)))
+    jitter = 100 * eps * jnp.eye(len(h), dtype=h.dtype)
+    return jnp.linalg.cholesky(unit[:, None] * h * unit + jitter), unit
+
+
+def factored_solve(lower: Array, unit: Array, b: Array) -> Array:
+    """h^-1 b."""
+    x = (unit * b)[:, None]
     for transpose in (False, True):
-        d = lax.linalg.triangular_solve(lower, d, left_side=True, lower=True, transpose_a=transpose)
-    d = -(unit * d[:, 0]).reshape(-1, width)
-    return d, memory, jnp.full((), len(point.theta), jnp.int32)
+        x = lax.linalg.triangular_solve(lower, x, left_side=True, lower=True, transpose_a=transpose)
+    return unit * x[:, 0]
 
 
-def hessian(problem: Problem, p: Array) -> Array:
-    """[K, D + 1, K, D + 1]: blocks X^T diag(w p_k (1{k = j} - p_j)) X + 1{k = j} ridge."""
-    weights = example_weights(problem.targets)
-    x: Any = problem.features
-    x = jnp.concatenate([x, jnp.ones_like(x[:, :1])], 1)
+def hessian(x: Array, weights: Array, p: Array, ridge: Array) -> Array:
+    """[K, D, K, D]: blocks X^T diag(w p_k (1{k = j} - p_j)) X + 1{k = j} ridge."""
     num_classes, width = len(p), x.shape[1]
     rows, columns = np.triu_indices(num_classes)
 
@@ -87,8 +101,7 @@ def hessian(problem: Problem, p: Array) -> Array:
     blocks = lax.map(block, (jnp.asarray(rows), jnp.asarray(columns)))
     h = jnp.zeros((num_classes, num_classes, width, width), x.dtype)
     h = h.at[rows, columns].set(blocks).at[columns, rows].set(blocks)
-    ridge = problem.l2 * penalised(jnp.ones((1, width), x.dtype))[0]
-    diagonal = jnp.arange(num_classes)
+    diagonal = np.arange(num_classes)
     return h.at[diagonal, diagonal].add(jnp.diag(ridge)).transpose(0, 2, 1, 3)
 
 

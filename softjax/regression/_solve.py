@@ -48,8 +48,8 @@ def _descending(method: _descent.Method, max_steps: int, chunk: int, **what: boo
 
 
 SOLVERS = {
-    "newton-cg": _descending(_descent.NEWTON_CG, 200, 5),
-    "newton": _descending(_descent.NEWTON, 200, 5, takes_sparse=False),
+    "newton-cg": _descending(_descent.NEWTON_CG, 200, 1),
+    "newton": _descending(_descent.NEWTON, 200, 1, takes_sparse=False),
     "lbfgs": _descending(_descent.LBFGS, 5000, 50),
     "proximal": Solver(
         _proximal.start, _proximal.advance, 20000, 200, rotates=False, differentiable=False
@@ -58,7 +58,7 @@ SOLVERS = {
         _firth.start,
         _firth.advance,
         200,
-        5,
+        1,
         rotates=False,
         takes_sparse=False,
         differentiable=False,
