@@ -96,7 +96,7 @@ def hessian(x: Array, weights: Array, p: Array, ridge: Array) -> Array:
 
     def block(pair):
         k, j = pair
-        return (x.T * (weights * p[k] * ((k == j) - p[j]))) @ x
+        return (x.T * (weights * p[k] * ((k == j).astype(x.dtype) - p[j]))) @ x
 
     blocks = lax.map(block, (jnp.asarray(rows), jnp.asarray(columns)))
     h = jnp.zeros((num_classes, num_classes, width, width), x.dtype)
