@@ -96,6 +96,7 @@ def advance(
 
     def stepped(state, here):
         d, memory, passes = method.direction(problem, s, here, state.memory, state.step, state.norm)
+        d = centred(d)  # it was so in float32, and the gradient does not see what was not
         d_logits = class_scores(problem.features, d)
         t = step_length(problem, here, d, d_logits)
         stalled = jnp.where(state.norm < state.best, 0, state.stalled + 1)

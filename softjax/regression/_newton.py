@@ -12,7 +12,6 @@ from softjax.regression._metric import Metric, Standardised
 from softjax.regression._problem import (
     Point,
     Problem,
-    centred,
     example_weights,
     product,
 )
@@ -68,7 +67,7 @@ def newton(
     lower, unit = factor(h)
     g = (_metric.to_standard(s.mean, s.scale, point.gradient) / norm).astype(jnp.float32)
     d = -factored_solve(lower, unit, g.ravel()).reshape(num_classes, width)
-    d = _metric.from_standard(s.mean, s.scale, centred(d).astype(norm.dtype) * norm)
+    d = _metric.from_standard(s.mean, s.scale, d.astype(norm.dtype) * norm)
     return d, memory, jnp.full((), num_classes, jnp.int32)
 
 

