@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array, lax
 from jax.experimental.sparse import BCOO
 
-from softjax._numerics import excess_beside, log1p_excess, shift
+from softjax._numerics import excess, log_total, shift
 from softjax.regression import _status
 from softjax.regression._model import SoftmaxRegression
 
@@ -138,9 +138,9 @@ def point(problem: Problem, theta: Array, logits: Array) -> Point:
 
 def value(problem: Problem, theta: Array, logits: Array) -> Array:
     """The objective: sum_i w_i log1p(r_i) - sum_ik q_ik (z_ik - max z_i) and the penalties."""
-    m, r = excess_beside(logits, (0,))
+    m, r = excess(logits, (0,))
     q, kernel = problem.targets, penalised(theta)
-    loss = jnp.vdot(example_weights(q), log1p_excess(r)[0]) - jnp.vdot(q, shift(logits, m))
+    loss = jnp.vdot(example_weights(q), log_total(m, r)[0]) - jnp.vdot(q, shift(logits, m))
     return loss + problem.l2 / 2 * jnp.vdot(kernel, kernel) + problem.l1 * jnp.sum(jnp.abs(kernel))
 
 
