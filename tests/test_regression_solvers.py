@@ -1,0 +1,253 @@
+"""The solvers of a fit against float64 NumPy and scipy, on easy and on hard data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+from jax.experimental.sparse import BCOO
+from test_regression import L2, D, K, N, assert_optimal, optimum, problem
+
+from softjax import regression
+
+SMOOTH = ("newton-cg", "newton", "lbfgs")
+
+
+def gradient(params, x, targets, l2):
+    """The gradient of the objective in float64, for targets [N, K] that hold the weights."""
+    kernel, bias = (np.asarray(leaf, np.float64) for leaf in params)
+    p = scipy.special.softmax(np.asarray(x, np.float64) @ kernel + bias, -1)
+    residual = targets.sum(-1, keepdims=True) * p - targets
+    return x.T @ residual + l2 * kernel, residual.sum(0)
+
+
+@pytest.mark.parametrize("solver", [*SMOOTH, "proximal"])
+def test_every_solver_reaches_the_optimum(solver, x64, dtype):
+    x, y = problem()
+    x = x.astype(dtype)
+    # The gradient, relative to features of order 1; proximal steps are slow to the last digits.
+    tol = 1e-6 if solver == "proximal" or not x64 else 1e-9
+    result = regression.fit(x, y, solver=solver, l2=L2, tol=tol)
+    assert result.converged
+    assert result.stop_reason == regression.CONVERGED
+    assert result.params.kernel.dtype == dtype
+    assert result.passes >= 2 * result.steps
+    assert_optimal(result, optimum(x.astype(float), y), 1e-7 if tol < 1e-6 else 2e-4)
+
+
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize("solver", SMOOTH)
+def test_soft_labels_counts_and_weights(solver):
+    x, _ = problem()
+    rng = np.random.default_rng(2)
+    counts = rng.integers(0, 4, (N, K)).astype(float)
+    weights = rng.uniform(size=N) * (rng.uniform(size=N) < 0.8)
+    class_weights = np.array([1.0, 2.0, 0.5])
+    result = regression.fit(
+        x,
+        counts,
+        solver=solver,
+        l2=L2,
+        tol=1e-9,
+        sample_weights=weights,
+        class_weights=class_weights,
+    )
+    targets = weights[:, None] / weights.sum() * counts * class_weights
+    for part in gradient(result.params, x, targets, L2):
+        np.testing.assert_allclose(part, 0, atol=1e-8)
+
+
+@pytest.mark.x64_once
+def test_float32_reaches_a_relative_suboptimality_of_1e_6():
+    x, y = problem()
+    _, _, best = optimum(x.astype(np.float32).astype(float), y)
+    for solver in SMOOTH:
+        params = regression.fit(x, y, solver=solver, l2=L2).params
+        kernel, bias = (np.asarray(leaf, np.float64) for leaf in params)
+        z = x.astype(np.float32).astype(float) @ kernel + bias
+        loss = -scipy.special.log_softmax(z, -1)[np.arange(N), y].mean()
+        assert loss + L2 / 2 * np.sum(kernel**2) <= best * (1 + 1e-6)
+
+
+def hard():
+    """Data that fits find hard: name, features, labels, options."""
+    x, y = problem()
+    rng = np.random.default_rng(5)
+    constant = np.concatenate([x, np.ones((N, 1)), np.zeros((N, 1)), np.full((N, 1), 1e6)], 1)
+    mixed = rng.normal(size=(12, 40))
+    return {
+        "constant features": (constant, y, {}),
+        "collinear": (np.concatenate([x, x @ rng.normal(size=(D, 2))], 1), y, {}),
+        "scales": (x * np.array([1e6, 1e-6, 1, 1e3]), y, {}),
+        "a class without examples": (x, y, {"num_classes": K + 2, "l2": 0.01}),
+        "two classes": (x, y % 2, {"l2": 0.01}),
+        "fewer examples than features": (mixed, np.arange(12) % 3, {"l2": 0.1}),
+        "one example": (np.ones((1, 3)), np.array([[0.3, 0.7]]), {"l2": 0.1}),
+        "weights of zero": (x, y, {"sample_weights": (np.arange(N) < 30) * 1.0, "l2": 0.01}),
+        "a thousand classes": (rng.normal(size=(1200, 3)), np.arange(1200) % 1000, {"l2": 0.01}),
+    }
+
+
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize("name", hard())
+def test_hard_data_converge_to_finite_numbers(name):
+    x, y, options = hard()[name]
+    result = regression.fit(x, y, **options)
+    assert result.converged, result.stop_reason
+    assert all(np.isfinite(leaf).all() for leaf in result.params)
+    classes = result.params.bias.size
+    q = np.eye(classes)[y] if y.ndim == 1 else y
+    w = np.asarray(options.get("sample_weights", np.ones(len(x))))
+    kernel, bias = gradient(result.params, x, q * (w / w.sum())[:, None], options.get("l2", 0))
+    size = np.sqrt((w / w.sum()) @ x**2)  # the default tol is relative to it
+    assert np.all(np.abs(kernel).max(-1) <= 2e-6 * size + 1e-12)
+    assert np.abs(bias).max() <= 2e-6
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("solver", SMOOTH)
+def test_separated_data_are_named_and_a_penalty_or_firth_has_an_optimum(solver):
+    x, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 0, 1, 1])
+    result = regression.fit(x, y, solver=solver)
+    assert result.stop_reason == regression.SEPARATED
+    assert result.separated
+    assert not result.converged
+    assert np.isfinite(result.params.kernel).all()
+    assert regression.fit(x, y, solver=solver, l2=0.01).converged
+
+
+@pytest.mark.x64_once(True)
+def test_firth_of_two_classes_without_features_adds_half_an_example_to_each():
+    """Jeffreys' prior: p = (n_k + 1/2) / (N + 1)."""
+    y = np.array([0, 0, 0, 0, 1])
+    result = regression.fit(np.zeros((5, 0)), y, solver="firth", tol=1e-10)
+    p = regression.predict_proba(result.params, np.zeros(0))
+    np.testing.assert_allclose(p, [4.5 / 6, 1.5 / 6], rtol=1e-8)
+
+
+@pytest.mark.x64_once(True)
+def test_l1_meets_its_optimality_conditions_and_zeroes_the_kernel():
+    x, y = problem()
+    l1 = 0.05
+    result = regression.fit(x, y, l1=l1, l2=L2)
+    assert result.converged
+    kernel = np.asarray(result.params.kernel)
+    slope, bias = gradient(result.params, x, np.eye(K)[y] / N, L2)
+    np.testing.assert_allclose(bias, 0, atol=1e-5)
+    zero = kernel == 0
+    assert zero.any()
+    np.testing.assert_allclose(slope[~zero], -l1 * np.sign(kernel[~zero]), atol=1e-5)
+    assert np.abs(slope[zero]).max() <= l1 + 1e-5
+    assert not regression.fit(x, y, l1=10.0).params.kernel.any()
+
+
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize("solver", ["newton-cg", "lbfgs", "proximal"])
+def test_sparse_features_give_the_fit_of_dense_ones(solver):
+    x, y = problem()
+    x = np.where(np.random.default_rng(6).uniform(size=x.shape) < 0.5, x, 0)
+    sparse = regression.fit(BCOO.fromdense(jnp.asarray(x)), y, solver=solver, l2=L2)
+    dense = regression.fit(x, y, solver="newton", l2=L2)
+    assert sparse.objective == pytest.approx(dense.objective, rel=1e-9)
+
+
+# Under a trace
+
+
+@pytest.mark.x64_once(True)
+def test_the_optimum_is_differentiable_in_both_modes():
+    x, _ = problem()
+    x, rng = x[:20], np.random.default_rng(7)
+    arguments = (
+        np.array(0.05),
+        x,
+        rng.dirichlet(np.ones(K), len(x)),
+        rng.uniform(0.5, 2, len(x)),
+        np.array([1.0, 2.0, 0.5]),
+    )
+    target = rng.normal(size=(D, K))
+
+    def loss(l2, x, labels, weights, class_weights):
+        result = regression.fit(
+            x,
+            labels,
+            l2=l2,
+            tol=1e-12,
+            sample_weights=weights,
+            class_weights=class_weights,
+        )
+        kernel, bias = result.params
+        return jnp.sum((kernel - target) ** 2) + jnp.sum(jnp.sin(bias)) + result.objective
+
+    value = jax.jit(loss)
+    tangents = tuple(rng.normal(size=argument.shape) for argument in arguments)
+    gradients = jax.jit(jax.grad(loss, argnums=tuple(range(5))))(*arguments)
+    _, forward = jax.jit(lambda a, t: jax.jvp(loss, a, t))(arguments, tangents)
+    reverse = sum(np.vdot(g, t) for g, t in zip(gradients, tangents, strict=True))
+    h = 1e-5
+    ahead, behind = (
+        value(*(a + s * t for a, t in zip(arguments, tangents, strict=True))) for s in (h, -h)
+    )
+    np.testing.assert_allclose(forward, reverse, rtol=1e-9)
+    np.testing.assert_allclose(forward, (ahead - behind) / (2 * h), rtol=1e-6)
+
+
+@pytest.mark.x64_once(True)
+def test_a_traced_fit_is_the_fit_and_maps_over_penalties():
+    x, y = problem()
+    penalties = np.array([0.01, 0.1])
+    fit = jax.jit(jax.vmap(lambda l2: regression.fit(x, y, l2=l2, num_classes=K)))
+    results = fit(penalties)
+    assert np.all(results.converged)
+    for k, l2 in enumerate(penalties):
+        expected = regression.fit(x, y, l2=l2)
+        np.testing.assert_allclose(results.params.kernel[k], expected.params.kernel, atol=1e-5)
+
+
+@pytest.mark.x64_once
+def test_a_bad_label_under_a_trace_gives_nan():
+    x, y = problem()
+    fit = jax.jit(lambda y: regression.fit(x, y, l2=L2, num_classes=K))
+    result = fit(jnp.asarray(y).at[3].set(K))
+    assert result.stop_reason == regression.NON_FINITE
+    assert np.isnan(result.params.kernel).all()
+    assert np.isnan(result.objective)
+
+
+# The loop
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("solver", SMOOTH)
+def test_chunks_and_the_callback(solver):
+    x, y = problem()
+    events = []
+
+    def callback(event):
+        events.append(event)
+        return event.step >= 4
+
+    options = {"solver": solver, "l2": L2, "steps_per_chunk": 2, "callback": callback}
+    result = regression.fit(x, y, **options)
+    assert result.stop_reason == regression.CALLBACK
+    assert [event.step for event in events] == [0, 2, 4]
+    assert events[0].objective == pytest.approx(np.log(K), rel=1e-6)
+    whole = regression.fit(x, y, solver=solver, l2=L2, max_steps=4)
+    assert whole.stop_reason == regression.STEP_LIMIT
+    np.testing.assert_allclose(result.params.kernel, whole.params.kernel, atol=1e-5)
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"solver": "sag"}, "`solver` must be one of auto, newton-cg"),
+        ({"solver": "newton", "batch_size": 8}, "`solver` must be 'optax' with `optimizer`"),
+        ({"solver": "lbfgs", "l1": 0.1}, "`solver` must be 'proximal' with `l1`"),
+        ({"solver": "firth", "l2": 0.1}, "`l2` must be 0 for 'firth'"),
+        ({"solver": "optax", "max_steps": 3}, "`max_steps` must be None for 'optax'"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        regression.fit(*problem(), **options)
