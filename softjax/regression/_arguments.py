@@ -2,19 +2,22 @@
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
-from jax.experimental.sparse import BCOO
 from jax.typing import ArrayLike, DTypeLike
 
 from softjax import _checks
 from softjax._numerics import compute_dtype
 from softjax.regression import _model
 from softjax.regression._model import SoftmaxRegression
+from softjax.regression._sparse import is_sparse
+
+if TYPE_CHECKING:
+    from jax.experimental.sparse import BCOO
 
 FIT = "regression.fit"
 
@@ -23,9 +26,9 @@ def error(argument: str, expected: str, got: object) -> ValueError:
     return ValueError(_checks.message(FIT, argument, expected, got))
 
 
-def features_array(argument: str, features: ArrayLike | BCOO) -> Array | BCOO:
+def features_array(argument: str, features: Any) -> "Array | BCOO":
     """Finite numbers [N, D], N >= 1, at least float32, dense or BCOO."""
-    if isinstance(features, BCOO):
+    if is_sparse(features):
         return _sparse_features(argument, features)
     with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
         x = _checks.real_array(FIT, argument, features)
@@ -36,14 +39,14 @@ def features_array(argument: str, features: ArrayLike | BCOO) -> Array | BCOO:
     return x
 
 
-def _sparse_features(argument: str, features: BCOO) -> BCOO:
+def _sparse_features(argument: str, features: "BCOO") -> "BCOO":
     if features.ndim != 2 or features.n_batch or features.n_dense or not features.shape[0]:
         expected = "BCOO of shape (examples, features), without batch or dense dimensions"
         raise error(argument, expected, f"shape {features.shape}")
     data = _checks.real_array(FIT, argument, features.data)
     data = data.astype(compute_dtype(data.dtype))
     _refuse(argument, f"finite in {data.dtype}", data, _not_finite)
-    return BCOO((data, features.indices), shape=features.shape)
+    return type(features)((data, features.indices), shape=features.shape)
 
 
 def labels_array(argument: str, labels: Any, num_examples: int) -> Array:

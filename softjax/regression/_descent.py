@@ -1,12 +1,11 @@
 """The loop around directions: step, judge, stop. One program, in chunks or to the end."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.experimental.sparse import BCOO
 
 from softjax.regression import _lbfgs, _metric, _newton, _status
 from softjax.regression._line_search import step_length
@@ -19,6 +18,9 @@ from softjax.regression._problem import (
     relative_norm,
     value,
 )
+
+if TYPE_CHECKING:
+    from jax.experimental.sparse import BCOO
 
 
 class Method(NamedTuple):
@@ -68,7 +70,7 @@ class State(NamedTuple):
     status: Any
 
 
-def start(method: Method, features: Array | BCOO, theta: Any) -> State:
+def start(method: Method, features: "Array | BCOO", theta: Any) -> State:
     return initial(theta, method.start(features, theta))
 
 

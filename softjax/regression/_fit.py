@@ -2,14 +2,13 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 from jax.core import Tracer
-from jax.experimental.sparse import BCOO
 from jax.typing import ArrayLike
 
 from softjax.regression import _arguments, _first_order, _solve, _status
@@ -17,12 +16,16 @@ from softjax.regression._model import SoftmaxRegression, predict
 from softjax.regression._objective import objective
 from softjax.regression._problem import Data
 from softjax.regression._result import Event, FitResult
+from softjax.regression._sparse import is_sparse
+
+if TYPE_CHECKING:
+    from jax.experimental.sparse import BCOO
 
 OPTAX = "optax"
 
 
 def fit(
-    features: ArrayLike | BCOO,
+    features: "ArrayLike | BCOO",
     labels: ArrayLike,
     *,
     solver: str = "auto",
@@ -121,6 +124,7 @@ def fit(
     params = _arguments.initial_params(init, num_features, num_classes, x.dtype)
     tol = _arguments.not_negative("tol", tol)
     held_out = None if validation is None else _validation(validation, num_features, num_classes)
+    seed = _arguments.at_least("seed", seed, 0)
     if max_steps is not None:
         max_steps = _arguments.at_least("max_steps", max_steps, 0)
 
@@ -133,7 +137,6 @@ def fit(
         if max_steps is not None:
             raise _arguments.error("max_steps", "None for 'optax', which has `epochs`", max_steps)
         epochs = 1000 if epochs is None else _arguments.at_least("epochs", epochs, 0)
-        seed = _arguments.at_least("seed", seed, 0)
         if batch_size is not None:
             batch_size = min(_arguments.at_least("batch_size", batch_size, 1), num_examples)
         run = _first_order.Run(data, num_classes, params, tol, optimizer, batch_size, epochs, seed)
@@ -188,14 +191,14 @@ def _solver_name(solver: str, data: Data, l1: ArrayLike, first_order: bool) -> s
     sparse = solver != OPTAX and _solve.SOLVERS[solver].takes_sparse
     if solver == "firth" and (isinstance(data.l2, Tracer) or data.l2 != 0):
         raise _arguments.error("l2", "0 for 'firth', which has a penalty of its own", data.l2)
-    if isinstance(data.features, BCOO) and not sparse:
+    if is_sparse(data.features) and not sparse:
         raise _arguments.error("features", f"dense for the solver {solver!r}", "BCOO")
     return solver
 
 
 def _validation(
     validation: tuple[ArrayLike, ArrayLike], num_features: int, num_classes: int
-) -> tuple[Array | BCOO, Array]:
+) -> "tuple[Array | BCOO, Array]":
     x = _arguments.features_array("validation", validation[0])
     if x.shape[1] != num_features:
         expected = f"of {num_features} features"

@@ -11,17 +11,19 @@ Source: R. H. Byrd, J. Nocedal and R. B. Schnabel, "Representations of quasi-New
 their use in limited memory methods" (1994), theorem 2.2.
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.experimental.sparse import BCOO
 
 from softjax.regression import _metric
 from softjax.regression._metric import Metric, Standardised
 from softjax.regression._problem import Point, Problem, example_weights
+
+if TYPE_CHECKING:
+    from jax.experimental.sparse import BCOO
 
 LENGTH = 10
 
@@ -44,7 +46,7 @@ class Memory(NamedTuple):
     images: Any
 
 
-def start(features: Array | BCOO, theta: Any) -> Memory:
+def start(features: "Array | BCOO", theta: Any) -> Memory:
     zeros = np.zeros(theta.shape, theta.dtype)
     history = np.zeros((LENGTH, theta.size), theta.dtype)
     metric = _metric.empty(features, len(theta))

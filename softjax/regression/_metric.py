@@ -9,14 +9,17 @@ ridge are diagonalised together. Rows that are decided weigh nothing, as in the 
 built in float32 from standardised features, which the gradient, in full precision, makes good.
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.experimental.sparse import BCOO
 
 from softjax.regression._problem import Problem, centred, example_weights, product
+from softjax.regression._sparse import is_sparse
+
+if TYPE_CHECKING:
+    from jax.experimental.sparse import BCOO
 
 # Beyond, the D^3 of a factor costs more than the steps that it saves.
 LARGEST_FACTOR = 1024
@@ -77,7 +80,7 @@ def moments(problem: Problem, bound: Array) -> tuple[Array, Array]:
     The variance is not a difference, which cancels: it takes one more pass over the features.
     """
     x, weights, root_mean_square = problem.features, example_weights(problem.targets), bound[:-1]
-    if isinstance(x, BCOO):
+    if is_sparse(x):
         return jnp.zeros_like(root_mean_square), root_mean_square
     mean = (weights / jnp.sum(weights)) @ x
     variance = weights @ jnp.square(x - mean)
@@ -86,9 +89,9 @@ def moments(problem: Problem, bound: Array) -> tuple[Array, Array]:
     return mean, jnp.where(variance > least * least, jnp.sqrt(variance), root_mean_square)
 
 
-def _scaled(x: Array | BCOO, mean: Array, scale: Array) -> Array | BCOO:
+def _scaled(x: "Array | BCOO", mean: Array, scale: Array) -> "Array | BCOO":
     """The features less their mean, over their scale, with a last column of ones."""
-    if not isinstance(x, BCOO):
+    if not is_sparse(x):
         return jnp.pad(
             ((x - mean) / scale).astype(jnp.float32), ((0, 0), (0, 1)), constant_values=1
         )
@@ -97,7 +100,7 @@ def _scaled(x: Array | BCOO, mean: Array, scale: Array) -> Array | BCOO:
     rows = jnp.arange(examples, dtype=x.indices.dtype)
     ones = jnp.stack([rows, jnp.full_like(rows, width)], 1)
     data = jnp.append(data, jnp.ones(examples, data.dtype))
-    return BCOO((data, jnp.concatenate([x.indices, ones])), shape=(examples, width + 1))
+    return type(x)((data, jnp.concatenate([x.indices, ones])), shape=(examples, width + 1))
 
 
 def to_standard(mean: Array, scale: Array, gradient: Array) -> Array:
@@ -112,11 +115,11 @@ def from_standard(mean: Array, scale: Array, direction: Array) -> Array:
     return jnp.concatenate([kernel, direction[:, -1:] - kernel @ mean[:, None]], 1)
 
 
-def empty(features: Array | BCOO, num_classes: int) -> Metric:
+def empty(features: "Array | BCOO", num_classes: int) -> Metric:
     """A metric of the shapes that `build` gives."""
     width = features.shape[1] + 1
     inverse = np.ones((num_classes, width), np.float32)
-    if isinstance(features, BCOO) or width > LARGEST_FACTOR:
+    if is_sparse(features) or width > LARGEST_FACTOR:
         return Diagonal(inverse)
     classes, columns = (np.zeros((size, size), np.float32) for size in (num_classes, width))
     return Kronecker(classes, columns, inverse)

@@ -9,16 +9,19 @@ probabilities are [K, N]: a softmax over the first axis runs along the examples 
 and both products, X @ theta^T and R @ X, read the rows of X as they lie in memory.
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.experimental.sparse import BCOO
 
 from softjax._numerics import excess, log_total, shift
 from softjax.regression import _status
 from softjax.regression._model import SoftmaxRegression
+from softjax.regression._sparse import is_sparse
+
+if TYPE_CHECKING:
+    from jax.experimental.sparse import BCOO
 
 
 class Data(NamedTuple):
@@ -51,7 +54,7 @@ class Problem(NamedTuple):
         l1: scalar >= 0.
     """
 
-    features: Array | BCOO
+    features: "Array | BCOO"
     targets: Array
     l2: Array
     l1: Array
@@ -180,6 +183,6 @@ def status_where_separated(problem: Problem, status: Array, separated: Array) ->
 def product(a: Any, b: Any) -> Array:
     """a @ b, one of which may be BCOO."""
     # Accelerators round float32 factors to ten bits or fewer by default; see _model._logits.
-    if isinstance(a, BCOO) or isinstance(b, BCOO):
+    if is_sparse(a) or is_sparse(b):
         return a @ b
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)

@@ -9,12 +9,11 @@ Source: A. Beck and M. Teboulle, "A fast iterative shrinkage-thresholding algori
 B. O'Donoghue and E. Candes, "Adaptive restart for accelerated gradient schemes" (2015).
 """
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.experimental.sparse import BCOO
 
 from softjax.regression import _status
 from softjax.regression._descent import State, initial
@@ -30,6 +29,9 @@ from softjax.regression._problem import (
     value,
 )
 
+if TYPE_CHECKING:
+    from jax.experimental.sparse import BCOO
+
 POWER_STEPS = 30
 # The power method comes from below.
 SAFETY = 1.1
@@ -43,7 +45,7 @@ class Momentum(NamedTuple):
     t: Any
 
 
-def start(features: Array | BCOO, theta: Any) -> State:
+def start(features: "Array | BCOO", theta: Any) -> State:
     return initial(theta, Momentum(theta, np.ones((), theta.dtype)))
 
 

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.experimental.sparse import BCOO
 
 from softjax.regression import _descent, _firth, _metric, _problem, _proximal, _rotation, _status
 from softjax.regression._implicit import stationary
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, Progress
+from softjax.regression._sparse import is_sparse
 
 
 class Solver(NamedTuple):
@@ -179,7 +179,7 @@ def _rotated(
 ) -> tuple[_rotation.Rotation | None, Data, SoftmaxRegression]:
     """In N dimensions where that is worth the factorization, of 2 N^2 D operations."""
     x = data.features
-    if isinstance(x, BCOO) or not SOLVERS[name].rotates:
+    if is_sparse(x) or not SOLVERS[name].rotates:
         return None, data, params
     if not (2 * len(x) <= x.shape[1] and len(x) < _metric.LARGEST_FACTOR):
         return None, data, params
