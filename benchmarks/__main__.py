@@ -10,13 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import fused, tables
+from benchmarks import fit, fused, tables
 from benchmarks.cases import SUITES
 from benchmarks.run import environment, run_case
 
 RESULTS = Path(__file__).parent / "results"
 # Who prints the records of a suite; `tables` those of `core`, which do not name it.
-PRINTERS = {"fused": fused}
+PRINTERS = {"fused": fused, "fit": fit}
 PAIRS = 41
 QUICK_PAIRS = 9
 
@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("list", help="show suites, shapes and peers")
     run = commands.add_parser("run", help="measure softjax beside its peers")
     run.add_argument("suites", nargs="*", metavar="SUITE", help="all of them where none is named")
-    run.add_argument("--quick", action="store_true", help=f"{QUICK_PAIRS} pairs, not {PAIRS}")
+    run.add_argument(
+        "--quick", action="store_true", help=f"{QUICK_PAIRS} pairs, not {PAIRS}; no large fits"
+    )
     run.add_argument("--only", default="", metavar="TEXT", help="only cases whose name holds TEXT")
     run.add_argument("--out", type=Path, metavar="FILE", help="where to write the JSON lines")
     options = parser.parse_args(arguments)
@@ -42,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := set(suites) - set(SUITES):
         run.error(f"unknown suite {', '.join(sorted(unknown))}; there is {', '.join(SUITES)}")
     cases = [case for suite in suites for case in SUITES[suite] if options.only in case.name]
+    if options.quick:
+        cases = [case for case in cases if getattr(case, "quick", True)]
     if not cases:
         run.error(f"no case's name holds {options.only!r}; one name is {SUITES[suites[0]][0].name}")
     pairs = QUICK_PAIRS if options.quick else PAIRS

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import fused
+from benchmarks import fit, fused
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def core(shapes: tuple[Shape, ...] = SHAPES) -> list[Case]:
 
 
 # The cases of a suite; `run_case` knows how each type of case is measured.
-SUITES: dict[str, Sequence[Any]] = {"core": core(), "fused": fused.CASES}
+SUITES: dict[str, Sequence[Any]] = {"core": core(), "fused": fused.CASES, "fit": fit.CASES}
 
 
 def inputs(shape: Shape, dtype: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

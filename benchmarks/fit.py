@@ -3,25 +3,21 @@
 Each solver first finds its loosest tolerance at which the relative suboptimality, against the best
 optimum that any of them knows, is small enough; then whole fits run in turn, in an order that
 alternates. Both clocks are kept: the wall, and CPU time, which is the one to compare on one core
-beside other processes. Threads are pinned to one.
+beside other processes. The peers' threads are pinned to one; for those of XLA,
 
-    taskset -c 0 python -m benchmarks.fit [--full] [--out FILE]
+    taskset -c 0 python -m benchmarks run fit
 """
 
-import argparse
-import json
-import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 PEERS = ("lbfgs", "newton-cg", "newton-cholesky")
@@ -124,18 +120,24 @@ CASES = (
 )
 
 
-def run(cases: Iterable[Case], repeats: int = REPEATS) -> Iterator[Record]:
-    """A record for every case: each solver's tolerance, suboptimality and times, and the ratio."""
+def run(case: Case, pairs: int) -> Iterator[Record]:
+    """A record of each solver's tolerance, suboptimality and times, and the ratio of the times."""
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1), warnings.catch_warnings():
+    with jax.enable_x64(True), threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scikit-learn's on convergence
-        for case in cases:
-            yield _run_case(case, repeats)
+        yield _run_case(case, min(pairs, REPEATS))
 
 
-def results_table(records: Sequence[Record]) -> Table:
-    """One row for each solver."""
+def summary(records: Sequence[Record]) -> str:
+    """One line: how many ratios are within their bound."""
+    ratios = [(record["ratio"], record["bound"]) for record in records]
+    met = sum(ratio is not None and ratio <= bound for ratio, bound in ratios)
+    return f"{met} of {len(ratios)} ratios of CPU time within the asked bound"
+
+
+def results_tables(records: Sequence[Record]) -> list[Table]:
+    """One row for each solver of each case."""
     table = Table(title="Whole fits", title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("case", "solver", "CPU, s", "wall, s", "suboptimality", "ratio", "asked"):
         table.add_column(column, no_wrap=True)
@@ -151,7 +153,7 @@ def results_table(records: Sequence[Record]) -> Table:
                 f"<= {record['bound']}" if k == 0 else "",
                 end_section=k + 1 == len(record["solvers"]),
             )
-    return table
+    return [table]
 
 
 @dataclass
@@ -184,7 +186,9 @@ def _run_case(case: Case, repeats: int) -> Record:
             if not solver.times or solver.times[0][1] < PATIENCE / repeats:
                 solver.times.append(_timed(solver.fit, solver.tol or 0.0)[0])
     return {
-        "record": "fit",
+        "record": "result",
+        "suite": "fit",
+        "wrong": False,
         "case": case.name,
         "dtype": case.dtype,
         "shape": (*x.shape, len(np.unique(y))),
@@ -292,29 +296,3 @@ def _draw(logits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _seconds(value: float | None) -> str:
     return "not reached" if value is None else f"{value:.3g}"
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the cases, prints a table as each is done, and writes the records."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fit", description=__doc__)
-    parser.add_argument("--full", action="store_true", help="all cases, an hour; not 5 minutes")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only cases with TEXT in it")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where to write the JSON lines")
-    options = parser.parse_args(arguments)
-    import jax
-
-    from benchmarks.run import environment
-
-    jax.config.update("jax_enable_x64", True)
-    cases = [case for case in CASES if (options.full or case.quick) and options.only in case.name]
-    records = []
-    lines = [environment() | {"suite": "fit", "affinity": len(os.sched_getaffinity(0))}]
-    for record in run(cases):
-        records.append(record)
-        Console(width=120).print(results_table([record]))
-    if options.out:
-        options.out.write_text("".join(json.dumps(line) + "\n" for line in lines + records))
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import fused, measure
+from benchmarks import fit, fused, measure
 from benchmarks.cases import Case, inputs, reference
 from benchmarks.peers import SOFTJAX, Implementation, in_mode, peers_of
 
@@ -90,6 +90,7 @@ def run_case(case: Case, pairs: int) -> Iterator[Record]:
 
 
 run_case.register(fused.Case, fused.run)
+run_case.register(fit.Case, fit.run)
 
 
 def larger_temporaries(record: Record) -> bool:

@@ -62,7 +62,8 @@ def excess(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     rows the maximum that XLA:CPU calls skips a NaN beside +inf. Entries of +inf are tops, so that
     m + log1p(r) is +inf by itself.
     """
-    m = maximum(x, axes)
+    # Behind the barrier no compiler spends its time on evaluating the sums of logits that it knows.
+    m = lax.optimization_barrier(maximum(x, axes))
     kept = tuple(axis for axis in range(x.ndim) if axis not in axes)
     batch = tuple(x.shape[axis] for axis in kept)
     classes = math.prod(x.shape[axis] for axis in axes)

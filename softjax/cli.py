@@ -109,6 +109,9 @@ def fit(
         float | None, typer.Option(min=0.0, callback=_finite, help="Of adam (0.01) and sgd (0.5).")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the split and the batches.")] = 0,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Print coefficients with standard errors.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("softjax-out"),
 ) -> None:
     """Fit a softmax regression and measure it on held-out examples.
@@ -126,6 +129,8 @@ def fit(
         raise typer.BadParameter("optax takes --epochs, not --max-steps")
     if l1 > 0 and solver not in (Solver.AUTO, Solver.PROXIMAL):
         raise typer.BadParameter("--l1 is for --solver proximal")
+    if summary and (l1 > 0 or solver is Solver.FIRTH):
+        raise typer.BadParameter("--summary is for fits with neither --l1 nor --solver firth")
     optimizer = optimizer or Optimizer.LBFGS
     if optimizer is Optimizer.LBFGS and (batch_size is not None or learning_rate is not None):
         raise typer.BadParameter("lbfgs takes neither --batch-size nor --learning-rate")
@@ -183,6 +188,8 @@ def fit(
             image_shape,
         )
     _print_result(console, result, written)
+    if summary:
+        _print_summary(console, result.params, x_train.astype(np.float32), train, l2)
 
 
 @app.command()
@@ -334,6 +341,30 @@ def _load_model(path: Path) -> tuple[regression.SoftmaxRegression, list[str], li
         raise DataError(f"{path}: is not a model that `softjax fit` wrote.") from error
     params = regression.SoftmaxRegression(jnp.asarray(kernel), jnp.asarray(bias))
     return params, classes.tolist(), features.tolist()
+
+
+def _print_summary(
+    console: Console,
+    params: regression.SoftmaxRegression,
+    features: np.ndarray,
+    train: Dataset,
+    l2: float,
+) -> None:
+    """The table of the fit, of features as they were fitted."""
+    try:
+        table = regression.inference.summary(
+            params,
+            features,
+            train.labels,
+            l2=l2,
+            feature_names=train.feature_names,
+            class_names=train.class_names,
+        )
+    except ValueError as error:  # no covariance: collinear features, or not at the optimum
+        console.print(f"No summary: {error}", markup=False)
+        return
+    console.print(table.text, markup=False, highlight=False, soft_wrap=True)
+    console.print("Coefficients are those of the standardised features.")
 
 
 def _print_result(console: Console, result: regression.FitResult, written: list[Path]) -> None:

@@ -122,6 +122,19 @@ def test_any_optimizer_of_the_command_line_learns(flowers, options):
     assert held_out_accuracy(result.output) > 0.8
 
 
+@pytest.mark.parametrize("solver", ["auto", "newton", "lbfgs"])
+def test_a_summary_of_the_fit_whatever_the_solver(flowers, solver):
+    options = ("--solver", solver, "--l2", 1e-2, "--summary")
+    result = run("fit", flowers, "--label-column", "kind", *options)
+    assert result.exit_code == 0, result.output
+    assert "Softmax regression: 72 examples, 3 classes, 8 parameters" in result.output
+    rows = re.findall(
+        r"^(height|width|constant|bias)( +(-?[\d.e+-]+|nan)){6}$", result.output, re.M
+    )
+    assert len(rows) == 8  # three features and the bias, of two classes against the first
+    assert run("fit", flowers, "--label-column", "kind", "--l1", 1, "--summary").exit_code == 2
+
+
 def test_the_same_seed_gives_the_same_model(flowers):
     for name in ("a", "b"):
         run("fit", flowers, "--label-column", "kind", "--out", name, "--seed", 3)
