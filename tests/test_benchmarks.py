@@ -53,7 +53,7 @@ def test_a_wrong_implementation_is_reported_and_not_timed(monkeypatch, capsys, t
     assert record["softjax"]["correct"]
     assert not record["peer"]["correct"]
     assert "ratio" not in record
-    assert command_line.main(["run", "--quick", "--out", str(tmp_path / "run.jsonl")]) == 1
+    assert command_line.main(["run", "core", "--quick", "--out", str(tmp_path / "run.jsonl")]) == 1
     assert "wrong: wrong" in capsys.readouterr().out
 
 
@@ -65,7 +65,7 @@ def test_what_was_measured_before_an_interrupt_is_kept(tiny_core, monkeypatch, t
 
     monkeypatch.setattr(command_line, "run_case", interrupted)
     out = tmp_path / "run.jsonl"
-    assert command_line.main(["run", "--quick", "--out", str(out)]) == 130
+    assert command_line.main(["run", "core", "--quick", "--out", str(out)]) == 130
     assert len(out.read_text().splitlines()) == 3  # the environment and two modes of logsumexp
     assert "logsumexp gradient" in capsys.readouterr().out
 
