@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from softjax._numerics import compute_dtype, excess
+from softjax._numerics import compute_dtype, excess, shift
 
 
 class Rows(NamedTuple):
@@ -182,12 +182,8 @@ def surprisals(s: Statistics, scalars: Scalars) -> Array:
 
 @jax.custom_jvp
 def _shift(x: Array, top: Array) -> Array:
-    """x - m, exactly 0 at a maximal entry.
-
-    Also where x is a product, and a compiler contracts x - m into one multiply-add, which does
-    not round x as m was rounded: min(x, m) is x, and cannot be contracted.
-    """
-    return jnp.minimum(x, top) - top
+    """`shift` with the derivative of x - m, also where x ties with m."""
+    return shift(x, top)
 
 
 @_shift.defjvp
