@@ -1,5 +1,6 @@
 """The arguments of a linear head and its loss: checked, and brought to one form."""
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -56,7 +57,9 @@ def checked_head(
         b = _checks.real_array(function, "bias", bias)
         _checks.same_shape(function, "bias", b, w.shape[1:])
         b = b.astype(compute_dtype(dtype))
-    return Head(h.reshape(-1, h.shape[-1]).astype(dtype), w.astype(dtype), b, h.shape[:-1])
+    *lead, features = h.shape
+    h = h.reshape(math.prod(lead), features)
+    return Head(h.astype(dtype), w.astype(dtype), b, tuple(lead))
 
 
 def checked_scalars(
@@ -118,8 +121,8 @@ def checked_targets(
     if isinstance(labels, TopKLabels):
         index, probabilities = sparse_distribution(function, labels, (*head.lead, classes))
         mass = kept * probabilities.astype(dtype) * (1 if w is None else w[index])
-        k = index.shape[-1]
-        return Targets(index.reshape(-1, k), mass.reshape(-1, k), None, spread, None, None)
+        flat = len(head.hidden), index.shape[-1]
+        return Targets(index.reshape(flat), mass.reshape(flat), None, spread, None, None)
 
     _checks.not_negative(function, "labels", labels)
     dense = _checks.real_array(function, "labels", labels)
@@ -127,7 +130,8 @@ def checked_targets(
     factors = None
     if e is not None or w is not None:
         factors = jnp.broadcast_to(kept, classes) * (1 if w is None else w)
-    return Targets(None, None, dense.reshape(-1, classes), spread, factors, None)
+    flat = len(head.hidden), classes
+    return Targets(None, None, dense.reshape(flat), spread, factors, None)
 
 
 def checked_weights(function: str, weights: ArrayLike | None, head: Head) -> Array | None:

@@ -149,13 +149,15 @@ def losses(s: Statistics, mass: Array | None, active: Array | None, scalars: Sca
         loss += s.mass * log_total(s) + s.cost
     if scalars.z_loss is not None:
         loss += scalars.z_loss * log_partition(s, scalars) ** 2
-    return jnp.where(alive(s, active), loss, 0)
+    return jnp.where(alive(s, mass, active), loss, 0)
 
 
-def alive(s: Statistics, active: Array | None) -> Array:
-    """Which rows take part: the active ones with a class that is not -inf."""
-    not_empty = ~(s.excess < 0)
-    return not_empty if active is None else not_empty & active
+def alive(s: Statistics, mass: Array | None, active: Array | None) -> Array:
+    """Which rows take part: the active ones with a class that is not -inf, or with a bad label."""
+    part = ~(s.excess < 0)
+    if mass is not None:
+        part |= jnp.any(jnp.isnan(mass), -1)
+    return part if active is None else part & active
 
 
 def log_total(s: Statistics) -> Array:

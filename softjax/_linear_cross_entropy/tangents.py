@@ -34,7 +34,7 @@ def tangent(
     dots: Block,
 ) -> Array:
     """What the tangents `dots` of a block, None where there are none, add to that of the losses."""
-    top, taking_part = s.top[:, None], alive(s, active)
+    top, taking_part = s.top[:, None], alive(s, block.mass, active)
     x = class_logits(block.product, block.bias, block.scalars.softcap)
     d = distance(x, top, block.scalars.temperature)
     l_dot = jnp.zeros_like(s.excess)
@@ -66,7 +66,7 @@ def row_tangent(
         # sum_k g_k is 2 z lse: the offset that d is without counts.
         slope = 2 * z_loss * lse * offset(s, scalars) / temperature
         l_dot -= slope * dots.scalars.temperature
-    return jnp.where(alive(s, active), l_dot, 0)
+    return jnp.where(alive(s, mass, active), l_dot, 0)
 
 
 def _logit_gradient(
