@@ -10,7 +10,6 @@ import pytest
 
 import softjax
 from softjax._linear_cross_entropy import reference
-from softjax._linear_cross_entropy.entry import _reduced
 
 pytestmark = pytest.mark.x64_once
 
@@ -166,17 +165,3 @@ def test_the_backward_pass_keeps_inputs_and_gradients_only():
     labels = jnp.asarray(rng.integers(V, size=N))
     _, pullback = jax.vjp(lambda h, w: f(h, w, labels), hidden, kernel)
     assert sum(a.size for a in jax.tree.leaves(pullback)) < 2 * D * V + 2 * N * D + 16 * N
-
-
-def test_the_second_call_does_not_compile():
-    rng = np.random.default_rng(0)
-    sizes = []
-    for _ in range(3):
-        hidden, kernel = (
-            jnp.asarray(rng.standard_normal(s), jnp.float32) for s in [(5, 3), (3, 7)]
-        )
-        labels = jnp.asarray(rng.integers(7, size=5))
-        f = loss("mean", temperature=0.5, max_temp_bytes=10_000)
-        jax.value_and_grad(f)(hidden, kernel, labels)
-        sizes.append(_reduced._cache_size())
-    assert sizes[0] == sizes[2]

@@ -143,10 +143,10 @@ def linear_cross_entropy_outputs(
     checked_budget(name, max_temp_bytes)
     arguments, lead = _arguments(name, hidden, kernel, bias, labels, softcap, temperature)
     classes = arguments.classes.kernel.shape[1]
-    if not isinstance(top_k, int) or not 1 <= top_k <= classes:
+    if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= classes:
         expected = f"an integer in [1, {classes}]"
         raise ValueError(_checks.message(name, "top_k", expected, repr(top_k)))
-    reals, top_classes = _mapped(partial(_outputs, top_k), arguments, max_temp_bytes)
+    reals, top_classes = _mapped(_outputs, arguments, max_temp_bytes, top_k)
     log_probability, *others = jax.tree.map(
         lambda a: a.reshape(*lead, *a.shape[1:]), (*reals, top_classes)
     )
@@ -173,9 +173,12 @@ def _arguments(
     return Arguments(rows, Classes(head.kernel, head.bias, None, None), scalars), head.lead
 
 
-@partial(jax.jit, static_argnums=(0, 2))
-def _mapped(function, arguments: Arguments, budget: int | None) -> Any:
+@partial(jax.jit, static_argnums=(0, 2, 3))
+def _mapped(function, arguments: Arguments, budget: int | None, *options: int) -> Any:
     """The reals and the integers of `function`, with its derivative by JAX, some rows at a time."""
+
+    def of(part: Arguments):
+        return function(part, *options)
 
     def tangent(part: Arguments, dots: Arguments):
         dots = jax.tree.map(
@@ -184,9 +187,9 @@ def _mapped(function, arguments: Arguments, budget: int | None) -> Any:
             dots,
             is_leaf=lambda a: a is None,
         )
-        return jvp_along(lambda part: function(part)[0], (part,), (dots,))
+        return jvp_along(lambda part: of(part)[0], (part,), (dots,))
 
-    return of_rows(function, tangent, budget, arguments)
+    return of_rows(of, tangent, budget, arguments)
 
 
 def _log_partitions(part: Arguments):
@@ -194,7 +197,7 @@ def _log_partitions(part: Arguments):
     return jnp.where(s.excess < 0, -jnp.inf, log_partition(s, part.scalars)), ()
 
 
-def _outputs(top_k: int, part: Arguments):
+def _outputs(part: Arguments, top_k: int):
     rows, _, scalars = part
     block = block_of(*part)
     s = statistics(block, rows.index, 0)

@@ -1,0 +1,280 @@
+"""linear_logsumexp, linear_cross_entropy_outputs and linear_cross_entropy_ggn_vp beside float64."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+import softjax
+
+INF, NAN = np.inf, np.nan
+N, D, V = 9, 3, 7  # two pieces of rows, of 5 and of 4
+OPTIONS = [{}, {"softcap": 2.0, "temperature": 0.7}]
+
+
+def head(dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    arrays = (rng.standard_normal(s).astype(dtype) for s in ((N, D), (D, V), V))
+    return tuple(map(jnp.asarray, arrays))
+
+
+def scaled_logits(hidden, kernel, bias, softcap=None, temperature=1.0):
+    """The logits that the losses are of, and their derivative by hidden @ kernel, in float64."""
+    z = np.asarray(hidden, np.float64) @ np.asarray(kernel, np.float64) + np.asarray(bias)
+    if softcap is None:
+        return z / temperature, np.full_like(z, 1 / temperature)
+    t = np.tanh(z / softcap)
+    return softcap * t / temperature, (1 - t**2) / temperature
+
+
+def close(actual, desired, roundings=64.0):
+    """Within some roundings of the largest entry."""
+    atol = roundings * float(jnp.finfo(actual.dtype).eps) * np.abs(desired).max(initial=1e-30)
+    np.testing.assert_allclose(np.asarray(actual, np.float64), desired, rtol=0, atol=atol)
+
+
+# The outputs
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["plain", "options"])
+def test_outputs_and_their_gradients(options, dtype):
+    """Each output has a cotangent of its own for every row."""
+    point, labels = head(dtype), np.arange(N) % V
+    x, slope = scaled_logits(*point, **options)
+    log_p, p = oracles.log_softmax(x), oracles.softmax(x)
+    order = np.argsort(-x, -1, kind="stable")[:, :2]
+    entropy = -(p * log_p).sum(-1)
+    a, b, c, e = np.random.default_rng(1).standard_normal((4, N)).astype(dtype)
+
+    @jax.jit
+    def run(*point):
+        def f(hidden, kernel, bias):
+            arguments = hidden.reshape(3, 3, D), kernel, labels.reshape(3, 3), bias
+            outputs = softjax.linear_cross_entropy_outputs(*arguments, top_k=2, **options)
+            top = outputs.top_log_probabilities[..., 1]
+            terms = (outputs.log_probability, outputs.logsumexp, outputs.entropy, top)
+            total = sum(
+                jnp.sum(weight * term.reshape(-1))
+                for weight, term in zip((a, b, c, e), terms, strict=True)
+            )
+            return total, outputs
+
+        ones = jax.tree.map(jnp.ones_like, point)
+        slope_along = jax.jvp(lambda *point: f(*point)[0], point, ones)[1]
+        return *jax.grad(f, (0, 1, 2), has_aux=True)(*point), slope_along
+
+    gradients, outputs, slope_along = run(*point)
+    outputs = jax.tree.map(lambda a: a.reshape(N, *a.shape[2:]), outputs)
+    close(outputs.log_probability, log_p[np.arange(N), labels])
+    close(outputs.logsumexp, oracles.logsumexp(x))
+    close(outputs.entropy, entropy)
+    close(outputs.top_log_probabilities, np.take_along_axis(log_p, order, -1))
+    np.testing.assert_array_equal(outputs.top_classes, order)
+    assert outputs.top_classes.dtype == jnp.int32
+
+    one_hot = np.eye(V)
+    g = a[:, None] * (one_hot[labels] - p) + b[:, None] * p
+    g += c[:, None] * -p * (log_p + entropy[:, None]) + e[:, None] * (one_hot[order[:, 1]] - p)
+    expected = products(g * slope, point)
+    for actual, desired in zip(gradients, expected, strict=True):
+        close(actual, desired, 400)
+    close(slope_along, np.asarray(sum(map(np.sum, expected))), 4000)
+
+
+def products(g, point):
+    """The gradients by hidden, kernel and bias of what has the gradient g by hidden @ kernel."""
+    hidden, kernel, _ = (np.asarray(a, np.float64) for a in point)
+    return g @ kernel.T, hidden.T @ g, g.sum(0)
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("budget", [None, 1])
+def test_logsumexp_and_its_derivatives(budget, dtype):
+    """The budget of one byte takes the rows one by one."""
+    point, options = head(dtype), OPTIONS[1]
+    x, slope = scaled_logits(*point, **options)
+    p = oracles.softmax(x)
+
+    @jax.jit
+    def run(*point):
+        def f(*point):
+            losses = softjax.linear_logsumexp(*point, **options, max_temp_bytes=budget)
+            return jnp.sum(losses), losses
+
+        return jax.grad(f, (0, 1, 2), has_aux=True)(*point)
+
+    gradients, losses = run(*point)
+    close(losses, oracles.logsumexp(x))
+    for actual, desired in zip(gradients, products(p * slope, point), strict=True):
+        close(actual, desired)
+
+
+@pytest.mark.x64_once(True)
+def test_second_derivatives_of_the_outputs(dtype):
+    """The Hessian of logsumexp by the bias is diag(p) - p p^T; that of the entropy as plain."""
+    hidden, kernel, bias = head(dtype)
+
+    def plain_entropy(bias):
+        return jnp.sum(softjax.information.entropy(hidden @ kernel + bias))
+
+    def entropy(bias):
+        return jnp.sum(softjax.linear_cross_entropy_outputs(hidden, kernel, bias=bias).entropy)
+
+    def log_partition(bias):
+        return jnp.sum(softjax.linear_logsumexp(hidden, kernel, bias))
+
+    x, _ = scaled_logits(hidden, kernel, bias)
+    close(jax.jit(jax.hessian(log_partition))(bias), oracles.hessian(x).sum(0))
+    actual, desired = (jax.jit(jax.jacfwd(jax.grad(f)))(bias) for f in (entropy, plain_entropy))
+    np.testing.assert_allclose(actual, desired, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.x64_once
+def test_outputs_at_the_edges():
+    kernel = jnp.zeros((2, 4))
+    outputs = softjax.linear_cross_entropy_outputs(jnp.ones((3, 2)), kernel, top_k=4)
+    assert outputs.log_probability is None
+    np.testing.assert_array_equal(outputs.top_classes, [[0, 1, 2, 3]] * 3)  # ties, in order
+    np.testing.assert_allclose(outputs.entropy, np.log(4), rtol=1e-6)
+
+    # No class: no mass anywhere, and no gradient.
+    empty = jnp.full(4, -INF)
+    none_left = softjax.linear_cross_entropy_outputs(
+        jnp.ones((1, 2)), kernel, np.zeros(1, int), empty
+    )
+    assert none_left.log_probability == none_left.logsumexp == -INF
+    assert none_left.entropy == 0
+    gradient = jax.grad(lambda h: jnp.sum(softjax.linear_logsumexp(h, kernel, empty)))
+    np.testing.assert_array_equal(gradient(jnp.ones((1, 2))), 0)
+
+    # A traced bad label spoils its own log-probability only.
+    run = jax.jit(lambda y: softjax.linear_cross_entropy_outputs(jnp.ones((3, 2)), kernel, y))
+    outputs = run(jnp.asarray([0, 4, -1]))
+    np.testing.assert_array_equal(np.isnan(outputs.log_probability), [False, True, True])
+    np.testing.assert_allclose(outputs.logsumexp, np.log(4), rtol=1e-6)
+
+    no_rows = softjax.linear_cross_entropy_outputs(jnp.ones((0, 2)), kernel, jnp.zeros(0, int))
+    assert [a.shape for a in no_rows] == [(0,), (0,), (0,), (0, 1), (0, 1)]
+
+
+# The curvature
+
+
+def test_ggn_product(dtype):
+    """G v = J^T H J v, symmetric, and an example of weight 0 takes no part."""
+    (hidden, kernel, bias), v, u = head(dtype), head(dtype, 1), head(dtype, 2)
+    weights = np.arange(N).astype(dtype)
+    for options in OPTIONS:
+        run = jax.jit(partial(softjax.linear_cross_entropy_ggn_vp, weights=weights, **options))
+        of_v, of_u = (run(hidden.at[0].set(NAN), kernel, t, bias) for t in (v, u))
+        x, slope = scaled_logits(hidden, kernel, bias, **options)
+        h_dot, w_dot, b_dot = (np.asarray(a, np.float64) for a in v)
+        x_dot = slope * (h_dot @ np.asarray(kernel) + np.asarray(hidden) @ w_dot + b_dot)
+        g = (weights / weights.sum())[:, None] * np.einsum("nkl,nl->nk", oracles.hessian(x), x_dot)
+        for actual, desired in zip(of_v, products(slope * g, (hidden, kernel, bias)), strict=True):
+            close(actual, desired)
+        inner = [sum(map(jnp.vdot, a, b)) for a, b in ((of_v, u), (of_u, v))]
+        np.testing.assert_allclose(*inner, rtol=1e3 * float(jnp.finfo(dtype).eps))
+
+
+@pytest.mark.x64_once(True)
+def test_ggn_product_differentiates(dtype):
+    """By kernel and tangent, as the plain form: logits, jvp, the covariance, vjp."""
+    (hidden, kernel, _), (_, v, _), (_, u, _) = (head(dtype, seed) for seed in range(3))
+
+    def plain(kernel, v):
+        logits = partial(jnp.matmul, hidden)
+        z, z_dot = jax.jvp(logits, (kernel,), (v,))
+        p = jax.nn.softmax(z)
+        g = p * (z_dot - jnp.sum(p * z_dot, -1, keepdims=True))
+        return jax.vjp(logits, kernel)[1](g)[0]
+
+    def fused(kernel, v):
+        tangents = (None, v, None)
+        product = softjax.linear_cross_entropy_ggn_vp(hidden, kernel, tangents, reduction="sum")
+        assert product[0] is product[2] is None
+        return product[1]
+
+    def derivatives(product):
+        def f(kernel, v):
+            return jnp.vdot(product(kernel, v), u)
+
+        along = jax.jvp(f, (kernel, v), (u, u))[1]
+        return jax.value_and_grad(f, (0, 1))(kernel, v), along
+
+    actual, desired = (jax.jit(partial(derivatives, f))() for f in (fused, plain))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), actual, desired)
+
+
+# All of them
+
+
+@pytest.mark.x64_once
+def test_misuse():
+    h, w, y = jnp.zeros((4, 3)), jnp.zeros((3, 5)), jnp.zeros(4, jnp.int32)
+
+    def misuse(error, match, name, *args, **options):
+        with pytest.raises(error, match=rf"softjax\.{name}: {match}"):
+            getattr(softjax, name)(*args, **options)
+
+    name = "linear_logsumexp"
+    misuse(ValueError, r"`kernel` must be of shape \(3, V\)", name, h, w.T)
+    misuse(ValueError, "`temperature` must be > 0", name, h, w, temperature=0.0)
+    misuse(ValueError, "`max_temp_bytes` must be > 0", name, h, w, max_temp_bytes=0)
+    name = "linear_cross_entropy_outputs"
+    misuse(TypeError, r"`labels` must be class indices \(integer\)", name, h, w, jnp.zeros((4, 5)))
+    misuse(ValueError, r"`labels` must be of shape \(4,\), got shape \(1,\)", name, h, w, y[:1])
+    misuse(ValueError, r"`labels` must be in \[0, 5\), got 5 at \(0,\)", name, h, w, y + 5)
+    misuse(ValueError, "`softcap` must be > 0", name, h, w, y, softcap=-1.0)
+    for k in (0, 6, 1.0, True):
+        misuse(ValueError, r"`top_k` must be an integer in \[1, 5\]", name, h, w, y, top_k=k)
+    name = "linear_cross_entropy_ggn_vp"
+    misuse(
+        ValueError,
+        "`reduction` must be 'sum' or 'mean', got 'none'",
+        name,
+        h,
+        w,
+        (),
+        reduction="none",
+    )
+    misuse(
+        TypeError, r"`tangents` must be a tuple \(hidden, kernel, bias\)", name, h, w, [h, w, None]
+    )
+    misuse(ValueError, "`tangents` must be None for bias", name, h, w, (None, None, w[0]))
+    misuse(
+        ValueError, r"`tangents of kernel` must be of shape \(3, 5\)", name, h, w, (None, h, None)
+    )
+    misuse(ValueError, "`weights` must be >= 0", name, h, w, (h, w, None), weights=-jnp.ones(4))
+
+
+@pytest.mark.x64_once
+def test_the_second_call_does_not_compile(caplog):
+    """Other values, the same shapes, without a jit around it; gradients too."""
+
+    def calls(seed):
+        hidden, kernel, bias = head("float32", seed)
+        labels = jnp.asarray(np.random.default_rng(seed).integers(V, size=N))
+        options = {"softcap": 3.0 + seed, "temperature": 0.5 + seed}
+        for reduction in ("none", "mean"):
+
+            def loss(kernel, reduction=reduction):
+                losses = softjax.linear_cross_entropy(
+                    hidden, kernel, labels, bias, reduction=reduction, **options
+                )
+                return jnp.sum(losses)
+
+            loss(kernel)
+            jax.grad(loss)(kernel)
+        softjax.linear_logsumexp(hidden, kernel, bias, **options)
+        softjax.linear_cross_entropy_outputs(hidden, kernel, labels, bias, **options)
+        softjax.linear_cross_entropy_ggn_vp(hidden, kernel, (hidden, kernel, bias), bias, **options)
+
+    calls(0)
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        calls(1)
+    messages = [record.getMessage() for record in caplog.records]
+    assert not [message for message in messages if message.startswith("Compiling")]
