@@ -133,12 +133,9 @@ def optax_loss(hidden, kernel, labels):
     return losses.mean()
 
 
-@pytest.mark.parametrize(("budget", "limit"), [(None, 1.6e9), (200_000_000, 1.4e9)])
+@pytest.mark.parametrize(("budget", "limit"), [(None, 0.7e9), (400_000_000, 0.4e9)])
 def test_the_budget_bounds_the_temporaries_of_a_large_vocabulary(budget, limit):
-    """Gemma 2 2B in bfloat16; its logits alone are 8 GB in float32.
-
-    1.18 GB of either limit are a copy of the gradient: XLA:CPU updates no bfloat16 array in place.
-    """
+    """Gemma 2 2B in bfloat16; its logits alone are 8 GB in float32, its kernel 1.2 GB."""
     shapes = (
         jax.ShapeDtypeStruct((8192, 2304), jnp.bfloat16),
         jax.ShapeDtypeStruct((2304, 256000), jnp.bfloat16),

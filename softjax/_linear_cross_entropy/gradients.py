@@ -106,7 +106,9 @@ def _bars_of_classes(
         hidden_bar += times_classes(g, classes.kernel, dtype)
     plus_classes = partial(plus, start=start, axis=-1)
     if g is not None and kernel_bar is not None:
-        kernel_bar = plus_classes(kernel_bar, times_rows(rows.hidden, g, dtype))
+        # One that is not wide is of all rows at once, and XLA:CPU would copy it to read it.
+        place = plus if kernel_bar.dtype == dtype else put
+        kernel_bar = place(kernel_bar, times_rows(rows.hidden, g, dtype), start, -1)
     dense_bar = jax.tree.map(plus_classes, bars.rows.dense, new.dense)
     class_bars = jax.tree.map(plus_classes, bars.classes[1:], new[1:4])
     return Arguments(

@@ -88,9 +88,8 @@ def put(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
 
 
 def plus(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
-    """`a` with the piece added from `start` on: in the dtype of the piece, kept in that of `a`."""
-    there = cut(a, start, piece.shape[axis], axis)
-    return put(a, there.astype(piece.dtype) + piece, start, axis)
+    """`a` with the piece added from `start` on."""
+    return put(a, cut(a, start, piece.shape[axis], axis) + piece, start, axis)
 
 
 # XLA:CPU has no bfloat16 slices: it would widen all of the array first, a float32 kernel beside
