@@ -82,3 +82,31 @@ def test_every_mode_is_that_of_the_plain_form(kind, reduction, budget):
     close = partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12)
     for mode in desired:
         jax.tree.map(partial(close, err_msg=mode), actual[mode], desired[mode])
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_second_derivatives_in_half_precision(reduction):
+    """Beside those of the plain form in float32, of the same rounded inputs; sizes of eps 1/256."""
+    labels = LABELS["index"]()
+    point, direction = (
+        tuple(jnp.asarray(a, jnp.bfloat16) for a in t[:2]) for t in (POINT, DIRECTION)
+    )
+
+    def products(function, point, direction):
+        def f(hidden, kernel):
+            return jnp.mean(function(hidden, kernel, labels, reduction=reduction))
+
+        def squared_slope(*point):
+            slopes = jax.grad(f, (0, 1))(*point)
+            return sum(jnp.sum(slope.astype(jnp.float32) ** 2) for slope in slopes)
+
+        gradient = jax.grad(f, (0, 1))
+        return jax.jvp(gradient, point, direction)[1], jax.grad(squared_slope, (0, 1))(*point)
+
+    wide = jax.tree.map(lambda a: a.astype(jnp.float32), (point, direction))
+    actual = jax.jit(partial(products, softjax.linear_cross_entropy))(point, direction)
+    desired = jax.jit(partial(products, reference.linear_cross_entropy))(*wide)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(desired), strict=True):
+        assert a.dtype == jnp.bfloat16
+        atol = 4 / 256 * float(jnp.max(jnp.abs(b)))
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=0, atol=atol)
