@@ -32,7 +32,7 @@ def sweep(step: Step, sums: Any, operands: Any, length: int, size: int) -> Any:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
 def accumulated(step: Step, shapes: Any, length: int, sizes: tuple[int, int], operands: Any) -> Any:
-    """The same from zeros, for a step whose result less `sums` does not depend on `sums`.
+    """The same from zeros, for a step whose derivative does not depend on `sums`.
 
     Its derivative is accumulated too, in pieces of the second size: nothing is kept for it, and
     the first sums are not computed beside it.
