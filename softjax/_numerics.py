@@ -10,8 +10,9 @@ whose top is far above the rest, 1 + r is 1 and all the information is in r.
 
 import math
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -89,6 +90,7 @@ def log_total(m: Array, r: Array) -> Array:
     return jnp.where(m < jnp.inf, jnp.log1p(jnp.maximum(r, 0)), jnp.nan)
 
 
+@partial(jax.checkpoint, static_argnums=(2,), prevent_cse=False)  # saves a, not the choice
 def inner(a: Array, b: Array, axes: tuple[int, ...]) -> Array:
     """<a, b> over `axes`, kept, with 0 b = 0: a class without probability has no tangent.
 

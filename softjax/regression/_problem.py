@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from softjax._numerics import excess, log_total, shift
+from softjax._softmax import log_softmax_core
 from softjax.regression import _status
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._sparse import is_sparse
@@ -140,10 +140,9 @@ def point(problem: Problem, theta: Array, logits: Array) -> Point:
 
 
 def value(problem: Problem, theta: Array, logits: Array) -> Array:
-    """The objective: sum_i w_i log1p(r_i) - sum_ik q_ik (z_ik - max z_i) and the penalties."""
-    m, r = excess(logits, (0,))
-    q, kernel = problem.targets, penalised(theta)
-    loss = jnp.vdot(example_weights(q), log_total(m, r)[0]) - jnp.vdot(q, shift(logits, m))
+    """The objective: sum_ik q_ik (-log p_ik) and the penalties."""
+    kernel = penalised(theta)
+    loss = -jnp.vdot(problem.targets, log_softmax_core(logits, (0,)))
     return loss + problem.l2 / 2 * jnp.vdot(kernel, kernel) + problem.l1 * jnp.sum(jnp.abs(kernel))
 
 
