@@ -71,6 +71,22 @@ def one_axis(function: str, axis: int, ndim: int) -> int:
     return axes(function, int(axis), ndim)[0]
 
 
+def integer(function: str, argument: str, value: Any) -> int:
+    """`value` as an integer; a float is none."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise TypeError(message(function, argument, "an integer", repr(value))) from error
+
+
+def at_least(function: str, argument: str, value: Any, bound: int) -> int:
+    """`value` as an integer >= `bound`."""
+    number = integer(function, argument, value)
+    if number < bound:
+        raise ValueError(message(function, argument, f">= {bound}", number))
+    return number
+
+
 def mask(function: str, where: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
     """`where` as a boolean array of `shape`."""
     if where is None:

@@ -1,6 +1,5 @@
 """Calibration: whether what is predicted with probability p comes true in a share p of cases."""
 
-import operator
 from functools import partial
 from typing import NamedTuple
 
@@ -253,13 +252,7 @@ def _binned(
     if values is not None:
         outside = (values < 0) | (values > 1.001)  # sums of rounded exponentials may pass 1
         _checks.refuse_first(function, "probabilities", "in [0, 1]", values, outside)
-    try:
-        num_bins = operator.index(num_bins)
-    except TypeError as error:
-        message = _checks.message(function, "num_bins", "an integer", repr(num_bins))
-        raise TypeError(message) from error
-    if num_bins < 1:
-        raise ValueError(_checks.message(function, "num_bins", ">= 1", num_bins))
+    num_bins = _checks.at_least(function, "num_bins", num_bins, 1)
     targets = _targets(function, labels, jnp.shape(probabilities), p.dtype)
     return _reliability_diagram(p, targets, w, num_bins, bool(adaptive))
 

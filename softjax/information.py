@@ -5,7 +5,6 @@ averages are made of. Here p = softmax(target_logits) and q = softmax(logits).
 """
 
 import math
-import operator
 from functools import partial, reduce
 
 import jax
@@ -236,13 +235,7 @@ def joint_entropy(
 
     Source: Cover and Thomas (2006), theorem 2.6.6.
     """
-    try:
-        n = operator.index(n)
-    except TypeError as error:
-        expected = "an integer"
-        raise TypeError(_checks.message("joint_entropy", "n", expected, repr(n))) from error
-    if n < 0:
-        raise ValueError(_checks.message("joint_entropy", "n", ">= 0", n))
+    n = _checks.at_least("joint_entropy", "n", n, 0)
     return n * _of_one("joint_entropy", logits, axis, where)
 
 

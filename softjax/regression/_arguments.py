@@ -1,6 +1,5 @@
 """The arguments of a fit, checked and put on the device."""
 
-import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -146,14 +145,7 @@ def not_negative(argument: str, value: Any) -> Any:
 
 
 def at_least(argument: str, value: int, bound: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError as cause:
-        message = _checks.message(FIT, argument, "an integer", repr(value))
-        raise TypeError(message) from cause
-    if number < bound:
-        raise error(argument, f">= {bound}", number)
-    return number
+    return _checks.at_least(FIT, argument, value, bound)
 
 
 def _weights(argument: str, weights: ArrayLike, length: int) -> Array:

@@ -1,6 +1,5 @@
 """Estimates with their standard errors and intervals."""
 
-import operator
 from functools import partial
 from typing import NamedTuple
 
@@ -167,10 +166,7 @@ def by_class(params: SoftmaxRegression, v: Array) -> tuple[Array, Array]:
 
 
 def class_index(function: str, argument: str, value: int, num_classes: int) -> int:
-    try:
-        index = operator.index(value)
-    except TypeError as error:
-        raise TypeError(_checks.message(function, argument, "an integer", repr(value))) from error
+    index = _checks.integer(function, argument, value)
     if not 0 <= index < num_classes:
         raise ValueError(_checks.message(function, argument, f"in [0, {num_classes})", index))
     return index
