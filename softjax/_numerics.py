@@ -21,6 +21,8 @@ from jax import Array, lax
 UNROLLED = 24
 # From this many classes on, the results that it vectorizes over are classes, below they are rows.
 WIDE = 64
+# From this many results on behind the classes, it vectorizes over those.
+LONG = 16
 
 Pair = tuple[Array, Array]
 
@@ -65,18 +67,12 @@ def excess(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     """
     # Behind the barrier no compiler spends its time on evaluating the sums of logits that it knows.
     m = lax.optimization_barrier(maximum(x, axes))
-    kept = tuple(axis for axis in range(x.ndim) if axis not in axes)
-    batch = tuple(x.shape[axis] for axis in kept)
-    classes = math.prod(x.shape[axis] for axis in axes)
-    rows = x.transpose(*kept, *axes).reshape(*batch, classes)
-    top = m.reshape(*batch, 1)
-    if classes < WIDE and batch and batch[-1] > 1 and batch[-1] % 2:
-        # XLA:CPU vectorizes over rows, but only over an even number of them.
-        even = _sums_beside_top(rows[..., :-1, :], top[..., :-1, :])
-        odd = _sums_beside_top(rows[..., -1:, :], top[..., -1:, :])
-        rest, tops = (jnp.concatenate(parts, -1) for parts in zip(even, odd, strict=True))
-    else:
-        rest, tops = _sums_beside_top(rows, top)
+    order, axis = _layout(x.shape, axes)
+    shape = [x.shape[i] for i in order]
+    shape[axis : axis + len(axes)] = [math.prod(x.shape[i] for i in axes)]
+    rows = x.transpose(order).reshape(shape)
+    shape[axis] = 1
+    rest, tops = _sums_beside_top(rows, m.reshape(shape), axis)
     return m, (rest + (tops - 1)).reshape(m.shape)
 
 
@@ -101,19 +97,38 @@ def inner(a: Array, b: Array, axes: tuple[int, ...]) -> Array:
     return jnp.sum(jnp.where(is_zero, 0, a * b), axes, keepdims=True)
 
 
-def _sums_beside_top(rows: Array, m: Array) -> Pair:
-    """The sum of exp(x - m) without the maximal entries, and how many those are."""
+def _layout(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    """An order of all axes that has `axes` as neighbours, and the place of their first.
+
+    The order that there is, where the axes behind are long enough to vectorize over: an image's
+    classes stay where they are. Otherwise `axes` come last.
+    """
+    given, axes = tuple(range(len(shape))), tuple(sorted(axes))
+    if axes and axes == given[axes[0] : axes[-1] + 1] and math.prod(shape[axes[-1] + 1 :]) >= LONG:
+        return given, axes[0]
+    return tuple(axis for axis in given if axis not in axes) + axes, len(shape) - len(axes)
+
+
+def _sums_beside_top(rows: Array, m: Array, axis: int) -> Pair:
+    """The sum of exp(x - m) over an axis without the maximal entries, and how many those are."""
+    last = axis == rows.ndim - 1
+    if last and axis > 0 and rows.shape[-1] < WIDE and rows.shape[-2] % 2 and rows.shape[-2] > 1:
+        # XLA:CPU vectorizes over rows, but only over an even number of them.
+        even = _sums_beside_top(rows[..., :-1, :], m[..., :-1, :], axis)
+        odd = _sums_beside_top(rows[..., -1:, :], m[..., -1:, :], axis)
+        rest, tops = (jnp.concatenate(parts, -1) for parts in zip(even, odd, strict=True))
+        return rest, tops
 
     def terms(part: slice) -> Pair:
-        x = rows[..., part]
+        x = lax.slice_in_dim(rows, part.start, part.stop, axis=axis)
         is_top = x == m
         return jnp.where(is_top, 0, jnp.exp(shift(x, m))), is_top.astype(x.dtype)
 
-    return _sums(terms, rows.shape[-1])
+    return _sums(terms, rows.shape[axis], axis, last)
 
 
-def _sums(terms: Callable[[slice], Pair], length: int) -> Pair:
-    """The sums of two arrays over their last axis, both in one loop, as a tree.
+def _sums(terms: Callable[[slice], Pair], length: int, axis: int, last: bool) -> Pair:
+    """The sums of two arrays over an axis, both in one loop, as a tree.
 
     The axis is cut into tiles [height, width], which are summed down their columns, then over
     the columns, then over the tiles. This is exact to a few ulp and vectorizes, and the first
@@ -121,24 +136,28 @@ def _sums(terms: Callable[[slice], Pair], length: int) -> Pair:
     arrays part by part: an expression that is sliced in two places would be an array in memory.
     """
     sums, start = [], 0
-    for count, height, width in _tiling(length):
+    for count, height, width in _tiling(length, last):
         stop = start + count * height * width
         a, b = terms(slice(start, stop))
         start = stop
-        tiles = (*a.shape[:-1], count, height, width)
-        columns = _sums_down(a.reshape(tiles), b.reshape(tiles), a.ndim)
-        sums.append(_sums_along(*_sums_along(*columns)))
+        tiles = (*a.shape[:axis], count, height, width, *a.shape[axis + 1 :])
+        columns = _sums_down(a.reshape(tiles), b.reshape(tiles), axis + 1)
+        sums.append(_sums_along(*_sums_along(*columns, axis + 1, last), axis, last))
     (a, b), *others = sums
     for other in others:
         a, b = a + other[0], b + other[1]
     return a, b
 
 
-def _sums_along(a: Array, b: Array) -> Pair:
+def _sums_along(a: Array, b: Array, axis: int, last: bool) -> Pair:
     """The same of arrays in memory."""
-    if a.shape[-1] == 1:
-        return a[..., 0], b[..., 0]
-    return _sums(lambda part: (a[..., part], b[..., part]), a.shape[-1])
+    if a.shape[axis] == 1:
+        return jnp.squeeze(a, axis), jnp.squeeze(b, axis)
+
+    def part_of(x: Array, part: slice) -> Array:
+        return lax.slice_in_dim(x, part.start, part.stop, axis=axis)
+
+    return _sums(lambda part: (part_of(a, part), part_of(b, part)), a.shape[axis], axis, last)
 
 
 def _sums_down(a: Array, b: Array, axis: int) -> Pair:
@@ -147,16 +166,19 @@ def _sums_down(a: Array, b: Array, axis: int) -> Pair:
 
 
 @cache
-def _tiling(length: int) -> list[tuple[int, int, int]]:
+def _tiling(length: int, last: bool) -> list[tuple[int, int, int]]:
     """(count, height, width) of the tiles that cover an axis, one kind after the other.
 
-    Narrow ones vectorize over rows, wide ones over classes too.
+    Narrow ones vectorize over rows, wide ones over classes too, which must be the last axis.
     """
     if length < WIDE:
         starts = range(0, max(length, 1), UNROLLED)
         return [(1, min(UNROLLED, length - start), 1) for start in starts]
+    if not last:
+        count, left_over = divmod(length, UNROLLED)
+        return [(count, UNROLLED, 1)] + ([(1, left_over, 1)] if left_over else [])
     tiles = [(h, w) for h in range(8, UNROLLED + 1) for w in range(8, 49, 8) if h * w <= length]
     height, width = min(tiles, key=lambda tile: (length % math.prod(tile), -tile[0], tile[1]))
     count = length // (height * width)
     left_over = length - count * height * width
-    return [(count, height, width)] + (_tiling(left_over) if left_over else [])
+    return [(count, height, width)] + (_tiling(left_over, last) if left_over else [])
