@@ -9,7 +9,7 @@ from softjax import _checks
 from softjax._labels import Labels, class_indices, distribution, is_class_indices
 from softjax._logsumexp import logsumexp_core
 from softjax._losses import expected_loss, index_loss, spoiled
-from softjax._numerics import compute_dtype, masked
+from softjax._numerics import compute_dtype, looked_up, masked
 
 
 def cross_entropy(
@@ -141,7 +141,7 @@ def _cross_entropy(x, targets, where, label_smoothing, class_weights, z_loss) ->
         index, bad, ignored = targets
         loss = index_loss(x, index, ignored)
         if weights is not None:
-            loss = _times(weights[index], loss)
+            loss = _times(looked_up(weights, index), loss)
         if ignored is not None:
             x = jnp.where(ignored[..., None], -jnp.inf, x)
     else:

@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple, TypeGuard
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -134,6 +135,10 @@ def sparse_distribution(
 
 def _scattered(function: str, labels: TopKLabels, shape: tuple[int, ...], dtype) -> Array:
     index, probabilities = sparse_distribution(function, labels, shape)
+    if any(jax.typeof(index).sharding.spec):
+        # Rows on Explicit axes, over which nothing is scattered.
+        is_class = index[..., None] == jnp.arange(shape[-1], dtype=index.dtype)
+        return jnp.sum(jnp.where(is_class, probabilities.astype(dtype)[..., None], 0), -2)
     rows = jnp.indices(index.shape, sparse=True)[:-1]
     return jnp.zeros(shape, dtype).at[(*rows, index)].add(probabilities.astype(dtype))
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from softjax._numerics import excess, inner, log_total, shift, total
+from softjax._numerics import beside_label, excess, inner, log_total, shards, shift, total
 from softjax._softmax import (
     is_empty,
     log_softmax_core,
@@ -24,8 +24,8 @@ from softjax._softmax import (
 @jax.custom_jvp
 def index_loss(x: Array, index: Array, ignored: Array | None) -> Array:
     """-log softmax(x)[index], and 0 where `ignored` or where the row is empty."""
-    m, r = excess(x, (x.ndim - 1,))
-    loss = jnp.where(r < 0, 0, log_total(m, r) - shift(_at(x, index), m))[..., 0]
+    m, r, d_label, _ = _around_label(x, index)
+    loss = jnp.where(r < 0, 0, log_total(m, r) - d_label)[..., 0]
     return loss if ignored is None else jnp.where(ignored, 0, loss)
 
 
@@ -39,9 +39,7 @@ def _index_loss_jvp(primals, tangents):
 @jax.custom_jvp
 def index_loss_gradient(x: Array, index: Array, ignored: Array | None) -> Array:
     """softmax(x) - onehot(index): at the label minus the sum of the others, never p - 1."""
-    m, r = excess(x, (x.ndim - 1,))
-    d_label = shift(_at(x, index), m)
-    others = jnp.where(d_label == 0, r, (1 + r) - jnp.exp(d_label))  # r is the sum without a top
+    m, r, _, others = _around_label(x, index)
     is_label = jnp.arange(x.shape[-1], dtype=index.dtype) == index[..., None]
     g = jnp.where(is_label, -others, jnp.exp(shift(x, m))) / total(m, r)
     return g if ignored is None else jnp.where(ignored[..., None], 0, g)
@@ -103,5 +101,13 @@ def spoiled(loss: Array, bad: Array | None) -> Array:
     return loss if bad is None else loss * jnp.where(bad, jnp.nan, 1).astype(loss.dtype)
 
 
-def _at(x: Array, index: Array) -> Array:
-    return jnp.take_along_axis(x, index[..., None], -1, mode="promise_in_bounds")
+def _around_label(x: Array, index: Array) -> tuple[Array, Array, Array, Array]:
+    """m, r, d_y and the sum of exp(d) over the other classes, all with the axis kept."""
+    axes = (x.ndim - 1,)
+    if shards(x, axes) == (1,):
+        m, r = excess(x, axes)
+        d = shift(jnp.take_along_axis(x, index[..., None], -1, mode="promise_in_bounds"), m)
+        return m, r, d, jnp.where(d == 0, r, (1 + r) - jnp.exp(d))  # r is the sum without a top
+    m, d, others = beside_label(x, index)
+    # Where the label is not the top, the others have it, and the loss is at least log 2.
+    return m, jnp.where(d == 0, others, (others - 1) + jnp.exp(d)), d, others

@@ -15,6 +15,8 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.sharding import AxisType, reshard, use_abstract_mesh
+from jax.sharding import PartitionSpec as P
 
 # XLA:CPU writes out a reduction of up to about this many terms, and vectorizes over its results.
 # A longer one is a loop of single additions, eight times slower.
@@ -65,6 +67,12 @@ def excess(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     rows the maximum that XLA:CPU calls skips a NaN beside +inf. Entries of +inf are tops, so that
     m + log1p(r) is +inf by itself.
     """
+    counts = shards(x, axes)
+    if math.prod(counts) > 1:
+        m = maximum(x, axes)
+        rows, top = _by_shard(x, axes, counts), _by_shard(m, axes, (1,) * len(axes))
+        rest, tops = _over_shards(_sums_beside_top(rows, top, rows.ndim - 1), axes)
+        return m, rest + (tops - 1)
     # Behind the barrier no compiler spends its time on evaluating the sums of logits that it knows.
     m = lax.optimization_barrier(maximum(x, axes))
     order, axis = _layout(x.shape, axes)
@@ -72,8 +80,63 @@ def excess(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     shape[axis : axis + len(axes)] = [math.prod(x.shape[i] for i in axes)]
     rows = x.transpose(order).reshape(shape)
     shape[axis] = 1
-    rest, tops = _sums_beside_top(rows, m.reshape(shape), axis)
+    top = m.reshape(shape)
+    narrow = 0 < axis == rows.ndim - 1 and rows.shape[-1] < WIDE
+    if narrow and rows.shape[-2] > 1 and rows.shape[-2] % 2 and shards(rows, (axis - 1,)) == (1,):
+        # XLA:CPU vectorizes over rows, but only over an even number of them.
+        even = _sums_beside_top(rows[..., :-1, :], top[..., :-1, :], axis)
+        odd = _sums_beside_top(rows[..., -1:, :], top[..., -1:, :], axis)
+        rest, tops = (jnp.concatenate(parts, -1) for parts in zip(even, odd, strict=True))
+    else:
+        rest, tops = _sums_beside_top(rows, top, axis)
     return m, (rest + (tops - 1)).reshape(m.shape)
+
+
+def beside_label(x: Array, index: Array) -> tuple[Array, Array, Array]:
+    """m = max x, d = x_y - m and the sum of exp(x - m) beside the class y, over the last axis.
+
+    For classes on many devices: two sums and a maximum, where `excess` and a look-up have three.
+    """
+    axes = (x.ndim - 1,)
+    m, counts = maximum(x, axes), shards(x, axes)
+    is_label = jnp.arange(x.shape[-1], dtype=index.dtype) == index[..., None]
+    rows, labels = (_by_shard(a, axes, counts) for a in (x, is_label))
+    top = _by_shard(m, axes, (1,))
+
+    def terms(part: slice) -> Pair:
+        d, is_label = shift(rows[..., part], top), labels[..., part]
+        return jnp.where(is_label, d, 0), jnp.where(is_label, 0, jnp.exp(d))
+
+    return m, *_over_shards(_sums(terms, rows.shape[-1], rows.ndim - 1, last=True), axes)
+
+
+def shards(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
+    """In how many equal parts the devices of a mesh may hold each of the axes; 1 without a mesh.
+
+    The sharding on Explicit axes is in the type. Auto axes hide theirs: a count that all of them
+    divide has the true one as a divisor, for JAX shards into equal parts.
+    """
+    sharding = jax.typeof(x).sharding
+    mesh = sharding.mesh
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    hidden = math.prod(mesh.shape[name] for name, kind in kinds if kind == AxisType.Auto)
+
+    def count(axis: int) -> int:
+        names = sharding.spec[axis] or ()
+        seen = math.prod(mesh.shape[n] for n in (names if isinstance(names, tuple) else (names,)))
+        return math.gcd(x.shape[axis], hidden * seen)
+
+    return tuple(map(count, axes))
+
+
+def looked_up(table: Array, index: Array) -> Array:
+    """table[index]; on Explicit axes, where that is no operation, from a table that is whole."""
+    specs = [jax.typeof(a).sharding.spec for a in (table, index)]
+    if not any(map(any, specs)):
+        return table[index]
+    meshes = [jax.typeof(a).sharding.mesh for a in (table, index)]
+    with use_abstract_mesh(next(mesh for mesh in meshes if not mesh.empty)):
+        return reshard(table, P()).at[index].get(out_sharding=specs[1])
 
 
 def total(m: Array, r: Array) -> Array:
@@ -111,20 +174,32 @@ def _layout(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[tuple[int, .
 
 def _sums_beside_top(rows: Array, m: Array, axis: int) -> Pair:
     """The sum of exp(x - m) over an axis without the maximal entries, and how many those are."""
-    last = axis == rows.ndim - 1
-    if last and axis > 0 and rows.shape[-1] < WIDE and rows.shape[-2] % 2 and rows.shape[-2] > 1:
-        # XLA:CPU vectorizes over rows, but only over an even number of them.
-        even = _sums_beside_top(rows[..., :-1, :], m[..., :-1, :], axis)
-        odd = _sums_beside_top(rows[..., -1:, :], m[..., -1:, :], axis)
-        rest, tops = (jnp.concatenate(parts, -1) for parts in zip(even, odd, strict=True))
-        return rest, tops
 
     def terms(part: slice) -> Pair:
         x = lax.slice_in_dim(rows, part.start, part.stop, axis=axis)
         is_top = x == m
         return jnp.where(is_top, 0, jnp.exp(shift(x, m))), is_top.astype(x.dtype)
 
-    return _sums(terms, rows.shape[axis], axis, last)
+    return _sums(terms, rows.shape[axis], axis, last=axis == rows.ndim - 1)
+
+
+def _by_shard(x: Array, axes: tuple[int, ...], counts: tuple[int, ...]) -> Array:
+    """x as [..., *counts, what one device holds]: sums over the last axis need no other device."""
+    kept = [axis for axis in range(x.ndim) if axis not in axes]
+    x = x.transpose(*kept, *axes)
+    for axis, count in zip(range(len(kept), x.ndim), counts, strict=True):
+        # Split where it stands, for Explicit axes take one step at a time, then to its place.
+        axis = axis + (axis - len(kept))
+        x = x.reshape(*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])
+    outer, inner = (range(len(kept) + i, x.ndim, 2) for i in (0, 1))
+    x = x.transpose(*range(len(kept)), *outer, *inner)
+    return x.reshape(*x.shape[: len(kept) + len(axes)], -1)
+
+
+def _over_shards(sums: Pair, axes: tuple[int, ...]) -> Pair:
+    """The sums of all shards, with the axes kept."""
+    a, b = (jnp.sum(x, range(x.ndim - len(axes), x.ndim)) for x in sums)
+    return jnp.expand_dims(a, axes), jnp.expand_dims(b, axes)
 
 
 def _sums(terms: Callable[[slice], Pair], length: int, axis: int, last: bool) -> Pair:

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_num_cpu_devices", 8)  # for test_parallel*.py; the others use the first
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -16,7 +16,7 @@ from softjax._labels import (
     sparse_distribution,
 )
 from softjax._linear_cross_entropy.blocks import Scalars
-from softjax._numerics import compute_dtype
+from softjax._numerics import compute_dtype, looked_up
 
 
 class Head(NamedTuple):
@@ -108,7 +108,7 @@ def checked_targets(
     if is_class_indices(labels, function):
         _checks.same_shape(function, "labels", labels, head.lead)
         index, bad, ignored = class_indices(function, labels, classes, ignore_index)
-        mass = jnp.broadcast_to(kept, index.shape) if w is None else kept * w[index]
+        mass = jnp.broadcast_to(kept, index.shape) if w is None else kept * looked_up(w, index)
         if bad is not None:
             mass = jnp.where(bad, jnp.nan, mass)
         if ignored is not None:
@@ -120,7 +120,7 @@ def checked_targets(
         raise TypeError(_checks.message(function, "ignore_index", expected, ignore_index))
     if isinstance(labels, TopKLabels):
         index, probabilities = sparse_distribution(function, labels, (*head.lead, classes))
-        mass = kept * probabilities.astype(dtype) * (1 if w is None else w[index])
+        mass = kept * probabilities.astype(dtype) * (1 if w is None else looked_up(w, index))
         flat = len(head.hidden), index.shape[-1]
         return Targets(index.reshape(flat), mass.reshape(flat), None, spread, None, None)
 

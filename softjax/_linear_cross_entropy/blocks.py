@@ -78,10 +78,15 @@ def block_of(rows: Rows, classes: Classes, scalars: Scalars, product: Array | No
 
 
 def class_logits(h_w: Array | None, bias: Array | None, softcap: Array | None) -> Array:
-    """x = cap tanh((h W + b) / cap)."""
+    """x = cap tanh((h W + b) / cap); -inf stays, so that a bias of -inf takes a class out."""
     assert h_w is not None
     x = h_w if bias is None else h_w + bias
-    return x if softcap is None else softcap * jnp.tanh(x / softcap)
+    if softcap is None:
+        return x
+    if bias is None:
+        return softcap * jnp.tanh(x / softcap)
+    out = jnp.isneginf(x)
+    return jnp.where(out, -jnp.inf, softcap * jnp.tanh(jnp.where(out, 0, x) / softcap))
 
 
 def distance(x: Array, top: Array, temperature: Array | None) -> Array:

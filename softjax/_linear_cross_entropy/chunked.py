@@ -18,7 +18,13 @@ import numpy as np
 from jax import Array
 
 from softjax._linear_cross_entropy import plan
-from softjax._linear_cross_entropy.blocks import block_of, losses, statistics
+from softjax._linear_cross_entropy.blocks import (
+    Block,
+    Statistics,
+    block_of,
+    losses,
+    statistics,
+)
 from softjax._linear_cross_entropy.gradients import gradients
 from softjax._linear_cross_entropy.pieces import (
     Arguments,
@@ -106,16 +112,24 @@ def _losses(part: Arguments) -> Array:
 
 
 def _losses_tangent(part: Arguments, dots: Arguments) -> Array:
-    """sum_k g_k (h W)_dot_k as <h_dot, g W^T> + <h, g W_dot^T>, and the rest.
-
-    Every product has g as a factor, in the dtype of the inputs, and so has its transpose.
-    """
-    rows, classes, scalars = part
+    rows, _, scalars = part
     block = block_of(*part)
     s = statistics(block, rows.index, 0)
-    linear = partial(tangent, block, s, rows.index, 0, rows.active)
-    others = block_dots(None, dots)
-    l_dot = linear(others) + row_tangent(s, rows.mass, rows.active, scalars, others)
+    of_rows = row_tangent(s, rows.mass, rows.active, scalars, block_dots(None, dots))
+    return of_rows + block_tangent(part, dots, block, s, 0)
+
+
+def block_tangent(
+    part: Arguments, dots: Arguments, block: Block, s: Statistics, start: Array | int
+) -> Array:
+    """What the classes of a block, those from `start` on, add to the tangent of the losses.
+
+    sum_k g_k (h W)_dot_k as <h_dot, g W^T> + <h, g W_dot^T>, and the rest: every product has g as
+    a factor, in the dtype of the inputs, and so has its transpose.
+    """
+    rows, classes, _ = part
+    linear = partial(tangent, block, s, rows.index, start, rows.active)
+    l_dot = linear(block_dots(None, dots))
     hidden_dot, kernel_dot = dots.rows.hidden, dots.classes.kernel
     if hidden_dot is None and kernel_dot is None:
         return l_dot

@@ -19,8 +19,9 @@ from softjax._linear_cross_entropy.arguments import (
     checked_weights,
 )
 from softjax._linear_cross_entropy.blocks import Classes, Rows, Scalars
-from softjax._linear_cross_entropy.chunked import each, total
+from softjax._linear_cross_entropy.layout import Layout, layout_of
 from softjax._linear_cross_entropy.pieces import Arguments
+from softjax._linear_cross_entropy.sharded import each_on, total_on
 from softjax._numerics import compute_dtype
 
 NAME = "linear_cross_entropy"
@@ -41,6 +42,8 @@ def linear_cross_entropy(
     temperature: ArrayLike = 1.0,
     reduction: Literal["none", "sum", "mean"] = "none",
     weights: ArrayLike | None = None,
+    class_axis: str | tuple[str, ...] | None = None,
+    feature_axis: str | tuple[str, ...] | None = None,
     max_temp_bytes: int | None = None,
 ) -> Array:
     """Cross-entropy of labels and the logits hidden @ kernel + bias, which never exist at once.
@@ -52,6 +55,8 @@ def linear_cross_entropy(
     Derivative: that of cross_entropy, times W^T and h. Both modes, any order, by every array of
     real numbers among the arguments, never with all logits either. "sum" and "mean" compute value
     and gradient in one pass, in three matrix products or, in half precision, four; "none" in four.
+    Over a mesh: three numbers an example and the gradients go over the wire, once; four products
+    where the classes are sharded.
     Edge cases: as cross_entropy. An example of weight 0 or with the ignored label takes no part,
     NaN and inf included; nothing left for a mean: 0.
 
@@ -71,6 +76,11 @@ def linear_cross_entropy(
         temperature: scalar T > 0.
         reduction: "none", "sum" or "mean".
         weights: real or boolean [...], >= 0: the weights of the examples.
+        class_axis: on an Auto mesh, whose shardings no trace can see, the axis or axes that the
+            classes are over; () for none. The examples are over all other Auto axes; neither
+            has to divide. On an Explicit mesh nothing needs to be said.
+        feature_axis: the same for the features of the kernel, where they are sharded too (FSDP):
+            its gradient is then scattered as it was, in place of one on every device.
         max_temp_bytes: the aim for the memory beside arguments, result and gradients; None for
             what is fastest. Smaller pieces reach it, down to one row or class at a time.
 
@@ -100,17 +110,19 @@ def linear_cross_entropy(
     dtype = compute_dtype(head.hidden.dtype)
     scalars = checked_scalars(NAME, dtype, softcap, temperature, z_loss)
     weights = checked_weights(NAME, weights, head)
-    result = _reduced(head[:3], targets, scalars, weights, reduction, max_temp_bytes)
+    layout = layout_of(NAME, head.hidden, head.kernel, class_axis, feature_axis)
+    result = _reduced(head[:3], targets, scalars, weights, reduction, layout, max_temp_bytes)
     return result.reshape(head.lead) if reduction == "none" else result
 
 
-@partial(jax.jit, static_argnums=(4, 5))
+@partial(jax.jit, static_argnums=(4, 5, 6))
 def _reduced(
     head: tuple[Array, Array, Array | None],
     targets: Targets,
     scalars: Scalars,
     weights: Array | None,
     reduction: str,
+    layout: Layout | None,
     budget: int | None,
 ) -> Array:
     hidden, kernel, bias = head
@@ -124,7 +136,7 @@ def _reduced(
     classes = Classes(kernel, bias, targets.spread, targets.class_weights)
     arguments = Arguments(rows, classes, scalars)
     if reduction == "none":
-        losses = each(arguments, budget)
+        losses = each_on(layout, arguments, budget)
         return losses if weights is None else losses * weights
     scale = jnp.ones(len(hidden), compute_dtype(hidden.dtype)) if weights is None else weights
     scale = scale if active is None else jnp.where(active, scale, 0)
@@ -132,7 +144,7 @@ def _reduced(
         whole = jnp.sum(scale)
         scale = scale / jnp.where(whole == 0, 1, whole)
     if hidden.dtype != jnp.float16:
-        return total(arguments, scale, budget)
+        return total_on(layout, arguments, scale, budget)
     # The gradient of a logit times 1 / N would be lost below the range of float16.
     largest = jax.lax.stop_gradient(jnp.max(scale, initial=jnp.finfo(scale.dtype).tiny))
-    return largest * total(arguments, scale / largest, budget)
+    return largest * total_on(layout, arguments, scale / largest, budget)

@@ -25,14 +25,18 @@ def linear_cross_entropy(
     temperature: ArrayLike = 1.0,
     reduction: Literal["none", "sum", "mean"] = "none",
     weights: Array | None = None,
+    class_axis: str | tuple[str, ...] | None = None,
+    feature_axis: str | tuple[str, ...] | None = None,
     max_temp_bytes: int | None = None,
 ) -> Array:
-    """softjax.linear_cross_entropy as a user would write it; `max_temp_bytes` has no effect."""
-    del max_temp_bytes
+    """softjax.linear_cross_entropy as a user would write it; the last three have no effect."""
+    del class_axis, feature_axis, max_temp_bytes
     dtype = compute_dtype(hidden.dtype)
     x = jnp.matmul(hidden, kernel, preferred_element_type=dtype)
     x = x if bias is None else x + bias.astype(dtype)
-    x = x if softcap is None else softcap * jnp.tanh(x / softcap)
+    if softcap is not None:
+        out = jnp.isneginf(x)  # a class that the bias takes out stays out
+        x = jnp.where(out, -jnp.inf, softcap * jnp.tanh(jnp.where(out, 0, x) / softcap))
     losses = cross_entropy(
         x / temperature,
         labels,

@@ -1,6 +1,6 @@
 """Sums over pieces, one piece at a time, and their derivatives one piece at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ def sweep(step: Step, sums: Any, operands: Any, length: int, size: int) -> Any:
     A step is computed again where its derivative needs what it computed.
     """
     step = jax.checkpoint(step, static_argnums=(3,), prevent_cse=False)
+    sums = varying(sums, axes_of((sums, operands)))
     whole = length // size
     if whole > 1:
         starts = size * jnp.arange(whole, dtype=jnp.int32)
@@ -73,6 +74,28 @@ def jvp_along(function: Callable, primals: tuple, dots: tuple) -> Any:
     varying = tuple(a for a, v in zip(leaves, varies, strict=True) if v)
     given = tuple(dot for dot in dots_of_leaves if dot is not None)
     return jax.jvp(of_varying, varying, given)[1]
+
+
+def axes_of(tree: Any) -> frozenset[str]:
+    """The axes of a mesh, within a `shard_map`, over which any array of the tree varies."""
+    return frozenset[str]().union(*map(_axes_of, jax.tree.leaves(tree)))
+
+
+def varying(tree: Any, axes: Iterable[str]) -> Any:
+    """The tree with arrays that vary over `axes`: what is the same everywhere is so by accident.
+
+    A loop needs its sums to be of one type; and the transpose of the cast is the sum over `axes`.
+    """
+
+    def cast(a: Array) -> Array:
+        more = tuple(axis for axis in sorted(axes) if axis not in _axes_of(a))
+        return lax.pcast(a, more, to="varying") if more else a
+
+    return jax.tree.map(cast, tree)
+
+
+def _axes_of(a: Array) -> frozenset[str]:
+    return jax.typeof(a).manual_axis_type.varying
 
 
 def cut(a: Array, start: Array | int, size: int, axis: int) -> Array:

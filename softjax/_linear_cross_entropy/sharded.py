@@ -1,0 +1,226 @@
+"""The losses on the devices of a mesh: rows over some axes, classes over others.
+
+Every device goes over its rows and its classes as chunked.py does, without communication. Only
+numbers a row are joined over the classes; dX and dW are summed once, at the end, by the transpose
+of `varying`. A kernel whose features are split too is gathered once, and dW is scattered.
+
+    M = max_s m_s,   1 + R = sum_s (1 + r_s) exp(m_s - M)     over the shards s of the classes
+
+As in a row of one device, the 1 of the shard that holds M is left out before anything rounds.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import PartitionSpec as P
+from jax.sharding import use_abstract_mesh
+
+from softjax._linear_cross_entropy import plan
+from softjax._linear_cross_entropy.blocks import (
+    Classes,
+    Rows,
+    Scalars,
+    Statistics,
+    block_of,
+    distance,
+    losses,
+    statistics,
+)
+from softjax._linear_cross_entropy.chunked import block_tangent, each, of_rows, total
+from softjax._linear_cross_entropy.layout import Layout
+from softjax._linear_cross_entropy.pieces import Arguments, block_dots, shapes_of, some_rows
+from softjax._linear_cross_entropy.sweep import cut, dots_of, jvp_along, put, sweep, varying
+from softjax._linear_cross_entropy.tangents import row_tangent
+from softjax._numerics import compute_dtype
+
+
+def each_on(layout: Layout | None, arguments: Arguments, budget: int | None) -> Array:
+    """l_i."""
+    if layout is None:
+        return each(arguments, budget)
+
+    def local(arguments: Arguments) -> Array:
+        arguments = _cast(layout, arguments)
+        if layout.classes:
+            return _each_over(layout.classes, budget, arguments)
+        return each(arguments, budget)
+
+    count = len(arguments.rows.hidden)
+    arguments = _padded(layout, arguments)
+    values = _mapped(layout, local, (arguments,), P(layout.rows))
+    return layout.as_rows(values[:count])
+
+
+def total_on(
+    layout: Layout | None, arguments: Arguments, scale: Array, budget: int | None
+) -> Array:
+    """sum_i scale_i l_i."""
+    if layout is None:
+        return total(arguments, scale, budget)
+
+    def local(arguments: Arguments, scale: Array) -> Array:
+        arguments = _cast(layout, arguments)
+        if layout.classes:
+            value = jnp.sum(scale * _each_over(layout.classes, budget, arguments))
+        else:
+            value = total(arguments, scale, budget)
+        return lax.psum(value, layout.rows)
+
+    more = -len(scale) % layout.size(layout.rows)
+    arguments, scale = _padded(layout, arguments), jnp.pad(scale, (0, more))
+    return _mapped(layout, local, (arguments, scale), P())
+
+
+def _mapped(layout: Layout, local: Callable, operands: tuple, out_spec: P) -> Array:
+    """`local` of the shards of the operands: the arguments, and a scale."""
+    rows, features, classes = layout.rows, layout.features, layout.classes
+    p: Any = P
+    every = Arguments(
+        Rows(p(rows, None), p(rows, None), p(rows, None), p(rows, classes), p(rows)),
+        Classes(p(features, classes), p(classes), p(classes), p(classes)),
+        Scalars(p(), p(), p()),
+    )
+    given = jax.tree.map(
+        lambda a, spec: None if a is None else spec,
+        operands[0],
+        every,
+        is_leaf=lambda a: a is None,
+    )
+    specs = (given, P(rows))[: len(operands)]
+    with use_abstract_mesh(layout.mesh):
+        operands = jax.tree.map(layout.placed, operands, specs)
+        mapped = jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=out_spec)
+        return mapped(*operands)
+
+
+def _cast(layout: Layout, arguments: Arguments) -> Arguments:
+    """The arguments with a whole shard of the kernel, cast to what varies over the rows."""
+    rows, classes, scalars = arguments
+    if layout.features:
+        kernel = lax.all_gather(classes.kernel, layout.features, axis=0, tiled=True)
+        classes = classes._replace(kernel=kernel)
+    return varying(Arguments(rows, classes, scalars), layout.rows)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _each_over(axes: tuple[str, ...], budget: int | None, arguments: Arguments) -> Array:
+    """The losses of the rows of a device, from its classes and those of the others over `axes`."""
+    rows, _, scalars = arguments
+    return losses(_statistics_over(axes, budget, arguments), rows.mass, rows.active, scalars)
+
+
+@partial(_each_over.defjvp, symbolic_zeros=True)
+def _each_over_jvp(axes, budget, primals, tangents):
+    (arguments,), (dots,) = primals, dots_of(tangents)
+    rows, _, scalars = arguments
+    s = _statistics_over(axes, budget, arguments)
+    values = losses(s, rows.mass, rows.active, scalars)
+    # In reverse their cotangents add up in this dtype, over steps and devices.
+    wide = compute_dtype(rows.hidden.dtype)
+    dots = jax.tree.map(lambda dot: dot.astype(wide), dots)
+
+    def step(l_dot, operands, start, size):
+        part, part_dots = (some_rows(a, start, size) for a in operands[:2])
+        some = jax.tree.map(partial(cut, start=start, size=size, axis=0), operands[2])
+        new = block_tangent(part, part_dots, block_of(*part), some, _first_class(axes, part))
+        return put(l_dot, new, start, 0)
+
+    shapes = shapes_of(arguments)
+    operands = varying((arguments, dots, s), axes)
+    size = plan.rows_of_losses(shapes, budget)
+    l_dot = sweep(step, jnp.zeros_like(values), operands, shapes.rows, size)
+    of_rows = row_tangent(s, rows.mass, rows.active, scalars, block_dots(None, dots))
+    return values, lax.psum(l_dot, axes) + of_rows
+
+
+def _statistics_over(axes: tuple[str, ...], budget: int | None, arguments: Arguments) -> Statistics:
+    """Those of all classes, of which every device has its own."""
+
+    def function(part: Arguments) -> tuple[Statistics, tuple]:
+        return statistics(block_of(*part), part.rows.index, _first_class(axes, part)), ()
+
+    def tangent(part: Arguments, dots: Arguments) -> Statistics:
+        dots = jax.tree.map(
+            lambda a, dot: None if dot is None else dot.astype(a.dtype),
+            part,
+            dots,
+            is_leaf=lambda a: a is None,
+        )
+        return jvp_along(lambda part: function(part)[0], (part,), (dots,))
+
+    s, _ = of_rows(function, tangent, budget, varying(arguments, axes))
+    return _joined(s, axes, arguments.scalars.temperature)
+
+
+def _joined(s: Statistics, axes: tuple[str, ...], temperature: Array | None) -> Statistics:
+    """The statistics of all shards as one: one maximum and one sum over the devices.
+
+    A shard that holds the top counts without it, (1 + r) e^d - 1 = r + (1 + r) expm1(d) at d = 0.
+    """
+    top = _top_over(s.top, axes)
+    is_top = s.top == top
+    d = distance(s.top, top, temperature)
+    beside = s.excess + (1 + s.excess) * jnp.expm1(jnp.where(is_top, d, 0))
+    r = jnp.where(is_top, beside, (1 + s.excess) * jnp.exp(d))
+    columns = [r, is_top.astype(r.dtype)]
+    if s.mass is not None and s.cost is not None:
+        cost = s.cost + jnp.where(s.mass == 0, 0, s.mass * -d)
+        columns += [s.mass, cost]
+    if s.label_logits is not None:
+        columns += list(s.label_logits.T)
+    rest, tops, *others = lax.psum(jnp.stack(columns), axes)
+    mass = cost = label_logits = None
+    if s.mass is not None:
+        mass, cost, *others = others
+    if s.label_logits is not None:
+        label_logits = jnp.stack(others, -1) if others else jnp.zeros((len(rest), 0), rest.dtype)
+    return Statistics(top, rest + (tops - 1), label_logits, mass, cost)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _top_over(top: Array, axes: tuple[str, ...]) -> Array:
+    """The largest of the tops."""
+    return lax.pmax(top, axes)
+
+
+@_top_over.defjvp
+def _top_over_jvp(axes, primals, tangents):
+    """That of the shard that holds it, the mean where several do: the excess counts on it."""
+    top = _top_over(primals[0], axes)
+    is_top = primals[0] == top
+    held = jnp.stack([jnp.where(is_top, tangents[0], 0), is_top.astype(top.dtype)])
+    top_dot, tops = lax.psum(held, axes)
+    return top, top_dot / tops
+
+
+def _first_class(axes: tuple[str, ...], part: Arguments) -> Array:
+    return lax.axis_index(axes) * part.classes.kernel.shape[-1]
+
+
+def _padded(layout: Layout, arguments: Arguments) -> Arguments:
+    """As many rows and classes as the devices can share; rows more are inactive, classes out."""
+    (rows, classes, scalars), (count, _, length, _) = arguments, shapes_of(arguments)
+    more = -count % layout.size(layout.rows)
+    if more:
+        active = jnp.ones(count, bool) if rows.active is None else rows.active
+        rows = jax.tree.map(
+            lambda a: jnp.pad(a, [(0, more)] + [(0, 0)] * (a.ndim - 1)),
+            rows._replace(active=active),
+        )
+    more = -length % layout.size(layout.classes)
+    if more:
+        wide = compute_dtype(classes.kernel.dtype)
+        bias = jnp.zeros(length, wide) if classes.bias is None else classes.bias
+        padded = jax.tree.map(lambda a: _with_classes(a, more, 0), classes._replace(bias=None))
+        classes = padded._replace(bias=_with_classes(bias, more, -jnp.inf))
+        dense = None if rows.dense is None else _with_classes(rows.dense, more, 0)
+        rows = rows._replace(dense=dense)
+    return Arguments(rows, classes, scalars)
+
+
+def _with_classes(a: Array, more: int, value: float) -> Array:
+    return jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, more)], constant_values=value)

@@ -1,0 +1,146 @@
+"""The normalizers and losses on logits that are sharded over 8 devices, beside the same on one."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from meshes import KINDS, mesh_of, put, structure
+
+import softjax
+from benchmarks import wire
+
+pytestmark = pytest.mark.x64_once
+
+N, K = 16, 264  # 33 classes a device of eight, 66 of four
+RNG = np.random.default_rng(0)
+LOGITS = (3 * RNG.standard_normal((N, K))).astype(np.float32)
+LABELS = RNG.integers(K, size=N).astype(np.int32)
+MASK = RNG.random((N, K)) < 0.7
+FACTORS = RNG.standard_normal(K).astype(np.float32) ** 2
+WEIGHTS = RNG.standard_normal((N, K)).astype(np.float32)
+TOP_K = np.array([[0.5, 0.25]] * N, np.float32)
+
+FUNCTIONS = {
+    "logsumexp": lambda x, y, q: softjax.logsumexp(x, -1),
+    "logsumexp of all": lambda x, y, q: softjax.logsumexp(x),
+    "logsumexp of columns": lambda x, y, q: softjax.logsumexp(x, 0),
+    "logsumexp with b": lambda x, y, q: softjax.logsumexp(x, -1, b=FACTORS),
+    "logsumexp with where": lambda x, y, q: softjax.logsumexp(x, -1, where=MASK),
+    "logmeanexp": lambda x, y, q: softjax.logmeanexp(x, -1),
+    "softmax": lambda x, y, q: softjax.softmax(x, temperature=0.7),
+    "log_softmax": lambda x, y, q: softjax.log_softmax(x, where=MASK),
+    "smooth_max": lambda x, y, q: softjax.smooth_max(x, -1, temperature=0.5),
+    "smooth_min": lambda x, y, q: softjax.smooth_min(x, -1),
+    "index": lambda x, y, q: softjax.cross_entropy(x, y),
+    "options": lambda x, y, q: softjax.cross_entropy(
+        x, y, where=MASK, label_smoothing=0.1, z_loss=0.1, class_weights=FACTORS, ignore_index=3
+    ),
+    "distribution": lambda x, y, q: softjax.cross_entropy(x, q),
+    "top-k": lambda x, y, q: softjax.cross_entropy(
+        x, softjax.TopKLabels(jnp.stack([y, K - 1 - y], -1), TOP_K)
+    ),
+    "entropy": lambda x, y, q: softjax.information.entropy(x),
+    "surprisal": lambda x, y, q: softjax.information.surprisal(x, y),
+}
+
+
+def values_and_gradients(x, y, q) -> dict:
+    """Of every function, in one program."""
+    results = {}
+    for name, function in FUNCTIONS.items():
+        value, pullback = jax.vjp(partial(function, y=y, q=q), x)
+        results[name] = value, pullback(1 / (1 + jnp.abs(value)))[0]
+    return results
+
+
+@cache
+def on_one_device() -> dict:
+    return jax.jit(values_and_gradients)(LOGITS, LABELS, np.abs(WEIGHTS))
+
+
+# On Auto axes the same program serves, whatever is sharded.
+@pytest.mark.parametrize(
+    ("kind", "sizes", "rows", "classes"),
+    [
+        ("auto", {"d": 2, "c": 4}, "d", "c"),
+        ("explicit", {"d": 2, "c": 4}, "d", "c"),
+        ("explicit", {"d": 8}, "d", None),
+    ],
+)
+def test_what_is_sharded_changes_no_result(kind, sizes, rows, classes):
+    """To rounding: float32 sums in another order."""
+    mesh = mesh_of(kind, **sizes)
+    x, q = (put(mesh, a, rows, classes) for a in (LOGITS, np.abs(WEIGHTS)))
+    actual = jax.jit(values_and_gradients)(x, put(mesh, LABELS, rows), q)
+    for name, desired in on_one_device().items():
+        for a, b in zip(actual[name], desired, strict=True):
+            np.testing.assert_allclose(a, b, rtol=4e-6, atol=1e-6, err_msg=name)
+    for name in ("logsumexp", "index"):
+        value, gradient = actual[name]
+        assert gradient.sharding.is_equivalent_to(x.sharding, 2)
+        assert value.sharding.is_equivalent_to(put(mesh, LABELS, rows).sharding, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_jit(kind):
+    mesh = mesh_of(kind, d=2, c=4)
+    x, y = put(mesh, LOGITS, "d", "c"), put(mesh, LABELS, "d")
+    np.testing.assert_allclose(
+        softjax.cross_entropy(x, y), oracles.cross_entropy(LOGITS, LABELS), rtol=1e-6
+    )
+    np.testing.assert_allclose(softjax.softmax(x), oracles.softmax(LOGITS), rtol=4e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dominated_row_keeps_its_digits_wherever_its_top_is(kind):
+    x = np.full((24, 64), -20.0, np.float32)
+    rows = np.arange(24)
+    x[rows, 3 * rows % 64] = 0
+    x[16:20, :] = -np.inf  # a row of nothing, and three with one class
+    x[17:20, [5, 30, 63]] = np.diag([1.0, 2.0, 3.0])
+    x[17:20][x[17:20] == 0] = -np.inf
+    x[20:, ::8] = 0  # a tie a shard
+    labels = np.where(np.arange(24) % 2, x.argmax(1), 7).astype(np.int32)
+    mesh = mesh_of(kind, c=8)
+
+    @jax.jit
+    def of(x, labels):
+        losses, pullback = jax.vjp(lambda x: softjax.cross_entropy(x, labels), x)
+        return softjax.logsumexp(x, -1), losses, pullback(jnp.ones_like(losses))[0]
+
+    lse, losses, slopes = of(put(mesh, x, None, "c"), put(mesh, labels))
+    expected_m, expected_r = oracles.excess(x)
+    np.testing.assert_allclose(lse, (expected_m + np.log1p(expected_r))[:, 0], rtol=4e-6)
+    expected = np.where(np.arange(24) == 16, 0, oracles.cross_entropy(x, labels))
+    np.testing.assert_allclose(losses, expected, rtol=4e-6)
+    p = np.where(np.isneginf(x), 0, oracles.softmax(x))
+    p[16] = 0
+    others = np.where(np.arange(64) == labels[:, None], 0, p)
+    is_label = (np.arange(64) == labels[:, None]) & (np.arange(24) != 16)[:, None]
+    expected = np.where(is_label, -others.sum(1, keepdims=True), p)
+    np.testing.assert_allclose(slopes, expected, rtol=4e-6)
+
+
+COUNTED = {
+    "logsumexp": (3, lambda x, y: softjax.logsumexp(x, -1)),
+    "softmax": (2, lambda x, y: softjax.softmax(x)),
+    "log_softmax": (3, lambda x, y: softjax.log_softmax(x)),
+    "smooth_max": (5, lambda x, y: softjax.smooth_max(x, -1, temperature=0.5)),
+    "cross_entropy": (3, lambda x, y: softjax.cross_entropy(x, y)),
+    "its gradient": (3, lambda x, y: jax.grad(lambda x: jnp.sum(softjax.cross_entropy(x, y)))(x)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", COUNTED)
+def test_how_many_numbers_a_row_go_over_the_wire(kind, name):
+    most, function = COUNTED[name]
+    n, k = 1024, 8192
+    mesh = mesh_of(kind, d=2, c=4)
+    x, y = structure(mesh, (n, k), "d", "c"), structure(mesh, (n,), "d", dtype="int32")
+    sent = wire.collectives(jax.jit(function).lower(x, y).compile())
+    assert {(one.kind, one.devices, one.times) for one in sent} == {("all-reduce", 4, 1)}
+    assert sum(one.elements for one in sent) <= most * n // 2
