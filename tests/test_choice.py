@@ -130,6 +130,7 @@ def test_half_precision():
     near(loss, plackett_luce([0, 6, 3], ranking)[0], jnp.float32)
 
 
+@pytest.mark.x64_once
 @pytest.mark.parametrize("neither", [None, 0.0])
 def test_bad_outcomes(neither, dtype):
     i, j = random_scores(dtype, 2, 2)
@@ -151,6 +152,7 @@ def test_bad_outcomes(neither, dtype):
 # Plackett and Luce
 
 
+@pytest.mark.x64_once
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_the_probabilities_of_all_rankings_sum_to_one(n, dtype):
     scores = random_scores(dtype, n, scale=2)
@@ -213,12 +215,14 @@ def test_two_items_are_a_comparison(dtype):
     np.testing.assert_array_equal(losses, bradley_terry_loss(scores[:, 0], scores[:, 1], winner))
 
 
+@pytest.mark.x64_once
 @pytest.mark.parametrize("n", [1, 3, 20])
 def test_equal_scores_make_all_rankings_equally_likely(n, dtype):
     loss = plackett_luce_loss(np.full(n, 3, dtype), np.arange(n)[::-1])
     near(loss, math.log(math.factorial(n)), dtype)
 
 
+@pytest.mark.x64_once
 def test_only_differences_and_names_matter(dtype):
     scores, ranking = random_scores(dtype, 6), np.array([4, 1, 0, 5])
     loss = plackett_luce_loss(scores, ranking)
@@ -231,6 +235,7 @@ def test_only_differences_and_names_matter(dtype):
     np.testing.assert_array_equal(plackett_luce_loss(scores, full), short)
 
 
+@pytest.mark.x64_once
 def test_padding_adds_nothing(dtype):
     scores = random_scores(dtype, 3, 5)
     rankings = np.array([[3, 0, 4], [2, -1, -1], [-1, -1, -1]], np.int8)
@@ -244,6 +249,7 @@ def test_padding_adds_nothing(dtype):
     assert plackett_luce_loss(scores, np.zeros((3, 0), int)).tolist() == [0, 0, 0]
 
 
+@pytest.mark.x64_once
 @pytest.mark.parametrize("hidden", [NAN, INF, -INF, 1e30])
 def test_items_that_take_no_part_never_count(hidden, dtype):
     scores = random_scores(dtype, 5)
@@ -262,6 +268,7 @@ def test_items_that_take_no_part_never_count(hidden, dtype):
     near(jax.jvp(f, (scores,), (tangent,))[1], kept[1] @ tangent[where], dtype)
 
 
+@pytest.mark.x64_once
 def test_nobody_takes_part(dtype):
     scores, nobody = np.full(3, NAN, dtype), np.zeros(3, bool)
     loss, gradient = jax.value_and_grad(plackett_luce_loss)(scores, np.full(2, -1), nobody)
@@ -275,6 +282,7 @@ def test_an_impossible_item_before_others(dtype):
     near(plackett_luce_loss(scores, np.array([2, 0, 1])), math.log1p(math.exp(-1)), dtype)
 
 
+@pytest.mark.x64_once
 def test_jit_and_vmap(dtype):
     scores = random_scores(dtype, 4, 5)
     rankings = np.stack([np.random.default_rng(s).permutation(5)[:3] for s in range(4)])
@@ -286,6 +294,7 @@ def test_jit_and_vmap(dtype):
     np.testing.assert_array_equal(batches.ravel(), losses)
 
 
+@pytest.mark.x64_once
 @pytest.mark.parametrize(
     ("ranking", "got"),
     [
@@ -305,6 +314,7 @@ def test_bad_rankings(ranking, got, dtype):
     np.testing.assert_array_equal(np.isnan(gradient[0]), where)
 
 
+@pytest.mark.x64_once
 def test_what_is_known_is_refused_inside_of_a_trace_too(dtype):
     scores, ranking, outcome = np.zeros(3, dtype), np.array([0, 0]), np.array(2)
     with pytest.raises(ValueError, match="`ranking`"):

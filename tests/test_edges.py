@@ -170,6 +170,7 @@ def test_everything_masked(dtype):
     all_zero(derivatives(losses, x))
 
 
+@pytest.mark.x64_once
 @pytest.mark.parametrize("size", [5, 40, 4096])
 def test_what_is_masked_never_matters(size, dtype):
     where = np.arange(size) % 4 != 1
@@ -199,6 +200,7 @@ def test_what_is_masked_never_matters(size, dtype):
 # Labels
 
 
+@pytest.mark.x64_once
 @pytest.mark.parametrize("kind", [jnp.int8, jnp.uint8, jnp.int16, jnp.int32, jnp.uint32])
 def test_labels_of_every_integer_dtype(kind, dtype):
     x = jnp.linspace(0, 1, 300, dtype=dtype)
@@ -219,6 +221,7 @@ def test_a_known_bad_label_is_named(dtype):
     assert "got 7 at (1, 1)" in str(e.value)
 
 
+@pytest.mark.x64_once
 def test_a_traced_bad_label_is_nan(dtype):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((4, 3)), dtype)
     labels = jnp.asarray([0, 3, -1, 2])
@@ -240,6 +243,7 @@ def test_a_traced_bad_label_is_nan(dtype):
     np.testing.assert_array_equal(np.isnan(tangents), bad)
 
 
+@pytest.mark.x64_once
 def test_a_bad_index_among_top_k(dtype):
     x = jnp.zeros((2, 3), dtype)
     halves = jnp.full((2, 2), 0.5, dtype)

@@ -338,6 +338,7 @@ def test_collinear_features_are_refused(dtype):
             inference.covariance(wide, np.concatenate([x, column], 1), y)
 
 
+@pytest.mark.x64_once
 def test_under_a_trace_refusals_are_nan(dtype):
     x, y, _ = problem(dtype)
     params = optimum(x, y, K, dtype)
@@ -427,6 +428,7 @@ def test_effects_and_predictions_follow_the_delta_method(n, d, k, dtype):
         np.testing.assert_allclose(got, expected, atol=20 * tolerance)
 
 
+@pytest.mark.x64_once
 def test_predictions_stay_probabilities_where_they_are_sure(dtype):
     kernel = np.array([[40.0, 0.0, -40.0]], dtype)
     params = regression.SoftmaxRegression(jnp.asarray(kernel), jnp.zeros(3, dtype))
@@ -458,6 +460,7 @@ def test_interval_coverage_of_simulated_fits():
     assert 168 <= held <= 192  # binomial: 180 +- 12 is 2.8 standard deviations
 
 
+@pytest.mark.x64_once
 def test_the_summary_is_a_table_and_rows(dtype):
     x, y, _ = problem(dtype)
     params = optimum(x, y, K, dtype)

@@ -211,6 +211,7 @@ def test_entropy_gradient(mode, n, scale, dtype):
     assert error <= 8 + rounded(np.abs(d)).max()
 
 
+@pytest.mark.x64_once
 @modes
 def test_gradients_of_two(mode, dtype):
     kl_gradient = jax.jit(mode(information.kl_divergence, (0, 1)))
@@ -267,6 +268,7 @@ def test_second_derivatives(hessian, dtype):
         check(f, 1, [oracles.hessian(row) for row in each_x], covariance_x)
 
 
+@pytest.mark.x64_once
 def test_mixed_derivatives_of_two(dtype):
     t, x = (np.array(rows[0], dtype) for rows in (SECOND_T, SECOND_X))
     for f in OF_TWO.values():
@@ -285,6 +287,7 @@ def test_two_orders_in_both_modes(f):
     jax.test_util.check_grads(jax.jit(f), arguments, order=2, modes=["fwd", "rev"])
 
 
+@pytest.mark.x64_once
 @of_two
 def test_differentiating_does_not_change_the_value(f, dtype):
     t, x = logits(dtype, 7), logits(dtype, 7, seed=1)
@@ -295,6 +298,7 @@ def test_differentiating_does_not_change_the_value(f, dtype):
 # Masks, axes, dtypes
 
 
+@pytest.mark.x64_once
 @of_two
 def test_what_is_masked_never_counts(f, dtype):
     t, x = logits(dtype, 5), logits(dtype, 5, seed=1)
@@ -317,6 +321,7 @@ def test_what_is_masked_never_counts(f, dtype):
         np.testing.assert_allclose(g[where], k, 10 * eps, eps)
 
 
+@pytest.mark.x64_once
 def test_what_is_masked_never_counts_in_one(dtype):
     x = np.array([0.5, NAN, -1, INF], dtype)
     where = np.array([True, False, True, False])
@@ -337,6 +342,7 @@ def test_what_is_masked_never_counts_in_one(dtype):
     assert information.surprisal(x, jnp.array(1), where=where) == INF
 
 
+@pytest.mark.x64_once
 def test_nothing_left_is_zero_with_zero_gradients_in_both_modes(dtype):
     x, ones = np.array([NAN, 1, INF], dtype), np.ones(3, dtype)
     nothing = np.zeros(3, bool)
@@ -476,6 +482,7 @@ def test_temper_gradients(mode, dtype):
 # Bad input
 
 
+@pytest.mark.x64_once
 def test_bad_labels(dtype):
     x = np.zeros((2, 3), dtype)
     for bad in (-1, 3):

@@ -36,6 +36,7 @@ def newton(params, x, y, weights, l2, i):
     return x[i] @ (theta - step.reshape(D + 1, K))
 
 
+@pytest.mark.x64_once(True)
 @pytest.mark.parametrize("l2", [0.0, L2])
 def test_it_is_one_newton_step_for_every_example(l2, dtype):
     x, y, weights = problem(dtype)
@@ -65,6 +66,7 @@ def test_the_losses_are_those_of_refitting(dtype):
     assert np.abs(np.float64(ours) - refitted).max() < 0.2 * np.max(refitted - np.float64(trained))
 
 
+@pytest.mark.x64_once(True)
 def test_class_weights_and_soft_labels_are_those_of_the_objective(dtype):
     x, y, _ = problem(dtype)
     given = np.array([0.5, 1, 2], dtype)
@@ -75,6 +77,7 @@ def test_class_weights_and_soft_labels_are_those_of_the_objective(dtype):
     np.testing.assert_allclose(one, other, atol=1e-4 if dtype == "float32" else 1e-12)
 
 
+@pytest.mark.x64_once
 def test_what_it_does_at_the_edge(dtype):
     x, y, weights = problem(dtype)
     params = optimum(x, y, K, dtype, L2, weights)

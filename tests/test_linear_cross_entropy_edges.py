@@ -97,6 +97,7 @@ def test_a_known_bad_label_is_named(label, dtype):
         )
 
 
+@pytest.mark.x64_once
 @pytest.mark.parametrize("bias", [0.0, -INF])
 @pytest.mark.parametrize("budget", [None, 1])
 def test_a_traced_bad_label_is_nan(budget, bias, dtype):

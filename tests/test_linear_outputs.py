@@ -39,6 +39,7 @@ def close(actual, desired, roundings=64.0):
 # The outputs
 
 
+@pytest.mark.x64_once
 @pytest.mark.parametrize("options", OPTIONS, ids=["plain", "options"])
 def test_outputs_and_their_gradients(options, dtype):
     """Each output has a cotangent of its own for every row."""
@@ -163,6 +164,7 @@ def test_outputs_at_the_edges():
 # The curvature
 
 
+@pytest.mark.x64_once
 def test_ggn_product(dtype):
     """G v = J^T H J v, symmetric, and an example of weight 0 takes no part."""
     (hidden, kernel, bias), v, u = head(dtype), head(dtype, 1), head(dtype, 2)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from jax.sharding import AxisType
 from meshes import KINDS, mesh_of, put, structure
 
 import softjax
@@ -144,3 +145,10 @@ def test_how_many_numbers_a_row_go_over_the_wire(kind, name):
     sent = wire.collectives(jax.jit(function).lower(x, y).compile())
     assert {(one.kind, one.devices, one.times) for one in sent} == {("all-reduce", 4, 1)}
     assert sum(one.elements for one in sent) <= most * n // 2
+
+
+def test_an_odd_number_of_rows_is_not_split_on_explicit_axes():
+    mesh = jax.make_mesh((3,), ("d",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:3])
+    for spec in [("d", None), (None, "d")]:
+        y = jax.eval_shape(lambda x: softjax.logsumexp(x, -1), structure(mesh, (9, 6), *spec))
+        assert y.shape == (9,)
