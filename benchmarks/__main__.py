@@ -10,13 +10,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import fit, fused, tables
+from benchmarks import fit, fused, scale, tables
 from benchmarks.cases import SUITES
 from benchmarks.run import environment, run_case
 
 RESULTS = Path(__file__).parent / "results"
 # Who prints the records of a suite; `tables` those of `core`, which do not name it.
-PRINTERS = {"fused": fused, "fit": fit}
+PRINTERS = {"fused": fused, "fit": fit, "scale": scale}
 PAIRS = 41
 QUICK_PAIRS = 9
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import fit, fused
+from benchmarks import fit, fused, scale
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,12 @@ def core(shapes: tuple[Shape, ...] = SHAPES) -> list[Case]:
 
 
 # The cases of a suite; `run_case` knows how each type of case is measured.
-SUITES: dict[str, Sequence[Any]] = {"core": core(), "fused": fused.CASES, "fit": fit.CASES}
+SUITES: dict[str, Sequence[Any]] = {
+    "core": core(),
+    "fused": fused.CASES,
+    "fit": fit.CASES,
+    "scale": scale.CASES,
+}
 
 
 def inputs(shape: Shape, dtype: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import fit, fused, measure
+from benchmarks import fit, fused, measure, scale
 from benchmarks.cases import Case, inputs, reference
 from benchmarks.peers import SOFTJAX, Implementation, in_mode, peers_of
 
@@ -91,6 +91,7 @@ def run_case(case: Case, pairs: int) -> Iterator[Record]:
 
 run_case.register(fused.Case, fused.run)
 run_case.register(fit.Case, fit.run)
+run_case.register(scale.Case, scale.run)
 
 
 def larger_temporaries(record: Record) -> bool:

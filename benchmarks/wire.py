@@ -8,7 +8,7 @@ A device of a group of n sends, by the ring algorithms, of an array of b bytes
     all-to-all            (n - 1) / n b
     collective-permute    b
 
-A collective in a loop counts as often as the loop goes round.
+A collective in a loop counts as often as the loop goes round; one of a single device, not at all.
 """
 
 import math
@@ -108,7 +108,8 @@ def _within(
                 (dtype, tuple(int(n) for n in shape.split(",") if n))
                 for dtype, shape in ARRAY.findall(found.group("type"))
             )
-            yield Collective(found.group("kind"), arrays, _group(line, partitions), times)
+            if (devices := _group(line, partitions)) > 1:
+                yield Collective(found.group("kind"), arrays, devices, times)
             continue
         called = CALLED.findall(line)
         for branches in BRANCHES.findall(line):
