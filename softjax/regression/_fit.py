@@ -12,6 +12,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from softjax.regression import _arguments, _first_order, _solve, _status
+from softjax.regression._mesh import on_auto_axes
 from softjax.regression._model import SoftmaxRegression, predict
 from softjax.regression._objective import objective
 from softjax.regression._problem import Data
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 OPTAX = "optax"
 
 
+@on_auto_axes
 def fit(
     features: "ArrayLike | BCOO",
     labels: ArrayLike,
@@ -65,7 +67,8 @@ def fit(
 
     Args:
         features: real [N, D], finite; NumPy, JAX, or BCOO for "newton-cg", "lbfgs", "proximal".
-            float64 is computed with where it is on, all else in float32.
+            float64 is computed with where it is on, all else in float32. On a mesh the examples,
+            and the classes of a distribution, may be sharded; the parameters are not.
         labels: class indices, integer [N], or a distribution over the classes or counts of them,
             floating [N, K].
         solver: one of those above.
