@@ -1,0 +1,82 @@
+"""Batches on the devices of all processes: rows over one axis, everything else on each of them."""
+
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from softjax.streaming._batches import Batch, Source
+from softjax.streaming._steps import State
+
+T = TypeVar("T")
+
+
+class Chunk(NamedTuple):
+    """The batches of steps first, ..., stop - 1, in arrays of one size for every chunk.
+
+    Attributes:
+        first: the first step.
+        stop: the last, plus one.
+        count: the number of steps, on the devices.
+        host: the part of this process.
+        batches: on the devices of all.
+    """
+
+    first: int
+    stop: int
+    count: Array
+    host: Batch
+    batches: Batch
+
+
+class Devices:
+    """All devices of all processes, along one axis."""
+
+    def __init__(self) -> None:
+        mesh = Mesh(np.array(jax.devices()), ("rows",))
+        self.everywhere = NamedSharding(mesh, PartitionSpec())
+        self.rows = NamedSharding(mesh, PartitionSpec("rows"))
+        self.rows_of_steps = NamedSharding(mesh, PartitionSpec(None, "rows"))
+
+    def replicated(self, tree: T) -> T:
+        """The same arrays on every device."""
+
+        def put(x: Any) -> Array:
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, self.everywhere, lambda index: x[index])
+
+        return jax.tree.map(put, tree)
+
+    def forgotten(self, state: State) -> State:
+        """The state with nothing summed."""
+        zeros = {name: np.zeros_like(getattr(state, name)) for name in ("total", "taken")}
+        return state._replace(**self.replicated(zeros))
+
+    def flag(self, raised: bool) -> Array:
+        """Whether a flag is raised, by process."""
+        raised_here = np.full(jax.local_device_count(), raised, np.int32)
+        return jax.make_array_from_process_local_data(self.rows, raised_here)
+
+    def chunk(self, source: Source, size: int, span: tuple[int, int]) -> Chunk:
+        """Reads the batches of the steps of `span` and puts them on the devices."""
+        first, stop = span
+        batches = [source.read(step) for step in range(first, stop)]
+        rows = len(batches[0].labels)
+        rows += -rows % jax.local_device_count()
+        host = Batch(*(_stacked(parts, size, rows) for parts in zip(*batches, strict=True)))
+        count = self.replicated(np.int32(stop - first))
+        return Chunk(first, stop, count, host, Batch(*map(self._sharded, host)))
+
+    def _sharded(self, part: np.ndarray) -> Array:
+        shape = (len(part), part.shape[1] * jax.process_count(), *part.shape[2:])
+        return jax.make_array_from_process_local_data(self.rows_of_steps, part, shape)
+
+
+def _stacked(parts: tuple[np.ndarray, ...], size: int, rows: int) -> np.ndarray:
+    """[size, rows, ...], with zeros beyond what there is."""
+    out = np.zeros((size, rows, *parts[0].shape[1:]), parts[0].dtype)
+    for place, part in zip(out, parts, strict=False):
+        place[: len(part)] = part
+    return out
