@@ -7,3 +7,4 @@ from softjax.streaming._rows import open_rows as open_rows
 from softjax.streaming._train import NonFiniteError as NonFiniteError
 from softjax.streaming._train import Preempted as Preempted
 from softjax.streaming._train import train as train
+from softjax.streaming._fit import fit as fit

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from softjax import _checks
-from softjax._numerics import compute_dtype
+from softjax.streaming._arguments import as_indices, computed_in
 from softjax.streaming._rows import Rows
 
 BLOCKS = 16
@@ -44,12 +44,12 @@ class Source(Protocol):
         """What determines the batches, as JSON can hold it."""
         ...
 
-    def read(self, step: int) -> Batch:
-        """The batch of a step, or this process's part of it."""
+    def read(self, step: int, out: Batch | None = None) -> Batch:
+        """The batch of a step, or this process's part of it, into `out` where it is given."""
         ...
 
     def row_numbers(self, step: int) -> np.ndarray:
-        """Where the entries of `read(step)` stand in the data; -1 for padding."""
+        """Where the first entries of `read(step)` stand in the data, all but the padding."""
         ...
 
 
@@ -111,7 +111,7 @@ class Batches:
         self.share = -(-int(np.diff(self.bounds).max()) // self.group_steps)
         self.slots = -(-self.width // count)
         self.own = range(self.width)[index * self.slots : (index + 1) * self.slots]
-        self.held: tuple[int, list[_Block]] = (-1, [])
+        self.group: _Group | None = None
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -126,68 +126,88 @@ class Batches:
             "held_out": len(self.held_out),
         }
 
-    def read(self, step: int) -> Batch:
-        """The rows of a step that are this process's."""
-        size = self.slots * self.share
-        batch = Batch(
-            np.zeros((size, self.rows.num_features), self.dtype),
-            np.zeros(size, np.int32),
-            np.zeros(size, self.dtype),
-        )
-        end = 0
-        for block, drawn in self._drawn(step):
-            begin, end = end, end + len(drawn)
-            np.take(block.features, drawn, 0, batch.features[begin:end], "clip")
-            batch.labels[begin:end] = block.labels[drawn]
-            batch.weights[begin:end] = block.weights[drawn]
-        return batch
+    def read(self, step: int, out: Batch | None = None) -> Batch:
+        """The rows of a step that are this process's, into arrays of zeros where they are given."""
+        if out is None:
+            size = self.slots * self.share
+            features = np.zeros((size, self.rows.num_features), self.dtype)
+            out = Batch(features, np.zeros(size, np.int32), np.zeros(size, self.dtype))
+        group, drawn = self._drawn(step)
+        for held, part in zip(group.held, out, strict=True):
+            np.take(held, drawn, 0, part[: len(drawn)], "clip")
+        return out
 
     def row_numbers(self, step: int) -> np.ndarray:
-        """The rows of `read(step)`; -1 for padding."""
-        found = [block.start + drawn for block, drawn in self._drawn(step)]
-        numbers = np.concatenate([np.empty(0, np.int64), *found])
-        return np.pad(numbers, (0, self.slots * self.share - len(numbers)), constant_values=-1)
+        """Where the rows of `read(step)` stand in the data."""
+        group, drawn = self._drawn(step)
+        return group.numbers[drawn]
 
-    def _drawn(self, step: int) -> "Iterator[tuple[_Block, np.ndarray]]":
-        """Of every own block of the group, the places that a step draws."""
-        group, batch = divmod(step, self.group_steps)
-        if self.held[0] != group:
-            self.held = (-1, [])  # the memory of one group, never of two
-            self.held = (group, [self._block(group, place) for place in self.own])
-        for place, block in zip(self.own, self.held[1], strict=True):
-            # By Hermite's identity sum_b floor(x + b / W) = floor(W x): batches of blocks of one
-            # size differ in size by one row at most.
-            begin, end = (
-                (self.width * n * len(block.order) + place * self.group_steps)
-                // (self.width * self.group_steps)
-                for n in (batch, batch + 1)
-            )
-            yield block, block.order[begin:end]
+    def _drawn(self, step: int) -> "tuple[_Group, np.ndarray]":
+        """The group of a step, in memory, and the places of its rows there."""
+        number, batch = divmod(step, self.group_steps)
+        if self.group is None or self.group.number != number:
+            self.group = self._load(number, None if self.group is None else self.group.held)
+        return self.group, self.group.order[slice(*self.group.bounds[batch : batch + 2])]
 
-    def _block(self, group: int, place: int) -> "_Block":
-        epoch, in_epoch = divmod(group, self.num_groups)
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.bounds) - 1)
-        block = int(order[in_epoch * self.width + place])
-        start, stop = self.bounds[block : block + 2].tolist()
-        features, labels = self.rows.read(start, stop)
-        weights = np.ones(stop - start, self.dtype)
-        first, last = np.searchsorted(self.held_out, [start, stop])
-        weights[self.held_out[first:last] - start] = 0
-        within = np.arange(stop - start, dtype=np.int32)
-        within = np.random.default_rng([self.seed, epoch, block]).permutation(within)
-        with np.errstate(over="ignore"):  # infinite now, and found so
-            features = features.astype(self.dtype, copy=False)
-        return _Block(start, features, as_indices(labels), weights, within)
+    def _load(self, number: int, held: Batch | None) -> "_Group":
+        """Reads the own blocks of a group, into the memory of the group before."""
+        epoch, in_epoch = divmod(number, self.num_groups)
+        blocks = np.random.default_rng([self.seed, epoch]).permutation(len(self.bounds) - 1)
+        if held is None:
+            size = len(self.own) * int(np.diff(self.bounds).max())
+            features = np.empty((size, self.rows.num_features), self.dtype)
+            held = Batch(features, np.empty(size, np.int32), np.empty(size, self.dtype))
+        end, numbers, order, batches = 0, [], [], []
+        for place in self.own:
+            block = int(blocks[in_epoch * self.width + place])
+            start, stop = self.bounds[block : block + 2].tolist()
+            begin, end = end, end + stop - start
+            features, labels = self.rows.read(start, stop)
+            with np.errstate(over="ignore"):  # infinite now, and found so
+                held.features[begin:end] = features
+            held.labels[begin:end] = as_indices(labels)
+            held.weights[begin:end] = 1
+            first, last = np.searchsorted(self.held_out, [start, stop])
+            held.weights[begin + self.held_out[first:last] - start] = 0
+            numbers.append(np.arange(start, stop))
+            shuffle = np.random.default_rng([self.seed, epoch, block]).permutation
+            order.append(shuffle(np.arange(begin, end, dtype=np.int32)))
+            batches.append(self._batch_of(np.arange(stop - start), stop - start, place))
+        none = np.empty(0, np.int64)
+        batch_of = np.concatenate([none, *batches])
+        order = np.concatenate([none, *order])[np.argsort(batch_of, kind="stable")]
+        counts = np.bincount(batch_of, minlength=self.group_steps)
+        bounds = np.append(0, np.cumsum(counts)).tolist()
+        return _Group(number, held, np.concatenate([none, *numbers]), order, bounds)
+
+    def _batch_of(self, n: np.ndarray, size: int, place: int) -> np.ndarray:
+        """The batch of the group that the n-th row drawn from a block of `size` rows is in.
+
+        Batch j draws floor((j + 1) R / m + b / W) - floor(j R / m + b / W) of the R rows of block
+        b. By Hermite's identity sum_b floor(x + b / W) = floor(W x): batches of blocks of one size
+        differ in size by one row at most.
+        """
+        w, m = self.width, self.group_steps
+        # n < floor((j + 1) R / m + b / W)  <=>  (n + 1) W m - b m <= (j + 1) R W
+        return np.maximum(-(-((n + 1) * w * m - place * m) // (size * w)) - 1, 0)
 
 
-class _Block(NamedTuple):
-    """A block in memory, and the order in which its rows are drawn."""
+class _Group(NamedTuple):
+    """The blocks of a group in memory.
 
-    start: int
-    features: np.ndarray
-    labels: np.ndarray
-    weights: np.ndarray
+    Attributes:
+        number: of the group, counted from the first epoch.
+        held: the rows, one block after another.
+        numbers: where they stand in the data.
+        order: the places in `held`, one batch after another.
+        bounds: where in `order` the batches begin and end.
+    """
+
+    number: int
+    held: Batch
+    numbers: np.ndarray
     order: np.ndarray
+    bounds: list[int]
 
 
 class FromFunction:
@@ -203,27 +223,25 @@ class FromFunction:
         """Nothing is known of a function."""
         return {}
 
-    def read(self, step: int) -> Batch:
+    def read(self, step: int, out: Batch | None = None) -> Batch:
         """What the function gives, padded to the size of what it gave first."""
-        features, labels, *weights = self.function(step)
-        features = np.asarray(features)
+        features, labels, *weights = map(np.asarray, self.function(step))
         dtype = computed_in(features.dtype)
-        ones = np.ones(len(features), dtype)
-        batch = Batch(
-            features.astype(dtype, copy=False),
-            as_indices(np.asarray(labels)),
-            np.asarray(weights[0], dtype) if weights else ones,
-        )
+        weights = weights[0] if weights else np.ones(len(labels), dtype)
         self.size = len(features) if self.size is None else self.size
-        missing = self.size - len(features)
-        if features.ndim != 2 or missing < 0 or {len(part) for part in batch} != {len(features)}:
-            shapes = ", ".join(str(part.shape) for part in batch)
+        lengths = {len(features), len(labels), len(weights)}
+        if features.ndim != 2 or len(lengths) != 1 or len(features) > self.size:
+            shapes = ", ".join(str(part.shape) for part in (features, labels, weights))
             raise ValueError(
-                f"softjax.streaming.train: batch {step} must be of at most {self.size} rows with "
+                f"softjax.streaming.train: batch {step} must be of at most {self.size} rows, with "
                 f"as many labels and weights, got shapes {shapes}."
             )
-        pad = [np.pad(p, [(0, missing)] + [(0, 0)] * (p.ndim - 1)) for p in batch]
-        return Batch(*pad)
+        if out is None:
+            zeros = np.zeros((self.size, features.shape[1]), dtype)
+            out = Batch(zeros, np.zeros(self.size, np.int32), np.zeros(self.size, dtype))
+        for part, given in zip(out, (features, as_indices(labels), weights), strict=True):
+            part[: len(given)] = given
+        return out
 
     def row_numbers(self, step: int) -> np.ndarray:
         """The places in the batch."""
@@ -269,19 +287,3 @@ def source_of(batches: Any) -> Source:
     expected = "`Batches`, a function of the step or an iterable"
     got = type(batches).__name__
     raise TypeError(_checks.message("streaming.train", "batches", expected, got))
-
-
-def computed_in(dtype: np.dtype) -> np.dtype:
-    """float64 where the features are and it is on, else float32."""
-    if not np.issubdtype(dtype, np.floating):
-        dtype = np.dtype(float)
-    return np.dtype(compute_dtype(jax.dtypes.canonicalize_dtype(dtype)))
-
-
-def as_indices(labels: np.ndarray) -> np.ndarray:
-    """Class indices in int32; -1, which no class has, for what is none."""
-    if not np.issubdtype(labels.dtype, np.number):
-        expected, got = "class indices", f"dtype {labels.dtype}"
-        raise TypeError(_checks.message("streaming", "labels", expected, got))
-    whole = (labels >= 0) & (labels < 2**31) & (labels == np.floor(labels))
-    return np.where(whole, labels, -1).astype(np.int32)

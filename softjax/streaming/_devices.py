@@ -59,13 +59,14 @@ class Devices:
         raised_here = np.full(jax.local_device_count(), raised, np.int32)
         return jax.make_array_from_process_local_data(self.rows, raised_here)
 
-    def chunk(self, source: Source, size: int, span: tuple[int, int]) -> Chunk:
-        """Reads the batches of the steps of `span` and puts them on the devices."""
+    def chunk(self, source: Source, like: Batch, size: int, span: tuple[int, int]) -> Chunk:
+        """Reads the batches of the steps of `span`, of the shape `like`, onto the devices."""
         first, stop = span
-        batches = [source.read(step) for step in range(first, stop)]
-        rows = len(batches[0].labels)
-        rows += -rows % jax.local_device_count()
-        host = Batch(*(_stacked(parts, size, rows) for parts in zip(*batches, strict=True)))
+        rows = len(like.labels)
+        padded = rows + -rows % jax.local_device_count()
+        host = Batch(*(np.zeros((size, padded, *p.shape[1:]), p.dtype) for p in like))
+        for place in range(stop - first):
+            source.read(first + place, Batch(*(part[place, :rows] for part in host)))
         count = self.replicated(np.int32(stop - first))
         return Chunk(first, stop, count, host, Batch(*map(self._sharded, host)))
 
@@ -73,10 +74,3 @@ class Devices:
         shape = (len(part), part.shape[1] * jax.process_count(), *part.shape[2:])
         return jax.make_array_from_process_local_data(self.rows_of_steps, part, shape)
 
-
-def _stacked(parts: tuple[np.ndarray, ...], size: int, rows: int) -> np.ndarray:
-    """[size, rows, ...], with zeros beyond what there is."""
-    out = np.zeros((size, rows, *parts[0].shape[1:]), parts[0].dtype)
-    for place, part in zip(out, parts, strict=False):
-        place[: len(part)] = part
-    return out

@@ -19,6 +19,7 @@ from softjax.checkpoints import Checkpoints
 from softjax.regression import Event, FitResult, SoftmaxRegression, _status
 from softjax.regression import init as zeros
 from softjax.regression import objective, predict
+from softjax.streaming._arguments import not_negative
 from softjax.streaming._batches import Source, source_of
 from softjax.streaming._devices import Chunk, Devices
 from softjax.streaming._prefetch import ahead
@@ -138,6 +139,7 @@ def train(
     begin = time.perf_counter()
     num_classes = _checks.at_least(TRAIN, "num_classes", num_classes, 2)
     steps = _checks.at_least(TRAIN, "steps", steps, 0)
+    l2 = not_negative(TRAIN, "l2", l2)
     source = source_of(batches)
     if every is None:
         every = source.epoch_steps if source.epoch_steps > 1 else max(steps, 1)
@@ -163,7 +165,7 @@ def train(
     status = _status.RUNNING
     size = max(min(CHUNK_BYTES // max(first.features.nbytes, 1), LONGEST_CHUNK, every), 1)
     spans = _spans(int(state.step), steps, size, every)
-    with closing(ahead(partial(devices.chunk, source, size), spans)) as chunks:
+    with closing(ahead(partial(devices.chunk, source, first, size), spans)) as chunks:
         for chunk in chunks:
             flag = devices.flag(preempted is not None and preempted())
             state, flag = advance(

@@ -1,0 +1,305 @@
+"""fit: the exact optimum over rows that are streamed from where they lie, a pass a gradient.
+
+L-BFGS as in memory, in the metric that a sample of the rows gives: a metric steers, and only the
+gradient, which is that of all rows, decides. The objective is convex, so that a step length is
+where its slope <gradient(theta + t d), d> is small; the gradient of the trial that is taken is
+that of the next step, which makes most steps one pass.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from softjax import _checks, processes
+from softjax.regression import Event, FitResult, SoftmaxRegression, _lbfgs, _metric, _status
+from softjax.regression._descent import LBFGS
+from softjax.regression._line_search import BEFORE, BEYOND, TRIALS
+from softjax.regression._problem import (
+    Data,
+    Point,
+    Problem,
+    centred,
+    class_scores,
+    gradient_bound,
+    is_separated,
+    penalised,
+    point,
+    probabilities,
+    problem_of,
+    unpack,
+    value,
+)
+from softjax.streaming._arguments import as_indices, computed_in, not_negative
+from softjax.streaming._batches import Batch
+from softjax.streaming._prefetch import ahead
+from softjax.streaming._rows import Rows
+
+FIT = "streaming.fit"
+CHUNK_BYTES = 1 << 23
+SAMPLE_BYTES = 1 << 25
+RUNS = 16
+
+
+class Sums(NamedTuple):
+    """What a pass adds up, over all rows of all processes, in float64.
+
+    Attributes:
+        value: the objective.
+        gradient: [K, D + 1].
+        squares: w x^2, and w, summed, [D + 1].
+        separated: whether every row has its own class strictly on top.
+    """
+
+    value: Any
+    gradient: Any
+    squares: Any
+    separated: Any
+
+
+def fit(
+    rows: Rows,
+    *,
+    num_classes: int,
+    l2: float = 0.0,
+    tol: float = 1e-6,
+    max_steps: int = 1000,
+    held_out: np.ndarray | None = None,
+    callback: Callable[[Event], bool | None] | None = None,
+) -> FitResult:
+    """Fits a softmax regression to rows that need not fit in memory: the exact optimum.
+
+        argmin sum_i loss_i / N + l2 / 2 |kernel|^2
+
+    Each pass streams all rows once; of many processes each streams its own part of them, and all
+    have the same parameters. It is as accurate as `regression.fit` is, since sums over chunks are
+    kept in float64.
+
+    Edge cases: a label that is no class, or a feature that is not finite, is a non-finite
+        objective from the start. Separated classes: see `regression.fit`.
+
+    Args:
+        rows: `ArrayRows`, what `open_rows` gives, or anything like them.
+        num_classes: K.
+        l2: the strength of the penalty.
+        tol: stop where the gradient is no larger, relative to what it can be at most, and neither
+            is what the last step promised, relative to the objective.
+        max_steps: the largest number of steps.
+        held_out: row numbers that count nothing.
+        callback: called with an `Event` before each step; True, on any process, stops.
+
+    Returns:
+        `FitResult`, with two products with the features a pass.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit.
+
+    Example:
+        >>> import numpy as np, softjax
+        >>> x, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 1, 0, 1])
+        >>> rows = softjax.streaming.ArrayRows(x, y)
+        >>> result = softjax.streaming.fit(rows, num_classes=2, l2=0.01)
+        >>> result.stop_reason, round(result.objective, 4)
+        ('converged', 0.5889)
+    """
+    begin = time.perf_counter()
+    num_classes = _checks.at_least(FIT, "num_classes", num_classes, 2)
+    max_steps = _checks.at_least(FIT, "max_steps", max_steps, 0)
+    l2, tol = not_negative(FIT, "l2", l2), not_negative(FIT, "tol", tol)
+    passes = _Passes(rows, num_classes, l2, held_out)
+    dtype = passes.dtype
+
+    theta = np.zeros((num_classes, rows.num_features + 1), dtype)
+    here = passes.at(theta)
+    bound = np.sqrt(np.where(here.squares > 0, here.squares, 1))
+    sample = passes.sample()
+    memory = LBFGS.start(jnp.empty((0, rows.num_features), dtype), theta)
+    decrement, best, stalled, step = np.inf, np.inf, 0, 0
+    history: list[dict[str, float]] = []
+    while True:
+        norm = float(np.max(np.abs(here.gradient) / bound))
+        status = _status.RUNNING
+        if not np.isfinite(here.value) or not np.isfinite(norm):
+            status = _status.NON_FINITE
+        elif norm == 0 or (norm <= tol and decrement <= tol * max(here.value, tol)):
+            status = _status.CONVERGED
+        elif stalled >= LBFGS.patience:
+            status = _status.PRECISION_FLOOR
+        stalled, best = (0, norm) if norm < best else (stalled + 1, best)
+        seconds = time.perf_counter() - begin
+        params = unpack(jnp.asarray(theta))
+        event = Event(step, passes.count, here.value, norm, seconds, params, None, None)
+        history.append({name: event._asdict()[name] for name in event._fields[:5]})
+        interrupted = callback is not None and any(processes.gather(bool(callback(event))))
+        if status != _status.RUNNING or interrupted or step == max_steps:
+            break
+        gradient = here.gradient.astype(dtype)
+        arguments = (theta, gradient, memory, np.int32(step), dtype.type(norm))
+        d, memory = _direction(sample, num_classes, dtype.type(l2), *arguments)
+        trial = _line_search(passes, theta, here, np.asarray(d))
+        if trial is None:
+            status = _status.PRECISION_FLOOR
+            break
+        decrement = -np.vdot(here.gradient, d) / 2
+        (theta, here), step = trial, step + 1
+
+    done = status in (_status.CONVERGED, _status.PRECISION_FLOOR)
+    if done and here.separated and l2 == 0:
+        status = _status.SEPARATED
+    if status == _status.RUNNING and interrupted:
+        status = _status.CALLBACK
+    return FitResult(
+        params, here.value, status, step, 2 * passes.count, norm, bool(here.separated), history
+    )
+
+
+class _Passes:
+    """Passes over the rows of this process, and their sums over all."""
+
+    def __init__(self, rows: Rows, num_classes: int, l2: float, held_out: np.ndarray | None):
+        self.rows, self.num_classes, self.l2 = rows, num_classes, l2
+        self.held_out = np.unique(np.asarray([] if held_out is None else held_out, np.int64))
+        self.dtype = computed_in(rows.read(0, 1)[0].dtype)
+        self.row_bytes = (rows.num_features + num_classes) * self.dtype.itemsize
+        self.weight = rows.num_rows - len(self.held_out)
+        self.count = 0
+
+    def at(self, theta: np.ndarray) -> Sums:
+        """The objective and its gradient: one pass."""
+        own = own_rows(self.rows.num_rows)
+        size = max(min(CHUNK_BYTES // self.row_bytes, len(own)), 1)
+        starts = range(own.start, own.stop, size)
+        on_device = jnp.asarray(theta)
+        width = self.rows.num_features + 1
+        zero = (0.0, np.zeros((self.num_classes, width)), np.zeros(width), True)
+        total = Sums(*zero)
+        with closing(ahead(partial(self._chunk, size, own.stop), starts)) as chunks:
+            for chunk in chunks:
+                total = _added(total, _sums(self.num_classes, on_device, chunk))
+        everywhere = Sums(*zero)
+        for part in processes.gather(total):
+            everywhere = _added(everywhere, part)
+        self.count += 1
+        kernel = penalised(theta).astype(np.float64)
+        return Sums(
+            float(everywhere.value / self.weight + self.l2 / 2 * np.vdot(kernel, kernel)),
+            everywhere.gradient / self.weight + self.l2 * kernel,
+            everywhere.squares / self.weight,
+            everywhere.separated,
+        )
+
+    def sample(self) -> Batch:
+        """Runs of rows from all over the data."""
+        size = max(min(SAMPLE_BYTES // self.row_bytes, self.rows.num_rows) // RUNS, 1)
+        last = self.rows.num_rows - size
+        starts = np.unique(np.linspace(0, last, RUNS).astype(np.int64)).tolist()
+        parts = [self._chunk(size, self.rows.num_rows, start) for start in starts]
+        return Batch(*map(jnp.concatenate, zip(*parts, strict=True)))
+
+    def _chunk(self, size: int, end: int, start: int) -> Batch:
+        """Rows from `start` on, `size` of them, on the device; of weight 0 from `end` on."""
+        stop = min(start + size, end)
+        features, labels = self.rows.read(start, stop)
+        padded = np.zeros((size, features.shape[1]), self.dtype)
+        padded[: stop - start] = features
+        indices, weights = np.zeros(size, np.int32), np.zeros(size, self.dtype)
+        indices[: stop - start], weights[: stop - start] = as_indices(labels), 1
+        first, last = np.searchsorted(self.held_out, [start, stop])
+        out = self.held_out[first:last] - start
+        padded[out], indices[out], weights[out] = 0, 0, 0
+        return Batch(*map(jnp.asarray, (padded, indices, weights)))
+
+
+def own_rows(num_rows: int) -> range:
+    """The rows that this process streams."""
+    index, count = jax.process_index(), jax.process_count()
+    return range(num_rows)[num_rows * index // count : num_rows * (index + 1) // count]
+
+
+def _added(total: Sums, part: Sums) -> Sums:
+    *numbers, separated = (np.asarray(x, np.float64) for x in part)
+    added = [a + b for a, b in zip(total[:3], numbers, strict=True)]
+    return Sums(*added, total.separated and bool(separated))
+
+
+def _problem(num_classes: int, batch: Batch) -> Problem:
+    """Of targets that sum to the mean weight, without a penalty."""
+    zero = jnp.zeros((), batch.features.dtype)
+    features, labels, weights = batch
+    return problem_of(Data(features, labels, weights, None, zero, zero), num_classes)
+
+
+@partial(jax.jit, static_argnames="num_classes")
+def _sums(num_classes: int, theta: Array, batch: Batch) -> Sums:
+    problem = _problem(num_classes, batch)
+    logits = class_scores(problem.features, theta)
+    size = jnp.asarray(len(batch.labels), theta.dtype)
+    bound = gradient_bound(problem)
+    return Sums(
+        size * value(problem, theta, logits),
+        size * point(problem, theta, logits).gradient,
+        size * bound * bound,
+        is_separated(problem, logits),
+    )
+
+
+@partial(jax.jit, static_argnames="num_classes")
+def _direction(
+    sample: Batch,
+    num_classes: int,
+    l2: Array,
+    theta: Array,
+    gradient: Array,
+    memory: _lbfgs.Memory,
+    step: Array,
+    norm: Array,
+) -> tuple[Array, _lbfgs.Memory]:
+    """That of L-BFGS, whose gradients are those of all rows, and whose metric is the sample's."""
+    problem = _problem(num_classes, sample)._replace(l2=l2)
+    s = _metric.standardise(problem, gradient_bound(problem))
+    logits = class_scores(problem.features, theta)
+    here = Point(theta, logits, probabilities(logits), centred(gradient))
+    d, memory, _ = LBFGS.direction(problem, s, here, memory, step, norm)
+    return centred(d), memory
+
+
+def _line_search(
+    passes: _Passes, theta: np.ndarray, here: Sums, d: np.ndarray
+) -> tuple[np.ndarray, Sums] | None:
+    """Parameters along d where the slope has fallen enough, or None where d does not go down.
+
+    The rule of `regression`, by the secant of slopes in place of their derivative.
+    """
+    first = float(np.vdot(here.gradient, d))
+    if not first < 0:
+        return None
+    low, high, t = (0.0, first), (np.inf, np.nan), 1.0
+    lowest = None
+    for _ in range(TRIALS):
+        trial = (theta + t * d).astype(theta.dtype)
+        sums = passes.at(trial)
+        slope = float(np.vdot(sums.gradient, d))
+        if BEFORE * first <= slope <= -BEYOND * first:
+            return trial, sums
+        if slope < 0:
+            low, lowest = (t, slope), (trial, sums)
+        else:
+            high = (t, slope)
+        t = _secant(low, high, first)
+    return lowest
+
+
+def _secant(low: tuple[float, float], high: tuple[float, float], first: float) -> float:
+    """Where the line through two slopes vanishes, kept well inside of them."""
+    (a, slope_a), (b, slope_b) = low, high
+    if not np.isfinite(b):
+        return min(max(a * first / (first - slope_a), 2 * a), 10 * a) if slope_a > first else 4 * a
+    t = a - slope_a * (b - a) / (slope_b - slope_a) if np.isfinite(slope_b) else a
+    margin = 0.05 * (b - a)
+    return min(max(t, a + margin), b - margin)
