@@ -6,6 +6,7 @@ from softjax import datasets as datasets
 from softjax import derivatives as derivatives
 from softjax import information as information
 from softjax import regression as regression
+from softjax import streaming as streaming
 from softjax._cross_entropy import cross_entropy as cross_entropy
 from softjax._cross_entropy import weighted_mean as weighted_mean
 from softjax._labels import TopKLabels as TopKLabels

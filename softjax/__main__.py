@@ -12,7 +12,10 @@ def main() -> None:
             raise
         install = "pip install 'softjax-regression[cli]'"
         sys.exit(f"softjax: the command line needs {error.name}: {install}")
-    app()
+    from softjax.processes import ending_together
+
+    with ending_together():
+        app()
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ def start(
     """
     if coordinator is None:
         return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what matters is an exception too
+    # `Sigterm` is what hears it, and the steps themselves carry it to the others.
+    jax.config.update("jax_enable_preemption_service", False)
     address = None if coordinator == "auto" else coordinator
     loopback = address is not None and address.split(":")[0] in ("127.0.0.1", "localhost")
     jax.distributed.initialize(

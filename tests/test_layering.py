@@ -17,10 +17,12 @@ LAYERS = (
     {"derivatives", "information"},
     {"_cross_entropy", "_linear_cross_entropy", "calibration", "choice"},
     {"regression"},
-    {"accuracy", "cli", "datasets", "parallel", "plots", "tables", "__main__"},
+    {"accuracy", "datasets", "parallel", "plots", "processes", "tables"},
+    {"checkpoints", "streaming"},
+    {"cli", "launch", "__main__"},
 )
 # Of the extras. What jax itself imports where it is installed, as scipy, is not ours to avoid.
-EXTRAS = {"typer", "rich", "matplotlib", "mpmath", "scipy", "pandas", "pyarrow", "sklearn"}
+EXTRAS = {"typer", "rich", "matplotlib", "mpmath", "scipy", "pandas", "pyarrow", "sklearn", "orbax"}
 
 pytestmark = pytest.mark.x64_once
 

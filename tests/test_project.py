@@ -36,6 +36,7 @@ MODULES = (
     ".regression",
     ".regression.inference",
     ".datasets",
+    ".streaming",
 )
 
 

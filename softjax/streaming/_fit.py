@@ -7,7 +7,7 @@ that of the next step, which makes most steps one pass.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
@@ -38,6 +38,7 @@ from softjax.regression._problem import (
 )
 from softjax.streaming._arguments import as_indices, computed_in, not_negative
 from softjax.streaming._batches import Batch
+from softjax.streaming._events import Validation, record, with_validation
 from softjax.streaming._prefetch import ahead
 from softjax.streaming._rows import Rows
 
@@ -70,7 +71,9 @@ def fit(
     l2: float = 0.0,
     tol: float = 1e-6,
     max_steps: int = 1000,
+    transform: Callable[[Array], Array] | None = None,
     held_out: np.ndarray | None = None,
+    validation: Validation | None = None,
     callback: Callable[[Event], bool | None] | None = None,
 ) -> FitResult:
     """Fits a softmax regression to rows that need not fit in memory: the exact optimum.
@@ -91,7 +94,9 @@ def fit(
         tol: stop where the gradient is no larger, relative to what it can be at most, and neither
             is what the last step promised, relative to the objective.
         max_steps: the largest number of steps.
+        transform: of the features [n, D] on the device, as to standardise them, to as many.
         held_out: row numbers that count nothing.
+        validation: features, as they are after `transform`, and labels to evaluate on.
         callback: called with an `Event` before each step; True, on any process, stops.
 
     Returns:
@@ -112,7 +117,7 @@ def fit(
     num_classes = _checks.at_least(FIT, "num_classes", num_classes, 2)
     max_steps = _checks.at_least(FIT, "max_steps", max_steps, 0)
     l2, tol = not_negative(FIT, "l2", l2), not_negative(FIT, "tol", tol)
-    passes = _Passes(rows, num_classes, l2, held_out)
+    passes = _Passes(rows, num_classes, l2, transform, held_out)
     dtype = passes.dtype
 
     theta = np.zeros((num_classes, rows.num_features + 1), dtype)
@@ -135,13 +140,14 @@ def fit(
         seconds = time.perf_counter() - begin
         params = unpack(jnp.asarray(theta))
         event = Event(step, passes.count, here.value, norm, seconds, params, None, None)
-        history.append({name: event._asdict()[name] for name in event._fields[:5]})
+        event = with_validation(event, validation)
+        history.append(record(event))
         interrupted = callback is not None and any(processes.gather(bool(callback(event))))
         if status != _status.RUNNING or interrupted or step == max_steps:
             break
         gradient = here.gradient.astype(dtype)
         arguments = (theta, gradient, memory, np.int32(step), dtype.type(norm))
-        d, memory = _direction(sample, num_classes, dtype.type(l2), *arguments)
+        d, memory = _direction(*passes.fixed, sample, dtype.type(l2), *arguments)
         trial = _line_search(passes, theta, here, np.asarray(d))
         if trial is None:
             status = _status.PRECISION_FLOOR
@@ -162,8 +168,16 @@ def fit(
 class _Passes:
     """Passes over the rows of this process, and their sums over all."""
 
-    def __init__(self, rows: Rows, num_classes: int, l2: float, held_out: np.ndarray | None):
-        self.rows, self.num_classes, self.l2 = rows, num_classes, l2
+    def __init__(
+        self,
+        rows: Rows,
+        num_classes: int,
+        l2: float,
+        transform: Callable[[Array], Array] | None,
+        held_out: np.ndarray | None,
+    ):
+        self.rows, self.l2 = rows, l2
+        self.num_classes, self.fixed = num_classes, (num_classes, transform)
         self.held_out = np.unique(np.asarray([] if held_out is None else held_out, np.int64))
         self.dtype = computed_in(rows.read(0, 1)[0].dtype)
         self.row_bytes = (rows.num_features + num_classes) * self.dtype.itemsize
@@ -181,7 +195,7 @@ class _Passes:
         total = Sums(*zero)
         with closing(ahead(partial(self._chunk, size, own.stop), starts)) as chunks:
             for chunk in chunks:
-                total = _added(total, _sums(self.num_classes, on_device, chunk))
+                total = _added(total, _sums(*self.fixed, on_device, chunk))
         everywhere = Sums(*zero)
         for part in processes.gather(total):
             everywhere = _added(everywhere, part)
@@ -228,16 +242,22 @@ def _added(total: Sums, part: Sums) -> Sums:
     return Sums(*added, total.separated and bool(separated))
 
 
-def _problem(num_classes: int, batch: Batch) -> Problem:
+def _problem(
+    num_classes: int, transform: Callable[[Array], Array] | None, batch: Batch
+) -> Problem:
     """Of targets that sum to the mean weight, without a penalty."""
-    zero = jnp.zeros((), batch.features.dtype)
     features, labels, weights = batch
+    zero = jnp.zeros((), features.dtype)
+    if transform is not None:
+        features = transform(features)
     return problem_of(Data(features, labels, weights, None, zero, zero), num_classes)
 
 
-@partial(jax.jit, static_argnames="num_classes")
-def _sums(num_classes: int, theta: Array, batch: Batch) -> Sums:
-    problem = _problem(num_classes, batch)
+@partial(jax.jit, static_argnames=("num_classes", "transform"))
+def _sums(
+    num_classes: int, transform: Callable[[Array], Array] | None, theta: Array, batch: Batch
+) -> Sums:
+    problem = _problem(num_classes, transform, batch)
     logits = class_scores(problem.features, theta)
     size = jnp.asarray(len(batch.labels), theta.dtype)
     bound = gradient_bound(problem)
@@ -249,10 +269,11 @@ def _sums(num_classes: int, theta: Array, batch: Batch) -> Sums:
     )
 
 
-@partial(jax.jit, static_argnames="num_classes")
+@partial(jax.jit, static_argnames=("num_classes", "transform"))
 def _direction(
-    sample: Batch,
     num_classes: int,
+    transform: Callable[[Array], Array] | None,
+    sample: Batch,
     l2: Array,
     theta: Array,
     gradient: Array,
@@ -261,7 +282,7 @@ def _direction(
     norm: Array,
 ) -> tuple[Array, _lbfgs.Memory]:
     """That of L-BFGS, whose gradients are those of all rows, and whose metric is the sample's."""
-    problem = _problem(num_classes, sample)._replace(l2=l2)
+    problem = _problem(num_classes, transform, sample)._replace(l2=l2)
     s = _metric.standardise(problem, gradient_bound(problem))
     logits = class_scores(problem.features, theta)
     here = Point(theta, logits, probabilities(logits), centred(gradient))

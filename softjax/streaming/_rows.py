@@ -140,7 +140,7 @@ class NpyRows(ArrayRows):
     @property
     def fingerprint(self) -> dict[str, Any]:
         """Of the files."""
-        return {str(n): file_fingerprint(path) for n, path in enumerate(self.paths)}
+        return {path.name: file_fingerprint(path) for path in self.paths}
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """The features and the labels of a run of rows."""
@@ -186,7 +186,7 @@ class ParquetRows:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """Of the file."""
-        return {"0": file_fingerprint(self.path)}
+        return {self.path.name: file_fingerprint(self.path)}
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """The features and the labels of a run of rows."""
@@ -235,7 +235,8 @@ class Encoded:
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """The features and the indices of the classes of a run of rows; -1 for no class."""
         features, labels = self.rows.read(start, stop)
-        labels = np.asarray(labels, self.classes.dtype)
+        if labels.dtype == object:  # a missing one has no order among the others
+            labels = np.array(["" if x is None or x != x else x for x in labels], object)
         place = np.minimum(np.searchsorted(self.classes, labels), len(self.classes) - 1)
         return features, np.where(self.classes[place] == labels, place, -1).astype(np.int32)
 

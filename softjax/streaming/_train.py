@@ -18,10 +18,10 @@ from softjax import _checks, processes
 from softjax.checkpoints import Checkpoints
 from softjax.regression import Event, FitResult, SoftmaxRegression, _status
 from softjax.regression import init as zeros
-from softjax.regression import objective, predict
 from softjax.streaming._arguments import not_negative
 from softjax.streaming._batches import Source, source_of
 from softjax.streaming._devices import Chunk, Devices
+from softjax.streaming._events import Validation, record, with_validation
 from softjax.streaming._prefetch import ahead
 from softjax.streaming._steps import State, advance, start
 
@@ -85,7 +85,7 @@ def train(
     every: int | None = None,
     skip_nonfinite: bool = False,
     checkpoints: Checkpoints | None = None,
-    validation: tuple[ArrayLike, ArrayLike] | None = None,
+    validation: Validation | None = None,
     callback: Callable[[Event], bool | None] | None = None,
     preempted: Callable[[], bool] | None = None,
 ) -> FitResult:
@@ -179,8 +179,8 @@ def train(
                 raise NonFiniteError(step, sorted(chain(*rows)), params)
             if step % every == 0 or step == steps:
                 seconds = before + time.perf_counter() - begin
-                event = _event(state, source.epoch_steps, seconds, validation)
-                history.append(_record(event))
+                event = with_validation(_event(state, source.epoch_steps, seconds), validation)
+                history.append(record(event))
                 state = devices.forgotten(state)
                 save()
                 if callback is not None and any(processes.gather(bool(callback(event)))):
@@ -217,33 +217,11 @@ def _spans(first: int, last: int, size: int, every: int) -> Iterator[tuple[int, 
         first = stop
 
 
-def _event(
-    state: State,
-    epoch_steps: int,
-    seconds: float,
-    validation: tuple[ArrayLike, ArrayLike] | None,
-) -> Event:
+def _event(state: State, epoch_steps: int, seconds: float) -> Event:
     step = int(state.step)
     value = float(state.total) / max(int(state.taken), 1)
-    norm = float(state.norm)
     params = SoftmaxRegression(*map(np.asarray, state.params))
-    held_out = (None, None)
-    if validation is not None:
-        held_out = tuple(map(float, _loss_and_accuracy(params, *validation)))
-    return Event(step, step / epoch_steps, value, norm, seconds, params, *held_out)
-
-
-@jax.jit
-def _loss_and_accuracy(
-    params: SoftmaxRegression, features: Array, labels: Array
-) -> tuple[Array, Array]:
-    return objective(params, features, labels), jnp.mean(predict(params, features) == labels)
-
-
-def _record(event: Event) -> dict[str, float]:
-    fields = event._asdict()
-    del fields["params"]
-    return {name: value for name, value in fields.items() if value is not None}
+    return Event(step, step / epoch_steps, value, float(state.norm), seconds, params, None, None)
 
 
 def _bad_rows(source: Source, chunk: Chunk, step: int, num_classes: int) -> list[int]:

@@ -1,0 +1,62 @@
+"""`softjax predict`: the class of each row of a file."""
+
+import csv
+import sys
+from pathlib import Path
+from typing import Annotated
+from zipfile import BadZipFile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import typer
+
+from softjax import regression, tables
+from softjax.cli._app import app
+from softjax.cli._report import MODEL_ARRAYS
+from softjax.tables import DataError
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="The model.npz that `fit` wrote.")],
+    data: Annotated[str, typer.Argument(help="A file with the columns of the features.")],
+    out: Annotated[
+        Path | None, typer.Option(help="A CSV file; to the terminal by default.")
+    ] = None,
+    proba: Annotated[bool, typer.Option("--proba", help="Also the probabilities.")] = False,
+) -> None:
+    """Predict the class of each row of a file."""
+    jax.config.update("jax_enable_x64", True)  # features as they are may be far from 0
+    params, class_names, feature_names = _load_model(model)
+    columns = tables.read(Path(data))
+    missing = [name for name in feature_names if name not in columns]
+    if missing:
+        names = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
+        count = len(feature_names)
+        raise DataError(f"{data}: lacks {len(missing)} of the model's {count} features: {names}.")
+    x = jnp.asarray(tables.features(Path(data), columns, feature_names))
+    predicted = np.asarray(regression.predict(params, x)).tolist()
+    rows = [[class_names[k]] for k in predicted]
+    if proba:
+        probabilities = np.asarray(regression.predict_proba(params, x)).tolist()
+        rows = [row + p for row, p in zip(rows, probabilities, strict=True)]
+    header = ["class", *(f"p({name})" for name in class_names)] if proba else ["class"]
+    if out is None:
+        csv.writer(sys.stdout).writerows([header, *rows])
+        return
+    with out.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def _load_model(path: Path) -> tuple[regression.SoftmaxRegression, list[str], list[str]]:
+    """The parameters, the names of the classes and those of the features."""
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file.")
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            kernel, bias, classes, features = (saved[name] for name in MODEL_ARRAYS)
+    except (AttributeError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
+        raise DataError(f"{path}: is not a model that `softjax fit` wrote.") from error
+    params = regression.SoftmaxRegression(jnp.asarray(kernel), jnp.asarray(bias))
+    return params, classes.tolist(), features.tolist()

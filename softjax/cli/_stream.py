@@ -1,0 +1,212 @@
+"""`softjax fit` of data that is streamed: by one process or many, with checkpoints."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import typer
+from jax import Array
+from rich.console import Console
+
+from softjax import processes, streaming, tables
+from softjax.checkpoints import Checkpoints
+from softjax.cli._app import LEARNING_RATES, Optimizer, Solver, optax_optimizer
+from softjax.cli._report import FitProgress, Task, print_result, write, write_model
+from softjax.datasets import load_digits
+from softjax.regression import FitResult
+from softjax.streaming._rows import ArrayRows, Encoded, Rows, file_fingerprint
+from softjax.streaming._survey import Survey, survey
+from softjax.tables import DataError
+
+EPOCHS = 10
+BATCH_SIZE = 1024
+# More tell no more of a model, and have to fit into memory.
+MOST_HELD_OUT = 10_000
+
+
+class Plan(NamedTuple):
+    """The options of the command."""
+
+    data: str
+    label_column: str | None
+    test_fraction: float
+    l2: float
+    solver: Solver
+    max_steps: int | None
+    optimizer: Optimizer | None
+    epochs: int | None
+    batch_size: int | None
+    learning_rate: float | None
+    seed: int
+    out: Path
+    checkpoint: Path | None
+    every: int | None
+    skip_nonfinite: bool
+
+
+class Data(NamedTuple):
+    """Rows, the numbers of those that are held out, and what is known of them."""
+
+    rows: Rows
+    held_out: np.ndarray
+    task: Task
+    transform: Callable[[Array], Array] | None
+    source: dict[str, Any]
+
+
+def run(plan: Plan) -> None:
+    """Fits, on every process; the first of them speaks and writes."""
+    stochastic = plan.solver is Solver.OPTAX or plan.checkpoint is not None
+    options = (plan.optimizer, plan.epochs, plan.batch_size, plan.learning_rate, plan.every)
+    stochastic |= any(option is not None for option in options)
+    if stochastic and (plan.solver is Solver.LBFGS or plan.max_steps is not None):
+        raise typer.BadParameter("--solver lbfgs and --max-steps go with no option of optax")
+    if plan.optimizer is Optimizer.LBFGS:
+        raise typer.BadParameter("a stream takes --optimizer adam or sgd, or --solver lbfgs")
+    first = jax.process_index() == 0
+    console = Console(quiet=not first)
+    if first:
+        plan.out.mkdir(parents=True, exist_ok=True)
+    data = _data(plan)
+    count = data.rows.num_rows - len(data.held_out)
+    shared = f", by {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    console.print(f"{count} examples to fit, {len(data.task.held_out[1])} held out{shared}.")
+    result = (_train if stochastic else _fit)(plan, data, console)
+    if first:
+        print_result(console, result, write(console, plan.out, data.task, result))
+    processes.gather(None)  # the others wait for the files
+
+
+def _fit(plan: Plan, data: Data, console: Console) -> FitResult:
+    with FitProgress(console, plan.max_steps) as progress:
+        return streaming.fit(
+            data.rows,
+            num_classes=len(data.task.class_names),
+            l2=plan.l2,
+            max_steps=plan.max_steps or 1000,
+            transform=data.transform,
+            held_out=data.held_out,
+            validation=data.task.held_out,
+            callback=progress.show,
+        )
+
+
+def _train(plan: Plan, data: Data, console: Console) -> FitResult:
+    optimizer = plan.optimizer or Optimizer.ADAM
+    rate = LEARNING_RATES[optimizer] if plan.learning_rate is None else plan.learning_rate
+    batches = streaming.Batches(
+        data.rows, plan.batch_size or BATCH_SIZE, seed=plan.seed, held_out=data.held_out
+    )
+    steps = (plan.epochs or EPOCHS) * batches.epoch_steps
+    checkpoints = None
+    if plan.checkpoint is not None:
+        configuration = {
+            **data.source,
+            "label_column": plan.label_column,
+            "test_fraction": plan.test_fraction,
+            "optimizer": str(optimizer),
+            "learning_rate": rate,
+            "l2": plan.l2,
+        }
+        checkpoints = Checkpoints(plan.checkpoint, configuration)
+    with processes.Sigterm() as sigterm, FitProgress(console, steps) as progress:
+        try:
+            return streaming.train(
+                batches,
+                num_classes=len(data.task.class_names),
+                optimizer=optax_optimizer(optimizer, rate),
+                steps=steps,
+                l2=plan.l2,
+                transform=data.transform,
+                every=plan.every,
+                skip_nonfinite=plan.skip_nonfinite,
+                checkpoints=checkpoints,
+                validation=data.task.held_out,
+                callback=progress.show,
+                preempted=sigterm.came,
+            )
+        except streaming.Preempted as stop:
+            progress.bar.stop()
+            saved = "nothing was saved" if checkpoints is None else "the same command goes on"
+            console.print(f"Stopped by SIGTERM after step {stop.step}: {saved}.")
+            processes.gather(None)  # the others wait for the checkpoint
+            raise typer.Exit(0 if checkpoints is not None else 143) from None
+        except streaming.NonFiniteError as error:
+            if jax.process_index():
+                raise typer.Exit(1) from None
+            path = write_model(plan.out, data.task, error.params)
+            raise DataError(f"{error} The parameters before it are in {path}.") from None
+
+
+def _data(plan: Plan) -> Data:
+    """Opens the data, passes over them once, and holds some of them out."""
+    if plan.data == "digits":
+        return _digits()
+    if plan.label_column is None:
+        raise DataError(f"{plan.data}: --label-column must name the column of the labels.")
+    path, source = Path(plan.data), {}
+    if path.suffix.lower() in (".npy", ".parquet"):
+        rows: Rows = streaming.open_rows(path, plan.label_column)
+        names = _feature_names(rows, plan.label_column)
+    else:
+        whole = tables.dataset(path, plan.label_column)
+        rows = ArrayRows(whole.features, np.array(whole.class_names, object)[whole.labels])
+        names, source = whole.feature_names, {"file": file_fingerprint(path)}
+    seen = survey(rows)
+    if seen.num_bad and not plan.skip_nonfinite:
+        shown = ", ".join(map(str, seen.bad)) + (", ..." if seen.num_bad > len(seen.bad) else "")
+        raise DataError(
+            f"{path}: {seen.num_bad} rows are not finite, or without a label: {shown}, counted "
+            f"from 0; --skip-nonfinite leaves them out."
+        )
+    rows = Encoded(rows, seen.classes)
+    held_out = _held_out(path, rows, plan)
+    transform = _standardising(seen)
+    features, labels = zip(*(rows.read(row, row + 1) for row in held_out.tolist()), strict=True)
+    x, y = np.concatenate(features).astype(np.float32), np.concatenate(labels)
+    good = np.isfinite(x).all(1) & (y >= 0)
+    validation = (np.asarray(transform(x[good])), y[good])
+    classes = [str(name) for name in seen.classes.tolist()]
+    task = Task(seen.mean, seen.scale, names, classes, validation, None)
+    return Data(rows, held_out, task, transform, source)
+
+
+def _digits() -> Data:
+    """All of them in memory, with the held-out part that they come with."""
+    digits = load_digits()
+    rows = ArrayRows(digits.train_features, digits.train_labels)
+    size = rows.num_features
+    names, classes = [str(pixel) for pixel in range(size)], [str(k) for k in range(10)]
+    held_out = (digits.test_features, digits.test_labels)
+    task = Task(np.zeros(size), np.ones(size), names, classes, held_out, digits.image_shape)
+    return Data(rows, np.empty(0, np.int64), task, None, {})
+
+
+def _feature_names(rows: Any, label_column: str) -> list[str]:
+    if hasattr(rows, "names"):
+        return rows.names
+    numbers = [str(n) for n in range(rows.num_features + (rows.column is not None))]
+    return [name for name in numbers if rows.column is None or name != label_column]
+
+
+def _held_out(path: Path, rows: Rows, plan: Plan) -> np.ndarray:
+    """The numbers of the rows that are held out, in order."""
+    count = min(round(plan.test_fraction * rows.num_rows), MOST_HELD_OUT)
+    if not 0 < count < rows.num_rows:
+        raise DataError(
+            f"{path}: {rows.num_rows} rows cannot be split with {plan.test_fraction} held out."
+        )
+    drawn = np.random.default_rng(plan.seed).choice(rows.num_rows, count, False, shuffle=False)
+    return np.sort(drawn)
+
+
+def _standardising(seen: Survey) -> Callable[[Array], Array]:
+    """(x - mean) / scale, on the device."""
+    mean, scale = seen.mean.astype(np.float32), seen.scale.astype(np.float32)
+
+    def transform(features: Array) -> Array:
+        return (features - mean) / scale
+
+    return transform

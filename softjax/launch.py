@@ -1,0 +1,91 @@
+"""Several processes of a run on this machine: `python -m softjax.launch -n 2 -- fit ...`.
+
+All of them run `softjax` with the arguments after `--`. When one of them fails the others are
+ended, and one line says which it was and how it ended.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+# What a process may take to end by itself after another has.
+PATIENCE = 5.0
+PAUSE = 0.05
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs them; the exit status is that of the first that failed, 128 + n after signal n."""
+    parser = argparse.ArgumentParser(prog="python -m softjax.launch", description=__doc__)
+    parser.add_argument("-n", type=int, required=True, metavar="N", help="how many processes")
+    parser.add_argument("arguments", nargs="+", metavar="-- ARGUMENT", help="of softjax")
+    options = parser.parse_args(arguments)
+    if options.n < 1:
+        parser.error("-n must be 1 or more")
+    running = start([sys.executable, "-m", "softjax", *options.arguments], options.n)
+
+    def pass_on(number: int, frame: object) -> None:
+        for process in running:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    before = [signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        return wait(running)
+    finally:
+        end(running, 0)
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+            signal.signal(number, handler)
+
+
+def start(command: Sequence[str], count: int) -> list[subprocess.Popen[bytes]]:
+    """Starts a command so many times, as the processes of one run."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count)}
+    # A GPU a process, where there are any.
+    devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    running = []
+    for index in range(count):
+        own = {"JAX_PROCESS_ID": str(index), "CUDA_VISIBLE_DEVICES": devices[index % len(devices)]}
+        running.append(subprocess.Popen(command, env=os.environ | shared | own))
+    return running
+
+
+def wait(running: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Waits for all of them, or for the first that fails, and ends the others then."""
+    while True:
+        codes = [process.poll() for process in running]
+        failed = [(index, code) for index, code in enumerate(codes) if code]
+        if failed:
+            break
+        if None not in codes:
+            return 0
+        time.sleep(PAUSE)
+    # One that was killed is the cause; what the others came to is what follows from it.
+    index, code = min(failed, key=lambda entry: entry[1])
+    end(running, PATIENCE)
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+    others = "" if len(running) == 1 else "; the others were ended"
+    print(f"softjax.launch: process {index} {how}{others}.", file=sys.stderr)
+    return 128 - code if code < 0 else code
+
+
+def end(running: Sequence[subprocess.Popen[bytes]], patience: float) -> None:
+    """Kills those that do not end by themselves."""
+    last = time.monotonic() + patience
+    while time.monotonic() < last and any(process.poll() is None for process in running):
+        time.sleep(PAUSE)
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

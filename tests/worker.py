@@ -1,0 +1,100 @@
+"""What the processes of the tests run. They are forked from one that has imported everything."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+from softjax import checkpoints, datasets, processes, streaming
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["worker", "orbax.checkpoint", "jax.experimental.multihost_utils"])
+STEPS, EVERY = 48, 4
+
+
+def start(folder, count, **options):
+    """The processes of a run, each with its words in a file of `folder`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    running = []
+    for index in range(count):
+        arguments = (Path(folder), address if count > 1 else None, count, index)
+        running.append(CONTEXT.Process(target=work, args=arguments, kwargs=options))
+        running[-1].start()
+    return running
+
+
+def wait(running, seconds=60):
+    """Their exit codes."""
+    for process in running:
+        process.join(seconds)
+    codes = [process.exitcode for process in running]
+    for process in running:
+        process.kill()
+    return codes
+
+
+def words(folder):
+    return "".join(path.read_text() for path in sorted(Path(folder).glob("words-*")))
+
+
+def work(folder, address, count, index, cache=None, x64=False, **options):
+    output = os.open(folder / f"words-{index}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_x64", x64)
+    jax.config.update("jax_compilation_cache_dir", None if cache is None else str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    with processes.ending_together():
+        processes.start(address, count, index)
+        with processes.Sigterm() as sigterm:
+            run(folder, index, sigterm, **options)
+        processes.gather(None)
+    sys.stdout.flush()
+    if count > 1:
+        jax.distributed.shutdown()
+
+
+def run(folder, index, sigterm, fault=None, steps=STEPS, exact=False):
+    """SGD on the digits; `fault` is what happens, at which step, to which process."""
+    digits = datasets.load_digits()
+    rows = streaming.ArrayRows(digits.train_features, digits.train_labels)
+    what, at, who = fault or (None, None, None)
+
+    class Faulty(streaming.Batches):
+        def read(self, step, out=None):
+            if step == at and index == who:
+                if what == "error":
+                    raise RuntimeError("the disk is gone")
+                if what == "preempt":
+                    os.kill(os.getpid(), signal.SIGTERM)
+            batch = super().read(step, out)
+            if what == "nan" and step == at and index == who:
+                batch.features[2, 5] = np.nan
+            return batch
+
+    if exact:
+        result = streaming.fit(rows, num_classes=10, l2=1e-2)
+    else:
+        with contextlib.suppress(streaming.Preempted):
+            result = streaming.train(
+                Faulty(rows, 128, buffer_bytes=1 << 17),
+                num_classes=10,
+                optimizer=optax.sgd(0.5, momentum=0.9),
+                steps=steps,
+                every=EVERY,
+                l2=1e-4,
+                checkpoints=checkpoints.Checkpoints(folder / "saved", {"l2": 1e-4}),
+                preempted=sigterm.came,
+            )
+            if index == 0:
+                np.savez(folder / "params.npz", *result.params, step=result.steps)
