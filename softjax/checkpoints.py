@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,8 +168,7 @@ class Checkpoints:
             except DataError:
                 raise
             except Exception as error:
-                aside = self.directory / f"bad-{step}"
-                os.replace(self.directory / str(step), aside)
+                aside = self._aside(step)
                 self._manager.reload()
                 print(
                     f"softjax: {aside}: the checkpoint of step {step} is spoiled and was put "
@@ -178,6 +178,15 @@ class Checkpoints:
         if steps:
             raise DataError(f"{self.directory}: none of the {len(steps)} checkpoints is whole.")
         return None
+
+    def _aside(self, step: int) -> Path:
+        """Gives a spoiled checkpoint another name, under which it is kept and not found."""
+        for number in count():
+            aside = self.directory / (f"bad-{step}.{number}" if number else f"bad-{step}")
+            if not aside.exists():
+                break
+        os.replace(self.directory / str(step), aside)
+        return aside
 
     def _read(self, step: int) -> Saved:
         arguments = self._ocp.args

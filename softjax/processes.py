@@ -16,11 +16,13 @@ from jax.experimental import multihost_utils
 # notices it before.
 HEARTBEAT = 10
 SHUTDOWN = 10
+# Before all have met nobody knows who is missing: machines may start minutes apart.
+PATIENCE = 300
 FAILED = 70
 
 
 def start(
-    coordinator: str | None, count: int | None, index: int | None, patience: int = 300
+    coordinator: str | None, count: int | None, index: int | None, patience: int = PATIENCE
 ) -> None:
     """Joins the processes of a run; must come before anything else of JAX.
 
@@ -57,7 +59,8 @@ def gather(value: Any) -> list[Any]:
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)
     sizes = np.ravel(multihost_utils.process_allgather(np.array([data.size], np.int32)))
-    padded = np.pad(data, (0, int(sizes.max()) - data.size))
+    length = max(1 << int(sizes.max() - 1).bit_length(), 1024)  # few lengths, few programs
+    padded = np.pad(data, (0, length - data.size))
     rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
     return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 

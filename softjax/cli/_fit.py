@@ -12,7 +12,7 @@ from softjax.cli._app import Optimizer, Solver, app, optax_optimizer
 from softjax.cli._report import FitProgress, Task, print_result, write
 from softjax.cli._stream import Plan, run
 from softjax.datasets import load_digits
-from softjax.processes import start
+from softjax.processes import PATIENCE, start
 from softjax.tables import DataError, Dataset
 
 
@@ -81,6 +81,9 @@ def fit(
     process_id: Annotated[
         int | None, typer.Option(min=0, envvar="JAX_PROCESS_ID", help="Of this one, from 0.")
     ] = None,
+    patience: Annotated[
+        int, typer.Option(min=1, help="Seconds that the processes wait for each other to start.")
+    ] = PATIENCE,
 ) -> None:
     """Fit a softmax regression and measure it on held-out examples.
 
@@ -90,7 +93,7 @@ def fit(
     if stream or checkpoint is not None or coordinator is not None:
         if l1 > 0 or summary or solver not in (Solver.AUTO, Solver.LBFGS, Solver.OPTAX):
             raise typer.BadParameter("a stream takes --solver lbfgs or optax, no --l1, no --summary")
-        start(coordinator, processes, process_id)
+        start(coordinator, processes, process_id, patience)
         plan = Plan(
             data=data,
             label_column=label_column,

@@ -58,7 +58,7 @@ class Batches:
 
     Args:
         rows: `ArrayRows`, what `open_rows` gives, or anything like them.
-        batch_size: B, the largest number of rows in a batch.
+        batch_size: about as many rows a batch: an epoch is divided evenly.
         seed: of the order.
         held_out: row numbers that count nothing.
         buffer_bytes: of the rows that are held in memory; a few times as much is used.

@@ -1,0 +1,220 @@
+"""A run that goes on where it was: what is saved, refused, spoiled, or cannot be written."""
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+import numpy as np
+import optax
+import pytest
+
+import softjax as package
+from softjax import streaming
+from softjax.streaming import _train
+from softjax.tables import DataError
+
+pytest.importorskip("orbax.checkpoint")
+pytest.importorskip("typer")
+
+from typer.testing import CliRunner
+
+from softjax import cli
+from softjax.checkpoints import Checkpoints
+
+pytestmark = pytest.mark.x64_once
+
+ADAM = optax.adam(0.1)
+STEPS = 22
+
+
+@pytest.fixture
+def files(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(100, 3)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", np.argmax(x + rng.gumbel(size=(100, 3)), 1))
+    return tmp_path
+
+
+def train(files, steps=STEPS, optimizer=ADAM, saved="saved", seed=0, every=4, **options):
+    """In epochs of 10 steps."""
+    rows = streaming.open_rows(files / "x.npy", files / "y.npy")
+    return streaming.train(
+        streaming.Batches(rows, 10, seed=seed, buffer_bytes=300),
+        num_classes=3,
+        optimizer=optimizer,
+        steps=steps,
+        every=every,
+        checkpoints=Checkpoints(files / saved, {"optimizer": "adam"}) if saved else None,
+        **options,
+    )
+
+
+def without_seconds(history):
+    return [{k: v for k, v in event.items() if k != "seconds"} for event in history]
+
+
+def steps_in(folder):
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+
+
+def test_a_run_that_was_stopped_ends_bit_for_bit_as_one_that_was_not(files, monkeypatch):
+    whole = train(files, saved=None)
+    monkeypatch.setattr(_train, "LONGEST_CHUNK", 3)
+    asked = iter([False, False, False, True])
+    with pytest.raises(streaming.Preempted) as stopped:  # between two events
+        train(files, preempted=lambda: next(asked))
+    assert stopped.value.step == 6
+    assert steps_in(files / "saved") == [4, 6]
+    again = train(files)
+    for part, other in zip(again.params, whole.params, strict=True):
+        np.testing.assert_array_equal(part, other)
+    assert again.steps == STEPS
+    assert steps_in(files / "saved") == [16, 20, 22]  # the last three
+    assert without_seconds(again.history) == without_seconds(whole.history)
+    seconds = [event["seconds"] for event in again.history]
+    assert seconds == sorted(seconds)
+    # Nothing is left to do, and nothing is done.
+    np.testing.assert_array_equal(train(files).params.kernel, whole.params.kernel)
+
+
+def test_another_run_is_refused_with_the_difference(files):
+    train(files, steps=4)
+    with pytest.raises(DataError, match=r"another run: batches\.seed was 0 and is 1\.$"):
+        train(files, seed=1)
+    with pytest.raises(DataError, match=r"optimizer_state\[0\]\.trace\.bias was null and is"):
+        train(files, optimizer=optax.sgd(0.1, momentum=0.9))
+    path = files / "y.npy"
+    y = np.load(path)
+    with path.open("r+b") as file:  # in place, one label
+        file.seek(-8, 2)
+        file.write(int((y[-1] + 1) % 3).to_bytes(8, "little"))
+    with pytest.raises(DataError, match=r"batches\.data\.y\.npy\.changed_ns was \d+ and is"):
+        train(files)
+    np.save(path, y[:90])
+    np.save(files / "x.npy", np.load(files / "x.npy")[:90])
+    with pytest.raises(DataError, match=r"batches\.rows was 100 and is 90"):
+        train(files)
+
+
+def spoil(path, how):
+    """Cuts or changes the largest file of a checkpoint."""
+    file = max((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(file.read_bytes())
+    if how == "cut":
+        content = content[: len(content) // 2]
+    elif how == "empty":
+        content = b""
+    else:
+        content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_the_last_checkpoint_that_is_whole_is_used(files, capfd):
+    whole = train(files, saved=None)
+    train(files, steps=18)
+    assert steps_in(files / "saved") == [12, 16, 18]
+    spoil(files / "saved" / "18", "cut")
+    spoil(files / "saved" / "16", "flip")
+    resumed = train(files)
+    np.testing.assert_array_equal(resumed.params.kernel, whole.params.kernel)
+    said = capfd.readouterr().err
+    for step in (18, 16):
+        assert f"bad-{step}: the checkpoint of step {step} is spoiled" in said
+        assert (files / "saved" / f"bad-{step}").is_dir()
+    assert "step 12" not in said
+    for step in steps_in(files / "saved"):
+        spoil(files / "saved" / str(step), "empty")
+    with pytest.raises(DataError, match="none of the 3 checkpoints is whole"):
+        train(files)
+
+
+def test_what_is_left_of_a_save_that_was_cut_short_is_not_read(files):
+    whole = train(files, saved=None)
+    train(files, steps=8)
+    half = files / "saved" / "12.orbax-checkpoint-tmp-1"
+    half.mkdir()
+    (half / "state").write_bytes(b"half")
+    np.testing.assert_array_equal(train(files).params.kernel, whole.params.kernel)
+
+
+def test_a_disk_that_is_full_is_said_and_loses_nothing(files):
+    train(files, steps=8)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"cannot be written.*File too large"):
+            train(files, steps=16)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    whole = train(files, saved=None)
+    np.testing.assert_array_equal(train(files).params.kernel, whole.params.kernel)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_done(files):
+    (files / "file").touch()
+    with pytest.raises(OSError, match="Not a directory"):
+        train(files, saved="file/saved")
+    with pytest.raises(OSError, match="softjax"):
+        Checkpoints("/proc/softjax")
+
+
+# --- the command line ---
+
+
+@pytest.fixture
+def _no_pictures(monkeypatch, files):
+    """They take longer than all the rest."""
+    monkeypatch.chdir(files)
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    monkeypatch.delitem(sys.modules, "softjax.plots", raising=False)
+    monkeypatch.delattr(package, "plots", raising=False)
+
+
+def softjax(*arguments):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_the_same_command_goes_on():
+    command = ["fit", "x.npy", "--label-column", "y.npy", "--batch-size", 16]
+    command += ["--test-fraction", 0.1]
+    saving = [*command, "--checkpoint", "saved", "--every", 4]
+    for arguments in (
+        [*command, "--stream", "--epochs", 4, "--out", "whole"],
+        [*saving, "--epochs", 2, "--out", "run"],
+        [*saving, "--epochs", 4, "--out", "run"],
+    ):
+        result = softjax(*arguments)
+        assert result.exit_code == 0, result.output
+    assert "90 examples to fit, 10 held out." in result.output
+    with np.load("whole/model.npz") as whole, np.load("run/model.npz") as run:
+        for name in ("kernel", "bias", "classes", "features"):
+            np.testing.assert_array_equal(whole[name], run[name])
+    history = [json.loads(line) for line in Path("run/history.jsonl").read_text().splitlines()]
+    assert [event["step"] for event in history] == [4, 8, 12, 14, 16, 20, 24, 28]
+    assert softjax(*saving, "--seed", 1).exit_code == 2
+    refused = softjax(*saving, "--learning-rate", 0.5)
+    assert refused.exit_code == 2
+    assert "holds another run: learning_rate was 0.01 and is 0.5." in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_streams_on_the_command_line():
+    command = ["fit", "x.npy", "--label-column", "y.npy", "--stream"]
+    exact = softjax(*command, "--out", "exact")
+    assert exact.exit_code == 0, exact.output
+    assert "converged" in exact.output
+    x = np.load("x.npy")
+    x[[5, 60], 1] = np.nan
+    np.save("x.npy", x)
+    bad = softjax(*command)
+    assert bad.exit_code == 2
+    assert "2 rows are not finite, or without a label: 5, 60" in bad.stderr
+    skipped = softjax(*command, "--skip-nonfinite", "--epochs", 2)
+    assert skipped.exit_code == 0, skipped.output
+    for options in (["--l1", 1], ["--summary"], ["--optimizer", "lbfgs"], ["--solver", "newton"]):
+        assert softjax(*command, *options).exit_code == 2
+    assert softjax("fit", "digits", "--every", 3).exit_code == 2

@@ -1,0 +1,357 @@
+"""Data that is read in runs of rows: the batches, the training on them, the exact fit."""
+
+import tracemalloc
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from softjax import regression, streaming
+from softjax.streaming import _fit, _steps
+from softjax.streaming._rows import Encoded
+from softjax.streaming._survey import survey
+from softjax.tables import DataError
+
+K = 4
+
+
+def data(n=257, d=5, seed=0, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d)).astype(dtype) * np.arange(1, d + 1, dtype=dtype)
+    return x, (np.argmax(x[:, :K] + rng.gumbel(size=(n, K)), 1)).astype(np.int32)
+
+
+def batches_of(x, y, size=32, **options):
+    return streaming.Batches(streaming.ArrayRows(x, y), size, **options)
+
+
+def numpy_gradient(kernel, bias, x, y, w, l2):
+    z = x @ kernel + bias
+    p = np.exp(z - z.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    g = w[:, None] * (p - np.eye(K)[y]) / w.sum()
+    value = -(w * np.log(p[np.arange(len(y)), y])).sum() / w.sum()
+    return value + l2 / 2 * (kernel**2).sum(), x.T @ g + l2 * kernel, g.sum(0)
+
+
+# --- batches ---
+
+once = pytest.mark.x64_once
+
+
+@once
+@pytest.mark.parametrize("n", [1, 2, 17, 100, 257])
+@pytest.mark.parametrize("size", [1, 3, 16, 40, 300])
+@pytest.mark.parametrize("buffer_bytes", [1, 1000, 1 << 20])
+def test_an_epoch_has_every_row_once(n, size, buffer_bytes):
+    batches = batches_of(np.zeros((n, 1)), np.zeros(n, int), size, buffer_bytes=buffer_bytes)
+    for epoch in range(2):
+        steps = epoch * batches.epoch_steps + np.arange(batches.epoch_steps)
+        numbers = [batches.row_numbers(step) for step in steps.tolist()]
+        assert sorted(np.concatenate(numbers).tolist()) == list(range(n))
+        sizes = [len(rows) for rows in numbers]
+        assert max(sizes) - min(sizes) <= max(min(16, size), 1)
+
+
+@once
+def test_a_batch_is_a_function_of_seed_and_step_whatever_the_number_of_processes():
+    x, y = data()
+    options = {"seed": 3, "buffer_bytes": 1500, "held_out": np.array([5, 200])}
+    one = batches_of(x, y, **options)
+    assert one.num_groups > 1
+    steps = [7, 0, 2 * one.epoch_steps, 1, 7]
+    expected = {step: one.read(step) for step in steps}
+    for step in steps:
+        numbers = one.row_numbers(step)
+        again = batches_of(x, y, **options).read(step)
+        for part, other in zip(expected[step], again, strict=True):
+            np.testing.assert_array_equal(part, other)
+        np.testing.assert_array_equal(again.features[: len(numbers)], x[numbers])
+        np.testing.assert_array_equal(again.labels[: len(numbers)], y[numbers])
+        weights = np.append(~np.isin(numbers, [5, 200]), np.zeros(len(again.labels) - len(numbers)))
+        np.testing.assert_array_equal(again.weights, weights)
+    for count in (2, 3, 5, 20):
+        parts = [
+            batches_of(x, y, **options, process_index=index, process_count=count)
+            for index in range(count)
+        ]
+        assert len({part.read(1).features.shape for part in parts}) == 1
+        found = np.concatenate([part.row_numbers(9) for part in parts])
+        assert sorted(found.tolist()) == sorted(one.row_numbers(9).tolist())
+    first = one.row_numbers(0).tolist()
+    assert first != one.row_numbers(one.epoch_steps).tolist()
+    assert first != batches_of(x, y, seed=4, buffer_bytes=1500).row_numbers(0).tolist()
+
+
+@once
+def test_only_a_group_of_blocks_is_in_memory(tmp_path):
+    rows, width, buffer_bytes = 1 << 15, 32, 1 << 18
+    np.save(tmp_path / "x.npy", np.zeros((rows, width), np.float32))
+    np.save(tmp_path / "y.npy", np.zeros(rows, np.int32))
+    size = (tmp_path / "x.npy").stat().st_size
+    tracemalloc.start()
+    opened = streaming.open_rows(tmp_path / "x.npy", tmp_path / "y.npy")
+    batches = streaming.Batches(opened, 256, buffer_bytes=buffer_bytes)
+    for step in range(batches.epoch_steps):
+        batches.read(step)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert buffer_bytes < peak < 3 * buffer_bytes < size / 5
+
+
+@once
+@pytest.mark.parametrize("kind", ["column", "file", "memmap", "parquet"])
+def test_all_sources_have_the_same_rows(tmp_path, kind):
+    x, y = data(61)
+    path = tmp_path / "x.npy"
+    if kind == "column":
+        np.save(path, np.insert(x, 2, y, axis=1))
+        rows = streaming.open_rows(path, "2")
+    elif kind == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        columns = {str(j): column for j, column in enumerate(x.T)} | {"label": y}
+        path = tmp_path / "x.parquet"
+        parquet.write_table(pyarrow.table(columns), path, row_group_size=7)
+        rows = streaming.open_rows(path, "label")
+    else:
+        np.save(path, x)
+        np.save(tmp_path / "y.npy", y)
+        rows = streaming.open_rows(path, tmp_path / "y.npy")
+        if kind == "memmap":
+            rows = streaming.ArrayRows(np.load(path, mmap_mode="r"), y)
+    assert (rows.num_rows, rows.num_features) == x.shape
+    for start, stop in ((0, 61), (5, 6), (6, 22), (60, 61)):
+        features, labels = rows.read(start, stop)
+        np.testing.assert_array_equal(features, x[start:stop])
+        np.testing.assert_array_equal(labels, y[start:stop])
+    assert rows.fingerprint == rows.fingerprint
+    seen = survey(rows)
+    np.testing.assert_allclose(seen.mean, x.mean(0, dtype=float), rtol=1e-6)
+    np.testing.assert_allclose(seen.scale, x.std(0, dtype=float), rtol=1e-6)
+    assert seen.classes.tolist() == [0, 1, 2, 3]
+
+
+@once
+def test_what_is_wrong_with_a_file_is_said(tmp_path):
+    path = tmp_path / "x.npy"
+    np.save(path, np.zeros((9, 3)))
+    whole = path.read_bytes()
+    with pytest.raises(DataError, match="has no column '3'; it has 0 to 2"):
+        streaming.open_rows(path, 3)
+    with pytest.raises(DataError, match="no such file"):
+        streaming.open_rows(path, tmp_path / "y.npy")
+    rows = streaming.open_rows(path, 0)
+    path.write_bytes(whole[:-8])
+    with pytest.raises(DataError, match="ends before row 9: it was cut"):
+        rows.read(8, 9)
+    with pytest.raises(DataError, match="shorter than its header says"):
+        streaming.open_rows(path, 0)
+    path.write_bytes(whole[:20])
+    with pytest.raises(DataError, match="cannot be read"):
+        streaming.open_rows(path, 0)
+    np.save(path, np.asfortranarray(np.zeros((9, 3))))
+    with pytest.raises(DataError, match="row after row"):
+        streaming.open_rows(path, 0)
+    with pytest.raises(DataError, match="suffix must be one of"):
+        streaming.open_rows(tmp_path / "x.csv", 0)
+    with pytest.raises(ValueError, match=r"`labels` must be of shape \(3,\), got shape \(2,\)"):
+        streaming.ArrayRows(np.zeros((3, 2)), np.zeros(2))
+    with pytest.raises(TypeError, match="`batch_size` must be an integer"):
+        batches_of(*data(), 2.5)
+
+
+@once
+def test_the_survey_names_bad_rows_and_the_labels_are_encoded():
+    x, _ = data(50)
+    x[[7, 31], [0, 2]] = np.nan, np.inf
+    labels = np.array(["b", "a", "c"], object)[np.arange(50) % 3]
+    labels[40] = None
+    rows = streaming.ArrayRows(x, labels)
+    seen = survey(rows)
+    assert (seen.num_bad, seen.bad, seen.classes.tolist()) == (3, [7, 31, 40], ["a", "b", "c"])
+    good = np.delete(x, [7, 31, 40], 0)
+    np.testing.assert_allclose(seen.scale, good.std(0, dtype=float), rtol=1e-6)
+    encoded = Encoded(rows, seen.classes).read(39, 43)[1]
+    assert encoded.tolist() == [1, -1, 2, 1]
+    with pytest.raises(DataError, match="one class only"):
+        survey(streaming.ArrayRows(x, np.ones(50)))
+
+
+# --- training ---
+
+
+def test_training_is_sgd_on_the_batches(dtype):
+    """Beside NumPy in float64, with what is held out and a transform."""
+    x, y = data(dtype=dtype)
+    batches = batches_of(x, y, 40, seed=1, buffer_bytes=1500, held_out=np.arange(9))
+    l2, rate, steps, shift = 0.1, 0.1, 11, 0.5
+    result = streaming.train(
+        batches,
+        num_classes=K,
+        optimizer=optax.sgd(rate),
+        steps=steps,
+        l2=l2,
+        every=4,
+        transform=lambda features: features + shift,
+        validation=(x[:9], y[:9]),
+    )
+    kernel, bias, values = np.zeros((5, K)), np.zeros(K), []
+    for step in range(steps):
+        features, labels, weights = batches.read(step)
+        inputs = (features.astype(float) + shift, labels, weights.astype(float))
+        value, of_kernel, of_bias = numpy_gradient(kernel, bias, *inputs, l2)
+        kernel, bias = kernel - rate * of_kernel, bias - rate * of_bias
+        values.append(value)
+    tolerance = 1e-5 if dtype == "float32" else 1e-13
+    assert result.params.kernel.dtype == dtype
+    np.testing.assert_allclose(result.params.kernel, kernel, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(result.params.bias, bias, rtol=tolerance, atol=tolerance)
+    assert (result.stop_reason, result.steps) == ("step limit", 11)
+    means = [np.mean(values[:4]), np.mean(values[4:8]), np.mean(values[8:])]
+    history = result.history
+    np.testing.assert_allclose([h["objective"] for h in history], means, rtol=10 * tolerance)
+    assert [h["step"] for h in history] == [4, 8, 11]
+    loss = numpy_gradient(kernel, bias, x[:9], y[:9], np.ones(9), 0)[0]
+    np.testing.assert_allclose(history[-1]["validation_loss"], loss, rtol=10 * tolerance)
+
+
+@once
+def test_functions_and_iterables_give_batches_too():
+    x, y = data()
+    batches = batches_of(x, y)
+
+    def read(step):
+        step %= batches.epoch_steps
+        numbers = batches.row_numbers(step)
+        return x[numbers], y[numbers]
+
+    list_of_them = [read(step) for step in range(batches.epoch_steps)]
+    list_of_them.sort(key=lambda batch: -len(batch[1]))  # none larger than the first
+    optimizer = optax.sgd(0.1)
+    kernels = [
+        streaming.train(source, num_classes=K, optimizer=optimizer, steps=13).params.kernel
+        for source in (list_of_them, lambda step: list_of_them[step % len(list_of_them)])
+    ]
+    np.testing.assert_array_equal(*kernels)
+    with pytest.raises(ValueError, match="an iterable that begins again"):
+        streaming.train(iter(list_of_them), num_classes=K, optimizer=optimizer, steps=13)
+    with pytest.raises(ValueError, match="batch 1 must be of at most 3 rows"):
+        sizes = [(x[:3], y[:3]), (x[:4], y[:4])]
+        streaming.train(sizes, num_classes=K, optimizer=optimizer, steps=3)
+    with pytest.raises(TypeError, match="`batches` must be"):
+        streaming.train(3, num_classes=K, optimizer=optimizer, steps=3)
+    with pytest.raises(ValueError, match="`num_classes` must be >= 2"):
+        streaming.train(read, num_classes=1, optimizer=optimizer, steps=3)
+    with pytest.raises(ValueError, match="`init.kernel` must be of shape"):
+        init = regression.init(3, K)
+        streaming.train(read, num_classes=K, optimizer=optimizer, steps=3, init=init)
+
+
+@once
+def test_an_error_of_the_source_arrives_after_the_steps_before_it():
+    x, y = data()
+    seen = []
+
+    def read(step):
+        if step == 5:
+            raise OSError("the disk is gone")
+        return x[:16], y[:16]
+
+    def look(event):
+        seen.append(event.step)
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        streaming.train(
+            read, num_classes=K, optimizer=optax.sgd(0.1), steps=9, every=1, callback=look
+        )
+    assert seen == [1, 2, 3, 4, 5]
+
+
+@once
+def test_a_bad_row_stops_the_training_and_is_named_or_left_out():
+    x, y = data()
+    x[100, 1], y[20] = np.nan, K
+    batches = batches_of(x, y)
+    bad = {step for step in range(9) if {20, 100} & set(batches.row_numbers(step).tolist())}
+    step = min(bad)
+    rows = sorted({20, 100} & set(batches.row_numbers(step).tolist()))
+    optimizer = optax.adam(0.1)
+    options = {"num_classes": K, "optimizer": optimizer, "steps": 9}
+    with pytest.raises(streaming.NonFiniteError, match=f"of step {step} is not") as caught:
+        streaming.train(batches, **options)
+    assert (caught.value.step, caught.value.rows) == (step, rows)
+    before = streaming.train(batches, **options | {"steps": step}).params
+    np.testing.assert_array_equal(caught.value.params.kernel, before.kernel)
+
+    skipped = streaming.train(batches, **options, skip_nonfinite=True)
+    good_x, good_y = np.where(np.isfinite(x), x, 0), np.where(y < K, y, 0)
+    held = batches_of(good_x, good_y, held_out=np.array([20, 100]))
+    expected = streaming.train(held, **options).params.kernel
+    np.testing.assert_allclose(skipped.params.kernel, expected, rtol=1e-6)
+
+    with pytest.raises(streaming.NonFiniteError, match="take shorter steps"):
+        streaming.train(held, **options | {"optimizer": optax.sgd(1e38), "l2": 1.0})
+
+
+@once
+def test_the_second_run_does_not_compile_and_a_callback_stops_it():
+    batches, optimizer = batches_of(*data()), optax.adam(0.1)
+    options = {"num_classes": K, "optimizer": optimizer, "every": 3}
+    streaming.train(batches, steps=8, **options)
+    programs = _steps.advance._cache_size()
+    result = streaming.train(batches, steps=20, **options, callback=lambda e: e.step >= 6)
+    assert _steps.advance._cache_size() == programs
+    assert (result.stop_reason, result.steps) == ("callback", 6)
+    text = _steps.advance.lower(
+        optimizer,
+        None,
+        False,
+        (np.float32(0), None),
+        _steps.start(optimizer, regression.init(5, K)),
+        jax.tree.map(lambda part: part[None], batches.read(0)),
+        np.int32(1),
+        np.zeros(1, np.int32),
+    ).as_text()
+    assert text.count("tf.aliasing_output") == len(
+        jax.tree.leaves(_steps.start(optimizer, regression.init(5, K)))
+    )
+
+
+# --- the exact fit ---
+
+
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize("l2", [1e-2, 1e-4])
+def test_the_streamed_fit_is_the_fit_in_memory(l2, monkeypatch):
+    monkeypatch.setattr(_fit, "CHUNK_BYTES", 2000)
+    x, y = data(dtype=np.float64)
+    x[:, 3] = 7.0  # constant
+    held_out = np.array([3, 4, 250])
+    keep = np.delete(np.arange(len(y)), held_out)
+    expected = regression.fit(x[keep], y[keep], l2=l2, num_classes=K, tol=1e-11)
+    rows = streaming.ArrayRows(x, y)
+    got = streaming.fit(rows, num_classes=K, l2=l2, tol=1e-11, held_out=held_out)
+    assert got.stop_reason == "converged"
+    np.testing.assert_allclose(got.objective, expected.objective, rtol=1e-12)
+    np.testing.assert_allclose(got.params.kernel, expected.params.kernel, atol=1e-6)
+    np.testing.assert_allclose(got.params.bias, expected.params.bias, atol=1e-6)
+    assert got.passes < 80  # two products a pass, and most steps one pass
+
+
+@once
+def test_the_streamed_fit_says_why_it_stopped():
+    x, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 0, 1, 1])
+    rows = streaming.ArrayRows(x, y)
+    separated = streaming.fit(rows, num_classes=2)
+    assert (separated.stop_reason, separated.separated) == ("separated", True)
+    stopped = streaming.fit(rows, num_classes=2, l2=0.1, callback=lambda event: event.step == 1)
+    assert (stopped.stop_reason, stopped.steps) == ("callback", 1)
+    limit = streaming.fit(rows, num_classes=2, l2=0.1, max_steps=0)
+    assert (limit.stop_reason, limit.objective) == ("step limit", pytest.approx(np.log(2)))
+    bad = streaming.fit(streaming.ArrayRows(x, np.array([0, 0, 1, 2])), num_classes=2)
+    assert bad.stop_reason == "non-finite objective"
+    with pytest.raises(ValueError, match="`l2` must be a finite number >= 0"):
+        streaming.fit(rows, num_classes=2, l2=-1.0)
