@@ -1,8 +1,8 @@
 """Checkpoints of a training run, by orbax: what is read again is exactly what was saved.
 
-Each holds the state, the history and the configuration of a run, and a digest of them all. Orbax
-writes beside the place and renames when all is there, so that what is found is whole, unless the
-disk has spoiled it since: then the digest says so, and the checkpoint before is the one to use.
+Each holds the state, the history and the configuration of a run. Orbax writes beside the place and
+renames when all is there, so that what is found is whole, unless the disk has spoiled it since:
+then the digests of its files say so, and the checkpoint before is the one to use.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ from softjax import processes
 from softjax.tables import DataError
 
 KEPT = 3
+DIGESTS = "sha256.json"
 
 
 class Saved(NamedTuple):
@@ -144,7 +145,6 @@ class Checkpoints:
         paths, _ = jax.tree_util.tree_flatten_with_path(state)
         leaves = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in paths}
         record = {"step": step, "history": history, "configuration": self.configuration}
-        record["digest"] = _digest(leaves, record)
         arguments = self._ocp.args
         try:
             self._manager.save(
@@ -153,6 +153,9 @@ class Checkpoints:
                     state=arguments.StandardSave(leaves), record=arguments.JsonSave(record)
                 ),
             )
+            path = self.directory / str(step)
+            (path / "new").write_text(json.dumps(_digests(path)))
+            os.replace(path / "new", path / DIGESTS)
         except Exception as error:
             kept = "none" if self.last_step is None else f"that of step {self.last_step}"
             raise DataError(
@@ -189,7 +192,13 @@ class Checkpoints:
         return aside
 
     def _read(self, step: int) -> Saved:
-        arguments = self._ocp.args
+        path, arguments = self.directory / str(step), self._ocp.args
+        # They come last, and are missing where the process died just before: then all is there.
+        if (path / DIGESTS).exists():
+            expected = json.loads((path / DIGESTS).read_text())
+            spoiled = [name for name, _ in expected.items() ^ _digests(path).items()]
+            if spoiled:
+                raise ValueError(f"{min(spoiled)} is not what was written")
         read = self._manager.restore(
             step,
             args=arguments.Composite(
@@ -197,9 +206,7 @@ class Checkpoints:
             ),
         )
         leaves = {name: np.asarray(leaf) for name, leaf in read.state.items()}
-        record = dict(read.record)
-        if record.pop("digest") != _digest(leaves, record):
-            raise ValueError("its digest is not that of what it holds")
+        record = read.record
         configuration = json.loads(json.dumps(self.configuration))
         if record["configuration"] != configuration:
             difference = "; ".join(_differences(record["configuration"], configuration))
@@ -207,12 +214,12 @@ class Checkpoints:
         return Saved(record["step"], leaves, record["history"])
 
 
-def _digest(leaves: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
-    for name, leaf in sorted(leaves.items()):
-        digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
+def _digests(path: Path) -> dict[str, str]:
+    """SHA-256 of all files below a folder, but for that of the digests."""
+    files = [file for file in path.rglob("*") if file.is_file() and file.name not in (DIGESTS, "new")]
+    return {
+        str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
+    }
 
 
 def _differences(saved: Any, now: Any, name: str = "") -> Iterator[str]:

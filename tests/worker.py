@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -25,6 +26,8 @@ def start(folder, count, **options):
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     running = []
+    for old in Path(folder).glob("met-*"):
+        old.unlink()
     for index in range(count):
         arguments = (Path(folder), address if count > 1 else None, count, index)
         running.append(CONTEXT.Process(target=work, args=arguments, kwargs=options))
@@ -32,30 +35,37 @@ def start(folder, count, **options):
     return running
 
 
-def wait(running, seconds=60):
-    """Their exit codes."""
+def wait(running, seconds):
+    """Their exit codes; None for one that had to be killed after so many seconds."""
+    last = time.monotonic() + seconds
     for process in running:
-        process.join(seconds)
+        process.join(max(last - time.monotonic(), 0))
     codes = [process.exitcode for process in running]
     for process in running:
         process.kill()
+        process.join()
     return codes
+
+
+def have_met(folder, count):
+    """Whether the processes of the run know of each other."""
+    return len(list(Path(folder).glob("met-*"))) == count
 
 
 def words(folder):
     return "".join(path.read_text() for path in sorted(Path(folder).glob("words-*")))
 
 
-def work(folder, address, count, index, cache=None, x64=False, **options):
+def work(folder, address, count, index, cache, **options):
     output = os.open(folder / f"words-{index}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_x64", x64)
-    jax.config.update("jax_compilation_cache_dir", None if cache is None else str(cache))
+    jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     with processes.ending_together():
         processes.start(address, count, index)
+        (folder / f"met-{index}").touch()
         with processes.Sigterm() as sigterm:
             run(folder, index, sigterm, **options)
         processes.gather(None)
@@ -64,37 +74,35 @@ def work(folder, address, count, index, cache=None, x64=False, **options):
         jax.distributed.shutdown()
 
 
-def run(folder, index, sigterm, fault=None, steps=STEPS, exact=False):
+def run(folder, index, sigterm, fault=(None, None, None)):
     """SGD on the digits; `fault` is what happens, at which step, to which process."""
     digits = datasets.load_digits()
     rows = streaming.ArrayRows(digits.train_features, digits.train_labels)
-    what, at, who = fault or (None, None, None)
+    what, at, who = fault
 
     class Faulty(streaming.Batches):
         def read(self, step, out=None):
-            if step == at and index == who:
+            batch = super().read(step, out)
+            if (step, index) == (at, who):
                 if what == "error":
                     raise RuntimeError("the disk is gone")
-                if what == "preempt":
+                if what == "nan":
+                    batch.features[2, 5] = np.nan
+                if what == "preempted":
                     os.kill(os.getpid(), signal.SIGTERM)
-            batch = super().read(step, out)
-            if what == "nan" and step == at and index == who:
-                batch.features[2, 5] = np.nan
             return batch
 
-    if exact:
-        result = streaming.fit(rows, num_classes=10, l2=1e-2)
-    else:
-        with contextlib.suppress(streaming.Preempted):
-            result = streaming.train(
-                Faulty(rows, 128, buffer_bytes=1 << 17),
-                num_classes=10,
-                optimizer=optax.sgd(0.5, momentum=0.9),
-                steps=steps,
-                every=EVERY,
-                l2=1e-4,
-                checkpoints=checkpoints.Checkpoints(folder / "saved", {"l2": 1e-4}),
-                preempted=sigterm.came,
-            )
-            if index == 0:
-                np.savez(folder / "params.npz", *result.params, step=result.steps)
+    with contextlib.suppress(streaming.Preempted):
+        result = streaming.train(
+            Faulty(rows, 128, buffer_bytes=1 << 17),
+            num_classes=10,
+            # Not Adam, which divides by the gradient and so by what is rounding where it is 0.
+            optimizer=optax.sgd(0.5, momentum=0.9),
+            steps=STEPS,
+            every=EVERY,
+            l2=1e-4,
+            checkpoints=checkpoints.Checkpoints(folder / "saved", {"l2": 1e-4}),
+            preempted=sigterm.came,
+        )
+        if index == 0:
+            np.savez(folder / "params.npz", *result.params, step=result.steps)

@@ -1,0 +1,131 @@
+"""Several processes on this machine: they agree, and whatever befalls one of them ends them all."""
+
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("orbax.checkpoint")
+pytest.importorskip("typer")
+
+import worker
+from typer.testing import CliRunner
+
+from softjax import cli, launch
+
+pytestmark = pytest.mark.x64_once
+
+# What the issue of a fault may take, and a run on a machine that is busy.
+ALL_END, ALL_DONE = 15, 120
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, cache):
+    """The parameters of two processes that nothing befell, and what they took."""
+    folder = tmp_path_factory.mktemp("two")
+    begin = time.monotonic()
+    assert worker.wait(worker.start(folder, 2, cache=cache), ALL_DONE) == [0, 0]
+    return result(folder), time.monotonic() - begin
+
+
+def result(folder):
+    with np.load(folder / "params.npz") as saved:
+        assert saved["step"] == worker.STEPS
+        return saved["arr_0"]
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_result_is_that_of_any_number_of_processes(tmp_path, cache, two, count):
+    codes = worker.wait(worker.start(tmp_path, count, cache=cache), ALL_DONE)
+    assert codes == [0] * count, worker.words(tmp_path)
+    np.testing.assert_allclose(result(tmp_path), two[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("who", [0, 1])
+def test_an_error_in_one_process_ends_all(tmp_path, cache, who):
+    running = worker.start(tmp_path, 2, cache=cache, fault=("error", 9, who))
+    assert worker.wait(running, ALL_DONE) == [70, 70]
+    said = worker.words(tmp_path)
+    assert f"softjax: process {who} of 2: RuntimeError: the disk is gone\n" in said
+    assert f"softjax: process {1 - who} of 2: lost another process" in said
+
+
+def test_a_batch_that_is_not_finite_ends_all_with_its_step_and_its_row(tmp_path, cache):
+    running = worker.start(tmp_path, 2, cache=cache, fault=("nan", 9, 1))
+    assert worker.wait(running, ALL_DONE) == [70, 70]
+    words = worker.words(tmp_path)
+    said = re.findall(r"the batch of step 9 is not finite, of the rows (\d+)\.", words)
+    assert len(said) == 2
+    assert len(set(said)) == 1
+    assert "8" in [path.name for path in (tmp_path / "saved").iterdir()]
+
+
+def test_sigterm_to_one_stops_all_after_the_same_step_and_they_go_on(tmp_path, cache, two):
+    running = worker.start(tmp_path, 2, cache=cache, fault=("preempted", 9, 1))
+    assert worker.wait(running, ALL_DONE) == [0, 0]
+    assert not (tmp_path / "params.npz").exists()
+    assert worker.wait(worker.start(tmp_path, 2, cache=cache), ALL_DONE) == [0, 0]
+    np.testing.assert_array_equal(result(tmp_path), two[0])
+
+
+def test_ten_kills_change_no_bit(tmp_path, cache, two):
+    """At any moment, of any process; `python -m benchmarks.kills` does two hundred."""
+    expected, seconds = two
+    chance = random.Random(0)
+    for _ in range(10):
+        running = worker.start(tmp_path, 2, cache=cache)
+        time.sleep(chance.uniform(0, seconds))
+        chance.choice(running).kill()
+        # Before they have met nobody can know, but for who started them.
+        met = worker.have_met(tmp_path, 2)
+        codes = worker.wait(running, ALL_END if met else 0)
+        assert not met or None not in codes, worker.words(tmp_path)
+    assert worker.wait(worker.start(tmp_path, 2, cache=cache), ALL_DONE) == [0, 0]
+    np.testing.assert_array_equal(result(tmp_path), expected)
+
+
+# --- the launcher ---
+
+
+def test_the_command_line_by_two_processes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 3)) + 5
+    labels = np.argmax(x + rng.gumbel(size=x.shape), 1)
+    np.save("data.npy", np.column_stack([x, labels]).astype(np.float32))
+    fit = ["fit", "data.npy", "--label-column", "3", "--stream", "--out"]
+    command = [sys.executable, "-m", "softjax.launch", "-n", "2", "--", *fit, "two"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("240 examples to fit, 60 held out, by 2 processes.") == 1
+    assert CliRunner().invoke(cli.app, [*fit, "one"]).exit_code == 0
+    with np.load("one/model.npz") as one, np.load("two/model.npz") as two:
+        np.testing.assert_allclose(one["kernel"], two["kernel"], atol=1e-5)
+        assert two["classes"].tolist() == ["0.0", "1.0", "2.0"]
+
+
+def test_the_launcher_ends_all_when_one_is_killed(capfd):
+    sleeping = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(launch, "PATIENCE", 0.1)
+    running = launch.start(sleeping, 3)
+    running[1].send_signal(signal.SIGKILL)
+    assert launch.wait(running) == 128 + signal.SIGKILL
+    monkey.undo()
+    assert all(process.returncode == -signal.SIGKILL for process in running)
+    said = "softjax.launch: process 1 was ended by SIGKILL; the others were ended.\n"
+    assert capfd.readouterr().err == said
+    failing = [sys.executable, "-S", "-c", "import os; os._exit(int(os.environ['JAX_PROCESS_ID']))"]
+    assert launch.wait(launch.start(failing, 2)) == 1
+    assert capfd.readouterr().err.startswith("softjax.launch: process 1 ended with status 1")
+    assert launch.wait(launch.start(failing, 1)) == 0
