@@ -216,7 +216,9 @@ class Checkpoints:
 
 def _digests(path: Path) -> dict[str, str]:
     """SHA-256 of all files below a folder, but for that of the digests."""
-    files = [file for file in path.rglob("*") if file.is_file() and file.name not in (DIGESTS, "new")]
+    files = [
+        file for file in path.rglob("*") if file.is_file() and file.name not in (DIGESTS, "new")
+    ]
     return {
         str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
     }

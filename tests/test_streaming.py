@@ -238,15 +238,15 @@ def test_functions_and_iterables_give_batches_too():
     np.testing.assert_array_equal(*kernels)
     with pytest.raises(ValueError, match="an iterable that begins again"):
         streaming.train(iter(list_of_them), num_classes=K, optimizer=optimizer, steps=13)
+    sizes = [(x[:3], y[:3]), (x[:4], y[:4])]
     with pytest.raises(ValueError, match="batch 1 must be of at most 3 rows"):
-        sizes = [(x[:3], y[:3]), (x[:4], y[:4])]
         streaming.train(sizes, num_classes=K, optimizer=optimizer, steps=3)
     with pytest.raises(TypeError, match="`batches` must be"):
         streaming.train(3, num_classes=K, optimizer=optimizer, steps=3)
     with pytest.raises(ValueError, match="`num_classes` must be >= 2"):
         streaming.train(read, num_classes=1, optimizer=optimizer, steps=3)
-    with pytest.raises(ValueError, match="`init.kernel` must be of shape"):
-        init = regression.init(3, K)
+    init = regression.init(3, K)
+    with pytest.raises(ValueError, match=r"`init.kernel` must be of shape"):
         streaming.train(read, num_classes=K, optimizer=optimizer, steps=3, init=init)
 
 

@@ -59,11 +59,13 @@ class Optimizer(StrEnum):
 LEARNING_RATES = {Optimizer.ADAM: 0.01, Optimizer.SGD: 0.5}
 
 
-def optax_optimizer(
-    name: Optimizer, learning_rate: float | None
-) -> optax.GradientTransformation | None:
-    """The optimizer of a name; None for L-BFGS, which a fit takes without being told."""
-    if name is Optimizer.LBFGS:
-        return None
-    rate = LEARNING_RATES[name] if learning_rate is None else learning_rate
-    return optax.adam(rate) if name is Optimizer.ADAM else optax.sgd(rate, momentum=0.9)
+def optax_optimizer(name: Optimizer, learning_rate: float) -> optax.GradientTransformation:
+    """The optimizer of a name, but for L-BFGS, which a fit takes without being told."""
+    if name is Optimizer.ADAM:
+        return optax.adam(learning_rate)
+    return optax.sgd(learning_rate, momentum=0.9)
+
+
+def rate_of(name: Optimizer, learning_rate: float | None) -> float:
+    """The learning rate that was given, or that of the optimizer."""
+    return LEARNING_RATES[name] if learning_rate is None else learning_rate

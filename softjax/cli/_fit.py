@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from softjax import regression, tables
-from softjax.cli._app import Optimizer, Solver, app, optax_optimizer
+from softjax.cli._app import Optimizer, Solver, app, optax_optimizer, rate_of
 from softjax.cli._report import FitProgress, Task, print_result, write
 from softjax.cli._stream import Plan, run
 from softjax.datasets import load_digits
@@ -92,7 +92,9 @@ def fit(
     """
     if stream or checkpoint is not None or coordinator is not None:
         if l1 > 0 or summary or solver not in (Solver.AUTO, Solver.LBFGS, Solver.OPTAX):
-            raise typer.BadParameter("a stream takes --solver lbfgs or optax, no --l1, no --summary")
+            raise typer.BadParameter(
+                "a stream takes --solver lbfgs or optax, and no --l1 or --summary"
+            )
         start(coordinator, processes, process_id, patience)
         plan = Plan(
             data=data,
@@ -146,6 +148,9 @@ def fit(
         steps = epochs * (1 if batch_size is None else -(-len(train.labels) // batch_size))
     else:
         steps = max_steps
+    of_optax = None
+    if optimizer is not Optimizer.LBFGS:
+        of_optax = optax_optimizer(optimizer, rate_of(optimizer, learning_rate))
     with FitProgress(console, steps) as progress:
         result = regression.fit(
             x_train,
@@ -155,7 +160,7 @@ def fit(
             l2=l2,
             l1=l1,
             max_steps=max_steps,
-            optimizer=optax_optimizer(optimizer, learning_rate),
+            optimizer=of_optax,
             batch_size=batch_size,
             epochs=epochs,
             seed=seed,

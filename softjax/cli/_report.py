@@ -66,9 +66,7 @@ class FitProgress:
             self.next_line = 2 * max(event.step, 1)
 
 
-def write(
-    console: Console, out: Path, task: Task, result: regression.FitResult
-) -> list[Path]:
+def write(console: Console, out: Path, task: Task, result: regression.FitResult) -> list[Path]:
     """Writes the model, for features as they are, the history and the picture."""
     written = [write_model(out, task, result.params), out / "history.jsonl"]
     written[1].write_text("".join(json.dumps(event) + "\n" for event in result.history))

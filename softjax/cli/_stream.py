@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import typer
 from jax import Array
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from softjax import processes, streaming, tables
 from softjax.checkpoints import Checkpoints
-from softjax.cli._app import LEARNING_RATES, Optimizer, Solver, optax_optimizer
+from softjax.cli._app import Optimizer, Solver, optax_optimizer, rate_of
 from softjax.cli._report import FitProgress, Task, print_result, write, write_model
 from softjax.datasets import load_digits
 from softjax.regression import FitResult
@@ -95,7 +96,7 @@ def _fit(plan: Plan, data: Data, console: Console) -> FitResult:
 
 def _train(plan: Plan, data: Data, console: Console) -> FitResult:
     optimizer = plan.optimizer or Optimizer.ADAM
-    rate = LEARNING_RATES[optimizer] if plan.learning_rate is None else plan.learning_rate
+    rate = rate_of(optimizer, plan.learning_rate)
     batches = streaming.Batches(
         data.rows, plan.batch_size or BATCH_SIZE, seed=plan.seed, held_out=data.held_out
     )
@@ -167,7 +168,7 @@ def _data(plan: Plan) -> Data:
     features, labels = zip(*(rows.read(row, row + 1) for row in held_out.tolist()), strict=True)
     x, y = np.concatenate(features).astype(np.float32), np.concatenate(labels)
     good = np.isfinite(x).all(1) & (y >= 0)
-    validation = (np.asarray(transform(x[good])), y[good])
+    validation = (np.asarray(transform(jnp.asarray(x[good]))), y[good])
     classes = [str(name) for name in seen.classes.tolist()]
     task = Task(seen.mean, seen.scale, names, classes, validation, None)
     return Data(rows, held_out, task, transform, source)

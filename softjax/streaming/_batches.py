@@ -6,7 +6,7 @@ is shuffled, and every batch takes an equal share of each: the rows of W distant
 depends on the number of processes, each of which reads the blocks that are its own.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -29,9 +29,9 @@ class Batch(NamedTuple):
         weights: [B]; 0 for padding and for what is held out.
     """
 
-    features: np.ndarray
-    labels: np.ndarray
-    weights: np.ndarray
+    features: Any
+    labels: Any
+    weights: Any
 
 
 class Source(Protocol):

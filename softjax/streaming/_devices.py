@@ -26,7 +26,7 @@ class Chunk(NamedTuple):
 
     first: int
     stop: int
-    count: Array
+    count: Any
     host: Batch
     batches: Batch
 
@@ -73,4 +73,3 @@ class Devices:
     def _sharded(self, part: np.ndarray) -> Array:
         shape = (len(part), part.shape[1] * jax.process_count(), *part.shape[2:])
         return jax.make_array_from_process_local_data(self.rows_of_steps, part, shape)
-

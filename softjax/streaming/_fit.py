@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from softjax import _checks, processes
-from softjax.regression import Event, FitResult, SoftmaxRegression, _lbfgs, _metric, _status
+from softjax.regression import Event, FitResult, _lbfgs, _metric, _status
 from softjax.regression._descent import LBFGS
 from softjax.regression._line_search import BEFORE, BEYOND, TRIALS
 from softjax.regression._problem import (
@@ -29,7 +29,6 @@ from softjax.regression._problem import (
     class_scores,
     gradient_bound,
     is_separated,
-    penalised,
     point,
     probabilities,
     problem_of,
@@ -200,7 +199,8 @@ class _Passes:
         for part in processes.gather(total):
             everywhere = _added(everywhere, part)
         self.count += 1
-        kernel = penalised(theta).astype(np.float64)
+        kernel = theta.astype(np.float64)
+        kernel[:, -1] = 0  # the bias
         return Sums(
             float(everywhere.value / self.weight + self.l2 / 2 * np.vdot(kernel, kernel)),
             everywhere.gradient / self.weight + self.l2 * kernel,
@@ -237,14 +237,18 @@ def own_rows(num_rows: int) -> range:
 
 
 def _added(total: Sums, part: Sums) -> Sums:
-    *numbers, separated = (np.asarray(x, np.float64) for x in part)
-    added = [a + b for a, b in zip(total[:3], numbers, strict=True)]
-    return Sums(*added, total.separated and bool(separated))
+    def add(a: Any, b: Any) -> Any:
+        return a + np.asarray(b, np.float64)
+
+    return Sums(
+        add(total.value, part.value),
+        add(total.gradient, part.gradient),
+        add(total.squares, part.squares),
+        total.separated and bool(part.separated),
+    )
 
 
-def _problem(
-    num_classes: int, transform: Callable[[Array], Array] | None, batch: Batch
-) -> Problem:
+def _problem(num_classes: int, transform: Callable[[Array], Array] | None, batch: Batch) -> Problem:
     """Of targets that sum to the mean weight, without a penalty."""
     features, labels, weights = batch
     zero = jnp.zeros((), features.dtype)

@@ -105,9 +105,9 @@ class NpyFile:
         out = np.empty((stop - start, *self.shape[1:]), self.dtype)
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.offset + start * self.row_bytes)
-            view, done = memoryview(out).cast("B") if out.size else memoryview(b""), 0
-            while done < len(view):
-                count = file.readinto(view[done:])
+            bytes_of_out, done = out.reshape(-1).view(np.uint8), 0
+            while done < out.nbytes:
+                count = file.readinto(bytes_of_out[done:].data)
                 if not count:
                     raise DataError(f"{self.path}: ends before row {stop}: it was cut.")
                 done += count
@@ -126,11 +126,12 @@ class NpyRows(ArrayRows):
         file = NpyFile(path)
         if len(file.shape) != 2:
             raise DataError(f"{path}: expected an array of rank 2, got shape {file.shape}.")
-        self.paths, self.column = [path], labels if isinstance(labels, int) else None
-        if self.column is None:
-            self.paths.append(Path(labels))
-            super().__init__(file, NpyFile(Path(labels)))
+        self.paths, self.column = [path], None
+        if isinstance(labels, Path):
+            self.paths.append(labels)
+            super().__init__(file, NpyFile(labels))
             return
+        self.column = labels
         if not 0 <= self.column < file.shape[1]:
             known = f"0 to {file.shape[1] - 1}"
             raise DataError(f"{path}: has no column {str(labels)!r}; it has {known}.")
@@ -268,9 +269,8 @@ def open_rows(path: str | Path, labels: str | Path | int) -> NpyRows | ParquetRo
         return ParquetRows(path, str(labels))
     if suffix != ".npy":
         raise DataError(f"{path}: the suffix must be one of .npy, .parquet.")
-    if isinstance(labels, int) or str(labels).isdecimal():
-        return NpyRows(path, int(labels))
-    return NpyRows(path, Path(labels))
+    column = str(labels)
+    return NpyRows(path, int(column) if column.isdecimal() else Path(column))
 
 
 def file_fingerprint(path: Path) -> dict[str, int]:

@@ -55,7 +55,7 @@ class NonFiniteError(FloatingPointError):
         return type(self), (self.step, self.rows, self.params)
 
 
-class Preempted(Exception):  # noqa: N818, it is no error
+class Preempted(Exception):
     """All processes stopped after one step because one of them was told to.
 
     Attributes:
@@ -175,7 +175,7 @@ def train(
             if step < chunk.stop:
                 save()
                 rows = processes.gather(_bad_rows(source, chunk, step, num_classes))
-                params = SoftmaxRegression(*map(np.asarray, state.params))
+                params = jax.tree.map(np.asarray, state.params)
                 raise NonFiniteError(step, sorted(chain(*rows)), params)
             if step % every == 0 or step == steps:
                 seconds = before + time.perf_counter() - begin
@@ -220,7 +220,7 @@ def _spans(first: int, last: int, size: int, every: int) -> Iterator[tuple[int, 
 def _event(state: State, epoch_steps: int, seconds: float) -> Event:
     step = int(state.step)
     value = float(state.total) / max(int(state.taken), 1)
-    params = SoftmaxRegression(*map(np.asarray, state.params))
+    params = jax.tree.map(np.asarray, state.params)
     return Event(step, step / epoch_steps, value, float(state.norm), seconds, params, None, None)
 
 
