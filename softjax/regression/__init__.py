@@ -1,13 +1,21 @@
 """Softmax regression (multinomial logistic regression): the model, its objective and its fit."""
 
 from softjax.regression import inference as inference
+from softjax.regression._bootstrap import Bootstrap as Bootstrap
+from softjax.regression._bootstrap import bootstrap as bootstrap
+from softjax.regression._cross_validation import CrossValidation as CrossValidation
+from softjax.regression._cross_validation import PathResult as PathResult
+from softjax.regression._cross_validation import cross_validate as cross_validate
+from softjax.regression._cross_validation import fit_path as fit_path
 from softjax.regression._curvature import fisher_information as fisher_information
 from softjax.regression._curvature import gradient as gradient
 from softjax.regression._curvature import hessian as hessian
 from softjax.regression._curvature import hvp as hvp
 from softjax.regression._curvature import lipschitz_constant as lipschitz_constant
 from softjax.regression._fit import fit as fit
+from softjax.regression._fit_many import fit_many as fit_many
 from softjax.regression._leave_one_out import leave_one_out as leave_one_out
+from softjax.regression._many import ManyEvent as ManyEvent
 from softjax.regression._model import SoftmaxRegression as SoftmaxRegression
 from softjax.regression._model import init as init
 from softjax.regression._model import logits as logits

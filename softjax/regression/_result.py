@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from softjax.regression import _status
 from softjax.regression._model import SoftmaxRegression
 
@@ -90,11 +92,11 @@ class FitResult(NamedTuple):
         return self.status == _status.CONVERGED
 
     @property
-    def stop_reason(self) -> str:
-        """In words.
+    def stop_reason(self) -> Any:
+        """In words; a list of them where fits are stacked.
 
         CONVERGED; PRECISION_FLOOR, rounding hides what is left; SEPARATED, these data have no
         optimum without a penalty, and `params` are far on the way; STEP_LIMIT; CALLBACK;
         NON_FINITE, `params` are those before that step.
         """
-        return _status.REASONS[int(self.status)]
+        return np.take(_status.REASONS, np.asarray(self.status)).tolist()

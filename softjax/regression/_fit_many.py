@@ -1,0 +1,167 @@
+"""fit_many: one features matrix, many label sets, weights or penalties."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
+
+from softjax import _checks
+from softjax.regression import _arguments, _many, _problem
+from softjax.regression._lanes import Lane
+from softjax.regression._many import ManyEvent
+from softjax.regression._model import SoftmaxRegression
+from softjax.regression._problem import Data
+from softjax.regression._result import FitResult
+
+
+def fit_many(
+    features: ArrayLike,
+    labels: ArrayLike,
+    *,
+    l2: ArrayLike = 0.0,
+    tol: float = 1e-6,
+    max_steps: int | None = None,
+    num_classes: int | None = None,
+    sample_weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    init: SoftmaxRegression | None = None,
+    callback: Callable[[ManyEvent], bool | None] | None = None,
+) -> FitResult:
+    """Fits many softmax regressions to the same features, in one go.
+
+        argmin sum_i w_bi loss_bi / sum_i w_bi + l2_b / 2 |kernel_b|^2    for every lane b
+
+    Labels, weights and penalties are those of all lanes or have a leading axis of B lanes, and one
+    of them has it at least. Each lane comes to what `fit` comes to. The features are multiplied
+    with the parameters of many lanes at once, and the metric of Newton's steps is factored once, at
+    the optimum of the mean of the lanes' objectives, where they all start.
+
+    Derivative: not the purpose; `fit` has it.
+    Edge cases: those of `fit`, lane by lane: one that is separated stops no other.
+
+    Args:
+        features: real [N, D], finite, dense.
+        labels: class indices, integer [N] or [B, N], or a distribution over the classes or counts
+            of them, floating [N, K] or [B, N, K].
+        l2: >= 0, the strength of the penalty, a scalar or [B].
+        tol: as of `fit`; the gradient is relative to what it can be in the mean of the lanes.
+        max_steps: of each lane; None for more than enough.
+        num_classes: K, of all lanes; None for what the labels show.
+        sample_weights: real [N] or [B, N], >= 0, in no lane all 0.
+        class_weights: real [K], >= 0.
+        init: parameters to look for the common start from; None for zeros.
+        callback: called with a `ManyEvent` at the start and after every step; True stops.
+
+    Returns:
+        `FitResult` of arrays with a leading axis of B lanes.
+
+    Raises:
+        TypeError, ValueError: as `fit`.
+
+    Example:
+        >>> import numpy as np, softjax
+        >>> x = np.array([[0.0], [1.0], [2.0], [3.0]])
+        >>> labels = np.array([[0, 1, 0, 1], [1, 1, 0, 0], [0, 1, 1, 0]])
+        >>> fits = softjax.regression.fit_many(x, labels, l2=0.1)
+        >>> fits.params.kernel.shape, fits.stop_reason
+        ((3, 1, 2), ['converged', 'converged', 'converged'])
+
+    Source: as `fit`.
+    """
+    x = _many.dense_features(features)
+    y, num_classes = _labels(labels, len(x), num_classes)
+    lanes = Lane(y, _weights(sample_weights, x), _many.penalties(l2, x.dtype))
+    shared, stacked = _parted(lanes)
+    counts = {len(leaf) for leaf in jax.tree.leaves(stacked)}
+    if len(counts) != 1:
+        got = f"{sorted(counts)} of them" if counts else "none of them"
+        expected = "stacked, or `sample_weights`, or `l2`, each with the same number of lanes"
+        raise _arguments.error("labels", expected, got)
+    (count,) = counts
+    lane_of = Partial(_lane, shared, stacked)
+    mean_labels, median = _middle(lane_of, lanes.l2, x, num_classes=num_classes, count=count)
+    class_weights = _arguments.class_weights_array(class_weights, num_classes, x.dtype)
+    ((_, fits, _),) = _many.run(
+        Data(x, mean_labels, None, class_weights, median, jnp.zeros((), x.dtype)),
+        num_classes,
+        lane_of,
+        Partial(_many.no_report),
+        count,
+        tol=tol,
+        max_steps=max_steps,
+        callback=callback,
+        init=init,
+    )
+    return fits
+
+
+def _labels(labels: ArrayLike, num_examples: int, num_classes: int | None) -> tuple[Array, int]:
+    """Labels [N], [B, N], [N, K] or [B, N, K], checked, and K."""
+    y = labels if isinstance(labels, Array) else np.asarray(labels)
+    rank = 2 if jnp.issubdtype(y.dtype, jnp.floating) else 1
+    if y.ndim not in (rank, rank + 1) or y.shape[-rank] != num_examples or not y.size:
+        n = num_examples
+        expected = f"integer of shape ({n},) or (B, {n}), or floating of ({n}, K) or (B, {n}, K)"
+        raise _arguments.error("labels", expected, f"{y.dtype} of shape {y.shape}")
+    shape = y.shape
+    rows = y.reshape(-1, *shape[len(shape) - rank + 1 :])
+    rows = _arguments.labels_array("labels", rows, len(rows))
+    num_classes = _arguments.class_count("labels", rows, num_classes)
+    _arguments.refuse_one_class(rows, num_classes)
+    return rows.reshape(shape), num_classes
+
+
+def _weights(sample_weights: ArrayLike | None, x: Array) -> Array | None:
+    """Weights [N] or [B, N], checked."""
+    if sample_weights is None or jnp.ndim(sample_weights) < 2:
+        return _arguments.mean_one_weights(sample_weights, len(x), x.dtype)
+    w = _checks.real_array(_arguments.FIT, "sample_weights", sample_weights)
+    _checks.same_shape(_arguments.FIT, "sample_weights", w, (len(w), len(x)))
+    _arguments.mean_one_weights(w.ravel(), w.size, x.dtype)  # for its checks
+    known = _checks.known(w)
+    if known is not None and not known.any(-1).all():
+        lane = int(np.argmin(known.any(-1)))
+        raise _arguments.error("sample_weights", "> 0 somewhere", f"zeros only in lane {lane}")
+    return w.astype(x.dtype)
+
+
+def _parted(lanes: Lane) -> tuple[Lane, Lane]:
+    """What all lanes share, and what is stacked; None in the place of the other."""
+    floating = jnp.issubdtype(lanes.labels.dtype, jnp.floating)
+    ranks = Lane(3 if floating else 2, 2, 1)
+    is_stacked = [a is not None and a.ndim == rank for a, rank in zip(lanes, ranks, strict=True)]
+    shared = Lane(*(None if s else a for a, s in zip(lanes, is_stacked, strict=True)))
+    stacked = Lane(*(a if s else None for a, s in zip(lanes, is_stacked, strict=True)))
+    return shared, stacked
+
+
+def _lane(shared: Lane, stacked: Lane, _: Array, lane: Array) -> Lane:
+    labels, weights, l2 = (
+        a if b is None else b[lane] for a, b in zip(shared, stacked, strict=True)
+    )
+    weights = None if weights is None else _many.mean_one(weights)
+    return Lane(labels, weights, l2)
+
+
+@partial(jax.jit, static_argnames=("num_classes", "count"))
+def _middle(
+    lane_of: Partial, l2: Array, x: Array, *, num_classes: int, count: int
+) -> tuple[Array, Array]:
+    """The mean of the weighted labels of all lanes, [N, K], and the median of their penalties, [1].
+
+    Without labels that are out of range, which are to make their own lane NaN and no other.
+    """
+
+    def add(lane, total):
+        labels, weights, l2 = lane_of(None, lane)
+        targets = _problem.problem_of(Data(x, labels, weights, None, l2, l2), num_classes).targets
+        return total + jnp.where(jnp.isnan(targets), 0, targets)
+
+    zeros = jnp.zeros((num_classes, len(x)), x.dtype)
+    total = lax.fori_loop(jnp.int32(0), jnp.int32(count), add, zeros)
+    return total.T * (len(x) / count), jnp.atleast_1d(jnp.median(l2))

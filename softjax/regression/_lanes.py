@@ -1,0 +1,274 @@
+"""Many fits at once: problems that share their features and differ in targets and penalty.
+
+Some slots hold the lanes that are worked on; a lane that is done makes room for the next, so that
+none waits for the slowest. A step is one of Newton-CG in all slots together: the features are
+multiplied with S K columns at once, while each lane has its own step length and its own stop. The
+lanes start at an optimum near to theirs, in a metric that was factored there, once for all.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.tree_util import Partial
+
+from softjax.regression import _descent, _metric, _newton, _problem, _status
+from softjax.regression._line_search import step_length
+from softjax.regression._metric import Standardised
+from softjax.regression._problem import Data, Point, Problem, centred, class_scores
+from softjax.regression._result import FitResult
+
+# As many steps without a smaller gradient are rounding.
+PATIENCE = 5
+# A slot takes the place of so many logits of all examples. The slots together take what a cache
+# holds or, if that is more, what the features take: these are read once for all of them.
+SLOT_ARRAYS, CACHE_BYTES = 8, 2**24
+
+
+class Lane(NamedTuple):
+    """What is a lane's own: labels, weights of mean 1, penalty."""
+
+    labels: Any
+    weights: Any
+    l2: Any
+
+
+class Lanes(NamedTuple):
+    """Problems that share their features.
+
+    Attributes:
+        features: [N, D].
+        class_weights: as in `Data`.
+        l2: the penalty that the lanes have who have none of their own.
+        standardised: the features for directions; the ridge is that of each lane.
+        bound: of the gradient.
+        start: theta [K, D + 1], where the lanes start.
+        metric: there; of `_metric`, or a dense inverse Hessian.
+        lane_of: `l2` and a lane's number to its `Lane`.
+        report_of: a lane's number and logits to what else is asked of it.
+    """
+
+    features: Array
+    class_weights: Array | None
+    l2: Array
+    standardised: Standardised
+    bound: Array
+    start: Array
+    metric: Any
+    lane_of: Partial
+    report_of: Partial
+
+
+class Slots(NamedTuple):
+    """What is worked on, [S, ...].
+
+    Attributes:
+        lane: its number; that of all lanes where the slot is empty.
+        targets: of its `Problem`.
+        l2: of its `Problem`.
+        state: without memory.
+        point: at the parameters of `state`.
+    """
+
+    lane: Array
+    targets: Array
+    l2: Array
+    state: _descent.State
+    point: Point
+
+
+class Work(NamedTuple):
+    """Where all lanes stand.
+
+    Attributes:
+        slots: what is worked on.
+        following: the first lane that has not been started.
+        done: the number of lanes that are done.
+        results: of the lanes that are done, [B, ...]: their fits and reports.
+    """
+
+    slots: Slots
+    following: Array
+    done: Array
+    results: tuple[FitResult, Any]
+
+
+def begin(lanes: Lanes, count: int, tol: Array) -> Work:
+    """Empty slots for `count` lanes."""
+    size = slot_count(lanes.features, len(lanes.start), count)
+    slot = jax.eval_shape(lambda: _loaded(lanes, tol, jnp.zeros((), jnp.int32)))
+    result = jax.eval_shape(partial(_result, lanes), slot)
+    slots = _zeros(size, slot)._replace(lane=jnp.full(size, count, jnp.int32))
+    zero = jnp.zeros((), jnp.int32)
+    return Work(slots, zero, zero, _zeros(count, result))
+
+
+def slot_count(features: Array, num_classes: int, count: int) -> int:
+    """How many of `count` lanes are worked on at once."""
+    (examples, width), itemsize = features.shape, features.dtype.itemsize
+    slot_bytes = SLOT_ARRAYS * num_classes * examples * itemsize
+    room = max(CACHE_BYTES, examples * width * itemsize) // slot_bytes
+    return min(max(room, 1), count)
+
+
+@jax.jit
+def advance(lanes: Lanes, work: Work, tol: Array, max_steps: Array, rounds: Array) -> Work:
+    """So many steps in all slots, or until no lane is left."""
+    count = len(work.results[0].separated)
+
+    def running(slots):
+        going = (slots.state.status == _status.RUNNING) & (slots.state.step < max_steps)
+        return (slots.lane < count) & going
+
+    def body(carry):
+        work, left = carry
+        work = _turned_over(lanes, tol, work, ~running(work.slots))
+        slots, left = lax.while_loop(nothing_to_turn_over(work), stepped, (work.slots, left))
+        return work._replace(slots=slots), left
+
+    def nothing_to_turn_over(work):
+        full = work.following >= count
+
+        def going_on(carry):
+            slots, left = carry
+            is_running, is_empty = running(slots), slots.lane >= count
+            return (left > 0) & jnp.any(is_running) & jnp.all(is_running | is_empty & full)
+
+        return going_on
+
+    def stepped(carry):
+        slots, left = carry
+        step = partial(_stepped, lanes, tol)
+        return jax.vmap(step)(slots, running(slots)), left - 1
+
+    def unfinished(carry):
+        work, left = carry
+        return (left > 0) & (work.done < count)
+
+    return lax.while_loop(unfinished, body, (work, rounds))[0]
+
+
+def _turned_over(lanes: Lanes, tol: Array, work: Work, idle: Array) -> Work:
+    """The results of the lanes in the slots that are idle, and the next lanes in these slots."""
+    count, slots = len(work.results[0].separated), work.slots
+    place = jnp.where(idle, slots.lane, count)  # beyond the last: dropped
+    results = jax.tree.map(
+        lambda all_, new: all_.at[place].set(new, mode="drop"),
+        work.results,
+        jax.vmap(partial(_result, lanes))(slots),
+    )
+    done = work.done + jnp.sum(place < count, dtype=jnp.int32)
+    number = jnp.cumsum(idle, dtype=jnp.int32)
+    lane = jnp.minimum(jnp.where(idle, work.following + number - 1, slots.lane), count)
+    fresh = jax.vmap(partial(_loaded, lanes, tol))(lane)
+    following = jnp.minimum(work.following + number[-1], count)
+    return Work(jax.vmap(_chosen)(idle, fresh, slots), following, done, results)
+
+
+def _loaded(lanes: Lanes, tol: Array, lane: Array) -> Slots:
+    """A lane at its start; whatever beyond the last."""
+    labels, weights, l2 = lanes.lane_of(lanes.l2, lane)
+    no_l1 = jnp.zeros_like(l2)
+    data = Data(lanes.features, labels, weights, lanes.class_weights, l2, no_l1)
+    problem, theta = _problem.problem_of(data, len(lanes.start)), lanes.start
+    here = _point(problem, theta, class_scores(lanes.features, theta))
+    state = _judged(lanes, tol, problem, _descent.initial(theta, ()), here)
+    return Slots(lane, problem.targets, problem.l2, state, here)
+
+
+def _stepped(lanes: Lanes, tol: Array, slot: Slots, running: Array) -> Slots:
+    """A step of a lane that is running."""
+    problem, state, here = _problem_in(lanes, slot), slot.state, slot.point
+    # Without a gradient conjugate gradients and line search have nothing to wait for.
+    here = here._replace(gradient=jnp.where(running, here.gradient, 0))
+    d, passes = _direction(lanes, problem, here, state.norm)
+    d_logits = class_scores(lanes.features, d)
+    t = step_length(problem, here, d, d_logits)
+    # A direction that is not finite leads nowhere: 0 * inf would be NaN.
+    theta = here.theta + jnp.where(t == 0, 0, t * d)
+    logits = here.logits + jnp.where(t == 0, 0, t * d_logits)
+    stalled = jnp.where(state.norm < state.best, 0, state.stalled + 1)
+    lost = (stalled >= PATIENCE) | (t == 0)
+    state = state._replace(
+        theta=theta,
+        decrement=-jnp.vdot(here.gradient, d) / 2,
+        best=jnp.minimum(state.norm, state.best),
+        stalled=stalled,
+        step=state.step + 1,
+        passes=state.passes + passes + 2,
+        status=jnp.where(lost, _status.PRECISION_FLOOR, state.status).astype(jnp.int32),
+    )
+    there = _point(problem, theta, logits)
+    return slot._replace(state=_judged(lanes, tol, problem, state, there), point=there)
+
+
+def _direction(lanes: Lanes, problem: Problem, here: Point, norm: Array) -> tuple[Array, Array]:
+    """-H^-1 gradient by conjugate gradients in float32, as `_newton.newton_cg`."""
+    s, dtype = lanes.standardised, jnp.float32
+    weights = _problem.example_weights(problem.targets).astype(dtype)
+    p = here.probabilities.astype(dtype)
+    rounding = jnp.finfo(dtype).eps * jnp.vdot(weights, jnp.sum(p * (1 - p), 0))
+    ridge = jnp.minimum(problem.l2 / s.scale / s.scale, _metric.LARGEST_RIDGE)
+    ridge = jnp.append(ridge, 0).astype(dtype) + rounding
+
+    def hvp(v):
+        scores = _problem.product(s.features, v.T).T
+        return _problem.product(_newton.spread(weights, p, scores), s.features) + ridge * v
+
+    size = jnp.where(norm > 0, norm, 1)
+    g = (_metric.to_standard(s.mean, s.scale, here.gradient) / size).astype(dtype)
+    tolerance = jnp.clip(3 * jnp.sqrt(norm).astype(dtype), _newton.FINE, _newton.ROUGH)
+    steepest = partial(_steepest, lanes.metric)
+    d, steps = _newton.conjugate_gradients(hvp, steepest, -g, tolerance, _newton.CG_STEPS)
+    d = _metric.from_standard(s.mean, s.scale, d.astype(norm.dtype) * size)
+    return centred(d), 2 * steps
+
+
+def _steepest(metric: Any, gradient: Array) -> Array:
+    if not isinstance(metric, Array):
+        return _metric.apply(metric, gradient)
+    product = jnp.matmul(metric, gradient.ravel(), precision=lax.Precision.HIGHEST)
+    return centred(product.reshape(gradient.shape))
+
+
+def _point(problem: Problem, theta: Array, logits: Array) -> Point:
+    here = _problem.point(problem, theta, logits)
+    return here._replace(gradient=centred(here.gradient))
+
+
+def _judged(
+    lanes: Lanes, tol: Array, problem: Problem, state: _descent.State, here: Point
+) -> _descent.State:
+    """As a single fit is judged, but for the bound, which is that of all lanes."""
+    objective = _problem.value(problem, here.theta, here.logits)
+    norm = _problem.relative_norm(here.gradient, lanes.bound)
+    exact = state.decrement <= tol * jnp.maximum(objective, tol)
+    reached = (norm <= tol) & exact | (norm == 0)
+    status = jnp.where(reached, _status.CONVERGED, state.status)
+    status = jnp.where(jnp.isfinite(norm), status, _status.NON_FINITE).astype(jnp.int32)
+    return state._replace(value=objective, norm=norm, status=status)
+
+
+def _result(lanes: Lanes, slot: Slots) -> tuple[FitResult, Any]:
+    problem, state, logits = _problem_in(lanes, slot), slot.state, slot.point.logits
+    separated = _problem.is_separated(problem, logits)
+    status = _problem.status_where_separated(problem, state.status, separated)
+    params = _problem.unpack(state.theta)
+    fit = FitResult(
+        params, state.value, status, state.step, state.passes, state.norm, separated, []
+    )
+    return fit, lanes.report_of(slot.lane, logits)
+
+
+def _problem_in(lanes: Lanes, slot: Slots) -> Problem:
+    return Problem(lanes.features, slot.targets, slot.l2, jnp.zeros_like(slot.l2))
+
+
+def _chosen(condition: Array, new: Slots, old: Slots) -> Slots:
+    return jax.tree.map(partial(jnp.where, condition), new, old)
+
+
+def _zeros(size: int, tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), tree)
