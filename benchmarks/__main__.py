@@ -1,83 +1,122 @@
-"""The command line: `python -m benchmarks list | run [SUITE...]`."""
+"""The command line: `python -m benchmarks list | run | compare | report | docs | baselines`."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import fit, fused, scale, tables
+from benchmarks import accuracy, fit, fused, measure, results, roofline, scale, tables
 from benchmarks.cases import SUITES
-from benchmarks.run import environment, run_case
+from benchmarks.environment import environment
+from benchmarks.peers import PEERS
+from benchmarks.run import measured
 
-RESULTS = Path(__file__).parent / "results"
-# Who prints the records of a suite; `tables` those of `core`, which do not name it.
-PRINTERS = {"fused": fused, "fit": fit, "scale": scale}
-PAIRS = 41
-QUICK_PAIRS = 9
+# Who prints the records of a suite; `tables` those of `core`.
+PRINTERS = {"accuracy": accuracy, "fused": fused, "fit": fit, "scale": scale}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """List or run; the exit status is 1 where a result is wrong, 130 after Ctrl-C."""
+    """Do what is asked. The exit status is 1 where something is wrong, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="show suites, shapes and peers")
+
     run = commands.add_parser("run", help="measure softjax beside its peers")
     run.add_argument("suites", nargs="*", metavar="SUITE", help="all of them where none is named")
-    run.add_argument(
-        "--quick", action="store_true", help=f"{QUICK_PAIRS} pairs, not {PAIRS}; no large fits"
-    )
+    quick = f"{measure.QUICK_PAIRS} pairs, not {measure.PAIRS}; no long cases"
+    run.add_argument("--quick", action="store_true", help=quick)
     run.add_argument("--only", default="", metavar="TEXT", help="only cases whose name holds TEXT")
     run.add_argument("--out", type=Path, metavar="FILE", help="where to write the JSON lines")
     options = parser.parse_args(arguments)
+
     # A pipe has no width of its own; the tables need this much.
     console = Console(width=None if sys.stdout.isatty() else 120)
     if options.command == "list":
         console.print(tables.cases_table())
         return 0
+    return _run(options, run, console)
 
+
+def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> int:
+    """Measure the cases, write each record as soon as it is there, and print the tables."""
     suites = options.suites or list(SUITES)
     if unknown := set(suites) - set(SUITES):
-        run.error(f"unknown suite {', '.join(sorted(unknown))}; there is {', '.join(SUITES)}")
-    cases = [case for suite in suites for case in SUITES[suite] if options.only in case.name]
-    if options.quick:
-        cases = [case for case in cases if getattr(case, "quick", True)]
+        parser.error(f"unknown suite {', '.join(sorted(unknown))}; there is {', '.join(SUITES)}")
+    cases = [
+        (suite, case)
+        for suite in suites
+        for case in SUITES[suite]
+        if options.only in case.name and (getattr(case, "quick", True) or not options.quick)
+    ]
     if not cases:
-        run.error(f"no case's name holds {options.only!r}; one name is {SUITES[suites[0]][0].name}")
-    pairs = QUICK_PAIRS if options.quick else PAIRS
-    return _run(cases, pairs, options.out, "-".join(suites), console)
+        name = SUITES[suites[0]][0].name
+        parser.error(f"no case's name holds {options.only!r}; one name is {name}")
 
-
-def _run(cases: Sequence[Any], pairs: int, out: Path | None, suite: str, console: Console) -> int:
-    """Measure the cases, write each record as soon as it is there, and print the tables."""
-    head = environment() | {"suite": suite}
+    head = environment() | {"suite": "-".join(suites), "quick": options.quick, "only": options.only}
     stamp = head["date"][:19].replace(":", "-")
-    out = out or RESULTS / f"{stamp}-{head['platform']}-{suite}.jsonl"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    kind = "-quick" if options.quick else ""
+    out = options.out or results.RESULTS / f"{stamp}-{head['platform']}-{head['suite']}{kind}.jsonl"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        file = out.open("w")
+    except OSError as error:
+        parser.error(f"cannot write to {out} ({error.strerror}); name another place by --out FILE")
     console.print(f"{head['device']}, {head['processor']}, {head['cores']} cores", highlight=False)
-    records, status = [], 0
-    with out.open("w") as file:
-        print(json.dumps(head), file=file, flush=True)
-        try:
-            for case in track(cases, "Measuring", console=Console(stderr=True)):
-                for record in run_case(case, pairs):
-                    print(json.dumps(record), file=file, flush=True)
-                    records.append(record)
-        except KeyboardInterrupt:
-            console.print("Interrupted: what was measured so far is kept.")
-            status = 130
-    for name in dict.fromkeys(record.get("suite", "core") for record in records):
-        printer = PRINTERS.get(name, tables)
-        own = [record for record in records if record.get("suite", "core") == name]
+    for peer in PEERS:
+        if peer.absence:
+            console.print(f"absent: {peer.name}, {peer.absence}", highlight=False)
+    with file:
+        results.write(head, file)
+        records, status = _measure(cases, options.quick, file, console)
+    _print(records, console)
+    console.print(f"Written to {out}", highlight=False, soft_wrap=True)
+    return status or int(any(map(_is_bad, records)))
+
+
+def _is_bad(record: results.Record) -> bool:
+    """Whether a case raised or softjax is wrong; a peer that is wrong is reported, no more."""
+    if record["record"] == "failure":
+        return True
+    ours = record.get("softjax", {})
+    return not ours.get("correct", not record.get("wrong", False))
+
+
+def _measure(
+    cases: Sequence[tuple[str, Any]], quick: bool, file: TextIO, console: Console
+) -> tuple[list[results.Record], int]:
+    """The records of all cases, each written at once: an interrupt keeps what there is."""
+    records = []
+    pairs = measure.QUICK_PAIRS if quick else measure.PAIRS
+    try:
+        if any(suite != "accuracy" for suite, _ in cases):
+            results.write(roofline.ceilings(), file)
+        for suite, case in track(cases, "Measuring", console=Console(stderr=True)):
+            for record in measured(suite, case, pairs):
+                results.write(record, file)
+                records.append(record)
+    except KeyboardInterrupt:
+        console.print("Interrupted: what was measured so far is kept.")
+        return records, 130
+    return records, 0
+
+
+def _print(records: Sequence[results.Record], console: Console) -> None:
+    found = [record for record in records if record["record"] == "result"]
+    for suite in dict.fromkeys(map(results.suite_of, found)):
+        printer = PRINTERS.get(suite, tables)
+        own = [record for record in found if results.suite_of(record) == suite]
         for table in printer.results_tables(own):
             console.print(table)
         console.print(printer.summary(own), highlight=False, soft_wrap=True)
-    console.print(f"Written to {out}", highlight=False, soft_wrap=True)
-    return status or int(any(record.get("wrong", "ratio" not in record) for record in records))
+    for record in records:
+        if record["record"] == "failure":
+            asked = f", {record['bytes']} bytes asked" if record["bytes"] else ""
+            line = f"{record['kind']}{asked}: {record['case']}: {record['error'].splitlines()[0]}"
+            console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

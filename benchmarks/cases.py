@@ -1,16 +1,14 @@
 """What is measured, as data: shapes named after where they come from, and operations.
 
 A case is an operation in a mode (value, gradient, ...) at a shape and a dtype. Who implements it is
-in `peers.py`, how it is timed in `measure.py`.
+in `peers.py`, how it is timed in `measure.py`, what it must return in `reference.py`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from benchmarks import fit, fused, scale
+from benchmarks import accuracy, fit, fused, scale
 
 
 @dataclass(frozen=True)
@@ -25,26 +23,38 @@ class Shape:
 
 @dataclass(frozen=True)
 class Case:
-    """One operation in one mode at one shape; `bound` is the asked ratio to the peer's time."""
+    """One operation in one mode at one shape.
+
+    `bound` is the asked ratio to the time of `jax.nn` or optax, None where none is asked. With
+    `donated` the result may overwrite the logits. Only cases with `quick` are in a quick run.
+    """
 
     operation: str
     mode: str
     shape: Shape
-    bound: float
+    bound: float | None = None
     dtype: str = "float32"
+    donated: bool = False
+    quick: bool = True
 
     @property
     def name(self) -> str:
         """The case in one word, such as `logsumexp/gradient/mnist/float32`."""
-        return f"{self.operation}/{self.mode}/{self.shape.name}/{self.dtype}"
+        buffers = "/donated" if self.donated else ""
+        return f"{self.operation}/{self.mode}/{self.shape.name}/{self.dtype}{buffers}"
 
 
-SHAPES = (
-    Shape("mnist", 65536, 10, "ten digits, all of MNIST in one batch"),
-    Shape("imagenet-1k", 4096, 1000, "the thousand classes of ImageNet-1k"),
-    Shape("mistral-7b", 512, 32768, "the vocabulary of Mistral 7B v0.3"),
-    Shape("gemma-3", 64, 262144, "the vocabulary of Gemma 3"),
-)
+MNIST = Shape("mnist", 65536, 10, "ten digits, all of MNIST in one batch")
+IMAGENET = Shape("imagenet-1k", 4096, 1000, "the thousand classes of ImageNet-1k")
+IMAGENET_ROWS = Shape("imagenet-1k-rows", 16, 1000, "sixteen images of ImageNet-1k")
+MISTRAL = Shape("mistral-7b", 512, 32768, "the vocabulary of Mistral 7B v0.3")
+GEMMA_3 = Shape("gemma-3", 64, 262144, "the vocabulary of Gemma 3")
+GPT_2 = Shape("gpt-2", 256, 50257, "the vocabulary of GPT-2, an odd number")
+LLAMA_3 = Shape("llama-3", 128, 128256, "the vocabulary of Llama 3")
+GEMMA_2 = Shape("gemma-2", 64, 256000, "the vocabulary of Gemma and Gemma 2")
+
+ASKED_SHAPES = (MNIST, IMAGENET, MISTRAL, GEMMA_3)
+SHAPES = (*ASKED_SHAPES, GPT_2, LLAMA_3, GEMMA_2, IMAGENET_ROWS)
 
 # (operation, mode, bound): the time of softjax over that of the peer, at most.
 CORE = (
@@ -56,50 +66,56 @@ CORE = (
     ("cross_entropy", "value_and_gradient", 1.15),
 )
 
+# What training and inference call, at the vocabularies of language models.
+OF_VOCABULARIES = (
+    ("logsumexp", "value"),
+    ("softmax", "value"),
+    ("cross_entropy", "value"),
+    ("cross_entropy", "value_and_gradient"),
+)
 
-def core(shapes: tuple[Shape, ...] = SHAPES) -> list[Case]:
+# The derivatives that no bound is asked for.
+DERIVATIVES = (
+    ("logsumexp", "jvp", IMAGENET),
+    ("logsumexp", "hvp", IMAGENET),
+    ("logsumexp", "hessian", MNIST),
+    ("logsumexp", "hessian", IMAGENET_ROWS),
+    ("softmax", "gradient", IMAGENET),
+    ("softmax", "jvp", IMAGENET),
+    ("log_softmax", "gradient", IMAGENET),
+    ("cross_entropy", "jvp", IMAGENET),
+    ("cross_entropy", "hvp", IMAGENET),
+)
+
+
+def core() -> list[Case]:
     """The normalizers and the loss on integer labels."""
-    return [
-        Case(operation, mode, shape, bound) for shape in shapes for operation, mode, bound in CORE
+    asked = [
+        Case(operation, mode, shape, bound)
+        for shape in ASKED_SHAPES
+        for operation, mode, bound in CORE
     ]
+    derivatives = [Case(operation, mode, shape) for operation, mode, shape in DERIVATIVES]
+    vocabularies = [
+        Case(operation, mode, shape, dtype=dtype, quick=shape == GPT_2 and dtype == "bfloat16")
+        for shape in (GPT_2, LLAMA_3, GEMMA_2)
+        for dtype in ("float32", "bfloat16")
+        for operation, mode in OF_VOCABULARIES
+    ]
+    half = [Case("softmax", "value", IMAGENET, dtype="float16")]
+    donated = [
+        Case(operation, "value", shape, donated=True, quick=shape == IMAGENET)
+        for shape in (IMAGENET, GPT_2)
+        for operation in ("softmax", "log_softmax")
+    ]
+    return [*asked, *derivatives, *vocabularies, *half, *donated]
 
 
 # The cases of a suite; `run_case` knows how each type of case is measured.
 SUITES: dict[str, Sequence[Any]] = {
     "core": core(),
+    "accuracy": accuracy.CASES,
     "fused": fused.CASES,
     "fit": fit.CASES,
     "scale": scale.CASES,
 }
-
-
-def inputs(shape: Shape, dtype: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Logits with a standard deviation of 3, as of a model in training, and integer labels."""
-    rng = np.random.default_rng(seed)
-    logits = 3 * rng.standard_normal((shape.examples, shape.classes), np.float32)
-    labels = rng.integers(shape.classes, size=shape.examples, dtype=np.int32)
-    return logits.astype(dtype), labels
-
-
-def reference(case: Case, logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
-    """What a case must return, in float64 NumPy: the value, the gradient or both."""
-    shifted = logits.astype(np.float64)
-    top = shifted.max(axis=-1, keepdims=True)
-    shifted -= top
-    if case.operation == "log_softmax":
-        return (shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)),)
-    target = (np.arange(len(labels)), labels)
-    label_logits = shifted[target]
-    probabilities = np.exp(shifted, out=shifted)
-    total = probabilities.sum(axis=-1, keepdims=True)
-    probabilities /= total
-    if case.operation == "softmax":
-        return (probabilities,)
-    if case.operation == "logsumexp":
-        return ((top + np.log(total))[:, 0] if case.mode == "value" else probabilities,)
-    losses = np.log(total)[:, 0] - label_logits
-    if case.mode == "value":
-        return (losses,)
-    probabilities[target] -= 1
-    probabilities /= len(labels)
-    return losses.mean(), probabilities

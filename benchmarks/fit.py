@@ -109,10 +109,10 @@ def wide() -> Arrays:
 
 CASES = (
     Case("digits", digits, 0.5),
-    Case("mnist", mnist, 0.6, peers=("lbfgs", "newton-cg")),
-    Case("wide", wide, 0.45, peers=("lbfgs", "newton-cg")),
+    Case("mnist", mnist, 0.6, peers=("lbfgs", "newton-cg"), quick=False),
+    Case("wide", wide, 0.45, peers=("lbfgs", "newton-cg"), quick=False),
     Case("digits", digits, 0.4, "float32", peers=("newton-cg",)),
-    Case("wide", wide, 0.75, "float32", peers=("newton-cg",)),
+    Case("wide", wide, 0.75, "float32", peers=("newton-cg",), quick=False),
     Case("covtype-like", covtype_like, 0.15, quick=False),
     Case("mnist-like", mnist_like, 0.4, peers=("lbfgs", "newton-cg"), quick=False),
     Case("covtype-like", covtype_like, 0.4, "float32", peers=("newton-cg",), quick=False),

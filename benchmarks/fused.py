@@ -20,7 +20,9 @@ from rich import box
 from rich.table import Table
 
 import softjax
-from benchmarks import measure
+from benchmarks import measure, roofline
+from benchmarks.peers import PEERS as PACKAGES
+from benchmarks.peers import compiled_by_jax
 
 # Rows of a chunk of the map: a quarter of the batch.
 CHUNK = 256
@@ -57,6 +59,7 @@ class Case:
     time: float | None = None
     temporaries: float | None = None
     budget: int | None = None
+    quick: bool = True
 
     @property
     def name(self) -> str:
@@ -71,18 +74,28 @@ GEMMA = Shape("gemma-2-2b", 8192, 2304, 256000, "bfloat16", "Gemma 2 2B, two seq
 CASES = [
     Case("value", HEAD, "plain", time=1.05, temporaries=0.1),
     Case("value_and_gradient", HEAD, "plain", time=1.0, temporaries=0.3),
-    Case("value_and_gradient", HEAD, "map", time=0.85),
-    Case("hessian_product", HEAD, "plain", temporaries=0.35),
+    Case("value_and_gradient", HEAD, "map", time=0.85, quick=False),
+    Case("hessian_product", HEAD, "plain", temporaries=0.35, quick=False),
     Case("value_and_gradient", GEMMA, None, temporaries=2.6e9),
     Case("value_and_gradient", GEMMA, None, temporaries=0.5e9, budget=200_000_000),
+    *(
+        Case("value_and_gradient", HEAD, peer.name, quick=False)
+        for peer in PACKAGES
+        if "linear_cross_entropy" in peer.operations
+    ),
 ]
 
 
 def run(case: Case, pairs: int) -> Iterator[Record]:
-    """Measure a case. Both sides must first return the same; if not, the pair is not timed."""
+    """Measure a case. Both sides must first return the same; if not, the pair is not timed.
+
+    Beside a package that is absent there is nothing to measure.
+    """
     ours = in_mode(partial(fused, budget=case.budget), case.mode)
     shape = case.shape
+    sizes = shape.rows, shape.features, shape.classes, jnp.dtype(shape.dtype).itemsize
     record = {"record": "result", "suite": "fused", "case": case.name, **asdict(case)}
+    record["work"] = asdict(roofline.of_head(case.mode, *sizes))
     if case.peer is None:
         compiled = measure.compile_ahead(ours, *structures(shape))
         record["softjax"] = _side("softjax", compiled)
@@ -90,18 +103,25 @@ def run(case: Case, pairs: int) -> Iterator[Record]:
         record["met"] = _within(compiled.temporary_bytes, case.temporaries)
         yield record
         return
+    package = next((peer for peer in PACKAGES if peer.name == case.peer), None)
+    if package is not None and package.absence:
+        return
     arguments = inputs(shape)
     compiled = measure.compile_ahead(ours, *arguments)
-    theirs = measure.compile_ahead(in_mode(PEERS[case.peer], case.mode), *arguments)
-    expected = [np.asarray(a) for a in jax.tree.leaves(theirs.call())]
-    error = measure.error(compiled.call(), expected)
+    if package is None or package.prepare is compiled_by_jax:
+        loss = PEERS[case.peer] if package is None else package.operations["linear_cross_entropy"]
+        theirs = measure.compile_ahead(in_mode(loss, case.mode), *arguments)
+    else:
+        loss = package.operations["linear_cross_entropy"]
+        theirs = package.prepare(loss, case.mode, arguments, False)
+    error = measure.error(compiled.results(), jax.tree.leaves(theirs.results()))
     record |= {"softjax": _side("softjax", compiled), "other": _side(case.peer, theirs)}
     record |= {"error": error, "wrong": not error <= TOLERANCE}
     if not record["wrong"]:
         timed = measure.time_in_pairs(compiled, theirs, pairs)
         record["softjax"]["seconds"] = asdict(timed.first)
         record["other"]["seconds"] = asdict(timed.second)
-        record |= {"pairs": pairs, "ratio": asdict(timed.ratio)}
+        record |= {"pairs": timed.count, "ratio": asdict(timed.ratio)}
         record["temporary_ratio"] = _ratio(compiled.temporary_bytes, theirs.temporary_bytes)
         record["met"] = _within(timed.ratio.median, case.time) and _within(
             record["temporary_ratio"], case.temporaries
@@ -210,6 +230,8 @@ def cells(record: Record) -> tuple[str, ...]:
         for what, bound in (("time", record["time"]), ("temp.", record["temporaries"]))
         if bound is not None
     )
+    if record["temporary_ratio"] is None:
+        return mode, record["peer"], times, ratio, temporaries, "", asked
     temporaries += f" / {other['temporary_bytes'] / 1e6:.1f}"
     return (
         mode,
@@ -230,12 +252,7 @@ def markdown(records: Sequence[Record]) -> str:
 
 
 def _side(name: str, compiled: measure.Compiled) -> Record:
-    return {
-        "name": name,
-        "lower_seconds": compiled.lower_seconds,
-        "compile_seconds": compiled.compile_seconds,
-        "temporary_bytes": compiled.temporary_bytes,
-    }
+    return {"name": name, **compiled.costs()}
 
 
 def _ratio(ours: int | None, theirs: int | None) -> float | None:

@@ -1,19 +1,28 @@
 """How a function is measured: compiled ahead of time, checked against float64, timed in pairs."""
 
 import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 # The largest error that still counts as the same result, over the largest entry of the reference.
-# In float32 the rounding of x - max alone is 1e-6 relative where the logits span 20; a wrong label,
-# axis or mean is an error of order 1.
-TOLERANCE = 1e-5
+# In float32 the rounding of x - max alone is 1e-6 relative where the logits span 20; a result in
+# half precision is rounded, and a peer may round on the way: four units in the last place of 1. A
+# wrong label, axis or mean is an error of order 1.
+TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 2**-5, "float16": 2**-8}
+
+# Pairs of a full run and of a quick one. A case stops at fewer where they take this long each, on
+# average: six are the fewest whose extremes hold the median with 95 % confidence.
+PAIRS, QUICK_PAIRS, FEWEST_PAIRS = 41, 9, 6
+PAIR_SECONDS = 0.5
 
 # One sample repeats a short function until it takes this long, far above the clock's resolution.
 SAMPLE_SECONDS = 5e-3
@@ -21,19 +30,41 @@ SAMPLE_SECONDS = 5e-3
 
 @dataclass(frozen=True)
 class Compiled:
-    """A compiled function with its arguments bound, and what compiling it cost."""
+    """A compiled function with its arguments bound, and what compiling it cost.
 
-    call: Callable[[], Any]
-    lower_seconds: float
-    compile_seconds: float
-    temporary_bytes: int | None
+    `call` takes the buffers that it donates, which `fresh` makes; without donation there are none.
+    `fetch` makes arrays of NumPy from its results.
+    What a package does not tell is None.
+    """
+
+    call: Callable[..., Any]
+    lower_seconds: float | None = None
+    compile_seconds: float | None = None
+    temporary_bytes: int | None = None
+    peak_bytes: int | None = None
+    fresh: Callable[[], tuple] = tuple
+    fetch: Callable[[Any], Any] = jax.device_get
+
+    def results(self) -> Any:
+        """What one call returns, as arrays of NumPy."""
+        return self.fetch(self.call(*self.fresh()))
 
     def seconds(self, repeats: int) -> float:
         """The time of one call, the mean over some repeats, each waited for."""
+        donated = jax.block_until_ready([self.fresh() for _ in range(repeats)])
         start = time.perf_counter()
-        for _ in range(repeats):
-            jax.block_until_ready(self.call())
+        for buffers in donated:
+            jax.block_until_ready(self.call(*buffers))
         return (time.perf_counter() - start) / repeats
+
+    def costs(self) -> dict[str, float | None]:
+        """All but the times of the calls, as fields of a record."""
+        return {
+            "lower_seconds": self.lower_seconds,
+            "compile_seconds": self.compile_seconds,
+            "temporary_bytes": self.temporary_bytes,
+            "peak_bytes": self.peak_bytes,
+        }
 
 
 @dataclass(frozen=True)
@@ -55,19 +86,32 @@ class Pairs:
     count: int
 
 
-def compile_ahead(function: Callable, *arguments: jax.Array | jax.ShapeDtypeStruct) -> Compiled:
-    """Lower and compile a function for its arguments, each timed by itself."""
+def compile_ahead(function: Callable, *arguments: Any, donate: bool = False) -> Compiled:
+    """Lower and compile a function for its arguments, each timed by itself.
+
+    Shapes and dtypes alone give what cannot be called. With `donate` the result may overwrite the
+    first argument, of which each call gets a copy.
+
+    Raises:
+        OutOfMemory: on a CPU, where a call would take more than is free: there the system ends the
+            process, and all that it measured, before an allocation fails.
+    """
     start = time.perf_counter()
-    lowered = jax.jit(function).lower(*arguments)
+    lowered = jax.jit(function, donate_argnums=0 if donate else ()).lower(*arguments)
     lowered_at = time.perf_counter()
     executable = lowered.compile()
     compiled_at = time.perf_counter()
     memory = executable.memory_analysis()
+    concrete = all(isinstance(argument, jax.Array) for argument in arguments)
+    if memory is not None and concrete and jax.default_backend() == "cpu":
+        _check_free(memory.temp_size_in_bytes + memory.output_size_in_bytes)
     return Compiled(
-        call=lambda: executable(*arguments),
+        call=lambda *donated: executable(*donated, *arguments[len(donated) :]),
         lower_seconds=lowered_at - start,
         compile_seconds=compiled_at - lowered_at,
         temporary_bytes=None if memory is None else memory.temp_size_in_bytes,
+        peak_bytes=getattr(memory, "peak_memory_in_bytes", None),
+        fresh=(lambda: (jnp.copy(arguments[0]),)) if donate else tuple,
     )
 
 
@@ -80,6 +124,29 @@ def error(results: Any, references: Sequence[np.ndarray]) -> float:
     return float(np.max(relative))
 
 
+class OutOfMemory(MemoryError):
+    """A call that would take more memory than is free."""
+
+
+def bytes_asked(error: Exception) -> int | None:
+    """The bytes that an allocation asked for in vain, 0 where unknown; None for another error."""
+    text = str(error)
+    if not isinstance(error, MemoryError) and not re.search(
+        "RESOURCE_EXHAUSTED|out of memory", text
+    ):
+        return None
+    size = re.search(r"(\d[\d.]*) ?(bytes|[KMGT]i?B)", text)
+    if size is None:
+        return 0
+    power = " KMGT".index(size[2][0]) if size[2] != "bytes" else 0
+    return round(float(size[1]) * 1024**power)
+
+
+def device_peak_bytes() -> int | None:
+    """The most memory of the device that was in use since the process began, where it tells."""
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
 def time_in_pairs(first: Compiled, second: Compiled, pairs: int) -> Pairs:
     """Time two functions alternately, the order swapped from pair to pair.
 
@@ -87,7 +154,10 @@ def time_in_pairs(first: Compiled, second: Compiled, pairs: int) -> Pairs:
     """
     repeats = [_repeats(compiled) for compiled in (first, second)]
     samples = []
+    end = time.perf_counter() + PAIR_SECONDS * pairs
     for pair in range(pairs):
+        if pair >= FEWEST_PAIRS and time.perf_counter() > end:
+            break
         if pair % 2:
             time_second = second.seconds(repeats[1])
             time_first = first.seconds(repeats[0])
@@ -99,7 +169,7 @@ def time_in_pairs(first: Compiled, second: Compiled, pairs: int) -> Pairs:
         first=estimate([a for a, _ in samples]),
         second=estimate([b for _, b in samples]),
         ratio=estimate([a / b for a, b in samples]),
-        count=pairs,
+        count=len(samples),
     )
 
 
@@ -122,3 +192,12 @@ def _repeats(compiled: Compiled) -> int:
     """Calls to a sample; the first, slower call is the warm-up."""
     compiled.seconds(1)
     return math.ceil(SAMPLE_SECONDS / compiled.seconds(1))
+
+
+def _check_free(needed: int) -> None:
+    """Linux tells in a file how much may be taken before something is ended."""
+    meminfo = Path("/proc/meminfo")
+    text = meminfo.read_text() if meminfo.exists() else ""
+    free = re.search(r"MemAvailable: *(\d+) kB", text)
+    if free is not None and needed > 1024 * int(free[1]):
+        raise OutOfMemory(f"{needed} bytes asked for, {1024 * int(free[1])} free")

@@ -1,4 +1,4 @@
-"""Cases and records as tables for a terminal."""
+"""Cases and the records of the suite `core` as tables for a terminal."""
 
 from collections.abc import Sequence
 
@@ -7,19 +7,19 @@ from rich.table import Table
 
 from benchmarks.cases import SHAPES, SUITES
 from benchmarks.peers import PEERS
-from benchmarks.run import Record, larger_temporaries
+from benchmarks.run import Record
 
 
 def cases_table() -> Table:
-    """The suites, the shapes and the peers, with those that are not installed."""
+    """The suites, the shapes and the peers, with those that cannot be measured here."""
     table = _table("What can be run", "kind", "name", "")
     for suite, cases in SUITES.items():
-        table.add_row("suite", suite, f"{len(cases)} cases")
+        quick = sum(getattr(case, "quick", True) for case in cases)
+        table.add_row("suite", suite, f"{len(cases)} cases, {quick} of them with --quick")
     for shape in SHAPES:
         table.add_row("shape", shape.name, f"({shape.examples}, {shape.classes}): {shape.origin}")
     for peer in PEERS:
-        installed = f"{peer.distribution} {peer.version}" if peer.version else "not installed"
-        table.add_row("peer", peer.name, installed)
+        table.add_row("peer", peer.name, peer.absence or f"{peer.distribution} {peer.version}")
     return table
 
 
@@ -38,13 +38,20 @@ def results_tables(records: Sequence[Record]) -> list[Table]:
 def summary(records: Sequence[Record]) -> str:
     """One line: how many ratios are within their bound, and what is wrong."""
     timed = [record for record in records if "ratio" in record]
-    met = sum(record["met"] for record in timed)
+    asked = [record for record in timed if record["bound"] is not None]
+    met = sum(record["met"] for record in asked)
     larger = sum(map(larger_temporaries, records))
     return (
-        f"{met} of {len(timed)} ratios within the asked bound, "
+        f"core: {met} of {len(asked)} ratios within the asked bound, "
         f"{larger} temporaries the size of the input that the peer does without, "
         f"{len(records) - len(timed)} wrong results"
     )
+
+
+def larger_temporaries(record: Record) -> bool:
+    """Whether softjax holds a temporary the size of the input where the peer holds less."""
+    ours, theirs = (record[side]["temporary_bytes"] for side in ("softjax", "peer"))
+    return None not in (ours, theirs) and ours >= record["logits_bytes"] and ours > theirs
 
 
 def _table(title: str, first: str, *others: str) -> Table:
@@ -57,26 +64,33 @@ def _table(title: str, first: str, *others: str) -> Table:
 
 def _cells(record: Record) -> tuple[str, ...]:
     sides = record["softjax"], record["peer"]
+    asked = "" if record["bound"] is None else f"<= {record['bound']}"
     if "ratio" in record:
         time = " / ".join(f"{1e3 * side['seconds']['median']:.3g}" for side in sides)
         ratio = "{median:.2f} ({low:.2f}, {high:.2f})".format(**record["ratio"])
-        asked = f"<= {record['bound']}" if record["met"] else f"[red]> {record['bound']}[/]"
+        asked = asked if record["met"] else f"[red]> {record['bound']}[/]"
     else:
         wrong = [side["name"] for side in sides if not side["correct"]]
         time, ratio, asked = "", f"[red]wrong: {', '.join(wrong)}[/]", ""
-    compiling = [1e3 * (side["lower_seconds"] + side["compile_seconds"]) for side in sides]
     temporaries = " / ".join(_mebibytes(side["temporary_bytes"]) for side in sides)
     if larger_temporaries(record):
         temporaries = f"[red]{temporaries}[/]"
     return (
-        f"{record['operation']} {record['mode'].replace('_', ' ')}",
+        f"{record['operation']} {record['mode'].replace('_', ' ')}"
+        + (", donated" if record.get("donated") else ""),
         record["peer"]["name"],
         time,
         ratio,
         asked,
-        " / ".join(f"{milliseconds:.0f}" for milliseconds in compiling),
+        " / ".join(map(_compiling, sides)),
         temporaries,
     )
+
+
+def _compiling(side: Record) -> str:
+    """Milliseconds to lower and compile; nothing where there is nothing to compile."""
+    seconds = [side[key] for key in ("lower_seconds", "compile_seconds") if side[key] is not None]
+    return f"{1e3 * sum(seconds):.0f}" if seconds else "-"
 
 
 def _mebibytes(size: int | None) -> str:

@@ -1,73 +1,119 @@
 """The benchmarks from end to end on tiny shapes. No time is asserted."""
 
 import json
+import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.special
 from scipy.stats import binom
 
 from benchmarks import __main__ as command_line
-from benchmarks import measure, peers
-from benchmarks.cases import CORE, SUITES, Case, Shape, core, inputs, reference
-from benchmarks.run import larger_temporaries, run_case
+from benchmarks import cases, measure, peers, results, roofline
+from benchmarks.cases import SUITES, Case, Shape
+from benchmarks.reference import inputs, reference
+from benchmarks.tables import larger_temporaries
 
 pytestmark = pytest.mark.x64_once
 
 TINY = Shape("tiny", 8, 5, "no model")
+CEILINGS = {
+    "record": "ceilings",
+    "bytes_per_second": 1e10,
+    "flops_per_second": {"float32": 1e11, "bfloat16": 1e11},
+}
+TINY_CASES = [
+    Case("logsumexp", "value", TINY, bound=1e9),
+    Case("cross_entropy", "value_and_gradient", TINY),
+    Case("softmax", "value", TINY, donated=True),
+]
+
+
+@pytest.fixture(autouse=True)
+def no_measured_ceilings(monkeypatch):
+    monkeypatch.setattr(roofline, "ceilings", lambda: CEILINGS)
 
 
 @pytest.fixture
 def tiny_core(monkeypatch):
-    monkeypatch.setitem(SUITES, "core", core((TINY,)))
+    monkeypatch.setitem(SUITES, "core", TINY_CASES)
 
 
-def test_a_run_writes_its_environment_and_one_record_a_case(tiny_core, tmp_path, capsys):
+def test_a_run_writes_its_environment_its_ceilings_and_its_records(tiny_core, tmp_path, capsys):
     out = tmp_path / "results" / "run.jsonl"
     assert command_line.main(["run", "core", "--quick", "--out", str(out)]) == 0
-    environment, *records = map(json.loads, out.read_text().splitlines())
-    assert environment["record"] == "environment"
-    assert {"date", "commit", "device", "cores", "versions", "flags"} <= environment.keys()
-    assert [(r["operation"], r["mode"], r["bound"]) for r in records] == list(CORE)
-    for record in records:
-        assert record["softjax"]["correct"]
-        assert record["peer"]["correct"]
-        assert record["ratio"]["low"] <= record["ratio"]["median"] <= record["ratio"]["high"]
-        assert record["met"] == (record["ratio"]["median"] <= record["bound"])
-        assert record["softjax"]["seconds"]["median"] > 0
+    run = results.read(out)
+    assert {"date", "commit", "device", "driver", "cores", "flags"} <= run.environment.keys()
+    assert run.environment["quick"]
+    assert run.ceilings == CEILINGS
+    first = {record["case"]: record for record in reversed(run.results("core"))}
+    assert list(first)[::-1] == [case.name for case in TINY_CASES]
+    for case in TINY_CASES:
+        record = first[case.name]
+        assert record["bound"] == case.bound
         assert record["softjax"]["temporary_bytes"] >= 0
+        ours, theirs = results.sides(record)
+        assert (ours.name, ours.wrong, theirs.wrong) == ("softjax", False, False)
+        for value, low, high in (ours.seconds, theirs.seconds, results.ratio(record)):
+            assert 0 < low <= value <= high
+        share = results.share_of_roofline(record, ours, run.ceilings)
+        assert share == pytest.approx(record["work"]["bytes"] / 1e10 / ours.seconds[0])
     printed = capsys.readouterr().out
     assert "tiny (8, 5) float32" in printed
+    assert "core: 1 of 1 ratios within the asked bound" in printed
     assert "0 wrong results" in printed
 
 
-def test_a_wrong_implementation_is_reported_and_not_timed(monkeypatch, capsys, tmp_path):
+def test_a_wrong_peer_is_reported_and_not_timed(monkeypatch, capsys, tmp_path):
     def off_by_one(logits, labels):
-        return peers.OPTAX.operations["cross_entropy"](logits, (labels + 1) % 5)
+        return peers.OPTAX_LOSS(logits, (labels + 1) % 5)
+
+    def raising(logits, labels):
+        raise MemoryError("RESOURCE_EXHAUSTED: Out of memory allocating 1024 bytes.")
 
     wrong = peers.Implementation("wrong", "jax", {"cross_entropy": off_by_one})
-    monkeypatch.setattr(peers, "PEERS", (wrong,))
-    case = Case("cross_entropy", "value_and_gradient", TINY, bound=1.15)
-    monkeypatch.setitem(SUITES, "core", [case])
-    (record,) = run_case(case, pairs=1)
+    out_of_memory = peers.Implementation("too large", "jax", {"cross_entropy": raising})
+    monkeypatch.setattr(peers, "PEERS", (wrong, out_of_memory))
+    monkeypatch.setitem(SUITES, "core", [TINY_CASES[1]])
+    out = tmp_path / "run.jsonl"
+    # A peer that raises fails the run, one that is wrong does not.
+    assert command_line.main(["run", "core", "--quick", "--out", str(out)]) == 1
+    run = results.read(out)
+    (record,) = run.results()
     assert record["softjax"]["correct"]
     assert not record["peer"]["correct"]
     assert "ratio" not in record
-    assert command_line.main(["run", "core", "--quick", "--out", str(tmp_path / "run.jsonl")]) == 1
-    assert "wrong: wrong" in capsys.readouterr().out
+    (failure,) = run.failures()
+    assert (failure["kind"], failure["bytes"]) == ("out of memory", 1024)
+    printed = capsys.readouterr().out
+    assert "wrong: wrong" in printed
+    assert "out of memory, 1024 bytes asked: cross_entropy" in printed
+
+
+def test_a_case_that_raises_is_recorded_and_the_run_goes_on(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(SUITES, "core", [Case("cross_entropy", "curl", TINY), TINY_CASES[0]])
+    out = tmp_path / "run.jsonl"
+    assert command_line.main(["run", "core", "--quick", "--out", str(out)]) == 1
+    run = results.read(out)
+    assert len(run.failures()) == 1
+    assert len(run.results()) >= 1
+    assert "error: cross_entropy/curl/tiny/float32: " in capsys.readouterr().out
 
 
 def test_what_was_measured_before_an_interrupt_is_kept(tiny_core, monkeypatch, tmp_path, capsys):
-    def interrupted(case, pairs):
-        if case.operation == "softmax":
+    def interrupted(suite, case, pairs):
+        if case is TINY_CASES[1]:
             raise KeyboardInterrupt
-        return run_case(case, pairs)
+        yield {"record": "failure", "kind": "error", "bytes": None, "case": "first", "error": "no"}
 
-    monkeypatch.setattr(command_line, "run_case", interrupted)
+    monkeypatch.setattr(command_line, "measured", interrupted)
     out = tmp_path / "run.jsonl"
     assert command_line.main(["run", "core", "--quick", "--out", str(out)]) == 130
-    assert len(out.read_text().splitlines()) == 3  # the environment and two modes of logsumexp
-    assert "logsumexp gradient" in capsys.readouterr().out
+    with out.open("a") as file:
+        file.write('{"record": "res')  # as a crash leaves it
+    assert len(results.read(out).failures()) == 1
+    assert "Interrupted" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -75,46 +121,116 @@ def test_what_was_measured_before_an_interrupt_is_kept(tiny_core, monkeypatch, t
     [
         (["run", "cores"], "unknown suite cores; there is core"),
         (["run", "--only", "sigmoid"], "no case's name holds 'sigmoid'"),
+        (["run", "--out", __file__ + "/run.jsonl"], "name another place by --out FILE"),
     ],
 )
-def test_a_wrong_name_is_an_error_that_says_what_there_is(arguments, message, capsys):
+def test_what_cannot_be_done_is_said_before_anything_is_measured(arguments, message, capsys):
     with pytest.raises(SystemExit):
         command_line.main(arguments)
     assert message in capsys.readouterr().err
 
 
 def test_list_names_suites_shapes_and_absent_peers(monkeypatch, capsys):
-    absent = peers.Implementation("absent", "no-such-distribution", peers.JAX_NN.operations)
-    monkeypatch.setattr("benchmarks.tables.PEERS", (*peers.PEERS, absent))
-    monkeypatch.setattr(peers, "PEERS", (*peers.PEERS, absent))
+    operations = peers.JAX_NN.operations
+    absent = peers.Implementation("absent", "no-such-distribution", operations)
+    elsewhere = peers.Implementation("elsewhere", "jax", operations, platforms=("tpu",))
+    monkeypatch.setattr("benchmarks.tables.PEERS", (*peers.PEERS, absent, elsewhere))
+    monkeypatch.setattr(peers, "PEERS", (*peers.PEERS, absent, elsewhere))
     assert command_line.main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any("gemma-3" in line and "(64, 262144)" in line for line in lines)
     assert any("absent" in line and "not installed" in line for line in lines)
-    assert absent not in peers.peers_of("softmax")
+    assert any("elsewhere" in line and "only on tpu" in line for line in lines)
+    assert not {"absent", "elsewhere"} & {peer.name for peer in peers.peers_of("softmax")}
 
 
-def test_the_reference_agrees_with_scipy():
-    logits, labels = inputs(TINY, "float32")
-    rows = range(TINY.examples)
-    wide = logits.astype(np.float64)
-    p = scipy.special.softmax(wide, axis=-1)
-    y = np.asarray(scipy.special.logsumexp(wide, axis=-1))
-    expected = {
-        ("logsumexp", "value"): [y],
-        ("logsumexp", "gradient"): [p],
-        ("softmax", "value"): [p],
-        ("log_softmax", "value"): [np.log(p)],
-        ("cross_entropy", "value"): [y - wide[rows, labels]],
-        ("cross_entropy", "value_and_gradient"): [
-            np.mean(y - wide[rows, labels]),
-            (p - np.eye(TINY.classes)[labels]) / TINY.examples,
-        ],
-    }
-    for operation, mode, bound in CORE:
-        got = reference(Case(operation, mode, TINY, bound), logits, labels)
-        for a, b in zip(got, expected[operation, mode], strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-13)  # float64, entries of order 1 to 1e-4
+def test_every_case_has_its_own_name():
+    for suite, own in SUITES.items():
+        names = [(case.name, getattr(case, "dtype", None)) for case in own]
+        assert len(set(names)) == len(names), suite
+
+
+def test_the_24_asked_cases_stay():
+    asked = [case for case in cases.core() if case.bound is not None]
+    assert len(asked) == 24
+    assert all(case.quick and case.dtype == "float32" and not case.donated for case in asked)
+
+
+PAIRS_OF_MODES = [
+    ("logsumexp", ("value", "gradient", "jvp", "hvp", "hessian")),
+    ("softmax", ("value", "gradient", "jvp")),
+    ("log_softmax", ("value", "gradient", "jvp")),
+    ("cross_entropy", ("value", "gradient", "value_and_gradient", "jvp", "hvp")),
+]
+
+
+def normalizer(operation, labels):
+    """The function of float64 logits, written out."""
+
+    def function(x):
+        y = np.log(np.exp(x).sum(axis=-1, keepdims=True))
+        return {
+            "logsumexp": lambda: y[:, 0],
+            "softmax": lambda: np.exp(x - y),
+            "log_softmax": lambda: x - y,
+            "cross_entropy": lambda: y[:, 0] - x[np.arange(len(labels)), labels],
+        }[operation]()
+
+    return function
+
+
+@pytest.mark.parametrize(("operation", "modes"), PAIRS_OF_MODES)
+def test_the_reference_is_the_difference_quotient(operation, modes):
+    logits, labels, tangent = inputs(TINY, "float64")
+    function, h = normalizer(operation, labels), 1e-5
+
+    def along(g, direction):
+        return (g(logits + h * direction) - g(logits - h * direction)) / (2 * h)
+
+    def total(x):
+        y = function(x)
+        return np.sum(tangent * y if y.ndim > 1 else y)
+
+    units = np.eye(logits.size).reshape(-1, *logits.shape)
+    gradient = np.array([along(total, unit) for unit in units]).reshape(logits.shape)
+    for mode in modes:
+        case = Case(operation, mode, TINY)
+        got = reference(case, logits, labels, tangent)
+        match mode:
+            case "value":
+                expected = [function(logits)]
+            case "gradient":
+                expected = [gradient]
+            case "value_and_gradient":
+                expected = [function(logits).mean(), gradient / TINY.examples]
+            case "jvp":
+                expected = [function(logits), along(function, tangent)]
+            case "hvp" | "hessian":
+                change = [
+                    reference(Case(operation, "gradient", TINY), x, labels, tangent)[0]
+                    for x in (logits + h * tangent, logits - h * tangent)
+                ]
+                expected = [(change[0] - change[1]) / (2 * h)]
+                if mode == "hessian":
+                    got = [np.einsum("nij,nj->ni", got[0], tangent)]
+        for a, b in zip(got, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)  # h^2 and rounding over h
+
+
+@pytest.mark.parametrize(
+    ("operation", "mode"),
+    [
+        ("softmax", "gradient"),
+        ("log_softmax", "jvp"),
+        ("cross_entropy", "hvp"),
+        ("logsumexp", "hessian"),
+    ],
+)
+def test_softjax_returns_the_reference_in_every_mode(operation, mode):
+    arrays = inputs(TINY, "float32")
+    expected = reference(Case(operation, mode, TINY), *arrays)
+    function = jax.jit(peers.in_mode(peers.SOFTJAX.operations[operation], mode))
+    assert measure.error(function(*arrays), expected) <= measure.TOLERANCES["float32"]
 
 
 @pytest.mark.parametrize("n", [6, 9, 20, 41])
@@ -135,3 +251,47 @@ def test_a_large_temporary_counts_only_where_the_peer_holds_less():
     assert not larger_temporaries(record(100, 100))
     assert not larger_temporaries(record(99, 0))
     assert not larger_temporaries(record(None, 0))
+
+
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        (ValueError("no"), None),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 40 bytes."), 40),
+        (RuntimeError("RESOURCE_EXHAUSTED: trying to allocate 1.50GiB"), 3 * 2**29),
+        (MemoryError("Unable to allocate 2.0 MiB for an array"), 2**21),
+        (MemoryError(), 0),
+    ],
+)
+def test_the_bytes_that_were_asked_are_read_from_the_error(error, asked):
+    assert measure.bytes_asked(error) == asked
+
+
+def test_a_call_that_does_not_fit_the_memory_is_not_made():
+    argument = jnp.zeros((2**20, 1))
+    outer = lambda x: jnp.exp(x - x.T)  # noqa: E731  4 TiB
+    with pytest.raises(measure.OutOfMemory) as caught:
+        measure.compile_ahead(outer, argument)
+    assert measure.bytes_asked(caught.value) >= 2**42
+
+
+def test_the_work_of_a_case_is_what_its_formula_reads_and_writes():
+    work = roofline.of_logits("softmax", "value", 4, 10, itemsize=2)
+    assert (work.flops, work.bytes) == (5 * 40, 2 * 40 * 2)
+    work = roofline.of_head("value_and_gradient", 2, 3, 5, itemsize=4)
+    assert (work.flops, work.bytes) == (3 * 2 * 30, 2 * (2 + 5) * 3 * 4)
+    for case in cases.core():
+        shape = case.shape
+        work = roofline.of_logits(case.operation, case.mode, shape.examples, shape.classes, 4)
+        assert work.bytes >= 4 * shape.examples * shape.classes
+
+
+def test_json_knows_no_infinity(tmp_path):
+    path = tmp_path / "run.jsonl"
+    with path.open("w") as file:
+        results.write({"record": "environment", "error": math.inf, "range": (1, math.nan)}, file)
+    assert json.loads(path.read_text()) == {
+        "record": "environment",
+        "error": None,
+        "range": [1, None],
+    }

@@ -1,56 +1,57 @@
 """The suite `fused` from end to end on tiny shapes. No time is asserted."""
 
-import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import oracles
 import pytest
 
 from benchmarks import __main__ as command_line
-from benchmarks import fused
+from benchmarks import fused, results, roofline
 from benchmarks.cases import SUITES
 from benchmarks.run import run_case
 
 pytestmark = pytest.mark.x64_once
 
 TINY = fused.Shape("tiny", 8, 3, 5, "float32", "no model")
-ROOT = Path(__file__).parents[1]
+
+
+KEPT = (0, 3, 4)  # one beside a peer with both bounds, one second derivative, one without a peer
 
 
 @pytest.fixture
 def tiny(monkeypatch):
     monkeypatch.setattr(fused, "CHUNK", 4)
     shapes = (replace(TINY, dtype=case.shape.dtype) for case in fused.CASES)
-    cases = [replace(case, shape=s) for case, s in zip(fused.CASES, shapes, strict=True)]
-    monkeypatch.setitem(SUITES, "fused", cases)
-    return cases
+    cases = [
+        replace(case, shape=s, quick=True) for case, s in zip(fused.CASES, shapes, strict=True)
+    ]
+    monkeypatch.setitem(SUITES, "fused", [cases[k] for k in KEPT])
 
 
-def test_a_run_writes_one_record_a_case_and_its_table(tiny, tmp_path, capsys):
+def test_a_run_writes_one_record_a_case_and_its_table(tiny, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(roofline, "ceilings", lambda: {"record": "ceilings"})
     out = tmp_path / "run.jsonl"
     assert command_line.main(["run", "fused", "--quick", "--out", str(out)]) == 0
-    environment, *records = map(json.loads, out.read_text().splitlines())
-    assert environment["suite"] == "fused"
-    assert [record["case"] for record in records] == [case.name for case in tiny]
+    run = results.read(out)
+    records = run.results("fused")
+    assert run.environment["suite"] == "fused"
+    assert [record["case"] for record in records] == [case.name for case in SUITES["fused"]]
     for record in records:
         assert not record["wrong"]
-        assert record["softjax"]["temporary_bytes"] >= 0
-        if record["peer"] is None:
+        ours, *others = results.sides(record)
+        assert ours.temporary_bytes >= 0
+        if not others:
             assert record["met"]  # any byte is within gigabytes
             continue
-        assert record["ratio"]["low"] <= record["ratio"]["median"] <= record["ratio"]["high"]
-        assert record["other"]["seconds"]["median"] > 0
+        value, low, high = results.ratio(record)
+        assert low <= value <= high
+        assert others[0].seconds[0] > 0
     printed = capsys.readouterr().out
     assert "tiny (8, 3, 5) bfloat16" in printed
     assert "within the asked bounds, 0 wrong results" in printed
 
-    command = [sys.executable, "-m", "benchmarks.fused", str(out)]
-    table = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    rows = table.splitlines()
+    rows = fused.markdown(records).splitlines()
     assert len(rows) == 2 + len(records)
     assert {row.count("|") for row in rows} == {len(fused.COLUMNS) + 2}
 
@@ -63,7 +64,8 @@ def test_a_wrong_result_is_reported_and_not_timed(monkeypatch):
     assert "wrong" in fused.markdown([record | {"shape": vars(TINY)}])
 
 
-def test_every_side_is_the_loss_in_float64(tiny):
+def test_every_side_is_the_loss_in_float64(monkeypatch):
+    monkeypatch.setattr(fused, "CHUNK", 4)
     hidden, kernel, labels = fused.inputs(TINY)
     logits = np.asarray(hidden, np.float64) @ np.asarray(kernel, np.float64)
     expected = oracles.cross_entropy(logits, labels).mean()

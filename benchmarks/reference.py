@@ -1,0 +1,86 @@
+"""The inputs of the suite `core`, and what its cases must return, in float64 and NumPy."""
+
+import numpy as np
+
+from benchmarks.cases import Case, Shape
+
+
+def inputs(shape: Shape, dtype: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits with a standard deviation of 3, as of a model in training; labels; a tangent."""
+    rng = np.random.default_rng(seed)
+    logits = 3 * rng.standard_normal((shape.examples, shape.classes), np.float32)
+    labels = rng.integers(shape.classes, size=shape.examples, dtype=np.int32)
+    tangent = rng.standard_normal(logits.shape, np.float32)
+    return logits.astype(dtype), labels, tangent.astype(dtype)
+
+
+def reference(
+    case: Case, logits: np.ndarray, labels: np.ndarray, tangent: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """What a case must return: the value, the derivative or both, with p the softmax.
+
+    logsumexp:      value y = log sum exp x     gradient p
+    softmax:        value p                     gradient p (t - <p, t>)
+    log_softmax:    value x - y                 gradient t - p sum(t)
+    cross_entropy:  value y - x[label]          gradient p - one-hot(label)
+
+    jvp: the value and its change along t; hvp: p (t - <p, t>); hessian: diag(p) - p p^T.
+    """
+    x, t = logits.astype(np.float64), tangent.astype(np.float64)
+    rows = np.arange(len(labels)), labels
+    top = x.max(axis=-1, keepdims=True)
+    p = np.exp(x - top)
+    total = p.sum(axis=-1, keepdims=True)
+    y = (top + np.log(total))[:, 0]
+    p /= total
+
+    def along() -> np.ndarray:
+        return np.sum(p * t, axis=-1)
+
+    def centred() -> np.ndarray:
+        return p * (t - along()[:, None])
+
+    def value() -> np.ndarray:
+        match case.operation:
+            case "logsumexp":
+                return y
+            case "softmax":
+                return p
+            case "log_softmax":
+                return x - y[:, None]
+        return y - x[rows]
+
+    def gradient() -> np.ndarray:
+        match case.operation:
+            case "logsumexp":
+                return p
+            case "softmax":
+                return centred()
+            case "log_softmax":
+                return t - p * t.sum(axis=-1, keepdims=True)
+        less_label = p.copy()
+        less_label[rows] -= 1
+        return less_label
+
+    def change() -> np.ndarray:
+        match case.operation:
+            case "logsumexp":
+                return along()
+            case "softmax":
+                return centred()
+            case "log_softmax":
+                return t - along()[:, None]
+        return along() - t[rows]
+
+    match case.mode:
+        case "value":
+            return (value(),)
+        case "gradient":
+            return (gradient(),)
+        case "value_and_gradient":
+            return value().mean(), gradient() / len(labels)
+        case "jvp":
+            return value(), change()
+        case "hvp":
+            return (centred(),)
+    return (p[:, :, None] * (np.eye(p.shape[-1]) - p[:, None, :]),)
