@@ -9,7 +9,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import accuracy, fit, fused, measure, results, roofline, scale, tables
+from benchmarks import accuracy, compare, fit, fused, measure, results, roofline, scale, tables
 from benchmarks.cases import SUITES
 from benchmarks.environment import environment
 from benchmarks.peers import PEERS
@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("--quick", action="store_true", help=quick)
     run.add_argument("--only", default="", metavar="TEXT", help="only cases whose name holds TEXT")
     run.add_argument("--out", type=Path, metavar="FILE", help="where to write the JSON lines")
+    comparison = commands.add_parser("compare", help="what got slower or larger beyond the noise")
+    comparison.add_argument("before", type=Path, metavar="A", help="a result file")
+    comparison.add_argument("after", type=Path, metavar="B", help="a later one")
     options = parser.parse_args(arguments)
 
     # A pipe has no width of its own; the tables need this much.
@@ -38,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command == "list":
         console.print(tables.cases_table())
         return 0
+    if options.command == "compare":
+        return _compare(results.read(options.before), results.read(options.after), console)
     return _run(options, run, console)
 
 
@@ -117,6 +122,25 @@ def _print(records: Sequence[results.Record], console: Console) -> None:
             asked = f", {record['bytes']} bytes asked" if record["bytes"] else ""
             line = f"{record['kind']}{asked}: {record['case']}: {record['error'].splitlines()[0]}"
             console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
+
+
+def _compare(before: results.Run, after: results.Run, console: Console) -> int:
+    """Print what changed; the exit status is 1 where anything got worse."""
+    changes = compare.compare(before, after)
+    for line in compare.differences(before, after):
+        console.print(f"differs: {line}", highlight=False, markup=False, soft_wrap=True)
+    for name in compare.missing(before, after):
+        console.print(f"missing in the second: {name}", highlight=False, soft_wrap=True)
+    for name, found in (
+        ("Worse", [change for change in changes if change.worse]),
+        ("Better", [change for change in changes if change.better]),
+    ):
+        if found:
+            console.print(tables.changes_table(name, found))
+    worse = sum(change.worse for change in changes)
+    verdict = f"{worse} got worse" if worse else "nothing got slower, larger or less accurate"
+    console.print(f"{len(changes)} figures compared: {verdict} beyond the noise", highlight=False)
+    return int(worse > 0)
 
 
 if __name__ == "__main__":

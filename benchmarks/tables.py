@@ -1,11 +1,13 @@
 """Cases and the records of the suite `core` as tables for a terminal."""
 
+import math
 from collections.abc import Sequence
 
 from rich import box
 from rich.table import Table
 
 from benchmarks.cases import SHAPES, SUITES
+from benchmarks.compare import Change
 from benchmarks.peers import PEERS
 from benchmarks.run import Record
 
@@ -46,6 +48,15 @@ def summary(records: Sequence[Record]) -> str:
         f"{larger} temporaries the size of the input that the peer does without, "
         f"{len(records) - len(timed)} wrong results"
     )
+
+
+def changes_table(title: str, changes: Sequence[Change]) -> Table:
+    """What changed beyond the noise, the worst first."""
+    table = _table(title, "what", "where", "before", "after", "change (interval)")
+    for change in sorted(changes, key=lambda c: -abs(math.log((c.after or 1) / (c.before or 1)))):
+        figures = (f"{value:.4g}" for value in (change.before, change.after))
+        table.add_row(change.kind, change.name, *figures, change.interval)
+    return table
 
 
 def larger_temporaries(record: Record) -> bool:
