@@ -1,6 +1,7 @@
 """The command line: `python -m benchmarks list | run | compare | report | docs | baselines`."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     comparison = commands.add_parser("compare", help="what got slower or larger beyond the noise")
     comparison.add_argument("before", type=Path, metavar="A", help="a result file")
     comparison.add_argument("after", type=Path, metavar="B", help="a later one")
+    page = commands.add_parser("report", help="one page of tables and pictures")
+    page.add_argument("files", nargs="*", type=Path, metavar="FILE", help="results, or folders")
+    page.add_argument("--out", type=Path, default=Path("benchmarks.html"), help="the HTML page")
+    page.add_argument("--markdown", type=Path, metavar="FILE", help="its tables as Markdown")
+    page.add_argument("--github", type=Path, metavar="FILE", help="for github-action-benchmark")
     options = parser.parse_args(arguments)
 
     # A pipe has no width of its own; the tables need this much.
@@ -43,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.command == "compare":
         return _compare(results.read(options.before), results.read(options.after), console)
+    if options.command == "report":
+        return _report(options, console)
     return _run(options, run, console)
 
 
@@ -141,6 +149,22 @@ def _compare(before: results.Run, after: results.Run, console: Console) -> int:
     verdict = f"{worse} got worse" if worse else "nothing got slower, larger or less accurate"
     console.print(f"{len(changes)} figures compared: {verdict} beyond the noise", highlight=False)
     return int(worse > 0)
+
+
+def _report(options: argparse.Namespace, console: Console) -> int:
+    """Write the page, and what else is asked for."""
+    from benchmarks import page, report  # matplotlib, which nothing else here needs
+
+    runs = results.read_all(options.files)
+    sections = report.sections(runs)
+    options.out.write_text(page.page(sections))
+    if options.markdown:
+        options.markdown.write_text(page.markdown(sections))
+    if options.github:
+        options.github.write_text(json.dumps(results.github(runs), indent=1))
+    for path in filter(None, (options.out, options.markdown, options.github)):
+        console.print(f"Written to {path}", highlight=False, soft_wrap=True)
+    return 0
 
 
 if __name__ == "__main__":
