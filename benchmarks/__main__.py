@@ -10,7 +10,19 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import accuracy, compare, fit, fused, measure, results, roofline, scale, tables
+from benchmarks import (
+    accuracy,
+    baselines,
+    compare,
+    docs,
+    fit,
+    fused,
+    measure,
+    results,
+    roofline,
+    scale,
+    tables,
+)
 from benchmarks.cases import SUITES
 from benchmarks.environment import environment
 from benchmarks.peers import PEERS
@@ -40,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     page.add_argument("--out", type=Path, default=Path("benchmarks.html"), help="the HTML page")
     page.add_argument("--markdown", type=Path, metavar="FILE", help="its tables as Markdown")
     page.add_argument("--github", type=Path, metavar="FILE", help="for github-action-benchmark")
+    write = commands.add_parser("docs", help="write the figures in README and docs anew")
+    write.add_argument("--check", action="store_true", help="write nothing; fail where one differs")
+    commands.add_parser("baselines", help="write the figures that the tests hold anew")
     options = parser.parse_args(arguments)
 
     # A pipe has no width of its own; the tables need this much.
@@ -49,6 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.command == "compare":
         return _compare(results.read(options.before), results.read(options.after), console)
+    if options.command == "docs":
+        return _docs(options.check, console)
+    if options.command == "baselines":
+        baselines.write()
+        console.print(f"Written to {baselines.FILE}", highlight=False, soft_wrap=True)
+        return 0
     if options.command == "report":
         return _report(options, console)
     return _run(options, run, console)
@@ -165,6 +186,14 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     for path in filter(None, (options.out, options.markdown, options.github)):
         console.print(f"Written to {path}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _docs(check: bool, console: Console) -> int:
+    """Bring the figures of the documentation up to date; with `check`, 1 where they are not."""
+    stale = docs.stale() if check else docs.write()
+    for path in stale:
+        console.print(f"{'Stale' if check else 'Written'}: {path}", highlight=False, soft_wrap=True)
+    return int(check and bool(stale))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,8 @@
-"""The suite `fused`: linear_cross_entropy beside the plain loss, and beside a map over chunks.
+"""The suite `fused`: linear_cross_entropy beside the plain loss, and beside a map over chunks."""
 
-`python -m benchmarks.fused FILE` prints the table of a result file as Markdown.
-"""
-
-import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -261,8 +255,3 @@ def _ratio(ours: int | None, theirs: int | None) -> float | None:
 
 def _within(value: float | None, bound: float | None) -> bool:
     return bound is None or (value is not None and value <= bound)
-
-
-if __name__ == "__main__":
-    lines = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
-    print(markdown([line for line in lines if line.get("suite") == "fused" and "case" in line]))

@@ -1,0 +1,139 @@
+"""The figures in the documentation, written from committed result files.
+
+A marked place in a Markdown file,
+
+    <!-- benchmarks: core-table cpu -->
+    ...
+    <!-- end -->
+
+holds what `BLOCKS` makes of the newest full run of a suite on a platform: the part of the name
+before the dash is the suite.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import fused, results
+from benchmarks.environment import ROOT
+from benchmarks.page import Table, markdown_table
+from benchmarks.results import Run
+
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+# Not where a page quotes one.
+MARK = re.compile(r"(?<!`)(<!-- benchmarks: ([\w-]+) (\w+) -->)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def stale() -> list[Path]:
+    """The pages with a marked place that is not what the result files say."""
+    runs = results.read_all()
+    return [path for path in PAGES if updated(path.read_text(), runs) != path.read_text()]
+
+
+def write() -> list[Path]:
+    """Bring every marked place up to date; the pages that changed."""
+    runs, changed = results.read_all(), stale()
+    for path in changed:
+        path.write_text(updated(path.read_text(), runs))
+    return changed
+
+
+def updated(text: str, runs: list[Run]) -> str:
+    """A page with its marked places written anew; in a line they stay in the line."""
+
+    def block(match: re.Match[str]) -> str:
+        start, name, platform, old, end = match.groups()
+        if name not in BLOCKS:
+            known = ", ".join(BLOCKS)
+            raise ValueError(f"benchmarks: a marked place must be one of {known}, got {name!r}.")
+        content = BLOCKS[name](results.newest(runs, name.split("-")[0], platform))
+        return f"{start}\n{content}\n{end}" if "\n" in old else f"{start}{content}{end}"
+
+    return MARK.sub(block, text)
+
+
+def source(run: Run) -> str:
+    """The file, from the root of the repository."""
+    return f"`{run.path.relative_to(ROOT).as_posix()}`"
+
+
+def core_met(run: Run) -> str:
+    """How many of the asked ratios are met."""
+    asked = [r for r in run.results("core") if r["bound"] is not None]
+    return f"{sum(r.get('met', False) for r in asked)} of {len(asked)}"
+
+
+def core_table(run: Run) -> str:
+    """The asked ratios, one row an operation and one column a shape; bold is more than asked."""
+    asked = [r for r in run.results("core") if r["bound"] is not None]
+    shapes = list(dict.fromkeys((r["shape"]["examples"], r["shape"]["classes"]) for r in asked))
+    rows: dict[str, list[str]] = {}
+    for r in asked:
+        mode = "" if r["mode"] == "value" else f", {r['mode'].replace('_', ' ')}"
+        row = rows.setdefault(f"{r['operation']}{mode}", [f"{r['bound']:g}"])
+        ratio = f"{r['ratio']['median']:.2f}" if "ratio" in r else "wrong"
+        row.append(_bold(ratio, not r.get("met", False)))
+    header = ("softjax / peer", "asked", *map(str, shapes))
+    return markdown_table(Table(header, [(name, *row) for name, row in rows.items()]))
+
+
+def fit_table(run: Run) -> str:
+    """CPU seconds of whole fits, and the ratio to the fastest peer."""
+    rows = []
+    for r in run.results("fit"):
+        ours, *others = r["solvers"]
+        timed = [solver for solver in others if "cpu_seconds" in solver]
+        if r["ratio"] is None:
+            continue
+        fastest = min(timed, key=lambda solver: solver["cpu_seconds"])
+        peer = fastest["name"].removeprefix("scikit-learn ")
+        shape = ", ".join(map(str, r["shape"]))
+        rows.append(
+            (
+                f"{r['case']} ({shape}) {r['dtype']}",
+                f"{ours['cpu_seconds']:.3g}",
+                f"{fastest['cpu_seconds']:.3g}, {peer}",
+                _bold(f"{r['ratio']:.2f}", r["ratio"] > r["bound"]),
+                f"{r['bound']:g}",
+            )
+        )
+    return markdown_table(Table(("", "softjax", "scikit-learn", "ratio", "asked"), rows))
+
+
+def accuracy_table(run: Run) -> str:
+    """The largest errors, one row a function and dtype."""
+    rows = [
+        (
+            r["operation"],
+            r["dtype"],
+            r["unit"],
+            *(_error(r[side]["error"]) for side in ("softjax", "peer")),
+            r["peer"]["name"],
+            r["goal"],
+        )
+        for r in run.results("accuracy")
+    ]
+    header = ("function", "dtype", "unit", "softjax", "peer", "", "goal")
+    return markdown_table(Table(header, rows))
+
+
+# Of each block the suite, the part before the dash, and what it makes of a run.
+BLOCKS: dict[str, Callable[[Run], str]] = {
+    "core-file": source,
+    "core-met": core_met,
+    "core-table": core_table,
+    "accuracy-file": source,
+    "accuracy-table": accuracy_table,
+    "fused-file": source,
+    "fused-table": lambda run: fused.markdown(run.results("fused")),
+    "fit-file": source,
+    "fit-table": fit_table,
+}
+
+
+def _error(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3g}"
+
+
+def _bold(text: str, condition: bool) -> str:
+    return f"**{text}**" if condition else text
