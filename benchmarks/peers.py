@@ -118,8 +118,10 @@ def _jaxopt(logits, labels):
 
 
 def _tokamax(hidden, kernel, labels):
+    from absl import flags  # pyright: ignore
     from tokamax import linear_softmax_cross_entropy_loss as loss  # pyright: ignore
 
+    flags.FLAGS.mark_as_parsed()  # otherwise it takes our command line for its own
     return loss(hidden, labels, kernel, reduction="mean")
 
 
@@ -179,17 +181,19 @@ PEERS = (
         "cut-cross-entropy",
         "cut-cross-entropy",
         {"linear_cross_entropy": torch_peers.cut_cross_entropy},
-        torch_peers.eager,
+        torch_peers.classes_first,
         IN_TORCH,
         ("gpu",),
+        ("bfloat16",),
     ),
     Implementation(
         "Liger",
         "liger-kernel",
         {"linear_cross_entropy": torch_peers.liger},
-        torch_peers.eager,
+        torch_peers.classes_first,
         IN_TORCH,
         ("gpu",),
+        ("bfloat16",),
     ),
 )
 

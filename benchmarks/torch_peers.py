@@ -24,18 +24,18 @@ def _linear_cross_entropy(hidden, kernel, labels):
     return _cross_entropy(hidden @ kernel, labels).mean()
 
 
-def cut_cross_entropy(hidden, kernel, labels):
-    """The loss of Cut Cross-Entropy, whose classes come first."""
+def cut_cross_entropy(hidden, classifier, labels):
+    """The loss of Cut Cross-Entropy, with classifier [classes, features]."""
     from cut_cross_entropy import linear_cross_entropy  # pyright: ignore[reportMissingImports]
 
-    return linear_cross_entropy(hidden, kernel.T.contiguous(), labels)
+    return linear_cross_entropy(hidden, classifier, labels)
 
 
-def liger(hidden, kernel, labels):
-    """The loss of Liger, whose classes come first."""
+def liger(hidden, classifier, labels):
+    """The loss of Liger, with classifier [classes, features]."""
     from liger_kernel.transformers import functional  # pyright: ignore[reportMissingImports]
 
-    return functional.liger_fused_linear_cross_entropy(hidden, kernel.T.contiguous(), labels)
+    return functional.liger_fused_linear_cross_entropy(hidden, classifier, labels)
 
 
 OPERATIONS: dict[str, Callable] = {
@@ -50,6 +50,18 @@ OPERATIONS: dict[str, Callable] = {
 def eager(operation, mode, arguments, donate) -> measure.Compiled:
     """An operation in a mode with its arguments bound, as PyTorch runs it by itself."""
     return _bound(operation, mode, arguments)
+
+
+def classes_first(operation, mode, arguments, donate) -> measure.Compiled:
+    """A loss of (hidden, kernel, labels) whose package wants the kernel transposed, beforehand."""
+    hidden, kernel, labels = arguments
+    bound = _bound(operation, mode, (hidden, kernel.T, labels))
+
+    def fetch(results: Any) -> list[np.ndarray]:
+        *others, last = bound.fetch(results)
+        return [*others, last.T]
+
+    return replace(bound, fetch=fetch)
 
 
 def compiled(operation, mode, arguments, donate) -> measure.Compiled:
