@@ -30,6 +30,8 @@ from benchmarks.run import measured
 
 # Who prints the records of a suite; `tables` those of `core`.
 PRINTERS = {"accuracy": accuracy, "fused": fused, "fit": fit, "scale": scale}
+# Whose records hold the work of their cases.
+WITH_ROOFLINE = ("core", "fused")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -126,7 +128,7 @@ def _measure(
     records = []
     pairs = measure.QUICK_PAIRS if quick else measure.PAIRS
     try:
-        if any(suite != "accuracy" for suite, _ in cases):
+        if any(suite in WITH_ROOFLINE for suite, _ in cases):
             results.write(roofline.ceilings(), file)
         for suite, case in track(cases, "Measuring", console=Console(stderr=True)):
             for record in measured(suite, case, pairs):

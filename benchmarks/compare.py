@@ -131,10 +131,13 @@ def _sizes(pairs: Sequence[tuple[Record, Record]]) -> list[Change]:
     changes = {}
     for a, b in pairs:
         old, new = sides(a)[0], sides(b)[0]
-        if old.temporary_bytes is not None and new.temporary_bytes is not None:
-            x, y = old.temporary_bytes, new.temporary_bytes
-            name = f"{old.suite} {old.case}"
-            changes[name] = Change("temporary bytes", name, x, y, worse=y > x, better=y < x)
+        name = f"{old.suite} {old.case}"
+        for kind, x, y in (
+            ("temporary bytes", old.temporary_bytes, new.temporary_bytes),
+            ("bytes on the wire", old.wire_bytes, new.wire_bytes),
+        ):
+            if x is not None and y is not None:
+                changes[kind, name] = Change(kind, name, x, y, worse=y > x, better=y < x)
     return list(changes.values())
 
 

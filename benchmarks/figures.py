@@ -46,6 +46,7 @@ TICKS = (
     (400, (1.0, 2, 5)),
     (math.inf, (1.0,)),
 )
+MANY = 1e5
 # A colour and a marker for each series; a colour comes again with another marker only.
 SHAPES = "sD^vP*Xh"
 LOOKS: list[tuple[str, str]] = [
@@ -103,7 +104,8 @@ def dots(
             axes.tick_params(axis="y", length=0)
             if line is not None:
                 axes.axvline(line, color=INK, linewidth=1)
-            for point in points:
+            # Softjax last and smaller: where both are equal, both are seen.
+            for point in sorted(points, key=lambda point: looks[point.series][0] == SOFTJAX):
                 _dot(axes, rows.index(point.row), point, looks[point.series], edge)
             _plain_numbers(axes.xaxis)
         _legend(figure, looks)
@@ -119,11 +121,12 @@ def against_classes(
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(2.8 * width, 0.6 + 2.5 * len(grid)), layout="constrained")
         panels = figure.subplots(len(grid), width, sharex=True, sharey=True, squeeze=False)
-        for axes_row, (device, row) in zip(panels, grid, strict=True):
+        for k, (axes_row, (device, row)) in enumerate(zip(panels, grid, strict=True)):
             for axes, panel in zip(axes_row, row, strict=True):
-                yscale = "log" if logarithmic else "linear"
-                axes.set(title=panel.title, xscale="log", yscale=yscale)
-                # Softjax last and smaller: where both are equal, both are seen.
+                axes.set(xscale="log", yscale="log" if logarithmic else "linear")
+                if k == 0:
+                    axes.set_title(panel.title)
+                # As in `dots`.
                 for name, (colour, marker) in reversed(looks.items()):
                     size = 4 if colour == SOFTJAX else 5.5
                     own = sorted((x, y) for series, x, y in panel.points if series == name)
@@ -186,7 +189,8 @@ def _dot(axes: Axes, row: int, point: Point, look: tuple[str, str], edge: float)
         return
     if point.low is not None and point.high is not None:
         axes.plot((point.low, point.high), (row, row), color=colour, linewidth=1.6)
-    axes.plot(point.value, row, marker, color=colour, markersize=5)
+    size = 4 if colour == SOFTJAX else 5.5
+    axes.plot(point.value, row, marker, color=colour, markersize=size)
 
 
 def _looks(names: Iterable[str], ours: bool = True) -> dict[str, tuple[str, str]]:
@@ -215,8 +219,11 @@ def _legend(figure: Figure, looks: dict[str, tuple[str, str]], beside: bool = Fa
 
 
 def _plain_numbers(axis) -> None:
-    """0.5 and 2 rather than powers of ten; few of them."""
+    """0.5 and 2 rather than powers of ten, unless there are many of these."""
     low, high = axis.get_view_interval()
+    if high > MANY * low:
+        axis.set_major_locator(LogLocator(numticks=9))
+        return
     subs = next(subs for span, subs in TICKS if high < span * low)
     axis.set_major_locator(LogLocator(subs=subs, numticks=20))
     axis.set_minor_locator(NullLocator())

@@ -42,6 +42,7 @@ def pictures(suite: str, devices: Sequence[Device]) -> list[tuple[str, str]]:
         drawn = [
             ("Time; less is better", _dots(runs, _second_points, "seconds")),
             ("Temporaries; less is better", _dots(runs, _memory_points, "MB")),
+            ("Sent by each device; less is better", _dots(runs, _wire_points, "MB")),
         ]
     caption = "Time of softjax over that of the peer; left of 1, softjax is faster"
     drawn.append((caption, _dots(runs, _ratio_points, "ratio of times", line=1.0)))
@@ -56,6 +57,8 @@ def row_of(record: Record) -> str:
         donated = ", donated" if record.get("donated") else ""
         place = f"{record['shape']['name']} {record['dtype']}{donated}"
         return f"{record['operation']}, {words(record['mode'])} · {place}"
+    if suite == "accuracy":
+        return f"{record['operation']} · {record['dtype']}"
     if record.get("budget"):
         case = case.replace(f"budget-{record['budget']}", f"budget {record['budget'] / 1e6:g} MB")
     parts = [part for part in case.split("/") if part not in (suite, peer, "budget-None")]
@@ -96,6 +99,14 @@ def _memory_points(record: Record) -> list[Point]:
         Point(row_of(record), side.name, side.temporary_bytes / 1e6)
         for side in sides(record)
         if side.temporary_bytes
+    ]
+
+
+def _wire_points(record: Record) -> list[Point]:
+    return [
+        Point(row_of(record), side.name, side.wire_bytes / 1e6)
+        for side in sides(record)
+        if side.wire_bytes
     ]
 
 

@@ -28,7 +28,7 @@ ABOUT = {
     "is to the fastest peer.",
     "scale": "The loss and the fit over several devices.",
 }
-COLUMNS = ("time, ms", "ratio (95 %)", "roofline", "temporaries, MB", "compile, s")
+COLUMNS = ("time, ms", "ratio (95 %)", "roofline", "temporaries, MB", "sent, MB", "compile, s")
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
@@ -131,13 +131,12 @@ def _table(suite: str, devices: Sequence[Device]) -> Table:
                 cells = _cells(record, ours, other, run.ceilings)
                 rows.setdefault(key, {})[device.label] = cells
     blank = ("",) * len(COLUMNS)
-    return Table(
-        header,
-        [
-            (*key, *(cell for device in devices for cell in row.get(device.label, blank)))
-            for key, row in rows.items()
-        ],
-    )
+    lines = [
+        (*key, *(cell for device in devices for cell in row.get(device.label, blank)))
+        for key, row in rows.items()
+    ]
+    used = [k for k in range(len(header)) if any(line[k] for line in lines)]
+    return Table([header[k] for k in used], [[line[k] for k in used] for line in lines])
 
 
 def _cells(
@@ -153,6 +152,7 @@ def _cells(
         f"wrong: {wrong}" if wrong else _ratio(record, ours, other),
         "" if share is None else f"{100 * share:.0f} %",
         _slashed([None if s.temporary_bytes is None else s.temporary_bytes / 1e6 for s in both]),
+        "" if ours.wire_bytes is None else number(ours.wire_bytes / 1e6),
         "" if compiling is None else f"{compiling:.2g}",
     )
 

@@ -58,6 +58,7 @@ class Side:
     is_softjax: bool
     seconds: tuple[float, float, float] | None
     temporary_bytes: int | None
+    wire_bytes: int | None
     error: float | None
     wrong: bool
 
@@ -113,6 +114,8 @@ def sides(record: Record) -> list[Side]:
     found = record.get("solvers") or [
         record[key] for key in ("softjax", "peer", "other") if isinstance(record.get(key), dict)
     ]
+    # A record of one implementation alone is flat.
+    found = found or [{"name": record.get("implementation", "softjax"), **record}]
     return [
         Side(
             suite_of(record),
@@ -121,6 +124,7 @@ def sides(record: Record) -> list[Side]:
             side["name"].startswith("softjax"),
             _seconds(side),
             side.get("temporary_bytes"),
+            side.get("wire_bytes"),
             side.get("error"),
             not side.get("correct", not record.get("wrong", False)),
         )

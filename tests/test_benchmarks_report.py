@@ -75,6 +75,7 @@ def files(tmp_path):
             core_record(100, 4e-3, correct=False),
             accuracy_record(None),
             {"record": "result", "suite": "many", "case": "many/new/x", "softjax": side("softjax")},
+            {"record": "result", "suite": "scale", "case": "x/2", "wire_bytes": 8, "error": 0.0},
         ],
     }
     for name, lines in runs.items():
@@ -91,7 +92,7 @@ def test_devices_stand_side_by_side_with_their_last_figures(files):
     core = next(s for s in report.sections(results.read_all([files])) if s.title == "core")
     assert "Card A: time, ms" in core.table.header
     first, second = core.table.rows
-    assert first[2:4] == ("2 / 4", "0.50 (0.40, 0.60)")
+    assert first[2:4] == ["2 / 4", "0.50 (0.40, 0.60)"]
     assert second[2] == ""  # the first card has no second case
     assert "wrong: jax.nn" in second
 
@@ -102,8 +103,8 @@ def test_the_page_is_one_file_that_loads_nothing(files, tmp_path):
     assert command_line.main([*arguments, "--github", str(github)]) == 0
     text = out.read_text()
     pictures = re.findall("<svg.*?</svg>", text, re.DOTALL)
-    # Time and memory by classes, ratios and rooflines; errors; temporaries of the unknown suite.
-    assert len(pictures) == 6
+    # Time and memory by classes, ratios and rooflines; errors; bytes sent; temporaries.
+    assert len(pictures) == 7
     for picture in pictures:
         ElementTree.fromstring(picture.replace("xlink:", ""))
     without_names = re.sub(r'xmlns(:\w+)?="[^"]*"|<metadata>.*?</metadata>', "", text, flags=re.S)
@@ -111,7 +112,8 @@ def test_the_page_is_one_file_that_loads_nothing(files, tmp_path):
     assert "#010203" not in text  # every ink is the page's
     assert "not finite" in text
     assert "&lt;too large&gt;" in text
-    assert tables.read_text().count("## ") == 5  # runs, core, accuracy, many, what failed
+    # Runs, core, accuracy, scale, many, what failed.
+    assert tables.read_text().count("## ") == 6
 
     entries = json.loads(github.read_text())
     assert {entry["unit"] for entry in entries} == {"ms", "bytes"}
