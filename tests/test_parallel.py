@@ -135,6 +135,46 @@ def test_rows_and_classes_need_not_divide(reduction):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), actual, desired)
 
 
+@pytest.mark.x64_once(True)
+def test_the_outputs_are_those_of_one_device():
+    """And their gradient; one class is out, and more are asked for than a shard has."""
+    bias = BIAS.copy()
+    bias[3] = -np.inf
+
+    @jax.jit
+    def of(labels, *point):
+        def total(hidden, kernel, bias):
+            found = softjax.linear_cross_entropy_outputs(
+                hidden, kernel, labels, bias, top_k=7, temperature=0.7, softcap=3.0
+            )
+            return sum(jnp.sum(jnp.sin(a)) for a in found[:4]), found
+
+        return jax.grad(total, (0, 1), has_aux=True)(*point)
+
+    mesh = mesh_of("explicit", d=2, c=4)
+    placed = put(mesh, HIDDEN, "d"), put(mesh, KERNEL, None, "c"), put(mesh, bias, "c")
+    with jax.set_mesh(mesh):
+        actual = of(put(mesh, INDICES[:, 0], "d"), *placed)
+    desired = of(INDICES[:, 0], HIDDEN, KERNEL, bias)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11), actual, desired)
+
+
+@pytest.mark.x64_once(True)
+def test_the_gradient_of_a_gradient():
+    """Through the maximum over the devices; two shards share the top of the first row."""
+    kernel = KERNEL.copy()
+    kernel[:, 20] = kernel[:, 3] = 2 * HIDDEN[0]
+
+    def of(kernel, **said):
+        def slope(kernel):
+            return jax.grad(lambda w: jnp.sum(softjax.linear_logsumexp(HIDDEN, w, **said)))(kernel)
+
+        return jax.jit(jax.grad(lambda kernel: jnp.sum(slope(kernel) ** 3)))(kernel)
+
+    sharded = put(mesh_of("auto", c=8), kernel, None, "c")
+    np.testing.assert_allclose(of(sharded, class_axis="c"), of(kernel), rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.x64_once
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_confident_row_keeps_its_digits_wherever_its_top_is(kind):

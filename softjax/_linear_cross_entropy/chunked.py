@@ -14,8 +14,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
+from jax.custom_derivatives import zero_from_primal
 
 from softjax._linear_cross_entropy import plan
 from softjax._linear_cross_entropy.blocks import (
@@ -34,7 +34,7 @@ from softjax._linear_cross_entropy.pieces import (
     times_classes,
     transposed,
 )
-from softjax._linear_cross_entropy.sweep import cut, dots_of, put, sweep
+from softjax._linear_cross_entropy.sweep import cut, dots_of, jvp_along, put, sweep
 from softjax._linear_cross_entropy.tangents import row_tangent, tangent
 from softjax._numerics import compute_dtype
 
@@ -101,8 +101,23 @@ def _of_rows_jvp(function, tangent, budget, primals, tangents):
 
     zeros, size = jax.tree.map(jnp.zeros_like, values[0]), plan.rows_of_losses(shapes, budget)
     reals_dot = sweep(step, zeros, (arguments, dots), shapes.rows, size)
-    no_tangents = jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), values[1])
+    no_tangents = jax.tree.map(partial(zero_from_primal, symbolic_zeros=True), values[1])
     return values, (reals_dot, no_tangents)
+
+
+def by_rows(function: Callable, budget: int | None, arguments: Arguments) -> Any:
+    """The same, with the derivative by JAX."""
+
+    def tangent(part: Arguments, dots: Arguments):
+        dots = jax.tree.map(
+            lambda a, dot: None if dot is None else dot.astype(a.dtype),
+            part,
+            dots,
+            is_leaf=lambda a: a is None,
+        )
+        return jvp_along(lambda part: function(part)[0], (part,), (dots,))
+
+    return of_rows(function, tangent, budget, arguments)
 
 
 def _losses(part: Arguments) -> Array:

@@ -1,5 +1,6 @@
 """What a linear head says of every example, without all logits at once."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from softjax._linear_cross_entropy.arguments import checked_budget, checked_head
 from softjax._linear_cross_entropy.blocks import (
     Classes,
     Rows,
+    Scalars,
+    Statistics,
     block_of,
     class_logits,
     distance,
@@ -22,9 +25,17 @@ from softjax._linear_cross_entropy.blocks import (
     statistics,
     surprisals,
 )
-from softjax._linear_cross_entropy.chunked import of_rows
+from softjax._linear_cross_entropy.chunked import by_rows
+from softjax._linear_cross_entropy.layout import Layout, layout_of
 from softjax._linear_cross_entropy.pieces import Arguments
-from softjax._linear_cross_entropy.sweep import jvp_along
+from softjax._linear_cross_entropy.sharded import (
+    cast,
+    first_class,
+    joined,
+    rows_on,
+    statistics_over,
+)
+from softjax._linear_cross_entropy.sweep import axes_of, varying
 from softjax._numerics import compute_dtype
 
 
@@ -59,6 +70,8 @@ def linear_logsumexp(
     *,
     softcap: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
+    class_axis: str | tuple[str, ...] | None = None,
+    feature_axis: str | tuple[str, ...] | None = None,
     max_temp_bytes: int | None = None,
 ) -> Array:
     """Log-partition function of the logits hidden @ kernel + bias, which never exist at once.
@@ -74,6 +87,8 @@ def linear_logsumexp(
         bias: real [V].
         softcap: scalar s > 0.
         temperature: scalar T > 0.
+        class_axis: as in linear_cross_entropy.
+        feature_axis: as in linear_cross_entropy.
         max_temp_bytes: as in linear_cross_entropy.
 
     Returns:
@@ -91,8 +106,10 @@ def linear_logsumexp(
     """
     name = "linear_logsumexp"
     arguments, lead = _arguments(name, hidden, kernel, bias, None, softcap, temperature)
+    layout = _layout(name, arguments, class_axis, feature_axis)
     checked_budget(name, max_temp_bytes)
-    return _mapped(_log_partitions, arguments, max_temp_bytes)[0].reshape(lead)
+    y, _ = _mapped(_log_partitions, _log_partitions_over, arguments, layout, max_temp_bytes)
+    return y.reshape(lead)
 
 
 def linear_cross_entropy_outputs(
@@ -104,6 +121,8 @@ def linear_cross_entropy_outputs(
     softcap: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     top_k: int = 1,
+    class_axis: str | tuple[str, ...] | None = None,
+    feature_axis: str | tuple[str, ...] | None = None,
     max_temp_bytes: int | None = None,
 ) -> LinearOutputs:
     """Log-probability of the label, logsumexp, entropy and top k of hidden @ kernel + bias.
@@ -122,6 +141,8 @@ def linear_cross_entropy_outputs(
         softcap: scalar s > 0.
         temperature: scalar T > 0.
         top_k: how many classes to return, in [1, V].
+        class_axis: as in linear_cross_entropy.
+        feature_axis: as in linear_cross_entropy.
         max_temp_bytes: as in linear_cross_entropy.
 
     Returns:
@@ -142,11 +163,12 @@ def linear_cross_entropy_outputs(
     name = "linear_cross_entropy_outputs"
     checked_budget(name, max_temp_bytes)
     arguments, lead = _arguments(name, hidden, kernel, bias, labels, softcap, temperature)
+    layout = _layout(name, arguments, class_axis, feature_axis)
     classes = arguments.classes.kernel.shape[1]
     if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= classes:
         expected = f"an integer in [1, {classes}]"
         raise ValueError(_checks.message(name, "top_k", expected, repr(top_k)))
-    reals, top_classes = _mapped(_outputs, arguments, max_temp_bytes, top_k)
+    reals, top_classes = _mapped(_outputs, _outputs_over, arguments, layout, max_temp_bytes, top_k)
     log_probability, *others = jax.tree.map(
         lambda a: a.reshape(*lead, *a.shape[1:]), (*reals, top_classes)
     )
@@ -173,43 +195,104 @@ def _arguments(
     return Arguments(rows, Classes(head.kernel, head.bias, None, None), scalars), head.lead
 
 
-@partial(jax.jit, static_argnums=(0, 2, 3))
-def _mapped(function, arguments: Arguments, budget: int | None, *options: int) -> Any:
-    """The reals and the integers of `function`, with its derivative by JAX, some rows at a time."""
+def _layout(name: str, arguments: Arguments, class_axis, feature_axis) -> Layout | None:
+    return layout_of(
+        name, arguments.rows.hidden, arguments.classes.kernel, class_axis, feature_axis
+    )
 
-    def of(part: Arguments):
-        return function(part, *options)
 
-    def tangent(part: Arguments, dots: Arguments):
-        dots = jax.tree.map(
-            lambda a, dot: None if dot is None else dot.astype(a.dtype),
-            part,
-            dots,
-            is_leaf=lambda a: a is None,
-        )
-        return jvp_along(lambda part: of(part)[0], (part,), (dots,))
+@partial(jax.jit, static_argnums=(0, 1, 3, 4, 5))
+def _mapped(
+    function: Callable,
+    over: Callable,
+    arguments: Arguments,
+    layout: Layout | None,
+    budget: int | None,
+    *options: int,
+) -> Any:
+    """The reals and the integers of `function`, some rows at a time.
 
-    return of_rows(of, tangent, budget, arguments)
+    Where the classes are sharded, `over` gives them, from those of a device.
+    """
+
+    def whole(arguments: Arguments) -> Any:
+        return by_rows(lambda part: function(part, *options), budget, arguments)
+
+    if layout is None:
+        return whole(arguments)
+    axes = layout.classes
+
+    def local(arguments: Arguments) -> Any:
+        arguments = cast(layout, arguments)
+        return over(axes, budget, arguments, *options) if axes else whole(arguments)
+
+    return rows_on(layout, local, arguments)
 
 
 def _log_partitions(part: Arguments):
-    s = statistics(block_of(*part), None, 0)
-    return jnp.where(s.excess < 0, -jnp.inf, log_partition(s, part.scalars)), ()
+    return _log_partition(statistics(block_of(*part), None, 0), part.scalars), ()
+
+
+def _log_partitions_over(axes: tuple[str, ...], budget: int | None, arguments: Arguments):
+    return _log_partition(statistics_over(axes, budget, arguments), arguments.scalars), ()
+
+
+def _log_partition(s: Statistics, scalars: Scalars) -> Array:
+    return jnp.where(s.excess < 0, -jnp.inf, log_partition(s, scalars))
 
 
 def _outputs(part: Arguments, top_k: int):
     rows, _, scalars = part
+    s, surprise, top_d, top_classes = _of_classes(part, 0, top_k)
+    entropy = log_total(s) + surprise / (1 + jnp.maximum(s.excess, 0))
+    top_log_probabilities = top_d - log_total(s)[:, None]
+    log_probability = _label_log_probability(s, rows.mass, scalars)
+    lse = _log_partition(s, scalars)
+    return (log_probability, lse, entropy, top_log_probabilities), top_classes
+
+
+def _outputs_over(axes: tuple[str, ...], budget: int | None, arguments: Arguments, top_k: int):
+    """With d = (m_s - M) / T for the shard s: sum e^d (surprise - (1 + r_s) d) is that of all."""
+    rows, classes, scalars = arguments
+
+    def local(part: Arguments):
+        first = first_class(axes, part)
+        s, surprise, top_d, top_classes = _of_classes(
+            part, first, min(top_k, classes.kernel.shape[1])
+        )
+        return (s, surprise, top_d), top_classes + first
+
+    (own, surprise, top_d), top_classes = by_rows(local, budget, varying(arguments, axes))
+    s = joined(own, axes, scalars.temperature)
+    d = distance(jnp.where(own.excess < 0, s.top, own.top), s.top, scalars.temperature)
+    surprise = lax.psum(jnp.exp(d) * (surprise - (1 + own.excess) * d), axes)
+    entropy = log_total(s) + surprise / (1 + jnp.maximum(s.excess, 0))
+    every_d = _side_by_side(axes, top_d + d[:, None])
+    top_d, at = lax.top_k(every_d, top_k)
+    top_classes = jnp.take_along_axis(_side_by_side(axes, top_classes), at, -1)
+    log_probability = _label_log_probability(s, rows.mass, scalars)
+    lse, top_log_probabilities = _log_partition(s, scalars), top_d - log_total(s)[:, None]
+    return (log_probability, lse, entropy, top_log_probabilities), top_classes
+
+
+def _of_classes(part: Arguments, start: Array | int, top_k: int):
+    """The statistics of a block, sum_k e^d_k (-d_k) and the largest d, with their places."""
+    rows, _, scalars = part
     block = block_of(*part)
-    s = statistics(block, rows.index, 0)
+    s = statistics(block, rows.index, start)
     x = class_logits(block.product, block.bias, scalars.softcap)
     d = distance(x, s.top[:, None], scalars.temperature)
-    total = 1 + jnp.maximum(s.excess, 0)
-    p = jnp.exp(d) / total[:, None]
-    entropy = log_total(s) + jnp.sum(jnp.where(p == 0, 0, p * -d), -1)
-    top_d, top_classes = lax.top_k(d, top_k)
-    log_probability = None
-    if rows.mass is not None:
-        log_probability = -(rows.mass * surprisals(s, scalars))[:, 0]
-    top_log_probabilities = top_d - log_total(s)[:, None]
-    lse = jnp.where(s.excess < 0, -jnp.inf, log_partition(s, scalars))
-    return (log_probability, lse, entropy, top_log_probabilities), top_classes
+    e = jnp.exp(d)
+    return s, jnp.sum(jnp.where(e == 0, 0, e * -d), -1), *lax.top_k(d, top_k)
+
+
+def _label_log_probability(s: Statistics, mass: Array | None, scalars: Scalars) -> Array | None:
+    return None if mass is None else -(mass * surprisals(s, scalars))[:, 0]
+
+
+def _side_by_side(axes: tuple[str, ...], a: Array) -> Array:
+    """[n, k] of every device in the order of the classes, the same on each."""
+    (n, k), shards = a.shape, lax.axis_size(axes)
+    every = varying(jnp.zeros((n, k * shards), a.dtype), axes_of(a))
+    placed = lax.dynamic_update_slice_in_dim(every, a, k * lax.axis_index(axes), axis=1)
+    return lax.psum(placed, axes)

@@ -30,10 +30,10 @@ from softjax._linear_cross_entropy.blocks import (
     losses,
     statistics,
 )
-from softjax._linear_cross_entropy.chunked import block_tangent, each, of_rows, total
+from softjax._linear_cross_entropy.chunked import block_tangent, by_rows, each, total
 from softjax._linear_cross_entropy.layout import Layout
 from softjax._linear_cross_entropy.pieces import Arguments, block_dots, shapes_of, some_rows
-from softjax._linear_cross_entropy.sweep import cut, dots_of, jvp_along, put, sweep, varying
+from softjax._linear_cross_entropy.sweep import cut, dots_of, put, sweep, varying
 from softjax._linear_cross_entropy.tangents import row_tangent
 from softjax._numerics import compute_dtype
 
@@ -44,15 +44,19 @@ def each_on(layout: Layout | None, arguments: Arguments, budget: int | None) -> 
         return each(arguments, budget)
 
     def local(arguments: Arguments) -> Array:
-        arguments = _cast(layout, arguments)
+        arguments = cast(layout, arguments)
         if layout.classes:
             return _each_over(layout.classes, budget, arguments)
         return each(arguments, budget)
 
+    return rows_on(layout, local, arguments)
+
+
+def rows_on(layout: Layout, local: Callable, arguments: Arguments) -> Any:
+    """`local` of what each device has: a tree of arrays whose first axis are the rows."""
     count = len(arguments.rows.hidden)
-    arguments = _padded(layout, arguments)
-    values = _mapped(layout, local, (arguments,), P(layout.rows))
-    return layout.as_rows(values[:count])
+    values = mapped(layout, local, padded(layout, arguments), (), (), P(layout.rows))
+    return jax.tree.map(lambda a: layout.as_rows(a[:count]), values)
 
 
 def total_on(
@@ -63,7 +67,7 @@ def total_on(
         return total(arguments, scale, budget)
 
     def local(arguments: Arguments, scale: Array) -> Array:
-        arguments = _cast(layout, arguments)
+        arguments = cast(layout, arguments)
         if layout.classes:
             value = jnp.sum(scale * _each_over(layout.classes, budget, arguments))
         else:
@@ -71,12 +75,19 @@ def total_on(
         return lax.psum(value, layout.rows)
 
     more = -len(scale) % layout.size(layout.rows)
-    arguments, scale = _padded(layout, arguments), jnp.pad(scale, (0, more))
-    return _mapped(layout, local, (arguments, scale), P())
+    scale = jnp.pad(scale, (0, more))
+    return mapped(layout, local, padded(layout, arguments), (scale,), (P(layout.rows),), P())
 
 
-def _mapped(layout: Layout, local: Callable, operands: tuple, out_spec: P) -> Array:
-    """`local` of the shards of the operands: the arguments, and a scale."""
+def mapped(
+    layout: Layout,
+    local: Callable,
+    arguments: Arguments,
+    more: tuple,
+    specs: tuple,
+    out_specs: Any,
+) -> Any:
+    """`local` of what each device has of the arguments and of `more`, whose specs are given."""
     rows, features, classes = layout.rows, layout.features, layout.classes
     p: Any = P
     every = Arguments(
@@ -84,20 +95,20 @@ def _mapped(layout: Layout, local: Callable, operands: tuple, out_spec: P) -> Ar
         Classes(p(features, classes), p(classes), p(classes), p(classes)),
         Scalars(p(), p(), p()),
     )
-    given = jax.tree.map(
+    operands = (arguments, *more)
+    in_specs = jax.tree.map(
         lambda a, spec: None if a is None else spec,
-        operands[0],
-        every,
+        operands,
+        (every, *specs),
         is_leaf=lambda a: a is None,
     )
-    specs = (given, P(rows))[: len(operands)]
     with use_abstract_mesh(layout.mesh):
-        operands = jax.tree.map(layout.placed, operands, specs)
-        mapped = jax.shard_map(local, mesh=layout.mesh, in_specs=specs, out_specs=out_spec)
-        return mapped(*operands)
+        operands = jax.tree.map(layout.placed, operands, in_specs)
+        over = jax.shard_map(local, mesh=layout.mesh, in_specs=in_specs, out_specs=out_specs)
+        return over(*operands)
 
 
-def _cast(layout: Layout, arguments: Arguments) -> Arguments:
+def cast(layout: Layout, arguments: Arguments) -> Arguments:
     """The arguments with a whole shard of the kernel, cast to what varies over the rows."""
     rows, classes, scalars = arguments
     if layout.features:
@@ -110,14 +121,14 @@ def _cast(layout: Layout, arguments: Arguments) -> Arguments:
 def _each_over(axes: tuple[str, ...], budget: int | None, arguments: Arguments) -> Array:
     """The losses of the rows of a device, from its classes and those of the others over `axes`."""
     rows, _, scalars = arguments
-    return losses(_statistics_over(axes, budget, arguments), rows.mass, rows.active, scalars)
+    return losses(statistics_over(axes, budget, arguments), rows.mass, rows.active, scalars)
 
 
 @partial(_each_over.defjvp, symbolic_zeros=True)
 def _each_over_jvp(axes, budget, primals, tangents):
     (arguments,), (dots,) = primals, dots_of(tangents)
     rows, _, scalars = arguments
-    s = _statistics_over(axes, budget, arguments)
+    s = statistics_over(axes, budget, arguments)
     values = losses(s, rows.mass, rows.active, scalars)
     # In reverse their cotangents add up in this dtype, over steps and devices.
     wide = compute_dtype(rows.hidden.dtype)
@@ -126,7 +137,7 @@ def _each_over_jvp(axes, budget, primals, tangents):
     def step(l_dot, operands, start, size):
         part, part_dots = (some_rows(a, start, size) for a in operands[:2])
         some = jax.tree.map(partial(cut, start=start, size=size, axis=0), operands[2])
-        new = block_tangent(part, part_dots, block_of(*part), some, _first_class(axes, part))
+        new = block_tangent(part, part_dots, block_of(*part), some, first_class(axes, part))
         return put(l_dot, new, start, 0)
 
     shapes = shapes_of(arguments)
@@ -137,26 +148,17 @@ def _each_over_jvp(axes, budget, primals, tangents):
     return values, lax.psum(l_dot, axes) + of_rows
 
 
-def _statistics_over(axes: tuple[str, ...], budget: int | None, arguments: Arguments) -> Statistics:
+def statistics_over(axes: tuple[str, ...], budget: int | None, arguments: Arguments) -> Statistics:
     """Those of all classes, of which every device has its own."""
 
-    def function(part: Arguments) -> tuple[Statistics, tuple]:
-        return statistics(block_of(*part), part.rows.index, _first_class(axes, part)), ()
+    def local(part: Arguments) -> tuple[Statistics, tuple]:
+        return statistics(block_of(*part), part.rows.index, first_class(axes, part)), ()
 
-    def tangent(part: Arguments, dots: Arguments) -> Statistics:
-        dots = jax.tree.map(
-            lambda a, dot: None if dot is None else dot.astype(a.dtype),
-            part,
-            dots,
-            is_leaf=lambda a: a is None,
-        )
-        return jvp_along(lambda part: function(part)[0], (part,), (dots,))
-
-    s, _ = of_rows(function, tangent, budget, varying(arguments, axes))
-    return _joined(s, axes, arguments.scalars.temperature)
+    s, _ = by_rows(local, budget, varying(arguments, axes))
+    return joined(s, axes, arguments.scalars.temperature)
 
 
-def _joined(s: Statistics, axes: tuple[str, ...], temperature: Array | None) -> Statistics:
+def joined(s: Statistics, axes: tuple[str, ...], temperature: Array | None) -> Statistics:
     """The statistics of all shards as one: one maximum and one sum over the devices.
 
     A shard that holds the top counts without it, (1 + r) e^d - 1 = r + (1 + r) expm1(d) at d = 0.
@@ -191,17 +193,16 @@ def _top_over(top: Array, axes: tuple[str, ...]) -> Array:
 def _top_over_jvp(axes, primals, tangents):
     """That of the shard that holds it, the mean where several do: the excess counts on it."""
     top = _top_over(primals[0], axes)
-    is_top = primals[0] == top
-    held = jnp.stack([jnp.where(is_top, tangents[0], 0), is_top.astype(top.dtype)])
-    top_dot, tops = lax.psum(held, axes)
-    return top, top_dot / tops
+    is_top = (primals[0] == top).astype(top.dtype)
+    share = is_top / lax.psum(is_top, axes)
+    return top, lax.psum(share * tangents[0], axes)
 
 
-def _first_class(axes: tuple[str, ...], part: Arguments) -> Array:
+def first_class(axes: tuple[str, ...], part: Arguments) -> Array:
     return lax.axis_index(axes) * part.classes.kernel.shape[-1]
 
 
-def _padded(layout: Layout, arguments: Arguments) -> Arguments:
+def padded(layout: Layout, arguments: Arguments) -> Arguments:
     """As many rows and classes as the devices can share; rows more are inactive, classes out."""
     (rows, classes, scalars), (count, _, length, _) = arguments, shapes_of(arguments)
     more = -count % layout.size(layout.rows)
@@ -215,8 +216,8 @@ def _padded(layout: Layout, arguments: Arguments) -> Arguments:
     if more:
         wide = compute_dtype(classes.kernel.dtype)
         bias = jnp.zeros(length, wide) if classes.bias is None else classes.bias
-        padded = jax.tree.map(lambda a: _with_classes(a, more, 0), classes._replace(bias=None))
-        classes = padded._replace(bias=_with_classes(bias, more, -jnp.inf))
+        wider = jax.tree.map(lambda a: _with_classes(a, more, 0), classes._replace(bias=None))
+        classes = wider._replace(bias=_with_classes(bias, more, -jnp.inf))
         dense = None if rows.dense is None else _with_classes(rows.dense, more, 0)
         rows = rows._replace(dense=dense)
     return Arguments(rows, classes, scalars)
