@@ -69,6 +69,12 @@ def test_float32_reaches_a_relative_suboptimality_of_1e_6():
         assert loss + L2 / 2 * np.sum(kernel**2) <= best * (1 + 1e-6)
 
 
+def _collinear_rows():
+    """12 examples of 40 features whose singular values fall from 10 to 1e-5."""
+    u, _, vt = np.linalg.svd(np.random.default_rng(9).normal(size=(12, 40)), full_matrices=False)
+    return u * np.logspace(1, -5, 12) @ vt
+
+
 def hard():
     """Data that fits find hard: name, features, labels, options."""
     x, y = problem()
@@ -82,6 +88,13 @@ def hard():
         "a class without examples": (x, y, {"num_classes": K + 2, "l2": 0.01}),
         "two classes": (x, y % 2, {"l2": 0.01}),
         "fewer examples than features": (mixed, np.arange(12) % 3, {"l2": 0.1}),
+        "few examples, all twice": (np.tile(mixed[:6], (2, 1)), np.arange(12) % 3, {"l2": 0.1}),
+        "few collinear examples": (_collinear_rows(), np.arange(12) % 3, {"l2": 1e-4}),
+        "few examples of different size": (
+            mixed * np.logspace(-2, 2, 12)[:, None],
+            np.arange(12) % 3,
+            {"l2": 0.01},
+        ),
         "one example": (np.ones((1, 3)), np.array([[0.3, 0.7]]), {"l2": 0.1}),
         "weights of zero": (x, y, {"sample_weights": (np.arange(N) < 30) * 1.0, "l2": 0.01}),
         "a thousand classes": (rng.normal(size=(1200, 3)), np.arange(1200) % 1000, {"l2": 0.01}),
@@ -149,6 +162,26 @@ def test_sparse_features_give_the_fit_of_dense_ones(solver):
     sparse = regression.fit(BCOO.fromdense(jnp.asarray(x)), y, solver=solver, l2=L2)
     dense = regression.fit(x, y, solver="newton", l2=L2)
     assert sparse.objective == pytest.approx(dense.objective, rel=1e-9)
+
+
+def test_few_examples_reach_the_optimum_from_anywhere(x64, dtype):
+    """Dense and sparse, from parameters outside of the span of the examples."""
+    rng = np.random.default_rng(10)
+    x, y = rng.normal(size=(12, 40)).astype(dtype), np.arange(12) % 3
+    init = regression.SoftmaxRegression(
+        jnp.asarray(rng.normal(size=(40, 3)), dtype), jnp.asarray(rng.normal(size=3), dtype)
+    )
+    weights = np.where(np.arange(12) < 10, 1.0, 0.0)
+    features = BCOO.fromdense(jnp.asarray(x)) if x64 else x
+    tol = 1e-11 if x64 else 1e-6
+    options = {"l2": 1e-3, "init": init, "sample_weights": weights}
+    result = regression.fit(features, y, tol=tol, **options)
+    assert result.converged
+    for part in gradient(result.params, x, np.eye(3)[y] * weights[:, None] / 10, 1e-3):
+        np.testing.assert_allclose(part, 0, atol=4 * tol)  # entries of x are below 4
+    seen = []
+    regression.fit(features, y, tol=tol, steps_per_chunk=2, callback=seen.append, **options)
+    assert seen[-1].objective == pytest.approx(float(result.objective), rel=1e-6)
 
 
 # Under a trace

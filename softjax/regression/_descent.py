@@ -100,7 +100,8 @@ def advance(
         d, memory, passes = method.direction(problem, s, here, state.memory, state.step, state.norm)
         d = centred(d)  # it was so in float32, and the gradient does not see what was not
         d_logits = class_scores(problem.features, d)
-        t = step_length(problem, here, d, d_logits)
+        first = jnp.vdot(here.gradient, d)
+        t = step_length(problem, here.theta, here.logits, first, d, d_logits)
         stalled = jnp.where(state.norm < state.best, 0, state.stalled + 1)
         lost = (stalled >= method.patience) | (t == 0)
         status = jnp.where(lost, _status.PRECISION_FLOOR, state.status).astype(jnp.int32)
@@ -110,7 +111,7 @@ def advance(
             memory,
             state.value,
             state.norm,
-            -jnp.vdot(here.gradient, d) / 2,
+            -first / 2,
             jnp.minimum(state.norm, state.best),
             stalled,
             state.step + 1,

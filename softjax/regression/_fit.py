@@ -145,15 +145,13 @@ def fit(
         run = _first_order.Run(data, num_classes, params, tol, optimizer, batch_size, epochs, seed)
     else:
         run = _solve.Run(name, data, num_classes, params, tol, max_steps)
+    chunk, stop = run.chunk, 0
     if steps_per_chunk is not None:
         chunk = _arguments.at_least("steps_per_chunk", steps_per_chunk, 1)
     elif callback is None and validation is None and name != OPTAX:
-        chunk = run.limit
-    else:
-        chunk = run.chunk
+        stop = run.limit
 
     history: list[dict[str, float]] = []
-    stop = 0
     while True:
         progress = run.advance(stop)
         validated = (None, None) if held_out is None else _evaluate(progress.params, *held_out)

@@ -83,7 +83,7 @@ def moments(problem: Problem, bound: Array) -> tuple[Array, Array]:
     if is_sparse(x):
         return jnp.zeros_like(root_mean_square), root_mean_square
     mean = (weights / jnp.sum(weights)) @ x
-    variance = weights @ jnp.square(x - mean)
+    variance = jnp.sum(weights[:, None] * jnp.square(x - mean), 0)
     # The mean of a constant feature is off by some roundings, which leave no variance.
     least = 64 * jnp.finfo(x.dtype).eps * root_mean_square
     return mean, jnp.where(variance > least * least, jnp.sqrt(variance), root_mean_square)

@@ -152,7 +152,13 @@ def gradient_bound(problem: Problem) -> Array:
     Relative to it a gradient does not depend on the unit of a feature. 1 for a feature of zeros.
     """
     features: Any = problem.features
-    squares = pull_back(features * features, example_weights(problem.targets)[None])[0]
+    weights = example_weights(problem.targets)
+    if is_sparse(features):
+        squares = product(weights, features * features)
+    else:
+        # A sum and no product, which would hold the squares in a second copy of the features.
+        squares = jnp.sum(weights[:, None] * features * features, 0)
+    squares = jnp.append(squares, jnp.sum(weights))
     return jnp.sqrt(jnp.where(squares > 0, squares, 1))
 
 

@@ -68,13 +68,14 @@ class FitResult(NamedTuple):
         separated: whether `params` put every example's own class strictly on top. Without a
             penalty there is no optimum then: the loss falls to 0 as the parameters grow.
         history: one dictionary an event, without `params`; `validation_*` where there is such data.
+            A fit that nobody watches has one event, its last.
 
     Example:
         >>> import numpy as np, softjax
         >>> x, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 1, 0, 1])
         >>> result = softjax.regression.fit(x, y, max_steps=1)
         >>> result.stop_reason, result.steps, len(result.history)
-        ('step limit', 1, 2)
+        ('step limit', 1, 1)
     """
 
     params: SoftmaxRegression

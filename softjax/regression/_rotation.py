@@ -27,6 +27,9 @@ def rotate(features: Array) -> tuple[Array, Rotation]:
     transposed, factors = jnp.linalg.qr(features.T, mode="raw")  # pyright: ignore
     reflectors = transposed.T
     r = jnp.triu(reflectors[: len(factors)])
+    # Where examples are collinear, rows of R are rounding: no feature to be standardised.
+    size = jnp.linalg.norm(r, axis=1, keepdims=True)
+    r = jnp.where(size > len(r) * jnp.finfo(r.dtype).eps * jnp.max(size), r, 0)
     return r.T, Rotation(reflectors, factors)
 
 

@@ -9,7 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from softjax.regression import _descent, _firth, _metric, _problem, _proximal, _rotation, _status
+from softjax.regression import (
+    _descent,
+    _firth,
+    _metric,
+    _problem,
+    _proximal,
+    _rotation,
+    _status,
+    _wide,
+)
 from softjax.regression._implicit import stationary
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
@@ -47,8 +56,36 @@ def _descending(method: _descent.Method, max_steps: int, chunk: int, **what: boo
     return Solver(start, advance, max_steps, chunk, **what)
 
 
+def _newton_cg_start(features: Any, theta: Any) -> _descent.State:
+    if _wide.is_wide(features):
+        return _wide.start(features, theta)
+    return _descent.start(_descent.NEWTON_CG, features, theta)
+
+
+def _newton_cg_advance(
+    problem: _problem.Problem, tol: Array, state: _descent.State, stop: Array
+) -> tuple[_descent.State, Array]:
+    """In the span of the examples where there are few; where that fails, among all parameters."""
+    if not _wide.is_wide(problem.features):
+        return _descent.advance(_descent.NEWTON_CG, problem, tol, state, stop)
+
+    def among_all(state, logits):
+        method, x = _descent.NEWTON_CG, problem.features
+        begin = _descent.start(method, x, state.theta)
+        end, logits = _descent.advance(method, problem, tol, begin, stop - state.step)
+        return end._replace(
+            memory=_wide.start(x, end.theta).memory,
+            step=state.step + end.step,
+            passes=state.passes + end.passes,
+        ), logits
+
+    state, logits = _wide.advance(problem, tol, state, stop)
+    failed = state.status == _status.PRECISION_FLOOR
+    return lax.cond(failed, among_all, lambda *same: same, state, logits)
+
+
 SOLVERS = {
-    "newton-cg": _descending(_descent.NEWTON_CG, 200, 1),
+    "newton-cg": Solver(_newton_cg_start, _newton_cg_advance, 200, 1, rotates=False),
     "newton": _descending(_descent.NEWTON, 200, 1, takes_sparse=False),
     "lbfgs": _descending(_descent.LBFGS, 5000, 50),
     "proximal": Solver(
@@ -181,7 +218,7 @@ def _rotated(
     x = data.features
     if is_sparse(x) or not SOLVERS[name].rotates:
         return None, data, params
-    if not (2 * len(x) <= x.shape[1] and len(x) < _metric.LARGEST_FACTOR):
+    if not (_wide.is_wide(x) and len(x) < _metric.LARGEST_FACTOR):
         return None, data, params
     features, rotation = _rotation.rotate(x)
     return rotation, data._replace(features=features), _rotation.forth(rotation, params)

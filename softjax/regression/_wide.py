@@ -1,0 +1,258 @@
+"""Fewer examples than features: Newton's steps in the span of the examples.
+
+Every gradient is in the span of the rows of X, and so is the optimum: kernel = X^T beta, and a
+direction has X^T y for its kernel and b for its bias. With W_i = w_i (diag p_i - p_i p_i^T),
+G = X X^T and rho = w p - q + l2 beta, Newton's equations are those of N x K unknowns,
+
+    (l2 W^+ + G) y + 1 b^T = -W^+ rho,  1^T y = 0,
+
+where on what sums to 0 over the classes W^+ divides by w p. G needs no factor, which would square
+the condition number, nor even to be formed: it is two products with X. But its diagonal is known,
+and where rows are far from collinear, as they are in many dimensions, it is the most of it: block
+by block of an example, (l2 W_i^+ + G_ii)^-1 is a metric that feels how decided an example is.
+
+    (l2 W_i^+ + G_ii)^-1 r = e r - e <e, r> / sum(e),  e = w_i p_i / (l2 + w_i p_i G_ii)
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from softjax.regression import _newton, _status
+from softjax.regression._descent import State, initial
+from softjax.regression._line_search import step_length
+from softjax.regression._problem import (
+    Problem,
+    centred,
+    class_scores,
+    example_weights,
+    gradient_bound,
+    penalised,
+    point,
+    probabilities,
+    product,
+    pull_back,
+    relative_norm,
+    value,
+)
+from softjax.regression._sparse import is_sparse
+
+if TYPE_CHECKING:
+    from jax.experimental.sparse import BCOO
+
+CG_STEPS = 1000
+# The residual of a direction, relative: a step costs no more than two or three of its own.
+ROUGH, FINE = 0.1, 1e-3
+PATIENCE = 5
+
+
+class Span(NamedTuple):
+    """kernel = X^T beta + rest.
+
+    Attributes:
+        beta: [K, N], whose sum over the examples is 0.
+        rest: [K, D + 1], what is left of the kernel that the fit started from; 0 for the bias.
+        rest_logits: [K, N].
+    """
+
+    beta: Any
+    rest: Any
+    rest_logits: Any
+
+
+class Rows(NamedTuple):
+    """Examples less their mean, in float32: for directions alone.
+
+    Attributes:
+        features: [N, D]; sparse ones keep their mean.
+        squares: [N], the squared norm of each.
+        ridge: l2 in that unit.
+    """
+
+    features: Any
+    squares: Array
+    ridge: Array
+
+
+def is_wide(features: "Array | BCOO") -> bool:
+    return 2 * features.shape[0] <= features.shape[1]
+
+
+def start(features: "Array | BCOO", theta: Any) -> State:
+    zeros = np.zeros((len(theta), features.shape[0]), theta.dtype)
+    return initial(theta, Span(zeros, np.zeros(theta.shape, theta.dtype), zeros))
+
+
+def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array]:
+    """As `_descent.advance`, without the gradient [K, D + 1], which costs one more product.
+
+    sum_i rho_ik x_ij, relative to (sum_i w_i x_ij^2)^(1/2), is no larger than
+    (sum_i rho_ik^2 / w_i)^(1/2): that is judged.
+    """
+    weights, q = example_weights(problem.targets), problem.targets
+    counted = weights > 0
+    bound = gradient_bound(problem)
+    unit = jnp.sum(bound * bound)
+    rows = _rows(problem, weights, unit)
+
+    def dual_residual(p, span):
+        return jnp.where(counted, weights * p - q + problem.l2 * span.beta, 0)
+
+    def judged(state, logits):
+        objective = value(problem, state.theta, logits)
+        rho = dual_residual(probabilities(logits), state.memory)
+        size = jnp.sum(rho * rho / jnp.where(counted, weights, 1), 1)
+        outside = relative_norm(problem.l2 * state.memory.rest, bound)
+        norm = jnp.maximum(jnp.sqrt(jnp.max(size)), outside)
+        exact = state.decrement <= tol * jnp.maximum(objective, tol)
+        reached = (norm <= tol) & exact | (norm == 0)
+        status = jnp.where(reached, _status.CONVERGED, state.status)
+        status = jnp.where(jnp.isfinite(norm), status, _status.NON_FINITE).astype(jnp.int32)
+        return state._replace(value=objective, norm=norm, status=status)
+
+    def stepped(state, logits):
+        span = state.memory
+        p = probabilities(logits)
+        rho = dual_residual(p, span)
+        tolerance = jnp.clip(3 * jnp.sqrt(state.norm), FINE, ROUGH).astype(jnp.float32)
+        y, steps = _coefficients(
+            rows, weights, p, rho / state.norm, span.rest_logits / state.norm, tolerance
+        )
+        y = centred(y.astype(rho.dtype)) * (state.norm / unit)
+        y = y - jnp.mean(y, 1, keepdims=True)
+        d = penalised(pull_back(problem.features, y)) - span.rest
+        d_logits = class_scores(problem.features, d)
+        # The bias that is best for this kernel: sum_i W_i (x_i d + b) + rho_i = 0.
+        slope = jnp.sum(_newton.spread(weights, p, d_logits) + rho, 1)
+        b = -_between_classes(weights * p)(slope)[:, None]
+        d, d_logits = d.at[:, -1:].set(b), d_logits + b
+        first = jnp.vdot(rho, d_logits) + problem.l2 * jnp.vdot(span.rest, d)
+        t = step_length(problem, state.theta, logits, first, d, d_logits)
+
+        stalled = jnp.where(state.norm < state.best, 0, state.stalled + 1)
+        lost = (stalled >= PATIENCE) | (t == 0)
+        status = jnp.where(lost, _status.PRECISION_FLOOR, state.status).astype(jnp.int32)
+
+        def moved(a, step):
+            return a + jnp.where(t == 0, 0, t * step)
+
+        state = State(
+            moved(state.theta, d),
+            Span(
+                moved(span.beta, y),
+                moved(span.rest, -span.rest),
+                moved(span.rest_logits, -span.rest_logits),
+            ),
+            state.value,
+            state.norm,
+            -first / 2,
+            jnp.minimum(state.norm, state.best),
+            stalled,
+            state.step + 1,
+            state.passes + 2 * steps + 2,
+            status,
+        )
+        return state, moved(logits, d_logits)
+
+    def body(carry):
+        state, logits, _ = carry
+        state = judged(state, logits)
+        running = (state.status == _status.RUNNING) & (state.step < stop)
+        state, logits = lax.cond(running, stepped, lambda *carry: carry, state, logits)
+        return state, logits, running
+
+    theta = centred(state.theta)
+    logits = class_scores(problem.features, theta)
+    span = state.memory
+    fresh = jnp.all(span.beta == 0)
+    span = span._replace(
+        rest=jnp.where(fresh, penalised(theta), span.rest),
+        rest_logits=jnp.where(fresh, logits - theta[:, -1:], span.rest_logits),
+    )
+    state = state._replace(theta=theta, memory=span, passes=state.passes + 2)
+    state, logits, _ = lax.while_loop(
+        lambda carry: carry[-1], body, (state, logits, jnp.asarray(True))
+    )
+    gradient = centred(point(problem, state.theta, logits).gradient)
+    return state._replace(norm=relative_norm(gradient, bound)), logits
+
+
+def _rows(problem: Problem, weights: Array, unit: Array) -> Rows:
+    """`unit` is a square of the size of rows, so that float32 holds them."""
+    x, f32 = problem.features, jnp.float32
+    if is_sparse(x):
+        x = type(x)(((x.data * lax.rsqrt(unit)).astype(f32), x.indices), shape=x.shape)
+        squares = product(x * x, jnp.ones(x.shape[1], f32))
+    else:
+        mean = (weights / jnp.sum(weights)) @ x
+        x = ((x - mean) * lax.rsqrt(unit)).astype(f32)
+        squares = jnp.sum(x * x, 1)
+    return Rows(x, squares, (problem.l2 / unit).astype(f32))
+
+
+def _coefficients(
+    rows: Rows, weights: Array, p: Array, rho: Array, rest_logits: Array, tol: Array
+) -> tuple[Array, Array]:
+    """y of the direction, in the unit of `rows`, in float32, and how many steps it took.
+
+    Conjugate gradients on diag(1 / e) + G - diag(G), with e for the metric, among what sums to 0.
+    The image of y under the first is the residual that y came from: nothing is divided by p.
+    """
+    weights, p, rho, rest_logits = (a.astype(jnp.float32) for a in (weights, p, rho, rest_logits))
+    f = 1 / (rows.ridge + rows.squares * weights * p)
+    e = weights * p * f
+    total = jnp.sum(e, 0)
+    best_bias = _between_classes(e)
+
+    def mean(moved):
+        return jnp.sum(moved, 0) / jnp.where(total > 0, total, 1)
+
+    def common(moved):
+        """[K, N], of an example and of a class: what e r has to lose of e for sums of 0."""
+        b = best_bias(jnp.sum(moved - e * mean(moved), 1))[:, None]
+        return b + mean(moved - e * b)
+
+    def beside_diagonal(y):
+        return product(product(y, rows.features), rows.features.T) - rows.squares * y
+
+    def unsolved(carry):
+        *_, product, step = carry
+        return (product > bound) & (step < CG_STEPS)
+
+    def body(carry):
+        y, r, direction, pulled, product, step = carry
+        image = pulled + beside_diagonal(direction)
+        length = product / jnp.vdot(direction, image)
+        y, r = y + length * direction, r - length * image
+        r = r - common(e * r)
+        following = jnp.vdot(r, e * r)
+        ratio = following / product
+        return y, r, e * r + ratio * direction, r + ratio * pulled, following, step + 1
+
+    y = e * rest_logits - f * rho
+    y = y - e * common(y)
+    r = -beside_diagonal(y)
+    r = r - common(e * r)
+    alone = rows.squares * y  # the logits of each example's own
+    bound = tol * tol * jnp.vdot(alone, e * alone)
+    carry = (y, r, e * r, r, jnp.vdot(r, e * r), jnp.ones((), jnp.int32))
+    y, *_, steps = lax.while_loop(unsolved, body, carry)
+    return y, steps
+
+
+def _between_classes(e: Array) -> Callable[[Array], Array]:
+    """The inverse of sum_i diag(e_i) - e_i e_i^T / sum(e_i), on what sums to 0, as a function.
+
+    The Laplacian of a graph of the classes, so that its diagonal is no difference. It is grounded
+    at the class with the largest.
+    """
+    total = jnp.sum(e, 0)
+    edges = product(e / jnp.where(total > 0, total, 1), e.T)
+    edges = edges * (1 - jnp.eye(len(e), dtype=e.dtype))
+    degrees = jnp.sum(edges, 1)
+    ground = jnp.arange(len(e)) == jnp.argmax(degrees)
+    lower, unit = _newton.factor(jnp.diag(jnp.where(ground, 2, 1) * degrees) - edges)
+    return lambda b: _newton.factored_solve(lower, unit, b)
