@@ -1,13 +1,14 @@
 """Random kills of a run of several processes: `python -m benchmarks.kills [--kills 200]`.
 
-The run is started, one of its processes is killed at a random moment, and it is started again,
-until so many have been killed; then it may end. Its parameters must be those of a run that was
+The run is started, one of its processes is killed at a random moment, and it is started again.
+Whenever it comes to its end it is begun anew, and its parameters must be those of a run that was
 left alone, bit for bit.
 """
 
 import argparse
 import importlib
-import random
+import json
+import shutil
 import sys
 import tempfile
 import time
@@ -15,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.run import environment
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 worker = importlib.import_module("worker")
-
-ALL_END, ALL_DONE = 15, 300
 
 
 def main() -> int:
@@ -28,37 +29,35 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="where the JSON lines go")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        cache = folder / "cache"
-        for run in ("whole", "killed"):
-            (folder / run).mkdir()
-        begin = time.monotonic()
-        count = options.processes
-        codes = worker.wait(worker.start(folder / "whole", count, cache=cache), ALL_DONE)
-        seconds = time.monotonic() - begin
-        chance, slowest, unmet, finished = random.Random(options.seed), 0.0, 0, 0
-        for _ in range(options.kills):
-            running = worker.start(folder / "killed", count, cache=cache)
-            time.sleep(chance.uniform(0, seconds))
-            chance.choice(running).kill()
-            killed = time.monotonic()
-            met = worker.have_met(folder / "killed", count)
-            ended = worker.wait(running, ALL_END if met else 0)
-            unmet += not met
-            finished += (folder / "killed" / "params.npz").exists()
-            if met:
-                slowest = max(slowest, time.monotonic() - killed)
-                codes += [code is None for code in ended]
-        codes += worker.wait(worker.start(folder / "killed", count, cache=cache), ALL_DONE)
-        whole, again = (np.load(folder / run / "params.npz") for run in ("whole", "killed"))
-        same = all(np.array_equal(whole[part], again[part]) for part in whole.files)
-    print(
-        f"{options.kills} kills, {unmet} before the processes had met, {finished} after the run "
-        f"was done; the others ended within {slowest:.1f} s; the same bits: {same}."
-    )
-    return int(not same or any(codes))
+        cache, whole, killed = (Path(name) / part for part in ("cache", "whole", "killed"))
+        for _ in range(2):  # the second finds its programs compiled
+            for folder in (whole, killed):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+            begin = time.monotonic()
+            worker.wait(worker.start(whole, options.processes, cache=cache), worker.ALL_DONE)
+            seconds = time.monotonic() - begin
+        numbers = (options.kills, options.processes, seconds, options.seed)
+        kills = worker.kill_at_random(killed, cache, *numbers)
+        expected = worker.result(whole)
+    same = sum(np.array_equal(got, expected) for got in kills.results)
+    record = {"record": "kills", "kills": options.kills, "processes": options.processes}
+    record |= {
+        "before_they_met": kills.unmet,
+        "amid_training": kills.amid,
+        "slowest_end_seconds": kills.slowest,
+        "hung": kills.hung,
+        "runs_ended": len(kills.results),
+        "runs_with_the_same_bits": same,
+    }
+    lines = "".join(json.dumps(line) + "\n" for line in (environment(), record))
+    print(lines, end="")
+    if options.out:
+        options.out.write_text(lines)
+    return int(same < len(kills.results) or kills.hung > 0)
 
 
 if __name__ == "__main__":

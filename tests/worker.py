@@ -3,11 +3,14 @@
 import contextlib
 import multiprocessing
 import os
+import random
+import shutil
 import signal
 import socket
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,6 +21,8 @@ from softjax import checkpoints, datasets, processes, streaming
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["worker", "orbax.checkpoint", "jax.experimental.multihost_utils"])
 STEPS, EVERY = 48, 4
+# Seconds that a fault may take to end all, and a run on a machine that is busy.
+ALL_END, ALL_DONE = 15, 120
 
 
 def start(folder, count, **options):
@@ -50,6 +55,52 @@ def wait(running, seconds):
 def have_met(folder, count):
     """Whether the processes of the run know of each other."""
     return len(list(Path(folder).glob("met-*"))) == count
+
+
+class Kills(NamedTuple):
+    """What came of kills: how many met nobody, how many a run in progress; the slowest end."""
+
+    unmet: int
+    amid: int
+    slowest: float
+    results: list
+    hung: int
+
+
+def kill_at_random(folder, cache, kills, count, seconds, seed=0):
+    """Starts a run again and again, and kills one of its processes within so many seconds.
+
+    A run that came to its end all the same is begun anew; the last is left alone.
+    """
+    chance, unmet, amid, slowest, results, hung = random.Random(seed), 0, 0, 0.0, [], 0
+    for _ in range(kills):
+        running = start(folder, count, cache=cache)
+        time.sleep(chance.uniform(0, seconds))
+        chance.choice(running).kill()
+        begin = time.monotonic()
+        # Before they have met nobody can know of it, but for who started them.
+        met = have_met(folder, count)
+        codes = wait(running, ALL_END if met else 0)
+        if met:
+            slowest = max(slowest, time.monotonic() - begin)
+            hung += None in codes
+        else:
+            unmet += 1
+        if (folder / "params.npz").exists():
+            results.append(result(folder))
+            shutil.rmtree(folder)
+            folder.mkdir()
+        else:
+            amid += met and (folder / "saved").exists()
+    assert wait(start(folder, count, cache=cache), ALL_DONE) == [0] * count
+    return Kills(unmet, amid, slowest, [*results, result(folder)], hung)
+
+
+def result(folder):
+    """The parameters of a run that has ended."""
+    with np.load(folder / "params.npz") as saved:
+        assert saved["step"] == STEPS
+        return np.concatenate([saved["arr_0"], saved["arr_1"][None]])
 
 
 def words(folder):
