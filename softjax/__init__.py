@@ -1,6 +1,7 @@
 """The softmax layer of JAX: accurate, safe to differentiate, linear in memory."""
 
 from softjax import calibration as calibration
+from softjax import checkpoints as checkpoints
 from softjax import choice as choice
 from softjax import datasets as datasets
 from softjax import derivatives as derivatives

@@ -33,6 +33,12 @@ class Saved(NamedTuple):
         step: of the state.
         leaves: the arrays of the state by their paths.
         history: of the run so far.
+
+    Example:
+        >>> import numpy as np
+        >>> from softjax.checkpoints import Saved
+        >>> Saved(7, {".kernel": np.ones(2)}, []).step
+        7
     """
 
     step: int

@@ -67,8 +67,8 @@ def wait(running: Sequence[subprocess.Popen[bytes]]) -> int:
         if None not in codes:
             return 0
         time.sleep(PAUSE)
-    # One that was killed is the cause; what the others came to is what follows from it.
-    index, code = min(failed, key=lambda entry: entry[1])
+    # One that was killed is the cause; JAX aborts those that have lost another.
+    index, code = min(failed, key=lambda entry: (entry[1] == -signal.SIGABRT, entry[1]))
     end(running, PATIENCE)
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
     others = "" if len(running) == 1 else "; the others were ended"

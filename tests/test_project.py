@@ -37,6 +37,7 @@ MODULES = (
     ".regression.inference",
     ".datasets",
     ".streaming",
+    ".checkpoints",
 )
 
 

@@ -27,6 +27,13 @@ class Batch(NamedTuple):
         features: [B, D], at least float32.
         labels: int32 [B].
         weights: [B]; 0 for padding and for what is held out.
+
+    Example:
+        >>> import numpy as np, softjax
+        >>> rows = softjax.streaming.ArrayRows(np.arange(3.0)[:, None], np.arange(3))
+        >>> batch = softjax.streaming.Batches(rows, 3).read(0)
+        >>> sorted(batch.labels.tolist()), batch.weights.tolist()
+        ([0, 1, 2], [1.0, 1.0, 1.0])
     """
 
     features: Any
