@@ -17,6 +17,7 @@ from benchmarks import (
     docs,
     fit,
     fused,
+    many,
     measure,
     results,
     roofline,
@@ -29,7 +30,7 @@ from benchmarks.peers import PEERS
 from benchmarks.run import measured
 
 # Who prints the records of a suite; `tables` those of `core`.
-PRINTERS = {"accuracy": accuracy, "fused": fused, "fit": fit, "scale": scale}
+PRINTERS = {"accuracy": accuracy, "fused": fused, "fit": fit, "many": many, "scale": scale}
 # Whose records hold the work of their cases.
 WITH_ROOFLINE = ("core", "fused")
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import accuracy, fit, fused, scale
+from benchmarks import accuracy, fit, fused, many, scale
 
 
 @dataclass(frozen=True)
@@ -117,5 +117,6 @@ SUITES: dict[str, Sequence[Any]] = {
     "accuracy": accuracy.CASES,
     "fused": fused.CASES,
     "fit": fit.CASES,
+    "many": many.CASES,
     "scale": scale.CASES,
 }

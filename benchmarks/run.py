@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import accuracy, fit, fused, measure, roofline, scale
+from benchmarks import accuracy, fit, fused, many, measure, roofline, scale
 from benchmarks.cases import Case
 from benchmarks.peers import JAX_NN, OPTAX, SOFTJAX, Implementation, compiled_by_jax, peers_of
 from benchmarks.reference import inputs, reference
@@ -77,6 +77,7 @@ def run_case(case: Case, pairs: int) -> Iterator[Record]:
 run_case.register(accuracy.Case, accuracy.run)
 run_case.register(fused.Case, fused.run)
 run_case.register(fit.Case, fit.run)
+run_case.register(many.Case, many.run)
 run_case.register(scale.Case, scale.run)
 
 

@@ -1,0 +1,40 @@
+"""The suite `many` from end to end on a tiny problem. No time is asserted."""
+
+import json
+
+import numpy as np
+import pytest
+from test_regression import problem
+
+from benchmarks import __main__ as command_line
+from benchmarks import fit, many
+
+
+@pytest.mark.x64_once
+def test_a_run_compares_every_lane_with_scikit_learn_and_prints_a_table(
+    monkeypatch, tmp_path, capsys
+):
+    def tiny():
+        (x, y), (more, others) = problem(), problem(1)
+        return np.concatenate([x, more[:2]]), np.concatenate([y, others[:2]])
+
+    monkeypatch.setattr(fit, "digits", tiny)
+    monkeypatch.setattr(many, "RESAMPLES", 3)
+    monkeypatch.setattr(many, "INVERSE_PENALTIES", np.array([0.1, 10.0]))
+    out = tmp_path / "run.jsonl"
+    assert command_line.main(["run", "many", "--quick", "--out", str(out)]) == 0
+    environment, *records = map(json.loads, out.read_text().splitlines())
+    assert environment["suite"] == "many"
+    assert [record["case"] for record in records] == [case.name for case in many.CASES]
+    assert [record["fits"] for record in records] == [3, 10]
+    for record in records:
+        assert record["ratio"] > 0
+        assert [solver["name"] for solver in record["solvers"]] == [
+            "softjax",
+            "scikit-learn lbfgs",
+            "scikit-learn newton-cg",
+            "scikit-learn newton-cholesky",
+        ]
+        # Each of them comes to the optimum that softjax comes to: the lanes are the same problems.
+        assert all(solver["suboptimality"] <= 1e-8 for solver in record["solvers"])
+    assert "digits-path" in capsys.readouterr().out
