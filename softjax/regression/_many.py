@@ -213,7 +213,7 @@ def _on_the_host(
         event = ManyEvent(done, total, time.perf_counter() - begin)
         return callback is not None and bool(callback(event))
 
-    order = np.argsort(-penalties, stable=True)
+    order = np.argsort(-penalties, kind="stable")
     outcomes: list[Any] = [None] * len(order)
     interrupted = stops(0)
     for done, group in enumerate(order):
