@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.run import environment
+from benchmarks.environment import environment
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 

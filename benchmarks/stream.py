@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.run import environment
+from benchmarks.environment import environment
 
 FEATURES, CLASSES, BATCH = 64, 10, 1024
 RUN_ROWS = 1 << 18

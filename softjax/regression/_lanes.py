@@ -185,7 +185,8 @@ def _stepped(lanes: Lanes, tol: Array, slot: Slots, running: Array) -> Slots:
     here = here._replace(gradient=jnp.where(running, here.gradient, 0))
     d, passes = _direction(lanes, problem, here, state.norm)
     d_logits = class_scores(lanes.features, d)
-    t = step_length(problem, here, d, d_logits)
+    first = jnp.vdot(here.gradient, d)
+    t = step_length(problem, here.theta, here.logits, first, d, d_logits)
     # A direction that is not finite leads nowhere: 0 * inf would be NaN.
     theta = here.theta + jnp.where(t == 0, 0, t * d)
     logits = here.logits + jnp.where(t == 0, 0, t * d_logits)
@@ -193,7 +194,7 @@ def _stepped(lanes: Lanes, tol: Array, slot: Slots, running: Array) -> Slots:
     lost = (stalled >= PATIENCE) | (t == 0)
     state = state._replace(
         theta=theta,
-        decrement=-jnp.vdot(here.gradient, d) / 2,
+        decrement=-first / 2,
         best=jnp.minimum(state.norm, state.best),
         stalled=stalled,
         step=state.step + 1,
