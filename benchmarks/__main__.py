@@ -31,6 +31,8 @@ from benchmarks.run import measured
 
 # Who prints the records of a suite; `tables` those of `core`.
 PRINTERS = {"accuracy": accuracy, "fused": fused, "fit": fit, "many": many, "scale": scale}
+# Missing cases that are named; the others are counted.
+SHOWN = 10
 # Whose records hold the work of their cases.
 WITH_ROOFLINE = ("core", "fused")
 
@@ -161,8 +163,11 @@ def _compare(before: results.Run, after: results.Run, console: Console) -> int:
     changes = compare.compare(before, after)
     for line in compare.differences(before, after):
         console.print(f"differs: {line}", highlight=False, markup=False, soft_wrap=True)
-    for name in compare.missing(before, after):
+    missing = compare.missing(before, after)
+    for name in missing[:SHOWN]:
         console.print(f"missing in the second: {name}", highlight=False, soft_wrap=True)
+    if len(missing) > SHOWN:
+        console.print(f"and {len(missing) - SHOWN} more", highlight=False)
     for name, found in (
         ("Worse", [change for change in changes if change.worse]),
         ("Better", [change for change in changes if change.better]),
