@@ -79,7 +79,7 @@ def mnist_like() -> Arrays:
             cosine, sine = np.cos(angle) / scale, np.sin(angle) / scale
             matrix = np.array([[cosine, -sine], [sine, cosine]])
             offset = centre - matrix @ centre + rng.uniform(-2, 2, 2)
-            affine_transform(image, matrix, offset, out, order=1)  # pyright: ignore
+            affine_transform(image, matrix, offset, output=out, order=1)
         parts.append(part)
     return np.concatenate(parts), np.tile(y, 12)
 
