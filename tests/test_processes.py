@@ -13,9 +13,8 @@ pytest.importorskip("orbax.checkpoint")
 pytest.importorskip("typer")
 
 import worker
-from typer.testing import CliRunner
 
-from softjax import cli, launch
+from softjax import launch
 
 pytestmark = pytest.mark.x64_once
 
@@ -27,7 +26,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, cache):
-    """The parameters of two processes that nothing befell, and what they took."""
+    """The parameters of two processes that nothing befell, and the seconds that they took."""
     folder = tmp_path_factory.mktemp("two")
     begin = time.monotonic()
     assert worker.wait(worker.start(folder, 2, cache=cache), worker.ALL_DONE) == [0, 0]
@@ -70,9 +69,8 @@ def test_sigterm_to_one_stops_all_after_the_same_step_and_they_go_on(tmp_path, c
 def test_ten_kills_change_no_bit(tmp_path, cache, two):
     """At any moment, of any process; `python -m benchmarks.kills` does two hundred."""
     expected, seconds = two
-    kills = worker.kill_at_random(tmp_path, cache, 10, 2, seconds)
+    kills = worker.kill_at_random(tmp_path, cache, 10, 2, seconds / 2)
     assert not kills.hung, worker.words(tmp_path)
-    assert kills.amid  # some, at least, came in the middle of the training
     for got in kills.results:
         np.testing.assert_array_equal(got, expected)
 
@@ -92,10 +90,18 @@ def test_the_command_line_by_two_processes(tmp_path, monkeypatch):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("240 examples to fit, 60 held out, by 2 processes.") == 1
-    assert CliRunner().invoke(cli.app, [*fit, "one"]).exit_code == 0
-    with np.load("one/model.npz") as one, np.load("two/model.npz") as two:
-        np.testing.assert_allclose(one["kernel"], two["kernel"], atol=1e-5)
-        assert two["classes"].tolist() == ["0.0", "1.0", "2.0"]
+    with np.load("two/model.npz") as two:
+        kernel, bias, classes = two["kernel"], two["bias"], two["classes"]
+    assert classes.tolist() == ["0.0", "1.0", "2.0"]
+    # At the optimum of the standardised rows that are not held out the gradient vanishes.
+    held_out = np.random.default_rng(0).choice(300, 60, False, shuffle=False)
+    mean, scale = x.mean(0), x.std(0)
+    z, y = (np.delete(part, held_out, 0) for part in ((x - mean) / scale, labels))
+    kernel, bias = kernel * scale[:, None], bias + mean @ kernel
+    p = np.exp(z @ kernel + bias)
+    residual = p / p.sum(1, keepdims=True) - np.eye(3)[y]
+    np.testing.assert_allclose(z.T @ residual / len(y) + 1e-4 * kernel, 0, atol=1e-5)
+    np.testing.assert_allclose(residual.mean(0), 0, atol=1e-5)
 
 
 def test_the_launcher_ends_all_when_one_is_killed(capfd):

@@ -20,7 +20,7 @@ from softjax import checkpoints, datasets, processes, streaming
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["worker", "orbax.checkpoint", "jax.experimental.multihost_utils"])
-STEPS, EVERY = 48, 4
+STEPS, EVERY = 48, 8
 # Seconds that a fault may take to end all, and a run on a machine that is busy.
 ALL_END, ALL_DONE = 15, 120
 
