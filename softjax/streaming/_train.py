@@ -133,7 +133,7 @@ def train(
         >>> result = softjax.streaming.train(
         ...     batches, num_classes=10, optimizer=optax.adam(0.01), steps=10 * batches.epoch_steps
         ... )
-        >>> result.objective < 0.3
+        >>> result.objective < 0.4
         True
     """
     begin = time.perf_counter()
