@@ -9,6 +9,7 @@ from jax.experimental.sparse import BCOO
 from test_regression import L2, D, K, N, assert_optimal, optimum, problem
 
 from softjax import regression
+from softjax.regression import _solve
 
 SMOOTH = ("newton-cg", "newton", "lbfgs")
 
@@ -248,6 +249,16 @@ def test_a_bad_label_under_a_trace_gives_nan():
 
 
 # The loop
+
+
+@pytest.mark.x64_once
+def test_a_second_fit_of_the_same_shapes_compiles_nothing():
+    x, y = problem()
+    regression.fit(x, y, l2=L2)
+    programs = _solve._advance._cache_size()
+    x, y = problem(1)
+    regression.fit(x, y, l2=2 * L2, tol=1e-4, max_steps=7, num_classes=K)
+    assert _solve._advance._cache_size() == programs
 
 
 @pytest.mark.x64_once
