@@ -54,7 +54,8 @@ def linear_cross_entropy_ggn_vp(
     positive semidefinite, whatever the labels, which it does not need. The logits of some rows at
     a time exist, and no others.
     Derivative: by JAX, both modes, any order.
-    Edge cases: an example of weight 0 takes no part.
+    Edge cases: an example of weight 0 takes no part. On a mesh it has no form of its own: Auto axes
+    gather `hidden`, Explicit ones refuse.
 
     Args:
         hidden: real [..., D].
