@@ -142,7 +142,9 @@ def test_every_public_name_is_in_the_docs_with_an_example(name):
         docstring = inspect.getdoc(value)
         assert docstring, name
         assert ">>> " in docstring, f"{name} has no example"
-        source = Path(inspect.getfile(value)).relative_to(Path(softjax.__file__).parents[1])
+        source = Path(inspect.getfile(inspect.unwrap(value))).relative_to(
+            Path(softjax.__file__).parents[1]
+        )
         summary = docstring.partition("\n\n")[0].replace("\n", " ").replace("|", "\\|")
         rows.append(f"| [`{module.__name__}.{name}`](../{source}) | {summary} |")
     missing = [row for row in rows if row not in api]
