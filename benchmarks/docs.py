@@ -11,10 +11,11 @@ before the dash is the suite.
 """
 
 import re
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import fused, results
+from benchmarks import fused, results, scale
 from benchmarks.environment import ROOT
 from benchmarks.page import Table, markdown_table
 from benchmarks.results import Run
@@ -117,6 +118,32 @@ def accuracy_table(run: Run) -> str:
     return markdown_table(Table(header, rows))
 
 
+def stream_text(run: Run) -> str:
+    """The speed of a stream relative to arrays in memory, and the memory of both."""
+    kinds = {kind: [r for r in run.records if r["record"] == kind] for kind in ("stream", "memory")}
+    speeds = [
+        stream["rows_per_second"] / memory["rows_per_second"]
+        for stream, memory in zip(kinds["stream"], kinds["memory"], strict=True)
+    ]
+    most = {kind: max(r["peak_bytes"] for r in found) / 1e9 for kind, found in kinds.items()}
+    return (
+        f"{statistics.median(speeds):.2f} of the speed of arrays in memory, the median of "
+        f"{len(speeds)} pairs, and at most {most['stream']:.2f} GB of memory against "
+        f"{most['memory']:.1f}"
+    )
+
+
+def kills_text(run: Run) -> str:
+    """What came of the kills."""
+    (r,) = (record for record in run.records if record["record"] == "kills")
+    return (
+        f"Of {r['kills']} kills of {r['processes']} processes {r['amid_training']} fell into the "
+        f"training; {r['runs_with_the_same_bits']} of the {r['runs_ended']} runs that came to "
+        f"their end had the bits of one left alone, {r['hung']} processes hung, and the slowest "
+        f"end took {r['slowest_end_seconds']:.1f} s"
+    )
+
+
 # Of each block the suite, the part before the dash, and what it makes of a run.
 BLOCKS: dict[str, Callable[[Run], str]] = {
     "core-file": source,
@@ -128,6 +155,12 @@ BLOCKS: dict[str, Callable[[Run], str]] = {
     "fused-table": lambda run: fused.markdown(run.results("fused")),
     "fit-file": source,
     "fit-table": fit_table,
+    "scale-file": source,
+    "scale-table": lambda run: scale.markdown(run.results("scale")),
+    "stream-file": source,
+    "stream-text": stream_text,
+    "kills-file": source,
+    "kills-text": kills_text,
 }
 
 

@@ -78,7 +78,7 @@ def mnist_like() -> Arrays:
             angle, scale = rng.uniform(-0.2, 0.2), rng.uniform(0.9, 1.1)
             cosine, sine = np.cos(angle) / scale, np.sin(angle) / scale
             matrix = np.array([[cosine, -sine], [sine, cosine]])
-            offset = centre - matrix @ centre + rng.uniform(-2, 2, 2)
+            offset: Any = centre - matrix @ centre + rng.uniform(-2, 2, 2)
             affine_transform(image, matrix, offset, output=out, order=1)
         parts.append(part)
     return np.concatenate(parts), np.tile(y, 12)

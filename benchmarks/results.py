@@ -43,6 +43,12 @@ class Run:
         results = [record for record in self.records if record["record"] == "result"]
         return [record for record in results if suite in (None, suite_of(record))]
 
+    def holds(self, suite: str) -> bool:
+        """Whether there are measurements of a suite, or a script's records of that name."""
+        return any(record["record"] == suite for record in self.records) or bool(
+            self.results(suite)
+        )
+
     def failures(self) -> list[Record]:
         """The cases that raised or ran out of memory."""
         return [record for record in self.records if record["record"] == "failure"]
@@ -94,7 +100,7 @@ def newest(runs: Sequence[Run], suite: str, platform: str) -> Run:
     for run in reversed(runs):
         head = run.environment
         partial = head.get("quick") or head.get("only")
-        if head["platform"] == platform and not partial and run.results(suite):
+        if head["platform"] == platform and not partial and run.holds(suite):
             return run
     raise ValueError(f"benchmarks: there must be a full run of {suite} on {platform}, got none.")
 
