@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     run = commands.add_parser("run", help="measure softjax beside its peers")
     run.add_argument("suites", nargs="*", metavar="SUITE", help="all of them where none is named")
-    quick = f"{measure.QUICK_PAIRS} pairs, not {measure.PAIRS}; no long cases"
+    quick = f"{measure.QUICK_PAIRS} pairs, not {measure.PAIRS}, and the short cases"
     run.add_argument("--quick", action="store_true", help=quick)
     run.add_argument("--only", default="", metavar="TEXT", help="only cases whose name holds TEXT")
     run.add_argument("--out", type=Path, metavar="FILE", help="where to write the JSON lines")
@@ -89,7 +89,9 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: 
         (suite, case)
         for suite in suites
         for case in SUITES[suite]
-        if options.only in case.name and (getattr(case, "quick", True) or not options.quick)
+        if options.only in case.name
+        and (not options.quick or getattr(case, "quick", True))
+        and (not options.quick or options.suites or getattr(case, "short", True))
     ]
     if not cases:
         name = SUITES[suites[0]][0].name

@@ -32,7 +32,12 @@ Arrays = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Case:
-    """Data, a penalty and what is asked: the time of softjax over that of the fastest peer."""
+    """Data, a penalty and what is asked: the time of softjax over that of the fastest peer.
+
+    Attributes:
+        quick: whether it is in quick runs.
+        short: whether it is in those of all the suites too.
+    """
 
     name: str
     data: Callable[[], Arrays]
@@ -41,6 +46,7 @@ class Case:
     solver: str = "auto"
     peers: tuple[str, ...] = PEERS
     quick: bool = True
+    short: bool = True
 
     @property
     def suboptimality(self) -> float:
@@ -109,10 +115,10 @@ def wide() -> Arrays:
 
 CASES = (
     Case("digits", digits, 0.5),
-    Case("mnist", mnist, 0.6, peers=("lbfgs", "newton-cg"), quick=False),
-    Case("wide", wide, 0.45, peers=("lbfgs", "newton-cg"), quick=False),
+    Case("mnist", mnist, 0.6, peers=("lbfgs", "newton-cg"), short=False),
+    Case("wide", wide, 0.45, peers=("lbfgs", "newton-cg"), short=False),
     Case("digits", digits, 0.4, "float32", peers=("newton-cg",)),
-    Case("wide", wide, 0.75, "float32", peers=("newton-cg",), quick=False),
+    Case("wide", wide, 0.75, "float32", peers=("newton-cg",), short=False),
     Case("covtype-like", covtype_like, 0.15, quick=False),
     Case("mnist-like", mnist_like, 0.4, peers=("lbfgs", "newton-cg"), quick=False),
     Case("covtype-like", covtype_like, 0.4, "float32", peers=("newton-cg",), quick=False),

@@ -56,7 +56,7 @@ class Case:
     task: Callable[[], Task]
     bound: float
     peers: tuple[str, ...] = fit.PEERS
-    quick: bool = True
+    short: bool = False
 
 
 def bootstrap() -> Task:

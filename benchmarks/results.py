@@ -14,6 +14,9 @@ from typing import Any
 from benchmarks import roofline
 
 RESULTS = Path(__file__).parent / "results"
+# Whose quick runs leave out cases, and measure the others as in a full run.
+ALIKE = ("fit", "many", "scale")
+
 Record = dict[str, Any]
 
 
@@ -96,10 +99,14 @@ def read_all(paths: Iterable[Path] = ()) -> list[Run]:
 
 
 def newest(runs: Sequence[Run], suite: str, platform: str) -> Run:
-    """The last full run of a suite on a platform: neither quick nor a part of the cases."""
+    """The last full run of a suite on a platform: neither quick nor a part of the cases.
+
+    Where each case is measured alike in a quick run, one of the suite alone will do.
+    """
     for run in reversed(runs):
         head = run.environment
-        partial = head.get("quick") or head.get("only")
+        alike = suite in ALIKE and head.get("suite") == suite
+        partial = (head.get("quick") and not alike) or head.get("only")
         if head["platform"] == platform and not partial and run.holds(suite):
             return run
     raise ValueError(f"benchmarks: there must be a full run of {suite} on {platform}, got none.")

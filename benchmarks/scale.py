@@ -46,6 +46,7 @@ class Case:
         implementation: "softjax", or "plain" for the loss of optax on all logits.
         megabytes: the bound; None for no bound.
         shape: N, D and V.
+        short: whether it is in quick runs of all the suites.
     """
 
     program: str
@@ -53,6 +54,7 @@ class Case:
     implementation: str = "softjax"
     megabytes: float | None = None
     shape: tuple[int, int, int] = (1024, 256, 8192)
+    short: bool = False
 
     @property
     def name(self) -> str:
@@ -88,11 +90,11 @@ CASES = [
     Case("value_and_gradient", "data"),
     Case("value_and_gradient", "classes"),
     Case("value_and_gradient", "both", megabytes=2.90),
-    Case("value_and_gradient", "fsdp", megabytes=2.90),
+    Case("value_and_gradient", "fsdp", megabytes=2.90, short=True),
     Case("value_and_gradient", "both", "plain"),
     # Three numbers a row: 3 x 4 bytes x 1024 rows x 2 (n - 1) / n.
     Case("logsumexp", "classes", megabytes=0.0216),
-    Case("loss", "classes", megabytes=0.0216),
+    Case("loss", "classes", megabytes=0.0216, short=True),
 ]
 
 
