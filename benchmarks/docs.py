@@ -13,6 +13,7 @@ before the dash is the suite.
 import re
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from benchmarks import fused, results, scale
@@ -78,10 +79,10 @@ def core_table(run: Run) -> str:
     return markdown_table(Table(header, [(name, *row) for name, row in rows.items()]))
 
 
-def fit_table(run: Run) -> str:
+def fits_table(suite: str, run: Run) -> str:
     """CPU seconds of whole fits, and the ratio to the fastest peer."""
     rows = []
-    for r in run.results("fit"):
+    for r in run.results(suite):
         ours, *others = r["solvers"]
         timed = [solver for solver in others if "cpu_seconds" in solver]
         if r["ratio"] is None:
@@ -154,7 +155,9 @@ BLOCKS: dict[str, Callable[[Run], str]] = {
     "fused-file": source,
     "fused-table": lambda run: fused.markdown(run.results("fused")),
     "fit-file": source,
-    "fit-table": fit_table,
+    "fit-table": partial(fits_table, "fit"),
+    "many-file": source,
+    "many-table": partial(fits_table, "many"),
     "scale-file": source,
     "scale-table": lambda run: scale.markdown(run.results("scale")),
     "stream-file": source,

@@ -123,6 +123,7 @@ def test_square_root(x):
     assert np.all(np.abs(root @ root.swapaxes(-1, -2) - hessian) <= bound + 1e-37)
 
 
+@pytest.mark.x64_once(True)
 def test_pseudoinverse_meets_the_conditions_of_penrose(dtype):
     # In 200 bits, with the error of the rounded inverse magnified by the condition number.
     for row in (ROWS[0], ROWS[5], ROWS[6], [0.0, -4.0, 1.0], [0.0, 9.0]):

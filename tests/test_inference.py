@@ -202,6 +202,7 @@ def test_the_covariance_is_that_of_numpy(options, dtype):
     np.testing.assert_array_equal(ours, ours.T)
 
 
+@pytest.mark.x64_once(True)
 def test_a_weight_is_so_many_rows(dtype):
     x, y, weights = problem(dtype)
     params = optimum(x, y, K, dtype, sample_weights=weights)
@@ -218,6 +219,7 @@ def test_a_weight_is_so_many_rows(dtype):
         np.testing.assert_allclose(got, want, rtol=1e-4 if dtype == "float32" else 1e-10)
 
 
+@pytest.mark.x64_once(True)
 def test_a_row_of_counts_is_as_many_examples(dtype):
     rng = np.random.default_rng(1)
     x = rng.normal(size=(30, 2)).astype(dtype)
@@ -238,6 +240,7 @@ def test_a_row_of_counts_is_as_many_examples(dtype):
     np.testing.assert_allclose(ours.null_log_likelihood, expected.null_log_likelihood, rtol=1e-5)
 
 
+@pytest.mark.x64_once(True)
 def test_a_row_of_weight_zero_takes_no_part(dtype):
     x, y, weights = problem(dtype)
     params = optimum(x, y, K, dtype, sample_weights=weights)

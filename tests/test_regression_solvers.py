@@ -165,6 +165,7 @@ def test_sparse_features_give_the_fit_of_dense_ones(solver):
     assert sparse.objective == pytest.approx(dense.objective, rel=1e-9)
 
 
+@pytest.mark.x64_once(True)
 def test_few_examples_reach_the_optimum_from_anywhere(x64, dtype):
     """Dense and sparse, from parameters outside of the span of the examples."""
     rng = np.random.default_rng(10)
