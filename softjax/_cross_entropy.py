@@ -9,7 +9,8 @@ from softjax import _checks
 from softjax._labels import Labels, class_indices, distribution, is_class_indices
 from softjax._logsumexp import logsumexp_core
 from softjax._losses import expected_loss, index_loss, spoiled
-from softjax._numerics import compute_dtype, looked_up, masked
+from softjax._numerics import compute_dtype, masked
+from softjax._sharding import looked_up
 
 
 def cross_entropy(

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from softjax._numerics import beside_label, excess, inner, log_total, shards, shift, total
+from softjax._numerics import beside_label, excess, inner, log_total, shift, total
+from softjax._sharding import shards
 from softjax._softmax import (
     is_empty,
     log_softmax_core,

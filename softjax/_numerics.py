@@ -15,8 +15,8 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import AxisType, reshard, use_abstract_mesh
-from jax.sharding import PartitionSpec as P
+
+from softjax._sharding import shards
 
 # XLA:CPU writes out a reduction of up to about this many terms, and vectorizes over its results.
 # A longer one is a loop of single additions, eight times slower.
@@ -108,35 +108,6 @@ def beside_label(x: Array, index: Array) -> tuple[Array, Array, Array]:
         return jnp.where(is_label, d, 0), jnp.where(is_label, 0, jnp.exp(d))
 
     return m, *_over_shards(_sums(terms, rows.shape[-1], rows.ndim - 1, last=True), axes)
-
-
-def shards(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
-    """In how many equal parts the devices of a mesh may hold each of the axes; 1 without a mesh.
-
-    The sharding on Explicit axes is in the type. Auto axes hide theirs: a count that all of them
-    divide has the true one as a divisor, for JAX shards into equal parts.
-    """
-    sharding = jax.typeof(x).sharding
-    mesh = sharding.mesh
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    hidden = math.prod(mesh.shape[name] for name, kind in kinds if kind == AxisType.Auto)
-
-    def count(axis: int) -> int:
-        names = sharding.spec[axis] or ()
-        seen = math.prod(mesh.shape[n] for n in (names if isinstance(names, tuple) else (names,)))
-        return math.gcd(x.shape[axis], hidden * seen)
-
-    return tuple(map(count, axes))
-
-
-def looked_up(table: Array, index: Array) -> Array:
-    """table[index]; on Explicit axes, where that is no operation, from a table that is whole."""
-    specs = [jax.typeof(a).sharding.spec for a in (table, index)]
-    if not any(map(any, specs)):
-        return table[index]
-    meshes = [jax.typeof(a).sharding.mesh for a in (table, index)]
-    with use_abstract_mesh(next(mesh for mesh in meshes if not mesh.empty)):
-        return reshard(table, P()).at[index].get(out_sharding=specs[1])
 
 
 def total(m: Array, r: Array) -> Array:

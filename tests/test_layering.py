@@ -12,7 +12,7 @@ import softjax
 PACKAGE = Path(softjax.__file__).parent
 ROOT = PACKAGE.parent
 LAYERS = (
-    {"_checks", "_numerics"},
+    {"_checks", "_numerics", "_sharding"},
     {"_labels", "_logsumexp", "_losses", "_smooth_extrema", "_softmax"},
     {"derivatives", "information"},
     {"_cross_entropy", "_linear_cross_entropy", "calibration", "choice"},

@@ -16,7 +16,8 @@ from softjax._labels import (
     sparse_distribution,
 )
 from softjax._linear_cross_entropy.blocks import Scalars
-from softjax._numerics import compute_dtype, looked_up
+from softjax._numerics import compute_dtype
+from softjax._sharding import looked_up
 
 
 class Head(NamedTuple):

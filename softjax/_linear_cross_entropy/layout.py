@@ -9,8 +9,7 @@ from jax.sharding import AbstractMesh, AxisType, get_abstract_mesh, reshard, use
 from jax.sharding import PartitionSpec as P
 
 from softjax import _checks
-
-Names = tuple[str, ...]
+from softjax._sharding import Names, axes_of_type, entry_names
 
 
 class Layout(NamedTuple):
@@ -62,16 +61,18 @@ def layout_of(
     mesh = next((m for m in (*meshes, get_abstract_mesh()) if not m.empty), None)
     told = class_axis is not None or feature_axis is not None
     of_hidden, of_kernel = (jax.typeof(a).sharding.spec for a in (hidden, kernel))
-    classes = _names(of_kernel[1]) + _checked_names(function, "class_axis", class_axis, mesh)
-    features = _names(of_kernel[0]) + _checked_names(function, "feature_axis", feature_axis, mesh)
+    classes = entry_names(of_kernel[1]) + _checked_names(function, "class_axis", class_axis, mesh)
+    features = entry_names(of_kernel[0]) + _checked_names(
+        function, "feature_axis", feature_axis, mesh
+    )
     if mesh is None:
         return None
     if shared := set(classes) & set(features):
         expected = f"other axes than the classes have, {classes}"
         raise ValueError(_checks.message(function, "feature_axis", expected, shared))
-    given = tuple(name for name in _names(of_hidden[0]) if name not in classes)
+    given = tuple(name for name in entry_names(of_hidden[0]) if name not in classes)
     if told:
-        given += tuple(name for name in _of_type(mesh, AxisType.Auto) if name not in classes)
+        given += tuple(name for name in axes_of_type(mesh, AxisType.Auto) if name not in classes)
     rows = given + tuple(name for name in features if name not in given)
     layout = Layout(mesh, given, rows, features, classes)
     if kernel.shape[0] % layout.size(features):
@@ -96,30 +97,18 @@ def _checked_names(
     if mesh is None:
         expected = "None where no argument is on a mesh and none is set"
         raise ValueError(_checks.message(function, argument, expected, repr(axis)))
-    auto = _of_type(mesh, AxisType.Auto)
+    auto = axes_of_type(mesh, AxisType.Auto)
     if not set(names) <= set(auto) or len(set(names)) < len(names):
         expected = f"among the Auto axes of the mesh, {auto}"
         raise ValueError(_checks.message(function, argument, expected, repr(axis)))
     return names
 
 
-def _names(entry) -> Names:
-    """The axes of one entry of a PartitionSpec."""
-    if entry is None:
-        return ()
-    return entry if isinstance(entry, tuple) else (entry,)
-
-
-def _of_type(mesh: AbstractMesh, kind: AxisType) -> Names:
-    pairs = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    return tuple(name for name, axis_type in pairs if axis_type == kind)
-
-
 def _has_explicit(mesh: AbstractMesh) -> bool:
-    return bool(_of_type(mesh, AxisType.Explicit))
+    return bool(axes_of_type(mesh, AxisType.Explicit))
 
 
 def _explicit(mesh: AbstractMesh, spec: P) -> P:
     """`spec` without Auto axes, which no type has."""
-    names = _of_type(mesh, AxisType.Explicit)
-    return P(*(tuple(name for name in _names(entry) if name in names) for entry in spec))
+    names = axes_of_type(mesh, AxisType.Explicit)
+    return P(*(tuple(name for name in entry_names(entry) if name in names) for entry in spec))
