@@ -163,7 +163,7 @@ def results_tables(records: Sequence[Record]) -> list[Table]:
 
 
 @dataclass
-class _Solver:
+class Solver:
     """A fit as a function of the tolerance, the tolerance that it needs and its times."""
 
     name: str
@@ -180,17 +180,19 @@ def _run_case(case: Case, repeats: int) -> Record:
     x, y = case.data()
     x = x.astype(case.dtype)
     l2 = 1 / len(y)  # scikit-learn's C = 1
-    ours = _Solver(f"softjax {case.solver}", _softjax(x, y, l2, case.solver))
-    peers = [_Solver(f"scikit-learn {name}", _scikit_learn(x, y, l2, name)) for name in case.peers]
+    ours = Solver(f"softjax {case.solver}", _softjax(x, y, l2, case.solver))
+    peers = [Solver(f"scikit-learn {name}", _scikit_learn(x, y, l2, name)) for name in case.peers]
     solvers = [ours, *peers]
     best = _optimum(x, y, l2)
     for solver in solvers:
-        _find_tolerance(solver, case.suboptimality, best, x, y, l2)
+        find_tolerance(
+            solver, case.suboptimality, lambda theta: (objective(theta, x, y, l2) - best) / best
+        )
     able = [solver for solver in solvers if solver.tol is not None]
     for repeat in range(repeats):
         for solver in able[:: -1 if repeat % 2 else 1]:
             if not solver.times or solver.times[0][1] < PATIENCE / repeats:
-                solver.times.append(_timed(solver.fit, solver.tol or 0.0)[0])
+                solver.times.append(timed(solver.fit, solver.tol or 0.0)[0])
     return {
         "record": "result",
         "suite": "fit",
@@ -202,12 +204,12 @@ def _run_case(case: Case, repeats: int) -> Record:
         "asked_suboptimality": case.suboptimality,
         "bound": case.bound,
         "repeats": repeats,
-        "solvers": [_solver_record(solver) for solver in solvers],
+        "solvers": [solver_record(solver) for solver in solvers],
         "ratio": _ratio(ours, peers),
     }
 
 
-def _ratio(ours: _Solver, peers: Sequence[_Solver]) -> float | None:
+def _ratio(ours: Solver, peers: Sequence[Solver]) -> float | None:
     """The CPU time over that of the fastest peer: the median over the pairs."""
     fastest = min(
         (peer for peer in peers if peer.times),
@@ -220,7 +222,8 @@ def _ratio(ours: _Solver, peers: Sequence[_Solver]) -> float | None:
     return statistics.median(a / b for (a, _), (b, _) in pairs)
 
 
-def _solver_record(solver: _Solver) -> Record:
+def solver_record(solver: Solver) -> Record:
+    """What became of a solver, for a file."""
     record: Record = {
         "name": solver.name,
         "tol": solver.tol,
@@ -233,23 +236,25 @@ def _solver_record(solver: _Solver) -> Record:
     return record
 
 
-def _find_tolerance(
-    solver: _Solver, asked: float, best: float, x: np.ndarray, y: np.ndarray, l2: float
-) -> None:
-    """The loosest tolerance that reaches `asked`; none where no tolerance does."""
+def find_tolerance(
+    solver: Solver, asked: float, suboptimality: Callable[[Any], float]
+) -> float | None:
+    """The loosest tolerance that reaches `asked`, and the CPU time there; none where none does."""
     for tol in TOLERANCES:
-        (_, wall), theta = _timed(solver.fit, tol)
+        (cpu, wall), theta = timed(solver.fit, tol)
         solver.first_seconds = solver.first_seconds or wall
-        reached = (_objective(theta, x, y, l2) - best) / best
+        reached = suboptimality(theta)
         solver.suboptimality = min(solver.suboptimality, reached)
         if reached <= asked:
             solver.tol, solver.suboptimality = tol, reached
-            return
+            return cpu
         if wall > PATIENCE:
-            return
+            return None
+    return None
 
 
-def _timed(fit: Callable[[float], np.ndarray], tol: float) -> tuple[tuple[float, float], Any]:
+def timed(fit: Callable[[float], np.ndarray], tol: float) -> tuple[tuple[float, float], Any]:
+    """The CPU and the wall time of a fit, and what it found."""
     cpu, wall = time.process_time(), time.perf_counter()
     theta = fit(tol)
     return (time.process_time() - cpu, time.perf_counter() - wall), theta
@@ -283,16 +288,18 @@ def _optimum(x: np.ndarray, y: np.ndarray, l2: float) -> float:
     """The best that any solver finds in float64, at a tolerance far below what is asked."""
     x = x.astype(np.float64)
     found = [_softjax(x, y, l2, "newton-cg")(1e-10), _softjax(x, y, l2, "lbfgs")(1e-10)]
-    return min(_objective(theta, x, y, l2) for theta in found)
+    return min(objective(theta, x, y, l2) for theta in found)
 
 
-def _objective(theta: np.ndarray, x: np.ndarray, y: np.ndarray, l2: float) -> float:
+def objective(
+    theta: np.ndarray, x: np.ndarray, y: np.ndarray, l2: float, weights: np.ndarray | None = None
+) -> float:
     """In float64 and NumPy, whoever found `theta`."""
     theta = theta.astype(np.float64)
     z = x.astype(np.float64) @ theta[:-1] + theta[-1]
     z -= z.max(axis=-1, keepdims=True)
     losses = np.log(np.exp(z).sum(-1)) - z[np.arange(len(y)), y]
-    return float(losses.mean() + l2 / 2 * np.sum(theta[:-1] ** 2))
+    return float(np.average(losses, weights=weights) + l2 / 2 * np.sum(theta[:-1] ** 2))
 
 
 def _draw(logits: np.ndarray, rng: np.random.Generator) -> np.ndarray:

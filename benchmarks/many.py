@@ -6,7 +6,6 @@ that alternates. Clocks and threads are those of the suite `fit`.
 """
 
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -153,19 +152,23 @@ def results_tables(records: Sequence[Record]) -> list[Table]:
 def _run_case(case: Case, repeats: int) -> Record:
     task = case.task()
     best = _objectives(task.softjax(1e-11), task.lanes)
-    ours = _Solver("softjax", task.softjax)
-    peers = [_Solver(f"scikit-learn {name}", partial(task.peer, name)) for name in case.peers]
-    for solver in (ours, *peers):
-        _find_tolerance(solver, best, task.lanes)
-    able = [peer for peer in peers if peer.tol is not None]
-    fastest = min(able, key=lambda peer: peer.times[0][0], default=None)
-    for solver in (ours, fastest):
-        if solver is not None:
-            solver.times.clear()
-    pair = [solver for solver in (ours, fastest) if solver is not None and solver.tol is not None]
+    ours = fit.Solver("softjax", task.softjax)
+    peers = [fit.Solver(f"scikit-learn {name}", partial(task.peer, name)) for name in case.peers]
+
+    def worst(theta: np.ndarray) -> float:
+        return float(np.max((_objectives(theta, task.lanes) - best) / best))
+
+    ours_found, *found = (
+        fit.find_tolerance(solver, SUBOPTIMALITY, worst) for solver in (ours, *peers)
+    )
+    able = [(cpu, peer) for cpu, peer in zip(found, peers, strict=True) if cpu is not None]
+    _, fastest = min(able, key=lambda entry: entry[0], default=(None, None))
+    pair = [ours] if ours_found is not None else []
+    if fastest is not None:
+        pair.append(fastest)
     for repeat in range(repeats):
         for solver in pair[:: -1 if repeat % 2 else 1]:
-            solver.times.append(_timed(solver.fit, solver.tol or 0.0)[0])
+            solver.times.append(fit.timed(solver.fit, solver.tol or 0.0)[0])
     ratios = [] if fastest is None else zip(ours.times, fastest.times, strict=False)
     ratios = [a / b for (a, _), (b, _) in ratios]
     return {
@@ -179,59 +182,9 @@ def _run_case(case: Case, repeats: int) -> Record:
         "asked_suboptimality": SUBOPTIMALITY,
         "bound": case.bound,
         "repeats": repeats,
-        "solvers": [_solver_record(solver) for solver in (ours, *peers)],
+        "solvers": [fit.solver_record(solver) for solver in (ours, *peers)],
         "ratio": statistics.median(ratios) if ratios else None,
     }
-
-
-@dataclass
-class _Solver:
-    """All fits as a function of the tolerance, the tolerance that they need and their times."""
-
-    name: str
-    fit: Callable[[float], np.ndarray]
-    tol: float | None = None
-    suboptimality: float = np.inf
-    first_seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        self.times: list[tuple[float, float]] = []
-
-
-def _solver_record(solver: _Solver) -> Record:
-    record: Record = {
-        "name": solver.name,
-        "tol": solver.tol,
-        "suboptimality": solver.suboptimality,
-        "first_seconds": solver.first_seconds,
-    }
-    if solver.times:
-        record["cpu_seconds"] = statistics.median(cpu for cpu, _ in solver.times)
-        record["wall_seconds"] = statistics.median(wall for _, wall in solver.times)
-    return record
-
-
-def _find_tolerance(solver: _Solver, best: np.ndarray, lanes: Lanes) -> None:
-    """The loosest tolerance that reaches what is asked in every lane; none where none does."""
-    for tol in fit.TOLERANCES:
-        times, theta = _timed(solver.fit, tol)
-        solver.first_seconds = solver.first_seconds or times[1]
-        reached = float(np.max((_objectives(theta, lanes) - best) / best))
-        solver.suboptimality = min(solver.suboptimality, reached)
-        if reached <= SUBOPTIMALITY:
-            solver.tol, solver.suboptimality = tol, reached
-            solver.times.append(times)
-            return
-        if times[1] > fit.PATIENCE:
-            return
-
-
-def _timed(
-    function: Callable[[float], np.ndarray], tol: float
-) -> tuple[tuple[float, float], np.ndarray]:
-    cpu, wall = time.process_time(), time.perf_counter()
-    theta = function(tol)
-    return (time.process_time() - cpu, time.perf_counter() - wall), theta
 
 
 def _theta(params: Any) -> np.ndarray:
@@ -240,13 +193,6 @@ def _theta(params: Any) -> np.ndarray:
 
 
 def _objectives(theta: np.ndarray, lanes: Lanes) -> np.ndarray:
-    """Of each lane, in NumPy, whoever found `theta`."""
-    rows = np.arange(len(lanes.y))
-    found = []
-    for parameters, weights, l2 in zip(theta, lanes.weights, lanes.l2, strict=True):
-        z = lanes.x @ parameters[:-1] + parameters[-1]
-        z -= z.max(-1, keepdims=True)
-        losses = np.log(np.exp(z).sum(-1)) - z[rows, lanes.y]
-        penalty = l2 / 2 * np.sum(parameters[:-1] ** 2)
-        found.append(weights @ losses / weights.sum() + penalty)
-    return np.array(found)
+    """Of each lane."""
+    own = zip(theta, lanes.weights, lanes.l2, strict=True)
+    return np.array([fit.objective(t, lanes.x, lanes.y, l2, weights) for t, weights, l2 in own])
