@@ -80,6 +80,38 @@ def initial(theta: Any, memory: Any) -> State:
     return State(theta, memory, infinite, infinite, infinite, infinite, zero, zero, zero, zero)
 
 
+def judge(state: State, objective: Array, norm: Array, tol: Array) -> State:
+    """The state with what was found at its parameters, and what that says of it."""
+    exact = state.decrement <= tol * jnp.maximum(objective, tol)
+    reached = (norm <= tol) & exact | (norm == 0)
+    status = jnp.where(reached, _status.CONVERGED, state.status)
+    status = jnp.where(jnp.isfinite(norm), status, _status.NON_FINITE).astype(jnp.int32)
+    return state._replace(value=objective, norm=norm, status=status)
+
+
+def taken(
+    state: State, theta: Any, memory: Any, first: Array, t: Array, passes: Any, patience: int
+) -> State:
+    """The state after a step of length t along a slope `first`."""
+    stalled = jnp.where(state.norm < state.best, 0, state.stalled + 1)
+    lost = (stalled >= patience) | (t == 0)
+    return state._replace(
+        theta=theta,
+        memory=memory,
+        decrement=-first / 2,
+        best=jnp.minimum(state.norm, state.best),
+        stalled=stalled,
+        step=state.step + 1,
+        passes=state.passes + passes,
+        status=jnp.where(lost, _status.PRECISION_FLOOR, state.status).astype(jnp.int32),
+    )
+
+
+def moved(a: Array, t: Array, step: Array) -> Array:
+    """a + t step; a direction that is not finite leads nowhere: 0 * inf would be NaN."""
+    return a + jnp.where(t == 0, 0, t * step)
+
+
 def advance(
     method: Method, problem: Problem, tol: Array, state: State, stop: Array
 ) -> tuple[State, Array]:
@@ -89,12 +121,7 @@ def advance(
 
     def judged(state, here):
         objective = value(problem, here.theta, here.logits)
-        norm = relative_norm(here.gradient, bound)
-        exact = state.decrement <= tol * jnp.maximum(objective, tol)
-        reached = (norm <= tol) & exact | (norm == 0)
-        status = jnp.where(reached, _status.CONVERGED, state.status)
-        status = jnp.where(jnp.isfinite(norm), status, _status.NON_FINITE).astype(jnp.int32)
-        return state._replace(value=objective, norm=norm, status=status)
+        return judge(state, objective, relative_norm(here.gradient, bound), tol)
 
     def stepped(state, here):
         d, memory, passes = method.direction(problem, s, here, state.memory, state.step, state.norm)
@@ -102,23 +129,9 @@ def advance(
         d_logits = class_scores(problem.features, d)
         first = jnp.vdot(here.gradient, d)
         t = step_length(problem, here.theta, here.logits, first, d, d_logits)
-        stalled = jnp.where(state.norm < state.best, 0, state.stalled + 1)
-        lost = (stalled >= method.patience) | (t == 0)
-        status = jnp.where(lost, _status.PRECISION_FLOOR, state.status).astype(jnp.int32)
-        state = State(
-            # A direction that is not finite leads nowhere: 0 * inf would be NaN.
-            here.theta + jnp.where(t == 0, 0, t * d),
-            memory,
-            state.value,
-            state.norm,
-            -first / 2,
-            jnp.minimum(state.norm, state.best),
-            stalled,
-            state.step + 1,
-            state.passes + passes + 2,
-            status,
-        )
-        return state, here.logits + jnp.where(t == 0, 0, t * d_logits)
+        theta = moved(here.theta, t, d)
+        state = taken(state, theta, memory, first, t, passes + 2, method.patience)
+        return state, moved(here.logits, t, d_logits)
 
     def body(carry):
         state, logits, _ = carry

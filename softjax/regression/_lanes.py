@@ -15,6 +15,7 @@ from jax import Array, lax
 from jax.tree_util import Partial
 
 from softjax.regression import _descent, _metric, _newton, _problem, _status
+from softjax.regression._descent import judge, moved, taken
 from softjax.regression._line_search import step_length
 from softjax.regression._metric import Standardised
 from softjax.regression._problem import Data, Point, Problem, centred, class_scores
@@ -187,44 +188,21 @@ def _stepped(lanes: Lanes, tol: Array, slot: Slots, running: Array) -> Slots:
     d_logits = class_scores(lanes.features, d)
     first = jnp.vdot(here.gradient, d)
     t = step_length(problem, here.theta, here.logits, first, d, d_logits)
-    # A direction that is not finite leads nowhere: 0 * inf would be NaN.
-    theta = here.theta + jnp.where(t == 0, 0, t * d)
-    logits = here.logits + jnp.where(t == 0, 0, t * d_logits)
-    stalled = jnp.where(state.norm < state.best, 0, state.stalled + 1)
-    lost = (stalled >= PATIENCE) | (t == 0)
-    state = state._replace(
-        theta=theta,
-        decrement=-first / 2,
-        best=jnp.minimum(state.norm, state.best),
-        stalled=stalled,
-        step=state.step + 1,
-        passes=state.passes + passes + 2,
-        status=jnp.where(lost, _status.PRECISION_FLOOR, state.status).astype(jnp.int32),
-    )
+    theta, logits = moved(here.theta, t, d), moved(here.logits, t, d_logits)
+    state = taken(state, theta, (), first, t, passes + 2, PATIENCE)
     there = _point(problem, theta, logits)
     return slot._replace(state=_judged(lanes, tol, problem, state, there), point=there)
 
 
 def _direction(lanes: Lanes, problem: Problem, here: Point, norm: Array) -> tuple[Array, Array]:
-    """-H^-1 gradient by conjugate gradients in float32, as `_newton.newton_cg`."""
-    s, dtype = lanes.standardised, jnp.float32
-    weights = _problem.example_weights(problem.targets).astype(dtype)
-    p = here.probabilities.astype(dtype)
-    rounding = jnp.finfo(dtype).eps * jnp.vdot(weights, jnp.sum(p * (1 - p), 0))
-    ridge = jnp.minimum(problem.l2 / s.scale / s.scale, _metric.LARGEST_RIDGE)
-    ridge = jnp.append(ridge, 0).astype(dtype) + rounding
-
-    def hvp(v):
-        scores = _problem.product(s.features, v.T).T
-        return _problem.product(_newton.spread(weights, p, scores), s.features) + ridge * v
-
-    size = jnp.where(norm > 0, norm, 1)
-    g = (_metric.to_standard(s.mean, s.scale, here.gradient) / size).astype(dtype)
-    tolerance = jnp.clip(3 * jnp.sqrt(norm).astype(dtype), _newton.FINE, _newton.ROUGH)
+    """As `_newton.newton_cg`, in the metric of all lanes and with the penalty of its own."""
+    s = lanes.standardised
+    s = s._replace(ridge=_metric.scaled_ridge(problem.l2, s.scale))
+    weights = _problem.example_weights(problem.targets).astype(jnp.float32)
+    p = here.probabilities.astype(jnp.float32)
     steepest = partial(_steepest, lanes.metric)
-    d, steps = _newton.conjugate_gradients(hvp, steepest, -g, tolerance, _newton.CG_STEPS)
-    d = _metric.from_standard(s.mean, s.scale, d.astype(norm.dtype) * size)
-    return centred(d), 2 * steps
+    d, passes = _newton.truncated(s, weights, p, here.gradient, norm, steepest)
+    return centred(d), passes
 
 
 def _steepest(metric: Any, gradient: Array) -> Array:
@@ -245,11 +223,7 @@ def _judged(
     """As a single fit is judged, but for the bound, which is that of all lanes."""
     objective = _problem.value(problem, here.theta, here.logits)
     norm = _problem.relative_norm(here.gradient, lanes.bound)
-    exact = state.decrement <= tol * jnp.maximum(objective, tol)
-    reached = (norm <= tol) & exact | (norm == 0)
-    status = jnp.where(reached, _status.CONVERGED, state.status)
-    status = jnp.where(jnp.isfinite(norm), status, _status.NON_FINITE).astype(jnp.int32)
-    return state._replace(value=objective, norm=norm, status=status)
+    return judge(state, objective, norm, tol)
 
 
 def _result(lanes: Lanes, slot: Slots) -> tuple[FitResult, Any]:

@@ -160,7 +160,7 @@ def run(
     limit = MAX_STEPS if max_steps is None else _arguments.at_least("max_steps", max_steps, 0)
     rotation, x = None, data.features
     params = _arguments.initial_params(init, x.shape[1], num_classes, x.dtype)
-    if 2 * len(x) <= x.shape[1] and len(x) < _metric.LARGEST_FACTOR:
+    if _rotation.pays(x):
         x, rotation = _rotation.rotate(x)
         data, params = data._replace(features=x), _rotation.forth(rotation, params)
     groups = Groups(data, lane_of, report_of, jnp.asarray(tol, x.dtype), num_classes, count)
@@ -279,11 +279,6 @@ def _turned_back(rotation: _rotation.Rotation, fits: FitResult) -> FitResult:
 
 def _dense(s: Standardised, weights: Array, p: Array) -> Array:
     """The inverse Hessian [K (D + 1), K (D + 1)], as exact Newton factors it."""
-    h = _newton.hessian(s.features, weights.astype(jnp.float32), p.astype(jnp.float32), s.ridge)
-    num_classes, width = h.shape[:2]
-    # All-ones over the classes is no direction: the curvature there is made that of the others.
-    mean = jnp.mean(jnp.einsum("kdkd->kd", h), 0)
-    h = (h + jnp.diag(mean)[:, None] / num_classes).reshape(num_classes * width, -1)
-    lower, unit = _newton.factor(h)
+    lower, unit = _newton.factored_hessian(s, weights.astype(jnp.float32), p.astype(jnp.float32))
     inverse = jax.scipy.linalg.cho_solve((lower, True), jnp.diag(unit))
     return unit[:, None] * inverse

@@ -68,8 +68,12 @@ def standardise(problem: Problem, bound: Array) -> Standardised:
     """`bound` is that of the gradient: the root mean squares of the features."""
     x = problem.features
     mean, scale = moments(problem, bound)
-    ridge = jnp.append(jnp.minimum(problem.l2 / scale / scale, LARGEST_RIDGE), 0)
-    return Standardised(_scaled(x, mean, scale), mean, scale, ridge.astype(jnp.float32))
+    return Standardised(_scaled(x, mean, scale), mean, scale, scaled_ridge(problem.l2, scale))
+
+
+def scaled_ridge(l2: Array, scale: Array) -> Array:
+    """The penalty on the scaled parameters, [D + 1], in float32."""
+    return jnp.append(jnp.minimum(l2 / scale / scale, LARGEST_RIDGE), 0).astype(jnp.float32)
 
 
 def moments(problem: Problem, bound: Array) -> tuple[Array, Array]:

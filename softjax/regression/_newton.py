@@ -39,6 +39,15 @@ def newton_cg(
         lambda: metric,
     )
 
+    steepest = partial(_metric.apply, metric)
+    d, passes = truncated(s, weights, p, point.gradient, norm, steepest)
+    return d, metric, passes
+
+
+def truncated(
+    s: Standardised, weights: Array, p: Array, gradient: Array, norm: Array, steepest: Callable
+) -> tuple[Array, Array]:
+    """-H^-1 gradient, and the products with the features that it took."""
     # Where the features are collinear there is no curvature but that of rounding: this is more.
     ridge = s.ridge + jnp.finfo(jnp.float32).eps * jnp.vdot(weights, jnp.sum(p * (1 - p), 0))
 
@@ -46,12 +55,12 @@ def newton_cg(
         scores = product(s.features, v.T).T
         return product(spread(weights, p, scores), s.features) + ridge * v
 
-    # The norm scales to what float32 can hold.
-    g = (_metric.to_standard(s.mean, s.scale, point.gradient) / norm).astype(jnp.float32)
+    # The norm, 0 in a lane that is done, scales to what float32 can hold.
+    size = jnp.where(norm > 0, norm, 1)
+    g = (_metric.to_standard(s.mean, s.scale, gradient) / size).astype(jnp.float32)
     tolerance = jnp.clip(3 * jnp.sqrt(norm).astype(jnp.float32), FINE, ROUGH)
-    steepest = partial(_metric.apply, metric)
     d, steps = conjugate_gradients(hvp, steepest, -g, tolerance, CG_STEPS)
-    return _metric.from_standard(s.mean, s.scale, d.astype(norm.dtype) * norm), metric, 2 * steps
+    return _metric.from_standard(s.mean, s.scale, d.astype(norm.dtype) * size), 2 * steps
 
 
 def newton(
@@ -59,16 +68,23 @@ def newton(
 ) -> tuple[Array, tuple[()], Array]:
     """The direction -H^-1 g by a Cholesky factor of the Hessian, in float32 too."""
     weights = example_weights(problem.targets).astype(jnp.float32)
-    h = hessian(s.features, weights, point.probabilities.astype(jnp.float32), s.ridge)
-    num_classes, width = h.shape[:2]
-    # All-ones over the classes is no direction: the curvature there is made that of the others.
-    mean = jnp.mean(jnp.einsum("kdkd->kd", h), 0)
-    h = (h + jnp.diag(mean)[:, None] / num_classes).reshape(num_classes * width, -1)
-    lower, unit = factor(h)
+    lower, unit = factored_hessian(s, weights, point.probabilities.astype(jnp.float32))
+    num_classes, width = point.gradient.shape
     g = (_metric.to_standard(s.mean, s.scale, point.gradient) / norm).astype(jnp.float32)
     d = -factored_solve(lower, unit, g.ravel()).reshape(num_classes, width)
     d = _metric.from_standard(s.mean, s.scale, d.astype(norm.dtype) * norm)
     return d, memory, jnp.full((), num_classes, jnp.int32)
+
+
+def factored_hessian(s: Standardised, weights: Array, p: Array) -> tuple[Array, Array]:
+    """`factor` of the Hessian [K (D + 1), K (D + 1)].
+
+    All-ones over the classes is no direction: the curvature there is made that of the others.
+    """
+    h = hessian(s.features, weights, p, s.ridge)
+    num_classes, width = h.shape[:2]
+    mean = jnp.mean(jnp.einsum("kdkd->kd", h), 0)
+    return factor((h + jnp.diag(mean)[:, None] / num_classes).reshape(num_classes * width, -1))
 
 
 def factor(h: Array) -> tuple[Array, Array]:

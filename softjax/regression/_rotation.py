@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from softjax.regression._metric import LARGEST_FACTOR
 from softjax.regression._model import SoftmaxRegression
+from softjax.regression._wide import is_wide
 
 
 class Rotation(NamedTuple):
@@ -19,6 +21,11 @@ class Rotation(NamedTuple):
 
     reflectors: Array
     factors: Array
+
+
+def pays(features: Array) -> bool:
+    """Whether N dimensions are worth the factorization, of 2 N^2 D operations."""
+    return is_wide(features) and len(features) < LARGEST_FACTOR
 
 
 @jax.jit

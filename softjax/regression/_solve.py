@@ -12,7 +12,6 @@ from jax import Array, lax
 from softjax.regression import (
     _descent,
     _firth,
-    _metric,
     _problem,
     _proximal,
     _rotation,
@@ -214,11 +213,9 @@ def _advance(
 def _rotated(
     name: str, data: Data, params: SoftmaxRegression
 ) -> tuple[_rotation.Rotation | None, Data, SoftmaxRegression]:
-    """In N dimensions where that is worth the factorization, of 2 N^2 D operations."""
+    """In N dimensions, where that pays."""
     x = data.features
-    if is_sparse(x) or not SOLVERS[name].rotates:
-        return None, data, params
-    if not (_wide.is_wide(x) and len(x) < _metric.LARGEST_FACTOR):
+    if is_sparse(x) or not SOLVERS[name].rotates or not _rotation.pays(x):
         return None, data, params
     features, rotation = _rotation.rotate(x)
     return rotation, data._replace(features=features), _rotation.forth(rotation, params)

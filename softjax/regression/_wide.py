@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array, lax
 
 from softjax.regression import _newton, _status
-from softjax.regression._descent import State, initial
+from softjax.regression._descent import State, initial, judge, moved, taken
 from softjax.regression._line_search import step_length
 from softjax.regression._problem import (
     Problem,
@@ -106,12 +106,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         rho = dual_residual(probabilities(logits), state.memory)
         size = jnp.sum(rho * rho / jnp.where(counted, weights, 1), 1)
         outside = relative_norm(problem.l2 * state.memory.rest, bound)
-        norm = jnp.maximum(jnp.sqrt(jnp.max(size)), outside)
-        exact = state.decrement <= tol * jnp.maximum(objective, tol)
-        reached = (norm <= tol) & exact | (norm == 0)
-        status = jnp.where(reached, _status.CONVERGED, state.status)
-        status = jnp.where(jnp.isfinite(norm), status, _status.NON_FINITE).astype(jnp.int32)
-        return state._replace(value=objective, norm=norm, status=status)
+        return judge(state, objective, jnp.maximum(jnp.sqrt(jnp.max(size)), outside), tol)
 
     def stepped(state, logits):
         span = state.memory
@@ -131,31 +126,14 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         d, d_logits = d.at[:, -1:].set(b), d_logits + b
         first = jnp.vdot(rho, d_logits) + problem.l2 * jnp.vdot(span.rest, d)
         t = step_length(problem, state.theta, logits, first, d, d_logits)
-
-        stalled = jnp.where(state.norm < state.best, 0, state.stalled + 1)
-        lost = (stalled >= PATIENCE) | (t == 0)
-        status = jnp.where(lost, _status.PRECISION_FLOOR, state.status).astype(jnp.int32)
-
-        def moved(a, step):
-            return a + jnp.where(t == 0, 0, t * step)
-
-        state = State(
-            moved(state.theta, d),
-            Span(
-                moved(span.beta, y),
-                moved(span.rest, -span.rest),
-                moved(span.rest_logits, -span.rest_logits),
-            ),
-            state.value,
-            state.norm,
-            -first / 2,
-            jnp.minimum(state.norm, state.best),
-            stalled,
-            state.step + 1,
-            state.passes + 2 * steps + 2,
-            status,
+        span = Span(
+            moved(span.beta, t, y),
+            moved(span.rest, t, -span.rest),
+            moved(span.rest_logits, t, -span.rest_logits),
         )
-        return state, moved(logits, d_logits)
+        theta = moved(state.theta, t, d)
+        state = taken(state, theta, span, first, t, 2 * steps + 2, PATIENCE)
+        return state, moved(logits, t, d_logits)
 
     def body(carry):
         state, logits, _ = carry
