@@ -131,6 +131,18 @@ def unit_interval(function: str, argument: str, x: ArrayLike) -> None:
         raise ValueError(message(function, argument, "a number in [0, 1]", x))
 
 
+def not_negative_number(function: str, argument: str, value: Any) -> float:
+    """`value` as a finite float >= 0."""
+    expected = "a finite number >= 0"
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(message(function, argument, expected, repr(value))) from error
+    if not 0 <= number < np.inf:
+        raise ValueError(message(function, argument, expected, number))
+    return number
+
+
 def not_negative(function: str, argument: str, x: ArrayLike) -> None:
     """Refuses known values below 0."""
     values = known(x)

@@ -44,10 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def start(command: Sequence[str], count: int) -> list[subprocess.Popen[bytes]]:
     """Starts a command so many times, as the processes of one run."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count)}
+    shared = {"JAX_COORDINATOR_ADDRESS": free_address(), "JAX_NUM_PROCESSES": str(count)}
     # A GPU a process, where there are any.
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
     running = []
@@ -55,6 +52,13 @@ def start(command: Sequence[str], count: int) -> list[subprocess.Popen[bytes]]:
         own = {"JAX_PROCESS_ID": str(index), "CUDA_VISIBLE_DEVICES": devices[index % len(devices)]}
         running.append(subprocess.Popen(command, env=os.environ | shared | own))
     return running
+
+
+def free_address() -> str:
+    """A HOST:PORT of this machine that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def wait(running: Sequence[subprocess.Popen[bytes]]) -> int:

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ import jax
 import numpy as np
 import optax
 
-from softjax import checkpoints, datasets, processes, streaming
+from softjax import checkpoints, datasets, launch, processes, streaming
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["worker", "orbax.checkpoint", "jax.experimental.multihost_utils"])
@@ -27,9 +26,7 @@ ALL_END, ALL_DONE = 15, 120
 
 def start(folder, count, **options):
     """The processes of a run, each with its words in a file of `folder`."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = launch.free_address()
     running = []
     for old in Path(folder).glob("met-*"):
         old.unlink()

@@ -131,17 +131,10 @@ def initial_params(
 
 def not_negative(argument: str, value: Any) -> Any:
     """A finite number >= 0 as a float; a traced scalar as it is."""
-    expected = "a finite number >= 0"
     if isinstance(value, Tracer):
         _checks.same_shape(FIT, argument, value, ())
         return value
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as cause:
-        raise TypeError(_checks.message(FIT, argument, expected, repr(value))) from cause
-    if not 0 <= number < np.inf:
-        raise error(argument, expected, number)
-    return number
+    return _checks.not_negative_number(FIT, argument, value)
 
 
 def at_least(argument: str, value: int, bound: int) -> int:

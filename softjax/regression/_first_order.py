@@ -156,23 +156,15 @@ def advance(
     stop: Array,
 ) -> tuple[State, Array]:
     """Runs until step `stop` or until the status says so: the state, and the mean objective."""
-    update = optax.with_extra_args_support(optimizer).update
     epoch_steps = batches_per_epoch(len(data.features), batch_size)
     first = state.step
 
     def body(carry):
         state, order, total = carry
         batch_objective = partial(_objective, data, batch_size, order, state.step)
-        with jax.numpy_dtype_promotion("standard"):
-            updates, optimizer_state = update(
-                state.grad,
-                state.optimizer_state,
-                state.params,
-                value=state.value,
-                grad=state.grad,
-                value_fn=batch_objective,
-            )
-        params: Any = optax.apply_updates(state.params, updates)
+        params, optimizer_state = updated(
+            optimizer, state.optimizer_state, state.params, state.value, state.grad, batch_objective
+        )
         step = state.step + 1
 
         if batch_size is None:
@@ -201,6 +193,29 @@ def advance(
     taken = state.step - first
     mean = jnp.where(taken == 0, state.value, total / jnp.maximum(taken, 1).astype(total.dtype))
     return state, mean
+
+
+def updated(
+    optimizer: optax.GradientTransformation,
+    optimizer_state: optax.OptState,
+    params: SoftmaxRegression,
+    value: Array,
+    grad: SoftmaxRegression,
+    value_fn: Callable,
+) -> tuple[SoftmaxRegression, optax.OptState]:
+    """The parameters after a step of the optimizer, and its state."""
+    with jax.numpy_dtype_promotion("standard"):
+        updates, optimizer_state = optax.with_extra_args_support(optimizer).update(
+            grad, optimizer_state, params, value=value, grad=grad, value_fn=value_fn
+        )
+    stepped: Any = optax.apply_updates(params, updates)
+    return stepped, optimizer_state
+
+
+def largest_entry(grad: SoftmaxRegression) -> Array:
+    """max |g|."""
+    norm = jnp.max(jnp.abs(grad.kernel), initial=0)  # there may be no features
+    return jnp.maximum(norm, jnp.max(jnp.abs(grad.bias)))
 
 
 @jax.jit
@@ -265,8 +280,7 @@ def _value_and_grad(objective: Callable, optimizer_state: optax.OptState) -> Cal
 
 def _judge(value: Array, grad: SoftmaxRegression, tol: Array) -> tuple[Array, Array]:
     """The largest entry of the gradient, and the status."""
-    norm = jnp.max(jnp.abs(grad.kernel), initial=0)  # there may be no features
-    norm = jnp.maximum(norm, jnp.max(jnp.abs(grad.bias)))
+    norm = largest_entry(grad)
     status = jnp.where(norm <= tol, CONVERGED, RUNNING)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     return norm, jnp.where(finite, status, NON_FINITE).astype(jnp.int32)

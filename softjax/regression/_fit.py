@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,9 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from softjax.regression import _arguments, _first_order, _solve, _status
+from softjax.regression._events import record, with_validation
 from softjax.regression._mesh import on_auto_axes
-from softjax.regression._model import SoftmaxRegression, predict
-from softjax.regression._objective import objective
+from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import Event, FitResult
 from softjax.regression._sparse import is_sparse
@@ -154,7 +154,6 @@ def fit(
     history: list[dict[str, float]] = []
     while True:
         progress = run.advance(stop)
-        validated = (None, None) if held_out is None else _evaluate(progress.params, *held_out)
         event = Event(
             progress.step,
             progress.step / run.epoch_steps,
@@ -162,9 +161,11 @@ def fit(
             progress.gradient_norm,
             time.perf_counter() - begin,
             progress.params,
-            *validated,
+            None,
+            None,
         )
-        history.append(_record(event))
+        event = with_validation(event, held_out)
+        history.append(record(event))
         interrupted = callback is not None and bool(callback(event))
         if progress.status != _status.RUNNING or interrupted or progress.step >= run.limit:
             break
@@ -207,23 +208,3 @@ def _validation(
     y = _arguments.labels_array("validation", validation[1], x.shape[0])
     _arguments.class_count("validation", y, num_classes)
     return x, y
-
-
-def _evaluate(params: SoftmaxRegression, features: Any, labels: Array) -> tuple[float, float]:
-    loss, accuracy = _loss_and_accuracy(params, features, labels)
-    return float(loss), float(accuracy)
-
-
-@jax.jit
-def _loss_and_accuracy(
-    params: SoftmaxRegression, features: Array, labels: Array
-) -> tuple[Array, Array]:
-    right = labels if labels.ndim == 1 else jnp.argmax(labels, -1)
-    hits = predict(params, features) == right
-    return objective(params, features, labels), jnp.mean(hits)
-
-
-def _record(event: Event) -> dict[str, float]:
-    fields = event._asdict()
-    del fields["params"]
-    return {name: value for name, value in fields.items() if value is not None}

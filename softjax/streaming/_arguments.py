@@ -1,6 +1,4 @@
-"""What all of streaming takes: dtypes, labels, numbers."""
-
-from typing import Any
+"""What all of streaming takes: dtypes and labels."""
 
 import jax
 import numpy as np
@@ -23,15 +21,3 @@ def as_indices(labels: np.ndarray) -> np.ndarray:
         raise TypeError(_checks.message("streaming", "labels", expected, got))
     whole = (labels >= 0) & (labels < 2**31) & (labels == np.floor(labels))
     return np.where(whole, labels, -1).astype(np.int32)
-
-
-def not_negative(function: str, argument: str, value: Any) -> float:
-    """`value` as a finite float >= 0."""
-    expected = "a finite number >= 0"
-    try:
-        number = float(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(_checks.message(function, argument, expected, repr(value))) from error
-    if not 0 <= number < np.inf:
-        raise ValueError(_checks.message(function, argument, expected, number))
-    return number

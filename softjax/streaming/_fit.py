@@ -20,6 +20,7 @@ from jax import Array
 from softjax import _checks, processes
 from softjax.regression import Event, FitResult, _lbfgs, _metric, _status
 from softjax.regression._descent import LBFGS
+from softjax.regression._events import Validation, record, with_validation
 from softjax.regression._line_search import BEFORE, BEYOND, TRIALS
 from softjax.regression._problem import (
     Data,
@@ -35,9 +36,8 @@ from softjax.regression._problem import (
     unpack,
     value,
 )
-from softjax.streaming._arguments import as_indices, computed_in, not_negative
+from softjax.streaming._arguments import as_indices, computed_in
 from softjax.streaming._batches import Batch
-from softjax.streaming._events import Validation, record, with_validation
 from softjax.streaming._prefetch import ahead
 from softjax.streaming._rows import Rows
 
@@ -115,7 +115,9 @@ def fit(
     begin = time.perf_counter()
     num_classes = _checks.at_least(FIT, "num_classes", num_classes, 2)
     max_steps = _checks.at_least(FIT, "max_steps", max_steps, 0)
-    l2, tol = not_negative(FIT, "l2", l2), not_negative(FIT, "tol", tol)
+    l2, tol = (
+        _checks.not_negative_number(FIT, name, value) for name, value in (("l2", l2), ("tol", tol))
+    )
     passes = _Passes(rows, num_classes, l2, transform, held_out)
     dtype = passes.dtype
 

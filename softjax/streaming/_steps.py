@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ from jax import Array, lax
 
 from softjax._cross_entropy import cross_entropy, weighted_mean
 from softjax.regression import SoftmaxRegression, logits
+from softjax.regression._first_order import largest_entry, updated
+from softjax.regression._objective import penalty
 from softjax.streaming._batches import Batch
 
 
@@ -64,7 +66,6 @@ def advance(
         it travels with the gradients, so that all learn of it after the same step.
     """
     l2, class_weights = fixed
-    update = optax.with_extra_args_support(optimizer).update
     last = state.step + count
 
     def objective(batch: Batch, params: SoftmaxRegression) -> Array:
@@ -72,7 +73,7 @@ def advance(
         if transform is not None:
             features = transform(features)
         losses = cross_entropy(logits(params, features), labels, class_weights=class_weights)
-        return weighted_mean(losses, weights) + l2 / 2 * jnp.sum(jnp.square(params.kernel))
+        return weighted_mean(losses, weights) + penalty(params, l2)
 
     def body(carry: tuple[State, Array]) -> tuple[State, Array]:
         state, _ = carry
@@ -82,18 +83,10 @@ def advance(
             batch = _without_bad_rows(batch, state.params.bias.size)
         value_fn = partial(objective, batch)
         value, grad = jax.value_and_grad(value_fn)(state.params)
-        with jax.numpy_dtype_promotion("standard"):
-            updates, optimizer_state = update(
-                grad,
-                state.optimizer_state,
-                state.params,
-                value=value,
-                grad=grad,
-                value_fn=value_fn,
-            )
-        params: Any = optax.apply_updates(state.params, updates)
-        norm = jnp.max(jnp.abs(grad.kernel), initial=0)  # there may be no features
-        norm = jnp.maximum(norm, jnp.max(jnp.abs(grad.bias)))
+        params, optimizer_state = updated(
+            optimizer, state.optimizer_state, state.params, value, grad, value_fn
+        )
+        norm = largest_entry(grad)
         taken = State(
             params, optimizer_state, state.step + 1, state.total + value, state.taken + 1, norm
         )

@@ -18,10 +18,9 @@ from softjax import _checks, processes
 from softjax.checkpoints import Checkpoints
 from softjax.regression import Event, FitResult, SoftmaxRegression, _status
 from softjax.regression import init as zeros
-from softjax.streaming._arguments import not_negative
+from softjax.regression._events import Validation, record, with_validation
 from softjax.streaming._batches import Source, source_of
 from softjax.streaming._devices import Chunk, Devices
-from softjax.streaming._events import Validation, record, with_validation
 from softjax.streaming._prefetch import ahead
 from softjax.streaming._steps import State, advance, start
 
@@ -139,7 +138,7 @@ def train(
     begin = time.perf_counter()
     num_classes = _checks.at_least(TRAIN, "num_classes", num_classes, 2)
     steps = _checks.at_least(TRAIN, "steps", steps, 0)
-    l2 = not_negative(TRAIN, "l2", l2)
+    l2 = _checks.not_negative_number(TRAIN, "l2", l2)
     source = source_of(batches)
     if every is None:
         every = source.epoch_steps if source.epoch_steps > 1 else max(steps, 1)

@@ -1,16 +1,20 @@
-"""What is told on the way: the event of a step, and its line in the history."""
+"""What is told on the way: an event with what held-out data say, and its line in the history."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from softjax.regression import Event, SoftmaxRegression, objective, predict
+from softjax.regression._model import SoftmaxRegression, predict
+from softjax.regression._objective import objective
+from softjax.regression._result import Event
 
 Validation = tuple[ArrayLike, ArrayLike]
 
 
-def with_validation(event: Event, validation: Validation | None) -> Event:
+def with_validation(event: Event, validation: tuple[Any, Any] | None) -> Event:
     """The event with the loss and the accuracy on held-out data."""
     if validation is None:
         return event
@@ -29,4 +33,6 @@ def record(event: Event) -> dict[str, float]:
 def _loss_and_accuracy(
     params: SoftmaxRegression, features: Array, labels: Array
 ) -> tuple[Array, Array]:
-    return objective(params, features, labels), jnp.mean(predict(params, features) == labels)
+    right = labels if labels.ndim == 1 else jnp.argmax(labels, -1)
+    hits = predict(params, features) == right
+    return objective(params, features, labels), jnp.mean(hits)
