@@ -16,7 +16,7 @@ FEWEST_LOGITS = 2**18
 # More rows make no product faster.
 MOST_ROWS = 1024
 # The arrays of a piece of classes are of about this many numbers, so that caches hold them.
-PIECE = 2**20
+PIECE = 2**21
 
 
 class Shapes(NamedTuple):
