@@ -256,10 +256,10 @@ def test_a_bad_label_under_a_trace_gives_nan():
 def test_a_second_fit_of_the_same_shapes_compiles_nothing():
     x, y = problem()
     regression.fit(x, y, l2=L2)
-    programs = _solve._advance._cache_size()
+    programs = _solve._quickly_compiled()._cache_size()
     x, y = problem(1)
     regression.fit(x, y, l2=2 * L2, tol=1e-4, max_steps=7, num_classes=K)
-    assert _solve._advance._cache_size() == programs
+    assert _solve._quickly_compiled()._cache_size() == programs
 
 
 @pytest.mark.x64_once
