@@ -13,6 +13,7 @@ from rich.progress import track
 from benchmarks import (
     accuracy,
     baselines,
+    cold,
     compare,
     docs,
     fit,
@@ -30,7 +31,14 @@ from benchmarks.peers import PEERS
 from benchmarks.run import measured
 
 # Who prints the records of a suite; `tables` those of `core`.
-PRINTERS = {"accuracy": accuracy, "fused": fused, "fit": fit, "many": many, "scale": scale}
+PRINTERS = {
+    "accuracy": accuracy,
+    "fused": fused,
+    "fit": fit,
+    "many": many,
+    "cold": cold,
+    "scale": scale,
+}
 # Missing cases that are named; the others are counted.
 SHOWN = 10
 # Whose records hold the work of their cases.

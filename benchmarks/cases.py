@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import accuracy, fit, fused, many, scale
+from benchmarks import accuracy, cold, fit, fused, many, scale
 
 
 @dataclass(frozen=True)
@@ -118,5 +118,6 @@ SUITES: dict[str, Sequence[Any]] = {
     "fused": fused.CASES,
     "fit": fit.CASES,
     "many": many.CASES,
+    "cold": cold.CASES,
     "scale": scale.CASES,
 }

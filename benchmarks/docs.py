@@ -158,6 +158,8 @@ BLOCKS: dict[str, Callable[[Run], str]] = {
     "fit-table": partial(fits_table, "fit"),
     "many-file": source,
     "many-table": partial(fits_table, "many"),
+    "cold-file": source,
+    "cold-table": partial(fits_table, "cold"),
     "scale-file": source,
     "scale-table": lambda run: scale.markdown(run.results("scale")),
     "stream-file": source,

@@ -179,20 +179,33 @@ class Solver:
 def _run_case(case: Case, repeats: int) -> Record:
     x, y = case.data()
     x = x.astype(case.dtype)
-    l2 = 1 / len(y)  # scikit-learn's C = 1
-    ours = Solver(f"softjax {case.solver}", _softjax(x, y, l2, case.solver))
-    peers = [Solver(f"scikit-learn {name}", _scikit_learn(x, y, l2, name)) for name in case.peers]
-    solvers = [ours, *peers]
-    best = _optimum(x, y, l2)
-    for solver in solvers:
-        find_tolerance(
-            solver, case.suboptimality, lambda theta: (objective(theta, x, y, l2) - best) / best
-        )
+    solvers, l2 = at_their_tolerances(case, x, y)
     able = [solver for solver in solvers if solver.tol is not None]
     for repeat in range(repeats):
         for solver in able[:: -1 if repeat % 2 else 1]:
             if not solver.times or solver.times[0][1] < PATIENCE / repeats:
                 solver.times.append(timed(solver.fit, solver.tol or 0.0)[0])
+    return record(case, x, y, l2, solvers, repeats)
+
+
+def at_their_tolerances(case: Case, x: np.ndarray, y: np.ndarray) -> tuple[list["Solver"], float]:
+    """Softjax and the peers, each with the tolerance that it needs, and the penalty."""
+    l2 = 1 / len(y)  # scikit-learn's C = 1
+    ours = Solver(f"softjax {case.solver}", _softjax(x, y, l2, case.solver))
+    peers = [Solver(f"scikit-learn {name}", _scikit_learn(x, y, l2, name)) for name in case.peers]
+    best = _optimum(x, y, l2)
+    for solver in (ours, *peers):
+        find_tolerance(
+            solver, case.suboptimality, lambda theta: (objective(theta, x, y, l2) - best) / best
+        )
+    return [ours, *peers], l2
+
+
+def record(
+    case: Case, x: np.ndarray, y: np.ndarray, l2: float, solvers: Sequence["Solver"], repeats: int
+) -> Record:
+    """What became of a case, for a file."""
+    ours, *peers = solvers
     return {
         "record": "result",
         "suite": "fit",

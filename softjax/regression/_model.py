@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
@@ -51,9 +52,9 @@ def init(num_features: int, num_classes: int, dtype: DTypeLike | None = None) ->
         Array([0., 0., 0.], dtype=float32)
     """
     dtype = jax.dtypes.canonicalize_dtype(float) if dtype is None else dtype
-    return SoftmaxRegression(
-        jnp.zeros((num_features, num_classes), dtype), jnp.zeros(num_classes, dtype)
-    )
+    # Of NumPy: nothing to compile.
+    kernel, bias = np.zeros((num_features, num_classes), dtype), np.zeros(num_classes, dtype)
+    return SoftmaxRegression(jnp.asarray(kernel), jnp.asarray(bias))
 
 
 def logits(params: SoftmaxRegression, features: ArrayLike) -> Array:
