@@ -215,4 +215,5 @@ def _docs(check: bool, console: Console) -> int:
 
 
 if __name__ == "__main__":
+    measure.keep_memory()
     sys.exit(main())

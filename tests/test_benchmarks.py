@@ -101,6 +101,40 @@ def test_a_case_that_raises_is_recorded_and_the_run_goes_on(monkeypatch, tmp_pat
     assert "error: cross_entropy/curl/tiny/float32: " in capsys.readouterr().out
 
 
+def test_softjax_out_of_memory_is_recorded_with_the_bytes_and_the_run_goes_on(
+    monkeypatch, tmp_path, capsys
+):
+    def outer(logits, labels):  # [40] to [40] * 9: 2^50 bytes
+        x = total = jnp.ravel(logits)
+        for _ in range(8):
+            total = total[..., None] + x
+        return total
+
+    def exhausted(logits, labels):  # as XLA says it of an accelerator
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: trying to allocate 1.50GiB")
+
+    monkeypatch.setitem(peers.SOFTJAX.operations, "outer", outer)
+    monkeypatch.setitem(peers.SOFTJAX.operations, "exhausted", exhausted)
+    huge = Shape("huge", 2**46, 5, "not even the logits fit")
+    failing = [
+        Case("outer", "value", TINY),
+        Case("exhausted", "value", TINY),
+        Case("softmax", "value", huge),
+    ]
+    monkeypatch.setitem(SUITES, "core", [*failing, TINY_CASES[0]])
+    out = tmp_path / "run.jsonl"
+    assert command_line.main(["run", "core", "--quick", "--out", str(out)]) == 1
+    run = results.read(out)
+    assert [failure["case"] for failure in run.failures()] == [case.name for case in failing]
+    assert {failure["kind"] for failure in run.failures()} == {"out of memory"}
+    asked = [failure["bytes"] for failure in run.failures()]
+    assert asked[:2] == [4 * 40**9, 3 * 2**29]
+    assert asked[2] == 5 * 2**48
+    assert len(run.results()) >= 1
+    printed = capsys.readouterr().out
+    assert f"out of memory, {asked[0]} bytes asked: outer/value/tiny/float32" in printed
+
+
 def test_what_was_measured_before_an_interrupt_is_kept(tiny_core, monkeypatch, tmp_path, capsys):
     def interrupted(suite, case, pairs):
         if case is TINY_CASES[1]:
