@@ -18,6 +18,7 @@ from benchmarks import (
     docs,
     fit,
     fused,
+    inference,
     many,
     measure,
     results,
@@ -37,6 +38,7 @@ PRINTERS = {
     "fit": fit,
     "many": many,
     "cold": cold,
+    "inference": inference,
     "scale": scale,
 }
 # Missing cases that are named; the others are counted.

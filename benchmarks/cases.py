@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import accuracy, cold, fit, fused, many, scale
+from benchmarks import accuracy, cold, fit, fused, inference, many, scale
 
 
 @dataclass(frozen=True)
@@ -119,5 +119,6 @@ SUITES: dict[str, Sequence[Any]] = {
     "fit": fit.CASES,
     "many": many.CASES,
     "cold": cold.CASES,
+    "inference": inference.CASES,
     "scale": scale.CASES,
 }

@@ -151,6 +151,7 @@ IN_TORCH = ("value", "gradient", "value_and_gradient")
 
 JAX_NN = Implementation("jax.nn", "jax", _of_rows(jax.nn))
 OPTAX = Implementation("optax", "optax", {"cross_entropy": OPTAX_LOSS})
+STATSMODELS = Implementation("statsmodels", "statsmodels", {}, platforms=("cpu",))  # `inference`
 PEERS = (
     JAX_NN,
     OPTAX,
@@ -168,6 +169,7 @@ PEERS = (
         {"softmax": _scikit_learn},
         **IN_NUMPY,
     ),
+    STATSMODELS,
     Implementation("torch", "torch", torch_peers.OPERATIONS, torch_peers.eager, IN_TORCH),
     Implementation(
         "torch compiled",

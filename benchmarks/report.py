@@ -26,6 +26,8 @@ ABOUT = {
     "fused": "The loss of hidden @ kernel without its logits, beside plain and chunked forms.",
     "fit": "Whole fits of softmax regression to the same suboptimality, in CPU seconds; the ratio "
     "is to the fastest peer.",
+    "inference": "A fit without a penalty, and average marginal effects with standard errors, in "
+    "float64.",
     "scale": "The loss and the fit over several devices.",
 }
 COLUMNS = ("time, ms", "ratio (95 %)", "roofline", "temporaries, MB", "sent, MB", "compile, s")

@@ -15,7 +15,7 @@ from benchmarks import roofline
 
 RESULTS = Path(__file__).parent / "results"
 # Whose quick runs leave out cases, and measure the others as in a full run.
-ALIKE = ("fit", "many", "cold", "scale")
+ALIKE = ("fit", "many", "cold", "inference", "scale")
 
 Record = dict[str, Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import accuracy, cold, fit, fused, many, measure, roofline, scale
+from benchmarks import accuracy, cold, fit, fused, inference, many, measure, roofline, scale
 from benchmarks.cases import Case
 from benchmarks.peers import JAX_NN, OPTAX, SOFTJAX, Implementation, compiled_by_jax, peers_of
 from benchmarks.reference import inputs, reference
@@ -79,6 +79,7 @@ run_case.register(fused.Case, fused.run)
 run_case.register(fit.Case, fit.run)
 run_case.register(many.Case, many.run)
 run_case.register(cold.Case, cold.run)
+run_case.register(inference.Case, inference.run)
 run_case.register(scale.Case, scale.run)
 
 

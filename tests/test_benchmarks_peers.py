@@ -11,7 +11,8 @@ pytestmark = pytest.mark.x64_once
 
 TINY = Shape("tiny", 8, 5, "no model")
 # jax.nn and optax are in every run of the other tests; `torch compiled` compiles for long.
-OTHERS = [peer for peer in peers.PEERS if peer.name not in ("jax.nn", "optax", "torch compiled")]
+ELSEWHERE = ("jax.nn", "optax", "torch compiled", "statsmodels")
+OTHERS = [peer for peer in peers.PEERS if peer.name not in ELSEWHERE]
 CASES = [
     Case(operation, mode, TINY, dtype=dtype)
     for operation, mode in (
