@@ -188,6 +188,8 @@ def _compare(before: results.Run, after: results.Run, console: Console) -> int:
             console.print(tables.changes_table(name, found))
     worse = sum(change.worse for change in changes)
     verdict = f"{worse} got worse" if worse else "nothing got slower, larger or less accurate"
+    for suite, factor in compare.sensitivity(changes).items():
+        console.print(f"{suite}: times x {factor:.2f} and more would be seen", highlight=False)
     console.print(f"{len(changes)} figures compared: {verdict} beyond the noise", highlight=False)
     return int(worse > 0)
 

@@ -6,13 +6,20 @@ variance
 
     sigma^2 = s^2 + e_A^2 + e_B^2,
 
-with e the standard error of a ratio within its run, from its interval, and s the noise between
-processes (layout of memory, placement of threads), common to a suite and estimated from all its
-changes by their median absolute deviation, which a few real changes leave alone. A slow-down is
-said where the lower end of the interval d +- q sigma is above zero, q the quantile of Student's
-distribution with FREEDOM degrees, whose tails are as heavy as those of times are, at
-0.05 / (2 m): with m comparisons, two runs of the same code are called different in one of twenty
-comparisons of whole runs, at most.
+with e the standard error of a ratio within its run, from its interval, and s the noise between two
+processes (layout of memory, placement of threads, what else runs), common to a suite. For that
+there is a sample in which nothing has changed: the peers' own times. The move of a peer is the
+change of its logarithm less the median of those of the other peers of the case, or of all in the
+suite where it has no other. s is the standard deviation of the bulk of these moves, or of the
+changes d where it is larger, from the median of the deviations, which a few real changes leave
+alone.
+
+A slow-down is said where d is above each of
+
+    q sigma         q the quantile of Student's distribution with FREEDOM degrees, whose tails are
+                    as heavy as those of times are, at 0.05 / (2 m) for m comparisons,
+    3 max |move|    for the largest of some dozens of moves is the tail itself, not a guess of it,
+    5 %             below which nobody acts.
 
 Bytes and errors are deterministic: any growth counts.
 """
@@ -33,13 +40,18 @@ LEVEL = 0.05
 NOISE_FLOOR, NOISE_UNKNOWN, FEWEST = 0.02, 0.1, 8
 # Errors are recomputed from the same numbers, but another order of sums may move the last digits.
 ERROR_GROWTH = 1.01
+# A change is above so many of the largest moves of a peer, and above this factor.
+SAFETY, LEAST = 3, 1.05
 
 COMPARED = ("platform", "device", "processor", "cores", "flags")
 
 
 @dataclass(frozen=True)
 class Change:
-    """One figure in both runs; `worse` and `better` are beyond the noise."""
+    """One figure in both runs; `worse` and `better` are beyond the noise.
+
+    `seen` is the factor from which on a change of a time would have been beyond it.
+    """
 
     kind: str
     name: str
@@ -48,6 +60,8 @@ class Change:
     interval: str = ""
     worse: bool = False
     better: bool = False
+    suite: str = ""
+    seen: float | None = None
 
 
 def compare(before: Run, after: Run) -> list[Change]:
@@ -71,6 +85,15 @@ def differences(before: Run, after: Run) -> list[str]:
     ]
 
 
+def sensitivity(changes: Sequence[Change]) -> dict[str, float]:
+    """The factor from which on half of the times of a suite would have been called different."""
+    seen: dict[str, list[float]] = {}
+    for change in changes:
+        if change.seen is not None:
+            seen.setdefault(change.suite, []).append(change.seen)
+    return {suite: statistics.median(factors) for suite, factors in seen.items()}
+
+
 def missing(before: Run, after: Run) -> list[str]:
     """What the first run has and the second does not."""
     return [" ".join(filter(None, key)) for key in _by_key(before) if key not in _by_key(after)]
@@ -90,28 +113,47 @@ def _times(pairs: Sequence[tuple[Record, Record]]) -> list[Change]:
     timed = [(a, b, x, y) for a, b, x, y in both if x and y]
     if not timed:
         return []
-    moves: dict[str, list[float]] = {}
-    for a, _, x, y in timed:
-        moves.setdefault(suite_of(a), []).append(math.log(y[0] / x[0]))
-    noise = {suite: _noise(own) for suite, own in moves.items()}
+    changes: list[Change] = []
     quantile = float(stats.t.ppf(1 - LEVEL / (2 * len(timed)), FREEDOM))
-    changes = []
-    for a, _, x, y in timed:
-        move = math.log(y[0] / x[0])
-        margin = quantile * math.hypot(noise[suite_of(a)], _error(x), _error(y))
-        low, high = math.exp(move - margin), math.exp(move + margin)
-        changes.append(
-            Change(
-                "time over that of " + (peer_of(a) or ""),
-                f"{suite_of(a)} {case_of(a)}",
-                x[0],
-                y[0],
-                f"x {math.exp(move):.2f} ({low:.2f}, {high:.2f})",
-                worse=low > 1,
-                better=high < 1,
+    for suite in dict.fromkeys(suite_of(a) for a, *_ in timed):
+        own = [entry for entry in timed if suite_of(entry[0]) == suite]
+        moves = _moves_of_peers([(a, b) for a, b, _, _ in own])
+        noise = max(_noise(moves), _noise([math.log(y[0] / x[0]) for _, _, x, y in own]))
+        least = max(math.log(LEAST), SAFETY * max(map(abs, moves), default=0.0))
+        for a, _, x, y in own:
+            move = math.log(y[0] / x[0])
+            margin = max(quantile * math.hypot(noise, _error(x), _error(y)), least)
+            low, high = math.exp(move - margin), math.exp(move + margin)
+            changes.append(
+                Change(
+                    "time over that of " + (peer_of(a) or ""),
+                    f"{suite} {case_of(a)}",
+                    x[0],
+                    y[0],
+                    f"x {math.exp(move):.2f} ({low:.2f}, {high:.2f})",
+                    worse=low > 1,
+                    better=high < 1,
+                    suite=suite,
+                    seen=math.exp(margin),
+                )
             )
-        )
     return changes
+
+
+def _moves_of_peers(pairs: Sequence[tuple[Record, Record]]) -> list[float]:
+    """The changes of the peers' times, each less the median of those that it stands beside."""
+    cases: dict[str, list[float]] = {}
+    for a, b in pairs:
+        after = {side.name: side.seconds for side in sides(b)}
+        for side in sides(a):
+            if not side.is_softjax and side.seconds and (new := after.get(side.name)):
+                cases.setdefault(case_of(a), []).append(math.log(new[0] / side.seconds[0]))
+    everywhere = statistics.median([move for own in cases.values() for move in own] or [0.0])
+    return [
+        move - (statistics.median(own[:k] + own[k + 1 :]) if len(own) > 1 else everywhere)
+        for own in cases.values()
+        for k, move in enumerate(own)
+    ]
 
 
 def _noise(moves: Sequence[float]) -> float:
