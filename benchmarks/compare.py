@@ -7,19 +7,20 @@ variance
     sigma^2 = s^2 + e_A^2 + e_B^2,
 
 with e the standard error of a ratio within its run, from its interval, and s the noise between two
-processes (layout of memory, placement of threads, what else runs), common to a suite. For that
-there is a sample in which nothing has changed: the peers' own times. The move of a peer is the
-change of its logarithm less the median of those of the other peers of the case, or of all in the
-suite where it has no other. s is the standard deviation of the bulk of these moves, or of the
-changes d where it is larger, from the median of the deviations, which a few real changes leave
-alone.
+processes (layout of memory, placement of threads, what else runs), common to a suite. Two samples
+tell it, and both tell too much. In the peers' own times nothing has changed; but alone, not in
+pairs, they hold the mood of the machine. The move of a peer is the change of its logarithm less the
+median of those of the other peers of the case, or of all in the suite where it has no other. The
+changes d have no mood, but hold what is looked for, which the bulk of them leaves alone. s is the
+smaller estimate, from the median of the deviations from the median.
 
 A slow-down is said where d is above each of
 
-    q sigma         q the quantile of Student's distribution with FREEDOM degrees, whose tails are
-                    as heavy as those of times are, at 0.05 / (2 m) for m comparisons,
-    3 max |move|    for the largest of some dozens of moves is the tail itself, not a guess of it,
-    5 %             below which nobody acts.
+    q sigma     q the quantile of Student's distribution with FREEDOM degrees, whose tails are as
+                heavy as those of times are, at 0.05 / (2 m) for m comparisons,
+    4 tail      the largest move of a peer, or the deviation that one d in ten exceeds where it is
+                smaller: where tails are heavier still, these grow with them,
+    5 %         below which nobody acts.
 
 Bytes and errors are deterministic: any growth counts.
 """
@@ -29,6 +30,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from scipy import stats
 
 from benchmarks.results import Record, Run, case_of, peer_of, ratio, sides, suite_of
@@ -40,8 +42,8 @@ LEVEL = 0.05
 NOISE_FLOOR, NOISE_UNKNOWN, FEWEST = 0.02, 0.1, 8
 # Errors are recomputed from the same numbers, but another order of sums may move the last digits.
 ERROR_GROWTH = 1.01
-# A change is above so many of the largest moves of a peer, and above this factor.
-SAFETY, LEAST = 3, 1.05
+# A change is above so many of the largest moves for no reason, and above this factor.
+SAFETY, LEAST = 4, 1.05
 
 COMPARED = ("platform", "device", "processor", "cores", "flags")
 
@@ -117,9 +119,11 @@ def _times(pairs: Sequence[tuple[Record, Record]]) -> list[Change]:
     quantile = float(stats.t.ppf(1 - LEVEL / (2 * len(timed)), FREEDOM))
     for suite in dict.fromkeys(suite_of(a) for a, *_ in timed):
         own = [entry for entry in timed if suite_of(entry[0]) == suite]
-        moves = _moves_of_peers([(a, b) for a, b, _, _ in own])
-        noise = max(_noise(moves), _noise([math.log(y[0] / x[0]) for _, _, x, y in own]))
-        least = max(math.log(LEAST), SAFETY * max(map(abs, moves), default=0.0))
+        # A suite of few cases learns from all of them what the machine does.
+        told = own if len(own) >= FEWEST else timed
+        moves = [math.log(y[0] / x[0]) for _, _, x, y in told]
+        noise, tail = _noise(moves, _moves_of_peers([(a, b) for a, b, _, _ in told]))
+        least = max(math.log(LEAST), SAFETY * tail)
         for a, _, x, y in own:
             move = math.log(y[0] / x[0])
             margin = max(quantile * math.hypot(noise, _error(x), _error(y)), least)
@@ -140,28 +144,38 @@ def _times(pairs: Sequence[tuple[Record, Record]]) -> list[Change]:
     return changes
 
 
+def _noise(moves: Sequence[float], moves_of_peers: Sequence[float]) -> tuple[float, float]:
+    """The standard deviation of the bulk, as for a normal distribution, and the tail."""
+    if len(moves) < FEWEST:
+        return NOISE_UNKNOWN, 0.0
+    # A ratio moves with both of its times.
+    bulk = min(_deviations(moves, 0.5), math.sqrt(2) * _deviations(moves_of_peers, 0.5))
+    tail = min(_deviations(moves, 0.9), max(map(abs, moves_of_peers)))
+    return max(1.4826 * bulk, NOISE_FLOOR), tail
+
+
+def _deviations(moves: Sequence[float], share: float) -> float:
+    """The deviation from the median that a share of some moves stays within."""
+    middle = statistics.median(moves)
+    return float(np.quantile([abs(move - middle) for move in moves], share))
+
+
 def _moves_of_peers(pairs: Sequence[tuple[Record, Record]]) -> list[float]:
     """The changes of the peers' times, each less the median of those that it stands beside."""
-    cases: dict[str, list[float]] = {}
+    cases: dict[tuple[str, str], list[float]] = {}
     for a, b in pairs:
         after = {side.name: side.seconds for side in sides(b)}
         for side in sides(a):
             if not side.is_softjax and side.seconds and (new := after.get(side.name)):
-                cases.setdefault(case_of(a), []).append(math.log(new[0] / side.seconds[0]))
+                cases.setdefault((suite_of(a), case_of(a)), []).append(
+                    math.log(new[0] / side.seconds[0])
+                )
     everywhere = statistics.median([move for own in cases.values() for move in own] or [0.0])
     return [
         move - (statistics.median(own[:k] + own[k + 1 :]) if len(own) > 1 else everywhere)
         for own in cases.values()
         for k, move in enumerate(own)
     ]
-
-
-def _noise(moves: Sequence[float]) -> float:
-    """The standard deviation of the bulk, as for a normal distribution."""
-    if len(moves) < FEWEST:
-        return NOISE_UNKNOWN
-    middle = statistics.median(moves)
-    return max(1.4826 * statistics.median(abs(move - middle) for move in moves), NOISE_FLOOR)
 
 
 def _error(estimate: tuple[float, float, float]) -> float:

@@ -170,7 +170,8 @@ BLOCKS: dict[str, Callable[[Run], str]] = {
 
 
 def _error(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.3g}"
+    """Three digits, and exponents without a plus or a zero in front."""
+    return "not finite" if value is None else re.sub(r"e\+?(-?)0?", r"e\1", f"{value:.3g}")
 
 
 def _bold(text: str, condition: bool) -> str:
