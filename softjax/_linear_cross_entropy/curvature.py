@@ -10,7 +10,6 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax._linear_cross_entropy import plan
 from softjax._linear_cross_entropy.arguments import (
     checked_budget,
     checked_head,
@@ -20,12 +19,15 @@ from softjax._linear_cross_entropy.arguments import (
 from softjax._linear_cross_entropy.blocks import Classes, Rows, block_of, class_logits, distance
 from softjax._linear_cross_entropy.pieces import (
     Arguments,
+    cut,
+    put,
+    rows_of_losses,
     shapes_of,
     some_rows,
+    sweep,
     times_classes,
     times_rows,
 )
-from softjax._linear_cross_entropy.sweep import cut, put, sweep
 from softjax._numerics import compute_dtype, maximum
 from softjax._softmax import softmax_core, softmax_tangent
 
@@ -176,5 +178,5 @@ def _product(
 
     sums = jax.tree.map(lambda dot: jnp.zeros(dot.shape, dtype), tangents)
     shapes = shapes_of(arguments)
-    size = -(-plan.rows_of_losses(shapes, budget) // 2)
+    size = -(-rows_of_losses(shapes, budget) // 2)
     return sweep(step, sums, (arguments, scale, tangents), shapes.rows, size)

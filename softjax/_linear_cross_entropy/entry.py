@@ -11,15 +11,16 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._labels import Labels
 from softjax._linear_cross_entropy.arguments import (
+    Layout,
     Targets,
     checked_budget,
     checked_head,
     checked_scalars,
     checked_targets,
     checked_weights,
+    layout_of,
 )
 from softjax._linear_cross_entropy.blocks import Classes, Rows, Scalars
-from softjax._linear_cross_entropy.layout import Layout, layout_of
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import each_on, total_on
 from softjax._numerics import compute_dtype

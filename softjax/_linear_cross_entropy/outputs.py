@@ -11,7 +11,13 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._labels import class_indices, is_class_indices
-from softjax._linear_cross_entropy.arguments import checked_budget, checked_head, checked_scalars
+from softjax._linear_cross_entropy.arguments import (
+    Layout,
+    checked_budget,
+    checked_head,
+    checked_scalars,
+    layout_of,
+)
 from softjax._linear_cross_entropy.blocks import (
     Classes,
     Rows,
@@ -26,8 +32,7 @@ from softjax._linear_cross_entropy.blocks import (
     surprisals,
 )
 from softjax._linear_cross_entropy.chunked import by_rows
-from softjax._linear_cross_entropy.layout import Layout, layout_of
-from softjax._linear_cross_entropy.pieces import Arguments
+from softjax._linear_cross_entropy.pieces import Arguments, axes_of, varying
 from softjax._linear_cross_entropy.sharded import (
     cast,
     first_class,
@@ -35,7 +40,6 @@ from softjax._linear_cross_entropy.sharded import (
     rows_on,
     statistics_over,
 )
-from softjax._linear_cross_entropy.sweep import axes_of, varying
 from softjax._numerics import compute_dtype
 
 

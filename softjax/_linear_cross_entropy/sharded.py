@@ -19,7 +19,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 from jax.sharding import use_abstract_mesh
 
-from softjax._linear_cross_entropy import plan
+from softjax._linear_cross_entropy.arguments import Layout
 from softjax._linear_cross_entropy.blocks import (
     Classes,
     Rows,
@@ -28,13 +28,22 @@ from softjax._linear_cross_entropy.blocks import (
     block_of,
     distance,
     losses,
+    row_tangent,
     statistics,
 )
 from softjax._linear_cross_entropy.chunked import block_tangent, by_rows, each, total
-from softjax._linear_cross_entropy.layout import Layout
-from softjax._linear_cross_entropy.pieces import Arguments, block_dots, shapes_of, some_rows
-from softjax._linear_cross_entropy.sweep import cut, dots_of, put, sweep, varying
-from softjax._linear_cross_entropy.tangents import row_tangent
+from softjax._linear_cross_entropy.pieces import (
+    Arguments,
+    block_dots,
+    cut,
+    dots_of,
+    put,
+    rows_of_losses,
+    shapes_of,
+    some_rows,
+    sweep,
+    varying,
+)
 from softjax._numerics import compute_dtype
 
 
@@ -142,7 +151,7 @@ def _each_over_jvp(axes, budget, primals, tangents):
 
     shapes = shapes_of(arguments)
     operands = varying((arguments, dots, s), axes)
-    size = plan.rows_of_losses(shapes, budget)
+    size = rows_of_losses(shapes, budget)
     l_dot = sweep(step, jnp.zeros_like(values), operands, shapes.rows, size)
     of_rows = row_tangent(s, rows.mass, rows.active, scalars, block_dots(None, dots))
     return values, lax.psum(l_dot, axes) + of_rows
