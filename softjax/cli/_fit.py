@@ -8,8 +8,17 @@ import typer
 from rich.console import Console
 
 from softjax import regression, tables
-from softjax.cli._app import Optimizer, Solver, app, optax_optimizer, rate_of
-from softjax.cli._report import FitProgress, Task, print_result, write
+from softjax.cli._app import (
+    FitProgress,
+    Optimizer,
+    Solver,
+    Task,
+    app,
+    optax_optimizer,
+    print_result,
+    rate_of,
+    write,
+)
 from softjax.cli._stream import Plan, run
 from softjax.datasets import load_digits
 from softjax.processes import PATIENCE, start

@@ -13,8 +13,17 @@ from rich.console import Console
 
 from softjax import processes, streaming, tables
 from softjax.checkpoints import Checkpoints
-from softjax.cli._app import Optimizer, Solver, optax_optimizer, rate_of
-from softjax.cli._report import FitProgress, Task, print_result, write, write_model
+from softjax.cli._app import (
+    FitProgress,
+    Optimizer,
+    Solver,
+    Task,
+    optax_optimizer,
+    print_result,
+    rate_of,
+    write,
+    write_model,
+)
 from softjax.datasets import load_digits
 from softjax.regression import FitResult
 from softjax.streaming._rows import ArrayRows, Encoded, Rows, file_fingerprint
