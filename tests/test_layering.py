@@ -1,8 +1,10 @@
-"""Imports go downwards only, and `import softjax` brings nothing that the core does not need."""
+"""Imports go downwards in the table of CONTRIBUTING.md, and `import softjax` needs no extra."""
 
 import ast
+import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,16 +13,8 @@ import softjax
 
 PACKAGE = Path(softjax.__file__).parent
 ROOT = PACKAGE.parent
-LAYERS = (
-    {"_checks", "_numerics", "_sharding"},
-    {"_labels", "_logsumexp", "_losses", "_smooth_extrema", "_softmax"},
-    {"derivatives", "information"},
-    {"_cross_entropy", "_linear_cross_entropy", "calibration", "choice"},
-    {"regression"},
-    {"accuracy", "datasets", "parallel", "plots", "processes", "tables"},
-    {"checkpoints", "streaming"},
-    {"cli", "launch", "__main__"},
-)
+TABLE = re.findall(r"^\| \d \| ([^|]+) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+LAYERS = [set(re.findall(r"`(\w+)`", row)) for row in TABLE]
 # Of the extras. What jax itself imports where it is installed, as scipy, is not ours to avoid.
 EXTRAS = {"typer", "rich", "matplotlib", "mpmath", "scipy", "pandas", "pyarrow", "sklearn", "orbax"}
 
@@ -29,10 +23,11 @@ pytestmark = pytest.mark.x64_once
 
 def layer(module: str) -> int:
     found = [n for n, names in enumerate(LAYERS) if module in names]
-    assert len(found) == 1, f"softjax.{module} is in {len(found)} rows of LAYERS: give it one"
+    assert len(found) == 1, f"softjax.{module} is in {len(found)} rows of the table: give it one"
     return found[0]
 
 
+@cache
 def modules() -> dict[str, list[Path]]:
     """The files of every module or subpackage directly below softjax."""
     found: dict[str, list[Path]] = {}
@@ -43,6 +38,7 @@ def modules() -> dict[str, list[Path]]:
     return found
 
 
+@cache
 def imported(file: Path) -> set[str]:
     """The modules directly below softjax that a file imports, at any place in it."""
     names: set[str] = set()
@@ -56,6 +52,7 @@ def imported(file: Path) -> set[str]:
     return {name for name in below if name in modules()}
 
 
+@cache
 def below(module: str) -> set[str]:
     return set().union(*(imported(file) for file in modules()[module])) - {module}
 
@@ -76,6 +73,10 @@ def test_imports_never_come_back(module):
     assert module not in reached
 
 
+def test_the_table_has_no_module_more():
+    assert set().union(*LAYERS) == set(modules())
+
+
 def test_the_init_file_only_names():
     documentation, *imports = ast.parse((PACKAGE / "__init__.py").read_text()).body
     assert isinstance(documentation, ast.Expr)
@@ -85,12 +86,10 @@ def test_the_init_file_only_names():
 
 
 def test_importing_softjax_imports_no_extra():
-    def extras_of(*names: str) -> set[str]:
-        program = f"import sys, {', '.join(names)}; print(*({EXTRAS!r} & set(sys.modules)))"
-        command = [sys.executable, "-c", program]
-        run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-        return set(run.stdout.split())
-
-    ours = extras_of("softjax")
+    extras = f"print(*({EXTRAS!r} & set(sys.modules)))"
+    program = f"import sys, jax, optax, chex; {extras}; import softjax; {extras}"
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    theirs, ours = (set(line.split()) for line in run.stdout.splitlines())
     assert ours <= {"scipy"}
-    assert ours <= extras_of("jax", "optax", "chex")
+    assert ours <= theirs

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits."""
+"""Real data that comes with softjax, as NumPy arrays: the 1,797 handwritten digits."""
 
 from importlib.resources import files
 from typing import NamedTuple
