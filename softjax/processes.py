@@ -5,20 +5,26 @@ import os
 import pickle
 import signal
 import sys
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# A process that is gone is noticed after HEARTBEAT seconds at the latest, where no collective
-# notices it before.
+from softjax._meeting import LOST, Meeting
+
+# Where the processes did not meet by an address, one that is gone is noticed after HEARTBEAT
+# seconds at the latest, if no collective notices it before.
 HEARTBEAT = 10
 SHUTDOWN = 10
 # Before all have met nobody knows who is missing: machines may start minutes apart.
 PATIENCE = 300
-FAILED = 70
+# What may tell more of a lost process than a collective that has failed, in seconds.
+VERDICT = 2.0
+
+_meeting: Meeting | None = None
 
 
 def start(
@@ -34,14 +40,18 @@ def start(
         patience: seconds to wait for the others.
 
     Raises:
-        RuntimeError: the others did not come.
+        SystemExit: the others did not come, or one of them ended before all had met; the reason
+            has been printed, once.
     """
+    global _meeting
     if coordinator is None:
         return
     # `Sigterm` is what hears it, and the steps themselves carry it to the others.
     jax.config.update("jax_enable_preemption_service", False)
     address = None if coordinator == "auto" else coordinator
     loopback = address is not None and address.split(":")[0] in ("127.0.0.1", "localhost")
+    if address is not None and count is not None and index is not None and count > 1:
+        _meeting = Meeting(address, count, index, patience)
     jax.distributed.initialize(
         address,
         count,
@@ -82,25 +92,46 @@ def of_first(function: Any) -> Any:
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-    """Ends this process at once where it fails, so that the others notice and end too.
+    """Ends all processes at once where one fails, with its exit status and its message, once.
 
     A process that waits for the others at its end, as JAX makes it, would wait for the very ones
     that wait for it.
     """
     try:
         yield
-    except BaseException as error:
-        if jax.process_count() == 1:
-            raise
-        code = error.code if isinstance(error, SystemExit) else FAILED
-        if not isinstance(error, SystemExit):
-            who = f"process {jax.process_index()} of {jax.process_count()}"
-            print(f"softjax: {who}: {_in_words(error)}", file=sys.stderr)
-        if code not in (None, 0):
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code if isinstance(code, int) else FAILED)
+    except SystemExit as error:
+        if not _alone() and error.code not in (None, 0):
+            fail(error.code if isinstance(error.code, int) else LOST)
         raise
+    except BaseException as error:
+        if _alone():
+            raise
+        if _lost_another(error):
+            time.sleep(VERDICT if _meeting is not None else 0)
+            fail(LOST, f"lost another process: {error}")
+        fail(LOST, f"{type(error).__name__}: {error}")
+    finally:
+        if _meeting is not None:
+            _meeting.leave()
+
+
+def fail(status: int, words: str = "") -> NoReturn:
+    """Ends this process, and all others of its run, with a message in one line."""
+    words = " ".join(words.split())
+    if not _alone() and words:
+        words = f"process {jax.process_index()} of {jax.process_count()}: {words}"
+    sys.stdout.flush()
+    if _meeting is not None:
+        _meeting.fail(status, words)
+    if words:
+        print(f"softjax: {words}", file=sys.stderr, flush=True)
+    if not _alone():
+        os._exit(status)
+    sys.exit(status)
+
+
+def _alone() -> bool:
+    return _meeting is None and not jax.distributed.is_initialized()
 
 
 class Sigterm:
@@ -131,8 +162,5 @@ class Sigterm:
         self._came = True
 
 
-def _in_words(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    if any(name in text for name in ("Gloo", "NCCL", "coordination service")):
-        return f"lost another process, which has ended ({text[:200]})"
-    return f"{type(error).__name__}: {text}"
+def _lost_another(error: BaseException) -> bool:
+    return any(name in str(error) for name in ("Gloo", "NCCL", "coordination service"))

@@ -1,5 +1,6 @@
 """Several processes on this machine: they agree, and whatever befalls one of them ends them all."""
 
+import random
 import re
 import signal
 import subprocess
@@ -40,21 +41,22 @@ def test_the_result_is_that_of_any_number_of_processes(tmp_path, cache, two, cou
     np.testing.assert_allclose(worker.result(tmp_path), two[0], atol=1e-6)
 
 
+def said(folder):
+    """The messages of all processes, but for those of the runtime."""
+    return [line for line in worker.words(folder).splitlines() if line.startswith("softjax")]
+
+
 def test_an_error_in_one_process_ends_all(tmp_path, cache):
     running = worker.start(tmp_path, 2, cache=cache, fault=("error", 9, 0))
     assert worker.wait(running, worker.ALL_DONE) == [70, 70]
-    said = worker.words(tmp_path)
-    assert "softjax: process 0 of 2: RuntimeError: the disk is gone\n" in said
-    assert "softjax: process 1 of 2: lost another process" in said
+    assert said(tmp_path) == ["softjax: process 0 of 2: RuntimeError: the disk is gone"]
 
 
 def test_a_batch_that_is_not_finite_ends_all_with_its_step_and_its_row(tmp_path, cache):
     running = worker.start(tmp_path, 2, cache=cache, fault=("nan", 9, 1))
     assert worker.wait(running, worker.ALL_DONE) == [70, 70]
-    words = worker.words(tmp_path)
-    said = re.findall(r"the batch of step 9 is not finite, of the rows (\d+)\.", words)
-    assert len(said) == 2
-    assert len(set(said)) == 1
+    (words,) = said(tmp_path)
+    assert re.search(r"the batch of step 9 is not finite, of the rows \d+\.$", words)
     assert "8" in [path.name for path in (tmp_path / "saved").iterdir()]
 
 
@@ -66,13 +68,15 @@ def test_sigterm_to_one_stops_all_after_the_same_step_and_they_go_on(tmp_path, c
     np.testing.assert_array_equal(worker.result(tmp_path), two[0])
 
 
-def test_ten_kills_change_no_bit(tmp_path, cache, two):
+def test_kills_end_all_and_change_no_bit(tmp_path, cache, two):
     """At any moment, of any process; `python -m benchmarks.kills` does two hundred."""
     expected, seconds = two
-    kills = worker.kill_at_random(tmp_path, cache, 10, 2, seconds / 2)
-    assert not kills.hung, worker.words(tmp_path)
-    for got in kills.results:
-        np.testing.assert_array_equal(got, expected)
+    chance = random.Random(0)
+    for _ in range(6):
+        kill = worker.kill_one(tmp_path, cache, 2, chance, seconds / 2)
+        assert kill is None or kill.seconds is not None, worker.words(tmp_path)
+    assert worker.wait(worker.start(tmp_path, 2, cache=cache), worker.ALL_DONE) == [0, 0]
+    np.testing.assert_array_equal(worker.result(tmp_path), expected)
 
 
 # --- the launcher ---

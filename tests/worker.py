@@ -3,8 +3,6 @@
 import contextlib
 import multiprocessing
 import os
-import random
-import shutil
 import signal
 import sys
 import time
@@ -22,6 +20,7 @@ CONTEXT.set_forkserver_preload(["worker", "orbax.checkpoint", "jax.experimental.
 STEPS, EVERY = 48, 8
 # Seconds that a fault may take to end all, and a run on a machine that is busy.
 ALL_END, ALL_DONE = 15, 120
+PATIENCE = 60
 
 
 def start(folder, count, **options):
@@ -54,43 +53,29 @@ def have_met(folder, count):
     return len(list(Path(folder).glob("met-*"))) == count
 
 
-class Kills(NamedTuple):
-    """What came of kills: how many met nobody, how many a run in progress; the slowest end."""
+class Kill(NamedTuple):
+    """What came of a kill: whether they had met; seconds to the end of all, None where it hung."""
 
-    unmet: int
-    amid: int
-    slowest: float
-    results: list
-    hung: int
+    met: bool
+    seconds: float | None
 
 
-def kill_at_random(folder, cache, kills, count, seconds, seed=0):
-    """Starts a run again and again, and kills one of its processes within so many seconds.
+def kill_one(folder, cache, count, chance, within):
+    """Starts a run, or goes on with it, and kills one of its processes within so many seconds.
 
-    A run that came to its end all the same is begun anew; the last is left alone.
+    None where the run had come to its end before.
     """
-    chance, unmet, amid, slowest, results, hung = random.Random(seed), 0, 0, 0.0, [], 0
-    for _ in range(kills):
-        running = start(folder, count, cache=cache)
-        time.sleep(chance.uniform(0, seconds))
-        chance.choice(running).kill()
-        begin = time.monotonic()
-        # Before they have met nobody can know of it, but for who started them.
-        met = have_met(folder, count)
-        codes = wait(running, ALL_END if met else 0)
-        if met:
-            slowest = max(slowest, time.monotonic() - begin)
-            hung += None in codes
-        else:
-            unmet += 1
-        if (folder / "params.npz").exists():
-            results.append(result(folder))
-            shutil.rmtree(folder)
-            folder.mkdir()
-        else:
-            amid += met and (folder / "saved").exists()
-    assert wait(start(folder, count, cache=cache), ALL_DONE) == [0] * count
-    return Kills(unmet, amid, slowest, [*results, result(folder)], hung)
+    # Of one that is killed before it has come to the others nobody can know.
+    running = start(folder, count, cache=cache, patience=4)
+    time.sleep(chance.uniform(0, within))
+    if (folder / "params.npz").exists():
+        assert wait(running, ALL_DONE) == [0] * count
+        return None
+    chance.choice(running).kill()
+    begin = time.monotonic()
+    met = have_met(folder, count)
+    codes = wait(running, ALL_END)
+    return Kill(met, None if None in codes else time.monotonic() - begin)
 
 
 def result(folder):
@@ -104,7 +89,7 @@ def words(folder):
     return "".join(path.read_text() for path in sorted(Path(folder).glob("words-*")))
 
 
-def work(folder, address, count, index, cache, **options):
+def work(folder, address, count, index, cache, patience=PATIENCE, **options):
     output = os.open(folder / f"words-{index}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -112,7 +97,7 @@ def work(folder, address, count, index, cache, **options):
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     with processes.ending_together():
-        processes.start(address, count, index)
+        processes.start(address, count, index, patience)
         (folder / f"met-{index}").touch()
         with processes.Sigterm() as sigterm:
             run(folder, index, sigterm, **options)

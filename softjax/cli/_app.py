@@ -1,7 +1,6 @@
 """What the commands share: the application, its choices, and what a fit shows and writes."""
 
 import json
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from typer.core import TyperGroup
 
-from softjax import regression
+from softjax import processes, regression
 from softjax.tables import DataError
 
 
@@ -32,8 +31,7 @@ class _OneLineErrors(TyperGroup):
             raise
         except OSError as error:
             message = f"{error.filename}: {error.strerror}." if error.filename else str(error)
-        print(f"softjax: {message}", file=sys.stderr)
-        raise typer.Exit(2)
+        return processes.fail(2, message)
 
 
 app = typer.Typer(

@@ -144,9 +144,8 @@ def _train(plan: Plan, data: Data, console: Console) -> FitResult:
             processes.gather(None)  # the others wait for the checkpoint
             raise typer.Exit(0 if checkpoints is not None else 143) from None
         except streaming.NonFiniteError as error:
-            if jax.process_index():
-                raise typer.Exit(1) from None
-            path = write_model(plan.out, data.task, error.params)
+            params = error.params
+            path = processes.of_first(lambda: write_model(plan.out, data.task, params))
             raise DataError(f"{error} The parameters before it are in {path}.") from None
 
 
