@@ -25,34 +25,38 @@ from softjax._softmax import (
 @jax.custom_jvp
 def index_loss(x: Array, index: Array, ignored: Array | None) -> Array:
     """-log softmax(x)[index], and 0 where `ignored` or where the row is empty."""
-    m, r, d_label, _ = _around_label(x, index)
-    loss = jnp.where(r < 0, 0, log_total(m, r) - d_label)[..., 0]
-    return loss if ignored is None else jnp.where(ignored, 0, loss)
+    return _loss(_around_label(x, index), ignored)
 
 
 @index_loss.defjvp
 def _index_loss_jvp(primals, tangents):
-    x, index, ignored = primals
-    loss_dot = inner(index_loss_gradient(x, index, ignored), tangents[0], (x.ndim - 1,))
-    return index_loss(x, index, ignored), loss_dot[..., 0]
+    loss, g = _index_loss_and_gradient(*primals)
+    return loss, inner(g, tangents[0], (g.ndim - 1,))[..., 0]
 
 
 @jax.custom_jvp
 def index_loss_gradient(x: Array, index: Array, ignored: Array | None) -> Array:
     """softmax(x) - onehot(index): at the label minus the sum of the others, never p - 1."""
-    m, r, _, others = _around_label(x, index)
-    is_label = jnp.arange(x.shape[-1], dtype=index.dtype) == index[..., None]
-    g = jnp.where(is_label, -others, jnp.exp(shift(x, m))) / total(m, r)
-    return g if ignored is None else jnp.where(ignored[..., None], 0, g)
+    return _gradient(x, index, _around_label(x, index), ignored)
 
 
 @index_loss_gradient.defjvp
 def _index_loss_gradient_jvp(primals, tangents):
-    x, index, ignored = primals
-    g_dot = softmax_tangent(softmax_core(x, (x.ndim - 1,)), tangents[0], (x.ndim - 1,))
-    if ignored is not None:
-        g_dot = jnp.where(ignored[..., None], 0, g_dot)
-    return index_loss_gradient(x, index, ignored), g_dot
+    return index_loss_gradient(*primals), _gradient_tangent(primals, tangents[0])
+
+
+@jax.custom_jvp
+def _index_loss_and_gradient(x: Array, index: Array, ignored: Array | None) -> tuple[Array, Array]:
+    """Both of the same sums, which the devices of sharded classes send once for the two."""
+    around = _around_label(x, index)
+    return _loss(around, ignored), _gradient(x, index, around, ignored)
+
+
+@_index_loss_and_gradient.defjvp
+def _index_loss_and_gradient_jvp(primals, tangents):
+    loss, g = _index_loss_and_gradient(*primals)
+    loss_dot = inner(g, tangents[0], (g.ndim - 1,))[..., 0]
+    return (loss, g), (loss_dot, _gradient_tangent(primals, tangents[0]))
 
 
 @jax.custom_jvp
@@ -102,7 +106,29 @@ def spoiled(loss: Array, bad: Array | None) -> Array:
     return loss if bad is None else loss * jnp.where(bad, jnp.nan, 1).astype(loss.dtype)
 
 
-def _around_label(x: Array, index: Array) -> tuple[Array, Array, Array, Array]:
+Around = tuple[Array, Array, Array, Array]
+
+
+def _loss(around: Around, ignored: Array | None) -> Array:
+    m, r, d_label, _ = around
+    loss = jnp.where(r < 0, 0, log_total(m, r) - d_label)[..., 0]
+    return loss if ignored is None else jnp.where(ignored, 0, loss)
+
+
+def _gradient(x: Array, index: Array, around: Around, ignored: Array | None) -> Array:
+    m, r, _, others = around
+    is_label = jnp.arange(x.shape[-1], dtype=index.dtype) == index[..., None]
+    g = jnp.where(is_label, -others, jnp.exp(shift(x, m))) / total(m, r)
+    return g if ignored is None else jnp.where(ignored[..., None], 0, g)
+
+
+def _gradient_tangent(primals: tuple[Array, Array, Array | None], x_dot: Array) -> Array:
+    x, _, ignored = primals
+    g_dot = softmax_tangent(softmax_core(x, (x.ndim - 1,)), x_dot, (x.ndim - 1,))
+    return g_dot if ignored is None else jnp.where(ignored[..., None], 0, g_dot)
+
+
+def _around_label(x: Array, index: Array) -> Around:
     """m, r, d_y and the sum of exp(d) over the other classes, all with the axis kept."""
     axes = (x.ndim - 1,)
     if shards(x, axes) == (1,):

@@ -122,13 +122,18 @@ def test_a_dominated_row_keeps_its_digits_wherever_its_top_is(kind):
     np.testing.assert_allclose(slopes, expected, rtol=4e-6)
 
 
+def losses_and_gradient(x, y):
+    losses, pullback = jax.vjp(lambda x: softjax.cross_entropy(x, y), x)
+    return losses, pullback(jnp.ones_like(losses))[0]
+
+
 COUNTED = {
     "logsumexp": (3, lambda x, y: softjax.logsumexp(x, -1)),
     "softmax": (2, lambda x, y: softjax.softmax(x)),
     "log_softmax": (3, lambda x, y: softjax.log_softmax(x)),
     "smooth_max": (5, lambda x, y: softjax.smooth_max(x, -1, temperature=0.5)),
     "cross_entropy": (3, lambda x, y: softjax.cross_entropy(x, y)),
-    "its gradient": (3, lambda x, y: jax.grad(lambda x: jnp.sum(softjax.cross_entropy(x, y)))(x)),
+    "and its gradient": (3, losses_and_gradient),
 }
 
 
