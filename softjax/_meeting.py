@@ -52,9 +52,15 @@ class Meeting:
         self.last_words: str | None = None
         self.connections: dict[socket.socket, int] = {}
         host, _, port = address.rpartition(":")
-        place = host.strip("[]"), int(port)
-        (self._come if index else self._receive)(place, time.monotonic() + patience)
+        self.place = host.strip("[]"), int(port)
+        (self._come if index else self._receive)(time.monotonic() + patience)
         threading.Thread(target=self._listen if index else self._watch, daemon=True).start()
+
+    def find_service(self) -> None:
+        """Waits for the runtime of JAX at the address: it waits longer where it finds nobody."""
+        if self.index:
+            with contextlib.suppress(OSError):
+                _connected(self.place, time.monotonic() + LINGER).close()
 
     def leave(self) -> None:
         """Ends the connection without a fault: this process is not missed from here on."""
@@ -80,10 +86,10 @@ class Meeting:
         """As messages have it."""
         return f"process {index} of {self.count}"
 
-    def _receive(self, place: tuple[str, int], deadline: float) -> None:
+    def _receive(self, deadline: float) -> None:
         """Process 0 waits for all others."""
         fault = ""
-        with _listener(*place) as listener, selectors.DefaultSelector() as selector:
+        with _listener(*self.place) as listener, selectors.DefaultSelector() as selector:
             selector.register(listener, selectors.EVENT_READ, None)
             while len(self.connections) < self.count - 1 and time.monotonic() < deadline:
                 for key, _ in selector.select(max(deadline - time.monotonic(), 0)):
@@ -130,13 +136,13 @@ class Meeting:
         self.connections[connection] = index
         return connection, wrong
 
-    def _come(self, place: tuple[str, int], deadline: float) -> None:
+    def _come(self, deadline: float) -> None:
         """All others come to process 0, and wait until all have met."""
         try:
-            connection = _connected(place, deadline)
+            connection = _connected(self.place, deadline)
         except OSError as error:
-            where = f"{place[0]}:{place[1]}"
-            _print(f"{self.name(self.index)}: no process 0 at {where}: {error}.")
+            host, port = self.place
+            _print(f"{self.name(self.index)}: no process 0 at {host}:{port}: {error}.")
             sys.exit(LOST)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self.connections[connection] = 0
@@ -150,9 +156,6 @@ class Meeting:
         if status[0] != MET:
             sys.exit(status[0])
         connection.settimeout(None)
-        # The runtime of JAX waits a second where it finds nobody at its first attempt.
-        with contextlib.suppress(OSError):
-            _connected(place, time.monotonic() + LINGER).close()
 
     def _listen(self) -> None:
         """Waits for the word of process 0, or for its end."""
@@ -237,5 +240,6 @@ def _received(connection: socket.socket, size: int | None = None) -> bytes:
 
 
 def _print(words: str) -> None:
-    """At once, and whatever another thread is writing."""
-    os.write(2, f"softjax: {words}\n".encode())
+    """At once, and whatever another thread is writing; to a disk that is full, not at all."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"softjax: {words}\n".encode())

@@ -132,7 +132,7 @@ class Checkpoints:
         except ModuleNotFoundError:
             install = "pip install 'softjax-regression[checkpoint]'"
             raise DataError(f"checkpoints need orbax-checkpoint: {install}") from None
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what is an error is also raised
         self.directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.directory):  # raises where nothing can be written
             pass
@@ -153,6 +153,7 @@ class Checkpoints:
         record = {"step": step, "history": history, "configuration": self.configuration}
         arguments = self._ocp.args
         try:
+            self._reserve(sum(leaf.nbytes for leaf in leaves.values()))
             self._manager.save(
                 step,
                 args=arguments.Composite(
@@ -168,6 +169,12 @@ class Checkpoints:
                 f"{self.directory}: the checkpoint of step {step} cannot be written; the last one "
                 f"is {kept}: {_first_line(error)}"
             ) from error
+
+    def _reserve(self, size: int) -> None:
+        """Raises where the disk has no room for so many bytes, which orbax says in many words."""
+        if hasattr(os, "posix_fallocate") and size:
+            with tempfile.TemporaryFile(dir=self.directory) as file:
+                os.posix_fallocate(file.fileno(), 0, size)
 
     def _last_good(self) -> Saved | None:
         steps = sorted(self._manager.all_steps(), reverse=True)

@@ -6,7 +6,8 @@ import pickle
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import jax
@@ -52,6 +53,7 @@ def start(
     loopback = address is not None and address.split(":")[0] in ("127.0.0.1", "localhost")
     if address is not None and count is not None and index is not None and count > 1:
         _meeting = Meeting(address, count, index, patience)
+        _meeting.find_service()
     jax.distributed.initialize(
         address,
         count,
@@ -61,6 +63,16 @@ def start(
         heartbeat_timeout_seconds=HEARTBEAT,
         shutdown_timeout_seconds=SHUTDOWN,
     )
+
+
+def given_index(arguments: Sequence[str]) -> int:
+    """Of this process, by its arguments, which may be wrong, or its environment; else 0."""
+    given = os.environ.get("JAX_PROCESS_ID", "0")
+    for argument, after in pairwise([*arguments, ""]):
+        name, _, value = argument.partition("=")
+        if name == "--process-id":
+            given = value or after
+    return int(given) if given.isdecimal() else 0
 
 
 def gather(value: Any) -> list[Any]:

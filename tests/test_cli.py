@@ -165,6 +165,20 @@ def test_options_that_make_no_sense_are_refused(options):
     assert not Path("softjax-out").exists()
 
 
+def test_of_many_processes_the_first_says_what_is_wrong_with_the_options(monkeypatch):
+    together = ["--coordinator", "127.0.0.1:1", "--processes", 2]
+    run_1 = [*together, "--process-id", 1]
+    for options in (["--epochs", 0], ["--solver", "newton"], ["--optimizer", "lbfgs"]):
+        monkeypatch.setattr(sys, "argv", ["softjax", *map(str, run_1)])
+        result = run("fit", "digits", *run_1, *options)
+        assert (result.exit_code, result.stderr) == (2, "")
+        monkeypatch.setattr(sys, "argv", ["softjax", *map(str, together)])
+        result = run("fit", "digits", *together, *options)
+        assert result.exit_code == 2
+        assert "Usage" in result.stderr
+    fails_with("process-id must be below", "fit", "digits", *together, "--process-id", 2)
+
+
 @pytest.mark.parametrize(
     ("cell", "message"),
     [

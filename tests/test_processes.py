@@ -2,6 +2,7 @@
 
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,13 +35,6 @@ def two(tmp_path_factory, cache):
     return worker.result(folder), time.monotonic() - begin
 
 
-@pytest.mark.parametrize("count", [1, 4])
-def test_the_result_is_that_of_any_number_of_processes(tmp_path, cache, two, count):
-    codes = worker.wait(worker.start(tmp_path, count, cache=cache), worker.ALL_DONE)
-    assert codes == [0] * count, worker.words(tmp_path)
-    np.testing.assert_allclose(worker.result(tmp_path), two[0], atol=1e-6)
-
-
 def said(folder):
     """The messages of all processes, but for those of the runtime."""
     return [line for line in worker.words(folder).splitlines() if line.startswith("softjax")]
@@ -60,12 +54,39 @@ def test_a_batch_that_is_not_finite_ends_all_with_its_step_and_its_row(tmp_path,
     assert "8" in [path.name for path in (tmp_path / "saved").iterdir()]
 
 
-def test_sigterm_to_one_stops_all_after_the_same_step_and_they_go_on(tmp_path, cache, two):
-    running = worker.start(tmp_path, 2, cache=cache, fault=("preempted", 9, 1))
+def test_a_disk_that_is_full_ends_all_with_the_last_checkpoint(tmp_path, cache):
+    running = worker.start(tmp_path, 2, cache=cache, fault=("full", 25, 0))
+    assert worker.wait(running, worker.ALL_DONE) == [70, 70]
+    (words,) = said(tmp_path)
+    assert "process 0 of 2: DataError: " in words
+    failed, last = re.search(
+        r"of step (\d+) cannot be .* that of step (\d+): .*large", words
+    ).groups()
+    assert int(failed) == int(last) + worker.EVERY  # batches are read ahead
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, cache):
+    """A run of two processes after SIGTERM to one of them."""
+    folder = tmp_path_factory.mktemp("stopped")
+    running = worker.start(folder, 2, cache=cache, fault=("preempted", 9, 1))
     assert worker.wait(running, worker.ALL_DONE) == [0, 0]
-    assert not (tmp_path / "params.npz").exists()
-    assert worker.wait(worker.start(tmp_path, 2, cache=cache), worker.ALL_DONE) == [0, 0]
-    np.testing.assert_array_equal(worker.result(tmp_path), two[0])
+    assert not (folder / "params.npz").exists()
+    return folder
+
+
+@pytest.mark.parametrize(("count", "devices"), [(2, 1), (1, 4), (3, 2)])
+def test_a_run_that_was_stopped_by_sigterm_goes_on_at_any_count(
+    tmp_path, cache, two, stopped, count, devices
+):
+    """With the same bits at the same count, and else to rounding: sums in another order."""
+    shutil.copytree(stopped / "saved", tmp_path / "saved")
+    codes = worker.wait(
+        worker.start(tmp_path, count, cache=cache, devices=devices), worker.ALL_DONE
+    )
+    assert codes == [0] * count, worker.words(tmp_path)
+    atol = 0 if (count, devices) == (2, 1) else 1e-6
+    np.testing.assert_allclose(worker.result(tmp_path), two[0], rtol=0, atol=atol)
 
 
 def test_kills_end_all_and_change_no_bit(tmp_path, cache, two):
@@ -77,6 +98,45 @@ def test_kills_end_all_and_change_no_bit(tmp_path, cache, two):
         assert kill is None or kill.seconds is not None, worker.words(tmp_path)
     assert worker.wait(worker.start(tmp_path, 2, cache=cache), worker.ALL_DONE) == [0, 0]
     np.testing.assert_array_equal(worker.result(tmp_path), expected)
+
+
+# --- the meeting ---
+
+
+@pytest.mark.parametrize(
+    ("acts", "codes", "words"),
+    [
+        (("leave",) * 3, [0, 0, 0], []),
+        # A death at any time, and one that comes when it has happened.
+        (
+            ("leave", "die waiting", "come late"),
+            [70, 9, 70],
+            ["process 1 of 3 ended before all"],
+        ),
+        (
+            ("die waiting", "leave", "come late"),
+            [9, 70, 70],
+            ["lost process 0 of 3.", "process 2 of 3: no process 0 at 127.0.0.1:"],
+        ),
+        (("wait", "die", "wait"), [70, 9, 70], ["lost process 1 of 3."]),
+        (("die", "wait", "wait"), [9, 70, 70], ["lost process 0 of 3."]),
+        (("wait", "wait", "fail"), [3, 3, 3], ["the disk is gone"]),
+        (("fail", "wait", "wait"), [3, 3, 3], ["the disk is gone"]),
+        (("fail", "fail", "fail"), [3, 3, 3], ["the disk is gone"]),
+        # What is wrong with how they were started.
+        (("leave", "of five", "leave"), [70, 70, 70], ["process 1 is one of 5, and process 0 one"]),
+        (("leave", "as process 2", "leave"), [70, 70, 70], ["two processes say that they are"]),
+        (
+            ("have no patience", "leave", "never come"),
+            [70, 70, 0],
+            ["of 3 processes these did not come: [2]."],
+        ),
+    ],
+)
+def test_all_end_with_one_message(tmp_path, acts, codes, words):
+    assert worker.wait(worker.start_meeting(tmp_path, *acts), worker.ALL_END) == codes
+    assert len(said(tmp_path)) == len(words)
+    assert all(map(str.__contains__, said(tmp_path), words))
 
 
 # --- the launcher ---

@@ -3,7 +3,9 @@
 import contextlib
 import multiprocessing
 import os
+import resource
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -13,7 +15,7 @@ import jax
 import numpy as np
 import optax
 
-from softjax import checkpoints, datasets, launch, processes, streaming
+from softjax import _meeting, checkpoints, datasets, launch, processes, streaming
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["worker", "orbax.checkpoint", "jax.experimental.multihost_utils"])
@@ -32,6 +34,17 @@ def start(folder, count, **options):
     for index in range(count):
         arguments = (Path(folder), address if count > 1 else None, count, index)
         running.append(CONTEXT.Process(target=work, args=arguments, kwargs=options))
+        running[-1].start()
+    return running
+
+
+def start_meeting(folder, *acts):
+    """Processes that meet and no more; `acts` are what each of them does, as in `meet`."""
+    address = launch.free_address()
+    running = []
+    for index, act in enumerate(acts):
+        arguments = (Path(folder), address, len(acts), index, act)
+        running.append(CONTEXT.Process(target=meet, args=arguments))
         running[-1].start()
     return running
 
@@ -89,11 +102,55 @@ def words(folder):
     return "".join(path.read_text() for path in sorted(Path(folder).glob("words-*")))
 
 
-def work(folder, address, count, index, cache, patience=PATIENCE, **options):
+def into_words(folder, index):
+    """What the process writes goes to its file."""
     output = os.open(folder / f"words-{index}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
+
+
+def die_waiting(folder, address, count, index):
+    """Connects, as process 0 is connected to, and dies before all have met."""
+    place = "127.0.0.1", int(address.split(":")[1])
+    if index == 0:
+        connection, _ = socket.create_server(place).accept()
+        connection.recv(_meeting.HELLO.size)
+    else:
+        connection = _meeting._connected(place, time.monotonic() + PATIENCE)
+        connection.sendall(_meeting.HELLO.pack(_meeting.NAME, count, index))
+    (folder / "gone").touch()
+    os._exit(9)
+
+
+def meet(folder, address, count, index, act):
+    into_words(folder, index)
+    if act == "come late":
+        while not (folder / "gone").exists():
+            time.sleep(0.01)
+        time.sleep(0.2)
+    if act == "of five":
+        count = 5
+    if act == "as process 2":
+        index = 2
+    if act == "die waiting":
+        die_waiting(folder, address, count, index)
+    if act == "never come":
+        return
+    patience = 1 if act in ("come late", "have no patience") else PATIENCE
+    meeting = _meeting.Meeting(address, count, index, patience)
+    if act == "die":
+        os._exit(9)
+    if act == "fail":
+        meeting.fail(3, "the disk is gone")
+    if act == "wait":  # as for the runtime of JAX, that waits for the others
+        time.sleep(PATIENCE)
+    meeting.leave()
+
+
+def work(folder, address, count, index, cache, patience=PATIENCE, devices=1, **options):
+    into_words(folder, index)
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     with processes.ending_together():
@@ -121,6 +178,8 @@ def run(folder, index, sigterm, fault=(None, None, None)):
                     raise RuntimeError("the disk is gone")
                 if what == "nan":
                     batch.features[2, 5] = np.nan
+                if what == "full":
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, -1))
                 if what == "preempted":
                     os.kill(os.getpid(), signal.SIGTERM)
             return batch

@@ -1,6 +1,7 @@
 """What the commands share: the application, its choices, and what a fit shows and writes."""
 
 import json
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +19,20 @@ from typer.core import TyperGroup
 from softjax import processes, regression
 from softjax.tables import DataError
 
+# Of click, which typer may have within itself.
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
+
 
 class _OneLineErrors(TyperGroup):
-    """What is wrong with a file is one line, and exit status 2."""
+    """What is wrong with a file is one line, and exit status 2; of usage one process speaks."""
 
     def invoke(self, ctx: typer.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except USAGE_ERROR:
+            if processes.given_index(sys.argv) == 0:
+                raise
+            return processes.fail(2)
         except DataError as error:
             message = str(error)
         except BrokenPipeError:  # the reader of the output has left

@@ -21,7 +21,7 @@ from softjax.cli._app import (
 )
 from softjax.cli._stream import Plan, run
 from softjax.datasets import load_digits
-from softjax.processes import PATIENCE, start
+from softjax.processes import PATIENCE, fail, start
 from softjax.tables import DataError, Dataset
 
 
@@ -104,7 +104,6 @@ def fit(
             raise typer.BadParameter(
                 "a stream takes --solver lbfgs or optax, and no --l1 or --summary"
             )
-        start(coordinator, processes, process_id, patience)
         plan = Plan(
             data=data,
             label_column=label_column,
@@ -122,6 +121,10 @@ def fit(
             every=every,
             skip_nonfinite=skip_nonfinite,
         )
+        plan.check()
+        if processes is not None and process_id is not None and process_id >= processes:
+            fail(2, f"--process-id must be below --processes, {processes}, got {process_id}.")
+        start(coordinator, processes, process_id, patience)
         run(plan)
         return
     if every is not None or skip_nonfinite:

@@ -55,6 +55,20 @@ class Plan(NamedTuple):
     every: int | None
     skip_nonfinite: bool
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether it is of optax, by one of its options."""
+        options = (self.optimizer, self.epochs, self.batch_size, self.learning_rate, self.every)
+        given = any(option is not None for option in (*options, self.checkpoint))
+        return given or self.solver is Solver.OPTAX
+
+    def check(self) -> None:
+        """Refuses options that do not go together."""
+        if self.stochastic and (self.solver is Solver.LBFGS or self.max_steps is not None):
+            raise typer.BadParameter("--solver lbfgs and --max-steps go with no option of optax")
+        if self.optimizer is Optimizer.LBFGS:
+            raise typer.BadParameter("a stream takes --optimizer adam or sgd, or --solver lbfgs")
+
 
 class Data(NamedTuple):
     """Rows, the numbers of those that are held out, and what is known of them."""
@@ -68,25 +82,29 @@ class Data(NamedTuple):
 
 def run(plan: Plan) -> None:
     """Fits, on every process; the first of them speaks and writes."""
-    stochastic = plan.solver is Solver.OPTAX or plan.checkpoint is not None
-    options = (plan.optimizer, plan.epochs, plan.batch_size, plan.learning_rate, plan.every)
-    stochastic |= any(option is not None for option in options)
-    if stochastic and (plan.solver is Solver.LBFGS or plan.max_steps is not None):
-        raise typer.BadParameter("--solver lbfgs and --max-steps go with no option of optax")
-    if plan.optimizer is Optimizer.LBFGS:
-        raise typer.BadParameter("a stream takes --optimizer adam or sgd, or --solver lbfgs")
     first = jax.process_index() == 0
     console = Console(quiet=not first)
+    _check_same(plan)
     if first:
         plan.out.mkdir(parents=True, exist_ok=True)
     data = _data(plan)
     count = data.rows.num_rows - len(data.held_out)
     shared = f", by {jax.process_count()} processes" if jax.process_count() > 1 else ""
     console.print(f"{count} examples to fit, {len(data.task.held_out[1])} held out{shared}.")
-    result = (_train if stochastic else _fit)(plan, data, console)
+    result = (_train if plan.stochastic else _fit)(plan, data, console)
     if first:
         print_result(console, result, write(console, plan.out, data.task, result))
     processes.gather(None)  # the others wait for the files
+
+
+def _check_same(plan: Plan) -> None:
+    """Refuses options that differ between the processes, but for where files are."""
+    everywhere = plan._replace(data="", out=Path(), checkpoint=None)._asdict()
+    for index, other in enumerate(processes.gather(everywhere)):
+        for name, value in everywhere.items():
+            if other[name] != value:
+                option = name.replace("_", "-")
+                raise DataError(f"--{option} is {value}, and of process {index} {other[name]}.")
 
 
 def _fit(plan: Plan, data: Data, console: Console) -> FitResult:
