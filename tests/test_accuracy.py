@@ -52,7 +52,7 @@ def test_the_oracles_agree_with_the_textbook():
         )
 
 
-@pytest.mark.parametrize("n", [2, 10, 1000])
+@pytest.mark.parametrize("n", [2, 10, 100])
 @pytest.mark.parametrize("scale", [0.1, 1.0, 40.0])
 def test_logsumexp_and_loss_against_the_oracles(n, scale, x64, dtype):
     """The bound of the table once more, by other references and for the same function called."""

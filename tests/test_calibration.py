@@ -68,6 +68,7 @@ def test_one_error_among_confident_rows_is_found(dtype):
     np.testing.assert_allclose(ours, optimal_temperature(x, y), rtol=1e-4)
 
 
+@pytest.mark.x64_once
 def test_limits_of_the_temperature(dtype):
     x, y, _ = problem(dtype)
     right, wrong = np.argmax(x, -1), np.argmin(x, -1)
@@ -86,6 +87,7 @@ def test_limits_of_the_temperature(dtype):
     )
 
 
+@pytest.mark.x64_once
 def test_a_class_of_logit_minus_infinity_takes_no_part(dtype):
     x, y, _ = problem(dtype)
     wide = np.concatenate([x, np.full((200, 1), -np.inf, dtype)], 1)
@@ -122,6 +124,7 @@ def test_the_temperature_is_differentiable(x64, dtype):
     assert abs(np.sum(np.float64(by_w) * w)) < (1e-9 if x64 else 1e-3)
 
 
+@pytest.mark.x64_once
 def test_the_temperature_transforms(dtype):
     x, y, _ = problem(dtype)
     plain = calibration.calibrate_temperature(x, y)
@@ -182,6 +185,7 @@ def test_the_bins_are_those_of_numpy(num_bins, adaptive, dtype):
     np.testing.assert_allclose(ours, ece, rtol=100 * rounding(dtype))
 
 
+@pytest.mark.x64_once
 def test_soft_labels_are_right_with_their_probability(dtype):
     x, y, _ = problem(dtype)
     p = softjax.softmax(x)
@@ -194,6 +198,7 @@ def test_soft_labels_are_right_with_their_probability(dtype):
     assert np.nansum(tied.accuracy) == 0.5
 
 
+@pytest.mark.x64_once
 def test_calibrated_probabilities_have_a_small_error(dtype):
     x, y, _ = problem(dtype, 20_000, scale=10.0)
     temperature = calibration.calibrate_temperature(x, y)
@@ -206,6 +211,7 @@ def test_calibrated_probabilities_have_a_small_error(dtype):
     np.testing.assert_allclose(temperature, 5, rtol=0.05)
 
 
+@pytest.mark.x64_once
 def test_the_bins_at_the_edge(dtype):
     empty = calibration.expected_calibration_error(np.zeros((0, 3), dtype), np.zeros(0, int))
     assert empty == 0

@@ -68,6 +68,7 @@ def test_the_probabilities_are_a_softmax(dtype):
     near(three[:, 0] / three[:, 1], np.exp(rounded(i) - j), dtype, 40)
 
 
+@pytest.mark.x64_once
 def test_a_larger_score_is_more_likely_to_win(dtype):
     scores = np.linspace(-3, 3, 13).astype(dtype)
     for neither in (None, 0.5):
@@ -77,6 +78,7 @@ def test_a_larger_score_is_more_likely_to_win(dtype):
     np.testing.assert_array_equal(even[:, 0] > 0.5, scores > 0)
 
 
+@pytest.mark.x64_once
 def test_neither_never_wins_with_a_score_of_minus_infinity(dtype):
     i, j = random_scores(dtype, 2, 9)
     three = bradley_terry_probability(i, j, -INF)
@@ -104,6 +106,7 @@ def test_a_sure_win_keeps_its_digits(dtype):
     assert oracles.ulps(np.stack(gradients), expected).max() <= 4
 
 
+@pytest.mark.x64_once
 def test_scores_broadcast_and_outcomes_do_not(dtype):
     champion, others = np.asarray(1, dtype), random_scores(dtype, 4)
     outcome = np.array([0, 1, 0, 1])
@@ -183,6 +186,7 @@ def test_a_sure_ranking_keeps_its_digits(dtype):
     assert oracles.ulps(gradient, expected[1]).max() <= 4
 
 
+@pytest.mark.x64_once
 @modes
 def test_second_derivatives(mode, dtype):
     scores, ranking = random_scores(dtype, 4), np.array([2, 0, 3])
@@ -203,12 +207,14 @@ def test_two_orders_in_both_modes():
         jax.test_util.check_grads(jax.jit(f), (scores,), order=2, modes=["fwd", "rev"])
 
 
+@pytest.mark.x64_once
 def test_one_choice_is_the_cross_entropy(dtype):
     scores, labels = random_scores(dtype, 6, 5), np.arange(6) % 5
     losses = plackett_luce_loss(scores, labels[:, None])
     np.testing.assert_array_equal(losses, softjax.cross_entropy(scores, labels))
 
 
+@pytest.mark.x64_once
 def test_two_items_are_a_comparison(dtype):
     scores, winner = random_scores(dtype, 6, 2), np.arange(6) % 2
     losses = plackett_luce_loss(scores, np.stack([winner, 1 - winner], -1))
@@ -276,6 +282,7 @@ def test_nobody_takes_part(dtype):
     np.testing.assert_array_equal(gradient, 0)
 
 
+@pytest.mark.x64_once
 def test_an_impossible_item_before_others(dtype):
     scores = np.array([0, -INF, 1], dtype)
     assert plackett_luce_loss(scores, np.array([1])) == INF
@@ -332,6 +339,7 @@ def test_integers_and_numbers_follow_the_floating_scores():
             assert bradley_terry_probability(i, j).dtype == jnp.bfloat16
 
 
+@pytest.mark.x64_once
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [

@@ -70,7 +70,7 @@ def labels_of(kind, labels):
     return np.random.default_rng(5).uniform(size=(N, K)).astype(np.float32) * 3  # of any mass
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("options", [OPTIONS["plain"], OPTIONS["all"]], ids=["plain", "all"])
 @pytest.mark.parametrize("kind", ["integer", "soft"])
 def test_gradient_hessian_and_product_are_those_of_numpy(kind, options, dtype):
     params, x, labels, _ = problem(dtype)
@@ -107,6 +107,7 @@ def test_gradient_and_hessian_are_those_of_autodiff():
     )
 
 
+@pytest.mark.x64_once
 @pytest.mark.parametrize(("k", "d"), [(1, 3), (2, 0), (3, 1), (8, 2)])
 def test_information_of_any_number_of_classes_and_features(k, d, dtype):
     params, x, labels, weights = problem(dtype, 9, d, k)
@@ -120,6 +121,7 @@ def test_information_of_any_number_of_classes_and_features(k, d, dtype):
     )
 
 
+@pytest.mark.x64_once
 @pytest.mark.parametrize("n", [0, 1, 7, 15])
 def test_chunks_of_rows_are_exact(n, dtype, monkeypatch):
     monkeypatch.setattr(_information, "CHUNK_SIZE", 1)
@@ -156,6 +158,7 @@ def test_confident_rows_keep_the_curvature_positive(scale, dtype):
     np.testing.assert_allclose(h, expected, atol=20 * scale * tolerance(dtype) * largest)
 
 
+@pytest.mark.x64_once
 def test_the_gauge_is_in_the_kernel_of_the_hessian(dtype):
     params, x, labels, _ = problem(dtype)
     shift = regression.SoftmaxRegression(jnp.ones((D, K), dtype), jnp.ones(K, dtype))
@@ -164,6 +167,7 @@ def test_the_gauge_is_in_the_kernel_of_the_hessian(dtype):
     assert not np.any(ravel(regression.hvp(params, shift, x, labels)) > tolerance(dtype))
 
 
+@pytest.mark.x64_once
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_no_hessian_exceeds_the_lipschitz_constant(options, dtype):
     given = {k: v if k == "l2" else v.astype(dtype) for k, v in options.items()}
@@ -175,6 +179,7 @@ def test_no_hessian_exceeds_the_lipschitz_constant(options, dtype):
         assert np.linalg.eigvalsh(h)[-1] <= bound * (1 + tolerance(dtype))
 
 
+@pytest.mark.x64_once
 def test_the_lipschitz_constant_is_reached_by_two_equal_classes(dtype):
     params, x, labels, weights = problem(dtype, k=2, scale=0.0)
     params = params._replace(bias=jnp.zeros_like(params.bias))
@@ -185,6 +190,7 @@ def test_the_lipschitz_constant_is_reached_by_two_equal_classes(dtype):
     assert bound == pytest.approx(largest, rel=tolerance(dtype))
 
 
+@pytest.mark.x64_once
 def test_one_class_has_no_curvature_but_the_penalty(dtype):
     params, x, _, _ = problem(dtype, k=1)
     labels = np.zeros(N, int)
@@ -194,6 +200,7 @@ def test_one_class_has_no_curvature_but_the_penalty(dtype):
     assert float(regression.lipschitz_constant(x, labels, 1, l2=L2)) == pytest.approx(L2)
 
 
+@pytest.mark.x64_once
 def test_a_row_of_weight_zero_takes_no_part(dtype):
     params, x, labels, weights = problem(dtype)
     weights[3] = 0
@@ -209,6 +216,7 @@ def test_a_row_of_weight_zero_takes_no_part(dtype):
     np.testing.assert_allclose(nothing.kernel, L2 * np.asarray(params.kernel), rtol=1e-6)
 
 
+@pytest.mark.x64_once
 def test_a_bad_label_is_refused_or_under_a_trace_gives_nan(dtype):
     params, x, labels, weights = problem(dtype)
     labels[5] = K
@@ -234,6 +242,7 @@ def test_half_precision_is_computed_in_float32():
     np.testing.assert_allclose(hessian, h, atol=tolerance(np.float32))
 
 
+@pytest.mark.x64_once
 def test_the_closed_forms_transform(dtype):
     params, x, labels, weights = problem(dtype)
     many = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)

@@ -73,6 +73,7 @@ def test_hessian_is_exact_entry_by_entry(closed_form, x):
     assert_positive_semidefinite(hessian)
 
 
+@pytest.mark.x64_once
 @pytest.mark.parametrize("scale", [1.0, 20.0, 40.0])
 def test_hessians_are_positive_semidefinite(scale, dtype):
     x = jnp.asarray(scale * np.random.default_rng(0).standard_normal((60, 6)), dtype)
@@ -159,6 +160,7 @@ def test_cumulants_are_exact(x, v):
 # Against autodiff
 
 
+@pytest.mark.x64_once
 def test_jacobian_is_that_of_autodiff(x):
     expected = derivatives.softmax_jacobian(x)
     units = 20 + 2 * gaps()[:, :, None] + 2 * gaps()[:, None, :]
@@ -166,6 +168,7 @@ def test_jacobian_is_that_of_autodiff(x):
         within(jax.jit(jax.vmap(mode(softjax.softmax)))(x), expected, units)
 
 
+@pytest.mark.x64_once
 def test_hessian_is_that_of_autodiff(x):
     expected = derivatives.logsumexp_hessian(x)
     units = 20 + 2 * gaps()[:, :, None] + 2 * gaps()[:, None, :]
@@ -178,6 +181,7 @@ def test_hessian_is_that_of_autodiff(x):
     within(jax.jit(loss)(x, jnp.asarray(LABELS)), expected, units)
 
 
+@pytest.mark.x64_once
 def test_gradients_are_those_of_autodiff(x):
     gradient = jax.vmap(jax.grad(softjax.logsumexp))(x)
     within(gradient, derivatives.logsumexp_gradient(x), 10 + 2 * gaps())

@@ -261,6 +261,7 @@ def test_a_row_of_weight_zero_takes_no_part(dtype):
     assert np.isfinite(inference.log_likelihood(params, spoiled, y, sample_weights=weights))
 
 
+@pytest.mark.x64_once
 def test_the_scale_of_a_feature_changes_nothing_but_its_unit(dtype):
     x, y, _ = problem(dtype)
     params = optimum(x, y, K, dtype)
@@ -271,6 +272,7 @@ def test_the_scale_of_a_feature_changes_nothing_but_its_unit(dtype):
     np.testing.assert_allclose(ours.z, plain.z, rtol=1e-3 if dtype == "float32" else 1e-10)
 
 
+@pytest.mark.x64_once
 def test_two_classes_are_the_binary_logit(dtype):
     x, y, _ = problem(dtype, k=2)
     params = optimum(x, y, 2, dtype)
@@ -281,6 +283,7 @@ def test_two_classes_are_the_binary_logit(dtype):
     close(np.float64(ours.standard_error)[:, 0], np.sqrt(np.diag(variance)), dtype)
 
 
+@pytest.mark.x64_once
 def test_contrasts_do_not_depend_on_the_gauge_nor_on_the_order_of_classes(dtype):
     x, y, _ = problem(dtype)
     params = optimum(x, y, K, dtype)
@@ -296,6 +299,7 @@ def test_contrasts_do_not_depend_on_the_gauge_nor_on_the_order_of_classes(dtype)
     close(got, np.float64(expected.standard_error), dtype)
 
 
+@pytest.mark.x64_once
 def test_one_class_has_no_variance(dtype):
     params = regression.init(2, 1, dtype)
     v = inference.covariance(params, np.ones((4, 2), dtype), np.zeros(4, int))
@@ -352,6 +356,7 @@ def test_under_a_trace_refusals_are_nan(dtype):
     assert np.isnan(traced(params, x, y)).all()
 
 
+@pytest.mark.x64_once
 def test_no_examples_and_no_features(dtype):
     x, y, _ = problem(dtype)
     params = optimum(x, y, K, dtype)
@@ -452,13 +457,16 @@ def test_interval_coverage_of_simulated_fits():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(150, 1)).astype(np.float32)
     theta = np.array([[0.5, 0.0, -0.5], [0.2, 0.0, -0.2]])
+
+    @jax.jit
+    def intervals(params, y):
+        v = inference.covariance(params, x, y)
+        return inference.coefficients(params, v, reference=1, level=0.9)
+
     held = 0
     for _ in range(200):
         y = np.argmax(x @ theta[:1] + theta[1] + rng.gumbel(size=(150, 3)), -1)
-        params = optimum(x, y, 3, np.float32)
-        c = inference.coefficients(
-            params, inference.covariance(params, x, y), reference=1, level=0.9
-        )
+        c = intervals(optimum(x, y, 3, np.float32), y)
         held += bool(c.lower[0, 0] <= 0.5 <= c.upper[0, 0])
     assert 168 <= held <= 192  # binomial: 180 +- 12 is 2.8 standard deviations
 
@@ -525,6 +533,7 @@ def test_bad_arguments_are_named():
         inference.summary(params, x, y, feature_names=["a", "b"])
 
 
+@pytest.mark.x64_once
 def test_wald_test_of_no_restriction_is_sure(dtype):
     x, y, _ = problem(dtype)
     params = optimum(x, y, K, dtype)

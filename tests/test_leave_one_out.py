@@ -48,6 +48,7 @@ def test_it_is_one_newton_step_for_every_example(l2, dtype):
     np.testing.assert_allclose(ours, expected, atol=tolerance)
 
 
+@pytest.mark.x64_once
 def test_the_losses_are_those_of_refitting(dtype):
     x, y, _ = problem(dtype)
     params = optimum(x, y, K, dtype, L2)

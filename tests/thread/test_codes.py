@@ -10,6 +10,8 @@ import pytest
 
 from softjax.information import entropy, joint_entropy, nats_to_bits
 
+pytestmark = pytest.mark.x64_once
+
 
 def mean_huffman_length(p) -> float:
     """The mean length of the best prefix code: each merge adds a bit to all that it merges."""

@@ -8,6 +8,8 @@ import pytest
 
 from softjax import derivatives, logsumexp, softmax
 
+pytestmark = pytest.mark.x64_once
+
 
 def plain(x):
     with np.errstate(over="ignore", divide="ignore"):

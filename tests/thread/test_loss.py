@@ -9,6 +9,8 @@ import pytest
 import softjax
 from softjax import derivatives, information
 
+pytestmark = pytest.mark.x64_once
+
 SIZES = pytest.mark.parametrize("n", [2, 3, 10])
 
 

@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import softjax
 from softjax.choice import bradley_terry_loss, bradley_terry_probability
+
+pytestmark = pytest.mark.x64_once
 
 
 def test_does_the_softmax_satisfy_the_requirements_of_bradley_and_terry(dtype):

@@ -7,6 +7,8 @@ import pytest
 import softjax
 from softjax.information import entropy, temper
 
+pytestmark = pytest.mark.x64_once
+
 
 def power(p, alpha):
     q = p**alpha
