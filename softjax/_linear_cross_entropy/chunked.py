@@ -72,7 +72,7 @@ def _total_jvp(budget, primals, tangents):
     (arguments, scale), (dots, scale_dot) = primals, dots_of(tangents)
     half, kernel = arguments.rows.hidden.dtype.itemsize < 4, dots.classes.kernel is not None
     pieces = plan_of_gradients(shapes_of(arguments), budget, whole=half and kernel)
-    value, bars, values = gradients(arguments, scale, dots, pieces)
+    value, bars, values = _gradients(arguments, scale, dots, pieces)
     pairs = zip(jax.tree.leaves(bars), jax.tree.leaves(dots), strict=True)
     value_dot = sum((_inner(bar, dot, value.dtype) for bar, dot in pairs), jnp.zeros_like(value))
     if scale_dot is not None:
@@ -175,7 +175,7 @@ def _losses_tangent(part: Arguments, dots: Arguments) -> Array:
     return of_rows + block_tangent(part, dots, block, s, 0)
 
 
-def gradients(
+def _gradients(
     arguments: Arguments, scale: Array, dots: Arguments, plan: Plan
 ) -> tuple[Array, Arguments, Array]:
     """sum scale_i l_i, its gradients by what has a tangent in `dots`, and the l_i.
