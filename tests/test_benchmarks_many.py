@@ -1,13 +1,16 @@
 """The suite `many` from end to end on a tiny problem. No time is asserted."""
 
 import json
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from test_regression import problem
 
 from benchmarks import __main__ as command_line
 from benchmarks import fit, many
+from softjax import regression
 
 
 @pytest.mark.x64_once
@@ -21,6 +24,15 @@ def test_a_run_compares_every_lane_with_scikit_learn_and_prints_a_table(
     monkeypatch.setattr(fit, "digits", tiny)
     monkeypatch.setattr(many, "RESAMPLES", 3)
     monkeypatch.setattr(many, "INVERSE_PENALTIES", np.array([0.1, 10.0]))
+    with jax.enable_x64(True):
+        task = many.bootstrap()
+
+    def bootstrap(x, y, *, resamples, l2, tol):
+        """A resample is the fit with its counts: tests/test_regression_many.py proves it."""
+        theta = task.peer("newton-cholesky", tol)
+        return SimpleNamespace(resamples=SimpleNamespace(params=(theta[:, :-1], theta[:, -1])))
+
+    monkeypatch.setattr(regression, "bootstrap", bootstrap)
     out = tmp_path / "run.jsonl"
     assert command_line.main(["run", "many", "--quick", "--out", str(out)]) == 0
     environment, *records = map(json.loads, out.read_text().splitlines())
