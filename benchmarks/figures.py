@@ -155,8 +155,9 @@ def rooflines(devices: Sequence[tuple[str, Roof]]) -> str:
                 colour, marker = looks[name]
                 axes.plot(intensity, speed, marker, color=colour, markersize=5, alpha=0.85)
             ridge = roof.flops_per_second / roof.bytes_per_second
-            left = min([p[1] for p in roof.points] + [ridge]) / 2
             right = max([p[1] for p in roof.points] + [ridge]) * 4
+            # A third of the width at least is the slope's, and so its number has a place.
+            left = min([p[1] / 2 for p in roof.points] + [ridge * (ridge / right) ** 0.5])
             xs = (left, ridge, right)
             ys = [min(roof.flops_per_second, roof.bytes_per_second * x) for x in xs]
             axes.plot(xs, ys, color=INK, linewidth=1.2)
@@ -169,7 +170,7 @@ def rooflines(devices: Sequence[tuple[str, Roof]]) -> str:
             )
             axes.annotate(
                 f"{roof.bytes_per_second / 1e9:,.0f} GB/s",
-                (math.sqrt(left * ridge), math.sqrt(ys[0] * ys[1])),
+                (left**0.25 * ridge**0.75, ys[0] ** 0.25 * ys[1] ** 0.75),
                 xytext=(-6, 6),
                 textcoords="offset points",
                 ha="right",

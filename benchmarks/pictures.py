@@ -59,6 +59,10 @@ def row_of(record: Record) -> str:
         return f"{record['operation']}, {words(record['mode'])} · {place}"
     if suite == "accuracy":
         return f"{record['operation']} · {record['dtype']}"
+    if suite == "scale":
+        devices = record["devices"]
+        parts = record["program"], record["form"], f"{devices} device{'s'[: devices != 1]}"
+        return words(" · ".join(parts))
     if record.get("budget"):
         case = case.replace(f"budget-{record['budget']}", f"budget {record['budget'] / 1e6:g} MB")
     parts = [part for part in case.split("/") if part not in (suite, peer, "budget-None")]

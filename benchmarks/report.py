@@ -129,7 +129,9 @@ def _table(suite: str, devices: Sequence[Device]) -> Table:
         for record in run.results():
             ours, *others = sides(record)
             for other in others or [None]:
-                key = row_of(record), other.name if other else ""
+                # A record of a peer alone, as those of `scale` are, has a row of its own.
+                alone = "" if ours.is_softjax else ours.name
+                key = row_of(record), other.name if other else alone
                 cells = _cells(record, ours, other, run.ceilings)
                 rows.setdefault(key, {})[device.label] = cells
     blank = ("",) * len(COLUMNS)

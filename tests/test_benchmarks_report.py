@@ -53,6 +53,12 @@ def accuracy_record(error):
     return {"record": "result", "suite": "accuracy"} | named | about | sides
 
 
+def scale_record(implementation, sent):
+    case = {"case": f"scale/loss/both/{implementation}/2", "program": "loss", "form": "both"}
+    about = {"implementation": implementation, "devices": 2, "wire_bytes": sent, "error": 0.0}
+    return {"record": "result", "suite": "scale"} | case | about
+
+
 FAILURE = {
     "record": "failure",
     "suite": "core",
@@ -75,7 +81,8 @@ def files(tmp_path):
             core_record(100, 4e-3, correct=False),
             accuracy_record(None),
             {"record": "result", "suite": "many", "case": "many/new/x", "softjax": side("softjax")},
-            {"record": "result", "suite": "scale", "case": "x/2", "wire_bytes": 8, "error": 0.0},
+            scale_record("softjax", 8e6),
+            scale_record("plain", 9e6),
         ],
     }
     for name, lines in runs.items():
@@ -89,12 +96,17 @@ def test_devices_stand_side_by_side_with_their_last_figures(files):
     assert [device.label for device in devices] == ["Card A", "Card B"]
     (record,) = devices[0].runs["core"].results()
     assert record["softjax"]["seconds"]["median"] == 2e-3
-    core = next(s for s in report.sections(results.read_all([files])) if s.title == "core")
+    parts = {part.title: part for part in report.sections(results.read_all([files]))}
+    core, scale = parts["core"], parts["scale"]
     assert "Card A: time, ms" in core.table.header
     first, second = core.table.rows
     assert first[2:4] == ["2 / 4", "0.50 (0.40, 0.60)"]
     assert second[2] == ""  # the first card has no second case
     assert "wrong: jax.nn" in second
+    assert scale.table.rows == [
+        ["loss · both · 2 devices", "", "8"],
+        ["loss · both · 2 devices", "plain", "9"],
+    ]
 
 
 def test_the_page_is_one_file_that_loads_nothing(files, tmp_path):
