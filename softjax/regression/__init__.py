@@ -27,6 +27,7 @@ from softjax.regression._result import CALLBACK as CALLBACK
 from softjax.regression._result import CONVERGED as CONVERGED
 from softjax.regression._result import NON_FINITE as NON_FINITE
 from softjax.regression._result import PRECISION_FLOOR as PRECISION_FLOOR
+from softjax.regression._result import QUASI_SEPARATED as QUASI_SEPARATED
 from softjax.regression._result import SEPARATED as SEPARATED
 from softjax.regression._result import STEP_LIMIT as STEP_LIMIT
 from softjax.regression._result import Event as Event

@@ -52,6 +52,7 @@ class State(NamedTuple):
         value: the objective at `theta`.
         norm: the gradient there, relative to what it can be at most.
         decrement: half of what Newton's model promised at the last step, nats.
+        move: by how many nats the last step moved one class of an example against another, at most.
         best: the smallest `norm` so far, and in `stalled` the number of steps since.
         step: how many steps were taken.
         passes: products with the features so far.
@@ -63,6 +64,7 @@ class State(NamedTuple):
     value: Any
     norm: Any
     decrement: Any
+    move: Any
     best: Any
     stalled: Any
     step: Any
@@ -77,7 +79,9 @@ def start(method: Method, features: "Array | BCOO", theta: Any) -> State:
 def initial(theta: Any, memory: Any) -> State:
     """The state before the first step; in NumPy, which has nothing to compile."""
     infinite, zero = np.array(np.inf, theta.dtype), np.int32(0)
-    return State(theta, memory, infinite, infinite, infinite, infinite, zero, zero, zero, zero)
+    return State(
+        theta, memory, infinite, infinite, infinite, infinite, infinite, zero, zero, zero, zero
+    )
 
 
 def judge(state: State, objective: Array, norm: Array, tol: Array) -> State:
@@ -90,15 +94,24 @@ def judge(state: State, objective: Array, norm: Array, tol: Array) -> State:
 
 
 def taken(
-    state: State, theta: Any, memory: Any, first: Array, t: Array, passes: Any, patience: int
+    state: State,
+    theta: Any,
+    memory: Any,
+    first: Array,
+    t: Array,
+    d_logits: Array,
+    passes: Any,
+    patience: int,
 ) -> State:
     """The state after a step of length t along a slope `first`."""
+    move = t * jnp.max(jnp.max(d_logits, 0) - jnp.min(d_logits, 0))
     stalled = jnp.where(state.norm < state.best, 0, state.stalled + 1)
     lost = (stalled >= patience) | (t == 0)
     return state._replace(
         theta=theta,
         memory=memory,
         decrement=-first / 2,
+        move=jnp.where(t == 0, state.move, move),
         best=jnp.minimum(state.norm, state.best),
         stalled=stalled,
         step=state.step + 1,
@@ -130,7 +143,7 @@ def advance(
         first = jnp.vdot(here.gradient, d)
         t = step_length(problem, here.theta, here.logits, first, d, d_logits)
         theta = moved(here.theta, t, d)
-        state = taken(state, theta, memory, first, t, passes + 2, method.patience)
+        state = taken(state, theta, memory, first, t, d_logits, passes + 2, method.patience)
         return state, moved(here.logits, t, d_logits)
 
     def body(carry):

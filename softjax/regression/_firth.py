@@ -8,7 +8,8 @@ order 1 / N. For small problems, since each step factors the (K - 1)(D + 1) info
 Source: D. Firth, "Bias reduction of maximum likelihood estimates" (1993).
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from softjax.regression._problem import (
 )
 
 HALVINGS = 20
+CG_STEPS = 1000
 PATIENCE = 10
 
 
@@ -37,27 +39,10 @@ def start(features: Array, theta: Any) -> State:
 
 
 def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array]:
-    """Newton's steps with the information for the Hessian, halved until they go down.
-
-    The information is that of standardised features, whose determinant differs by a constant.
-    """
+    """Newton's steps with the information for the Hessian, halved until they go down."""
     bound = gradient_bound(problem)
-    basis = _contrasts(len(problem.targets), bound.dtype)
-    examples = problem.features.shape[0]
-    weights = example_weights(problem.targets)
-    mean, scale = _metric.moments(problem, bound)
-    x = jnp.pad((problem.features - mean) / scale, ((0, 0), (0, 1)), constant_values=1)
-
-    def factor(theta):
-        p = probabilities(class_scores(problem.features, theta))
-        h = _newton.hessian(x, weights, p, jnp.zeros_like(bound))
-        h = jnp.einsum("kr,kdle,ls->rdse", basis, h, basis)
-        return _newton.factor(h.reshape(h.shape[0] * h.shape[1], -1))
-
-    def objective(theta):
-        loss = value(problem, theta, class_scores(problem.features, theta))
-        lower, unit = factor(theta)
-        return loss - jnp.sum(jnp.log(jnp.diag(lower) / unit)) / examples
+    likelihood = _likelihood(problem)
+    objective = likelihood.objective
 
     def judged(state):
         current, gradient = jax.value_and_grad(objective)(state.theta)
@@ -73,9 +58,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
 
     def body(carry):
         state, current, gradient = carry
-        g = basis.T @ _metric.to_standard(mean, scale, gradient)
-        d = _newton.factored_solve(*factor(state.theta), g.ravel()).reshape(g.shape)
-        d = -_metric.from_standard(mean, scale, basis @ d)
+        d = -likelihood.scoring(state.theta)(gradient)
         slack = 4 * jnp.finfo(d.dtype).eps * jnp.abs(current)
 
         def too_high(t):
@@ -98,6 +81,82 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
     state, _, _ = lax.while_loop(running, body, judged(state))
     logits = class_scores(problem.features, state.theta)
     return state._replace(value=value(problem, state.theta, logits)), logits
+
+
+@jax.custom_jvp
+def stationary(theta: Array, problem: Problem) -> Array:
+    """`theta`, known to be the optimum, as a function of `problem`.
+
+    As `_implicit.stationary`, with the Hessian of f*, and the information for the metric.
+    """
+    return theta
+
+
+@stationary.defjvp
+def _stationary_jvp(primals, tangents):
+    theta, problem = primals
+    theta = stationary(theta, problem)
+
+    def gradient(theta, problem):
+        return centred(jax.grad(_likelihood(problem).objective)(theta))
+
+    _, gradient_dot = jax.jvp(lambda problem: gradient(theta, problem), (problem,), tangents[1:])
+
+    def hvp(v):
+        _, image = jax.jvp(lambda theta: gradient(theta, problem), (theta,), (centred(v),))
+        return image + (v - centred(v))
+
+    scoring = _likelihood(problem).scoring(theta)
+
+    def solution(_, b):
+        tol = jnp.asarray(8 * jnp.finfo(b.dtype).eps, b.dtype)
+
+        def steepest(g):
+            return scoring(centred(g)) + (g - centred(g))
+
+        return _newton.conjugate_gradients(hvp, steepest, b, tol, CG_STEPS)[0]
+
+    return theta, -lax.custom_linear_solve(hvp, gradient_dot, solution, symmetric=True)
+
+
+class _Likelihood(NamedTuple):
+    """f*, but for a constant, and Fisher's scoring: I^-1 gradient at some parameters."""
+
+    objective: Callable[[Array], Array]
+    scoring: Callable[[Array], Callable[[Array], Array]]
+
+
+def _likelihood(problem: Problem) -> _Likelihood:
+    """By the information of standardised features, whose determinant differs by a constant."""
+    bound = gradient_bound(problem)
+    basis = _contrasts(len(problem.targets), bound.dtype)
+    examples = problem.features.shape[0]
+    weights = example_weights(problem.targets)
+    mean, scale = _metric.moments(problem, bound)
+    x = jnp.pad((problem.features - mean) / scale, ((0, 0), (0, 1)), constant_values=1)
+
+    def factor(theta):
+        p = probabilities(class_scores(problem.features, theta))
+        h = _newton.hessian(x, weights, p, jnp.zeros_like(bound))
+        h = jnp.einsum("kr,kdle,ls->rdse", basis, h, basis)
+        return _newton.factor(h.reshape(h.shape[0] * h.shape[1], -1))
+
+    def objective(theta):
+        loss = value(problem, theta, class_scores(problem.features, theta))
+        lower, unit = factor(theta)
+        return loss - jnp.sum(jnp.log(jnp.diag(lower) / unit)) / examples
+
+    def scoring(theta):
+        lower, unit = factor(theta)
+
+        def solved(gradient):
+            g = basis.T @ _metric.to_standard(mean, scale, gradient)
+            d = _newton.factored_solve(lower, unit, g.ravel()).reshape(g.shape)
+            return _metric.from_standard(mean, scale, basis @ d)
+
+        return solved
+
+    return _Likelihood(objective, scoring)
 
 
 def _contrasts(num_classes: int, dtype) -> Array:

@@ -58,12 +58,13 @@ def fit(
     is given. "auto" is "optax" where an option of it is given, "proximal" with l1, and else
     "newton-cg".
 
-    Derivative: of the optimum, by the implicit function theorem, with respect to l2, features,
-        weights and labels that are a distribution; both modes. Not of "proximal" and "firth";
-        "optax" is a loop on the host. Under a trace values are not checked, and a label out of
-        range gives NaN.
+    Derivative: of the optimum, by the implicit function theorem, with respect to l2, l1, features,
+        weights and labels that are a distribution; both modes. With l1 entries of the kernel that
+        are 0 stay so. "optax" is a loop on the host. Under a trace values are not checked, and a
+        label out of range gives NaN.
     Edge cases: on data that the classes separate l2 = 0 has no optimum: the fit says "separated",
-        far on the way. A penalty or "firth" gives one.
+        far on the way, or "quasi-separated" where some examples are on the boundary, or a class
+        has no examples: then only some parameters grow. A penalty or "firth" gives an optimum.
 
     Args:
         features: real [N, D], finite; NumPy, JAX, or BCOO for "newton-cg", "lbfgs", "proximal".
@@ -135,7 +136,8 @@ def fit(
         if name == OPTAX or callback is not None or validation is not None:
             expected = "concrete where `callback`, `validation` or the solver 'optax' is used"
             raise _arguments.error("features", expected, "a tracer among the data")
-        return _solve.traced(name, data, num_classes, params, tol, max_steps)
+        penalised = any(not isinstance(a, Tracer) and a != 0 for a in (l2, l1))
+        return _solve.traced(name, data, num_classes, params, tol, max_steps, penalised)
     if name == OPTAX:
         if max_steps is not None:
             raise _arguments.error("max_steps", "None for 'optax', which has `epochs`", max_steps)

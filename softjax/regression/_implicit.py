@@ -5,8 +5,13 @@ At the optimum F(theta, problem) = gradient of the objective = 0, so that
     H d theta = -(dF / d problem) d problem.
 
 One linear solve, by conjugate gradients in the metric of the fit, whatever found the optimum. H is
-symmetric: the solve is its own transpose, and serves both modes.
+symmetric: the solve is its own transpose, and serves both modes. With l1 the same holds among the
+entries of the kernel that are not 0, where F has l1 sign(theta) in it; the others stay where they
+are, but where they are just about to leave.
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +34,7 @@ CG_STEPS = 1000
 
 @jax.custom_jvp
 def stationary(theta: Array, problem: Problem) -> Array:
-    """`theta`, known to be the optimum of `problem`, as a function of `problem`."""
+    """`theta`, known to be the optimum of `problem` without l1, as a function of `problem`."""
     return theta
 
 
@@ -37,38 +42,81 @@ def stationary(theta: Array, problem: Problem) -> Array:
 def _stationary_jvp(primals, tangents):
     theta, problem = primals
     theta = stationary(theta, problem)
+    p, gradient_dot = _moved_gradient(theta, problem, tangents[1])
+    return theta, -solve(problem, p, gradient_dot)
+
+
+@jax.custom_jvp
+def stationary_l1(theta: Array, problem: Problem) -> Array:
+    """As `stationary`, with l1."""
+    return theta
+
+
+@stationary_l1.defjvp
+def _stationary_l1_jvp(primals, tangents):
+    theta, problem = primals
+    theta = stationary_l1(theta, problem)
+    p, gradient_dot = _moved_gradient(theta, problem, tangents[1])
+    active = (theta != 0).at[:, -1].set(True)
+    # Along what all classes have in common there is no curvature but that of l2.
+    held = jnp.all(active, 0) & (penalised(jnp.ones_like(theta[:1])) * problem.l2 > 0)
+    loose = jnp.all(active, 0) & ~held
+
+    def inside(v):
+        v = jnp.where(active, v, 0)
+        return jnp.where(loose, centred(v), v)
+
+    def beside(v):
+        mean = jnp.mean(v, 0, keepdims=True)
+        return jnp.where(held, mean / jnp.where(held, problem.l2, 1), 0)
+
+    return theta, -inside(solve(problem, p, inside(gradient_dot), inside, beside))
+
+
+def _moved_gradient(theta: Array, problem: Problem, problem_dot: Problem) -> tuple[Array, Array]:
+    """The probabilities, and how the gradient at `theta` changes with the problem."""
     logits = class_scores(problem.features, theta)
     p = point(problem, theta, logits).probabilities
 
     def gradient(problem):
-        return point(problem, theta, class_scores(problem.features, theta)).gradient
+        here = point(problem, theta, class_scores(problem.features, theta))
+        return here.gradient + problem.l1 * penalised(jnp.sign(theta))
 
-    _, gradient_dot = jax.jvp(gradient, (problem,), (tangents[1],))
-    return theta, -_solve(problem, p, gradient_dot)
+    return p, jax.jvp(gradient, (problem,), (problem_dot,))[1]
 
 
-def _solve(problem: Problem, p: Array, b: Array) -> Array:
-    """H^-1 b on the parameters that are centred over the classes, the identity on the others."""
+def solve(
+    problem: Problem,
+    p: Array,
+    b: Array,
+    inside: Callable[[Array], Array] = centred,
+    beside: Callable[[Array], Array] = jnp.zeros_like,
+) -> Array:
+    """H^-1 b on the parameters that `inside` projects to, the identity on the others.
+
+    `beside` is what the metric lacks there, which knows no direction that the classes share.
+    """
     weights = example_weights(problem.targets)
 
     def hvp(v):
-        inside = centred(v)
-        spread = _newton.spread(weights, p, class_scores(problem.features, inside))
-        image = pull_back(problem.features, spread) + problem.l2 * penalised(inside)
-        return centred(image) + (v - inside)
+        part = inside(v)
+        spread = _newton.spread(weights, p, class_scores(problem.features, part))
+        image = pull_back(problem.features, spread) + problem.l2 * penalised(part)
+        return inside(image) + (v - part)
 
     s = _metric.standardise(problem, gradient_bound(problem))
     empty = _metric.empty(problem.features, len(p))
     metric = _metric.build(empty, s, weights, p)
 
-    def solve(_, b):
+    def steepest(size, g):
+        part = inside(g)
+        image = _metric.steepest(s, metric, part, size) + beside(part)
+        return inside(image) + (g - part)
+
+    def solution(_, b):
         size = jnp.max(jnp.abs(b))
         size = jnp.where(size > 0, size, 1)
-
-        def steepest(g):
-            return _metric.steepest(s, metric, centred(g), size) + (g - centred(g))
-
         tol = jnp.asarray(8 * jnp.finfo(b.dtype).eps, b.dtype)
-        return _newton.conjugate_gradients(hvp, steepest, b, tol, CG_STEPS)[0]
+        return _newton.conjugate_gradients(hvp, partial(steepest, size), b, tol, CG_STEPS)[0]
 
-    return lax.custom_linear_solve(hvp, b, solve, symmetric=True)
+    return lax.custom_linear_solve(hvp, b, solution, symmetric=True)

@@ -189,7 +189,7 @@ def _stepped(lanes: Lanes, tol: Array, slot: Slots, running: Array) -> Slots:
     first = jnp.vdot(here.gradient, d)
     t = step_length(problem, here.theta, here.logits, first, d, d_logits)
     theta, logits = moved(here.theta, t, d), moved(here.logits, t, d_logits)
-    state = taken(state, theta, (), first, t, passes + 2, PATIENCE)
+    state = taken(state, theta, (), first, t, d_logits, passes + 2, PATIENCE)
     there = _point(problem, theta, logits)
     return slot._replace(state=_judged(lanes, tol, problem, state, there), point=there)
 

@@ -242,7 +242,7 @@ def _begun(
 ) -> tuple[FitResult, Lanes, Work]:
     """The fit to all the data at one penalty, and the lanes that start there."""
     data, num_classes, tol = groups.data._replace(l2=l2), groups.num_classes, groups.tol
-    whole = _solve.traced("newton-cg", data, num_classes, params, tol, max_steps)
+    whole = _solve.traced("newton-cg", data, num_classes, params, tol, max_steps, True)
     problem = _problem.problem_of(data, num_classes)
     start, bound = _problem.pack(whole.params), _problem.gradient_bound(problem)
     s = _metric.standardise(problem, bound)

@@ -8,7 +8,15 @@ from softjax.regression import _status
 from softjax.regression._model import SoftmaxRegression
 
 # Why a fit stopped.
-STEP_LIMIT, CONVERGED, PRECISION_FLOOR, SEPARATED, NON_FINITE, CALLBACK = _status.REASONS
+(
+    STEP_LIMIT,
+    CONVERGED,
+    PRECISION_FLOOR,
+    SEPARATED,
+    NON_FINITE,
+    CALLBACK,
+    QUASI_SEPARATED,
+) = _status.REASONS
 
 
 class Event(NamedTuple):
@@ -61,7 +69,7 @@ class FitResult(NamedTuple):
         params: kernel [D, K] and bias [K].
         objective: at `params`, over all examples, nats.
         status: the place of `stop_reason` in (STEP_LIMIT, CONVERGED, PRECISION_FLOOR, SEPARATED,
-            NON_FINITE, CALLBACK).
+            NON_FINITE, CALLBACK, QUASI_SEPARATED).
         steps: the number of steps taken.
         passes: products with the features; None for the solver "optax".
         gradient_norm: as in `Event`.
@@ -97,7 +105,8 @@ class FitResult(NamedTuple):
         """In words; a list of them where fits are stacked.
 
         CONVERGED; PRECISION_FLOOR, rounding hides what is left; SEPARATED, these data have no
-        optimum without a penalty, and `params` are far on the way; STEP_LIMIT; CALLBACK;
-        NON_FINITE, `params` are those before that step.
+        optimum without a penalty, and `params` are far on the way; QUASI_SEPARATED, the same, but
+        that some examples cannot be told apart: some parameters grow for ever, the loss stays above
+        0; STEP_LIMIT; CALLBACK; NON_FINITE, `params` are those before that step.
         """
         return np.take(_status.REASONS, np.asarray(self.status)).tolist()

@@ -12,13 +12,14 @@ from jax import Array, lax
 from softjax.regression import (
     _descent,
     _firth,
+    _implicit,
     _problem,
     _proximal,
     _rotation,
+    _separation,
     _status,
     _wide,
 )
-from softjax.regression._implicit import stationary
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, Progress
@@ -36,7 +37,7 @@ class Solver(NamedTuple):
         chunk: steps between two events.
         rotates: whether N dimensions do where N < D, as for an l2 penalty.
         takes_sparse: whether features may be BCOO.
-        differentiable: whether what it finds is where the gradient of the objective vanishes.
+        stationary: of (theta, problem): the optimum, as a function of the problem.
         needs_optimum: whether it has nothing to find where the classes are separated.
     """
 
@@ -46,7 +47,7 @@ class Solver(NamedTuple):
     chunk: int
     rotates: bool = True
     takes_sparse: bool = True
-    differentiable: bool = True
+    stationary: Callable = _implicit.stationary
     needs_optimum: bool = True
 
 
@@ -88,7 +89,12 @@ SOLVERS = {
     "newton": _descending(_descent.NEWTON, 200, 1, takes_sparse=False),
     "lbfgs": _descending(_descent.LBFGS, 5000, 50),
     "proximal": Solver(
-        _proximal.start, _proximal.advance, 20000, 200, rotates=False, differentiable=False
+        _proximal.start,
+        _proximal.advance,
+        20000,
+        200,
+        rotates=False,
+        stationary=_implicit.stationary_l1,
     ),
     "firth": Solver(
         _firth.start,
@@ -97,19 +103,23 @@ SOLVERS = {
         1,
         rotates=False,
         takes_sparse=False,
-        differentiable=False,
+        stationary=_firth.stationary,
         needs_optimum=False,
     ),
 }
 
 
 class Outcome(NamedTuple):
-    """What a program comes to: the state, and what is known of it as arrays."""
+    """What a program comes to: the state, and what is known of it as arrays.
+
+    `suspected` says that quasi-complete separation should be looked for.
+    """
 
     state: _descent.State
     params: SoftmaxRegression
     status: Array
     separated: Array
+    suspected: Array
 
 
 class Run:
@@ -149,6 +159,8 @@ class Run:
         )
 
     def result(self, progress: Progress, status: int, history: list[dict[str, float]]) -> FitResult:
+        if self.outcome.suspected and _quasi_separated(self.fixed[1], self.data, self.state.theta):
+            status = _status.QUASI_SEPARATED
         return FitResult(
             progress.params,
             progress.objective,
@@ -168,8 +180,12 @@ def traced(
     params: SoftmaxRegression,
     tol: Any,
     max_steps: int | None,
+    penalised: bool,
 ) -> FitResult:
-    """A fit inside of a trace: one loop to the end, and the optimum's derivative."""
+    """A fit inside of a trace: one loop to the end, and the optimum's derivative.
+
+    Where it is known to be `penalised`, quasi-complete separation is not looked for.
+    """
     solver = SOLVERS[name]
     limit = jnp.asarray(solver.max_steps if max_steps is None else max_steps, jnp.int32)
     rotation, turned, start = _rotated(name, *lax.stop_gradient((data, params)))
@@ -177,18 +193,26 @@ def traced(
     tol = jnp.asarray(tol, data.features.dtype)
     outcome = _within_trace(name, num_classes, turned, tol, state, limit)
     theta = _problem.pack(_turned_back(rotation, outcome.params))
-    state, value = outcome.state, outcome.state.value
+    state = outcome.state
+    status = outcome.status
+    if not penalised:
+        proven = lax.cond(
+            outcome.suspected,
+            lambda: _separation.is_quasi_separated(
+                _problem.problem_of(turned, num_classes), state.theta, outcome.suspected
+            ),
+            lambda: jnp.asarray(False),
+        )
+        status = jnp.where(proven, _status.QUASI_SEPARATED, status).astype(jnp.int32)
     undefined = (state.status == _status.NON_FINITE) & (state.step == 0)
     theta = lax.stop_gradient(jnp.where(undefined, jnp.nan, theta))
-    if solver.differentiable:
-        problem = _problem.problem_of(data, num_classes)
-        theta = stationary(theta, problem)
-        logits = _problem.class_scores(problem.features, theta)
-        value = _problem.value(problem, theta, logits)
+    problem = _problem.problem_of(data, num_classes)
+    theta = solver.stationary(theta, problem)
+    logits = _problem.class_scores(problem.features, theta)
     return FitResult(
         _problem.unpack(theta),
-        value,
-        outcome.status,
+        _problem.value(problem, theta, logits),
+        status,
         state.step,
         state.passes,
         state.norm,
@@ -204,10 +228,18 @@ def _advance(
     problem = _problem.problem_of(data, num_classes)
     state, logits = SOLVERS[name].advance(problem, tol, state, stop)
     separated = _problem.is_separated(problem, logits)
-    status = state.status
+    status, suspected = state.status, jnp.asarray(False)
     if SOLVERS[name].needs_optimum:
         status = _problem.status_where_separated(problem, status, separated)
-    return Outcome(state, _problem.unpack(state.theta), status, separated)
+        suspected = _separation.suspected(problem, state, status)
+    return Outcome(state, _problem.unpack(state.theta), status, separated, suspected)
+
+
+@partial(jax.jit, static_argnames="num_classes")
+def _quasi_separated(num_classes: int, data: Data, theta: Array) -> Array:
+    """In a program of its own: most fits have no need of it."""
+    problem = _problem.problem_of(data, num_classes)
+    return _separation.is_quasi_separated(problem, theta, jnp.asarray(True))
 
 
 _STATIC = ("name", "num_classes")

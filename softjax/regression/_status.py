@@ -1,6 +1,6 @@
 """Why a fit stopped: a number in a compiled program, a word for people."""
 
-RUNNING, CONVERGED, PRECISION_FLOOR, SEPARATED, NON_FINITE, CALLBACK = range(6)
+RUNNING, CONVERGED, PRECISION_FLOOR, SEPARATED, NON_FINITE, CALLBACK, QUASI_SEPARATED = range(7)
 
 # A fit that is still running has come to its limit.
 REASONS = (
@@ -10,4 +10,5 @@ REASONS = (
     "separated",
     "non-finite objective",
     "callback",
+    "quasi-separated",
 )

@@ -132,7 +132,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
             moved(span.rest_logits, t, -span.rest_logits),
         )
         theta = moved(state.theta, t, d)
-        state = taken(state, theta, span, first, t, 2 * steps + 2, PATIENCE)
+        state = taken(state, theta, span, first, t, d_logits, 2 * steps + 2, PATIENCE)
         return state, moved(logits, t, d_logits)
 
     def body(carry):
