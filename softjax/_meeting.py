@@ -40,10 +40,6 @@ class Meeting:
     Raises:
         SystemExit: one of them ended before all had met, or did not come.
         OSError: process 0 cannot listen there.
-
-    Example:
-        >>> from softjax._meeting import Meeting
-        >>> meeting = Meeting("127.0.0.1:9999", 2, 0, patience=300)  # doctest: +SKIP
     """
 
     def __init__(self, address: str, count: int, index: int, patience: float):
@@ -128,11 +124,11 @@ class Meeting:
             return None
         _, count, index = HELLO.unpack(said)
         wrong = ""
-        if count != self.count:
-            wrong = f"process {index} is one of {count}, and process 0 one of {self.count}."
+        if count != self.count or not 0 < index < count:
+            wrong = f"process {index} of {count} came to {self.name(0)}."
         elif index in self.connections.values():
             wrong = f"two processes say that they are {self.name(index)}."
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        _keep(connection)
         self.connections[connection] = index
         return connection, wrong
 
@@ -144,7 +140,7 @@ class Meeting:
             host, port = self.place
             _print(f"{self.name(self.index)}: no process 0 at {host}:{port}: {error}.")
             sys.exit(LOST)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        _keep(connection)
         self.connections[connection] = 0
         status = None
         with contextlib.suppress(OSError):
@@ -220,6 +216,13 @@ def _connected(place: tuple[str, int], deadline: float) -> socket.socket:
             if time.monotonic() > deadline:
                 raise
         time.sleep(PAUSE)
+
+
+def _keep(connection: socket.socket) -> None:
+    """Something goes to and fro on it every minute, so that nothing between forgets it."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if hasattr(socket, "TCP_KEEPIDLE"):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
 
 
 def _send(connection: socket.socket, status: int) -> None:

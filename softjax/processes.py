@@ -130,11 +130,13 @@ def ending_together() -> Iterator[None]:
 def fail(status: int, words: str = "") -> NoReturn:
     """Ends this process, and all others of its run, with a message in one line."""
     words = " ".join(words.split())
-    if not _alone() and words:
-        words = f"process {jax.process_index()} of {jax.process_count()}: {words}"
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     if _meeting is not None:
-        _meeting.fail(status, words)
+        name = _meeting.name(_meeting.index)
+        _meeting.fail(status % 256 or LOST, words and f"{name}: {words}")
+    if words and not _alone():
+        words = f"process {jax.process_index()} of {jax.process_count()}: {words}"
     if words:
         print(f"softjax: {words}", file=sys.stderr, flush=True)
     if not _alone():

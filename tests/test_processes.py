@@ -124,7 +124,7 @@ def test_kills_end_all_and_change_no_bit(tmp_path, cache, two):
         (("fail", "wait", "wait"), [3, 3, 3], ["the disk is gone"]),
         (("fail", "fail", "fail"), [3, 3, 3], ["the disk is gone"]),
         # What is wrong with how they were started.
-        (("leave", "of five", "leave"), [70, 70, 70], ["process 1 is one of 5, and process 0 one"]),
+        (("leave", "of five", "leave"), [70, 70, 70], ["process 1 of 5 came to process 0 of 3."]),
         (("leave", "as process 2", "leave"), [70, 70, 70], ["two processes say that they are"]),
         (
             ("have no patience", "leave", "never come"),
