@@ -46,7 +46,9 @@ def start(command: Sequence[str], count: int) -> list[subprocess.Popen[bytes]]:
     """Starts a command so many times, as the processes of one run."""
     shared = {"JAX_COORDINATOR_ADDRESS": free_address(), "JAX_NUM_PROCESSES": str(count)}
     # What ends a run is said once, by softjax; the runtime would say it again in every process.
-    shared["TF_CPP_MIN_LOG_LEVEL"] = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3")
+    # JAX has set 1 here, unless another level was asked for.
+    level = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1")
+    shared["TF_CPP_MIN_LOG_LEVEL"] = "3" if level == "1" else level
     # A GPU a process, where there are any.
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
     running = []
