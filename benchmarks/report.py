@@ -83,7 +83,9 @@ def _environments(runs: Sequence[Run]) -> Table:
     rows = []
     for run in runs:
         head, ceilings = run.environment, run.ceilings
-        suites = ", ".join(dict.fromkeys(map(suite_of, run.results())))
+        # Scripts write records of other kinds.
+        found = list(map(suite_of, run.results())) or [r["record"] for r in run.records]
+        suites = ", ".join(dict.fromkeys(found))
         copy = product = ""
         if ceilings:
             copy = f"{ceilings['bytes_per_second'] / 1e9:,.0f} GB/s"

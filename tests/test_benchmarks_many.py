@@ -2,15 +2,20 @@
 
 import json
 from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import jax
 import numpy as np
 import pytest
-from test_regression import problem
+from test_regression import D, K, problem
 
 from benchmarks import __main__ as command_line
 from benchmarks import fit, many
 from softjax import regression
+
+
+def as_fits(theta):
+    return SimpleNamespace(params=(theta[..., :-1, :], theta[..., -1, :]))
 
 
 @pytest.mark.x64_once
@@ -24,15 +29,21 @@ def test_a_run_compares_every_lane_with_scikit_learn_and_prints_a_table(
     monkeypatch.setattr(fit, "digits", tiny)
     monkeypatch.setattr(many, "RESAMPLES", 3)
     monkeypatch.setattr(many, "INVERSE_PENALTIES", np.array([0.1, 10.0]))
+    # What these return in a few seconds of compiling, tests/test_regression_many.py proves.
     with jax.enable_x64(True):
-        task = many.bootstrap()
+        resampled, path = many.bootstrap(), many.path()
 
     def bootstrap(x, y, *, resamples, l2, tol):
-        """A resample is the fit with its counts: tests/test_regression_many.py proves it."""
-        theta = task.peer("newton-cholesky", tol)
-        return SimpleNamespace(resamples=SimpleNamespace(params=(theta[:, :-1], theta[:, -1])))
+        fits = as_fits(resampled.peer("newton-cholesky", tol))
+        return SimpleNamespace(resamples=fits)
 
-    monkeypatch.setattr(regression, "bootstrap", bootstrap)
+    def fit_path(x, y, *, l2, folds, tol):
+        fits = as_fits(path.peer("newton-cholesky", tol).reshape(2, many.FOLDS, D + 1, K))
+        return SimpleNamespace(cross_validation=SimpleNamespace(fits=fits))
+
+    for function in (bootstrap, fit_path):
+        spec = create_autospec(getattr(regression, function.__name__), side_effect=function)
+        monkeypatch.setattr(regression, function.__name__, spec)
     out = tmp_path / "run.jsonl"
     assert command_line.main(["run", "many", "--quick", "--out", str(out)]) == 0
     environment, *records = map(json.loads, out.read_text().splitlines())
