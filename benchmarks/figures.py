@@ -54,8 +54,13 @@ LOOKS: list[tuple[str, str]] = [
     for shift in range(len(SHAPES))
     for look in zip(PALETTE, SHAPES[shift:] + SHAPES[:shift], strict=True)
 ]
-PEERS = ("jax.nn", "optax", "torch", "torch compiled", "jaxopt", "scipy", "scikit-learn")
-KNOWN: dict[str, tuple[str, str]] = dict(zip(PEERS, LOOKS, strict=False))
+# Who keeps a look from picture to picture; peers of different groups are never in the same.
+PEERS = (
+    ("jax.nn", "optax", "torch", "torch compiled", "jaxopt", "scipy", "scikit-learn"),
+    ("plain", "map"),
+    ("scikit-learn lbfgs", "scikit-learn newton-cg", "scikit-learn newton-cholesky"),
+)
+KNOWN = {name: look for group in PEERS for name, look in zip(group, LOOKS, strict=False)}
 
 
 @dataclass(frozen=True)

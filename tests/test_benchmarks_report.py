@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import __main__ as command_line
-from benchmarks import report, results
+from benchmarks import figures, report, results
 
 pytestmark = pytest.mark.x64_once
 
@@ -132,6 +132,14 @@ def test_the_page_is_one_file_that_loads_nothing(files, tmp_path):
     assert all(entry.keys() >= {"name", "unit", "value"} for entry in entries)
     names = [(entry["name"], entry["extra"]) for entry in entries]
     assert len(set(names)) == len(names)
+
+
+def test_a_peer_looks_the_same_in_every_picture():
+    solvers = ["scikit-learn lbfgs", "scikit-learn newton-cg"]
+    both, one = figures._looks(["softjax auto", *solvers]), figures._looks(["unknown", solvers[1]])
+    assert both[solvers[1]] == one[solvers[1]]
+    assert len({*both.values()}) == 3
+    assert one["unknown"] != one[solvers[1]]
 
 
 def test_the_committed_results_make_a_report():
