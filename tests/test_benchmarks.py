@@ -2,6 +2,9 @@
 
 import json
 import math
+import platform
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ from scipy.stats import binom
 from benchmarks import __main__ as command_line
 from benchmarks import cases, measure, peers, results, roofline
 from benchmarks.cases import SUITES, Case, Shape
+from benchmarks.environment import ROOT
 from benchmarks.reference import inputs, reference
 from benchmarks.tables import larger_temporaries
 
@@ -307,6 +311,31 @@ def test_a_call_that_does_not_fit_the_memory_is_not_made():
     with pytest.raises(measure.OutOfMemory) as caught:
         measure.compile_ahead(outer, argument)
     assert measure.bytes_asked(caught.value) >= 2**42
+
+
+FAULTS = """
+import resource
+from benchmarks import measure
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+        bytearray(2**26)[:: 2**12] = bytes(2**14)  # writes to each page of 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+default = faults()
+measure.keep_memory()
+faults()
+print(default, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_a_process_that_keeps_its_memory_takes_no_new_pages():
+    command = [sys.executable, "-c", FAULTS]
+    process = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    default, kept = map(int, process.stdout.split())
+    assert kept < 20 < default
 
 
 def test_the_work_of_a_case_is_what_its_formula_reads_and_writes():
