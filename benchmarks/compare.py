@@ -11,8 +11,9 @@ processes (layout of memory, placement of threads, what else runs), common to a 
 tell it, and both tell too much. In the peers' own times nothing has changed; but alone, not in
 pairs, they hold the mood of the machine. The move of a peer is the change of its logarithm less the
 median of those of the other peers of the case, or of all in the suite where it has no other. The
-changes d have no mood, but hold what is looked for, which the bulk of them leaves alone. s is the
-smaller estimate, from the median of the deviations from the median.
+changes d have no mood, but hold what is looked for, which the bulk of them leaves alone. s^2 is the
+smaller estimate, from the median of the deviations from the median, less the median of the
+e_A^2 + e_B^2, which are in it too.
 
 A slow-down is said where d is above each of
 
@@ -122,7 +123,8 @@ def _times(pairs: Sequence[tuple[Record, Record]]) -> list[Change]:
         # A suite of few cases learns from all of them what the machine does.
         told = own if len(own) >= FEWEST else timed
         moves = [math.log(y[0] / x[0]) for _, _, x, y in told]
-        noise, tail = _noise(moves, _moves_of_peers([(a, b) for a, b, _, _ in told]))
+        within = [math.hypot(_error(x), _error(y)) for _, _, x, y in told]
+        noise, tail = _noise(moves, _moves_of_peers([(a, b) for a, b, _, _ in told]), within)
         least = max(math.log(LEAST), SAFETY * tail)
         for a, _, x, y in own:
             move = math.log(y[0] / x[0])
@@ -144,14 +146,17 @@ def _times(pairs: Sequence[tuple[Record, Record]]) -> list[Change]:
     return changes
 
 
-def _noise(moves: Sequence[float], moves_of_peers: Sequence[float]) -> tuple[float, float]:
-    """The standard deviation of the bulk, as for a normal distribution, and the tail."""
+def _noise(
+    moves: Sequence[float], moves_of_peers: Sequence[float], within: Sequence[float]
+) -> tuple[float, float]:
+    """The noise between two processes, as of a normal distribution with that bulk, and the tail."""
     if len(moves) < FEWEST:
         return NOISE_UNKNOWN, 0.0
     # A ratio moves with both of its times.
     bulk = min(_deviations(moves, 0.5), math.sqrt(2) * _deviations(moves_of_peers, 0.5))
     tail = min(_deviations(moves, 0.9), max(map(abs, moves_of_peers)))
-    return max(1.4826 * bulk, NOISE_FLOOR), tail
+    between = (1.4826 * bulk) ** 2 - statistics.median(within) ** 2
+    return math.sqrt(max(between, NOISE_FLOOR**2)), tail
 
 
 def _deviations(moves: Sequence[float], share: float) -> float:
