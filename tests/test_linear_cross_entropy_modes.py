@@ -62,7 +62,6 @@ def modes(losses: Callable, cotangent, *point) -> dict:
     [
         ("index", "none", None),
         ("index", "sum", 1),
-        ("index", "mean", None),
         ("top-k", "mean", None),
         ("distribution", "none", None),
         ("distribution", "sum", 1),
