@@ -218,10 +218,11 @@ def test_entropy_gradient(mode, n, dtype):
 
 
 @pytest.mark.x64_once
-@modes
-def test_gradients_of_two(mode, dtype):
-    kl_gradient = jax.jit(mode(information.kl_divergence, (0, 1)))
-    cross_gradient = jax.jit(mode(information.cross_entropy, (0, 1)))
+def test_gradients_of_two(dtype):
+    gradients = [
+        [jax.jit(mode(f, (0, 1))) for f in (information.kl_divergence, information.cross_entropy)]
+        for mode in (jax.jacfwd, jax.jacrev)
+    ]
     for t, x in pairs(dtype):
         exact_t, exact_x = exact(t), exact(x)
         p, q = oracles.softmax(exact_t), oracles.softmax(exact_x)
@@ -230,17 +231,19 @@ def test_gradients_of_two(mode, dtype):
         ratio, distance = np.abs(c - c[top]), np.abs(exact_x - exact_x[top])
         spread = ratio + (p * ratio).sum()
 
-        by_t, by_x = kl_gradient(t, x)
-        assert roundings(by_t, kl_target_gradient(exact_t, exact_x), p * spread) <= bound
         # Where q and p are near, q - p counts in their ratio, else in themselves.
         near = np.maximum(p, q) * (spread + kl_divergence(exact_t, exact_x))
         size = np.minimum(4 * near, p + q)
-        assert roundings(by_x, q - p, size) <= bound
-
-        by_t, by_x = cross_gradient(t, x)
-        expected = cross_entropy_target_gradient(exact_t, exact_x)
-        assert roundings(by_t, expected, p * (distance + (p * distance).sum())) <= bound
-        assert roundings(by_x, q - p, size) <= bound
+        of_kl = kl_target_gradient(exact_t, exact_x)
+        of_cross = cross_entropy_target_gradient(exact_t, exact_x)
+        scale = p * (distance + (p * distance).sum())
+        for kl_gradient, cross_gradient in gradients:
+            by_t, by_x = kl_gradient(t, x)
+            assert roundings(by_t, of_kl, p * spread) <= bound
+            assert roundings(by_x, q - p, size) <= bound
+            by_t, by_x = cross_gradient(t, x)
+            assert roundings(by_t, of_cross, scale) <= bound
+            assert roundings(by_x, q - p, size) <= bound
 
 
 # A sure p and q with the same top, with different tops, an even p, nearly equal ones, any two.
@@ -405,7 +408,7 @@ def test_nan_and_infinite_logits_are_nan(dtype):
 
 
 @pytest.mark.x64_once
-@pytest.mark.parametrize("axis", [0, 1, -1, (0, 2), None])
+@pytest.mark.parametrize("axis", [1, (0, 2), None])
 def test_axes(axis, dtype):
     t, x = logits(dtype, 3, 4, 5), logits(dtype, 3, 4, 5, seed=1)
     axes = tuple(range(3)) if axis is None else np.atleast_1d(axis) % 3
