@@ -296,3 +296,39 @@ def test_chunks_and_the_callback(solver):
 def test_options_that_do_not_go_together_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         regression.fit(*problem(), **options)
+
+
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize("solver", ["proximal", "firth"])
+def test_the_optimum_with_corners_and_firths_are_differentiable_in_both_modes(solver):
+    """Under jit, and under vmap at both ends of a short way."""
+    x, _ = problem()
+    x, rng = x[:20], np.random.default_rng(7)
+    weights = rng.uniform(0.5, 2, len(x))
+    start = (np.array(0.03), np.array(0.0), x, rng.dirichlet(np.ones(K), len(x)), weights)
+
+    def loss(l1, l2, x, labels, weights):
+        penalties = {"l1": l1, "l2": l2} if solver == "proximal" else {}
+        result = regression.fit(
+            x, labels, solver=solver, tol=1e-11, sample_weights=weights, **penalties
+        )
+        kernel, bias = result.params
+        return jnp.sum(jnp.sin(kernel + np.arange(float(K)))) + bias[0] - bias[1] + result.objective
+
+    def derivatives(at, along):
+        value, forward = jax.linearize(loss, *at)
+        gradients = jax.linear_transpose(forward, *at)(jnp.ones_like(value))
+        reverse = sum(jnp.vdot(g, t) for g, t in zip(gradients, along, strict=True))
+        return value, forward(*along), reverse
+
+    compiled, h = jax.jit(jax.vmap(derivatives)), 1e-5
+    for l2 in (0.0, 0.05) if solver == "proximal" else (0.0,):
+        tangents = [rng.normal(size=argument.shape) * 1.0 for argument in start]
+        tangents[1] *= l2 > 0  # which is not negative
+        centre = (start[0], np.array(l2), *start[2:])
+        ends = tuple(
+            np.stack([a - h * t, a + h * t]) for a, t in zip(centre, tangents, strict=True)
+        )
+        value, forward, reverse = compiled(ends, tuple(np.stack([t, t]) for t in tangents))
+        np.testing.assert_allclose(forward, reverse, rtol=1e-8)
+        np.testing.assert_allclose(forward.mean(), (value[1] - value[0]) / (2 * h), rtol=1e-6)

@@ -101,10 +101,10 @@ def _stationary_jvp(primals, tangents):
         return centred(jax.grad(_likelihood(problem).objective)(theta))
 
     _, gradient_dot = jax.jvp(lambda problem: gradient(theta, problem), (problem,), tangents[1:])
+    _, moved = jax.linearize(lambda theta: gradient(theta, problem), theta)
 
     def hvp(v):
-        _, image = jax.jvp(lambda theta: gradient(theta, problem), (theta,), (centred(v),))
-        return image + (v - centred(v))
+        return moved(centred(v)) + (v - centred(v))
 
     scoring = _likelihood(problem).scoring(theta)
 

@@ -124,7 +124,7 @@ def fit(
         jnp.asarray(_arguments.not_negative("l1", l1), x.dtype),
     )
     first_order = any(option is not None for option in (optimizer, batch_size, epochs))
-    name = _solver_name(solver, data, l1, first_order)
+    name = _solver_name(solver, data, l2, l1, first_order)
     params = _arguments.initial_params(init, num_features, num_classes, x.dtype)
     tol = _arguments.not_negative("tol", tol)
     held_out = None if validation is None else _validation(validation, num_features, num_classes)
@@ -178,7 +178,7 @@ def fit(
     return run.result(progress, status, history)
 
 
-def _solver_name(solver: str, data: Data, l1: ArrayLike, first_order: bool) -> str:
+def _solver_name(solver: str, data: Data, l2: ArrayLike, l1: ArrayLike, first_order: bool) -> str:
     """What "auto" stands for; refuses what a solver does not take."""
     names = ("auto", *_solve.SOLVERS, OPTAX)
     if solver not in names:
@@ -193,8 +193,8 @@ def _solver_name(solver: str, data: Data, l1: ArrayLike, first_order: bool) -> s
     if has_l1 and solver != "proximal":
         raise _arguments.error("solver", "'proximal' with `l1`", repr(solver))
     sparse = solver != OPTAX and _solve.SOLVERS[solver].takes_sparse
-    if solver == "firth" and (isinstance(data.l2, Tracer) or data.l2 != 0):
-        raise _arguments.error("l2", "0 for 'firth', which has a penalty of its own", data.l2)
+    if solver == "firth" and (isinstance(l2, Tracer) or l2 != 0):
+        raise _arguments.error("l2", "0 for 'firth', which has a penalty of its own", l2)
     if is_sparse(data.features) and not sparse:
         raise _arguments.error("features", f"dense for the solver {solver!r}", "BCOO")
     return solver
