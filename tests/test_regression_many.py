@@ -1,10 +1,13 @@
 """Many fits at once against single fits and float64 NumPy: every lane is a fit of its own."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from jax.experimental.sparse import BCOO
 from test_regression import L2, D, K, N, problem
 from test_regression_solvers import gradient
 
@@ -235,6 +238,44 @@ def test_one_fold_in_the_metric_of_large_problems():
     assert_optimal(params, x, y, 0.05, np.where(folds < 0, 1.0, 0.0), 1e-8)
     losses, _ = losses_and_hits(params, x[70:], y[70:])
     np.testing.assert_allclose(result.mean_loss, losses.mean(), rtol=1e-10)
+
+
+# --- sparse features ---
+
+
+@pytest.mark.x64_once(True)
+def test_sparse_features_give_the_fits_of_dense_ones(monkeypatch):
+    x, y = problem()
+    x = np.where(np.random.default_rng(6).uniform(size=x.shape) < 0.5, x, 0)
+    sparse = BCOO.fromdense(jnp.asarray(x))
+    monkeypatch.setattr(_lanes, "CACHE_BYTES", 2 * _lanes.SLOT_ARRAYS * K * N * 8)
+    path = regression.fit_path(sparse, y, l2=np.array([L2, 1.0]), folds=FOLDS, tol=1e-9)
+    folds = np.asarray(path.cross_validation.folds)
+    for p, l2 in enumerate((L2, 1.0)):
+        assert_optimal(lane(path.fits.params, p), x, y, l2, np.ones(N), 1e-8)
+        for f in range(FOLDS):
+            params = lane(path.cross_validation.fits.params, (p, f))
+            assert_optimal(params, x, y, l2, np.where(folds == f, 0.0, 1.0), 2e-8)
+
+
+@pytest.mark.x64_once
+def test_sparse_features_are_never_made_dense():
+    examples, width, count = 37, 59, 5
+    indices = jnp.stack([jnp.arange(examples)] * 2, 1)
+    y = np.arange(examples) % K
+
+    def fits(data, labels):
+        x = BCOO((data, indices), shape=(examples, width))
+        many = regression.fit_many(x, labels, l2=0.1, num_classes=K)
+        resampled = regression.bootstrap(x, y, resamples=count, l2=0.1, num_classes=K)
+        return many.params, resampled.resamples.params
+
+    labels = jnp.zeros((count, examples), jnp.int32)
+    program, shapes = jax.make_jaxpr(fits, return_shape=True)(jnp.ones(examples), labels)
+    assert all(params.kernel.shape == (count, width, K) for params in shapes)
+    dense = rf"\[[\d,]*({examples},({width}|{width + 1})|({width}|{width + 1}),{examples})\]"
+    assert "bcoo_dot_general" in str(program)
+    assert not re.findall(dense, str(program))
 
 
 # --- arguments ---

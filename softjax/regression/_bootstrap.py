@@ -1,7 +1,7 @@
 """The bootstrap: how much a fit would vary with other examples."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,9 @@ from softjax.regression._many import ManyEvent
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._result import FitResult
 from softjax.regression.inference._estimates import check_level
+
+if TYPE_CHECKING:
+    from jax.experimental.sparse import BCOO
 
 
 class Bootstrap(NamedTuple):
@@ -53,7 +56,7 @@ class Bootstrap(NamedTuple):
 
 
 def bootstrap(
-    features: ArrayLike,
+    features: "ArrayLike | BCOO",
     labels: ArrayLike,
     *,
     resamples: int = 200,
@@ -75,7 +78,7 @@ def bootstrap(
         not; `resamples.status` and `resamples.separated` say so, and the parameters are finite.
 
     Args:
-        features: real [N, D], finite.
+        features: real [N, D], finite, dense or BCOO.
         labels: class indices, integer [N], or a distribution over the classes, floating [N, K].
         resamples: B, at least 2.
         l2: scalar >= 0, the strength of the penalty.
@@ -109,7 +112,7 @@ def bootstrap(
     )
     if data.l2.ndim:
         raise _arguments.error("l2", "a scalar", f"shape {data.l2.shape}")
-    ones = jnp.ones(len(data.features), data.features.dtype)
+    ones = jnp.ones(data.features.shape[0], data.features.dtype)
     weights = ones if data.weights is None else data.weights
     lane_of = Partial(_resample, _many.random_key(seed), data.labels, weights)
     ((whole, fits, _),) = _many.run(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,9 @@ from softjax.regression._many import ManyEvent
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult
+
+if TYPE_CHECKING:
+    from jax.experimental.sparse import BCOO
 
 
 class CrossValidation(NamedTuple):
@@ -100,7 +103,7 @@ class PathResult(NamedTuple):
 
 
 def cross_validate(
-    features: ArrayLike,
+    features: "ArrayLike | BCOO",
     labels: ArrayLike,
     *,
     l2: ArrayLike = 0.0,
@@ -126,7 +129,7 @@ def cross_validate(
         bias, which nothing holds, has come; the number stays finite.
 
     Args:
-        features: real [N, D], finite, dense.
+        features: real [N, D], finite, dense or BCOO.
         labels: class indices, integer [N], or a distribution over the classes, floating [N, K].
         l2: >= 0, the strength of the penalty, a scalar or a grid [P].
         folds: their number, from 2 to N, drawn so that every class is spread over them evenly; or
@@ -165,7 +168,7 @@ def cross_validate(
 
 
 def fit_path(
-    features: ArrayLike,
+    features: "ArrayLike | BCOO",
     labels: ArrayLike,
     *,
     l2: ArrayLike,
@@ -191,7 +194,7 @@ def fit_path(
         rule chooses as the first.
 
     Args:
-        features: real [N, D], finite, dense.
+        features: real [N, D], finite, dense or BCOO.
         labels: class indices, integer [N], or a distribution over the classes, floating [N, K].
         l2: [P], >= 0, the penalties, in any order.
         folds: as of `cross_validate`.
@@ -240,7 +243,7 @@ def _cross_validated(
 ) -> tuple[Array, list[_many.Outcome]]:
     """The folds, and the fits at each penalty to all examples and to all folds but one."""
     folds, num_folds = _folds(folds, seed, data)
-    ones = jnp.ones(len(data.features), data.features.dtype)
+    ones = jnp.ones(data.features.shape[0], data.features.dtype)
     weights = ones if data.weights is None else data.weights
     outcomes = _many.run(
         data._replace(l2=jnp.atleast_1d(data.l2)),
@@ -273,7 +276,7 @@ def _held_out(
 
 def _folds(folds: int | ArrayLike, seed: ArrayLike, data: Data) -> tuple[Array, int]:
     """Which fold each example is in, and the number of the folds."""
-    examples = len(data.features)
+    examples = data.features.shape[0]
     if jnp.ndim(folds) == 0:
         count = _checks.at_least(_arguments.FIT, "folds", folds, 2)
         if count > examples:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,12 @@ from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult
 
+if TYPE_CHECKING:
+    from jax.experimental.sparse import BCOO
+
 
 def fit_many(
-    features: ArrayLike,
+    features: "ArrayLike | BCOO",
     labels: ArrayLike,
     *,
     l2: ArrayLike = 0.0,
@@ -45,7 +49,7 @@ def fit_many(
     Edge cases: those of `fit`, lane by lane: one that is separated stops no other.
 
     Args:
-        features: real [N, D], finite, dense.
+        features: real [N, D], finite, dense or BCOO.
         labels: class indices, integer [N] or [B, N], or a distribution over the classes or counts
             of them, floating [N, K] or [B, N, K].
         l2: >= 0, the strength of the penalty, a scalar or [B].
@@ -73,8 +77,8 @@ def fit_many(
 
     Source: as `fit`.
     """
-    x = _many.dense_features(features)
-    y, num_classes = _labels(labels, len(x), num_classes)
+    x = _arguments.features_array("features", features)
+    y, num_classes = _labels(labels, x.shape[0], num_classes)
     lanes = Lane(y, _weights(sample_weights, x), _many.penalties(l2, x.dtype))
     shared, stacked = _parted(lanes)
     counts = {len(leaf) for leaf in jax.tree.leaves(stacked)}
@@ -116,12 +120,12 @@ def _labels(labels: ArrayLike, num_examples: int, num_classes: int | None) -> tu
     return rows.reshape(shape), num_classes
 
 
-def _weights(sample_weights: ArrayLike | None, x: Array) -> Array | None:
+def _weights(sample_weights: ArrayLike | None, x: "Array | BCOO") -> Array | None:
     """Weights [N] or [B, N], checked."""
     if sample_weights is None or jnp.ndim(sample_weights) < 2:
-        return _arguments.mean_one_weights(sample_weights, len(x), x.dtype)
+        return _arguments.mean_one_weights(sample_weights, x.shape[0], x.dtype)
     w = _checks.real_array(_arguments.FIT, "sample_weights", sample_weights)
-    _checks.same_shape(_arguments.FIT, "sample_weights", w, (len(w), len(x)))
+    _checks.same_shape(_arguments.FIT, "sample_weights", w, (len(w), x.shape[0]))
     _arguments.mean_one_weights(w.ravel(), w.size, x.dtype)  # for its checks
     known = _checks.known(w)
     if known is not None and not known.any(-1).all():
@@ -150,7 +154,7 @@ def _lane(shared: Lane, stacked: Lane, _: Array, lane: Array) -> Lane:
 
 @partial(jax.jit, static_argnames=("num_classes", "count"))
 def _middle(
-    lane_of: Partial, l2: Array, x: Array, *, num_classes: int, count: int
+    lane_of: Partial, l2: Array, x: "Array | BCOO", *, num_classes: int, count: int
 ) -> tuple[Array, Array]:
     """The mean of the weighted labels of all lanes, [N, K], and the median of their penalties, [1].
 
@@ -162,6 +166,6 @@ def _middle(
         targets = _problem.problem_of(Data(x, labels, weights, None, l2, l2), num_classes).targets
         return total + jnp.where(jnp.isnan(targets), 0, targets)
 
-    zeros = jnp.zeros((num_classes, len(x)), x.dtype)
+    zeros = jnp.zeros((num_classes, x.shape[0]), x.dtype)
     total = lax.fori_loop(jnp.int32(0), jnp.int32(count), add, zeros)
-    return total.T * (len(x) / count), jnp.atleast_1d(jnp.median(l2))
+    return total.T * (x.shape[0] / count), jnp.atleast_1d(jnp.median(l2))

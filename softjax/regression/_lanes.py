@@ -7,7 +7,7 @@ lanes start at an optimum near to theirs, in a metric that was factored there, o
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,10 @@ from softjax.regression._line_search import step_length
 from softjax.regression._metric import Standardised
 from softjax.regression._problem import Data, Point, Problem, centred, class_scores
 from softjax.regression._result import FitResult
+from softjax.regression._sparse import is_sparse
+
+if TYPE_CHECKING:
+    from jax.experimental.sparse import BCOO
 
 # As many steps without a smaller gradient are rounding.
 PATIENCE = 5
@@ -40,7 +44,7 @@ class Lanes(NamedTuple):
     """Problems that share their features.
 
     Attributes:
-        features: [N, D].
+        features: [N, D], dense or BCOO.
         class_weights: as in `Data`.
         l2: the penalty that the lanes have who have none of their own.
         standardised: the features for directions; the ridge is that of each lane.
@@ -51,7 +55,7 @@ class Lanes(NamedTuple):
         report_of: a lane's number and logits to what else is asked of it.
     """
 
-    features: Array
+    features: "Array | BCOO"
     class_weights: Array | None
     l2: Array
     standardised: Standardised
@@ -106,11 +110,12 @@ def begin(lanes: Lanes, count: int, tol: Array) -> Work:
     return Work(slots, zero, zero, _zeros(count, result))
 
 
-def slot_count(features: Array, num_classes: int, count: int) -> int:
+def slot_count(features: "Array | BCOO", num_classes: int, count: int) -> int:
     """How many of `count` lanes are worked on at once."""
     (examples, width), itemsize = features.shape, features.dtype.itemsize
+    entries = features.nse if is_sparse(features) else examples * width
     slot_bytes = SLOT_ARRAYS * num_classes * examples * itemsize
-    room = max(CACHE_BYTES, examples * width * itemsize) // slot_bytes
+    room = max(CACHE_BYTES, entries * itemsize) // slot_bytes
     return min(max(room, 1), count)
 
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,9 @@ from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult
 from softjax.regression._sparse import is_sparse
+
+if TYPE_CHECKING:
+    from jax.experimental.sparse import BCOO
 
 MAX_STEPS, ALL = 200, np.iinfo(np.int32).max
 # The Hessian of the start is a better metric than its Kronecker product: it takes a third of the
@@ -59,7 +62,7 @@ class ManyEvent(NamedTuple):
 
 
 def arguments(
-    features: ArrayLike,
+    features: "ArrayLike | BCOO",
     labels: ArrayLike,
     l2: ArrayLike,
     num_classes: int | None,
@@ -67,26 +70,20 @@ def arguments(
     class_weights: ArrayLike | None,
 ) -> tuple[Data, int]:
     """The data of one fit, checked; `l2` of any number of penalties."""
-    x = dense_features(features)
-    y = _arguments.labels_array("labels", labels, len(x))
+    x = _arguments.features_array("features", features)
+    num_examples = x.shape[0]
+    y = _arguments.labels_array("labels", labels, num_examples)
     num_classes = _arguments.class_count("labels", y, num_classes)
     _arguments.refuse_one_class(y, num_classes)
     data = Data(
         x,
         y,
-        _arguments.mean_one_weights(sample_weights, len(x), x.dtype),
+        _arguments.mean_one_weights(sample_weights, num_examples, x.dtype),
         _arguments.class_weights_array(class_weights, num_classes, x.dtype),
         penalties(l2, x.dtype),
         jnp.zeros((), x.dtype),
     )
     return data, num_classes
-
-
-def dense_features(features: ArrayLike) -> Array:
-    if is_sparse(features):
-        raise _arguments.error("features", "dense for many fits", "BCOO")
-    x: Any = _arguments.features_array("features", features)
-    return x
 
 
 def penalties(l2: ArrayLike, dtype) -> Array:
@@ -160,7 +157,7 @@ def run(
     limit = MAX_STEPS if max_steps is None else _arguments.at_least("max_steps", max_steps, 0)
     rotation, x = None, data.features
     params = _arguments.initial_params(init, x.shape[1], num_classes, x.dtype)
-    if _rotation.pays(x):
+    if not is_sparse(x) and _rotation.pays(x):
         x, rotation = _rotation.rotate(x)
         data, params = data._replace(features=x), _rotation.forth(rotation, params)
     groups = Groups(data, lane_of, report_of, jnp.asarray(tol, x.dtype), num_classes, count)
@@ -248,7 +245,8 @@ def _begun(
     s = _metric.standardise(problem, bound)
     weights = _problem.example_weights(problem.targets)
     p = _problem.probabilities(_problem.class_scores(data.features, start))
-    if start.size <= min(LARGEST_DENSE, DENSE_A_LANE * groups.count):
+    small = start.size <= min(LARGEST_DENSE, DENSE_A_LANE * groups.count)
+    if small and not is_sparse(data.features):
         metric = _dense(s, weights, p)
     else:
         metric = _metric.build(_metric.empty(data.features, num_classes), s, weights, p)

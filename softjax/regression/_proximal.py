@@ -153,7 +153,8 @@ def _shrink(bound: Bound, v: Array) -> Array:
 
 
 def _bound(problem: Problem) -> Bound:
-    x, weights = problem.features, example_weights(problem.targets)
+    x: Any = problem.features
+    weights = example_weights(problem.targets)
     scale = gradient_bound(problem)
     ridge = problem.l2 * penalised(jnp.ones_like(scale)[None])
     gram = None

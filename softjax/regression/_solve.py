@@ -51,7 +51,7 @@ class Solver(NamedTuple):
     needs_optimum: bool = True
 
 
-def _descending(method: _descent.Method, max_steps: int, chunk: int, **what: bool) -> Solver:
+def _descending(method: _descent.Method, max_steps: int, chunk: int, **what: Any) -> Solver:
     start, advance = partial(_descent.start, method), partial(_descent.advance, method)
     return Solver(start, advance, max_steps, chunk, **what)
 
