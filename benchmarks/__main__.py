@@ -21,6 +21,7 @@ from benchmarks import (
     inference,
     many,
     measure,
+    memory,
     results,
     roofline,
     scale,
@@ -219,5 +220,5 @@ def _docs(check: bool, console: Console) -> int:
 
 
 if __name__ == "__main__":
-    measure.keep_memory()
+    memory.keep_memory()
     sys.exit(main())

@@ -1,10 +1,8 @@
 """How a function is measured: compiled ahead of time, checked against float64, timed in pairs."""
 
-import ctypes
 import math
 import re
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,9 +26,6 @@ PAIR_SECONDS = 0.5
 
 # One sample repeats a short function until it takes this long, far above the clock's resolution.
 SAMPLE_SECONDS = 5e-3
-
-# Parameters of glibc's mallopt, from malloc.h, as `keep_memory` sets them.
-TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
 
 
 @dataclass(frozen=True)
@@ -118,21 +113,6 @@ def compile_ahead(function: Callable, *arguments: Any, donate: bool = False) -> 
         peak_bytes=getattr(memory, "peak_memory_in_bytes", None),
         fresh=(lambda: (jnp.copy(arguments[0]),)) if donate else tuple,
     )
-
-
-def keep_memory() -> None:
-    """Let this process keep the memory that it frees, where glibc manages it.
-
-    By default a large buffer goes back to the kernel, or not, as the addresses happen to lie, and
-    the next call waits for the kernel to clear its pages anew: a difference by a factor from one
-    process to another, in which neither implementation has a part. With one arena and no mappings
-    of their own, buffers come from pages that the process has touched before.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(MMAP_MAX, 0)
-        mallopt(ARENA_MAX, 1)
-        mallopt(TRIM_THRESHOLD, 2**31 - 1)
 
 
 def error(results: Any, references: Sequence[np.ndarray]) -> float:

@@ -315,7 +315,7 @@ def test_a_call_that_does_not_fit_the_memory_is_not_made():
 
 FAULTS = """
 import resource
-from benchmarks import measure
+from benchmarks import memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -324,7 +324,7 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 default = faults()
-measure.keep_memory()
+memory.keep_memory()
 faults()
 print(default, faults())
 """
