@@ -138,10 +138,10 @@ def kills_text(run: Run) -> str:
     """What came of the kills."""
     (r,) = (record for record in run.records if record["record"] == "kills")
     return (
-        f"Of {r['kills']} kills of {r['processes']} processes {r['amid_training']} fell into the "
-        f"training; {r['runs_with_the_same_bits']} of the {r['runs_ended']} runs that came to "
-        f"their end had the bits of one left alone, {r['hung']} processes hung, and the slowest "
-        f"end took {r['slowest_end_seconds']:.1f} s"
+        f"Of {r['kills']} kills of {r['processes']} processes {r['before_they_met']} came before "
+        f"they had met, and {r['amid_training']} fell into the training; {r['hung']} processes "
+        f"hung, the slowest end took {r['slowest_end_seconds']:.1f} s, and of the {r['kills']} "
+        f"runs, resumed, {r['resumed_to_the_same_bits']} had the bits of one left alone"
     )
 
 
