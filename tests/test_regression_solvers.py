@@ -9,7 +9,8 @@ from jax.experimental.sparse import BCOO
 from test_regression import L2, D, K, N, assert_optimal, optimum, problem
 
 from softjax import regression
-from softjax.regression import _solve
+from softjax.regression import _problem, _solve
+from softjax.regression._problem import Data
 
 SMOOTH = ("newton-cg", "newton", "lbfgs")
 
@@ -184,6 +185,33 @@ def test_few_examples_reach_the_optimum_from_anywhere(x64, dtype):
     seen = []
     regression.fit(features, y, tol=tol, steps_per_chunk=2, callback=seen.append, **options)
     assert seen[-1].objective == pytest.approx(float(result.objective), rel=1e-6)
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize(("examples", "width"), [(50_000, 200), (500, 20_000)])
+def test_a_fit_takes_one_copy_of_the_features_and_some_of_the_logits_and_parameters(
+    examples, width
+):
+    """As compiled; nothing is run."""
+    scalar, labels = jax.ShapeDtypeStruct((), "float32"), jax.ShapeDtypeStruct((examples,), "int32")
+    features = jax.ShapeDtypeStruct((examples, width), "float32")
+    data = Data(features, labels, None, None, scalar, scalar)
+    state = _solve.SOLVERS["newton-cg"].start(features, np.zeros((K, width + 1), np.float32))
+    program = _solve._advance.lower("newton-cg", K, data, scalar, state, np.int32(10))
+    temporaries = program.compile().memory_analysis().temp_size_in_bytes / 4
+    block = 2 * max(_problem.BLOCK, _problem.FEWEST_COLUMNS * examples)
+    assert temporaries <= examples * (width + 1) + 20 * (examples + width) * K + block
+
+
+@pytest.mark.x64_once(True)
+def test_columns_are_taken_some_at_a_time(monkeypatch):
+    x = np.random.default_rng(11).normal(size=(50, 13))
+    monkeypatch.setattr(_problem, "SMALL", 100)
+    monkeypatch.setattr(_problem, "BLOCK", 200)
+    for fewest in (1, 5, 13, 20):  # blocks of 4, 5 and 13 columns
+        monkeypatch.setattr(_problem, "FEWEST_COLUMNS", fewest)
+        gram = _problem.by_columns(lambda columns: columns.T @ x, jnp.asarray(x))
+        np.testing.assert_allclose(gram, x.T @ x, rtol=1e-12)
 
 
 # Under a trace

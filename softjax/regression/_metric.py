@@ -15,7 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from softjax.regression._problem import Problem, centred, example_weights, product
+from softjax.regression._problem import (
+    Problem,
+    by_columns,
+    centred,
+    example_weights,
+    product,
+)
 from softjax.regression._sparse import is_sparse
 
 if TYPE_CHECKING:
@@ -83,11 +89,16 @@ def moments(problem: Problem, bound: Array) -> tuple[Array, Array]:
 
     The variance is not a difference, which cancels: it takes one more pass over the features.
     """
-    x, weights, root_mean_square = problem.features, example_weights(problem.targets), bound[:-1]
+    x: Any = problem.features
+    weights, root_mean_square = example_weights(problem.targets), bound[:-1]
     if is_sparse(x):
         return jnp.zeros_like(root_mean_square), root_mean_square
-    mean = (weights / jnp.sum(weights)) @ x
-    variance = jnp.sum(weights[:, None] * jnp.square(x - mean), 0)
+
+    def mean_and_variance(columns):
+        mean = (weights / jnp.sum(weights)) @ columns
+        return jnp.stack([mean, jnp.sum(weights[:, None] * jnp.square(columns - mean), 0)], 1)
+
+    mean, variance = by_columns(mean_and_variance, x).T
     # The mean of a constant feature is off by some roundings, which leave no variance.
     least = 64 * jnp.finfo(x.dtype).eps * root_mean_square
     return mean, jnp.where(variance > least * least, jnp.sqrt(variance), root_mean_square)
@@ -135,7 +146,11 @@ def build(metric: Metric, s: Standardised, weights: Array, p: Array) -> Metric:
     if isinstance(metric, Kronecker):
         return _kronecker(s, weights, p)
     spread = weights * p * (1 - p)
-    diagonal = product(spread, s.features * s.features) + s.ridge
+    if is_sparse(s.features):
+        diagonal = product(spread, s.features * s.features)
+    else:
+        diagonal = by_columns(lambda x: product(spread, x * x).T, s.features).T
+    diagonal = diagonal + s.ridge
     return Diagonal(1 / jnp.maximum(diagonal, JITTER * jnp.mean(diagonal)))
 
 
@@ -151,7 +166,7 @@ def _kronecker(s: Standardised, weights: Array, p: Array) -> Kronecker:
     u = weights * jnp.sum(p * (1 - p), 0)
     total = jnp.maximum(jnp.sum(u), jnp.finfo(u.dtype).tiny)
     mean_eigenvalue = 1 / max(num_classes - 1, 1)
-    gram = mean_eigenvalue * (x.T * u) @ x
+    gram = mean_eigenvalue * by_columns(lambda columns: (u[:, None] * columns).T @ x, x)
     spread = (jnp.diag(p @ weights) - (p * weights) @ p.T) / total
     v, class_eigenvalues = _eigh(spread)
 

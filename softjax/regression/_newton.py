@@ -12,6 +12,7 @@ from softjax.regression._metric import Metric, Standardised
 from softjax.regression._problem import (
     Point,
     Problem,
+    by_columns,
     example_weights,
     product,
 )
@@ -111,7 +112,8 @@ def hessian(x: Array, weights: Array, p: Array, ridge: Array) -> Array:
 
     def block(pair):
         k, j = pair
-        return (x.T * (weights * p[k] * ((k == j).astype(x.dtype) - p[j]))) @ x
+        w = weights * p[k] * ((k == j).astype(x.dtype) - p[j])
+        return by_columns(lambda columns: (w[:, None] * columns).T @ x, x)
 
     blocks = lax.map(block, (jnp.asarray(rows), jnp.asarray(columns)))
     h = jnp.zeros((num_classes, num_classes, width, width), x.dtype)

@@ -9,6 +9,7 @@ probabilities are [K, N]: a softmax over the first axis runs along the examples 
 and both products, X @ theta^T and R @ X, read the rows of X as they lie in memory.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
@@ -22,6 +23,10 @@ from softjax.regression._sparse import is_sparse
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
+
+
+# What is made of features beyond SMALL numbers is made of some columns at a time, BLOCK numbers.
+SMALL, BLOCK, FEWEST_COLUMNS = 2**22, 2**19, 32
 
 
 class Data(NamedTuple):
@@ -156,8 +161,7 @@ def gradient_bound(problem: Problem) -> Array:
     if is_sparse(features):
         squares = product(weights, features * features)
     else:
-        # A sum and no product, which would hold the squares in a second copy of the features.
-        squares = jnp.sum(weights[:, None] * features * features, 0)
+        squares = by_columns(lambda x: jnp.sum(weights[:, None] * x * x, 0), features)
     squares = jnp.append(squares, jnp.sum(weights))
     return jnp.sqrt(jnp.where(squares > 0, squares, 1))
 
@@ -191,3 +195,23 @@ def product(a: Any, b: Any) -> Array:
     if is_sparse(a) or is_sparse(b):
         return a @ b
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def by_columns(function: Callable[[Array], Array], x: Array) -> Array:
+    """function(x), [D, ...], which makes its rows of the columns of x [N, D], without a copy of x.
+
+    Columns and not rows, which may be sharded. The last block reaches back.
+    """
+    examples, width = x.shape
+    if examples * width <= SMALL:
+        return function(x)
+    size = min(max(BLOCK // examples, FEWEST_COLUMNS), width)
+    firsts = np.minimum(np.arange(0, width, size), width - size).astype(np.int32)
+
+    def of_block(first):
+        return function(lax.dynamic_slice_in_dim(x, first, size, 1))
+
+    blocks = lax.map(of_block, jnp.asarray(firsts))
+    last = width - size * (len(firsts) - 1)
+    first = blocks[:-1].reshape(-1, *blocks.shape[2:])
+    return jnp.concatenate([first, blocks[-1, size - last :]])

@@ -27,6 +27,7 @@ from softjax.regression._descent import State, initial
 from softjax.regression._metric import LARGEST_FACTOR
 from softjax.regression._problem import (
     Problem,
+    by_columns,
     class_scores,
     example_weights,
     gradient_bound,
@@ -159,7 +160,17 @@ def _bound(problem: Problem) -> Bound:
     ridge = problem.l2 * penalised(jnp.ones_like(scale)[None])
     gram = None
     if not is_sparse(x) and len(scale) <= LARGEST_FACTOR:
-        gram = pull_back(x, weights * jnp.pad(x.T, ((0, 1), (0, 0)), constant_values=1)) / 2
+        total = product(weights, x)
+        squares = by_columns(lambda columns: product((weights[:, None] * columns).T, x), x)
+        gram = (
+            jnp.block(
+                [
+                    [squares, total[:, None]],
+                    [total[None], jnp.sum(weights, keepdims=True)[None]],
+                ]
+            )
+            / 2
+        )
 
     def body(_, v):
         v = (v / (scale * jnp.linalg.norm(v)))[None]
