@@ -136,6 +136,20 @@ def test_a_summary_of_the_fit_whatever_the_solver(flowers, solver):
     assert run("fit", flowers, "--label-column", "kind", "--l1", 1, "--summary").exit_code == 2
 
 
+def test_of_several_penalties_the_best_in_cross_validation_is_taken(flowers):
+    options = ("--label-column", "kind", "--max-steps", 50)
+    result = run("fit", flowers, *options, "--l2", 10, "--l2", 1e-3, "--folds", 3, "--out", "grid")
+    assert result.exit_code == 0, result.output
+    rows = re.findall(
+        r"^ *(0\.001|10) +(\d\.\d+) +\d\.\d+ +\d\.\d+ +(chosen)?", result.output, re.M
+    )
+    assert [(l2, chosen) for l2, _, chosen in rows] == [("0.001", "chosen"), ("10", "")]
+    assert float(rows[0][1]) < float(rows[1][1])
+    assert run("fit", flowers, *options, "--l2", 1e-3, "--out", "one").exit_code == 0
+    with np.load("grid/model.npz") as grid, np.load("one/model.npz") as one:
+        np.testing.assert_array_equal(grid["kernel"], one["kernel"])
+
+
 def test_the_same_seed_gives_the_same_model(flowers):
     for name in ("a", "b"):
         run("fit", flowers, "--label-column", "kind", "--out", name, "--seed", 3)
@@ -158,7 +172,17 @@ def test_output_that_cannot_be_written(flowers):
     fails_with("No such file", "predict", "run/model.npz", flowers, "--out", "absent/p.csv")
 
 
-@pytest.mark.parametrize("options", [["--l2", "nan"], ["--l2", "-1"], ["--batch-size", "8"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--l2", "nan"],
+        ["--l2", "-1"],
+        ["--batch-size", "8"],
+        ["--folds", "5"],
+        ["--l2", "1", "--l2", "2", "--solver", "firth"],
+        ["--l2", "1", "--l2", "2", "--stream"],
+    ],
+)
 def test_options_that_make_no_sense_are_refused(options):
     result = run("fit", "digits", *options)
     assert result.exit_code == 2

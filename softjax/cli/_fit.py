@@ -5,7 +5,9 @@ from typing import Annotated
 
 import numpy as np
 import typer
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from softjax import regression, tables
 from softjax.cli._app import (
@@ -31,6 +33,12 @@ def _finite(value: float | None) -> float | None:
     return value
 
 
+def _all_finite(values: list[float] | None) -> list[float] | None:
+    for value in values or ():
+        _finite(value)
+    return values
+
+
 @app.command()
 def fit(
     data: Annotated[str, typer.Argument(help="digits, or a .csv, .npy, .npz or .parquet file.")],
@@ -39,8 +47,16 @@ def fit(
         float, typer.Option(min=0.01, max=0.99, callback=_finite, help="Of a file, held out.")
     ] = 0.2,
     l2: Annotated[
-        float, typer.Option(min=0.0, callback=_finite, help="Penalty l2 / 2 |kernel|^2.")
-    ] = 1e-4,
+        list[float] | None,
+        typer.Option(
+            min=0.0,
+            callback=_all_finite,
+            help="Penalty l2 / 2 |kernel|^2 (0.0001); of several, the best in cross-validation.",
+        ),
+    ] = None,
+    folds: Annotated[
+        int | None, typer.Option(min=2, help="Of the cross-validation of penalties (5).")
+    ] = None,
     l1: Annotated[
         float, typer.Option(min=0.0, callback=_finite, help="Penalty l1 |kernel|_1 (proximal).")
     ] = 0.0,
@@ -99,7 +115,12 @@ def fit(
     Writes model.npz, history.jsonl and, with matplotlib, report.png. The features of a file are
     standardised for the fit, and the model is written for the features as they are.
     """
+    penalties = l2 or [1e-4]
+    if folds is not None and len(penalties) < 2:
+        raise typer.BadParameter("--folds is for --l2 given several times")
     if stream or checkpoint is not None or coordinator is not None:
+        if len(penalties) > 1:
+            raise typer.BadParameter("a stream takes one --l2")
         if l1 > 0 or summary or solver not in (Solver.AUTO, Solver.LBFGS, Solver.OPTAX):
             raise typer.BadParameter(
                 "a stream takes --solver lbfgs or optax, and no --l1 or --summary"
@@ -108,7 +129,7 @@ def fit(
             data=data,
             label_column=label_column,
             test_fraction=test_fraction,
-            l2=l2,
+            l2=penalties[0],
             solver=solver,
             max_steps=max_steps,
             optimizer=optimizer,
@@ -141,6 +162,8 @@ def fit(
         raise typer.BadParameter("--l1 is for --solver proximal")
     if summary and (l1 > 0 or solver is Solver.FIRTH):
         raise typer.BadParameter("--summary is for fits with neither --l1 nor --solver firth")
+    if len(penalties) > 1 and (l1 > 0 or first_order or solver is Solver.FIRTH):
+        raise typer.BadParameter("several --l2 are for neither --l1 nor --solver optax or firth")
     optimizer = optimizer or Optimizer.LBFGS
     if optimizer is Optimizer.LBFGS and (batch_size is not None or learning_rate is not None):
         raise typer.BadParameter("lbfgs takes neither --batch-size nor --learning-rate")
@@ -155,6 +178,9 @@ def fit(
 
     console = Console()
     console.print(f"{len(train.labels)} examples to fit, {len(test.labels)} held out.")
+    penalty = penalties[0]
+    if len(penalties) > 1:
+        penalty = _chosen_penalty(console, x_train, train, penalties, folds or 5, seed)
     if first_order:
         epochs = epochs or 300
         steps = epochs * (1 if batch_size is None else -(-len(train.labels) // batch_size))
@@ -169,7 +195,7 @@ def fit(
             train.labels,
             solver=solver,
             num_classes=len(train.class_names),
-            l2=l2,
+            l2=penalty,
             l1=l1,
             max_steps=max_steps,
             optimizer=of_optax,
@@ -181,7 +207,7 @@ def fit(
         )
     print_result(console, result, write(console, out, task, result))
     if summary:
-        _print_summary(console, result.params, x_train, train, l2)
+        _print_summary(console, result.params, x_train, train, penalty)
 
 
 def _load(
@@ -221,6 +247,39 @@ def _standardisation(features: np.ndarray, as_they_are: bool) -> tuple[np.ndarra
         return np.zeros(features.shape[1]), np.ones(features.shape[1])
     scale = np.where(np.ptp(features, axis=0) > 0, features.std(axis=0), 1)
     return features.mean(axis=0), np.where(scale > 0, scale, 1)
+
+
+def _chosen_penalty(
+    console: Console,
+    features: np.ndarray,
+    train: Dataset,
+    penalties: list[float],
+    folds: int,
+    seed: int,
+) -> float:
+    """The penalty with the smallest mean loss on the examples held out of each fold in turn."""
+    grid = np.sort(penalties)
+    validated = regression.cross_validate(
+        features,
+        train.labels,
+        l2=grid,
+        folds=folds,
+        seed=seed,
+        num_classes=len(train.class_names),
+    )
+    loss, error, hits = (
+        np.asarray(values)
+        for values in (validated.mean_loss, validated.standard_error, validated.mean_accuracy)
+    )
+    best = int(np.argmin(loss))
+    table = Table(title=f"{folds} folds", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("l2", "loss, nats", "standard error", "accuracy", ""):
+        table.add_column(column)
+    for k, l2 in enumerate(grid):
+        chosen = "chosen" if k == best else ""
+        table.add_row(f"{l2:g}", f"{loss[k]:.4f}", f"{error[k]:.4f}", f"{hits[k]:.4f}", chosen)
+    console.print(table)
+    return float(grid[best])
 
 
 def _print_summary(
