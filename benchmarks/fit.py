@@ -6,6 +6,8 @@ alternates. Both clocks are kept: the wall, and CPU time, which is the one to co
 beside other processes. The peers' threads are pinned to one; for those of XLA,
 
     taskset -c 0 python -m benchmarks run fit
+
+Then each solver fits once more in a process of its own, which tells its peak memory.
 """
 
 import statistics
@@ -19,6 +21,8 @@ import jax
 import numpy as np
 from rich import box
 from rich.table import Table
+
+from benchmarks import fit_memory
 
 PEERS = ("lbfgs", "newton-cg", "newton-cholesky")
 TOLERANCES = [10.0**-k for k in range(3, 13)]
@@ -145,7 +149,8 @@ def summary(records: Sequence[Record]) -> str:
 def results_tables(records: Sequence[Record]) -> list[Table]:
     """One row for each solver of each case."""
     table = Table(title="Whole fits", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("case", "solver", "CPU, s", "wall, s", "suboptimality", "ratio", "asked"):
+    columns = ("case", "solver", "CPU, s", "wall, s", "MB", "suboptimality", "ratio", "asked")
+    for column in columns:
         table.add_column(column, no_wrap=True)
     for record in records:
         for k, solver in enumerate(record["solvers"]):
@@ -154,6 +159,7 @@ def results_tables(records: Sequence[Record]) -> list[Table]:
                 f"{record['case']} {record['dtype']}" if k == 0 else "",
                 solver["name"],
                 *(_seconds(solver.get(clock)) for clock in ("cpu_seconds", "wall_seconds")),
+                f"{solver['peak_bytes'] / 1e6:.0f}" if "peak_bytes" in solver else "",
                 f"{solver['suboptimality']:.1e}",
                 "" if ratio is None else f"{ratio:.2f}",
                 f"<= {record['bound']}" if k == 0 else "",
@@ -171,6 +177,7 @@ class Solver:
     tol: float | None = None
     suboptimality: float = np.inf
     first_seconds: float | None = None
+    peak_bytes: int | None = None
 
     def __post_init__(self) -> None:
         self.times: list[tuple[float, float]] = []
@@ -185,20 +192,22 @@ def _run_case(case: Case, repeats: int) -> Record:
         for solver in able[:: -1 if repeat % 2 else 1]:
             if not solver.times or solver.times[0][1] < PATIENCE / repeats:
                 solver.times.append(timed(solver.fit, solver.tol or 0.0)[0])
+    for solver in able:
+        solver.peak_bytes = fit_memory.peak_bytes(solver.name, x, y, l2, solver.tol or 0.0)
     return record(case, x, y, l2, solvers, repeats)
 
 
 def at_their_tolerances(case: Case, x: np.ndarray, y: np.ndarray) -> tuple[list["Solver"], float]:
     """Softjax and the peers, each with the tolerance that it needs, and the penalty."""
     l2 = 1 / len(y)  # scikit-learn's C = 1
-    ours = Solver(f"softjax {case.solver}", _softjax(x, y, l2, case.solver))
-    peers = [Solver(f"scikit-learn {name}", _scikit_learn(x, y, l2, name)) for name in case.peers]
+    names = [f"softjax {case.solver}", *(f"scikit-learn {name}" for name in case.peers)]
+    solvers = [Solver(name, solver_of(name, x, y, l2)) for name in names]
     best = _optimum(x, y, l2)
-    for solver in (ours, *peers):
+    for solver in solvers:
         find_tolerance(
             solver, case.suboptimality, lambda theta: (objective(theta, x, y, l2) - best) / best
         )
-    return [ours, *peers], l2
+    return solvers, l2
 
 
 def record(
@@ -246,6 +255,8 @@ def solver_record(solver: Solver) -> Record:
     if solver.times:
         record["cpu_seconds"] = statistics.median(cpu for cpu, _ in solver.times)
         record["wall_seconds"] = statistics.median(wall for _, wall in solver.times)
+    if solver.peak_bytes is not None:
+        record["peak_bytes"] = solver.peak_bytes
     return record
 
 
@@ -271,6 +282,12 @@ def timed(fit: Callable[[float], np.ndarray], tol: float) -> tuple[tuple[float, 
     cpu, wall = time.process_time(), time.perf_counter()
     theta = fit(tol)
     return (time.process_time() - cpu, time.perf_counter() - wall), theta
+
+
+def solver_of(name: str, x: np.ndarray, y: np.ndarray, l2: float) -> Callable[[float], np.ndarray]:
+    """A fit as a function of the tolerance, by package and solver."""
+    package, solver = name.split()
+    return {"softjax": _softjax, "scikit-learn": _scikit_learn}[package](x, y, l2, solver)
 
 
 def _softjax(x: np.ndarray, y: np.ndarray, l2: float, solver: str) -> Callable[[float], np.ndarray]:

@@ -1,4 +1,4 @@
-"""The suite `cold`, its scripts run in this process. No time is asserted."""
+"""Fits in processes of their own: the suite `cold`, and memory. No time is asserted."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ import pytest
 from test_regression import problem
 
 from benchmarks import __main__ as command_line
-from benchmarks import cold, fit
+from benchmarks import cold, fit, fit_memory
 
 
 @pytest.mark.x64_once(True)
@@ -44,3 +44,10 @@ def test_a_process_is_timed_to_its_end_and_one_that_fails_is_said():
     assert 0 < wall < 60
     with pytest.raises(RuntimeError, match="must end with 0, got 3"):
         cold._process("raise SystemExit(3)", [], {})
+
+
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize("name", ["softjax auto", "scikit-learn newton-cg"])
+def test_a_fit_in_a_process_of_its_own_tells_its_memory(name):
+    x, y = problem()
+    assert 0 < fit_memory.peak_bytes(name, x, y, 0.01, 1e-4) < 2**30
