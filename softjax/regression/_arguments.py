@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -30,11 +31,11 @@ def features_array(argument: str, features: Any) -> "Array | BCOO":
     if is_sparse(features):
         return _sparse_features(argument, features)
     with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
-        x = _checks.real_array(FIT, argument, features)
+        x = _checks.real_array(FIT, argument, _placed(features))
     if x.ndim != 2 or not len(x):
         raise error(argument, "of shape (examples, features)", f"shape {x.shape}")
     x = x.astype(compute_dtype(x.dtype))
-    _refuse(argument, f"finite in {x.dtype}", x, _not_finite)
+    _refuse_not_finite(argument, x)
     return x
 
 
@@ -44,7 +45,7 @@ def _sparse_features(argument: str, features: "BCOO") -> "BCOO":
         raise error(argument, expected, f"shape {features.shape}")
     data = _checks.real_array(FIT, argument, features.data)
     data = data.astype(compute_dtype(data.dtype))
-    _refuse(argument, f"finite in {data.dtype}", data, _not_finite)
+    _refuse_not_finite(argument, data)
     return type(features)((data, features.indices), shape=features.shape)
 
 
@@ -148,6 +149,23 @@ def _weights(argument: str, weights: ArrayLike, length: int) -> Array:
     return w
 
 
+def _placed(features: Any) -> Any:
+    """NumPy's numbers on the device, of which `jnp.asarray` holds two copies."""
+    if not isinstance(features, np.ndarray) or not np.issubdtype(features.dtype, np.floating):
+        return features
+    placed = jax.device_put(features)
+    return features if isinstance(placed, Tracer) else placed
+
+
+def _refuse_not_finite(argument: str, x: Array) -> None:
+    if _is_at_hand(x):
+        # The extremes of finite numbers are finite, and take no array as large as the features.
+        host = np.asarray(x)
+        if np.isfinite([np.min(host, initial=0), np.max(host, initial=0)]).all():
+            return
+    _refuse(argument, f"finite in {x.dtype}", x, _not_finite)
+
+
 def _not_finite(x):
     return ~(abs(x) < np.inf)
 
@@ -160,6 +178,13 @@ def _refuse(argument: str, expected: str, x: Array | np.ndarray, bad: Callable) 
     """Raises where an entry of `x` is bad, with the first such entry and its place."""
     if not _checks.is_concrete(x):
         return
-    if isinstance(x, Array) and all(device.platform == "cpu" for device in x.devices()):
+    if _is_at_hand(x):
         x = np.asarray(x)  # NumPy has nothing to compile
     _checks.refuse_first(FIT, argument, expected, x, bad(x))
+
+
+def _is_at_hand(x: Array | np.ndarray) -> bool:
+    """Whether `x` is known, and where NumPy reads it without moving it."""
+    if not _checks.is_concrete(x):
+        return False
+    return isinstance(x, Array) and all(device.platform == "cpu" for device in x.devices())
