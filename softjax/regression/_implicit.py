@@ -91,10 +91,12 @@ def solve(
     b: Array,
     inside: Callable[[Array], Array] = centred,
     beside: Callable[[Array], Array] = jnp.zeros_like,
+    tol: Array | float = 0.0,
 ) -> Array:
     """H^-1 b on the parameters that `inside` projects to, the identity on the others.
 
-    `beside` is what the metric lacks there, which knows no direction that the classes share.
+    `beside` is what the metric lacks there, which knows no direction that the classes share. The
+    residual is `tol` times the first, or rounding.
     """
     weights = example_weights(problem.targets)
 
@@ -116,7 +118,8 @@ def solve(
     def solution(_, b):
         size = jnp.max(jnp.abs(b))
         size = jnp.where(size > 0, size, 1)
-        tol = jnp.asarray(8 * jnp.finfo(b.dtype).eps, b.dtype)
-        return _newton.conjugate_gradients(hvp, partial(steepest, size), b, tol, CG_STEPS)[0]
+        least = jnp.asarray(8 * jnp.finfo(b.dtype).eps, b.dtype)
+        bound = jnp.maximum(least, jnp.asarray(tol, b.dtype))
+        return _newton.conjugate_gradients(hvp, partial(steepest, size), b, bound, CG_STEPS)[0]
 
     return lax.custom_linear_solve(hvp, b, solution, symmetric=True)

@@ -91,9 +91,13 @@ def _leads(problem: Problem, logits: Array) -> Array:
 def _parallel(problem: Problem, tied: Array, d: Array) -> Array:
     """`d` without what would part classes that tie."""
     tied = tied.astype(d.dtype)
-    p = tied / jnp.sum(tied, 0)
-    spread = _newton.spread(example_weights(problem.targets), p, class_scores(problem.features, d))
-    return centred(d - _implicit.solve(problem, p, pull_back(problem.features, spread)))
+    p, logits = tied / jnp.sum(tied, 0), class_scores(problem.features, d)
+    parted = _newton.spread(jnp.ones(len(logits[0]), d.dtype), p, logits)
+    # What parts them is known but for the rounding of the logits: no more of it can be solved for.
+    rounding = 64 * jnp.finfo(d.dtype).eps * jnp.max(jnp.abs(centred(logits)))
+    tol = jnp.clip(rounding / jnp.max(jnp.abs(parted)), max=0.1)
+    image = pull_back(problem.features, example_weights(problem.targets) * parted)
+    return centred(d - _implicit.solve(problem, p, image, tol=tol))
 
 
 def _size(s: _metric.Standardised, d: Array) -> Array:
