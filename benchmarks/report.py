@@ -26,6 +26,8 @@ ABOUT = {
     "fused": "The loss of hidden @ kernel without its logits, beside plain and chunked forms.",
     "fit": "Whole fits of softmax regression to the same suboptimality, in CPU seconds; the ratio "
     "is to the fastest peer.",
+    "many": "Many fits in one call, in CPU seconds; the ratio is to as many of the fastest peer.",
+    "cold": "Whole processes that import, compile and fit once, in CPU seconds.",
     "inference": "A fit without a penalty, and average marginal effects with standard errors, in "
     "float64.",
     "scale": "The loss and the fit over several devices.",
