@@ -197,7 +197,7 @@ def test_a_fit_takes_one_copy_of_the_features_and_some_of_the_logits_and_paramet
     features = jax.ShapeDtypeStruct((examples, width), "float32")
     data = Data(features, labels, None, None, scalar, scalar)
     state = _solve.SOLVERS["newton-cg"].start(features, np.zeros((K, width + 1), np.float32))
-    program = _solve._advance.lower("newton-cg", K, data, scalar, state, np.int32(10))
+    program = _solve._quickly_compiled().lower("newton-cg", K, data, scalar, state, np.int32(10))
     temporaries = program.compile().memory_analysis().temp_size_in_bytes / 4
     block = 2 * max(_problem.BLOCK, _problem.FEWEST_COLUMNS * examples)
     assert temporaries <= examples * (width + 1) + 20 * (examples + width) * K + block
