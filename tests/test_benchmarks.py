@@ -320,7 +320,7 @@ from benchmarks import memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(3):
-        bytearray(2**26)[:: 2**12] = bytes(2**14)  # writes to each page of 64 MiB
+        bytearray(2**24)[:: 2**12] = bytes(2**12)  # writes to each page of 16 MiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 default = faults()
