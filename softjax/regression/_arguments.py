@@ -58,7 +58,8 @@ def labels_array(argument: str, labels: Any, num_examples: int) -> Array:
         _refuse(argument, "in [0, 2^31)", y, _not_int32_index)
         if isinstance(y, Tracer):
             y = jnp.where(_not_int32_index(y), -1, y)
-        return jnp.asarray(y.astype(np.int32))
+        y = y.astype(np.int32)
+        return y if isinstance(y, Array) else jax.device_put(y)
     if not jnp.issubdtype(dtype, jnp.floating):
         expected = "class indices (integer) or a distribution over the classes (floating)"
         raise TypeError(_checks.message(FIT, argument, expected, f"dtype {dtype}"))
@@ -136,6 +137,12 @@ def not_negative(argument: str, value: Any) -> Any:
         _checks.same_shape(FIT, argument, value, ())
         return value
     return _checks.not_negative_number(FIT, argument, value)
+
+
+def penalty(argument: str, value: Any, dtype: DTypeLike) -> Any:
+    """A finite number >= 0 as a scalar of `dtype`; placed, not computed, where it is known."""
+    value = not_negative(argument, value)
+    return jnp.asarray(value, dtype) if isinstance(value, Tracer) else np.asarray(value, dtype)
 
 
 def at_least(argument: str, value: int, bound: int) -> int:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax import Array
 from jax.core import Tracer
@@ -120,8 +119,8 @@ def fit(
         y,
         _arguments.mean_one_weights(sample_weights, num_examples, x.dtype),
         _arguments.class_weights_array(class_weights, num_classes, x.dtype),
-        jnp.asarray(_arguments.not_negative("l2", l2), x.dtype),
-        jnp.asarray(_arguments.not_negative("l1", l1), x.dtype),
+        _arguments.penalty("l2", l2, x.dtype),
+        _arguments.penalty("l1", l1, x.dtype),
     )
     first_order = any(option is not None for option in (optimizer, batch_size, epochs))
     name = _solver_name(solver, data, l2, l1, first_order)

@@ -52,9 +52,9 @@ def init(num_features: int, num_classes: int, dtype: DTypeLike | None = None) ->
         Array([0., 0., 0.], dtype=float32)
     """
     dtype = jax.dtypes.canonicalize_dtype(float) if dtype is None else dtype
-    # Of NumPy: nothing to compile.
+    # Placed, not computed: there is nothing to compile.
     kernel, bias = np.zeros((num_features, num_classes), dtype), np.zeros(num_classes, dtype)
-    return SoftmaxRegression(jnp.asarray(kernel), jnp.asarray(bias))
+    return SoftmaxRegression(*jax.device_put((kernel, bias)))
 
 
 def logits(params: SoftmaxRegression, features: ArrayLike) -> Array:

@@ -1,5 +1,6 @@
 """The solvers by name, each run in chunks for the host or to the end under a trace."""
 
+import contextlib
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -248,20 +249,19 @@ _within_trace = jax.jit(_advance, static_argnames=_STATIC)
 
 @cache
 def _quickly_compiled() -> Callable:
-    """`_advance`, compiled in half of the time where XLA can: most of a first fit is compilation.
+    """`_advance`, compiled in a third of the time: most of a first fit is compilation.
 
-    A fit is some 170 small kernels. The older of the two ways in which jaxlib 0.10 makes them for
-    CPUs takes half as long, and they run as fast. It is asked for where there is a choice, which
-    a program of nothing finds out; only a program that is not part of another may choose.
+    A fit is some 170 small kernels. On CPUs they run as fast with LLVM's first level of
+    optimization, and by the older of the two ways in which jaxlib 0.10 makes them; later ones have
+    it no more, which a program of nothing finds out. Only a program that is not part of another may
+    choose.
     """
-    older = {"xla_cpu_use_fusion_emitters": False}
+    first_level = {"xla_backend_optimization_level": 1}
     if jax.default_backend() == "cpu":
-        try:
-            jax.jit(lambda: (), compiler_options=older).lower().compile()
-        except jax.errors.JaxRuntimeError:
-            pass
-        else:
-            return jax.jit(_advance, static_argnames=_STATIC, compiler_options=older)
+        for options in (first_level | {"xla_cpu_use_fusion_emitters": False}, first_level):
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                jax.jit(lambda: (), compiler_options=options).lower().compile()
+                return jax.jit(_advance, static_argnames=_STATIC, compiler_options=options)
     return _within_trace
 
 
