@@ -6,7 +6,7 @@ from typing import Literal, overload
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from softjax import _checks
 from softjax._checks import Axis
@@ -150,21 +150,22 @@ def _takes_dtype_of_other(x: ArrayLike) -> bool:
     return x.weak_type or not jnp.issubdtype(x.dtype, jnp.floating)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def logsumexp_core(x: Array, axes: tuple[int, ...]) -> Array:
-    m, r = excess(x, axes)
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def logsumexp_core(x: Array, axes: tuple[int, ...], exact: DTypeLike | None = None) -> Array:
+    """log sum exp(x), the axes kept; `exact` as in `maximum`."""
+    m, r = excess(x, axes, exact)
     return m + jnp.log1p(r)
 
 
 @logsumexp_core.defjvp
-def _logsumexp_jvp(axes, primals, tangents):
+def _logsumexp_jvp(axes, exact, primals, tangents):
     (x,), (x_dot,) = primals, tangents
-    return logsumexp_core(x, axes), inner(softmax_core(x, axes), x_dot, axes)
+    return logsumexp_core(x, axes, exact), inner(softmax_core(x, axes), x_dot, axes)
 
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _logsumexp_where(x: Array, where: Array | None, axes: tuple[int, ...], keepdims: bool) -> Array:
-    y = logsumexp_core(masked(x, where), axes).astype(x.dtype)
+    y = logsumexp_core(masked(x, where), axes, x.dtype).astype(x.dtype)
     return y if keepdims else jnp.squeeze(y, axes)
 
 
