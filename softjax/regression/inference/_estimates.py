@@ -22,7 +22,7 @@ class Estimates(NamedTuple):
     Attributes:
         value: the estimate.
         standard_error: the square root of its variance.
-        z: value / standard_error, standard normal where the truth is 0; NaN for 0 / 0.
+        z: value / standard_error, standard normal where the truth is 0; NaN where the error is 0.
         p_value: of |z|, two-sided.
         lower: of the confidence interval.
         upper: of the confidence interval.
@@ -128,7 +128,8 @@ def coefficients(
 @jax.jit
 def estimates_core(value: Array, variance: Array, level: ArrayLike) -> Estimates:
     error = jnp.sqrt(variance)
-    z = value / error
+    # No error is no information, as of a constant feature that a penalty holds near 0.
+    z = jnp.where(error > 0, value / error, jnp.nan)
     p_value = erfc(jnp.abs(z) / jnp.asarray(2, z.dtype) ** 0.5)
     half_width = normal_quantile(level, z.dtype) * error
     return Estimates(value, error, z, p_value, value - half_width, value + half_width)
