@@ -10,15 +10,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from rich.table import Table
 
 from benchmarks import fit
 
@@ -54,29 +52,15 @@ class Case:
     short: bool = False
 
 
+summary = fit.summary
+results_tables = partial(fit.results_tables, title="Whole processes")
 CASES = (Case("digits", False, 2.0), Case("digits-cached", True, 2.0))
 
 
 def run(case: Case, pairs: int) -> Iterator[Record]:
     """A record of the whole processes' times, and the ratio of those of CPU."""
-    from threadpoolctl import threadpool_limits
-
-    with jax.enable_x64(True), threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-learn's on convergence
-        with tempfile.TemporaryDirectory() as folder:
-            yield _run_case(case, min(pairs, REPEATS), Path(folder))
-
-
-def summary(records: Sequence[Record]) -> str:
-    """One line: how many ratios are within their bound."""
-    return fit.summary(records)
-
-
-def results_tables(records: Sequence[Record]) -> list[Table]:
-    """One row for each solver of each case."""
-    (table,) = fit.results_tables(records)
-    table.title = "Whole processes"
-    return [table]
+    with fit.precise_and_alone(), tempfile.TemporaryDirectory() as folder:
+        yield _run_case(case, min(pairs, REPEATS), Path(folder))
 
 
 def _run_case(case: Case, repeats: int, folder: Path) -> Record:
@@ -96,9 +80,8 @@ def _run_case(case: Case, repeats: int, folder: Path) -> Record:
     if case.cached:
         times(ours)
     able = [solver for solver in solvers if solver.tol is not None]
-    for repeat in range(repeats):
-        for solver in able[:: -1 if repeat % 2 else 1]:
-            solver.times.append(times(solver))
+    for solver in fit.in_turn(able, repeats):
+        solver.times.append(times(solver))
     return fit.record(like, x, y, l2, solvers, repeats) | {"suite": "cold"}
 
 

@@ -10,6 +10,7 @@ beside other processes. The peers' threads are pinned to one; for those of XLA,
 Then each solver fits once more in a process of its own, which tells its peak memory.
 """
 
+import contextlib
 import statistics
 import time
 import warnings
@@ -106,7 +107,7 @@ def covtype_like() -> Arrays:
     x = np.concatenate([measures, np.eye(4)[area], np.eye(40)[soil]], 1)
     kernel = rng.normal(size=(54, classes)) * np.repeat([1.5, 1.0], [10, 44])[:, None]
     bias = np.log([0.36, 0.49, 0.06, 0.005, 0.016, 0.03, 0.035])
-    return x, _draw(x @ kernel + bias, rng)
+    return x, draw(x @ kernel + bias, rng)
 
 
 def wide() -> Arrays:
@@ -114,7 +115,7 @@ def wide() -> Arrays:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2000, 5000))
     kernel = 3 * rng.normal(size=(5000, 20)) / np.sqrt(5000)
-    return x, _draw(x @ kernel, rng)
+    return x, draw(x @ kernel, rng)
 
 
 CASES = (
@@ -132,11 +133,18 @@ CASES = (
 
 def run(case: Case, pairs: int) -> Iterator[Record]:
     """A record of each solver's tolerance, suboptimality and times, and the ratio of the times."""
+    with precise_and_alone():
+        yield _run_case(case, min(pairs, REPEATS))
+
+
+@contextlib.contextmanager
+def precise_and_alone() -> Iterator[None]:
+    """Float64, the peers' threads pinned to one, and no warning of theirs."""
     from threadpoolctl import threadpool_limits
 
     with jax.enable_x64(True), threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-learn's on convergence
-        yield _run_case(case, min(pairs, REPEATS))
+        warnings.simplefilter("ignore")
+        yield
 
 
 def summary(records: Sequence[Record]) -> str:
@@ -146,9 +154,9 @@ def summary(records: Sequence[Record]) -> str:
     return f"{met} of {len(ratios)} ratios of CPU time within the asked bound"
 
 
-def results_tables(records: Sequence[Record]) -> list[Table]:
+def results_tables(records: Sequence[Record], title: str = "Whole fits") -> list[Table]:
     """One row for each solver of each case."""
-    table = Table(title="Whole fits", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     columns = ("case", "solver", "CPU, s", "wall, s", "MB", "suboptimality", "ratio", "asked")
     for column in columns:
         table.add_column(column, no_wrap=True)
@@ -188,10 +196,9 @@ def _run_case(case: Case, repeats: int) -> Record:
     x = x.astype(case.dtype)
     solvers, l2 = at_their_tolerances(case, x, y)
     able = [solver for solver in solvers if solver.tol is not None]
-    for repeat in range(repeats):
-        for solver in able[:: -1 if repeat % 2 else 1]:
-            if not solver.times or solver.times[0][1] < PATIENCE / repeats:
-                solver.times.append(timed(solver.fit, solver.tol or 0.0)[0])
+    for solver in in_turn(able, repeats):
+        if not solver.times or solver.times[0][1] < PATIENCE / repeats:
+            solver.times.append(timed(solver.fit, solver.tol or 0.0)[0])
     for solver in able:
         solver.peak_bytes = fit_memory.peak_bytes(solver.name, x, y, l2, solver.tol or 0.0)
     return record(case, x, y, l2, solvers, repeats)
@@ -277,6 +284,12 @@ def find_tolerance(
     return None
 
 
+def in_turn(solvers: Sequence[Solver], repeats: int) -> Iterator[Solver]:
+    """Each so many times, in an order that alternates."""
+    for repeat in range(repeats):
+        yield from solvers[:: -1 if repeat % 2 else 1]
+
+
 def timed(fit: Callable[[float], np.ndarray], tol: float) -> tuple[tuple[float, float], Any]:
     """The CPU and the wall time of a fit, and what it found."""
     cpu, wall = time.process_time(), time.perf_counter()
@@ -332,7 +345,7 @@ def objective(
     return float(np.average(losses, weights=weights) + l2 / 2 * np.sum(theta[:-1] ** 2))
 
 
-def _draw(logits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def draw(logits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Labels with the probabilities softmax(logits), by Gumbel's trick."""
     return np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
 

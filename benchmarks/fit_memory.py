@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.environment import ROOT
 
 
 def peak_bytes(name: str, x: np.ndarray, y: np.ndarray, l2: float, tol: float) -> int:

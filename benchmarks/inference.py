@@ -5,12 +5,10 @@ of parameters; and average marginal effects with their standard errors, where bo
 same. In float64, the peer's threads pinned to one; for those of XLA see the suite `fit`.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import jax
 import numpy as np
 from rich import box
 from rich.table import Table
@@ -53,12 +51,9 @@ CASES = (
 
 def run(case: Case, pairs: int) -> Iterator[Record]:
     """A record of both times and errors; nothing where statsmodels is absent."""
-    from threadpoolctl import threadpool_limits
-
     if STATSMODELS.absence:
         return
-    with jax.enable_x64(True), threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # statsmodels' own, on import
+    with fit.precise_and_alone():
         yield _run_case(case, pairs)
 
 
@@ -166,4 +161,4 @@ def _data(examples: int, features: int, classes: int) -> fit.Arrays:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(examples, features))
     logits = x @ rng.normal(size=(features, classes)) / np.sqrt(features)
-    return x, np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
+    return x, fit.draw(logits, rng)

@@ -6,8 +6,7 @@ that alternates. Clocks and threads are those of the suite `fit`.
 """
 
 import statistics
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.table import Table
 
 from benchmarks import fit
 
@@ -127,28 +125,15 @@ def path() -> Task:
     return Task(lanes, softjax, peer)
 
 
+summary = fit.summary
+results_tables = partial(fit.results_tables, title="Many fits in one call")
 CASES = (Case("digits-bootstrap", bootstrap, 0.2), Case("digits-path", path, 0.5))
 
 
 def run(case: Case, pairs: int) -> Iterator[Record]:
     """A record of each solver's tolerance, suboptimality and times, and the ratio of the times."""
-    from threadpoolctl import threadpool_limits
-
-    with jax.enable_x64(True), threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scikit-learn's on convergence
+    with fit.precise_and_alone():
         yield _run_case(case, min(pairs, REPEATS))
-
-
-def summary(records: Sequence[Record]) -> str:
-    """One line: how many ratios are within their bound."""
-    return fit.summary(records)
-
-
-def results_tables(records: Sequence[Record]) -> list[Table]:
-    """One row for each solver of each case."""
-    (table,) = fit.results_tables(records)
-    table.title = "Many fits in one call"
-    return [table]
 
 
 def _run_case(case: Case, repeats: int) -> Record:
@@ -168,9 +153,8 @@ def _run_case(case: Case, repeats: int) -> Record:
     pair = [ours] if ours_found is not None else []
     if fastest is not None:
         pair.append(fastest)
-    for repeat in range(repeats):
-        for solver in pair[:: -1 if repeat % 2 else 1]:
-            solver.times.append(fit.timed(solver.fit, solver.tol or 0.0)[0])
+    for solver in fit.in_turn(pair, repeats):
+        solver.times.append(fit.timed(solver.fit, solver.tol or 0.0)[0])
     ratios = [] if fastest is None else zip(ours.times, fastest.times, strict=False)
     ratios = [a / b for (a, _), (b, _) in ratios]
     return {

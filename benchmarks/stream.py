@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.environment import environment
+from benchmarks.environment import ROOT, environment
 
 FEATURES, CLASSES, BATCH = 64, 10, 1024
 RUN_ROWS = 1 << 18
-ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
