@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from softjax.regression import _metric, _newton, _status
+from softjax.regression import _implicit, _metric, _newton, _status
 from softjax.regression._descent import State, initial
 from softjax.regression._problem import (
     Problem,
@@ -30,7 +30,6 @@ from softjax.regression._problem import (
 )
 
 HALVINGS = 20
-CG_STEPS = 1000
 PATIENCE = 10
 
 
@@ -101,22 +100,10 @@ def _stationary_jvp(primals, tangents):
         return centred(jax.grad(_likelihood(problem).objective)(theta))
 
     _, gradient_dot = jax.jvp(lambda problem: gradient(theta, problem), (problem,), tangents[1:])
-    _, moved = jax.linearize(lambda theta: gradient(theta, problem), theta)
-
-    def hvp(v):
-        return moved(centred(v)) + (v - centred(v))
-
+    _, hvp = jax.linearize(lambda theta: gradient(theta, problem), theta)
     scoring = _likelihood(problem).scoring(theta)
-
-    def solution(_, b):
-        tol = jnp.asarray(8 * jnp.finfo(b.dtype).eps, b.dtype)
-
-        def steepest(g):
-            return scoring(centred(g)) + (g - centred(g))
-
-        return _newton.conjugate_gradients(hvp, steepest, b, tol, CG_STEPS)[0]
-
-    return theta, -lax.custom_linear_solve(hvp, gradient_dot, solution, symmetric=True)
+    solution = _implicit.solve_within(centred, hvp, lambda g, size: scoring(g), gradient_dot)
+    return theta, -solution
 
 
 class _Likelihood(NamedTuple):

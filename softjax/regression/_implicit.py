@@ -11,7 +11,6 @@ are, but where they are just about to leave.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -101,25 +100,40 @@ def solve(
     weights = example_weights(problem.targets)
 
     def hvp(v):
-        part = inside(v)
-        spread = _newton.spread(weights, p, class_scores(problem.features, part))
-        image = pull_back(problem.features, spread) + problem.l2 * penalised(part)
-        return inside(image) + (v - part)
+        spread = _newton.spread(weights, p, class_scores(problem.features, v))
+        return pull_back(problem.features, spread) + problem.l2 * penalised(v)
 
     s = _metric.standardise(problem, gradient_bound(problem))
     empty = _metric.empty(problem.features, len(p))
     metric = _metric.build(empty, s, weights, p)
 
-    def steepest(size, g):
-        part = inside(g)
-        image = _metric.steepest(s, metric, part, size) + beside(part)
-        return inside(image) + (g - part)
+    def steepest(g, size):
+        return _metric.steepest(s, metric, g, size) + beside(g)
+
+    return solve_within(inside, hvp, steepest, b, tol)
+
+
+def solve_within(
+    inside: Callable[[Array], Array],
+    hvp: Callable[[Array], Array],
+    steepest: Callable[[Array, Array], Array],
+    b: Array,
+    tol: Array | float = 0.0,
+) -> Array:
+    """H^-1 b on what `inside` projects to, b beside it, by conjugate gradients.
+
+    `steepest` is of a gradient and the size of b, the metric's inverse times the first.
+    """
+
+    def extended(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        return lambda v: inside(function(inside(v))) + (v - inside(v))
 
     def solution(_, b):
         size = jnp.max(jnp.abs(b))
         size = jnp.where(size > 0, size, 1)
         least = jnp.asarray(8 * jnp.finfo(b.dtype).eps, b.dtype)
         bound = jnp.maximum(least, jnp.asarray(tol, b.dtype))
-        return _newton.conjugate_gradients(hvp, partial(steepest, size), b, bound, CG_STEPS)[0]
+        up = extended(lambda g: steepest(g, size))
+        return _newton.conjugate_gradients(extended(hvp), up, b, bound, CG_STEPS)[0]
 
-    return lax.custom_linear_solve(hvp, b, solution, symmetric=True)
+    return lax.custom_linear_solve(extended(hvp), b, solution, symmetric=True)

@@ -87,9 +87,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         theta, norm = _least(bound, ahead, here.gradient)
         image = _times(bound, ahead - theta)
         decrement = jnp.vdot(image, ahead - theta) / 2
-        uphill = jnp.vdot(image, theta - state.theta) > 0
-        next_t = jnp.where(uphill, 1, (1 + jnp.sqrt(1 + 4 * t * t)) / 2)
-        speed = jnp.where(uphill, 0, (t - 1) / next_t)
+        next_t, speed = _speed(t, jnp.vdot(image, theta - state.theta) > 0)
         momentum = Momentum(theta + speed * (theta - state.theta), next_t)
 
         stalled = jnp.where(norm < state.best, 0, state.stalled + 1)
@@ -133,8 +131,7 @@ def _least(bound: Bound, ahead: Array, gradient: Array) -> tuple[Array, Array]:
         following = _shrink(bound, y - slope / bound.curvature)
         norm = relative_norm(bound.curvature * (y - following), bound.scale)
         uphill = jnp.vdot(bound.curvature * (y - following), following - theta) > 0
-        next_t = jnp.where(uphill, 1, (1 + jnp.sqrt(1 + 4 * t * t)) / 2)
-        speed = jnp.where(uphill, 0, (t - 1) / next_t)
+        next_t, speed = _speed(t, uphill)
         y = following + speed * (following - theta)
         return following, y, next_t, norm, jnp.where(step == 0, norm, first), step + 1
 
@@ -142,6 +139,12 @@ def _least(bound: Bound, ahead: Array, gradient: Array) -> tuple[Array, Array]:
     carry = (ahead, ahead, one, one * jnp.inf, one, jnp.zeros((), jnp.int32))
     theta, _, _, _, first, _ = lax.while_loop(unsolved, body, carry)
     return theta, first
+
+
+def _speed(t: Array, uphill: Array) -> tuple[Array, Array]:
+    """The next t, and how much of a step the next gradient is taken ahead; anew where uphill."""
+    next_t = jnp.where(uphill, 1, (1 + jnp.sqrt(1 + 4 * t * t)) / 2)
+    return next_t, jnp.where(uphill, 0, (t - 1) / next_t)
 
 
 def _times(bound: Bound, v: Array) -> Array:

@@ -160,7 +160,8 @@ class Run:
         )
 
     def result(self, progress: Progress, status: int, history: list[dict[str, float]]) -> FitResult:
-        if self.outcome.suspected and _quasi_separated(self.fixed[1], self.data, self.state.theta):
+        suspected = self.outcome.suspected
+        if suspected and _quasi_separated(self.fixed[1], self.data, self.state.theta, suspected):
             status = _status.QUASI_SEPARATED
         return FitResult(
             progress.params,
@@ -199,9 +200,7 @@ def traced(
     if not penalised:
         proven = lax.cond(
             outcome.suspected,
-            lambda: _separation.is_quasi_separated(
-                _problem.problem_of(turned, num_classes), state.theta, outcome.suspected
-            ),
+            lambda: _quasi_separated(num_classes, turned, state.theta, outcome.suspected),
             lambda: jnp.asarray(False),
         )
         status = jnp.where(proven, _status.QUASI_SEPARATED, status).astype(jnp.int32)
@@ -237,10 +236,10 @@ def _advance(
 
 
 @partial(jax.jit, static_argnames="num_classes")
-def _quasi_separated(num_classes: int, data: Data, theta: Array) -> Array:
+def _quasi_separated(num_classes: int, data: Data, theta: Array, suspected: Array) -> Array:
     """In a program of its own: most fits have no need of it."""
     problem = _problem.problem_of(data, num_classes)
-    return _separation.is_quasi_separated(problem, theta, jnp.asarray(True))
+    return _separation.is_quasi_separated(problem, theta, suspected)
 
 
 _STATIC = ("name", "num_classes")
