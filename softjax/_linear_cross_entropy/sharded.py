@@ -121,7 +121,9 @@ def cast(layout: Layout, arguments: Arguments) -> Arguments:
     """The arguments with a whole shard of the kernel, cast to what varies over the rows."""
     rows, classes, scalars = arguments
     if layout.features:
-        kernel = lax.all_gather(classes.kernel, layout.features, axis=0, tiled=True)
+        # Cast before it is gathered: dW is scattered first, and the other axes sum what is left.
+        kernel = varying(classes.kernel, layout.rows)
+        kernel = lax.all_gather(kernel, layout.features, axis=0, tiled=True)
         classes = classes._replace(kernel=kernel)
     return varying(Arguments(rows, classes, scalars), layout.rows)
 
