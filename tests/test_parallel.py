@@ -47,9 +47,10 @@ def told(kind: str, features: str | None, classes: str | None) -> dict:
 
 
 def derivatives(loss, *point) -> dict:
+    direction = tuple(dot.reshape(a.shape) for dot, a in zip(DIRECTION, point, strict=True))
     gradient = jax.grad(loss, (0, 1, 2))
-    slopes, product = jax.jvp(gradient, point, DIRECTION)
-    value, value_dot = jax.jvp(loss, point, DIRECTION)
+    slopes, product = jax.jvp(gradient, point, direction)
+    value, value_dot = jax.jvp(loss, point, direction)
     return {"value": value, "jvp": value_dot, "gradient": slopes, "hessian product": product}
 
 

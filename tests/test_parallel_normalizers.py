@@ -1,5 +1,6 @@
 """The normalizers and losses on logits that are sharded over 8 devices, beside the same on one."""
 
+import math
 from functools import cache, partial
 
 import jax
@@ -147,6 +148,68 @@ def test_how_many_numbers_a_row_go_over_the_wire(kind, name):
     sent = wire.collectives(jax.jit(function).lower(x, y).compile())
     assert {(one.kind, one.devices, one.times) for one in sent} == {("all-reduce", 4, 1)}
     assert sum(one.elements for one in sent) <= most * n // 2
+
+
+ALONG = {
+    "logsumexp": softjax.logsumexp,
+    "logmeanexp": softjax.logmeanexp,
+    "softmax": softjax.softmax,
+    "log_softmax": softjax.log_softmax,
+}
+
+
+@pytest.mark.parametrize(
+    ("axis", "spec"),
+    [
+        (-1, ("d", "s", "c")),
+        (1, ("d", "s", "c")),
+        (-3, (("d", "c"), None, "s")),
+        ((-1, 0), ("d", None, ("s", "c"))),
+        (None, ("d", "s", "c")),
+        (-1, ("d", "s", None)),
+    ],
+)
+def test_any_axes_sharded_and_any_along_which(axis, spec):
+    """On Explicit axes: as on one device; numbers a row are all that is sent, if anything.
+
+    XLA sums over one axis of the array after the other.
+    """
+    shape, sizes = (4, 8, 16), {"d": 2, "s": 2, "c": 2}
+    rng = np.random.default_rng(1)
+    x, q = rng.standard_normal(shape).astype(np.float32), rng.random(shape).astype(np.float32)
+    functions = {name: partial(f, axis=axis) for name, f in ALONG.items()}
+    along = range(3) if axis is None else [a % 3 for a in np.atleast_1d(axis)]
+    mesh = mesh_of("explicit", **sizes)
+    labels, placed = {}, {}
+    if isinstance(axis, int):
+        functions["index"] = functions["distribution"] = partial(softjax.cross_entropy, axis=axis)
+        rows = [entry for i, entry in enumerate(spec) if i not in along]
+        y = rng.integers(shape[axis], size=np.delete(shape, axis)).astype(np.int32)
+        labels = {"index": (y,), "distribution": (q,)}
+        placed = {"index": (put(mesh, y, *rows),), "distribution": (put(mesh, q, *spec),)}
+
+    def of(x, labels):
+        results = {}
+        for name, f in functions.items():
+            value, pullback = jax.vjp(lambda x, f=f, name=name: f(x, *labels.get(name, ())), x)
+            results[name] = value, pullback(1 / (1 + jnp.abs(value)))[0]
+        return results
+
+    on_mesh = put(mesh, x, *spec)
+    program = jax.jit(of).lower(on_mesh, placed).compile()
+    desired = jax.jit(of)(x, labels)
+    for name, (value, gradient) in program(on_mesh, placed).items():
+        np.testing.assert_allclose(value, desired[name][0], rtol=4e-6, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(gradient, desired[name][1], rtol=4e-6, atol=1e-6, err_msg=name)
+        assert gradient.sharding == on_mesh.sharding
+
+    sent = wire.collectives(program)
+    assert {one.kind for one in sent} <= {"all-reduce"}
+    devices = [math.prod(sizes[name] for name in entry or ()) for entry in spec]
+    sums = sum(devices[i] > 1 for i in along)
+    rows = math.prod(shape[i] // devices[i] for i in range(3) if i not in along)
+    most = 24 + (14 if isinstance(axis, int) else 0)  # of the four functions, and of two losses
+    assert sum(one.elements for one in sent) <= sums * (most * rows + 1)
 
 
 def test_an_odd_number_of_rows_is_not_split_on_explicit_axes():

@@ -23,27 +23,36 @@ from softjax._labels import (
 )
 from softjax._linear_cross_entropy.blocks import Scalars
 from softjax._numerics import compute_dtype
-from softjax._sharding import Names, axes_of_type, entry_names, looked_up
+from softjax._sharding import Lead, Names, axes_of_type, entry_names, looked_up
 
 
 class Head(NamedTuple):
-    """hidden [N, D], kernel [D, V] and bias [V], and the leading shape that N stands for."""
+    """hidden [..., D], kernel [D, V] and bias [V]."""
 
     hidden: Array
     kernel: Array
     bias: Array | None
-    lead: tuple[int, ...]
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """The shape of the examples."""
+        return self.hidden.shape[:-1]
 
 
 class Targets(NamedTuple):
-    """The targets of N rows: (index, mass) [N, k] or `dense` [N, V], and what the options add."""
+    """Targets of the examples: (index, mass) [..., k] or `dense` [..., V], and what options add."""
 
     index: Array | None
     mass: Array | None
     dense: Array | None
     spread: Array | None
     class_weights: Array | None
-    ignored: Array | None  # [N]
+    ignored: Array | None  # [...]
+
+    @property
+    def of_examples(self) -> tuple[Array | None, ...]:
+        """Those with the shape of the examples in front."""
+        return self.index, self.mass, self.dense, self.ignored
 
 
 class Layout(NamedTuple):
@@ -97,9 +106,7 @@ def checked_head(
         b = _checks.real_array(function, "bias", bias)
         _checks.same_shape(function, "bias", b, w.shape[1:])
         b = b.astype(compute_dtype(dtype))
-    *lead, features = h.shape
-    h = h.reshape(math.prod(lead), features)
-    return Head(h.astype(dtype), w.astype(dtype), b, tuple(lead))
+    return Head(h.astype(dtype), w.astype(dtype), b)
 
 
 def checked_scalars(
@@ -152,8 +159,8 @@ def checked_targets(
         if bad is not None:
             mass = jnp.where(bad, jnp.nan, mass)
         if ignored is not None:
-            mass, ignored = jnp.where(ignored, 0, mass), ignored.reshape(-1)
-        return Targets(index.reshape(-1, 1), mass.reshape(-1, 1), None, spread, None, ignored)
+            mass = jnp.where(ignored, 0, mass)
+        return Targets(index[..., None], mass[..., None], None, spread, None, ignored)
 
     if ignore_index is not None:
         expected = "None where labels are a distribution"
@@ -161,8 +168,7 @@ def checked_targets(
     if isinstance(labels, TopKLabels):
         index, probabilities = sparse_distribution(function, labels, (*head.lead, classes))
         mass = kept * probabilities.astype(dtype) * (1 if w is None else looked_up(w, index))
-        flat = len(head.hidden), index.shape[-1]
-        return Targets(index.reshape(flat), mass.reshape(flat), None, spread, None, None)
+        return Targets(index, mass, None, spread, None, None)
 
     _checks.not_negative(function, "labels", labels)
     dense = _checks.real_array(function, "labels", labels)
@@ -170,18 +176,17 @@ def checked_targets(
     factors = None
     if e is not None or w is not None:
         factors = jnp.broadcast_to(kept, classes) * (1 if w is None else w)
-    flat = len(head.hidden), classes
-    return Targets(None, None, dense.reshape(flat), spread, factors, None)
+    return Targets(None, None, dense, spread, factors, None)
 
 
 def checked_weights(function: str, weights: ArrayLike | None, head: Head) -> Array | None:
-    """The weights of the examples, [N]."""
+    """The weights of the examples, [...]."""
     if weights is None:
         return None
     _checks.not_negative(function, "weights", weights)
     w = _checks.real_array(function, "weights", weights)
     _checks.same_shape(function, "weights", w, head.lead)
-    return w.reshape(-1).astype(compute_dtype(head.hidden.dtype))
+    return w.astype(compute_dtype(head.hidden.dtype))
 
 
 def checked_budget(function: str, max_temp_bytes: int | None) -> None:
@@ -196,20 +201,20 @@ def checked_budget(function: str, max_temp_bytes: int | None) -> None:
 
 def layout_of(
     function: str,
-    hidden: Array,
+    lead: Lead,
     kernel: Array,
     class_axis: str | Names | None,
     feature_axis: str | Names | None,
 ) -> Layout | None:
     """The layout, or None where nothing is known to be sharded.
 
-    Explicit axes are in the types of hidden [N, D] and kernel [D, V]. Those of an Auto mesh are
+    Explicit axes are in the types of the examples and of kernel [D, V]. Those of an Auto mesh are
     not: the arguments tell, and the examples are over all axes but those of the classes.
     """
-    meshes = [jax.typeof(a).sharding.mesh for a in (hidden, kernel)]
-    mesh = next((m for m in (*meshes, get_abstract_mesh()) if not m.empty), None)
+    meshes = lead.mesh, jax.typeof(kernel).sharding.mesh, get_abstract_mesh()
+    mesh = next((m for m in meshes if not m.empty), None)
     told = class_axis is not None or feature_axis is not None
-    of_hidden, of_kernel = (jax.typeof(a).sharding.spec for a in (hidden, kernel))
+    of_kernel = jax.typeof(kernel).sharding.spec
     classes = entry_names(of_kernel[1]) + _checked_names(function, "class_axis", class_axis, mesh)
     features = entry_names(of_kernel[0]) + _checked_names(
         function, "feature_axis", feature_axis, mesh
@@ -219,7 +224,7 @@ def layout_of(
     if shared := set(classes) & set(features):
         expected = f"other axes than the classes have, {classes}"
         raise ValueError(_checks.message(function, "feature_axis", expected, shared))
-    given = tuple(name for name in entry_names(of_hidden[0]) if name not in classes)
+    given = tuple(name for name in lead.every if name not in classes)
     if told:
         given += tuple(name for name in axes_of_type(mesh, AxisType.Auto) if name not in classes)
     rows = given + tuple(name for name in features if name not in given)
@@ -227,7 +232,7 @@ def layout_of(
     if kernel.shape[0] % layout.size(features):
         expected = f"over devices that divide the {kernel.shape[0]} features"
         raise ValueError(_checks.message(function, "feature_axis", expected, repr(feature_axis)))
-    if not told and len(hidden) % layout.size(rows):
+    if not told and math.prod(lead.shape) % layout.size(rows):
         # More axes than the examples can be over: the kernel is gathered before.
         layout = Layout(mesh, given, given, (), classes)
     return layout if layout.rows or classes else None

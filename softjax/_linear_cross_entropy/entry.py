@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._labels import Labels
 from softjax._linear_cross_entropy.arguments import (
+    Head,
     Layout,
     Targets,
     checked_budget,
@@ -24,6 +25,7 @@ from softjax._linear_cross_entropy.blocks import Classes, Rows, Scalars
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import each_on, total_on
 from softjax._numerics import compute_dtype
+from softjax._sharding import Lead
 
 NAME = "linear_cross_entropy"
 REDUCTIONS = ("none", "sum", "mean")
@@ -111,34 +113,36 @@ def linear_cross_entropy(
     dtype = compute_dtype(head.hidden.dtype)
     scalars = checked_scalars(NAME, dtype, softcap, temperature, z_loss)
     weights = checked_weights(NAME, weights, head)
-    layout = layout_of(NAME, head.hidden, head.kernel, class_axis, feature_axis)
-    result = _reduced(head[:3], targets, scalars, weights, reduction, layout, max_temp_bytes)
-    return result.reshape(head.lead) if reduction == "none" else result
+    lead = Lead.of(len(head.lead), head.hidden, *jax.tree.leaves((targets.of_examples, weights)))
+    layout = layout_of(NAME, lead, head.kernel, class_axis, feature_axis)
+    return _reduced(head, targets, scalars, weights, reduction, lead, layout, max_temp_bytes)
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6))
+@partial(jax.jit, static_argnums=(4, 5, 6, 7))
 def _reduced(
-    head: tuple[Array, Array, Array | None],
+    head: Head,
     targets: Targets,
     scalars: Scalars,
     weights: Array | None,
     reduction: str,
+    lead: Lead,
     layout: Layout | None,
     budget: int | None,
 ) -> Array:
-    hidden, kernel, bias = head
-    active = None if targets.ignored is None else ~targets.ignored
+    of_examples = head.hidden, *targets.of_examples, weights
+    hidden, index, mass, dense, ignored, weights = jax.tree.map(lead.flat, of_examples)
+    active = None if ignored is None else ~ignored
     if weights is not None:
         active = weights != 0 if active is None else active & (weights != 0)
     if active is not None:
         # What an example brings that takes no part may be anything, and 0 * inf is not 0.
         hidden = jnp.where(active[:, None], hidden, 0)
-    rows = Rows(hidden, targets.index, targets.mass, targets.dense, active)
-    classes = Classes(kernel, bias, targets.spread, targets.class_weights)
+    rows = Rows(hidden, index, mass, dense, active)
+    classes = Classes(head.kernel, head.bias, targets.spread, targets.class_weights)
     arguments = Arguments(rows, classes, scalars)
     if reduction == "none":
         losses = each_on(layout, arguments, budget)
-        return losses if weights is None else losses * weights
+        return lead.back(losses if weights is None else losses * weights)
     scale = jnp.ones(len(hidden), compute_dtype(hidden.dtype)) if weights is None else weights
     scale = scale if active is None else jnp.where(active, scale, 0)
     if reduction == "mean":

@@ -41,6 +41,7 @@ from softjax._linear_cross_entropy.sharded import (
     statistics_over,
 )
 from softjax._numerics import compute_dtype
+from softjax._sharding import Lead
 
 
 class LinearOutputs(NamedTuple):
@@ -109,11 +110,11 @@ def linear_logsumexp(
     Source: as logsumexp and linear_cross_entropy.
     """
     name = "linear_logsumexp"
-    arguments, lead = _arguments(name, hidden, kernel, bias, None, softcap, temperature)
-    layout = _layout(name, arguments, class_axis, feature_axis)
+    arguments = _arguments(name, hidden, kernel, bias, None, softcap, temperature)
+    lead, layout = _places(name, arguments, class_axis, feature_axis)
     checked_budget(name, max_temp_bytes)
-    y, _ = _mapped(_log_partitions, _log_partitions_over, arguments, layout, max_temp_bytes)
-    return y.reshape(lead)
+    y, _ = _mapped(_log_partitions, _log_partitions_over, arguments, lead, layout, max_temp_bytes)
+    return y
 
 
 def linear_cross_entropy_outputs(
@@ -166,22 +167,20 @@ def linear_cross_entropy_outputs(
     """
     name = "linear_cross_entropy_outputs"
     checked_budget(name, max_temp_bytes)
-    arguments, lead = _arguments(name, hidden, kernel, bias, labels, softcap, temperature)
-    layout = _layout(name, arguments, class_axis, feature_axis)
+    arguments = _arguments(name, hidden, kernel, bias, labels, softcap, temperature)
+    lead, layout = _places(name, arguments, class_axis, feature_axis)
     classes = arguments.classes.kernel.shape[1]
     if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= classes:
         expected = f"an integer in [1, {classes}]"
         raise ValueError(_checks.message(name, "top_k", expected, repr(top_k)))
-    reals, top_classes = _mapped(_outputs, _outputs_over, arguments, layout, max_temp_bytes, top_k)
-    log_probability, *others = jax.tree.map(
-        lambda a: a.reshape(*lead, *a.shape[1:]), (*reals, top_classes)
+    reals, top_classes = _mapped(
+        _outputs, _outputs_over, arguments, lead, layout, max_temp_bytes, top_k
     )
-    return LinearOutputs(log_probability, *others)
+    log_probability, lse, entropy, top_log_probabilities = reals
+    return LinearOutputs(log_probability, lse, entropy, top_log_probabilities, top_classes)
 
 
-def _arguments(
-    name: str, hidden, kernel, bias, labels, softcap, temperature
-) -> tuple[Arguments, tuple[int, ...]]:
+def _arguments(name: str, hidden, kernel, bias, labels, softcap, temperature) -> Arguments:
     head = checked_head(name, hidden, kernel, bias)
     dtype = compute_dtype(head.hidden.dtype)
     scalars = checked_scalars(name, dtype, softcap, temperature)
@@ -193,44 +192,48 @@ def _arguments(
         _checks.same_shape(name, "labels", labels, head.lead)
         index, bad, _ = class_indices(name, labels, head.kernel.shape[1])
         mass = jnp.ones(index.shape, dtype)
-        mass = (mass if bad is None else jnp.where(bad, jnp.nan, mass)).reshape(-1, 1)
-        index = index.reshape(-1, 1)
+        mass = (mass if bad is None else jnp.where(bad, jnp.nan, mass))[..., None]
+        index = index[..., None]
     rows = Rows(head.hidden, index, mass, None, None)
-    return Arguments(rows, Classes(head.kernel, head.bias, None, None), scalars), head.lead
+    return Arguments(rows, Classes(head.kernel, head.bias, None, None), scalars)
 
 
-def _layout(name: str, arguments: Arguments, class_axis, feature_axis) -> Layout | None:
-    return layout_of(
-        name, arguments.rows.hidden, arguments.classes.kernel, class_axis, feature_axis
-    )
+def _places(
+    name: str, arguments: Arguments, class_axis, feature_axis
+) -> tuple[Lead, Layout | None]:
+    """Where the examples are, and where all is."""
+    lead = Lead.of(arguments.rows.hidden.ndim - 1, *jax.tree.leaves(arguments.rows))
+    return lead, layout_of(name, lead, arguments.classes.kernel, class_axis, feature_axis)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 3, 4, 5))
+@partial(jax.jit, static_argnums=(0, 1, 3, 4, 5, 6))
 def _mapped(
     function: Callable,
     over: Callable,
     arguments: Arguments,
+    lead: Lead,
     layout: Layout | None,
     budget: int | None,
     *options: int,
 ) -> Any:
-    """The reals and the integers of `function`, some rows at a time.
+    """The reals and the integers of `function`, some rows at a time, for the examples as they came.
 
     Where the classes are sharded, `over` gives them, from those of a device.
     """
+    arguments = arguments._replace(rows=jax.tree.map(lead.flat, arguments.rows))
 
     def whole(arguments: Arguments) -> Any:
         return by_rows(lambda part: function(part, *options), budget, arguments)
 
     if layout is None:
-        return whole(arguments)
+        return jax.tree.map(lead.back, whole(arguments))
     axes = layout.classes
 
     def local(arguments: Arguments) -> Any:
         arguments = cast(layout, arguments)
         return over(axes, budget, arguments, *options) if axes else whole(arguments)
 
-    return rows_on(layout, local, arguments)
+    return jax.tree.map(lead.back, rows_on(layout, local, arguments))
 
 
 def _log_partitions(part: Arguments):
