@@ -165,7 +165,7 @@ def work(folder, address, count, index, cache, patience=PATIENCE, devices=1, **o
 
 
 def run(folder, index, sigterm, fault=(None, None, None)):
-    """SGD on the digits; `fault` is what happens, at which step, to which process."""
+    """Adam on the digits; `fault` is what happens, at which step, to which process."""
     digits = datasets.load_digits()
     rows = streaming.ArrayRows(digits.train_features, digits.train_labels)
     what, at, who = fault
@@ -188,8 +188,8 @@ def run(folder, index, sigterm, fault=(None, None, None)):
         result = streaming.train(
             Faulty(rows, 128, buffer_bytes=1 << 17),
             num_classes=10,
-            # Not Adam, which divides by the gradient and so by what is rounding where it is 0.
-            optimizer=optax.sgd(0.5, momentum=0.9),
+            # It divides by the gradient, and so shows what is rounding where that is 0.
+            optimizer=optax.adam(0.01),
             steps=STEPS,
             every=EVERY,
             l2=1e-4,

@@ -32,8 +32,8 @@ class Batch(NamedTuple):
         >>> import numpy as np, softjax
         >>> rows = softjax.streaming.ArrayRows(np.arange(3.0)[:, None], np.arange(3))
         >>> batch = softjax.streaming.Batches(rows, 3).read(0)
-        >>> sorted(batch.labels.tolist()), batch.weights.tolist()
-        ([0, 1, 2], [1.0, 1.0, 1.0])
+        >>> sorted(batch.labels[batch.weights > 0].tolist()), float(batch.weights.sum())
+        ([0, 1, 2], 3.0)
     """
 
     features: Any
@@ -56,7 +56,7 @@ class Source(Protocol):
         ...
 
     def row_numbers(self, step: int) -> np.ndarray:
-        """Where the first entries of `read(step)` stand in the data, all but the padding."""
+        """Where the entries of `read(step)` stand in the data; -1 for padding."""
         ...
 
 
@@ -79,8 +79,8 @@ class Batches:
         >>> import numpy as np, softjax
         >>> rows = softjax.streaming.ArrayRows(np.arange(6.0)[:, None], np.arange(6))
         >>> batches = softjax.streaming.Batches(rows, 2, seed=1)
-        >>> seen = [batches.read(step).labels.tolist() for step in range(batches.epoch_steps)]
-        >>> sorted(sum(seen, []))
+        >>> seen = [batches.row_numbers(step) for step in range(batches.epoch_steps)]
+        >>> sorted(row for rows in seen for row in rows.tolist() if row >= 0)  # -1 is padding
         [0, 1, 2, 3, 4, 5]
     """
 
@@ -114,9 +114,10 @@ class Batches:
         self.width = min(BLOCKS, self.batch_size)
         num_blocks = self.num_groups * self.width
         self.bounds = np.linspace(0, rows.num_rows, num_blocks + 1).astype(np.int64)
-        # One share of a block, and the places of the group whose blocks this process reads.
+        # One share of a block, and the places of the group whose blocks this process reads: pairs
+        # of them, for those are what is summed. A row has the same place in a batch at any count.
         self.share = -(-int(np.diff(self.bounds).max()) // self.group_steps)
-        self.slots = -(-self.width // count)
+        self.slots = 2 * -(-BLOCKS // 2 // count) if count < BLOCKS else 1
         self.own = range(self.width)[index * self.slots : (index + 1) * self.slots]
         self.group: _Group | None = None
 
@@ -134,18 +135,18 @@ class Batches:
         }
 
     def read(self, step: int, out: Batch | None = None) -> Batch:
-        """The rows of a step that are this process's, into arrays of zeros where they are given."""
+        """The rows of a step that are this process's, into arrays where they are given."""
         if out is None:
             size = self.slots * self.share
             features = np.zeros((size, self.rows.num_features), self.dtype)
             out = Batch(features, np.zeros(size, np.int32), np.zeros(size, self.dtype))
         group, drawn = self._drawn(step)
         for held, part in zip(group.held, out, strict=True):
-            np.take(held, drawn, 0, part[: len(drawn)], "clip")
+            np.take(held, drawn, 0, part, "clip")
         return out
 
     def row_numbers(self, step: int) -> np.ndarray:
-        """Where the rows of `read(step)` stand in the data."""
+        """Where the rows of `read(step)` stand in the data; -1 for padding."""
         group, drawn = self._drawn(step)
         return group.numbers[drawn]
 
@@ -154,18 +155,21 @@ class Batches:
         number, batch = divmod(step, self.group_steps)
         if self.group is None or self.group.number != number:
             self.group = self._load(number, None if self.group is None else self.group.held)
-        return self.group, self.group.order[slice(*self.group.bounds[batch : batch + 2])]
+        return self.group, self.group.order[batch]
 
     def _load(self, number: int, held: Batch | None) -> "_Group":
         """Reads the own blocks of a group, into the memory of the group before."""
         epoch, in_epoch = divmod(number, self.num_groups)
         blocks = np.random.default_rng([self.seed, epoch]).permutation(len(self.bounds) - 1)
+        size = len(self.own) * int(np.diff(self.bounds).max())
         if held is None:
-            size = len(self.own) * int(np.diff(self.bounds).max())
-            features = np.empty((size, self.rows.num_features), self.dtype)
-            held = Batch(features, np.empty(size, np.int32), np.empty(size, self.dtype))
-        end, numbers, order, batches = 0, [], [], []
-        for place in self.own:
+            features = np.empty((size + 1, self.rows.num_features), self.dtype)
+            held = Batch(features, np.empty(size + 1, np.int32), np.empty(size + 1, self.dtype))
+            for part in held:
+                part[size] = 0
+        end, numbers = 0, np.full(size + 1, -1)
+        order = np.full((self.group_steps, self.slots, self.share), size, np.int32)
+        for slot, place in enumerate(self.own):
             block = int(blocks[in_epoch * self.width + place])
             start, stop = self.bounds[block : block + 2].tolist()
             begin, end = end, end + stop - start
@@ -176,16 +180,13 @@ class Batches:
             held.weights[begin:end] = 1
             first, last = np.searchsorted(self.held_out, [start, stop])
             held.weights[begin + self.held_out[first:last] - start] = 0
-            numbers.append(np.arange(start, stop))
+            numbers[begin:end] = np.arange(start, stop)
+            n = np.arange(stop - start)
+            batch = self._batch_of(n, stop - start, place)
             shuffle = np.random.default_rng([self.seed, epoch, block]).permutation
-            order.append(shuffle(np.arange(begin, end, dtype=np.int32)))
-            batches.append(self._batch_of(np.arange(stop - start), stop - start, place))
-        none = np.empty(0, np.int64)
-        batch_of = np.concatenate([none, *batches])
-        order = np.concatenate([none, *order])[np.argsort(batch_of, kind="stable")]
-        counts = np.bincount(batch_of, minlength=self.group_steps)
-        bounds = np.append(0, np.cumsum(counts)).tolist()
-        return _Group(number, held, np.concatenate([none, *numbers]), order, bounds)
+            drawn = shuffle(np.arange(begin, end, dtype=np.int32))
+            order[batch, slot, n - np.searchsorted(batch, batch)] = drawn
+        return _Group(number, held, numbers, order.reshape(self.group_steps, -1))
 
     def _batch_of(self, n: np.ndarray, size: int, place: int) -> np.ndarray:
         """The batch of the group that the n-th row drawn from a block of `size` rows is in.
@@ -204,17 +205,15 @@ class _Group(NamedTuple):
 
     Attributes:
         number: of the group, counted from the first epoch.
-        held: the rows, one block after another.
-        numbers: where they stand in the data.
-        order: the places in `held`, one batch after another.
-        bounds: where in `order` the batches begin and end.
+        held: the rows, one block after another, and at the end one of zeros.
+        numbers: where they stand in the data; -1 for the last.
+        order: of each batch the places of its rows in `held`.
     """
 
     number: int
     held: Batch
     numbers: np.ndarray
     order: np.ndarray
-    bounds: list[int]
 
 
 class FromFunction:

@@ -8,6 +8,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from softjax.streaming._batches import Batch, Source
+from softjax.streaming._blocks import ROWS, Layout
 from softjax.streaming._steps import State
 
 T = TypeVar("T")
@@ -35,10 +36,11 @@ class Devices:
     """All devices of all processes, along one axis."""
 
     def __init__(self) -> None:
-        mesh = Mesh(np.array(jax.devices()), ("rows",))
+        mesh = Mesh(np.array(jax.devices()), (ROWS,))
+        self.layout = Layout(mesh, jax.process_count())
         self.everywhere = NamedSharding(mesh, PartitionSpec())
-        self.rows = NamedSharding(mesh, PartitionSpec("rows"))
-        self.rows_of_steps = NamedSharding(mesh, PartitionSpec(None, "rows"))
+        self.rows = NamedSharding(mesh, PartitionSpec(ROWS))
+        self.rows_of_steps = NamedSharding(mesh, PartitionSpec(None, ROWS))
 
     def replicated(self, tree: T) -> T:
         """The same arrays on every device."""
@@ -56,14 +58,15 @@ class Devices:
 
     def flag(self, raised: bool) -> Array:
         """Whether a flag is raised, by process."""
-        raised_here = np.full(jax.local_device_count(), raised, np.int32)
+        raised_here = np.full(self.layout.mesh.local_mesh.size, raised, np.int32)
         return jax.make_array_from_process_local_data(self.rows, raised_here)
 
     def chunk(self, source: Source, like: Batch, size: int, span: tuple[int, int]) -> Chunk:
         """Reads the batches of the steps of `span`, of the shape `like`, onto the devices."""
         first, stop = span
         rows = len(like.labels)
-        padded = rows + -rows % jax.local_device_count()
+        of_block = -(-rows // self.layout.of_process)
+        padded = of_block * self.layout.of_device * self.layout.mesh.local_mesh.size
         host = Batch(*(np.zeros((size, padded, *p.shape[1:]), p.dtype) for p in like))
         for place in range(stop - first):
             source.read(first + place, Batch(*(part[place, :rows] for part in host)))

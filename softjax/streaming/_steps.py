@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
-from softjax._cross_entropy import cross_entropy, weighted_mean
-from softjax.regression import SoftmaxRegression, logits
+from softjax.regression import SoftmaxRegression
 from softjax.regression._first_order import largest_entry, updated
 from softjax.regression._objective import penalty
 from softjax.streaming._batches import Batch
+from softjax.streaming._blocks import Layout, mean_loss
 
 
 class State(NamedTuple):
@@ -47,9 +47,12 @@ def start(optimizer: optax.GradientTransformation, params: SoftmaxRegression) ->
 
 
 @partial(
-    jax.jit, static_argnames=("optimizer", "transform", "skip_nonfinite"), donate_argnames="state"
+    jax.jit,
+    static_argnames=("layout", "optimizer", "transform", "skip_nonfinite"),
+    donate_argnames="state",
 )
 def advance(
+    layout: Layout,
     optimizer: optax.GradientTransformation,
     transform: Callable[[Array], Array] | None,
     skip_nonfinite: bool,
@@ -72,8 +75,8 @@ def advance(
         features, labels, weights = batch
         if transform is not None:
             features = transform(features)
-        losses = cross_entropy(logits(params, features), labels, class_weights=class_weights)
-        return weighted_mean(losses, weights) + penalty(params, l2)
+        batch = Batch(features, labels, weights)
+        return mean_loss(layout, batch, class_weights, params) + penalty(params, l2)
 
     def body(carry: tuple[State, Array]) -> tuple[State, Array]:
         state, _ = carry

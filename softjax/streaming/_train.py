@@ -167,9 +167,8 @@ def train(
     with closing(ahead(partial(devices.chunk, source, first, size), spans)) as chunks:
         for chunk in chunks:
             flag = devices.flag(preempted is not None and preempted())
-            state, flag = advance(
-                optimizer, transform, skip_nonfinite, fixed, state, chunk.batches, chunk.count, flag
-            )
+            static = devices.layout, optimizer, transform, skip_nonfinite
+            state, flag = advance(*static, fixed, state, chunk.batches, chunk.count, flag)
             step = int(state.step)
             if step < chunk.stop:
                 save()
