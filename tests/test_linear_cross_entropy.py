@@ -1,5 +1,7 @@
 """linear_cross_entropy: its values and gradients beside float64, whatever the pieces."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import oracles
 import pytest
 
 import softjax
-from softjax._linear_cross_entropy import reference
+from softjax._linear_cross_entropy.entry import plain_linear_cross_entropy
 
 N, D, V = 37, 6, 131
 # None: the default pieces. The others: pieces of classes; one class at a time.
@@ -132,20 +134,21 @@ def test_every_option_at_once_is_that_of_the_plain_form(kind, dtype):
         indices = rng.integers(v, size=(n, 3))
     real = jax.tree.map(lambda a: jnp.asarray(a, dtype), real)
 
-    def value_and_gradient(function, budget=None):
+    def value_and_gradient(function):
         def loss(real):
             options = dict(real)
             if kind == "top-k":
                 options["labels"] = softjax.TopKLabels(indices, options.pop("probabilities"))
             if kind == "index":
                 options["labels"] = labels
-            return function(**options, reduction="mean", max_temp_bytes=budget)
+            return function(**options, reduction="mean")
 
         return jax.jit(jax.value_and_grad(loss))(real)
 
-    plain, desired = value_and_gradient(reference.linear_cross_entropy)
+    plain, desired = value_and_gradient(plain_linear_cross_entropy)
     for budget in (None, 9_000):
-        value, actual = value_and_gradient(softjax.linear_cross_entropy, budget)
+        fused = partial(softjax.linear_cross_entropy, max_temp_bytes=budget)
+        value, actual = value_and_gradient(fused)
         close(value, plain, dtype)
         for name in real:
             close(actual[name], desired[name], dtype, roundings=400)
@@ -210,8 +213,8 @@ def test_half_precision_is_no_worse_than_the_plain_form(half):
         difference = np.asarray(actual, np.float64) - np.asarray(desired, np.float64)
         return np.linalg.norm(difference) / np.linalg.norm(np.asarray(desired, np.float64))
 
-    desired = run(reference.linear_cross_entropy, jnp.float32, "mean")
-    plain = run(reference.linear_cross_entropy, half, "mean")
+    desired = run(plain_linear_cross_entropy, jnp.float32, "mean")
+    plain = run(plain_linear_cross_entropy, half, "mean")
     for reduction in ("none", "mean"):
         actual = run(softjax.linear_cross_entropy, half, reduction)
         for a, b, c in zip(actual, plain, desired, strict=True):

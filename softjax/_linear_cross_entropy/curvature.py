@@ -10,13 +10,13 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax._linear_cross_entropy.arguments import (
+from softjax._linear_cross_entropy.blocks import Classes, Rows, block_of, class_logits, distance
+from softjax._linear_cross_entropy.entry import (
     checked_budget,
     checked_head,
     checked_scalars,
     checked_weights,
 )
-from softjax._linear_cross_entropy.blocks import Classes, Rows, block_of, class_logits, distance
 from softjax._linear_cross_entropy.pieces import (
     Arguments,
     cut,

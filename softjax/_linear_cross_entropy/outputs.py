@@ -11,13 +11,6 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._labels import class_indices, is_class_indices
-from softjax._linear_cross_entropy.arguments import (
-    Layout,
-    checked_budget,
-    checked_head,
-    checked_scalars,
-    layout_of,
-)
 from softjax._linear_cross_entropy.blocks import (
     Classes,
     Rows,
@@ -32,11 +25,18 @@ from softjax._linear_cross_entropy.blocks import (
     surprisals,
 )
 from softjax._linear_cross_entropy.chunked import by_rows
+from softjax._linear_cross_entropy.entry import (
+    checked_budget,
+    checked_head,
+    checked_scalars,
+)
 from softjax._linear_cross_entropy.pieces import Arguments, axes_of, varying
 from softjax._linear_cross_entropy.sharded import (
+    Layout,
     cast,
     first_class,
     joined,
+    layout_of,
     rows_on,
     statistics_over,
 )
