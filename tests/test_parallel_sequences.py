@@ -7,7 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from meshes import mesh_of, put, structure
-from test_parallel import BIAS, CASES, HIDDEN, INDICES, KERNEL, in_every_mode, on_one_device
+from test_parallel import (
+    BIAS,
+    CASES,
+    DIRECTION,
+    HIDDEN,
+    INDICES,
+    KERNEL,
+    WEIGHTS,
+    V,
+    in_every_mode,
+    on_one_device,
+)
 
 import softjax
 from benchmarks import wire
@@ -97,6 +108,47 @@ def test_labels_come_to_hidden_from_elsewhere(batch):
     assert jax.typeof(actual).sharding.spec[:2] == ((None, "s") if batch is None else ("d", None))
 
 
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize(
+    ("kind", "form"), [*(("explicit", form) for form in FORMS), ("auto", "both"), ("auto", "fsdp")]
+)
+def test_curvature_products_are_those_of_one_device(kind, form):
+    """By every argument, with every option, and their derivative; on Auto axes nothing divides."""
+    sizes, batch, sequence, features, classes = FORMS[form]
+    mesh = mesh_of(kind, **sizes)
+    keep = (slice(None), slice(T if kind == "explicit" else T - 1))
+    v = V if kind == "explicit" else V - 3
+    hidden, weights = sequences(HIDDEN)[keep], sequences(WEIGHTS)[keep]
+    point = hidden, KERNEL[:, :v], BIAS[:v]
+    dots = sequences(DIRECTION[0])[keep], DIRECTION[1][:, :v], DIRECTION[2][:v]
+    options = {"softcap": 3.0, "temperature": 0.7}
+    if kind == "auto":
+        said = {"class_axis": classes or (), "feature_axis": features}
+        places = (), (), ()
+    else:
+        said, places = {}, ((batch, sequence), (features, classes), (classes,))
+
+    def of(point, dots, weights, **said):
+        def product(*point):
+            hidden, kernel, bias = point
+            return softjax.linear_cross_entropy_ggn_vp(
+                hidden, kernel, dots, bias, weights=weights, **options, **said
+            )
+
+        return jax.jvp(product, point, dots)
+
+    desired = jax.jit(of)(point, dots, weights)
+    on_mesh = [
+        tuple(put(mesh, a, *p) for a, p in zip(t, places, strict=True)) for t in (point, dots)
+    ]
+    with jax.set_mesh(mesh):
+        actual = jax.jit(partial(of, **said))(*on_mesh, weights)
+    jax.tree.map(close, actual, desired)
+    if kind == "explicit":
+        for a, product in zip(on_mesh[0], actual[0], strict=True):
+            assert jax.typeof(a).sharding == jax.typeof(product).sharding
+
+
 # The figures: value and gradient of a mean in float32, on 8 devices.
 LARGE = 16, 64, 256, 8192
 
@@ -152,3 +204,27 @@ def test_what_goes_over_the_wire(kind, form):
     assert sum(one.bytes for one in moved) <= 4 * (2 * d + 2) * rows
     gathered = [one.elements for one in sent if one.kind == "all-gather"]
     assert gathered == ([] if features is None else [d * width])
+
+
+@pytest.mark.x64_once
+def test_what_a_curvature_product_sends():
+    """The products, both kernels once, and five numbers a row over the classes."""
+    b, t, d, v = LARGE
+    sizes, batch, sequence, features, classes = FORMS["fsdp"]
+    mesh = mesh_of("explicit", **sizes)
+    hidden = structure(mesh, (b, t, d), batch, sequence)
+    kernel = structure(mesh, (d, v), features, classes)
+
+    def products(hidden, kernel, *dots):
+        return softjax.linear_cross_entropy_ggn_vp(hidden, kernel, (*dots, None))[:2]
+
+    step = jax.jit(products, out_shardings=(hidden.sharding, kernel.sharding))
+    program = step.lower(hidden, kernel, hidden, kernel).compile()
+    rows, width = b * t // 4, v // 2
+    numbers = {"all-reduce": rows * d + 5 * rows, "all-gather": 2 * d * width}
+    numbers["reduce-scatter"] = d * width // 4
+    sent = wire.collectives(program)
+    for kind, most in numbers.items():
+        assert sum(one.times * one.elements for one in sent if one.kind == kind) <= most
+    assert {one.kind for one in sent} == set(numbers)
+    assert wire.largest_array(program) == d * width

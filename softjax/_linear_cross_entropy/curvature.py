@@ -5,13 +5,21 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import Array
+from jax import Array, lax
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax._linear_cross_entropy.blocks import Classes, Rows, block_of, class_logits, distance
+from softjax._linear_cross_entropy.blocks import (
+    Classes,
+    Rows,
+    Scalars,
+    block_of,
+    class_logits,
+    distance,
+)
 from softjax._linear_cross_entropy.entry import (
+    Head,
     checked_budget,
     checked_head,
     checked_scalars,
@@ -27,8 +35,11 @@ from softjax._linear_cross_entropy.pieces import (
     sweep,
     times_classes,
     times_rows,
+    varying,
 )
+from softjax._linear_cross_entropy.sharded import Layout, cast, layout_of, mapped, padded
 from softjax._numerics import compute_dtype, maximum
+from softjax._sharding import Lead
 from softjax._softmax import softmax_core, softmax_tangent
 
 NAME = "linear_cross_entropy_ggn_vp"
@@ -45,6 +56,8 @@ def linear_cross_entropy_ggn_vp(
     softcap: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     reduction: Literal["sum", "mean"] = "mean",
+    class_axis: str | tuple[str, ...] | None = None,
+    feature_axis: str | tuple[str, ...] | None = None,
     max_temp_bytes: int | None = None,
 ) -> Tangents:
     """Generalised Gauss-Newton matrix of linear_cross_entropy times a vector.
@@ -56,8 +69,8 @@ def linear_cross_entropy_ggn_vp(
     positive semidefinite, whatever the labels, which it does not need. The logits of some rows at
     a time exist, and no others.
     Derivative: by JAX, both modes, any order.
-    Edge cases: an example of weight 0 takes no part. On a mesh it has no form of its own: Auto axes
-    gather `hidden`, Explicit ones refuse.
+    Over a mesh: five numbers an example and the products go over the wire.
+    Edge cases: an example of weight 0 takes no part.
 
     Args:
         hidden: real [..., D].
@@ -69,6 +82,8 @@ def linear_cross_entropy_ggn_vp(
         softcap: scalar > 0, as in linear_cross_entropy.
         temperature: scalar > 0.
         reduction: "mean", divided by the sum of the weights, or "sum".
+        class_axis: as in linear_cross_entropy.
+        feature_axis: as in linear_cross_entropy.
         max_temp_bytes: as in linear_cross_entropy.
 
     Returns:
@@ -96,33 +111,25 @@ def linear_cross_entropy_ggn_vp(
     dtype = compute_dtype(head.hidden.dtype)
     scalars = checked_scalars(NAME, dtype, softcap, temperature)
     originals = (hidden, kernel, bias)
-    dots = _checked_tangents(tangents, originals, head[:3])
-    w = jnp.ones(len(head.hidden), dtype) if w is None else w
-    counted = (w != 0)[:, None]
-    arguments = Arguments(
-        Rows(jnp.where(counted, head.hidden, 0), None, None, None, None),
-        Classes(head.kernel, head.bias, None, None),
-        scalars,
-    )
-    scale = w / jnp.where(jnp.sum(w) == 0, 1, jnp.sum(w)) if reduction == "mean" else w
-    if dots[0] is not None:
-        dots = (jnp.where(counted, dots[0], 0), *dots[1:])
-    products = _product(arguments, scale, dots, max_temp_bytes)
+    dots = _checked_tangents(tangents, originals, head)
+    lead = Lead.of(len(head.lead), *jax.tree.leaves((head.hidden, w, dots[0])))
+    layout = layout_of(NAME, lead, head.kernel, class_axis, feature_axis)
+    products = _reduced(head, scalars, w, dots, reduction, lead, layout, max_temp_bytes)
     h, w, b = (
-        None if a is None or of is None else a.reshape(np.shape(of)).astype(jnp.result_type(of))
+        None if a is None else a.astype(jnp.result_type(of))
         for a, of in zip(products, originals, strict=True)
     )
     return h, w, b
 
 
-def _checked_tangents(tangents, originals, flat: tuple[Array, Array, Array | None]) -> Tangents:
-    """The tangents in the shape and dtype of the flattened arguments."""
+def _checked_tangents(tangents, originals, head: Head) -> Tangents:
+    """The tangents in the dtypes of the head."""
     names = ("hidden", "kernel", "bias")
     if not isinstance(tangents, tuple) or len(tangents) != len(names):
         got = type(tangents).__name__
         raise TypeError(_checks.message(NAME, "tangents", "a tuple (hidden, kernel, bias)", got))
     checked: list[Array | None] = []
-    for name, dot, original, argument in zip(names, tangents, originals, flat, strict=True):
+    for name, dot, original, argument in zip(names, tangents, originals, head, strict=True):
         if dot is None:
             checked.append(None)
             continue
@@ -131,16 +138,75 @@ def _checked_tangents(tangents, originals, flat: tuple[Array, Array, Array | Non
             raise ValueError(_checks.message(NAME, "tangents", expected, f"shape {jnp.shape(dot)}"))
         array = _checks.real_array(NAME, f"tangents of {name}", dot)
         _checks.same_shape(NAME, f"tangents of {name}", array, jnp.shape(original))
-        checked.append(array.reshape(argument.shape).astype(argument.dtype))
+        checked.append(array.astype(argument.dtype))
     hidden_dot, kernel_dot, bias_dot = checked
     return hidden_dot, kernel_dot, bias_dot
 
 
-@partial(jax.jit, static_argnums=(3,))
-def _product(
-    arguments: Arguments, scale: Array, tangents: Tangents, budget: int | None
+@partial(jax.jit, static_argnums=(4, 5, 6, 7))
+def _reduced(
+    head: Head,
+    scalars: Scalars,
+    weights: Array | None,
+    tangents: Tangents,
+    reduction: str,
+    lead: Lead,
+    layout: Layout | None,
+    budget: int | None,
 ) -> Tangents:
-    """sum_i scale_i J_i^T H_i J_i v, some rows at a time."""
+    hidden, scale, h_dot = jax.tree.map(lead.flat, (head.hidden, weights, tangents[0]))
+    if scale is None:
+        scale = jnp.ones(len(hidden), compute_dtype(hidden.dtype))
+    counted = (scale != 0)[:, None]
+    hidden, h_dot = jax.tree.map(lambda a: jnp.where(counted, a, 0), (hidden, h_dot))
+    if reduction == "mean":
+        scale = scale / jnp.where(jnp.sum(scale) == 0, 1, jnp.sum(scale))
+    rows, classes = Rows(hidden, None, None, None, None), Classes(*head[1:], None, None)
+    operands = Arguments(rows, classes, scalars), scale, (h_dot, *tangents[1:])
+    if layout is None:
+        h, w, b = _products((), budget, *operands)
+    else:
+        h, w, b = _products_on(layout, budget, *operands)
+    return jax.tree.map(lead.back, h), w, b
+
+
+def _products_on(
+    layout: Layout, budget: int | None, arguments: Arguments, scale: Array, tangents: Tangents
+) -> Tangents:
+    """The same on the devices of a mesh, each of whom has its rows and its classes."""
+    rows, features, classes = layout.rows, layout.features, layout.classes
+
+    def local(arguments: Arguments, scale: Array, tangents: Tangents) -> Tangents:
+        h_dot, kernel_dot, bias_dot = tangents
+        if kernel_dot is not None and features:
+            kernel_dot = lax.all_gather(kernel_dot, features, axis=0, tiled=True)
+        dots = varying((h_dot, kernel_dot, bias_dot), (*rows, *classes))
+        h, w, b = _products(classes, budget, cast(layout, arguments), scale, dots)
+        if w is not None and features:
+            w = lax.psum_scatter(w, features, scatter_dimension=0, tiled=True)
+        left = tuple(name for name in rows if name not in features)
+        sums = (h, classes), (w, left), (b, rows)
+        h, w, b = (lax.psum(a, axes) if a is not None and axes else a for a, axes in sums)
+        return h, w, b
+
+    specs = P(rows, None), P(features, classes), P(classes)
+    specs = tuple(None if a is None else s for a, s in zip(tangents, specs, strict=True))
+    products = mapped(
+        layout, local, padded(layout, arguments), (scale, tangents), (P(rows), specs), specs
+    )
+    # Without the rows and the classes that were added to share them equally.
+    h, w, b = jax.tree.map(lambda a, dot: a[tuple(map(slice, dot.shape))], products, tangents)
+    return jax.tree.map(layout.as_rows, h), w, b
+
+
+def _products(
+    axes: tuple[str, ...],
+    budget: int | None,
+    arguments: Arguments,
+    scale: Array,
+    tangents: Tangents,
+) -> Tangents:
+    """sum_i scale_i J_i^T H_i J_i v, some rows at a time; `axes` are those of the classes."""
     dtype = scale.dtype
 
     def step(sums, operands, start, size):
@@ -158,14 +224,17 @@ def _product(
 
         def scaled_logits(product, bias):
             x = class_logits(product, bias, scalars.softcap)
-            return distance(x, jax.lax.stop_gradient(maximum(x, (1,))), scalars.temperature)
+            top = lax.stop_gradient(maximum(x, (1,)))
+            return distance(x, lax.pmax(top, axes) if axes else top, scalars.temperature)
 
         d, pull = jax.vjp(scaled_logits, block.product, block.bias)
         primals, dots = (block.product, block.bias), (product_dot, bias_dot)
         d_dot = jax.jvp(scaled_logits, primals, dots)[1]
-        product_bar, bias_bar = pull(
-            c[:, None] * softmax_tangent(softmax_core(d, (1,)), d_dot, (1,))
-        )
+        if axes:
+            p_dot = _softmax_tangent_over(axes, d, d_dot)
+        else:
+            p_dot = softmax_tangent(softmax_core(d, (1,)), d_dot, (1,))
+        product_bar, bias_bar = pull(c[:, None] * p_dot)
         g = product_bar.astype(rows.hidden.dtype)
         of_hidden, of_kernel, of_bias = sums
         if of_hidden is not None:
@@ -180,3 +249,17 @@ def _product(
     shapes = shapes_of(arguments)
     size = -(-rows_of_losses(shapes, budget) // 2)
     return sweep(step, sums, (arguments, scale, tangents), shapes.rows, size)
+
+
+def _softmax_tangent_over(axes: tuple[str, ...], d: Array, d_dot: Array) -> Array:
+    """H d_dot as `softmax_tangent` has it, of the classes of a device: 0 at the top, d <= 0."""
+
+    def total(a: Array) -> Array:
+        return lax.psum(jnp.sum(a, -1, keepdims=True), axes)
+
+    e = jnp.exp(d)
+    p = e / jnp.maximum(total(e), jnp.finfo(d.dtype).tiny)
+    dominant = p > 0.5
+    w = jnp.where(dominant, 0, d_dot - total(jnp.where(dominant, d_dot, 0)))
+    v = p * (w - total(jnp.where(p == 0, 0, p * w)))
+    return jnp.where(dominant, -total(jnp.where(dominant, 0, v)), v)

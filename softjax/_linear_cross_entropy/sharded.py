@@ -70,6 +70,13 @@ class Layout(NamedTuple):
         """How many shards an array has over these axes."""
         return math.prod(self.mesh.shape[name] for name in names)
 
+    def evened(self, a: Array, spec: P) -> Array:
+        """`a` with zeros behind, as many as make its shards equal."""
+        sizes = (
+            self.size(entry_names(entry)) for entry in (*spec, *(None,) * (a.ndim - len(spec)))
+        )
+        return jnp.pad(a, [(0, -n % size) for n, size in zip(a.shape, sizes, strict=True)])
+
     def placed(self, a: Array, spec: P) -> Array:
         """`a` as `shard_map` takes it: on Explicit axes it must have been brought there."""
         return reshard(a, _explicit(self.mesh, spec)) if _has_explicit(self.mesh) else a
@@ -157,8 +164,6 @@ def total_on(
             value = total(arguments, scale, budget)
         return lax.psum(value, layout.rows)
 
-    more = -len(scale) % layout.size(layout.rows)
-    scale = jnp.pad(scale, (0, more))
     return mapped(layout, local, padded(layout, arguments), (scale,), (P(layout.rows),), P())
 
 
@@ -170,7 +175,10 @@ def mapped(
     specs: tuple,
     out_specs: Any,
 ) -> Any:
-    """`local` of what each device has of the arguments and of `more`, whose specs are given."""
+    """`local` of what each device has of the arguments and of `more`, whose specs are given.
+
+    Where the devices cannot share the latter equally, zeros are added.
+    """
     rows, features, classes = layout.rows, layout.features, layout.classes
     p: Any = P
     every = Arguments(
@@ -178,7 +186,7 @@ def mapped(
         Classes(p(features, classes), p(classes), p(classes), p(classes)),
         Scalars(p(), p(), p()),
     )
-    operands = (arguments, *more)
+    operands = (arguments, *jax.tree.map(layout.evened, more, specs))
     in_specs = jax.tree.map(
         lambda a, spec: None if a is None else spec,
         operands,
