@@ -158,6 +158,21 @@ ALONG = {
 }
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_the_classes_are_whole_nothing_is_sent(kind):
+    mesh = mesh_of(kind, d=2, s=2, c=2)
+    x = structure(mesh, (8, 24, 64), "d", None, "c")
+    labels = structure(mesh, (8, 64), "d", "c", dtype="int32")
+
+    def of(x, labels):
+        functions = [partial(f, axis=1) for f in ALONG.values()]
+        functions.append(partial(softjax.cross_entropy, labels=labels, axis=1))
+        pairs = [jax.vjp(f, x) for f in functions]
+        return [(value, pullback(jnp.ones_like(value))) for value, pullback in pairs]
+
+    assert not wire.collectives(jax.jit(of).lower(x, labels).compile())
+
+
 @pytest.mark.parametrize(
     ("axis", "spec"),
     [
