@@ -1,7 +1,8 @@
 """Argument checks, with one message for all of them: the name, what was expected, what came."""
 
+import json
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -160,3 +161,20 @@ def refuse_first(function: str, argument: str, expected: str, values, bad) -> No
 def same_rank(function: str, argument: str, x: Array, ndim: int) -> None:
     if x.ndim != ndim:
         raise ValueError(message(function, argument, f"of rank {ndim}", f"shape {x.shape}"))
+
+
+def differences(
+    first: Any, second: Any, form: str = "{} was {} and is {}", name: str = ""
+) -> Iterator[str]:
+    """What is not the same in two configurations, by name and both values."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        for key in dict.fromkeys([*first, *second]):
+            below = f"{name}.{key}" if name else key
+            yield from differences(first.get(key), second.get(key), form, below)
+    elif first != second:
+        yield form.format(name, _shown(first), _shown(second))
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -23,6 +23,8 @@ MET = 255
 LOST = 70
 HELLO = struct.Struct("!7sII")
 NAME = b"softjax"
+# The variable with the descriptor that `softjax.launch` gives: what is read ends when that ends.
+LAUNCHER = "SOFTJAX_LAUNCHER"
 # For those who come when the run is lost already, and for an answer.
 LINGER = 10.0
 PAUSE = 0.05

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from softjax import processes
+from softjax import _checks, processes
 from softjax.tables import DataError
 
 KEPT = 3
@@ -54,7 +54,7 @@ class Saved(NamedTuple):
             for leaves in (self.leaves, begun)
         )
         if saved != now:
-            difference = "; ".join(_differences(saved, now))
+            difference = "; ".join(_checks.differences(saved, now))
             raise DataError(f"the checkpoint of step {self.step} is of another run: {difference}.")
         return jax.tree.unflatten(structure, [self.leaves[name] for name in begun])
 
@@ -222,7 +222,7 @@ class Checkpoints:
         record = read.record
         configuration = json.loads(json.dumps(self.configuration))
         if record["configuration"] != configuration:
-            difference = "; ".join(_differences(record["configuration"], configuration))
+            difference = "; ".join(_checks.differences(record["configuration"], configuration))
             raise DataError(f"{self.directory}: holds another run: {difference}.")
         return Saved(record["step"], leaves, record["history"])
 
@@ -235,21 +235,6 @@ def _digests(path: Path) -> dict[str, str]:
     return {
         str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
     }
-
-
-def _differences(saved: Any, now: Any, name: str = "") -> Iterator[str]:
-    """The entries of two configurations that are not the same."""
-    if isinstance(saved, dict) and isinstance(now, dict):
-        for key in dict.fromkeys([*saved, *now]):
-            below = f"{name}.{key}" if name else key
-            yield from _differences(saved.get(key), now.get(key), below)
-    elif saved != now:
-        yield f"{name} was {_shown(saved)} and is {_shown(now)}"
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _first_line(error: Exception) -> str:

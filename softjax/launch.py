@@ -13,6 +13,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+from softjax._meeting import LAUNCHER
+
 # What a process may take to end by itself after another has.
 PATIENCE = 5.0
 PAUSE = 0.05
@@ -51,10 +53,15 @@ def start(command: Sequence[str], count: int) -> list[subprocess.Popen[bytes]]:
     shared["TF_CPP_MIN_LOG_LEVEL"] = "3" if level == "1" else level
     # A GPU a process, where there are any.
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    # Nothing is ever written: they read the end of it when this process ends, however it does.
+    reading, _ = os.pipe()
+    shared[LAUNCHER] = str(reading)
     running = []
     for index in range(count):
         own = {"JAX_PROCESS_ID": str(index), "CUDA_VISIBLE_DEVICES": devices[index % len(devices)]}
-        running.append(subprocess.Popen(command, env=os.environ | shared | own))
+        environment = os.environ | shared | own
+        running.append(subprocess.Popen(command, env=environment, pass_fds=[reading]))
+    os.close(reading)
     return running
 
 

@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from softjax._meeting import LOST, Meeting
+from softjax._meeting import LAUNCHER, LOST, Meeting
 
 # Where the processes did not meet by an address, one that is gone is noticed after HEARTBEAT
 # seconds at the latest, if no collective notices it before.
@@ -47,6 +48,7 @@ def start(
     global _meeting
     if coordinator is None:
         return
+    end_with_launcher()
     # `Sigterm` is what hears it, and the steps themselves carry it to the others.
     jax.config.update("jax_enable_preemption_service", False)
     address = None if coordinator == "auto" else coordinator
@@ -63,6 +65,21 @@ def start(
         heartbeat_timeout_seconds=HEARTBEAT,
         shutdown_timeout_seconds=SHUTDOWN,
     )
+
+
+def end_with_launcher() -> None:
+    """Ends this process when `softjax.launch`, where it was started by that, has ended."""
+    descriptor = os.environ.get(LAUNCHER)
+    if descriptor is None:
+        return
+
+    def wait() -> None:
+        os.read(int(descriptor), 1)
+        if _meeting is not None:
+            fail(LOST, "lost softjax.launch.")
+        os._exit(LOST)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def given_index(arguments: Sequence[str]) -> int:

@@ -17,6 +17,7 @@ from softjax.tables import DataError
 pytest.importorskip("orbax.checkpoint")
 pytest.importorskip("typer")
 
+from spoiling import spoil, steps_in
 from typer.testing import CliRunner
 
 from softjax import cli
@@ -53,10 +54,6 @@ def train(files, steps=STEPS, optimizer=ADAM, saved="saved", seed=0, every=4, **
 
 def without_seconds(history):
     return [{k: v for k, v in event.items() if k != "seconds"} for event in history]
-
-
-def steps_in(folder):
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
 
 
 def test_a_run_that_was_stopped_ends_bit_for_bit_as_one_that_was_not(files, monkeypatch):
@@ -96,19 +93,6 @@ def test_another_run_is_refused_with_the_difference(files):
     np.save(files / "x.npy", np.load(files / "x.npy")[:90])
     with pytest.raises(DataError, match=r"batches\.rows was 100 and is 90"):
         train(files)
-
-
-def spoil(path, how):
-    """Cuts or changes the largest file of a checkpoint."""
-    file = max((p for p in path.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    content = bytearray(file.read_bytes())
-    if how == "cut":
-        content = content[: len(content) // 2]
-    elif how == "empty":
-        content = b""
-    else:
-        content[len(content) // 2] ^= 1
-    file.write_bytes(content)
 
 
 def test_the_last_checkpoint_that_is_whole_is_used(files, capfd):

@@ -1,5 +1,6 @@
 """Several processes on this machine: they agree, and whatever befalls one of them ends them all."""
 
+import os
 import random
 import re
 import shutil
@@ -15,6 +16,7 @@ pytest.importorskip("orbax.checkpoint")
 pytest.importorskip("typer")
 
 import worker
+from spoiling import spoil, steps_in
 
 from softjax import launch
 
@@ -86,6 +88,92 @@ def test_a_run_that_was_stopped_by_sigterm_goes_on_at_any_count(
     )
     assert codes == [0] * count, worker.words(tmp_path)
     np.testing.assert_array_equal(worker.result(tmp_path), two[0])
+
+
+# --- what is on the disk before they start ---
+
+
+def test_all_go_on_from_the_last_checkpoint_that_is_whole(tmp_path, cache, two, stopped):
+    shutil.copytree(stopped / "saved", tmp_path / "saved")
+    *_, last = steps_in(tmp_path / "saved")
+    spoil(tmp_path / "saved" / str(last), "cut")
+    assert worker.wait(worker.start(tmp_path, 2, cache=cache), worker.ALL_DONE) == [0, 0]
+    (words,) = said(tmp_path)
+    assert f"bad-{last}: the checkpoint of step {last} is spoiled and was put aside" in words
+    np.testing.assert_array_equal(worker.result(tmp_path), two[0])
+
+
+def test_all_end_where_no_checkpoint_is_whole(tmp_path, cache, stopped):
+    shutil.copytree(stopped / "saved", tmp_path / "saved")
+    steps = steps_in(tmp_path / "saved")
+    for step in steps:
+        spoil(tmp_path / "saved" / str(step), "flip")
+    running = worker.start(tmp_path, 2, cache=cache)
+    assert worker.wait_from_meeting(tmp_path, running) == [70, 70]
+    *each, last = said(tmp_path)
+    assert len(each) == len(steps)
+    assert last.endswith(f"none of the {len(steps)} checkpoints is whole.")
+
+
+@pytest.mark.parametrize("saved", ["file/saved", "/proc/softjax"])
+def test_all_end_where_the_folder_cannot_be_written(tmp_path, cache, saved):
+    (tmp_path / "file").touch()
+    running = worker.start(tmp_path, 2, cache=cache, saved=saved)
+    assert worker.wait_from_meeting(tmp_path, running) == [70, 70]
+    (words,) = said(tmp_path)
+    assert re.search(rf"Error: .*{saved}'$", words), words
+
+
+def change(path, how):
+    if how == "shorter":
+        np.save(path, np.load(path)[:-7])
+    if how == "cut":
+        os.truncate(path, path.stat().st_size - 8)
+    if how == "changed":
+        np.save(path, np.load(path)[::-1])
+
+
+@pytest.mark.parametrize(
+    ("how", "who", "words"),
+    [
+        ("changed", (0, 1), r"process \d of 2: .*holds another run: batches\.data\.x"),
+        ("changed", (0,), r"different batches: data\.x\.sample is \d+ of process 0 and \d+ of"),
+        ("changed", (1,), r"different batches: data\.x\.sample is \d+ of process 0 and \d+ of"),
+        ("cut", (0,), r"process 0 of 2: .*x-0\.npy: is shorter than its header says"),
+        ("cut", (1,), r"process 1 of 2: .*x-1\.npy: is shorter than its header says"),
+        ("shorter", (1,), r"process 1 of 2: .*`labels` must be of shape \(1430,\), got"),
+    ],
+)
+def test_data_that_changed_since_are_refused(tmp_path, cache, on_files, how, who, words):
+    """In the file that all read, or in the copy of one of them."""
+    shutil.copytree(on_files, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "params.npz").unlink(missing_ok=True)
+    for old in tmp_path.glob("words-*"):
+        old.unlink()
+    for index in who:
+        change(tmp_path / f"x-{index}.npy", how)
+    running = worker.start(tmp_path, 2, cache=cache)
+    assert worker.wait_from_meeting(tmp_path, running) == [70, 70]
+    (found,) = said(tmp_path)
+    assert re.search(words, found), found
+
+
+@pytest.fixture(scope="module")
+def on_files(tmp_path_factory, cache):
+    """A run of two processes on files of their own, stopped by SIGTERM."""
+    folder = tmp_path_factory.mktemp("files")
+    worker.write_digits(folder, 2)
+    running = worker.start(folder, 2, cache=cache, fault=("preempted", 9, 0))
+    assert worker.wait(running, worker.ALL_DONE) == [0, 0]
+    return folder
+
+
+def test_a_file_that_is_cut_during_a_run_ends_all_with_its_name(tmp_path, cache):
+    worker.write_digits(tmp_path, 2)
+    running = worker.start(tmp_path, 2, cache=cache, fault=("cut", 2, 1))
+    assert worker.wait_from_meeting(tmp_path, running) == [70, 70]
+    (words,) = said(tmp_path)
+    assert re.search(r"process 1 of 2: .*x-1\.npy: ends before row \d+: it was cut\.$", words)
 
 
 def test_kills_end_all_and_change_no_bit(tmp_path, cache, two):
@@ -165,6 +253,26 @@ def test_the_command_line_by_two_processes(tmp_path, monkeypatch):
     residual = p / p.sum(1, keepdims=True) - np.eye(3)[y]
     np.testing.assert_allclose(z.T @ residual / len(y) + 1e-4 * kernel, 0, atol=1e-5)
     np.testing.assert_allclose(residual.mean(0), 0, atol=1e-5)
+
+
+def test_a_launcher_that_is_killed_ends_all():
+    waiting = "from softjax import processes; processes.end_with_launcher()"
+    waiting += "; import time; print('here', flush=True); time.sleep(60)"
+    program = "import sys, time; from softjax import launch"
+    program += f"; launch.start([sys.executable, '-c', {waiting!r}], 2); time.sleep(60)"
+    launcher = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert [launcher.stdout.readline() for _ in range(2)] == [b"here\n"] * 2
+    launcher.kill()
+    rest, _ = launcher.communicate(timeout=worker.ALL_END)  # to the end of all that can write
+    assert (rest, launcher.returncode) == (b"", -signal.SIGKILL)
+
+
+@pytest.mark.parametrize("wrong", [["--bad-option"], ["fit", "--bad-option"], ["bad-command"]])
+def test_what_is_wrong_with_the_command_is_said_once(wrong):
+    command = [sys.executable, "-m", "softjax.launch", "-n", "2", "--", *wrong]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("Usage:") == done.stderr.count("No such") == 1
 
 
 def test_the_launcher_ends_all_when_one_is_killed(capfd):

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from softjax import _meeting, checkpoints, datasets, launch, processes, streaming
+from softjax.streaming import _rows
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["worker", "orbax.checkpoint", "jax.experimental.multihost_utils"])
@@ -59,6 +60,16 @@ def wait(running, seconds):
         process.kill()
         process.join()
     return codes
+
+
+def wait_from_meeting(folder, running):
+    """Their exit codes; None for one that has not ended ALL_END seconds after all had met."""
+    last = time.monotonic() + ALL_DONE
+    while not have_met(folder, len(running)) and time.monotonic() < last:
+        if any(process.exitcode is not None for process in running):
+            break  # before the last had said that it had met the others
+        time.sleep(0.05)
+    return wait(running, ALL_END)
 
 
 def have_met(folder, count):
@@ -164,10 +175,30 @@ def work(folder, address, count, index, cache, patience=PATIENCE, devices=1, **o
         jax.distributed.shutdown()
 
 
-def run(folder, index, sigterm, fault=(None, None, None)):
-    """Adam on the digits; `fault` is what happens, at which step, to which process."""
+def write_digits(folder, count):
+    """The digits in files, a copy for each process, as on the disks of several machines."""
     digits = datasets.load_digits()
-    rows = streaming.ArrayRows(digits.train_features, digits.train_labels)
+    for index in range(count):
+        np.save(folder / f"x-{index}.npy", digits.train_features)
+        np.save(folder / f"y-{index}.npy", digits.train_labels)
+
+
+class Copies(_rows.NpyRows):
+    """The same files under one name, of which each process has its copy."""
+
+    @property
+    def fingerprint(self):
+        return dict(zip(("x", "y"), super().fingerprint.values(), strict=True))
+
+
+def run(folder, index, sigterm, fault=(None, None, None), saved="saved"):
+    """Adam on the digits; `fault` is what happens, at which step, to which process."""
+    own = folder / f"x-{index}.npy"
+    if own.exists():
+        rows = Copies(own, folder / f"y-{index}.npy")
+    else:
+        digits = datasets.load_digits()
+        rows = streaming.ArrayRows(digits.train_features, digits.train_labels)
     what, at, who = fault
 
     class Faulty(streaming.Batches):
@@ -180,6 +211,8 @@ def run(folder, index, sigterm, fault=(None, None, None)):
                     batch.features[2, 5] = np.nan
                 if what == "full":
                     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, -1))
+                if what == "cut":
+                    os.truncate(own, own.stat().st_size // 2)
                 if what == "preempted":
                     os.kill(os.getpid(), signal.SIGTERM)
             return batch
@@ -193,7 +226,7 @@ def run(folder, index, sigterm, fault=(None, None, None)):
             steps=STEPS,
             every=EVERY,
             l2=1e-4,
-            checkpoints=checkpoints.Checkpoints(folder / "saved", {"l2": 1e-4}),
+            checkpoints=checkpoints.Checkpoints(folder / saved, {"l2": 1e-4}),
             preempted=sigterm.came,
         )
         if index == 0:

@@ -1,7 +1,9 @@
 """What the commands share: the application, its choices, and what a fit shows and writes."""
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,16 +25,28 @@ from softjax.tables import DataError
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 
+@contextlib.contextmanager
+def _said_once() -> Iterator[None]:
+    """Of several processes that are used wrongly the first one says it."""
+    try:
+        yield
+    except USAGE_ERROR:
+        if processes.given_index(sys.argv) == 0:
+            raise
+        processes.fail(2)
+
+
 class _OneLineErrors(TyperGroup):
     """What is wrong with a file is one line, and exit status 2; of usage one process speaks."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _said_once():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: typer.Context) -> Any:
         try:
-            return super().invoke(ctx)
-        except USAGE_ERROR:
-            if processes.given_index(sys.argv) == 0:
-                raise
-            return processes.fail(2)
+            with _said_once():
+                return super().invoke(ctx)
         except DataError as error:
             message = str(error)
         except BrokenPipeError:  # the reader of the output has left

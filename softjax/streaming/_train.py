@@ -23,6 +23,7 @@ from softjax.streaming._batches import Source, source_of
 from softjax.streaming._devices import Chunk, Devices
 from softjax.streaming._prefetch import ahead
 from softjax.streaming._steps import State, advance, start
+from softjax.tables import DataError
 
 TRAIN = "streaming.train"
 CHUNK_BYTES = 1 << 23
@@ -144,6 +145,7 @@ def train(
         every = source.epoch_steps if source.epoch_steps > 1 else max(steps, 1)
     every = _checks.at_least(TRAIN, "every", every, 1)
 
+    _check_same(source.configuration)
     saved = None if checkpoints is None else checkpoints.restore(source.configuration)
     first = source.read(0 if saved is None else saved.step)
     params = _initial(init, transform, first.features, num_classes)
@@ -190,6 +192,23 @@ def train(
     value = history[-1]["objective"] if history else np.nan
     norm = float(state.norm)
     return FitResult(state.params, value, status, int(state.step), None, norm, False, history)
+
+
+def _check_same(configuration: dict[str, Any]) -> None:
+    """Refuses batches of other data, size or seed than those of process 0, as of stale copies."""
+    first, *others = map(_without_times, processes.gather(configuration))
+    for index, other in enumerate(others, 1):
+        form = f"{{}} is {{}} of process 0 and {{}} of process {index}"
+        if difference := "; ".join(_checks.differences(first, other, form)):
+            raise DataError(f"the processes have different batches: {difference}.")
+
+
+def _without_times(configuration: Any) -> Any:
+    """What is the same for all copies of a file."""
+    if not isinstance(configuration, dict):
+        return configuration
+    kept = {name: part for name, part in configuration.items() if name != "changed_ns"}
+    return {name: _without_times(part) for name, part in kept.items()}
 
 
 def _initial(
