@@ -13,8 +13,7 @@ import jax
 import numpy as np
 
 from softjax import _checks
-from softjax.streaming._arguments import as_indices, computed_in
-from softjax.streaming._rows import Rows
+from softjax.streaming._rows import Rows, as_indices, computed_in
 
 BLOCKS = 16
 BUFFER_BYTES = 1 << 26

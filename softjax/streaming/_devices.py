@@ -1,5 +1,9 @@
-"""Batches on the devices of all processes: rows over one axis, everything else on each of them."""
+"""Batches on the devices of all processes, read ahead: rows over one axis, all else on each."""
 
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -12,6 +16,7 @@ from softjax.streaming._blocks import ROWS, Layout
 from softjax.streaming._steps import State
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Chunk(NamedTuple):
@@ -76,3 +81,20 @@ class Devices:
     def _sharded(self, part: np.ndarray) -> Array:
         shape = (len(part), part.shape[1] * jax.process_count(), *part.shape[2:])
         return jax.make_array_from_process_local_data(self.rows_of_steps, part, shape)
+
+
+def ahead(function: Callable[[T], U], arguments: Iterable[T], depth: int = 2) -> Generator[U]:
+    """function(a) for every argument in order, up to `depth` of them before they are asked for.
+
+    One thread does it, so that `function` may keep a state. What it raises is raised here.
+    """
+    remaining = iter(arguments)
+    pool = ThreadPoolExecutor(1)
+    try:
+        waiting = deque(pool.submit(function, a) for a in islice(remaining, depth))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(function, a) for a in islice(remaining, 1))
+            yield result
+    finally:
+        pool.shutdown(cancel_futures=True)

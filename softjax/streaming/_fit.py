@@ -36,10 +36,9 @@ from softjax.regression._problem import (
     unpack,
     value,
 )
-from softjax.streaming._arguments import as_indices, computed_in
 from softjax.streaming._batches import Batch
-from softjax.streaming._prefetch import ahead
-from softjax.streaming._rows import Rows
+from softjax.streaming._devices import ahead
+from softjax.streaming._rows import Rows, as_indices, computed_in
 
 FIT = "streaming.fit"
 CHUNK_BYTES = 1 << 23

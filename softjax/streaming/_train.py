@@ -20,8 +20,7 @@ from softjax.regression import Event, FitResult, SoftmaxRegression, _status
 from softjax.regression import init as zeros
 from softjax.regression._events import Validation, record, with_validation
 from softjax.streaming._batches import Source, source_of
-from softjax.streaming._devices import Chunk, Devices
-from softjax.streaming._prefetch import ahead
+from softjax.streaming._devices import Chunk, Devices, ahead
 from softjax.streaming._steps import State, advance, start
 from softjax.tables import DataError
 
