@@ -270,9 +270,10 @@ def _turned_back(rotation: _rotation.Rotation, fits: FitResult) -> FitResult:
     kernel, bias = fits.params
     columns = jnp.moveaxis(kernel, -2, 0)
     rank, *stack = columns.shape
-    turned, _ = _rotation.back(rotation, SoftmaxRegression(columns.reshape(rank, -1), bias))
-    kernel = jnp.moveaxis(turned.reshape(-1, *stack), 0, -2)
-    return fits._replace(params=SoftmaxRegression(kernel, bias))
+    stacked = SoftmaxRegression(columns.reshape(rank, -1), bias.ravel())
+    turned = _rotation.back(rotation, stacked)
+    kernel = jnp.moveaxis(turned.kernel.reshape(-1, *stack), 0, -2)
+    return fits._replace(params=SoftmaxRegression(kernel, turned.bias.reshape(bias.shape)))
 
 
 def _dense(s: Standardised, weights: Array, p: Array) -> Array:

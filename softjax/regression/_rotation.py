@@ -1,8 +1,10 @@
 """Fewer examples than features: the same problem in N dimensions.
 
-Every gradient is in the span of the rows of X, and so is the optimum: with X^T = Q R, kernel = Q V
-and X kernel = R^T V. |kernel| = |V|, so that an l2 penalty stays what it is. By QR, not from X X^T,
-which would square the condition number.
+Every gradient is in the span of the rows of X less their mean m, since its residuals sum to 0, and
+so is the optimum: with (X - 1 m^T)^T = Q R, kernel = Q V and X kernel + 1 bias^T = R^T V + 1 c^T,
+c = bias + kernel^T m. |kernel| = |V|, so that an l2 penalty stays what it is. By QR, not from
+X X^T, which would square the condition number; less the mean, which float32 could not take away
+from the kernel again.
 """
 
 from typing import NamedTuple
@@ -17,10 +19,11 @@ from softjax.regression._wide import is_wide
 
 
 class Rotation(NamedTuple):
-    """Q as LAPACK keeps it: Householder's vectors [D, N] and their factors [N]."""
+    """Q as LAPACK keeps it, Householder's vectors [D, N] and their factors [N], and m [D]."""
 
     reflectors: Array
     factors: Array
+    mean: Array
 
 
 def pays(features: Array) -> bool:
@@ -30,26 +33,29 @@ def pays(features: Array) -> bool:
 
 @jax.jit
 def rotate(features: Array) -> tuple[Array, Rotation]:
-    """R^T [N, N], the features in N dimensions, and Q."""
-    transposed, factors = jnp.linalg.qr(features.T, mode="raw")  # pyright: ignore
+    """R^T [N, N], the features in N dimensions, and the way back."""
+    mean = jnp.mean(features, 0)
+    transposed, factors = jnp.linalg.qr((features - mean).T, mode="raw")  # pyright: ignore
     reflectors = transposed.T
     r = jnp.triu(reflectors[: len(factors)])
     # Where examples are collinear, rows of R are rounding: no feature to be standardised.
     size = jnp.linalg.norm(r, axis=1, keepdims=True)
     r = jnp.where(size > len(r) * jnp.finfo(r.dtype).eps * jnp.max(size), r, 0)
-    return r.T, Rotation(reflectors, factors)
+    return r.T, Rotation(reflectors, factors, mean)
 
 
 @jax.jit
 def back(rotation: Rotation, params: SoftmaxRegression) -> SoftmaxRegression:
     """kernel = Q V."""
-    missing = len(rotation.reflectors) - len(params.kernel)
-    kernel = jnp.pad(params.kernel, ((0, missing), (0, 0)))
-    return params._replace(kernel=lax.linalg.ormqr(*rotation, kernel))
+    q, mean = rotation[:2], rotation.mean
+    missing = len(mean) - len(params.kernel)
+    kernel = lax.linalg.ormqr(*q, jnp.pad(params.kernel, ((0, missing), (0, 0))))
+    return SoftmaxRegression(kernel, params.bias - mean @ kernel)
 
 
 @jax.jit
 def forth(rotation: Rotation, params: SoftmaxRegression) -> SoftmaxRegression:
     """V = Q^T kernel: of a kernel outside of the span, the part inside."""
-    kernel = lax.linalg.ormqr(*rotation, params.kernel, transpose=True)
-    return params._replace(kernel=kernel[: len(rotation.factors)])
+    q, mean = rotation[:2], rotation.mean
+    kernel = lax.linalg.ormqr(*q, params.kernel, transpose=True)[: len(rotation.factors)]
+    return SoftmaxRegression(kernel, params.bias + mean @ params.kernel)
