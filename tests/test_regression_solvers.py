@@ -188,19 +188,43 @@ def test_few_examples_reach_the_optimum_from_anywhere(x64, dtype):
 
 
 @pytest.mark.x64_once
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("examples", "width"), [(50_000, 200), (500, 20_000)])
-def test_a_fit_takes_one_copy_of_the_features_and_some_of_the_logits_and_parameters(
-    examples, width
+def test_a_fit_takes_some_of_the_logits_and_parameters_and_no_copy_of_float32_features(
+    examples, width, dtype
 ):
-    """As compiled; nothing is run."""
-    scalar, labels = jax.ShapeDtypeStruct((), "float32"), jax.ShapeDtypeStruct((examples,), "int32")
-    features = jax.ShapeDtypeStruct((examples, width), "float32")
-    data = Data(features, labels, None, None, scalar, scalar)
-    state = _solve.SOLVERS["newton-cg"].start(features, np.zeros((K, width + 1), np.float32))
-    program = _solve._quickly_compiled().lower("newton-cg", K, data, scalar, state, np.int32(10))
-    temporaries = program.compile().memory_analysis().temp_size_in_bytes / 4
+    """Of float64 features half a copy, in float32. As compiled; nothing is run."""
+    with jax.enable_x64(dtype == "float64"):
+        scalar, labels = jax.ShapeDtypeStruct((), dtype), jax.ShapeDtypeStruct((examples,), "int32")
+        features = jax.ShapeDtypeStruct((examples, width), dtype)
+        data = Data(features, labels, None, None, scalar, scalar)
+        state = _solve.SOLVERS["newton-cg"].start(features, np.zeros((K, width + 1), dtype))
+        program = _solve._quickly_compiled().lower(
+            "newton-cg", K, data, scalar, state, np.int32(10)
+        )
+        temporaries = program.compile().memory_analysis().temp_size_in_bytes
     block = 2 * max(_problem.BLOCK, _problem.FEWEST_COLUMNS * examples)
-    assert temporaries <= examples * (width + 1) + 20 * (examples + width) * K + block
+    numbers = 20 * (examples + width) * K + block
+    copy = 4 * examples * width if dtype == "float64" else 0
+    assert temporaries <= copy + np.dtype(dtype).itemsize * numbers
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("shape", [(400, 20), (100, 400)])
+@pytest.mark.parametrize("solver", ["newton-cg", "newton", "lbfgs"])
+def test_float32_features_far_from_0_are_fitted_as_if_they_were_not(shape, solver):
+    """Their means are 1000 deviations off; no copy of them is standardised."""
+    rng = np.random.default_rng(12)
+    x = rng.normal(size=shape)
+    y = (x @ rng.normal(size=(shape[1], K)) / 4 + rng.gumbel(size=(shape[0], K))).argmax(1)
+    far = (x + 1000).astype(np.float32)
+    near = far.astype(np.float64) - 1000
+    result = regression.fit(far, y, l2=0.01, tol=1e-5, solver=solver)
+    reference = regression.fit(near.astype(np.float32), y, l2=0.01, tol=1e-6, solver=solver)
+    assert result.converged
+    assert result.steps <= 2 * reference.steps
+    kernel, _ = result.params
+    np.testing.assert_allclose(kernel, reference.params.kernel, atol=1e-3)
 
 
 @pytest.mark.x64_once(True)
@@ -210,8 +234,9 @@ def test_columns_are_taken_some_at_a_time(monkeypatch):
     monkeypatch.setattr(_problem, "BLOCK", 200)
     for fewest in (1, 5, 13, 20):  # blocks of 4, 5 and 13 columns
         monkeypatch.setattr(_problem, "FEWEST_COLUMNS", fewest)
-        gram = _problem.by_columns(lambda columns: columns.T @ x, jnp.asarray(x))
-        np.testing.assert_allclose(gram, x.T @ x, rtol=1e-12)
+        scale = jnp.arange(1.0, 14.0)
+        gram = _problem.by_columns(lambda c, s: c.T @ x / s[:, None], jnp.asarray(x), scale)
+        np.testing.assert_allclose(gram, x.T @ x / scale[:, None], rtol=1e-12)
 
 
 # Under a trace

@@ -20,11 +20,13 @@ from softjax.regression import _implicit, _metric, _newton, _status
 from softjax.regression._descent import State, initial
 from softjax.regression._problem import (
     Problem,
+    by_columns,
     centred,
     class_scores,
     example_weights,
     gradient_bound,
     probabilities,
+    product,
     relative_norm,
     value,
 )
@@ -122,9 +124,12 @@ def _likelihood(problem: Problem) -> _Likelihood:
     mean, scale = _metric.moments(problem, bound)
     x = jnp.pad((problem.features - mean) / scale, ((0, 0), (0, 1)), constant_values=1)
 
+    def gram(u):
+        return by_columns(lambda columns: product((u[:, None] * columns).T, x), x)
+
     def factor(theta):
         p = probabilities(class_scores(problem.features, theta))
-        h = _newton.hessian(x, weights, p, jnp.zeros_like(bound))
+        h = _newton.hessian(gram, weights, p, jnp.zeros_like(bound))
         h = jnp.einsum("kr,kdle,ls->rdse", basis, h, basis)
         return _newton.factor(h.reshape(h.shape[0] * h.shape[1], -1))
 

@@ -36,21 +36,30 @@ LARGEST_RIDGE = 1e30
 
 
 class Standardised(NamedTuple):
-    """Features of mean 0 and standard deviation 1 in float32, for directions alone.
+    """Features of mean 0 and standard deviation 1, and 1 for the bias: for directions alone.
 
-        x_ij = mean_j + scale_j s_ij,  s_iD = 1 for the bias
+        x_ij = mean_j + scale_j s_ij,  s_ij = (r_ij - offset_j) / unit_j,  s_iD = 1
+
+    Float32 features are r as they are, since s would be a copy of them: what it takes to make s
+    of them is done to parameters and gradients. Of others s is made, in float32.
 
     Attributes:
-        features: s [N, D + 1], dense or BCOO; a sparse one keeps its mean.
+        features: r [N, D], float32, dense or BCOO; a sparse one keeps its mean.
+        offset: [D].
+        unit: [D].
         mean: [D].
         scale: [D].
         ridge: [D + 1], the penalty on the scaled parameters; 0 for the bias.
+        rounding: that of a product with s, relative.
     """
 
     features: Any
+    offset: Array
+    unit: Array
     mean: Array
     scale: Array
     ridge: Array
+    rounding: Array
 
 
 class Kronecker(NamedTuple):
@@ -72,9 +81,55 @@ Metric = Kronecker | Diagonal
 
 def standardise(problem: Problem, bound: Array) -> Standardised:
     """`bound` is that of the gradient: the root mean squares of the features."""
+    return scaled(problem, *moments(problem, bound))
+
+
+def scaled(problem: Problem, mean: Array, scale: Array) -> Standardised:
+    """The features less `mean`, over `scale`."""
     x = problem.features
-    mean, scale = moments(problem, bound)
-    return Standardised(_scaled(x, mean, scale), mean, scale, scaled_ridge(problem.l2, scale))
+    if x.dtype == jnp.float32:
+        r, offset, unit = x, mean, scale
+    else:
+        r = _made(x, mean, scale)
+        offset, unit = jnp.zeros(len(mean), r.dtype), jnp.ones(len(mean), r.dtype)
+    # A sum over r is that much larger than one over s.
+    rounding = jnp.finfo(r.dtype).eps * jnp.max(jnp.abs(offset) / unit, initial=1)
+    return Standardised(r, offset, unit, mean, scale, scaled_ridge(problem.l2, scale), rounding)
+
+
+def scores(s: Standardised, v: Array) -> Array:
+    """The logits [K, N] of the parameters v [K, D + 1] of s: one product with the features."""
+    kernel = v[:, :-1] / s.unit
+    bias = v[:, -1:] - product(kernel, s.offset[:, None])
+    return product(s.features, kernel.T).T + bias
+
+
+def pulled(s: Standardised, residual: Array) -> Array:
+    """The transpose of `scores`: [K, N] to [K, D + 1], one product with the features."""
+    bias = jnp.sum(residual, 1, keepdims=True)
+    return jnp.concatenate([(product(residual, s.features) - bias * s.offset) / s.unit, bias], 1)
+
+
+def squared(s: Standardised, weights: Array) -> Array:
+    """sum_j w_j s_ij^2, [N]."""
+    if is_sparse(s.features):
+        squares = product(s.features * s.features, weights[:-1] / s.unit / s.unit)
+    else:
+        squares = jnp.sum(weights[:-1] * jnp.square((s.features - s.offset) / s.unit), 1)
+    return squares + weights[-1]
+
+
+def gram(s: Standardised, weights: Array) -> Array:
+    """sum_i w_i s_i s_i^T, [D + 1, D + 1], of dense features."""
+
+    def rows(columns, offset, unit):
+        own = weights[:, None] * ((columns - offset) / unit)
+        total = jnp.sum(own, 0)[:, None]
+        others = (product(own.T, s.features) - total * s.offset) / s.unit
+        return jnp.concatenate([others, total], 1)
+
+    above = by_columns(rows, s.features, s.offset, s.unit)
+    return jnp.concatenate([above, jnp.append(above[:, -1], jnp.sum(weights))[None]])
 
 
 def scaled_ridge(l2: Array, scale: Array) -> Array:
@@ -104,18 +159,12 @@ def moments(problem: Problem, bound: Array) -> tuple[Array, Array]:
     return mean, jnp.where(variance > least * least, jnp.sqrt(variance), root_mean_square)
 
 
-def _scaled(x: "Array | BCOO", mean: Array, scale: Array) -> "Array | BCOO":
-    """The features less their mean, over their scale, with a last column of ones."""
+def _made(x: "Array | BCOO", mean: Array, scale: Array) -> "Array | BCOO":
+    """The features less their mean, over their scale, in float32."""
     if not is_sparse(x):
-        return jnp.pad(
-            ((x - mean) / scale).astype(jnp.float32), ((0, 0), (0, 1)), constant_values=1
-        )
-    examples, width = x.shape
+        return ((x - mean) / scale).astype(jnp.float32)
     data = (x.data / scale[x.indices[:, 1]]).astype(jnp.float32)
-    rows = jnp.arange(examples, dtype=x.indices.dtype)
-    ones = jnp.stack([rows, jnp.full_like(rows, width)], 1)
-    data = jnp.append(data, jnp.ones(examples, data.dtype))
-    return type(x)((data, jnp.concatenate([x.indices, ones])), shape=(examples, width + 1))
+    return type(x)((data, x.indices), shape=x.shape)
 
 
 def to_standard(mean: Array, scale: Array, gradient: Array) -> Array:
@@ -147,10 +196,14 @@ def build(metric: Metric, s: Standardised, weights: Array, p: Array) -> Metric:
         return _kronecker(s, weights, p)
     spread = weights * p * (1 - p)
     if is_sparse(s.features):
-        diagonal = product(spread, s.features * s.features)
+        squares = product(spread, s.features * s.features) / s.unit / s.unit
     else:
-        diagonal = by_columns(lambda x: product(spread, x * x).T, s.features).T
-    diagonal = diagonal + s.ridge
+
+        def rows(columns, offset, unit):
+            return product(spread, jnp.square((columns - offset) / unit)).T
+
+        squares = by_columns(rows, s.features, s.offset, s.unit).T
+    diagonal = jnp.concatenate([squares, jnp.sum(spread, 1, keepdims=True)], 1) + s.ridge
     return Diagonal(1 / jnp.maximum(diagonal, JITTER * jnp.mean(diagonal)))
 
 
@@ -161,26 +214,29 @@ def _kronecker(s: Standardised, weights: Array, p: Array) -> Kronecker:
 
         A e + ridge = L Q (1 + (e / g - 1) E) Q^T L^T    for every eigenvalue e of G.
     """
-    num_classes, width = len(p), len(s.ridge)
-    x = s.features
     u = weights * jnp.sum(p * (1 - p), 0)
     total = jnp.maximum(jnp.sum(u), jnp.finfo(u.dtype).tiny)
-    mean_eigenvalue = 1 / max(num_classes - 1, 1)
-    gram = mean_eigenvalue * by_columns(lambda columns: (u[:, None] * columns).T @ x, x)
+    mean_eigenvalue = 1 / max(len(p) - 1, 1)
+    a = mean_eigenvalue * gram(s, u)
     spread = (jnp.diag(p @ weights) - (p * weights) @ p.T) / total
     v, class_eigenvalues = _eigh(spread)
 
-    size = jnp.diag(gram) + s.ridge
+    size = jnp.diag(a) + s.ridge
     # What varies no more than by rounding is no direction.
     unit = jnp.where(size > ROUNDING * jnp.mean(size), lax.rsqrt(size), 0)
-    identity = jnp.eye(width, dtype=u.dtype)
-    both = unit[:, None] * gram * unit + jnp.diag(s.ridge * unit * unit) + JITTER * identity
-    lower = lax.linalg.cholesky(both, symmetrize_input=False)
-    inverse = lax.linalg.triangular_solve(lower, identity, left_side=True, lower=True) * unit
-    q, eigenvalues = _eigh(inverse @ gram @ inverse.T)
+    a = unit[:, None] * a * unit
+    ridge = s.ridge * unit * unit + jnp.maximum(JITTER, 100 * s.rounding)
+    lower = lax.linalg.cholesky(a + jnp.diag(ridge), symmetrize_input=False)
+
+    def solved(b, **where):
+        return lax.linalg.triangular_solve(lower, b, lower=True, **where)
+
+    a = solved(solved(a, left_side=True), left_side=False, transpose_a=True)
+    q, eigenvalues = _eigh(a)
+    columns = unit[:, None] * solved(q, left_side=True, transpose_a=True)
     relative = class_eigenvalues / mean_eigenvalue - 1
     scale = 1 + relative[:, None] * eigenvalues
-    return Kronecker(v, inverse.T @ q, 1 / jnp.maximum(scale, FLOOR))
+    return Kronecker(v, columns, 1 / jnp.maximum(scale, FLOOR))
 
 
 def _eigh(a: Array) -> tuple[Array, Array]:

@@ -12,9 +12,7 @@ from softjax.regression._metric import Metric, Standardised
 from softjax.regression._problem import (
     Point,
     Problem,
-    by_columns,
     example_weights,
-    product,
 )
 
 CG_STEPS = 250
@@ -50,11 +48,10 @@ def truncated(
 ) -> tuple[Array, Array]:
     """-H^-1 gradient, and the products with the features that it took."""
     # Where the features are collinear there is no curvature but that of rounding: this is more.
-    ridge = s.ridge + jnp.finfo(jnp.float32).eps * jnp.vdot(weights, jnp.sum(p * (1 - p), 0))
+    ridge = s.ridge + s.rounding * jnp.vdot(weights, jnp.sum(p * (1 - p), 0))
 
     def hvp(v):
-        scores = product(s.features, v.T).T
-        return product(spread(weights, p, scores), s.features) + ridge * v
+        return _metric.pulled(s, spread(weights, p, _metric.scores(s, v))) + ridge * v
 
     # The norm, 0 in a lane that is done, scales to what float32 can hold.
     size = jnp.where(norm > 0, norm, 1)
@@ -82,16 +79,20 @@ def factored_hessian(s: Standardised, weights: Array, p: Array) -> tuple[Array, 
 
     All-ones over the classes is no direction: the curvature there is made that of the others.
     """
-    h = hessian(s.features, weights, p, s.ridge)
+    h = hessian(partial(_metric.gram, s), weights, p, s.ridge)
     num_classes, width = h.shape[:2]
     mean = jnp.mean(jnp.einsum("kdkd->kd", h), 0)
-    return factor((h + jnp.diag(mean)[:, None] / num_classes).reshape(num_classes * width, -1))
+    h = (h + jnp.diag(mean)[:, None] / num_classes).reshape(num_classes * width, -1)
+    return factor(h, s.rounding)
 
 
-def factor(h: Array) -> tuple[Array, Array]:
-    """L and u with L L^T = diag(u) h diag(u) of unit diagonal, and a little more of it."""
+def factor(h: Array, rounding: Array | None = None) -> tuple[Array, Array]:
+    """L and u with L L^T = diag(u) h diag(u) of unit diagonal, and a little more of it.
+
+    More than h is off by, relative: by the rounding of its dtype, where that is not said.
+    """
     diagonal = jnp.diag(h)
-    eps = jnp.finfo(h.dtype).eps
+    eps = jnp.finfo(h.dtype).eps if rounding is None else rounding
     unit = lax.rsqrt(jnp.maximum(diagonal, eps * jnp.mean(diagonal)))
     jitter = 100 * eps * jnp.eye(len(h), dtype=h.dtype)
     return jnp.linalg.cholesky(unit[:, None] * h * unit + jitter), unit
@@ -105,18 +106,20 @@ def factored_solve(lower: Array, unit: Array, b: Array) -> Array:
     return unit * x[:, 0]
 
 
-def hessian(x: Array, weights: Array, p: Array, ridge: Array) -> Array:
-    """[K, D, K, D]: blocks X^T diag(w p_k (1{k = j} - p_j)) X + 1{k = j} ridge."""
-    num_classes, width = len(p), x.shape[1]
+def hessian(gram: Callable[[Array], Array], weights: Array, p: Array, ridge: Array) -> Array:
+    """[K, D, K, D]: blocks X^T diag(w p_k (1{k = j} - p_j)) X + 1{k = j} ridge.
+
+    `gram` is of u, X^T diag(u) X.
+    """
+    num_classes, width = len(p), len(ridge)
     rows, columns = np.triu_indices(num_classes)
 
     def block(pair):
         k, j = pair
-        w = weights * p[k] * ((k == j).astype(x.dtype) - p[j])
-        return by_columns(lambda columns: (w[:, None] * columns).T @ x, x)
+        return gram(weights * p[k] * ((k == j).astype(p.dtype) - p[j]))
 
     blocks = lax.map(block, (jnp.asarray(rows), jnp.asarray(columns)))
-    h = jnp.zeros((num_classes, num_classes, width, width), x.dtype)
+    h = jnp.zeros((num_classes, num_classes, width, width), p.dtype)
     h = h.at[rows, columns].set(blocks).at[columns, rows].set(blocks)
     diagonal = np.arange(num_classes)
     return h.at[diagonal, diagonal].add(jnp.diag(ridge)).transpose(0, 2, 1, 3)

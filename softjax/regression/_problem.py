@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 # What is made of features beyond SMALL numbers is made of some columns at a time, BLOCK numbers.
-SMALL, BLOCK, FEWEST_COLUMNS = 2**22, 2**19, 32
+SMALL, BLOCK, FEWEST_COLUMNS = 2**20, 2**19, 32
 
 
 class Data(NamedTuple):
@@ -122,7 +122,8 @@ def pull_back(features: Any, residual: Array) -> Array:
 
 
 def probabilities(logits: Array) -> Array:
-    e = jnp.exp(logits - jnp.max(logits, 0))
+    # Without the barrier XLA:CPU makes one kernel of it all, which holds three arrays of its own.
+    e = lax.optimization_barrier(jnp.exp(logits - jnp.max(logits, 0)))
     return e / jnp.sum(e, 0)
 
 
@@ -197,19 +198,21 @@ def product(a: Any, b: Any) -> Array:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
-def by_columns(function: Callable[[Array], Array], x: Array) -> Array:
-    """function(x), [D, ...], which makes its rows of the columns of x [N, D], without a copy of x.
+def by_columns(function: Callable[..., Array], x: Array, *of_column: Array) -> Array:
+    """function(x, *of_column), [D, ...], without a copy of x [N, D].
 
-    Columns and not rows, which may be sharded. The last block reaches back.
+    It makes its rows of the columns of x, and of what is known of each, [D]. Columns and not rows
+    of x, which may be sharded. The last block reaches back.
     """
     examples, width = x.shape
     if examples * width <= SMALL:
-        return function(x)
+        return function(x, *of_column)
     size = min(max(BLOCK // examples, FEWEST_COLUMNS), width)
     firsts = np.minimum(np.arange(0, width, size), width - size).astype(np.int32)
 
     def of_block(first):
-        return function(lax.dynamic_slice_in_dim(x, first, size, 1))
+        own = (lax.dynamic_slice_in_dim(known, first, size) for known in of_column)
+        return function(lax.dynamic_slice_in_dim(x, first, size, 1), *own)
 
     blocks = lax.map(of_block, jnp.asarray(firsts))
     last = width - size * (len(firsts) - 1)

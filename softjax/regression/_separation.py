@@ -26,7 +26,6 @@ from softjax.regression._problem import (
     example_weights,
     gradient_bound,
     point,
-    product,
     pull_back,
     relative_norm,
 )
@@ -106,4 +105,4 @@ def _size(s: _metric.Standardised, d: Array) -> Array:
     largest = jnp.max(jnp.abs(jnp.concatenate([d[:, :-1] * s.scale, bias], 1)), 0)
     unit = jnp.max(largest)  # within what float32 holds
     squares = jnp.square(largest / unit).astype(jnp.float32)
-    return unit * (1 + jnp.sqrt(product(s.features * s.features, squares)).astype(d.dtype))
+    return unit * (1 + jnp.sqrt(_metric.squared(s, squares)).astype(d.dtype))

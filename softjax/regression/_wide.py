@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from softjax.regression import _newton, _status
+from softjax.regression import _metric, _newton, _status
 from softjax.regression._descent import State, initial, judge, moved, taken
 from softjax.regression._line_search import step_length
+from softjax.regression._metric import Standardised
 from softjax.regression._problem import (
     Problem,
     centred,
@@ -63,20 +64,6 @@ class Span(NamedTuple):
     rest_logits: Any
 
 
-class Rows(NamedTuple):
-    """Examples less their mean, in float32: for directions alone.
-
-    Attributes:
-        features: [N, D]; sparse ones keep their mean.
-        squares: [N], the squared norm of each.
-        ridge: l2 in that unit.
-    """
-
-    features: Any
-    squares: Array
-    ridge: Array
-
-
 def is_wide(features: "Array | BCOO") -> bool:
     return 2 * features.shape[0] <= features.shape[1]
 
@@ -95,8 +82,11 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
     weights, q = example_weights(problem.targets), problem.targets
     counted = weights > 0
     bound = gradient_bound(problem)
-    unit = jnp.sum(bound * bound)
-    rows = _rows(problem, weights, unit)
+    # Examples less their mean, in a unit that float32 holds.
+    x, size = problem.features, jnp.linalg.norm(bound)
+    mean = jnp.zeros(x.shape[1], x.dtype) if is_sparse(x) else (weights / jnp.sum(weights)) @ x
+    s = _metric.scaled(problem, mean, jnp.full_like(mean, size))
+    squares = _metric.squared(s, penalised(jnp.ones_like(bound)[None])[0].astype(jnp.float32))
 
     def dual_residual(p, span):
         return jnp.where(counted, weights * p - q + problem.l2 * span.beta, 0)
@@ -114,9 +104,9 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         rho = dual_residual(p, span)
         tolerance = jnp.clip(3 * jnp.sqrt(state.norm), FINE, ROUGH).astype(jnp.float32)
         y, steps = _coefficients(
-            rows, weights, p, rho / state.norm, span.rest_logits / state.norm, tolerance
+            s, squares, weights, p, rho / state.norm, span.rest_logits / state.norm, tolerance
         )
-        y = centred(y.astype(rho.dtype)) * (state.norm / unit)
+        y = centred(y.astype(rho.dtype)) * (state.norm / size / size)
         y = y - jnp.mean(y, 1, keepdims=True)
         d = penalised(pull_back(problem.features, y)) - span.rest
         d_logits = class_scores(problem.features, d)
@@ -158,29 +148,24 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
     return state._replace(norm=relative_norm(gradient, bound)), logits
 
 
-def _rows(problem: Problem, weights: Array, unit: Array) -> Rows:
-    """`unit` is a square of the size of rows, so that float32 holds them."""
-    x, f32 = problem.features, jnp.float32
-    if is_sparse(x):
-        x = type(x)(((x.data * lax.rsqrt(unit)).astype(f32), x.indices), shape=x.shape)
-        squares = product(x * x, jnp.ones(x.shape[1], f32))
-    else:
-        mean = (weights / jnp.sum(weights)) @ x
-        x = ((x - mean) * lax.rsqrt(unit)).astype(f32)
-        squares = jnp.sum(x * x, 1)
-    return Rows(x, squares, (problem.l2 / unit).astype(f32))
-
-
 def _coefficients(
-    rows: Rows, weights: Array, p: Array, rho: Array, rest_logits: Array, tol: Array
+    s: Standardised,
+    squares: Array,
+    weights: Array,
+    p: Array,
+    rho: Array,
+    rest_logits: Array,
+    tol: Array,
 ) -> tuple[Array, Array]:
-    """y of the direction, in the unit of `rows`, in float32, and how many steps it took.
+    """y of the direction, in the unit of `s`, in float32, and how many steps it took.
+
+    `squares` is the diagonal of G, [N].
 
     Conjugate gradients on diag(1 / e) + G - diag(G), with e for the metric, among what sums to 0.
     The image of y under the first is the residual that y came from: nothing is divided by p.
     """
     weights, p, rho, rest_logits = (a.astype(jnp.float32) for a in (weights, p, rho, rest_logits))
-    f = 1 / (rows.ridge + rows.squares * weights * p)
+    f = 1 / (s.ridge[0] + squares * weights * p)
     e = weights * p * f
     total = jnp.sum(e, 0)
     best_bias = _between_classes(e)
@@ -194,7 +179,7 @@ def _coefficients(
         return b + mean(moved - e * b)
 
     def beside_diagonal(y):
-        return product(product(y, rows.features), rows.features.T) - rows.squares * y
+        return _metric.scores(s, penalised(_metric.pulled(s, y))) - squares * y
 
     def unsolved(carry):
         *_, product, step = carry
@@ -214,7 +199,7 @@ def _coefficients(
     y = y - e * common(y)
     r = -beside_diagonal(y)
     r = r - common(e * r)
-    alone = rows.squares * y  # the logits of each example's own
+    alone = squares * y  # the logits of each example's own
     bound = tol * tol * jnp.vdot(alone, e * alone)
     carry = (y, r, e * r, r, jnp.vdot(r, e * r), jnp.ones((), jnp.int32))
     y, *_, steps = lax.while_loop(unsolved, body, carry)
