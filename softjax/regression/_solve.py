@@ -244,6 +244,7 @@ def _quasi_separated(num_classes: int, data: Data, theta: Array, suspected: Arra
 
 _STATIC = ("name", "num_classes")
 _within_trace = jax.jit(_advance, static_argnames=_STATIC)
+_in_place = {"static_argnames": _STATIC, "donate_argnames": "state"}
 
 
 @cache
@@ -260,8 +261,8 @@ def _quickly_compiled() -> Callable:
         for options in (first_level | {"xla_cpu_use_fusion_emitters": False}, first_level):
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 jax.jit(lambda: (), compiler_options=options).lower().compile()
-                return jax.jit(_advance, static_argnames=_STATIC, compiler_options=options)
-    return _within_trace
+                return jax.jit(_advance, **_in_place, compiler_options=options)
+    return jax.jit(_advance, **_in_place)
 
 
 def _rotated(
