@@ -102,6 +102,23 @@ def fits_table(suite: str, run: Run) -> str:
     return markdown_table(Table(("", "softjax", "scikit-learn", "ratio", "asked"), rows))
 
 
+def fit_memory_table(run: Run) -> str:
+    """Megabytes beside the features, and what was asked: the fastest peer's and one copy."""
+    rows = []
+    for r in run.results("fit"):
+        ours, *others = r["solvers"]
+        timed = [solver for solver in others if "cpu_seconds" in solver]
+        if "peak_bytes" not in ours or not timed:
+            continue
+        fastest = min(timed, key=lambda solver: solver["cpu_seconds"])
+        asked = fastest["peak_bytes"] + r["feature_bytes"]
+        amounts = (ours["peak_bytes"], asked, r["feature_bytes"], ours["first_peak_bytes"])
+        got, *others = (f"{amount / 1e6:.3g}" for amount in amounts)
+        rows.append((f"{r['case']} {r['dtype']}", _bold(got, amounts[0] > asked), *others))
+    header = ("MB", "a fit", "asked", "the features", "the first fit of a process")
+    return markdown_table(Table(header, rows))
+
+
 def accuracy_table(run: Run) -> str:
     """The largest errors, one row a function and dtype."""
     rows = [
@@ -156,6 +173,7 @@ BLOCKS: dict[str, Callable[[Run], str]] = {
     "fused-table": lambda run: fused.markdown(run.results("fused")),
     "fit-file": source,
     "fit-table": partial(fits_table, "fit"),
+    "fit-memory": fit_memory_table,
     "many-file": source,
     "many-table": partial(fits_table, "many"),
     "cold-file": source,

@@ -7,7 +7,7 @@ beside other processes. The peers' threads are pinned to one; for those of XLA,
 
     taskset -c 0 python -m benchmarks run fit
 
-Then each solver fits once more in a process of its own, which tells its peak memory.
+Then each solver fits twice more in a process of its own, which tells its peak memory.
 """
 
 import contextlib
@@ -157,7 +157,8 @@ def summary(records: Sequence[Record]) -> str:
 def results_tables(records: Sequence[Record], title: str = "Whole fits") -> list[Table]:
     """One row for each solver of each case."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    columns = ("case", "solver", "CPU, s", "wall, s", "MB", "suboptimality", "ratio", "asked")
+    columns = ("case", "solver", "CPU, s", "wall, s", "first, MB", "MB", "suboptimality")
+    columns += ("ratio", "asked")
     for column in columns:
         table.add_column(column, no_wrap=True)
     for record in records:
@@ -167,7 +168,7 @@ def results_tables(records: Sequence[Record], title: str = "Whole fits") -> list
                 f"{record['case']} {record['dtype']}" if k == 0 else "",
                 solver["name"],
                 *(_seconds(solver.get(clock)) for clock in ("cpu_seconds", "wall_seconds")),
-                f"{solver['peak_bytes'] / 1e6:.0f}" if "peak_bytes" in solver else "",
+                *(_megabytes(solver, key) for key in ("first_peak_bytes", "peak_bytes")),
                 f"{solver['suboptimality']:.1e}",
                 "" if ratio is None else f"{ratio:.2f}",
                 f"<= {record['bound']}" if k == 0 else "",
@@ -185,7 +186,7 @@ class Solver:
     tol: float | None = None
     suboptimality: float = np.inf
     first_seconds: float | None = None
-    peak_bytes: int | None = None
+    peaks: fit_memory.Peaks | None = None
 
     def __post_init__(self) -> None:
         self.times: list[tuple[float, float]] = []
@@ -200,7 +201,7 @@ def _run_case(case: Case, repeats: int) -> Record:
         if not solver.times or solver.times[0][1] < PATIENCE / repeats:
             solver.times.append(timed(solver.fit, solver.tol or 0.0)[0])
     for solver in able:
-        solver.peak_bytes = fit_memory.peak_bytes(solver.name, x, y, l2, solver.tol or 0.0)
+        solver.peaks = fit_memory.peaks(solver.name, x, y, l2, solver.tol or 0.0)
     return record(case, x, y, l2, solvers, repeats)
 
 
@@ -233,6 +234,7 @@ def record(
         "asked_suboptimality": case.suboptimality,
         "bound": case.bound,
         "repeats": repeats,
+        "feature_bytes": x.nbytes,
         "solvers": [solver_record(solver) for solver in solvers],
         "ratio": _ratio(ours, peers),
     }
@@ -262,8 +264,8 @@ def solver_record(solver: Solver) -> Record:
     if solver.times:
         record["cpu_seconds"] = statistics.median(cpu for cpu, _ in solver.times)
         record["wall_seconds"] = statistics.median(wall for _, wall in solver.times)
-    if solver.peak_bytes is not None:
-        record["peak_bytes"] = solver.peak_bytes
+    if solver.peaks is not None:
+        record["first_peak_bytes"], record["peak_bytes"] = solver.peaks
     return record
 
 
@@ -348,6 +350,10 @@ def objective(
 def draw(logits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Labels with the probabilities softmax(logits), by Gumbel's trick."""
     return np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)
+
+
+def _megabytes(solver: Record, key: str) -> str:
+    return f"{solver[key] / 1e6:.3g}" if key in solver else ""
 
 
 def _seconds(value: float | None) -> str:
