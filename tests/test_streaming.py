@@ -334,8 +334,38 @@ def test_any_number_of_devices_gives_the_same_bits(monkeypatch, optimizer, size,
 
 
 @once
+def test_a_batch_of_fewer_rows_than_classes_has_one_gradient_a_device(monkeypatch):
+    rng, devices, width, classes = np.random.default_rng(5), jax.devices(), 40, 60
+    x, y = rng.normal(size=(96, width)).astype(np.float32), rng.integers(classes, size=96)
+    found = []
+    for count in (1, 4):
+        monkeypatch.setattr(jax, "devices", lambda count=count: devices[:count])
+        batches = batches_of(x, y, 32)
+        assert _devices.Devices(32, classes).layout.blocks == count
+        options = {"num_classes": classes, "optimizer": optax.sgd(0.1), "steps": 6}
+        found.append(streaming.train(batches, **options).params)
+    for one, four in zip(*found, strict=True):
+        np.testing.assert_allclose(one, four, atol=1e-6)
+        assert np.abs(one).min() > 0
+    optimizer, layout = optax.sgd(0.1), Layout(Mesh(np.array(devices[:1]), ("rows",)), 1, 1)
+    step = _steps.advance.lower(
+        layout,
+        optimizer,
+        None,
+        False,
+        (np.float32(0), None),
+        _steps.start(optimizer, regression.init(width, classes)),
+        jax.tree.map(lambda part: part[None], batches.read(0)),
+        np.int32(1),
+        np.zeros(1, np.int32),
+    )
+    kernel, batch = 4 * width * classes, 4 * 32 * (width + classes)
+    assert step.compile().memory_analysis().temp_size_in_bytes < 3 * kernel + 3 * batch
+
+
+@once
 def test_a_step_sends_what_an_all_reduce_does():
-    optimizer, layout = optax.adam(0.1), _devices.Devices().layout
+    optimizer, layout = optax.adam(0.1), _devices.Devices(64, 10).layout
     batch = batches_of(*data(), 64).read(0)
     program = _steps.advance.lower(
         layout,
@@ -368,7 +398,7 @@ def test_the_second_run_does_not_compile_and_a_callback_stops_it():
     assert _steps.advance._cache_size() == programs
     assert (result.stop_reason, result.steps) == ("callback", 6)
     text = _steps.advance.lower(
-        Layout(Mesh(np.array(jax.devices()[:1]), ("rows",)), 1),
+        Layout(Mesh(np.array(jax.devices()[:1]), ("rows",)), 1, 8),
         optimizer,
         None,
         False,

@@ -3,8 +3,8 @@
 The rows are cut into blocks of one size. The sums over each block are products of one shape,
 however many blocks a device has, and the blocks are added in pairs, the pairs in pairs, and so on:
 a device adds its own, and the rest of this tree follows between the devices. Thus the result has
-the same bits on any number of devices up to BLOCKS. A sum of JAX has not: its order depends on the
-shape of what a device sums, and that of an all-reduce on the number of devices.
+the same bits on any number of devices up to that of the blocks. A sum of JAX has not: its order
+depends on the shape of what a device sums, and that of an all-reduce on the number of devices.
 """
 
 from collections.abc import Callable
@@ -32,15 +32,17 @@ class Layout(NamedTuple):
     Attributes:
         mesh: all devices of all processes, along the axis ROWS.
         processes: how many there are.
+        wanted: blocks, where there are no more devices.
     """
 
     mesh: Mesh
     processes: int
+    wanted: int
 
     @property
     def blocks(self) -> int:
-        """All of them; one a device where there are more than BLOCKS."""
-        return max(BLOCKS, self.mesh.size)
+        """All of them, and at least one a device."""
+        return max(self.wanted, self.mesh.size)
 
     @property
     def of_process(self) -> int:
@@ -62,6 +64,14 @@ class Layout(NamedTuple):
         """Where the blocks are among those of all devices."""
         process, block = np.divmod(np.arange(self.blocks), self.of_process)
         return process * (self.of_device * self.mesh.size // self.processes) + block
+
+
+def blocks_wanted(rows: int, num_classes: int) -> int:
+    """BLOCKS, but for a kernel with more numbers than the batch: its gradient a block costs more.
+
+    One then, or one a device, and the bits are those of the number of devices.
+    """
+    return BLOCKS if num_classes <= rows else 1
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -12,7 +12,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from softjax.streaming._batches import Batch, Source
-from softjax.streaming._blocks import ROWS, Layout
+from softjax.streaming._blocks import ROWS, Layout, blocks_wanted
 from softjax.streaming._steps import State
 
 T = TypeVar("T")
@@ -38,11 +38,11 @@ class Chunk(NamedTuple):
 
 
 class Devices:
-    """All devices of all processes, along one axis."""
+    """All devices of all processes, along one axis, for batches of `rows` rows a process."""
 
-    def __init__(self) -> None:
-        mesh = Mesh(np.array(jax.devices()), (ROWS,))
-        self.layout = Layout(mesh, jax.process_count())
+    def __init__(self, rows: int, num_classes: int) -> None:
+        mesh, processes = Mesh(np.array(jax.devices()), (ROWS,)), jax.process_count()
+        self.layout = Layout(mesh, processes, blocks_wanted(rows * processes, num_classes))
         self.everywhere = NamedSharding(mesh, PartitionSpec())
         self.rows = NamedSharding(mesh, PartitionSpec(ROWS))
         self.rows_of_steps = NamedSharding(mesh, PartitionSpec(None, ROWS))

@@ -148,7 +148,7 @@ def train(
     saved = None if checkpoints is None else checkpoints.restore(source.configuration)
     first = source.read(0 if saved is None else saved.step)
     params = _initial(init, transform, first.features, num_classes)
-    devices = Devices()
+    devices = Devices(len(first.labels), num_classes)
     state, history = start(optimizer, params), []
     if saved is not None:
         state, history = saved.state_like(state), saved.history
