@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from scipy.optimize import linprog
 
 from softjax import regression
 
@@ -44,6 +45,48 @@ def test_two_classes(name):
     assert all(np.isfinite(leaf).all() for leaf in result.params)
     if expected == regression.QUASI_SEPARATED:
         assert result.objective > 0.1
+
+
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize("num_classes", [2, 4])
+@pytest.mark.parametrize("tol", [1e-8, 1e-10])
+def test_random_data_are_told_as_a_linear_program_tells_them(num_classes, tol):
+    """Also where the parameters have grown so far that a step moves nothing any more."""
+    found = {}
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(40, 3)) if seed % 2 else 1.0 * rng.integers(-2, 3, size=(40, 3))
+        scores = x @ rng.normal(size=(3, num_classes)) * (1 + 2 * (seed % 3))
+        y = (scores + rng.gumbel(size=scores.shape) * (0.1 + seed % 5)).argmax(1)
+        if seed % 4 < 2:
+            x[:, 0] = rng.random(40) < 0.15
+            y[x[:, 0] == 1] = 0
+        expected = by_linear_program(x, y, num_classes)
+        assert regression.fit(x, y, num_classes=num_classes, tol=tol).stop_reason == expected, seed
+        found[expected] = found.get(expected, 0) + 1
+    assert min(found[kind] for kind in (regression.CONVERGED, regression.QUASI_SEPARATED)) >= 3
+
+
+def by_linear_program(x, y, num_classes):
+    """The most of the margins of all examples, none below 0 and each counted up to 1."""
+    augmented = np.hstack([x, np.ones((len(x), 1))])
+    own, other = np.eye(num_classes)[y], np.eye(num_classes)
+    rows = [
+        np.kron(own[i] - other[k], augmented[i])
+        for i in range(len(x))
+        for k in range(num_classes)
+        if k != y[i]
+    ]
+    count, size = len(rows), len(rows[0])
+    program = linprog(
+        np.append(np.zeros(size), -np.ones(count)),
+        A_ub=np.hstack([-np.array(rows), np.eye(count)]),
+        b_ub=np.zeros(count),
+        bounds=[(None, None)] * size + [(0, 1)] * count,
+    )
+    if -program.fun > count - 1e-6:
+        return regression.SEPARATED
+    return regression.QUASI_SEPARATED if -program.fun > 1e-6 else regression.CONVERGED
 
 
 def three_classes():

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
 
+NEAR = 1e-4
+
+
 class Method(NamedTuple):
     """A way to find directions.
 
@@ -52,7 +55,8 @@ class State(NamedTuple):
         value: the objective at `theta`.
         norm: the gradient there, relative to what it can be at most.
         decrement: half of what Newton's model promised at the last step, nats.
-        move: by how many nats the last step moved one class of an example against another, at most.
+        move: by how many nats the last step moved one class of an example against another, at most;
+            the most of all the steps since the gradient has been NEAR.
         best: the smallest `norm` so far, and in `stalled` the number of steps since.
         step: how many steps were taken.
         passes: products with the features so far.
@@ -105,6 +109,9 @@ def taken(
 ) -> State:
     """The state after a step of length t along a slope `first`."""
     move = t * jnp.max(jnp.max(d_logits, 0) - jnp.min(d_logits, 0))
+    # Where there is no optimum a step moves a nat, until the ridge of a direction outweighs the
+    # curvature that is left.
+    move = jnp.where(state.best < NEAR, jnp.maximum(state.move, move), move)
     stalled = jnp.where(state.norm < state.best, 0, state.stalled + 1)
     lost = (stalled >= patience) | (t == 0)
     return state._replace(
