@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 # What is made of features beyond SMALL numbers is made of some columns at a time, BLOCK numbers.
-SMALL, BLOCK, FEWEST_COLUMNS = 2**20, 2**19, 32
+SMALL, BLOCK, FEWEST_COLUMNS = 2**20, 2**19, 16
 
 
 class Data(NamedTuple):
