@@ -19,10 +19,10 @@ from softjax.regression._many import ManyEvent as ManyEvent
 from softjax.regression._model import SoftmaxRegression as SoftmaxRegression
 from softjax.regression._model import init as init
 from softjax.regression._model import logits as logits
+from softjax.regression._model import objective as objective
 from softjax.regression._model import predict as predict
 from softjax.regression._model import predict_log_proba as predict_log_proba
 from softjax.regression._model import predict_proba as predict_proba
-from softjax.regression._objective import objective as objective
 from softjax.regression._result import CALLBACK as CALLBACK
 from softjax.regression._result import CONVERGED as CONVERGED
 from softjax.regression._result import NON_FINITE as NON_FINITE

@@ -1,25 +1,31 @@
 """The arguments of a fit, checked and put on the device."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from contextlib import nullcontext
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.typing import ArrayLike, DTypeLike
 
 from softjax import _checks
 from softjax._numerics import compute_dtype
-from softjax.regression import _model
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._sparse import is_sparse
+from softjax.regression._model import init as zeros
+from softjax.regression._problem import is_sparse
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
 FIT = "regression.fit"
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def error(argument: str, expected: str, got: object) -> ValueError:
@@ -37,16 +43,6 @@ def features_array(argument: str, features: Any) -> "Array | BCOO":
     x = x.astype(compute_dtype(x.dtype))
     _refuse_not_finite(argument, x)
     return x
-
-
-def _sparse_features(argument: str, features: "BCOO") -> "BCOO":
-    if features.ndim != 2 or features.n_batch or features.n_dense or not features.shape[0]:
-        expected = "BCOO of shape (examples, features), without batch or dense dimensions"
-        raise error(argument, expected, f"shape {features.shape}")
-    data = _checks.real_array(FIT, argument, features.data)
-    data = data.astype(compute_dtype(data.dtype))
-    _refuse_not_finite(argument, data)
-    return type(features)((data, features.indices), shape=features.shape)
 
 
 def labels_array(argument: str, labels: Any, num_examples: int) -> Array:
@@ -123,7 +119,7 @@ def initial_params(
 ) -> SoftmaxRegression:
     """`init` in `dtype`, or zeros."""
     if init is None:
-        return _model.init(num_features, num_classes, dtype)
+        return zeros(num_features, num_classes, dtype)
     kernel = _checks.real_array(FIT, "init.kernel", init.kernel)
     bias = _checks.real_array(FIT, "init.bias", init.bias)
     _checks.same_shape(FIT, "init.kernel", kernel, (num_features, num_classes))
@@ -147,6 +143,44 @@ def penalty(argument: str, value: Any, dtype: DTypeLike) -> Any:
 
 def at_least(argument: str, value: int, bound: int) -> int:
     return _checks.at_least(FIT, argument, value, bound)
+
+
+def on_auto_axes(function: Callable[P, T]) -> Callable[P, T]:
+    """`function` of the arrays among its arguments with Auto axes; its result has the given ones.
+
+    The products of a fit sum over the examples, and on Explicit axes the sharding of every such sum
+    would have to be said where it stands. Nothing is copied: only the names of the axes are of
+    another kind.
+    """
+
+    @wraps(function)
+    def of_auto(*args: P.args, **kwargs: P.kwargs) -> T:
+        explicit = next(filter(None, map(_explicit_mesh, jax.tree.leaves((args, kwargs)))), None)
+        if explicit is None:
+            return function(*args, **kwargs)
+        auto = _with_axes(explicit, AxisType.Auto)
+
+        def moved(leaf: Any, mesh: Mesh) -> Any:
+            if _mesh_of(leaf) is None:
+                return leaf
+            return jax.device_put(leaf, NamedSharding(mesh, leaf.sharding.spec))
+
+        args, kwargs = jax.tree.map(lambda leaf: moved(leaf, auto), (args, kwargs))
+        with nullcontext() if jax.sharding.get_abstract_mesh().empty else jax.set_mesh(auto):
+            result = function(*args, **kwargs)
+        return jax.tree.map(lambda leaf: moved(leaf, explicit), result)
+
+    return of_auto
+
+
+def _sparse_features(argument: str, features: "BCOO") -> "BCOO":
+    if features.ndim != 2 or features.n_batch or features.n_dense or not features.shape[0]:
+        expected = "BCOO of shape (examples, features), without batch or dense dimensions"
+        raise error(argument, expected, f"shape {features.shape}")
+    data = _checks.real_array(FIT, argument, features.data)
+    data = data.astype(compute_dtype(data.dtype))
+    _refuse_not_finite(argument, data)
+    return type(features)((data, features.indices), shape=features.shape)
 
 
 def _weights(argument: str, weights: ArrayLike, length: int) -> Array:
@@ -195,3 +229,18 @@ def _is_at_hand(x: Array | np.ndarray) -> bool:
     if not _checks.is_concrete(x):
         return False
     return isinstance(x, Array) and all(device.platform == "cpu" for device in x.devices())
+
+
+def _mesh_of(leaf: Any) -> Mesh | None:
+    """The mesh of an array, outside of a trace."""
+    known = isinstance(leaf, Array) and not isinstance(leaf, Tracer)
+    return getattr(leaf.sharding, "mesh", None) if known else None
+
+
+def _explicit_mesh(leaf: Any) -> Mesh | None:
+    mesh = _mesh_of(leaf)
+    return mesh if mesh is not None and AxisType.Explicit in mesh.axis_types else None
+
+
+def _with_axes(mesh: Mesh, kind: AxisType) -> Mesh:
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(kind,) * len(mesh.axis_names))

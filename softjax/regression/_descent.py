@@ -1,49 +1,42 @@
-"""The loop around directions: step, judge, stop. One program, in chunks or to the end."""
+"""The loop around directions: step, judge, stop. One program, in chunks or to the end.
 
-from collections.abc import Callable
+Along theta + t d the logits are Z + t Q with Q = X d known: a trial costs O(N K) and no product
+with the features. The objective is convex, so that its slope phi'(t) says all: the minimum is
+where it vanishes. Differences of objectives, which cancel near the optimum, are not formed.
+"""
+
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from softjax.regression import _lbfgs, _metric, _newton, _status
-from softjax.regression._line_search import step_length
+from softjax.regression import _metric
+from softjax.regression._directions import Method
 from softjax.regression._problem import (
     Problem,
     centred,
     class_scores,
+    example_weights,
     gradient_bound,
+    penalised,
     point,
+    probabilities,
     relative_norm,
     value,
 )
+from softjax.regression._result import Status
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
-
+# A gradient so small, relative, is near the end: from here on the largest move counts.
 NEAR = 1e-4
-
-
-class Method(NamedTuple):
-    """A way to find directions.
-
-    Attributes:
-        start: of (features, theta): the memory before the first step.
-        direction: of (problem, standardised features, point, memory, step, norm): the direction,
-            the new memory and the number of products with the features.
-        patience: as many steps without a smaller gradient are rounding.
-    """
-
-    start: Callable
-    direction: Callable
-    patience: int
-
-
-NEWTON_CG = Method(lambda x, theta: _metric.empty(x, len(theta)), _newton.newton_cg, 5)
-NEWTON = Method(lambda x, theta: (), _newton.newton, 5)
-LBFGS = Method(_lbfgs.start, _lbfgs.direction, 30)
+TRIALS = 20
+# A step ends where the slope has halved at least; beyond the minimum, where what has been gained
+# might be lost again, only where the slope is a tenth of the first and, by the curvature there,
+# the minimum is no less than half as far.
+BEFORE, BEYOND, BACK = 0.5, 0.1, 0.5
 
 
 class State(NamedTuple):
@@ -60,7 +53,7 @@ class State(NamedTuple):
         best: the smallest `norm` so far, and in `stalled` the number of steps since.
         step: how many steps were taken.
         passes: products with the features so far.
-        status: of `_status`.
+        status: of `Status`.
     """
 
     theta: Any
@@ -80,6 +73,45 @@ def start(method: Method, features: "Array | BCOO", theta: Any) -> State:
     return initial(theta, method.start(features, theta))
 
 
+def advance(
+    method: Method, problem: Problem, tol: Array, state: State, stop: Array
+) -> tuple[State, Array]:
+    """Runs until step `stop` or until the status says so: the state and its logits."""
+    bound = gradient_bound(problem)
+    s = _metric.standardise(problem, bound)
+
+    def judged(state, here):
+        objective = value(problem, here.theta, here.logits)
+        return judge(state, objective, relative_norm(here.gradient, bound), tol)
+
+    def stepped(state, here):
+        d, memory, passes = method.direction(problem, s, here, state.memory, state.step, state.norm)
+        d = centred(d)  # it was so in float32, and the gradient does not see what was not
+        d_logits = class_scores(problem.features, d)
+        first = jnp.vdot(here.gradient, d)
+        t = step_length(problem, here.theta, here.logits, first, d, d_logits)
+        theta = moved(here.theta, t, d)
+        state = taken(state, theta, memory, first, t, d_logits, passes + 2, method.patience)
+        return state, moved(here.logits, t, d_logits)
+
+    def body(carry):
+        state, logits, _ = carry
+        here = point(problem, state.theta, logits)
+        here = here._replace(gradient=centred(here.gradient))
+        state = judged(state, here)
+        running = (state.status == Status.RUNNING) & (state.step < stop)
+        state, logits = lax.cond(running, stepped, lambda state, here: (state, logits), state, here)
+        return state, logits, running
+
+    theta = centred(state.theta)
+    logits = class_scores(problem.features, theta)
+    state = state._replace(theta=theta, passes=state.passes + 2)
+    state, logits, _ = lax.while_loop(
+        lambda carry: carry[-1], body, (state, logits, jnp.asarray(True))
+    )
+    return state, logits
+
+
 def initial(theta: Any, memory: Any) -> State:
     """The state before the first step; in NumPy, which has nothing to compile."""
     infinite, zero = np.array(np.inf, theta.dtype), np.int32(0)
@@ -92,8 +124,8 @@ def judge(state: State, objective: Array, norm: Array, tol: Array) -> State:
     """The state with what was found at its parameters, and what that says of it."""
     exact = state.decrement <= tol * jnp.maximum(objective, tol)
     reached = (norm <= tol) & exact | (norm == 0)
-    status = jnp.where(reached, _status.CONVERGED, state.status)
-    status = jnp.where(jnp.isfinite(norm), status, _status.NON_FINITE).astype(jnp.int32)
+    status = jnp.where(reached, Status.CONVERGED, state.status)
+    status = jnp.where(jnp.isfinite(norm), status, Status.NON_FINITE).astype(jnp.int32)
     return state._replace(value=objective, norm=norm, status=status)
 
 
@@ -123,7 +155,7 @@ def taken(
         stalled=stalled,
         step=state.step + 1,
         passes=state.passes + passes,
-        status=jnp.where(lost, _status.PRECISION_FLOOR, state.status).astype(jnp.int32),
+        status=jnp.where(lost, Status.PRECISION_FLOOR, state.status).astype(jnp.int32),
     )
 
 
@@ -132,40 +164,49 @@ def moved(a: Array, t: Array, step: Array) -> Array:
     return a + jnp.where(t == 0, 0, t * step)
 
 
-def advance(
-    method: Method, problem: Problem, tol: Array, state: State, stop: Array
-) -> tuple[State, Array]:
-    """Runs until step `stop` or until the status says so: the state and its logits."""
-    bound = gradient_bound(problem)
-    s = _metric.standardise(problem, bound)
+def step_length(
+    problem: Problem, theta: Array, logits: Array, first: Array, d: Array, d_logits: Array
+) -> Array:
+    """t > 0 near the minimum of phi(t) = f(theta + t d), and 0 where d does not go down.
 
-    def judged(state, here):
-        objective = value(problem, here.theta, here.logits)
-        return judge(state, objective, relative_norm(here.gradient, bound), tol)
+    Newton's method on phi' = 0, from t = 1, kept between the last t known to go down and the
+    first known to go up. `first` is phi'(0), which near the optimum cancels in phi'.
+    """
+    q, weights = problem.targets, example_weights(problem.targets)
+    d_kernel = penalised(d)
+    linear = problem.l2 * jnp.vdot(theta, d_kernel)
+    square = problem.l2 * jnp.vdot(d_kernel, d_kernel)
 
-    def stepped(state, here):
-        d, memory, passes = method.direction(problem, s, here, state.memory, state.step, state.norm)
-        d = centred(d)  # it was so in float32, and the gradient does not see what was not
-        d_logits = class_scores(problem.features, d)
-        first = jnp.vdot(here.gradient, d)
-        t = step_length(problem, here.theta, here.logits, first, d, d_logits)
-        theta = moved(here.theta, t, d)
-        state = taken(state, theta, memory, first, t, d_logits, passes + 2, method.patience)
-        return state, moved(here.logits, t, d_logits)
+    def slope_and_curvature(t):
+        p = probabilities(logits + t * d_logits)
+        moved = p * d_logits
+        mean = jnp.sum(moved, 0)
+        slope = jnp.vdot(weights * p - q, d_logits) + linear + t * square
+        variance = jnp.sum(moved * d_logits, 0) - mean * mean
+        curvature = jnp.vdot(weights, variance) + square
+        return slope, curvature
+
+    def near(t, slope, curvature):
+        return (slope <= -BEYOND * first) & (slope <= BACK * curvature * t)
+
+    def searching(carry):
+        t, _, _, slope, curvature, trial = carry
+        done = (slope >= BEFORE * first) & near(t, slope, curvature)
+        return (trial < TRIALS) & ~done
 
     def body(carry):
-        state, logits, _ = carry
-        here = point(problem, state.theta, logits)
-        here = here._replace(gradient=centred(here.gradient))
-        state = judged(state, here)
-        running = (state.status == _status.RUNNING) & (state.step < stop)
-        state, logits = lax.cond(running, stepped, lambda state, here: (state, logits), state, here)
-        return state, logits, running
+        t, low, high, slope, curvature, trial = carry
+        newton = jnp.where(trial == 0, 1, t - slope / curvature)
+        middle = jnp.where(jnp.isinf(high), 4 * t, (low + high) / 2)
+        inside = (newton > low) & (newton < high) & ((trial == 0) | (newton <= 10 * t))
+        t = jnp.where(inside, newton, middle)
+        slope, curvature = slope_and_curvature(t)
+        down = slope < 0
+        low, high = jnp.where(down, t, low), jnp.where(down, high, t)
+        return t, low, high, slope, curvature, trial + 1
 
-    theta = centred(state.theta)
-    logits = class_scores(problem.features, theta)
-    state = state._replace(theta=theta, passes=state.passes + 2)
-    state, logits, _ = lax.while_loop(
-        lambda carry: carry[-1], body, (state, logits, jnp.asarray(True))
-    )
-    return state, logits
+    zero = jnp.zeros_like(first)
+    start = (zero, zero, jnp.full_like(first, jnp.inf), first, zero, jnp.zeros((), jnp.int32))
+    t, low, _, slope, curvature, _ = lax.while_loop(searching, body, start)
+    t = jnp.where(near(t, slope, curvature) & (slope >= first), t, low)
+    return jnp.where(first < 0, t, 0)

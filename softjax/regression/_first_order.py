@@ -16,8 +16,7 @@ import optax
 from jax import Array, lax
 
 from softjax._cross_entropy import cross_entropy
-from softjax.regression._model import SoftmaxRegression, logits
-from softjax.regression._objective import penalty
+from softjax.regression._model import SoftmaxRegression, logits, penalty
 from softjax.regression._problem import (
     Data,
     class_scores,
@@ -26,8 +25,7 @@ from softjax.regression._problem import (
     problem_of,
     status_where_separated,
 )
-from softjax.regression._result import FitResult, Progress
-from softjax.regression._status import CONVERGED, NON_FINITE, PRECISION_FLOOR, RUNNING
+from softjax.regression._result import FitResult, Progress, Status
 
 # One object each, so that every fit finds the compiled program of the last.
 _LBFGS = optax.lbfgs()
@@ -47,7 +45,7 @@ class State(NamedTuple):
         grad: its gradient.
         grad_norm: the largest entry of `grad`.
         step: how many steps were taken.
-        status: RUNNING, CONVERGED or NON_FINITE.
+        status: RUNNING, CONVERGED or NON_FINITE of `Status`.
     """
 
     params: SoftmaxRegression
@@ -93,8 +91,8 @@ class Run:
         value = float(state.value if self.batch_size is None else mean)
         if value < self.best_value:
             self.best_step, self.best_value = step, value
-        if status == RUNNING and self.searches and step - self.best_step >= PATIENCE:
-            status = PRECISION_FLOOR
+        if status == Status.RUNNING and self.searches and step - self.best_step >= PATIENCE:
+            status = Status.PRECISION_FLOOR
         return Progress(state.params, value, float(state.grad_norm), step, status)
 
     def result(self, progress: Progress, status: int, history: list[dict[str, float]]) -> FitResult:
@@ -179,14 +177,14 @@ def advance(
 
         taken = State(params, optimizer_state, value, grad, norm, step, status)
         refused = state._replace(optimizer_state=optimizer_state, status=status)
-        good = status != NON_FINITE
+        good = status != Status.NON_FINITE
         state = jax.tree.map(
             partial(jnp.where, good), _with_dtypes(taken, state), _with_dtypes(refused, state)
         )
         return state, order, total + jnp.where(good, value, 0)
 
     def running(carry):
-        return (carry[0].status == RUNNING) & (carry[0].step < stop)
+        return (carry[0].status == Status.RUNNING) & (carry[0].step < stop)
 
     order = _order(data, key, state.step, batch_size)
     state, _, total = lax.while_loop(running, body, (state, order, jnp.zeros_like(state.value)))
@@ -281,9 +279,9 @@ def _value_and_grad(objective: Callable, optimizer_state: optax.OptState) -> Cal
 def _judge(value: Array, grad: SoftmaxRegression, tol: Array) -> tuple[Array, Array]:
     """The largest entry of the gradient, and the status."""
     norm = largest_entry(grad)
-    status = jnp.where(norm <= tol, CONVERGED, RUNNING)
+    status = jnp.where(norm <= tol, Status.CONVERGED, Status.RUNNING)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
-    return norm, jnp.where(finite, status, NON_FINITE).astype(jnp.int32)
+    return norm, jnp.where(finite, status, Status.NON_FINITE).astype(jnp.int32)
 
 
 def _with_dtypes(new, old):

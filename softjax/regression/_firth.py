@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from softjax.regression import _implicit, _metric, _newton, _status
+from softjax.regression import _directions, _implicit, _metric
 from softjax.regression._descent import State, initial
 from softjax.regression._problem import (
     Problem,
@@ -30,6 +30,7 @@ from softjax.regression._problem import (
     relative_norm,
     value,
 )
+from softjax.regression._result import Status
 
 HALVINGS = 20
 PATIENCE = 10
@@ -50,9 +51,9 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         gradient = centred(gradient)
         norm = relative_norm(gradient, bound)
         stalled = jnp.where(norm < state.best, 0, state.stalled + 1)
-        status = jnp.where(stalled >= PATIENCE, _status.PRECISION_FLOOR, _status.RUNNING)
-        status = jnp.where(norm <= tol, _status.CONVERGED, status)
-        status = jnp.where(jnp.isfinite(norm), status, _status.NON_FINITE).astype(jnp.int32)
+        status = jnp.where(stalled >= PATIENCE, Status.PRECISION_FLOOR, Status.RUNNING)
+        status = jnp.where(norm <= tol, Status.CONVERGED, status)
+        status = jnp.where(jnp.isfinite(norm), status, Status.NON_FINITE).astype(jnp.int32)
         best = jnp.minimum(norm, state.best)
         state = state._replace(norm=norm, best=best, stalled=stalled, status=status)
         return state, current, gradient
@@ -76,7 +77,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         return judged(state)
 
     def running(carry):
-        return (carry[0].status == _status.RUNNING) & (carry[0].step < stop)
+        return (carry[0].status == Status.RUNNING) & (carry[0].step < stop)
 
     state = state._replace(theta=centred(state.theta))
     state, _, _ = lax.while_loop(running, body, judged(state))
@@ -129,9 +130,9 @@ def _likelihood(problem: Problem) -> _Likelihood:
 
     def factor(theta):
         p = probabilities(class_scores(problem.features, theta))
-        h = _newton.hessian(gram, weights, p, jnp.zeros_like(bound))
+        h = _directions.hessian(gram, weights, p, jnp.zeros_like(bound))
         h = jnp.einsum("kr,kdle,ls->rdse", basis, h, basis)
-        return _newton.factor(h.reshape(h.shape[0] * h.shape[1], -1))
+        return _directions.factor(h.reshape(h.shape[0] * h.shape[1], -1))
 
     def objective(theta):
         loss = value(problem, theta, class_scores(problem.features, theta))
@@ -143,7 +144,7 @@ def _likelihood(problem: Problem) -> _Likelihood:
 
         def solved(gradient):
             g = basis.T @ _metric.to_standard(mean, scale, gradient)
-            d = _newton.factored_solve(lower, unit, g.ravel()).reshape(g.shape)
+            d = _directions.factored_solve(lower, unit, g.ravel()).reshape(g.shape)
             return _metric.from_standard(mean, scale, basis @ d)
 
         return solved

@@ -10,13 +10,24 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from softjax.regression import _arguments, _first_order, _solve, _status
-from softjax.regression._events import record, with_validation
-from softjax.regression._mesh import on_auto_axes
+from softjax.regression import _first_order, _solve
+from softjax.regression._arguments import (
+    at_least,
+    class_count,
+    class_weights_array,
+    error,
+    features_array,
+    initial_params,
+    labels_array,
+    mean_one_weights,
+    not_negative,
+    on_auto_axes,
+    penalty,
+    refuse_one_class,
+)
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._problem import Data
-from softjax.regression._result import Event, FitResult
-from softjax.regression._sparse import is_sparse
+from softjax.regression._problem import Data, is_sparse
+from softjax.regression._result import Event, FitResult, Status, record, with_validation
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
@@ -109,46 +120,46 @@ def fit(
     Source: J. Nocedal and S. J. Wright, "Numerical Optimization" (2006), algorithms 7.1 and 7.5.
     """
     begin = time.perf_counter()
-    x = _arguments.features_array("features", features)
+    x = features_array("features", features)
     num_examples, num_features = x.shape
-    y = _arguments.labels_array("labels", labels, num_examples)
-    num_classes = _arguments.class_count("labels", y, num_classes)
-    _arguments.refuse_one_class(y, num_classes)
+    y = labels_array("labels", labels, num_examples)
+    num_classes = class_count("labels", y, num_classes)
+    refuse_one_class(y, num_classes)
     data = Data(
         x,
         y,
-        _arguments.mean_one_weights(sample_weights, num_examples, x.dtype),
-        _arguments.class_weights_array(class_weights, num_classes, x.dtype),
-        _arguments.penalty("l2", l2, x.dtype),
-        _arguments.penalty("l1", l1, x.dtype),
+        mean_one_weights(sample_weights, num_examples, x.dtype),
+        class_weights_array(class_weights, num_classes, x.dtype),
+        penalty("l2", l2, x.dtype),
+        penalty("l1", l1, x.dtype),
     )
     first_order = any(option is not None for option in (optimizer, batch_size, epochs))
     name = _solver_name(solver, data, l2, l1, first_order)
-    params = _arguments.initial_params(init, num_features, num_classes, x.dtype)
-    tol = _arguments.not_negative("tol", tol)
+    params = initial_params(init, num_features, num_classes, x.dtype)
+    tol = not_negative("tol", tol)
     held_out = None if validation is None else _validation(validation, num_features, num_classes)
-    seed = _arguments.at_least("seed", seed, 0)
+    seed = at_least("seed", seed, 0)
     if max_steps is not None:
-        max_steps = _arguments.at_least("max_steps", max_steps, 0)
+        max_steps = at_least("max_steps", max_steps, 0)
 
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((data, params))):
         if name == OPTAX or callback is not None or validation is not None:
             expected = "concrete where `callback`, `validation` or the solver 'optax' is used"
-            raise _arguments.error("features", expected, "a tracer among the data")
+            raise error("features", expected, "a tracer among the data")
         penalised = any(not isinstance(a, Tracer) and a != 0 for a in (l2, l1))
         return _solve.traced(name, data, num_classes, params, tol, max_steps, penalised)
     if name == OPTAX:
         if max_steps is not None:
-            raise _arguments.error("max_steps", "None for 'optax', which has `epochs`", max_steps)
-        epochs = 1000 if epochs is None else _arguments.at_least("epochs", epochs, 0)
+            raise error("max_steps", "None for 'optax', which has `epochs`", max_steps)
+        epochs = 1000 if epochs is None else at_least("epochs", epochs, 0)
         if batch_size is not None:
-            batch_size = min(_arguments.at_least("batch_size", batch_size, 1), num_examples)
+            batch_size = min(at_least("batch_size", batch_size, 1), num_examples)
         run = _first_order.Run(data, num_classes, params, tol, optimizer, batch_size, epochs, seed)
     else:
         run = _solve.Run(name, data, num_classes, params, tol, max_steps)
     chunk, stop = run.chunk, 0
     if steps_per_chunk is not None:
-        chunk = _arguments.at_least("steps_per_chunk", steps_per_chunk, 1)
+        chunk = at_least("steps_per_chunk", steps_per_chunk, 1)
     elif callback is None and validation is None and name != OPTAX:
         stop = run.limit
 
@@ -168,12 +179,12 @@ def fit(
         event = with_validation(event, held_out)
         history.append(record(event))
         interrupted = callback is not None and bool(callback(event))
-        if progress.status != _status.RUNNING or interrupted or progress.step >= run.limit:
+        if progress.status != Status.RUNNING or interrupted or progress.step >= run.limit:
             break
         stop = min(progress.step + chunk, run.limit)
     status = progress.status
-    if status == _status.RUNNING and interrupted:
-        status = _status.CALLBACK
+    if status == Status.RUNNING and interrupted:
+        status = Status.CALLBACK
     return run.result(progress, status, history)
 
 
@@ -181,31 +192,29 @@ def _solver_name(solver: str, data: Data, l2: ArrayLike, l1: ArrayLike, first_or
     """What "auto" stands for; refuses what a solver does not take."""
     names = ("auto", *_solve.SOLVERS, OPTAX)
     if solver not in names:
-        raise _arguments.error("solver", f"one of {', '.join(names)}", repr(solver))
+        raise error("solver", f"one of {', '.join(names)}", repr(solver))
     has_l1 = isinstance(l1, Tracer) or bool(l1 != 0)
     if solver == "auto":
         solver = OPTAX if first_order else "proximal" if has_l1 else "newton-cg"
     if first_order and solver != OPTAX:
-        raise _arguments.error(
-            "solver", "'optax' with `optimizer`, `batch_size` or `epochs`", repr(solver)
-        )
+        raise error("solver", "'optax' with `optimizer`, `batch_size` or `epochs`", repr(solver))
     if has_l1 and solver != "proximal":
-        raise _arguments.error("solver", "'proximal' with `l1`", repr(solver))
+        raise error("solver", "'proximal' with `l1`", repr(solver))
     sparse = solver != OPTAX and _solve.SOLVERS[solver].takes_sparse
     if solver == "firth" and (isinstance(l2, Tracer) or l2 != 0):
-        raise _arguments.error("l2", "0 for 'firth', which has a penalty of its own", l2)
+        raise error("l2", "0 for 'firth', which has a penalty of its own", l2)
     if is_sparse(data.features) and not sparse:
-        raise _arguments.error("features", f"dense for the solver {solver!r}", "BCOO")
+        raise error("features", f"dense for the solver {solver!r}", "BCOO")
     return solver
 
 
 def _validation(
     validation: tuple[ArrayLike, ArrayLike], num_features: int, num_classes: int
 ) -> "tuple[Array | BCOO, Array]":
-    x = _arguments.features_array("validation", validation[0])
+    x = features_array("validation", validation[0])
     if x.shape[1] != num_features:
         expected = f"of {num_features} features"
-        raise _arguments.error("validation", expected, f"{x.shape[1]} features")
-    y = _arguments.labels_array("validation", validation[1], x.shape[0])
-    _arguments.class_count("validation", y, num_classes)
+        raise error("validation", expected, f"{x.shape[1]} features")
+    y = labels_array("validation", validation[1], x.shape[0])
+    class_count("validation", y, num_classes)
     return x, y

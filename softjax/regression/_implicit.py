@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from softjax.regression import _metric, _newton
+from softjax.regression import _metric
+from softjax.regression._directions import conjugate_gradients, spread
 from softjax.regression._problem import (
     Problem,
     centred,
@@ -100,8 +101,8 @@ def solve(
     weights = example_weights(problem.targets)
 
     def hvp(v):
-        spread = _newton.spread(weights, p, class_scores(problem.features, v))
-        return pull_back(problem.features, spread) + problem.l2 * penalised(v)
+        moved = spread(weights, p, class_scores(problem.features, v))
+        return pull_back(problem.features, moved) + problem.l2 * penalised(v)
 
     s = _metric.standardise(problem, gradient_bound(problem))
     empty = _metric.empty(problem.features, len(p))
@@ -134,6 +135,6 @@ def solve_within(
         least = jnp.asarray(8 * jnp.finfo(b.dtype).eps, b.dtype)
         bound = jnp.maximum(least, jnp.asarray(tol, b.dtype))
         up = extended(lambda g: steepest(g, size))
-        return _newton.conjugate_gradients(extended(hvp), up, b, bound, CG_STEPS)[0]
+        return conjugate_gradients(extended(hvp), up, b, bound, CG_STEPS)[0]
 
     return lax.custom_linear_solve(extended(hvp), b, solution, symmetric=True)

@@ -14,13 +14,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.tree_util import Partial
 
-from softjax.regression import _descent, _metric, _newton, _problem, _status
-from softjax.regression._descent import judge, moved, taken
-from softjax.regression._line_search import step_length
+from softjax.regression import _metric, _problem
+from softjax.regression._descent import State, initial, judge, moved, step_length, taken
+from softjax.regression._directions import truncated
 from softjax.regression._metric import Standardised
-from softjax.regression._problem import Data, Point, Problem, centred, class_scores
-from softjax.regression._result import FitResult
-from softjax.regression._sparse import is_sparse
+from softjax.regression._problem import Data, Point, Problem, centred, class_scores, is_sparse
+from softjax.regression._result import FitResult, Status
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
@@ -80,7 +79,7 @@ class Slots(NamedTuple):
     lane: Array
     targets: Array
     l2: Array
-    state: _descent.State
+    state: State
     point: Point
 
 
@@ -125,7 +124,7 @@ def advance(lanes: Lanes, work: Work, tol: Array, max_steps: Array, rounds: Arra
     count = len(work.results[0].separated)
 
     def running(slots):
-        going = (slots.state.status == _status.RUNNING) & (slots.state.step < max_steps)
+        going = (slots.state.status == Status.RUNNING) & (slots.state.step < max_steps)
         return (slots.lane < count) & going
 
     def body(carry):
@@ -180,7 +179,7 @@ def _loaded(lanes: Lanes, tol: Array, lane: Array) -> Slots:
     data = Data(lanes.features, labels, weights, lanes.class_weights, l2, no_l1)
     problem, theta = _problem.problem_of(data, len(lanes.start)), lanes.start
     here = _point(problem, theta, class_scores(lanes.features, theta))
-    state = _judged(lanes, tol, problem, _descent.initial(theta, ()), here)
+    state = _judged(lanes, tol, problem, initial(theta, ()), here)
     return Slots(lane, problem.targets, problem.l2, state, here)
 
 
@@ -200,13 +199,13 @@ def _stepped(lanes: Lanes, tol: Array, slot: Slots, running: Array) -> Slots:
 
 
 def _direction(lanes: Lanes, problem: Problem, here: Point, norm: Array) -> tuple[Array, Array]:
-    """As `_newton.newton_cg`, in the metric of all lanes and with the penalty of its own."""
+    """As `newton_cg`, in the metric of all lanes and with the penalty of its own."""
     s = lanes.standardised
     s = s._replace(ridge=_metric.scaled_ridge(problem.l2, s.scale))
     weights = _problem.example_weights(problem.targets).astype(jnp.float32)
     p = here.probabilities.astype(jnp.float32)
     steepest = partial(_steepest, lanes.metric)
-    d, passes = _newton.truncated(s, weights, p, here.gradient, norm, steepest)
+    d, passes = truncated(s, weights, p, here.gradient, norm, steepest)
     return centred(d), passes
 
 
@@ -222,9 +221,7 @@ def _point(problem: Problem, theta: Array, logits: Array) -> Point:
     return here._replace(gradient=centred(here.gradient))
 
 
-def _judged(
-    lanes: Lanes, tol: Array, problem: Problem, state: _descent.State, here: Point
-) -> _descent.State:
+def _judged(lanes: Lanes, tol: Array, problem: Problem, state: State, here: Point) -> State:
     """As a single fit is judged, but for the bound, which is that of all lanes."""
     objective = _problem.value(problem, here.theta, here.logits)
     norm = _problem.relative_norm(here.gradient, lanes.bound)

@@ -19,18 +19,16 @@ from softjax.regression import (
     _arguments,
     _lanes,
     _metric,
-    _newton,
     _problem,
-    _rotation,
     _solve,
-    _status,
+    _wide,
 )
+from softjax.regression._directions import factored_hessian
 from softjax.regression._lanes import Lanes, Work
 from softjax.regression._metric import Standardised
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._problem import Data
-from softjax.regression._result import FitResult
-from softjax.regression._sparse import is_sparse
+from softjax.regression._problem import Data, is_sparse
+from softjax.regression._result import FitResult, Status
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
@@ -157,9 +155,9 @@ def run(
     limit = MAX_STEPS if max_steps is None else _arguments.at_least("max_steps", max_steps, 0)
     rotation, x = None, data.features
     params = _arguments.initial_params(init, x.shape[1], num_classes, x.dtype)
-    if not is_sparse(x) and _rotation.pays(x):
-        x, rotation = _rotation.rotate(x)
-        data, params = data._replace(features=x), _rotation.forth(rotation, params)
+    if not is_sparse(x) and _wide.rotation_pays(x):
+        x, rotation = _wide.rotate(x)
+        data, params = data._replace(features=x), _wide.turned(rotation, params)
     groups = Groups(data, lane_of, report_of, jnp.asarray(tol, x.dtype), num_classes, count)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((groups, params))):
         if callback is not None:
@@ -229,8 +227,8 @@ def _on_the_host(
 
 
 def _called_back(fits: FitResult) -> FitResult:
-    running = fits.status == _status.RUNNING
-    return fits._replace(status=jnp.where(running, _status.CALLBACK, fits.status))
+    running = fits.status == Status.RUNNING
+    return fits._replace(status=jnp.where(running, Status.CALLBACK, fits.status))
 
 
 @jax.jit
@@ -265,19 +263,19 @@ def _begun(
 
 
 @jax.jit
-def _turned_back(rotation: _rotation.Rotation, fits: FitResult) -> FitResult:
+def _turned_back(rotation: _wide.Rotation, fits: FitResult) -> FitResult:
     """Every kernel of a stack in D dimensions, in one product."""
     kernel, bias = fits.params
     columns = jnp.moveaxis(kernel, -2, 0)
     rank, *stack = columns.shape
     stacked = SoftmaxRegression(columns.reshape(rank, -1), bias.ravel())
-    turned = _rotation.back(rotation, stacked)
+    turned = _wide.turned_back(rotation, stacked)
     kernel = jnp.moveaxis(turned.kernel.reshape(-1, *stack), 0, -2)
     return fits._replace(params=SoftmaxRegression(kernel, turned.bias.reshape(bias.shape)))
 
 
 def _dense(s: Standardised, weights: Array, p: Array) -> Array:
     """The inverse Hessian [K (D + 1), K (D + 1)], as exact Newton factors it."""
-    lower, unit = _newton.factored_hessian(s, weights.astype(jnp.float32), p.astype(jnp.float32))
+    lower, unit = factored_hessian(s, weights.astype(jnp.float32), p.astype(jnp.float32))
     inverse = jax.scipy.linalg.cho_solve((lower, True), jnp.diag(unit))
     return unit[:, None] * inverse

@@ -20,9 +20,9 @@ from softjax.regression._problem import (
     by_columns,
     centred,
     example_weights,
+    is_sparse,
     product,
 )
-from softjax.regression._sparse import is_sparse
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO

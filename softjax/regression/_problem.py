@@ -9,17 +9,17 @@ probabilities are [K, N]: a softmax over the first axis runs along the examples 
 and both products, X @ theta^T and R @ X, read the rows of X as they lie in memory.
 """
 
+import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from softjax._softmax import log_softmax_core
-from softjax.regression import _status
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._sparse import is_sparse
+from softjax.regression._result import Status
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
@@ -79,6 +79,12 @@ class Point(NamedTuple):
     logits: Array
     probabilities: Array
     gradient: Array
+
+
+def is_sparse(x: Any) -> "TypeGuard[BCOO]":
+    """Whether `x` is BCOO: without the import of what makes it, which brings scipy along."""
+    module = sys.modules.get("jax.experimental.sparse")
+    return module is not None and isinstance(x, module.BCOO)
 
 
 def problem_of(data: Data, num_classes: int) -> Problem:
@@ -186,8 +192,8 @@ def is_separated(problem: Problem, logits: Array) -> Array:
 def status_where_separated(problem: Problem, status: Array, separated: Array) -> Array:
     """SEPARATED in place of an end without reason: where no penalty holds the parameters."""
     unbounded = separated & (problem.l2 == 0) & (problem.l1 == 0)
-    done = (status == _status.CONVERGED) | (status == _status.PRECISION_FLOOR)
-    return jnp.where(unbounded & done, _status.SEPARATED, status).astype(jnp.int32)
+    done = (status == Status.CONVERGED) | (status == Status.PRECISION_FLOOR)
+    return jnp.where(unbounded & done, Status.SEPARATED, status).astype(jnp.int32)
 
 
 def product(a: Any, b: Any) -> Array:

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from softjax.regression import _status
 from softjax.regression._descent import State, initial
 from softjax.regression._metric import LARGEST_FACTOR
 from softjax.regression._problem import (
@@ -31,6 +30,7 @@ from softjax.regression._problem import (
     class_scores,
     example_weights,
     gradient_bound,
+    is_sparse,
     penalised,
     point,
     product,
@@ -38,7 +38,7 @@ from softjax.regression._problem import (
     relative_norm,
     value,
 )
-from softjax.regression._sparse import is_sparse
+from softjax.regression._result import Status
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
@@ -91,10 +91,10 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         momentum = Momentum(theta + speed * (theta - state.theta), next_t)
 
         stalled = jnp.where(norm < state.best, 0, state.stalled + 1)
-        status = jnp.where(stalled >= PATIENCE, _status.PRECISION_FLOOR, _status.RUNNING)
-        status = jnp.where((norm <= tol) & (decrement <= tol), _status.CONVERGED, status)
+        status = jnp.where(stalled >= PATIENCE, Status.PRECISION_FLOOR, Status.RUNNING)
+        status = jnp.where((norm <= tol) & (decrement <= tol), Status.CONVERGED, status)
         finite = jnp.isfinite(norm)
-        status = jnp.where(finite, status, _status.NON_FINITE).astype(jnp.int32)
+        status = jnp.where(finite, status, Status.NON_FINITE).astype(jnp.int32)
         return state._replace(
             theta=jnp.where(finite, theta, state.theta),
             memory=momentum,
@@ -108,7 +108,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         )
 
     def running(state):
-        return (state.status == _status.RUNNING) & (state.step < stop)
+        return (state.status == Status.RUNNING) & (state.step < stop)
 
     state = lax.while_loop(running, body, state)
     logits = class_scores(problem.features, state.theta)

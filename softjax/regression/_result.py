@@ -1,14 +1,26 @@
-"""What a fit says on the way, and what it gives back."""
+"""What a fit says on the way, why it stopped, and what it gives back."""
 
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
 
-from softjax.regression import _status
-from softjax.regression._model import SoftmaxRegression
+from softjax.regression._model import SoftmaxRegression, objective, predict
 
-# Why a fit stopped.
-(
+Validation = tuple[ArrayLike, ArrayLike]
+
+# Why a fit stopped, for people. One that is still running has come to its limit.
+STEP_LIMIT = "step limit"
+CONVERGED = "converged"
+PRECISION_FLOOR = "precision floor"
+SEPARATED = "separated"
+NON_FINITE = "non-finite objective"
+CALLBACK = "callback"
+QUASI_SEPARATED = "quasi-separated"
+REASONS = (
     STEP_LIMIT,
     CONVERGED,
     PRECISION_FLOOR,
@@ -16,7 +28,21 @@ from softjax.regression._model import SoftmaxRegression
     NON_FINITE,
     CALLBACK,
     QUASI_SEPARATED,
-) = _status.REASONS
+)
+
+
+class Status:
+    """The same as a number, for compiled programs: the place in REASONS."""
+
+    (
+        RUNNING,
+        CONVERGED,
+        PRECISION_FLOOR,
+        SEPARATED,
+        NON_FINITE,
+        CALLBACK,
+        QUASI_SEPARATED,
+    ) = range(7)
 
 
 class Event(NamedTuple):
@@ -98,7 +124,7 @@ class FitResult(NamedTuple):
     @property
     def converged(self) -> Any:
         """Whether the gradient, and what Newton's model still promises, became small enough."""
-        return self.status == _status.CONVERGED
+        return self.status == Status.CONVERGED
 
     @property
     def stop_reason(self) -> Any:
@@ -109,4 +135,28 @@ class FitResult(NamedTuple):
         that some examples cannot be told apart: some parameters grow for ever, the loss stays above
         0; STEP_LIMIT; CALLBACK; NON_FINITE, `params` are those before that step.
         """
-        return np.take(_status.REASONS, np.asarray(self.status)).tolist()
+        return np.take(REASONS, np.asarray(self.status)).tolist()
+
+
+def with_validation(event: Event, validation: tuple[Any, Any] | None) -> Event:
+    """The event with the loss and the accuracy on held-out data."""
+    if validation is None:
+        return event
+    loss, accuracy = map(float, _loss_and_accuracy(event.params, *validation))
+    return event._replace(validation_loss=loss, validation_accuracy=accuracy)
+
+
+def record(event: Event) -> dict[str, float]:
+    """The numbers of an event that there are."""
+    fields = event._asdict()
+    del fields["params"]
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+@jax.jit
+def _loss_and_accuracy(
+    params: SoftmaxRegression, features: Array, labels: Array
+) -> tuple[Array, Array]:
+    right = labels if labels.ndim == 1 else jnp.argmax(labels, -1)
+    hits = predict(params, features) == right
+    return objective(params, features, labels), jnp.mean(hits)

@@ -17,8 +17,9 @@ regression models" (1984), theorems 1 to 3.
 import jax.numpy as jnp
 from jax import Array, lax
 
-from softjax.regression import _implicit, _metric, _newton, _status
+from softjax.regression import _implicit, _metric
 from softjax.regression._descent import State
+from softjax.regression._directions import newton_cg, spread
 from softjax.regression._problem import (
     Problem,
     centred,
@@ -29,6 +30,7 @@ from softjax.regression._problem import (
     pull_back,
     relative_norm,
 )
+from softjax.regression._result import Status
 
 # Newton's step moves a margin that diverges by a nat, and others by no more than is left to go.
 STILL = 0.1
@@ -40,7 +42,7 @@ ATTEMPTS = 4
 
 def suspected(problem: Problem, state: State, status: Array) -> Array:
     """Whether a fit without penalty came to its end, and still moved."""
-    done = (status == _status.CONVERGED) | (status == _status.PRECISION_FLOOR)
+    done = (status == Status.CONVERGED) | (status == Status.PRECISION_FLOOR)
     return done & (problem.l2 == 0) & (problem.l1 == 0) & (state.move >= STILL)
 
 
@@ -53,7 +55,7 @@ def is_quasi_separated(problem: Problem, theta: Array, suspected: Array) -> Arra
     norm = relative_norm(here.gradient, bound)
     empty = _metric.empty(problem.features, len(theta))
     first = jnp.zeros((), jnp.int32)
-    newton, _, _ = _newton.newton_cg(problem, s, here, empty, first, norm)
+    newton, _, _ = newton_cg(problem, s, here, empty, first, norm)
     newton = centred(newton)
     moves = _leads(problem, class_scores(problem.features, newton))
     resting = (moves < STILL) & (_leads(problem, here.logits) < DECIDED)
@@ -91,7 +93,7 @@ def _parallel(problem: Problem, tied: Array, d: Array) -> Array:
     """`d` without what would part classes that tie."""
     tied = tied.astype(d.dtype)
     p, logits = tied / jnp.sum(tied, 0), class_scores(problem.features, d)
-    parted = _newton.spread(jnp.ones(len(logits[0]), d.dtype), p, logits)
+    parted = spread(jnp.ones(len(logits[0]), d.dtype), p, logits)
     # What parts them is known but for the rounding of the logits: no more of it can be solved for.
     rounding = 64 * jnp.finfo(d.dtype).eps * jnp.max(jnp.abs(centred(logits)))
     tol = jnp.clip(rounding / jnp.max(jnp.abs(parted)), max=0.1)

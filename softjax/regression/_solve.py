@@ -10,21 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from softjax.regression import (
-    _descent,
-    _firth,
-    _implicit,
-    _problem,
-    _proximal,
-    _rotation,
-    _separation,
-    _status,
-    _wide,
-)
+from softjax.regression import _descent, _firth, _implicit, _proximal, _separation, _wide
+from softjax.regression._descent import State
+from softjax.regression._directions import LBFGS, NEWTON, NEWTON_CG, Method
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._problem import Data
-from softjax.regression._result import FitResult, Progress
-from softjax.regression._sparse import is_sparse
+from softjax.regression._problem import (
+    Data,
+    Problem,
+    class_scores,
+    is_separated,
+    is_sparse,
+    pack,
+    problem_of,
+    status_where_separated,
+    unpack,
+    value,
+)
+from softjax.regression._result import FitResult, Progress, Status
 
 
 class Solver(NamedTuple):
@@ -52,28 +54,28 @@ class Solver(NamedTuple):
     needs_optimum: bool = True
 
 
-def _descending(method: _descent.Method, max_steps: int, chunk: int, **what: Any) -> Solver:
+def _descending(method: Method, max_steps: int, chunk: int, **what: Any) -> Solver:
     start, advance = partial(_descent.start, method), partial(_descent.advance, method)
     return Solver(start, advance, max_steps, chunk, **what)
 
 
-def _newton_cg_start(features: Any, theta: Any) -> _descent.State:
+def _newton_cg_start(features: Any, theta: Any) -> State:
     if _wide.is_wide(features):
         return _wide.start(features, theta)
-    return _descent.start(_descent.NEWTON_CG, features, theta)
+    return _descent.start(NEWTON_CG, features, theta)
 
 
 def _newton_cg_advance(
-    problem: _problem.Problem, tol: Array, state: _descent.State, stop: Array
-) -> tuple[_descent.State, Array]:
+    problem: Problem, tol: Array, state: State, stop: Array
+) -> tuple[State, Array]:
     """In the span of the examples where there are few; where that fails, among all parameters."""
     if not _wide.is_wide(problem.features):
-        return _descent.advance(_descent.NEWTON_CG, problem, tol, state, stop)
+        return _descent.advance(NEWTON_CG, problem, tol, state, stop)
 
     def among_all(state, logits):
-        method, x = _descent.NEWTON_CG, problem.features
-        begin = _descent.start(method, x, state.theta)
-        end, logits = _descent.advance(method, problem, tol, begin, stop - state.step)
+        x = problem.features
+        begin = _descent.start(NEWTON_CG, x, state.theta)
+        end, logits = _descent.advance(NEWTON_CG, problem, tol, begin, stop - state.step)
         return end._replace(
             memory=_wide.start(x, end.theta).memory,
             step=state.step + end.step,
@@ -81,14 +83,14 @@ def _newton_cg_advance(
         ), logits
 
     state, logits = _wide.advance(problem, tol, state, stop)
-    failed = state.status == _status.PRECISION_FLOOR
+    failed = state.status == Status.PRECISION_FLOOR
     return lax.cond(failed, among_all, lambda *same: same, state, logits)
 
 
 SOLVERS = {
     "newton-cg": Solver(_newton_cg_start, _newton_cg_advance, 200, 1, rotates=False),
-    "newton": _descending(_descent.NEWTON, 200, 1, takes_sparse=False),
-    "lbfgs": _descending(_descent.LBFGS, 5000, 50),
+    "newton": _descending(NEWTON, 200, 1, takes_sparse=False),
+    "lbfgs": _descending(LBFGS, 5000, 50),
     "proximal": Solver(
         _proximal.start,
         _proximal.advance,
@@ -116,7 +118,7 @@ class Outcome(NamedTuple):
     `suspected` says that quasi-complete separation should be looked for.
     """
 
-    state: _descent.State
+    state: State
     params: SoftmaxRegression
     status: Array
     separated: Array
@@ -162,7 +164,7 @@ class Run:
     def result(self, progress: Progress, status: int, history: list[dict[str, float]]) -> FitResult:
         suspected = self.outcome.suspected
         if suspected and _quasi_separated(self.fixed[1], self.data, self.state.theta, suspected):
-            status = _status.QUASI_SEPARATED
+            status = Status.QUASI_SEPARATED
         return FitResult(
             progress.params,
             progress.objective,
@@ -191,10 +193,10 @@ def traced(
     solver = SOLVERS[name]
     limit = jnp.asarray(solver.max_steps if max_steps is None else max_steps, jnp.int32)
     rotation, turned, start = _rotated(name, *lax.stop_gradient((data, params)))
-    state = solver.start(turned.features, _problem.pack(start))
+    state = solver.start(turned.features, pack(start))
     tol = jnp.asarray(tol, data.features.dtype)
     outcome = _within_trace(name, num_classes, turned, tol, state, limit)
-    theta = _problem.pack(_turned_back(rotation, outcome.params))
+    theta = pack(_turned_back(rotation, outcome.params))
     state = outcome.state
     status = outcome.status
     if not penalised:
@@ -203,15 +205,15 @@ def traced(
             lambda: _quasi_separated(num_classes, turned, state.theta, outcome.suspected),
             lambda: jnp.asarray(False),
         )
-        status = jnp.where(proven, _status.QUASI_SEPARATED, status).astype(jnp.int32)
-    undefined = (state.status == _status.NON_FINITE) & (state.step == 0)
+        status = jnp.where(proven, Status.QUASI_SEPARATED, status).astype(jnp.int32)
+    undefined = (state.status == Status.NON_FINITE) & (state.step == 0)
     theta = lax.stop_gradient(jnp.where(undefined, jnp.nan, theta))
-    problem = _problem.problem_of(data, num_classes)
+    problem = problem_of(data, num_classes)
     theta = solver.stationary(theta, problem)
-    logits = _problem.class_scores(problem.features, theta)
+    logits = class_scores(problem.features, theta)
     return FitResult(
-        _problem.unpack(theta),
-        _problem.value(problem, theta, logits),
+        unpack(theta),
+        value(problem, theta, logits),
         status,
         state.step,
         state.passes,
@@ -222,23 +224,23 @@ def traced(
 
 
 def _advance(
-    name: str, num_classes: int, data: Data, tol: Array, state: _descent.State, stop: Array
+    name: str, num_classes: int, data: Data, tol: Array, state: State, stop: Array
 ) -> Outcome:
     """To step `stop`: all of a fit in one program."""
-    problem = _problem.problem_of(data, num_classes)
+    problem = problem_of(data, num_classes)
     state, logits = SOLVERS[name].advance(problem, tol, state, stop)
-    separated = _problem.is_separated(problem, logits)
+    separated = is_separated(problem, logits)
     status, suspected = state.status, jnp.asarray(False)
     if SOLVERS[name].needs_optimum:
-        status = _problem.status_where_separated(problem, status, separated)
+        status = status_where_separated(problem, status, separated)
         suspected = _separation.suspected(problem, state, status)
-    return Outcome(state, _problem.unpack(state.theta), status, separated, suspected)
+    return Outcome(state, unpack(state.theta), status, separated, suspected)
 
 
 @partial(jax.jit, static_argnames="num_classes")
 def _quasi_separated(num_classes: int, data: Data, theta: Array, suspected: Array) -> Array:
     """In a program of its own: most fits have no need of it."""
-    problem = _problem.problem_of(data, num_classes)
+    problem = problem_of(data, num_classes)
     return _separation.is_quasi_separated(problem, theta, suspected)
 
 
@@ -267,16 +269,14 @@ def _quickly_compiled() -> Callable:
 
 def _rotated(
     name: str, data: Data, params: SoftmaxRegression
-) -> tuple[_rotation.Rotation | None, Data, SoftmaxRegression]:
+) -> tuple[_wide.Rotation | None, Data, SoftmaxRegression]:
     """In N dimensions, where that pays."""
     x = data.features
-    if is_sparse(x) or not SOLVERS[name].rotates or not _rotation.pays(x):
+    if is_sparse(x) or not SOLVERS[name].rotates or not _wide.rotation_pays(x):
         return None, data, params
-    features, rotation = _rotation.rotate(x)
-    return rotation, data._replace(features=features), _rotation.forth(rotation, params)
+    features, rotation = _wide.rotate(x)
+    return rotation, data._replace(features=features), _wide.turned(rotation, params)
 
 
-def _turned_back(
-    rotation: _rotation.Rotation | None, params: SoftmaxRegression
-) -> SoftmaxRegression:
-    return params if rotation is None else _rotation.back(rotation, params)
+def _turned_back(rotation: _wide.Rotation | None, params: SoftmaxRegression) -> SoftmaxRegression:
+    return params if rotation is None else _wide.turned_back(rotation, params)

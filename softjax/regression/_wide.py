@@ -1,4 +1,4 @@
-"""Fewer examples than features: Newton's steps in the span of the examples.
+"""Fewer examples than features: Newton's steps in the span of the examples, or N dimensions.
 
 Every gradient is in the span of the rows of X, and so is the optimum: kernel = X^T beta, and a
 direction has X^T y for its kernel and b for its bias. With W_i = w_i (diag p_i - p_i p_i^T),
@@ -12,25 +12,34 @@ and where rows are far from collinear, as they are in many dimensions, it is the
 by block of an example, (l2 W_i^+ + G_ii)^-1 is a metric that feels how decided an example is.
 
     (l2 W_i^+ + G_ii)^-1 r = e r - e <e, r> / sum(e),  e = w_i p_i / (l2 + w_i p_i G_ii)
+
+A solver that has no such steps is given the same problem in N dimensions. Every gradient is in the
+span of the rows of X less their mean m, too, since its residuals sum to 0: with
+(X - 1 m^T)^T = Q R, kernel = Q V and X kernel + 1 bias^T = R^T V + 1 c^T, c = bias + kernel^T m.
+|kernel| = |V|, so that an l2 penalty stays what it is. By QR, not from X X^T, which would square
+the condition number; less the mean, which float32 could not take away from the kernel again.
 """
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from softjax.regression import _metric, _newton, _status
-from softjax.regression._descent import State, initial, judge, moved, taken
-from softjax.regression._line_search import step_length
-from softjax.regression._metric import Standardised
+from softjax.regression import _metric
+from softjax.regression._descent import State, initial, judge, moved, step_length, taken
+from softjax.regression._directions import factor, factored_solve, spread
+from softjax.regression._metric import LARGEST_FACTOR, Standardised
+from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import (
     Problem,
     centred,
     class_scores,
     example_weights,
     gradient_bound,
+    is_sparse,
     penalised,
     point,
     probabilities,
@@ -39,7 +48,7 @@ from softjax.regression._problem import (
     relative_norm,
     value,
 )
-from softjax.regression._sparse import is_sparse
+from softjax.regression._result import Status
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
@@ -62,6 +71,14 @@ class Span(NamedTuple):
     beta: Any
     rest: Any
     rest_logits: Any
+
+
+class Rotation(NamedTuple):
+    """Q as LAPACK keeps it, Householder's vectors [D, N] and their factors [N], and m [D]."""
+
+    reflectors: Array
+    factors: Array
+    mean: Array
 
 
 def is_wide(features: "Array | BCOO") -> bool:
@@ -111,7 +128,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         d = penalised(pull_back(problem.features, y)) - span.rest
         d_logits = class_scores(problem.features, d)
         # The bias that is best for this kernel: sum_i W_i (x_i d + b) + rho_i = 0.
-        slope = jnp.sum(_newton.spread(weights, p, d_logits) + rho, 1)
+        slope = jnp.sum(spread(weights, p, d_logits) + rho, 1)
         b = -_between_classes(weights * p)(slope)[:, None]
         d, d_logits = d.at[:, -1:].set(b), d_logits + b
         first = jnp.vdot(rho, d_logits) + problem.l2 * jnp.vdot(span.rest, d)
@@ -128,7 +145,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
     def body(carry):
         state, logits, _ = carry
         state = judged(state, logits)
-        running = (state.status == _status.RUNNING) & (state.step < stop)
+        running = (state.status == Status.RUNNING) & (state.step < stop)
         state, logits = lax.cond(running, stepped, lambda *carry: carry, state, logits)
         return state, logits, running
 
@@ -146,6 +163,41 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
     )
     gradient = centred(point(problem, state.theta, logits).gradient)
     return state._replace(norm=relative_norm(gradient, bound)), logits
+
+
+def rotation_pays(features: Array) -> bool:
+    """Whether N dimensions are worth the factorization, of 2 N^2 D operations."""
+    return is_wide(features) and len(features) < LARGEST_FACTOR
+
+
+@jax.jit
+def rotate(features: Array) -> tuple[Array, Rotation]:
+    """R^T [N, N], the features in N dimensions, and the way back."""
+    mean = jnp.mean(features, 0)
+    transposed, factors = jnp.linalg.qr((features - mean).T, mode="raw")  # pyright: ignore
+    reflectors = transposed.T
+    r = jnp.triu(reflectors[: len(factors)])
+    # Where examples are collinear, rows of R are rounding: no feature to be standardised.
+    size = jnp.linalg.norm(r, axis=1, keepdims=True)
+    r = jnp.where(size > len(r) * jnp.finfo(r.dtype).eps * jnp.max(size), r, 0)
+    return r.T, Rotation(reflectors, factors, mean)
+
+
+@jax.jit
+def turned_back(rotation: Rotation, params: SoftmaxRegression) -> SoftmaxRegression:
+    """kernel = Q V."""
+    q, mean = rotation[:2], rotation.mean
+    missing = len(mean) - len(params.kernel)
+    kernel = lax.linalg.ormqr(*q, jnp.pad(params.kernel, ((0, missing), (0, 0))))
+    return SoftmaxRegression(kernel, params.bias - mean @ kernel)
+
+
+@jax.jit
+def turned(rotation: Rotation, params: SoftmaxRegression) -> SoftmaxRegression:
+    """V = Q^T kernel: of a kernel outside of the span, the part inside."""
+    q, mean = rotation[:2], rotation.mean
+    kernel = lax.linalg.ormqr(*q, params.kernel, transpose=True)[: len(rotation.factors)]
+    return SoftmaxRegression(kernel, params.bias + mean @ params.kernel)
 
 
 def _coefficients(
@@ -217,5 +269,5 @@ def _between_classes(e: Array) -> Callable[[Array], Array]:
     edges = edges * (1 - jnp.eye(len(e), dtype=e.dtype))
     degrees = jnp.sum(edges, 1)
     ground = jnp.arange(len(e)) == jnp.argmax(degrees)
-    lower, unit = _newton.factor(jnp.diag(jnp.where(ground, 2, 1) * degrees) - edges)
-    return lambda b: _newton.factored_solve(lower, unit, b)
+    lower, unit = factor(jnp.diag(jnp.where(ground, 2, 1) * degrees) - edges)
+    return lambda b: factored_solve(lower, unit, b)

@@ -18,10 +18,9 @@ import numpy as np
 from jax import Array
 
 from softjax import _checks, processes
-from softjax.regression import Event, FitResult, _lbfgs, _metric, _status
-from softjax.regression._descent import LBFGS
-from softjax.regression._events import Validation, record, with_validation
-from softjax.regression._line_search import BEFORE, BEYOND, TRIALS
+from softjax.regression import Event, FitResult, _metric
+from softjax.regression._descent import BEFORE, BEYOND, TRIALS
+from softjax.regression._directions import LBFGS, Memory
 from softjax.regression._problem import (
     Data,
     Point,
@@ -36,6 +35,7 @@ from softjax.regression._problem import (
     unpack,
     value,
 )
+from softjax.regression._result import Status, Validation, record, with_validation
 from softjax.streaming._batches import Batch
 from softjax.streaming._devices import ahead
 from softjax.streaming._rows import Rows, as_indices, computed_in
@@ -129,13 +129,13 @@ def fit(
     history: list[dict[str, float]] = []
     while True:
         norm = float(np.max(np.abs(here.gradient) / bound))
-        status = _status.RUNNING
+        status = Status.RUNNING
         if not np.isfinite(here.value) or not np.isfinite(norm):
-            status = _status.NON_FINITE
+            status = Status.NON_FINITE
         elif norm == 0 or (norm <= tol and decrement <= tol * max(here.value, tol)):
-            status = _status.CONVERGED
+            status = Status.CONVERGED
         elif stalled >= LBFGS.patience:
-            status = _status.PRECISION_FLOOR
+            status = Status.PRECISION_FLOOR
         stalled, best = (0, norm) if norm < best else (stalled + 1, best)
         seconds = time.perf_counter() - begin
         params = unpack(jnp.asarray(theta))
@@ -143,23 +143,23 @@ def fit(
         event = with_validation(event, validation)
         history.append(record(event))
         interrupted = callback is not None and any(processes.gather(bool(callback(event))))
-        if status != _status.RUNNING or interrupted or step == max_steps:
+        if status != Status.RUNNING or interrupted or step == max_steps:
             break
         gradient = here.gradient.astype(dtype)
         arguments = (theta, gradient, memory, np.int32(step), dtype.type(norm))
         d, memory = _direction(*passes.fixed, sample, dtype.type(l2), *arguments)
         trial = _line_search(passes, theta, here, np.asarray(d))
         if trial is None:
-            status = _status.PRECISION_FLOOR
+            status = Status.PRECISION_FLOOR
             break
         decrement = -np.vdot(here.gradient, d) / 2
         (theta, here), step = trial, step + 1
 
-    done = status in (_status.CONVERGED, _status.PRECISION_FLOOR)
+    done = status in (Status.CONVERGED, Status.PRECISION_FLOOR)
     if done and here.separated and l2 == 0:
-        status = _status.SEPARATED
-    if status == _status.RUNNING and interrupted:
-        status = _status.CALLBACK
+        status = Status.SEPARATED
+    if status == Status.RUNNING and interrupted:
+        status = Status.CALLBACK
     return FitResult(
         params, here.value, status, step, 2 * passes.count, norm, bool(here.separated), history
     )
@@ -282,10 +282,10 @@ def _direction(
     l2: Array,
     theta: Array,
     gradient: Array,
-    memory: _lbfgs.Memory,
+    memory: Memory,
     step: Array,
     norm: Array,
-) -> tuple[Array, _lbfgs.Memory]:
+) -> tuple[Array, Memory]:
     """That of L-BFGS, whose gradients are those of all rows, and whose metric is the sample's."""
     problem = _problem(num_classes, transform, sample)._replace(l2=l2)
     s = _metric.standardise(problem, gradient_bound(problem))

@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from softjax.regression import SoftmaxRegression
 from softjax.regression._first_order import largest_entry, updated
-from softjax.regression._objective import penalty
+from softjax.regression._model import penalty
 from softjax.streaming._batches import Batch
 from softjax.streaming._blocks import Layout, mean_loss
 

@@ -16,9 +16,9 @@ from jax.typing import ArrayLike
 
 from softjax import _checks, processes
 from softjax.checkpoints import Checkpoints
-from softjax.regression import Event, FitResult, SoftmaxRegression, _status
+from softjax.regression import Event, FitResult, SoftmaxRegression
 from softjax.regression import init as zeros
-from softjax.regression._events import Validation, record, with_validation
+from softjax.regression._result import Status, Validation, record, with_validation
 from softjax.streaming._batches import Source, source_of
 from softjax.streaming._devices import Chunk, Devices, ahead
 from softjax.streaming._steps import State, advance, start
@@ -162,7 +162,7 @@ def train(
         if checkpoints is not None:
             checkpoints.save(int(state.step), state, history)
 
-    status = _status.RUNNING
+    status = Status.RUNNING
     size = max(min(CHUNK_BYTES // max(first.features.nbytes, 1), LONGEST_CHUNK, every), 1)
     spans = _spans(int(state.step), steps, size, every)
     with closing(ahead(partial(devices.chunk, source, first, size), spans)) as chunks:
@@ -183,7 +183,7 @@ def train(
                 state = devices.forgotten(state)
                 save()
                 if callback is not None and any(processes.gather(bool(callback(event)))):
-                    status = _status.CALLBACK
+                    status = Status.CALLBACK
                     break
             if int(flag):
                 save()

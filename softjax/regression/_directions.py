@@ -1,24 +1,73 @@
-"""Newton's directions: truncated, by conjugate gradients, and exact, by a dense factor."""
+"""Directions: Newton's, truncated by conjugate gradients or exact by a dense factor, and L-BFGS.
+
+    d = -H^-1 g
+
+L-BFGS in the compact form, with the metric as its first inverse Hessian: with the last m steps S,
+changes of the gradient Y and U = M^-1 Y, R the upper triangle of S Y^T and E its diagonal,
+
+    H^-1 g ~ M^-1 g + [S; U]^T [[R^-T (E + Y U^T) R^-1, -R^-T], [-R^-1, 0]] [S; U] g
+
+Two small triangular solves and four products in place of two loops over the memory.
+
+Source: J. Nocedal and S. J. Wright, "Numerical Optimization" (2006), algorithm 7.1; R. H. Byrd,
+J. Nocedal and R. B. Schnabel, "Representations of quasi-Newton matrices and their use in limited
+memory methods" (1994), theorem 2.2.
+"""
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from softjax.regression import _metric
 from softjax.regression._metric import Metric, Standardised
-from softjax.regression._problem import (
-    Point,
-    Problem,
-    example_weights,
-)
+from softjax.regression._problem import Point, Problem, example_weights
+
+if TYPE_CHECKING:
+    from jax.experimental.sparse import BCOO
 
 CG_STEPS = 250
 # The residual of a direction, relative, in the norm of the metric: at first rough, so that no
 # work goes into directions far from the optimum, then finer with the gradient.
 ROUGH, FINE = 0.25, 1e-3
+# The steps that L-BFGS remembers.
+LENGTH = 10
+
+
+class Method(NamedTuple):
+    """A way to find directions.
+
+    Attributes:
+        start: of (features, theta): the memory before the first step.
+        direction: of (problem, standardised features, point, memory, step, norm): the direction,
+            the new memory and the number of products with the features.
+        patience: as many steps without a smaller gradient are rounding.
+    """
+
+    start: Callable
+    direction: Callable
+    patience: int
+
+
+class Memory(NamedTuple):
+    """The last LENGTH steps, oldest first; rows of zeros before there are as many.
+
+    Attributes:
+        metric: M.
+        theta, gradient: of the step before, [K, D + 1].
+        steps, changes, images: S, Y and U, [LENGTH, K (D + 1)].
+    """
+
+    metric: Metric
+    theta: Any
+    gradient: Any
+    steps: Any
+    changes: Any
+    images: Any
 
 
 def newton_cg(
@@ -43,6 +92,67 @@ def newton_cg(
     return d, metric, passes
 
 
+def newton(
+    problem: Problem, s: Standardised, point: Point, memory: tuple[()], step: Array, norm: Array
+) -> tuple[Array, tuple[()], Array]:
+    """The direction -H^-1 g by a Cholesky factor of the Hessian, in float32 too."""
+    weights = example_weights(problem.targets).astype(jnp.float32)
+    lower, unit = factored_hessian(s, weights, point.probabilities.astype(jnp.float32))
+    num_classes, width = point.gradient.shape
+    g = (_metric.to_standard(s.mean, s.scale, point.gradient) / norm).astype(jnp.float32)
+    d = -factored_solve(lower, unit, g.ravel()).reshape(num_classes, width)
+    d = _metric.from_standard(s.mean, s.scale, d.astype(norm.dtype) * norm)
+    return d, memory, jnp.full((), num_classes, jnp.int32)
+
+
+def lbfgs_start(features: "Array | BCOO", theta: Any) -> Memory:
+    zeros = np.zeros(theta.shape, theta.dtype)
+    history = np.zeros((LENGTH, theta.size), theta.dtype)
+    metric = _metric.empty(features, len(theta))
+    return Memory(metric, zeros, zeros, history, history, history)
+
+
+def lbfgs(
+    problem: Problem, s: Standardised, point: Point, memory: Memory, step: Array, norm: Array
+) -> tuple[Array, Memory, Array]:
+    """The direction -H^-1 g with the H^-1 of the compact form, in the dtype of the fit."""
+    shape = point.gradient.shape
+
+    def steepest(metric, gradient):
+        return _metric.steepest(s, metric, gradient.reshape(shape), norm).ravel()
+
+    def refreshed():
+        weights = example_weights(problem.targets)
+        metric = _metric.build(memory.metric, s, weights, point.probabilities)
+        return metric, jax.vmap(lambda y: steepest(metric, y))(memory.changes)
+
+    # Early, and once more when the probabilities have settled.
+    metric, images = lax.cond(
+        (step == 0) | (step == 4) | (step == 16),
+        refreshed,
+        lambda: (memory.metric, memory.images),
+    )
+    moved = (point.theta - memory.theta).ravel()
+    change = (point.gradient - memory.gradient).ravel()
+    new = (step > 0) & (jnp.vdot(moved, change) > 0)
+
+    def pushed(rows, row):
+        return jnp.where(new, jnp.concatenate([rows[1:], row[None]]), rows)
+
+    changes = pushed(memory.changes, change)
+    steps = pushed(memory.steps, moved)
+    images = pushed(images, steepest(metric, change))
+    gradient = point.gradient.ravel()
+    d = -_inverse_hessian(steps, changes, images, gradient, steepest(metric, gradient))
+    memory = Memory(metric, point.theta, point.gradient, steps, changes, images)
+    return d.reshape(shape), memory, jnp.zeros((), jnp.int32)
+
+
+NEWTON_CG = Method(lambda x, theta: _metric.empty(x, len(theta)), newton_cg, 5)
+NEWTON = Method(lambda x, theta: (), newton, 5)
+LBFGS = Method(lbfgs_start, lbfgs, 30)
+
+
 def truncated(
     s: Standardised, weights: Array, p: Array, gradient: Array, norm: Array, steepest: Callable
 ) -> tuple[Array, Array]:
@@ -59,19 +169,6 @@ def truncated(
     tolerance = jnp.clip(3 * jnp.sqrt(norm).astype(jnp.float32), FINE, ROUGH)
     d, steps = conjugate_gradients(hvp, steepest, -g, tolerance, CG_STEPS)
     return _metric.from_standard(s.mean, s.scale, d.astype(norm.dtype) * size), 2 * steps
-
-
-def newton(
-    problem: Problem, s: Standardised, point: Point, memory: tuple[()], step: Array, norm: Array
-) -> tuple[Array, tuple[()], Array]:
-    """The direction -H^-1 g by a Cholesky factor of the Hessian, in float32 too."""
-    weights = example_weights(problem.targets).astype(jnp.float32)
-    lower, unit = factored_hessian(s, weights, point.probabilities.astype(jnp.float32))
-    num_classes, width = point.gradient.shape
-    g = (_metric.to_standard(s.mean, s.scale, point.gradient) / norm).astype(jnp.float32)
-    d = -factored_solve(lower, unit, g.ravel()).reshape(num_classes, width)
-    d = _metric.from_standard(s.mean, s.scale, d.astype(norm.dtype) * norm)
-    return d, memory, jnp.full((), num_classes, jnp.int32)
 
 
 def factored_hessian(s: Standardised, weights: Array, p: Array) -> tuple[Array, Array]:
@@ -158,3 +255,21 @@ def spread(weights: Array, p: Array, scores: Array) -> Array:
     """w_i (diag p_i - p_i p_i^T) scores_i."""
     moved = p * scores
     return weights * (moved - p * jnp.sum(moved, 0))
+
+
+def _inverse_hessian(
+    steps: Array, changes: Array, images: Array, gradient: Array, steepest: Array
+) -> Array:
+    products = steps @ changes.T
+    e = jnp.diag(products)
+    r = jnp.triu(products) + jnp.diag(jnp.where(e > 0, 0, 1).astype(e.dtype))
+    # The metric is right in its shape, not in its size: as measured along the last step.
+    last = jnp.vdot(changes[-1], images[-1])
+    size = jnp.where(last > 0, e[-1] / jnp.where(last > 0, last, 1), 1)
+    a, b = steps @ gradient, size * (images @ gradient)
+    inner = jnp.diag(e) + size * (changes @ images.T)
+    low = lax.linalg.triangular_solve(r, a[:, None], left_side=True, lower=False)
+    top = lax.linalg.triangular_solve(
+        r, inner @ low - b[:, None], left_side=True, lower=False, transpose_a=True
+    )
+    return size * steepest + (top[:, 0] @ steps) - size * (low[:, 0] @ images)
