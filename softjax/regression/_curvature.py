@@ -1,32 +1,37 @@
-"""The derivatives of the objective in closed form: what solvers and statistics are made of."""
+"""The derivatives of the objective in closed form: what statistics are made of.
 
+Every Hessian of softmax regression is a sum of Kronecker products,
+
+    I = sum_i a_i (diag(p_i) - p_i p_i^T) kron x~_i x~_i^T,  x~ = (x, 1)
+
+    diag(p) - p p^T = sum_{k < l} p_k p_l (e_k - e_l)(e_k - e_l)^T
+
+so that with B_kl = X~^T diag(a p_k p_l) X~ the block of the classes k and l is -B_kl, and that of
+class k is sum_{l != k} B_kl. Nothing is subtracted, 1 - p included: every block is accurate
+relative to itself, and I is positive semidefinite.
+"""
+
+from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax._labels import Labels
+from softjax._labels import ClassIndices, Labels, class_indices, distribution, is_class_indices
+from softjax._losses import expected_loss_gradient, index_loss_gradient
 from softjax._numerics import compute_dtype
 from softjax._softmax import softmax_core, softmax_tangent
-from softjax.regression._information import information
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._rows import (
-    EXACT,
-    Rows,
-    augmented,
-    checked_rows,
-    counted,
-    features_array,
-    masses,
-    product,
-    residuals,
-    targets_array,
-    times,
-    weights_array,
-)
+
+EXACT = lax.Precision.HIGHEST  # accelerators round float32 factors otherwise
+# A chunk of rows holds this many numbers, 2 MiB of float64, which stay in the cache; but it has
+# rows enough to pay for passing over the blocks once a chunk.
+CHUNK_SIZE, CHUNK_ROWS = 2**18, 512
 
 
 def gradient(
@@ -269,6 +274,15 @@ def lipschitz_constant(
     return _lipschitz_constant(Rows(x, targets, w, c), l2, num_classes)
 
 
+class Rows(NamedTuple):
+    """The arguments of a derivative, checked: features, targets, sample and class weights."""
+
+    x: Array
+    targets: ClassIndices | Array
+    w: Array | None
+    c: Array | None
+
+
 @jax.jit
 def _gradient(params: SoftmaxRegression, rows: Rows, l2: ArrayLike) -> SoftmaxRegression:
     x, share = counted(rows.x, rows.w)
@@ -325,3 +339,162 @@ def _pulled_back(
     return SoftmaxRegression(
         kernel.astype(params.kernel.dtype), jnp.sum(g, 0).astype(params.bias.dtype)
     )
+
+
+def checked_rows(
+    function: str,
+    params: SoftmaxRegression,
+    features: ArrayLike,
+    labels: Labels,
+    sample_weights: ArrayLike | None,
+    class_weights: ArrayLike | None = None,
+) -> Rows:
+    x = features_array(function, params, features)
+    shape = (len(x), jnp.shape(params.kernel)[1])
+    targets = targets_array(function, labels, shape, x.dtype)
+    w = weights_array(function, "sample_weights", sample_weights, shape[:1], x.dtype)
+    c = weights_array(function, "class_weights", class_weights, shape[1:], x.dtype)
+    return Rows(x, targets, w, c)
+
+
+def features_array(function: str, params: SoftmaxRegression, features: ArrayLike) -> Array:
+    x = _checks.real_array(function, "features", features)
+    _checks.same_shape(function, "features", x, (len(x) if x.ndim else 0, len(params.kernel)))
+    return x.astype(compute_dtype(jnp.result_type(params.kernel)))
+
+
+def targets_array(
+    function: str, labels: Labels, shape: tuple[int, int], dtype
+) -> ClassIndices | Array:
+    if not is_class_indices(labels, function):
+        return distribution(function, labels, shape, dtype)
+    _checks.same_shape(function, "labels", labels, shape[:1])
+    return class_indices(function, labels, shape[1])
+
+
+def weights_array(
+    function: str, argument: str, weights: ArrayLike | None, shape: tuple[int, ...], dtype
+) -> Array | None:
+    if weights is None:
+        return None
+    w = _checks.real_array(function, argument, weights)
+    _checks.same_shape(function, argument, w, shape)
+    _checks.not_negative(function, argument, weights)
+    return w.astype(dtype)
+
+
+def counted(x: Array, w: Array | None) -> tuple[Array, Array]:
+    """The features, 0 in a row of weight 0, and the share w_i / sum(w) of each row."""
+    if w is None:
+        return x, jnp.full(len(x), 1 / max(len(x), 1), x.dtype)
+    total = jnp.sum(w)
+    return jnp.where(w[:, None] == 0, 0, x), w / jnp.where(total == 0, 1, total)
+
+
+def residuals(z: Array, targets: ClassIndices | Array, c: Array | None) -> Array:
+    """dl_i / dz_i, NaN at a bad label."""
+    if isinstance(targets, ClassIndices):
+        return masses(targets, c, z.dtype)[:, None] * index_loss_gradient(z, targets.index, None)
+    return expected_loss_gradient(z, targets if c is None else c * targets)
+
+
+def masses(targets: ClassIndices | Array, c: Array | None, dtype) -> Array:
+    """sum_k c_k y_ik of each row, NaN at a bad label."""
+    if not isinstance(targets, ClassIndices):
+        return jnp.sum(targets if c is None else c * targets, -1)
+    masses = jnp.ones(targets.index.shape, dtype) if c is None else c[targets.index]
+    return masses if targets.bad is None else jnp.where(targets.bad, jnp.nan, masses)
+
+
+def times(share: Array, x: Array) -> Array:
+    """share x, and 0 where the share is 0 even if x is NaN."""
+    return jnp.where(share == 0, 0, share * x)
+
+
+def product(x: Array, params: SoftmaxRegression) -> Array:
+    """The logits, in the dtype of x."""
+    kernel, bias = (leaf.astype(x.dtype) for leaf in params)
+    return jnp.matmul(x, kernel, precision=EXACT) + bias
+
+
+def augmented(x: Array) -> Array:
+    """x~ = (x, 1)."""
+    return jnp.concatenate([x, jnp.ones((len(x), 1), x.dtype)], 1)
+
+
+def information(x: Array, z: Array, a: Array) -> Array:
+    """I [P, P], exactly symmetric; rows and columns have the features first, then the classes.
+
+    Args:
+        x: features [N, D].
+        z: logits [N, K].
+        a: the weights of the rows, [N], >= 0.
+    """
+    size = (x.shape[1] + 1) * z.shape[1]
+    if z.shape[1] < 2:  # one class comes as no surprise
+        return jnp.zeros((size, size), x.dtype)
+    blocks = _pair_blocks(x, softmax_core(z, (1,)), a)
+    matrix = _assembled(blocks).reshape(size, size)
+    return (matrix + matrix.T) / 2
+
+
+def _pair_blocks(x: Array, p: Array, a: Array) -> Array:
+    """B[s, :, k, :] = B_kl for l = k + s + 1 mod K: [K // 2, D + 1, K, D + 1].
+
+    Going round the circle of the classes by 1 to K / 2 meets every pair once (twice where the
+    step is K / 2), so that each step is one product X~^T (W kron X~) of the same shape.
+    """
+    d, k = x.shape[1] + 1, p.shape[1]
+
+    def add_chunk(blocks, x, p, a):
+        x, a_p = augmented(x), a[:, None] * p
+
+        def add_step(s, blocks):
+            w = a_p * jnp.roll(p, -1 - s, 1)
+            weighted = (w[:, :, None] * x[:, None, :]).reshape(len(x), k * d)
+            return blocks.at[s].add(jnp.matmul(x.T, weighted, precision=EXACT).reshape(d, k, d))
+
+        return lax.fori_loop(0, k // 2, add_step, blocks)
+
+    return sum_of_chunks(add_chunk, jnp.zeros((k // 2, d, k, d), x.dtype), d * k, a, x, p)
+
+
+def sum_of_chunks(add_chunk: Callable, total: Any, row_size: int, a: Array, *arrays: Array) -> Any:
+    """add_chunk(total, *rows of the arrays, rows of a) for one chunk of rows after the other.
+
+    The last chunk reaches back, with a = 0 in the rows that were there before: no row is copied
+    to fill it.
+
+    Args:
+        add_chunk: returns the total with what the rows add, which must be 0 where a is.
+        total: to begin with.
+        row_size: how many numbers a row takes for a while.
+        a: the weights of the rows, [N].
+        arrays: [N, ...].
+    """
+    n = len(a)
+    if not n:
+        return total
+    rows = min(n, max(CHUNK_ROWS, CHUNK_SIZE // row_size))
+
+    def step(chunk, total):
+        first = jnp.minimum(chunk * rows, n - rows)
+        a_rows, *parts = (lax.dynamic_slice_in_dim(v, first, rows) for v in (a, *arrays))
+        is_new = first + jnp.arange(rows, dtype=jnp.int32) >= chunk * rows
+        return add_chunk(total, *parts, jnp.where(is_new, a_rows, 0))
+
+    return lax.fori_loop(0, -(-n // rows), step, total)
+
+
+def _assembled(blocks: Array) -> Array:
+    """The blocks in their places, [D + 1, K, D + 1, K]."""
+    k = blocks.shape[2]
+    row, column = np.indices((k, k))
+    ahead = (column - row) % k
+    forward = ahead <= k // 2
+    step = np.where(forward, ahead, k - ahead) - 1  # -1 on the diagonal, replaced below
+    pairs = blocks[step, :, np.where(forward, row, column)]  # [K, K, D + 1, D + 1]
+    is_diagonal = jnp.eye(k, dtype=bool)[:, :, None, None]
+    pairs = jnp.where(is_diagonal, 0, pairs)
+    full = jnp.where(is_diagonal, jnp.sum(pairs, 1)[:, None], -pairs)
+    return full.transpose(2, 0, 3, 1)

@@ -10,16 +10,16 @@ from softjax.regression.inference._effects import (
     average_marginal_effects as average_marginal_effects,
 )
 from softjax.regression.inference._effects import predictions as predictions
+from softjax.regression.inference._estimates import ChiSquareTest as ChiSquareTest
 from softjax.regression.inference._estimates import Estimates as Estimates
 from softjax.regression.inference._estimates import coefficients as coefficients
 from softjax.regression.inference._estimates import estimates as estimates
-from softjax.regression.inference._hypotheses import ChiSquareTest as ChiSquareTest
-from softjax.regression.inference._hypotheses import (
+from softjax.regression.inference._estimates import (
     likelihood_ratio_test as likelihood_ratio_test,
 )
-from softjax.regression.inference._hypotheses import wald_test as wald_test
-from softjax.regression.inference._likelihood import GoodnessOfFit as GoodnessOfFit
-from softjax.regression.inference._likelihood import goodness_of_fit as goodness_of_fit
-from softjax.regression.inference._likelihood import log_likelihood as log_likelihood
+from softjax.regression.inference._estimates import wald_test as wald_test
+from softjax.regression.inference._summary import GoodnessOfFit as GoodnessOfFit
 from softjax.regression.inference._summary import Summary as Summary
+from softjax.regression.inference._summary import goodness_of_fit as goodness_of_fit
+from softjax.regression.inference._summary import log_likelihood as log_likelihood
 from softjax.regression.inference._summary import summary as summary

@@ -9,16 +9,17 @@ from jax.typing import ArrayLike
 
 from softjax._logsumexp import logsumexp_core
 from softjax._softmax import softmax_core, softmax_tangent
-from softjax.regression._information import CHUNK_SIZE, sum_of_chunks
-from softjax.regression._model import SoftmaxRegression
-from softjax.regression._rows import (
+from softjax.regression._curvature import (
+    CHUNK_SIZE,
     EXACT,
     augmented,
     counted,
     features_array,
     product,
+    sum_of_chunks,
     weights_array,
 )
+from softjax.regression._model import SoftmaxRegression
 from softjax.regression.inference._estimates import (
     Estimates,
     by_class,
@@ -165,13 +166,13 @@ def predictions(
 def _average_marginal_effects(
     params: SoftmaxRegression, v: Array, x: Array, w: Array | None, level: ArrayLike
 ) -> Estimates:
-    value, jacobian = effects_and_jacobian(params, x, w)
+    value, jacobian = _effects_and_jacobian(params, x, w)
     jacobian = jacobian.reshape(value.size, len(v))
     variance = jnp.sum(jnp.matmul(jacobian, v, precision=EXACT) * jacobian, -1)
     return estimates_core(value, jnp.maximum(variance, 0).reshape(value.shape), level)
 
 
-def effects_and_jacobian(
+def _effects_and_jacobian(
     params: SoftmaxRegression, x: Array, w: Array | None
 ) -> tuple[Array, Array]:
     """m [D, K] and its Jacobian [D, K, D + 1, K]."""
