@@ -61,7 +61,7 @@ def bootstrap() -> Task:
     from sklearn.linear_model import LogisticRegression
 
     from softjax import regression
-    from softjax.regression._bootstrap import resample_counts
+    from softjax.regression._resampling import resample_counts
 
     x, y = fit.digits()
     l2 = 1 / len(y)

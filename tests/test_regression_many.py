@@ -12,7 +12,7 @@ from test_regression import L2, D, K, N, problem
 from test_regression_solvers import gradient
 
 from softjax import regression
-from softjax.regression import _bootstrap, _cross_validation, _lanes, _many
+from softjax.regression import _fit_many, _lanes, _resampling
 
 EYE = np.eye(K)
 
@@ -106,7 +106,7 @@ def test_every_resample_is_a_fit_with_its_counts_as_weights(resampled):
     x, y, result = resampled
     assert bool(result.resamples.converged.all())
     for b in (0, 1, 150, 199):
-        counts = np.asarray(_bootstrap.resample_counts(jax.random.key(0), jnp.int32(b), 300))
+        counts = np.asarray(_resampling.resample_counts(jax.random.key(0), jnp.int32(b), 300))
         assert counts.sum() == 300
         assert_optimal(lane(result.resamples.params, b), x, y, 0.0, counts, 1e-8)
     assert_optimal(result.fit.params, x, y, 0.0, np.ones(300), 1e-8)
@@ -201,7 +201,7 @@ def test_the_rules_of_choice():
 @pytest.mark.x64_once
 def test_folds_are_stratified_and_determined_by_the_seed():
     labels = jnp.asarray(np.repeat([0, 1, 2], [23, 9, 70]), jnp.int32)
-    draw = jax.jit(lambda key: _cross_validation._stratified(key, labels, 5))
+    draw = jax.jit(lambda key: _resampling._stratified(key, labels, 5))
     folds = np.asarray(draw(jax.random.key(0)))
     for part in (slice(None), slice(0, 23), slice(23, 32), slice(32, None)):
         assert np.ptp(np.bincount(folds[part], minlength=5)) <= 1
@@ -229,7 +229,7 @@ def test_a_class_that_one_fold_has_alone():
 def test_one_fold_in_the_metric_of_large_problems():
     rng = np.random.default_rng(5)
     x = rng.normal(size=(90, 40))
-    assert 41 * K > _many.DENSE_A_LANE  # for one lane a dense metric does not pay
+    assert 41 * K > _fit_many.DENSE_A_LANE  # for one lane a dense metric does not pay
     y = np.argmax(x[:, :K] + rng.gumbel(size=(90, K)), -1)
     folds = np.where(np.arange(90) < 70, -1, 0)
     result = regression.cross_validate(x, y, l2=0.05, folds=folds, tol=1e-9)

@@ -1,20 +1,14 @@
 """Softmax regression (multinomial logistic regression): the model, its objective and its fit."""
 
 from softjax.regression import inference as inference
-from softjax.regression._bootstrap import Bootstrap as Bootstrap
-from softjax.regression._bootstrap import bootstrap as bootstrap
-from softjax.regression._cross_validation import CrossValidation as CrossValidation
-from softjax.regression._cross_validation import PathResult as PathResult
-from softjax.regression._cross_validation import cross_validate as cross_validate
-from softjax.regression._cross_validation import fit_path as fit_path
 from softjax.regression._curvature import fisher_information as fisher_information
 from softjax.regression._curvature import gradient as gradient
 from softjax.regression._curvature import hessian as hessian
 from softjax.regression._curvature import hvp as hvp
 from softjax.regression._curvature import lipschitz_constant as lipschitz_constant
 from softjax.regression._fit import fit as fit
+from softjax.regression._fit_many import ManyEvent as ManyEvent
 from softjax.regression._fit_many import fit_many as fit_many
-from softjax.regression._many import ManyEvent as ManyEvent
 from softjax.regression._model import SoftmaxRegression as SoftmaxRegression
 from softjax.regression._model import init as init
 from softjax.regression._model import logits as logits
@@ -22,6 +16,12 @@ from softjax.regression._model import objective as objective
 from softjax.regression._model import predict as predict
 from softjax.regression._model import predict_log_proba as predict_log_proba
 from softjax.regression._model import predict_proba as predict_proba
+from softjax.regression._resampling import Bootstrap as Bootstrap
+from softjax.regression._resampling import CrossValidation as CrossValidation
+from softjax.regression._resampling import PathResult as PathResult
+from softjax.regression._resampling import bootstrap as bootstrap
+from softjax.regression._resampling import cross_validate as cross_validate
+from softjax.regression._resampling import fit_path as fit_path
 from softjax.regression._result import CALLBACK as CALLBACK
 from softjax.regression._result import CONVERGED as CONVERGED
 from softjax.regression._result import NON_FINITE as NON_FINITE

@@ -17,7 +17,7 @@ from softjax import _checks
 from softjax._numerics import compute_dtype
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._model import init as zeros
-from softjax.regression._problem import is_sparse
+from softjax.regression._problem import Data, is_sparse
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
@@ -30,6 +30,25 @@ T = TypeVar("T")
 
 def error(argument: str, expected: str, got: object) -> ValueError:
     return ValueError(_checks.message(FIT, argument, expected, got))
+
+
+def checked_data(
+    features: Any,
+    labels: Any,
+    num_classes: int | None,
+    sample_weights: ArrayLike | None,
+    class_weights: ArrayLike | None,
+) -> tuple[Data, int]:
+    """What is fitted to, as yet without penalties, and the number of classes."""
+    x = features_array("features", features)
+    num_examples = x.shape[0]
+    y = labels_array("labels", labels, num_examples)
+    num_classes = class_count("labels", y, num_classes)
+    refuse_one_class(y, num_classes)
+    weights = mean_one_weights(sample_weights, num_examples, x.dtype)
+    class_weights = class_weights_array(class_weights, num_classes, x.dtype)
+    none: Any = np.zeros((), x.dtype)
+    return Data(x, y, weights, class_weights, none, none), num_classes
 
 
 def features_array(argument: str, features: Any) -> "Array | BCOO":

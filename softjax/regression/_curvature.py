@@ -268,7 +268,7 @@ def lipschitz_constant(
     _checks.same_rank(function, "features", x, 2)
     x = x.astype(compute_dtype(x.dtype))
     shape = (len(x), num_classes)
-    targets = targets_array(function, labels, shape, x.dtype)
+    targets = _targets_array(function, labels, shape, x.dtype)
     w = weights_array(function, "sample_weights", sample_weights, shape[:1], x.dtype)
     c = weights_array(function, "class_weights", class_weights, shape[1:], x.dtype)
     return _lipschitz_constant(Rows(x, targets, w, c), l2, num_classes)
@@ -351,7 +351,7 @@ def checked_rows(
 ) -> Rows:
     x = features_array(function, params, features)
     shape = (len(x), jnp.shape(params.kernel)[1])
-    targets = targets_array(function, labels, shape, x.dtype)
+    targets = _targets_array(function, labels, shape, x.dtype)
     w = weights_array(function, "sample_weights", sample_weights, shape[:1], x.dtype)
     c = weights_array(function, "class_weights", class_weights, shape[1:], x.dtype)
     return Rows(x, targets, w, c)
@@ -363,7 +363,7 @@ def features_array(function: str, params: SoftmaxRegression, features: ArrayLike
     return x.astype(compute_dtype(jnp.result_type(params.kernel)))
 
 
-def targets_array(
+def _targets_array(
     function: str, labels: Labels, shape: tuple[int, int], dtype
 ) -> ClassIndices | Array:
     if not is_class_indices(labels, function):

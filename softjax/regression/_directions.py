@@ -105,7 +105,7 @@ def newton(
     return d, memory, jnp.full((), num_classes, jnp.int32)
 
 
-def lbfgs_start(features: "Array | BCOO", theta: Any) -> Memory:
+def _lbfgs_start(features: "Array | BCOO", theta: Any) -> Memory:
     zeros = np.zeros(theta.shape, theta.dtype)
     history = np.zeros((LENGTH, theta.size), theta.dtype)
     metric = _metric.empty(features, len(theta))
@@ -150,7 +150,7 @@ def lbfgs(
 
 NEWTON_CG = Method(lambda x, theta: _metric.empty(x, len(theta)), newton_cg, 5)
 NEWTON = Method(lambda x, theta: (), newton, 5)
-LBFGS = Method(lbfgs_start, lbfgs, 30)
+LBFGS = Method(_lbfgs_start, lbfgs, 30)
 
 
 def truncated(

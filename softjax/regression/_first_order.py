@@ -80,7 +80,7 @@ class Run:
         tolerance = jnp.asarray(tol if batch_size is None else -1.0, data.features.dtype)
         self.problem = (optimizer, batch_size, data, jax.random.key(seed), tolerance)
         self.state = start(*self.problem, params)
-        self.searches = batch_size is None and stores_gradient(self.state.optimizer_state)
+        self.searches = batch_size is None and _stores_gradient(self.state.optimizer_state)
         self.best_step, self.best_value = 0, np.inf
 
     def advance(self, stop: int) -> Progress:
@@ -232,7 +232,7 @@ def _separation(
     return separated, status_where_separated(problem, status, separated)
 
 
-def stores_gradient(optimizer_state: optax.OptState) -> bool:
+def _stores_gradient(optimizer_state: optax.OptState) -> bool:
     """Whether a line search left the objective and the gradient at the new parameters there."""
     try:
         found = [optax.tree.get(optimizer_state, name) for name in ("value", "grad")]
@@ -271,7 +271,7 @@ def _order(data: Data, key: Array, step: Array, batch_size: int | None) -> Array
 
 
 def _value_and_grad(objective: Callable, optimizer_state: optax.OptState) -> Callable:
-    if stores_gradient(optimizer_state):
+    if _stores_gradient(optimizer_state):
         return partial(optax.value_and_grad_from_state(objective), state=optimizer_state)
     return jax.value_and_grad(objective)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from softjax.regression import _directions, _implicit, _metric
+from softjax.regression import _directions, _metric, _optimum
 from softjax.regression._descent import State, initial
 from softjax.regression._problem import (
     Problem,
@@ -89,7 +89,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
 def stationary(theta: Array, problem: Problem) -> Array:
     """`theta`, known to be the optimum, as a function of `problem`.
 
-    As `_implicit.stationary`, with the Hessian of f*, and the information for the metric.
+    As `_optimum.stationary`, with the Hessian of f*, and the information for the metric.
     """
     return theta
 
@@ -105,7 +105,7 @@ def _stationary_jvp(primals, tangents):
     _, gradient_dot = jax.jvp(lambda problem: gradient(theta, problem), (problem,), tangents[1:])
     _, hvp = jax.linearize(lambda theta: gradient(theta, problem), theta)
     scoring = _likelihood(problem).scoring(theta)
-    solution = _implicit.solve_within(centred, hvp, lambda g, size: scoring(g), gradient_dot)
+    solution = _optimum.solve_within(centred, hvp, lambda g, size: scoring(g), gradient_dot)
     return theta, -solution
 
 

@@ -13,17 +13,15 @@ from jax.typing import ArrayLike
 from softjax.regression import _first_order, _solve
 from softjax.regression._arguments import (
     at_least,
+    checked_data,
     class_count,
-    class_weights_array,
     error,
     features_array,
     initial_params,
     labels_array,
-    mean_one_weights,
     not_negative,
     on_auto_axes,
     penalty,
-    refuse_one_class,
 )
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data, is_sparse
@@ -120,22 +118,12 @@ def fit(
     Source: J. Nocedal and S. J. Wright, "Numerical Optimization" (2006), algorithms 7.1 and 7.5.
     """
     begin = time.perf_counter()
-    x = features_array("features", features)
-    num_examples, num_features = x.shape
-    y = labels_array("labels", labels, num_examples)
-    num_classes = class_count("labels", y, num_classes)
-    refuse_one_class(y, num_classes)
-    data = Data(
-        x,
-        y,
-        mean_one_weights(sample_weights, num_examples, x.dtype),
-        class_weights_array(class_weights, num_classes, x.dtype),
-        penalty("l2", l2, x.dtype),
-        penalty("l1", l1, x.dtype),
-    )
+    data, num_classes = checked_data(features, labels, num_classes, sample_weights, class_weights)
+    (num_examples, num_features), dtype = data.features.shape, data.features.dtype
+    data = data._replace(l2=penalty("l2", l2, dtype), l1=penalty("l1", l1, dtype))
     first_order = any(option is not None for option in (optimizer, batch_size, epochs))
     name = _solver_name(solver, data, l2, l1, first_order)
-    params = initial_params(init, num_features, num_classes, x.dtype)
+    params = initial_params(init, num_features, num_classes, dtype)
     tol = not_negative("tol", tol)
     held_out = None if validation is None else _validation(validation, num_features, num_classes)
     seed = at_least("seed", seed, 0)

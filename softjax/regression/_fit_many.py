@@ -1,26 +1,82 @@
-"""fit_many: one features matrix, many label sets, weights or penalties."""
+"""Many fits to the same features: label sets, weights or penalties, and the loop around them.
 
+One fit to all the data comes first, and the others, its lanes, start there. It is made for a group
+of lanes that share a penalty, the groups from the largest penalty to the smallest.
+"""
+
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax.regression import _arguments, _many, _problem
-from softjax.regression._lanes import Lane
-from softjax.regression._many import ManyEvent
+from softjax.regression import _lanes, _metric, _wide
+from softjax.regression._arguments import (
+    FIT,
+    at_least,
+    class_count,
+    class_weights_array,
+    error,
+    features_array,
+    initial_params,
+    labels_array,
+    mean_one_weights,
+    not_negative,
+    refuse_one_class,
+)
+from softjax.regression._directions import factored_hessian
+from softjax.regression._lanes import Lane, Lanes, Work
+from softjax.regression._metric import Standardised
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._problem import Data
-from softjax.regression._result import FitResult
+from softjax.regression._problem import (
+    Data,
+    class_scores,
+    example_weights,
+    gradient_bound,
+    is_sparse,
+    pack,
+    probabilities,
+    problem_of,
+)
+from softjax.regression._result import FitResult, Status
+from softjax.regression._solve import traced
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
+
+MAX_STEPS, ALL = 200, np.iinfo(np.int32).max
+# The Hessian of the start is a better metric than its Kronecker product: it takes a third of the
+# steps of conjugate gradients. It has (K (D + 1))^2 numbers, and has to pay for its factorization.
+LARGEST_DENSE, DENSE_A_LANE = 1500, 100
+
+
+class ManyEvent(NamedTuple):
+    """How far many fits have come.
+
+    Attributes:
+        done: how many of them are done.
+        count: how many there are.
+        seconds: since the start, compilation included.
+
+    Example:
+        >>> import softjax
+        >>> event = softjax.regression.ManyEvent(done=40, count=200, seconds=1.5)
+        >>> f"{event.done} of {event.count}"
+        '40 of 200'
+    """
+
+    done: int
+    count: int
+    seconds: float
 
 
 def fit_many(
@@ -77,24 +133,24 @@ def fit_many(
 
     Source: as `fit`.
     """
-    x = _arguments.features_array("features", features)
+    x = features_array("features", features)
     y, num_classes = _labels(labels, x.shape[0], num_classes)
-    lanes = Lane(y, _weights(sample_weights, x), _many.penalties(l2, x.dtype))
+    lanes = Lane(y, _weights(sample_weights, x), penalties(l2, x.dtype))
     shared, stacked = _parted(lanes)
     counts = {len(leaf) for leaf in jax.tree.leaves(stacked)}
     if len(counts) != 1:
         got = f"{sorted(counts)} of them" if counts else "none of them"
         expected = "stacked, or `sample_weights`, or `l2`, each with the same number of lanes"
-        raise _arguments.error("labels", expected, got)
+        raise error("labels", expected, got)
     (count,) = counts
     lane_of = Partial(_lane, shared, stacked)
     mean_labels, median = _middle(lane_of, lanes.l2, x, num_classes=num_classes, count=count)
-    class_weights = _arguments.class_weights_array(class_weights, num_classes, x.dtype)
-    ((_, fits, _),) = _many.run(
+    class_weights = class_weights_array(class_weights, num_classes, x.dtype)
+    ((_, fits, _),) = run(
         Data(x, mean_labels, None, class_weights, median, jnp.zeros((), x.dtype)),
         num_classes,
         lane_of,
-        Partial(_many.no_report),
+        Partial(no_report),
         count,
         tol=tol,
         max_steps=max_steps,
@@ -104,6 +160,191 @@ def fit_many(
     return fits
 
 
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("data", "lane_of", "report_of", "tol"),
+    meta_fields=("num_classes", "count"),
+)
+@dataclass(frozen=True)
+class Groups:
+    """Groups of `count` lanes: all the data, their penalties, and what the lanes are."""
+
+    data: Data
+    lane_of: Partial
+    report_of: Partial
+    tol: Array
+    num_classes: int
+    count: int
+
+
+# The fit to all the data, the fits of the lanes and what else was asked of them, all [B, ...].
+Outcome = tuple[FitResult, FitResult, Any]
+
+
+def run(
+    data: Data,
+    num_classes: int,
+    lane_of: Partial,
+    report_of: Partial,
+    count: int,
+    *,
+    tol: float,
+    max_steps: int | None,
+    callback: Callable[[ManyEvent], bool | None] | None,
+    init: SoftmaxRegression | None = None,
+) -> list[Outcome]:
+    """The outcome of each group of `count` lanes; `data.l2` [G] has the penalties of the groups.
+
+    The fits to all the data go from the largest penalty to the smallest, each from the one before;
+    the lanes of a group start at its fit to all the data.
+    """
+    tol = not_negative("tol", tol)
+    limit = MAX_STEPS if max_steps is None else at_least("max_steps", max_steps, 0)
+    rotation, x = None, data.features
+    params = initial_params(init, x.shape[1], num_classes, x.dtype)
+    if not is_sparse(x) and _wide.rotation_pays(x):
+        x, rotation = _wide.rotate(x)
+        data, params = data._replace(features=x), _wide.turned(rotation, params)
+    groups = Groups(data, lane_of, report_of, jnp.asarray(tol, x.dtype), num_classes, count)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((groups, params))):
+        if callback is not None:
+            raise error("callback", "None where the data are traced", callback)
+        outcomes = _in_a_scan(groups, params, limit)
+    else:
+        outcomes = _on_the_host(groups, params, limit, callback)
+    if rotation is None:
+        return outcomes
+    return [
+        (_turned_back(rotation, whole), _turned_back(rotation, fits), report)
+        for whole, fits, report in outcomes
+    ]
+
+
+def penalties(l2: ArrayLike, dtype) -> Array:
+    """A scalar or [P], finite and >= 0."""
+    array = _checks.real_array(FIT, "l2", l2)
+    if array.ndim > 1 or not array.size:
+        raise error("l2", "a scalar or of shape (penalties,)", f"shape {array.shape}")
+    values = _checks.known(l2)
+    if values is not None:
+        bad = ~((values >= 0) & (values < np.inf))
+        _checks.refuse_first(FIT, "l2", "finite and >= 0", values, bad)
+    return array.astype(dtype)
+
+
+def mean_one(weights: Array) -> Array:
+    """Weights over their mean; zeros where all are."""
+    mean = jnp.mean(weights)
+    return weights / jnp.where(mean > 0, mean, 1)
+
+
+def no_report(lane: Array, logits: Array) -> tuple[()]:
+    return ()
+
+
+def _in_a_scan(groups: Groups, params: SoftmaxRegression, limit: int) -> list[Outcome]:
+    """Inside of a trace, where a loop of Python would be as many programs."""
+
+    def of_group(params, l2):
+        whole, lanes, work = _begun(groups, l2, params, limit)
+        work = _lanes.advance(lanes, work, groups.tol, limit, ALL)
+        return whole.params, (whole, *work.results)
+
+    order = jnp.argsort(-groups.data.l2)
+    _, outcomes = lax.scan(of_group, params, groups.data.l2[order])
+    return [
+        jax.tree.map(lambda leaf, place=place: leaf[place], outcomes)
+        for place in jnp.argsort(order)
+    ]
+
+
+def _on_the_host(
+    groups: Groups,
+    params: SoftmaxRegression,
+    limit: int,
+    callback: Callable[[ManyEvent], bool | None] | None,
+) -> list[Outcome]:
+    """As long as `callback` lets it run."""
+    begin, count, penalties = time.perf_counter(), groups.count, np.asarray(groups.data.l2)
+    total = count * len(penalties)
+
+    def stops(done):
+        event = ManyEvent(done, total, time.perf_counter() - begin)
+        return callback is not None and bool(callback(event))
+
+    order = np.argsort(-penalties, kind="stable")
+    outcomes: list[Any] = [None] * len(order)
+    interrupted = stops(0)
+    for done, group in enumerate(order):
+        whole, lanes, work = _begun(groups, penalties[group], params, 0 if interrupted else limit)
+        while callback is not None and not interrupted and work.done < count:
+            work = _lanes.advance(lanes, work, groups.tol, limit, 1)
+            interrupted = stops(done * count + int(work.done))
+        # What is left after an interrupt ends where it stands.
+        work = _lanes.advance(lanes, work, groups.tol, 0 if interrupted else limit, ALL)
+        fits, report = work.results
+        if interrupted:
+            whole, fits = _called_back(whole), _called_back(fits)
+        outcomes[group] = whole, fits, report
+        params = whole.params
+    return outcomes
+
+
+def _called_back(fits: FitResult) -> FitResult:
+    running = fits.status == Status.RUNNING
+    return fits._replace(status=jnp.where(running, Status.CALLBACK, fits.status))
+
+
+@jax.jit
+def _begun(
+    groups: Groups, l2: Array, params: SoftmaxRegression, max_steps: Any
+) -> tuple[FitResult, Lanes, Work]:
+    """The fit to all the data at one penalty, and the lanes that start there."""
+    data, num_classes, tol = groups.data._replace(l2=l2), groups.num_classes, groups.tol
+    whole = traced("newton-cg", data, num_classes, params, tol, max_steps, True)
+    problem = problem_of(data, num_classes)
+    start, bound = pack(whole.params), gradient_bound(problem)
+    s = _metric.standardise(problem, bound)
+    weights = example_weights(problem.targets)
+    p = probabilities(class_scores(data.features, start))
+    small = start.size <= min(LARGEST_DENSE, DENSE_A_LANE * groups.count)
+    if small and not is_sparse(data.features):
+        metric = _dense(s, weights, p)
+    else:
+        metric = _metric.build(_metric.empty(data.features, num_classes), s, weights, p)
+    lanes = Lanes(
+        data.features,
+        data.class_weights,
+        l2,
+        s,
+        bound,
+        start,
+        metric,
+        groups.lane_of,
+        groups.report_of,
+    )
+    return whole, lanes, _lanes.begin(lanes, groups.count, tol)
+
+
+@jax.jit
+def _turned_back(rotation: _wide.Rotation, fits: FitResult) -> FitResult:
+    """Every kernel of a stack in D dimensions, in one product."""
+    kernel, bias = fits.params
+    columns = jnp.moveaxis(kernel, -2, 0)
+    rank, *stack = columns.shape
+    stacked = SoftmaxRegression(columns.reshape(rank, -1), bias.ravel())
+    turned = _wide.turned_back(rotation, stacked)
+    kernel = jnp.moveaxis(turned.kernel.reshape(-1, *stack), 0, -2)
+    return fits._replace(params=SoftmaxRegression(kernel, turned.bias.reshape(bias.shape)))
+
+
+def _dense(s: Standardised, weights: Array, p: Array) -> Array:
+    """The inverse Hessian [K (D + 1), K (D + 1)], as exact Newton factors it."""
+    lower, unit = factored_hessian(s, weights.astype(jnp.float32), p.astype(jnp.float32))
+    inverse = jax.scipy.linalg.cho_solve((lower, True), jnp.diag(unit))
+    return unit[:, None] * inverse
+
+
 def _labels(labels: ArrayLike, num_examples: int, num_classes: int | None) -> tuple[Array, int]:
     """Labels [N], [B, N], [N, K] or [B, N, K], checked, and K."""
     y = labels if isinstance(labels, Array) else np.asarray(labels)
@@ -111,26 +352,26 @@ def _labels(labels: ArrayLike, num_examples: int, num_classes: int | None) -> tu
     if y.ndim not in (rank, rank + 1) or y.shape[-rank] != num_examples or not y.size:
         n = num_examples
         expected = f"integer of shape ({n},) or (B, {n}), or floating of ({n}, K) or (B, {n}, K)"
-        raise _arguments.error("labels", expected, f"{y.dtype} of shape {y.shape}")
+        raise error("labels", expected, f"{y.dtype} of shape {y.shape}")
     shape = y.shape
     rows = y.reshape(-1, *shape[len(shape) - rank + 1 :])
-    rows = _arguments.labels_array("labels", rows, len(rows))
-    num_classes = _arguments.class_count("labels", rows, num_classes)
-    _arguments.refuse_one_class(rows, num_classes)
+    rows = labels_array("labels", rows, len(rows))
+    num_classes = class_count("labels", rows, num_classes)
+    refuse_one_class(rows, num_classes)
     return rows.reshape(shape), num_classes
 
 
 def _weights(sample_weights: ArrayLike | None, x: "Array | BCOO") -> Array | None:
     """Weights [N] or [B, N], checked."""
     if sample_weights is None or jnp.ndim(sample_weights) < 2:
-        return _arguments.mean_one_weights(sample_weights, x.shape[0], x.dtype)
-    w = _checks.real_array(_arguments.FIT, "sample_weights", sample_weights)
-    _checks.same_shape(_arguments.FIT, "sample_weights", w, (len(w), x.shape[0]))
-    _arguments.mean_one_weights(w.ravel(), w.size, x.dtype)  # for its checks
+        return mean_one_weights(sample_weights, x.shape[0], x.dtype)
+    w = _checks.real_array(FIT, "sample_weights", sample_weights)
+    _checks.same_shape(FIT, "sample_weights", w, (len(w), x.shape[0]))
+    mean_one_weights(w.ravel(), w.size, x.dtype)  # for its checks
     known = _checks.known(w)
     if known is not None and not known.any(-1).all():
         lane = int(np.argmin(known.any(-1)))
-        raise _arguments.error("sample_weights", "> 0 somewhere", f"zeros only in lane {lane}")
+        raise error("sample_weights", "> 0 somewhere", f"zeros only in lane {lane}")
     return w.astype(x.dtype)
 
 
@@ -148,7 +389,7 @@ def _lane(shared: Lane, stacked: Lane, _: Array, lane: Array) -> Lane:
     labels, weights, l2 = (
         a if b is None else b[lane] for a, b in zip(shared, stacked, strict=True)
     )
-    weights = None if weights is None else _many.mean_one(weights)
+    weights = None if weights is None else mean_one(weights)
     return Lane(labels, weights, l2)
 
 
@@ -163,7 +404,7 @@ def _middle(
 
     def add(lane, total):
         labels, weights, l2 = lane_of(None, lane)
-        targets = _problem.problem_of(Data(x, labels, weights, None, l2, l2), num_classes).targets
+        targets = problem_of(Data(x, labels, weights, None, l2, l2), num_classes).targets
         return total + jnp.where(jnp.isnan(targets), 0, targets)
 
     zeros = jnp.zeros((num_classes, x.shape[0]), x.dtype)

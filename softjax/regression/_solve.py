@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from softjax.regression import _descent, _firth, _implicit, _proximal, _separation, _wide
+from softjax.regression import _descent, _firth, _optimum, _proximal, _wide
 from softjax.regression._descent import State
 from softjax.regression._directions import LBFGS, NEWTON, NEWTON_CG, Method
 from softjax.regression._model import SoftmaxRegression
@@ -50,7 +50,7 @@ class Solver(NamedTuple):
     chunk: int
     rotates: bool = True
     takes_sparse: bool = True
-    stationary: Callable = _implicit.stationary
+    stationary: Callable = _optimum.stationary
     needs_optimum: bool = True
 
 
@@ -97,7 +97,7 @@ SOLVERS = {
         20000,
         200,
         rotates=False,
-        stationary=_implicit.stationary_l1,
+        stationary=_optimum.stationary_l1,
     ),
     "firth": Solver(
         _firth.start,
@@ -233,7 +233,7 @@ def _advance(
     status, suspected = state.status, jnp.asarray(False)
     if SOLVERS[name].needs_optimum:
         status = status_where_separated(problem, status, separated)
-        suspected = _separation.suspected(problem, state, status)
+        suspected = _optimum.suspected(problem, state, status)
     return Outcome(state, unpack(state.theta), status, separated, suspected)
 
 
@@ -241,7 +241,7 @@ def _advance(
 def _quasi_separated(num_classes: int, data: Data, theta: Array, suspected: Array) -> Array:
     """In a program of its own: most fits have no need of it."""
     problem = problem_of(data, num_classes)
-    return _separation.is_quasi_separated(problem, theta, suspected)
+    return _optimum.is_quasi_separated(problem, theta, suspected)
 
 
 _STATIC = ("name", "num_classes")

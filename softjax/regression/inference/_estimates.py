@@ -89,7 +89,7 @@ def estimates(value: ArrayLike, variance: ArrayLike, *, level: ArrayLike = 0.95)
     Source: A. Wald, "Tests of statistical hypotheses concerning several parameters" (1943).
     """
     function = "regression.inference.estimates"
-    value = wide_array(function, "value", value)
+    value = _wide_array(function, "value", value)
     variance = _checks.real_array(function, "variance", variance).astype(value.dtype)
     _checks.same_shape(function, "variance", variance, value.shape)
     check_level(function, level)
@@ -228,8 +228,8 @@ def likelihood_ratio_test(
     Source: S. S. Wilks, "The large-sample distribution of the likelihood ratio" (1938).
     """
     function = "regression.inference.likelihood_ratio_test"
-    restricted = wide_array(function, "restricted", restricted)
-    full = wide_array(function, "full", full)
+    restricted = _wide_array(function, "restricted", restricted)
+    full = _wide_array(function, "full", full)
     statistic = 2 * jnp.maximum(full - restricted, 0)
     return chi_square_test(statistic, jnp.asarray(degrees_of_freedom))
 
@@ -285,7 +285,7 @@ def _wald_test(params: SoftmaxRegression, v: Array, r: Array, values: Array) -> 
 
 
 def covariance_array(function: str, params: SoftmaxRegression, covariance: ArrayLike) -> Array:
-    v = wide_array(function, "covariance", covariance)
+    v = _wide_array(function, "covariance", covariance)
     d, k = jnp.shape(params.kernel)
     _checks.same_shape(function, "covariance", v, ((d + 1) * k, (d + 1) * k))
     return v
@@ -304,7 +304,7 @@ def class_index(function: str, argument: str, value: int, num_classes: int) -> i
     return index
 
 
-def wide_array(function: str, argument: str, x: ArrayLike) -> Array:
+def _wide_array(function: str, argument: str, x: ArrayLike) -> Array:
     x = _checks.real_array(function, argument, x)
     return x.astype(compute_dtype(x.dtype))
 

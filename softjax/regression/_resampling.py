@@ -1,8 +1,11 @@
-"""Cross-validation: how fits do on examples they have not seen, and which penalty does best."""
+"""Fits to some of the examples: the bootstrap, and cross-validation, which chooses a penalty.
+
+All are fits to the same examples with other weights, made at once as those of `fit_many` are.
+"""
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +16,58 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._cross_entropy import cross_entropy
-from softjax.regression import _arguments, _many
+from softjax.regression._arguments import FIT, at_least, checked_data, error
+from softjax.regression._fit_many import (
+    ManyEvent,
+    Outcome,
+    mean_one,
+    no_report,
+    penalties,
+    run,
+)
 from softjax.regression._lanes import Lane
-from softjax.regression._many import ManyEvent
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult
+from softjax.regression.inference._estimates import check_level
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
+
+
+class Bootstrap(NamedTuple):
+    """Fits to resampled examples, beside the fit to the examples as they are.
+
+    Attributes:
+        fit: to all examples.
+        resamples: to the resamples, stacked [B, ...]; parameters are centred over the classes.
+
+    Example:
+        >>> import numpy as np, softjax
+        >>> x, y = np.arange(8.0)[:, None], np.array([0, 1, 0, 0, 1, 0, 1, 1])
+        >>> result = softjax.regression.bootstrap(x, y, resamples=20, l2=0.1)
+        >>> lower, upper = result.intervals(0.9)
+        >>> bool(lower.kernel[0, 1] < result.fit.params.kernel[0, 1] < upper.kernel[0, 1])
+        True
+    """
+
+    fit: FitResult
+    resamples: FitResult
+
+    def standard_errors(self) -> SoftmaxRegression:
+        """The standard deviation of each parameter over the resamples."""
+        return jax.tree.map(lambda leaf: jnp.std(leaf, 0, ddof=1), self.resamples.params)
+
+    def intervals(self, level: ArrayLike = 0.95) -> tuple[SoftmaxRegression, SoftmaxRegression]:
+        """Percentile intervals: quantiles (1 - level) / 2 and (1 + level) / 2 of each parameter."""
+        check_level("regression.Bootstrap.intervals", level)
+        params = self.resamples.params
+        tail = (1 - jnp.asarray(level, params.bias.dtype)) / 2
+
+        def quantile(share):
+            return jax.tree.map(lambda leaf: jnp.quantile(leaf, share, 0), params)
+
+        return quantile(tail), quantile(1 - tail)
 
 
 class CrossValidation(NamedTuple):
@@ -102,6 +148,78 @@ class PathResult(NamedTuple):
         return jax.tree.map(lambda leaf: leaf[index], self.fits.params)
 
 
+def bootstrap(
+    features: "ArrayLike | BCOO",
+    labels: ArrayLike,
+    *,
+    resamples: int = 200,
+    l2: ArrayLike = 0.0,
+    seed: ArrayLike = 0,
+    tol: float = 1e-6,
+    max_steps: int | None = None,
+    num_classes: int | None = None,
+    sample_weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    callback: Callable[[ManyEvent], bool | None] | None = None,
+) -> Bootstrap:
+    """Fits to resamples of the examples: N draws with replacement, as weights of all examples.
+
+        argmin sum_i n_i w_i loss_i / sum_i n_i w_i + l2 / 2 |kernel|^2,  n ~ Multinomial(N, 1 / N)
+
+    Derivative: not the purpose.
+    Edge cases: a resample may be separated, or lack a class, where the examples are not and do
+        not; `resamples.status` and `resamples.separated` say so, and the parameters are finite.
+
+    Args:
+        features: real [N, D], finite, dense or BCOO.
+        labels: class indices, integer [N], or a distribution over the classes, floating [N, K].
+        resamples: B, at least 2.
+        l2: scalar >= 0, the strength of the penalty.
+        seed: an integer or a key of `jax.random`, which determines the resamples.
+        tol: as of `fit`; the gradient is relative to what it can be on all the examples.
+        max_steps: of each fit; None for more than enough.
+        num_classes: K; None for what the labels show.
+        sample_weights: real [N], >= 0; a row is drawn as often as others, and keeps its weight.
+        class_weights: real [K], >= 0.
+        callback: called with a `ManyEvent` at the start and after every step; True stops.
+
+    Returns:
+        `Bootstrap`.
+
+    Raises:
+        TypeError, ValueError: as `fit`.
+
+    Example:
+        >>> import numpy as np, softjax
+        >>> x, y = np.arange(8.0)[:, None], np.array([0, 1, 0, 0, 1, 0, 1, 1])
+        >>> result = softjax.regression.bootstrap(x, y, resamples=20, l2=0.1)
+        >>> result.resamples.params.kernel.shape, bool(result.resamples.converged.all())
+        ((20, 1, 2), True)
+
+    Source: B. Efron and R. Tibshirani, "An Introduction to the Bootstrap" (1993), sections 6.2
+        and 13.3.
+    """
+    count = at_least("resamples", resamples, 2)
+    data, num_classes = checked_data(features, labels, num_classes, sample_weights, class_weights)
+    data = data._replace(l2=penalties(l2, data.features.dtype))
+    if data.l2.ndim:
+        raise error("l2", "a scalar", f"shape {data.l2.shape}")
+    ones = jnp.ones(data.features.shape[0], data.features.dtype)
+    weights = ones if data.weights is None else data.weights
+    lane_of = Partial(_resample, _random_key(seed), data.labels, weights)
+    ((whole, fits, _),) = run(
+        data._replace(l2=data.l2[None]),
+        num_classes,
+        lane_of,
+        Partial(no_report),
+        count,
+        tol=tol,
+        max_steps=max_steps,
+        callback=callback,
+    )
+    return Bootstrap(whole, fits)
+
+
 def cross_validate(
     features: "ArrayLike | BCOO",
     labels: ArrayLike,
@@ -159,11 +277,10 @@ def cross_validate(
 
     Source: M. Stone, "Cross-validatory choice and assessment of statistical predictions" (1974).
     """
-    data, num_classes = _many.arguments(
-        features, labels, l2, num_classes, sample_weights, class_weights
-    )
+    data, num_classes = checked_data(features, labels, num_classes, sample_weights, class_weights)
+    data = data._replace(l2=penalties(l2, data.features.dtype))
     folds, outcomes = _cross_validated(data, num_classes, folds, seed, tol, max_steps, callback)
-    _, fits, (loss, accuracy) = _many.stacked(outcomes) if data.l2.ndim else outcomes[0]
+    _, fits, (loss, accuracy) = _stacked(outcomes) if data.l2.ndim else outcomes[0]
     return CrossValidation(fits, loss, accuracy, folds)
 
 
@@ -222,14 +339,25 @@ def fit_path(
     Source: T. Hastie, R. Tibshirani and J. Friedman, "The Elements of Statistical Learning" (2009),
         section 7.10.
     """
-    data, num_classes = _many.arguments(
-        features, labels, l2, num_classes, sample_weights, class_weights
-    )
+    data, num_classes = checked_data(features, labels, num_classes, sample_weights, class_weights)
+    data = data._replace(l2=penalties(l2, data.features.dtype))
     if data.l2.ndim != 1:
-        raise _arguments.error("l2", "of shape (penalties,)", f"shape {data.l2.shape}")
+        raise error("l2", "of shape (penalties,)", f"shape {data.l2.shape}")
     folds, outcomes = _cross_validated(data, num_classes, folds, seed, tol, max_steps, callback)
-    whole, fits, (loss, accuracy) = _many.stacked(outcomes)
+    whole, fits, (loss, accuracy) = _stacked(outcomes)
     return PathResult(data.l2, whole, CrossValidation(fits, loss, accuracy, folds))
+
+
+def _resample(key: Array, labels: Array, weights: Array, l2: Array, lane: Array) -> Lane:
+    weights = resample_counts(key, lane, len(weights)).astype(weights.dtype) * weights
+    return Lane(labels, mean_one(weights), l2)
+
+
+def resample_counts(key: Array, resample: Array, num_examples: int) -> Array:
+    """How often each example is drawn."""
+    shape = (num_examples,)
+    drawn = jax.random.randint(jax.random.fold_in(key, resample), shape, 0, num_examples)
+    return jnp.zeros(shape, jnp.int32).at[drawn].add(1)
 
 
 def _cross_validated(
@@ -240,12 +368,12 @@ def _cross_validated(
     tol: float,
     max_steps: int | None,
     callback: Callable[[ManyEvent], bool | None] | None,
-) -> tuple[Array, list[_many.Outcome]]:
+) -> tuple[Array, list[Outcome]]:
     """The folds, and the fits at each penalty to all examples and to all folds but one."""
     folds, num_folds = _folds(folds, seed, data)
     ones = jnp.ones(data.features.shape[0], data.features.dtype)
     weights = ones if data.weights is None else data.weights
-    outcomes = _many.run(
+    outcomes = run(
         data._replace(l2=jnp.atleast_1d(data.l2)),
         num_classes,
         Partial(_all_but_a_fold, folds, data.labels, weights),
@@ -259,7 +387,7 @@ def _cross_validated(
 
 
 def _all_but_a_fold(folds: Array, labels: Array, weights: Array, l2: Array, fold: Array) -> Lane:
-    return Lane(labels, _many.mean_one(jnp.where(folds == fold, 0, weights)), l2)
+    return Lane(labels, mean_one(jnp.where(folds == fold, 0, weights)), l2)
 
 
 def _held_out(
@@ -278,17 +406,17 @@ def _folds(folds: int | ArrayLike, seed: ArrayLike, data: Data) -> tuple[Array, 
     """Which fold each example is in, and the number of the folds."""
     examples = data.features.shape[0]
     if jnp.ndim(folds) == 0:
-        count = _checks.at_least(_arguments.FIT, "folds", folds, 2)
+        count = _checks.at_least(FIT, "folds", folds, 2)
         if count > examples:
-            raise _arguments.error("folds", f"at most the {examples} examples", count)
-        drawn = _stratified(_many.random_key(seed), data.labels, count)
+            raise error("folds", f"at most the {examples} examples", count)
+        drawn = _stratified(_random_key(seed), data.labels, count)
     else:
         known = _checks.known(folds)
         if known is None or not np.issubdtype(known.dtype, np.integer):
             got = "a tracer" if known is None else f"dtype {known.dtype}"
             expected = "an integer, or known integers, one for each example"
-            raise TypeError(_checks.message(_arguments.FIT, "folds", expected, got))
-        _checks.same_shape(_arguments.FIT, "folds", known, (examples,))
+            raise TypeError(_checks.message(FIT, "folds", expected, got))
+        _checks.same_shape(FIT, "folds", known, (examples,))
         count = max(int(known.max()) + 1, 1)
         drawn = jnp.asarray(np.maximum(known, -1), jnp.int32)
     _refuse_empty_folds(drawn, count, data.weights)
@@ -316,4 +444,16 @@ def _refuse_empty_folds(folds: Array, num_folds: int, weights: Array | None) -> 
         fold = int(np.argmax(empty))
         got = f"fold {fold} with {held_out[fold]:g} of {mass.sum():g}"
         expected = "such that each fold holds out a part of the weight, and not all"
-        raise _arguments.error("folds", expected, got)
+        raise error("folds", expected, got)
+
+
+def _random_key(seed: ArrayLike) -> Array:
+    """A key as it is, or that of an integer."""
+    if isinstance(seed, Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+        return seed
+    return jax.random.key(seed)
+
+
+@jax.jit
+def _stacked(outcomes: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *outcomes)
