@@ -108,7 +108,7 @@ def fit_memory_table(run: Run) -> str:
     for r in run.results("fit"):
         ours, *others = r["solvers"]
         timed = [solver for solver in others if "cpu_seconds" in solver]
-        if "peak_bytes" not in ours or not timed:
+        if "first_peak_bytes" not in ours or not timed:
             continue
         fastest = min(timed, key=lambda solver: solver["cpu_seconds"])
         asked = fastest["peak_bytes"] + r["feature_bytes"]
