@@ -210,19 +210,21 @@ def test_a_fit_takes_some_of_the_logits_and_parameters_and_no_copy_of_float32_fe
 
 
 @pytest.mark.x64_once
+@pytest.mark.parametrize("which", [slice(None), slice(3, 4)])
 @pytest.mark.parametrize("shape", [(400, 20), (100, 400)])
 @pytest.mark.parametrize("solver", ["newton-cg", "newton", "lbfgs"])
-def test_float32_features_far_from_0_are_fitted_as_if_they_were_not(shape, solver):
-    """Their means are 1000 deviations off; no copy of them is standardised."""
+def test_float32_features_far_from_0_are_fitted_as_if_they_were_not(shape, solver, which):
+    """Their means are some 1000 deviations off, or that of one; no copy of them is standardised."""
     rng = np.random.default_rng(12)
-    x = rng.normal(size=shape)
+    x, offset = rng.normal(size=shape), np.zeros(shape[1])
     y = (x @ rng.normal(size=(shape[1], K)) / 4 + rng.gumbel(size=(shape[0], K))).argmax(1)
-    far = (x + 1000).astype(np.float32)
-    near = far.astype(np.float64) - 1000
+    offset[which] = 1000
+    far = (x + offset).astype(np.float32)
+    near = (far.astype(np.float64) - offset).astype(np.float32)
     result = regression.fit(far, y, l2=0.01, tol=1e-5, solver=solver)
-    reference = regression.fit(near.astype(np.float32), y, l2=0.01, tol=1e-6, solver=solver)
+    reference = regression.fit(near, y, l2=0.01, tol=1e-5, solver=solver)
     assert result.converged
-    assert result.steps <= 2 * reference.steps
+    assert result.passes <= 1.5 * reference.passes
     kernel, _ = result.params
     np.testing.assert_allclose(kernel, reference.params.kernel, atol=1e-3)
 

@@ -50,7 +50,7 @@ class Standardised(NamedTuple):
         mean: [D].
         scale: [D].
         ridge: [D + 1], the penalty on the scaled parameters; 0 for the bias.
-        rounding: that of a product with s, relative.
+        rounding: [D + 1], that of s as it is made of r, which is as much larger.
     """
 
     features: Any
@@ -92,8 +92,7 @@ def scaled(problem: Problem, mean: Array, scale: Array) -> Standardised:
     else:
         r = _made(x, mean, scale)
         offset, unit = jnp.zeros(len(mean), r.dtype), jnp.ones(len(mean), r.dtype)
-    # A sum over r is that much larger than one over s.
-    rounding = jnp.finfo(r.dtype).eps * jnp.max(jnp.abs(offset) / unit, initial=1)
+    rounding = jnp.finfo(r.dtype).eps * jnp.append(jnp.maximum(jnp.abs(offset) / unit, 1), 1)
     return Standardised(r, offset, unit, mean, scale, scaled_ridge(problem.l2, scale), rounding)
 
 
@@ -129,6 +128,11 @@ def gram(s: Standardised, weights: Array) -> Array:
         return jnp.concatenate([others, total], 1)
 
     above = by_columns(rows, s.features, s.offset, s.unit)
+    # Row j is made of the s of feature j and the r of the others: of two features, the s of the one
+    # whose rounding is larger, so that that of the other is all that their product has.
+    inner, rounding = above[:, :-1], s.rounding[:-1]
+    inner = jnp.where(rounding[:, None] >= rounding, inner, inner.T)
+    above = jnp.concatenate([inner, above[:, -1:]], 1)
     return jnp.concatenate([above, jnp.append(above[:, -1], jnp.sum(weights))[None]])
 
 
