@@ -4,6 +4,7 @@ import json
 import sys
 
 import jax
+import numpy as np
 import pytest
 from test_regression import problem
 
@@ -49,6 +50,9 @@ def test_a_process_is_timed_to_its_end_and_one_that_fails_is_said():
 @pytest.mark.x64_once(True)
 @pytest.mark.parametrize("name", ["softjax auto", "scikit-learn newton-cg"])
 def test_a_fit_in_a_process_of_its_own_tells_its_memory(name):
-    x, y = problem()
+    x = np.random.default_rng(0).normal(size=(4000, 300))
+    y = (x[:, :3] + x[:, 3:6]).argmax(1)
     first, following = fit_memory.peaks(name, x, y, 0.01, 1e-4)
-    assert 0 < following < first < 2**30
+    least = x.nbytes / 2 if name.startswith("softjax") else 0  # a copy in float32
+    assert least <= following <= first < 2**30
+    assert first > 0
