@@ -15,6 +15,7 @@ import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks import fused, results, scale
 from benchmarks.environment import ROOT
@@ -83,11 +84,9 @@ def fits_table(suite: str, run: Run) -> str:
     """CPU seconds of whole fits, and the ratio to the fastest peer."""
     rows = []
     for r in run.results(suite):
-        ours, *others = r["solvers"]
-        timed = [solver for solver in others if "cpu_seconds" in solver]
         if r["ratio"] is None:
             continue
-        fastest = min(timed, key=lambda solver: solver["cpu_seconds"])
+        ours, fastest = _ours_and_fastest(r)
         peer = fastest["name"].removeprefix("scikit-learn ")
         shape = ", ".join(map(str, r["shape"]))
         rows.append(
@@ -106,17 +105,22 @@ def fit_memory_table(run: Run) -> str:
     """Megabytes beside the features, and what was asked: the fastest peer's and one copy."""
     rows = []
     for r in run.results("fit"):
-        ours, *others = r["solvers"]
-        timed = [solver for solver in others if "cpu_seconds" in solver]
-        if "first_peak_bytes" not in ours or not timed:
+        if r["ratio"] is None:
             continue
-        fastest = min(timed, key=lambda solver: solver["cpu_seconds"])
+        ours, fastest = _ours_and_fastest(r)
         asked = fastest["peak_bytes"] + r["feature_bytes"]
         amounts = (ours["peak_bytes"], asked, r["feature_bytes"], ours["first_peak_bytes"])
         got, *others = (f"{amount / 1e6:.3g}" for amount in amounts)
         rows.append((f"{r['case']} {r['dtype']}", _bold(got, amounts[0] > asked), *others))
     header = ("MB", "a fit", "asked", "the features", "the first fit of a process")
     return markdown_table(Table(header, rows))
+
+
+def _ours_and_fastest(record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Softjax's solver, and the peer's that took the least time."""
+    ours, *peers = record["solvers"]
+    timed = (peer for peer in peers if "cpu_seconds" in peer)
+    return ours, min(timed, key=lambda peer: peer["cpu_seconds"])
 
 
 def accuracy_table(run: Run) -> str:

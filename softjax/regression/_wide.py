@@ -103,7 +103,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
     x, size = problem.features, jnp.linalg.norm(bound)
     mean = jnp.zeros(x.shape[1], x.dtype) if is_sparse(x) else (weights / jnp.sum(weights)) @ x
     s = _metric.scaled(problem, mean, jnp.full_like(mean, size))
-    squares = _metric.squared(s, penalised(jnp.ones_like(bound)[None])[0].astype(jnp.float32))
+    squares = _metric.squared(s, jnp.ones_like(s.ridge).at[-1].set(0))
 
     def dual_residual(p, span):
         return jnp.where(counted, weights * p - q + problem.l2 * span.beta, 0)

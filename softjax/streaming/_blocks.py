@@ -19,10 +19,12 @@ from jax.sharding import Mesh, PartitionSpec
 
 from softjax._cross_entropy import cross_entropy
 from softjax.regression import SoftmaxRegression
+from softjax.streaming._batches import BLOCKS as DRAWN
 from softjax.streaming._batches import Batch
 
-# More are slower where a batch is small: 16 cost a quarter at 256 x 64 x 10.
-BLOCKS = 8
+# Each of the rows of two of the blocks that `Batches` draws from. More are slower where a batch is
+# small: 16 cost a quarter at 256 x 64 x 10.
+BLOCKS = DRAWN // 2
 ROWS = "rows"
 
 
