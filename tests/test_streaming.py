@@ -334,33 +334,45 @@ def test_any_number_of_devices_gives_the_same_bits(monkeypatch, optimizer, size,
 
 
 @once
-def test_a_batch_of_fewer_rows_than_classes_has_one_gradient_a_device(monkeypatch):
-    rng, devices, width, classes = np.random.default_rng(5), jax.devices(), 40, 60
+def test_a_batch_of_fewer_rows_than_classes_has_the_same_bits_and_one_gradient(monkeypatch):
+    rng, devices, width, classes = np.random.default_rng(5), jax.devices(), 40, 61
     x, y = rng.normal(size=(96, width)).astype(np.float32), rng.integers(classes, size=96)
-    found = []
-    for count in (1, 4):
+    optimizer = optax.chain(optax.adam(0.1), optax.scale_by_backtracking_linesearch(3))
+    options = {"num_classes": classes, "optimizer": optimizer, "steps": 6, "l2": 1e-3}
+    options |= {"class_weights": np.arange(1.0, classes + 1)}
+    batches, found = batches_of(x, y, 32), {}
+    for count in (1, 3, 8):
         monkeypatch.setattr(jax, "devices", lambda count=count: devices[:count])
-        batches = batches_of(x, y, 32)
-        assert _devices.Devices(32, classes).layout.blocks == count
-        options = {"num_classes": classes, "optimizer": optax.sgd(0.1), "steps": 6}
-        found.append(streaming.train(batches, **options).params)
-    for one, four in zip(*found, strict=True):
-        np.testing.assert_allclose(one, four, atol=1e-6)
-        assert np.abs(one).min() > 0
-    optimizer, layout = optax.sgd(0.1), Layout(Mesh(np.array(devices[:1]), ("rows",)), 1, 1)
-    step = _steps.advance.lower(
-        layout,
+        found[count] = streaming.train(batches, **options).params
+        for part, other in zip(found[count], found[1], strict=True):
+            np.testing.assert_array_equal(part, other)
+    assert np.abs(found[1].kernel).min() > 0
+
+    # The same as the gradient of the whole batch, of one step of SGD.
+    first = batches.read(0)
+    monkeypatch.setattr(jax, "devices", lambda: devices[:4])
+    options |= {"optimizer": optax.sgd(1.0), "steps": 1, "l2": 0}
+    step = streaming.train(batches, **options).params
+    weights = first.weights * options["class_weights"][first.labels]
+    g = weights[:, None] * (1 / classes - np.eye(classes)[first.labels]) / first.weights.sum()
+    np.testing.assert_allclose(step.kernel, -first.features.T @ g, atol=1e-6)
+    np.testing.assert_allclose(step.bias, -g.sum(0), atol=1e-6)
+
+    monkeypatch.setattr(jax, "devices", lambda: devices[:1])
+    optimizer = optax.sgd(0.1)
+    program = _steps.advance.lower(
+        _devices.Devices(32, classes).layout,
         optimizer,
         None,
         False,
         (np.float32(0), None),
         _steps.start(optimizer, regression.init(width, classes)),
-        jax.tree.map(lambda part: part[None], batches.read(0)),
+        jax.tree.map(lambda part: part[None], first),
         np.int32(1),
         np.zeros(1, np.int32),
     )
     kernel, batch = 4 * width * classes, 4 * 32 * (width + classes)
-    assert step.compile().memory_analysis().temp_size_in_bytes < 3 * kernel + 3 * batch
+    assert program.compile().memory_analysis().temp_size_in_bytes < 3 * kernel + 3 * batch
 
 
 @once
@@ -398,7 +410,7 @@ def test_the_second_run_does_not_compile_and_a_callback_stops_it():
     assert _steps.advance._cache_size() == programs
     assert (result.stop_reason, result.steps) == ("callback", 6)
     text = _steps.advance.lower(
-        Layout(Mesh(np.array(jax.devices()[:1]), ("rows",)), 1, 8),
+        Layout(Mesh(np.array(jax.devices()[:1]), ("rows",)), 1, of_classes=False),
         optimizer,
         None,
         False,

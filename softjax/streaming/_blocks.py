@@ -5,6 +5,10 @@ however many blocks a device has, and the blocks are added in pairs, the pairs i
 a device adds its own, and the rest of this tree follows between the devices. Thus the result has
 the same bits on any number of devices up to that of the blocks. A sum of JAX has not: its order
 depends on the shape of what a device sums, and that of an all-reduce on the number of devices.
+
+Where there are more classes than rows, a gradient a block would be more than all else that a step
+holds, and the classes are cut instead: every device has all rows, and the products of its blocks of
+classes, which are again of one shape. These are put side by side, and nothing is added.
 """
 
 from collections.abc import Callable
@@ -34,17 +38,17 @@ class Layout(NamedTuple):
     Attributes:
         mesh: all devices of all processes, along the axis ROWS.
         processes: how many there are.
-        wanted: blocks, where there are no more devices.
+        of_classes: whether these are cut for the products, and not the rows.
     """
 
     mesh: Mesh
     processes: int
-    wanted: int
+    of_classes: bool
 
     @property
     def blocks(self) -> int:
         """All of them, and at least one a device."""
-        return max(self.wanted, self.mesh.size)
+        return max(BLOCKS, self.mesh.size)
 
     @property
     def of_process(self) -> int:
@@ -66,14 +70,6 @@ class Layout(NamedTuple):
         """Where the blocks are among those of all devices."""
         process, block = np.divmod(np.arange(self.blocks), self.of_process)
         return process * (self.of_device * self.mesh.size // self.processes) + block
-
-
-def blocks_wanted(rows: int, num_classes: int) -> int:
-    """BLOCKS, but for a kernel with more numbers than the batch: its gradient a block costs more.
-
-    One then, or one a device, and the bits are those of the number of devices.
-    """
-    return BLOCKS if num_classes <= rows else 1
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -106,32 +102,69 @@ def _mean_loss_jvp(layout: Layout, primals: Any, tangents: Any) -> tuple[Array, 
     return loss / weight, loss_dot
 
 
-def _losses(batch: Batch, class_weights: Array | None, params: SoftmaxRegression) -> Any:
-    """Of each block sum_i w_i loss_i and sum_i w_i, [B]."""
-    loss = cross_entropy(_logits(batch, params), batch.labels, class_weights=class_weights)
+def _losses(layout: Layout, batch: Batch, class_weights: Array | None, params: Any) -> Any:
+    """Of each block of rows sum_i w_i loss_i and sum_i w_i, [B]."""
+    z = _logits(layout, batch.features, params)
+    loss = cross_entropy(z, batch.labels, class_weights=class_weights)
     return _loss_and_weight(batch, loss)
 
 
-def _gradients(batch: Batch, class_weights: Array | None, params: SoftmaxRegression) -> Any:
+def _gradients(layout: Layout, batch: Batch, class_weights: Array | None, params: Any) -> Any:
     """The same, and the gradients of the former, G^T diag(w) X [B, K, D] and w^T G [B, K]."""
     of_logits = partial(cross_entropy, labels=batch.labels, class_weights=class_weights)
-    loss, pull_back = jax.vjp(of_logits, _logits(batch, params))
+    loss, pull_back = jax.vjp(of_logits, _logits(layout, batch.features, params))
     (g,) = pull_back(jnp.ones_like(loss))
     weights = batch.weights[..., None].astype(g.dtype)
     g = jnp.where(weights != 0, g, 0)  # NaN, of a label out of range
-    # G is turned by itself: a product along the rows of both factors takes twice the time on a
-    # CPU, where moreover its bits depend on the number of threads.
-    turned = lax.optimization_barrier(jnp.swapaxes(weights * g, 1, 2))
-    kernel = _product("bkr,brd->bkd", turned, batch.features.astype(g.dtype))
     bias = _product("brk,brl->blk", g, weights)[:, 0]
-    return _loss_and_weight(batch, loss), (kernel, bias)
+    return _loss_and_weight(batch, loss), (_pulled(layout, weights * g, batch.features), bias)
 
 
-def _logits(batch: Batch, params: SoftmaxRegression) -> Array:
-    """[B, R, K]. Each block has a kernel: the bits of a product vary with the number of rows."""
-    kernels = jnp.broadcast_to(params.kernel, (len(batch.labels), *params.kernel.shape))
-    z = _product("brd,bdk->brk", batch.features.astype(kernels.dtype), kernels)
+def _logits(layout: Layout, features: Array, params: SoftmaxRegression) -> Array:
+    """[B, R, K]. Each block has products of its own: their bits vary with their shape."""
+    kernel = params.kernel
+    features = features.astype(kernel.dtype)
+    if layout.of_classes:
+        z = _by_classes(layout, features[0], kernel)[None]
+    else:
+        kernels = jnp.broadcast_to(kernel, (len(features), *kernel.shape))
+        z = _product("brd,bdk->brk", features, kernels)
     return z + params.bias.astype(z.dtype)
+
+
+def _pulled(layout: Layout, g: Array, features: Array) -> Array:
+    """G^T X, [B, K, D]."""
+    features = features.astype(g.dtype)
+    # One factor is turned by itself: a product along the rows of both takes twice the time on a
+    # CPU, where moreover its bits depend on the number of threads.
+    if layout.of_classes:
+        turned = lax.optimization_barrier(features[0].T)
+        return _by_classes(layout, turned, g[0]).T[None]
+    turned = lax.optimization_barrier(jnp.swapaxes(g, 1, 2))
+    return _product("bkr,brd->bkd", turned, features)
+
+
+def _by_classes(layout: Layout, a: Array, b: Array) -> Array:
+    """a @ b [M, K] by blocks of classes, each device its own."""
+    num_classes = b.shape[1]
+    size = -(-num_classes // layout.blocks)
+    num_own = layout.of_device * size
+    own = jnp.pad(b, ((0, 0), (0, num_own * layout.mesh.size - num_classes)))
+    if layout.mesh.size > 1:
+        own = lax.dynamic_slice_in_dim(own, lax.axis_index(ROWS) * num_own, num_own, 1)
+
+    def product(first):
+        columns = lax.optimization_barrier(lax.dynamic_slice_in_dim(own, first, size, 1))
+        return _product("mn,nk->mk", a, columns)
+
+    blocks = _gathered(layout, lax.map(product, jnp.arange(0, num_own, size)))
+    joined = jnp.swapaxes(blocks, 0, 1).reshape(len(a), -1)[:, :num_classes]
+    return lax.optimization_barrier(joined)
+
+
+def _gathered(layout: Layout, x: Array) -> Array:
+    """The blocks of all devices."""
+    return lax.all_gather(x, ROWS, tiled=True) if layout.mesh.size > 1 else x
 
 
 def _loss_and_weight(batch: Batch, loss: Array) -> tuple[Array, Array]:
@@ -152,7 +185,11 @@ def _summed(layout: Layout, function: Callable, batch: Batch, *arguments: Any) -
     def on_device(batch: Batch, *arguments: Any) -> Any:
         shape = layout.of_device, len(batch.labels) // layout.of_device
         blocks = jax.tree.map(lambda p: p.reshape(*shape, *p.shape[1:]), batch)
-        sums = function(blocks, *arguments)
+        if layout.of_classes:
+            rows = jax.tree.map(partial(_rows_of_all, layout), blocks)
+            sums = function(layout, rows, *arguments)
+            return lax.optimization_barrier(jax.tree.map(lambda p: p[0], sums))
+        sums = function(layout, blocks, *arguments)
         if layout.divides:
             sums = jax.tree.map(lambda p: _tree(p)[None], sums)
         if layout.mesh.size > 1:
@@ -166,6 +203,14 @@ def _summed(layout: Layout, function: Callable, batch: Batch, *arguments: Any) -
     return jax.shard_map(
         on_device, mesh=layout.mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
     )(batch, *arguments)
+
+
+def _rows_of_all(layout: Layout, blocks: Array) -> Array:
+    """[1, R, ...], of blocks [B, R / B, ...] on each device."""
+    blocks = _gathered(layout, blocks)
+    if not layout.divides:
+        blocks = blocks[layout.places]
+    return blocks.reshape(1, -1, *blocks.shape[2:])
 
 
 def _over_devices(layout: Layout, sums: Any) -> Any:

@@ -12,7 +12,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from softjax.streaming._batches import Batch, Source
-from softjax.streaming._blocks import ROWS, Layout, blocks_wanted
+from softjax.streaming._blocks import ROWS, Layout
 from softjax.streaming._steps import State
 
 T = TypeVar("T")
@@ -42,7 +42,9 @@ class Devices:
 
     def __init__(self, rows: int, num_classes: int) -> None:
         mesh, processes = Mesh(np.array(jax.devices()), (ROWS,)), jax.process_count()
-        self.layout = Layout(mesh, processes, blocks_wanted(rows * processes, num_classes))
+        layout = Layout(mesh, processes, of_classes=False)
+        rows_of_all = layout.blocks * -(-rows // layout.of_process)
+        self.layout = layout._replace(of_classes=num_classes > rows_of_all)
         self.everywhere = NamedSharding(mesh, PartitionSpec())
         self.rows = NamedSharding(mesh, PartitionSpec(ROWS))
         self.rows_of_steps = NamedSharding(mesh, PartitionSpec(None, ROWS))
