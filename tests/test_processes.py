@@ -69,10 +69,12 @@ def test_a_disk_that_is_full_ends_all_with_the_last_checkpoint(tmp_path, cache):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory, cache):
-    """A run of two processes after SIGTERM to one of them."""
+    """A run of two processes after SIGTERM to one of them, with more than one checkpoint."""
     folder = tmp_path_factory.mktemp("stopped")
-    running = worker.start(folder, 2, cache=cache, fault=("preempted", 9, 1))
+    # Batches are read ahead: the step of the signal may be two chunks before that of the fault.
+    running = worker.start(folder, 2, cache=cache, fault=("preempted", 25, 1))
     assert worker.wait(running, worker.ALL_DONE) == [0, 0]
+    assert len(steps_in(folder / "saved")) > 1
     assert not (folder / "params.npz").exists()
     return folder
 
@@ -97,7 +99,8 @@ def test_all_go_on_from_the_last_checkpoint_that_is_whole(tmp_path, cache, two, 
     shutil.copytree(stopped / "saved", tmp_path / "saved")
     *_, last = steps_in(tmp_path / "saved")
     spoil(tmp_path / "saved" / str(last), "cut")
-    assert worker.wait(worker.start(tmp_path, 2, cache=cache), worker.ALL_DONE) == [0, 0]
+    codes = worker.wait(worker.start(tmp_path, 2, cache=cache), worker.ALL_DONE)
+    assert codes == [0, 0], worker.words(tmp_path)
     (words,) = said(tmp_path)
     assert f"bad-{last}: the checkpoint of step {last} is spoiled and was put aside" in words
     np.testing.assert_array_equal(worker.result(tmp_path), two[0])
