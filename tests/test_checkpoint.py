@@ -76,6 +76,20 @@ def test_a_run_that_was_stopped_ends_bit_for_bit_as_one_that_was_not(files, monk
     np.testing.assert_array_equal(train(files).params.kernel, whole.params.kernel)
 
 
+@pytest.mark.parametrize("kind", ["iterable", "function"])
+def test_batches_may_go_on_at_one_that_is_smaller_than_the_first(files, kind):
+    x, y = np.load(files / "x.npy"), np.load(files / "y.npy")
+    few = [(x[i : i + 8], y[i : i + 8]) for i in range(0, 20, 8)]
+    source = few if kind == "iterable" else lambda step: few[step % len(few)]
+
+    def run(steps, **options):
+        return streaming.train(source, num_classes=3, optimizer=ADAM, steps=steps, **options)
+
+    run(2, checkpoints=Checkpoints(files / "saved"))
+    again = run(6, checkpoints=Checkpoints(files / "saved"))
+    np.testing.assert_array_equal(again.params.kernel, run(6).params.kernel)
+
+
 def test_another_run_is_refused_with_the_difference(files):
     train(files, steps=4)
     with pytest.raises(DataError, match=r"another run: batches\.seed was 0 and is 1\.$"):

@@ -221,7 +221,8 @@ class FromFunction:
     epoch_steps = 1
 
     def __init__(self, function: Callable[[int], Any]):
-        self.function, self.size = function, None
+        self.function = function
+        self.size: int | None = None
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -229,11 +230,12 @@ class FromFunction:
         return {}
 
     def read(self, step: int, out: Batch | None = None) -> Batch:
-        """What the function gives, padded to the size of what it gave first."""
+        """What the function gives, padded to the size of what it gives first."""
+        if self.size is None:  # a run that goes on may begin with a smaller batch
+            self.size = len(np.asarray(self.function(0)[0]))
         features, labels, *weights = map(np.asarray, self.function(step))
         dtype = computed_in(features.dtype)
         weights = weights[0] if weights else np.ones(len(labels), dtype)
-        self.size = len(features) if self.size is None else self.size
         lengths = {len(features), len(labels), len(weights)}
         if features.ndim != 2 or len(lengths) != 1 or len(features) > self.size:
             shapes = ", ".join(str(part.shape) for part in (features, labels, weights))
