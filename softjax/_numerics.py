@@ -170,7 +170,8 @@ def _by_shard(x: Array, axes: tuple[int, ...], counts: tuple[int, ...]) -> Array
         x = x.reshape(*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])
     outer, inner = (range(len(kept) + i, x.ndim, 2) for i in (0, 1))
     x = x.transpose(*range(len(kept)), *outer, *inner)
-    return x.reshape(*x.shape[: len(kept) + len(axes)], -1)
+    parts = len(kept) + len(axes)
+    return x.reshape(*x.shape[:parts], math.prod(x.shape[parts:]))  # -1 is unknown of no rows
 
 
 def _over_shards(sums: Pair, axes: tuple[int, ...]) -> Pair:

@@ -24,7 +24,8 @@ def shards(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
 
     def count(axis: int) -> int:
         names = hidden + entry_names(sharding.spec[axis])
-        return math.gcd(x.shape[axis], math.prod(mesh.shape[name] for name in names))
+        # An axis without entries, which anything divides, is not split.
+        return math.gcd(x.shape[axis] or 1, math.prod(mesh.shape[name] for name in names))
 
     return tuple(map(count, axes))
 

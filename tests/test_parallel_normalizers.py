@@ -232,3 +232,15 @@ def test_an_odd_number_of_rows_is_not_split_on_explicit_axes():
     for spec in [("d", None), (None, "d")]:
         y = jax.eval_shape(lambda x: softjax.logsumexp(x, -1), structure(mesh, (9, 6), *spec))
         assert y.shape == (9,)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_rows_on_a_mesh(kind):
+    mesh = mesh_of(kind, d=2, c=4)
+    with jax.set_mesh(mesh):
+        logits = put(mesh, np.zeros((0, 8), np.float32), "d", "c")
+        labels = put(mesh, np.zeros(0, np.int32), "d")
+        loss, slope = jax.vjp(lambda x: softjax.cross_entropy(x, labels), logits)
+        assert (loss.shape, slope(loss)[0].shape) == ((0,), (0, 8))
+        assert softjax.logsumexp(logits, -1).shape == (0,)
+        np.testing.assert_array_equal(softjax.logsumexp(logits, 0), np.full(8, -np.inf))
