@@ -145,6 +145,8 @@ def test_of_several_penalties_the_best_in_cross_validation_is_taken(flowers):
     )
     assert [(l2, chosen) for l2, _, chosen in rows] == [("0.001", "chosen"), ("10", "")]
     assert float(rows[0][1]) < float(rows[1][1])
+    many = ("--l2", 1, "--l2", 2, "--folds", 73)
+    fails_with("72 examples to fit, for 73 folds", "fit", flowers, *options, *many)
     assert run("fit", flowers, *options, "--l2", 1e-3, "--out", "one").exit_code == 0
     with np.load("grid/model.npz") as grid, np.load("one/model.npz") as one:
         np.testing.assert_array_equal(grid["kernel"], one["kernel"])
@@ -202,6 +204,13 @@ def test_of_many_processes_the_first_says_what_is_wrong_with_the_options(monkeyp
         assert result.exit_code == 2
         assert "Usage" in result.stderr
     fails_with("process-id must be below", "fit", "digits", *together, "--process-id", 2)
+
+
+@pytest.mark.parametrize("address", ["host", ":1", "host:port", "host:99999"])
+def test_a_coordinator_that_is_no_address_is_refused(address):
+    together = ["--processes", 2, "--process-id", 0]
+    fails_with("must be HOST:PORT or auto", "fit", "digits", "--coordinator", address, *together)
+    fails_with("needs --processes and", "fit", "digits", "--coordinator", "127.0.0.1:1")
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,7 @@ def fit(
         plan.check()
         if processes is not None and process_id is not None and process_id >= processes:
             fail(2, f"--process-id must be below --processes, {processes}, got {process_id}.")
+        _check_coordinator(coordinator, processes, process_id)
         start(coordinator, processes, process_id, patience)
         run(plan)
         return
@@ -180,6 +181,8 @@ def fit(
     console.print(f"{len(train.labels)} examples to fit, {len(test.labels)} held out.")
     penalty = penalties[0]
     if len(penalties) > 1:
+        if (folds or 5) > len(train.labels):
+            raise DataError(f"{data}: {len(train.labels)} examples to fit, for {folds or 5} folds.")
         penalty = _chosen_penalty(console, x_train, train, penalties, folds or 5, seed)
     if first_order:
         epochs = epochs or 300
@@ -208,6 +211,19 @@ def fit(
     print_result(console, result, write(console, out, task, result))
     if summary:
         _print_summary(console, result.params, x_train, train, penalty)
+
+
+def _check_coordinator(
+    coordinator: str | None, processes: int | None, process_id: int | None
+) -> None:
+    """Refuses what JAX and the sockets would say in many lines."""
+    if coordinator in (None, "auto"):
+        return
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        fail(2, f"--coordinator must be HOST:PORT or auto, got {coordinator!r}.")
+    if processes is None or process_id is None:
+        fail(2, "--coordinator HOST:PORT needs --processes and --process-id.")
 
 
 def _load(
