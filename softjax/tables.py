@@ -110,10 +110,9 @@ def _classes(path: Path, column: np.ndarray, name: str) -> tuple[np.ndarray, lis
 
 def _is_number(value: object) -> bool:
     try:
-        np.asarray([value]).astype(np.float64)
+        return np.asarray([value]).astype(np.float64).ndim == 1
     except (TypeError, ValueError):
         return False
-    return True
 
 
 def _csv(path: Path) -> Columns:

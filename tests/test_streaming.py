@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh
 from meshes import put
 
-from softjax import regression, streaming
+from softjax import regression, streaming, tables
 from softjax.streaming import _devices, _fit, _steps
 from softjax.streaming._blocks import Layout
 from softjax.streaming._rows import Encoded
@@ -163,12 +163,40 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path):
     np.save(path, np.asfortranarray(np.zeros((9, 3))))
     with pytest.raises(DataError, match="row after row"):
         streaming.open_rows(path, 0)
+    for wrong, words in (
+        (np.float64(3), r"rows, got shape \(\)"),
+        (np.ones((9, 3), complex), "compl"),
+    ):
+        np.save(path, wrong)
+        with pytest.raises(DataError, match=words):
+            streaming.open_rows(path, 0)
+    np.save(path, np.zeros((9, 3)))
+    np.save(tmp_path / "y.npy", np.zeros(8))
+    with pytest.raises(DataError, match=r"y\.npy: .*`labels` must be of shape \(9,\)"):
+        streaming.open_rows(path, tmp_path / "y.npy")
     with pytest.raises(DataError, match="suffix must be one of"):
         streaming.open_rows(tmp_path / "x.csv", 0)
     with pytest.raises(ValueError, match=r"`labels` must be of shape \(3,\), got shape \(2,\)"):
         streaming.ArrayRows(np.zeros((3, 2)), np.zeros(2))
     with pytest.raises(TypeError, match="`batch_size` must be an integer"):
         batches_of(*data(), 2.5)
+
+
+@once
+def test_what_is_wrong_with_a_column_of_parquet_is_said(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path, labels = tmp_path / "x.parquet", [0, 1]
+    for column in (["tall", "low"], [[1.0], [2.0]], np.zeros(2, "datetime64[s]")):
+        parquet.write_table(pyarrow.table({"a": column, "y": labels}), path)
+        with pytest.raises(DataError, match="column 'a': expected numbers"):
+            streaming.open_rows(path, "y").read(0, 2)
+        with pytest.raises(DataError, match=r"column 'a'.*: expected (a number|numbers)"):
+            tables.dataset(path, "y")
+    parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array(labels)] * 2, ["y", "y"]), path)
+    with pytest.raises(DataError, match="two columns have one name"):
+        streaming.open_rows(path, "y")
 
 
 @once

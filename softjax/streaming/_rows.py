@@ -97,6 +97,8 @@ class NpyFile:
             raise DataError(f"{path}: cannot be read: {error}") from error
         if self.dtype.hasobject or (fortran_order and len(self.shape) > 1):
             raise DataError(f"{path}: expected numbers, row after row, as np.save writes them.")
+        if not self.shape:
+            raise DataError(f"{path}: expected rows, got shape ().")
         self.path = path
         self.row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:]))
         if path.stat().st_size < self.offset + self.shape[0] * self.row_bytes:
@@ -128,10 +130,15 @@ class NpyRows(ArrayRows):
         file = NpyFile(path)
         if len(file.shape) != 2:
             raise DataError(f"{path}: expected an array of rank 2, got shape {file.shape}.")
+        if file.dtype.kind not in "biuf":
+            raise DataError(f"{path}: expected numbers, got {file.dtype}.")
         self.paths, self.column = [path], None
         if isinstance(labels, Path):
             self.paths.append(labels)
-            super().__init__(file, NpyFile(labels))
+            try:
+                super().__init__(file, NpyFile(labels))
+            except ValueError as error:
+                raise DataError(f"{labels}: {error}") from error
             return
         self.column = labels
         if not 0 <= self.column < file.shape[1]:
@@ -175,6 +182,8 @@ class ParquetRows:
         except (ArrowInvalid, OSError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
         known = self.file.schema_arrow.names
+        if len(set(known)) != len(known):
+            raise DataError(f"{path}: cannot be read: two columns have one name")
         self.names = [n for n in known if n != label_column] if names is None else list(names)
         for name in (label_column, *self.names):
             if name not in known:
@@ -207,15 +216,21 @@ class ParquetRows:
             self.last = None  # the memory of one, never of two
             table = self.file.read_row_group(group, columns=[*self.names, self.label_column])
             labels = table[self.label_column].to_numpy()
-            columns = [table[name].to_numpy() for name in self.names]
-            try:
-                features = np.stack(columns, axis=-1) if columns else np.empty((len(labels), 0))
-                dtype = np.result_type(np.float32, features.dtype)
-                features = features.astype(dtype, copy=False)
-            except (TypeError, ValueError) as error:
-                raise DataError(f"{self.path}: expected columns of numbers: {error}") from error
+            columns = [self._numbers(name, table[name].to_numpy()) for name in self.names]
+            features = np.stack(columns, axis=-1) if columns else np.empty((len(labels), 0))
             self.last = (group, (features, labels))
         return self.last[1]
+
+    def _numbers(self, name: str, column: np.ndarray) -> np.ndarray:
+        """A column in a floating dtype; of objects, as decimals are, in float64."""
+        try:
+            dtype = float if column.dtype == object else np.result_type(np.float32, column.dtype)
+            if not np.issubdtype(dtype, np.floating):
+                raise TypeError(f"got {column.dtype}")
+            return column.astype(dtype, copy=False)
+        except (TypeError, ValueError) as error:
+            expected = f"column {name!r}: expected numbers"
+            raise DataError(f"{self.path}: {expected}: {error}") from error
 
 
 class Encoded:
