@@ -213,6 +213,16 @@ def test_streams_on_the_command_line():
     assert "2 rows are not finite, or without a label: 5, 60" in bad.stderr
     skipped = softjax(*command, "--skip-nonfinite", "--epochs", 2)
     assert skipped.exit_code == 0, skipped.output
+    exact = softjax(*command, "--skip-nonfinite")
+    assert "converged" in exact.output
+    both = np.column_stack([np.load("y.npy"), np.ones(100)])
+    np.save("both.npy", both)
+    softjax("fit", "both.npy", "--label-column", "00", "--stream", "--out", "both")
+    with np.load("both/model.npz") as model:
+        assert model["features"].tolist() == ["1"]
+    np.save("labels.npy", both[:, :1])
+    alone = softjax("fit", "labels.npy", "--label-column", "0", "--stream")
+    assert "no columns beside the labels" in alone.stderr
     for options in (["--l1", 1], ["--summary"], ["--optimizer", "lbfgs"], ["--solver", "newton"]):
         assert softjax(*command, *options).exit_code == 2
     assert softjax("fit", "digits", "--every", 3).exit_code == 2

@@ -71,10 +71,11 @@ class Plan(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Rows, the numbers of those that are held out, and what is known of them."""
+    """Rows, the numbers of those that are held out or bad, and what is known of them."""
 
     rows: Rows
     held_out: np.ndarray
+    bad: np.ndarray
     task: Task
     transform: Callable[[Array], Array] | None
     source: dict[str, Any]
@@ -115,7 +116,7 @@ def _fit(plan: Plan, data: Data, console: Console) -> FitResult:
             l2=plan.l2,
             max_steps=plan.max_steps or 1000,
             transform=data.transform,
-            held_out=data.held_out,
+            held_out=np.union1d(data.held_out, data.bad),
             validation=data.task.held_out,
             callback=progress.show,
         )
@@ -176,16 +177,18 @@ def _data(plan: Plan) -> Data:
     path, source = Path(plan.data), {}
     if path.suffix.lower() in (".npy", ".parquet"):
         rows: Rows = streaming.open_rows(path, plan.label_column)
-        names = _feature_names(rows, plan.label_column)
+        names = _feature_names(rows)
     else:
         whole = tables.dataset(path, plan.label_column)
         rows = ArrayRows(whole.features, np.array(whole.class_names, object)[whole.labels])
         names, source = whole.feature_names, {"file": file_fingerprint(path)}
+    if not names:
+        raise DataError(f"{path}: has no columns beside the labels.")
     seen = survey(rows)
-    if seen.num_bad and not plan.skip_nonfinite:
-        shown = ", ".join(map(str, seen.bad)) + (", ..." if seen.num_bad > len(seen.bad) else "")
+    if len(seen.bad) and not plan.skip_nonfinite:
+        shown = ", ".join(map(str, seen.bad[:10])) + (", ..." if len(seen.bad) > 10 else "")
         raise DataError(
-            f"{path}: {seen.num_bad} rows are not finite, or without a label: {shown}, counted "
+            f"{path}: {len(seen.bad)} rows are not finite, or without a label: {shown}, counted "
             f"from 0; --skip-nonfinite leaves them out."
         )
     rows = Encoded(rows, seen.classes)
@@ -197,7 +200,7 @@ def _data(plan: Plan) -> Data:
     validation = (np.asarray(transform(jnp.asarray(x[good]))), y[good])
     classes = [str(name) for name in seen.classes.tolist()]
     task = Task(seen.mean, seen.scale, names, classes, validation, None)
-    return Data(rows, held_out, task, transform, source)
+    return Data(rows, held_out, seen.bad, task, transform, source)
 
 
 def _digits() -> Data:
@@ -208,14 +211,14 @@ def _digits() -> Data:
     names, classes = [str(pixel) for pixel in range(size)], [str(k) for k in range(10)]
     held_out = (digits.test_features, digits.test_labels)
     task = Task(np.zeros(size), np.ones(size), names, classes, held_out, digits.image_shape)
-    return Data(rows, np.empty(0, np.int64), task, None, {})
+    return Data(rows, np.empty(0, np.int64), np.empty(0, np.int64), task, None, {})
 
 
-def _feature_names(rows: Any, label_column: str) -> list[str]:
+def _feature_names(rows: Any) -> list[str]:
     if hasattr(rows, "names"):
         return rows.names
-    numbers = [str(n) for n in range(rows.num_features + (rows.column is not None))]
-    return [name for name in numbers if rows.column is None or name != label_column]
+    numbers = range(rows.num_features + (rows.column is not None))
+    return [str(number) for number in numbers if number != rows.column]
 
 
 def _held_out(path: Path, rows: Rows, plan: Plan) -> np.ndarray:

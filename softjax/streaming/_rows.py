@@ -254,9 +254,13 @@ class Encoded:
         """The features and the indices of the classes of a run of rows; -1 for no class."""
         features, labels = self.rows.read(start, stop)
         if labels.dtype == object:  # a missing one has no order among the others
-            labels = np.array(["" if x is None or x != x else x for x in labels], object)
+            missing = np.array([x is None or x != x for x in labels], bool)
+            labels = np.where(missing, self.classes[:1], labels)
+        else:
+            missing = np.zeros(len(labels), bool)
         place = np.minimum(np.searchsorted(self.classes, labels), len(self.classes) - 1)
-        return features, np.where(self.classes[place] == labels, place, -1).astype(np.int32)
+        known = ~missing & (self.classes[place] == labels)
+        return features, np.where(known, place, -1).astype(np.int32)
 
 
 def open_rows(path: str | Path, labels: str | Path | int) -> NpyRows | ParquetRows:

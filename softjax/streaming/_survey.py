@@ -7,11 +7,10 @@ import numpy as np
 from softjax import processes
 from softjax.streaming._fit import own_rows
 from softjax.streaming._rows import Rows
-from softjax.tables import DataError
+from softjax.tables import LARGEST, DataError
 
 RUN_BYTES = 1 << 23
 MOST_CLASSES = 10_000
-SHOWN = 10
 
 
 class Survey(NamedTuple):
@@ -21,15 +20,13 @@ class Survey(NamedTuple):
         mean: of each feature, over the rows that are good, float64 [D].
         scale: the standard deviation; 1 for a constant feature.
         classes: the labels that there are, in order.
-        num_bad: the number of rows with a feature that is not finite, or without a label.
-        bad: the first few of them.
+        bad: the rows with a feature that is no finite number of float32, or without a label.
     """
 
     mean: np.ndarray
     scale: np.ndarray
     classes: np.ndarray
-    num_bad: int
-    bad: list[int]
+    bad: np.ndarray
 
 
 def survey(rows: Rows) -> Survey:
@@ -39,19 +36,18 @@ def survey(rows: Rows) -> Survey:
     for Computing the Sample Variance" (1983), equation 2.1: no difference that cancels.
     """
     zeros = np.zeros(rows.num_features)
-    moments, classes, num_bad, bad = (0, zeros, zeros), None, 0, []
+    moments, classes, bad = (0, zeros, zeros), None, [np.empty(0, np.int64)]
     own = own_rows(rows.num_rows)
     size = max(RUN_BYTES // max(8 * rows.num_features, 1), 1)
     for start in range(own.start, own.stop, size):
         features, labels = rows.read(start, min(start + size, own.stop))
         x = features.astype(np.float64)
-        good = np.isfinite(x).all(1) & ~_missing(labels)
+        good = (np.abs(x) <= LARGEST).all(1) & ~_missing(labels)
         wrong = np.flatnonzero(~good)
-        num_bad += len(wrong)
-        bad += (start + wrong[: max(SHOWN - len(bad), 0)]).tolist()
+        bad.append(start + wrong)
         moments = _joined(moments, _moments(x if not len(wrong) else x[good]))
         classes = _all_classes([classes, np.unique(labels[good])])
-    parts = processes.gather((moments, classes, num_bad, bad))
+    parts = processes.gather((moments, classes, np.concatenate(bad)))
     total = (0, zeros, zeros)
     for part in parts:
         total = _joined(total, part[0])
@@ -63,8 +59,7 @@ def survey(rows: Rows) -> Survey:
     scale = np.sqrt(squares / count)
     # The mean of a constant is off by roundings, which are no scale.
     scale = np.where(scale > 64 * np.finfo(float).eps * np.abs(mean), scale, 1)
-    all_bad = [row for part in parts for row in part[3]][:SHOWN]
-    return Survey(mean, scale, classes, sum(part[2] for part in parts), all_bad)
+    return Survey(mean, scale, classes, np.concatenate([part[2] for part in parts]))
 
 
 def _moments(x: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
