@@ -213,6 +213,13 @@ def test_streams_on_the_command_line():
     assert "2 rows are not finite, or without a label: 5, 60" in bad.stderr
     skipped = softjax(*command, "--skip-nonfinite", "--epochs", 2)
     assert skipped.exit_code == 0, skipped.output
+    far = x.astype(float) + 1e9  # where float32 holds every 64th number
+    np.save("x.npy", far)
+    assert softjax(*command, "--skip-nonfinite", "--out", "far").exit_code == 0
+    with np.load("far/model.npz") as model:
+        top = np.argmax((far - 1e9) @ model["kernel"], 1)
+        assert np.mean(top == np.load("y.npy")) > 0.5
+    np.save("x.npy", x)
     exact = softjax(*command, "--skip-nonfinite")
     assert "converged" in exact.output
     both = np.column_stack([np.load("y.npy"), np.ones(100)])

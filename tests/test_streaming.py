@@ -210,10 +210,12 @@ def test_the_survey_names_bad_rows_and_the_labels_are_encoded():
     assert (seen.bad.tolist(), seen.classes.tolist()) == ([7, 31, 40], ["a", "b", "c"])
     good = np.delete(x, [7, 31, 40], 0)
     np.testing.assert_allclose(seen.scale, good.std(0, dtype=float), rtol=1e-6)
-    encoded = Encoded(rows, seen.classes).read(39, 43)[1]
+    encoded = Encoded(rows, seen.classes, seen.mean).read(39, 43)[1]
     assert encoded.tolist() == [1, -1, 2, 1]
     truths = np.array([True, None, False], object)
-    of_truths = Encoded(streaming.ArrayRows(x[:3], truths), np.array([False, True], object))
+    of_truths = Encoded(
+        streaming.ArrayRows(x[:3], truths), np.array([False, True], object), seen.mean
+    )
     assert of_truths.read(0, 3)[1].tolist() == [1, -1, 0]
     too_large = np.where(np.arange(50)[:, None] == 4, 1e300, x.astype(float))
     assert survey(streaming.ArrayRows(too_large, labels)).bad.tolist() == [4, 7, 31, 40]

@@ -191,7 +191,7 @@ def _data(plan: Plan) -> Data:
             f"{path}: {len(seen.bad)} rows are not finite, or without a label: {shown}, counted "
             f"from 0; --skip-nonfinite leaves them out."
         )
-    rows = Encoded(rows, seen.classes)
+    rows = Encoded(rows, seen.classes, seen.mean)
     held_out = _held_out(path, rows, plan)
     transform = _standardising(seen)
     features, labels = zip(*(rows.read(row, row + 1) for row in held_out.tolist()), strict=True)
@@ -233,10 +233,10 @@ def _held_out(path: Path, rows: Rows, plan: Plan) -> np.ndarray:
 
 
 def _standardising(seen: Survey) -> Callable[[Array], Array]:
-    """(x - mean) / scale, on the device."""
-    mean, scale = seen.mean.astype(np.float32), seen.scale.astype(np.float32)
+    """By the scale, on the device: rows are read around the mean."""
+    scale = seen.scale.astype(np.float32)
 
     def transform(features: Array) -> Array:
-        return (features - mean) / scale
+        return features / scale
 
     return transform

@@ -234,15 +234,17 @@ class ParquetRows:
 
 
 class Encoded:
-    """Rows whose labels are the places of those of `rows` among `classes`.
+    """Rows whose labels are the places of those of `rows` among `classes`, around an origin.
 
     Args:
         rows: labels of any kind that has an order.
         classes: all of them, in order.
+        origin: of the features [D], float64, taken from them before they are rounded to float32,
+            which holds no small differences far from 0.
     """
 
-    def __init__(self, rows: Rows, classes: np.ndarray):
-        self.rows, self.classes = rows, classes
+    def __init__(self, rows: Rows, classes: np.ndarray, origin: np.ndarray):
+        self.rows, self.classes, self.origin = rows, classes, origin
         self.num_rows, self.num_features = rows.num_rows, rows.num_features
 
     @property
@@ -260,7 +262,10 @@ class Encoded:
             missing = np.zeros(len(labels), bool)
         place = np.minimum(np.searchsorted(self.classes, labels), len(self.classes) - 1)
         known = ~missing & (self.classes[place] == labels)
-        return features, np.where(known, place, -1).astype(np.int32)
+        indices = np.where(known, place, -1).astype(np.int32)
+        with np.errstate(over="ignore"):  # infinite now, and found so
+            features = (features - self.origin).astype(computed_in(features.dtype))
+        return features, indices
 
 
 def open_rows(path: str | Path, labels: str | Path | int) -> NpyRows | ParquetRows:
