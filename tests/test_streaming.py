@@ -178,6 +178,11 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path):
         streaming.open_rows(tmp_path / "x.csv", 0)
     with pytest.raises(ValueError, match=r"`labels` must be of shape \(3,\), got shape \(2,\)"):
         streaming.ArrayRows(np.zeros((3, 2)), np.zeros(2))
+    for number in (-1, 50):
+        with pytest.raises(ValueError, match=r"`held_out` must be in \[0, 50\), got"):
+            batches_of(*data(50), 10, held_out=[number])
+        with pytest.raises(ValueError, match=r"`held_out` must be in \[0, 50\), got"):
+            streaming.fit(streaming.ArrayRows(*data(50)), num_classes=3, held_out=[number])
     with pytest.raises(TypeError, match="`batch_size` must be an integer"):
         batches_of(*data(), 2.5)
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from softjax import _checks
-from softjax.streaming._rows import Rows, as_indices, computed_in
+from softjax.streaming._rows import Rows, as_indices, computed_in, row_numbers
 
 BLOCKS = 16
 BUFFER_BYTES = 1 << 26
@@ -72,7 +72,8 @@ class Batches:
         process_count: None for that of JAX.
 
     Raises:
-        TypeError, ValueError: `batch_size`, `seed` or `buffer_bytes` is too small or no integer.
+        TypeError, ValueError: `batch_size`, `seed` or `buffer_bytes` is too small or no integer,
+            or `held_out` has a number that no row has.
 
     Example:
         >>> import numpy as np, softjax
@@ -99,7 +100,7 @@ class Batches:
         self.seed = _checks.at_least(name, "seed", seed, 0)
         buffer_bytes = _checks.at_least(name, "buffer_bytes", buffer_bytes, 1)
         self.rows = rows
-        self.held_out = np.unique(np.asarray([] if held_out is None else held_out, np.int64))
+        self.held_out = row_numbers(name, held_out, rows.num_rows)
         index = jax.process_index() if process_index is None else process_index
         count = jax.process_count() if process_count is None else process_count
 

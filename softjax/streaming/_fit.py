@@ -38,7 +38,7 @@ from softjax.regression._problem import (
 from softjax.regression._result import Status, Validation, record, with_validation
 from softjax.streaming._batches import Batch
 from softjax.streaming._devices import ahead
-from softjax.streaming._rows import Rows, as_indices, computed_in
+from softjax.streaming._rows import Rows, as_indices, computed_in, row_numbers
 
 FIT = "streaming.fit"
 CHUNK_BYTES = 1 << 23
@@ -178,7 +178,7 @@ class _Passes:
     ):
         self.rows, self.l2 = rows, l2
         self.num_classes, self.fixed = num_classes, (num_classes, transform)
-        self.held_out = np.unique(np.asarray([] if held_out is None else held_out, np.int64))
+        self.held_out = row_numbers(FIT, held_out, rows.num_rows)
         self.dtype = computed_in(rows.read(0, 1)[0].dtype)
         self.row_bytes = (rows.num_features + num_classes) * self.dtype.itemsize
         self.weight = rows.num_rows - len(self.held_out)

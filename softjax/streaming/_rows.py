@@ -299,6 +299,14 @@ def open_rows(path: str | Path, labels: str | Path | int) -> NpyRows | ParquetRo
     return NpyRows(path, int(column) if column.isdecimal() else Path(column))
 
 
+def row_numbers(function: str, held_out: Any, num_rows: int) -> np.ndarray:
+    """`held_out` in order, each once; every one of them is a row."""
+    numbers = np.unique(np.asarray([] if held_out is None else held_out, np.int64))
+    bad = (numbers < 0) | (numbers >= num_rows)
+    _checks.refuse_first(function, "held_out", f"in [0, {num_rows})", numbers, bad)
+    return numbers
+
+
 def file_fingerprint(path: Path) -> dict[str, int]:
     """Size, time of change and a checksum of blocks that are spread over a file."""
     status = path.stat()
