@@ -224,6 +224,10 @@ def test_the_survey_names_bad_rows_and_the_labels_are_encoded():
     assert of_truths.read(0, 3)[1].tolist() == [1, -1, 0]
     too_large = np.where(np.arange(50)[:, None] == 4, 1e300, x.astype(float))
     assert survey(streaming.ArrayRows(too_large, labels)).bad.tolist() == [4, 7, 31, 40]
+    # The same text in other places of the memory, as in another process.
+    copies = (np.array([f"class {label}" for label in labels], object) for _ in range(2))
+    first, second = (streaming.ArrayRows(x, copy).fingerprint for copy in copies)
+    assert first == second
     with pytest.raises(DataError, match="one class only"):
         survey(streaming.ArrayRows(x, np.ones(50)))
 

@@ -69,6 +69,7 @@ class ArrayRows:
         checksum = 0
         for place in places.tolist():
             for part in self.read(place, place + 1):
+                part = part.astype(str) if part.dtype == object else part  # not where it lies
                 checksum = zlib.crc32(np.ascontiguousarray(part).tobytes(), checksum)
         return {"shape": list(self.features.shape), "sample": checksum}
 
