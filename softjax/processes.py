@@ -56,15 +56,18 @@ def start(
     if address is not None and count is not None and index is not None and count > 1:
         _meeting = Meeting(address, count, index, patience)
         _meeting.find_service()
-    jax.distributed.initialize(
-        address,
-        count,
-        index,
-        coordinator_bind_address=address if loopback else None,
-        initialization_timeout=patience,
-        heartbeat_timeout_seconds=HEARTBEAT,
-        shutdown_timeout_seconds=SHUTDOWN,
-    )
+    try:
+        jax.distributed.initialize(
+            address,
+            count,
+            index,
+            coordinator_bind_address=address if loopback else None,
+            initialization_timeout=patience,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=SHUTDOWN,
+        )
+    except ValueError as error:
+        fail(2, f"the coordinator {coordinator!r} is of no cluster that JAX knows: {error}")
 
 
 def end_with_launcher() -> None:

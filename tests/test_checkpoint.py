@@ -1,7 +1,9 @@
 """A run that goes on where it was: what is saved, refused, spoiled, or cannot be written."""
 
 import json
+import os
 import resource
+import signal
 import sys
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from typer.testing import CliRunner
 
 from softjax import cli
 from softjax.checkpoints import Checkpoints
+from softjax.cli import _stream
 
 pytestmark = pytest.mark.x64_once
 
@@ -197,6 +200,24 @@ def test_the_same_command_goes_on():
     assert refused.exit_code == 2
     assert "holds another run: learning_rate was 0.01 and is 0.5." in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
+    assert "holds step 28, beyond the 7 to be" in softjax(*saving, "--epochs", 1).stderr
+
+
+@pytest.mark.usefixtures("_no_pictures")
+@pytest.mark.parametrize(
+    ("saving", "status", "words"),
+    [(["--checkpoint", "saved"], 0, "the same command goes on"), ([], 143, "nothing was saved")],
+)
+def test_sigterm_in_the_pass_before_the_first_step(monkeypatch, saving, status, words):
+    def survey(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return streaming._survey.survey(*arguments)
+
+    monkeypatch.setattr(_stream, "survey", survey)
+    stopped = softjax("fit", "x.npy", "--label-column", "y.npy", "--stream", "--epochs", 1, *saving)
+    assert stopped.exit_code == status
+    assert f"Stopped by SIGTERM before the first step: {words}." in stopped.output
+    assert not Path("saved").exists()
 
 
 @pytest.mark.usefixtures("_no_pictures")

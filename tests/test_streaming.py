@@ -183,6 +183,10 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path):
             batches_of(*data(50), 10, held_out=[number])
         with pytest.raises(ValueError, match=r"`held_out` must be in \[0, 50\), got"):
             streaming.fit(streaming.ArrayRows(*data(50)), num_classes=3, held_out=[number])
+    with pytest.raises(ValueError, match=r"`held_out` must be fewer than all rows, got all 50"):
+        batches_of(*data(50), 10, held_out=np.arange(50))
+    one, other = (batches_of(*data(50), 10, held_out=[row]).configuration for row in (3, 4))
+    assert one != other  # a run of the one does not go on as the other
     with pytest.raises(TypeError, match="`batch_size` must be an integer"):
         batches_of(*data(), 2.5)
 
@@ -230,6 +234,7 @@ def test_the_survey_names_bad_rows_and_the_labels_are_encoded():
     assert first == second
     with pytest.raises(DataError, match="one class only"):
         survey(streaming.ArrayRows(x, np.ones(50)))
+    assert survey(rows, lambda: True) is None
 
 
 # --- training ---

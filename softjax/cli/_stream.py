@@ -36,6 +36,9 @@ BATCH_SIZE = 1024
 MOST_HELD_OUT = 10_000
 
 
+Preempted = Callable[[], bool]
+
+
 class Plan(NamedTuple):
     """The options of the command."""
 
@@ -83,16 +86,29 @@ class Data(NamedTuple):
 
 def run(plan: Plan) -> None:
     """Fits, on every process; the first of them speaks and writes."""
+    if not plan.stochastic:
+        _run(plan, lambda: False)
+        return
+    with processes.Sigterm() as sigterm:
+        _run(plan, sigterm.came)
+
+
+def _run(plan: Plan, preempted: Preempted) -> None:
     first = jax.process_index() == 0
     console = Console(quiet=not first)
     _check_same(plan)
     if first:
         plan.out.mkdir(parents=True, exist_ok=True)
-    data = _data(plan)
+    data = _data(plan, preempted)
+    if data is None:
+        raise _stopped(plan, console, "before the first step")
     count = data.rows.num_rows - len(data.held_out)
     shared = f", by {jax.process_count()} processes" if jax.process_count() > 1 else ""
     console.print(f"{count} examples to fit, {len(data.task.held_out[1])} held out{shared}.")
-    result = (_train if plan.stochastic else _fit)(plan, data, console)
+    if plan.stochastic:
+        result = _train(plan, data, console, preempted)
+    else:
+        result = _fit(plan, data, console)
     if first:
         print_result(console, result, write(console, plan.out, data.task, result))
     processes.gather(None)  # the others wait for the files
@@ -122,7 +138,7 @@ def _fit(plan: Plan, data: Data, console: Console) -> FitResult:
         )
 
 
-def _train(plan: Plan, data: Data, console: Console) -> FitResult:
+def _train(plan: Plan, data: Data, console: Console, preempted: Preempted) -> FitResult:
     optimizer = plan.optimizer or Optimizer.ADAM
     rate = rate_of(optimizer, plan.learning_rate)
     batches = streaming.Batches(
@@ -140,7 +156,7 @@ def _train(plan: Plan, data: Data, console: Console) -> FitResult:
             "l2": plan.l2,
         }
         checkpoints = Checkpoints(plan.checkpoint, configuration)
-    with processes.Sigterm() as sigterm, FitProgress(console, steps) as progress:
+    with FitProgress(console, steps) as progress:
         try:
             return streaming.train(
                 batches,
@@ -154,22 +170,27 @@ def _train(plan: Plan, data: Data, console: Console) -> FitResult:
                 checkpoints=checkpoints,
                 validation=data.task.held_out,
                 callback=progress.show,
-                preempted=sigterm.came,
+                preempted=preempted,
             )
         except streaming.Preempted as stop:
             progress.bar.stop()
-            saved = "nothing was saved" if checkpoints is None else "the same command goes on"
-            console.print(f"Stopped by SIGTERM after step {stop.step}: {saved}.")
-            processes.gather(None)  # the others wait for the checkpoint
-            raise typer.Exit(0 if checkpoints is not None else 143) from None
+            raise _stopped(plan, console, f"after step {stop.step}") from None
         except streaming.NonFiniteError as error:
             params = error.params
             path = processes.of_first(lambda: write_model(plan.out, data.task, params))
             raise DataError(f"{error} The parameters before it are in {path}.") from None
 
 
-def _data(plan: Plan) -> Data:
-    """Opens the data, passes over them once, and holds some of them out."""
+def _stopped(plan: Plan, console: Console, when: str) -> typer.Exit:
+    """What ends all processes after SIGTERM to one of them."""
+    saved = "nothing was saved" if plan.checkpoint is None else "the same command goes on"
+    console.print(f"Stopped by SIGTERM {when}: {saved}.")
+    processes.gather(None)  # the others wait for the checkpoint
+    return typer.Exit(143 if plan.checkpoint is None else 0)
+
+
+def _data(plan: Plan, preempted: Preempted) -> Data | None:
+    """Opens the data, passes over them once, and holds some of them out; None where preempted."""
     if plan.data == "digits":
         return _digits()
     if plan.label_column is None:
@@ -184,16 +205,21 @@ def _data(plan: Plan) -> Data:
         names, source = whole.feature_names, {"file": file_fingerprint(path)}
     if not names:
         raise DataError(f"{path}: has no columns beside the labels.")
-    seen = survey(rows)
+    if not rows.num_rows:
+        raise DataError(f"{path}: has no rows.")
+    seen = survey(rows, preempted)
+    if seen is None:
+        return None
     if len(seen.bad) and not plan.skip_nonfinite:
         shown = ", ".join(map(str, seen.bad[:10])) + (", ..." if len(seen.bad) > 10 else "")
         raise DataError(
             f"{path}: {len(seen.bad)} rows are not finite, or without a label: {shown}, counted "
             f"from 0; --skip-nonfinite leaves them out."
         )
-    rows = Encoded(rows, seen.classes, seen.mean)
+    origin = seen.mean.astype(np.float32)
+    rows = Encoded(rows, seen.classes, origin)
     held_out = _held_out(path, rows, plan)
-    transform = _standardising(seen)
+    transform = _standardising(seen, origin)
     features, labels = zip(*(rows.read(row, row + 1) for row in held_out.tolist()), strict=True)
     x, y = np.concatenate(features).astype(np.float32), np.concatenate(labels)
     good = np.isfinite(x).all(1) & (y >= 0)
@@ -232,11 +258,14 @@ def _held_out(path: Path, rows: Rows, plan: Plan) -> np.ndarray:
     return np.sort(drawn)
 
 
-def _standardising(seen: Survey) -> Callable[[Array], Array]:
-    """By the scale, on the device: rows are read around the mean."""
-    scale = seen.scale.astype(np.float32)
+def _standardising(seen: Survey, origin: np.ndarray) -> Callable[[Array], Array]:
+    """(x - mean) / scale, on the device, of rows that are read around an origin.
+
+    The origin is the mean in float32, which does not depend on the number of processes.
+    """
+    rest, scale = (seen.mean - origin).astype(np.float32), seen.scale.astype(np.float32)
 
     def transform(features: Array) -> Array:
-        return features / scale
+        return (features - rest) / scale
 
     return transform

@@ -6,6 +6,7 @@ is shuffled, and every batch takes an equal share of each: the rows of W distant
 depends on the number of processes, each of which reads the blocks that are its own.
 """
 
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
@@ -73,7 +74,7 @@ class Batches:
 
     Raises:
         TypeError, ValueError: `batch_size`, `seed` or `buffer_bytes` is too small or no integer,
-            or `held_out` has a number that no row has.
+            or `held_out` has a number that no row has, or all rows.
 
     Example:
         >>> import numpy as np, softjax
@@ -131,7 +132,10 @@ class Batches:
             "batch_size": self.batch_size,
             "groups": self.num_groups,
             "seed": self.seed,
-            "held_out": len(self.held_out),
+            "held_out": {
+                "rows": len(self.held_out),
+                "checksum": zlib.crc32(self.held_out.tobytes()),
+            },
         }
 
     def read(self, step: int, out: Batch | None = None) -> Batch:

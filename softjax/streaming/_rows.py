@@ -240,7 +240,7 @@ class Encoded:
     Args:
         rows: labels of any kind that has an order.
         classes: all of them, in order.
-        origin: of the features [D], float64, taken from them before they are rounded to float32,
+        origin: of the features, float32 [D], taken from them before they are rounded to float32,
             which holds no small differences far from 0.
     """
 
@@ -301,10 +301,14 @@ def open_rows(path: str | Path, labels: str | Path | int) -> NpyRows | ParquetRo
 
 
 def row_numbers(function: str, held_out: Any, num_rows: int) -> np.ndarray:
-    """`held_out` in order, each once; every one of them is a row."""
+    """`held_out` in order, each once; every one of them is a row, and not all rows are."""
     numbers = np.unique(np.asarray([] if held_out is None else held_out, np.int64))
     bad = (numbers < 0) | (numbers >= num_rows)
     _checks.refuse_first(function, "held_out", f"in [0, {num_rows})", numbers, bad)
+    if num_rows and len(numbers) == num_rows:
+        raise ValueError(
+            _checks.message(function, "held_out", "fewer than all rows", f"all {num_rows}")
+        )
     return numbers
 
 

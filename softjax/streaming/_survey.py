@@ -1,5 +1,6 @@
 """What has to be known of rows before a fit, from one pass: scales, classes, rows that are bad."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,8 +30,8 @@ class Survey(NamedTuple):
     bad: np.ndarray
 
 
-def survey(rows: Rows) -> Survey:
-    """One pass over the rows, each process over its own.
+def survey(rows: Rows, preempted: Callable[[], bool] = lambda: False) -> Survey | None:
+    """One pass over the rows, each process over its own; None where one of them was preempted.
 
     Moments of runs of rows are joined as T. F. Chan, G. H. Golub and R. J. LeVeque do, "Algorithms
     for Computing the Sample Variance" (1983), equation 2.1: no difference that cancels.
@@ -40,6 +41,8 @@ def survey(rows: Rows) -> Survey:
     own = own_rows(rows.num_rows)
     size = max(RUN_BYTES // max(8 * rows.num_features, 1), 1)
     for start in range(own.start, own.stop, size):
+        if preempted():
+            break
         features, labels = rows.read(start, min(start + size, own.stop))
         x = features.astype(np.float64)
         good = (np.abs(x) <= LARGEST).all(1) & ~_missing(labels)
@@ -47,7 +50,9 @@ def survey(rows: Rows) -> Survey:
         bad.append(start + wrong)
         moments = _joined(moments, _moments(x if not len(wrong) else x[good]))
         classes = _all_classes([classes, np.unique(labels[good])])
-    parts = processes.gather((moments, classes, np.concatenate(bad)))
+    parts = processes.gather((moments, classes, np.concatenate(bad), preempted()))
+    if any(part[3] for part in parts):
+        return None
     total = (0, zeros, zeros)
     for part in parts:
         total = _joined(total, part[0])

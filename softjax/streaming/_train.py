@@ -123,7 +123,8 @@ def train(
     Raises:
         NonFiniteError: a batch is not finite. What was reached before it has been saved.
         Preempted: it was; the step that all have reached has been saved.
-        TypeError, ValueError: an argument that does not fit, or `checkpoints` of another run.
+        TypeError, ValueError: an argument that does not fit, or `checkpoints` of another run, or of
+            more steps.
 
     Example:
         >>> import optax, softjax
@@ -146,6 +147,10 @@ def train(
 
     _check_same(source.configuration)
     saved = None if checkpoints is None else checkpoints.restore(source.configuration)
+    if checkpoints is not None and saved is not None and saved.step > steps:
+        raise DataError(
+            f"{checkpoints.directory}: holds step {saved.step}, beyond the {steps} to be taken."
+        )
     first = source.read(0 if saved is None else saved.step)
     params = _initial(init, transform, first.features, num_classes)
     devices = Devices(len(first.labels), num_classes)
