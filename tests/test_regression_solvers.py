@@ -119,6 +119,16 @@ def test_hard_data_converge_to_finite_numbers(name):
     assert np.abs(bias).max() <= 2e-6
 
 
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize("solver", ["newton-cg", "newton"])
+def test_a_penalty_far_beyond_the_features_leaves_the_bias_free(solver):
+    x, y = problem()
+    result = regression.fit(1e-6 * x, y, solver=solver, l2=1.0)
+    assert result.converged, result.stop_reason
+    shares = np.bincount(y) / N
+    np.testing.assert_allclose(scipy.special.softmax(result.params.bias), shares, atol=1e-5)
+
+
 @pytest.mark.x64_once
 @pytest.mark.parametrize("solver", SMOOTH)
 def test_separated_data_are_named_and_a_penalty_or_firth_has_an_optimum(solver):

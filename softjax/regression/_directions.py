@@ -180,17 +180,21 @@ def factored_hessian(s: Standardised, weights: Array, p: Array) -> tuple[Array, 
     num_classes, width = h.shape[:2]
     mean = jnp.mean(jnp.einsum("kdkd->kd", h), 0)
     h = (h + jnp.diag(mean)[:, None] / num_classes).reshape(num_classes * width, -1)
-    return factor(h, jnp.tile(s.rounding, num_classes))
+    # The size of the bias, which no ridge holds.
+    return factor(h, jnp.tile(s.rounding, num_classes), mean[-1])
 
 
-def factor(h: Array, rounding: Array | None = None) -> tuple[Array, Array]:
+def factor(
+    h: Array, rounding: Array | None = None, size: Array | None = None
+) -> tuple[Array, Array]:
     """L and u with L L^T = diag(u) h diag(u) of unit diagonal, and a little more of it.
 
-    More than h is off by, relative: by `rounding` [D], or that of its dtype.
+    More than h is off by, relative: by `rounding` [D], or that of its dtype. `size` is that of a
+    curvature without a ridge; None for the mean of the diagonal.
     """
     diagonal = jnp.diag(h)
     eps = jnp.finfo(h.dtype).eps
-    unit = lax.rsqrt(jnp.maximum(diagonal, eps * jnp.mean(diagonal)))
+    unit = lax.rsqrt(jnp.maximum(diagonal, eps * (jnp.mean(diagonal) if size is None else size)))
     jitter = 100 * jnp.diag(jnp.full(len(h), eps, h.dtype) if rounding is None else rounding)
     return jnp.linalg.cholesky(unit[:, None] * h * unit + jitter), unit
 

@@ -225,9 +225,10 @@ def _kronecker(s: Standardised, weights: Array, p: Array) -> Kronecker:
     spread = (jnp.diag(p @ weights) - (p * weights) @ p.T) / total
     v, class_eigenvalues = _eigh(spread)
 
-    size = jnp.diag(a) + s.ridge
-    # What varies no more than by rounding is no direction.
-    unit = jnp.where(size > ROUNDING * jnp.mean(size), lax.rsqrt(size), 0)
+    spreads = jnp.diag(a)
+    size = spreads + s.ridge
+    # What varies no more than by rounding is no direction, whatever the ridge of others.
+    unit = jnp.where(size > ROUNDING * jnp.mean(spreads), lax.rsqrt(size), 0)
     a = unit[:, None] * a * unit
     ridge = s.ridge * unit * unit + jnp.maximum(JITTER, 100 * s.rounding)
     lower = lax.linalg.cholesky(a + jnp.diag(ridge), symmetrize_input=False)
