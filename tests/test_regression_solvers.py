@@ -139,6 +139,12 @@ def test_separated_data_are_named_and_a_penalty_or_firth_has_an_optimum(solver):
     assert not result.converged
     assert np.isfinite(result.params.kernel).all()
     assert regression.fit(x, y, solver=solver, l2=0.01).converged
+    # Wrong by hundreds of nats, where no curvature is left: the way back is found.
+    wrong = regression.SoftmaxRegression(-100 * result.params.kernel, -100 * result.params.bias)
+    assert regression.fit(x, y, solver=solver, l2=0.01, init=wrong).converged
+    for start in (result.params, wrong):
+        other = regression.fit(x, 1 - y, solver=solver, l2=0.01, init=start)
+        assert other.converged
 
 
 @pytest.mark.x64_once(True)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 # A gradient so small, relative, is near the end: from here on the largest move counts.
 NEAR = 1e-4
 TRIALS = 20
+# So many nats are further than TRIALS come back from.
+FAR = 1e5
 # A step ends where the slope has halved at least; beyond the minimum, where what has been gained
 # might be lost again, only where the slope is a tenth of the first and, by the curvature there,
 # the minimum is no less than half as far.
@@ -88,6 +90,11 @@ def advance(
         d, memory, passes = method.direction(problem, s, here, state.memory, state.step, state.norm)
         d = centred(d)  # it was so in float32, and the gradient does not see what was not
         d_logits = class_scores(problem.features, d)
+        # Where examples are decided, and wrongly, no curvature says how far: back towards 0.
+        size = jnp.max(jnp.abs(d_logits))
+        back = ~((size > 0) & (size < FAR)) & (jnp.vdot(here.gradient, here.theta) > 0)
+        d = jnp.where(back, -here.theta, d)
+        d_logits = jnp.where(back, -here.logits, d_logits)
         first = jnp.vdot(here.gradient, d)
         t = step_length(problem, here.theta, here.logits, first, d, d_logits)
         theta = moved(here.theta, t, d)
