@@ -252,6 +252,12 @@ def test_a_row_of_weight_zero_takes_no_part(dtype):
             inference.covariance(params, spoiled, y, sample_weights=weights, **options),
             inference.covariance(params, x, y, sample_weights=weights, **options),
         )
+    # Nor does a cluster of such rows count among the clusters.
+    alone = np.where(weights == 0, N + np.arange(N), np.arange(N) % 40)
+    np.testing.assert_array_equal(
+        inference.covariance(params, x, y, sample_weights=weights, clusters=alone),
+        inference.covariance(params, x, y, sample_weights=weights, clusters=np.arange(N) % 40),
+    )
     v = inference.covariance(params, x, y, sample_weights=weights)
     effects = [
         inference.average_marginal_effects(params, v, rows, sample_weights=weights)
@@ -517,6 +523,10 @@ def test_bad_arguments_are_named():
         inference.covariance(params, x, y, clusters=np.zeros(3))
     with pytest.raises(ValueError, match="`clusters` must be of two clusters or more"):
         inference.covariance(params, x, y, clusters=np.zeros(N))
+    few = {"l2": 1.0, "sample_weights": np.arange(N) < 10, "clusters": np.arange(N)}
+    shrunk = regression.fit(x, y, l2=1.0, sample_weights=few["sample_weights"]).params
+    with pytest.raises(ValueError, match=r"`clusters` must be two or more .* than .* parameters"):
+        inference.covariance(shrunk, x, y, **few)
     with pytest.raises(TypeError, match="`clusters` must be known"):
         jax.jit(lambda c: inference.covariance(params, x, y, clusters=c))(np.arange(N))
     with pytest.raises(ValueError, match="`covariance` must be of shape"):

@@ -58,14 +58,14 @@ def covariance(
     with the scores s_i = (y_i - p_i) kron (x_i, 1). Without a penalty the first is I^+, what
     maximum likelihood promises. With one, it is the variance of the penalised estimate, whose bias
     it does not know; the Bayesian answer would be H^+ alone. c = G / (G - 1) (n - 1) / (n - k)
-    for G clusters, n examples and k = (D + 1) (K - 1).
+    for G > 1 clusters, those of weight 0 not counted, n > k examples and k = (D + 1) (K - 1).
 
     A vector added to every class changes no probability: V is that of theta less its mean over
     the classes, and singular along such a vector. Contrasts between classes and probabilities
     have the same variance whatever the gauge of `params`.
 
     Derivative: not the purpose.
-    Edge cases: under a trace NaN takes the place of the last two errors below; one class: 0.
+    Edge cases: under a trace NaN takes the place of the last three errors below; one class: 0.
 
     Args:
         params: kernel [D, K] and bias [K], at the optimum. In float64, where it can be: collinear
@@ -84,8 +84,8 @@ def covariance(
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, a label out of range;
-            features that are collinear in this dtype; `params` that are not at the optimum, as on
-            separable data with l2 = 0, where there is none.
+            clusters or examples too few for c; features that are collinear in this dtype; `params`
+            that are not at the optimum, as on separable data with l2 = 0, where there is none.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -106,10 +106,14 @@ def covariance(
     size = (rows.x.shape[1] + 1) * len(params.bias)
     if len(params.bias) < 2:
         return jnp.zeros((size, size), rows.x.dtype)
-    matrix, regular, move = _covariance(
+    matrix, regular, move, correction = _covariance(
         params, rows, _penalty(l2), codes, groups, robust or codes is not None
     )
-    return _only_at_optimum(function, matrix, regular, move)
+    matrix = _only_at_optimum(function, matrix, regular, move)
+    if _checks.is_concrete(correction) and jnp.isnan(correction):
+        expected = "two or more with weight, of more examples than there are parameters"
+        raise ValueError(_checks.message(function, "clusters", expected, "fewer"))
+    return matrix
 
 
 def leave_one_out(
@@ -208,11 +212,14 @@ def _covariance(params: SoftmaxRegression, rows: Rows, l2, codes, groups: int, r
         meat = _meat(optimum.x, optimum.scores, optimum.weights, codes, groups)
     if robust or l2 is not None:
         v = jnp.linalg.multi_dot([v, meat, v], precision=EXACT)
+    correction = jnp.ones((), v.dtype)
     if codes is not None:
         n = jnp.sum(optimum.counts)
-        v *= groups / (groups - 1) * (n - 1) / (n - size)
-    v = _lifted(v, optimum.classes)
-    return v.reshape(v.shape[0] * v.shape[1], -1), optimum.regular, optimum.move
+        g = jnp.sum(jnp.zeros(groups, n.dtype).at[codes].max(optimum.counts) > 0)
+        correction = jnp.where((g > 1) & (n > size), g / (g - 1) * (n - 1) / (n - size), jnp.nan)
+    v = _lifted(v * correction, optimum.classes)
+    matrix = v.reshape(v.shape[0] * v.shape[1], -1)
+    return matrix, optimum.regular, optimum.move, correction
 
 
 def _meat(x: Array, scores: Array, weights: Array, codes, groups: int) -> Array:
