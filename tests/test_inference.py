@@ -550,6 +550,10 @@ def test_wald_test_of_no_restriction_is_sure(dtype):
     v = inference.covariance(params, x, y)
     ours = inference.wald_test(params, v, np.zeros((0, D + 1, K), dtype))
     assert (ours.statistic, ours.degrees_of_freedom, ours.p_value) == (0, 0, 1)
+    # Contrasts of fewer digits than the covariance has are contrasts.
+    equal = np.zeros((K, D + 1, K), np.float32)
+    equal[:, 1] = (np.eye(K) - 1 / K) / 10
+    assert inference.wald_test(params, v, equal).degrees_of_freedom == K - 1
     # One restriction is the square of z.
     contrast = np.zeros((1, D + 1, K), dtype)
     contrast[0, 1, 2], contrast[0, 1, 0] = 1, -1

@@ -186,13 +186,16 @@ def wald_test(
     """
     function = "regression.inference.wald_test"
     v = covariance_array(function, params, covariance)
-    r = _checks.real_array(function, "restrictions", restrictions).astype(v.dtype)
+    r = _checks.real_array(function, "restrictions", restrictions)
+    # The one of fewer digits: restrictions of float32 sum to 0 but for its rounding.
+    eps = max(jnp.finfo(r.dtype).eps, jnp.finfo(v.dtype).eps)
+    r = r.astype(v.dtype)
     d, k = jnp.shape(params.kernel)
     _checks.same_shape(function, "restrictions", r, (len(r) if r.ndim else 0, d + 1, k))
     known = _checks.known(restrictions)
     if known is not None:
         largest = np.max(np.abs(known), -1, initial=0)
-        if np.any(np.abs(np.sum(known, -1)) > k * jnp.finfo(v.dtype).eps * largest):
+        if np.any(np.abs(np.sum(known, -1)) > k * eps * largest):
             expected = "contrasts, which sum to 0 over the classes"
             raise ValueError(_checks.message(function, "restrictions", expected, "others"))
     values = _checks.real_array(function, "values", values).astype(v.dtype)
