@@ -182,6 +182,10 @@ def _calibrated_temperature(x: Array, targets: ClassIndices | Array, w: Array) -
     end exponentially, so that Newton's method on log A(b) = log C needs few steps.
     """
     d = jnp.where(w[:, None] == 0, 0, shift(x, maximum(x, (1,))))
+    # In a unit in which neither squares nor 1 / T overflow.
+    unit = lax.stop_gradient(jnp.max(jnp.where(jnp.isneginf(d), 0, -d), initial=0))
+    unit = jnp.where(unit > 0, unit, 1)
+    d = d / unit
     mass, cost = _mass_and_cost(targets, d)
     rows, cost = w * jnp.where(w == 0, 0, mass), jnp.sum(w * jnp.where(w == 0, 0, cost))
     at_equal, _ = _mean_cost(d, rows, jnp.zeros((), d.dtype))
@@ -212,7 +216,7 @@ def _calibrated_temperature(x: Array, targets: ClassIndices | Array, w: Array) -
     # One step more, in exact arithmetic of no effect, whose derivative is that of the root.
     a, decrease = _mean_cost(d, rows, b)
     decrease = lax.stop_gradient(jnp.where(solvable, decrease, 1))
-    temperature = 1 / (b + jnp.where(solvable, a - cost, 0) / decrease)
+    temperature = unit / (b + jnp.where(solvable, a - cost, 0) / decrease)
     limit = jnp.where(cost == 0, 0, jnp.where(at_equal <= cost, jnp.inf, jnp.nan))
     limit = jnp.where(at_equal == 0, jnp.nan, limit)  # no T is better than another
     return jnp.where(solvable, temperature, limit.astype(d.dtype))

@@ -88,6 +88,15 @@ def test_limits_of_the_temperature(dtype):
 
 
 @pytest.mark.x64_once
+def test_the_temperature_has_the_scale_of_the_logits(dtype):
+    x, y, _ = problem(dtype)
+    plain = calibration.calibrate_temperature(x, y)
+    for scale in (1e-30, 1e30, 1e37):
+        scaled = calibration.calibrate_temperature(x * np.asarray(scale, dtype), y)
+        np.testing.assert_allclose(scaled, plain * scale, rtol=rounding(dtype))
+
+
+@pytest.mark.x64_once
 def test_a_class_of_logit_minus_infinity_takes_no_part(dtype):
     x, y, _ = problem(dtype)
     wide = np.concatenate([x, np.full((200, 1), -np.inf, dtype)], 1)
