@@ -177,9 +177,13 @@ def test_l1_meets_its_optimality_conditions_and_zeroes_the_kernel():
 def test_sparse_features_give_the_fit_of_dense_ones(solver):
     x, y = problem()
     x = np.where(np.random.default_rng(6).uniform(size=x.shape) < 0.5, x, 0)
-    sparse = regression.fit(BCOO.fromdense(jnp.asarray(x)), y, solver=solver, l2=L2)
-    dense = regression.fit(x, y, solver="newton", l2=L2)
+    rows = BCOO.fromdense(jnp.asarray(x))
+    sparse = regression.fit(rows, y, solver=solver, l2=L2, validation=(rows, y))
+    dense = regression.fit(x, y, solver="newton", l2=L2, validation=(x, y))
     assert sparse.objective == pytest.approx(dense.objective, rel=1e-9)
+    for ours, theirs in zip(*(r.history[-1].items() for r in (sparse, dense)), strict=True):
+        if ours[0].startswith("validation"):
+            assert ours == (theirs[0], pytest.approx(theirs[1], rel=1e-3))
 
 
 @pytest.mark.x64_once(True)

@@ -1,6 +1,6 @@
 """What a fit says on the way, why it stopped, and what it gives back."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,11 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from softjax.regression._model import SoftmaxRegression, objective, predict
+from softjax._cross_entropy import cross_entropy
+from softjax.regression._model import SoftmaxRegression, logits
+
+if TYPE_CHECKING:
+    from jax.experimental.sparse import BCOO
 
 Validation = tuple[ArrayLike, ArrayLike]
 
@@ -155,8 +159,12 @@ def record(event: Event) -> dict[str, float]:
 
 @jax.jit
 def _loss_and_accuracy(
-    params: SoftmaxRegression, features: Array, labels: Array
+    params: SoftmaxRegression, features: "Array | BCOO", labels: Array
 ) -> tuple[Array, Array]:
-    right = labels if labels.ndim == 1 else jnp.argmax(labels, -1)
-    hits = predict(params, features) == right
-    return objective(params, features, labels), jnp.mean(hits)
+    if isinstance(features, Array):
+        z = logits(params, features)
+    else:
+        z = features @ params.kernel + params.bias
+    right = labels if labels.ndim == 1 else jnp.argmax(labels, -1).astype(jnp.int32)
+    hits = jnp.argmax(z, -1).astype(jnp.int32) == right
+    return jnp.mean(cross_entropy(z, labels)), jnp.mean(hits)
