@@ -397,6 +397,12 @@ def bad(**changes):
         (bad(sample_weights=np.zeros(N)), ValueError, "`sample_weights` must be > 0 somewhere"),
         (bad(sample_weights=np.ones(3)), ValueError, r"`sample_weights` must be of shape \(60,\)"),
         (bad(class_weights=[1.0, -1.0, 1.0]), ValueError, "`class_weights` must be finite and >="),
+        (bad(class_weights=np.zeros(K)), ValueError, "`class_weights` must be > 0 somewhere"),
+        (
+            bad(init=regression.init(D, K)._replace(bias=np.full(K, np.nan))),
+            ValueError,
+            "init.bias",
+        ),
         (bad(init=regression.init(D, 5)), ValueError, r"`init.kernel` must be of shape \(4, 3\)"),
         (bad(validation=problem()[::-1]), ValueError, "`validation` must be of shape"),
         (bad(validation=(np.ones((2, 3)), [0, 1])), ValueError, "must be of 4 features, got 3"),
@@ -405,6 +411,16 @@ def bad(**changes):
 def test_a_bad_argument_is_named(arguments, error, message):
     with pytest.raises(error, match=f"softjax.regression.fit: .*{message}"):
         regression.fit(**arguments)
+
+
+@pytest.mark.x64_once
+def test_columns_of_pandas_are_labels():
+    import pandas  # comes with statsmodels
+
+    x, y = problem()
+    for kind in ("Int64", "category"):
+        result = regression.fit(x, pandas.Series(y).astype(kind), max_steps=0)
+        assert result.params.bias.shape == (K,)
 
 
 @pytest.mark.x64_once

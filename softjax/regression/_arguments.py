@@ -66,7 +66,8 @@ def features_array(argument: str, features: Any) -> "Array | BCOO":
 
 def labels_array(argument: str, labels: Any, num_examples: int) -> Array:
     """Class indices [N], int32, or a distribution [N, K], finite and >= 0."""
-    dtype = labels.dtype if hasattr(labels, "dtype") else np.asarray(labels).dtype
+    # The dtypes of pandas' own columns are none of NumPy's.
+    dtype = (labels if isinstance(labels, Array) else np.asarray(labels)).dtype
     if jnp.issubdtype(dtype, jnp.integer):
         y = labels if isinstance(labels, Array) else np.asarray(labels)  # int64 must not wrap
         _checks.same_shape(FIT, argument, y, (num_examples,))
@@ -130,7 +131,10 @@ def class_weights_array(
 ) -> Array | None:
     if class_weights is None:
         return None
-    return _weights("class_weights", class_weights, num_classes).astype(dtype)
+    weights = _weights("class_weights", class_weights, num_classes).astype(dtype)
+    if _checks.is_concrete(weights) and not np.asarray(weights).any():
+        raise error("class_weights", "> 0 somewhere", "zeros only")
+    return weights
 
 
 def initial_params(
@@ -143,7 +147,10 @@ def initial_params(
     bias = _checks.real_array(FIT, "init.bias", init.bias)
     _checks.same_shape(FIT, "init.kernel", kernel, (num_features, num_classes))
     _checks.same_shape(FIT, "init.bias", bias, (num_classes,))
-    return SoftmaxRegression(kernel.astype(dtype), bias.astype(dtype))
+    params = SoftmaxRegression(kernel.astype(dtype), bias.astype(dtype))
+    _refuse_not_finite("init.kernel", params.kernel)
+    _refuse_not_finite("init.bias", params.bias)
+    return params
 
 
 def not_negative(argument: str, value: Any) -> Any:
