@@ -145,9 +145,9 @@ def not_negative_number(function: str, argument: str, value: Any) -> float:
 
 
 def not_negative(function: str, argument: str, x: ArrayLike) -> None:
-    """Refuses known values below 0."""
+    """Refuses known values below 0, and NaN."""
     values = known(x)
-    if values is not None and (values < 0).any():
+    if values is not None and not (values >= 0).all():
         raise ValueError(message(function, argument, ">= 0", values.min()))
 
 

@@ -349,6 +349,10 @@ def test_collinear_features_are_refused(dtype):
     for column in (x[:, :1] + x[:, 1:2], np.full((N, 1), 3, dtype)):
         with pytest.raises(ValueError, match="features that are collinear"):
             inference.covariance(wide, np.concatenate([x, column], 1), y)
+    with pytest.raises(ValueError, match="`l2` must be >= 0, got -1"):
+        inference.covariance(params, x, y, l2=-1.0)
+    with pytest.raises(ValueError, match="`sample_weights` must be >= 0, got nan"):
+        inference.covariance(params, x, y, sample_weights=np.full(N, np.nan))
 
 
 @pytest.mark.x64_once

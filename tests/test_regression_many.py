@@ -134,7 +134,7 @@ def test_the_seed_determines_the_resamples_and_a_callback_sees_and_stops_them(re
     compiled = _lanes.advance._cache_size()
     seen = []
     same = regression.bootstrap(
-        x, y, resamples=200, tol=1e-9, seed=jax.random.key(0), callback=seen.append
+        x, y, resamples=200, tol=1e-9, seed=jax.random.PRNGKey(0), callback=seen.append
     )
     for ours, expected in zip(jax.tree.leaves(same), jax.tree.leaves(result), strict=True):
         np.testing.assert_array_equal(ours, expected)

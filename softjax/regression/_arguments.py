@@ -41,6 +41,7 @@ def checked_data(
 ) -> tuple[Data, int]:
     """What is fitted to, as yet without penalties, and the number of classes."""
     x = features_array("features", features)
+    _refuse_scales("features", x)
     num_examples = x.shape[0]
     y = labels_array("labels", labels, num_examples)
     num_classes = class_count("labels", y, num_classes)
@@ -84,6 +85,8 @@ def labels_array(argument: str, labels: Any, num_examples: int) -> Array:
         expected = f"integer of shape ({num_examples},) or floating of shape ({num_examples}, K)"
         raise error(argument, expected, f"{y.dtype} of shape {y.shape}")
     _refuse(argument, "finite and >= 0", y, lambda y: _not_finite(y) | (y < 0))
+    if _checks.is_concrete(y) and not y.any():
+        raise error(argument, "> 0 somewhere", "zeros only")
     return y
 
 
@@ -121,8 +124,9 @@ def mean_one_weights(
         return None
     weights = _weights("sample_weights", sample_weights, num_examples).astype(dtype)
     mean = jnp.mean(weights)
-    if _checks.is_concrete(mean) and not mean > 0:
-        raise error("sample_weights", "> 0 somewhere", "zeros only")
+    if _checks.is_concrete(mean) and not 0 < mean < np.inf:
+        got = "zeros only" if mean == 0 else f"a sum that {mean.dtype} does not hold"
+        raise error("sample_weights", "> 0 somewhere, of a finite sum", got)
     return weights / mean
 
 
@@ -164,7 +168,11 @@ def not_negative(argument: str, value: Any) -> Any:
 def penalty(argument: str, value: Any, dtype: DTypeLike) -> Any:
     """A finite number >= 0 as a scalar of `dtype`; placed, not computed, where it is known."""
     value = not_negative(argument, value)
-    return jnp.asarray(value, dtype) if isinstance(value, Tracer) else np.asarray(value, dtype)
+    if isinstance(value, Tracer):
+        return jnp.asarray(value, dtype)
+    if value > float(np.finfo(dtype).max):
+        raise error(argument, f"finite in {np.dtype(dtype)}", value)
+    return np.asarray(value, dtype)
 
 
 def at_least(argument: str, value: int, bound: int) -> int:
@@ -231,6 +239,20 @@ def _refuse_not_finite(argument: str, x: Array) -> None:
         if np.isfinite([np.min(host, initial=0), np.max(host, initial=0)]).all():
             return
     _refuse(argument, f"finite in {x.dtype}", x, _not_finite)
+
+
+def _refuse_scales(argument: str, x: Any) -> None:
+    """Refuses columns whose squares overflow or vanish: they would count as infinite, or as 0."""
+    if is_sparse(x) or not _checks.is_concrete(x):
+        return
+    host = np.asarray(x) if _is_at_hand(x) else x
+    size = np.maximum(host.max(0), -host.min(0))
+    limits = np.finfo(x.dtype)
+    least, most = 10 * np.sqrt(limits.tiny), np.sqrt(limits.max) / 10
+    bad = np.flatnonzero((size > most) | (size > 0) & (size < least))
+    if len(bad):
+        expected = f"of columns whose largest entry is 0 or in [{least:.0e}, {most:.0e}]"
+        raise error(argument, expected, f"{size[bad[0]]:.0e} in column {bad[0]}")
 
 
 def _not_finite(x):

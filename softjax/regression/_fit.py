@@ -76,8 +76,9 @@ def fit(
 
     Args:
         features: real [N, D], finite; NumPy, JAX, or BCOO for "newton-cg", "lbfgs", "proximal".
-            float64 is computed with where it is on, all else in float32. On a mesh the examples,
-            and the classes of a distribution, may be sharded; the parameters are not.
+            float64 is computed with where it is on, all else in float32, where the largest entry of
+            a dense column is 0 or in [1e-18, 1e18]. On a mesh the examples, and the classes of a
+            distribution, may be sharded; the parameters are not.
         labels: class indices, integer [N], or a distribution over the classes or counts of them,
             floating [N, K].
         solver: one of those above.

@@ -451,6 +451,8 @@ def _random_key(seed: ArrayLike) -> Array:
     """A key as it is, or that of an integer."""
     if isinstance(seed, Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
         return seed
+    if isinstance(seed, Array) and seed.ndim:  # of `jax.random.PRNGKey`
+        return jax.random.wrap_key_data(seed)
     return jax.random.key(seed)
 
 

@@ -107,7 +107,7 @@ def covariance(
     if len(params.bias) < 2:
         return jnp.zeros((size, size), rows.x.dtype)
     matrix, regular, move, correction = _covariance(
-        params, rows, _penalty(l2), codes, groups, robust or codes is not None
+        params, rows, _penalty(function, l2), codes, groups, robust or codes is not None
     )
     matrix = _only_at_optimum(function, matrix, regular, move)
     if _checks.is_concrete(correction) and jnp.isnan(correction):
@@ -173,7 +173,7 @@ def leave_one_out(
     rows = checked_rows(function, params, features, labels, sample_weights, class_weights)
     if len(params.bias) < 2:
         return product(rows.x, params)
-    z, regular, move = _leave_one_out(params, rows, _penalty(l2))
+    z, regular, move = _leave_one_out(params, rows, _penalty(function, l2))
     return _only_at_optimum(function, z, regular, move)
 
 
@@ -356,8 +356,9 @@ def _inverse(h: Array) -> tuple[Array, Array]:
     return scale[:, None] * inverse * scale, regular
 
 
-def _penalty(l2: ArrayLike) -> ArrayLike | None:
+def _penalty(function: str, l2: ArrayLike) -> ArrayLike | None:
     """None for a penalty that is known to be 0."""
+    _checks.not_negative(function, "l2", l2)
     return None if isinstance(l2, (int, float)) and l2 == 0 else l2
 
 
