@@ -23,11 +23,11 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from benchmarks import fit_memory
+from benchmarks import fit_memory, measure
 
 PEERS = ("lbfgs", "newton-cg", "newton-cholesky")
 TOLERANCES = [10.0**-k for k in range(3, 13)]
-REPEATS = 7
+REPEATS, QUICK_REPEATS = 7, 3  # a quick run ends within five minutes
 # A solver that has once taken this long is not tried at a tighter tolerance, nor repeated.
 PATIENCE = 120.0
 
@@ -134,7 +134,7 @@ CASES = (
 def run(case: Case, pairs: int) -> Iterator[Record]:
     """A record of each solver's tolerance, suboptimality and times, and the ratio of the times."""
     with precise_and_alone():
-        yield _run_case(case, min(pairs, REPEATS))
+        yield _run_case(case, QUICK_REPEATS if pairs < measure.PAIRS else REPEATS)
 
 
 @contextlib.contextmanager
