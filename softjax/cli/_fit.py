@@ -143,8 +143,6 @@ def fit(
             skip_nonfinite=skip_nonfinite,
         )
         plan.check()
-        if processes is not None and process_id is not None and process_id >= processes:
-            fail(2, f"--process-id must be below --processes, {processes}, got {process_id}.")
         _check_coordinator(coordinator, processes, process_id)
         start(coordinator, processes, process_id, patience)
         run(plan)
@@ -181,9 +179,10 @@ def fit(
     console.print(f"{len(train.labels)} examples to fit, {len(test.labels)} held out.")
     penalty = penalties[0]
     if len(penalties) > 1:
-        if (folds or 5) > len(train.labels):
-            raise DataError(f"{data}: {len(train.labels)} examples to fit, for {folds or 5} folds.")
-        penalty = _chosen_penalty(console, x_train, train, penalties, folds or 5, seed)
+        folds = folds or 5
+        if folds > len(train.labels):
+            raise DataError(f"{data}: {len(train.labels)} examples to fit, for {folds} folds.")
+        penalty = _chosen_penalty(console, x_train, train, penalties, folds, seed)
     if first_order:
         epochs = epochs or 300
         steps = epochs * (1 if batch_size is None else -(-len(train.labels) // batch_size))
@@ -217,6 +216,8 @@ def _check_coordinator(
     coordinator: str | None, processes: int | None, process_id: int | None
 ) -> None:
     """Refuses what JAX and the sockets would say in many lines."""
+    if processes is not None and process_id is not None and process_id >= processes:
+        fail(2, f"--process-id must be below --processes, {processes}, got {process_id}.")
     if coordinator in (None, "auto"):
         return
     host, _, port = coordinator.rpartition(":")

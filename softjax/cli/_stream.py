@@ -36,9 +36,6 @@ BATCH_SIZE = 1024
 MOST_HELD_OUT = 10_000
 
 
-Preempted = Callable[[], bool]
-
-
 class Plan(NamedTuple):
     """The options of the command."""
 
@@ -93,7 +90,7 @@ def run(plan: Plan) -> None:
         _run(plan, sigterm.came)
 
 
-def _run(plan: Plan, preempted: Preempted) -> None:
+def _run(plan: Plan, preempted: Callable[[], bool]) -> None:
     first = jax.process_index() == 0
     console = Console(quiet=not first)
     _check_same(plan)
@@ -138,7 +135,7 @@ def _fit(plan: Plan, data: Data, console: Console) -> FitResult:
         )
 
 
-def _train(plan: Plan, data: Data, console: Console, preempted: Preempted) -> FitResult:
+def _train(plan: Plan, data: Data, console: Console, preempted: Callable[[], bool]) -> FitResult:
     optimizer = plan.optimizer or Optimizer.ADAM
     rate = rate_of(optimizer, plan.learning_rate)
     batches = streaming.Batches(
@@ -189,7 +186,7 @@ def _stopped(plan: Plan, console: Console, when: str) -> typer.Exit:
     return typer.Exit(143 if plan.checkpoint is None else 0)
 
 
-def _data(plan: Plan, preempted: Preempted) -> Data | None:
+def _data(plan: Plan, preempted: Callable[[], bool]) -> Data | None:
     """Opens the data, passes over them once, and holds some of them out; None where preempted."""
     if plan.data == "digits":
         return _digits()

@@ -236,9 +236,10 @@ class FromFunction:
 
     def read(self, step: int, out: Batch | None = None) -> Batch:
         """What the function gives, padded to the size of what it gives first."""
-        if self.size is None:  # a run that goes on may begin with a smaller batch
+        if self.size is None and step:  # a run that goes on may begin with a smaller batch
             self.size = len(np.asarray(self.function(0)[0]))
         features, labels, *weights = map(np.asarray, self.function(step))
+        self.size = len(features) if self.size is None else self.size
         dtype = computed_in(features.dtype)
         weights = weights[0] if weights else np.ones(len(labels), dtype)
         lengths = {len(features), len(labels), len(weights)}
