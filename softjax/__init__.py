@@ -1,25 +1,11 @@
 """The softmax layer of JAX: accurate, safe to differentiate, linear in memory."""
 
-from softjax import calibration as calibration
-from softjax import checkpoints as checkpoints
-from softjax import choice as choice
-from softjax import datasets as datasets
-from softjax import derivatives as derivatives
-from softjax import information as information
-from softjax import regression as regression
-from softjax import streaming as streaming
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from softjax._cross_entropy import cross_entropy as cross_entropy
 from softjax._cross_entropy import weighted_mean as weighted_mean
 from softjax._labels import TopKLabels as TopKLabels
-from softjax._linear_cross_entropy.curvature import (
-    linear_cross_entropy_ggn_vp as linear_cross_entropy_ggn_vp,
-)
-from softjax._linear_cross_entropy.entry import linear_cross_entropy as linear_cross_entropy
-from softjax._linear_cross_entropy.outputs import LinearOutputs as LinearOutputs
-from softjax._linear_cross_entropy.outputs import (
-    linear_cross_entropy_outputs as linear_cross_entropy_outputs,
-)
-from softjax._linear_cross_entropy.outputs import linear_logsumexp as linear_logsumexp
 from softjax._logsumexp import logmeanexp as logmeanexp
 from softjax._logsumexp import logsumexp as logsumexp
 from softjax._smooth_extrema import smooth_max as smooth_max
@@ -28,3 +14,54 @@ from softjax._smooth_extrema import smooth_min as smooth_min
 from softjax._softmax import log_softmax as log_softmax
 from softjax._softmax import softmax as softmax
 from softjax._softmax import softmin as softmin
+
+if TYPE_CHECKING:
+    from softjax import calibration as calibration
+    from softjax import checkpoints as checkpoints
+    from softjax import choice as choice
+    from softjax import datasets as datasets
+    from softjax import derivatives as derivatives
+    from softjax import information as information
+    from softjax import regression as regression
+    from softjax import streaming as streaming
+    from softjax._linear_cross_entropy.curvature import (
+        linear_cross_entropy_ggn_vp as linear_cross_entropy_ggn_vp,
+    )
+    from softjax._linear_cross_entropy.entry import linear_cross_entropy as linear_cross_entropy
+    from softjax._linear_cross_entropy.outputs import LinearOutputs as LinearOutputs
+    from softjax._linear_cross_entropy.outputs import (
+        linear_cross_entropy_outputs as linear_cross_entropy_outputs,
+    )
+    from softjax._linear_cross_entropy.outputs import linear_logsumexp as linear_logsumexp
+else:
+    # A program that calls only the normalizers and the loss does not wait for the rest of the
+    # package: these names are imported when they are first used.
+    _SUBMODULES = (
+        "calibration",
+        "checkpoints",
+        "choice",
+        "datasets",
+        "derivatives",
+        "information",
+        "regression",
+        "streaming",
+    )
+    _MODULE_OF = {
+        "linear_cross_entropy_ggn_vp": "_linear_cross_entropy.curvature",
+        "linear_cross_entropy": "_linear_cross_entropy.entry",
+        "LinearOutputs": "_linear_cross_entropy.outputs",
+        "linear_cross_entropy_outputs": "_linear_cross_entropy.outputs",
+        "linear_logsumexp": "_linear_cross_entropy.outputs",
+    }
+
+    def __getattr__(name):
+        if name in _SUBMODULES:
+            return import_module(f"softjax.{name}")
+        if name in _MODULE_OF:
+            value = getattr(import_module(f"softjax.{_MODULE_OF[name]}"), name)
+            globals()[name] = value  # the next use finds it without this function
+            return value
+        raise AttributeError(f"module 'softjax' has no attribute {name!r}")
+
+    def __dir__():
+        return sorted({*globals(), *_SUBMODULES, *_MODULE_OF})

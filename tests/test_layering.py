@@ -1,6 +1,7 @@
 """Imports go downwards in the table of CONTRIBUTING.md, and `import softjax` needs no extra."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -78,16 +79,42 @@ def test_the_table_has_no_module_more():
 
 
 def test_the_init_file_only_names():
-    documentation, *imports = ast.parse((PACKAGE / "__init__.py").read_text()).body
+    """It imports names, and those below TYPE_CHECKING are what it loads on first use."""
+    documentation, *body = ast.parse((PACKAGE / "__init__.py").read_text()).body
     assert isinstance(documentation, ast.Expr)
-    for node in imports:
-        assert isinstance(node, ast.ImportFrom)
-        assert all(alias.asname == alias.name for alias in node.names)
+    imports = [node for node in body if not isinstance(node, ast.If)]
+    (choice,) = [node for node in body if isinstance(node, ast.If)]
+    own = [node for node in imports + choice.body if node.module.startswith("softjax")]
+    assert all(isinstance(node, ast.ImportFrom) for node in imports + choice.body)
+    assert all(alias.asname == alias.name for node in own for alias in node.names)
+    modules = {alias.name: node.module for node in choice.body for alias in node.names}
+    lazy = {name: f"softjax.{module}" for name, module in softjax._MODULE_OF.items()}
+    assert modules == lazy | dict.fromkeys(softjax._SUBMODULES, "softjax")
+    for name, module in modules.items():
+        found = importlib.import_module("softjax." + name if module == "softjax" else module)
+        assert getattr(softjax, name) is (found if module == "softjax" else getattr(found, name))
+
+
+def test_importing_softjax_loads_the_normalizers_and_the_losses_alone():
+    """The rest is loaded by its first use, and is listed before."""
+    program = """if True:
+        import sys, softjax
+        lazy = {*softjax._SUBMODULES, *softjax._MODULE_OF}
+        heavy = ("regression", "streaming", "_linear_cross_entropy", "derivatives")
+        assert not {f"softjax.{name}" for name in heavy} & set(sys.modules)
+        assert lazy <= set(dir(softjax)) and not lazy & set(vars(softjax))
+        softjax.regression.fit, softjax.linear_cross_entropy
+        assert {"regression", "linear_cross_entropy"} <= set(vars(softjax))
+        from softjax import LinearOutputs, streaming
+        assert not hasattr(softjax, "linear_regression")
+    """
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
 def test_importing_softjax_imports_no_extra():
     extras = f"print(*({EXTRAS!r} & set(sys.modules)))"
-    program = f"import sys, jax, optax, chex; {extras}; import softjax; {extras}"
+    everything = "import softjax; [getattr(softjax, name) for name in dir(softjax)]"
+    program = f"import sys, jax, optax, chex; {extras}; {everything}; {extras}"
     command = [sys.executable, "-c", program]
     run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     theirs, ours = (set(line.split()) for line in run.stdout.splitlines())

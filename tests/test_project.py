@@ -126,7 +126,7 @@ def public_names(module: ModuleType) -> dict[str, Callable]:
     """The functions and classes that a module defines or takes in from below it."""
     return {
         name: value
-        for name, value in vars(module).items()
+        for name, value in ((name, getattr(module, name)) for name in dir(module))
         if not name.startswith("_")
         and (inspect.isfunction(value) or inspect.isclass(value))
         and value.__module__.startswith(module.__name__)
