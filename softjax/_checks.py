@@ -1,8 +1,11 @@
 """Argument checks, with one message for all of them: the name, what was expected, what came."""
 
+import contextlib
 import json
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +16,44 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 Axis = int | Sequence[int] | None
+
+# Of an array of more numbers, an accelerator says itself whether they are good.
+MOST_READ = 4096
+_CHECKS_ON: ContextVar[bool] = ContextVar("softjax.checks", default=True)
+
+
+@contextlib.contextmanager
+def checks(enabled: bool) -> Iterator[None]:
+    """A context in which losses and normalizers check the values of arguments, or do not.
+
+    A call on arrays looks whether each label is a class, each weight and probability >= 0, each
+    temperature > 0, and raises ValueError where one is not. For that it waits for the device to
+    compute them, and so a loop of calls waits in every turn. With `checks(False)` a call does not
+    wait, and a bad value does what it does under `jax.jit`, where no value is known: a label
+    outside of the classes gives NaN, a temperature <= 0 too. Shapes and dtypes are checked always,
+    and so are the arguments of whole fits.
+
+    It holds for the thread (or asyncio task) that enters it, and can decorate a function.
+
+    Args:
+        enabled: whether values are checked; they are where nothing is said.
+
+    Returns:
+        A context manager.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> with softjax.checks(False):
+        ...     softjax.cross_entropy(jnp.zeros((2, 3)), jnp.array([0, 7]))
+        Array([1.0986123,       nan], dtype=float32)
+
+    Source: `jax.debug_nans` and its kin, which are switched in the same way.
+    """
+    token = _CHECKS_ON.set(bool(enabled))
+    try:
+        yield
+    finally:
+        _CHECKS_ON.reset(token)
 
 
 def message(function: str, argument: str, expected: str, got: object) -> str:
@@ -32,13 +73,45 @@ def known(x: Any) -> np.ndarray | None:
     return np.asarray(x) if is_concrete(x) else None
 
 
+def checks_values(x: Any) -> bool:
+    """Whether the values of `x` are to be checked: they can be read, and `checks` is on."""
+    return _CHECKS_ON.get() and is_concrete(x)
+
+
+def holds(good: Callable[..., Any], x: Any, *bounds: Any) -> bool:
+    """Whether `good(x, *bounds)` is true everywhere, or the values of `x` are not to be checked.
+
+    `good` is a function of the module and not a lambda, which would be compiled in every call. The
+    values of a large array on an accelerator stay there, and one boolean is transferred.
+    """
+    if not checks_values(x):
+        return True
+    if _is_far(x):
+        with jax.ensure_compile_time_eval():  # within a trace too
+            return bool(_holds_everywhere(good, bounds, x))
+    return bool(np.all(good(np.asarray(x), *bounds)))
+
+
+def _is_far(x: Any) -> bool:
+    """Whether reading `x` copies many numbers; NumPy reads those of a CPU in place."""
+    if not isinstance(x, Array) or x.size <= MOST_READ:
+        return False
+    return any(device.platform != "cpu" for device in x.devices())
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _holds_everywhere(good: Callable[..., Array], bounds: tuple[Any, ...], x: Array) -> Array:
+    return jnp.all(good(x, *bounds))
+
+
 def real_array(function: str, argument: str, x: ArrayLike) -> Array:
     """`x` as an array of real numbers; integers and booleans become the default float."""
-    try:
-        x = jnp.asarray(x)
-    except (TypeError, ValueError) as error:
-        expected = "an array of real numbers"
-        raise TypeError(message(function, argument, expected, type(x).__name__)) from error
+    if not isinstance(x, Array):
+        try:
+            x = jnp.asarray(x)
+        except (TypeError, ValueError) as error:
+            expected = "an array of real numbers"
+            raise TypeError(message(function, argument, expected, type(x).__name__)) from error
     if jnp.issubdtype(x.dtype, jnp.floating):
         return x
     if x.dtype == jnp.bool_ or jnp.issubdtype(x.dtype, jnp.integer):
@@ -50,6 +123,8 @@ def axes(function: str, axis: Axis, ndim: int) -> tuple[int, ...]:
     """`axis` as a tuple of distinct non-negative integers; None means all of them."""
     if axis is None:
         return tuple(range(ndim))
+    if type(axis) is int and -ndim <= axis < ndim:
+        return (axis % ndim,)
     try:
         given = tuple(map(operator.index, axis if isinstance(axis, Sequence) else (axis,)))
     except TypeError as error:
@@ -70,6 +145,11 @@ def one_axis(function: str, axis: int, ndim: int) -> int:
     if not isinstance(axis, (int, np.integer)) or isinstance(axis, bool):
         raise TypeError(message(function, "axis", "an integer", repr(axis)))
     return axes(function, int(axis), ndim)[0]
+
+
+def last(x: Array, axis: int) -> Array:
+    """`x` with an axis >= 0 moved to the end, and `x` itself where it is there."""
+    return x if axis == x.ndim - 1 else jnp.moveaxis(x, axis, -1)
 
 
 def integer(function: str, argument: str, value: Any) -> int:
@@ -117,18 +197,16 @@ def positive_scalar(function: str, argument: str, x: ArrayLike) -> Array:
     scalar = real_array(function, argument, x)
     if scalar.ndim:
         raise ValueError(message(function, argument, "a scalar", f"shape {scalar.shape}"))
-    value = known(x)
-    if value is None:
+    if not checks_values(x):
         return jnp.where(scalar > 0, scalar, jnp.nan)
-    if not value > 0:
-        raise ValueError(message(function, argument, "> 0", value))
+    if not np.asarray(x) > 0:
+        raise ValueError(message(function, argument, "> 0", np.asarray(x)))
     return scalar
 
 
 def unit_interval(function: str, argument: str, x: ArrayLike) -> None:
     """Refuses a known `x` outside [0, 1]."""
-    value = known(x)
-    if value is not None and not (value.ndim == 0 and 0 <= value <= 1):
+    if checks_values(x) and not (np.ndim(x) == 0 and 0 <= np.asarray(x) <= 1):
         raise ValueError(message(function, argument, "a number in [0, 1]", x))
 
 
@@ -146,9 +224,12 @@ def not_negative_number(function: str, argument: str, value: Any) -> float:
 
 def not_negative(function: str, argument: str, x: ArrayLike) -> None:
     """Refuses known values below 0, and NaN."""
-    values = known(x)
-    if values is not None and not (values >= 0).all():
-        raise ValueError(message(function, argument, ">= 0", values.min()))
+    if not holds(_is_not_negative, x):
+        raise ValueError(message(function, argument, ">= 0", np.asarray(x).min()))
+
+
+def _is_not_negative(x: Any) -> Any:
+    return x >= 0
 
 
 def refuse_first(function: str, argument: str, expected: str, values, bad) -> None:

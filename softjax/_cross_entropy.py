@@ -69,8 +69,8 @@ def cross_entropy(
     x = _checks.real_array("cross_entropy", "logits", logits)
     axis = _checks.one_axis("cross_entropy", axis, x.ndim)
     where = _checks.mask("cross_entropy", where, x.shape)
-    x = jnp.moveaxis(x, axis, -1)
-    where = None if where is None else jnp.moveaxis(where, axis, -1)
+    x = _checks.last(x, axis)
+    where = None if where is None else _checks.last(where, axis)
     classes = x.shape[-1]
     _checks.unit_interval("cross_entropy", "label_smoothing", label_smoothing)
     weights = None

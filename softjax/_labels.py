@@ -1,5 +1,7 @@
 """What a label can be: a class index, a distribution over the classes, or a sparse one."""
 
+import operator
+from functools import partial, reduce
 from typing import Any, NamedTuple, TypeGuard
 
 import jax
@@ -9,7 +11,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from softjax._checks import (
-    known,
+    checks_values,
+    holds,
+    last,
     message,
     not_negative,
     real_array,
@@ -62,22 +66,49 @@ def class_indices(
     A label that is out of range raises ValueError where the values are known; under a trace it
     is marked as bad. It never wraps.
     """
-    values = known(labels)
-    xp: Any = jnp if values is None else np
-    y: Any = xp.asarray(labels if values is None else values)
-    if jnp.iinfo(y.dtype).bits < 32:
-        y = y.astype(jnp.int32)
-    bad = (y < 0) | _at_least(y, num_classes)
-    ignored = None
+    if isinstance(labels, Array):
+        good = checks_values(labels)
+        if not holds(_is_class, labels, num_classes, ignore_index):
+            _refuse_bad(function, np.asarray(labels), num_classes, ignore_index)
+        if good and ignore_index is None:
+            index = labels if labels.dtype == jnp.int32 else labels.astype(jnp.int32)
+            return ClassIndices(index, None, None)
+        return _safe(labels, num_classes, ignore_index, good)
+    # In NumPy, which holds labels that a 32-bit array of JAX would cut.
+    y = np.asarray(labels)
+    is_class, ignored = _is_class(y, num_classes, ignore_index), None
+    if checks_values(y) and not is_class.all():
+        _refuse_bad(function, y, num_classes, ignore_index)
     if ignore_index is not None:
         ignored = _equals(y, ignore_index)
-        bad &= ~ignored
-    index = xp.where(bad if ignored is None else bad | ignored, 0, y).astype(jnp.int32)
-    if values is None:
-        return ClassIndices(index, bad, ignored)
-    refuse_first(function, "labels", f"in [0, {num_classes})", values, bad)
+    index = np.where(is_class if ignored is None else is_class & ~ignored, y, 0)
     ignored = None if ignored is None else jnp.asarray(ignored)
-    return ClassIndices(jnp.asarray(index), None, ignored)
+    bad = None if is_class.all() else jnp.asarray(~is_class)
+    return ClassIndices(jnp.asarray(index.astype(np.int32)), bad, ignored)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _safe(y: Array, num_classes: int, ignore_index: int | None, good: bool) -> ClassIndices:
+    if jnp.iinfo(y.dtype).bits < 32:
+        y = y.astype(jnp.int32)
+    ignored = None if ignore_index is None else _equals(y, ignore_index)
+    bad = None if good else ~_is_class(y, num_classes, ignore_index)
+    unusable = [where for where in (bad, ignored) if where is not None]
+    index = jnp.where(reduce(operator.or_, unusable), 0, y) if unusable else y
+    return ClassIndices(index.astype(jnp.int32), bad, ignored)
+
+
+def _is_class(labels: Any, num_classes: int, ignore_index: int | None) -> Any:
+    """Where a label is in [0, num_classes), or the one that is ignored."""
+    is_class = (labels >= 0) & ~_at_least(labels, num_classes)
+    return is_class if ignore_index is None else is_class | _equals(labels, ignore_index)
+
+
+def _refuse_bad(
+    function: str, labels: np.ndarray, num_classes: int, ignore_index: int | None
+) -> None:
+    bad = ~_is_class(labels, num_classes, ignore_index)
+    refuse_first(function, "labels", f"in [0, {num_classes})", labels, bad)
 
 
 def is_class_indices(labels: Labels, function: str) -> TypeGuard[ArrayLike]:
@@ -86,7 +117,7 @@ def is_class_indices(labels: Labels, function: str) -> TypeGuard[ArrayLike]:
         return False
     expected = "class indices (integer), a distribution (floating) or TopKLabels"
     try:
-        dtype = jnp.asarray(labels).dtype
+        dtype = labels.dtype if isinstance(labels, Array) else jnp.asarray(labels).dtype
     except (TypeError, ValueError) as error:
         raise TypeError(message(function, "labels", expected, type(labels).__name__)) from error
     if jnp.issubdtype(dtype, jnp.integer):
@@ -108,9 +139,9 @@ def distribution(
     not_negative(function, "labels", labels)
     labels = real_array(function, "labels", labels)
     same_rank(function, "labels", labels, len(shape))
-    labels = jnp.moveaxis(labels, axis, -1)
+    labels = last(labels, axis % labels.ndim)
     same_shape(function, "labels", labels, shape)
-    return labels.astype(dtype)
+    return labels if labels.dtype == dtype else labels.astype(dtype)
 
 
 def sparse_distribution(

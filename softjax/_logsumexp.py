@@ -85,8 +85,9 @@ def logsumexp(
         axes = _checks.axes("logsumexp", axis, x.ndim)
         where = _checks.mask("logsumexp", where, x.shape)
         y = _logsumexp_where(x, where, axes, keepdims)
-        sign = jnp.where(jnp.isnan(y), y, jnp.where(jnp.isneginf(y), 0, 1).astype(y.dtype))
-        return (y, sign) if return_sign else y
+        if not return_sign:
+            return y
+        return y, jnp.where(jnp.isnan(y), y, jnp.where(jnp.isneginf(y), 0, 1).astype(y.dtype))
 
     factors = _checks.real_array("logsumexp", "b", b)
     if _takes_dtype_of_other(b):

@@ -232,13 +232,21 @@ def _divided_jvp(primals, tangents):
 
 def _probabilities(function, core, x, axis, where, temperature) -> Array:
     """The checks and the dispatch that softmax, log_softmax and softmin share."""
+    plain = isinstance(temperature, (int, float)) and temperature == 1
+    if plain and where is None and type(axis) is int and isinstance(x, Array):
+        return _along_one_axis(function, core, x, axis)
     x = _checks.real_array(function, "x", x)
     axes = _checks.axes(function, axis, x.ndim)
     where = _checks.mask(function, where, x.shape)
-    scalar = None
-    if not (isinstance(temperature, (int, float)) and temperature == 1):
-        scalar = _checks.positive_scalar(function, "temperature", temperature)
+    scalar = None if plain else _checks.positive_scalar(function, "temperature", temperature)
     return _normalized(core, x, where, scalar, axes)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 3))
+def _along_one_axis(function: str, core, x: Array, axis: int) -> Array:
+    """What most calls ask for, whose checks are of shape and dtype: made once, in the trace."""
+    x = _checks.real_array(function, "x", x)
+    return _normalized(core, x, None, None, _checks.axes(function, axis, x.ndim))
 
 
 @partial(jax.jit, static_argnums=(0, 4))

@@ -1,10 +1,11 @@
 """Calibration: whether what is predicted with probability p comes true in a share p of cases."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
@@ -252,9 +253,9 @@ def _binned(
 ) -> ReliabilityDiagram:
     function = f"calibration.{function}"
     p, w = _rows(function, "probabilities", probabilities, sample_weights)
-    values = _checks.known(probabilities)
-    if values is not None:
-        outside = (values < 0) | (values > 1.001)  # sums of rounded exponentials may pass 1
+    if not _checks.holds(_is_probability, probabilities):
+        values = np.asarray(probabilities)
+        outside = ~_is_probability(values)
         _checks.refuse_first(function, "probabilities", "in [0, 1]", values, outside)
     num_bins = _checks.at_least(function, "num_bins", num_bins, 1)
     targets = _targets(function, labels, jnp.shape(probabilities), p.dtype)
@@ -289,6 +290,10 @@ def _rank_below(x: Array, w: Array, scale: int) -> Array:
     below = jnp.concatenate([jnp.zeros(1, w.dtype), jnp.cumsum(w[order])])
     total = jnp.where(below[-1] == 0, 1, below[-1])
     return below[jnp.searchsorted(x[order], x)] * scale / total
+
+
+def _is_probability(p: Any) -> Any:
+    return ~((p < 0) | (p > 1.001))  # sums of rounded exponentials may pass 1
 
 
 def _rows(

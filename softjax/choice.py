@@ -4,10 +4,11 @@ Each is a softmax over what can be chosen, so each loss is a cross-entropy, or a
 """
 
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -213,6 +214,9 @@ def _integers(function: str, argument: str, x: ArrayLike, *, signed: bool = Fals
 
 def _refuse(function: str, argument: str, expected: str, x: Array, bad: Array) -> None:
     """Raises ValueError for the first entry of `x` that is known to be bad."""
-    values, is_bad = _checks.known(x), _checks.known(bad)
-    if values is not None and is_bad is not None:
-        _checks.refuse_first(function, argument, expected, values, is_bad)
+    if _checks.checks_values(x) and not _checks.holds(_is_good, bad):
+        _checks.refuse_first(function, argument, expected, np.asarray(x), np.asarray(bad))
+
+
+def _is_good(bad: Any) -> Any:
+    return ~bad
