@@ -231,7 +231,9 @@ def test_streams_on_the_command_line():
     np.save("x.npy", x)
     bad = softjax(*command)
     assert bad.exit_code == 2
-    assert "2 rows are not finite, or without a label: 5, 60" in bad.stderr
+    expected = "column '1', row 6: expected a finite number of float32, got nan or an empty"
+    assert f"{expected} cell; 1 other row is not complete" in bad.stderr
+    assert "--skip-nonfinite leaves such rows out." in bad.stderr
     skipped = softjax(*command, "--skip-nonfinite", "--epochs", 2)
     assert skipped.exit_code == 0, skipped.output
     far = x.astype(float) + 1e9  # where float32 holds every 64th number
@@ -245,7 +247,7 @@ def test_streams_on_the_command_line():
     assert "converged" in exact.output
     both = np.column_stack([np.load("y.npy"), np.ones(100)])
     np.save("both.npy", both)
-    softjax("fit", "both.npy", "--label-column", "00", "--stream", "--out", "both")
+    softjax("fit", "both.npy", "--label-column", "0", "--stream", "--out", "both")
     with np.load("both/model.npz") as model:
         assert model["features"].tolist() == ["1"]
     np.save("labels.npy", both[:, :1])

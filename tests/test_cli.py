@@ -217,7 +217,7 @@ def test_a_coordinator_that_is_no_address_is_refused(address):
     ("cell", "message"),
     [
         ("tall", "column 'height', row 2: expected a number, got 'tall'"),
-        ("", "column 'height', row 2: expected a number, got ''"),
+        ("", "column 'height', row 2: expected a finite number of float32, got nan or an empty"),
         ("nan", "column 'height', row 2: expected a finite number of float32, got nan"),
         ("-inf", "column 'height', row 2: expected a finite number of float32, got -inf"),
     ],

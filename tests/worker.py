@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from softjax import _meeting, checkpoints, datasets, launch, processes, streaming
-from softjax.streaming import _rows
+from softjax.tables import _rows
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["worker", "orbax.checkpoint", "jax.experimental.multihost_utils"])
@@ -195,7 +195,7 @@ def run(folder, index, sigterm, fault=(None, None, None), saved="saved"):
     """Adam on the digits; `fault` is what happens, at which step, to which process."""
     own = folder / f"x-{index}.npy"
     if own.exists():
-        rows = Copies(own, folder / f"y-{index}.npy")
+        rows = Copies(own, str(folder / f"y-{index}.npy"))
     else:
         digits = datasets.load_digits()
         rows = streaming.ArrayRows(digits.train_features, digits.train_labels)

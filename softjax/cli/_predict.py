@@ -31,13 +31,7 @@ def predict(
     """Predict the class of each row of a file."""
     jax.config.update("jax_enable_x64", True)  # features as they are may be far from 0
     params, class_names, feature_names = _load_model(model)
-    columns = tables.read(Path(data))
-    missing = [name for name in feature_names if name not in columns]
-    if missing:
-        names = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
-        count = len(feature_names)
-        raise DataError(f"{data}: lacks {len(missing)} of the model's {count} features: {names}.")
-    x = jnp.asarray(tables.features(Path(data), columns, feature_names))
+    x = jnp.asarray(tables.features(Path(data), feature_names))
     predicted = np.asarray(regression.predict(params, x)).tolist()
     rows = [[class_names[k]] for k in predicted]
     if proba:

@@ -2,13 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import typer
-from jax import Array
 from rich.console import Console
 
 from softjax import processes, streaming, tables
@@ -26,8 +24,8 @@ from softjax.cli._app import (
 )
 from softjax.datasets import load_digits
 from softjax.regression import FitResult
-from softjax.streaming._rows import ArrayRows, Encoded, Rows, file_fingerprint
-from softjax.streaming._survey import Survey, survey
+from softjax.streaming._rows import ArrayRows, Rows, Standardised
+from softjax.streaming._survey import survey
 from softjax.tables import DataError
 
 EPOCHS = 10
@@ -77,8 +75,6 @@ class Data(NamedTuple):
     held_out: np.ndarray
     bad: np.ndarray
     task: Task
-    transform: Callable[[Array], Array] | None
-    source: dict[str, Any]
 
 
 def run(plan: Plan) -> None:
@@ -128,7 +124,6 @@ def _fit(plan: Plan, data: Data, console: Console) -> FitResult:
             num_classes=len(data.task.class_names),
             l2=plan.l2,
             max_steps=plan.max_steps or 1000,
-            transform=data.transform,
             held_out=np.union1d(data.held_out, data.bad),
             validation=data.task.held_out,
             callback=progress.show,
@@ -145,7 +140,6 @@ def _train(plan: Plan, data: Data, console: Console, preempted: Callable[[], boo
     checkpoints = None
     if plan.checkpoint is not None:
         configuration = {
-            **data.source,
             "label_column": plan.label_column,
             "test_fraction": plan.test_fraction,
             "optimizer": str(optimizer),
@@ -161,7 +155,6 @@ def _train(plan: Plan, data: Data, console: Console, preempted: Callable[[], boo
                 optimizer=optax_optimizer(optimizer, rate),
                 steps=steps,
                 l2=plan.l2,
-                transform=data.transform,
                 every=plan.every,
                 skip_nonfinite=plan.skip_nonfinite,
                 checkpoints=checkpoints,
@@ -192,38 +185,24 @@ def _data(plan: Plan, preempted: Callable[[], bool]) -> Data | None:
         return _digits()
     if plan.label_column is None:
         raise DataError(f"{plan.data}: --label-column must name the column of the labels.")
-    path, source = Path(plan.data), {}
-    if path.suffix.lower() in (".npy", ".parquet"):
-        rows: Rows = streaming.open_rows(path, plan.label_column)
-        names = _feature_names(rows)
-    else:
-        whole = tables.dataset(path, plan.label_column)
-        rows = ArrayRows(whole.features, np.array(whole.class_names, object)[whole.labels])
-        names, source = whole.feature_names, {"file": file_fingerprint(path)}
-    if not names:
-        raise DataError(f"{path}: has no columns beside the labels.")
-    if not rows.num_rows:
-        raise DataError(f"{path}: has no rows.")
-    seen = survey(rows, preempted)
+    path = Path(plan.data)
+    rows = tables.open_file(path, plan.label_column)
+    try:
+        seen = survey(rows, plan.skip_nonfinite, preempted)
+    except tables.IncompleteError as error:
+        raise DataError(f"{error} --skip-nonfinite leaves such rows out.") from None
     if seen is None:
         return None
-    if len(seen.bad) and not plan.skip_nonfinite:
-        shown = ", ".join(map(str, seen.bad[:10])) + (", ..." if len(seen.bad) > 10 else "")
-        raise DataError(
-            f"{path}: {len(seen.bad)} rows are not finite, or without a label: {shown}, counted "
-            f"from 0; --skip-nonfinite leaves them out."
-        )
-    origin = seen.mean.astype(np.float32)
-    rows = Encoded(rows, seen.classes, origin)
-    held_out = _held_out(path, rows, plan)
-    transform = _standardising(seen, origin)
-    features, labels = zip(*(rows.read(row, row + 1) for row in held_out.tolist()), strict=True)
-    x, y = np.concatenate(features).astype(np.float32), np.concatenate(labels)
-    good = np.isfinite(x).all(1) & (y >= 0)
-    validation = (np.asarray(transform(jnp.asarray(x[good]))), y[good])
-    classes = [str(name) for name in seen.classes.tolist()]
-    task = Task(seen.mean, seen.scale, names, classes, validation, None)
-    return Data(rows, held_out, seen.bad, task, transform, source)
+    fitted = Standardised(rows, seen.mean, seen.scale, seen.classes)
+    held_out = _held_out(path, fitted, plan)
+    parts = [fitted.read(row, row + 1) for row in np.setdiff1d(held_out, seen.bad).tolist()]
+    if not parts:
+        raise DataError(f"{path}: no row that is held out is complete; hold out more of them.")
+    x, y = map(np.concatenate, zip(*parts, strict=True))
+    if np.count_nonzero(seen.counts - np.bincount(y, minlength=len(seen.counts))) < 2:
+        raise DataError(f"{path}: one class only is left to fit; hold out less or change the seed.")
+    task = Task(seen.mean, seen.scale, rows.names, seen.classes, (x, y), None)
+    return Data(fitted, held_out, seen.bad, task)
 
 
 def _digits() -> Data:
@@ -234,14 +213,7 @@ def _digits() -> Data:
     names, classes = [str(pixel) for pixel in range(size)], [str(k) for k in range(10)]
     held_out = (digits.test_features, digits.test_labels)
     task = Task(np.zeros(size), np.ones(size), names, classes, held_out, digits.image_shape)
-    return Data(rows, np.empty(0, np.int64), np.empty(0, np.int64), task, None, {})
-
-
-def _feature_names(rows: Any) -> list[str]:
-    if hasattr(rows, "names"):
-        return rows.names
-    numbers = range(rows.num_features + (rows.column is not None))
-    return [str(number) for number in numbers if number != rows.column]
+    return Data(rows, np.empty(0, np.int64), np.empty(0, np.int64), task)
 
 
 def _held_out(path: Path, rows: Rows, plan: Plan) -> np.ndarray:
@@ -253,16 +225,3 @@ def _held_out(path: Path, rows: Rows, plan: Plan) -> np.ndarray:
         )
     drawn = np.random.default_rng(plan.seed).choice(rows.num_rows, count, False, shuffle=False)
     return np.sort(drawn)
-
-
-def _standardising(seen: Survey, origin: np.ndarray) -> Callable[[Array], Array]:
-    """(x - mean) / scale, on the device, of rows that are read around an origin.
-
-    The origin is the mean in float32, which does not depend on the number of processes.
-    """
-    rest, scale = (seen.mean - origin).astype(np.float32), seen.scale.astype(np.float32)
-
-    def transform(features: Array) -> Array:
-        return (features - rest) / scale
-
-    return transform

@@ -246,13 +246,18 @@ def _refuse_scales(argument: str, x: Any) -> None:
     if is_sparse(x) or not _checks.is_concrete(x):
         return
     host = np.asarray(x) if _is_at_hand(x) else x
-    size = np.maximum(host.max(0), -host.min(0))
-    limits = np.finfo(x.dtype)
+    refuse_scales(FIT, argument, np.maximum(host.max(0), -host.min(0)), x.dtype)
+
+
+def refuse_scales(function: str, argument: str, size: np.ndarray, dtype: DTypeLike) -> None:
+    """Refuses columns by the size of their largest entry, [D]."""
+    limits = np.finfo(dtype)
     least, most = 10 * np.sqrt(limits.tiny), np.sqrt(limits.max) / 10
     bad = np.flatnonzero((size > most) | (size > 0) & (size < least))
     if len(bad):
         expected = f"of columns whose largest entry is 0 or in [{least:.0e}, {most:.0e}]"
-        raise error(argument, expected, f"{size[bad[0]]:.0e} in column {bad[0]}")
+        got = f"{size[bad[0]]:.0e} in column {bad[0]}"
+        raise ValueError(_checks.message(function, argument, expected, got))
 
 
 def _not_finite(x):

@@ -14,7 +14,13 @@ import jax
 import numpy as np
 
 from softjax import _checks
-from softjax.streaming._rows import Rows, as_indices, computed_in, row_numbers
+from softjax.streaming._rows import (
+    Rows,
+    as_indices,
+    computed_in,
+    real_array,
+    row_numbers,
+)
 
 BLOCKS = 16
 BUFFER_BYTES = 1 << 26
@@ -179,8 +185,8 @@ class Batches:
             begin, end = end, end + stop - start
             features, labels = self.rows.read(start, stop)
             with np.errstate(over="ignore"):  # infinite now, and found so
-                held.features[begin:end] = features
-            held.labels[begin:end] = as_indices(labels)
+                held.features[begin:end] = real_array("streaming.Batches", "features", features)
+            held.labels[begin:end] = as_indices("streaming.Batches", labels)
             held.weights[begin:end] = 1
             first, last = np.searchsorted(self.held_out, [start, stop])
             held.weights[begin + self.held_out[first:last] - start] = 0
@@ -227,7 +233,7 @@ class FromFunction:
 
     def __init__(self, function: Callable[[int], Any]):
         self.function = function
-        self.size: int | None = None
+        self.shape: tuple[int, ...] | None = None
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -236,29 +242,37 @@ class FromFunction:
 
     def read(self, step: int, out: Batch | None = None) -> Batch:
         """What the function gives, padded to the size of what it gives first."""
-        if self.size is None and step:  # a run that goes on may begin with a smaller batch
-            self.size = len(np.asarray(self.function(0)[0]))
-        features, labels, *weights = map(np.asarray, self.function(step))
-        self.size = len(features) if self.size is None else self.size
+        name = "streaming.train"
+        if self.shape is None and step:  # a run that goes on may begin with a smaller batch
+            self.shape = np.shape(self.function(0)[0])
+        features, labels, *weights = self.function(step)
+        features, labels = real_array(name, "features", features), as_indices(name, labels)
+        self.shape = features.shape if self.shape is None else self.shape
         dtype = computed_in(features.dtype)
-        weights = weights[0] if weights else np.ones(len(labels), dtype)
-        lengths = {len(features), len(labels), len(weights)}
-        if features.ndim != 2 or len(lengths) != 1 or len(features) > self.size:
+        weights = real_array(
+            name, "weights", weights[0] if weights else np.ones(len(labels), dtype)
+        )
+        fits = len(self.shape) == 2 and features.shape[1:] == self.shape[1:]
+        fits = fits and len(features) <= self.shape[0]
+        if not fits or not labels.shape == weights.shape == features.shape[:1]:
             shapes = ", ".join(str(part.shape) for part in (features, labels, weights))
             raise ValueError(
-                f"softjax.streaming.train: batch {step} must be of at most {self.size} rows, with "
-                f"as many labels and weights, got shapes {shapes}."
+                f"softjax.{name}: batch {step} must be of at most {self.shape[0]} rows, each of as "
+                f"many features as in the first batch, with as many labels and weights, got shapes "
+                f"{shapes}."
             )
+        _checks.refuse_first(name, "weights", ">= 0", weights, weights < 0)
         if out is None:
-            zeros = np.zeros((self.size, features.shape[1]), dtype)
-            out = Batch(zeros, np.zeros(self.size, np.int32), np.zeros(self.size, dtype))
-        for part, given in zip(out, (features, as_indices(labels), weights), strict=True):
-            part[: len(given)] = given
+            zeros = np.zeros(self.shape, dtype)
+            out = Batch(zeros, np.zeros(len(zeros), np.int32), np.zeros(len(zeros), dtype))
+        for part, given in zip(out, (features, labels, weights), strict=True):
+            with np.errstate(over="ignore"):  # infinite now, and found so
+                part[: len(given)] = given
         return out
 
     def row_numbers(self, step: int) -> np.ndarray:
         """The places in the batch."""
-        return np.arange(self.size or 0)
+        return np.arange(self.shape[0] if self.shape else 0)
 
 
 class FromIterable(FromFunction):

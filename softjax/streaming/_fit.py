@@ -19,6 +19,7 @@ from jax import Array
 
 from softjax import _checks, processes
 from softjax.regression import Event, FitResult, _metric
+from softjax.regression._arguments import refuse_scales
 from softjax.regression._descent import BEFORE, BEYOND, TRIALS
 from softjax.regression._directions import LBFGS, Memory
 from softjax.regression._problem import (
@@ -38,7 +39,14 @@ from softjax.regression._problem import (
 from softjax.regression._result import Status, Validation, record, with_validation
 from softjax.streaming._batches import Batch
 from softjax.streaming._devices import ahead
-from softjax.streaming._rows import Rows, as_indices, computed_in, row_numbers
+from softjax.streaming._rows import (
+    Rows,
+    as_indices,
+    computed_in,
+    penalty,
+    real_array,
+    row_numbers,
+)
 
 FIT = "streaming.fit"
 CHUNK_BYTES = 1 << 23
@@ -54,12 +62,14 @@ class Sums(NamedTuple):
         gradient: [K, D + 1].
         squares: w x^2, and w, summed, [D + 1].
         separated: whether every row has its own class strictly on top.
+        largest: the largest |x| of each feature, [D], after the transform.
     """
 
     value: Any
     gradient: Any
     squares: Any
     separated: Any
+    largest: Any
 
 
 def fit(
@@ -82,8 +92,9 @@ def fit(
     have the same parameters. It is as accurate as `regression.fit` is, since sums over chunks are
     kept in float64.
 
-    Edge cases: a label that is no class, or a feature that is not finite, is a non-finite
-        objective from the start. Separated classes: see `regression.fit`.
+    Edge cases: what `regression.fit` refuses in features and labels is refused after the first
+        pass. Floating labels that are whole are class indices. Separated classes: see
+        `regression.fit`.
 
     Args:
         rows: `ArrayRows`, what `open_rows` gives, or anything like them.
@@ -101,7 +112,8 @@ def fit(
         `FitResult`, with two products with the features a pass.
 
     Raises:
-        TypeError, ValueError: an argument that does not fit.
+        TypeError, ValueError: an argument that does not fit; a feature that is not finite, a label
+            that is no class, or labels of one class only.
 
     Example:
         >>> import numpy as np, softjax
@@ -114,11 +126,10 @@ def fit(
     begin = time.perf_counter()
     num_classes = _checks.at_least(FIT, "num_classes", num_classes, 2)
     max_steps = _checks.at_least(FIT, "max_steps", max_steps, 0)
-    l2, tol = (
-        _checks.not_negative_number(FIT, name, value) for name, value in (("l2", l2), ("tol", tol))
-    )
-    passes = _Passes(rows, num_classes, l2, transform, held_out)
-    dtype = passes.dtype
+    tol = _checks.not_negative_number(FIT, "tol", tol)
+    dtype = computed_in(rows.read(0, 1)[0].dtype)
+    l2 = penalty(FIT, l2, dtype)
+    passes = _Passes(rows, num_classes, l2, transform, held_out, dtype)
 
     theta = np.zeros((num_classes, rows.num_features + 1), dtype)
     here = passes.at(theta)
@@ -175,14 +186,17 @@ class _Passes:
         l2: float,
         transform: Callable[[Array], Array] | None,
         held_out: np.ndarray | None,
+        dtype: np.dtype,
     ):
-        self.rows, self.l2 = rows, l2
+        self.rows, self.l2, self.dtype = rows, l2, dtype
         self.num_classes, self.fixed = num_classes, (num_classes, transform)
         self.held_out = row_numbers(FIT, held_out, rows.num_rows)
-        self.dtype = computed_in(rows.read(0, 1)[0].dtype)
         self.row_bytes = (rows.num_features + num_classes) * self.dtype.itemsize
         self.weight = rows.num_rows - len(self.held_out)
         self.count = 0
+        # Of the rows that this process streams, from the first pass: the classes that there are,
+        # and of the first row that is bad its number and what is wrong.
+        self.classes, self.bad = np.zeros(num_classes, bool), (rows.num_rows, "")
 
     def at(self, theta: np.ndarray) -> Sums:
         """The objective and its gradient: one pass."""
@@ -192,13 +206,15 @@ class _Passes:
         on_device = jnp.asarray(theta)
         width = self.rows.num_features + 1
         zero = (0.0, np.zeros((self.num_classes, width)), np.zeros(width), True)
-        total = Sums(*zero)
+        total = Sums(*zero, np.zeros(width - 1))
         with closing(ahead(partial(self._chunk, size, own.stop), starts)) as chunks:
             for chunk in chunks:
                 total = _added(total, _sums(*self.fixed, on_device, chunk))
-        everywhere = Sums(*zero)
+        everywhere = Sums(*zero, np.zeros(width - 1))
         for part in processes.gather(total):
             everywhere = _added(everywhere, part)
+        if not self.count:
+            self._refuse(everywhere.largest)
         self.count += 1
         kernel = theta.astype(np.float64)
         kernel[:, -1] = 0  # the bias
@@ -207,6 +223,7 @@ class _Passes:
             everywhere.gradient / self.weight + self.l2 * kernel,
             everywhere.squares / self.weight,
             everywhere.separated,
+            everywhere.largest,
         )
 
     def sample(self) -> Batch:
@@ -220,15 +237,49 @@ class _Passes:
     def _chunk(self, size: int, end: int, start: int) -> Batch:
         """Rows from `start` on, `size` of them, on the device; of weight 0 from `end` on."""
         stop = min(start + size, end)
-        features, labels = self.rows.read(start, stop)
-        padded = np.zeros((size, features.shape[1]), self.dtype)
-        padded[: stop - start] = features
+        x, labels = self.rows.read(start, stop)
+        x = real_array(FIT, "features", x)
+        padded = np.zeros((size, x.shape[1]), self.dtype)
+        with np.errstate(over="ignore"):  # infinite now, and found so
+            padded[: stop - start] = x
         indices, weights = np.zeros(size, np.int32), np.zeros(size, self.dtype)
-        indices[: stop - start], weights[: stop - start] = as_indices(labels), 1
+        indices[: stop - start], weights[: stop - start] = as_indices(FIT, labels), 1
         first, last = np.searchsorted(self.held_out, [start, stop])
         out = self.held_out[first:last] - start
         padded[out], indices[out], weights[out] = 0, 0, 0
+        if not self.count:
+            self._look(start, padded, indices, weights, labels)
         return Batch(*map(jnp.asarray, (padded, indices, weights)))
+
+    def _look(
+        self, start: int, x: np.ndarray, indices: np.ndarray, weights: np.ndarray, labels: Any
+    ) -> None:
+        """Notes the classes of a run of rows, and the first row that is bad."""
+        finite, known = np.isfinite(x), (indices >= 0) & (indices < self.num_classes)
+        self.classes[indices[known & (weights > 0)]] = True
+        wrong = np.flatnonzero(~(finite.all(1) & known))
+        if not len(wrong) or start + wrong[0] >= self.bad[0]:
+            return
+        row = int(wrong[0])
+        if known[row]:
+            column = int(np.argmin(finite[row]))
+            expected, got = f"finite in {self.dtype}", f"{x[row, column]} at {start + row, column}"
+            self.bad = start + row, _checks.message(FIT, "features", expected, got)
+        else:
+            expected, got = f"in [0, {self.num_classes})", f"{labels[row]} at {(start + row,)}"
+            self.bad = start + row, _checks.message(FIT, "labels", expected, got)
+
+    def _refuse(self, largest: np.ndarray) -> None:
+        """Refuses on every process what `regression.fit` refuses, by the first pass of all."""
+        parts = processes.gather((self.classes, self.bad))
+        _, fault = min(bad for _, bad in parts)
+        if fault:
+            raise ValueError(fault)
+        classes = np.flatnonzero(np.any([seen for seen, _ in parts], axis=0))
+        if len(classes) < 2:
+            got = f"class {classes[0]} only"
+            raise ValueError(_checks.message(FIT, "labels", "of two classes or more", got))
+        refuse_scales(FIT, "features", largest, self.dtype)
 
 
 def own_rows(num_rows: int) -> range:
@@ -246,6 +297,7 @@ def _added(total: Sums, part: Sums) -> Sums:
         add(total.gradient, part.gradient),
         add(total.squares, part.squares),
         total.separated and bool(part.separated),
+        np.maximum(total.largest, np.asarray(part.largest, np.float64)),
     )
 
 
@@ -263,7 +315,8 @@ def _sums(
     num_classes: int, transform: Callable[[Array], Array] | None, theta: Array, batch: Batch
 ) -> Sums:
     problem = _problem(num_classes, transform, batch)
-    logits = class_scores(problem.features, theta)
+    features: Any = problem.features
+    logits = class_scores(features, theta)
     size = jnp.asarray(len(batch.labels), theta.dtype)
     bound = gradient_bound(problem)
     return Sums(
@@ -271,6 +324,7 @@ def _sums(
         size * point(problem, theta, logits).gradient,
         size * bound * bound,
         is_separated(problem, logits),
+        jnp.max(jnp.where(batch.weights[:, None] > 0, jnp.abs(features), 0), 0, initial=0),
     )
 
 

@@ -1,43 +1,61 @@
-"""What has to be known of rows before a fit, from one pass: scales, classes, rows that are bad."""
+"""What has to be known of a file before a fit, from one pass: scales, classes and bad rows."""
 
+from collections import Counter
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from softjax import processes
+from softjax import processes, tables
 from softjax.streaming._fit import own_rows
-from softjax.streaming._rows import Rows
-from softjax.tables import LARGEST, DataError
 
 RUN_BYTES = 1 << 23
-MOST_CLASSES = 10_000
 
 
 class Survey(NamedTuple):
     """What a pass over all rows shows.
 
     Attributes:
-        mean: of each feature, over the rows that are good, float64 [D].
-        scale: the standard deviation; 1 for a constant feature.
-        classes: the labels that there are, in order.
+        mean: of each feature, over the rows that are good, float64 [D], to 2^-30 of the scale.
+        scale: the standard deviation, to 2^-30 of it; 1 for a constant feature.
+        classes: the names of the classes, in order.
+        counts: the number of good rows of each class.
         bad: the rows with a feature that is no finite number of float32, or without a label.
     """
 
     mean: np.ndarray
     scale: np.ndarray
-    classes: np.ndarray
+    classes: list[str]
+    counts: np.ndarray
     bad: np.ndarray
 
 
-def survey(rows: Rows, preempted: Callable[[], bool] = lambda: False) -> Survey | None:
+class _Moments(NamedTuple):
+    """Count, mean, sum of squared differences to it, and bounds, of each feature."""
+
+    count: int
+    mean: np.ndarray
+    squares: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def survey(
+    rows: tables.FileRows,
+    skip_bad: bool = True,
+    preempted: Callable[[], bool] = lambda: False,
+) -> Survey | None:
     """One pass over the rows, each process over its own; None where one of them was preempted.
 
     Moments of runs of rows are joined as T. F. Chan, G. H. Golub and R. J. LeVeque do, "Algorithms
     for Computing the Sample Variance" (1983), equation 2.1: no difference that cancels.
+
+    Raises:
+        DataError: as `tables.dataset`; with `skip_bad`, not for rows that are bad.
     """
     zeros = np.zeros(rows.num_features)
-    moments, classes, bad = (0, zeros, zeros), None, [np.empty(0, np.int64)]
+    moments, counts, bad = _Moments(0, zeros, zeros, zeros, zeros), Counter(), []
+    path, label = rows.path, str(rows.label)
     own = own_rows(rows.num_rows)
     size = max(RUN_BYTES // max(8 * rows.num_features, 1), 1)
     for start in range(own.start, own.stop, size):
@@ -45,54 +63,48 @@ def survey(rows: Rows, preempted: Callable[[], bool] = lambda: False) -> Survey 
             break
         features, labels = rows.read(start, min(start + size, own.stop))
         x = features.astype(np.float64)
-        good = (np.abs(x) <= LARGEST).all(1) & ~_missing(labels)
-        wrong = np.flatnonzero(~good)
-        bad.append(start + wrong)
-        moments = _joined(moments, _moments(x if not len(wrong) else x[good]))
-        classes = _all_classes([classes, np.unique(labels[good])])
-    parts = processes.gather((moments, classes, np.concatenate(bad), preempted()))
+        names, codes = tables.as_classes(path, label, labels, start)
+        good = tables.good_rows(x, codes)
+        bad.append(start + np.flatnonzero(~good))
+        moments = _joined(moments, _moments(x if good.all() else x[good]))
+        found = np.bincount(codes[good], minlength=len(names)).tolist()
+        counts.update({name: count for name, count in zip(names, found, strict=True) if count})
+        if len(counts) > tables.MOST_CLASSES:
+            break
+    wrong = np.concatenate([*bad, np.empty(0, np.int64)])
+    parts = processes.gather((moments, counts, wrong, preempted()))
     if any(part[3] for part in parts):
         return None
-    total = (0, zeros, zeros)
-    for part in parts:
-        total = _joined(total, part[0])
-    classes = _all_classes([part[1] for part in parts])
-    if classes is None or len(classes) < 2:
-        shown = "no label" if classes is None or not len(classes) else f"{classes[0]!s}, one class"
-        raise DataError(f"the data: all labels are {shown} only.")
-    count, mean, squares = total
-    scale = np.sqrt(squares / count)
-    # The mean of a constant is off by roundings, which are no scale.
-    scale = np.where(scale > 64 * np.finfo(float).eps * np.abs(mean), scale, 1)
-    return Survey(mean, scale, classes, np.concatenate([part[2] for part in parts]))
+    bad = np.concatenate([part[2] for part in parts])
+    if len(bad) and not skip_bad:
+        raise tables.error_of_rows(rows, bad)
+    moments, counts = parts[0][:2]
+    for part in parts[1:]:
+        moments, counts = _joined(moments, part[0]), counts + part[1]
+    classes = tables.check_classes(path, label, counts, moments.count)
+    # The mean of a constant is off by roundings, so that its squares are no scale.
+    varies = (moments.high > moments.low) & (moments.squares > 0)
+    scale = np.where(varies, np.sqrt(moments.squares / moments.count), 1)
+    # The number of processes changes the order of the sums, and, after rounding, nothing else.
+    unit = np.ldexp(1.0, np.maximum(np.frexp(scale)[1] - 30, -1000))
+    mean, scale = (np.round(part / unit) * unit for part in (moments.mean, scale))
+    return Survey(mean, scale, classes, np.array([counts[c] for c in classes]), bad)
 
 
-def _moments(x: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-    """Count, mean and sum of squared differences to it."""
+def _moments(x: np.ndarray) -> _Moments:
+    zeros = np.zeros(x.shape[1])
     if not len(x):
-        return 0, np.zeros(x.shape[1]), np.zeros(x.shape[1])
+        return _Moments(0, zeros, zeros, zeros, zeros)
     mean = x.mean(0)
-    return len(x), mean, np.square(x - mean).sum(0)
+    return _Moments(len(x), mean, np.square(x - mean).sum(0), x.min(0), x.max(0))
 
 
-def _joined(a: Any, b: Any) -> tuple[int, np.ndarray, np.ndarray]:
-    count = a[0] + b[0]
-    if not count:
-        return a
-    difference = b[1] - a[1]
-    mean = a[1] + difference * (b[0] / count)
-    return count, mean, a[2] + b[2] + difference**2 * (a[0] * b[0] / count)
-
-
-def _all_classes(parts: list[np.ndarray | None]) -> np.ndarray | None:
-    known = [part for part in parts if part is not None]
-    classes = np.unique(np.concatenate(known)) if known else None
-    if classes is not None and len(classes) > MOST_CLASSES:
-        raise DataError(f"the data: the labels have more than {MOST_CLASSES} different values.")
-    return classes
-
-
-def _missing(labels: np.ndarray) -> np.ndarray:
-    if labels.dtype == object:
-        return np.array([label is None or label != label or label == "" for label in labels])
-    return labels != labels if labels.dtype.kind == "f" else np.zeros(len(labels), bool)
+def _joined(a: _Moments, b: _Moments) -> _Moments:
+    if not (a.count and b.count):
+        return a if a.count else b
+    count = a.count + b.count
+    difference = b.mean - a.mean
+    mean = a.mean + difference * (b.count / count)
+    squares = a.squares + b.squares + difference**2 * (a.count * b.count / count)
+    low, high = np.minimum(a.low, b.low), np.maximum(a.high, b.high)
+    return _Moments(count, mean, squares, low, high)

@@ -21,6 +21,7 @@ from softjax.regression import init as zeros
 from softjax.regression._result import Status, Validation, record, with_validation
 from softjax.streaming._batches import Source, source_of
 from softjax.streaming._devices import Chunk, Devices, ahead
+from softjax.streaming._rows import penalty
 from softjax.streaming._steps import State, advance, start
 from softjax.tables import DataError
 
@@ -139,7 +140,6 @@ def train(
     begin = time.perf_counter()
     num_classes = _checks.at_least(TRAIN, "num_classes", num_classes, 2)
     steps = _checks.at_least(TRAIN, "steps", steps, 0)
-    l2 = _checks.not_negative_number(TRAIN, "l2", l2)
     source = source_of(batches)
     if every is None:
         every = source.epoch_steps if source.epoch_steps > 1 else max(steps, 1)
@@ -159,8 +159,8 @@ def train(
         state, history = saved.state_like(state), saved.history
     state = devices.replicated(state)
     dtype = params.kernel.dtype
-    weights = None if class_weights is None else jnp.asarray(class_weights, dtype)
-    fixed = devices.replicated((jnp.asarray(l2, dtype), weights))
+    weights = _class_weights(class_weights, num_classes, dtype)
+    fixed = devices.replicated((jnp.asarray(penalty(TRAIN, l2, dtype), dtype), weights))
     before = history[-1]["seconds"] if history else 0.0
 
     def save() -> None:
@@ -227,7 +227,25 @@ def _initial(
     expected = (seen.shape[1], num_classes)
     _checks.same_shape(TRAIN, "init.kernel", params.kernel, expected)
     _checks.same_shape(TRAIN, "init.bias", params.bias, expected[1:])
+    for name, part in zip(("init.kernel", "init.bias"), params, strict=True):
+        values = np.asarray(part)
+        _checks.refuse_first(TRAIN, name, "finite", values, ~np.isfinite(values))
     return SoftmaxRegression(*(jnp.asarray(part, seen.dtype) for part in params))
+
+
+def _class_weights(class_weights: ArrayLike | None, num_classes: int, dtype: Any) -> Array | None:
+    """Finite weights >= 0 of the classes, not all of them 0."""
+    if class_weights is None:
+        return None
+    weights = _checks.real_array(TRAIN, "class_weights", class_weights).astype(dtype)
+    _checks.same_shape(TRAIN, "class_weights", weights, (num_classes,))
+    values = np.asarray(weights)
+    bad = ~((values >= 0) & np.isfinite(values))
+    _checks.refuse_first(TRAIN, "class_weights", "finite and >= 0", values, bad)
+    if not values.any():
+        expected = "> 0 somewhere"
+        raise ValueError(_checks.message(TRAIN, "class_weights", expected, "zeros only"))
+    return weights
 
 
 def _spans(first: int, last: int, size: int, every: int) -> Iterator[tuple[int, int]]:

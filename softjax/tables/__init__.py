@@ -1,0 +1,93 @@
+"""Data files as features and labels: CSV, NumPy and Parquet, with errors that name the place.
+
+One reader serves a fit in memory and one that streams: both take, and refuse, the same files.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from softjax.tables._cells import MOST_CLASSES, as_classes, check_classes, good_rows
+from softjax.tables._errors import DataError, IncompleteError, refuse_bytes
+from softjax.tables._rows import FileRows, file_fingerprint, open_file
+
+__all__ = [
+    "MOST_CLASSES",
+    "DataError",
+    "Dataset",
+    "FileRows",
+    "IncompleteError",
+    "as_classes",
+    "check_classes",
+    "dataset",
+    "error_of_rows",
+    "features",
+    "file_fingerprint",
+    "good_rows",
+    "open_file",
+]
+
+
+class Dataset(NamedTuple):
+    """Features and labels of a file.
+
+    Attributes:
+        features: float64 [N, D].
+        labels: int32 [N], the index of the class.
+        feature_names: D names.
+        class_names: K names, in the order of the indices.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    feature_names: list[str]
+    class_names: list[str]
+
+
+def dataset(path: Path, label_column: str) -> Dataset:
+    """The column of labels, and all the others as features."""
+    rows = open_file(path, label_column)
+    x, labels = _all(rows)
+    names, codes = as_classes(path, label_column, labels)
+    good = good_rows(x, codes)
+    if not good.all():
+        raise error_of_rows(rows, np.flatnonzero(~good))
+    classes = check_classes(path, label_column, names, len(x))
+    place = {name: i for i, name in enumerate(classes)}
+    return Dataset(x, np.array([place[n] for n in names], np.int32)[codes], rows.names, classes)
+
+
+def features(path: Path, names: Sequence[str]) -> np.ndarray:
+    """The named columns as finite numbers, float64 [N, D]."""
+    rows = open_file(path, None, names)
+    x, _ = _all(rows)
+    good = good_rows(x)
+    if not good.all():
+        raise error_of_rows(rows, np.flatnonzero(~good))
+    return x
+
+
+def error_of_rows(rows: FileRows, wrong: np.ndarray) -> IncompleteError:
+    """What is wrong with the first of the rows `wrong`, and how many others are not complete."""
+    first = int(wrong[0])
+    x, _ = rows.read(first, first + 1)
+    bad = np.flatnonzero(~good_rows(x.T))
+    others = len(wrong) - 1
+    is_so = "1 other row is" if others == 1 else f"{others} other rows are"
+    also = f"; {is_so} not complete either" if others else ""
+    if not len(bad):
+        where = f"{rows.path}: column {rows.label!r}, row {first + 1}"
+        return IncompleteError(f"{where}: the label is missing{also}.")
+    value = x[0, bad[0]]
+    got = "nan or an empty cell" if np.isnan(value) else value
+    where = f"{rows.path}: column {rows.names[bad[0]]!r}, row {first + 1}"
+    return IncompleteError(f"{where}: expected a finite number of float32, got {got}{also}.")
+
+
+def _all(rows: FileRows) -> tuple[np.ndarray, np.ndarray]:
+    """The features in float64, and the labels, of all rows."""
+    refuse_bytes(rows.path, 8 * rows.num_rows * rows.num_features)
+    x, labels = rows.read(0, rows.num_rows)
+    return x.astype(np.float64, copy=False), labels

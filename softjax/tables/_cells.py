@@ -1,0 +1,187 @@
+"""What a cell of a table may be: a feature is a number, and a label is the name of a class."""
+
+import numbers
+from collections.abc import Iterable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from softjax.tables._errors import DataError
+
+LARGEST = float(np.finfo(np.float32).max)
+
+# Numbers that are not whole and take more values than this are measurements, not classes.
+MOST_FRACTIONS = 20
+# A kernel has a column for each class, and has to fit into memory.
+MOST_CLASSES = 100_000
+
+
+def as_features(path: Path, name: str, column: np.ndarray, first: int = 0) -> np.ndarray:
+    """A column of features in float32 or float64; NaN where a cell is empty.
+
+    Args:
+        path: the file, for the error.
+        name: the column, for the error.
+        column: numbers of any dtype, or the cells as text or Python's objects.
+        first: the number of its first row in the file.
+    """
+    kind = column.dtype.kind
+    if kind in "biuf":
+        dtype = np.result_type(np.float32, column.dtype)
+        return column.astype(min(dtype, np.dtype(np.float64)), copy=False)
+    if kind not in "OSU":
+        raise DataError(f"{path}: column {name!r}: expected numbers, got {column.dtype}.")
+    rows = range(first + 1, first + 1 + len(column))
+    cells = (number(path, name, row, c) for row, c in zip(rows, column.tolist(), strict=True))
+    return np.fromiter(cells, np.float64, len(column))
+
+
+def number(path: Path, name: str, row: int, cell: object) -> float:
+    """The number in a cell; NaN where the cell is empty.
+
+    Python reads 1_0 as 10, and the digits of every script. No other program writes numbers so.
+    """
+    try:
+        value: Any = cell.decode() if isinstance(cell, bytes) else cell
+        if value is None or (isinstance(value, str) and not value.strip()):
+            return np.nan
+        is_text = isinstance(value, str) and value.isascii() and "_" not in value
+        if is_text or isinstance(value, (numbers.Real, np.bool_, Decimal)):
+            return float(value)
+    except OverflowError:
+        return np.inf
+    except ValueError:
+        pass
+    where = f"column {name!r}, row {row}"
+    raise DataError(f"{path}: {where}: expected a number, got {_shown(cell)}.")
+
+
+def as_classes(
+    path: Path, name: str, labels: np.ndarray, first: int = 0
+) -> tuple[list[str], np.ndarray]:
+    """The names of the classes in a column of labels, and the place of each label among them.
+
+    Returns:
+        Distinct names in any order, and integers [n]: -1 where the label is missing.
+    """
+    kind = labels.dtype.kind
+    if kind in "biuf":
+        if kind == "f":
+            exact = labels.dtype in (np.float32, np.float64)
+            labels = (labels if exact else labels.astype(np.float64)) + 0  # -0.0 is 0.0
+        values, codes = np.unique(labels, return_inverse=True)  # what is not finite comes last
+        known = np.isfinite(values) if kind == "f" else np.ones(len(values), bool)
+        names: list[str | None] = values.astype(str).tolist()
+        names = [n if good else None for n, good in zip(names, known, strict=True)]
+    elif kind in "OSU":
+        place: dict[object, int] = {}
+        try:
+            codes = np.array([place.setdefault(x, len(place)) for x in labels.tolist()], np.int64)
+            names = [_class_name(value) for value in place]
+        except (TypeError, ValueError):
+            row, cell = next((r, x) for r, x in enumerate(labels.tolist()) if not _is_label(x))
+            where = f"column {name!r}, row {first + row + 1}"
+            expected = "a label: text, a whole number or a truth value"
+            raise DataError(f"{path}: {where}: expected {expected}, got {_shown(cell)}.") from None
+    else:
+        expected = "labels: text, whole numbers or truth values"
+        raise DataError(f"{path}: column {name!r}: expected {expected}, got {labels.dtype}.")
+    distinct = list(dict.fromkeys(n for n in names if n is not None))
+    where = {None: -1} | {n: i for i, n in enumerate(distinct)}
+    return distinct, np.array([where[n] for n in names], np.int64)[codes]
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """The names of classes in the order of numbers, or of text.
+
+    The order is that of numbers where all names are whole numbers, or all are numbers, each as
+    Python writes it. The names 01, 1 and +1 are three classes, in the order of text.
+    """
+    names = list(names)
+    for kind in (int, float):
+        try:
+            if all(str(kind(name)) == name for name in names):
+                return sorted(names, key=kind)
+        except ValueError:
+            pass
+    return sorted(names)
+
+
+def check_classes(path: Path, name: str, names: Iterable[str], count: int) -> list[str]:
+    """The names of all classes in order, or an error where they are none that can be learned.
+
+    A column of row numbers, identifiers or measurements is no column of labels: each class needs
+    two rows on average, and numbers that are not whole may take 20 values.
+
+    Args:
+        path: the file, for the error.
+        name: the column of the labels, for the error.
+        names: the distinct names.
+        count: the number of rows with a label.
+    """
+    classes = in_order(names)
+    where = f"{path}: column {name!r}"
+    if not classes:
+        raise DataError(f"{where}: there is no label.")
+    if len(classes) < 2:
+        raise DataError(f"{where}: all labels are {classes[0]}, one class only.")
+    if len(classes) > MOST_CLASSES or len(classes) > max(2, count / 2):
+        what = f"{len(classes)} different labels in {count} rows"
+        raise DataError(
+            f"{where}: has {what}; classes must have two rows each on average. Choose a column of "
+            f"classes, not one of identifiers or measurements."
+        )
+    fractions = [name for name in classes if not _is_whole(name)]
+    if len(classes) > MOST_FRACTIONS and fractions and _are_numbers(classes):
+        what = f"{len(classes)} different numbers, such as {fractions[0]}"
+        raise DataError(
+            f"{where}: has {what}; numbers that are not whole may be at most {MOST_FRACTIONS} "
+            f"classes. Choose a column of classes, or give the classes names."
+        )
+    return classes
+
+
+def good_rows(features: np.ndarray, codes: np.ndarray | None = None) -> np.ndarray:
+    """Which rows have finite numbers of float32 alone, and a label."""
+    good = np.all(np.abs(features) <= LARGEST, axis=1)
+    return good if codes is None else good & (codes >= 0)
+
+
+def _class_name(value: object) -> str | None:
+    """The name of the class that a label stands for; None where it is missing."""
+    if isinstance(value, bytes):
+        value = value.decode()
+    if value is None or value == "" or value != value:
+        return None
+    if isinstance(value, (str, np.bool_, numbers.Real, Decimal)):
+        return str(value)
+    raise TypeError
+
+
+def _is_label(value: object) -> bool:
+    try:
+        _class_name(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _are_numbers(names: list[str]) -> bool:
+    try:
+        return all(np.isfinite(float(name)) for name in names)
+    except ValueError:
+        return False
+
+
+def _is_whole(name: str) -> bool:
+    try:
+        return float(name).is_integer()
+    except ValueError:
+        return False
+
+
+def _shown(cell: object) -> str:
+    text = repr(cell.item() if isinstance(cell, np.generic) else cell)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,46 @@
+"""What is wrong with a file, in one line that begins with its path."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# Zeros are compressed to a thousandth, and numbers that were measured to a tenth at best.
+LARGEST_UNPACKED, LARGEST_RATIO = 1 << 30, 100
+
+
+class DataError(Exception):
+    """What is wrong with a data file, in one line."""
+
+
+class IncompleteError(DataError):
+    """Rows without a label, or with a feature that is no finite number of float32."""
+
+
+@contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Makes one line of whatever a library raises on bytes that it does not understand."""
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file.") from None
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        line = " ".join(str(reason).split())
+        line = line if len(line) <= 200 else f"{line[:197]}..."
+        raise DataError(f"{path}: cannot be read: {line}") from error
+
+
+def refuse_bytes(path: Path, size: int, packed: int | None = None) -> None:
+    """Refuses `size` bytes that memory does not hold, or that `packed` bytes would unpack to."""
+    if packed is not None and size > max(LARGEST_UNPACKED, LARGEST_RATIO * packed):
+        form = f"{size / 1e9:.1f} GB from a file of {packed / 1e6:.1f} MB"
+        raise DataError(f"{path}: would unpack to {form}. Save the arrays without compression.")
+    if not hasattr(os, "sysconf"):
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        form = f"{size / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f} GB"
+        raise DataError(f"{path}: needs {form}. --stream reads .npy and .parquet files in parts.")
