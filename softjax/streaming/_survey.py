@@ -82,12 +82,13 @@ def survey(
     for part in parts[1:]:
         moments, counts = _joined(moments, part[0]), counts + part[1]
     classes = tables.check_classes(path, label, counts, moments.count)
-    # The mean of a constant is off by roundings, so that its squares are no scale.
+    # The sums of a constant are off by roundings, which are no scale.
     varies = (moments.high > moments.low) & (moments.squares > 0)
     scale = np.where(varies, np.sqrt(moments.squares / moments.count), 1)
     # The number of processes changes the order of the sums, and, after rounding, nothing else.
     unit = np.ldexp(1.0, np.maximum(np.frexp(scale)[1] - 30, -1000))
     mean, scale = (np.round(part / unit) * unit for part in (moments.mean, scale))
+    mean = np.where(varies, mean, moments.low)
     return Survey(mean, scale, classes, np.array([counts[c] for c in classes]), bad)
 
 

@@ -1,0 +1,478 @@
+"""Files of data: what is read of them, and that a fit in memory and a stream read the same."""
+
+import io
+import os
+import re
+import tracemalloc
+import zipfile
+from collections import Counter
+from decimal import Decimal
+
+import numpy as np
+import pytest
+
+from softjax import tables
+from softjax.streaming._rows import Standardised
+from softjax.streaming._survey import survey
+from softjax.tables import DataError, _errors
+
+pyarrow = pytest.importorskip("pyarrow")
+from pyarrow import parquet  # noqa: E402
+
+pytestmark = pytest.mark.x64_once
+
+RNG = np.random.default_rng(0)
+N = 12
+A, B = RNG.normal(size=(2, N)).round(3)
+Y = np.arange(N) % 3
+TEXT = np.array(["no", "yes", "perhaps"], object)[Y]
+
+
+def csv_text(labels, features=A):
+    cells = zip(features, labels, strict=True)
+    return "x,y\n" + "".join(f"{number},{label}\n" for number, label in cells)
+
+
+def parquet_bytes(columns, **options):
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.table(columns), file, **options)
+    return file.getvalue()
+
+
+def npy_bytes(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def npz_bytes(**arrays):
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+def written(folder, name, data):
+    path = folder / name
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def in_memory(path, label):
+    """What a fit in memory is given: features, codes, names of features, names of classes."""
+    return tables.dataset(path, label)
+
+
+def in_a_stream(path, label):
+    """The same, read as `softjax fit --stream` reads it: a survey, then runs of rows."""
+    rows = tables.open_file(path, label)
+    seen = survey(rows, False)
+    none = np.zeros(rows.num_features), np.ones(rows.num_features)
+    fitted = Standardised(rows, *none, seen.classes)
+    parts = [
+        fitted.read(start, min(start + 5, rows.num_rows)) for start in range(0, rows.num_rows, 5)
+    ]
+    features, codes = map(np.concatenate, zip(*parts, strict=True))
+    return tables.Dataset(features, codes, rows.names, seen.classes)
+
+
+def outcome(read, path, label):
+    try:
+        return read(path, label)
+    except DataError as error:
+        (line,) = str(error).splitlines()
+        assert line.startswith(str(path))
+        return line
+
+
+def refused(path, label="y"):
+    """The line that both ways of reading say."""
+    line = outcome(in_memory, path, label)
+    assert isinstance(line, str), f"{path} was read"
+    assert outcome(in_a_stream, path, label) == line
+    return line
+
+
+def read(path, label="y"):
+    """What both ways of reading find."""
+    data, again = (outcome(way, path, label) for way in (in_memory, in_a_stream))
+    assert not isinstance(data, str), data
+    np.testing.assert_allclose(data.features, again.features, rtol=1e-6)
+    np.testing.assert_array_equal(data.labels, again.labels)
+    assert data[2:] == again[2:]
+    return data
+
+
+# --- both ways of reading ---
+
+MISSING = pyarrow.array([None, *A[1:]])
+GOOD = {
+    "integers.csv": (csv_text(Y), "y"),
+    "text.csv": (csv_text(TEXT), "y"),
+    "bom.csv": ("\ufeff" + csv_text(TEXT), "y"),
+    "crlf.csv": (csv_text(TEXT).replace("\n", "\r\n"), "y"),
+    "quoted.csv": ('"x","y"\n' + '"1.5","a, ""b"""\n2,"c\nd"\n' * 6, "y"),
+    "rows.npy": (npy_bytes(np.column_stack([A, Y])), "1"),
+    "columns.npy": (npy_bytes(np.asfortranarray(np.column_stack([A, B, Y]))), "2"),
+    "big-endian.npy": (npy_bytes(np.column_stack([A, Y]).astype(">f4")), "1"),
+    "half.npy": (npy_bytes(np.column_stack([A, Y]).astype("f2")), "1"),
+    "long.npy": (npy_bytes(np.column_stack([A, Y]).astype("g")), "1"),
+    "truths.npy": (npy_bytes(np.column_stack([A > 0, B > 0])), "1"),
+    "text.npy": (npy_bytes(np.column_stack([A, Y]).astype(str)), "1"),
+    "bytes.npy": (npy_bytes(np.column_stack([A, Y]).astype("S")), "1"),
+    "arrays.npz": (npz_bytes(x=A, y=Y), "y"),
+    "matrix.npz": (npz_bytes(x=np.column_stack([A, B]), y=TEXT.astype(str)), "y"),
+    "other.npz": (npz_bytes(x=A.astype(">f8"), y=Y.astype(">i2")), "y"),
+    "numbers.parquet": (parquet_bytes({"x": A, "y": Y}, row_group_size=5), "y"),
+    "text.parquet": (parquet_bytes({"x": A, "y": TEXT}), "y"),
+    "bytes.parquet": (parquet_bytes({"x": A, "y": [t.encode() for t in TEXT]}), "y"),
+    "category.parquet": (
+        parquet_bytes(
+            {
+                "x": pyarrow.array(Y).dictionary_encode(),
+                "y": pyarrow.array(TEXT.tolist()).dictionary_encode(),
+            },
+            row_group_size=5,
+        ),
+        "y",
+    ),
+    "truths.parquet": (parquet_bytes({"x": A > 0, "y": B > 0}), "y"),
+    "decimals.parquet": (
+        parquet_bytes({"x": [Decimal(str(a)) for a in A.tolist()], "y": Y}, row_group_size=5),
+        "y",
+    ),
+    "half.parquet": (parquet_bytes({"x": A.astype("f2"), "y": Y.astype("u1")}), "y"),
+    "number-text.parquet": (parquet_bytes({"x": A.astype(str), "y": Y}), "y"),
+    "large.parquet": (parquet_bytes({"x": A, "y": 2**62 + Y}), "y"),
+}
+BAD = {
+    "empty.csv": ("", "y", "it is empty"),
+    "header.csv": ("x,y\n", "y", "has no rows"),
+    "ragged.csv": (csv_text(TEXT) + "1\n", "y", "row 13 has 1 fields, the header 2"),
+    "long.csv": (csv_text(TEXT) + "1,2,3\n", "y", "row 13 has 3 fields, the header 2"),
+    "nul.csv": (csv_text(TEXT).replace("yes", "y\0s"), "y", "a byte of 0"),
+    "latin.csv": (csv_text(TEXT).encode() + b"1,\xe4\n", "y", "cannot be read: 'utf-8' codec"),
+    "utf-16.csv": (csv_text(TEXT).encode("utf-16"), "y", "cannot be read: 'utf-8' codec"),
+    "quote.csv": (csv_text(TEXT) + '1,"a\n', "y", "cannot be read: unexpected end of data"),
+    "twice.csv": ("x,x,y\n1,2,a\n", "y", "two columns have one name, 'x'"),
+    "alone.csv": ("y\n" + "a\nb\n" * 6, "y", "no columns beside the labels"),
+    "index.csv": (",y\n" + "1,a\n2,b\n" * 6, "y", "no columns beside the labels"),
+    "absent.csv": (csv_text(Y), "z", "has no column 'z'; it has x, y"),
+    "cell.csv": (csv_text(Y, [*A[1:], "tall"]), "y", "'x', row 12: expected a number, got 'tall'"),
+    "grouped.csv": (csv_text(Y, [*A[1:], "1_0"]), "y", "'x', row 12: expected a number"),
+    "script.csv": (csv_text(Y, [*A[1:], "١"]), "y", "'x', row 12: expected a number"),  # noqa: RUF001
+    "hole.csv": (csv_text(Y, [*A[1:], " "]), "y", "'x', row 12: expected a finite .* empty cell"),
+    "infinite.csv": (csv_text(Y, [*A[1:], "1e39"]), "y", r"row 12: expected a .* got 1e\+39"),
+    "unlabelled.csv": (csv_text(["", *TEXT[1:]]), "y", "'y', row 1: the label is missing"),
+    "one.csv": (csv_text(["a"] * N), "y", "all labels are a, one class only"),
+    "names.csv": (csv_text([f"n{i}" for i in range(N)]), "y", "12 different labels in 12 rows"),
+    "measured.csv": (csv_text(A), "y", "12 different labels in 12 rows"),
+    "complex.npy": (npy_bytes(np.ones((N, 2), complex)), "1", "got dtype '<c16'"),
+    "objects.npy": (npy_bytes(np.array([[1, "a"]] * N, object)), "1", r"got dtype '\|O'"),
+    "fields.npy": (npy_bytes(np.zeros(N, "f8,f8")), "1", "its header is not that of"),
+    "dates.npy": (npy_bytes(np.zeros((N, 2), "M8[s]")), "1", r"got dtype '<M8\[s\]'"),
+    "rank.npy": (npy_bytes(np.zeros((N, 2, 2))), "1", r"rank 2, got shape \(12, 2, 2\)"),
+    "vector.npy": (npy_bytes(np.zeros(N)), "0", r"rank 2, got shape \(12,\)"),
+    "none.npy": (npy_bytes(np.zeros((0, 2))), "1", "has no rows"),
+    "cut.npy": (npy_bytes(np.zeros((N, 2)))[:-1], "1", "shorter than its header says"),
+    "more.npy": (npy_bytes(np.zeros((N, 2))) + b"0", "1", "longer than its header says"),
+    "other.npy": (b"x,y\n1,2\n", "1", "does not begin as np.save"),
+    "nan.npy": (npy_bytes(np.column_stack([A, Y + np.nan])), "1", "row 1: the label is missing"),
+    "lengths.npz": (npz_bytes(x=A, y=Y[1:]), "y", "'y' has 11 rows, and 'x' 12"),
+    "scalar.npz": (npz_bytes(x=A, y=1), "y", r"rank 1 or 2, got shape \(\)"),
+    "twice.npz": (npz_bytes(a=np.ones((N, 1)), b=np.ones((N, 1))), "0", "two columns have one"),
+    "cut.npz": (npz_bytes(x=A, y=Y)[:-40], "y", "cannot be read: File is not a zip file"),
+    "dates.npz": (npz_bytes(x=Y.astype("M8[s]"), y=Y), "y", "got dtype '<M8"),
+    "nulls.parquet": (parquet_bytes({"x": pyarrow.nulls(N), "y": Y}), "y", "'x', row 1: .*nan"),
+    "hole.parquet": (parquet_bytes({"x": MISSING, "y": Y}), "y", "'x', row 1: expected a finite"),
+    "unlabelled.parquet": (
+        parquet_bytes({"x": A, "y": pyarrow.array([*map(int, Y[1:]), None])}, row_group_size=5),
+        "y",
+        "'y', row 12: the label is missing",
+    ),
+    "lists.parquet": (parquet_bytes({"x": [[1.0]] * N, "y": Y}), "y", "'x', row 1: expected a num"),
+    "label-lists.parquet": (parquet_bytes({"x": A, "y": [[1]] * N}), "y", "'y', row 1: expected"),
+    "dates.parquet": (
+        parquet_bytes({"x": Y.astype("M8[s]"), "y": Y}),
+        "y",
+        "'x': expected numbers",
+    ),
+    "label-dates.parquet": (parquet_bytes({"x": A, "y": Y.astype("M8[s]")}), "y", "'y': expected"),
+    "binary.parquet": (parquet_bytes({"x": A, "y": [b"\xff"] * N}), "y", "'y', row 1: expected a"),
+    "none.parquet": (parquet_bytes({"x": A[:0], "y": Y[:0]}), "y", "has no rows"),
+    "cut.parquet": (parquet_bytes({"x": A, "y": Y})[:-9], "y", "cannot be read: "),
+    "empty.parquet": (b"", "y", "cannot be read: "),
+    "data.txt": ("", "y", "the suffix must be one of .csv, .npy, .npz, .parquet"),
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_stream_reads_what_a_fit_in_memory_reads(tmp_path, name):
+    data, label = GOOD[name]
+    found = read(written(tmp_path, name, data), label)
+    count = len(found.labels)
+    assert found.features.shape == (count, len(found.feature_names))
+    assert set(found.labels) == set(range(len(found.class_names)))
+    if name.startswith(("text", "bytes.parquet", "category")) and name != "text.npy":
+        assert found.class_names == ["no", "perhaps", "yes"]
+        np.testing.assert_array_equal(np.array(found.class_names)[found.labels], TEXT)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_stream_refuses_what_a_fit_in_memory_refuses(tmp_path, name):
+    data, label, words = BAD[name]
+    line = refused(written(tmp_path, name, data), label)
+    assert re.search(words, line), line
+
+
+def test_labels_may_be_in_a_file_of_their_own(tmp_path):
+    path = written(tmp_path, "x.npy", npy_bytes(np.column_stack([A, B])))
+    label = written(tmp_path, "y.npy", npy_bytes(TEXT.astype(str)))
+    data = read(path, str(label))
+    assert (data.feature_names, data.class_names) == (["0", "1"], ["no", "perhaps", "yes"])
+    label.write_bytes(npy_bytes(TEXT[1:].astype(str)))
+    with pytest.raises(DataError, match=r"expected shape \(12,\), a label for each row"):
+        tables.dataset(path, str(label))
+
+
+def test_columns_of_any_scale_are_standardised_before_they_are_rounded(tmp_path):
+    rng = np.random.default_rng(1)
+    unit = rng.normal(size=(200, 5))
+    x = unit * [1e-42, 1e-30, 1, 1e-3, 1e37] + [0, 1e-25, 1e9, 1e12, -1e38]
+    x[:, 3] = 1e12 / 3  # constant
+    y = np.array(["b", "a"])[np.arange(200) % 2]
+    path = written(
+        tmp_path, "x.parquet", parquet_bytes(dict(zip("pqrsty", [*x.T, y], strict=True)))
+    )
+    rows = tables.open_file(path, "y")
+    seen = survey(rows, False)
+    fitted = Standardised(rows, seen.mean, seen.scale, seen.classes).read(0, 200)[0]
+    unit = (x - x.mean(0)) / np.where(np.ptp(x, 0) > 0, x.std(0), 1)
+    np.testing.assert_allclose(fitted, np.where(np.ptp(x, 0) > 0, unit, 0), atol=1e-4)
+
+
+# --- names of classes ---
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["01", "02"],
+        ["007", "7", "8"],
+        ["1_0", "10", "2"],
+        ["+1", "-1"],
+        [" 1", "1", "2"],
+        ["1.0", "1"],
+        ["1e3", "1000", "1000.0"],
+        ["0.5", ".5"],
+        ["nan", "NaN"],
+        ["true", "True"],
+        ["x" * 40, "x" * 41],
+        ["१", "1"],
+        ["a", "A", "á"],
+        [str(2**70), str(2**70 + 1)],
+    ],
+)
+def test_text_that_differs_is_a_class_of_its_own(tmp_path, labels):
+    given = [labels[i % len(labels)] for i in range(N)]
+    for name, data in (
+        ("labels.csv", csv_text(given)),
+        ("labels.npz", npz_bytes(x=A, y=np.array(given))),
+        ("labels.parquet", parquet_bytes({"x": A, "y": given}, row_group_size=5)),
+    ):
+        found = read(written(tmp_path, name, data))
+        assert sorted(found.class_names) == sorted(labels)
+        assert [found.class_names[code] for code in found.labels] == given
+
+
+@pytest.mark.parametrize(
+    ("labels", "order"),
+    [
+        (["10", "9", "-1"], ["-1", "9", "10"]),
+        (["10.0", "9.5", "-1.0"], ["-1.0", "9.5", "10.0"]),
+        (["10", "9", "x"], ["10", "9", "x"]),
+        (["10", "09"], ["09", "10"]),
+    ],
+)
+def test_classes_are_in_the_order_of_numbers_or_of_text(tmp_path, labels, order):
+    given = [labels[i % len(labels)] for i in range(N)]
+    assert read(written(tmp_path, "y.csv", csv_text(given))).class_names == order
+    zeros = np.where(np.arange(N) % 2, 0.0, -0.0)
+    path = written(tmp_path, "y.npz", npz_bytes(x=A, y=np.where(Y == 1, 10.0, zeros)))
+    assert read(path).class_names == ["0.0", "10.0"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "npz", "parquet"])
+def test_identifiers_and_measurements_are_no_labels(tmp_path, kind):
+    n = 300
+    x, measured = np.random.default_rng(3).normal(size=(2, n))
+    measured[0] = 0.25
+    columns = {
+        "identifier": np.arange(n),
+        "pairs but one": np.arange(n) // 2 + (np.arange(n) == 0) * n,
+        "names": np.array([f"n{i:03}" for i in range(n)]),
+        "measurement": measured,
+        "rounded": measured.round(1),
+        "halves": np.floor(np.abs(measured) * 2) / 2,
+        "pairs": np.arange(n) // 2,
+    }
+    for name, y in columns.items():
+        texts = y.tolist() if kind == "parquet" else y
+        data = {
+            "csv": lambda y=y: csv_text(y, x),
+            "npz": lambda y=y: npz_bytes(x=x, y=y),
+            "parquet": lambda y=texts: parquet_bytes({"x": x, "y": y}),
+        }[kind]()
+        path = written(tmp_path, f"y.{kind}", data)
+        if name in ("halves", "pairs"):
+            found = tables.dataset(path, "y")
+            assert len(found.class_names) == len(np.unique(y))
+            continue
+        with pytest.raises(DataError, match=r"column 'y': has .* different .*Choose a column of"):
+            tables.dataset(path, "y")
+
+
+# --- columns that are no features ---
+
+
+@pytest.mark.parametrize("index", [None, "row", "y", ["row", "part"], "range"])
+def test_an_index_of_pandas_is_no_feature(tmp_path, index):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": A, "b": B, "y": TEXT, "row": np.arange(N) ^ 5, "part": Y})
+    if index == "range":
+        frame = frame[["a", "b", "y"]]
+    elif index is None:
+        frame = frame[["a", "b", "y"]][np.arange(N) != 0]  # an index without a name
+    else:
+        frame = frame[["a", "b", *{"y", *np.atleast_1d(index)}]].set_index(index)
+    path = tmp_path / "x.parquet"
+    frame.to_parquet(path)
+    data = read(path)
+    assert data.feature_names == ["a", "b"]
+    # A column that is named is read, as the feature of another model.
+    if index == "row":
+        assert tables.features(path, ["row", "a"])[:, 0].tolist() == (np.arange(N) ^ 5).tolist()
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0", "__index_level_0__"])
+def test_a_column_of_row_numbers_is_no_feature(tmp_path, name):
+    rows = "".join(f"{i},{a},{t}\n" for i, (a, t) in enumerate(zip(A, TEXT, strict=True)))
+    assert read(written(tmp_path, "x.csv", f"{name},a,y\n{rows}")).feature_names == ["a"]
+    columns = {name: np.arange(N), "a": A, "y": TEXT}
+    assert read(written(tmp_path, "x.parquet", parquet_bytes(columns))).feature_names == ["a"]
+
+
+# --- files that are broken ---
+
+
+def header(shape, descr="'<f8'"):
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + bytes(320)
+
+
+def archive(**members):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as target:
+        for name, data in members.items():
+            target.writestr(name.replace("_", "."), data)
+    return file.getvalue()
+
+
+BROKEN = {
+    "huge.npy": header("(1000000000000, 4)"),
+    "void.npy": header("(10, 4)", "'|V8'"),
+    "overflow.npy": header(f"({2**70}, 4)"),
+    "negative.npy": header("(-10, 4)"),
+    "expression.npy": header("(10 * 1, 4)"),
+    "bracket.npy": b"\x93NUMPY\x01\x00\x40\x00" + b"(" * 64,
+    "long-header.npy": b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + b" " * 64,
+    "version.npy": b"\x93NUMPY\x09" + header("(10, 4)")[7:],
+    "readme.npz": archive(x_npy=npy_bytes(A), y_npy=npy_bytes(Y), README_txt="hello"),
+    "short.npz": archive(x_npy=npy_bytes(A)[:-8], y_npy=npy_bytes(Y)),
+    "text.npz": archive(x_npy="hello", y_npy=npy_bytes(Y)),
+    "none.npz": archive(),
+    "encrypted.npz": npz_bytes(x=A, y=Y)
+    .replace(b"PK\x01\x02\x2d\x03\x2d\x00\x00", b"PK\x01\x02\x2d\x03\x2d\x00\x01")
+    .replace(b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"),
+    "metadata.parquet": parquet_bytes({"x": A, "y": Y}).replace(b"PAR1", b"PARX"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_one_line(tmp_path, name):
+    refused(written(tmp_path, name, BROKEN[name]), "3" if name.endswith(".npy") else "y")
+
+
+def test_what_is_no_file_that_can_be_read_is_one_line(tmp_path):
+    (tmp_path / "folder.csv").mkdir()
+    assert "is no file" in refused(tmp_path / "folder.csv")
+    assert "there is no such file" in refused(tmp_path / "absent.parquet")
+    path = written(tmp_path, "x.csv", csv_text(TEXT))
+    assert "no such file" in refused(path / "below.csv") or "cannot be read" in refused(
+        path / "below.csv"
+    )
+    os.symlink("loop.csv", tmp_path / "loop.csv")
+    refused(tmp_path / "loop.csv")
+
+
+def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
+    path = written(tmp_path, "zeros.npz", npz_bytes(x=np.zeros(10**6), y=np.zeros(10**6)))
+    monkeypatch.setattr(_errors, "LARGEST_UNPACKED", 1 << 20)
+    assert "would unpack to 0.0 GB from a file of 0.0 MB" in refused(path)
+
+
+def test_what_memory_does_not_hold_is_refused(tmp_path, monkeypatch):
+    path = written(tmp_path, "x.npy", npy_bytes(np.column_stack([A, Y])))
+    monkeypatch.setattr(os, "sysconf", lambda name: 8)
+    with pytest.raises(DataError, match=r"needs .* GB.*--stream"):
+        tables.dataset(path, "1")
+    assert len(in_a_stream(path, "1").labels) == N
+
+
+@pytest.mark.parametrize(
+    "name", ["text.csv", "rows.npy", "columns.npy", "matrix.npz", "all.parquet"]
+)
+def test_a_file_with_changed_bytes_is_read_or_refused_in_one_line(tmp_path, name):
+    """Any byte may change, be left out or come twice; both ways of reading agree on each file."""
+    columns = {"x": MISSING, "z": A > 0, "t": A.astype(str), "y": TEXT}
+    data, label = {"all.parquet": (parquet_bytes(columns), "y")}.get(name) or GOOD[name]
+    data = data.encode() if isinstance(data, str) else data
+    rng, seen = np.random.default_rng(7), Counter()
+    for _ in range(150):
+        broken = bytearray(data)
+        for _ in range(rng.integers(1, 4)):
+            place, other = rng.integers(len(broken), size=2)
+            match rng.integers(4):
+                case 0:
+                    broken[place] = rng.integers(256)
+                case 1:
+                    broken[place] ^= 1 << rng.integers(8)
+                case 2:
+                    del broken[place : place + rng.integers(1, 20)]
+                case 3:
+                    broken[place:place] = broken[other : other + 8]
+        path = written(tmp_path, name, bytes(broken))
+        plain, stream = (outcome(way, path, label) for way in (in_memory, in_a_stream))
+        seen[type(plain)] += 1
+        if isinstance(plain, str):
+            assert stream == plain
+        else:
+            np.testing.assert_array_equal(plain.labels, stream.labels)
+            assert plain[2:] == stream[2:]
+    assert seen[str] > 20
+
+
+# --- memory ---
+
+
+@pytest.mark.parametrize("longest", [5, 100_000])
+def test_a_csv_takes_memory_by_its_size(tmp_path, longest):
+    cells = ",".join(["1.5"] * 20)
+    rows = "".join(f"{cells},{'ab'[i % 2]}\n" for i in range(5000))
+    head = ",".join(f"f{i}" for i in range(20))
+    path = written(tmp_path, "x.csv", f"{head},y\n{cells},{'x' * longest}\n{rows}")
+    tracemalloc.start()
+    data = tables.dataset(path, "y")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(data.class_names) == 3
+    assert peak < 10 * path.stat().st_size
