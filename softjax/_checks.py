@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import numbers
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -104,19 +106,74 @@ def _holds_everywhere(good: Callable[..., Array], bounds: tuple[Any, ...], x: Ar
     return jnp.all(good(x, *bounds))
 
 
+REAL = "an array of real numbers"
+
+
+def native(function: str, argument: str, x: Any, expected: str = REAL) -> Any:
+    """`x` in a dtype that JAX has, where its values are numbers: else a TypeError that names it.
+
+    Takes arrays of the other byte order, long doubles, Python's numbers in arrays of objects, and
+    tables (pandas, polars) column by column, each of a dtype of its own. A missing entry is NaN.
+    """
+    if isinstance(x, Array) or hasattr(x, "__jax_array__") or not hasattr(x, "__array__"):
+        return x
+    host = np.asarray(x)
+    if host.dtype.kind not in "biuf" and hasattr(x, "columns"):
+        parts = []
+        for i, name in enumerate(x.columns):
+            column = x.iloc[:, i] if hasattr(x, "iloc") else x[name]
+            parts.append(_numbers(np.asarray(column)))
+            if parts[-1] is None or parts[-1].dtype.kind not in "biuf":
+                got = f"column {name!r} of dtype {column.dtype}"
+                raise TypeError(message(function, argument, expected, got))
+        return np.column_stack(parts)
+    values = _numbers(host)
+    if values is None:
+        raise TypeError(message(function, argument, expected, f"dtype {host.dtype}"))
+    return x if isinstance(x, np.generic) and values is host else values
+
+
+def _numbers(x: np.ndarray) -> np.ndarray | None:
+    """`x` in a dtype that JAX has; None where it is not of numbers."""
+    if x.dtype != object:
+        if not (x.dtype == np.bool_ or jnp.issubdtype(x.dtype, jnp.number)):
+            return None
+        if x.dtype.kind == "f" and x.dtype.itemsize > 8:
+            return x.astype(np.float64)
+        return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+    entries = [np.nan if is_missing(entry) else entry for entry in x.ravel().tolist()]
+    dtype = None
+    for kind, dtype_of_kind in (
+        ((numbers.Real, np.bool_, Decimal), np.float64),
+        (numbers.Integral, np.int64),
+        ((bool, np.bool_), np.bool_),
+    ):
+        if all(isinstance(entry, kind) for entry in entries):
+            dtype = dtype_of_kind
+    return None if dtype is None else np.array(entries, dtype).reshape(x.shape)
+
+
+def is_missing(entry: Any) -> bool:
+    """Whether an entry is None, NaN or pandas' NA, whose comparisons have no truth value."""
+    try:
+        return entry is None or bool(entry != entry)
+    except TypeError:
+        return True
+
+
 def real_array(function: str, argument: str, x: ArrayLike) -> Array:
     """`x` as an array of real numbers; integers and booleans become the default float."""
     if not isinstance(x, Array):
+        x = native(function, argument, x)
         try:
             x = jnp.asarray(x)
         except (TypeError, ValueError) as error:
-            expected = "an array of real numbers"
-            raise TypeError(message(function, argument, expected, type(x).__name__)) from error
+            raise TypeError(message(function, argument, REAL, type(x).__name__)) from error
     if jnp.issubdtype(x.dtype, jnp.floating):
         return x
     if x.dtype == jnp.bool_ or jnp.issubdtype(x.dtype, jnp.integer):
         return x.astype(jax.dtypes.canonicalize_dtype(float))
-    raise TypeError(message(function, argument, "an array of real numbers", f"dtype {x.dtype}"))
+    raise TypeError(message(function, argument, REAL, f"dtype {x.dtype}"))
 
 
 def axes(function: str, axis: Axis, ndim: int) -> tuple[int, ...]:
@@ -172,9 +229,10 @@ def mask(function: str, where: ArrayLike | None, shape: tuple[int, ...]) -> Arra
     """`where` as a boolean array of `shape`."""
     if where is None:
         return None
-    where = jnp.asarray(where)
+    expected = "an array of booleans"
+    where = jnp.asarray(native(function, "where", where, expected))
     if where.dtype != jnp.bool_:
-        raise TypeError(message(function, "where", "an array of booleans", f"dtype {where.dtype}"))
+        raise TypeError(message(function, "where", expected, f"dtype {where.dtype}"))
     return broadcast(function, "where", where, shape)
 
 

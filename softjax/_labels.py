@@ -15,6 +15,7 @@ from softjax._checks import (
     holds,
     last,
     message,
+    native,
     not_negative,
     real_array,
     refuse_first,
@@ -75,7 +76,7 @@ def class_indices(
             return ClassIndices(index, None, None)
         return _safe(labels, num_classes, ignore_index, good)
     # In NumPy, which holds labels that a 32-bit array of JAX would cut.
-    y = np.asarray(labels)
+    y = np.asarray(native(function, "labels", labels, "class indices (integer)"))
     is_class, ignored = _is_class(y, num_classes, ignore_index), None
     if checks_values(y) and not is_class.all():
         _refuse_bad(function, y, num_classes, ignore_index)
@@ -116,6 +117,7 @@ def is_class_indices(labels: Labels, function: str) -> TypeGuard[ArrayLike]:
     if isinstance(labels, TopKLabels):
         return False
     expected = "class indices (integer), a distribution (floating) or TopKLabels"
+    labels = native(function, "labels", labels, expected)
     try:
         dtype = labels.dtype if isinstance(labels, Array) else jnp.asarray(labels).dtype
     except (TypeError, ValueError) as error:
@@ -151,9 +153,9 @@ def sparse_distribution(
 
     A probability is NaN where the index is bad, under a trace.
     """
-    indices = jnp.asarray(labels.indices)
+    expected = "an array of integers"
+    indices = jnp.asarray(native(function, "labels.indices", labels.indices, expected))
     if not jnp.issubdtype(indices.dtype, jnp.integer):
-        expected = "an array of integers"
         raise TypeError(message(function, "labels.indices", expected, f"dtype {indices.dtype}"))
     probabilities = real_array(function, "labels.probabilities", labels.probabilities)
     k = indices.shape[-1] if indices.ndim else 0

@@ -90,9 +90,9 @@ def logsumexp(
         return y, jnp.where(jnp.isnan(y), y, jnp.where(jnp.isneginf(y), 0, 1).astype(y.dtype))
 
     factors = _checks.real_array("logsumexp", "b", b)
-    if _takes_dtype_of_other(b):
+    if _takes_dtype_of_other("b", b):
         dtype = x.dtype
-    elif _takes_dtype_of_other(a):
+    elif _takes_dtype_of_other("a", a):
         dtype = factors.dtype
     else:
         dtype = jnp.promote_types(x.dtype, factors.dtype)
@@ -145,9 +145,9 @@ def logmeanexp(
     return _logmeanexp_where(x, _checks.mask("logmeanexp", where, x.shape), axes, keepdims)
 
 
-def _takes_dtype_of_other(x: ArrayLike) -> bool:
+def _takes_dtype_of_other(argument: str, x: ArrayLike) -> bool:
     """Whether promotion lets `x` follow a floating array: integers, booleans, Python numbers."""
-    x = jnp.asarray(x)
+    x = jnp.asarray(_checks.native("logsumexp", argument, x))
     return x.weak_type or not jnp.issubdtype(x.dtype, jnp.floating)
 
 

@@ -196,7 +196,7 @@ def _outcomes(function: str, score_i, score_j, neither) -> Array:
         got = ", ".join(str(shape) for shape in shapes)
         raise ValueError(_checks.message(function, "`, `".join(given), expected, got)) from error
     # Python numbers and integers follow the floating arrays.
-    arrays = [jnp.asarray(score) for score in given.values()]
+    arrays = [jnp.asarray(_checks.native(function, name, s)) for name, s in given.items()]
     dtypes = [a.dtype for a in arrays if jnp.issubdtype(a.dtype, jnp.floating) and not a.weak_type]
     dtype = reduce(jnp.promote_types, dtypes or [scores[0].dtype])
     return jnp.stack([jnp.broadcast_to(score, shape).astype(dtype) for score in scores], -1)
@@ -205,9 +205,9 @@ def _outcomes(function: str, score_i, score_j, neither) -> Array:
 def _integers(function: str, argument: str, x: ArrayLike, *, signed: bool = False) -> Array:
     """`x` as integers of at least 32 bits; what is known stays known inside of a trace."""
     with jax.ensure_compile_time_eval():
-        x = jnp.asarray(x)
+        expected = f"an array of {'signed ' if signed else ''}integers"
+        x = jnp.asarray(_checks.native(function, argument, x, expected))
         if not jnp.issubdtype(x.dtype, jnp.signedinteger if signed else jnp.integer):
-            expected = f"an array of {'signed ' if signed else ''}integers"
             raise TypeError(_checks.message(function, argument, expected, f"dtype {x.dtype}"))
         return x.astype(jnp.int32) if jnp.iinfo(x.dtype).bits < 32 else x
 

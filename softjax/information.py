@@ -165,9 +165,9 @@ def surprisal(
     """
     x = _checks.real_array("surprisal", "logits", logits)
     axis = _checks.one_axis("surprisal", axis, x.ndim)
-    labels = jnp.asarray(labels)
+    expected = "an array of integers"
+    labels = jnp.asarray(_checks.native("surprisal", "labels", labels, expected))
     if not is_class_indices(labels, "surprisal"):
-        expected = "an array of integers"
         got = f"dtype {labels.dtype}"
         raise TypeError(_checks.message("surprisal", "labels", expected, got))
     _checks.same_shape("surprisal", "labels", labels, x.shape[:axis] + x.shape[axis + 1 :])

@@ -154,6 +154,8 @@ BAD = {
     "utf-16.csv": (csv_text(TEXT).encode("utf-16"), "y", "cannot be read: 'utf-8' codec"),
     "quote.csv": (csv_text(TEXT) + '1,"a\n', "y", "cannot be read: unexpected end of data"),
     "twice.csv": ("x,x,y\n1,2,a\n", "y", "two columns have one name, 'x'"),
+    "lines.csv": ('"x\n\x1c",y\n1,a\n', "z", r"has no column 'z'; it has x\\n\\x1c, y"),
+    "one-line.csv": (csv_text(['"a\nb"'] * N), "y", r"all labels are a\\nb, one class only"),
     "alone.csv": ("y\n" + "a\nb\n" * 6, "y", "no columns beside the labels"),
     "index.csv": (",y\n" + "1,a\n2,b\n" * 6, "y", "no columns beside the labels"),
     "absent.csv": (csv_text(Y), "z", "has no column 'z'; it has x, y"),

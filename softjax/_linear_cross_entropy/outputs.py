@@ -187,7 +187,7 @@ def _arguments(name: str, hidden, kernel, bias, labels, softcap, temperature) ->
     index = mass = None
     if labels is not None:
         if not is_class_indices(labels, name):
-            got = f"dtype {jnp.asarray(labels).dtype}"
+            got = f"dtype {jnp.asarray(_checks.native(name, 'labels', labels)).dtype}"
             raise TypeError(_checks.message(name, "labels", "class indices (integer)", got))
         _checks.same_shape(name, "labels", labels, head.lead)
         index, bad, _ = class_indices(name, labels, head.kernel.shape[1])

@@ -57,7 +57,7 @@ def features_array(argument: str, features: Any) -> "Array | BCOO":
     if is_sparse(features):
         return _sparse_features(argument, features)
     with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
-        x = _checks.real_array(FIT, argument, _placed(features))
+        x = _checks.real_array(FIT, argument, _placed(_checks.native(FIT, argument, features)))
     if x.ndim != 2 or not len(x):
         raise error(argument, "of shape (examples, features)", f"shape {x.shape}")
     x = x.astype(compute_dtype(x.dtype))
@@ -67,20 +67,22 @@ def features_array(argument: str, features: Any) -> "Array | BCOO":
 
 def labels_array(argument: str, labels: Any, num_examples: int) -> Array:
     """Class indices [N], int32, or a distribution [N, K], finite and >= 0."""
-    # The dtypes of pandas' own columns are none of NumPy's.
-    dtype = (labels if isinstance(labels, Array) else np.asarray(labels)).dtype
-    if jnp.issubdtype(dtype, jnp.integer):
-        y = labels if isinstance(labels, Array) else np.asarray(labels)  # int64 must not wrap
+    expected = "class indices (integer) or a distribution over the classes (floating)"
+    # In NumPy, since an int64 must not wrap, and since the dtypes of pandas are none of JAX's.
+    labels = _checks.native(FIT, argument, labels, expected)
+    y = labels if isinstance(labels, Array) else np.asarray(labels)
+    if jnp.issubdtype(y.dtype, jnp.integer):
         _checks.same_shape(FIT, argument, y, (num_examples,))
         _refuse(argument, "in [0, 2^31)", y, _not_int32_index)
         if isinstance(y, Tracer):
             y = jnp.where(_not_int32_index(y), -1, y)
         y = y.astype(np.int32)
         return y if isinstance(y, Array) else jax.device_put(y)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        expected = "class indices (integer) or a distribution over the classes (floating)"
-        raise TypeError(_checks.message(FIT, argument, expected, f"dtype {dtype}"))
-    y = jnp.asarray(labels)
+    if not jnp.issubdtype(y.dtype, jnp.floating):
+        raise TypeError(_checks.message(FIT, argument, expected, f"dtype {y.dtype}"))
+    if y.ndim == 1 and isinstance(y, np.ndarray):
+        _checks.refuse_first(FIT, argument, "without missing values", y, np.isnan(y))
+    y = jnp.asarray(y)
     if y.ndim != 2 or len(y) != num_examples:
         expected = f"integer of shape ({num_examples},) or floating of shape ({num_examples}, K)"
         raise error(argument, expected, f"{y.dtype} of shape {y.shape}")

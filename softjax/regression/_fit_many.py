@@ -347,7 +347,7 @@ def _dense(s: Standardised, weights: Array, p: Array) -> Array:
 
 def _labels(labels: ArrayLike, num_examples: int, num_classes: int | None) -> tuple[Array, int]:
     """Labels [N], [B, N], [N, K] or [B, N, K], checked, and K."""
-    y = labels if isinstance(labels, Array) else np.asarray(labels)
+    y = labels if isinstance(labels, Array) else np.asarray(_checks.native(FIT, "labels", labels))
     rank = 2 if jnp.issubdtype(y.dtype, jnp.floating) else 1
     if y.ndim not in (rank, rank + 1) or y.shape[-rank] != num_examples or not y.size:
         n = num_examples

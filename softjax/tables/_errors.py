@@ -8,9 +8,18 @@ from pathlib import Path
 # Zeros are compressed to a thousandth, and numbers that were measured to a tenth at best.
 LARGEST_UNPACKED, LARGEST_RATIO = 1 << 30, 100
 
+LONGEST_LINE = 1000
+
 
 class DataError(Exception):
-    """What is wrong with a data file, in one line."""
+    """What is wrong with a data file, in one line.
+
+    Names and cells of a file, which the line may show, can hold line breaks and any length of text.
+    """
+
+    def __init__(self, message: str):
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message[:LONGEST_LINE])
+        super().__init__(line if len(message) <= LONGEST_LINE else f"{line}...")
 
 
 class IncompleteError(DataError):
@@ -28,9 +37,7 @@ def understood(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: there is no such file.") from None
     except Exception as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        line = " ".join(str(reason).split())
-        line = line if len(line) <= 200 else f"{line[:197]}..."
-        raise DataError(f"{path}: cannot be read: {line}") from error
+        raise DataError(f"{path}: cannot be read: {' '.join(str(reason).split())}") from error
 
 
 def refuse_bytes(path: Path, size: int, packed: int | None = None) -> None:

@@ -211,6 +211,8 @@ class ParquetRows(FileRows):
             index = [name for name in metadata.get("index_columns", ()) if isinstance(name, str)]
             meta = self.file.metadata
             sizes = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
+            if min(sizes, default=0) < 0 or sum(sizes) != meta.num_rows:
+                raise DataError(f"{path}: cannot be read: its numbers of rows do not add up.")
         chosen = chosen_columns(path, schema.names, label, names, index)
         self.ends = np.cumsum(sizes, dtype=np.int64)
         self.last: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None

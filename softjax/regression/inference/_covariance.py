@@ -74,7 +74,7 @@ def covariance(
         labels: class indices, integer [N], or counts or a distribution, floating [N, K]. A row of
             counts is as many examples; to `robust` it is one.
         robust: whether the labels may vary otherwise than the model says.
-        clusters: [N], known, equal within a cluster; implies `robust`.
+        clusters: [N], known, equal within a cluster, none of them missing; implies `robust`.
         l2: scalar >= 0, the penalty of the fit.
         sample_weights: real [N], >= 0: how often each row was seen (frequency weights); a scale of
             the weights is a scale of the number of examples.
@@ -368,8 +368,16 @@ def _cluster_codes(function: str, clusters: ArrayLike, num_examples: int) -> np.
         expected = "known, not traced"
         raise TypeError(_checks.message(function, "clusters", expected, "a traced array"))
     _checks.same_shape(function, "clusters", values, (num_examples,))
-    names, codes = np.unique(values, return_inverse=True)
-    if len(names) < 2:
+    # By hashes, since text beside numbers has no order.
+    entries, place = list(values), {}
+    missing = [_checks.is_missing(e) or (isinstance(e, (str, bytes)) and not e) for e in entries]
+    _checks.refuse_first(function, "clusters", "without missing values", values, np.array(missing))
+    try:
+        codes = np.array([place.setdefault(entry, len(place)) for entry in entries], np.int32)
+    except TypeError as error:
+        expected = "numbers or text"
+        raise TypeError(_checks.message(function, "clusters", expected, values[0])) from error
+    if len(place) < 2:
         expected = "of two clusters or more"
-        raise ValueError(_checks.message(function, "clusters", expected, f"{len(names)}"))
-    return codes.astype(np.int32)
+        raise ValueError(_checks.message(function, "clusters", expected, len(place)))
+    return codes

@@ -1,0 +1,221 @@
+"""Arrays as other programs make them: byte orders, objects, tables of several dtypes."""
+
+from decimal import Decimal
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import softjax
+from softjax import calibration, choice, information, regression
+from softjax.regression import _arguments, inference
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(12, 3)).astype(np.float32), np.arange(12, dtype=np.int32) % 3
+P = np.eye(3, dtype=np.float32)[Y]
+PARAMS = regression.SoftmaxRegression(X[:3], X[3])
+
+# Each takes features or logits [12, 3], labels [12] and probabilities [12, 3].
+FUNCTIONS = {
+    "softmax": lambda x, y, p: softjax.softmax(x),
+    "logsumexp": lambda x, y, p: softjax.logsumexp(x, -1, p),
+    "cross_entropy": lambda x, y, p: softjax.cross_entropy(x, y, where=p > -1),
+    "cross_entropy, soft": lambda x, y, p: softjax.cross_entropy(x, p),
+    "linear_cross_entropy": lambda x, y, p: softjax.linear_cross_entropy(x, PARAMS.kernel, y),
+    "top k": lambda x, y, p: softjax.cross_entropy(x, softjax.TopKLabels(y[:, None], p[:, :1])),
+    "surprisal": lambda x, y, p: information.surprisal(x, y),
+    "calibration": lambda x, y, p: calibration.expected_calibration_error(p, y),
+    "ranking": lambda x, y, p: choice.plackett_luce_loss(x[0], y[:3]),
+    "predict": lambda x, y, p: regression.predict_proba(PARAMS, x),
+    "objective": lambda x, y, p: regression.objective(PARAMS, x, y, sample_weights=p[:, 0]),
+    "hessian": lambda x, y, p: regression.hessian(PARAMS, x, p),
+    "fit": lambda x, y, p: regression.fit(x, y, l2=0.1).params,
+    "soft labels of a fit": lambda x, y, p: _arguments.checked_data(x, p, None, p[:, 0], p[0])[0][
+        1:4
+    ],
+    "bradley_terry": lambda x, y, p: choice.bradley_terry_loss(x[0, :2], x[1, :2], y[:2]),
+}
+
+
+def objects(x):
+    return x.astype(object)
+
+
+def mixed_objects(x):
+    """Numbers of Python, NumPy and the standard library side by side."""
+    out = objects(x)
+    for i, kind in enumerate((Fraction, np.float64, np.float32)):
+        if x.dtype.kind == "f":
+            out.ravel()[i] = kind(float(out.ravel()[i]))
+    return out
+
+
+FORMS = {
+    "big-endian": lambda x: x.astype(x.dtype.newbyteorder(">")),
+    "little-endian": lambda x: x.astype(x.dtype.newbyteorder("<")),
+    "objects": objects,
+    "mixed objects": mixed_objects,
+    "long double": lambda x: x.astype("g") if x.dtype.kind == "f" else x.astype(">i8"),
+}
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return {}
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_numbers_of_any_byte_order_and_objects_are_taken(name, form, expected):
+    function = FUNCTIONS[name]
+    if name not in expected:
+        expected[name] = function(jnp.asarray(X), jnp.asarray(Y), jnp.asarray(P))
+    x, y, p = (FORMS[form](part) for part in (X, Y, P))
+    for one in ((x, Y, P), (X, y, P), (X, Y, p)):
+        got = function(*one)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected[name]), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+REFUSED = {
+    "text": np.full((12, 3), "a"),
+    "dates": np.zeros((12, 3), "M8[s]"),
+    "objects": np.full((12, 3), "a", object),
+    "fields": np.zeros((12, 3), "f4,f4"),
+}
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("kind", REFUSED)
+@pytest.mark.parametrize("name", ["softmax", "predict", "objective", "hessian", "fit"])
+def test_what_is_no_number_is_refused_with_its_dtype(name, kind):
+    x = REFUSED[kind]
+    with pytest.raises(TypeError, match=r"must be an array of real numbers, got .*dtype") as error:
+        FUNCTIONS[name](x, Y, P)
+    assert str(x.dtype) in str(error.value)
+
+
+@pytest.mark.x64_once
+def test_labels_that_are_no_numbers_are_refused_with_their_dtype():
+    for labels in (np.full(12, "a"), np.full(12, "a", object), np.zeros(12, "M8[s]")):
+        for name in ("cross_entropy", "surprisal", "linear_cross_entropy", "objective", "fit"):
+            with pytest.raises(TypeError, match=r"`labels` must be .*, got dtype") as error:
+                FUNCTIONS[name](X, labels, P)
+            assert str(labels.dtype) in str(error.value)
+
+
+# --- tables ---
+
+FRAMES = {
+    "floats": lambda f: f,
+    "with integers and truth values": lambda f: f.assign(
+        b=f.b > 0, c=(10 * f.c).round().astype(int)
+    ),
+    "nullable": lambda f: f.astype("Float64"),
+    "nullable integers": lambda f: (10 * f).round().astype("Int64"),
+    "nullable truth values": lambda f: f.assign(b=(f.b > 0).astype("boolean")),
+    "pyarrow": lambda f: f.astype("float64[pyarrow]"),
+    "categories": lambda f: f.assign(b=(10 * f.b).round().astype("category")),
+    "objects": lambda f: f.astype(object),
+    "decimals": lambda f: f.assign(b=[Decimal(repr(v)) for v in f.b.tolist()]),
+    "sparse": lambda f: f.assign(b=f.b.where(f.b > 0, 0.0).astype("Sparse[float64]")),
+    "one name twice": lambda f: f.set_axis(["a", "b", "b"], axis=1).assign(a=f.a > 0),
+    "big-endian": lambda f: f.astype(">f8"),
+}
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("kind", FRAMES)
+def test_frames_of_any_numbers_are_taken(kind):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = FRAMES[kind](pandas.DataFrame(X.astype(float), columns=list("abc")))
+    columns = [np.asarray(frame.iloc[:, i]).astype(float) for i in range(3)]
+    x = np.column_stack(columns).astype(np.float32)
+    kernel = regression.fit(frame, pandas.Series(Y), l2=0.1).params.kernel
+    np.testing.assert_array_equal(kernel, regression.fit(x, Y, l2=0.1).params.kernel)
+    found = regression.predict_proba(PARAMS, frame)
+    np.testing.assert_array_equal(found, regression.predict_proba(PARAMS, x))
+    np.testing.assert_array_equal(softjax.softmax(frame), softjax.softmax(x))
+    labels = pandas.Series(Y).astype(
+        {"nullable": "Int64", "pyarrow": "int64[pyarrow]"}.get(kind, int)
+    )
+    np.testing.assert_array_equal(softjax.cross_entropy(frame, labels), softjax.cross_entropy(x, Y))
+
+
+@pytest.mark.x64_once
+def test_a_column_that_is_no_number_is_refused_by_its_name():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(X, columns=list("abc"))
+    for values in (
+        ["x"] * 12,
+        pandas.to_datetime(Y),
+        X[:, 0] * 1j,
+        [[1]] * 12,
+        pandas.Categorical(["x"] * 12),
+    ):
+        for call in (lambda f: regression.fit(f, Y), softjax.softmax):
+            with pytest.raises(TypeError, match=r"got column 'b' of dtype"):
+                call(frame.assign(b=values))
+    for values in ([None, *X[1:, 0]], pandas.array([None, *Y[1:].tolist()], "Int64")):
+        with pytest.raises(
+            ValueError, match=r"`features` must be finite in float32, got nan at \(0, 1\)"
+        ):
+            regression.fit(frame.assign(b=values), Y)
+
+
+@pytest.mark.x64_once
+def test_labels_that_are_missing_are_refused():
+    pandas = pytest.importorskip("pandas")
+    labels = pandas.Series(Y).astype("Int64").mask(Y == 2)
+    for missing in (
+        labels,
+        labels.to_numpy(object),
+        np.where(Y == 2, np.nan, Y),
+        labels.astype(object),
+    ):
+        with pytest.raises(
+            ValueError, match=r"`labels` must be without missing values, got nan at \(2,\)"
+        ):
+            regression.fit(X, missing)
+
+
+@pytest.mark.x64_once(True)
+def test_clusters_that_are_missing_are_refused_and_any_others_are_taken():
+    pandas = pytest.importorskip("pandas")
+    x, y, params = np.ones((60, 0)), np.arange(60) % 2, regression.init(0, 2)  # at the optimum
+    ids = np.arange(60) // 5
+    expected = inference.covariance(params, x, y, clusters=ids)
+    text = np.array([f"c{i}" for i in ids])
+    mixed = np.where(ids % 2, ids.astype(object), text.astype(object))
+    dates = ids.astype("M8[D]")
+    for clusters in (
+        text,
+        mixed,
+        dates,
+        ids * 0.5,
+        pandas.Series(ids).astype("category"),
+        text.astype("S"),
+    ):
+        found = inference.covariance(params, x, y, clusters=clusters)
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
+    one = np.arange(60) == 7
+    for missing in (
+        np.where(one, np.nan, ids),
+        np.where(one, None, mixed),
+        np.where(one, "", text),
+        np.where(one, "", mixed),
+        np.where(one, np.datetime64("NaT"), dates),
+        pandas.Series(ids).astype("Int64").mask(one),
+        pandas.Series(ids).astype("Int64").mask(one).astype(object),
+        pandas.Series(text).mask(one),
+    ):
+        with pytest.raises(
+            ValueError, match=r"`clusters` must be without missing values, got .* at \(7,\)"
+        ):
+            inference.covariance(params, x, y, clusters=missing)
+    with pytest.raises(ValueError, match="of two clusters or more, got 1"):
+        inference.covariance(params, x, y, clusters=np.zeros(60))
