@@ -87,7 +87,6 @@ def hard():
         "constant features": (constant, y, {}),
         "collinear": (np.concatenate([x, x @ rng.normal(size=(D, 2))], 1), y, {}),
         "scales": (x * np.array([1e6, 1e-6, 1, 1e3]), y, {}),
-        "a class without examples": (x, y, {"num_classes": K + 2, "l2": 0.01}),
         "two classes": (x, y % 2, {"l2": 0.01}),
         "fewer examples than features": (mixed, np.arange(12) % 3, {"l2": 0.1}),
         "few examples, all twice": (np.tile(mixed[:6], (2, 1)), np.arange(12) % 3, {"l2": 0.1}),

@@ -106,7 +106,10 @@ def three_classes():
 def test_three_classes(name):
     x, y, expected = three_classes()[name]
     assert regression.fit(x, y, num_classes=3).stop_reason == expected
-    assert regression.fit(x, y, num_classes=3, l2=0.01).converged
+    # A penalty gives an optimum, but where the bias of a class without examples falls for ever.
+    if name != "without examples":
+        expected = regression.CONVERGED
+    assert regression.fit(x, y, num_classes=3, l2=0.01).stop_reason == expected
 
 
 @pytest.mark.x64_once(True)

@@ -1,5 +1,6 @@
 """The arguments of a fit, checked and put on the device."""
 
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
@@ -17,7 +18,14 @@ from softjax import _checks
 from softjax._numerics import compute_dtype
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._model import init as zeros
-from softjax.regression._problem import Data, is_sparse
+from softjax.regression._problem import Data
+from softjax.regression._sparse import (
+    is_sparse,
+    is_sparse_matrix,
+    largest_entries,
+    sparse_array,
+    without_duplicates,
+)
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
@@ -44,8 +52,10 @@ def checked_data(
     _refuse_scales("features", x)
     num_examples = x.shape[0]
     y = labels_array("labels", labels, num_examples)
+    named = "labels" if num_classes is None else "num_classes"
     num_classes = class_count("labels", y, num_classes)
     refuse_one_class(y, num_classes)
+    refuse_sizes(named, x, num_classes)
     weights = mean_one_weights(sample_weights, num_examples, x.dtype)
     class_weights = class_weights_array(class_weights, num_classes, x.dtype)
     none: Any = np.zeros((), x.dtype)
@@ -54,8 +64,12 @@ def checked_data(
 
 def features_array(argument: str, features: Any) -> "Array | BCOO":
     """Finite numbers [N, D], N >= 1, at least float32, dense or BCOO."""
-    if is_sparse(features):
-        return _sparse_features(argument, features)
+    if is_sparse_matrix(features):
+        x = without_duplicates(sparse_array(FIT, argument, features))
+        if not x.shape[0]:
+            raise error(argument, "of one example or more", f"shape {x.shape}")
+        _refuse_not_finite(argument, x.data)
+        return x
     with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
         x = _checks.real_array(FIT, argument, _placed(_checks.native(FIT, argument, features)))
     if x.ndim != 2 or not len(x):
@@ -103,9 +117,28 @@ def class_count(argument: str, labels: Array, num_classes: int | None) -> int:
     if num_classes is None:
         if isinstance(labels, Tracer):
             raise error("num_classes", "given where the labels are traced", None)
-        return int(np.asarray(labels).max()) + 1
+        return _shown_classes(argument, np.asarray(labels))
     _refuse(argument, f"in [0, {num_classes})", labels, lambda y: y >= num_classes)
     return num_classes
+
+
+def _shown_classes(argument: str, labels: np.ndarray) -> int:
+    """The number of classes that `labels` show, where nothing else says it.
+
+    A class without examples has no optimum: its bias falls for ever. So class 0 has to be there,
+    which labels that count from 1 lack, and there are no more classes than examples.
+    """
+    first, last = int(labels.min()), int(labels.max())
+    if first == last:
+        return last + 1  # one class, which is refused whatever its number
+    if first > 0:
+        expected = f"0, ..., K - 1; pass num_classes={last + 1} if class 0 is only without examples"
+        raise error(argument, expected, f"{first} to {last}")
+    if last >= len(labels):
+        expected = f"0, ..., K - 1, of no more classes than the {len(labels)} examples; "
+        expected += f"pass num_classes={last + 1} if classes are only without examples"
+        raise error(argument, expected, f"a label of {last}")
+    return last + 1
 
 
 def refuse_one_class(labels: Array, num_classes: int) -> None:
@@ -116,6 +149,32 @@ def refuse_one_class(labels: Array, num_classes: int) -> None:
         return
     if labels.ndim == 1 and not np.ptp(np.asarray(labels)):
         raise error("labels", expected, f"class {int(labels[0])} only")
+
+
+def refuse_sizes(argument: str, x: "Array | BCOO", num_classes: int) -> None:
+    """Refuses numbers of classes whose logits and parameters the devices cannot hold.
+
+    A fit holds the logits [K, N], the probabilities and the targets, and as many arrays of the size
+    of the parameters [K, D + 1].
+    """
+    data: Any = x.data if is_sparse(x) else x
+    if not _checks.is_concrete(data):
+        return
+    (examples, width), itemsize = x.shape, x.dtype.itemsize
+    needed = 3 * itemsize * num_classes * (examples + width + 1)
+    memory = sum(map(_memory, data.devices()))
+    if needed > memory:
+        expected = f"such that the logits and the parameters fit into {memory / 2**30:.0f} GiB"
+        got = f"{num_classes} classes, {examples} examples and {width} features: "
+        raise error(argument, expected, got + f"{needed / 2**30:.0f} GiB")
+
+
+def _memory(device: Any) -> float:
+    """The bytes that a device can hold."""
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit is None and hasattr(os, "sysconf"):
+        limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return np.inf if limit is None else limit
 
 
 def mean_one_weights(
@@ -209,16 +268,6 @@ def on_auto_axes(function: Callable[P, T]) -> Callable[P, T]:
     return of_auto
 
 
-def _sparse_features(argument: str, features: "BCOO") -> "BCOO":
-    if features.ndim != 2 or features.n_batch or features.n_dense or not features.shape[0]:
-        expected = "BCOO of shape (examples, features), without batch or dense dimensions"
-        raise error(argument, expected, f"shape {features.shape}")
-    data = _checks.real_array(FIT, argument, features.data)
-    data = data.astype(compute_dtype(data.dtype))
-    _refuse_not_finite(argument, data)
-    return type(features)((data, features.indices), shape=features.shape)
-
-
 def _weights(argument: str, weights: ArrayLike, length: int) -> Array:
     w = _checks.real_array(FIT, argument, weights)
     _checks.same_shape(FIT, argument, w, (length,))
@@ -245,10 +294,14 @@ def _refuse_not_finite(argument: str, x: Array) -> None:
 
 def _refuse_scales(argument: str, x: Any) -> None:
     """Refuses columns whose squares overflow or vanish: they would count as infinite, or as 0."""
-    if is_sparse(x) or not _checks.is_concrete(x):
+    if not _checks.is_concrete(x.data if is_sparse(x) else x):
         return
-    host = np.asarray(x) if _is_at_hand(x) else x
-    refuse_scales(FIT, argument, np.maximum(host.max(0), -host.min(0)), x.dtype)
+    if is_sparse(x):
+        size = np.asarray(largest_entries(x))
+    else:
+        host: Any = np.asarray(x) if _is_at_hand(x) else x
+        size = np.maximum(host.max(0), -host.min(0))
+    refuse_scales(FIT, argument, size, x.dtype)
 
 
 def refuse_scales(function: str, argument: str, size: np.ndarray, dtype: DTypeLike) -> None:
@@ -279,7 +332,7 @@ def _refuse(argument: str, expected: str, x: Array | np.ndarray, bad: Callable) 
     _checks.refuse_first(FIT, argument, expected, x, bad(x))
 
 
-def _is_at_hand(x: Array | np.ndarray) -> bool:
+def _is_at_hand(x: Any) -> bool:
     """Whether `x` is known, and where NumPy reads it without moving it."""
     if not _checks.is_concrete(x):
         return False

@@ -13,7 +13,7 @@ relative to itself, and I is positive semidefinite.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,10 @@ from softjax._losses import expected_loss_gradient, index_loss_gradient
 from softjax._numerics import compute_dtype
 from softjax._softmax import softmax_core, softmax_tangent
 from softjax.regression._model import SoftmaxRegression
+from softjax.regression._sparse import is_sparse, is_sparse_matrix, sparse_array, with_data
+
+if TYPE_CHECKING:
+    from softjax.regression._sparse import Features
 
 EXACT = lax.Precision.HIGHEST  # accelerators round float32 factors otherwise
 # A chunk of rows holds this many numbers, 2 MiB of float64, which stay in the cache; but it has
@@ -36,7 +40,7 @@ CHUNK_SIZE, CHUNK_ROWS = 2**18, 512
 
 def gradient(
     params: SoftmaxRegression,
-    features: ArrayLike,
+    features: "Features",
     labels: Labels,
     *,
     l2: ArrayLike = 0.0,
@@ -54,7 +58,7 @@ def gradient(
 
     Args:
         params: kernel [D, K] and bias [K].
-        features: real [N, D].
+        features: real [N, D], dense, BCOO or BCSR.
         labels: class indices, integer [N], a distribution, floating [N, K], or TopKLabels.
         l2: scalar >= 0, the strength of the penalty.
         sample_weights: real [N], >= 0; None for equal weights.
@@ -75,13 +79,13 @@ def gradient(
     Source: Zhang et al., "Dive into Deep Learning", eq. (4.1.10).
     """
     function = "regression.gradient"
-    rows = checked_rows(function, params, features, labels, sample_weights, class_weights)
+    rows = checked_rows(function, params, features, labels, sample_weights, class_weights, True)
     return _gradient(params, rows, l2)
 
 
 def hessian(
     params: SoftmaxRegression,
-    features: ArrayLike,
+    features: "Features",
     labels: Labels,
     *,
     l2: ArrayLike = 0.0,
@@ -103,7 +107,7 @@ def hessian(
 
     Args:
         params: kernel [D, K] and bias [K].
-        features: real [N, D].
+        features: real [N, D], dense, BCOO or BCSR.
         labels: as `gradient`; only their mass counts, 1 for a class index.
         l2: scalar >= 0, the strength of the penalty.
         sample_weights: real [N], >= 0; None for equal weights.
@@ -132,7 +136,7 @@ def hessian(
 def hvp(
     params: SoftmaxRegression,
     tangent: SoftmaxRegression,
-    features: ArrayLike,
+    features: "Features",
     labels: Labels,
     *,
     l2: ArrayLike = 0.0,
@@ -150,7 +154,7 @@ def hvp(
     Args:
         params: kernel [D, K] and bias [K].
         tangent: the vector, shapes of `params`.
-        features: real [N, D].
+        features: real [N, D], dense, BCOO or BCSR.
         labels: as `gradient`; only their mass counts, 1 for a class index.
         l2: scalar >= 0, the strength of the penalty.
         sample_weights: real [N], >= 0; None for equal weights.
@@ -172,7 +176,7 @@ def hvp(
     Source: B. A. Pearlmutter, "Fast exact multiplication by the Hessian" (1994).
     """
     function = "regression.hvp"
-    rows = checked_rows(function, params, features, labels, sample_weights, class_weights)
+    rows = checked_rows(function, params, features, labels, sample_weights, class_weights, True)
     _checks.same_shape(function, "tangent.kernel", tangent.kernel, jnp.shape(params.kernel))
     _checks.same_shape(function, "tangent.bias", tangent.bias, jnp.shape(params.bias))
     return _hvp(params, tangent, rows, l2)
@@ -180,7 +184,7 @@ def hvp(
 
 def fisher_information(
     params: SoftmaxRegression,
-    features: ArrayLike,
+    features: "Features",
     *,
     sample_weights: ArrayLike | None = None,
 ) -> Array:
@@ -197,7 +201,7 @@ def fisher_information(
 
     Args:
         params: kernel [D, K] and bias [K].
-        features: real [N, D].
+        features: real [N, D], dense, BCOO or BCSR.
         sample_weights: real [N], >= 0, how often each row counts; None for once.
 
     Returns:
@@ -222,7 +226,7 @@ def fisher_information(
 
 
 def lipschitz_constant(
-    features: ArrayLike,
+    features: "Features",
     labels: Labels,
     num_classes: int,
     *,
@@ -242,7 +246,7 @@ def lipschitz_constant(
     Edge cases: a row of weight 0 takes no part, NaN included; one class: l2, or 0 without features.
 
     Args:
-        features: real [N, D].
+        features: real [N, D], dense, BCOO or BCSR.
         labels: as `gradient`; only their mass counts, 1 for a class index.
         num_classes: K.
         l2: scalar >= 0, the strength of the penalty.
@@ -264,7 +268,8 @@ def lipschitz_constant(
         (1988), section 4; Böhning (1992), theorem 1.
     """
     function = "regression.lipschitz_constant"
-    x = _checks.real_array(function, "features", features)
+    x = _dense_or_sparse(function, features)
+    x = x.todense() if is_sparse(x) else x
     _checks.same_rank(function, "features", x, 2)
     x = x.astype(compute_dtype(x.dtype))
     shape = (len(x), num_classes)
@@ -277,7 +282,7 @@ def lipschitz_constant(
 class Rows(NamedTuple):
     """The arguments of a derivative, checked: features, targets, sample and class weights."""
 
-    x: Array
+    x: Any
     targets: ClassIndices | Array
     w: Array | None
     c: Array | None
@@ -331,10 +336,11 @@ def _lipschitz_constant(rows: Rows, l2: ArrayLike, num_classes: int) -> Array:
 
 
 def _pulled_back(
-    params: SoftmaxRegression, x: Array, g: Array, penalised: SoftmaxRegression, l2: ArrayLike
+    params: SoftmaxRegression, x: Any, g: Array, penalised: SoftmaxRegression, l2: ArrayLike
 ) -> SoftmaxRegression:
     """X~^T g, and what the penalty adds, in the dtypes of `params`."""
-    kernel = jnp.matmul(x.T, g, precision=EXACT)
+    transposed: Any = x.T
+    kernel = transposed @ g if is_sparse(x) else jnp.matmul(transposed, g, precision=EXACT)
     kernel += jnp.asarray(l2, x.dtype) * penalised.kernel.astype(x.dtype)
     return SoftmaxRegression(
         kernel.astype(params.kernel.dtype), jnp.sum(g, 0).astype(params.bias.dtype)
@@ -344,23 +350,37 @@ def _pulled_back(
 def checked_rows(
     function: str,
     params: SoftmaxRegression,
-    features: ArrayLike,
+    features: "Features",
     labels: Labels,
     sample_weights: ArrayLike | None,
     class_weights: ArrayLike | None = None,
+    takes_sparse: bool = False,
 ) -> Rows:
-    x = features_array(function, params, features)
-    shape = (len(x), jnp.shape(params.kernel)[1])
+    x = features_array(function, params, features, takes_sparse)
+    shape = (x.shape[0], jnp.shape(params.kernel)[1])
     targets = _targets_array(function, labels, shape, x.dtype)
     w = weights_array(function, "sample_weights", sample_weights, shape[:1], x.dtype)
     c = weights_array(function, "class_weights", class_weights, shape[1:], x.dtype)
     return Rows(x, targets, w, c)
 
 
-def features_array(function: str, params: SoftmaxRegression, features: ArrayLike) -> Array:
-    x = _checks.real_array(function, "features", features)
-    _checks.same_shape(function, "features", x, (len(x) if x.ndim else 0, len(params.kernel)))
-    return x.astype(compute_dtype(jnp.result_type(params.kernel)))
+def features_array(
+    function: str, params: SoftmaxRegression, features: "Features", takes_sparse: bool = False
+) -> Any:
+    """Features [N, D] in the dtype of the parameters, at least float32.
+
+    Sparse ones are made dense, but where a function `takes_sparse`: matrices over all parameters
+    take more memory than the rows.
+    """
+    x = _dense_or_sparse(function, features)
+    _checks.same_shape(function, "features", x, (x.shape[0] if x.ndim else 0, len(params.kernel)))
+    x = x.astype(compute_dtype(jnp.result_type(params.kernel)))
+    return x.todense() if is_sparse(x) and not takes_sparse else x
+
+
+def _dense_or_sparse(function: str, features: Any) -> Any:
+    read = sparse_array if is_sparse_matrix(features) else _checks.real_array
+    return read(function, "features", features)
 
 
 def _targets_array(
@@ -383,12 +403,17 @@ def weights_array(
     return w.astype(dtype)
 
 
-def counted(x: Array, w: Array | None) -> tuple[Array, Array]:
+def counted(x: Any, w: Array | None) -> tuple[Any, Array]:
     """The features, 0 in a row of weight 0, and the share w_i / sum(w) of each row."""
     if w is None:
-        return x, jnp.full(len(x), 1 / max(len(x), 1), x.dtype)
+        return x, jnp.full(x.shape[0], 1 / max(x.shape[0], 1), x.dtype)
     total = jnp.sum(w)
-    return jnp.where(w[:, None] == 0, 0, x), w / jnp.where(total == 0, 1, total)
+    if is_sparse(x):
+        absent = (w == 0).at[x.indices[:, 0]].get(mode="fill", fill_value=True)
+        x = with_data(x, jnp.where(absent, 0, x.data))
+    else:
+        x = jnp.where(w[:, None] == 0, 0, x)
+    return x, w / jnp.where(total == 0, 1, total)
 
 
 def residuals(z: Array, targets: ClassIndices | Array, c: Array | None) -> Array:
@@ -411,9 +436,11 @@ def times(share: Array, x: Array) -> Array:
     return jnp.where(share == 0, 0, share * x)
 
 
-def product(x: Array, params: SoftmaxRegression) -> Array:
+def product(x: Any, params: SoftmaxRegression) -> Array:
     """The logits, in the dtype of x."""
     kernel, bias = (leaf.astype(x.dtype) for leaf in params)
+    if is_sparse(x):
+        return x @ kernel + bias
     return jnp.matmul(x, kernel, precision=EXACT) + bias
 
 

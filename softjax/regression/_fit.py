@@ -30,12 +30,14 @@ from softjax.regression._result import Event, FitResult, Status, record, with_va
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
+    from softjax.regression._sparse import Features
+
 OPTAX = "optax"
 
 
 @on_auto_axes
 def fit(
-    features: "ArrayLike | BCOO",
+    features: "Features",
     labels: ArrayLike,
     *,
     solver: str = "auto",
@@ -71,13 +73,15 @@ def fit(
         are 0 stay so. "optax" is a loop on the host. Under a trace values are not checked, and a
         label out of range gives NaN.
     Edge cases: on data that the classes separate l2 = 0 has no optimum: the fit says "separated",
-        far on the way, or "quasi-separated" where some examples are on the boundary, or a class
-        has no examples: then only some parameters grow. A penalty or "firth" gives an optimum.
+        far on the way, or "quasi-separated" where some examples are on the boundary: then only
+        some parameters grow. A penalty or "firth" gives an optimum. A class without examples has
+        none with a penalty either, since the bias is not penalised: its bias falls for ever, and
+        the fit says "quasi-separated".
 
     Args:
-        features: real [N, D], finite; NumPy, JAX, or BCOO for "newton-cg", "lbfgs", "proximal".
+        features: real [N, D], finite, dense, or BCOO or BCSR for "newton-cg", "lbfgs", "proximal".
             float64 is computed with where it is on, all else in float32, where the largest entry of
-            a dense column is 0 or in [1e-18, 1e18]. On a mesh the examples, and the classes of a
+            a column is 0 or in [1e-18, 1e18]. On a mesh the examples, and the classes of a
             distribution, may be sharded; the parameters are not.
         labels: class indices, integer [N], or a distribution over the classes or counts of them,
             floating [N, K].
@@ -88,7 +92,8 @@ def fit(
             is what Newton's model promised last, relative to the objective. "optax" stops where no
             entry of the gradient is larger, and in minibatches never.
         max_steps: None for more than enough; "optax" has `epochs`.
-        num_classes: K; None for what the labels show.
+        num_classes: K; None for what the labels show, which are then 0, ..., K - 1 of at most N
+            classes, class 0 among them.
         sample_weights: real [N], >= 0.
         class_weights: real [K], >= 0.
         init: parameters to start from; None for zeros.
@@ -107,7 +112,8 @@ def fit(
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, NaN or infinity, a label
-            out of range, one class only, an option that the solver does not take.
+            out of range, one class only, classes too many for the memory of the devices, an option
+            that the solver does not take.
 
     Example:
         >>> import numpy as np, softjax
@@ -193,7 +199,7 @@ def _solver_name(solver: str, data: Data, l2: ArrayLike, l1: ArrayLike, first_or
     if solver == "firth" and (isinstance(l2, Tracer) or l2 != 0):
         raise error("l2", "0 for 'firth', which has a penalty of its own", l2)
     if is_sparse(data.features) and not sparse:
-        raise error("features", f"dense for the solver {solver!r}", "BCOO")
+        raise error("features", f"dense for the solver {solver!r}", "sparse ones")
     return solver
 
 

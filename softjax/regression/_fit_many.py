@@ -32,6 +32,7 @@ from softjax.regression._arguments import (
     mean_one_weights,
     not_negative,
     refuse_one_class,
+    refuse_sizes,
 )
 from softjax.regression._directions import factored_hessian
 from softjax.regression._lanes import Lane, Lanes, Work
@@ -52,6 +53,8 @@ from softjax.regression._solve import traced
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
+
+    from softjax.regression._sparse import Features
 
 MAX_STEPS, ALL = 200, np.iinfo(np.int32).max
 # The Hessian of the start is a better metric than its Kronecker product: it takes a third of the
@@ -80,7 +83,7 @@ class ManyEvent(NamedTuple):
 
 
 def fit_many(
-    features: "ArrayLike | BCOO",
+    features: "Features",
     labels: ArrayLike,
     *,
     l2: ArrayLike = 0.0,
@@ -105,7 +108,7 @@ def fit_many(
     Edge cases: those of `fit`, lane by lane: one that is separated stops no other.
 
     Args:
-        features: real [N, D], finite, dense or BCOO.
+        features: real [N, D], finite, dense, BCOO or BCSR.
         labels: class indices, integer [N] or [B, N], or a distribution over the classes or counts
             of them, floating [N, K] or [B, N, K].
         l2: >= 0, the strength of the penalty, a scalar or [B].
@@ -134,7 +137,9 @@ def fit_many(
     Source: as `fit`.
     """
     x = features_array("features", features)
+    named = "labels" if num_classes is None else "num_classes"
     y, num_classes = _labels(labels, x.shape[0], num_classes)
+    refuse_sizes(named, x, num_classes)
     lanes = Lane(y, _weights(sample_weights, x), penalties(l2, x.dtype))
     shared, stacked = _parted(lanes)
     counts = {len(leaf) for leaf in jax.tree.leaves(stacked)}

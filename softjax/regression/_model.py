@@ -1,6 +1,6 @@
 """The model, p(class | x) = softmax(x @ kernel + bias), and the objective of a fit."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,10 @@ from jax.typing import ArrayLike, DTypeLike
 from softjax import _checks
 from softjax._cross_entropy import cross_entropy, weighted_mean
 from softjax._softmax import log_softmax, softmax
+from softjax.regression._sparse import is_sparse_matrix, sparse_array
+
+if TYPE_CHECKING:
+    from softjax.regression._sparse import Features
 
 
 class SoftmaxRegression(NamedTuple):
@@ -58,14 +62,14 @@ def init(num_features: int, num_classes: int, dtype: DTypeLike | None = None) ->
     return SoftmaxRegression(*jax.device_put((kernel, bias)))
 
 
-def logits(params: SoftmaxRegression, features: ArrayLike) -> Array:
+def logits(params: SoftmaxRegression, features: "Features") -> Array:
     """The scores of the classes.
 
         z_k = <x, kernel_k> + bias_k
 
     Args:
         params: kernel [D, K] and bias [K].
-        features: real [..., D], computed with in the dtype of the kernel.
+        features: real [..., D], computed with in the dtype of the kernel; or BCOO or BCSR [N, D].
 
     Returns:
         [..., K], nats, in the dtype of the kernel.
@@ -84,12 +88,12 @@ def logits(params: SoftmaxRegression, features: ArrayLike) -> Array:
     return _logits("logits", params, features)
 
 
-def predict(params: SoftmaxRegression, features: ArrayLike) -> Array:
+def predict(params: SoftmaxRegression, features: "Features") -> Array:
     """The most probable class; the first of them where several are.
 
     Args:
         params: kernel [D, K] and bias [K].
-        features: real [..., D].
+        features: as `logits`.
 
     Returns:
         int32 [...], class indices.
@@ -106,14 +110,14 @@ def predict(params: SoftmaxRegression, features: ArrayLike) -> Array:
     return jnp.argmax(_logits("predict", params, features), -1).astype(jnp.int32)
 
 
-def predict_proba(params: SoftmaxRegression, features: ArrayLike) -> Array:
+def predict_proba(params: SoftmaxRegression, features: "Features") -> Array:
     """The probabilities of the classes.
 
         p_k = exp(z_k) / sum_j exp(z_j)
 
     Args:
         params: kernel [D, K] and bias [K].
-        features: real [..., D].
+        features: as `logits`.
 
     Returns:
         [..., K], rows that sum to 1, in the dtype of the kernel.
@@ -130,14 +134,14 @@ def predict_proba(params: SoftmaxRegression, features: ArrayLike) -> Array:
     return softmax(_logits("predict_proba", params, features))
 
 
-def predict_log_proba(params: SoftmaxRegression, features: ArrayLike) -> Array:
+def predict_log_proba(params: SoftmaxRegression, features: "Features") -> Array:
     """The log-probabilities of the classes, accurate where a probability is near 0 or near 1.
 
         log p_k = z_k - logsumexp(z)
 
     Args:
         params: kernel [D, K] and bias [K].
-        features: real [..., D].
+        features: as `logits`.
 
     Returns:
         [..., K], nats, in the dtype of the kernel.
@@ -156,7 +160,7 @@ def predict_log_proba(params: SoftmaxRegression, features: ArrayLike) -> Array:
 
 def objective(
     params: SoftmaxRegression,
-    features: ArrayLike,
+    features: "Features",
     labels: ArrayLike,
     *,
     l2: ArrayLike = 0.0,
@@ -176,7 +180,7 @@ def objective(
 
     Args:
         params: kernel [D, K] and bias [K].
-        features: real [N, D].
+        features: real [N, D], dense, BCOO or BCSR.
         labels: class indices, integer [N], or a distribution over the classes, floating [N, K].
         l2: scalar >= 0, the strength of the penalty.
         sample_weights: real [N], >= 0; None for equal weights.
@@ -205,14 +209,17 @@ def penalty(params: SoftmaxRegression, l2: ArrayLike) -> Array:
     return jnp.asarray(l2, params.kernel.dtype) / 2 * jnp.sum(jnp.square(params.kernel))
 
 
-def _logits(function: str, params: SoftmaxRegression, features: ArrayLike) -> Array:
+def _logits(function: str, params: SoftmaxRegression, features: Any) -> Array:
     function = f"regression.{function}"
     kernel, bias = jnp.asarray(params.kernel), jnp.asarray(params.bias)
-    x = _checks.real_array(function, "features", features)
+    sparse = is_sparse_matrix(features)
+    read = sparse_array if sparse else _checks.real_array
+    x: Any = read(function, "features", features)
     if x.ndim == 0 or x.shape[-1] != kernel.shape[0]:
         expected = f"of shape (..., {kernel.shape[0]})"
         raise ValueError(_checks.message(function, "features", expected, f"shape {x.shape}"))
     # Accelerators round float32 factors to ten bits or fewer by default, which would show in the
     # third digit of a loss. The product is bound by memory, so that exact factors cost little.
-    z = jnp.matmul(x.astype(kernel.dtype), kernel, precision=jax.lax.Precision.HIGHEST)
+    x = x.astype(kernel.dtype)
+    z = x @ kernel if sparse else jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
     return z + bias.astype(z.dtype)

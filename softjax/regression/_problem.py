@@ -9,9 +9,8 @@ probabilities are [K, N]: a softmax over the first axis runs along the examples 
 and both products, X @ theta^T and R @ X, read the rows of X as they lie in memory.
 """
 
-import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +19,7 @@ from jax import Array, lax
 from softjax._softmax import log_softmax_core
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._result import Status
+from softjax.regression._sparse import is_sparse, with_data
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
@@ -79,12 +79,6 @@ class Point(NamedTuple):
     logits: Array
     probabilities: Array
     gradient: Array
-
-
-def is_sparse(x: Any) -> "TypeGuard[BCOO]":
-    """Whether `x` is BCOO: without the import of what makes it, which brings scipy along."""
-    module = sys.modules.get("jax.experimental.sparse")
-    return module is not None and isinstance(x, module.BCOO)
 
 
 def problem_of(data: Data, num_classes: int) -> Problem:
@@ -166,7 +160,7 @@ def gradient_bound(problem: Problem) -> Array:
     features: Any = problem.features
     weights = example_weights(problem.targets)
     if is_sparse(features):
-        squares = product(weights, features * features)
+        squares = product(weights, with_data(features, jnp.square(features.data)))
     else:
         squares = by_columns(lambda x: jnp.sum(weights[:, None] * x * x, 0), features)
     squares = jnp.append(squares, jnp.sum(weights))
@@ -189,10 +183,19 @@ def is_separated(problem: Problem, logits: Array) -> Array:
     return jnp.all((jnp.sum(own, 0) <= 1) & (lowest > highest))
 
 
+def lacks_examples(targets: Array) -> Array:
+    """Whether a class has no examples: its bias, which no penalty holds, falls for ever."""
+    return jnp.any(jnp.sum(targets, 1) == 0)
+
+
 def status_where_separated(problem: Problem, status: Array, separated: Array) -> Array:
-    """SEPARATED in place of an end without reason: where no penalty holds the parameters."""
+    """In place of the end of a fit that has no optimum: SEPARATED or QUASI_SEPARATED.
+
+    The first where no penalty holds the parameters, the second where a class has no examples.
+    """
     unbounded = separated & (problem.l2 == 0) & (problem.l1 == 0)
     done = (status == Status.CONVERGED) | (status == Status.PRECISION_FLOOR)
+    status = jnp.where(done & lacks_examples(problem.targets), Status.QUASI_SEPARATED, status)
     return jnp.where(unbounded & done, Status.SEPARATED, status).astype(jnp.int32)
 
 

@@ -32,7 +32,7 @@ from softjax.regression._result import FitResult
 from softjax.regression.inference._estimates import check_level
 
 if TYPE_CHECKING:
-    from jax.experimental.sparse import BCOO
+    from softjax.regression._sparse import Features
 
 
 class Bootstrap(NamedTuple):
@@ -149,7 +149,7 @@ class PathResult(NamedTuple):
 
 
 def bootstrap(
-    features: "ArrayLike | BCOO",
+    features: "Features",
     labels: ArrayLike,
     *,
     resamples: int = 200,
@@ -171,14 +171,14 @@ def bootstrap(
         not; `resamples.status` and `resamples.separated` say so, and the parameters are finite.
 
     Args:
-        features: real [N, D], finite, dense or BCOO.
+        features: real [N, D], finite, dense, BCOO or BCSR.
         labels: class indices, integer [N], or a distribution over the classes, floating [N, K].
         resamples: B, at least 2.
         l2: scalar >= 0, the strength of the penalty.
         seed: an integer or a key of `jax.random`, which determines the resamples.
         tol: as of `fit`; the gradient is relative to what it can be on all the examples.
         max_steps: of each fit; None for more than enough.
-        num_classes: K; None for what the labels show.
+        num_classes: K; as `fit`.
         sample_weights: real [N], >= 0; a row is drawn as often as others, and keeps its weight.
         class_weights: real [K], >= 0.
         callback: called with a `ManyEvent` at the start and after every step; True stops.
@@ -221,7 +221,7 @@ def bootstrap(
 
 
 def cross_validate(
-    features: "ArrayLike | BCOO",
+    features: "Features",
     labels: ArrayLike,
     *,
     l2: ArrayLike = 0.0,
@@ -243,11 +243,11 @@ def cross_validate(
     fit to all examples.
 
     Derivative: not the purpose.
-    Edge cases: a class that a fold has alone is unknown to its fit, and has a loss as large as the
-        bias, which nothing holds, has come; the number stays finite.
+    Edge cases: a class that a fold has alone is unknown to its fit, which is "quasi-separated", and
+        has a loss as large as the bias, which nothing holds, has come; the number stays finite.
 
     Args:
-        features: real [N, D], finite, dense or BCOO.
+        features: real [N, D], finite, dense, BCOO or BCSR.
         labels: class indices, integer [N], or a distribution over the classes, floating [N, K].
         l2: >= 0, the strength of the penalty, a scalar or a grid [P].
         folds: their number, from 2 to N, drawn so that every class is spread over them evenly; or
@@ -256,7 +256,7 @@ def cross_validate(
         seed: an integer or a key of `jax.random`, which determines the folds that are drawn.
         tol: as of `fit`; the gradient is relative to what it can be on all the examples.
         max_steps: of each fit; None for more than enough.
-        num_classes: K; None for what the labels show.
+        num_classes: K; as `fit`.
         sample_weights: real [N], >= 0, of the fits and of what is held out.
         class_weights: real [K], >= 0, of the fits alone.
         callback: called with a `ManyEvent` at the start and after every step; True stops.
@@ -285,7 +285,7 @@ def cross_validate(
 
 
 def fit_path(
-    features: "ArrayLike | BCOO",
+    features: "Features",
     labels: ArrayLike,
     *,
     l2: ArrayLike,
@@ -311,14 +311,14 @@ def fit_path(
         rule chooses as the first.
 
     Args:
-        features: real [N, D], finite, dense or BCOO.
+        features: real [N, D], finite, dense, BCOO or BCSR.
         labels: class indices, integer [N], or a distribution over the classes, floating [N, K].
         l2: [P], >= 0, the penalties, in any order.
         folds: as of `cross_validate`.
         seed: as of `cross_validate`.
         tol: as of `cross_validate`.
         max_steps: of each fit; None for more than enough.
-        num_classes: K; None for what the labels show.
+        num_classes: K; as `fit`.
         sample_weights: as of `cross_validate`.
         class_weights: as of `cross_validate`.
         callback: called with a `ManyEvent` at the start and after every step; True stops.

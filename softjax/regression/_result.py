@@ -137,7 +137,8 @@ class FitResult(NamedTuple):
         CONVERGED; PRECISION_FLOOR, rounding hides what is left; SEPARATED, these data have no
         optimum without a penalty, and `params` are far on the way; QUASI_SEPARATED, the same, but
         that some examples cannot be told apart: some parameters grow for ever, the loss stays above
-        0; STEP_LIMIT; CALLBACK; NON_FINITE, `params` are those before that step.
+        0; also where a class has no examples, with a penalty too; STEP_LIMIT; CALLBACK; NON_FINITE,
+        `params` are those before that step.
         """
         return np.take(REASONS, np.asarray(self.status)).tolist()
 
@@ -161,10 +162,7 @@ def record(event: Event) -> dict[str, float]:
 def _loss_and_accuracy(
     params: SoftmaxRegression, features: "Array | BCOO", labels: Array
 ) -> tuple[Array, Array]:
-    if isinstance(features, Array):
-        z = logits(params, features)
-    else:
-        z = features @ params.kernel + params.bias
+    z = logits(params, features)
     right = labels if labels.ndim == 1 else jnp.argmax(labels, -1).astype(jnp.int32)
     hits = jnp.argmax(z, -1).astype(jnp.int32) == right
     return jnp.mean(cross_entropy(z, labels)), jnp.mean(hits)

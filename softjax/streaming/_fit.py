@@ -63,6 +63,7 @@ class Sums(NamedTuple):
         squares: w x^2, and w, summed, [D + 1].
         separated: whether every row has its own class strictly on top.
         largest: the largest |x| of each feature, [D], after the transform.
+        classes: the weight of the rows of each class, [K].
     """
 
     value: Any
@@ -70,6 +71,7 @@ class Sums(NamedTuple):
     squares: Any
     separated: Any
     largest: Any
+    classes: Any
 
 
 def fit(
@@ -93,8 +95,8 @@ def fit(
     kept in float64.
 
     Edge cases: what `regression.fit` refuses in features and labels is refused after the first
-        pass. Floating labels that are whole are class indices. Separated classes: see
-        `regression.fit`.
+        pass. Floating labels that are whole are class indices. Separated classes, and a class
+        without examples: see `regression.fit`.
 
     Args:
         rows: `ArrayRows`, what `open_rows` gives, or anything like them.
@@ -169,6 +171,8 @@ def fit(
     done = status in (Status.CONVERGED, Status.PRECISION_FLOOR)
     if done and here.separated and l2 == 0:
         status = Status.SEPARATED
+    elif done and not np.all(here.classes):
+        status = Status.QUASI_SEPARATED
     if status == Status.RUNNING and interrupted:
         status = Status.CALLBACK
     return FitResult(
@@ -206,11 +210,11 @@ class _Passes:
         on_device = jnp.asarray(theta)
         width = self.rows.num_features + 1
         zero = (0.0, np.zeros((self.num_classes, width)), np.zeros(width), True)
-        total = Sums(*zero, np.zeros(width - 1))
+        total = Sums(*zero, np.zeros(width - 1), np.zeros(self.num_classes))
         with closing(ahead(partial(self._chunk, size, own.stop), starts)) as chunks:
             for chunk in chunks:
                 total = _added(total, _sums(*self.fixed, on_device, chunk))
-        everywhere = Sums(*zero, np.zeros(width - 1))
+        everywhere = Sums(*zero, np.zeros(width - 1), np.zeros(self.num_classes))
         for part in processes.gather(total):
             everywhere = _added(everywhere, part)
         if not self.count:
@@ -224,6 +228,7 @@ class _Passes:
             everywhere.squares / self.weight,
             everywhere.separated,
             everywhere.largest,
+            everywhere.classes,
         )
 
     def sample(self) -> Batch:
@@ -298,6 +303,7 @@ def _added(total: Sums, part: Sums) -> Sums:
         add(total.squares, part.squares),
         total.separated and bool(part.separated),
         np.maximum(total.largest, np.asarray(part.largest, np.float64)),
+        add(total.classes, part.classes),
     )
 
 
@@ -325,6 +331,7 @@ def _sums(
         size * bound * bound,
         is_separated(problem, logits),
         jnp.max(jnp.where(batch.weights[:, None] > 0, jnp.abs(features), 0), 0, initial=0),
+        size * jnp.sum(problem.targets, 1),
     )
 
 

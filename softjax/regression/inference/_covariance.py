@@ -7,7 +7,7 @@ and the parameters between classes that are centred are theta = T phi, T phi = p
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +34,16 @@ from softjax.regression._curvature import (
 )
 from softjax.regression._model import SoftmaxRegression
 
+if TYPE_CHECKING:
+    from softjax.regression._sparse import Features
+
 # At an optimum a Newton step does nothing; on separable data it moves a margin by 1 nat for ever.
 _STILL = 0.1
 
 
 def covariance(
     params: SoftmaxRegression,
-    features: ArrayLike,
+    features: "Features",
     labels: Labels,
     *,
     robust: bool = False,
@@ -70,7 +73,7 @@ def covariance(
     Args:
         params: kernel [D, K] and bias [K], at the optimum. In float64, where it can be: collinear
             features cost digits.
-        features: real [N, D].
+        features: real [N, D], dense, BCOO or BCSR.
         labels: class indices, integer [N], or counts or a distribution, floating [N, K]. A row of
             counts is as many examples; to `robust` it is one.
         robust: whether the labels may vary otherwise than the model says.
@@ -118,7 +121,7 @@ def covariance(
 
 def leave_one_out(
     params: SoftmaxRegression,
-    features: ArrayLike,
+    features: "Features",
     labels: Labels,
     *,
     l2: ArrayLike = 0.0,
@@ -144,7 +147,7 @@ def leave_one_out(
 
     Args:
         params: kernel [D, K] and bias [K], at the optimum.
-        features: real [N, D].
+        features: real [N, D], dense, BCOO or BCSR.
         labels: class indices, integer [N], a distribution, floating [N, K], or TopKLabels.
         l2: scalar >= 0, the penalty of the fit.
         sample_weights: real [N], >= 0; None for equal weights. A row is left out whole.

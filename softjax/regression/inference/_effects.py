@@ -1,6 +1,6 @@
 """What the parameters mean for the probabilities: marginal effects, predictions."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,9 @@ from softjax.regression.inference._estimates import (
     estimates_core,
     normal_quantile,
 )
+
+if TYPE_CHECKING:
+    from softjax.regression._sparse import Features
 
 
 class Predictions(NamedTuple):
@@ -57,7 +60,7 @@ class Predictions(NamedTuple):
 def average_marginal_effects(
     params: SoftmaxRegression,
     covariance: ArrayLike,
-    features: ArrayLike,
+    features: "Features",
     *,
     sample_weights: ArrayLike | None = None,
     level: ArrayLike = 0.95,
@@ -81,7 +84,7 @@ def average_marginal_effects(
     Args:
         params: kernel [D, K] and bias [K].
         covariance: [P, P], of `covariance`.
-        features: real [N, D], the population to average over.
+        features: real [N, D], dense, BCOO or BCSR: the population to average over.
         sample_weights: real [N], >= 0; None for equal weights.
         level: the confidence level, in (0, 1).
 
@@ -114,7 +117,7 @@ def average_marginal_effects(
 def predictions(
     params: SoftmaxRegression,
     covariance: ArrayLike,
-    features: ArrayLike,
+    features: "Features",
     *,
     level: ArrayLike = 0.95,
 ) -> Predictions:
@@ -133,7 +136,7 @@ def predictions(
     Args:
         params: kernel [D, K] and bias [K].
         covariance: [P, P], of `covariance`.
-        features: real [N, D].
+        features: real [N, D], dense, BCOO or BCSR.
         level: the confidence level, in (0, 1).
 
     Returns:

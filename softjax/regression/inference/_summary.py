@@ -1,7 +1,7 @@
 """How well a model fits, and the table of a fit, as text and as rows."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from softjax.regression.inference._estimates import (
     class_index,
     coefficients,
 )
+
+if TYPE_CHECKING:
+    from softjax.regression._sparse import Features
 
 
 class GoodnessOfFit(NamedTuple):
@@ -85,7 +88,7 @@ class Summary(NamedTuple):
 
 def log_likelihood(
     params: SoftmaxRegression,
-    features: ArrayLike,
+    features: "Features",
     labels: Labels,
     *,
     sample_weights: ArrayLike | None = None,
@@ -101,7 +104,7 @@ def log_likelihood(
 
     Args:
         params: kernel [D, K] and bias [K].
-        features: real [N, D].
+        features: real [N, D], dense, BCOO or BCSR.
         labels: class indices, integer [N], or counts or a distribution, floating [N, K].
         sample_weights: real [N], >= 0, how often each row was seen; None for once.
 
@@ -121,12 +124,13 @@ def log_likelihood(
     Source: A. Agresti, "Categorical Data Analysis" (2013), section 8.1.4.
     """
     function = "regression.inference.log_likelihood"
-    return _log_likelihood(params, checked_rows(function, params, features, labels, sample_weights))
+    rows = checked_rows(function, params, features, labels, sample_weights, takes_sparse=True)
+    return _log_likelihood(params, rows)
 
 
 def goodness_of_fit(
     params: SoftmaxRegression,
-    features: ArrayLike,
+    features: "Features",
     labels: Labels,
     *,
     sample_weights: ArrayLike | None = None,
@@ -141,7 +145,7 @@ def goodness_of_fit(
 
     Args:
         params: kernel [D, K] and bias [K], at the optimum.
-        features: real [N, D].
+        features: real [N, D], dense, BCOO or BCSR.
         labels: class indices, integer [N], or counts or a distribution, floating [N, K].
         sample_weights: real [N], >= 0, how often each row was seen; None for once.
 
@@ -163,13 +167,13 @@ def goodness_of_fit(
         section 4; H. Akaike (1974); G. Schwarz (1978).
     """
     function = "regression.inference.goodness_of_fit"
-    rows = checked_rows(function, params, features, labels, sample_weights)
+    rows = checked_rows(function, params, features, labels, sample_weights, takes_sparse=True)
     return _goodness_of_fit(params, rows)
 
 
 def summary(
     params: SoftmaxRegression,
-    features: ArrayLike,
+    features: "Features",
     labels: Labels,
     *,
     reference: int | None = 0,
@@ -191,7 +195,7 @@ def summary(
 
     Args:
         params: kernel [D, K] and bias [K], at the optimum.
-        features: real [N, D].
+        features: real [N, D], dense, BCOO or BCSR.
         labels: class indices, integer [N], or counts or a distribution, floating [N, K].
         reference: the class that the others are compared with; None for each class beside the
             mean of all.
@@ -293,7 +297,7 @@ def _log_likelihood(params: SoftmaxRegression, rows: Rows) -> Array:
 
 
 def _class_counts(rows: Rows, num_classes: int) -> Array:
-    weights = jnp.ones(len(rows.x), rows.x.dtype) if rows.w is None else rows.w
+    weights = jnp.ones(rows.x.shape[0], rows.x.dtype) if rows.w is None else rows.w
     if isinstance(rows.targets, ClassIndices):
         counts = times(weights, masses(rows.targets, None, weights.dtype))
         return jnp.zeros(num_classes, weights.dtype).at[rows.targets.index].add(counts)
