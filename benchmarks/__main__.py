@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks list | run | compare | report | docs | baselines`."""
+"""The commands `python -m benchmarks list | run | aot | compare | report | docs | baselines`."""
 
 import argparse
 import json
@@ -12,6 +12,8 @@ from rich.progress import track
 
 from benchmarks import (
     accuracy,
+    aot,
+    aot_cases,
     baselines,
     cold,
     compare,
@@ -26,6 +28,7 @@ from benchmarks import (
     roofline,
     scale,
     tables,
+    targets,
 )
 from benchmarks.cases import SUITES
 from benchmarks.environment import environment
@@ -41,6 +44,7 @@ PRINTERS = {
     "cold": cold,
     "inference": inference,
     "scale": scale,
+    "aot": aot,
 }
 # Missing cases that are named; the others are counted.
 SHOWN = 10
@@ -60,6 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run.add_argument("--quick", action="store_true", help=quick)
     run.add_argument("--only", default="", metavar="TEXT", help="only cases whose name holds TEXT")
     run.add_argument("--out", type=Path, metavar="FILE", help="where to write the JSON lines")
+    compiling = commands.add_parser("aot", help="compile for a device that is not there, and count")
+    compiling.add_argument("suites", nargs="*", metavar="SUITE", help=", ".join(aot_cases.SUITES))
+    place = "tpu:v5e:2x2, tpu:v5p:2x2x1, gpu:h100 and the like"
+    compiling.add_argument("--target", required=True, help=place)
+    compiling.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds TEXT")
+    compiling.add_argument("--out", type=Path, metavar="FILE", help="where to write the JSON lines")
+    held = "fail where one of a few programs costs more than its committed figures"
+    compiling.add_argument("--gate", action="store_true", help=held)
+    anew = "write the figures that --gate holds anew"
+    compiling.add_argument("--write-gate", action="store_true", help=anew)
     comparison = commands.add_parser("compare", help="what got slower or larger beyond the noise")
     comparison.add_argument("before", type=Path, metavar="A", help="a result file")
     comparison.add_argument("after", type=Path, metavar="B", help="a later one")
@@ -88,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.command == "report":
         return _report(options, console)
+    if options.command == "aot":
+        return _aot(options, compiling)
     return _run(options, run, console)
 
 
@@ -112,11 +128,7 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: 
     stamp = head["date"][:19].replace(":", "-")
     kind = "-quick" if options.quick else ""
     out = options.out or results.RESULTS / f"{stamp}-{head['platform']}-{head['suite']}{kind}.jsonl"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        file = out.open("w")
-    except OSError as error:
-        parser.error(f"cannot write to {out} ({error.strerror}); name another place by --out FILE")
+    file = _opened(out, parser)
     console.print(f"{head['device']}, {head['processor']}, {head['cores']} cores", highlight=False)
     for peer in PEERS:
         if peer.absence:
@@ -127,6 +139,55 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: 
     _print(records, console)
     console.print(f"Written to {out}", highlight=False, soft_wrap=True)
     return status or int(any(map(_is_bad, records)))
+
+
+def _aot(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Compile for the target; the exit status is 1 where a case fails or the gate is closed."""
+    # The table of two programs a row is wide.
+    console = Console(width=None if sys.stdout.isatty() else 230)
+    suites = options.suites or list(aot_cases.SUITES)
+    if unknown := set(suites) - set(aot_cases.SUITES):
+        known = ", ".join(aot_cases.SUITES)
+        parser.error(f"unknown suite {', '.join(sorted(unknown))}; there is {known}")
+    try:
+        target = targets.target(options.target)
+    except targets.UnknownTarget as error:
+        parser.error(str(error))
+    if options.gate or options.write_gate:
+        lines, compared = aot.gate(target, write=options.write_gate)
+        for line in [*lines, compared]:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        return int(bool(lines))
+
+    head = environment() | aot.environment_of(target) | {"only": options.only, "quick": False}
+    head["versions"] |= aot.versions_of(target)
+    name = f"{head['date'][:10]}-{aot.file_name(target)}-aot.jsonl"
+    out = options.out or results.RESULTS / name
+    console.print(f"{target.name}: {head['device']}, {target.compiler}", highlight=False)
+    found = []
+    with _opened(out, parser) as file:
+        results.write(head, file)
+        try:
+            for record in aot.records(target, suites, options.only):
+                results.write(record, file)
+                found.append(record)
+                status = record.get("error", "").split("\n")[0][:150] or ""
+                print(f"{record['case']} {status}", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:
+            console.print("Interrupted: what was compiled so far is kept.")
+            return 130
+    _print(found, console)
+    console.print(f"Written to {out}", highlight=False, soft_wrap=True)
+    return int(any(record["record"] == "failure" for record in found))
+
+
+def _opened(out: Path, parser: argparse.ArgumentParser) -> TextIO:
+    """The file to write to, or one line on why it cannot be."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return out.open("w")
+    except OSError as error:
+        parser.error(f"cannot write to {out} ({error.strerror}); name another place by --out FILE")
 
 
 def _is_bad(record: results.Record) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from benchmarks import aot
 from benchmarks.page import Section, Table
 from benchmarks.pictures import Device, pictures, row_of
 from benchmarks.results import (
@@ -31,6 +32,8 @@ ABOUT = {
     "inference": "A fit without a penalty, and average marginal effects with standard errors, in "
     "float64.",
     "scale": "The loss and the fit over several devices.",
+    "aot": "Compiled, not run: what the programs for a device that is not there read and write, "
+    "hold, launch and send, softjax before the peer. The time is an estimate by the roofline.",
 }
 COLUMNS = ("time, ms", "ratio (95 %)", "roofline", "temporaries, MB", "sent, MB", "compile, s")
 
@@ -43,6 +46,9 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     for suite in suites:
         having = [device for device in devices if suite in device.runs]
         if having:
+            if suite == "aot":
+                parts.append(Section(suite, ABOUT[suite], _compiled_table(having)))
+                continue
             table = _accuracy_table(having) if suite == "accuracy" else _table(suite, having)
             text = ABOUT.get(suite, "")
             if suite == "core":
@@ -185,6 +191,16 @@ def _slashed(values: Sequence[float | None]) -> str:
 def number(value: float) -> str:
     """Three digits, without exponents."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _compiled_table(devices: Sequence[Device]) -> Table:
+    """One row for each device and case."""
+    rows = [
+        (device.label, record["case"].partition("/")[0], *aot.cells(record))
+        for device in devices
+        for record in device.runs["aot"].results()
+    ]
+    return Table(("device", "suite", *aot.COLUMNS), rows)
 
 
 def _accuracy_table(devices: Sequence[Device]) -> Table:

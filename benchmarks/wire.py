@@ -108,7 +108,7 @@ def _within(
                 (dtype, tuple(int(n) for n in shape.split(",") if n))
                 for dtype, shape in ARRAY.findall(found.group("type"))
             )
-            if (devices := _group(line, partitions)) > 1:
+            if (devices := group(line, partitions)) > 1:
                 yield Collective(found.group("kind"), arrays, devices, times)
             continue
         called = CALLED.findall(line)
@@ -123,7 +123,7 @@ def _within(
             yield from _within(other, computations, partitions, times * more)
 
 
-def _group(line: str, partitions: int) -> int:
+def group(line: str, partitions: int) -> int:
     """The devices of a group: `replica_groups` is a list, an iota or axes of a mesh."""
     if found := re.search(r"replica_groups=\{\{([\d,]*)\}", line):
         return len(found.group(1).split(","))

@@ -1,0 +1,248 @@
+"""Programs compiled for a device that is not there: what they move, hold, launch and send.
+
+JAX compiles for a TPU or a GPU without one, and the optimised program tells what it reads and
+writes (benchmarks/traffic.py). For one version of the compiler the counts are the same in every
+run, so that they can be held to bounds; the time is an estimate. `--gate` compiles a few cases and
+fails where one costs more than it did when its figures were committed.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich import box
+from rich.table import Table
+
+from benchmarks import hlo, traffic
+from benchmarks.aot_cases import Case, cases, largest
+from benchmarks.environment import version
+from benchmarks.run import failure
+from benchmarks.targets import Target
+
+FILE = Path(__file__).with_name("aot_baselines.json")
+# The bounds on ours: passes over the peer's, numbers of float32 a row beside the peer's
+# temporaries, kernels beside the peer's, passes of the largest loss with its gradient, and the time
+# to compile over the peer's on a TPU.
+PASSES = {"value": 1.0, "derivative": 1.1, "loss and gradient": 1.1}
+FLOATS_A_ROW = 8
+MORE_KERNELS = 1
+LOSS_PASSES, LOSS_SHAPE = 4.0, "/8192x128256/"
+COMPILING_ON_TPU = 1.2
+# What the gate holds.
+GATED = ("temporary_bytes", "moved_bytes", "launches")
+# Figures are compared to two digits after the point: a few bytes a row more are no pass.
+HUNDREDTH = 0.005
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A figure of ours and what it may be at most."""
+
+    name: str
+    got: float
+    bound: float
+
+    @property
+    def met(self) -> bool:
+        """Whether it is, to the two digits that are shown."""
+        return self.got <= self.bound + HUNDREDTH
+
+
+def records(target: Target, suites: Sequence[str], only: str = "") -> Iterator[Record]:
+    """A record of each case, as soon as it is compiled; of one that does not compile, why."""
+    for case in cases(target, suites):
+        if only not in case.full_name:
+            continue
+        try:
+            yield record(case, target)
+        except Exception as error:  # what the compiler refuses is a result of the case
+            yield failure("aot", case.full_name, error)
+
+
+def record(case: Case, target: Target) -> Record:
+    """Both programs of a case, and how ours stands beside the bounds."""
+    ours = {"name": "softjax", **program(case.ours, case.arguments, target)}
+    result = {
+        "record": "result",
+        "suite": "aot",
+        "case": case.full_name,
+        "target": target.name,
+        "kind": case.kind,
+        "rows": case.rows,
+        "softjax": ours,
+    }
+    if case.peer is None:
+        return result
+    try:
+        theirs = {"name": case.peer_name, **program(case.peer, case.arguments, target)}
+    except Exception as error:  # a peer that does not compile is no fault of ours
+        text = f"{type(error).__name__}: {error}"[:300]
+        return result | {"peer": {"name": case.peer_name, "failure": text}}
+    found = verdicts(case, ours, theirs, target.platform)
+    return result | {
+        "peer": theirs,
+        "verdicts": [{"name": v.name, "got": v.got, "bound": v.bound, "met": v.met} for v in found],
+        "met": all(verdict.met for verdict in found),
+    }
+
+
+def program(function: Callable[..., Any], arguments: tuple[Any, ...], target: Target) -> Record:
+    """What one compiled program costs; with the time to lower and to compile it here."""
+    place = jax.sharding.SingleDeviceSharding(target.devices[0])
+    placed = jax.tree.map(lambda a: a if a.sharding else a.update(sharding=place), arguments)
+    jitted: Any = function if hasattr(function, "lower") else jax.jit(function)
+    start = time.perf_counter()
+    lowered = jitted.lower(*placed)
+    lowered_at = time.perf_counter()
+    compiled = lowered.compile()
+    compiled_at = time.perf_counter()
+    found = traffic.of_program(hlo.read(compiled.as_text()), target.chip)
+    return {
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "moved_bytes": found.bytes,
+        "passes": found.bytes / largest(placed),
+        "kernels": len(found.kernels),
+        "launches": found.launches,
+        "flops": found.flops,
+        "products": dict(found.products),
+        "collectives": dict(found.collectives),
+        "wire_bytes": found.collectives.total(),
+        "estimated_seconds": found.seconds,
+        "lower_seconds": lowered_at - start,
+        "compile_seconds": compiled_at - lowered_at,
+    }
+
+
+def verdicts(case: Case, ours: Record, theirs: Record, platform: str) -> list[Verdict]:
+    """The figures of a case that have a bound."""
+    if not case.kind:
+        return []
+    few = 4 * FLOATS_A_ROW * case.rows
+    found = [
+        Verdict("ratio of passes", ours["passes"] / theirs["passes"], PASSES[case.kind]),
+        Verdict("temp.", ours["temporary_bytes"], theirs["temporary_bytes"] + few),
+        Verdict("kernels", ours["launches"], theirs["launches"] + MORE_KERNELS),
+    ]
+    if case.kind == "loss and gradient" and LOSS_SHAPE in case.name:
+        found.append(Verdict("passes", ours["passes"], LOSS_PASSES))
+    if platform == "tpu":
+        ratio = ours["compile_seconds"] / theirs["compile_seconds"]
+        found.append(Verdict("compile", ratio, COMPILING_ON_TPU))
+    return found
+
+
+def environment_of(target: Target) -> Record:
+    """What replaces the fields of the machine in the environment of a run that compiles only."""
+    return {
+        "platform": target.platform,
+        "device": f"{target.kind}, compiled, not run",
+        "devices": len(target.devices),
+        "driver": target.compiler,
+        "target": target.name,
+        "suite": "aot",
+    }
+
+
+COLUMNS = (
+    *("case", "peer", "passes", "ratio", "kernels (launched)", "temp., MB", "GB", "ms"),
+    *("products", "sent, MB", "compile, s", "missed"),
+)
+
+
+def results_tables(found: Sequence[Record]) -> list[Table]:
+    """One table a suite, softjax before the peer in each pair of figures."""
+    tables: dict[str, Table] = {}
+    for one in found:
+        suite = one["case"].partition("/")[0]
+        if suite not in tables:
+            title = f"{suite}, compiled for {one['target']} and not run"
+            tables[suite] = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+            for column in COLUMNS:
+                tables[suite].add_column(column, no_wrap=column not in ("products", "sent, MB"))
+        tables[suite].add_row(*cells(one))
+    return list(tables.values())
+
+
+def summary(found: Sequence[Record]) -> str:
+    """One line: how many cases are within all of their bounds."""
+    bounded = [one for one in found if one.get("verdicts")]
+    met = sum(one["met"] for one in bounded)
+    return f"aot: {met} of {len(bounded)} cases within their bounds, {len(found)} compiled"
+
+
+def cells(one: Record) -> tuple[str, ...]:
+    """A record as the cells of a row."""
+    ours, theirs = one["softjax"], one.get("peer", {})
+    both = [side for side in (ours, theirs) if "passes" in side]
+
+    def shown(of: Callable[[Record], str]) -> str:
+        return " / ".join(map(of, both))
+
+    return (
+        one["case"].partition("/")[2].replace("/", " "),
+        theirs.get("name", "") + (", fails" if "failure" in theirs else ""),
+        shown(lambda side: f"{side['passes']:.1f}"),
+        f"{ours['passes'] / theirs['passes']:.2f}" if len(both) == 2 else "",
+        shown(lambda side: f"{side['kernels']} ({side['launches']})"),
+        shown(lambda side: f"{side['temporary_bytes'] / 1e6:.3g}"),
+        shown(lambda side: f"{side['moved_bytes'] / 1e9:.3g}"),
+        shown(lambda side: f"{1e3 * side['estimated_seconds']:.3g}"),
+        ", ".join(f"{count} {kind}" for kind, count in ours["products"].items()),
+        shown(_sent) if any(side["collectives"] for side in both) else "",
+        shown(lambda side: f"{side['lower_seconds'] + side['compile_seconds']:.1f}"),
+        ", ".join(v["name"] for v in one.get("verdicts", ()) if not v["met"]),
+    )
+
+
+def _sent(side: Record) -> str:
+    kinds = (f"{kind} {size / 1e6:.3g}" for kind, size in side["collectives"].items())
+    return ", ".join(kinds) or "0"
+
+
+def gate(target: Target, write: bool = False) -> tuple[list[str], str]:
+    """What costs more than its committed figures, and a line on what was compared.
+
+    The figures belong to one version of JAX and of the compiler. With another nothing is compared,
+    and the line says so.
+    """
+    committed = json.loads(FILE.read_text()) if FILE.exists() else {}
+    belonging = {"jax": jax.__version__, "compiler": target.compiler}
+    known = committed.get(target.name, {})
+    if not write and known.get("versions") != belonging:
+        theirs = known.get("versions") or "no version"
+        return [], f"nothing compared: the figures of {target.name} belong to {theirs}"
+    figures = {
+        case.full_name: {key: found[key] for key in GATED}
+        for case in cases(target, ("core",))
+        if case.quick
+        for found in [program(case.ours, case.arguments, target)]
+    }
+    if write:
+        committed[target.name] = {"versions": belonging, "figures": figures}
+        FILE.write_text(json.dumps(committed, indent=1) + "\n")
+        return [], f"written to {FILE}"
+    lines = [
+        f"{name}: {key} {known['figures'][name][key]} -> {figures[name][key]}"
+        for name in figures
+        for key in GATED
+        if figures[name][key] > known["figures"].get(name, {}).get(key, -1)
+    ]
+    return lines, f"{len(figures)} programs of {target.name} compared"
+
+
+def file_name(target: Target) -> str:
+    """A target in the name of a file."""
+    return re.sub(r"[^\w.]+", "-", target.name)
+
+
+def versions_of(target: Target) -> dict[str, str | None]:
+    """The compiler beside the packages that the environment names."""
+    package = target.compiler.split()[0]
+    return {package: version(package)}

@@ -1,0 +1,319 @@
+"""The programs that `python -m benchmarks aot` compiles, as data: softjax beside its peer.
+
+Shapes and dtypes stand for the arguments, so that a case may be larger than any memory here.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import softjax
+from benchmarks import fused, peers
+from benchmarks.targets import Target, mesh_devices
+from softjax import derivatives, regression
+
+Array = jax.ShapeDtypeStruct
+CORE_SHAPES = ((65536, 10), (4096, 1000), (512, 32768), (8192, 128256))
+# Rows, features and classes: Gemma 2 2B, and Llama 3 8B.
+HEADS = ((8192, 2304, 256000), (16384, 4096, 128256))
+# Examples, features and classes: the digits of scikit-learn, and the forest covers.
+FITS = {"digits": (1797, 64, 10), "covtype": (200_000, 54, 7)}
+SOLVERS = ("newton-cg", "newton", "lbfgs")
+SHARDED_HEAD = (16384, 4096, 128256)
+SHARDED_LOGITS = (8192, 128256)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A program and that of the peer, for the same arguments.
+
+    Attributes:
+        suite: one of SUITES.
+        name: its operation, shape and dtype.
+        kind: "value", "derivative" or "loss and gradient", which have bounds; or "" for none.
+        ours: a function, or what `jax.jit` made of one.
+        peer: that of the peer; None where there is none.
+        peer_name: the package of the peer.
+        arguments: shapes, dtypes and, over a mesh, shardings.
+        rows: the examples, for each of which a few numbers may be held.
+        quick: whether it is among the cases that the gate compiles.
+    """
+
+    suite: str
+    name: str
+    kind: str
+    ours: Callable[..., Any]
+    peer: Callable[..., Any] | None
+    peer_name: str
+    arguments: tuple[Any, ...]
+    rows: int
+    quick: bool = False
+
+    @property
+    def full_name(self) -> str:
+        """Such as `core/softmax/4096x1000/float32`."""
+        return f"{self.suite}/{self.name}"
+
+
+def cases(target: Target, suites: Sequence[str]) -> Iterator[Case]:
+    """Those of some suites; a suite builds its cases when it comes to it."""
+    for suite in suites:
+        yield from SUITES[suite](target)
+
+
+def pulled_back(function: Callable) -> Callable:
+    """The value of a function, and a cotangent pulled back through it."""
+
+    def value_and_pullback(x, cotangent):
+        value, pullback = jax.vjp(function, x)
+        return value, pullback(cotangent)[0]
+
+    return value_and_pullback
+
+
+def mean_and_gradient(loss: Callable) -> Callable:
+    """The mean of the losses and its gradient with respect to the logits."""
+
+    def mean(x, labels):
+        return jnp.mean(loss(x, labels))
+
+    return jax.value_and_grad(mean)
+
+
+def gradient(loss: Callable) -> Callable:
+    """The gradient of the sum of the losses: that of each example."""
+    return jax.grad(lambda x, labels: jnp.sum(loss(x, labels)))
+
+
+def hvp(loss: Callable) -> Callable:
+    """The Hessian of each loss times a vector, by autodiff."""
+    return lambda x, labels, v: jax.jvp(lambda x: gradient(loss)(x, labels), (x,), (v,))[1]
+
+
+def hessian(loss: Callable) -> Callable:
+    """The Hessian of each loss, by autodiff."""
+    return jax.vmap(jax.hessian(loss))
+
+
+def optax_index(x, labels) -> jax.Array:
+    """The loss of optax in float32, in which softjax computes it too."""
+    return peers.OPTAX_LOSS(x.astype(jnp.float32), labels)
+
+
+def optax_distribution(x, labels) -> jax.Array:
+    """The loss of a distribution of optax in float32."""
+    return optax.losses.softmax_cross_entropy(x.astype(jnp.float32), labels)
+
+
+def logsumexp(x) -> jax.Array:
+    """Of the last axis, as the others have it by default."""
+    return softjax.logsumexp(x, -1)
+
+
+def nn_logsumexp(x) -> jax.Array:
+    """The peer's."""
+    return jax.nn.logsumexp(x, -1)
+
+
+# Name, kind, ours, the peer's and its package, and the arguments beside the logits by their names.
+OPERATIONS: tuple[tuple[str, str, Callable, Callable, str, tuple[str, ...]], ...] = (
+    ("logsumexp", "value", logsumexp, nn_logsumexp, "jax.nn", ()),
+    ("softmax", "value", softjax.softmax, jax.nn.softmax, "jax.nn", ()),
+    ("log_softmax", "value", softjax.log_softmax, jax.nn.log_softmax, "jax.nn", ()),
+    ("loss", "value", softjax.cross_entropy, optax_index, "optax", ("labels",)),
+    ("loss of a distribution", "value", softjax.cross_entropy, optax_distribution, "optax",
+     ("distribution",)),
+    ("logsumexp vjp", "derivative", pulled_back(logsumexp), pulled_back(nn_logsumexp), "jax.nn",
+     ("row",)),
+    ("softmax vjp", "derivative", pulled_back(softjax.softmax), pulled_back(jax.nn.softmax),
+     "jax.nn", ("logits",)),
+    ("log_softmax vjp", "derivative", pulled_back(softjax.log_softmax),
+     pulled_back(jax.nn.log_softmax), "jax.nn", ("logits",)),
+    ("loss value and gradient", "loss and gradient", mean_and_gradient(softjax.cross_entropy),
+     mean_and_gradient(optax_index), "optax", ("labels",)),
+    ("loss of a distribution value and gradient", "derivative",
+     mean_and_gradient(softjax.cross_entropy), mean_and_gradient(optax_distribution), "optax",
+     ("distribution",)),
+    ("closed-form gradient", "derivative", derivatives.cross_entropy_gradient,
+     gradient(optax_index), "optax", ("labels",)),
+    ("closed-form HVP", "derivative", derivatives.cross_entropy_hvp, hvp(optax_index), "optax",
+     ("labels", "logits")),
+)  # fmt: skip
+HESSIAN = ("closed-form Hessian", "derivative", derivatives.cross_entropy_hessian,
+           hessian(optax_index), "optax", ("labels",))  # fmt: skip
+# One shape, both dtypes of what a training step calls.
+GATED = ("logsumexp", "softmax", "log_softmax", "loss value and gradient", "log_softmax vjp",
+         "closed-form HVP")  # fmt: skip
+
+
+def core(target: Target) -> Iterator[Case]:
+    """The normalizers and the loss on logits."""
+    for rows, classes in CORE_SHAPES:
+        for dtype in ("float32", "bfloat16"):
+            for operation in OPERATIONS:
+                yield of_logits(operation, rows, classes, dtype)
+            if classes <= 1000:
+                yield of_logits(HESSIAN, max(rows // classes, 1), classes, dtype)
+
+
+def of_logits(operation: tuple, rows: int, classes: int, dtype: str) -> Case:
+    """An operation on logits [rows, classes]."""
+    name, kind, ours, peer, peer_name, others = operation
+    shapes = {
+        "logits": Array((rows, classes), dtype),
+        "row": Array((rows,), dtype),
+        "labels": Array((rows,), "int32"),
+        "distribution": Array((rows, classes), "float32"),
+    }
+    arguments = tuple(shapes[key] for key in ("logits", *others))
+    gated = name in GATED and (rows, classes) == (4096, 1000)
+    full = f"{name}/{rows}x{classes}/{dtype}"
+    return Case("core", full, kind, ours, peer, peer_name, arguments, rows, gated)
+
+
+def plain_float32(hidden, kernel, labels) -> jax.Array:
+    """The mean loss of optax on all logits, in float32."""
+    logits = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+    return jnp.mean(peers.OPTAX_LOSS(logits, labels))
+
+
+def with_gradients(loss: Callable) -> Callable:
+    """Value and gradients with respect to hidden and kernel."""
+    return jax.value_and_grad(loss, (0, 1))
+
+
+def each(hidden, kernel, labels) -> jax.Array:
+    """The mean of the losses of softjax, which come out one by one."""
+    return jnp.mean(softjax.linear_cross_entropy(hidden, kernel, labels))
+
+
+def outputs(top_k: int, hidden, kernel, labels) -> Any:
+    """Log-probability of the label, logsumexp, entropy, and the k best."""
+    return softjax.linear_cross_entropy_outputs(hidden, kernel, labels, top_k=top_k)
+
+
+def fused_head(target: Target) -> Iterator[Case]:
+    """The loss of hidden @ kernel, beside the loss of optax on all logits."""
+    bounded = partial(fused.fused, budget=2**30)
+    plain = with_gradients(plain_float32)
+    programs = (
+        ("value and gradient", "bfloat16", with_gradients(fused.fused), plain),
+        ("value and gradient one by one", "bfloat16", with_gradients(each), plain),
+        ("value and gradient in 1 GiB", "bfloat16", with_gradients(bounded), plain),
+        ("value", "bfloat16", fused.fused, plain_float32),
+        ("outputs", "bfloat16", partial(outputs, 1), None),
+        ("outputs with the 8 best", "bfloat16", partial(outputs, 8), None),
+        ("value and gradient", "float32", with_gradients(fused.fused), plain),
+    )
+    for rows, features, classes in HEADS:
+        for name, dtype, ours, peer in programs:
+            shape = fused.Shape("", rows, features, classes, dtype, "")
+            full = f"{name}/{rows}x{features}x{classes}/{dtype}"
+            arguments = fused.structures(shape)
+            yield Case("fused", full, "", ours, peer, "optax", arguments, rows)
+
+
+def fit(target: Target) -> Iterator[Case]:
+    """Whole fits of softmax regression: what a loop runs counts up to its limit."""
+    for data, (rows, features, classes) in FITS.items():
+        arguments = Array((rows, features), "float32"), Array((rows,), "int32")
+        for solver in SOLVERS:
+            ours = partial(fitted, solver, classes)
+            full = f"{solver}/{data} {rows}x{features}x{classes}/float32"
+            yield Case("fit", full, "", ours, None, "", arguments, rows)
+
+
+def fitted(solver: str, classes: int, x, y) -> Any:
+    """The parameters of a fit."""
+    return regression.fit(x, y, num_classes=classes, l2=1e-4, solver=solver).params
+
+
+# What is sharded over which axes: the examples; the features and the classes of the kernel.
+LAYOUTS = {
+    "data": (("data", "model"), (), ()),
+    "classes": (("data",), (), ("model",)),
+    "classes and features": (("data",), ("data",), ("model",)),
+    "features": (("data", "model"), ("data", "model"), ()),
+}
+
+
+def scale(target: Target) -> Iterator[Case]:
+    """Losses over a mesh of two axes, both of axes that are Auto and of such that are Explicit."""
+    devices = sorted(mesh_devices(target), key=lambda device: device.id)
+    if len(devices) < 4:
+        return
+    grid = np.array(devices).reshape(2, -1)
+    on = " x ".join(map(str, grid.shape))
+    for axis_type in (AxisType.Auto, AxisType.Explicit):
+        mesh = Mesh(grid, ("data", "model"), axis_types=(axis_type,) * 2)
+        kind = f"{axis_type.name} {on}"
+        for layout in LAYOUTS:
+            yield _sharded_head(mesh, layout, kind)
+        yield from _sharded_logits(mesh, kind)
+
+
+def _placed(mesh: Mesh, shape: tuple[int, ...], dtype: str, *spec: Any) -> Array:
+    return Array(shape, dtype, sharding=NamedSharding(mesh, P(*(axes or None for axes in spec))))
+
+
+def _sharded_head(mesh: Mesh, layout: str, kind: str) -> Case:
+    examples, features, classes = LAYOUTS[layout]
+    n, d, v = SHARDED_HEAD
+    arguments = (
+        _placed(mesh, (n, d), "bfloat16", examples, ()),
+        _placed(mesh, (d, v), "bfloat16", features, classes),
+        _placed(mesh, (n,), "int32", examples),
+    )
+    explicit = AxisType.Explicit in mesh.axis_types
+    # On Auto axes a trace sees no sharding, and is told.
+    said = {} if explicit else {"class_axis": classes, "feature_axis": features or None}
+
+    def loss(hidden, kernel, labels):
+        return softjax.linear_cross_entropy(hidden, kernel, labels, reduction="mean", **said)
+
+    placed = None if explicit else (None, tuple(a.sharding for a in arguments[:2]))
+    ours, peer = (jax.jit(with_gradients(f), out_shardings=placed) for f in (loss, plain_float32))
+    name = f"head value and gradient/{layout}/{kind}/bfloat16"
+    return Case("scale", name, "", ours, None if explicit else peer, "optax", arguments, n)
+
+
+def _sharded_logits(mesh: Mesh, kind: str) -> Iterator[Case]:
+    x = _placed(mesh, SHARDED_LOGITS, "bfloat16", ("data",), ("model",))
+    labels = _placed(mesh, SHARDED_LOGITS[:1], "int32", ("data",))
+    programs = (
+        ("logsumexp", logsumexp, nn_logsumexp, (x,)),
+        ("softmax", softjax.softmax, jax.nn.softmax, (x,)),
+        ("loss", softjax.cross_entropy, optax_index, (x, labels)),
+        ("loss value and gradient", mean_and_gradient(softjax.cross_entropy),
+         mean_and_gradient(optax_index), (x, labels)),
+    )  # fmt: skip
+    for name, ours, peer, arguments in programs:
+        # The peers do not trace on Explicit axes that are sharded over the classes.
+        other = None if AxisType.Explicit in mesh.axis_types else jax.jit(peer)
+        full = f"{name}/classes/{kind}/bfloat16"
+        yield Case("scale", full, "", jax.jit(ours), other, "peer", arguments, SHARDED_LOGITS[0])
+
+
+SUITES: dict[str, Callable[[Target], Iterator[Case]]] = {
+    "core": core,
+    "fused": fused_head,
+    "fit": fit,
+    "scale": scale,
+}
+
+
+def largest(arguments: Sequence[Any]) -> float:
+    """The bytes of the largest argument on one device."""
+    return max(
+        math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize
+        for a in jax.tree.leaves(arguments)
+    )
