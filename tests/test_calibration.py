@@ -10,6 +10,8 @@ import scipy.special
 import softjax
 from softjax import calibration
 
+pytestmark = pytest.mark.compiled_quickly
+
 
 def problem(dtype, n=200, k=5, scale=1.0, seed=0):
     """Logits that are right at T = scale / 2, up to chance."""

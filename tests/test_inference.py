@@ -14,6 +14,8 @@ import scipy.stats
 from softjax import regression
 from softjax.regression import inference
 
+pytestmark = pytest.mark.compiled_quickly
+
 N, D, K = 120, 3, 4
 P = (D + 1) * K
 

@@ -10,6 +10,8 @@ from test_inference import fisher, optimum
 import softjax
 from softjax import regression
 
+pytestmark = pytest.mark.compiled_quickly
+
 N, D, K = 60, 2, 3
 L2 = 0.02
 

@@ -9,7 +9,7 @@ from meshes import mesh_of, put
 
 from softjax import regression
 
-pytestmark = pytest.mark.x64_once(True)
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once(True)]
 
 N, D, K, L2 = 48, 3, 8, 0.1
 RNG = np.random.default_rng(0)

@@ -183,7 +183,7 @@ def test_kills_end_all_and_change_no_bit(tmp_path, cache, two):
     """At any moment, of any process; `python -m benchmarks.kills` does two hundred."""
     expected, seconds = two
     chance = random.Random(0)
-    for _ in range(10):
+    for _ in range(4):
         kill = worker.kill_one(tmp_path, cache, 2, chance, seconds / 2)
         assert kill is None or kill.seconds is not None, worker.words(tmp_path)
     assert worker.wait(worker.start(tmp_path, 2, cache=cache), worker.ALL_DONE) == [0, 0]

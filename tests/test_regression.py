@@ -11,6 +11,8 @@ import scipy.special
 from softjax import regression
 from softjax.regression import _first_order
 
+pytestmark = pytest.mark.compiled_quickly
+
 N, D, K = 60, 4, 3
 L2 = 0.01
 

@@ -14,6 +14,8 @@ from test_regression_solvers import gradient
 from softjax import regression
 from softjax.regression import _fit_many, _lanes, _resampling
 
+pytestmark = pytest.mark.compiled_quickly
+
 EYE = np.eye(K)
 
 

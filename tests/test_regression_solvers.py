@@ -12,6 +12,8 @@ from softjax import regression
 from softjax.regression import _problem, _solve
 from softjax.regression._problem import Data
 
+pytestmark = pytest.mark.compiled_quickly
+
 SMOOTH = ("newton-cg", "newton", "lbfgs")
 
 

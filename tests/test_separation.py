@@ -7,6 +7,8 @@ from scipy.optimize import linprog
 
 from softjax import regression
 
+pytestmark = pytest.mark.compiled_quickly
+
 N = 24
 
 
