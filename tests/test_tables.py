@@ -222,8 +222,49 @@ def test_a_stream_reads_what_a_fit_in_memory_reads(tmp_path, name):
 @pytest.mark.parametrize("name", BAD)
 def test_a_stream_refuses_what_a_fit_in_memory_refuses(tmp_path, name):
     data, label, words = BAD[name]
-    line = refused(written(tmp_path, name, data), label)
+    path = written(tmp_path, name, data)
+    line = refused(path, label)
     assert re.search(words, line), line
+    for options in ([], ["--stream"], ["--stream", "--epochs", "1"]):
+        status, stderr = command_line(tmp_path, path, label, *options)
+        incomplete = "got nan" in line or "is missing" in line
+        hint = " --skip-nonfinite" if options and incomplete else ""
+        assert status == 2
+        assert stderr.startswith(f"softjax: {line}{hint}")
+        assert len(stderr.splitlines()) == 1
+
+
+def command_line(folder, path, label, *options):
+    """The exit status of `softjax fit`, and what it says of an error."""
+    typer = pytest.importorskip("typer.testing")
+    from softjax.cli import app
+
+    command = ["fit", str(path), "--label-column", label, *options, "--out", str(folder / "out")]
+    result = typer.CliRunner().invoke(app, command)
+    return result.exit_code, result.stderr
+
+
+def test_a_stream_says_that_one_class_is_left(tmp_path):
+    path = written(tmp_path, "x.csv", "x,y\n1,a\n2,a\n3,a\n4,b\n")
+    held_out = {s: np.random.default_rng(s).choice(4, 1, False, shuffle=False) for s in range(20)}
+    seed = next(seed for seed, rows in held_out.items() if rows == [3])
+    status, stderr = command_line(tmp_path, path, "y", "--stream", "--seed", str(seed))
+    assert status == 2
+    assert "one class only is left to fit" in stderr
+
+
+def test_rows_that_are_not_complete_are_left_out(tmp_path):
+    rows = "".join(f"{i / 7},{'ab'[i % 2]}\n" for i in range(40))
+    whole = written(tmp_path, "whole.csv", f"x,y\n{rows}")
+    holes = written(tmp_path, "holes.csv", f"x,y\n,a\n{rows}nan,b\n1,\ninf,a\n1e39,b\n")
+    line = refused(holes)
+    assert "column 'x', row 1: expected a finite number" in line
+    assert "; 4 other rows are not complete either" in line
+    seen, other = survey(tables.open_file(holes, "y")), survey(tables.open_file(whole, "y"))
+    assert seen.bad.tolist() == [0, 41, 42, 43, 44]
+    assert seen.classes == other.classes
+    for name in ("mean", "scale", "counts"):
+        np.testing.assert_allclose(getattr(seen, name), getattr(other, name), rtol=1e-8)
 
 
 def test_labels_may_be_in_a_file_of_their_own(tmp_path):
