@@ -1,9 +1,12 @@
 """How many classes labels show, classes without examples, and very many classes."""
 
+import jax
 import numpy as np
 import pytest
 
 from softjax import regression, streaming
+from softjax.regression import _solve
+from softjax.regression._problem import Data
 
 N = 30
 QUASI = regression.QUASI_SEPARATED
@@ -91,3 +94,19 @@ def test_folds_resamples_and_streams_that_lack_a_class_say_so():
     assert fits.stop_reason == [regression.CONVERGED, regression.CONVERGED, QUASI]
     rows = streaming.ArrayRows(x, y)
     assert streaming.fit(rows, num_classes=4, l2=0.1).stop_reason == QUASI
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("solver", ["newton-cg", "lbfgs", "proximal"])
+@pytest.mark.parametrize("shape", [(900, 3), (20, 50)])
+def test_no_array_of_a_fit_is_of_classes_by_classes(shape, solver):
+    """As traced; nothing is compiled or run."""
+    num_classes = 701
+    scalar = jax.ShapeDtypeStruct((), "float32")
+    features = jax.ShapeDtypeStruct(shape, "float32")
+    labels = jax.ShapeDtypeStruct(shape[:1], "int32")
+    data = Data(features, labels, None, None, scalar, scalar)
+    theta = np.zeros((num_classes, shape[1] + 1), np.float32)
+    state = _solve.SOLVERS[solver].start(features, theta)
+    program = _solve._within_trace.lower(solver, num_classes, data, scalar, state, np.int32(9))
+    assert f"{num_classes}x{num_classes}" not in program.as_text()

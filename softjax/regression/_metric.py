@@ -1,12 +1,17 @@
 """The metric in which a step is steepest: the Hessian as a product of classes and features.
 
     H = sum_i w_i (diag p_i - p_i p_i^T) kron x_i x_i^T  ~  G kron A + ridge
-    u_i = w_i sum_k p_ik (1 - p_ik),  A = sum_i u_i x_i x_i^T,
-    G = sum_i w_i (diag p_i - p_i p_i^T) / sum_i u_i
+    u_i = w_i sum_k p_ik (1 - p_ik),  A = sum_i u_i x_i x_i^T
 
-of trace 1. One D x D factor serves all the classes and any penalty of the features: A and the
-ridge are diagonalised together. Rows that are decided weigh nothing, as in the Hessian. It is
-built in float32 from standardised features, which the gradient, in full precision, makes good.
+where G, of trace 1, has the diagonal of sum_i w_i (diag p_i - p_i p_i^T) / sum_i u_i and the form
+of one example's,
+
+    G = diag(m) - m m^T / sum(m),  G^+ = C diag(1 / m) C,  C = I - 11^T/K,
+
+so that nothing of K x K numbers is needed. One D x D factor serves all the classes and any penalty
+of the features: A and the ridge are diagonalised together. Rows that are decided weigh nothing, as
+in the Hessian. It is built in float32 from standardised features, which the gradient, in full
+precision, makes good.
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -63,9 +68,13 @@ class Standardised(NamedTuple):
 
 
 class Kronecker(NamedTuple):
-    """(G kron A + ridge)^-1 = (V kron T) diag(inverse) (V kron T)^T."""
+    """C (diag(m) kron A + ridge)^-1 C = C (I kron T) diag(inverse) (I kron T)^T C.
 
-    classes: Any
+    Attributes:
+        features: T [D + 1, D + 1].
+        inverse: [K, D + 1].
+    """
+
     features: Any
     inverse: Any
 
@@ -189,8 +198,7 @@ def empty(features: "Array | BCOO", num_classes: int) -> Metric:
     inverse = np.ones((num_classes, width), np.float32)
     if is_sparse(features) or width > LARGEST_FACTOR:
         return Diagonal(inverse)
-    classes, columns = (np.zeros((size, size), np.float32) for size in (num_classes, width))
-    return Kronecker(classes, columns, inverse)
+    return Kronecker(np.zeros((width, width), np.float32), inverse)
 
 
 def build(metric: Metric, s: Standardised, weights: Array, p: Array) -> Metric:
@@ -214,16 +222,17 @@ def build(metric: Metric, s: Standardised, weights: Array, p: Array) -> Metric:
 def _kronecker(s: Standardised, weights: Array, p: Array) -> Kronecker:
     """Diagonalises A and the ridge together.
 
-    With the mean eigenvalue g of G, C = A g + ridge = L L^T and L^-1 A g L^-T = Q E Q^T,
+    With the mean eigenvalue g of G, A g + ridge = L L^T and L^-1 A g L^-T = Q E Q^T,
 
-        A e + ridge = L Q (1 + (e / g - 1) E) Q^T L^T    for every eigenvalue e of G.
+        A m + ridge = L Q (1 + (m / g - 1) E) Q^T L^T    for every m.
     """
-    u = weights * jnp.sum(p * (1 - p), 0)
-    total = jnp.maximum(jnp.sum(u), jnp.finfo(u.dtype).tiny)
+    spread = weights * p * (1 - p)
+    u, of_class = jnp.sum(spread, 0), jnp.sum(spread, 1)
+    share = of_class / jnp.maximum(jnp.sum(u), jnp.finfo(u.dtype).tiny)
+    # The diagonal of G is m (1 - m / sum(m)), and no class has more than half of it.
+    m = share / (1 - jnp.minimum(share, 0.5))
     mean_eigenvalue = 1 / max(len(p) - 1, 1)
     a = mean_eigenvalue * gram(s, u)
-    spread = (jnp.diag(p @ weights) - (p * weights) @ p.T) / total
-    v, class_eigenvalues = _eigh(spread)
 
     spreads = jnp.diag(a)
     size = spreads + s.ridge
@@ -239,9 +248,9 @@ def _kronecker(s: Standardised, weights: Array, p: Array) -> Kronecker:
     a = solved(solved(a, left_side=True), left_side=False, transpose_a=True)
     q, eigenvalues = _eigh(a)
     columns = unit[:, None] * solved(q, left_side=True, transpose_a=True)
-    relative = class_eigenvalues / mean_eigenvalue - 1
+    relative = m / mean_eigenvalue - 1
     scale = 1 + relative[:, None] * eigenvalues
-    return Kronecker(v, columns, 1 / jnp.maximum(scale, FLOOR))
+    return Kronecker(columns, 1 / jnp.maximum(scale, FLOOR))
 
 
 def _eigh(a: Array) -> tuple[Array, Array]:
@@ -259,5 +268,5 @@ def apply(metric: Metric, gradient: Array) -> Array:
     """The steepest direction, up: metric^-1 gradient."""
     if isinstance(metric, Diagonal):
         return centred(metric.inverse * gradient)
-    v, t, inverse = metric
-    return centred(v @ ((v.T @ gradient @ t) * inverse) @ t.T)
+    t, inverse = metric
+    return centred(((centred(gradient) @ t) * inverse) @ t.T)

@@ -60,7 +60,7 @@ def _descending(method: Method, max_steps: int, chunk: int, **what: Any) -> Solv
 
 
 def _newton_cg_start(features: Any, theta: Any) -> State:
-    if _wide.is_wide(features):
+    if _wide.takes(features, len(theta)):
         return _wide.start(features, theta)
     return _descent.start(NEWTON_CG, features, theta)
 
@@ -69,7 +69,7 @@ def _newton_cg_advance(
     problem: Problem, tol: Array, state: State, stop: Array
 ) -> tuple[State, Array]:
     """In the span of the examples where there are few; where that fails, among all parameters."""
-    if not _wide.is_wide(problem.features):
+    if not _wide.takes(problem.features, len(state.theta)):
         return _descent.advance(NEWTON_CG, problem, tol, state, stop)
 
     def among_all(state, logits):

@@ -85,6 +85,14 @@ def is_wide(features: "Array | BCOO") -> bool:
     return 2 * features.shape[0] <= features.shape[1]
 
 
+def takes(features: "Array | BCOO", num_classes: int) -> bool:
+    """Whether steps in the span of the examples pay.
+
+    They factor a K x K matrix, which of no more classes than examples is smaller than the logits.
+    """
+    return is_wide(features) and num_classes <= features.shape[0]
+
+
 def start(features: "Array | BCOO", theta: Any) -> State:
     zeros = np.zeros((len(theta), features.shape[0]), theta.dtype)
     return initial(theta, Span(zeros, np.zeros(theta.shape, theta.dtype), zeros))
