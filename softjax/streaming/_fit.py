@@ -198,9 +198,8 @@ class _Passes:
         self.row_bytes = (rows.num_features + num_classes) * self.dtype.itemsize
         self.weight = rows.num_rows - len(self.held_out)
         self.count = 0
-        # Of the rows that this process streams, from the first pass: the classes that there are,
-        # and of the first row that is bad its number and what is wrong.
-        self.classes, self.bad = np.zeros(num_classes, bool), (rows.num_rows, "")
+        # The number of the first bad row that this process has streamed, and what is wrong with it.
+        self.bad = (rows.num_rows, "")
 
     def at(self, theta: np.ndarray) -> Sums:
         """The objective and its gradient: one pass."""
@@ -218,7 +217,7 @@ class _Passes:
         for part in processes.gather(total):
             everywhere = _added(everywhere, part)
         if not self.count:
-            self._refuse(everywhere.largest)
+            self._refuse(everywhere)
         self.count += 1
         kernel = theta.astype(np.float64)
         kernel[:, -1] = 0  # the bias
@@ -253,15 +252,12 @@ class _Passes:
         out = self.held_out[first:last] - start
         padded[out], indices[out], weights[out] = 0, 0, 0
         if not self.count:
-            self._look(start, padded, indices, weights, labels)
+            self._look(start, padded, indices, labels)
         return Batch(*map(jnp.asarray, (padded, indices, weights)))
 
-    def _look(
-        self, start: int, x: np.ndarray, indices: np.ndarray, weights: np.ndarray, labels: Any
-    ) -> None:
-        """Notes the classes of a run of rows, and the first row that is bad."""
+    def _look(self, start: int, x: np.ndarray, indices: np.ndarray, labels: Any) -> None:
+        """Notes the first bad row of a run of rows."""
         finite, known = np.isfinite(x), (indices >= 0) & (indices < self.num_classes)
-        self.classes[indices[known & (weights > 0)]] = True
         wrong = np.flatnonzero(~(finite.all(1) & known))
         if not len(wrong) or start + wrong[0] >= self.bad[0]:
             return
@@ -274,17 +270,16 @@ class _Passes:
             expected, got = f"in [0, {self.num_classes})", f"{labels[row]} at {(start + row,)}"
             self.bad = start + row, _checks.message(FIT, "labels", expected, got)
 
-    def _refuse(self, largest: np.ndarray) -> None:
-        """Refuses on every process what `regression.fit` refuses, by the first pass of all."""
-        parts = processes.gather((self.classes, self.bad))
-        _, fault = min(bad for _, bad in parts)
+    def _refuse(self, sums: Sums) -> None:
+        """Refuses on every process what `regression.fit` refuses, after the first pass of all."""
+        _, fault = min(processes.gather(self.bad))
         if fault:
             raise ValueError(fault)
-        classes = np.flatnonzero(np.any([seen for seen, _ in parts], axis=0))
+        classes = np.flatnonzero(sums.classes)
         if len(classes) < 2:
             got = f"class {classes[0]} only"
             raise ValueError(_checks.message(FIT, "labels", "of two classes or more", got))
-        refuse_scales(FIT, "features", largest, self.dtype)
+        refuse_scales(FIT, "features", sums.largest, self.dtype)
 
 
 def own_rows(num_rows: int) -> range:

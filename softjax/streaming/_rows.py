@@ -36,7 +36,7 @@ class Rows(Protocol):
 
 
 class ArrayRows:
-    """Rows of anything that has a shape and slices: NumPy, a memmap, h5py, zarr.
+    """Rows of anything that has a shape and slices: NumPy, a memmap, h5py, zarr, pandas.
 
     Args:
         features: real [N, D].
@@ -53,6 +53,9 @@ class ArrayRows:
     """
 
     def __init__(self, features: Any, labels: Any):
+        features, labels = (
+            part if hasattr(part, "shape") else np.asarray(part) for part in (features, labels)
+        )
         if len(features.shape) != 2 or not features.shape[0]:
             raise _error("features", "of shape (examples, features)", f"shape {features.shape}")
         if tuple(labels.shape) != (features.shape[0],):
@@ -68,13 +71,16 @@ class ArrayRows:
         checksum = 0
         for place in places.tolist():
             for part in self.read(place, place + 1):
-                part = part.astype(str) if part.dtype == object else part  # not where it lies
                 checksum = zlib.crc32(np.ascontiguousarray(part).tobytes(), checksum)
         return {"shape": list(self.features.shape), "sample": checksum}
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """The features and the labels of a run of rows."""
-        return _in_memory(self.features[start:stop]), _in_memory(self.labels[start:stop])
+        features, labels = (
+            _in_memory(_checks.native("streaming.ArrayRows", name, part[start:stop]))
+            for name, part in (("features", self.features), ("labels", self.labels))
+        )
+        return features, labels
 
 
 class Standardised:
@@ -138,7 +144,11 @@ def open_rows(path: str | Path, labels: str | Path | int) -> FileRows:
 
 def row_numbers(function: str, held_out: Any, num_rows: int) -> np.ndarray:
     """`held_out` in order, each once; every one of them is a row, and not all rows are."""
-    numbers = np.unique(np.asarray([] if held_out is None else held_out, np.int64))
+    numbers = np.asarray([] if held_out is None else held_out)
+    if numbers.size and numbers.dtype.kind not in "iu":  # a mask, or fractions of rows
+        expected = "row numbers (integer)"
+        raise TypeError(_checks.message(function, "held_out", expected, f"dtype {numbers.dtype}"))
+    numbers = np.unique(numbers.astype(np.int64))
     bad = (numbers < 0) | (numbers >= num_rows)
     _checks.refuse_first(function, "held_out", f"in [0, {num_rows})", numbers, bad)
     if num_rows and len(numbers) == num_rows:
@@ -166,7 +176,7 @@ def computed_in(dtype: np.dtype) -> np.dtype:
 
 def real_array(function: str, argument: str, x: Any) -> np.ndarray:
     """An array of real numbers in NumPy, by the rule of `regression.fit`."""
-    x = _in_memory(x)
+    x = _in_memory(_checks.native(function, argument, x))
     if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
         expected = "an array of real numbers"
         raise TypeError(_checks.message(function, argument, expected, f"dtype {x.dtype}"))
@@ -186,7 +196,7 @@ def as_indices(function: str, labels: Any) -> np.ndarray:
 
     A column of a `.npy` file of floating numbers holds labels too: those that are whole are taken.
     """
-    y = _in_memory(labels)
+    y = _in_memory(_checks.native(function, "labels", labels, "class indices"))
     if y.dtype.kind not in "iuf":
         expected = "class indices"
         raise TypeError(_checks.message(function, "labels", expected, f"dtype {y.dtype}"))
