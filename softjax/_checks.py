@@ -136,10 +136,10 @@ def native(function: str, argument: str, x: Any, expected: str = REAL) -> Any:
 def _numbers(x: np.ndarray) -> np.ndarray | None:
     """`x` in a dtype that JAX has; None where it is not of numbers."""
     if x.dtype != object:
-        if not (x.dtype == np.bool_ or jnp.issubdtype(x.dtype, jnp.number)):
-            return None
         if x.dtype.kind == "f" and x.dtype.itemsize > 8:
             return x.astype(np.float64)
+        if x.dtype.kind not in "biuf" and not jnp.issubdtype(x.dtype, jnp.number):
+            return None
         return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
     entries = [np.nan if is_missing(entry) else entry for entry in x.ravel().tolist()]
     dtype = None
