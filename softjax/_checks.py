@@ -126,7 +126,7 @@ def native(function: str, argument: str, x: Any, expected: str = REAL) -> Any:
             if parts[-1] is None or parts[-1].dtype.kind not in "biuf":
                 got = f"column {name!r} of dtype {column.dtype}"
                 raise TypeError(message(function, argument, expected, got))
-        return np.column_stack(parts)
+        return np.column_stack(parts) if parts else np.empty(host.shape)
     values = _numbers(host)
     if values is None:
         raise TypeError(message(function, argument, expected, f"dtype {host.dtype}"))
@@ -142,23 +142,27 @@ def _numbers(x: np.ndarray) -> np.ndarray | None:
             return None
         return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
     entries = [np.nan if is_missing(entry) else entry for entry in x.ravel().tolist()]
-    dtype = None
-    for kind, dtype_of_kind in (
-        ((numbers.Real, np.bool_, Decimal), np.float64),
-        (numbers.Integral, np.int64),
+    for kind, dtype in (
         ((bool, np.bool_), np.bool_),
+        (numbers.Integral, np.int64),
+        ((numbers.Real, np.bool_, Decimal), np.float64),
     ):
         if all(isinstance(entry, kind) for entry in entries):
-            dtype = dtype_of_kind
-    return None if dtype is None else np.array(entries, dtype).reshape(x.shape)
+            try:
+                return np.array(entries, dtype).reshape(x.shape)
+            except OverflowError:  # of an integer beyond int64
+                continue
+    return None
 
 
 def is_missing(entry: Any) -> bool:
     """Whether an entry is None, NaN or pandas' NA, whose comparisons have no truth value."""
     try:
         return entry is None or bool(entry != entry)
+    except ValueError:  # an array, of many comparisons
+        return False
     except TypeError:
-        return True
+        return not isinstance(entry, Array)
 
 
 def real_array(function: str, argument: str, x: ArrayLike) -> Array:

@@ -85,6 +85,8 @@ REFUSED = {
     "dates": np.zeros((12, 3), "M8[s]"),
     "objects": np.full((12, 3), "a", object),
     "fields": np.zeros((12, 3), "f4,f4"),
+    "arrays": np.frompyfunc(lambda value: np.ones(2), 1, 1)(X),
+    "beyond any float": np.full((12, 3), 10**400, object),
 }
 
 
@@ -219,3 +221,23 @@ def test_clusters_that_are_missing_are_refused_and_any_others_are_taken():
             inference.covariance(params, x, y, clusters=missing)
     with pytest.raises(ValueError, match="of two clusters or more, got 1"):
         inference.covariance(params, x, y, clusters=np.zeros(60))
+
+
+@pytest.mark.x64_once
+def test_integers_beyond_int64_and_arrays_of_jax_among_objects():
+    large = np.array([2**70, 1.5], object)
+    np.testing.assert_array_equal(softjax.softmax(large), softjax.softmax(large.astype(float)))
+    with pytest.raises(ValueError, match=r"`labels` must be .*, got float"):
+        regression.fit(X, np.full(12, 2**70, object))
+
+    of_jax = np.empty(2, object)
+    of_jax[:] = [jnp.ones(3), 1.0]
+    with pytest.raises(TypeError, match="got dtype object"):
+        softjax.softmax(of_jax)
+
+
+@pytest.mark.x64_once
+def test_a_frame_without_columns_has_no_features():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(index=range(12))
+    np.testing.assert_array_equal(softjax.softmax(frame), np.empty((12, 0)))
