@@ -210,7 +210,7 @@ def test_clusters_that_are_missing_are_refused_and_any_others_are_taken():
         np.where(one, None, mixed),
         np.where(one, "", text),
         np.where(one, "", mixed),
-        np.where(one, np.datetime64("NaT"), dates),
+        np.where(one, np.datetime64("NaT", "D"), dates),
         pandas.Series(ids).astype("Int64").mask(one),
         pandas.Series(ids).astype("Int64").mask(one).astype(object),
         pandas.Series(text).mask(one),

@@ -105,7 +105,7 @@ class NpyFile:
             out = np.empty((self.shape[1], stop - start), self.dtype)
             places = start + self.shape[0] * np.arange(self.shape[1])
             runs = [(int(p) * self.dtype.itemsize, o) for p, o in zip(places, out, strict=True)]
-        with self.path.open("rb", buffering=0) as file:
+        with understood(self.path), self.path.open("rb", buffering=0) as file:
             for place, run in runs:
                 file.seek(self.offset + place)
                 bytes_of_run, done = run.reshape(-1).view(np.uint8), 0
