@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from softjax import _meeting, checkpoints, datasets, launch, processes, streaming
-from softjax.tables import _rows
+from softjax.tables._npy import NpyRows
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["worker", "orbax.checkpoint", "jax.experimental.multihost_utils"])
@@ -183,7 +183,7 @@ def write_digits(folder, count):
         np.save(folder / f"y-{index}.npy", digits.train_labels)
 
 
-class Copies(_rows.NpyRows):
+class Copies(NpyRows):
     """The same files under one name, of which each process has its copy."""
 
     @property

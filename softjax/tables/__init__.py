@@ -10,8 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from softjax.tables._cells import MOST_CLASSES, as_classes, check_classes, good_rows
-from softjax.tables._errors import DataError, IncompleteError, refuse_bytes
-from softjax.tables._rows import FileRows, file_fingerprint, open_file
+from softjax.tables._csv import CsvRows
+from softjax.tables._errors import DataError, IncompleteError, refuse_bytes, understood
+from softjax.tables._npy import NpyRows, NpzRows
+from softjax.tables._parquet import ParquetRows
+from softjax.tables._rows import FileRows, file_fingerprint
 
 __all__ = [
     "MOST_CLASSES",
@@ -30,6 +33,9 @@ __all__ = [
 ]
 
 
+READERS = {".csv": CsvRows, ".npy": NpyRows, ".npz": NpzRows, ".parquet": ParquetRows}
+
+
 class Dataset(NamedTuple):
     """Features and labels of a file.
 
@@ -44,6 +50,25 @@ class Dataset(NamedTuple):
     labels: np.ndarray
     feature_names: list[str]
     class_names: list[str]
+
+
+def open_file(path: Path, label: str | None, names: Sequence[str] | None = None) -> FileRows:
+    """The rows of a file.
+
+    Args:
+        path: the file.
+        label: the column of the labels; None to read none.
+        names: the columns of the features; None for all others that are no row numbers.
+    """
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: the suffix must be one of {', '.join(READERS)}.")
+    with understood(path):
+        if not path.exists():
+            raise FileNotFoundError
+        if not path.is_file():
+            raise DataError(f"{path}: is no file, but a folder or a device.")
+    return reader(path, label, names)
 
 
 def dataset(path: Path, label_column: str) -> Dataset:

@@ -41,7 +41,8 @@ def as_features(path: Path, name: str, column: np.ndarray, first: int = 0) -> np
 def number(path: Path, name: str, row: int, cell: object) -> float:
     """The number in a cell; NaN where the cell is empty.
 
-    Python reads 1_0 as 10, and the digits of every script. No other program writes numbers so.
+    Text with an underscore or with digits other than 0 to 9, which Python reads as numbers too, is
+    refused: no other program writes numbers so.
     """
     try:
         value: Any = cell.decode() if isinstance(cell, bytes) else cell
@@ -110,10 +111,10 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def check_classes(path: Path, name: str, names: Iterable[str], count: int) -> list[str]:
-    """The names of all classes in order, or an error where they are none that can be learned.
+    """The names of all classes in order, or an error where they are not classes.
 
-    A column of row numbers, identifiers or measurements is no column of labels: each class needs
-    two rows on average, and numbers that are not whole may take 20 values.
+    A column of row numbers, identifiers or measurements is no column of labels: more than two
+    classes need two rows each on average, and numbers that are not whole may take 20 values.
 
     Args:
         path: the file, for the error.
@@ -130,8 +131,8 @@ def check_classes(path: Path, name: str, names: Iterable[str], count: int) -> li
     if len(classes) > MOST_CLASSES or len(classes) > max(2, count / 2):
         what = f"{len(classes)} different labels in {count} rows"
         raise DataError(
-            f"{where}: has {what}; classes must have two rows each on average. Choose a column of "
-            f"classes, not one of identifiers or measurements."
+            f"{where}: has {what}; there may be {MOST_CLASSES} classes, with two rows each on "
+            f"average. Choose a column of classes, not one of identifiers or measurements."
         )
     fractions = [name for name in classes if not _is_whole(name)]
     if len(classes) > MOST_FRACTIONS and fractions and _are_numbers(classes):

@@ -1,12 +1,16 @@
-"""Arrays in the format of `np.save`, read by what is understood of its header."""
+"""Rows of `.npy` and `.npz` files, read by what is understood of the headers of their arrays."""
 
 import re
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 
-from softjax.tables._errors import DataError, understood
+from softjax.tables._cells import as_features
+from softjax.tables._errors import DataError, refuse_bytes, understood
+from softjax.tables._rows import FileRows, HeldRows, chosen_columns, stacked
 
 MAGIC = b"\x93NUMPY"
 LONGEST_HEADER = 10_000
@@ -115,3 +119,78 @@ class NpyFile:
                         raise DataError(f"{self.path}: ends before row {stop}: it was cut.")
                     done += count
         return out.T if self.by_columns else out
+
+
+class NpyRows(FileRows):
+    """Rows of a `.npy` file of rank 2, whose columns are named 0, 1, 2, ...
+
+    Args:
+        path: the file.
+        label: the name of the column of the labels, or the path of a `.npy` file that holds them.
+        names: those of the features; None for all the other columns.
+    """
+
+    def __init__(self, path: Path, label: str | None, names: Sequence[str] | None = None):
+        self.file, self.apart = NpyFile(path), None
+        if len(self.file.shape) != 2:
+            raise DataError(f"{path}: expected an array of rank 2, got shape {self.file.shape}.")
+        known = [str(i) for i in range(self.file.shape[1])]
+        column = label
+        if label is not None and label not in known and label.lower().endswith(".npy"):
+            self.apart, column = NpyFile(Path(label)), None
+            if self.apart.shape != self.file.shape[:1]:
+                expected = f"expected shape ({self.file.shape[0]},), a label for each row of {path}"
+                raise DataError(f"{label}: {expected}, got shape {self.apart.shape}.")
+        chosen = chosen_columns(path, known, column, names)
+        self.column = None if column is None else int(column)
+        self.places = None if chosen == known else [int(name) for name in chosen]
+        super().__init__(path, label, chosen, self.file.shape[0])
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files that are read."""
+        return [self.path] if self.apart is None else [self.path, self.apart.path]
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """The features and the labels of a run of rows."""
+        block = self.file[start:stop]
+        if self.apart is not None:
+            labels = self.apart[start:stop]
+        else:
+            labels = np.empty(len(block), object) if self.column is None else block[:, self.column]
+        features = block if self.places is None else block[:, self.places]
+        if features.dtype.kind in "biuf":
+            return as_features(self.path, "", features), labels
+        return stacked(self.path, self.names, features.T, start), labels
+
+
+class NpzRows(HeldRows):
+    """Rows of a `.npz` file, which names its arrays; columns of one of rank 2 are 0, 1, 2, ..."""
+
+    def __init__(self, path: Path, label: str | None, names: Sequence[str] | None = None):
+        columns: list[tuple[str, np.ndarray]] = []
+        with understood(path), zipfile.ZipFile(path) as archive:
+            refuse_bytes(path, sum(m.file_size for m in archive.infolist()), path.stat().st_size)
+            for member in archive.infolist():
+                if not member.filename.endswith(".npy"):
+                    raise DataError(f"{path}: holds {member.filename!r}, which is no array.")
+                name = member.filename.removesuffix(".npy")
+                with archive.open(member) as file:
+                    values = read_array(path, file, member.file_size)
+                if values.ndim not in (1, 2):
+                    expected = f"array {name!r}: expected an array of rank 1 or 2"
+                    raise DataError(f"{path}: {expected}, got shape {values.shape}.")
+                if values.ndim == 1:
+                    columns.append((name, values))
+                else:
+                    columns += [(str(i), column) for i, column in enumerate(values.T)]
+        known = dict(columns)
+        chosen = chosen_columns(path, [name for name, _ in columns], label, names)
+        used = chosen if label is None else [label, *chosen]
+        lengths = {name: len(known[name]) for name in used}
+        for name, length in lengths.items():
+            if length != lengths[used[0]]:
+                form = f"{used[0]!r} has {lengths[used[0]]} rows, and {name!r} {length}"
+                raise DataError(f"{path}: has columns of different lengths: {form}.")
+        features = stacked(path, chosen, [known[name] for name in chosen])
+        super().__init__(path, label, chosen, features, None if label is None else known[label])

@@ -1,0 +1,78 @@
+"""Rows of Parquet files."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from softjax.tables._errors import DataError, understood
+from softjax.tables._rows import FileRows, chosen_columns, stacked
+
+
+class ParquetRows(FileRows):
+    """Rows of a Parquet file, whose row groups are read one at a time.
+
+    Args:
+        path: the file.
+        label: the name of the column of the labels.
+        names: those of the features; None for all the other columns, without an index of pandas.
+    """
+
+    def __init__(self, path: Path, label: str | None, names: Sequence[str] | None = None):
+        try:
+            from pyarrow import parquet
+        except ModuleNotFoundError:
+            install = "pip install 'softjax-regression[parquet]'"
+            raise DataError(f"{path}: Parquet files need pyarrow: {install}") from None
+        with understood(path):
+            self.file = parquet.ParquetFile(path)
+            schema = self.file.schema_arrow
+            metadata = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
+            # A range is told by its bounds in place of a name; it is no column of the file.
+            index = [name for name in metadata.get("index_columns", ()) if isinstance(name, str)]
+            meta = self.file.metadata
+            sizes = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
+            if min(sizes, default=0) < 0 or sum(sizes) != meta.num_rows:
+                raise DataError(f"{path}: cannot be read: its numbers of rows do not add up.")
+        chosen = chosen_columns(path, schema.names, label, names, index)
+        self.ends = np.cumsum(sizes, dtype=np.int64)
+        self.last: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None
+        super().__init__(path, label, chosen, sum(sizes))
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """The features and the labels of a run of rows."""
+        first, last = np.searchsorted(self.ends, [start, stop - 1], side="right").tolist()
+        parts = []
+        for group in range(first, last + 1):
+            begin = int(self.ends[group - 1]) if group else 0
+            inside = slice(max(start - begin, 0), stop - begin)
+            parts.append([part[inside] for part in self._row_group(group, begin)])
+        features, labels = zip(*parts, strict=True)
+        return np.concatenate(features), np.concatenate(labels)
+
+    def _row_group(self, group: int, begin: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.last is None or self.last[0] != group:
+            self.last = None  # the memory of one, never of two
+            columns = self.names if self.label is None else [*self.names, self.label]
+            with understood(self.path):
+                table = self.file.read_row_group(group, columns=columns)
+                arrays = {name: _decoded(table[name]) for name in columns}
+            if len(table) != self.ends[group] - begin:
+                raise DataError(f"{self.path}: cannot be read: a row group lacks rows.")
+            features = stacked(self.path, self.names, [arrays[n] for n in self.names], begin)
+            labels = np.empty(len(table), object) if self.label is None else arrays[self.label]
+            self.last = (group, (features, labels))
+        return self.last[1]
+
+
+def _decoded(column: Any) -> np.ndarray:
+    """A column of Arrow in NumPy; integers stay integers where some are missing."""
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if column.null_count and pyarrow.types.is_integer(column.type):
+        return np.array(column.to_pylist(), object)
+    return column.to_numpy()
