@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import accuracy, cold, fit, fused, inference, many, scale
+from benchmarks import accuracy, cold, fit, fused, imports, inference, many, scale
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,10 @@ GPT_2 = Shape("gpt-2", 256, 50257, "the vocabulary of GPT-2, an odd number")
 LLAMA_3 = Shape("llama-3", 128, 128256, "the vocabulary of Llama 3")
 GEMMA_2 = Shape("gemma-2", 64, 256000, "the vocabulary of Gemma and Gemma 2")
 
+SMALL = Shape("small", 32, 10, "a batch that takes no time: what is measured is the call")
+
 ASKED_SHAPES = (MNIST, IMAGENET, MISTRAL, GEMMA_3)
-SHAPES = (*ASKED_SHAPES, GPT_2, LLAMA_3, GEMMA_2, IMAGENET_ROWS)
+SHAPES = (*ASKED_SHAPES, GPT_2, LLAMA_3, GEMMA_2, IMAGENET_ROWS, SMALL)
 
 # (operation, mode, bound): the time of softjax over that of the peer, at most.
 CORE = (
@@ -64,6 +66,15 @@ CORE = (
     ("log_softmax", "value", 1.15),
     ("cross_entropy", "value", 1.3),
     ("cross_entropy", "value_and_gradient", 1.15),
+)
+
+# Calls outside of `jit`, with all that happens before a program runs.
+EAGER = (
+    ("logsumexp", None),
+    ("softmax", None),
+    ("log_softmax", 1.0),
+    ("cross_entropy", None),
+    ("distribution_cross_entropy", 1.0),
 )
 
 # What training and inference call, at the vocabularies of language models.
@@ -89,7 +100,7 @@ DERIVATIVES = (
 
 
 def core() -> list[Case]:
-    """The normalizers and the loss on integer labels."""
+    """The normalizers and the loss, on integer labels but for the calls that say otherwise."""
     asked = [
         Case(operation, mode, shape, bound)
         for shape in ASKED_SHAPES
@@ -108,12 +119,13 @@ def core() -> list[Case]:
         for shape in (IMAGENET, GPT_2)
         for operation in ("softmax", "log_softmax")
     ]
-    return [*asked, *derivatives, *vocabularies, *half, *donated]
+    eager = [Case(operation, "eager", SMALL, bound) for operation, bound in EAGER]
+    return [*asked, *derivatives, *vocabularies, *half, *donated, *eager]
 
 
 # The cases of a suite; `run_case` knows how each type of case is measured.
 SUITES: dict[str, Sequence[Any]] = {
-    "core": core(),
+    "core": [*core(), imports.Case()],
     "accuracy": accuracy.CASES,
     "fused": fused.CASES,
     "fit": fit.CASES,

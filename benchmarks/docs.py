@@ -68,7 +68,11 @@ def core_met(run: Run) -> str:
 
 def core_table(run: Run) -> str:
     """The asked ratios, one row an operation and one column a shape; bold is more than asked."""
-    asked = [r for r in run.results("core") if r["bound"] is not None]
+    asked = [
+        r
+        for r in run.results("core")
+        if r["bound"] is not None and r["mode"] not in ("eager", "process")
+    ]
     shapes = list(dict.fromkeys((r["shape"]["examples"], r["shape"]["classes"]) for r in asked))
     rows: dict[str, list[str]] = {}
     for r in asked:

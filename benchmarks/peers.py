@@ -19,7 +19,7 @@ from benchmarks import measure, torch_peers
 from benchmarks.environment import version
 
 Operation = Callable[..., Any]
-MODES = ("value", "gradient", "value_and_gradient", "jvp", "hvp", "hessian")
+MODES = ("value", "gradient", "value_and_gradient", "jvp", "hvp", "hessian", "eager")
 
 
 def in_mode(operation: Operation, mode: str) -> Operation:
@@ -58,7 +58,10 @@ def in_mode(operation: Operation, mode: str) -> Operation:
 
 
 def compiled_by_jax(operation, mode, arguments, donate) -> measure.Compiled:
-    """An operation in a mode, compiled ahead of time."""
+    """An operation in a mode, compiled ahead of time; in the mode "eager" called as it is."""
+    if mode == "eager":
+        logits, labels, _ = arguments
+        return measure.Compiled(lambda: operation(logits, labels))
     return measure.compile_ahead(in_mode(operation, mode), *arguments, donate=donate)
 
 
@@ -137,7 +140,11 @@ def _of_rows(package: Any) -> dict[str, Operation]:
 SOFTJAX = Implementation(
     "softjax",
     "softjax-regression",
-    _of_rows(softjax) | {"cross_entropy": softjax.cross_entropy},
+    _of_rows(softjax)
+    | {
+        "cross_entropy": softjax.cross_entropy,
+        "distribution_cross_entropy": softjax.cross_entropy,
+    },
 )
 OPTAX_LOSS = optax.losses.softmax_cross_entropy_with_integer_labels
 IN_NUMPY: dict[str, Any] = {
@@ -150,7 +157,14 @@ IN_NUMPY: dict[str, Any] = {
 IN_TORCH = ("value", "gradient", "value_and_gradient")
 
 JAX_NN = Implementation("jax.nn", "jax", _of_rows(jax.nn))
-OPTAX = Implementation("optax", "optax", {"cross_entropy": OPTAX_LOSS})
+OPTAX = Implementation(
+    "optax",
+    "optax",
+    {
+        "cross_entropy": OPTAX_LOSS,
+        "distribution_cross_entropy": optax.losses.softmax_cross_entropy,
+    },
+)
 STATSMODELS = Implementation("statsmodels", "statsmodels", {}, platforms=("cpu",))  # `inference`
 PEERS = (
     JAX_NN,

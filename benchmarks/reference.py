@@ -5,12 +5,20 @@ import numpy as np
 from benchmarks.cases import Case, Shape
 
 
-def inputs(shape: Shape, dtype: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logits with a standard deviation of 3, as of a model in training; labels; a tangent."""
+def inputs(
+    shape: Shape, dtype: str, seed: int = 0, operation: str = ""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Logits with a standard deviation of 3, as of a model in training; labels; a tangent.
+
+    Labels are class indices, or smoothed to distributions for the operation that takes these.
+    """
     rng = np.random.default_rng(seed)
     logits = 3 * rng.standard_normal((shape.examples, shape.classes), np.float32)
     labels = rng.integers(shape.classes, size=shape.examples, dtype=np.int32)
     tangent = rng.standard_normal(logits.shape, np.float32)
+    if operation == "distribution_cross_entropy":
+        one_hot = np.eye(shape.classes, dtype=np.float32)[labels]
+        labels = np.float32(0.9) * one_hot + np.float32(0.1 / shape.classes)
     return logits.astype(dtype), labels, tangent.astype(dtype)
 
 
@@ -23,11 +31,12 @@ def reference(
     softmax:        value p                     gradient p (t - <p, t>)
     log_softmax:    value x - y                 gradient t - p sum(t)
     cross_entropy:  value y - x[label]          gradient p - one-hot(label)
+    distribution_cross_entropy:  value Q y - <q, x>, q the label of sum Q
 
     jvp: the value and its change along t; hvp: p (t - <p, t>); hessian: diag(p) - p p^T.
     """
     x, t = logits.astype(np.float64), tangent.astype(np.float64)
-    rows = np.arange(len(labels)), labels
+    rows = np.arange(len(labels)), labels if labels.ndim == 1 else 0
     top = x.max(axis=-1, keepdims=True)
     p = np.exp(x - top)
     total = p.sum(axis=-1, keepdims=True)
@@ -48,6 +57,9 @@ def reference(
                 return p
             case "log_softmax":
                 return x - y[:, None]
+            case "distribution_cross_entropy":
+                q = labels.astype(np.float64)
+                return q.sum(axis=-1) * y - np.sum(q * x, axis=-1)
         return y - x[rows]
 
     def gradient() -> np.ndarray:
@@ -73,7 +85,7 @@ def reference(
         return along() - t[rows]
 
     match case.mode:
-        case "value":
+        case "value" | "eager":
             return (value(),)
         case "gradient":
             return (gradient(),)

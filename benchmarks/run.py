@@ -9,7 +9,18 @@ from typing import Any
 
 import jax
 
-from benchmarks import accuracy, cold, fit, fused, inference, many, measure, roofline, scale
+from benchmarks import (
+    accuracy,
+    cold,
+    fit,
+    fused,
+    imports,
+    inference,
+    many,
+    measure,
+    roofline,
+    scale,
+)
 from benchmarks.cases import Case
 from benchmarks.peers import JAX_NN, OPTAX, SOFTJAX, Implementation, compiled_by_jax, peers_of
 from benchmarks.reference import inputs, reference
@@ -24,7 +35,7 @@ def run_case(case: Case, pairs: int) -> Iterator[Record]:
     Both must first return what the float64 reference says. An implementation that does not is
     recorded as wrong and the pair is not timed; one that raises is recorded with its error.
     """
-    host = inputs(case.shape, case.dtype)
+    host = inputs(case.shape, case.dtype, operation=case.operation)
     expected = reference(case, *host)
     arguments = tuple(map(jax.device_put, host))
     examples, classes, itemsize = *host[0].shape, host[0].itemsize
@@ -34,8 +45,10 @@ def run_case(case: Case, pairs: int) -> Iterator[Record]:
         "case": case.name,
         **asdict(case),
         "logits_bytes": host[0].nbytes,
-        "work": asdict(roofline.of_logits(case.operation, case.mode, examples, classes, itemsize)),
     }
+    if case.mode != "eager":  # whose time is that of the call
+        work = roofline.of_logits(case.operation, case.mode, examples, classes, itemsize)
+        head["work"] = asdict(work)
 
     def prepare(implementation: Implementation) -> tuple[measure.Compiled, Record]:
         operation = implementation.operations[case.operation]
@@ -74,6 +87,7 @@ def run_case(case: Case, pairs: int) -> Iterator[Record]:
         yield record
 
 
+run_case.register(imports.Case, imports.run)
 run_case.register(accuracy.Case, accuracy.run)
 run_case.register(fused.Case, fused.run)
 run_case.register(fit.Case, fit.run)

@@ -91,7 +91,7 @@ def holds(good: Callable[..., Any], x: Any, *bounds: Any) -> bool:
     if _is_far(x):
         with jax.ensure_compile_time_eval():  # within a trace too
             return bool(_holds_everywhere(good, bounds, x))
-    return bool(np.all(good(np.asarray(x), *bounds)))
+    return bool(good(np.asarray(x), *bounds).all())
 
 
 def _is_far(x: Any) -> bool:
@@ -268,7 +268,11 @@ def positive_scalar(function: str, argument: str, x: ArrayLike) -> Array:
 
 def unit_interval(function: str, argument: str, x: ArrayLike) -> None:
     """Refuses a known `x` outside [0, 1]."""
-    if checks_values(x) and not (np.ndim(x) == 0 and 0 <= np.asarray(x) <= 1):
+    if isinstance(x, (int, float)):
+        good = 0 <= x <= 1 or not _CHECKS_ON.get()
+    else:
+        good = not checks_values(x) or (np.ndim(x) == 0 and bool(0 <= np.asarray(x) <= 1))
+    if not good:
         raise ValueError(message(function, argument, "a number in [0, 1]", x))
 
 

@@ -1,7 +1,7 @@
 """What a label can be: a class index, a distribution over the classes, or a sparse one."""
 
 import operator
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from typing import Any, NamedTuple, TypeGuard
 
 import jax
@@ -178,9 +178,16 @@ def _scattered(function: str, labels: TopKLabels, shape: tuple[int, ...], dtype)
 
 def _at_least(labels: Any, bound: int) -> Any:
     """labels >= bound, also for a bound that the dtype of the labels does not hold."""
-    return labels >= bound if bound <= jnp.iinfo(labels.dtype).max else labels != labels
+    return labels >= bound if bound <= _range(labels.dtype)[1] else labels != labels
 
 
 def _equals(labels: Any, value: int) -> Any:
-    info = jnp.iinfo(labels.dtype)
-    return labels == value if info.min <= value <= info.max else labels != labels
+    low, high = _range(labels.dtype)
+    return labels == value if low <= value <= high else labels != labels
+
+
+@cache
+def _range(dtype: np.dtype) -> tuple[int, int]:
+    """The least and the largest integer of a dtype, of which `jnp.iinfo` is slow to tell."""
+    info = jnp.iinfo(dtype)
+    return int(info.min), int(info.max)
