@@ -41,21 +41,44 @@ def quick_options() -> dict[str, Any]:
     return known
 
 
+class Compiler:
+    """How programs are compiled: as users have them, or quickly.
+
+    No option of JAX reaches all programs: eager operations have no `compiler_options`.
+    """
+
+    quickly = False
+    options = staticmethod(compiler.get_compile_options)
+
+    @classmethod
+    def get_compile_options(cls, *args: Any, env_options_overrides: Any = None, **options: Any):
+        overrides = env_options_overrides or {}
+        overrides = overrides | quick_options() if cls.quickly else overrides
+        return cls.options(*args, env_options_overrides=overrides, **options)
+
+    @classmethod
+    def set(cls, node: pytest.Item | pytest.Collector) -> None:
+        quickly = node.get_closest_marker("compiled_quickly") is not None
+        if quickly != cls.quickly:
+            quick_options()
+            jax.clear_caches()
+            cls.quickly = quickly
+
+
+compiler.get_compile_options = Compiler.get_compile_options
+
+
 @pytest.fixture(scope="module", autouse=True)
-def compiled(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The options of the compiler for the tests of a module, whose programs are then forgotten."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.node.get_closest_marker("compiled_quickly") is not None:
-            # No option of JAX reaches all programs: eager operations have no `compiler_options`.
-            original, quick = compiler.get_compile_options, quick_options()
-
-            def get_compile_options(*args: Any, env_options_overrides: Any = None, **options: Any):
-                overrides = quick | (env_options_overrides or {})
-                return original(*args, env_options_overrides=overrides, **options)
-
-            patch.setattr(compiler, "get_compile_options", get_compile_options)
-        yield
+def _programs_of_a_module(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compiles the module fixtures as the module is marked, and forgets all programs at the end."""
+    Compiler.set(request.node)
+    yield
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def _programs_of_a_test(request: pytest.FixtureRequest) -> None:
+    Compiler.set(request.node)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -247,6 +247,7 @@ def test_eager_jit_and_vmap_agree(f, dtype):
     close(jax.vmap(f.call)(x), y, dtype)
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 @every_function
 def test_scan_and_checkpoint(f):
@@ -263,6 +264,7 @@ def test_scan_and_checkpoint(f):
     close(jax.jit(jax.grad(scanned))(x), gradient, "float32", ulps=200)
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.x64_once(True)  # central differences say little in float32
 @every_function
 def test_derivatives_agree_with_differences(f):
@@ -280,6 +282,7 @@ def test_differentiating_keeps_the_value(f, size):
     np.testing.assert_array_equal(jax.jit(lambda x: jax.jvp(f.call, (x,), (x,))[0])(x), f.call(x))
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.x64_once(True)
 @every_function
 def test_orders_of_differentiation_agree(f):
@@ -337,6 +340,7 @@ def test_logsumexp_with_factors_is_that_of_jax(keepdims, return_sign, kind):
         assert factored(softjax.logsumexp, b) == factored(jax.nn.logsumexp, b)
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 @every_function
 def test_an_empty_batch(f, dtype):
@@ -346,6 +350,7 @@ def test_an_empty_batch(f, dtype):
     assert gradient.shape == (0, 5)
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 @every_function
 def test_traces_once(f, dtype):
@@ -380,6 +385,7 @@ def test_factors_and_signs(dtype):
     np.testing.assert_array_equal(plain[expected_sign > 0], value[expected_sign > 0])
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.x64_once(True)
 def test_factors_broadcast_and_differentiate():
     dtype = "float64"
@@ -413,6 +419,7 @@ def test_temperature_is_traced_and_differentiated(dtype):
         close(slope, -entropy(t), dtype, ulps=40)
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.x64_once(True)
 def test_derivatives_with_respect_to_temperature():
     x, t = jnp.asarray(logits("float64", 7)), jnp.asarray(1.5)

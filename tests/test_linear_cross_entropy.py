@@ -11,6 +11,8 @@ import pytest
 import softjax
 from softjax._linear_cross_entropy.entry import plain_linear_cross_entropy
 
+pytestmark = pytest.mark.compiled_quickly
+
 N, D, V = 37, 6, 131
 # None: the default pieces. The others: pieces of classes; one class at a time.
 BUDGETS = (None, 9_000, 1)

@@ -13,6 +13,8 @@ import softjax
 from benchmarks import wire
 from softjax._linear_cross_entropy.entry import plain_linear_cross_entropy
 
+pytestmark = pytest.mark.compiled_quickly
+
 N, D, V = 16, 8, 24
 RNG = np.random.default_rng(0)
 HIDDEN, KERNEL, BIAS = (RNG.standard_normal(shape) for shape in ((N, D), (D, V), (V,)))

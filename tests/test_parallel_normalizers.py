@@ -14,7 +14,7 @@ from meshes import KINDS, mesh_of, put, structure
 import softjax
 from benchmarks import wire
 
-pytestmark = pytest.mark.x64_once
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
 N, K = 16, 264  # 33 classes a device of eight, 66 of four
 RNG = np.random.default_rng(0)

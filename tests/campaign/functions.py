@@ -270,22 +270,32 @@ def compute(name, mode, case, tangent, cotangent) -> tuple[np.ndarray, np.ndarra
 # What is allowed
 
 
-def gaps(x: np.ndarray, name: str, temperature: float) -> np.ndarray:
-    """(max - x) / T, 0 where an entry takes no part; twice that where T rounds as well."""
+class Gaps(NamedTuple):
+    """(max - x) / T of the logits [N, K], 0 where one takes no part, and of the runner-up [N, 1].
+
+    Twice that where the division by T rounds as well.
+    """
+
+    each: np.ndarray
+    runner_up: np.ndarray
+
+
+def gaps(x: np.ndarray, name: str, temperature: float) -> Gaps:
     takes_part = np.isfinite(x)
     x = np.where(takes_part, -x if name in NEGATED else x, -np.inf)
-    gap = np.where(
-        takes_part, x.max(-1, keepdims=True, initial=-np.inf) - np.where(takes_part, x, 0), 0
-    )
-    return gap if temperature == 1 else 2 * gap / temperature
+    top = np.max(x, -1, keepdims=True)
+    gap = np.where(takes_part, np.where(takes_part, top, 0) - np.where(takes_part, x, 0), np.inf)
+    gap = gap if temperature == 1 else 2 * gap / temperature
+    runner_up = np.sort(gap, -1)[:, min(1, gap.shape[1] - 1), None]
+    return Gaps(*(np.where(np.isfinite(part), part, 0) for part in (gap, runner_up)))
 
 
 def of_value(computed, expected: Result, gap) -> tuple[np.ndarray, np.ndarray]:
     """The errors over what is allowed, and the exact results."""
     dtype = computed.dtype
-    slack = np.sort(gap, -1)[:, min(1, gap.shape[1] - 1), None]  # of the runner-up
-    if expected.value.shape[1] == gap.shape[1]:
-        slack = np.maximum(slack, gap)
+    slack = gap.runner_up
+    if expected.value.shape[1] == gap.each.shape[1]:
+        slack = np.maximum(slack, gap.each)
     scale = np.abs(oracles.rounded(expected.scale))
     scale = np.where(np.isfinite(scale), scale, 0).astype(dtype)
     allowed = np.spacing(scale).astype(np.float64) * (6 + slack if dtype.itemsize > 2 else 0.52)
@@ -297,9 +307,10 @@ def of_derivative(computed, expected: Result, gap, dtype, direction, contraction
     jacobian, terms = (oracles.rounded(part) for part in (expected.jacobian, expected.terms))
     direction = direction.astype(np.float64)
     value = np.einsum(contraction, jacobian, direction)
-    roundings = 8 + 2 * gap[:, None, :] + np.sqrt(gap.shape[1])
-    if terms.shape[1] == gap.shape[1]:
-        roundings = roundings + 2 * gap[:, :, None]
+    each = gap.each
+    roundings = 8 + 2 * each[:, None, :] + np.sqrt(each.shape[1])
+    if terms.shape[1] == each.shape[1]:
+        roundings = roundings + 2 * each[:, :, None]
     error = float(ml_dtypes.finfo(np.promote_types(dtype, np.float32)).eps) * roundings
     allowed = np.einsum(contraction, error * np.abs(terms), np.abs(direction))
     if computed.dtype.itemsize == 2:
@@ -311,7 +322,7 @@ def flushed(gap, dtype) -> float:
     """What is lost where XLA makes numbers below the normal ones 0, once for each class."""
     smallest = float(ml_dtypes.finfo(np.promote_types(dtype, np.float32)).tiny)
     rounding = float(ml_dtypes.finfo(dtype).smallest_subnormal) if dtype.itemsize == 2 else 0.0
-    return gap.shape[1] * smallest + rounding
+    return gap.each.shape[1] * smallest + rounding
 
 
 def share(computed, expected, allowed) -> tuple[np.ndarray, np.ndarray]:
