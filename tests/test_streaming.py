@@ -600,6 +600,19 @@ def test_training_refuses_weights_features_and_starts_that_a_fit_refuses():
         "`class_weights` must be > 0 somewhere": {"class_weights": [0, 0, 0]},
         "`class_weights` must be of shape (3,)": {"class_weights": [1, 1]},
         "`init.kernel` must be finite, got nan at (0, 0)": {"init": bad_start},
+        "`validation` must be of features of shape (examples, 3), got": {
+            "validation": (X[:, 1:], Y)
+        },
+        "`validation` must be finite in float32, got nan at (4, 1)": {
+            "validation": (changed(X, (4, 1), np.nan), Y)
+        },
+        "`validation` must be of labels in [0, 3), got 3 at (5,)": {
+            "validation": (X, changed(Y, 5, 3))
+        },
+        "`validation` must be of labels of shape (60,) or (60, 3)": {"validation": (X, Y[1:])},
+        "`validation` must be an array of real numbers, got dtype complex": {
+            "validation": (X + 0j, Y)
+        },
         "`l2` must be finite in float32, got 1e+39": {"l2": 1e39},
         "`l2` must be a finite number >= 0": {"l2": -1.0},
         "batch 0 must be of at most 60 rows": {"w": ones[:, None]},
@@ -617,7 +630,7 @@ def test_training_refuses_weights_features_and_starts_that_a_fit_refuses():
     # Numbers in other dtypes are numbers.
     plain = streaming.train(lambda step: (X, Y), num_classes=3, optimizer=optimizer, steps=3)
     for x, y in ((X.astype(">f4"), Y.astype(">i8")), (X.astype(object), Y.astype(object))):
-        other = train(x, y, ones.astype(">f8"))
+        other = train(x, y, ones.astype(">f8"), validation=(x, y))
         np.testing.assert_array_equal(plain.params.kernel, other.params.kernel)
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(X, columns=list("abc")).assign(b=X[:, 1] > 0)

@@ -42,6 +42,7 @@ from softjax.streaming._devices import ahead
 from softjax.streaming._rows import (
     Rows,
     as_indices,
+    checked_validation,
     computed_in,
     penalty,
     real_array,
@@ -131,6 +132,7 @@ def fit(
     tol = _checks.not_negative_number(FIT, "tol", tol)
     dtype = computed_in(rows.read(0, 1)[0].dtype)
     l2 = penalty(FIT, l2, dtype)
+    validation = checked_validation(FIT, validation, rows.num_features, num_classes)
     passes = _Passes(rows, num_classes, l2, transform, held_out, dtype)
 
     theta = np.zeros((num_classes, rows.num_features + 1), dtype)

@@ -10,6 +10,7 @@ import numpy as np
 
 from softjax import _checks, tables
 from softjax._numerics import compute_dtype
+from softjax.regression._result import Validation
 from softjax.tables import FileRows
 
 SAMPLES = 64
@@ -189,6 +190,29 @@ def penalty(function: str, l2: Any, dtype: np.dtype) -> float:
     if number > float(np.finfo(dtype).max):
         raise ValueError(_checks.message(function, "l2", f"finite in {dtype}", number))
     return number
+
+
+def checked_validation(
+    function: str, validation: Validation | None, num_features: int, num_classes: int
+) -> Validation | None:
+    """Features [n, D], and class indices [n] or distributions [n, K], by the rule of a fit."""
+    if validation is None:
+        return None
+    x, y = (real_array(function, "validation", part) for part in validation)
+    if x.ndim != 2 or not len(x) or x.shape[1] != num_features:
+        expected = f"of features of shape (examples, {num_features})"
+        raise ValueError(_checks.message(function, "validation", expected, f"shape {x.shape}"))
+    x = x.astype(computed_in(x.dtype), copy=False)
+    _checks.refuse_first(function, "validation", f"finite in {x.dtype}", x, ~np.isfinite(x))
+    if y.shape == (len(x), num_classes):
+        return x, y.astype(x.dtype, copy=False)
+    if y.shape != (len(x),):
+        expected = f"of labels of shape ({len(x)},) or ({len(x)}, {num_classes})"
+        raise ValueError(_checks.message(function, "validation", expected, f"shape {y.shape}"))
+    indices = as_indices(function, y)
+    bad = (indices < 0) | (indices >= num_classes)
+    _checks.refuse_first(function, "validation", f"of labels in [0, {num_classes})", y, bad)
+    return x, indices
 
 
 def as_indices(function: str, labels: Any) -> np.ndarray:

@@ -21,7 +21,7 @@ from softjax.regression import init as zeros
 from softjax.regression._result import Status, Validation, record, with_validation
 from softjax.streaming._batches import Source, source_of
 from softjax.streaming._devices import Chunk, Devices, ahead
-from softjax.streaming._rows import penalty
+from softjax.streaming._rows import checked_validation, penalty
 from softjax.streaming._steps import State, advance, start
 from softjax.tables import DataError
 
@@ -159,6 +159,7 @@ def train(
         state, history = saved.state_like(state), saved.history
     state = devices.replicated(state)
     dtype = params.kernel.dtype
+    validation = checked_validation(TRAIN, validation, params.kernel.shape[0], num_classes)
     weights = _class_weights(class_weights, num_classes, dtype)
     fixed = devices.replicated((jnp.asarray(penalty(TRAIN, l2, dtype), dtype), weights))
     before = history[-1]["seconds"] if history else 0.0
