@@ -113,7 +113,7 @@ def native(function: str, argument: str, x: Any, expected: str = REAL) -> Any:
     """`x` in a dtype that JAX has, where its values are numbers: else a TypeError that names it.
 
     Takes arrays of the other byte order, long doubles, Python's numbers in arrays of objects, and
-    tables (pandas, polars) column by column, each of a dtype of its own. A missing entry is NaN.
+    tables, as of pandas, column by column, each of a dtype of its own. A missing entry is NaN.
     """
     if isinstance(x, Array) or hasattr(x, "__jax_array__") or not hasattr(x, "__array__"):
         return x

@@ -148,6 +148,29 @@ def test_frames_of_any_numbers_are_taken(kind):
     np.testing.assert_array_equal(softjax.cross_entropy(frame, labels), softjax.cross_entropy(x, Y))
 
 
+class Frame:
+    """A table of another library: names, columns by name, and an array of all of them."""
+
+    def __init__(self, **columns):
+        self.held, self.columns = columns, list(columns)
+
+    def __getitem__(self, name):
+        return self.held[name]
+
+    def __array__(self, dtype=None, copy=None):
+        columns = [column.astype(object) for column in self.held.values()]
+        return np.stack(columns, -1).astype(dtype or object)
+
+
+@pytest.mark.x64_once
+def test_tables_of_other_libraries_are_taken_by_columns():
+    expected = np.column_stack([X[:, 0], Y])
+    found = softjax.softmax(Frame(a=X[:, 0].astype(">f8"), b=Y))
+    np.testing.assert_array_equal(found, softjax.softmax(expected))
+    with pytest.raises(TypeError, match="got column 'b' of dtype <U1"):
+        softjax.softmax(Frame(a=X[:, 0], b=np.full(12, "x")))
+
+
 @pytest.mark.x64_once
 def test_a_column_that_is_no_number_is_refused_by_its_name():
     pandas = pytest.importorskip("pandas")
