@@ -196,6 +196,7 @@ def _sizes(pairs: Sequence[tuple[Record, Record]]) -> list[Change]:
         for kind, x, y in (
             ("temporary bytes", old.temporary_bytes, new.temporary_bytes),
             ("bytes on the wire", old.wire_bytes, new.wire_bytes),
+            ("bytes read and written", old.moved_bytes, new.moved_bytes),
         ):
             if x is not None and y is not None:
                 changes[kind, name] = Change(kind, name, x, y, worse=y > x, better=y < x)

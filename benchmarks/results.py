@@ -68,6 +68,7 @@ class Side:
     seconds: tuple[float, float, float] | None
     temporary_bytes: int | None
     wire_bytes: int | None
+    moved_bytes: int | None
     error: float | None
     wrong: bool
 
@@ -138,6 +139,7 @@ def sides(record: Record) -> list[Side]:
             _seconds(side),
             side.get("temporary_bytes"),
             side.get("wire_bytes"),
+            side.get("moved_bytes"),
             side.get("error"),
             not side.get("correct", not record.get("wrong", False)),
         )

@@ -112,3 +112,14 @@ def test_bytes_errors_and_wrong_results_need_no_interval(tmp_path, capsys):
     assert "missing in the second: core case 1 peer" in printed
     assert command_line.main(["compare", after, before]) == 0
     assert "Better" in capsys.readouterr().out
+
+
+def test_a_compiled_program_that_moves_more_is_worse():
+    def compiled(moved):
+        ours = {"name": "softjax", "temporary_bytes": 0, "moved_bytes": moved}
+        case = {"record": "result", "suite": "aot", "case": "core/softmax", "softjax": ours}
+        return results.Run(None, environment(platform="tpu"), [case])
+
+    (change,) = [c for c in compare.compare(compiled(100), compiled(101)) if c.worse]
+    assert (change.kind, change.before, change.after) == ("bytes read and written", 100, 101)
+    assert not any(c.worse for c in compare.compare(compiled(100), compiled(100)))
