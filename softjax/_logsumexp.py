@@ -1,17 +1,24 @@
 """logsumexp and logmeanexp, with their derivatives."""
 
+import math
 from functools import partial
-from typing import Literal, overload
+from typing import Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from softjax import _checks
 from softjax._checks import Axis
 from softjax._numerics import compute_dtype, excess, inner, masked, maximum, shift
 from softjax._softmax import softmax_core
+from softjax._weights import is_zero, power_of_two, significand_and_exponent
+
+# log 2, its leading ten bits and the rest: a whole number times the former is exact.
+LOG_2_LEADING, LOG_2_REST = 0.693359375, -2.121944400546906e-4
+# exp(-FAR) times the quotient of any two numbers of float64 is 0.
+FAR = 3000
 
 
 @overload
@@ -90,12 +97,8 @@ def logsumexp(
         return y, jnp.where(jnp.isnan(y), y, jnp.where(jnp.isneginf(y), 0, 1).astype(y.dtype))
 
     factors = _checks.real_array("logsumexp", "b", b)
-    if _takes_dtype_of_other("b", b):
-        dtype = x.dtype
-    elif _takes_dtype_of_other("a", a):
-        dtype = factors.dtype
-    else:
-        dtype = jnp.promote_types(x.dtype, factors.dtype)
+    follows = _takes_dtype_of_other("a", a) and not _takes_dtype_of_other("b", b)
+    dtype = factors.dtype if follows else x.dtype
     try:
         shape = jnp.broadcast_shapes(x.shape, factors.shape)
     except ValueError as error:
@@ -105,8 +108,7 @@ def logsumexp(
         ) from error
     axes = _checks.axes("logsumexp", axis, len(shape))
     where = _checks.mask("logsumexp", where, shape)
-    x, factors = x.astype(dtype), factors.astype(dtype)
-    y, sign = _scaled_logsumexp_where(x, factors, where, axes, keepdims)
+    y, sign = _scaled_logsumexp_where(x, factors, where, axes, keepdims, dtype)
     return (y, sign) if return_sign else jnp.where(sign < 0, jnp.nan, y)
 
 
@@ -170,51 +172,150 @@ def _logsumexp_where(x: Array, where: Array | None, axes: tuple[int, ...], keepd
     return y if keepdims else jnp.squeeze(y, axes)
 
 
+class _Terms(NamedTuple):
+    """The terms of sum_i b_i exp(x_i), with b = f 2^k, in a unit of the size of a largest one.
+
+        b_i exp(x_i) = 2^k_t exp(x_t) c_i,  sum_i c_i = tops f_t + rest
+
+    Attributes:
+        log_unit: x_t + k_t log 2.
+        f_top: |f_t|, in [1, 2): the size of this term, of which no other is many times as large.
+        c: the terms.
+        tops: how many terms are f_t, less how many are -f_t.
+        rest: the sum of the others.
+    """
+
+    log_unit: Array
+    f_top: Array
+    c: Array
+    tops: Array
+    rest: Array
+
+
+def _terms(x: Array, b: Array, axes: tuple[int, ...]) -> _Terms:
+    """c_i = f_i 2^(k_i - k_t) exp(x_i - x_t): exact where x_i = x_t.
+
+    No logarithm of b is taken: in an exponent its rounding error would grow where terms cancel.
+    With n = round((x_i - x_t) / log 2), 2^n exp(x_i - x_t - n log 2) keeps in range what
+    2^(k_i - k_t) brings back to the size of c.
+    """
+    x = lax.optimization_barrier(x)  # a product that is contracted with x - x_t would not be x
+    f, k = significand_and_exponent(b)
+    # Of the size to a factor of some 2: an exact product, so that no contraction changes it.
+    log_size = x + jnp.where(jnp.isfinite(f), k * LOG_2_LEADING, jnp.abs(f))
+    log_size = jnp.where(is_zero(b), -jnp.inf, log_size)
+    is_top = log_size == maximum(log_size, axes)
+    x_top = maximum(jnp.where(is_top, x, -jnp.inf), axes)
+    is_top &= x == x_top
+    k_top = maximum(jnp.where(is_top, k, -jnp.inf), axes)
+    is_top &= k == k_top
+    f_top = maximum(jnp.where(is_top, jnp.abs(f), -jnp.inf), axes)
+    is_top &= jnp.abs(f) == f_top
+
+    d = jnp.clip(x - x_top, -FAR, FAR)
+    n = jnp.round(d / math.log(2))
+    e = jnp.exp((d - n * LOG_2_LEADING) - n * LOG_2_REST)
+    c = jnp.where(jnp.isneginf(log_size), 0, f * e * power_of_two(n + (k - k_top)))
+
+    # Beside an infinite term the finite ones are 0. Infinite ones of both signs are NaN.
+    is_infinite = log_size == jnp.inf
+    some_infinite = jnp.any(is_infinite, axes, keepdims=True)
+    c = jnp.where(some_infinite, jnp.where(is_infinite, jnp.sign(f), 0), c)
+    c = jnp.where(jnp.isnan(log_size), log_size, c)
+    is_top = jnp.where(some_infinite, is_infinite, is_top)
+    tops = jnp.sum(jnp.where(is_top, jnp.sign(f), 0), axes, keepdims=True)
+    infinities = jnp.sum(is_infinite.astype(x.dtype), axes, keepdims=True)
+    tops = jnp.where(jnp.abs(tops) < infinities, jnp.nan, tops)
+    rest = jnp.sum(jnp.where(is_top, 0, c), axes, keepdims=True)
+    log_unit = jnp.where(some_infinite, jnp.inf, x_top + k_top * math.log(2))
+    return _Terms(log_unit, jnp.where(some_infinite, 1, f_top), c, tops, rest)
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _scaled_logsumexp(x: Array, b: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """log|sum b exp(x)| and the sign of the sum, with |b| exp(x) = exp(x + log|b|) = e^m e.
+    """log|sum b exp(x)| and the sign of the sum.
 
-    The maximal entries give a whole number, `tops`, which the others do not touch before the end.
+    The sum is f_t (1 + r) up to its sign, and the whole number `tops` leaves one top out of r
+    before that rounds. Where the terms cancel, nothing is near 1, and the sum itself is accurate.
     """
-    scaled = jnp.where(b == 0, -jnp.inf, x + jnp.log(jnp.abs(b)))
-    m = maximum(scaled, axes)
-    is_top = scaled == m
-    signs = jnp.sign(b)
-    tops = jnp.sum(jnp.where(is_top, signs, 0), axes, keepdims=True)
-    signed = jnp.where(is_top, 0, signs * jnp.exp(shift(scaled, m)))
-    rest = jnp.sum(signed, axes, keepdims=True)
-    sign = jnp.sign(tops + rest)
-    r = (jnp.abs(tops) - 1) + jnp.sign(tops) * rest
-    log_sum = jnp.where(tops == 0, jnp.log(jnp.abs(rest)), jnp.log1p(r))
-    return m + log_sum, sign
+    log_unit, f_top, _, tops, rest = _terms(x, b, axes)
+    r = (jnp.abs(tops) - 1) + jnp.sign(tops) * rest / f_top
+    total = tops * f_top + rest
+    near_top = (tops != 0) & (r > -0.5)
+    log_total = jnp.where(
+        near_top, jnp.log(f_top) + log1p(jnp.where(near_top, r, 0)), jnp.log(jnp.abs(total))
+    )
+    return log_unit + log_total, jnp.sign(total)
 
 
 @_scaled_logsumexp.defjvp
 def _scaled_logsumexp_jvp(axes, primals, tangents):
+    y, sign = _scaled_logsumexp(*primals, axes)
+    return (y, sign), (_scaled_tangent(primals, tangents, axes), jnp.zeros_like(sign))
+
+
+def _scaled_tangent(primals, tangents, axes: tuple[int, ...]) -> Array:
     (x, b), (x_dot, b_dot) = primals, tangents
+    by_b = jnp.sum(_times_slope(x, b, b_dot, axes), axes, keepdims=True)
+    return inner(_share_of_sum(x, b, axes), x_dot, axes) + by_b
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _share_of_sum(x: Array, b: Array, axes: tuple[int, ...]) -> Array:
+    """dy/dx_i = b_i exp(x_i) / sum_j b_j exp(x_j): 0 where b_i is 0, however large x_i is."""
+    _, f_top, c, tops, rest = _terms(x, b, axes)
+    return jnp.where(c == 0, 0, c / (tops * f_top + rest))
+
+
+@_share_of_sum.defjvp
+def _share_of_sum_jvp(axes, primals, tangents):
+    (x, b), (x_dot, b_dot) = primals, tangents
+    share = _share_of_sum(x, b, axes)
+    change = x_dot - _scaled_tangent(primals, tangents, axes)
+    return share, jnp.where(share == 0, 0, share * change) + _times_slope(x, b, b_dot, axes)
+
+
+def _times_slope(x: Array, b: Array, b_dot: Array, axes: tuple[int, ...]) -> Array:
+    """b_dot_i dy/db_i, with dy/db_i = sign exp(x_i - y).
+
+    The slope overflows where b_i = 0 leaves out a large entry. It is applied as its root, twice:
+    0 times it is then 0.
+    """
     y, sign = _scaled_logsumexp(x, b, axes)
     present = x > -jnp.inf
-    e = jnp.where(present, jnp.exp(jnp.where(present, x - y, 0)), 0)
-    y_dot = sign * inner(e, b * x_dot + b_dot, axes)
-    return (y, sign), (y_dot, jnp.zeros_like(sign))
+    largest = math.log(float(jnp.finfo(x.dtype).max)) - 1
+    half = jnp.minimum(jnp.where(present, x - y, 0) / 2, largest)
+    root = jnp.where(present, jnp.exp(half), 0)
+    return sign * ((b_dot * root) * root)
 
 
-@partial(jax.jit, static_argnums=(3, 4))
+@partial(jax.jit, static_argnums=(3, 4, 5))
 def _scaled_logsumexp_where(
-    x: Array, b: Array, where: Array | None, axes: tuple[int, ...], keepdims: bool
+    x: Array, b: Array, where: Array | None, axes: tuple[int, ...], keepdims: bool, dtype: DTypeLike
 ) -> tuple[Array, Array]:
-    dtype, wide = x.dtype, compute_dtype(x.dtype)
+    wide = max(compute_dtype(x.dtype), compute_dtype(b.dtype), key=lambda dtype: dtype.itemsize)
     shape = jnp.broadcast_shapes(x.shape, b.shape)
     x, b = jnp.broadcast_to(x, shape).astype(wide), jnp.broadcast_to(b, shape).astype(wide)
     if where is not None:
         b = jnp.where(where, b, 0)
-    left_out = (b == 0) & ~jnp.isfinite(x)
+    left_out = is_zero(b) & ~jnp.isfinite(x)
     if where is not None:
         left_out |= ~where
     y, sign = _scaled_logsumexp(jnp.where(left_out, -jnp.inf, x), b, axes)
     if not keepdims:
         y, sign = jnp.squeeze(y, axes), jnp.squeeze(sign, axes)
     return y.astype(dtype), sign.astype(dtype)
+
+
+def log1p(x: Array) -> Array:
+    """log(1 + x). XLA's own of float64 is off by up to 126 ulp between -1 and 0.
+
+    From -1 to -1/2 the sum 1 + x is exact; up to 0, log(1 + x) = -log(1 + y) with y = -x / (1 + x).
+    """
+    below_half, below_zero = x < -0.5, (x >= -0.5) & (x < 0)
+    y = jnp.where(below_zero, -x / jnp.where(below_zero, 1 + x, 1), jnp.where(below_half, 0, x))
+    value = jnp.where(below_zero, -1, 1).astype(x.dtype) * jnp.log1p(y)
+    return jnp.where(below_half, jnp.log(jnp.where(below_half, 1 + x, 1)), value)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -226,7 +327,7 @@ def _logmeanexp(x: Array, where: Array | None, axes: tuple[int, ...]) -> Array:
     gain = gain if where is None else jnp.where(where, gain, 0)
     mean_gain = jnp.sum(gain, axes, keepdims=True) / n
     near = (mean_gain > -0.5) & (r >= 0)
-    return m + jnp.where(near, jnp.log1p(mean_gain), jnp.log1p(r) - jnp.log(n))
+    return m + jnp.where(near, log1p(mean_gain), jnp.log1p(r) - jnp.log(n))
 
 
 @_logmeanexp.defjvp

@@ -1,0 +1,99 @@
+"""Weights and factors of any size, and sums by class over any number of examples.
+
+XLA:CPU reads a subnormal number, in float32 one below 1.2e-38, as 0, in comparisons too. A weight
+can be subnormal, so what is done here with such numbers is done with their bits.
+"""
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+# 2^LIFT times a subnormal number of float32 or float64 is a normal one.
+LIFT = 64
+
+
+def is_zero(x: Array) -> Array:
+    """Whether x is 0; a subnormal number is not."""
+    return _bits_of_size(x) == 0
+
+
+def shares(weights: Array, counted: Array | bool = True) -> Array:
+    """w / sum(w) over what is counted, and 0 elsewhere and where every w is 0.
+
+    The weights are >= 0, of any size: their sum may overflow, and all of them may be subnormal.
+    """
+    w = in_unit(weights, counted)
+    total = jnp.sum(w)
+    return w / jnp.where(total == 0, 1, total)
+
+
+def in_unit(weights: Array, counted: Array | bool = True) -> Array:
+    """What is counted of weights >= 0, over a power of two: the largest is in [2, 4), or 0.
+
+    The choice is made among bits and among quotients: XLA:CPU makes a subnormal number that it
+    chooses 0.
+    """
+    largest = jnp.max(jnp.where(counted, _bits_of_size(weights), 0), initial=0)
+    is_small = (largest > 0) & (largest >> jnp.finfo(weights.dtype).nmant < LIFT)
+    w = jnp.where(is_small, _lifted(weights), weights)
+    # Half of the largest power of two, since XLA may multiply by 1 / unit, and 2^-127 is 0 there.
+    unit = _power_of_two_below(jnp.max(jnp.where(counted, w, 0), initial=0)) / 2
+    w = w / lax.stop_gradient(jnp.where(unit == 0, 1, unit))
+    return jnp.where(counted, w, 0)
+
+
+def significand_and_exponent(x: Array) -> tuple[Array, Array]:
+    """x = f 2^k with 1 <= |f| < 2, both in the dtype of x; f = x and k = 0 for 0, inf and NaN."""
+    info = jnp.finfo(x.dtype)
+    is_small = _bits_of_size(x) >> info.nmant == 0
+    normal = jnp.where(is_small, _lifted(x), x)
+    exponent = (_bits_of_size(normal) >> info.nmant).astype(x.dtype) - (info.maxexp - 1)
+    exponent -= jnp.where(is_small, LIFT, 0).astype(x.dtype)
+    f = normal / _power_of_two_below(normal)
+    usual = jnp.isfinite(x) & ~is_zero(x)
+    return jnp.where(usual, f, x), jnp.where(usual, exponent, 0)
+
+
+def power_of_two(exponent: Array) -> Array:
+    """2^k for whole numbers k: 0 where that is subnormal; k must not be too large."""
+    info = jnp.finfo(exponent.dtype)
+    biased = jnp.maximum(exponent + (info.maxexp - 1), 0).astype(_integer(exponent.dtype))
+    return lax.bitcast_convert_type(biased << info.nmant, exponent.dtype)
+
+
+def sums_by_class(classes: Array, x: Array, num_classes: int) -> Array:
+    """The sums of x [N] over the examples of each class, [num_classes]; integers stay exact.
+
+    A scatter adds one number after the other, and a float32 sum of ones stays at 2^24 for ever. So
+    it sums blocks of examples, and a tree of sums adds the blocks.
+    """
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        return jnp.zeros(num_classes, x.dtype).at[classes].add(x)
+    size = max(32, num_classes)  # the sums of the blocks are no more numbers than the examples
+    count = -(-len(x) // size)
+    block = jnp.arange(len(x), dtype=jnp.int32) // size
+    return jnp.sum(jnp.zeros((count, num_classes), x.dtype).at[block, classes].add(x), 0)
+
+
+def _lifted(x: Array) -> Array:
+    """2^LIFT x, where it does not overflow, for subnormal x too; linear in x for autodiff."""
+    info = jnp.finfo(x.dtype)
+    bits = _bits_of_size(x)
+    of_subnormal = jnp.copysign(bits.astype(x.dtype) * 2.0 ** (LIFT + info.minexp - info.nmant), x)
+    value = jnp.where(bits >> info.nmant == 0, of_subnormal, x * 2.0**LIFT)
+    return lax.stop_gradient(value - x * 2.0**LIFT) + x * 2.0**LIFT
+
+
+def _power_of_two_below(x: Array) -> Array:
+    """The largest power of two that is not above |x|; 0 where x is 0 or subnormal."""
+    nmant = jnp.finfo(x.dtype).nmant
+    return lax.bitcast_convert_type(_bits_of_size(x) >> nmant << nmant, x.dtype)
+
+
+def _bits_of_size(x: Array) -> Array:
+    """The bits of |x|, an integer that grows with |x|."""
+    integer = _integer(x.dtype)
+    return lax.bitcast_convert_type(x, integer) & jnp.iinfo(integer).max
+
+
+def _integer(dtype: jnp.dtype) -> type:
+    return jnp.int64 if dtype == jnp.float64 else jnp.int32
