@@ -1,7 +1,8 @@
 """Calibration: whether what is predicted with probability p comes true in a share p of cases."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,9 @@ from softjax import _checks
 from softjax._labels import ClassIndices, Labels, class_indices, distribution, is_class_indices
 from softjax._numerics import compute_dtype, inner, maximum, shift
 from softjax._softmax import softmax_core
+from softjax._weights import in_unit, is_zero, shares, sums_by_class
+
+T = TypeVar("T")
 
 # A bound for the loop, which needs some ten steps.
 _MAX_STEPS = 200
@@ -79,7 +83,7 @@ def calibrate_temperature(
     function = "calibration.calibrate_temperature"
     x, w = _rows(function, "logits", logits, sample_weights)
     targets = _targets(function, labels, jnp.shape(logits), x.dtype)
-    return _calibrated_temperature(x, targets, w)
+    return _calibrated_temperature(x, targets, jnp.ones(len(x), x.dtype) if w is None else w)
 
 
 def reliability_diagram(
@@ -123,7 +127,15 @@ def reliability_diagram(
     Source: A. Niculescu-Mizil and R. Caruana, "Predicting good probabilities with supervised
         learning" (2005), section 4.
     """
-    return _binned("reliability_diagram", probabilities, labels, num_bins, adaptive, sample_weights)
+    return _binned(
+        _reliability_diagram,
+        "reliability_diagram",
+        probabilities,
+        labels,
+        num_bins,
+        adaptive,
+        sample_weights,
+    )
 
 
 def expected_calibration_error(
@@ -165,92 +177,105 @@ def expected_calibration_error(
 
     Source: Guo et al. (2017), eq. (3); M. P. Naeini, G. F. Cooper, M. Hauskrecht (2015).
     """
-    function = "expected_calibration_error"
-    bins = _binned(function, probabilities, labels, num_bins, adaptive, sample_weights)
-    filled = bins.weight > 0
-    gaps = jnp.where(filled, bins.weight * jnp.abs(bins.accuracy - bins.confidence), 0)
-    total = jnp.sum(bins.weight)
-    return jnp.sum(gaps) / jnp.where(total == 0, 1, total)
+    return _binned(
+        _calibration_error,
+        "expected_calibration_error",
+        probabilities,
+        labels,
+        num_bins,
+        adaptive,
+        sample_weights,
+    )
 
 
 @jax.jit
 def _calibrated_temperature(x: Array, targets: ClassIndices | Array, w: Array) -> Array:
     """1 / b for the root b of A(b) = C: what the logits cost in the mean is what the labels cost.
 
-        f'(b) = C - A(b),  A(b) = sum_i w_i Q_i <p_i(b), m_i - x_i>,  C = sum_i w_i <y_i, m_i - x_i>
+        f'(b) = C - A(b),  A(b) = sum_i w_i Q_i <p_i(b), g_i>,  C = sum_i w_i <y_i, g_i>
 
-    with m_i = max x_i: sums of terms >= 0. A falls from that of equal probabilities to 0, in the
-    end exponentially, so that Newton's method on log A(b) = log C needs few steps.
+    with the gaps g_i = max x_i - x_i: sums of terms >= 0. A falls from that of equal probabilities
+    to 0, in the end exponentially, so that Newton's method on log A(b) = log C needs few steps.
+
+    The gaps may be of very different sizes, as beside a class that is masked by -1e30. A class of
+    gap g counts until b g is some 100. So b starts at 1 / C, b A and b^2 A' are sums of functions
+    of u = b g where p is not 0, and no gap is ever squared or divided by another one.
     """
-    d = jnp.where(w[:, None] == 0, 0, shift(x, maximum(x, (1,))))
-    # In a unit in which neither squares nor 1 / T overflow.
-    unit = lax.stop_gradient(jnp.max(jnp.where(jnp.isneginf(d), 0, -d), initial=0))
-    unit = jnp.where(unit > 0, unit, 1)
-    d = d / unit
-    mass, cost = _mass_and_cost(targets, d)
-    rows, cost = w * jnp.where(w == 0, 0, mass), jnp.sum(w * jnp.where(w == 0, 0, cost))
-    at_equal, _ = _mean_cost(d, rows, jnp.zeros((), d.dtype))
+    counted = ~is_zero(w)
+    d = jnp.where(counted[:, None], shift(x, maximum(x, (1,))), 0)
+    absent = jnp.isneginf(x) & counted[:, None]
+    gaps = jnp.where(absent, 0, jnp.minimum(-d, jnp.finfo(d.dtype).max))
+    mass, cost = _mass_and_cost(targets, jnp.where(absent, jnp.inf, gaps))
+    w = shares(w)
+    rows = w * jnp.where(counted, mass, 0)
+    cost = jnp.sum(w * jnp.where(counted, cost, 0))
+    present = jnp.maximum(jnp.sum((~absent).astype(d.dtype), -1), 1)
+    at_equal = jnp.sum(rows * jnp.sum(gaps / present[:, None], -1))
     solvable = (cost > 0) & (at_equal > cost)
 
-    fixed_d, fixed_rows, fixed_cost = lax.stop_gradient((d, rows, cost))
-    eps = jnp.finfo(d.dtype).eps
+    fixed_gaps, fixed_rows, fixed_cost = lax.stop_gradient((gaps, rows, cost))
+    info = jnp.finfo(d.dtype)
 
     def running(state):
         b, previous, _, _, step = state
-        return solvable & (jnp.abs(b - previous) > 4 * eps * b) & (step < _MAX_STEPS)
+        return solvable & (jnp.abs(b - previous) > 4 * info.eps * b) & (step < _MAX_STEPS)
 
     def advance(state):
         b, _, low, high, step = state
-        a, decrease = _mean_cost(fixed_d, fixed_rows, b)
-        low, high = jnp.where(a > fixed_cost, b, low), jnp.where(a > fixed_cost, high, b)
-        newton = jnp.clip(b + a / decrease * jnp.log(a / fixed_cost), b / 8, b * 8)
+        a, decrease = _mean_cost(fixed_gaps, absent, fixed_rows, b)
+        label_cost = b * fixed_cost
+        low, high = jnp.where(a > label_cost, b, low), jnp.where(a > label_cost, high, b)
+        newton = jnp.clip(b * (1 + a / decrease * jnp.log(a / label_cost)), b / 8, b * 8)
         middle = jnp.where(jnp.isinf(high), 8 * b, jnp.sqrt(low) * jnp.sqrt(high))
         middle = jnp.where(low == 0, b / 8, middle)
         inside = (newton > low) & (newton < high)  # False beside NaN
         return jnp.where(inside, newton, middle), b, low, high, step + 1
 
     zero, infinity = jnp.zeros((), d.dtype), jnp.full((), jnp.inf, d.dtype)
-    b = jnp.sum(fixed_rows) / lax.stop_gradient(jnp.where(solvable, at_equal, 1))
+    b = jnp.clip(1 / jnp.where(solvable, fixed_cost, 1), info.tiny, info.max)
     state = (b, zero, zero, infinity, jnp.zeros((), jnp.int32))
     b = lax.while_loop(running, advance, state)[0]
 
     # One step more, in exact arithmetic of no effect, whose derivative is that of the root.
-    a, decrease = _mean_cost(d, rows, b)
-    decrease = lax.stop_gradient(jnp.where(solvable, decrease, 1))
-    temperature = unit / (b + jnp.where(solvable, a - cost, 0) / decrease)
+    a, decrease = _mean_cost(gaps, absent, rows, b)
+    step = jnp.where(solvable, a - b * cost, 0) / lax.stop_gradient(
+        jnp.where(solvable, decrease, 1)
+    )
+    temperature = 1 / b / (1 + step)
     limit = jnp.where(cost == 0, 0, jnp.where(at_equal <= cost, jnp.inf, jnp.nan))
     limit = jnp.where(at_equal == 0, jnp.nan, limit)  # no T is better than another
     return jnp.where(solvable, temperature, limit.astype(d.dtype))
 
 
-def _mean_cost(d: Array, rows: Array, b: Array) -> tuple[Array, Array]:
-    """A(b) and -A'(b), for d = x - max x."""
-    absent = jnp.isneginf(d)
-    p = softmax_core(jnp.where(absent, d, b * d), (1,))
-    cost = jnp.where(absent, 0, -d)
-    mean = inner(p, cost, (1,))
-    variance = jnp.sum(p * jnp.square(cost - mean), -1)
+def _mean_cost(gaps: Array, absent: Array, rows: Array, b: Array) -> tuple[Array, Array]:
+    """b A(b) and -b^2 A'(b): the sums of the means of u = b g, and of the variances."""
+    p = softmax_core(jnp.where(absent, -jnp.inf, -b * gaps), (1,))
+    u = jnp.where(p == 0, 0, b * gaps)
+    mean = inner(p, u, (1,))
+    variance = jnp.sum(p * jnp.square(u - mean), -1)
     return jnp.sum(rows * mean[:, 0]), jnp.sum(rows * variance)
 
 
-def _mass_and_cost(targets: ClassIndices | Array, d: Array) -> tuple[Array, Array]:
-    """sum_k y_ik and -sum_k y_ik d_ik, with 0 * inf = 0; NaN at a bad label."""
+def _mass_and_cost(targets: ClassIndices | Array, gaps: Array) -> tuple[Array, Array]:
+    """sum_k y_ik and sum_k y_ik g_ik, with 0 * inf = 0; NaN at a bad label."""
     if not isinstance(targets, ClassIndices):
-        return jnp.sum(targets, -1), jnp.sum(jnp.where(targets == 0, 0, targets * -d), -1)
-    mass = jnp.ones(len(d), d.dtype)
+        return jnp.sum(targets, -1), jnp.sum(jnp.where(targets == 0, 0, targets * gaps), -1)
+    mass = jnp.ones(len(gaps), gaps.dtype)
     if targets.bad is not None:
         mass = jnp.where(targets.bad, jnp.nan, mass)
-    return mass, mass * -jnp.take_along_axis(d, targets.index[:, None], -1)[:, 0]
+    return mass, mass * jnp.take_along_axis(gaps, targets.index[:, None], -1)[:, 0]
 
 
 def _binned(
+    compute: Callable[..., T],
     function: str,
     probabilities: ArrayLike,
     labels: Labels,
     num_bins: int,
     adaptive: bool,
     sample_weights: ArrayLike | None,
-) -> ReliabilityDiagram:
+) -> T:
+    """`compute` of the checked arguments."""
     function = f"calibration.{function}"
     p, w = _rows(function, "probabilities", probabilities, sample_weights)
     if not _checks.holds(_is_probability, probabilities):
@@ -258,14 +283,54 @@ def _binned(
         outside = ~_is_probability(values)
         _checks.refuse_first(function, "probabilities", "in [0, 1]", values, outside)
     num_bins = _checks.at_least(function, "num_bins", num_bins, 1)
+    adaptive = _checks.flag(function, "adaptive", adaptive)
     targets = _targets(function, labels, jnp.shape(probabilities), p.dtype)
-    return _reliability_diagram(p, targets, w, num_bins, bool(adaptive))
+    return compute(p, targets, w, num_bins, adaptive)
 
 
 @partial(jax.jit, static_argnames=("num_bins", "adaptive"))
 def _reliability_diagram(
-    p: Array, targets: ClassIndices | Array, w: Array, num_bins: int, adaptive: bool
+    p: Array, targets: ClassIndices | Array, w: Array | None, num_bins: int, adaptive: bool
 ) -> ReliabilityDiagram:
+    bins, confidence, right = _placed(p, targets, w, num_bins, adaptive)
+    counted, unit = _counted(w, confidence)
+    sums = partial(sums_by_class, bins, num_classes=num_bins)
+    if w is None:
+        weight = sums(jnp.ones(len(p), jnp.int32)).astype(p.dtype)
+        filled = weight
+    else:
+        weight, filled = sums(w), sums(unit)
+    filled = jnp.where(filled > 0, filled, jnp.nan)
+
+    def mean(x):
+        return sums(jnp.where(counted, unit * x, 0)) / filled
+
+    return ReliabilityDiagram(mean(confidence), mean(right), weight)
+
+
+@partial(jax.jit, static_argnames=("num_bins", "adaptive"))
+def _calibration_error(
+    p: Array, targets: ClassIndices | Array, w: Array | None, num_bins: int, adaptive: bool
+) -> Array:
+    """sum_m |sum over bin m of w (right - confidence)| / sum w: no empty bin is divided by 0."""
+    bins, confidence, right = _placed(p, targets, w, num_bins, adaptive)
+    counted, unit = _counted(w, confidence)
+    gaps = sums_by_class(bins, jnp.where(counted, unit * (right - confidence), 0), num_bins)
+    total = jnp.sum(unit)
+    return jnp.sum(jnp.abs(gaps)) / jnp.where(total == 0, 1, total)
+
+
+def _counted(w: Array | None, like: Array) -> tuple[Array, Array]:
+    """Which examples have a weight, and the weights in a unit in which their sum is finite."""
+    if w is None:
+        return jnp.ones(like.shape, bool), jnp.ones_like(like)
+    return ~is_zero(w), in_unit(w)
+
+
+def _placed(
+    p: Array, targets: ClassIndices | Array, w: Array | None, num_bins: int, adaptive: bool
+) -> tuple[Array, Array, Array]:
+    """The bin of each example, its confidence, and how right it is: 0, 1, or a probability."""
     predicted = jnp.argmax(p, -1).astype(jnp.int32)
     confidence = jnp.max(p, -1)
     if isinstance(targets, ClassIndices):
@@ -275,21 +340,17 @@ def _reliability_diagram(
         right = jnp.take_along_axis(targets, predicted[:, None], -1)[:, 0]
     place = _rank_below(confidence, w, num_bins) if adaptive else confidence * num_bins
     bins = jnp.minimum(jnp.where(jnp.isnan(place), 0, place).astype(jnp.int32), num_bins - 1)
-
-    def total(x):
-        return jnp.zeros(num_bins, p.dtype).at[bins].add(jnp.where(w == 0, 0, w * x))
-
-    weight = total(jnp.ones_like(w))
-    filled = jnp.where(weight > 0, weight, jnp.nan)
-    return ReliabilityDiagram(total(confidence) / filled, total(right) / filled, weight)
+    return bins, confidence, right
 
 
-def _rank_below(x: Array, w: Array, scale: int) -> Array:
+def _rank_below(x: Array, w: Array | None, scale: int) -> Array:
     """The share of the weight at smaller entries of x, out of `scale`; equal for equal entries."""
     order = jnp.argsort(x)
-    below = jnp.concatenate([jnp.zeros(1, w.dtype), jnp.cumsum(w[order])])
-    total = jnp.where(below[-1] == 0, 1, below[-1])
-    return below[jnp.searchsorted(x[order], x)] * scale / total
+    place = jnp.searchsorted(x[order], x)
+    if w is None:
+        return place.astype(x.dtype) * scale / max(len(x), 1)
+    below = jnp.concatenate([jnp.zeros(1, w.dtype), jnp.cumsum(in_unit(w)[order])])
+    return below[place] * scale / jnp.where(below[-1] == 0, 1, below[-1])
 
 
 def _is_probability(p: Any) -> Any:
@@ -298,8 +359,8 @@ def _is_probability(p: Any) -> Any:
 
 def _rows(
     function: str, argument: str, x: ArrayLike, sample_weights: ArrayLike | None
-) -> tuple[Array, Array]:
-    """x as [N, K] and the weights as [N], at least float32."""
+) -> tuple[Array, Array | None]:
+    """x as [N, K] and the weights as [N], at least float32; None for equal weights."""
     x = _checks.real_array(function, argument, x)
     if x.ndim == 0 or not x.shape[-1]:
         expected = "of rank >= 1, with classes on the last axis"
@@ -307,7 +368,7 @@ def _rows(
     dtype = compute_dtype(x.dtype)
     rows = x.reshape(-1, x.shape[-1]).astype(dtype)
     if sample_weights is None:
-        return rows, jnp.ones(len(rows), dtype)
+        return rows, None
     w = _checks.real_array(function, "sample_weights", sample_weights)
     _checks.same_shape(function, "sample_weights", w, x.shape[:-1])
     _checks.not_negative(function, "sample_weights", sample_weights)

@@ -9,6 +9,7 @@ import scipy.special
 
 import softjax
 from softjax import calibration
+from softjax._weights import sums_by_class
 
 pytestmark = pytest.mark.compiled_quickly
 
@@ -265,6 +266,96 @@ def test_bad_arguments_are_named():
         calibration.calibrate_temperature(np.float32(1), 0)
     with pytest.raises(TypeError, match="`labels` must be class indices"):
         calibration.calibrate_temperature(p, y > 0)
+
+
+MASKS = [-1e9, -1e19, -1e30, -1e35, "least", -np.inf]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e18])
+def test_the_temperature_beside_masked_classes_and_outliers(scale, dtype):
+    """Gaps of any size: a masked class and a row of one huge logit change nothing."""
+    x, y, w = problem(dtype, scale=scale)
+    w = w + np.asarray(1, dtype)
+    x, y, w = x[:100], y[:100], w[:100]
+    expected = optimal_temperature(x, y, w)
+
+    def weighted(x, y, w):
+        return calibration.calibrate_temperature(x, y, sample_weights=w)
+
+    fit = jax.jit(jax.value_and_grad(weighted))
+    _, plain = fit(x, y, w)
+    for mask in MASKS:
+        if isinstance(mask, float) and abs(mask) < 1e9 * scale:
+            continue
+        wide = np.full((101, 6), np.finfo(dtype).min if mask == "least" else mask, dtype)
+        wide[:100, :5] = x
+        wide[100] = [np.finfo(dtype).max / 4 if mask == "least" else 1e30, 0, 0, 0, 0, 0]
+        temperature, slope = fit(wide, np.append(y, 0), np.append(w, w[:1]))
+        np.testing.assert_allclose(temperature, expected, rtol=2 * rounding(dtype))
+        np.testing.assert_allclose(
+            slope[:100, :5], plain, rtol=1e-3, atol=1e-5 * np.abs(plain).max()
+        )
+        np.testing.assert_array_equal(slope[:, 5], 0)
+        np.testing.assert_array_equal(slope[100], 0)
+
+
+@pytest.mark.x64_once
+def test_a_label_on_a_masked_class_costs_what_its_logit_says():
+    x, y, _ = problem(np.float32, 20)
+    for mask in (-1e9, -1e30):
+        wide = np.concatenate([x, np.full((20, 1), mask, np.float32)], 1)
+        labels = np.append(y[:-1], 5)
+        expected = optimal_temperature(wide, labels)
+        ours = calibration.calibrate_temperature(wide, labels)
+        np.testing.assert_allclose(ours, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [2.0**126, 2.0**-126, 2.0**-133])
+def test_calibration_at_any_scale_of_the_weights(scale, dtype):
+    x, y, w = problem(dtype)
+    scaled = w * np.asarray(scale, dtype)  # exact, also where it is subnormal
+    p = np.asarray(softjax.softmax(x))
+    for of_weights in (
+        lambda w: calibration.calibrate_temperature(x, y, sample_weights=w),
+        lambda w: calibration.expected_calibration_error(p, y, sample_weights=w),
+        lambda w: calibration.expected_calibration_error(p, y, sample_weights=w, adaptive=True),
+        lambda w: calibration.reliability_diagram(p, y, sample_weights=w)[:2],
+    ):
+        np.testing.assert_allclose(of_weights(scaled), of_weights(w), rtol=2 * rounding(dtype))
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("weighted", [False, True])
+def test_sums_over_many_examples_keep_their_digits(weighted):
+    """A million examples in one bin: one after the other, float32 sums of 0.9 are off by 1 %."""
+    n = 2**20
+    p = jnp.broadcast_to(jnp.array([0.9, 0.1], jnp.float32), (n, 2))
+    labels = (np.arange(n) % 16 == 0).astype(np.int32)  # 15 of 16 are right
+    given = {"sample_weights": jnp.full(n, 0.1, jnp.float32)} if weighted else {}
+    diagram = calibration.reliability_diagram(p, labels, **given)
+    np.testing.assert_allclose(diagram.weight[13], n * 0.1 if weighted else n, rtol=3e-6)
+    np.testing.assert_allclose(diagram.confidence[13], 0.9, rtol=3e-6)
+    np.testing.assert_allclose(diagram.accuracy[13], 15 / 16, rtol=3e-6)
+    error = calibration.expected_calibration_error(p, labels, **given)
+    np.testing.assert_allclose(error, 15 / 16 - 0.9, rtol=2e-5)
+
+
+@pytest.mark.x64_once
+def test_a_sum_of_ones_does_not_stop_at_2_to_the_24():
+    n = 2**24 + 2**20
+    classes = jnp.asarray(np.arange(n) % 64 == 0, jnp.int32)
+    ones = jnp.ones(n, jnp.float32)
+    sums = jax.jit(sums_by_class, static_argnums=2)(classes, ones, 3)
+    np.testing.assert_array_equal(sums, [n - n // 64, n // 64, 0])
+
+
+@pytest.mark.x64_once
+def test_an_empty_bin_is_nowhere_divided_by():
+    p, y = jnp.array([[0.75, 0.25], [0.25, 0.75]]), jnp.array([0, 0])
+    with jax.debug_nans(True):
+        assert calibration.expected_calibration_error(p, y) == 0.25
+        weights = jnp.array([1.0, 0.0])
+        assert calibration.expected_calibration_error(p, y, sample_weights=weights) == 0.25
 
 
 # The picture
