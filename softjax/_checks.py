@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 Axis = int | Sequence[int] | None
 
@@ -64,6 +64,8 @@ def message(function: str, argument: str, expected: str, got: object) -> str:
 
 def is_concrete(x: Any) -> bool:
     """Whether the values of `x` can be read now, on this process, without a trace."""
+    if isinstance(x, (list, tuple)):
+        return all(map(is_concrete, x))
     return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
 
 
@@ -165,18 +167,29 @@ def is_missing(entry: Any) -> bool:
         return not isinstance(entry, Array)
 
 
+def array(function: str, argument: str, expected: str, x: Any) -> Array:
+    """`x` as an array; what no array can be made of is refused by its type."""
+    if isinstance(x, Array):
+        return x
+    x = native(function, argument, x, expected)
+    try:
+        return jnp.asarray(x)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(message(function, argument, expected, type(x).__name__)) from error
+
+
 def real_array(function: str, argument: str, x: ArrayLike) -> Array:
     """`x` as an array of real numbers; integers and booleans become the default float."""
+    default = jax.dtypes.canonicalize_dtype(float)
     if not isinstance(x, Array):
         x = native(function, argument, x)
-        try:
-            x = jnp.asarray(x)
-        except (TypeError, ValueError) as error:
-            raise TypeError(message(function, argument, REAL, type(x).__name__)) from error
+        if isinstance(x, (int, np.ndarray, np.generic)) and np.asarray(x).dtype.kind in "iu":
+            x = np.asarray(x).astype(default)  # as an array of JAX, int64 would wrap to int32
+        x = array(function, argument, REAL, x)
     if jnp.issubdtype(x.dtype, jnp.floating):
         return x
     if x.dtype == jnp.bool_ or jnp.issubdtype(x.dtype, jnp.integer):
-        return x.astype(jax.dtypes.canonicalize_dtype(float))
+        return x.astype(default)
     raise TypeError(message(function, argument, REAL, f"dtype {x.dtype}"))
 
 
@@ -213,12 +226,22 @@ def last(x: Array, axis: int) -> Array:
     return x if axis == x.ndim - 1 else jnp.moveaxis(x, axis, -1)
 
 
+def flag(function: str, argument: str, value: Any) -> bool:
+    """`value` as True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(message(function, argument, "True or False", repr(value)))
+    return bool(value)
+
+
 def integer(function: str, argument: str, value: Any) -> int:
-    """`value` as an integer; a float is none."""
+    """`value` as an integer that is known; a float, a boolean or a traced value is none."""
     try:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError
         return operator.index(value)
     except TypeError as error:
-        raise TypeError(message(function, argument, "an integer", repr(value))) from error
+        got = "a traced value" if isinstance(value, Tracer) else repr(value)
+        raise TypeError(message(function, argument, "an integer", got)) from error
 
 
 def at_least(function: str, argument: str, value: Any, bound: int) -> int:
@@ -234,10 +257,28 @@ def mask(function: str, where: ArrayLike | None, shape: tuple[int, ...]) -> Arra
     if where is None:
         return None
     expected = "an array of booleans"
-    where = jnp.asarray(native(function, "where", where, expected))
+    where = array(function, "where", expected, where)
     if where.dtype != jnp.bool_:
         raise TypeError(message(function, "where", expected, f"dtype {where.dtype}"))
     return broadcast(function, "where", where, shape)
+
+
+def mask_of_classes(function: str, where: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
+    """`where` as a boolean array of `shape`: a scalar, or an array with every axis of `shape`.
+
+    An array with fewer axes would be a mask of classes, and is often meant to be one of examples,
+    as in optax: with as many examples as classes nobody would see the difference.
+    """
+    if where is not None:
+        where = array(function, "where", "an array of booleans", where)
+        if 0 < where.ndim < len(shape):
+            expected = f"of rank {len(shape)}, to broadcast to {shape}"
+            text = message(function, "where", expected, f"shape {where.shape}")
+            raise ValueError(
+                f"{text} A mask of classes is where[..., None, :]. To leave examples out, weight "
+                "their losses: softjax.weighted_mean(losses, where)."
+            )
+    return mask(function, where, shape)
 
 
 def broadcast(function: str, argument: str, x: Array, shape: tuple[int, ...]) -> Array:
@@ -250,30 +291,61 @@ def broadcast(function: str, argument: str, x: Array, shape: tuple[int, ...]) ->
 
 
 def same_shape(function: str, argument: str, x: ArrayLike, shape: tuple[int, ...]) -> None:
-    if jnp.shape(x) != shape:
-        raise ValueError(message(function, argument, f"of shape {shape}", f"shape {jnp.shape(x)}"))
+    given = x.shape if isinstance(x, (Array, np.ndarray)) else jnp.asarray(x).shape
+    if given != shape:
+        raise ValueError(message(function, argument, f"of shape {shape}", f"shape {given}"))
 
 
-def positive_scalar(function: str, argument: str, x: ArrayLike) -> Array:
-    """`x` as a real scalar > 0; under a trace a value that is not becomes NaN."""
-    scalar = real_array(function, argument, x)
-    if scalar.ndim:
-        raise ValueError(message(function, argument, "a scalar", f"shape {scalar.shape}"))
+def scalar(function: str, argument: str, x: ArrayLike, dtype: DTypeLike) -> Any:
+    """`x` as a real scalar of `dtype`, traced or not; infinite where `dtype` does not hold it."""
+    with np.errstate(over="ignore"):
+        if type(x) in (int, float):  # an array of JAX would take as long to make as many calls
+            return np.asarray(x, dtype)
+        number = real_array(function, argument, x)
+    if number.ndim:
+        raise ValueError(message(function, argument, "a scalar", f"shape {number.shape}"))
+    return number.astype(dtype)
+
+
+def positive_scalar(function: str, argument: str, x: ArrayLike, dtype: DTypeLike) -> Any:
+    """`x` as a scalar > 0 of `dtype`; under a trace a value that is not becomes NaN.
+
+    A subnormal number is refused too: XLA:CPU reads it as 0, and what is divided by it is lost.
+    """
+    number = scalar(function, argument, x, dtype)
+    least = float(jnp.finfo(dtype).tiny)
     if not checks_values(x):
-        return jnp.where(scalar > 0, scalar, jnp.nan)
-    if not np.asarray(x) > 0:
-        raise ValueError(message(function, argument, "> 0", np.asarray(x)))
-    return scalar
+        return jnp.where(number >= least, number, jnp.nan)
+    value = np.asarray(x)
+    if not value > 0:
+        raise ValueError(message(function, argument, "> 0", value))
+    if value < least:
+        expected = f">= {least:.3g}, the least positive number of {jnp.dtype(dtype)}"
+        raise ValueError(message(function, argument, expected, value))
+    return number
 
 
-def unit_interval(function: str, argument: str, x: ArrayLike) -> None:
-    """Refuses a known `x` outside [0, 1]."""
-    if isinstance(x, (int, float)):
-        good = 0 <= x <= 1 or not _CHECKS_ON.get()
-    else:
-        good = not checks_values(x) or (np.ndim(x) == 0 and bool(0 <= np.asarray(x) <= 1))
-    if not good:
-        raise ValueError(message(function, argument, "a number in [0, 1]", x))
+def unit_interval(function: str, argument: str, x: ArrayLike, dtype: DTypeLike) -> Any:
+    """`x` as a scalar in [0, 1] of `dtype`; under a trace a value that is not becomes NaN."""
+    return _between(function, argument, x, dtype, 1, "a number in [0, 1]")
+
+
+def not_negative_scalar(function: str, argument: str, x: ArrayLike, dtype: DTypeLike) -> Any:
+    """`x` as a finite scalar >= 0 of `dtype`; under a trace a value that is not becomes NaN."""
+    largest = float(jnp.finfo(dtype).max)
+    return _between(function, argument, x, dtype, largest, "a finite number >= 0")
+
+
+def _between(
+    function: str, argument: str, x: ArrayLike, dtype: DTypeLike, largest: float, expected: str
+) -> Any:
+    number = scalar(function, argument, x, dtype)
+    if not checks_values(x):
+        return jnp.where((number >= 0) & (number <= largest), number, jnp.nan)
+    value = np.asarray(x)
+    if not 0 <= value <= largest:
+        raise ValueError(message(function, argument, expected, value))
+    return number
 
 
 def not_negative_number(function: str, argument: str, value: Any) -> float:
@@ -281,8 +353,9 @@ def not_negative_number(function: str, argument: str, value: Any) -> float:
     expected = "a finite number >= 0"
     try:
         number = float(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(message(function, argument, expected, repr(value))) from error
+    except (TypeError, ValueError, OverflowError) as error:
+        got = "a traced value" if isinstance(value, Tracer) else repr(value)
+        raise TypeError(message(function, argument, expected, got)) from error
     if not 0 <= number < np.inf:
         raise ValueError(message(function, argument, expected, number))
     return number

@@ -11,6 +11,7 @@ from softjax._logsumexp import logsumexp_core
 from softjax._losses import expected_loss, index_loss, spoiled
 from softjax._numerics import compute_dtype, masked
 from softjax._sharding import looked_up
+from softjax._weights import in_unit, is_zero
 
 
 def cross_entropy(
@@ -38,17 +39,22 @@ def cross_entropy(
     Edge cases: every class masked or -inf: 0; a target on a masked or -inf class: +inf;
     0 * inf = 0; a label out of range under a trace: NaN in loss and gradient.
 
+    Two things differ from optax on purpose. `where` masks classes here; optax's masks examples
+    where labels are integers. A target with mass on a masked class has loss +inf here; optax
+    drops the mass. `label_smoothing` spreads its mass over the unmasked classes only.
+
     Args:
         logits: real, any shape with classes along `axis`, nats.
         labels: class indices, shape of `logits` without `axis`; or a distribution over the
             classes, floating, shape of `logits`, used as it is, whatever its sum; or TopKLabels
             [..., k], for classes on the last axis.
         axis: the axis of the classes.
-        where: booleans that broadcast to `logits`; False leaves the class out.
+        where: booleans of the rank of `logits`, which broadcast to it; False leaves the class
+            out. To leave examples out, weight their losses: `weighted_mean`.
         label_smoothing: e in [0, 1], scalar.
         class_weights: real [K], >= 0: the cost of class k counts w_k times.
         ignore_index: examples with this label have loss 0 and gradient 0; integer labels only.
-        z_loss: z, scalar: adds z logsumexp(x)^2, which keeps the logits near log-probabilities.
+        z_loss: z >= 0, scalar: adds z logsumexp(x)^2, which keeps logits near log-probabilities.
 
     Returns:
         Losses in nats, shape of `logits` without `axis`, at least float32.
@@ -68,17 +74,24 @@ def cross_entropy(
     """
     x = _checks.real_array("cross_entropy", "logits", logits)
     axis = _checks.one_axis("cross_entropy", axis, x.ndim)
-    where = _checks.mask("cross_entropy", where, x.shape)
+    where = _checks.mask_of_classes("cross_entropy", where, x.shape)
     x = _checks.last(x, axis)
     where = None if where is None else _checks.last(where, axis)
     classes = x.shape[-1]
-    _checks.unit_interval("cross_entropy", "label_smoothing", label_smoothing)
-    weights = None
+    dtype = compute_dtype(x.dtype)
+    smoothing = z = weights = None
+    if not _is_zero(label_smoothing):
+        smoothing = _checks.unit_interval(
+            "cross_entropy", "label_smoothing", label_smoothing, dtype
+        )
+    if not _is_zero(z_loss):
+        z = _checks.not_negative_scalar("cross_entropy", "z_loss", z_loss, dtype)
+    if ignore_index is not None:
+        ignore_index = _checks.integer("cross_entropy", "ignore_index", ignore_index)
     if class_weights is not None:
         weights = _checks.real_array("cross_entropy", "class_weights", class_weights)
         _checks.same_shape("cross_entropy", "class_weights", weights, (classes,))
         _checks.not_negative("cross_entropy", "class_weights", class_weights)
-    dtype = compute_dtype(x.dtype)
 
     if is_class_indices(labels, "cross_entropy"):
         _checks.same_shape("cross_entropy", "labels", labels, x.shape[:-1])
@@ -88,9 +101,7 @@ def cross_entropy(
         raise TypeError(_checks.message("cross_entropy", "ignore_index", expected, ignore_index))
     else:
         targets = distribution("cross_entropy", labels, x.shape, dtype, axis)
-    return _cross_entropy(
-        x, targets, where, _unless_zero(label_smoothing), weights, _unless_zero(z_loss)
-    )
+    return _cross_entropy(x, targets, where, smoothing, weights, z)
 
 
 def weighted_mean(losses: ArrayLike, weights: ArrayLike | None = None) -> Array:
@@ -99,7 +110,8 @@ def weighted_mean(losses: ArrayLike, weights: ArrayLike | None = None) -> Array:
         sum_i w_i l_i / sum_i w_i,  and 0 where all weights are 0
 
     Derivative: w_i / sum(w) with respect to l_i; both modes, any order.
-    Edge cases: a loss of weight 0 takes no part, NaN and inf included; no examples: 0.
+    Edge cases: a loss of weight 0 takes no part, NaN and inf included; no examples: 0. The scale
+    of the weights does not matter: their sum may overflow, and all may be subnormal.
 
     Args:
         losses: real, any shape.
@@ -123,12 +135,20 @@ def weighted_mean(losses: ArrayLike, weights: ArrayLike | None = None) -> Array:
     losses = losses.astype(compute_dtype(losses.dtype))
     if weights is None:
         return jnp.sum(losses) / max(losses.size, 1)
+    w = _checks.real_array("weighted_mean", "weights", weights)
+    _checks.same_shape("weighted_mean", "weights", w, losses.shape)
     _checks.not_negative("weighted_mean", "weights", weights)
-    weights = _checks.real_array("weighted_mean", "weights", weights).astype(losses.dtype)
-    _checks.same_shape("weighted_mean", "weights", weights, losses.shape)
-    counted = weights != 0
-    total = jnp.sum(weights)
-    terms = weights * jnp.where(counted, losses, 0)
+    return _weighted_mean(losses, w.astype(compute_dtype(w.dtype)))
+
+
+@jax.jit
+def _weighted_mean(losses: Array, weights: Array) -> Array:
+    w = in_unit(weights).astype(losses.dtype)
+    losses = jnp.where(is_zero(weights), 0, losses)
+    # A weight that is tiny beside the others is 0 in their unit, and an infinite loss stays.
+    infinite = jnp.isinf(losses) & (w == 0)
+    terms = jnp.where(infinite, losses, w * jnp.where(infinite, 0, losses))
+    total = jnp.sum(w)
     return jnp.sum(terms) / jnp.where(total == 0, 1, total)
 
 
@@ -150,12 +170,12 @@ def _cross_entropy(x, targets, where, label_smoothing, class_weights, z_loss) ->
         loss = expected_loss(x, targets if weights is None else weights * targets)
 
     if label_smoothing is not None:
-        e = jnp.asarray(label_smoothing, x.dtype)
-        loss = _times(1 - e, loss) + _times(e, _mean_loss(x, where, weights))
+        loss = _times(1 - label_smoothing, loss)
+        loss += _times(label_smoothing, _mean_loss(x, where, weights))
     if z_loss is not None:
         log_partition = logsumexp_core(x, (x.ndim - 1,))[..., 0]
         square = jnp.where(jnp.isneginf(log_partition), 0, log_partition) ** 2
-        loss += jnp.asarray(z_loss, x.dtype) * square
+        loss += z_loss * square
     return spoiled(loss, bad)
 
 
@@ -171,5 +191,5 @@ def _mean_loss(x: Array, where: Array | None, weights: Array | None) -> Array:
     return expected_loss(x, uniform if weights is None else weights * uniform)
 
 
-def _unless_zero(option: ArrayLike) -> ArrayLike | None:
-    return None if isinstance(option, (int, float)) and option == 0 else option
+def _is_zero(option: ArrayLike) -> bool:
+    return isinstance(option, (int, float)) and option == 0

@@ -11,8 +11,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from softjax._checks import (
+    array,
     checks_values,
     holds,
+    is_concrete,
     last,
     message,
     native,
@@ -67,6 +69,8 @@ def class_indices(
     A label that is out of range raises ValueError where the values are known; under a trace it
     is marked as bad. It never wraps.
     """
+    if not is_concrete(labels):
+        labels = jnp.asarray(labels)  # a list with a traced label
     if isinstance(labels, Array):
         good = checks_values(labels)
         if not holds(_is_class, labels, num_classes, ignore_index):
@@ -120,7 +124,7 @@ def is_class_indices(labels: Labels, function: str) -> TypeGuard[ArrayLike]:
     labels = native(function, "labels", labels, expected)
     try:
         dtype = labels.dtype if isinstance(labels, Array) else jnp.asarray(labels).dtype
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(message(function, "labels", expected, type(labels).__name__)) from error
     if jnp.issubdtype(dtype, jnp.integer):
         return True
@@ -138,9 +142,10 @@ def distribution(
     """
     if isinstance(labels, TopKLabels):
         return _scattered(function, labels, shape, dtype)
-    not_negative(function, "labels", labels)
+    given = labels
     labels = real_array(function, "labels", labels)
     same_rank(function, "labels", labels, len(shape))
+    not_negative(function, "labels", given)
     labels = last(labels, axis % labels.ndim)
     same_shape(function, "labels", labels, shape)
     return labels if labels.dtype == dtype else labels.astype(dtype)
@@ -154,7 +159,7 @@ def sparse_distribution(
     A probability is NaN where the index is bad, under a trace.
     """
     expected = "an array of integers"
-    indices = jnp.asarray(native(function, "labels.indices", labels.indices, expected))
+    indices = array(function, "labels.indices", expected, labels.indices)
     if not jnp.issubdtype(indices.dtype, jnp.integer):
         raise TypeError(message(function, "labels.indices", expected, f"dtype {indices.dtype}"))
     probabilities = real_array(function, "labels.probabilities", labels.probabilities)

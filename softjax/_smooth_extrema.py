@@ -30,7 +30,7 @@ def smooth_max(
     to the maximum as T -> 0.
 
     Derivative: dy/dx = softmax(x / T), dy/dT = entropy of softmax(x / T). Both modes, any order.
-    Edge cases: as logsumexp.
+    Edge cases: as logsumexp; of a row of -inf, dy/dT is 0 too.
 
     Args:
         x: real, any shape.
@@ -133,12 +133,14 @@ def smooth_max_bounds(
     x = _checks.real_array("smooth_max_bounds", "x", x)
     axes = _checks.axes("smooth_max_bounds", axis, x.ndim)
     where = _checks.mask("smooth_max_bounds", where, x.shape)
-    scalar = _checks.positive_scalar("smooth_max_bounds", "temperature", temperature)
+    scalar = _checks.positive_scalar(
+        "smooth_max_bounds", "temperature", temperature, compute_dtype(x.dtype)
+    )
     counted = jnp.ones(x.shape, bool) if where is None else where
     lower = jnp.max(x, axes, keepdims=keepdims, initial=-jnp.inf, where=counted)
     wide = compute_dtype(x.dtype)
-    n = jnp.maximum(jnp.sum(counted.astype(wide), axes, keepdims=keepdims), 1)
-    upper = lower.astype(wide) + scalar.astype(wide) * jnp.log(n)
+    n = jnp.maximum(jnp.sum(counted.astype(jnp.int32), axes, keepdims=keepdims), 1).astype(wide)
+    upper = lower.astype(wide) + scalar * jnp.log(n)
     return lower, upper.astype(x.dtype)
 
 
@@ -146,17 +148,20 @@ def _smooth_max(function, x, axis, where, keepdims, temperature) -> Array:
     x = _checks.real_array(function, "x", x)
     axes = _checks.axes(function, axis, x.ndim)
     where = _checks.mask(function, where, x.shape)
-    scalar = _checks.positive_scalar(function, "temperature", temperature)
+    dtype = compute_dtype(x.dtype)
+    scalar = _checks.positive_scalar(function, "temperature", temperature, dtype)
     return _scaled(x, where, scalar, axes, keepdims)
 
 
 @partial(jax.jit, static_argnums=(3, 4))
 def _scaled(x: Array, where: Array | None, temperature: Array, axes, keepdims: bool) -> Array:
     wide = masked(x, where)
-    temperature = temperature.astype(wide.dtype)
     m = jax.lax.stop_gradient(maximum(wide, axes))
     # m keeps +inf, and its difference to itself is not NaN but 0.
     finite = jnp.where(wide == jnp.inf, jnp.finfo(wide.dtype).max, wide)
     z = tempered(finite, temperature, axes)
-    y = (m + temperature * logsumexp_core(z, axes)).astype(x.dtype)
+    log_sum = logsumexp_core(z, axes)
+    # In a row without entries the derivative by T would be its logarithm of a sum, which is -inf.
+    empty = jnp.isneginf(log_sum)
+    y = jnp.where(empty, -jnp.inf, m + temperature * jnp.where(empty, 0, log_sum)).astype(x.dtype)
     return y if keepdims else jnp.squeeze(y, axes)

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._checks import Axis
-from softjax._numerics import excess, inner, log_total, masked, maximum, shift, total
+from softjax._numerics import compute_dtype, excess, inner, log_total, masked, maximum, shift, total
 
 
 def softmax(
@@ -212,7 +212,7 @@ def tempered(x: Array, temperature: Array, axes: tuple[int, ...]) -> Array:
     The maximum carries no derivative: every use adds it back, or does not depend on it.
     """
     m = jax.lax.stop_gradient(maximum(x, axes))
-    return _divided(x, m, temperature.astype(x.dtype))
+    return _divided(x, m, temperature)
 
 
 @jax.custom_jvp
@@ -238,7 +238,10 @@ def _probabilities(function, core, x, axis, where, temperature) -> Array:
     x = _checks.real_array(function, "x", x)
     axes = _checks.axes(function, axis, x.ndim)
     where = _checks.mask(function, where, x.shape)
-    scalar = None if plain else _checks.positive_scalar(function, "temperature", temperature)
+    scalar = None
+    if not plain:
+        dtype = compute_dtype(x.dtype)
+        scalar = _checks.positive_scalar(function, "temperature", temperature, dtype)
     return _normalized(core, x, where, scalar, axes)
 
 

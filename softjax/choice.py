@@ -118,7 +118,7 @@ def plackett_luce_loss(
     Args:
         scores: real [..., n], nats: one score an item.
         ranking: signed integers [..., k], k <= n, best item first; -1 for padding.
-        where: booleans that broadcast to `scores`: the items that take part.
+        where: booleans of the rank of `scores`, which broadcast to it: the items that take part.
 
     Returns:
         Losses [...] in nats, at least float32. Time and memory are in O(k n).
@@ -144,8 +144,8 @@ def plackett_luce_loss(
         expected = f"of shape {x.shape[:-1]} + (k,) with k <= {x.shape[-1]}"
         raise ValueError(_checks.message(function, "ranking", expected, f"shape {ranking.shape}"))
     with jax.ensure_compile_time_eval():
-        where = jnp.asarray(True if where is None else where)
-        stages = _stages(ranking, _checks.mask(function, where, x.shape))
+        where = True if where is None else where
+        stages = _stages(ranking, _checks.mask_of_classes(function, where, x.shape))
     expected = f"-1 or an item in [0, {x.shape[-1]}) that takes part, and named once"
     _refuse(function, "ranking", expected, ranking, stages.bad)
     return _plackett_luce_loss(x, stages)
@@ -206,7 +206,7 @@ def _integers(function: str, argument: str, x: ArrayLike, *, signed: bool = Fals
     """`x` as integers of at least 32 bits; what is known stays known inside of a trace."""
     with jax.ensure_compile_time_eval():
         expected = f"an array of {'signed ' if signed else ''}integers"
-        x = jnp.asarray(_checks.native(function, argument, x, expected))
+        x = _checks.array(function, argument, expected, x)
         if not jnp.issubdtype(x.dtype, jnp.signedinteger if signed else jnp.integer):
             raise TypeError(_checks.message(function, argument, expected, f"dtype {x.dtype}"))
         return x.astype(jnp.int32) if jnp.iinfo(x.dtype).bits < 32 else x

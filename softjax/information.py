@@ -9,12 +9,13 @@ from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._checks import Axis
-from softjax._labels import class_indices, is_class_indices
+from softjax._labels import TopKLabels, class_indices, is_class_indices
 from softjax._logsumexp import logsumexp_core
 from softjax._losses import index_loss, spoiled
 from softjax._numerics import compute_dtype, excess, inner, log_total, masked, maximum, shift
@@ -36,7 +37,7 @@ def entropy(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
     Args:
         logits: real, any shape, nats; integers and booleans become the default float.
         axis: axis or axes of the classes; None for all.
-        where: booleans that broadcast to `logits`; False leaves the class out.
+        where: booleans of the rank of `logits`, which broadcast to it; False leaves the class out.
 
     Returns:
         `logits` without `axis`, in nats, at least float32.
@@ -73,7 +74,8 @@ def cross_entropy(
         target_logits: real, any shape, nats: the logits of p.
         logits: real, the shape of `target_logits`, nats: the logits of q.
         axis: axis or axes of the classes; None for all.
-        where: booleans that broadcast to `logits`; False leaves the class out of both.
+        where: booleans of the rank of `logits`, which broadcast to it; False leaves the class out
+            of both.
 
     Returns:
         `logits` without `axis`, in nats, at least float32.
@@ -113,7 +115,8 @@ def kl_divergence(
         target_logits: real, any shape, nats: the logits of p.
         logits: real, the shape of `target_logits`, nats: the logits of q.
         axis: axis or axes of the classes; None for all.
-        where: booleans that broadcast to `logits`; False leaves the class out of both.
+        where: booleans of the rank of `logits`, which broadcast to it; False leaves the class out
+            of both.
 
     Returns:
         `logits` without `axis`, in nats, at least float32.
@@ -148,7 +151,7 @@ def surprisal(
         logits: real, any shape, nats; integers and booleans become the default float.
         labels: integers, `logits` without `axis`: class indices.
         axis: axis of the classes.
-        where: booleans that broadcast to `logits`; False leaves the class out.
+        where: booleans of the rank of `logits`, which broadcast to it; False leaves the class out.
 
     Returns:
         Shape of `labels`, in nats, at least float32.
@@ -165,14 +168,13 @@ def surprisal(
     """
     x = _checks.real_array("surprisal", "logits", logits)
     axis = _checks.one_axis("surprisal", axis, x.ndim)
-    expected = "an array of integers"
-    labels = jnp.asarray(_checks.native("surprisal", "labels", labels, expected))
     if not is_class_indices(labels, "surprisal"):
-        got = f"dtype {labels.dtype}"
-        raise TypeError(_checks.message("surprisal", "labels", expected, got))
+        is_sparse = isinstance(labels, TopKLabels)
+        got = "TopKLabels" if is_sparse else f"dtype {jnp.asarray(labels).dtype}"
+        raise TypeError(_checks.message("surprisal", "labels", "an array of integers", got))
     _checks.same_shape("surprisal", "labels", labels, x.shape[:axis] + x.shape[axis + 1 :])
     index, bad, _ = class_indices("surprisal", labels, x.shape[axis])
-    return _surprisal(x, index, bad, _checks.mask("surprisal", where, x.shape), axis)
+    return _surprisal(x, index, bad, _checks.mask_of_classes("surprisal", where, x.shape), axis)
 
 
 def perplexity(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
@@ -186,7 +188,7 @@ def perplexity(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = Non
     Args:
         logits: real, any shape, nats; integers and booleans become the default float.
         axis: axis or axes of the classes; None for all.
-        where: booleans that broadcast to `logits`; False leaves the class out.
+        where: booleans of the rank of `logits`, which broadcast to it; False leaves the class out.
 
     Returns:
         `logits` without `axis`, at least float32.
@@ -220,7 +222,7 @@ def joint_entropy(
         logits: real, any shape, nats; integers and booleans become the default float.
         n: number of draws, >= 0.
         axis: axis or axes of the classes; None for all.
-        where: booleans that broadcast to `logits`; False leaves the class out.
+        where: booleans of the rank of `logits`, which broadcast to it; False leaves the class out.
 
     Returns:
         `logits` without `axis`, in nats, at least float32.
@@ -258,13 +260,14 @@ def temper(
         logits: real, any shape, nats; integers and booleans become the default float.
         alpha: finite scalar, may be traced; a negative one favours what P makes rare.
         axis: axis or axes of the classes; None for all.
-        where: booleans that broadcast to `logits`; False leaves the class out.
+        where: booleans of the rank of `logits`, which broadcast to it; False leaves the class out.
 
     Returns:
         Log-probabilities in nats, shape and dtype of `logits`.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong dtype, shape or axis.
+        TypeError, ValueError: an argument of the wrong dtype, shape or axis, or a known alpha
+            that is not finite.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -275,10 +278,10 @@ def temper(
     """
     x = _checks.real_array("temper", "logits", logits)
     axes = _checks.axes("temper", axis, x.ndim)
-    alpha = _checks.real_array("temper", "alpha", alpha)
-    if alpha.ndim:
-        raise ValueError(_checks.message("temper", "alpha", "a scalar", f"shape {alpha.shape}"))
-    return _tempered(x, alpha, _checks.mask("temper", where, x.shape), axes)
+    number = _checks.scalar("temper", "alpha", alpha, compute_dtype(x.dtype))
+    if _checks.checks_values(alpha) and not np.isfinite(np.asarray(alpha)):
+        raise ValueError(_checks.message("temper", "alpha", "finite", np.asarray(alpha)))
+    return _tempered(x, number, _checks.mask_of_classes("temper", where, x.shape), axes)
 
 
 def nats_to_bits(nats: ArrayLike) -> Array:
@@ -456,10 +459,18 @@ def _surprisal(x: Array, index: Array, bad: Array | None, where: Array | None, a
 
 @partial(jax.jit, static_argnums=3)
 def _tempered(x: Array, alpha: Array, where: Array | None, axes: tuple[int, ...]) -> Array:
+    """log_softmax(alpha (x - m)), with m the end of x that alpha favours.
+
+    Every alpha (x - m) is then <= 0, and overflow is -inf: a class that has no probability. An
+    alpha that this dtype does not hold is infinite here, and takes no part at m.
+    """
     wide = masked(x, where)
     absent = jnp.isneginf(wide)
-    d = wide - lax.stop_gradient(maximum(wide, axes))
-    scaled = alpha.astype(wide.dtype) * jnp.where(absent, 0, d)
+    sign = jnp.where(alpha < 0, -1, 1).astype(wide.dtype)
+    aligned = jnp.where(absent, -jnp.inf, sign * wide)
+    d = aligned - lax.stop_gradient(maximum(aligned, axes))
+    strength = jnp.where(jnp.isinf(alpha) & (d == 0), 1, sign * alpha)
+    scaled = strength * jnp.where(absent, 0, d)
     return log_softmax(jnp.where(absent, -jnp.inf, scaled), axes).astype(x.dtype)
 
 
@@ -469,7 +480,7 @@ def _tempered(x: Array, alpha: Array, where: Array | None, axes: tuple[int, ...]
 def _of_one(function, logits, axis, where) -> Array:
     x = _checks.real_array(function, "logits", logits)
     axes = _checks.axes(function, axis, x.ndim)
-    return _over_classes(_entropy, (x,), _checks.mask(function, where, x.shape), axes)
+    return _over_classes(_entropy, (x,), _checks.mask_of_classes(function, where, x.shape), axes)
 
 
 def _of_two(core, function, target_logits, logits, axis, where) -> Array:
@@ -477,7 +488,7 @@ def _of_two(core, function, target_logits, logits, axis, where) -> Array:
     x = _checks.real_array(function, "logits", logits)
     _checks.same_shape(function, "logits", x, t.shape)
     axes = _checks.axes(function, axis, x.ndim)
-    return _over_classes(core, (t, x), _checks.mask(function, where, x.shape), axes)
+    return _over_classes(core, (t, x), _checks.mask_of_classes(function, where, x.shape), axes)
 
 
 @partial(jax.jit, static_argnums=(0, 3))

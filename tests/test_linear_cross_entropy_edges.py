@@ -247,7 +247,7 @@ def test_misuse():
     misuse(ValueError, r"`class_weights` must be of shape \(5,\)", class_weights=jnp.ones(4))
     misuse(ValueError, "`class_weights` must be >= 0", class_weights=-jnp.ones(5))
     misuse(TypeError, "`ignore_index`", labels=jnp.ones((4, 5)), ignore_index=0)
-    misuse(ValueError, r"`z_loss` must be of shape \(\), got shape \(2,\)", z_loss=jnp.ones(2))
+    misuse(ValueError, r"`z_loss` must be a scalar, got shape \(2,\)", z_loss=jnp.ones(2))
     misuse(TypeError, "`z_loss`", z_loss="cat")
     for name in ("softcap", "temperature"):
         for number in (0.0, -1.0, NAN):

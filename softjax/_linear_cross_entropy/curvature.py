@@ -41,6 +41,7 @@ from softjax._linear_cross_entropy.sharded import Layout, cast, layout_of, mappe
 from softjax._numerics import compute_dtype, maximum
 from softjax._sharding import Lead
 from softjax._softmax import softmax_core, softmax_tangent
+from softjax._weights import is_zero, shares
 
 NAME = "linear_cross_entropy_ggn_vp"
 Tangents = tuple[Array | None, Array | None, Array | None]
@@ -157,10 +158,10 @@ def _reduced(
     hidden, scale, h_dot = jax.tree.map(lead.flat, (head.hidden, weights, tangents[0]))
     if scale is None:
         scale = jnp.ones(len(hidden), compute_dtype(hidden.dtype))
-    counted = (scale != 0)[:, None]
+    counted = ~is_zero(scale)[:, None]
     hidden, h_dot = jax.tree.map(lambda a: jnp.where(counted, a, 0), (hidden, h_dot))
     if reduction == "mean":
-        scale = scale / jnp.where(jnp.sum(scale) == 0, 1, jnp.sum(scale))
+        scale = shares(scale)
     rows, classes = Rows(hidden, None, None, None, None), Classes(*head[1:], None, None)
     operands = Arguments(rows, classes, scalars), scale, (h_dot, *tangents[1:])
     if layout is None:

@@ -22,6 +22,7 @@ from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import Layout, each_on, layout_of, total_on
 from softjax._numerics import compute_dtype
 from softjax._sharding import Lead, looked_up
+from softjax._weights import is_zero, shares
 
 NAME = "linear_cross_entropy"
 REDUCTIONS = ("none", "sum", "mean")
@@ -70,7 +71,7 @@ def linear_cross_entropy(
         class_weights: real [V], >= 0: the cost of class k counts that many times.
         ignore_index: examples with this label have loss 0 and gradient 0, and a mean leaves them
             out; integer labels only.
-        z_loss: scalar: adds z_loss * logsumexp(x)^2.
+        z_loss: scalar >= 0: adds z_loss * logsumexp(x)^2.
         softcap: scalar > 0: the logits, before T divides them, stay within (-softcap, softcap).
         temperature: scalar T > 0.
         reduction: "none", "sum" or "mean".
@@ -188,7 +189,8 @@ def _reduced(
     hidden, index, mass, dense, ignored, weights = jax.tree.map(lead.flat, of_examples)
     active = None if ignored is None else ~ignored
     if weights is not None:
-        active = weights != 0 if active is None else active & (weights != 0)
+        counted = ~is_zero(weights)
+        active = counted if active is None else active & counted
     if active is not None:
         # What an example brings that takes no part may be anything, and 0 * inf is not 0.
         hidden = jnp.where(active[:, None], hidden, 0)
@@ -199,10 +201,9 @@ def _reduced(
         losses = each_on(layout, arguments, budget)
         return lead.back(losses if weights is None else losses * weights)
     scale = jnp.ones(len(hidden), compute_dtype(hidden.dtype)) if weights is None else weights
-    scale = scale if active is None else jnp.where(active, scale, 0)
     if reduction == "mean":
-        whole = jnp.sum(scale)
-        scale = scale / jnp.where(whole == 0, 1, whole)
+        scale = shares(scale, True if active is None else active)
+    scale = scale if active is None else jnp.where(active, scale, 0)
     if hidden.dtype != jnp.float16:
         return total_on(layout, arguments, scale, budget)
     # The gradient of a logit times 1 / N would be lost below the range of float16.
@@ -241,12 +242,11 @@ def checked_scalars(
     """The options that are one number, and None where they change nothing."""
     cap = t = z = None
     if softcap is not None:
-        cap = _checks.positive_scalar(function, "softcap", softcap).astype(dtype)
+        cap = _checks.positive_scalar(function, "softcap", softcap, dtype)
     if not _is_number(temperature, 1):
-        t = _checks.positive_scalar(function, "temperature", temperature).astype(dtype)
+        t = _checks.positive_scalar(function, "temperature", temperature, dtype)
     if not _is_number(z_loss, 0):
-        z = _checks.real_array(function, "z_loss", z_loss).astype(dtype)
-        _checks.same_shape(function, "z_loss", z, ())
+        z = _checks.not_negative_scalar(function, "z_loss", z_loss, dtype)
     return Scalars(cap, t, z)
 
 
@@ -260,15 +260,16 @@ def checked_targets(
 ) -> Targets:
     """Labels of any kind and the options that act on them, as target masses."""
     dtype, classes = compute_dtype(head.hidden.dtype), head.kernel.shape[1]
-    _checks.unit_interval(function, "label_smoothing", label_smoothing)
     e = None
     if not _is_number(label_smoothing, 0):
-        e = _checks.real_array(function, "label_smoothing", label_smoothing).astype(dtype)
+        e = _checks.unit_interval(function, "label_smoothing", label_smoothing, dtype)
+    if ignore_index is not None:
+        ignore_index = _checks.integer(function, "ignore_index", ignore_index)
     w = None
     if class_weights is not None:
-        _checks.not_negative(function, "class_weights", class_weights)
         w = _checks.real_array(function, "class_weights", class_weights).astype(dtype)
         _checks.same_shape(function, "class_weights", w, (classes,))
+        _checks.not_negative(function, "class_weights", class_weights)
     kept = jnp.ones((), dtype) if e is None else 1 - e
     spread = None
     if e is not None:
@@ -292,9 +293,9 @@ def checked_targets(
         mass = kept * probabilities.astype(dtype) * (1 if w is None else looked_up(w, index))
         return Targets(index, mass, None, spread, None, None)
 
-    _checks.not_negative(function, "labels", labels)
     dense = _checks.real_array(function, "labels", labels)
     _checks.same_shape(function, "labels", dense, (*head.lead, classes))
+    _checks.not_negative(function, "labels", labels)
     factors = None
     if e is not None or w is not None:
         factors = jnp.broadcast_to(kept, classes) * (1 if w is None else w)
@@ -305,9 +306,9 @@ def checked_weights(function: str, weights: ArrayLike | None, head: Head) -> Arr
     """The weights of the examples, [...]."""
     if weights is None:
         return None
-    _checks.not_negative(function, "weights", weights)
     w = _checks.real_array(function, "weights", weights)
     _checks.same_shape(function, "weights", w, head.lead)
+    _checks.not_negative(function, "weights", weights)
     return w.astype(compute_dtype(head.hidden.dtype))
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
@@ -170,11 +171,12 @@ def linear_cross_entropy_outputs(
     arguments = _arguments(name, hidden, kernel, bias, labels, softcap, temperature)
     lead, layout = _places(name, arguments, class_axis, feature_axis)
     classes = arguments.classes.kernel.shape[1]
-    if not isinstance(top_k, int) or isinstance(top_k, bool) or not 1 <= top_k <= classes:
+    is_integer = isinstance(top_k, (int, np.integer)) and not isinstance(top_k, bool)
+    if not is_integer or not 1 <= top_k <= classes:
         expected = f"an integer in [1, {classes}]"
         raise ValueError(_checks.message(name, "top_k", expected, repr(top_k)))
     reals, top_classes = _mapped(
-        _outputs, _outputs_over, arguments, lead, layout, max_temp_bytes, top_k
+        _outputs, _outputs_over, arguments, lead, layout, max_temp_bytes, int(top_k)
     )
     log_probability, lse, entropy, top_log_probabilities = reals
     return LinearOutputs(log_probability, lse, entropy, top_log_probabilities, top_classes)

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from softjax import _checks
 from softjax._numerics import compute_dtype
+from softjax._weights import in_unit
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._model import init as zeros
 from softjax.regression._problem import Data
@@ -184,10 +185,10 @@ def mean_one_weights(
     if sample_weights is None:
         return None
     weights = _weights("sample_weights", sample_weights, num_examples).astype(dtype)
+    weights = in_unit(weights)
     mean = jnp.mean(weights)
-    if _checks.is_concrete(mean) and not 0 < mean < np.inf:
-        got = "zeros only" if mean == 0 else f"a sum that {mean.dtype} does not hold"
-        raise error("sample_weights", "> 0 somewhere, of a finite sum", got)
+    if _checks.is_concrete(mean) and mean == 0:
+        raise error("sample_weights", "> 0 somewhere", "zeros only")
     return weights / mean
 
 

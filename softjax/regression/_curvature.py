@@ -26,6 +26,7 @@ from softjax._labels import ClassIndices, Labels, class_indices, distribution, i
 from softjax._losses import expected_loss_gradient, index_loss_gradient
 from softjax._numerics import compute_dtype
 from softjax._softmax import softmax_core, softmax_tangent
+from softjax._weights import is_zero, shares
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._sparse import is_sparse, is_sparse_matrix, sparse_array, with_data
 
@@ -407,13 +408,13 @@ def counted(x: Any, w: Array | None) -> tuple[Any, Array]:
     """The features, 0 in a row of weight 0, and the share w_i / sum(w) of each row."""
     if w is None:
         return x, jnp.full(x.shape[0], 1 / max(x.shape[0], 1), x.dtype)
-    total = jnp.sum(w)
+    absent = is_zero(w)
     if is_sparse(x):
-        absent = (w == 0).at[x.indices[:, 0]].get(mode="fill", fill_value=True)
+        absent = absent.at[x.indices[:, 0]].get(mode="fill", fill_value=True)
         x = with_data(x, jnp.where(absent, 0, x.data))
     else:
-        x = jnp.where(w[:, None] == 0, 0, x)
-    return x, w / jnp.where(total == 0, 1, total)
+        x = jnp.where(absent[:, None], 0, x)
+    return x, shares(w)
 
 
 def residuals(z: Array, targets: ClassIndices | Array, c: Array | None) -> Array:

@@ -163,7 +163,8 @@ def moments(problem: Problem, bound: Array) -> tuple[Array, Array]:
         return jnp.zeros_like(root_mean_square), root_mean_square
 
     def mean_and_variance(columns):
-        mean = (weights / jnp.sum(weights)) @ columns
+        # A sum, for XLA:CPU adds one example after the other in a product with a vector.
+        mean = jnp.sum((weights / jnp.sum(weights))[:, None] * columns, 0)
         return jnp.stack([mean, jnp.sum(weights[:, None] * jnp.square(columns - mean), 0)], 1)
 
     mean, variance = by_columns(mean_and_variance, x).T

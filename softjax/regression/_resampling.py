@@ -399,7 +399,7 @@ def _held_out(
     losses = cross_entropy(logits.T, labels)
     right = labels if labels.ndim == 1 else jnp.argmax(labels, -1).astype(jnp.int32)
     hits = jnp.argmax(logits, 0).astype(jnp.int32) == right
-    return jnp.vdot(share, losses), jnp.vdot(share, hits.astype(share.dtype))
+    return jnp.sum(share * losses), jnp.sum(jnp.where(hits, share, 0))
 
 
 def _folds(folds: int | ArrayLike, seed: ArrayLike, data: Data) -> tuple[Array, int]:

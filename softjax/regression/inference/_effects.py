@@ -193,7 +193,7 @@ def _effects_and_jacobian(
         cross = jnp.matmul(effects.reshape(len(p), -1).T, moved, precision=EXACT)
         unit = jnp.broadcast_to(jnp.eye(k, dtype=x.dtype), (len(p), k, k))
         jacobian = softmax_tangent(p[:, None, :], unit, (2,))
-        means = jnp.sum(effects, 0), jnp.einsum("n,nkl->kl", share, jacobian, precision=EXACT)
+        means = jnp.sum(effects, 0), jnp.sum(share[:, None, None] * jacobian, 0)
         own = jnp.einsum("ndk,ne->dke", effects, augmented(x), precision=EXACT)
         return jax.tree.map(jnp.add, total, (*means, own, cross))
 

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._labels import ClassIndices, Labels
 from softjax._losses import expected_loss, index_loss
+from softjax._weights import sums_by_class
 from softjax.regression._curvature import Rows, checked_rows, counted, masses, product, times
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression.inference._covariance import covariance
@@ -297,10 +298,14 @@ def _log_likelihood(params: SoftmaxRegression, rows: Rows) -> Array:
 
 
 def _class_counts(rows: Rows, num_classes: int) -> Array:
-    weights = jnp.ones(rows.x.shape[0], rows.x.dtype) if rows.w is None else rows.w
+    dtype, examples = rows.x.dtype, rows.x.shape[0]
+    weights = jnp.ones(examples, dtype) if rows.w is None else rows.w
     if isinstance(rows.targets, ClassIndices):
-        counts = times(weights, masses(rows.targets, None, weights.dtype))
-        return jnp.zeros(num_classes, weights.dtype).at[rows.targets.index].add(counts)
+        if rows.w is None and rows.targets.bad is None:
+            ones = jnp.ones(examples, jnp.int32)
+            return sums_by_class(rows.targets.index, ones, num_classes).astype(dtype)
+        counts = times(weights, masses(rows.targets, None, dtype))
+        return sums_by_class(rows.targets.index, counts, num_classes)
     return jnp.sum(times(weights[:, None], rows.targets), 0)
 
 
