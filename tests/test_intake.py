@@ -12,6 +12,8 @@ import softjax
 from softjax import calibration, choice, information, regression
 from softjax.regression import _arguments, inference
 
+pytestmark = pytest.mark.compiled_quickly
+
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(12, 3)).astype(np.float32), np.arange(12, dtype=np.int32) % 3
 P = np.eye(3, dtype=np.float32)[Y]
