@@ -407,9 +407,9 @@ def test_a_column_of_row_numbers_is_no_feature(tmp_path, name):
 # --- files that are broken ---
 
 
-def header(shape, descr="'<f8'"):
+def header(shape, descr="'<f8'", size=320):
     text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + bytes(320)
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + bytes(size)
 
 
 def archive(**members):
@@ -426,6 +426,8 @@ BROKEN = {
     "overflow.npy": header(f"({2**70}, 4)"),
     "negative.npy": header("(-10, 4)"),
     "expression.npy": header("(10 * 1, 4)"),
+    "wide.npy": header("(0, 1000000000000)", size=0),
+    "wide.npz": archive(x_npy=header("(0, 1000000000000)", size=0)),
     "bracket.npy": b"\x93NUMPY\x01\x00\x40\x00" + b"(" * 64,
     "long-header.npy": b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + b" " * 64,
     "version.npy": b"\x93NUMPY\x09" + header("(10, 4)")[7:],

@@ -49,7 +49,7 @@ class Header(NamedTuple):
 def read_header(path: Path, file: IO[bytes], file_size: int) -> Header:
     """The header of an array that takes all of a file of `file_size` bytes."""
     start = file.read(8)
-    length_bytes = {1: 2, 2: 4}.get(start[6] if len(start) == 8 else 0)
+    length_bytes = {1: 2, 2: 4, 3: 4}.get(start[6] if len(start) == 8 else 0)
     if start[:6] != MAGIC or length_bytes is None:
         raise DataError(f"{path}: cannot be read: it does not begin as np.save writes arrays.")
     length = int.from_bytes(file.read(length_bytes), "little")
@@ -134,6 +134,8 @@ class NpyRows(FileRows):
         self.file, self.apart = NpyFile(path), None
         if len(self.file.shape) != 2:
             raise DataError(f"{path}: expected an array of rank 2, got shape {self.file.shape}.")
+        if not self.file.shape[0]:  # of any number of columns
+            raise DataError(f"{path}: has no rows.")
         known = [str(i) for i in range(self.file.shape[1])]
         column = label
         if label is not None and label not in known and label.lower().endswith(".npy"):
@@ -180,6 +182,8 @@ class NpzRows(HeldRows):
                 if values.ndim not in (1, 2):
                     expected = f"array {name!r}: expected an array of rank 1 or 2"
                     raise DataError(f"{path}: {expected}, got shape {values.shape}.")
+                if not len(values):
+                    raise DataError(f"{path}: array {name!r} has no rows.")
                 if values.ndim == 1:
                     columns.append((name, values))
                 else:
