@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from softjax import _interrupt as _interrupt  # first, for it guards the time of the others
 from softjax._checks import checks as checks
 from softjax._cross_entropy import cross_entropy as cross_entropy
 from softjax._cross_entropy import weighted_mean as weighted_mean
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from softjax import datasets as datasets
     from softjax import derivatives as derivatives
     from softjax import information as information
+    from softjax import plots as plots
     from softjax import regression as regression
     from softjax import streaming as streaming
     from softjax._linear_cross_entropy.curvature import (
@@ -44,6 +46,7 @@ else:
         "datasets",
         "derivatives",
         "information",
+        "plots",
         "regression",
         "streaming",
     )
@@ -55,7 +58,27 @@ else:
         "linear_logsumexp": "_linear_cross_entropy.outputs",
     }
 
+    _EAGER = (
+        "TopKLabels",
+        "checks",
+        "cross_entropy",
+        "log_softmax",
+        "logmeanexp",
+        "logsumexp",
+        "smooth_max",
+        "smooth_max_bounds",
+        "smooth_min",
+        "softmax",
+        "softmin",
+        "weighted_mean",
+    )
+
     def __getattr__(name):
+        if name == "__all__":  # `import *` and pdoc ask for it, and then for every name in it
+            for lazy in _MODULE_OF:
+                __getattr__(lazy)
+            globals()["__all__"] = sorted((*_EAGER, *_SUBMODULES, *_MODULE_OF))
+            return globals()["__all__"]
         if name in _SUBMODULES:
             return import_module(f"softjax.{name}")
         if name in _MODULE_OF:

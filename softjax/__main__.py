@@ -1,21 +1,32 @@
 """The command `softjax`, also as `python -m softjax`."""
 
 import sys
+from io import TextIOWrapper
+
+from softjax import _checks, _interrupt
+
+__all__ = ["main"]
 
 
 def main() -> None:
-    """Runs the command line, or says what it needs."""
+    """Runs the command line, or says which extra it needs."""
+    _interrupt.install()
+    if isinstance(sys.stdout, TextIOWrapper):  # a name that the terminal cannot show is escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         from softjax.cli import app
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        if error.name not in ("typer", "rich", "mpmath"):
             raise
-        install = "pip install 'softjax-regression[cli]'"
-        sys.exit(f"softjax: the command line needs {error.name}: {install}")
+        needs = _checks.needs_extra("the command line", error.name, "cli")
+        sys.exit(f"softjax: {needs}.")
     from softjax.processes import ending_together
 
-    with ending_together():
-        app()
+    try:
+        with ending_together():
+            app()
+    finally:
+        _interrupt.finish()
 
 
 if __name__ == "__main__":

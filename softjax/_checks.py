@@ -62,6 +62,14 @@ def message(function: str, argument: str, expected: str, got: object) -> str:
     return f"softjax.{function}: `{argument}` must be {expected}, got {got}."
 
 
+def needs_extra(what: str, package: str, extra: str) -> str:
+    """The message where an optional package is missing."""
+    return (
+        f"{what} needs {package}: run pip install '.[{extra}]' in a checkout of softjax, or "
+        f"pip install 'softjax-regression[{extra}]'"
+    )
+
+
 def is_concrete(x: Any) -> bool:
     """Whether the values of `x` can be read now, on this process, without a trace."""
     if isinstance(x, (list, tuple)):

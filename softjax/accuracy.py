@@ -15,9 +15,12 @@ import numpy as np
 import optax
 from jax import Array
 
+from softjax import _checks
 from softjax._cross_entropy import cross_entropy
 from softjax._logsumexp import logsumexp
 from softjax._softmax import log_softmax, softmax
+
+__all__ = ["Row", "measure"]
 
 SIZES = (2, 3, 10, 32, 128, 1000, 4096, 32000)
 QUICK_SIZES = (2, 10, 1000)
@@ -341,8 +344,11 @@ def _hessian_rows(dtype: np.dtype) -> list[Row]:
 
 
 def _context() -> Any:
-    import mpmath  # of the extra `cli`; nothing else here needs it
-
+    try:
+        import mpmath  # nothing else here needs it
+    except ModuleNotFoundError as error:
+        needs = _checks.needs_extra("softjax.accuracy", "mpmath", "cli")
+        raise ModuleNotFoundError(f"{needs}.", name="mpmath") from error
     context: Any = mpmath.mp.clone()
     context.prec = 200
     return context

@@ -18,6 +18,13 @@ from softjax._weights import in_unit, is_zero, shares, sums_by_class
 
 T = TypeVar("T")
 
+__all__ = [
+    "ReliabilityDiagram",
+    "calibrate_temperature",
+    "expected_calibration_error",
+    "reliability_diagram",
+]
+
 # A bound for the loop, which needs some ten steps.
 _MAX_STEPS = 200
 

@@ -22,6 +22,8 @@ import numpy as np
 from softjax import _checks, processes
 from softjax.tables import DataError
 
+__all__ = ["Checkpoints", "Saved"]
+
 KEPT = 3
 DIGESTS = "sha256.json"
 
@@ -130,8 +132,8 @@ class Checkpoints:
         try:
             import orbax.checkpoint as ocp
         except ModuleNotFoundError:
-            install = "pip install 'softjax-regression[checkpoint]'"
-            raise DataError(f"checkpoints need orbax-checkpoint: {install}") from None
+            needs = _checks.needs_extra("a checkpoint", "orbax-checkpoint", "checkpoint")
+            raise DataError(f"{self.directory}: {needs}.") from None
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what is an error is also raised
         self.directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.directory):  # raises where nothing can be written

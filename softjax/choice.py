@@ -17,6 +17,8 @@ from softjax._cross_entropy import cross_entropy
 from softjax._losses import spoiled
 from softjax._softmax import softmax
 
+__all__ = ["bradley_terry_loss", "bradley_terry_probability", "plackett_luce_loss"]
+
 
 def bradley_terry_probability(
     score_i: ArrayLike, score_j: ArrayLike, neither: ArrayLike | None = None

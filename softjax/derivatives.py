@@ -23,6 +23,21 @@ from softjax._softmax import (
     softmax_tangent,
 )
 
+__all__ = [
+    "cross_entropy_gradient",
+    "cross_entropy_hessian",
+    "cross_entropy_hvp",
+    "log_partition_cumulants",
+    "logsumexp_gradient",
+    "logsumexp_hessian",
+    "logsumexp_hessian_pinv",
+    "logsumexp_hessian_sqrt",
+    "logsumexp_hvp",
+    "softmax_jacobian",
+    "softmax_jvp",
+    "softmax_vjp",
+]
+
 
 def softmax_jacobian(logits: ArrayLike) -> Array:
     """Jacobian of softmax.

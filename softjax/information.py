@@ -21,6 +21,18 @@ from softjax._losses import index_loss, spoiled
 from softjax._numerics import compute_dtype, excess, inner, log_total, masked, maximum, shift
 from softjax._softmax import is_empty, log_softmax, softmax, softmax_tangent
 
+__all__ = [
+    "bits_to_nats",
+    "cross_entropy",
+    "entropy",
+    "joint_entropy",
+    "kl_divergence",
+    "nats_to_bits",
+    "perplexity",
+    "surprisal",
+    "temper",
+]
+
 
 def entropy(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
     """Entropy of a categorical distribution: the mean surprisal.

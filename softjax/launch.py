@@ -1,7 +1,7 @@
-"""Several processes of a run on this machine: `python -m softjax.launch -n 2 -- fit ...`.
+"""Run softjax in several processes on this machine: `python -m softjax.launch -n 2 -- fit ...`.
 
-All of them run `softjax` with the arguments after `--`. When one of them fails the others are
-ended, and one line says which it was and how it ended.
+All of them run `softjax` with the arguments after `--`. If any process fails, the others are ended,
+and one line says which it was and how it ended. Ctrl-C and SIGTERM are passed on to all of them.
 """
 
 import argparse
@@ -13,55 +13,79 @@ import sys
 import time
 from collections.abc import Sequence
 
+from softjax import _interrupt
 from softjax._meeting import LAUNCHER
 
-# What a process may take to end by itself after another has.
+__all__ = ["end", "free_address", "main", "start", "wait"]
+
+# Seconds in which a process may end by itself after another has ended.
 PATIENCE = 5.0
 PAUSE = 0.05
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs them; the exit status is that of the first that failed, 128 + n after signal n."""
+    """Runs them; returns the exit status of the first that failed, 128 + n after signal n."""
     parser = argparse.ArgumentParser(prog="python -m softjax.launch", description=__doc__)
-    parser.add_argument("-n", type=int, required=True, metavar="N", help="how many processes")
-    parser.add_argument("arguments", nargs="+", metavar="-- ARGUMENT", help="of softjax")
+    parser.add_argument("-n", type=int, required=True, metavar="N", help="number of processes")
+    parser.add_argument(
+        "arguments",
+        nargs="+",
+        metavar="-- ARGUMENT",
+        help="arguments of softjax, after --: -- fit data.npy ...",
+    )
     options = parser.parse_args(arguments)
     if options.n < 1:
         parser.error("-n must be 1 or more")
-    running = start([sys.executable, "-m", "softjax", *options.arguments], options.n)
+    running: list[subprocess.Popen[bytes]] = []
+    interrupted = False
 
     def pass_on(number: int, frame: object) -> None:
+        nonlocal interrupted
+        interrupted = interrupted or number == signal.SIGINT
         for process in running:
             if process.poll() is None:
                 process.send_signal(number)
 
     before = [signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)]
+    _interrupt.uninstall()
     try:
+        running += start([sys.executable, "-m", "softjax", *options.arguments], options.n)
+        if interrupted:  # while they started
+            pass_on(signal.SIGINT, None)
         return wait(running)
     finally:
         end(running, 0)
         for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
             signal.signal(number, handler)
+        _interrupt.finish()
 
 
 def start(command: Sequence[str], count: int) -> list[subprocess.Popen[bytes]]:
-    """Starts a command so many times, as the processes of one run."""
+    """Starts a command so many times, as the processes of one run.
+
+    They are a process group of their own each: Ctrl-C on a terminal reaches this process alone, so
+    that they hear it once, from here. They start with SIGINT blocked, until they listen for it.
+    """
     shared = {"JAX_COORDINATOR_ADDRESS": free_address(), "JAX_NUM_PROCESSES": str(count)}
     # What ends a run is said once, by softjax; the runtime would say it again in every process.
     # JAX has set 1 here, unless another level was asked for.
     level = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1")
     shared["TF_CPP_MIN_LOG_LEVEL"] = "3" if level == "1" else level
-    # A GPU a process, where there are any.
+    # One GPU for each process, where there are any.
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
     # Nothing is ever written: they read the end of it when this process ends, however it does.
     reading, _ = os.pipe()
     shared[LAUNCHER] = str(reading)
     running = []
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     for index in range(count):
         own = {"JAX_PROCESS_ID": str(index), "CUDA_VISIBLE_DEVICES": devices[index % len(devices)]}
         environment = os.environ | shared | own
-        running.append(subprocess.Popen(command, env=environment, pass_fds=[reading]))
+        running.append(
+            subprocess.Popen(command, env=environment, pass_fds=[reading], process_group=0)
+        )
     os.close(reading)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return running
 
 
@@ -85,6 +109,8 @@ def wait(running: Sequence[subprocess.Popen[bytes]]) -> int:
     # One that was killed is the cause; JAX aborts those that have lost another.
     index, code = min(failed, key=lambda entry: (entry[1] == -signal.SIGABRT, entry[1]))
     end(running, PATIENCE)
+    if code == _interrupt.STATUS:  # process 0 has said it
+        return code
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
     others = "" if len(running) == 1 else "; the others were ended"
     print(f"softjax.launch: process {index} {how}{others}.", file=sys.stderr)

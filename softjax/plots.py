@@ -1,20 +1,27 @@
-"""The picture of a fit: how it went, what it learned, where it errs, how sure it is."""
+"""The picture of a fit: learning curve, weights, confusion matrix and reliability diagram.
+
+Needs matplotlib, of the extra `plot`.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from softjax import _checks
 from softjax.calibration import reliability_diagram
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["reliability", "report"]
 
 BINS = 10
 
 
 def report(
-    path: Path,
+    path: Path | BinaryIO,
     history: Sequence[dict[str, float]],
     kernel: np.ndarray,
     feature_names: Sequence[str],
@@ -26,7 +33,7 @@ def report(
     """Writes four panels on held-out examples: curve, weights, confusion and reliability.
 
     Args:
-        path: the PNG to write.
+        path: the PNG to write, or a binary file that is open for writing.
         history: of a fit with validation data.
         kernel: [D, K], of pixels or of standardised features.
         feature_names: D names.
@@ -34,8 +41,21 @@ def report(
         labels: [N], held-out class indices.
         probabilities: [N, K], predicted for them.
         image_shape: where the features are the pixels of an image.
+
+    Raises:
+        ModuleNotFoundError: without matplotlib; the message names the extra.
+
+    Example:
+        >>> import io, numpy as np, softjax
+        >>> x, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 1, 0, 1])
+        >>> fitted = softjax.regression.fit(x, y, l2=0.1, validation=(x, y))
+        >>> kernel, p = fitted.params.kernel, softjax.regression.predict_proba(fitted.params, x)
+        >>> file = io.BytesIO()
+        >>> softjax.plots.report(file, fitted.history, kernel, ["x"], ["low", "high"], y, p)
+        >>> file.getvalue()[1:4]
+        b'PNG'
     """
-    figure = Figure(figsize=(13, 10), layout="constrained", dpi=110)
+    figure = _figure("report", (13, 10))
     panels: Any = figure.subfigures(2, 2)
     (curve, weights), (confusion, reliability) = panels
     _learning_curve(curve, history)
@@ -45,20 +65,41 @@ def report(
         _images(weights, kernel, class_names, image_shape)
     _confusion(confusion.subplots(), labels, probabilities, class_names)
     _reliability(reliability.subplots(), labels, probabilities)
-    figure.savefig(path)
+    figure.savefig(path, format="png")  # a name of any suffix
 
 
-def reliability(path: Path, labels: np.ndarray, probabilities: np.ndarray) -> None:
-    """Writes the reliability diagram of held-out examples: how sure, and how often right.
+def reliability(path: Path | BinaryIO, labels: np.ndarray, probabilities: np.ndarray) -> None:
+    """Writes the reliability diagram of held-out examples: accuracy against confidence.
 
     Args:
-        path: the PNG to write.
+        path: the PNG to write, or a binary file that is open for writing.
         labels: [N], held-out class indices.
         probabilities: [N, K], predicted for them.
+
+    Raises:
+        ModuleNotFoundError: without matplotlib; the message names the extra.
+
+    Example:
+        >>> import io, numpy as np, softjax
+        >>> labels, p = np.array([0, 1]), np.array([[0.9, 0.1], [0.4, 0.6]])
+        >>> file = io.BytesIO()
+        >>> softjax.plots.reliability(file, labels, p)
+        >>> file.getvalue()[1:4]
+        b'PNG'
     """
-    figure = Figure(figsize=(6.5, 5), layout="constrained", dpi=110)
+    figure = _figure("reliability", (6.5, 5))
     _reliability(figure.subplots(), labels, probabilities)
-    figure.savefig(path)
+    figure.savefig(path, format="png")  # a name of any suffix
+
+
+def _figure(function: str, size: tuple[float, float]) -> Any:
+    """An empty figure; matplotlib is loaded by the first one."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        needs = _checks.needs_extra(f"softjax.plots.{function}", "matplotlib", "plot")
+        raise ModuleNotFoundError(f"{needs}.", name=error.name) from error
+    return Figure(figsize=size, layout="constrained", dpi=110)
 
 
 def _learning_curve(figure, history: Sequence[dict[str, float]]) -> None:
@@ -66,7 +107,7 @@ def _learning_curve(figure, history: Sequence[dict[str, float]]) -> None:
     epochs = [event["epoch"] for event in history]
     axes.plot(epochs, [event["objective"] for event in history], label="training objective")
     axes.plot(epochs, [event["validation_loss"] for event in history], label="held-out loss")
-    axes.set(title="Learning curve", xlabel="epoch", ylabel="nats an example", yscale="log")
+    axes.set(title="Learning curve", xlabel="epoch", ylabel="nats per example", yscale="log")
     right = axes.twinx()
     accuracy = [100 * event["validation_accuracy"] for event in history]
     right.plot(epochs, accuracy, color="tab:green", linestyle="--", label="held-out accuracy")
@@ -86,11 +127,11 @@ def _images(figure, kernel: np.ndarray, class_names: Sequence[str], shape: tuple
         image = axes.imshow(weights.reshape(shape), cmap="RdBu_r", vmin=-largest, vmax=largest)
         axes.set_title(name)
     figure.suptitle("Weights of each class")
-    figure.colorbar(image, ax=grid.tolist(), label="nats a unit of ink", shrink=0.8)
+    figure.colorbar(image, ax=grid.tolist(), label="nats per unit of ink", shrink=0.8)
 
 
 def _heat_map(
-    axes: Axes, kernel: np.ndarray, feature_names: Sequence[str], class_names: Sequence[str]
+    axes: "Axes", kernel: np.ndarray, feature_names: Sequence[str], class_names: Sequence[str]
 ) -> None:
     largest = np.abs(kernel).max()
     image = axes.imshow(
@@ -99,11 +140,11 @@ def _heat_map(
     axes.set(title="Weights of each class", xlabel="class", ylabel="feature")
     _name_ticks(axes.xaxis, class_names)
     _name_ticks(axes.yaxis, feature_names)
-    axes.figure.colorbar(image, ax=axes, label="nats a standard deviation")
+    axes.figure.colorbar(image, ax=axes, label="nats per standard deviation")
 
 
 def _confusion(
-    axes: Axes, labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
+    axes: "Axes", labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
 ) -> None:
     k = len(class_names)
     counts = np.zeros((k, k), int)
@@ -120,7 +161,7 @@ def _confusion(
     axes.figure.colorbar(image, ax=axes, label="examples")
 
 
-def _reliability(axes: Axes, labels: np.ndarray, probabilities: np.ndarray) -> None:
+def _reliability(axes: "Axes", labels: np.ndarray, probabilities: np.ndarray) -> None:
     bins = reliability_diagram(probabilities, labels, num_bins=BINS)
     confidence, accuracy, weight = (np.asarray(values) for values in bins)
     filled = np.flatnonzero(weight)

@@ -15,7 +15,19 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from softjax import _interrupt
 from softjax._meeting import LAUNCHER, LOST, Meeting
+
+__all__ = [
+    "Sigterm",
+    "end_with_launcher",
+    "ending_together",
+    "fail",
+    "gather",
+    "given_index",
+    "of_first",
+    "start",
+]
 
 # Where the processes did not meet by an address, one that is gone is noticed after HEARTBEAT
 # seconds at the latest, if no collective notices it before.
@@ -130,7 +142,8 @@ def ending_together() -> Iterator[None]:
     that wait for it.
     """
     try:
-        yield
+        with _interrupt.ended_by(_end_interrupted):
+            yield
     except SystemExit as error:
         if not _alone() and error.code not in (None, 0):
             fail(error.code if isinstance(error.code, int) else LOST)
@@ -162,6 +175,15 @@ def fail(status: int, words: str = "") -> NoReturn:
     if not _alone():
         os._exit(status)
     sys.exit(status)
+
+
+def _end_interrupted(words: str) -> None:
+    """Ends all processes of a run after Ctrl-C in one of them, or in all at once."""
+    if _alone():
+        return
+    if jax.process_index():  # the first one says what was reached, where it has heard it too
+        time.sleep(VERDICT)
+    fail(_interrupt.STATUS, words)
 
 
 def _alone() -> bool:

@@ -19,6 +19,7 @@ import worker
 from spoiling import spoil, steps_in
 
 from softjax import launch
+from softjax.cli._split import Split
 
 pytestmark = pytest.mark.x64_once
 
@@ -248,7 +249,9 @@ def test_the_command_line_by_two_processes(tmp_path, monkeypatch):
         kernel, bias, classes = two["kernel"], two["bias"], two["classes"]
     assert classes.tolist() == ["0.0", "1.0", "2.0"]
     # At the optimum of the standardised rows that are not held out the gradient vanishes.
-    held_out = np.random.default_rng(0).choice(300, 60, False, shuffle=False)
+    split = Split(300, 0.2, seed=0)
+    split.see(np.arange(300), ["0.0", "1.0", "2.0"], labels)
+    held_out = split.held_out()
     mean, scale = x.mean(0), x.std(0)
     z, y = (np.delete(part, held_out, 0) for part in ((x - mean) / scale, labels))
     kernel, bias = kernel * scale[:, None], bias + mean @ kernel

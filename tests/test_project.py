@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import pkgutil
 import re
 import subprocess
 import sys
@@ -38,6 +39,7 @@ MODULES = (
     ".datasets",
     ".streaming",
     ".checkpoints",
+    ".plots",
 )
 
 
@@ -149,6 +151,41 @@ def test_every_public_name_is_in_the_docs_with_an_example(name):
         rows.append(f"| [`{module.__name__}.{name}`](../{source}) | {summary} |")
     missing = [row for row in rows if row not in api]
     assert not missing, "\n".join(["docs/api.md lacks", *missing])
+
+
+def public_modules() -> list[str]:
+    """All modules of the package whose names have no underscore."""
+    found = pkgutil.walk_packages(softjax.__path__, "softjax.")
+    return ["softjax", *(module.name for module in found if "._" not in module.name)]
+
+
+@pytest.mark.parametrize("name", public_modules())
+def test_a_module_names_all_that_is_public_in_it(name):
+    """`import *`, editors and pdoc show what is in `__all__`, and nothing else."""
+    module = importlib.import_module(name)
+    assert len(set(module.__all__)) == len(module.__all__)
+    for public in module.__all__:
+        assert not public.startswith("_")
+        assert hasattr(module, public)
+    missing = {
+        key
+        for key, value in vars(module).items()
+        if (inspect.isfunction(value) or inspect.isclass(value))
+        and value.__module__ == name
+        and not key.startswith("_")
+    } - set(module.__all__)
+    assert not missing, f"{missing}: in `__all__`, or with an underscore"
+
+
+def test_the_pages_of_pdoc_show_every_name_of_the_api():
+    pdoc = pytest.importorskip("pdoc.doc")
+    api = (ROOT / "docs" / "api.md").read_text()
+    names = re.findall(r"^\| \[`(softjax[\w.]*)\.(\w+)`\]", api, re.MULTILINE)
+    assert len(names) > 80
+    for module in {module for module, _ in names}:
+        shown = pdoc.Module.from_name(module).members
+        for name in (name for other, name in names if other == module):
+            assert shown[name].docstring, f"{module}.{name}"
 
 
 # --- packaging ---

@@ -1,4 +1,4 @@
-"""`softjax fit`: the arguments, and the fit of data in memory."""
+"""`softjax fit`: the options, and the fit to data in memory."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,11 +16,14 @@ from softjax.cli._app import (
     Solver,
     Task,
     app,
+    check_finite,
     optax_optimizer,
     print_result,
     rate_of,
+    try_out,
     write,
 )
+from softjax.cli._split import Split, too_few
 from softjax.cli._stream import Plan, run
 from softjax.datasets import load_digits
 from softjax.processes import PATIENCE, fail, start
@@ -33,97 +36,183 @@ def _finite(value: float | None) -> float | None:
     return value
 
 
+def _positive(value: float | None) -> float | None:
+    if value is not None and not 0 < value < np.inf:
+        raise typer.BadParameter("must be a finite number above 0")
+    return value
+
+
 def _all_finite(values: list[float] | None) -> list[float] | None:
     for value in values or ():
         _finite(value)
     return values
 
 
-@app.command()
+@app.command(epilog="Example: softjax fit data.csv --label-column y --l2 1e-3 --out run")
 def fit(
-    data: Annotated[str, typer.Argument(help="digits, or a .csv, .npy, .npz or .parquet file.")],
-    label_column: Annotated[str | None, typer.Option(help="The column of the labels.")] = None,
+    context: typer.Context,
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="A .csv, .npy, .npz or .parquet file, or the word digits for an example."
+        ),
+    ],
+    label_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the column with the labels; for a .npy file its number, counted from 0."
+        ),
+    ] = None,
     test_fraction: Annotated[
-        float, typer.Option(min=0.01, max=0.99, callback=_finite, help="Of a file, held out.")
+        float,
+        typer.Option(
+            min=0.01,
+            max=0.99,
+            callback=_finite,
+            help="Share of the rows of each class to hold out from the fit and report on.",
+        ),
     ] = 0.2,
     l2: Annotated[
         list[float] | None,
         typer.Option(
             min=0.0,
             callback=_all_finite,
-            help="Penalty l2 / 2 |kernel|^2 (0.0001); of several, the best in cross-validation.",
+            help="L2 penalty: adds l2 / 2 |kernel|^2 to the loss (default: 0.0001; 0 for --solver "
+            "firth). Repeat the option to choose by cross-validation: --l2 1e-4 --l2 1e-2.",
         ),
     ] = None,
     folds: Annotated[
-        int | None, typer.Option(min=2, help="Of the cross-validation of penalties (5).")
+        int | None,
+        typer.Option(
+            min=2, help="Number of folds of the cross-validation of several --l2 (default: 5)."
+        ),
     ] = None,
     l1: Annotated[
-        float, typer.Option(min=0.0, callback=_finite, help="Penalty l1 |kernel|_1 (proximal).")
+        float,
+        typer.Option(
+            min=0.0,
+            callback=_finite,
+            help="L1 penalty: adds l1 |kernel|_1 to the loss; the solver is then proximal.",
+        ),
     ] = 0.0,
     solver: Annotated[
-        Solver, typer.Option(help="By default newton-cg, proximal with --l1, optax with its own.")
+        Solver,
+        typer.Option(
+            help="Solver. auto is newton-cg, or proximal with --l1, or optax with --optimizer, "
+            "--epochs, --batch-size or --learning-rate."
+        ),
     ] = Solver.AUTO,
     max_steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps, at most; not of optax.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Largest number of steps of any solver but optax (default: set by the solver).",
+        ),
     ] = None,
-    optimizer: Annotated[Optimizer | None, typer.Option(help="Of optax; lbfgs by default.")] = None,
+    optimizer: Annotated[
+        Optimizer | None,
+        typer.Option(
+            help="Optimizer of --solver optax (default: lbfgs; with --stream: adam, and not lbfgs)."
+        ),
+    ] = None,
     epochs: Annotated[
-        int | None, typer.Option(min=1, help="Of optax, passes over the data, at most (300).")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Largest number of passes of --solver optax over the data (default: 300; with "
+            "--stream: 10).",
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Of optax; all examples by default.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Examples in each step of --optimizer adam or sgd (default: all; with --stream: "
+            "1024).",
+        ),
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0.0, callback=_finite, help="Of adam (0.01) and sgd (0.5).")
+        float | None,
+        typer.Option(
+            callback=_positive, help="Learning rate of adam (default: 0.01) or sgd (default: 0.5)."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the split and the batches.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, help="Seed of the held-out rows, the batches and the folds."),
+    ] = 0,
     summary: Annotated[
-        bool, typer.Option("--summary", help="Print coefficients with standard errors.")
+        bool, typer.Option("--summary", help="Print the coefficients with their standard errors.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("softjax-out"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for model.npz, history.jsonl and report.png.")
+    ] = Path("softjax-out"),
     stream: Annotated[
-        bool, typer.Option("--stream", help="Read batches from the file, which may be large.")
+        bool,
+        typer.Option(
+            "--stream", help="Read the file in runs of rows: it need not fit into memory."
+        ),
     ] = False,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Where to save, and to go on from; streams, by optax.")
+        Path | None,
+        typer.Option(
+            help="Folder for checkpoints, of a stream by --solver optax. The same command resumes "
+            "from the last of them."
+        ),
     ] = None,
     every: Annotated[
-        int | None, typer.Option(min=1, help="Of a stream, steps between checkpoints (an epoch).")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Steps from one checkpoint or line of the history to the next, of a stream by "
+            "--solver optax (default: an epoch).",
+        ),
     ] = None,
     skip_nonfinite: Annotated[
-        bool, typer.Option("--skip-nonfinite", help="Of a stream, leave out rows that are not.")
+        bool,
+        typer.Option(
+            "--skip-nonfinite",
+            help="With --stream: skip rows that contain NaN or infinity or have no label.",
+        ),
     ] = False,
     coordinator: Annotated[
         str | None,
         typer.Option(
             envvar="JAX_COORDINATOR_ADDRESS",
-            help="HOST:PORT of process 0, or auto; each process streams its own rows.",
+            help="HOST:PORT of process 0 of a run of several processes, each of which streams a "
+            "part of the rows; or auto, to detect a cluster such as Slurm.",
         ),
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, envvar="JAX_NUM_PROCESSES", help="How many they are.")
+        int | None,
+        typer.Option(min=1, envvar="JAX_NUM_PROCESSES", help="Total number of processes."),
     ] = None,
     process_id: Annotated[
-        int | None, typer.Option(min=0, envvar="JAX_PROCESS_ID", help="Of this one, from 0.")
+        int | None,
+        typer.Option(
+            min=0, envvar="JAX_PROCESS_ID", help="Number of this process, counted from 0."
+        ),
     ] = None,
     patience: Annotated[
-        int, typer.Option(min=1, help="Seconds that the processes wait for each other to start.")
+        int,
+        typer.Option(min=1, help="Seconds to wait for the other processes to start."),
     ] = PATIENCE,
 ) -> None:
-    """Fit a softmax regression and measure it on held-out examples.
+    """Fit a softmax regression to a file and measure it on the rows that were held out.
 
-    Writes model.npz, history.jsonl and, with matplotlib, report.png. The features of a file are
-    standardised for the fit, and the model is written for the features as they are.
+    Writes the model, the history of the fit and, with matplotlib, a picture to the folder --out.
+    The features of a file are standardised for the fit; the model is for the features as they are
+    in the file.
     """
-    penalties = l2 or [1e-4]
+    penalties = l2 or [0.0 if solver is Solver.FIRTH else 1e-4]
     if folds is not None and len(penalties) < 2:
-        raise typer.BadParameter("--folds is for --l2 given several times")
+        raise typer.BadParameter("--folds needs --l2 given more than once")
     if stream or checkpoint is not None or coordinator is not None:
         if len(penalties) > 1:
-            raise typer.BadParameter("a stream takes one --l2")
+            raise typer.BadParameter("--stream takes one --l2, not several")
         if l1 > 0 or summary or solver not in (Solver.AUTO, Solver.LBFGS, Solver.OPTAX):
             raise typer.BadParameter(
-                "a stream takes --solver lbfgs or optax, and no --l1 or --summary"
+                "--stream takes --solver lbfgs or optax, and neither --l1 nor --summary"
             )
         plan = Plan(
             data=data,
@@ -143,30 +232,37 @@ def fit(
             skip_nonfinite=skip_nonfinite,
         )
         plan.check()
+        _check_effect(context, data, seeded=plan.stochastic, several=coordinator is not None)
         _check_coordinator(coordinator, processes, process_id)
         start(coordinator, processes, process_id, patience)
         run(plan)
         return
     if every is not None or skip_nonfinite:
-        raise typer.BadParameter("--every and --skip-nonfinite are for --stream or --checkpoint")
+        raise typer.BadParameter("--every and --skip-nonfinite need --stream or --checkpoint")
     options = (optimizer, epochs, batch_size, learning_rate)
     if solver is Solver.AUTO and any(option is not None for option in options):
         solver = Solver.OPTAX
     first_order = solver is Solver.OPTAX
     if not first_order and any(option is not None for option in options):
-        raise typer.BadParameter("--optimizer and its options are for --solver optax")
+        raise typer.BadParameter(
+            "--optimizer, --epochs, --batch-size and --learning-rate need --solver optax"
+        )
     if first_order and max_steps is not None:
-        raise typer.BadParameter("optax takes --epochs, not --max-steps")
+        raise typer.BadParameter("--solver optax takes --epochs, not --max-steps")
     if l1 > 0 and solver not in (Solver.AUTO, Solver.PROXIMAL):
-        raise typer.BadParameter("--l1 is for --solver proximal")
+        raise typer.BadParameter("--l1 needs --solver proximal")
     if summary and (l1 > 0 or solver is Solver.FIRTH):
-        raise typer.BadParameter("--summary is for fits with neither --l1 nor --solver firth")
+        raise typer.BadParameter("--summary goes with neither --l1 nor --solver firth")
     if len(penalties) > 1 and (l1 > 0 or first_order or solver is Solver.FIRTH):
-        raise typer.BadParameter("several --l2 are for neither --l1 nor --solver optax or firth")
+        raise typer.BadParameter("several --l2 go with neither --l1 nor --solver optax or firth")
+    if solver is Solver.FIRTH and penalties != [0.0]:
+        raise typer.BadParameter("--solver firth has a penalty of its own and takes no --l2 but 0")
     optimizer = optimizer or Optimizer.LBFGS
     if optimizer is Optimizer.LBFGS and (batch_size is not None or learning_rate is not None):
-        raise typer.BadParameter("lbfgs takes neither --batch-size nor --learning-rate")
-    out.mkdir(parents=True, exist_ok=True)
+        raise typer.BadParameter("--batch-size and --learning-rate need --optimizer adam or sgd")
+    seeded = batch_size is not None or len(penalties) > 1
+    _check_effect(context, data, seeded=seeded, several=False)
+    try_out(out)
     train, test, image_shape = _load(data, label_column, test_fraction, seed)
     mean, scale = _standardisation(train.features, image_shape is not None)
     x_train, x_test = (
@@ -181,7 +277,9 @@ def fit(
     if len(penalties) > 1:
         folds = folds or 5
         if folds > len(train.labels):
-            raise DataError(f"{data}: {len(train.labels)} examples to fit, for {folds} folds.")
+            raise DataError(
+                f"{data}: {len(train.labels)} examples to fit are too few for {folds} folds."
+            )
         penalty = _chosen_penalty(console, x_train, train, penalties, folds, seed)
     if first_order:
         epochs = epochs or 300
@@ -191,7 +289,7 @@ def fit(
     of_optax = None
     if optimizer is not Optimizer.LBFGS:
         of_optax = optax_optimizer(optimizer, rate_of(optimizer, learning_rate))
-    with FitProgress(console, steps) as progress:
+    with FitProgress(console, steps, out, task) as progress:
         result = regression.fit(
             x_train,
             train.labels,
@@ -207,17 +305,46 @@ def fit(
             validation=task.held_out,
             callback=progress.show,
         )
-    print_result(console, result, write(console, out, task, result))
+    check_finite(out, task, result)
+    limit = "--max-steps"
+    if first_order:
+        limit = "--epochs" if optimizer is Optimizer.LBFGS else None
+    print_result(console, result, write(console, out, task, result), limit)
     if summary:
         _print_summary(console, result.params, x_train, train, penalty)
+
+
+def _check_effect(context: typer.Context, data: str, *, seeded: bool, several: bool) -> None:
+    """Refuses an option of the command line that would change nothing.
+
+    Args:
+        context: of the command.
+        data: the file, or "digits".
+        seeded: whether the seed has a use besides the draw of the held-out rows.
+        several: whether there is a coordinator. The environment may hold the number of processes
+            for other programs too.
+    """
+    without: dict[str, str] = {}
+    if data == "digits":
+        why = "the digits come with labels and held-out examples"
+        without |= dict.fromkeys(("label_column", "test_fraction", "skip_nonfinite"), why)
+        if not seeded:
+            without["seed"] = "nothing of this fit to the digits is drawn at random"
+    if not several:
+        names = ("processes", "process_id", "patience")
+        without |= dict.fromkeys(names, "without --coordinator there is one process")
+    for name, why in without.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"--{name.replace('_', '-')} has no effect: {why}")
 
 
 def _check_coordinator(
     coordinator: str | None, processes: int | None, process_id: int | None
 ) -> None:
-    """Refuses what JAX and the sockets would say in many lines."""
+    """Refuses what JAX and the sockets would refuse in many lines."""
     if processes is not None and process_id is not None and process_id >= processes:
-        fail(2, f"--process-id must be below --processes, {processes}, got {process_id}.")
+        fail(2, f"--process-id must be below --processes ({processes}), got {process_id}.")
     if coordinator in (None, "auto"):
         return
     host, _, port = coordinator.rpartition(":")
@@ -230,7 +357,7 @@ def _check_coordinator(
 def _load(
     data: str, label_column: str | None, test_fraction: float, seed: int
 ) -> tuple[Dataset, Dataset, tuple[int, int] | None]:
-    """The part to fit, the held-out part and the shape of an image, for the digits."""
+    """The part to fit, the held-out part and, of the digits, the shape of an image."""
     if data == "digits":
         digits = load_digits()
         height, width = digits.image_shape
@@ -243,18 +370,18 @@ def _load(
             (height, width),
         )
     if label_column is None:
-        raise DataError(f"{data}: --label-column must name the column of the labels.")
+        raise DataError(f"{data}: --label-column must name the column with the labels.")
     whole = tables.dataset(Path(data), label_column)
-    order = np.random.default_rng(seed).permutation(len(whole.labels))
-    held_out = round(test_fraction * len(order))
-    if not 0 < held_out < len(order):
-        raise DataError(f"{data}: {len(order)} rows cannot be split with {test_fraction} held out.")
-    parts = (order[held_out:], order[:held_out])
+    count = len(whole.labels)
+    split = Split(count, test_fraction, seed)
+    split.see(np.arange(count), whole.class_names, whole.labels)
+    held_out = np.isin(np.arange(count), split.held_out())
+    if not held_out.any():
+        raise DataError(too_few(data, count, test_fraction))
     train, test = (
-        whole._replace(features=whole.features[rows], labels=whole.labels[rows]) for rows in parts
+        whole._replace(features=whole.features[rows], labels=whole.labels[rows])
+        for rows in (~held_out, held_out)
     )
-    if len(np.unique(train.labels)) < 2:
-        raise DataError(f"{data}: one class only is left to fit; hold out less or change the seed.")
     return train, test, None
 
 
@@ -274,7 +401,7 @@ def _chosen_penalty(
     folds: int,
     seed: int,
 ) -> float:
-    """The penalty with the smallest mean loss on the examples held out of each fold in turn."""
+    """The penalty with the smallest mean loss on the folds, each held out in turn."""
     grid = np.sort(penalties)
     validated = regression.cross_validate(
         features,
@@ -306,7 +433,7 @@ def _print_summary(
     train: Dataset,
     l2: float,
 ) -> None:
-    """The table of the fit, of features as they were fitted."""
+    """Prints the coefficients and their statistics, for the features as they were fitted."""
     try:
         table = regression.inference.summary(
             params,
@@ -317,7 +444,7 @@ def _print_summary(
             class_names=train.class_names,
         )
     except ValueError as error:  # no covariance: collinear features, or not at the optimum
-        console.print(f"No summary: {error}", markup=False)
+        console.print(f"No summary was printed: {error}", markup=False)
         return
     console.print(table.text, markup=False, highlight=False, soft_wrap=True)
-    console.print("Coefficients are those of the standardised features.")
+    console.print("The coefficients are for the standardised features.")

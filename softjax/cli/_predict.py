@@ -1,10 +1,13 @@
 """`softjax predict` and `softjax check`: the classes of a file, and the accuracy on this device."""
 
+import contextlib
 import csv
+import os
 import sys
+from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
-from zipfile import BadZipFile
+from typing import Annotated, Any, TextIO
 
 import jax
 import jax.numpy as jnp
@@ -14,42 +17,87 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from softjax import accuracy, regression, tables
-from softjax.cli._app import MODEL_ARRAYS, app
+from softjax import _files, _interrupt, accuracy, regression, tables
+from softjax.cli import _model
+from softjax.cli._app import app
 from softjax.tables import DataError
 
 
-@app.command()
+@app.command(epilog="Example: softjax predict run/model.npz new.csv --proba --out predictions.csv")
 def predict(
-    model: Annotated[Path, typer.Argument(help="The model.npz that `fit` wrote.")],
-    data: Annotated[str, typer.Argument(help="A file with the columns of the features.")],
+    model: Annotated[Path, typer.Argument(help="The model.npz that softjax fit wrote.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            help="A .csv, .npy, .npz or .parquet file that has the features of the model among its "
+            "columns."
+        ),
+    ],
     out: Annotated[
-        Path | None, typer.Option(help="A CSV file; to the terminal by default.")
+        Path | None,
+        typer.Option(help="CSV file to write, in UTF-8 (default: print to the terminal)."),
     ] = None,
-    proba: Annotated[bool, typer.Option("--proba", help="Also the probabilities.")] = False,
+    proba: Annotated[
+        bool, typer.Option("--proba", help="Add a column with the probability of each class.")
+    ] = False,
 ) -> None:
-    """Predict the class of each row of a file."""
+    """Predict the class of each row of a file.
+
+    Writes one row for each row of the file, with the class in the column named class.
+    """
     jax.config.update("jax_enable_x64", True)  # features as they are may be far from 0
-    params, class_names, feature_names = _load_model(model)
-    x = jnp.asarray(tables.features(Path(data), feature_names))
-    predicted = np.asarray(regression.predict(params, x)).tolist()
-    rows = [[class_names[k]] for k in predicted]
+    if out is not None:
+        _files.try_file(out)
+    fitted = _model.read(model)
+    x = jnp.asarray(tables.features(Path(data), fitted.features))
+    params = regression.SoftmaxRegression(jnp.asarray(fitted.kernel), jnp.asarray(fitted.bias))
+    logits = np.asarray(regression.logits(params, x))
+    beyond = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(beyond):  # finite numbers, the products of which are not
+        raise DataError(f"{data}: row {beyond[0] + 1}: the model's logits overflow float64.")
+    rows: list[list[Any]] = [[fitted.classes[k]] for k in logits.argmax(axis=1).tolist()]
     if proba:
         probabilities = np.asarray(regression.predict_proba(params, x)).tolist()
         rows = [row + p for row, p in zip(rows, probabilities, strict=True)]
-    header = ["class", *(f"p({name})" for name in class_names)] if proba else ["class"]
-    if out is None:
-        csv.writer(sys.stdout).writerows([header, *rows])
-        return
-    with out.open("w", newline="") as file:
+    header = ["class", *(f"p({name})" for name in fitted.classes)] if proba else ["class"]
+    with _printing() if out is None else _writing(out) as file:
         csv.writer(file).writerows([header, *rows])
 
 
-@app.command()
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[TextIO]:
+    """A file in UTF-8, written whole or not at all."""
+    with _files.whole(out) as draft, draft.open("w", newline="", encoding="utf-8") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _printing() -> Iterator[TextIO]:
+    """The standard output, in UTF-8 whatever the locale, as the files that `softjax fit` reads."""
+    _interrupt.tell("interrupted.")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+    try:
+        yield sys.stdout
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # What is still in the buffer would fail again as the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+@app.command(epilog="Example: softjax check --quick")
 def check(
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer lengths.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Measure at 3 numbers of classes in place of 8.")
+    ] = False,
 ) -> None:
-    """Measure the accuracy on this device beside the peers; exit status 1 outside a goal."""
+    """Measure the accuracy of softjax, jax.nn and optax on this device.
+
+    Exits with 1 if any accuracy goal is missed.
+    """
     jax.config.update("jax_enable_x64", True)
     console = Console(width=None if sys.stdout.isatty() else 120)
     device = jax.devices()[0]
@@ -57,9 +105,12 @@ def check(
     errors = Console(stderr=True)
     with Progress(console=errors, transient=True, disable=not errors.is_terminal) as progress:
         task = progress.add_task("Measuring")
-        rows = accuracy.measure(
-            quick, lambda done, total: progress.update(task, completed=done, total=total)
-        )
+        try:
+            rows = accuracy.measure(
+                quick, lambda done, total: progress.update(task, completed=done, total=total)
+            )
+        except ModuleNotFoundError as error:  # the message names the extra
+            raise DataError(str(error)) from error
     table = Table("function", "dtype", "unit", "softjax", "peer", "", "goal, at most", "within")
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         within = f"yes ({row.ratio:.2f})" if row.ok else f"[red]NO ({row.ratio:.2f})[/]"
@@ -69,18 +120,5 @@ def check(
         table.add_row(*cells, end_section=last_of_dtype)
     console.print(table)
     met = sum(row.ok for row in rows)
-    console.print(f"softjax is within {met} of {len(rows)} goals (error over bound in brackets).")
+    console.print(f"softjax meets {met} of {len(rows)} goals (in brackets: error / bound).")
     raise typer.Exit(0 if met == len(rows) else 1)
-
-
-def _load_model(path: Path) -> tuple[regression.SoftmaxRegression, list[str], list[str]]:
-    """The parameters, the names of the classes and those of the features."""
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file.")
-    try:
-        with np.load(path, allow_pickle=False) as saved:
-            kernel, bias, classes, features = (saved[name] for name in MODEL_ARRAYS)
-    except (AttributeError, EOFError, KeyError, TypeError, ValueError, BadZipFile) as error:
-        raise DataError(f"{path}: is not a model that `softjax fit` wrote.") from error
-    params = regression.SoftmaxRegression(jnp.asarray(kernel), jnp.asarray(bias))
-    return params, classes.tolist(), features.tolist()

@@ -1,5 +1,8 @@
-"""`softjax fit` of data that is streamed: by one process or many, with checkpoints."""
+"""`softjax fit --stream`: by one process or many, with checkpoints."""
 
+import contextlib
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -9,19 +12,25 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from softjax import processes, streaming, tables
+from softjax import _interrupt, processes, streaming, tables
 from softjax.checkpoints import Checkpoints
+from softjax.cli import _model
 from softjax.cli._app import (
+    UNFINISHED,
+    FitError,
     FitProgress,
     Optimizer,
     Solver,
     Task,
+    check_finite,
+    model_of,
     optax_optimizer,
     print_result,
     rate_of,
+    try_out,
     write,
-    write_model,
 )
+from softjax.cli._split import Split, too_few
 from softjax.datasets import load_digits
 from softjax.regression import FitResult
 from softjax.streaming._rows import ArrayRows, Rows, Standardised
@@ -30,7 +39,7 @@ from softjax.tables import DataError
 
 EPOCHS = 10
 BATCH_SIZE = 1024
-# More tell no more of a model, and have to fit into memory.
+# More of them would hardly make the report more precise, and they have to fit into memory.
 MOST_HELD_OUT = 10_000
 
 
@@ -55,7 +64,7 @@ class Plan(NamedTuple):
 
     @property
     def stochastic(self) -> bool:
-        """Whether it is of optax, by one of its options."""
+        """Whether --solver optax was asked for, or one of its options was given."""
         options = (self.optimizer, self.epochs, self.batch_size, self.learning_rate, self.every)
         given = any(option is not None for option in (*options, self.checkpoint))
         return given or self.solver is Solver.OPTAX
@@ -63,13 +72,16 @@ class Plan(NamedTuple):
     def check(self) -> None:
         """Refuses options that do not go together."""
         if self.stochastic and (self.solver is Solver.LBFGS or self.max_steps is not None):
-            raise typer.BadParameter("--solver lbfgs and --max-steps go with no option of optax")
+            raise typer.BadParameter(
+                "--solver lbfgs and --max-steps go with none of --solver optax, --optimizer, "
+                "--epochs, --batch-size, --learning-rate, --checkpoint and --every"
+            )
         if self.optimizer is Optimizer.LBFGS:
-            raise typer.BadParameter("a stream takes --optimizer adam or sgd, or --solver lbfgs")
+            raise typer.BadParameter("--stream takes --optimizer adam or sgd, or --solver lbfgs")
 
 
 class Data(NamedTuple):
-    """Rows, the numbers of those that are held out or bad, and what is known of them."""
+    """The rows, which of them are held out or bad, and the task that they make."""
 
     rows: Rows
     held_out: np.ndarray
@@ -78,47 +90,73 @@ class Data(NamedTuple):
 
 
 def run(plan: Plan) -> None:
-    """Fits, on every process; the first of them speaks and writes."""
-    if not plan.stochastic:
-        _run(plan, lambda: False)
-        return
-    with processes.Sigterm() as sigterm:
-        _run(plan, sigterm.came)
+    """Fits, on every process; the first of them speaks and writes.
+
+    With checkpoints, Ctrl-C stops the fit as SIGTERM does: after a step, which is saved.
+    """
+    with contextlib.ExitStack() as stack:
+        stop = Stop(None, None)
+        if plan.stochastic:
+            stop = stop._replace(sigterm=stack.enter_context(processes.Sigterm()))
+        if plan.checkpoint is not None:
+            stop = stop._replace(interrupt=stack.enter_context(_interrupt.postponed()))
+        _run(plan, stop)
 
 
-def _run(plan: Plan, preempted: Callable[[], bool]) -> None:
+class Stop(NamedTuple):
+    """What stops a fit after its current step, where anything does."""
+
+    sigterm: processes.Sigterm | None
+    interrupt: threading.Event | None
+
+    def came(self) -> bool:
+        terminated = self.sigterm is not None and self.sigterm.came()
+        return terminated or self.interrupted()
+
+    def interrupted(self) -> bool:
+        return self.interrupt is not None and self.interrupt.is_set()
+
+
+def _run(plan: Plan, stop: Stop) -> None:
     first = jax.process_index() == 0
     console = Console(quiet=not first)
     _check_same(plan)
-    if first:
-        plan.out.mkdir(parents=True, exist_ok=True)
-    data = _data(plan, preempted)
+    processes.of_first(lambda: try_out(plan.out))
+    checkpoints = None if plan.checkpoint is None else Checkpoints(plan.checkpoint)
+    data = _data(plan, stop.came)
     if data is None:
-        raise _stopped(plan, console, "before the first step")
+        raise _stopped(plan, stop, "before the first step")
     count = data.rows.num_rows - len(data.held_out)
     shared = f", by {jax.process_count()} processes" if jax.process_count() > 1 else ""
     console.print(f"{count} examples to fit, {len(data.task.held_out[1])} held out{shared}.")
     if plan.stochastic:
-        result = _train(plan, data, console, preempted)
+        result = _train(plan, data, checkpoints, console, stop)
     else:
         result = _fit(plan, data, console)
+    if any(processes.gather(stop.interrupted())):
+        raise _stopped(plan, stop, f"after step {result.steps}, the last one")
+    check_finite(plan.out, data.task, result)
     if first:
-        print_result(console, result, write(console, plan.out, data.task, result))
+        limit = None if plan.stochastic else "--max-steps"
+        print_result(console, result, write(console, plan.out, data.task, result), limit)
     processes.gather(None)  # the others wait for the files
 
 
 def _check_same(plan: Plan) -> None:
-    """Refuses options that differ between the processes, but for where files are."""
+    """Refuses options that differ between the processes; paths may differ."""
     everywhere = plan._replace(data="", out=Path(), checkpoint=None)._asdict()
     for index, other in enumerate(processes.gather(everywhere)):
         for name, value in everywhere.items():
             if other[name] != value:
                 option = name.replace("_", "-")
-                raise DataError(f"--{option} is {value}, and of process {index} {other[name]}.")
+                raise DataError(
+                    f"--{option} must be the same for all processes, got {value} of process "
+                    f"{jax.process_index()} and {other[name]} of process {index}."
+                )
 
 
 def _fit(plan: Plan, data: Data, console: Console) -> FitResult:
-    with FitProgress(console, plan.max_steps) as progress:
+    with FitProgress(console, plan.max_steps, plan.out, data.task) as progress:
         return streaming.fit(
             data.rows,
             num_classes=len(data.task.class_names),
@@ -130,24 +168,24 @@ def _fit(plan: Plan, data: Data, console: Console) -> FitResult:
         )
 
 
-def _train(plan: Plan, data: Data, console: Console, preempted: Callable[[], bool]) -> FitResult:
+def _train(
+    plan: Plan, data: Data, checkpoints: Checkpoints | None, console: Console, stop: Stop
+) -> FitResult:
     optimizer = plan.optimizer or Optimizer.ADAM
     rate = rate_of(optimizer, plan.learning_rate)
     batches = streaming.Batches(
         data.rows, plan.batch_size or BATCH_SIZE, seed=plan.seed, held_out=data.held_out
     )
     steps = (plan.epochs or EPOCHS) * batches.epoch_steps
-    checkpoints = None
-    if plan.checkpoint is not None:
-        configuration = {
+    if checkpoints is not None:
+        checkpoints.configuration |= {
             "label_column": plan.label_column,
             "test_fraction": plan.test_fraction,
             "optimizer": str(optimizer),
             "learning_rate": rate,
             "l2": plan.l2,
         }
-        checkpoints = Checkpoints(plan.checkpoint, configuration)
-    with FitProgress(console, steps) as progress:
+    with FitProgress(console, steps, plan.out, data.task) as progress:
         try:
             return streaming.train(
                 batches,
@@ -160,53 +198,60 @@ def _train(plan: Plan, data: Data, console: Console, preempted: Callable[[], boo
                 checkpoints=checkpoints,
                 validation=data.task.held_out,
                 callback=progress.show,
-                preempted=preempted,
+                preempted=stop.came,
             )
-        except streaming.Preempted as stop:
+        except streaming.Preempted as preempted:
             progress.bar.stop()
-            raise _stopped(plan, console, f"after step {stop.step}") from None
+            raise _stopped(plan, stop, f"after step {preempted.step}") from None
         except streaming.NonFiniteError as error:
-            params = error.params
-            path = processes.of_first(lambda: write_model(plan.out, data.task, params))
-            raise DataError(f"{error} The parameters before it are in {path}.") from None
+            model = model_of(data.task, error.params)
+            path = processes.of_first(lambda: _model.write(plan.out / UNFINISHED, model))
+            words = f"{error} No model was written; the parameters before it are in {path}."
+            raise (DataError if error.rows else FitError)(words) from None
 
 
-def _stopped(plan: Plan, console: Console, when: str) -> typer.Exit:
-    """What ends all processes after SIGTERM to one of them."""
-    saved = "nothing was saved" if plan.checkpoint is None else "the same command goes on"
-    console.print(f"Stopped by SIGTERM {when}: {saved}.")
-    processes.gather(None)  # the others wait for the checkpoint
+def _stopped(plan: Plan, stop: Stop, when: str) -> typer.Exit:
+    """What ends all processes after SIGTERM or Ctrl-C to one of them."""
+    interrupted = any(processes.gather(stop.interrupted()))
+    saved = "nothing was saved"
+    if plan.checkpoint is not None:
+        saved = f"the same command resumes from {plan.checkpoint}"
+    if jax.process_index() == 0:
+        verb = "interrupted" if interrupted else "stopped by SIGTERM"
+        print(f"softjax: {verb} {when}: {saved}.", file=sys.stderr, flush=True)
+    processes.gather(None)  # the others wait for the checkpoint and the line
+    if interrupted:
+        return typer.Exit(_interrupt.STATUS)
     return typer.Exit(143 if plan.checkpoint is None else 0)
 
 
 def _data(plan: Plan, preempted: Callable[[], bool]) -> Data | None:
-    """Opens the data, passes over them once, and holds some of them out; None where preempted."""
+    """Opens the data, passes over it once, and holds rows out; None where the run is to stop."""
     if plan.data == "digits":
         return _digits()
     if plan.label_column is None:
-        raise DataError(f"{plan.data}: --label-column must name the column of the labels.")
+        raise DataError(f"{plan.data}: --label-column must name the column with the labels.")
     path = Path(plan.data)
     rows = tables.open_file(path, plan.label_column)
+    split = Split(rows.num_rows, plan.test_fraction, plan.seed, MOST_HELD_OUT)
     try:
-        seen = survey(rows, plan.skip_nonfinite, preempted)
+        seen = survey(rows, plan.skip_nonfinite, preempted, split.see)
     except tables.IncompleteError as error:
-        raise DataError(f"{error} --skip-nonfinite leaves such rows out.") from None
+        raise DataError(f"{error} --skip-nonfinite skips such rows.") from None
     if seen is None:
         return None
+    held_out = split.held_out()
+    if not len(held_out):
+        raise DataError(too_few(plan.data, rows.num_rows, plan.test_fraction))
     fitted = Standardised(rows, seen.mean, seen.scale, seen.classes)
-    held_out = _held_out(path, fitted, plan)
-    parts = [fitted.read(row, row + 1) for row in np.setdiff1d(held_out, seen.bad).tolist()]
-    if not parts:
-        raise DataError(f"{path}: no row that is held out is complete; hold out more of them.")
+    parts = [fitted.read(row, row + 1) for row in held_out.tolist()]
     x, y = map(np.concatenate, zip(*parts, strict=True))
-    if np.count_nonzero(seen.counts - np.bincount(y, minlength=len(seen.counts))) < 2:
-        raise DataError(f"{path}: one class only is left to fit; hold out less or change the seed.")
     task = Task(seen.mean, seen.scale, rows.names, seen.classes, (x, y), None)
     return Data(fitted, held_out, seen.bad, task)
 
 
 def _digits() -> Data:
-    """All of them in memory, with the held-out part that they come with."""
+    """The digits, all in memory, with the held-out part that they come with."""
     digits = load_digits()
     rows = ArrayRows(digits.train_features, digits.train_labels)
     size = rows.num_features
@@ -214,14 +259,3 @@ def _digits() -> Data:
     held_out = (digits.test_features, digits.test_labels)
     task = Task(np.zeros(size), np.ones(size), names, classes, held_out, digits.image_shape)
     return Data(rows, np.empty(0, np.int64), np.empty(0, np.int64), task)
-
-
-def _held_out(path: Path, rows: Rows, plan: Plan) -> np.ndarray:
-    """The numbers of the rows that are held out, in order."""
-    count = min(round(plan.test_fraction * rows.num_rows), MOST_HELD_OUT)
-    if not 0 < count < rows.num_rows:
-        raise DataError(
-            f"{path}: {rows.num_rows} rows cannot be split with {plan.test_fraction} held out."
-        )
-    drawn = np.random.default_rng(plan.seed).choice(rows.num_rows, count, False, shuffle=False)
-    return np.sort(drawn)

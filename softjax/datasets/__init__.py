@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+__all__ = ["Digits", "load_digits"]
+
 NUM_TRAIN = 1437
 
 

@@ -32,3 +32,38 @@ from softjax.regression._result import STEP_LIMIT as STEP_LIMIT
 from softjax.regression._result import Event as Event
 from softjax.regression._result import FitResult as FitResult
 from softjax.regression.inference._covariance import leave_one_out as leave_one_out
+
+__all__ = [
+    "CALLBACK",
+    "CONVERGED",
+    "NON_FINITE",
+    "PRECISION_FLOOR",
+    "QUASI_SEPARATED",
+    "SEPARATED",
+    "STEP_LIMIT",
+    "Bootstrap",
+    "CrossValidation",
+    "Event",
+    "FitResult",
+    "ManyEvent",
+    "PathResult",
+    "SoftmaxRegression",
+    "bootstrap",
+    "cross_validate",
+    "fisher_information",
+    "fit",
+    "fit_many",
+    "fit_path",
+    "gradient",
+    "hessian",
+    "hvp",
+    "inference",
+    "init",
+    "leave_one_out",
+    "lipschitz_constant",
+    "logits",
+    "objective",
+    "predict",
+    "predict_log_proba",
+    "predict_proba",
+]

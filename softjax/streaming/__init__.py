@@ -8,3 +8,14 @@ from softjax.streaming._rows import open_rows as open_rows
 from softjax.streaming._train import NonFiniteError as NonFiniteError
 from softjax.streaming._train import Preempted as Preempted
 from softjax.streaming._train import train as train
+
+__all__ = [
+    "ArrayRows",
+    "Batch",
+    "Batches",
+    "NonFiniteError",
+    "Preempted",
+    "fit",
+    "open_rows",
+    "train",
+]

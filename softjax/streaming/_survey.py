@@ -44,8 +44,12 @@ def survey(
     rows: tables.FileRows,
     skip_bad: bool = True,
     preempted: Callable[[], bool] = lambda: False,
+    see: Callable[[np.ndarray, list[str], np.ndarray], None] = lambda rows, names, codes: None,
 ) -> Survey | None:
     """One pass over the rows, each process over its own; None where one of them was preempted.
+
+    `see` is given, run by run, the numbers of the good rows, the names of classes, and the places
+    of the rows' labels among these.
 
     Moments of runs of rows are joined as T. F. Chan, G. H. Golub and R. J. LeVeque do, "Algorithms
     for Computing the Sample Variance" (1983), equation 2.1: no difference that cancels.
@@ -67,6 +71,7 @@ def survey(
         good = tables.good_rows(x, codes)
         bad.append(start + np.flatnonzero(~good))
         moments = _joined(moments, _moments(x if good.all() else x[good]))
+        see(start + np.flatnonzero(good), names, codes[good])
         found = np.bincount(codes[good], minlength=len(names)).tolist()
         counts.update({name: count for name, count in zip(names, found, strict=True) if count})
         if len(counts) > tables.MOST_CLASSES:

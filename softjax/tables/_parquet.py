@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from softjax import _checks
 from softjax.tables._errors import DataError, understood
 from softjax.tables._rows import FileRows, chosen_columns, stacked
 
@@ -24,8 +25,8 @@ class ParquetRows(FileRows):
         try:
             from pyarrow import parquet
         except ModuleNotFoundError:
-            install = "pip install 'softjax-regression[parquet]'"
-            raise DataError(f"{path}: Parquet files need pyarrow: {install}") from None
+            needs = _checks.needs_extra("a Parquet file", "pyarrow", "parquet")
+            raise DataError(f"{path}: {needs}.") from None
         with understood(path):
             self.file = parquet.ParquetFile(path)
             schema = self.file.schema_arrow

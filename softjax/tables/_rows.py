@@ -103,7 +103,7 @@ def chosen_columns(
         form = f"lacks {len(missing)} of the model's {len(names)} features: {shown}"
         raise DataError(f"{path}: {form}.")
     if not names:
-        raise DataError(f"{path}: has no columns beside the labels.")
+        raise DataError(f"{path}: has no columns besides the labels.")
     return list(names)
 
 

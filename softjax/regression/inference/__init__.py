@@ -23,3 +23,21 @@ from softjax.regression.inference._summary import Summary as Summary
 from softjax.regression.inference._summary import goodness_of_fit as goodness_of_fit
 from softjax.regression.inference._summary import log_likelihood as log_likelihood
 from softjax.regression.inference._summary import summary as summary
+
+__all__ = [
+    "ChiSquareTest",
+    "Estimates",
+    "GoodnessOfFit",
+    "Predictions",
+    "Summary",
+    "average_marginal_effects",
+    "coefficients",
+    "covariance",
+    "estimates",
+    "goodness_of_fit",
+    "likelihood_ratio_test",
+    "log_likelihood",
+    "predictions",
+    "summary",
+    "wald_test",
+]

@@ -1,0 +1,95 @@
+"""Which rows are held out: the same share of every class, in memory and from a stream."""
+
+from collections import Counter
+
+import numpy as np
+
+from softjax import processes
+
+# Of the rows that may be held out, this many times more are remembered than will be, so that each
+# class has enough of them: of n wanted 20 n are expected.
+SPARE = 20
+
+
+class Split:
+    """Draws the rows to hold out, from rows that are seen in runs, by one process or many.
+
+    Every row has a pseudo-random key that depends on the seed and its number alone; of each class
+    the rows of the smallest keys are held out. The same rows are drawn, therefore, however the
+    data is cut into runs.
+
+    Args:
+        num_rows: of the data.
+        fraction: of the rows to hold out.
+        seed: of the keys.
+        most: the largest number of rows to hold out.
+    """
+
+    def __init__(self, num_rows: int, fraction: float, seed: int, most: int | None = None):
+        self.fraction, self.seed = fraction, seed
+        self.most = num_rows if most is None else most
+        wanted = self._wanted(num_rows)
+        self.share = min(SPARE * wanted / max(num_rows, 1), 1.0)
+        self.counts: Counter[str] = Counter()
+        self.candidates: dict[str, list[np.ndarray]] = {}
+
+    def see(self, rows: np.ndarray, names: list[str], codes: np.ndarray) -> None:
+        """Takes these rows into account, whose labels are `names[codes]`."""
+        found = np.bincount(codes, minlength=len(names)).tolist()
+        self.counts.update(dict(zip(names, found, strict=True)))
+        near = _keys(rows, self.seed) <= np.uint64(self.share * (2**64 - 2**12))
+        for code in np.unique(codes[near]):
+            self.candidates.setdefault(names[code], []).append(rows[near & (codes == code)])
+
+    def held_out(self) -> np.ndarray:
+        """The numbers of the rows to hold out, in order; the same on every process.
+
+        As many of each class as its share, rounded so that the sum is right; at least one row of
+        every class is left to fit.
+        """
+        counts: Counter[str] = Counter()
+        candidates: dict[str, list[np.ndarray]] = {}
+        for part_counts, part in processes.gather((self.counts, self.candidates)):
+            counts.update(part_counts)
+            for name, rows in part.items():
+                candidates.setdefault(name, []).extend(rows)
+        total = sum(counts.values())
+        wanted = self._wanted(total)
+        drawn, rest = [], []
+        for name, parts in candidates.items():
+            rows = np.concatenate(parts)
+            keys = _keys(rows, self.seed)
+            order = np.argsort(keys)
+            share = counts[name] * wanted / total
+            taken = min(int(share), counts[name] - 1, len(rows))
+            drawn.append(rows[order[:taken]])
+            if taken < min(counts[name] - 1, len(rows)):
+                # Classes of equal shares are drawn by the key of a row, not by their order.
+                rest.append((int(share) - share, int(keys[order[0]]), rows[order[taken]]))
+        missing = max(wanted - sum(map(len, drawn)), 0)
+        drawn.append(np.array([row for _, _, row in sorted(rest)[:missing]], np.int64))
+        return np.sort(np.concatenate(drawn))
+
+    def _wanted(self, num_rows: int) -> int:
+        return min(round(self.fraction * num_rows), self.most)
+
+
+def _keys(rows: np.ndarray, seed: int) -> np.ndarray:
+    """SplitMix64 of the row numbers: 64 bits each, all of them different.
+
+    Source: G. L. Steele, D. Lea and C. H. Flood, "Fast Splittable Pseudorandom Number Generators"
+    (2014), figure 17.
+    """
+    start = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    z = start + (rows.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def too_few(data: str, num_rows: int, fraction: float) -> str:
+    """The message where no row can be held out."""
+    return (
+        f"{data}: {num_rows} rows cannot be split: with a share of {fraction} held out, a row of "
+        f"each class must be left to fit."
+    )
