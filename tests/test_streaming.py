@@ -19,6 +19,8 @@ from softjax.streaming._survey import survey
 from softjax.tables import DataError
 from softjax.tables._rows import HeldRows
 
+pytestmark = pytest.mark.compiled_quickly
+
 K = 4
 
 

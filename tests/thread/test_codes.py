@@ -10,7 +10,7 @@ import pytest
 
 from softjax.information import entropy, joint_entropy, nats_to_bits
 
-pytestmark = pytest.mark.x64_once
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
 
 def mean_huffman_length(p) -> float:

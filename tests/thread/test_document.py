@@ -10,7 +10,7 @@ import pytest
 HERE = Path(__file__).parent
 PAGE = (HERE.parents[1] / "docs" / "thread.md").read_text()
 
-pytestmark = pytest.mark.x64_once
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
 
 def test_the_examples_run_as_they_stand():

@@ -8,7 +8,7 @@ import pytest
 
 from softjax import derivatives, logsumexp, softmax
 
-pytestmark = pytest.mark.x64_once
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
 
 def plain(x):

@@ -9,7 +9,7 @@ import pytest
 import softjax
 from softjax import derivatives, information
 
-pytestmark = pytest.mark.x64_once
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
 SIZES = pytest.mark.parametrize("n", [2, 3, 10])
 

@@ -8,7 +8,7 @@ import pytest
 import softjax
 from softjax.choice import bradley_terry_loss, bradley_terry_probability
 
-pytestmark = pytest.mark.x64_once
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
 
 def test_does_the_softmax_satisfy_the_requirements_of_bradley_and_terry(dtype):

@@ -9,7 +9,7 @@ import pytest
 import softjax
 from softjax import smooth_max, smooth_max_bounds, smooth_min
 
-pytestmark = pytest.mark.x64_once
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
 LAMBDAS = (0.1, 1.0, 7.0, 1000.0)
 

@@ -7,7 +7,7 @@ import pytest
 import softjax
 from softjax.information import entropy, temper
 
-pytestmark = pytest.mark.x64_once
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
 
 def power(p, alpha):
