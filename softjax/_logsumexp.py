@@ -88,6 +88,8 @@ def logsumexp(
         softmax functions", IMA J. Numer. Anal. 41 (2021), eq. (3.3) and section 5.
     """
     x = _checks.real_array("logsumexp", "a", a)
+    keepdims = _checks.flag("logsumexp", "keepdims", keepdims)
+    return_sign = _checks.flag("logsumexp", "return_sign", return_sign)
     if b is None:
         axes = _checks.axes("logsumexp", axis, x.ndim)
         where = _checks.mask("logsumexp", where, x.shape)
@@ -143,6 +145,7 @@ def logmeanexp(
         the difference of two logarithms loses.
     """
     x = _checks.real_array("logmeanexp", "x", x)
+    keepdims = _checks.flag("logmeanexp", "keepdims", keepdims)
     axes = _checks.axes("logmeanexp", axis, x.ndim)
     return _logmeanexp_where(x, _checks.mask("logmeanexp", where, x.shape), axes, keepdims)
 

@@ -131,6 +131,7 @@ def smooth_max_bounds(
     Source: Boyd and Vandenberghe (2004), section 3.1.5.
     """
     x = _checks.real_array("smooth_max_bounds", "x", x)
+    keepdims = _checks.flag("smooth_max_bounds", "keepdims", keepdims)
     axes = _checks.axes("smooth_max_bounds", axis, x.ndim)
     where = _checks.mask("smooth_max_bounds", where, x.shape)
     scalar = _checks.positive_scalar(
@@ -146,6 +147,7 @@ def smooth_max_bounds(
 
 def _smooth_max(function, x, axis, where, keepdims, temperature) -> Array:
     x = _checks.real_array(function, "x", x)
+    keepdims = _checks.flag(function, "keepdims", keepdims)
     axes = _checks.axes(function, axis, x.ndim)
     where = _checks.mask(function, where, x.shape)
     dtype = compute_dtype(x.dtype)

@@ -320,6 +320,7 @@ def log_partition_cumulants(logits: ArrayLike, direction: ArrayLike, order: int 
     function = "log_partition_cumulants"
     x = _logits(function, logits)
     v = _beside(function, "direction", direction, x)
+    order = _checks.integer(function, "order", order)
     if order not in (1, 2, 3, 4):
         raise ValueError(_checks.message(function, "order", "1, 2, 3 or 4", order))
     p, _ = softmax_and_complement(masked(x, None))

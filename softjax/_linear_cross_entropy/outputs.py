@@ -11,7 +11,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax._labels import class_indices, is_class_indices
+from softjax._labels import TopKLabels, class_indices, is_class_indices
 from softjax._linear_cross_entropy.blocks import (
     Classes,
     Rows,
@@ -189,7 +189,8 @@ def _arguments(name: str, hidden, kernel, bias, labels, softcap, temperature) ->
     index = mass = None
     if labels is not None:
         if not is_class_indices(labels, name):
-            got = f"dtype {jnp.asarray(_checks.native(name, 'labels', labels)).dtype}"
+            is_sparse = isinstance(labels, TopKLabels)
+            got = "TopKLabels" if is_sparse else f"dtype {jnp.asarray(labels).dtype}"
             raise TypeError(_checks.message(name, "labels", "class indices (integer)", got))
         _checks.same_shape(name, "labels", labels, head.lead)
         index, bad, _ = class_indices(name, labels, head.kernel.shape[1])

@@ -209,6 +209,11 @@ def initial_params(
     """`init` in `dtype`, or zeros."""
     if init is None:
         return zeros(num_features, num_classes, dtype)
+    if not (hasattr(init, "kernel") and hasattr(init, "bias")):
+        hint = ": pass its `params`" if hasattr(init, "params") else ""
+        got = f"{type(init).__name__}{hint}"
+        expected = "a SoftmaxRegression, which has a kernel and a bias"
+        raise TypeError(_checks.message(FIT, "init", expected, got))
     kernel = _checks.real_array(FIT, "init.kernel", init.kernel)
     bias = _checks.real_array(FIT, "init.bias", init.bias)
     _checks.same_shape(FIT, "init.kernel", kernel, (num_features, num_classes))

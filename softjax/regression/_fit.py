@@ -10,8 +10,10 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from softjax import _checks
 from softjax.regression import _first_order, _solve
 from softjax.regression._arguments import (
+    FIT,
     at_least,
     checked_data,
     class_count,
@@ -131,6 +133,9 @@ def fit(
     first_order = any(option is not None for option in (optimizer, batch_size, epochs))
     name = _solver_name(solver, data, l2, l1, first_order)
     params = initial_params(init, num_features, num_classes, dtype)
+    if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        expected = "a gradient transformation of optax, as optax.adam(0.01)"
+        raise TypeError(_checks.message(FIT, "optimizer", expected, repr(optimizer)))
     tol = not_negative("tol", tol)
     held_out = None if validation is None else _validation(validation, num_features, num_classes)
     seed = at_least("seed", seed, 0)

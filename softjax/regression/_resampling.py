@@ -451,9 +451,12 @@ def _random_key(seed: ArrayLike) -> Array:
     """A key as it is, or that of an integer."""
     if isinstance(seed, Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
         return seed
-    if isinstance(seed, Array) and seed.ndim:  # of `jax.random.PRNGKey`
-        return jax.random.wrap_key_data(seed)
-    return jax.random.key(seed)
+    if isinstance(seed, (Array, np.ndarray)) and seed.ndim:  # of `jax.random.PRNGKey`
+        if seed.dtype != np.uint32:
+            got = f"dtype {seed.dtype} of shape {seed.shape}"
+            raise error("seed", "an integer or a key of jax.random", got)
+        return jax.random.wrap_key_data(jnp.asarray(seed))
+    return jax.random.key(seed if isinstance(seed, Array) else _checks.integer(FIT, "seed", seed))
 
 
 @jax.jit

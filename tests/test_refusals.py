@@ -1,0 +1,298 @@
+"""What is no argument at all is refused by softjax, in its words, and never by Python or JAX."""
+
+import inspect
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import softjax
+from softjax import calibration, choice, derivatives, information, regression
+
+pytestmark = [pytest.mark.x64_once, pytest.mark.compiled_quickly]
+
+X = jnp.zeros((4, 3))
+Y = jnp.array([0, 1, 2, 0])
+P = jnp.full((4, 3), 1 / 3)
+S = jnp.zeros(4)
+
+# What every argument of a kind refuses.
+NO_ARRAY = [
+    "text",
+    None,
+    {"a": 1},
+    object(),
+    [[1.0], [1.0, 2.0]],
+    1j,
+    np.array(["a"]),
+    [None],
+    {1},
+    b"x",
+]
+NO_MASK = [value for value in NO_ARRAY if value is not None] + [1.0, jnp.zeros((4, 3))]
+NO_OPTIONAL = [value for value in NO_ARRAY if value is not None]
+NO_AXIS = ["0", 1.0, 7, (0, 0), [None], object(), 1j]
+NO_INTEGER = ["1", 1.5, None, [1], object(), True, jnp.array([1, 2])]
+NO_FLAG = ["yes", None, 2, jnp.zeros(2), [True]]
+NO_SCALAR = [*NO_ARRAY, jnp.zeros(1), jnp.zeros(3), [0.5, 0.5]]
+NO_SCALAR_OR_NONE = [value for value in NO_SCALAR if value is not None]
+NO_LABELS = [
+    *NO_ARRAY,
+    0.5,
+    jnp.zeros((2, 2)),
+    jnp.array([[0]]),
+    Y == 0,
+    [0, 1, 2],
+    softjax.TopKLabels("text", P),
+]
+
+NORMALIZER = {"where": NO_MASK, "axis": NO_AXIS}
+TEMPERED = NORMALIZER | {"temperature": NO_SCALAR}
+ENTROPY = ({"logits": X}, {"logits": NO_ARRAY} | NORMALIZER)
+TWO = (
+    {"target_logits": X, "logits": X},
+    {"target_logits": NO_ARRAY, "logits": NO_ARRAY} | NORMALIZER,
+)
+LOGITS = ({"logits": X}, {"logits": [*NO_ARRAY, 1.0]})
+CALIBRATION = {
+    "probabilities": NO_ARRAY,
+    "labels": NO_LABELS,
+    "num_bins": [*NO_INTEGER, 0],
+    "adaptive": NO_FLAG,
+    "sample_weights": [*NO_OPTIONAL, jnp.ones(3), -S - 1],
+}
+LOSS_OPTIONS = {
+    "label_smoothing": [*NO_SCALAR, 2.0, -0.1],
+    "class_weights": [*NO_OPTIONAL, jnp.ones(2), -jnp.ones(3)],
+    "ignore_index": [value for value in NO_INTEGER if value is not None],
+    "z_loss": [*NO_SCALAR, -1.0],
+}
+HEAD = {"hidden": X, "kernel": jnp.ones((3, 5))}
+LINEAR = {
+    "hidden": [*NO_ARRAY, 1.0],
+    "kernel": [*NO_ARRAY, X],
+    "bias": [*NO_OPTIONAL, jnp.ones(2)],
+    "softcap": [*NO_SCALAR_OR_NONE, -1.0],
+    "temperature": [*NO_SCALAR, 0.0],
+    "max_temp_bytes": ["1", 1.5, 0, [1]],
+}
+
+# Function, what it is called with, and what is refused at each argument.
+TABLE = {
+    "logsumexp": (
+        {"a": X},
+        {
+            "a": NO_ARRAY,
+            "b": [*NO_OPTIONAL, jnp.ones(2)],
+            "keepdims": NO_FLAG,
+            "return_sign": NO_FLAG,
+        }
+        | NORMALIZER,
+    ),
+    "logmeanexp": ({"x": X}, {"x": NO_ARRAY, "keepdims": NO_FLAG} | NORMALIZER),
+    **{
+        name: ({"x": X}, {"x": NO_ARRAY} | TEMPERED)
+        for name in ("softmax", "log_softmax", "softmin")
+    },
+    **{
+        name: ({"x": X}, {"x": NO_ARRAY, "keepdims": NO_FLAG} | TEMPERED)
+        for name in ("smooth_max", "smooth_min", "smooth_max_bounds")
+    },
+    "cross_entropy": (
+        {"logits": X, "labels": Y},
+        {
+            "logits": [*NO_ARRAY, 1.0],
+            "labels": NO_LABELS,
+            "axis": [*NO_AXIS, None],
+            "where": [*NO_MASK, Y == 0],
+        }
+        | LOSS_OPTIONS,
+    ),
+    "weighted_mean": (
+        {"losses": S, "weights": S + 1},
+        {"losses": NO_ARRAY, "weights": [*NO_OPTIONAL, jnp.ones(3), -S - 1]},
+    ),
+    "linear_cross_entropy": (
+        HEAD | {"labels": Y},
+        LINEAR
+        | LOSS_OPTIONS
+        | {
+            "labels": NO_LABELS,
+            "class_weights": [*NO_OPTIONAL, jnp.ones(2), -jnp.ones(5)],
+            "reduction": ["average", None, 1, X],
+            "weights": [*NO_OPTIONAL, jnp.ones(3), -S - 1],
+        },
+    ),
+    "linear_logsumexp": (HEAD, LINEAR),
+    "linear_cross_entropy_outputs": (
+        HEAD,
+        LINEAR | {"labels": [v for v in NO_LABELS if v is not None], "top_k": [*NO_INTEGER, 0, 6]},
+    ),
+    **{f"information.{name}": ENTROPY for name in ("entropy", "perplexity")},
+    **{f"information.{name}": TWO for name in ("cross_entropy", "kl_divergence")},
+    "information.surprisal": (
+        {"logits": X, "labels": Y},
+        {
+            "logits": [*NO_ARRAY, 1.0],
+            "labels": [*NO_LABELS, P],
+            "where": NO_MASK,
+            "axis": [*NO_AXIS, None],
+        },
+    ),
+    "information.joint_entropy": (
+        {"logits": X, "n": 2},
+        {"logits": NO_ARRAY, "n": [*NO_INTEGER, -1]} | NORMALIZER,
+    ),
+    "information.temper": (
+        {"logits": X, "alpha": 0.5},
+        {"logits": NO_ARRAY, "alpha": NO_SCALAR} | NORMALIZER,
+    ),
+    "information.nats_to_bits": ({"nats": S}, {"nats": NO_ARRAY}),
+    "information.bits_to_nats": ({"bits": S}, {"bits": NO_ARRAY}),
+    "calibration.calibrate_temperature": (
+        {"logits": X, "labels": Y},
+        {
+            "logits": [*NO_ARRAY, 1.0],
+            "labels": NO_LABELS,
+            "sample_weights": [*NO_OPTIONAL, jnp.ones(3), -S - 1],
+        },
+    ),
+    **{
+        f"calibration.{name}": ({"probabilities": P, "labels": Y}, CALIBRATION)
+        for name in ("reliability_diagram", "expected_calibration_error")
+    },
+    "choice.bradley_terry_probability": (
+        {"score_i": S, "score_j": S},
+        {"score_i": [*NO_ARRAY, jnp.zeros(3)], "score_j": NO_ARRAY, "neither": NO_OPTIONAL},
+    ),
+    "choice.bradley_terry_loss": (
+        {"score_i": S, "score_j": S, "outcome": Y % 2},
+        {
+            "score_i": [*NO_ARRAY, jnp.zeros(3)],
+            "score_j": NO_ARRAY,
+            "outcome": [*NO_ARRAY, 0.5, Y + 1, Y[:2]],
+            "neither": NO_OPTIONAL,
+        },
+    ),
+    "choice.plackett_luce_loss": (
+        {"scores": X, "ranking": Y[:, None]},
+        {
+            "scores": [*NO_ARRAY, 1.0],
+            "ranking": [*NO_ARRAY, 0.5, Y, Y[:, None] + 7],
+            "where": [*NO_MASK, Y == 0],
+        },
+    ),
+    **{
+        f"derivatives.{name}": LOGITS
+        for name in (
+            "softmax_jacobian",
+            "logsumexp_gradient",
+            "logsumexp_hessian",
+            "logsumexp_hessian_sqrt",
+            "logsumexp_hessian_pinv",
+        )
+    },
+    **{
+        f"derivatives.{name}": (
+            {"logits": X, v: X},
+            {"logits": [*NO_ARRAY, 1.0], v: [*NO_ARRAY, S]},
+        )
+        for name, v in (
+            ("softmax_jvp", "tangent"),
+            ("softmax_vjp", "cotangent"),
+            ("logsumexp_hvp", "v"),
+        )
+    },
+    **{
+        f"derivatives.{name}": (
+            {"logits": X, "labels": Y},
+            {"logits": [*NO_ARRAY, 1.0], "labels": NO_LABELS},
+        )
+        for name in ("cross_entropy_gradient", "cross_entropy_hessian")
+    },
+    "derivatives.cross_entropy_hvp": (
+        {"logits": X, "labels": Y, "v": X},
+        {"logits": [*NO_ARRAY, 1.0], "labels": NO_LABELS, "v": [*NO_ARRAY, S]},
+    ),
+    "derivatives.log_partition_cumulants": (
+        {"logits": X, "direction": X},
+        {"logits": [*NO_ARRAY, 1.0], "direction": [*NO_ARRAY, S], "order": [*NO_INTEGER, 0, 5]},
+    ),
+}
+
+
+def function(name):
+    module, _, name = name.rpartition(".")
+    return getattr(getattr(softjax, module) if module else softjax, name)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_what_is_no_argument_is_refused_by_its_name(name):
+    given, refused = TABLE[name]
+    function(name)(**given)
+    wrong = []
+    for argument, values in refused.items():
+        for value in values:
+            try:
+                function(name)(**given | {argument: value})
+            except (TypeError, ValueError) as error:
+                said = str(error)
+                named = re.match(rf"softjax\.(\w+\.)*{name.split('.')[-1]}: `", said)
+                # A shape can be refused at the argument that it does not fit.
+                if named and (f"`{argument}" in said or "shape" in said or "rank" in said):
+                    continue
+                wrong.append((argument, value, f"{type(error).__name__}: {said[:90]}"))
+            except Exception as error:
+                wrong.append((argument, value, f"{type(error).__name__}: {str(error)[:90]}"))
+            else:
+                wrong.append((argument, value, "taken"))
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+def test_the_table_has_every_function():
+    modules = (calibration, choice, derivatives, information)
+    public = {
+        f"{module.__name__.removeprefix('softjax.')}.{name}"
+        for module in modules
+        for name, value in vars(module).items()
+        if inspect.isfunction(value)
+        and value.__module__ == module.__name__
+        and not name.startswith("_")
+    }
+    assert public <= set(TABLE)
+
+
+def test_arguments_of_a_fit_are_refused_by_their_names():
+    x, y = np.arange(12.0).reshape(6, 2), np.arange(6) % 2
+    result = regression.fit(x, y, max_steps=0)
+    params = result.params
+    for arguments, said in (
+        (
+            {"init": (params.kernel, params.bias)},
+            "`init` must be a SoftmaxRegression, .* got tuple",
+        ),
+        ({"init": result}, "`init` must be a SoftmaxRegression, .* pass its `params`"),
+        (
+            {"optimizer": "adam"},
+            "`optimizer` must be a gradient transformation of optax, .* 'adam'",
+        ),
+    ):
+        with pytest.raises(TypeError, match=said):
+            regression.fit(x, y, **arguments)
+    key = jax.random.PRNGKey(3)
+    of_key, of_array = (
+        regression.bootstrap(x, y, l2=1.0, resamples=2, seed=seed).params.kernel
+        for seed in (key, np.asarray(key))
+    )
+    np.testing.assert_array_equal(of_key, of_array)
+    for seed in ("3", 0.5, None, np.zeros(2)):
+        with pytest.raises((TypeError, ValueError), match="`seed` must be an integer"):
+            regression.bootstrap(x, y, resamples=2, seed=seed)
+
+
+def test_labels_in_a_list_may_be_traced():
+    loss = jax.jit(lambda y: softjax.cross_entropy(X[:2], [y, 1]))
+    np.testing.assert_allclose(loss(1), np.log(3) * np.ones(2), rtol=1e-6)
+    assert np.isnan(loss(3)[0])
