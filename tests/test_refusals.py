@@ -283,10 +283,10 @@ def test_arguments_of_a_fit_are_refused_by_their_names():
             regression.fit(x, y, **arguments)
     key = jax.random.PRNGKey(3)
     of_key, of_array = (
-        regression.bootstrap(x, y, l2=1.0, resamples=2, seed=seed).params.kernel
+        regression.bootstrap(x, y, l2=1.0, resamples=2, seed=seed)
         for seed in (key, np.asarray(key))
     )
-    np.testing.assert_array_equal(of_key, of_array)
+    jax.tree.map(np.testing.assert_array_equal, of_key, of_array)
     for seed in ("3", 0.5, None, np.zeros(2)):
         with pytest.raises((TypeError, ValueError), match="`seed` must be an integer"):
             regression.bootstrap(x, y, resamples=2, seed=seed)
