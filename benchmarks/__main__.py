@@ -34,6 +34,7 @@ from benchmarks.cases import SUITES
 from benchmarks.environment import environment
 from benchmarks.peers import PEERS
 from benchmarks.run import measured
+from softjax import _files
 
 # Who prints the records of a suite; `tables` those of `core`.
 PRINTERS = {
@@ -53,7 +54,7 @@ WITH_ROOFLINE = ("core", "fused")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what is asked. The exit status is 1 where something is wrong, 130 after Ctrl-C."""
+    """Run a command. Exit status: 1 where a figure is wrong, 2 for a bad file, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="show suites, shapes and peers")
@@ -87,6 +88,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("baselines", help="write the figures that the tests hold anew")
     options = parser.parse_args(arguments)
 
+    try:
+        return _do(options, parsers=(run, compiling))
+    except results.ResultError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
+
+
+def _do(
+    options: argparse.Namespace,
+    parsers: tuple[argparse.ArgumentParser, argparse.ArgumentParser],
+) -> int:
+    """Run the command; the parsers of `run` and `aot` say what is wrong with their options."""
+    run, compiling = parsers
     # A pipe has no width of its own; the tables need this much.
     console = Console(width=None if sys.stdout.isatty() else 120)
     if options.command == "list":
@@ -251,7 +265,10 @@ def _compare(before: results.Run, after: results.Run, console: Console) -> int:
     worse = sum(change.worse for change in changes)
     verdict = f"{worse} got worse" if worse else "nothing got slower, larger or less accurate"
     for suite, factor in compare.sensitivity(changes).items():
-        console.print(f"{suite}: times x {factor:.2f} and more would be seen", highlight=False)
+        console.print(
+            f"{suite}: only slowdowns above {factor:.2f}x can be detected in this run",
+            highlight=False,
+        )
     console.print(f"{len(changes)} figures compared: {verdict} beyond the noise", highlight=False)
     return int(worse > 0)
 
@@ -260,14 +277,21 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     """Write the page, and what else is asked for."""
     from benchmarks import page, report  # matplotlib, which nothing else here needs
 
+    for path in filter(None, (options.out, options.markdown, options.github)):
+        try:
+            _files.try_file(path)
+        except OSError as error:
+            raise results.ResultError(f"{path}: {error.strerror}.") from error
     runs = results.read_all(options.files)
     sections = report.sections(runs)
-    options.out.write_text(page.page(sections))
+    texts = {options.out: page.page(sections)}
     if options.markdown:
-        options.markdown.write_text(page.markdown(sections))
+        texts[options.markdown] = page.markdown(sections)
     if options.github:
-        options.github.write_text(json.dumps(results.github(runs), indent=1))
-    for path in filter(None, (options.out, options.markdown, options.github)):
+        texts[options.github] = json.dumps(results.github(runs), indent=1)
+    for path, text in texts.items():
+        with _files.whole(path) as draft:
+            draft.write_text(text, encoding="utf-8")
         console.print(f"Written to {path}", highlight=False, soft_wrap=True)
     return 0
 

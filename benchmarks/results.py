@@ -6,7 +6,7 @@ how long it took, what it held, how accurate it was.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,25 +78,69 @@ def write(record: Record, file: Any) -> None:
     print(json.dumps(_finite(record), allow_nan=False), file=file, flush=True)
 
 
+class ResultError(ValueError):
+    """Why a file is not a result file, in one line."""
+
+
 def read(path: Path) -> Run:
     """A result file. One that a crash cut in the middle of a line is read up to there."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ResultError(f"{path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ResultError(f"{path}: is not text in UTF-8.") from error
     lines = []
-    for line in path.read_text().splitlines():
+    for line in text.splitlines():
         try:
             lines.append(json.loads(line))
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             break
-    if not lines or lines[0].get("record") != "environment":
-        raise ValueError(f"benchmarks: `{path}` must begin with an environment, got {lines[:1]}.")
-    return Run(path, lines[0], lines[1:])
+    for number, record in enumerate(lines, 1):
+        if not isinstance(record, dict) or not isinstance(record.get("record"), str):
+            raise ResultError(
+                f"{path}: line {number} is not a record of `python -m benchmarks run`."
+            )
+    if not lines or not _is_environment(lines[0]):
+        raise ResultError(
+            f"{path}: must begin with the environment of a run, got {lines[:1]!s:.60}."
+        )
+    run = Run(path, lines[0], lines[1:])
+    for record in run.results():
+        # What `compare` and `report` read of every result: whatever they would trip over.
+        try:
+            named = bool(case_of(record)) and (peer_of(record) is None or bool(sides(record)))
+            good = named and all(value > 0 for value in ratio(record) or ())
+        except Exception:
+            good = False
+        if not good:
+            number = lines.index(record) + 1
+            raise ResultError(
+                f"{path}: line {number} is not a result of `python -m benchmarks run`."
+            )
+    return run
 
 
-def read_all(paths: Iterable[Path] = ()) -> list[Run]:
+def _is_environment(record: Record) -> bool:
+    """Whether it says when, where and with which versions a run was made."""
+    if record["record"] != "environment" or not isinstance(record.get("versions"), dict):
+        return False
+    return isinstance(record.get("date"), str) and isinstance(record.get("platform"), str)
+
+
+def read_all(paths: Sequence[Path] = ()) -> list[Run]:
     """The files, those in folders too; all committed results where none is named. By date."""
     files: list[Path] = []
     for path in paths or (RESULTS,):
         files += sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-    return sorted(map(read, files), key=lambda run: run.environment["date"])
+    if not files:
+        raise ResultError(f"{', '.join(map(str, paths))}: holds no result file (*.jsonl).")
+    runs = sorted(map(read, files), key=lambda run: run.environment["date"])
+    for run in runs:
+        needed = ("processor", "cores") if run.environment["platform"] == "cpu" else ("device",)
+        if not run.environment.keys() >= set(needed):
+            raise ResultError(f"{run.path}: the environment must name its {' and '.join(needed)}.")
+    return runs
 
 
 def newest(runs: Sequence[Run], suite: str, platform: str) -> Run:

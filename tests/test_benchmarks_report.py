@@ -149,8 +149,43 @@ def test_the_committed_results_make_a_report():
     assert {"core", "fused", "fit"} <= set(titles)
 
 
-def test_a_file_that_is_no_result_is_refused(tmp_path):
+HEAD = json.dumps(environment("H200", "2026-01-01"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"record": "result"}\n', "must begin with the environment"),
+        ('{"record": "environment"}\n', "must begin with the environment"),
+        (b"a,b\n1,2\n", "must begin with the environment"),
+        (b"1\n", "line 1 is not a record"),
+        (b"[]\n{}\n", "line 1 is not a record"),
+        (b"\xff\xfe", "is not text in UTF-8"),
+        (b"[" * 100_000, "must begin with the environment"),
+        (f'{HEAD}\n{{"record": "result"}}\n', "line 2 is not a result"),
+        (f'{HEAD}\n{{"record": "result", "case": "c", "ratio": 0}}\n', "line 2 is not a result"),
+        (f'{HEAD}\n{{"record": "result", "case": "c", "ratio": {{}}}}\n', "line 2 is not a result"),
+        (None, "No such file"),
+    ],
+)
+@pytest.mark.parametrize("command", ["compare", "report"])
+def test_a_file_that_is_no_result_is_one_line(tmp_path, capsys, command, content, words):
     path = tmp_path / "other.jsonl"
-    path.write_text('{"record": "result"}\n')
-    with pytest.raises(ValueError, match="must begin with an environment"):
-        results.read(path)
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    out = tmp_path / "page.html"
+    options = [path, path] if command == "compare" else [path, "--out", out]
+    assert command_line.main([command, *map(str, options)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"benchmarks: {path}: ")
+    assert words in line
+    assert not out.exists()
+
+
+def test_a_page_that_cannot_be_written_is_refused_first(tmp_path, capsys):
+    for place in (tmp_path, tmp_path / "absent" / "page.html"):
+        assert command_line.main(["report", "--out", str(place)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"benchmarks: {place}: ")
+    assert command_line.main(["report", str(tmp_path)]) == 2
+    assert "holds no result file" in capsys.readouterr().err
