@@ -73,7 +73,8 @@ class Checkpoints:
             does not go on from here.
 
     Raises:
-        softjax.tables.DataError: orbax is missing, or nothing can be written there.
+        softjax.tables.DataError: orbax is missing.
+        OSError: nothing can be written there.
 
     Example:
         >>> import tempfile, numpy as np
@@ -222,11 +223,26 @@ class Checkpoints:
         )
         leaves = {name: np.asarray(leaf) for name, leaf in read.state.items()}
         record = read.record
+        if not _is_record(record, step):
+            raise ValueError("its record is not one of this step of a run")
         configuration = json.loads(json.dumps(self.configuration))
         if record["configuration"] != configuration:
             difference = "; ".join(_checks.differences(record["configuration"], configuration))
             raise DataError(f"{self.directory}: holds another run: {difference}.")
         return Saved(record["step"], leaves, record["history"])
+
+
+def _is_record(record: Any, step: int) -> bool:
+    """Whether it holds what `save` was given: without digests nothing else vouches for it."""
+    if not isinstance(record, dict) or record.keys() != {"step", "history", "configuration"}:
+        return False
+    if record["step"] != step or not isinstance(record["configuration"], dict):
+        return False
+    history = record["history"]
+    return isinstance(history, list) and all(
+        isinstance(event, dict) and all(isinstance(value, int | float) for value in event.values())
+        for event in history
+    )
 
 
 def _digests(path: Path) -> dict[str, str]:

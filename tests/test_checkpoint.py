@@ -22,7 +22,7 @@ from spoiling import spoil, steps_in
 from typer.testing import CliRunner
 
 from softjax import cli
-from softjax.checkpoints import Checkpoints
+from softjax.checkpoints import DIGESTS, Checkpoints
 from softjax.cli import _stream
 
 pytestmark = pytest.mark.x64_once
@@ -128,6 +128,32 @@ def test_the_last_checkpoint_that_is_whole_is_used(files, capfd):
         spoil(files / "saved" / str(step), "empty")
     with pytest.raises(DataError, match="none of the 3 checkpoints is whole"):
         train(files)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": 1},
+        {"step": "2"},
+        {"history": None},
+        {"history": [1.0]},
+        {"history": [{"objective": "low"}]},
+        {"configuration": []},
+        {"more": 1},
+    ],
+)
+def test_a_record_that_no_run_writes_is_put_aside(tmp_path, capfd, change):
+    """Its digests may be missing: a process that dies as it saves has not written them."""
+    saving = Checkpoints(tmp_path, {"seed": 1})
+    for step in (1, 2):
+        saving.save(step, {"kernel": np.ones(2)}, [{"objective": 1.0}])
+    (tmp_path / "2" / DIGESTS).unlink()
+    record = tmp_path / "2" / "record" / "metadata"
+    record.write_text(json.dumps(json.loads(record.read_text()) | change))
+    restored = Checkpoints(tmp_path, {"seed": 1}).restore()
+    assert restored is not None
+    assert restored.step == 1
+    assert "the checkpoint of step 2 is spoiled and was put aside" in capfd.readouterr().err
 
 
 def test_what_is_left_of_a_save_that_was_cut_short_is_not_read(files):
