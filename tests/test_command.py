@@ -358,7 +358,7 @@ def test_every_solver_runs_with_the_options_of_the_command_line(data, solver):
         (["--learning-rate", "nan"], "above 0"),
         (["--patience", "3"], "no effect"),
         (["--processes", "1"], "no effect"),
-        (["--every", "3"], "need --stream"),
+        (["--every", "3"], "--every needs --stream"),
         (["--stream", "--optimizer", "lbfgs"], "adam or sgd"),
         (["--stream", "--max-steps", "3", "--epochs", "3"], "go with"),
         (["--stream", "--solver", "firth"], "lbfgs or"),

@@ -22,7 +22,7 @@ from typer.core import TyperGroup
 
 from softjax import _files, _interrupt, plots, processes, regression
 from softjax.cli import _model
-from softjax.tables import DataError
+from softjax.tables import DataError, IncompleteError
 
 # The exception class for wrong usage belongs to click, which typer may carry within itself.
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
@@ -34,6 +34,15 @@ UNFINISHED = "unfinished.npz"
 
 class FitError(Exception):
     """Why a fit has no model, in one line; the exit status is 1."""
+
+
+@contextlib.contextmanager
+def skipping_offered() -> Iterator[None]:
+    """Names the option for rows that are not complete, where a fit refuses them."""
+    try:
+        yield
+    except IncompleteError as error:
+        raise DataError(f"{error} --skip-nonfinite skips such rows.") from None
 
 
 @contextlib.contextmanager

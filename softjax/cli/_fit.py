@@ -20,6 +20,7 @@ from softjax.cli._app import (
     optax_optimizer,
     print_result,
     rate_of,
+    skipping_offered,
     try_out,
     write,
 )
@@ -172,7 +173,7 @@ def fit(
         bool,
         typer.Option(
             "--skip-nonfinite",
-            help="With --stream: skip rows that contain NaN or infinity or have no label.",
+            help="Skip rows that contain NaN or infinity or an empty cell, or have no label.",
         ),
     ] = False,
     coordinator: Annotated[
@@ -237,8 +238,8 @@ def fit(
         start(coordinator, processes, process_id, patience)
         run(plan)
         return
-    if every is not None or skip_nonfinite:
-        raise typer.BadParameter("--every and --skip-nonfinite need --stream or --checkpoint")
+    if every is not None:
+        raise typer.BadParameter("--every needs --stream or --checkpoint")
     options = (optimizer, epochs, batch_size, learning_rate)
     if solver is Solver.AUTO and any(option is not None for option in options):
         solver = Solver.OPTAX
@@ -263,7 +264,7 @@ def fit(
     seeded = batch_size is not None or len(penalties) > 1
     _check_effect(context, data, seeded=seeded, several=False)
     try_out(out)
-    train, test, image_shape = _load(data, label_column, test_fraction, seed)
+    train, test, image_shape = _load(data, label_column, test_fraction, seed, skip_nonfinite)
     mean, scale = _standardisation(train.features, image_shape is not None)
     x_train, x_test = (
         ((part.features - mean) / scale).astype(np.float32) for part in (train, test)
@@ -355,7 +356,7 @@ def _check_coordinator(
 
 
 def _load(
-    data: str, label_column: str | None, test_fraction: float, seed: int
+    data: str, label_column: str | None, test_fraction: float, seed: int, skip_nonfinite: bool
 ) -> tuple[Dataset, Dataset, tuple[int, int] | None]:
     """The part to fit, the held-out part and, of the digits, the shape of an image."""
     if data == "digits":
@@ -363,24 +364,26 @@ def _load(
         height, width = digits.image_shape
         names = [str(pixel) for pixel in range(height * width)]  # as the columns of a .npy file
         classes = [str(k) for k in range(10)]
-        train = Dataset(digits.train_features, digits.train_labels, names, classes)
-        return (
-            train,
-            Dataset(digits.test_features, digits.test_labels, names, classes),
-            (height, width),
-        )
+        first = len(digits.train_labels)
+        rows = np.split(np.arange(first + len(digits.test_labels)), [first])
+        train = Dataset(digits.train_features, digits.train_labels, names, classes, rows[0])
+        test = Dataset(digits.test_features, digits.test_labels, names, classes, rows[1])
+        return train, test, (height, width)
     if label_column is None:
         raise DataError(f"{data}: --label-column must name the column with the labels.")
-    whole = tables.dataset(Path(data), label_column)
+    with skipping_offered():
+        whole = tables.dataset(Path(data), label_column, skip_nonfinite)
     count = len(whole.labels)
     split = Split(count, test_fraction, seed)
-    split.see(np.arange(count), whole.class_names, whole.labels)
-    held_out = np.isin(np.arange(count), split.held_out())
+    split.see(whole.rows, whole.class_names, whole.labels)
+    held_out = np.isin(whole.rows, split.held_out())
     if not held_out.any():
         raise DataError(too_few(data, count, test_fraction))
     train, test = (
-        whole._replace(features=whole.features[rows], labels=whole.labels[rows])
-        for rows in (~held_out, held_out)
+        whole._replace(
+            features=whole.features[part], labels=whole.labels[part], rows=whole.rows[part]
+        )
+        for part in (~held_out, held_out)
     )
     return train, test, None
 

@@ -27,6 +27,7 @@ from softjax.cli._app import (
     optax_optimizer,
     print_result,
     rate_of,
+    skipping_offered,
     try_out,
     write,
 )
@@ -234,10 +235,8 @@ def _data(plan: Plan, preempted: Callable[[], bool]) -> Data | None:
     path = Path(plan.data)
     rows = tables.open_file(path, plan.label_column)
     split = Split(rows.num_rows, plan.test_fraction, plan.seed, MOST_HELD_OUT)
-    try:
+    with skipping_offered():
         seen = survey(rows, plan.skip_nonfinite, preempted, split.see)
-    except tables.IncompleteError as error:
-        raise DataError(f"{error} --skip-nonfinite skips such rows.") from None
     if seen is None:
         return None
     held_out = split.held_out()

@@ -44,12 +44,14 @@ class Dataset(NamedTuple):
         labels: int32 [N], the index of the class.
         feature_names: D names.
         class_names: K names, in the order of the indices.
+        rows: the number of each example in the file, counted from 0, int64 [N].
     """
 
     features: np.ndarray
     labels: np.ndarray
     feature_names: list[str]
     class_names: list[str]
+    rows: np.ndarray
 
 
 def open_file(path: Path, label: str | None, names: Sequence[str] | None = None) -> FileRows:
@@ -71,17 +73,25 @@ def open_file(path: Path, label: str | None, names: Sequence[str] | None = None)
     return reader(path, label, names)
 
 
-def dataset(path: Path, label_column: str) -> Dataset:
-    """The column of labels, and all the others as features."""
+def dataset(path: Path, label_column: str, skip_bad: bool = False) -> Dataset:
+    """The column of labels, and all the others as features.
+
+    Rows without a label, or with a feature that is no finite number of float32, are refused by an
+    `IncompleteError`, or skipped.
+    """
     rows = open_file(path, label_column)
     x, labels = _all(rows)
     names, codes = as_classes(path, label_column, labels)
     good = good_rows(x, codes)
-    if not good.all():
-        raise error_of_rows(rows, np.flatnonzero(~good))
-    classes = check_classes(path, label_column, names, len(x))
+    kept = np.flatnonzero(good)
+    if len(kept) < len(x):
+        if not skip_bad:
+            raise error_of_rows(rows, np.flatnonzero(~good))
+        x, codes = x[kept], codes[kept]
+    classes = check_classes(path, label_column, {names[code] for code in np.unique(codes)}, len(x))
     place = {name: i for i, name in enumerate(classes)}
-    return Dataset(x, np.array([place[n] for n in names], np.int32)[codes], rows.names, classes)
+    indices = np.array([place.get(name, -1) for name in names], np.int32)[codes]
+    return Dataset(x, indices, rows.names, classes, kept)
 
 
 def features(path: Path, names: Sequence[str]) -> np.ndarray:
