@@ -25,7 +25,7 @@ from softjax import cli
 from softjax.checkpoints import DIGESTS, Checkpoints
 from softjax.cli import _stream
 
-pytestmark = pytest.mark.x64_once
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
 ADAM = optax.adam(0.1)
 STEPS = 22

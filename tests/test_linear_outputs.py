@@ -10,6 +10,8 @@ import pytest
 
 import softjax
 
+pytestmark = pytest.mark.compiled_quickly
+
 INF, NAN = np.inf, np.nan
 N, D, V = 9, 3, 7  # two pieces of rows, of 5 and of 4
 OPTIONS = [{}, {"softcap": 2.0, "temperature": 0.7}]
