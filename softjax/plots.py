@@ -3,6 +3,7 @@
 Needs matplotlib, of the extra `plot`.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -65,7 +66,7 @@ def report(
         _images(weights, kernel, class_names, image_shape)
     _confusion(confusion.subplots(), labels, probabilities, class_names)
     _reliability(reliability.subplots(), labels, probabilities)
-    figure.savefig(path, format="png")  # a name of any suffix
+    _save(figure, path)
 
 
 def reliability(path: Path | BinaryIO, labels: np.ndarray, probabilities: np.ndarray) -> None:
@@ -89,7 +90,7 @@ def reliability(path: Path | BinaryIO, labels: np.ndarray, probabilities: np.nda
     """
     figure = _figure("reliability", (6.5, 5))
     _reliability(figure.subplots(), labels, probabilities)
-    figure.savefig(path, format="png")  # a name of any suffix
+    _save(figure, path)
 
 
 def _figure(function: str, size: tuple[float, float]) -> Any:
@@ -100,6 +101,13 @@ def _figure(function: str, size: tuple[float, float]) -> Any:
         needs = _checks.needs_extra(f"softjax.plots.{function}", "matplotlib", "plot")
         raise ModuleNotFoundError(f"{needs}.", name=error.name) from error
     return Figure(figsize=size, layout="constrained", dpi=110)
+
+
+def _save(figure: Any, path: Path | BinaryIO) -> None:
+    with warnings.catch_warnings():
+        # A name in a script that the font lacks is shown as boxes.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(path, format="png")  # a name of any suffix
 
 
 def _learning_curve(figure, history: Sequence[dict[str, float]]) -> None:
@@ -125,7 +133,7 @@ def _images(figure, kernel: np.ndarray, class_names: Sequence[str], shape: tuple
         axes.axis("off")
     for axes, name, weights in zip(grid, class_names, kernel.T, strict=False):
         image = axes.imshow(weights.reshape(shape), cmap="RdBu_r", vmin=-largest, vmax=largest)
-        axes.set_title(name)
+        axes.set_title(name, parse_math=False)
     figure.suptitle("Weights of each class")
     figure.colorbar(image, ax=grid.tolist(), label="nats per unit of ink", shrink=0.8)
 
@@ -177,6 +185,6 @@ def _reliability(axes: "Axes", labels: np.ndarray, probabilities: np.ndarray) ->
 
 
 def _name_ticks(axis, names: Sequence[str]) -> None:
-    """Up to 20 names along an axis."""
+    """Up to 20 names along an axis, as they are: a $ begins no formula."""
     step = -(-len(names) // 20)
-    axis.set_ticks(range(0, len(names), step), list(names)[::step])
+    axis.set_ticks(range(0, len(names), step), list(names)[::step], parse_math=False)

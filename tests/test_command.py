@@ -514,6 +514,18 @@ def test_plots_are_there_without_an_import_and_name_their_extra(monkeypatch):
     assert file.getvalue().startswith(b"\x89PNG")
 
 
+def test_a_picture_shows_any_name(monkeypatch):
+    """Formulas that are none, and scripts that the font lacks: the one raised, the other warned."""
+    monkeypatch.undo()
+    labels, p = np.array([0, 1, 0]), np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]])
+    event = {"epoch": 1, "objective": 1.0, "validation_loss": 1.0, "validation_accuracy": 0.5}
+    names = ["$^$", "日本"]
+    for shape in (None, (2, 1)):
+        file = io.BytesIO()
+        plots.report(file, [event], np.eye(2), names, names, labels, p, shape)
+        assert file.getvalue().startswith(b"\x89PNG")
+
+
 def test_check_without_mpmath_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpmath", None)
     assert "pip install '.[cli]' in a checkout" in one_line(run("check", "--quick"))
