@@ -333,6 +333,16 @@ def positive_scalar(function: str, argument: str, x: ArrayLike, dtype: DTypeLike
     return number
 
 
+def nan_where(bad: Array | None, x: Array) -> Array:
+    """`x`, with NaN where it is `bad`.
+
+    Where nothing is known to be bad no NaN is made: `jax_debug_nans` would stop at the constant.
+    """
+    if bad is None or (is_concrete(bad) and not np.any(bad)):
+        return x
+    return jnp.where(bad, jnp.nan, x)
+
+
 def unit_interval(function: str, argument: str, x: ArrayLike, dtype: DTypeLike) -> Any:
     """`x` as a scalar in [0, 1] of `dtype`; under a trace a value that is not becomes NaN."""
     return _between(function, argument, x, dtype, 1, "a number in [0, 1]")

@@ -134,7 +134,8 @@ def weighted_mean(losses: ArrayLike, weights: ArrayLike | None = None) -> Array:
     losses = _checks.real_array("weighted_mean", "losses", losses)
     losses = losses.astype(compute_dtype(losses.dtype))
     if weights is None:
-        return jnp.sum(losses) / max(losses.size, 1)
+        size = jnp.asarray(losses.size, losses.dtype)  # which may be symbolic
+        return jnp.sum(losses) / jnp.maximum(size, 1)
     w = _checks.real_array("weighted_mean", "weights", weights)
     _checks.same_shape("weighted_mean", "weights", w, losses.shape)
     _checks.not_negative("weighted_mean", "weights", weights)
@@ -167,7 +168,9 @@ def _cross_entropy(x, targets, where, label_smoothing, class_weights, z_loss) ->
             x = jnp.where(ignored[..., None], -jnp.inf, x)
     else:
         bad = None
-        loss = expected_loss(x, targets if weights is None else weights * targets)
+        loss = expected_loss(
+            x, targets if weights is None else _of_classes(weights, targets) * targets
+        )
 
     if label_smoothing is not None:
         loss = _times(1 - label_smoothing, loss)
@@ -184,11 +187,16 @@ def _times(factor: Array, loss: Array) -> Array:
     return factor * jnp.where((factor == 0) & (loss == jnp.inf), 0, loss)
 
 
+def _of_classes(weights: Array, x: Array) -> Array:
+    """The class weights [K] with the rank of x [..., K]."""
+    return jnp.expand_dims(weights, range(x.ndim - 1))
+
+
 def _mean_loss(x: Array, where: Array | None, weights: Array | None) -> Array:
     """mean_k w_k (-log p_k) over the unmasked classes."""
     uniform = jnp.ones_like(x) if where is None else where.astype(x.dtype)
     uniform /= jnp.maximum(jnp.sum(uniform, -1, keepdims=True), 1)
-    return expected_loss(x, uniform if weights is None else weights * uniform)
+    return expected_loss(x, uniform if weights is None else _of_classes(weights, uniform) * uniform)
 
 
 def _is_zero(option: ArrayLike) -> bool:

@@ -24,6 +24,7 @@ from softjax._checks import (
     same_rank,
     same_shape,
 )
+from softjax._sharding import brought_to
 
 
 class TopKLabels(NamedTuple):
@@ -168,6 +169,7 @@ def sparse_distribution(
     same_shape(function, "labels.probabilities", probabilities, indices.shape)
     not_negative(function, "labels.probabilities", labels.probabilities)
     index, bad, _ = class_indices(function, labels.indices, shape[-1])
+    probabilities = brought_to(probabilities, index)
     return index, probabilities if bad is None else jnp.where(bad, jnp.nan, probabilities)
 
 
@@ -177,7 +179,10 @@ def _scattered(function: str, labels: TopKLabels, shape: tuple[int, ...], dtype)
         # Rows on Explicit axes, over which nothing is scattered.
         is_class = index[..., None] == jnp.arange(shape[-1], dtype=index.dtype)
         return jnp.sum(jnp.where(is_class, probabilities.astype(dtype)[..., None], 0), -2)
-    rows = jnp.indices(index.shape, sparse=True)[:-1]
+    rows = (
+        jnp.expand_dims(jnp.arange(size), [axis for axis in range(index.ndim) if axis != along])
+        for along, size in enumerate(index.shape[:-1])
+    )
     return jnp.zeros(shape, dtype).at[(*rows, index)].add(probabilities.astype(dtype))
 
 

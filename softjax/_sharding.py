@@ -1,12 +1,25 @@
-"""Where the entries of an array are, on a mesh of devices, as a trace can see it."""
+"""Where the entries of an array are, on a mesh of devices, as a trace can see it.
+
+Within `jax.shard_map` a type says over which axes of the mesh an array varies. What a loop carries
+must be of one type, and so must the results of a choice: `while_loop` and `cond` are those of
+`jax.lax`, of arrays that are first cast to vary over the axes that any of them varies over.
+"""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
-from jax import Array
-from jax.sharding import AbstractMesh, AxisType, reshard, use_abstract_mesh
+from jax import Array, lax
+from jax.core import Tracer
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    NamedSharding,
+    get_abstract_mesh,
+    reshard,
+    use_abstract_mesh,
+)
 from jax.sharding import PartitionSpec as P
 
 Names = tuple[str, ...]
@@ -39,7 +52,7 @@ class Lead(NamedTuple):
 
     Attributes:
         shape: that of the leading axes.
-        mesh: that of the array; empty without one.
+        mesh: as `mesh_of`.
         names: the Explicit axes of the mesh that each of the leading axes is over.
     """
 
@@ -48,11 +61,16 @@ class Lead(NamedTuple):
     names: tuple[Names, ...]
 
     @classmethod
-    def of(cls, ndim: int, *arrays: Array) -> "Lead":
-        """The first `ndim` axes, as the first array has them that is over devices there."""
-        a = next((a for a in arrays if any(jax.typeof(a).sharding.spec[:ndim])), arrays[0])
-        sharding = jax.typeof(a).sharding
-        return cls(a.shape[:ndim], sharding.mesh, tuple(map(entry_names, sharding.spec[:ndim])))
+    def of(cls, mesh: AbstractMesh, ndim: int, kernel: Array, *arrays: Array) -> "Lead":
+        """The first `ndim` axes, as the first array has them that is over devices there.
+
+        But for the axes of the classes of kernel [D, V], which have all of the rows.
+        """
+        taken = entry_names(jax.typeof(kernel).sharding.spec[1])
+        specs = [jax.typeof(a).sharding.spec[:ndim] for a in arrays]
+        chosen = map(entry_names, next(filter(any, specs), specs[0]))
+        names = tuple(tuple(n for n in entry if n not in taken) for entry in chosen)
+        return cls(arrays[0].shape[:ndim], mesh, names)
 
     @property
     def every(self) -> Names:
@@ -66,13 +84,15 @@ class Lead(NamedTuple):
         def flattened(a: Array) -> Array:
             return a.reshape(math.prod(a.shape[:ndim]), *a.shape[ndim:])
 
-        if not any((*self.names[1:], *spec[1:ndim])):
+        if tuple(map(entry_names, spec[:ndim])) != self.names:
+            free = (
+                tuple(n for n in entry_names(entry) if n not in self.every) for entry in spec[ndim:]
+            )
+            with use_abstract_mesh(self.mesh):
+                a = reshard(a, P(*self.names, *free))
+        if not any(self.names[1:]):
             return flattened(a)
-        free = (
-            tuple(n for n in entry_names(entry) if n not in self.every) for entry in spec[ndim:]
-        )
-        here = P(*self.names, *free)
-        return self._on_devices(flattened, here, P(*self.names), P(self.every), a)
+        return self._on_devices(flattened, P(*self.names), P(self.every), a)
 
     def back(self, a: Array) -> Array:
         """`a` [N, ...] as [*shape, ...], where the rows were."""
@@ -85,16 +105,39 @@ class Lead(NamedTuple):
             return a.reshape(*shape, *a.shape[1:])
 
         here = P(self.every)
-        return self._on_devices(unflattened, here, here, P(*self.names), a)
+        with use_abstract_mesh(self.mesh):
+            a = reshard(a, here)
+        return self._on_devices(unflattened, here, P(*self.names), a)
 
-    def _on_devices(
-        self, function: Callable, here: P, in_specs: P, out_specs: P, a: Array
-    ) -> Array:
-        """`function` of what each device has of `a`, which is brought `here`."""
+    def _on_devices(self, function: Callable, in_specs: P, out_specs: P, a: Array) -> Array:
+        """`function` of what each device has of `a`."""
         with use_abstract_mesh(self.mesh):
             names = set(self.every)
             each = jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, axis_names=names)
-            return each(reshard(a, here))
+            return each(a)
+
+
+def mesh_of(tree: Any) -> AbstractMesh:
+    """The mesh that an array of the tree is on, or else the one that is set; it may be empty."""
+    meshes = (jax.typeof(a).sharding.mesh for a in jax.tree.leaves(tree))
+    return next((mesh for mesh in meshes if not mesh.empty), get_abstract_mesh())
+
+
+def visible_spec(a: Array) -> tuple[Any, ...]:
+    """The axes of the mesh that each axis of `a` is over; of a tracer the Explicit ones alone."""
+    sharding = jax.typeof(a).sharding
+    if not isinstance(a, Tracer) and isinstance(a.sharding, NamedSharding):
+        sharding = a.sharding
+    return (*sharding.spec, *(None,) * (a.ndim - len(sharding.spec)))
+
+
+def brought_to(a: Array, other: Array) -> Array:
+    """`a` where `other`, of the same shape, is on Explicit axes."""
+    here, there = (jax.typeof(x).sharding for x in (a, other))
+    if here.spec == there.spec:
+        return a
+    with use_abstract_mesh(mesh_of((other, a))):
+        return reshard(a, there.spec)
 
 
 def looked_up(table: Array, index: Array) -> Array:
@@ -105,6 +148,63 @@ def looked_up(table: Array, index: Array) -> Array:
     meshes = [jax.typeof(a).sharding.mesh for a in (table, index)]
     with use_abstract_mesh(next(mesh for mesh in meshes if not mesh.empty)):
         return reshard(table, P()).at[index].get(out_sharding=specs[1])
+
+
+def axes_of(tree: Any) -> frozenset[str]:
+    """The axes of a mesh, within a `shard_map`, over which any array of the tree varies."""
+    every = (jax.typeof(a).manual_axis_type.varying for a in jax.tree.leaves(tree))
+    return frozenset[str]().union(*every)
+
+
+def varying(tree: Any, axes: Collection[str]) -> Any:
+    """The tree with arrays that vary over `axes`: what is the same everywhere is so by accident.
+
+    The transpose of the cast is the sum over `axes`.
+    """
+
+    def cast(a: Array) -> Array:
+        more = tuple(sorted(frozenset(axes) - axes_of(a)))
+        return lax.pcast(a, more, to="varying") if more else a
+
+    return jax.tree.map(cast, tree) if axes else tree
+
+
+def varying_alike(tree: Any) -> Any:
+    """The tree with arrays that all vary over the axes that any of them varies over."""
+    return varying(tree, axes_of(tree))
+
+
+def while_loop(running: Callable[[Any], Array], step: Callable[[Any], Any], carry: Any) -> Any:
+    """As `lax.while_loop`, also within a `shard_map`."""
+    axes = axes_of(carry) | _axes_after(step, carry)
+    return lax.while_loop(running, lambda carry: varying(step(carry), axes), varying(carry, axes))
+
+
+def fori_loop(first: int, stop: int, step: Callable[[Any, Any], Any], carry: Any) -> Any:
+    """As `lax.fori_loop`, also within a `shard_map`."""
+    axes = axes_of(carry) | _axes_after(step, first, carry)
+    carry = varying(carry, axes)
+    return lax.fori_loop(first, stop, lambda i, carry: varying(step(i, carry), axes), carry)
+
+
+def cond(predicate: Array, if_true: Callable, if_false: Callable, *operands: Any) -> Any:
+    """As `lax.cond`, also within a `shard_map`."""
+    axes = _axes_after(if_true, *operands) | _axes_after(if_false, *operands)
+    chosen = (lambda *args, f=f: varying(f(*args), axes) for f in (if_true, if_false))
+    return lax.cond(predicate, *chosen, *operands)
+
+
+def _axes_after(function: Callable, *operands: Any) -> frozenset[str]:
+    """The axes over which any result of `function` varies; none outside of a `shard_map`."""
+    if not axes_of_type(get_abstract_mesh(), AxisType.Manual):
+        return frozenset()
+    found = []
+
+    def recorded(*operands):
+        found.append(axes_of(function(*operands)))
+
+    jax.eval_shape(recorded, *operands)
+    return found[0]
 
 
 def entry_names(entry: Any) -> Names:

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._labels import ClassIndices, Labels, class_indices, distribution, is_class_indices
 from softjax._numerics import compute_dtype, inner, maximum, shift
+from softjax._sharding import while_loop
 from softjax._softmax import softmax_core
 from softjax._weights import in_unit, is_zero, shares, sums_by_class
 
@@ -90,7 +91,7 @@ def calibrate_temperature(
     function = "calibration.calibrate_temperature"
     x, w = _rows(function, "logits", logits, sample_weights)
     targets = _targets(function, labels, jnp.shape(logits), x.dtype)
-    return _calibrated_temperature(x, targets, jnp.ones(len(x), x.dtype) if w is None else w)
+    return _calibrated_temperature(x, targets, jnp.ones(x.shape[:1], x.dtype) if w is None else w)
 
 
 def reliability_diagram(
@@ -241,7 +242,7 @@ def _calibrated_temperature(x: Array, targets: ClassIndices | Array, w: Array) -
     zero, infinity = jnp.zeros((), d.dtype), jnp.full((), jnp.inf, d.dtype)
     b = jnp.clip(1 / jnp.where(solvable, fixed_cost, 1), info.tiny, info.max)
     state = (b, zero, zero, infinity, jnp.zeros((), jnp.int32))
-    b = lax.while_loop(running, advance, state)[0]
+    b = while_loop(running, advance, state)[0]
 
     # One step more, in exact arithmetic of no effect, whose derivative is that of the root.
     a, decrease = _mean_cost(gaps, absent, rows, b)
@@ -249,9 +250,10 @@ def _calibrated_temperature(x: Array, targets: ClassIndices | Array, w: Array) -
         jnp.where(solvable, decrease, 1)
     )
     temperature = 1 / b / (1 + step)
-    limit = jnp.where(cost == 0, 0, jnp.where(at_equal <= cost, jnp.inf, jnp.nan))
-    limit = jnp.where(at_equal == 0, jnp.nan, limit)  # no T is better than another
-    return jnp.where(solvable, temperature, limit.astype(d.dtype))
+    # Where `at_equal` is 0, no T is better than another.
+    known = (at_equal > 0) & ((cost == 0) | (at_equal <= cost))
+    limit = jnp.where(cost == 0, jnp.zeros_like(cost), jnp.inf)
+    return _checks.nan_where(~(solvable | known), jnp.where(solvable, temperature, limit))
 
 
 def _mean_cost(gaps: Array, absent: Array, rows: Array, b: Array) -> tuple[Array, Array]:
@@ -267,7 +269,7 @@ def _mass_and_cost(targets: ClassIndices | Array, gaps: Array) -> tuple[Array, A
     """sum_k y_ik and sum_k y_ik g_ik, with 0 * inf = 0; NaN at a bad label."""
     if not isinstance(targets, ClassIndices):
         return jnp.sum(targets, -1), jnp.sum(jnp.where(targets == 0, 0, targets * gaps), -1)
-    mass = jnp.ones(len(gaps), gaps.dtype)
+    mass = jnp.ones(gaps.shape[:1], gaps.dtype)
     if targets.bad is not None:
         mass = jnp.where(targets.bad, jnp.nan, mass)
     return mass, mass * jnp.take_along_axis(gaps, targets.index[:, None], -1)[:, 0]
@@ -342,7 +344,7 @@ def _placed(
     confidence = jnp.max(p, -1)
     if isinstance(targets, ClassIndices):
         right = (predicted == targets.index).astype(p.dtype)
-        right = right if targets.bad is None else jnp.where(targets.bad, jnp.nan, right)
+        right = _checks.nan_where(targets.bad, right)
     else:
         right = jnp.take_along_axis(targets, predicted[:, None], -1)[:, 0]
     place = _rank_below(confidence, w, num_bins) if adaptive else confidence * num_bins

@@ -3,6 +3,7 @@
 Each is a softmax over what can be chosen, so each loss is a cross-entropy, or a sum of some.
 """
 
+from contextlib import nullcontext
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -145,7 +146,9 @@ def plackett_luce_loss(
     if not (same_rows and ranking.shape[-1] <= x.shape[-1]):
         expected = f"of shape {x.shape[:-1]} + (k,) with k <= {x.shape[-1]}"
         raise ValueError(_checks.message(function, "ranking", expected, f"shape {ranking.shape}"))
-    with jax.ensure_compile_time_eval():
+    # What is known is checked within a trace too; of tracers even the shape may be symbolic.
+    is_known = _checks.is_concrete(ranking) and _checks.is_concrete(where)
+    with jax.ensure_compile_time_eval() if is_known else nullcontext():
         where = True if where is None else where
         stages = _stages(ranking, _checks.mask_of_classes(function, where, x.shape))
     expected = f"-1 or an item in [0, {x.shape[-1]}) that takes part, and named once"
@@ -170,7 +173,8 @@ class _Stages(NamedTuple):
 @jax.jit
 def _stages(ranking: Array, where: Array) -> _Stages:
     n = where.shape[-1]
-    is_chosen = ranking[..., None] == jnp.arange(n, dtype=ranking.dtype)
+    items = jnp.arange(n, dtype=ranking.dtype)
+    is_chosen = ranking[..., None] == jnp.expand_dims(items, range(ranking.ndim))
     count = jnp.cumsum(is_chosen, -2, dtype=jnp.int32)
     left = where[..., None, :] & (count - is_chosen.astype(jnp.int32) == 0)
     bad = (ranking != -1) & ~jnp.any(is_chosen & left, -1)

@@ -372,3 +372,42 @@ def test_misuse_is_refused():
     explicit = put(mesh_of("explicit", c=8), w)
     with pytest.raises(ValueError, match=r"`class_axis` must be among the Auto axes .*\(\)"):
         loss(h, explicit, y, class_axis="c")
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_an_auto_mesh_shares_the_examples_unasked(reduction):
+    """Over the wire goes the gradient of the kernel, and neither hidden nor the kernel."""
+    n, d, v = LARGE
+    mesh = mesh_of("auto", d=8)
+    arguments = (
+        structure(mesh, (n, d), "d", None),
+        structure(mesh, (d, v)),
+        structure(mesh, (n,), "d", dtype="int32"),
+    )
+
+    def loss(hidden, kernel, labels):
+        losses = softjax.linear_cross_entropy(hidden, kernel, labels, reduction=reduction)
+        return jnp.mean(losses)
+
+    gradients = arguments[0].sharding, arguments[1].sharding
+    step = jax.jit(jax.value_and_grad(loss, (0, 1)), out_shardings=(None, gradients))
+    (sent,) = wire.collectives(step.lower(*arguments).compile())
+    assert (sent.kind, sent.times) == ("all-reduce", 1)
+    assert sent.elements <= d * v + 1
+
+
+@pytest.mark.x64_once
+def test_what_an_auto_mesh_may_hide_is_asked_for():
+    """A trace cannot see which of several axes the classes are over; outside of one it is seen."""
+    mesh = mesh_of("auto", d=2, c=4)
+    arrays = HIDDEN[:13].astype("f4"), KERNEL.astype("f4"), INDICES[:13, 0]
+    losses = softjax.linear_cross_entropy(*arrays)
+    hidden, kernel, labels = (put(mesh, arrays[0]), put(mesh, arrays[1], None, "c"), arrays[2])
+    loss = softjax.linear_cross_entropy
+    np.testing.assert_allclose(loss(hidden, kernel, labels), losses, rtol=1e-5)
+    with pytest.warns(
+        UserWarning, match=r"linear_cross_entropy: .* pass their axis as `class_axis`"
+    ):
+        actual = jax.jit(loss)(hidden, kernel, labels)
+    np.testing.assert_allclose(actual, losses, rtol=1e-5)

@@ -94,7 +94,8 @@ def statistics(block: Block, index: Array | None, start: Array | int) -> Statist
         label_logits = jnp.where(at == index - start, found, 0)
     t = spread_target(block)
     if t is not None:
-        mass = jnp.broadcast_to(jnp.sum(t, -1), top.shape)
+        t = jnp.broadcast_to(t, x.shape)
+        mass = jnp.sum(t, -1)
         cost = jnp.sum(jnp.where(t == 0, 0, t * -distance(x, top[:, None], temperature)), -1)
     return Statistics(top, r, label_logits, mass, cost)
 
@@ -180,7 +181,7 @@ def row_tangent(
 def class_logits(h_w: Array | None, bias: Array | None, softcap: Array | None) -> Array:
     """x = cap tanh((h W + b) / cap); -inf stays, so that a bias of -inf takes a class out."""
     assert h_w is not None
-    x = h_w if bias is None else h_w + bias
+    x = h_w if bias is None else h_w + bias[None]
     if softcap is None:
         return x
     if bias is None:
@@ -199,11 +200,12 @@ def distance(x: Array, top: Array, temperature: Array | None) -> Array:
 
 
 def spread_target(block: Block) -> Array | None:
-    """The target mass on every class: of `spread`, and of `dense` with its factors."""
+    """The target mass on every class: of `spread`, and of `dense` with its factors; [n or 1, v]."""
+    spread = None if block.spread is None else block.spread[None]
     if block.dense is None:
-        return block.spread
-    t = block.dense if block.class_weights is None else block.dense * block.class_weights
-    return t if block.spread is None else t + block.spread
+        return spread
+    t = block.dense if block.class_weights is None else block.dense * block.class_weights[None]
+    return t if spread is None else t + spread
 
 
 def alive(s: Statistics, mass: Array | None, active: Array | None) -> Array:
@@ -302,10 +304,10 @@ def _logit_gradient(
 def _indexed_target(index: Array, mass: Array, width: int) -> Array:
     """[n, width]: the mass of each row at its index, and nothing where that is outside."""
     if index.shape[-1] == 1:
-        return (index == jnp.arange(width, dtype=index.dtype)).astype(mass.dtype) * mass
+        return (index == jnp.arange(width, dtype=index.dtype)[None]).astype(mass.dtype) * mass
     inside = jnp.where(index < 0, width, index)  # a negative index would wrap
-    rows = jnp.arange(len(index))[:, None]
-    return jnp.zeros((len(index), width), mass.dtype).at[rows, inside].add(mass, mode="drop")
+    rows = jnp.arange(index.shape[0])[:, None]
+    return jnp.zeros((index.shape[0], width), mass.dtype).at[rows, inside].add(mass, mode="drop")
 
 
 def _scaled_logit_tangent(block: Block, d: Array, dots: Block) -> Array | None:

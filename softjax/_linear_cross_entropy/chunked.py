@@ -64,7 +64,7 @@ def total(arguments: Arguments, scale: Array, budget: int | None) -> Array:
 
     shapes, zero = shapes_of(arguments), jnp.zeros((), scale.dtype)
     size = rows_of_values(shapes, budget)
-    return sweep(step, zero, (arguments, scale), shapes.rows, size)
+    return sweep(step, zero, (arguments, scale), scale.shape[0], size)
 
 
 @partial(total.defjvp, symbolic_zeros=True)
@@ -72,7 +72,9 @@ def _total_jvp(budget, primals, tangents):
     (arguments, scale), (dots, scale_dot) = primals, dots_of(tangents)
     half, kernel = arguments.rows.hidden.dtype.itemsize < 4, dots.classes.kernel is not None
     pieces = plan_of_gradients(shapes_of(arguments), budget, whole=half and kernel)
-    value, bars, values = _gradients(arguments, scale, dots, pieces)
+    # A function that is kept for its derivative may not keep the tangents themselves.
+    like_dots = jax.tree.map(lambda dot: ShapeDtypeStruct(dot.shape, dot.dtype), dots)
+    value, bars, values = _gradients(arguments, scale, like_dots, pieces)
     pairs = zip(jax.tree.leaves(bars), jax.tree.leaves(dots), strict=True)
     value_dot = sum((_inner(bar, dot, value.dtype) for bar, dot in pairs), jnp.zeros_like(value))
     if scale_dot is not None:
@@ -98,7 +100,8 @@ def of_rows(function: Callable, tangent: Callable, budget: int | None, arguments
 
     shapes, results = shapes_of(arguments), jax.eval_shape(function, arguments)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), results)
-    return sweep(step, zeros, arguments, shapes.rows, rows_of_values(shapes, budget))
+    count = arguments.rows.hidden.shape[0]
+    return sweep(step, zeros, arguments, count, rows_of_values(shapes, budget))
 
 
 @partial(of_rows.defjvp, symbolic_zeros=True)
@@ -115,7 +118,8 @@ def _of_rows_jvp(function, tangent, budget, primals, tangents):
         return jax.tree.map(partial(put, start=start, axis=0), values_dot, new)
 
     zeros, size = jax.tree.map(jnp.zeros_like, values[0]), rows_of_losses(shapes, budget)
-    reals_dot = sweep(step, zeros, (arguments, dots), shapes.rows, size)
+    count = arguments.rows.hidden.shape[0]
+    reals_dot = sweep(step, zeros, (arguments, dots), count, size)
     no_tangents = jax.tree.map(partial(zero_from_primal, symbolic_zeros=True), values[1])
     return values, (reals_dot, no_tangents)
 
@@ -178,7 +182,7 @@ def _losses_tangent(part: Arguments, dots: Arguments) -> Array:
 def _gradients(
     arguments: Arguments, scale: Array, dots: Arguments, plan: Plan
 ) -> tuple[Array, Arguments, Array]:
-    """sum scale_i l_i, its gradients by what has a tangent in `dots`, and the l_i.
+    """sum scale_i l_i, its gradients by what has a tangent in `dots`, of shapes, and the l_i.
 
     Of some rows at a time, the statistics of all classes come first, then the gradients of some
     classes at a time. These take the logits of the statistics, three products in all, or multiply
@@ -211,8 +215,10 @@ def _gradients(
         bars = some._replace(rows=jax.tree.map(put_rows, bars.rows, some.rows))
         return value + jnp.sum(c * some_losses), bars, put_rows(values, some_losses)
 
-    count = len(scale)
-    sums = ShapeDtypeStruct((), dtype), _shapes_of_bars(arguments, dots, plan.rows < count), scale
+    count = scale.shape[0]
+    adds_up = not isinstance(count, int) or plan.rows < count
+    of_bars = _shapes_of_bars(arguments, dots, adds_up)
+    sums = ShapeDtypeStruct((), dtype), of_bars, ShapeDtypeStruct(scale.shape, dtype)
     return accumulated(step, sums, count, (plan.rows, plan.second), (arguments, scale))
 
 
@@ -278,7 +284,7 @@ def _shapes_of_bars(arguments: Arguments, dots: Arguments, adds_up: bool) -> Arg
 def _no_class(arguments: Arguments) -> Statistics:
     """The statistics of no class."""
     rows, classes, _ = arguments
-    zeros = jnp.zeros(len(rows.hidden), compute_dtype(rows.hidden.dtype))
+    zeros = jnp.zeros(rows.hidden.shape[0], compute_dtype(rows.hidden.dtype))
     at_index = None if rows.mass is None else jnp.zeros_like(rows.mass)
     spread = None if rows.dense is None and classes.spread is None else zeros
     top = jnp.full_like(zeros, jnp.finfo(zeros.dtype).min)

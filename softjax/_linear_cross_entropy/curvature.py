@@ -35,11 +35,10 @@ from softjax._linear_cross_entropy.pieces import (
     sweep,
     times_classes,
     times_rows,
-    varying,
 )
 from softjax._linear_cross_entropy.sharded import Layout, cast, layout_of, mapped, padded
 from softjax._numerics import compute_dtype, maximum
-from softjax._sharding import Lead
+from softjax._sharding import Lead, axes_of, mesh_of, varying, varying_alike
 from softjax._softmax import softmax_core, softmax_tangent
 from softjax._weights import is_zero, shares
 
@@ -113,7 +112,8 @@ def linear_cross_entropy_ggn_vp(
     scalars = checked_scalars(NAME, dtype, softcap, temperature)
     originals = (hidden, kernel, bias)
     dots = _checked_tangents(tangents, originals, head)
-    lead = Lead.of(len(head.lead), *jax.tree.leaves((head.hidden, w, dots[0])))
+    of_examples = jax.tree.leaves((head.hidden, w, dots[0]))
+    lead = Lead.of(mesh_of((head, w, dots)), len(head.lead), head.kernel, *of_examples)
     layout = layout_of(NAME, lead, head.kernel, class_axis, feature_axis)
     products = _reduced(head, scalars, w, dots, reduction, lead, layout, max_temp_bytes)
     h, w, b = (
@@ -155,9 +155,11 @@ def _reduced(
     layout: Layout | None,
     budget: int | None,
 ) -> Tangents:
+    head, scalars, weights, tangents = varying_alike((head, scalars, weights, tangents))
     hidden, scale, h_dot = jax.tree.map(lead.flat, (head.hidden, weights, tangents[0]))
     if scale is None:
-        scale = jnp.ones(len(hidden), compute_dtype(hidden.dtype))
+        scale = jnp.ones(hidden.shape[0], compute_dtype(hidden.dtype))
+        scale = varying(scale, axes_of(hidden))
     counted = ~is_zero(scale)[:, None]
     hidden, h_dot = jax.tree.map(lambda a: jnp.where(counted, a, 0), (hidden, h_dot))
     if reduction == "mean":
@@ -249,7 +251,7 @@ def _products(
     sums = jax.tree.map(lambda dot: jnp.zeros(dot.shape, dtype), tangents)
     shapes = shapes_of(arguments)
     size = -(-rows_of_losses(shapes, budget) // 2)
-    return sweep(step, sums, (arguments, scale, tangents), shapes.rows, size)
+    return sweep(step, sums, (arguments, scale, tangents), scale.shape[0], size)
 
 
 def _softmax_tangent_over(axes: tuple[str, ...], d: Array, d_dot: Array) -> Array:

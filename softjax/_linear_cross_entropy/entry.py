@@ -21,7 +21,7 @@ from softjax._linear_cross_entropy.blocks import Classes, Rows, Scalars
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import Layout, each_on, layout_of, total_on
 from softjax._numerics import compute_dtype
-from softjax._sharding import Lead, looked_up
+from softjax._sharding import Lead, axes_of, looked_up, mesh_of, varying, varying_alike
 from softjax._weights import is_zero, shares
 
 NAME = "linear_cross_entropy"
@@ -76,9 +76,9 @@ def linear_cross_entropy(
         temperature: scalar T > 0.
         reduction: "none", "sum" or "mean".
         weights: real or boolean [...], >= 0: the weights of the examples.
-        class_axis: on an Auto mesh, whose shardings no trace can see, the axis or axes that the
-            classes are over; () for none. The examples are over all other Auto axes; neither
-            has to divide. On an Explicit mesh nothing needs to be said.
+        class_axis: on an Auto mesh, whose shardings JAX hides while it traces, the axis or axes
+            that the classes are over; () and None for none. The examples are shared over all
+            other Auto axes; neither has to divide. On an Explicit mesh nothing needs to be said.
         feature_axis: the same for the features of the kernel, where they are sharded too (FSDP):
             its gradient is then scattered as it was, in place of one on every device.
         max_temp_bytes: the aim for the memory beside arguments, result and gradients; None for
@@ -110,7 +110,8 @@ def linear_cross_entropy(
     dtype = compute_dtype(head.hidden.dtype)
     scalars = checked_scalars(NAME, dtype, softcap, temperature, z_loss)
     weights = checked_weights(NAME, weights, head)
-    lead = Lead.of(len(head.lead), head.hidden, *jax.tree.leaves((targets.of_examples, weights)))
+    of_examples = head.hidden, *jax.tree.leaves((targets.of_examples, weights))
+    lead = Lead.of(mesh_of((head, targets, weights)), len(head.lead), head.kernel, *of_examples)
     layout = layout_of(NAME, lead, head.kernel, class_axis, feature_axis)
     return _reduced(head, targets, scalars, weights, reduction, lead, layout, max_temp_bytes)
 
@@ -185,6 +186,7 @@ def _reduced(
     layout: Layout | None,
     budget: int | None,
 ) -> Array:
+    head, targets, scalars, weights = varying_alike((head, targets, scalars, weights))
     of_examples = head.hidden, *targets.of_examples, weights
     hidden, index, mass, dense, ignored, weights = jax.tree.map(lead.flat, of_examples)
     active = None if ignored is None else ~ignored
@@ -200,7 +202,8 @@ def _reduced(
     if reduction == "none":
         losses = each_on(layout, arguments, budget)
         return lead.back(losses if weights is None else losses * weights)
-    scale = jnp.ones(len(hidden), compute_dtype(hidden.dtype)) if weights is None else weights
+    scale = jnp.ones(hidden.shape[0], compute_dtype(hidden.dtype)) if weights is None else weights
+    scale = varying(scale, axes_of(hidden))
     if reduction == "mean":
         scale = shares(scale, True if active is None else active)
     scale = scale if active is None else jnp.where(active, scale, 0)
@@ -279,8 +282,7 @@ def checked_targets(
         _checks.same_shape(function, "labels", labels, head.lead)
         index, bad, ignored = class_indices(function, labels, classes, ignore_index)
         mass = jnp.broadcast_to(kept, index.shape) if w is None else kept * looked_up(w, index)
-        if bad is not None:
-            mass = jnp.where(bad, jnp.nan, mass)
+        mass = _checks.nan_where(bad, mass)
         if ignored is not None:
             mass = jnp.where(ignored, 0, mass)
         return Targets(index[..., None], mass[..., None], None, spread, None, ignored)

@@ -31,7 +31,7 @@ from softjax._linear_cross_entropy.entry import (
     checked_head,
     checked_scalars,
 )
-from softjax._linear_cross_entropy.pieces import Arguments, axes_of, varying
+from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import (
     Layout,
     cast,
@@ -42,7 +42,7 @@ from softjax._linear_cross_entropy.sharded import (
     statistics_over,
 )
 from softjax._numerics import compute_dtype
-from softjax._sharding import Lead
+from softjax._sharding import Lead, axes_of, mesh_of, varying, varying_alike
 
 
 class LinearOutputs(NamedTuple):
@@ -195,7 +195,7 @@ def _arguments(name: str, hidden, kernel, bias, labels, softcap, temperature) ->
         _checks.same_shape(name, "labels", labels, head.lead)
         index, bad, _ = class_indices(name, labels, head.kernel.shape[1])
         mass = jnp.ones(index.shape, dtype)
-        mass = (mass if bad is None else jnp.where(bad, jnp.nan, mass))[..., None]
+        mass = _checks.nan_where(bad, mass)[..., None]
         index = index[..., None]
     rows = Rows(head.hidden, index, mass, None, None)
     return Arguments(rows, Classes(head.kernel, head.bias, None, None), scalars)
@@ -205,8 +205,9 @@ def _places(
     name: str, arguments: Arguments, class_axis, feature_axis
 ) -> tuple[Lead, Layout | None]:
     """Where the examples are, and where all is."""
-    lead = Lead.of(arguments.rows.hidden.ndim - 1, *jax.tree.leaves(arguments.rows))
-    return lead, layout_of(name, lead, arguments.classes.kernel, class_axis, feature_axis)
+    rows, classes, _ = arguments
+    lead = Lead.of(mesh_of(arguments), rows.hidden.ndim - 1, classes.kernel, *jax.tree.leaves(rows))
+    return lead, layout_of(name, lead, classes.kernel, class_axis, feature_axis)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 3, 4, 5, 6))
@@ -223,6 +224,7 @@ def _mapped(
 
     Where the classes are sharded, `over` gives them, from those of a device.
     """
+    arguments = varying_alike(arguments)
     arguments = arguments._replace(rows=jax.tree.map(lead.flat, arguments.rows))
 
     def whole(arguments: Arguments) -> Any:
@@ -264,12 +266,11 @@ def _outputs(part: Arguments, top_k: int):
 def _outputs_over(axes: tuple[str, ...], budget: int | None, arguments: Arguments, top_k: int):
     """With d = (m_s - M) / T for the shard s: sum e^d (surprise - (1 + r_s) d) is that of all."""
     rows, classes, scalars = arguments
+    own_k = min(top_k, classes.kernel.shape[1])
 
     def local(part: Arguments):
         first = first_class(axes, part)
-        s, surprise, top_d, top_classes = _of_classes(
-            part, first, min(top_k, classes.kernel.shape[1])
-        )
+        s, surprise, top_d, top_classes = _of_classes(part, first, own_k)
         return (s, surprise, top_d), top_classes + first
 
     (own, surprise, top_d), top_classes = by_rows(local, budget, varying(arguments, axes))

@@ -9,9 +9,12 @@ of n rows and v classes,
 
 and a budget of bytes for temporaries gives n and v. A sum over pieces takes one at a time, and so
 does its derivative.
+
+Where jax.export leaves N open, as a symbolic dimension, n is that of many rows, and the number of
+pieces and their size are symbolic in turn: see `sweep`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,12 +25,15 @@ from jax.custom_derivatives import SymbolicZero
 
 from softjax._linear_cross_entropy.blocks import Block, Classes, Rows, Scalars
 from softjax._numerics import compute_dtype
+from softjax._sharding import axes_of, varying
 
 # Fewer rows or logits at a time cost more in steps than they save.
 FEWEST_ROWS = 8
 FEWEST_LOGITS = 2**18
 # More rows make no product faster.
 MOST_ROWS = 1024
+# So many rows are expected where N is symbolic.
+MANY_ROWS = 16 * MOST_ROWS
 # The arrays of a piece of classes are of about this many numbers, so that caches hold them.
 PIECE = 2**21
 # step(sums, operands, start, size) -> sums, with what the pieces from `start` on add
@@ -46,7 +52,7 @@ class Arguments(NamedTuple):
 
 
 class Shapes(NamedTuple):
-    """N, D and V, and b."""
+    """N, D and V, and b; for a symbolic N the number of rows that is expected."""
 
     rows: int
     features: int
@@ -106,6 +112,7 @@ def plan_of_gradients(shapes: Shapes, budget: int | None, *, whole: bool) -> Pla
 def shapes_of(arguments: Arguments) -> Shapes:
     hidden, kernel = arguments.rows.hidden, arguments.classes.kernel
     (rows, features), classes = hidden.shape, kernel.shape[-1]
+    rows = rows if isinstance(rows, int) else MANY_ROWS
     return Shapes(rows, features, classes, compute_dtype(hidden.dtype).itemsize)
 
 
@@ -122,13 +129,21 @@ def some_classes(arguments: Arguments, start: Array | int, size: int) -> Argumen
 
 
 def cut(a: Array, start: Array | int, size: int, axis: int) -> Array:
-    """The piece of `a` from `start` on."""
+    """The piece of `a` from `start` on; zeros beyond the end of a symbolic axis."""
+    if not isinstance(a.shape[axis], int):
+        a = jnp.moveaxis(a, axis, 0)
+        piece = a.at[_places(start, size)].get(mode="fill", fill_value=0, **_IN_ORDER)
+        return jnp.moveaxis(piece, 0, axis)
     cutter = _cut_half if a.dtype.itemsize == 2 else lax.dynamic_slice_in_dim
     return cutter(a, start, size, axis)
 
 
 def put(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
-    """`a` with the piece from `start` on, in the dtype of `a`."""
+    """`a` with the piece from `start` on, in the dtype of `a`; less what is beyond its end."""
+    if not isinstance(a.shape[axis], int):
+        a, piece = (jnp.moveaxis(x, axis, 0) for x in (a, piece.astype(a.dtype)))
+        places = _places(start, piece.shape[0])
+        return jnp.moveaxis(a.at[places].set(piece, mode="drop", **_IN_ORDER), 0, axis)
     putter = _put_half if a.dtype.itemsize == 2 else lax.dynamic_update_slice_in_dim
     return putter(a, piece.astype(a.dtype), start, axis)
 
@@ -142,16 +157,26 @@ def sweep(step: Step, sums: Any, operands: Any, length: int, size: int) -> Any:
     """`sums` after a step for every piece of [0, length); the last piece may be smaller.
 
     A step is computed again where its derivative needs what it computed.
+
+    A symbolic length is cut into the fewest pieces, which are equal: the last one reaches beyond
+    the end by less than their number. Its own size may be 0, and a loop of no step is not allowed.
     """
     step = jax.checkpoint(step, static_argnums=(3,), prevent_cse=False)
     sums = varying(sums, axes_of((sums, operands)))
-    whole = length // size
+
+    def looped(count, size):
+        starts = size * jnp.arange(count, dtype=jnp.int32)
+        return lax.scan(lambda s, start: (step(s, operands, start, size), None), sums, starts)[0]
+
+    if not isinstance(length, int):
+        count = -(-length // size)
+        return looped(count, -(-length // count))
+    whole, rest = divmod(length, size)
     if whole > 1:
-        starts = size * jnp.arange(whole, dtype=jnp.int32)
-        sums, _ = lax.scan(lambda s, start: (step(s, operands, start, size), None), sums, starts)
+        sums = looped(whole, size)
     elif whole:
         sums = step(sums, operands, 0, size)
-    if rest := length - whole * size:
+    if rest:
         sums = step(sums, operands, whole * size, rest)
     return sums
 
@@ -199,24 +224,6 @@ def jvp_along(function: Callable, primals: tuple, dots: tuple) -> Any:
     varying = tuple(a for a, v in zip(leaves, varies, strict=True) if v)
     given = tuple(dot for dot in dots_of_leaves if dot is not None)
     return jax.jvp(of_varying, varying, given)[1]
-
-
-def axes_of(tree: Any) -> frozenset[str]:
-    """The axes of a mesh, within a `shard_map`, over which any array of the tree varies."""
-    return frozenset[str]().union(*map(_axes_of, jax.tree.leaves(tree)))
-
-
-def varying(tree: Any, axes: Iterable[str]) -> Any:
-    """The tree with arrays that vary over `axes`: what is the same everywhere is so by accident.
-
-    A loop needs its sums to be of one type; and the transpose of the cast is the sum over `axes`.
-    """
-
-    def cast(a: Array) -> Array:
-        more = tuple(axis for axis in sorted(axes) if axis not in _axes_of(a))
-        return lax.pcast(a, more, to="varying") if more else a
-
-    return jax.tree.map(cast, tree)
 
 
 def block_dots(product: Array | None, dots: Arguments) -> Block:
@@ -276,8 +283,12 @@ def _even(length: int, size: int) -> int:
     return -(-length // -(-length // size))
 
 
-def _axes_of(a: Array) -> frozenset[str]:
-    return jax.typeof(a).manual_axis_type.varying
+# How the rows of a piece are found in a symbolic axis.
+_IN_ORDER = {"unique_indices": True, "indices_are_sorted": True}
+
+
+def _places(start: Array | int, size: int) -> Array:
+    return start + jnp.arange(size, dtype=jnp.int32)
 
 
 # XLA:CPU has no bfloat16 slices: it would widen all of the array first, a float32 kernel beside

@@ -10,6 +10,7 @@ As in a row of one device, the 1 of the shard that holds M is left out before an
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,7 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import AbstractMesh, AxisType, get_abstract_mesh, reshard, use_abstract_mesh
+from jax.core import Tracer
+from jax.sharding import AbstractMesh, AxisType, reshard, use_abstract_mesh
 from jax.sharding import PartitionSpec as P
 
 from softjax import _checks
@@ -43,10 +45,9 @@ from softjax._linear_cross_entropy.pieces import (
     shapes_of,
     some_rows,
     sweep,
-    varying,
 )
 from softjax._numerics import compute_dtype
-from softjax._sharding import Lead, Names, axes_of_type, entry_names
+from softjax._sharding import Lead, Names, axes_of_type, entry_names, varying, visible_spec
 
 
 class Layout(NamedTuple):
@@ -96,36 +97,39 @@ def layout_of(
     class_axis: str | Names | None,
     feature_axis: str | Names | None,
 ) -> Layout | None:
-    """The layout, or None where nothing is known to be sharded.
+    """The layout, or None where there is nothing to share.
 
-    Explicit axes are in the types of the examples and of kernel [D, V]. Those of an Auto mesh are
-    not: the arguments tell, and the examples are over all axes but those of the classes.
+    Explicit axes are in the types of the examples and of kernel [D, V]. The examples are over all
+    Auto axes but those of the classes, which the arguments tell, or the kernel where it is known.
     """
-    meshes = lead.mesh, jax.typeof(kernel).sharding.mesh, get_abstract_mesh()
-    mesh = next((m for m in meshes if not m.empty), None)
-    told = class_axis is not None or feature_axis is not None
-    of_kernel = jax.typeof(kernel).sharding.spec
+    mesh, told = lead.mesh, class_axis is not None or feature_axis is not None
+    of_kernel = jax.typeof(kernel).sharding.spec if told else visible_spec(kernel)
     classes = entry_names(of_kernel[1]) + _checked_names(function, "class_axis", class_axis, mesh)
     features = entry_names(of_kernel[0]) + _checked_names(
         function, "feature_axis", feature_axis, mesh
     )
-    if mesh is None:
+    if mesh.empty:
         return None
     if shared := set(classes) & set(features):
         expected = f"other axes than the classes have, {classes}"
         raise ValueError(_checks.message(function, "feature_axis", expected, shared))
-    given = tuple(name for name in lead.every if name not in classes)
-    if told:
-        given += tuple(name for name in axes_of_type(mesh, AxisType.Auto) if name not in classes)
+    # JAX has no gradient of a `shard_map` in one that leaves axes out: nothing is shared unasked.
+    is_within = bool(axes_of_type(mesh, AxisType.Manual))
+    auto = axes_of_type(mesh, AxisType.Auto) if told or not is_within else ()
+    given = lead.every + tuple(name for name in auto if name not in classes)
     rows = given + tuple(name for name in features if name not in given)
     layout = Layout(mesh, given, rows, features, classes)
     if kernel.shape[0] % layout.size(features):
         expected = f"over devices that divide the {kernel.shape[0]} features"
         raise ValueError(_checks.message(function, "feature_axis", expected, repr(feature_axis)))
-    if not told and math.prod(lead.shape) % layout.size(rows):
+    if not told and _has_explicit(mesh) and math.prod(lead.shape) % layout.size(rows):
         # More axes than the examples can be over: the kernel is gathered before.
         layout = Layout(mesh, given, given, (), classes)
-    return layout if layout.rows or classes else None
+    if not told:
+        _warn_of_hidden_axes(function, layout, kernel)
+    # On Explicit axes a loop would have to say where everything in it is, whole arrays included.
+    shared = layout.size(layout.rows + classes) > 1
+    return layout if told or shared or _has_explicit(mesh) else None
 
 
 def each_on(layout: Layout | None, arguments: Arguments, budget: int | None) -> Array:
@@ -144,7 +148,7 @@ def each_on(layout: Layout | None, arguments: Arguments, budget: int | None) -> 
 
 def rows_on(layout: Layout, local: Callable, arguments: Arguments) -> Any:
     """`local` of what each device has: a tree of arrays whose first axis are the rows."""
-    count = len(arguments.rows.hidden)
+    count = arguments.rows.hidden.shape[0]
     values = mapped(layout, local, padded(layout, arguments), (), (), P(layout.rows))
     return jax.tree.map(lambda a: layout.as_rows(a[:count]), values)
 
@@ -236,7 +240,7 @@ def _each_over_jvp(axes, budget, primals, tangents):
     shapes = shapes_of(arguments)
     operands = varying((arguments, dots, s), axes)
     size = rows_of_losses(shapes, budget)
-    l_dot = sweep(step, jnp.zeros_like(values), operands, shapes.rows, size)
+    l_dot = sweep(step, jnp.zeros_like(values), operands, values.shape[0], size)
     of_rows = row_tangent(s, rows.mass, rows.active, scalars, block_dots(None, dots))
     return values, lax.psum(l_dot, axes) + of_rows
 
@@ -272,7 +276,9 @@ def joined(s: Statistics, axes: tuple[str, ...], temperature: Array | None) -> S
     if s.mass is not None:
         mass, cost, *others = others
     if s.label_logits is not None:
-        label_logits = jnp.stack(others, -1) if others else jnp.zeros((len(rest), 0), rest.dtype)
+        label_logits = (
+            jnp.stack(others, -1) if others else jnp.zeros((rest.shape[0], 0), rest.dtype)
+        )
     return Statistics(top, rest + (tops - 1), label_logits, mass, cost)
 
 
@@ -297,7 +303,8 @@ def first_class(axes: tuple[str, ...], part: Arguments) -> Array:
 
 def padded(layout: Layout, arguments: Arguments) -> Arguments:
     """As many rows and classes as the devices can share; rows more are inactive, classes out."""
-    (rows, classes, scalars), (count, _, length, _) = arguments, shapes_of(arguments)
+    (rows, classes, scalars), (_, _, length, _) = arguments, shapes_of(arguments)
+    count = rows.hidden.shape[0]
     more = -count % layout.size(layout.rows)
     if more:
         active = jnp.ones(count, bool) if rows.active is None else rows.active
@@ -321,7 +328,7 @@ def _with_classes(a: Array, more: int, value: float) -> Array:
 
 
 def _checked_names(
-    function: str, argument: str, axis: str | Names | None, mesh: AbstractMesh | None
+    function: str, argument: str, axis: str | Names | None, mesh: AbstractMesh
 ) -> Names:
     """The name of an axis, or names, as a tuple of names of Auto axes."""
     if axis is None:
@@ -330,7 +337,7 @@ def _checked_names(
     if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
         expected = "the name of an axis of a mesh, a tuple of names or None"
         raise TypeError(_checks.message(function, argument, expected, repr(axis)))
-    if mesh is None:
+    if mesh.empty:
         expected = "None where no argument is on a mesh and none is set"
         raise ValueError(_checks.message(function, argument, expected, repr(axis)))
     auto = axes_of_type(mesh, AxisType.Auto)
@@ -338,6 +345,20 @@ def _checked_names(
         expected = f"among the Auto axes of the mesh, {auto}"
         raise ValueError(_checks.message(function, argument, expected, repr(axis)))
     return names
+
+
+def _warn_of_hidden_axes(function: str, layout: Layout, kernel: Array) -> None:
+    """Warns where the kernel may be sharded over one of several Auto axes, unseen."""
+    auto = axes_of_type(layout.mesh, AxisType.Auto)
+    auto = tuple(name for name in auto if layout.size((name,)) > 1)
+    if isinstance(kernel, Tracer) and len(auto) > 1 and set(auto) <= set(layout.rows):
+        warnings.warn(
+            f"softjax.{function}: the mesh has the Auto axes {auto}, whose shardings JAX hides "
+            "while tracing. `kernel` is taken to be whole, and the examples are shared over all of "
+            "these axes. Where the classes are sharded, pass their axis as `class_axis`; where "
+            "they are not, pass `class_axis=()`.",
+            stacklevel=4,
+        )
 
 
 def _has_explicit(mesh: AbstractMesh) -> bool:

@@ -25,6 +25,7 @@ from softjax import _checks
 from softjax._labels import ClassIndices, Labels, class_indices, distribution, is_class_indices
 from softjax._losses import expected_loss_gradient, index_loss_gradient
 from softjax._numerics import compute_dtype
+from softjax._sharding import fori_loop
 from softjax._softmax import softmax_core, softmax_tangent
 from softjax._weights import is_zero, shares
 from softjax.regression._model import SoftmaxRegression
@@ -222,7 +223,7 @@ def fisher_information(
     """
     function = "regression.fisher_information"
     x = features_array(function, params, features)
-    w = weights_array(function, "sample_weights", sample_weights, (len(x),), x.dtype)
+    w = weights_array(function, "sample_weights", sample_weights, x.shape[:1], x.dtype)
     return _fisher_information(params, x, w)
 
 
@@ -273,7 +274,7 @@ def lipschitz_constant(
     x = x.todense() if is_sparse(x) else x
     _checks.same_rank(function, "features", x, 2)
     x = x.astype(compute_dtype(x.dtype))
-    shape = (len(x), num_classes)
+    shape = (x.shape[0], num_classes)
     targets = _targets_array(function, labels, shape, x.dtype)
     w = weights_array(function, "sample_weights", sample_weights, shape[:1], x.dtype)
     c = weights_array(function, "class_weights", class_weights, shape[1:], x.dtype)
@@ -321,7 +322,7 @@ def _hvp(
 @jax.jit
 def _fisher_information(params: SoftmaxRegression, x: Array, w: Array | None) -> Array:
     x, _ = counted(x, w)
-    return information(x, product(x, params), jnp.ones(len(x), x.dtype) if w is None else w)
+    return information(x, product(x, params), jnp.ones(x.shape[:1], x.dtype) if w is None else w)
 
 
 @partial(jax.jit, static_argnames="num_classes")
@@ -407,7 +408,8 @@ def weights_array(
 def counted(x: Any, w: Array | None) -> tuple[Any, Array]:
     """The features, 0 in a row of weight 0, and the share w_i / sum(w) of each row."""
     if w is None:
-        return x, jnp.full(x.shape[0], 1 / max(x.shape[0], 1), x.dtype)
+        examples = jnp.asarray(x.shape[0], x.dtype)  # which may be symbolic
+        return x, jnp.broadcast_to(1 / jnp.maximum(examples, 1), x.shape[:1])
     absent = is_zero(w)
     if is_sparse(x):
         absent = absent.at[x.indices[:, 0]].get(mode="fill", fill_value=True)
@@ -421,15 +423,15 @@ def residuals(z: Array, targets: ClassIndices | Array, c: Array | None) -> Array
     """dl_i / dz_i, NaN at a bad label."""
     if isinstance(targets, ClassIndices):
         return masses(targets, c, z.dtype)[:, None] * index_loss_gradient(z, targets.index, None)
-    return expected_loss_gradient(z, targets if c is None else c * targets)
+    return expected_loss_gradient(z, targets if c is None else c[None] * targets)
 
 
 def masses(targets: ClassIndices | Array, c: Array | None, dtype) -> Array:
     """sum_k c_k y_ik of each row, NaN at a bad label."""
     if not isinstance(targets, ClassIndices):
-        return jnp.sum(targets if c is None else c * targets, -1)
+        return jnp.sum(targets if c is None else c[None] * targets, -1)
     masses = jnp.ones(targets.index.shape, dtype) if c is None else c[targets.index]
-    return masses if targets.bad is None else jnp.where(targets.bad, jnp.nan, masses)
+    return _checks.nan_where(targets.bad, masses)
 
 
 def times(share: Array, x: Array) -> Array:
@@ -441,13 +443,13 @@ def product(x: Any, params: SoftmaxRegression) -> Array:
     """The logits, in the dtype of x."""
     kernel, bias = (leaf.astype(x.dtype) for leaf in params)
     if is_sparse(x):
-        return x @ kernel + bias
-    return jnp.matmul(x, kernel, precision=EXACT) + bias
+        return x @ kernel + bias[None]
+    return jnp.matmul(x, kernel, precision=EXACT) + bias[None]
 
 
 def augmented(x: Array) -> Array:
     """x~ = (x, 1)."""
-    return jnp.concatenate([x, jnp.ones((len(x), 1), x.dtype)], 1)
+    return jnp.concatenate([x, jnp.ones((x.shape[0], 1), x.dtype)], 1)
 
 
 def information(x: Array, z: Array, a: Array) -> Array:
@@ -482,7 +484,7 @@ def _pair_blocks(x: Array, p: Array, a: Array) -> Array:
             weighted = (w[:, :, None] * x[:, None, :]).reshape(len(x), k * d)
             return blocks.at[s].add(jnp.matmul(x.T, weighted, precision=EXACT).reshape(d, k, d))
 
-        return lax.fori_loop(0, k // 2, add_step, blocks)
+        return fori_loop(0, k // 2, add_step, blocks)
 
     return sum_of_chunks(add_chunk, jnp.zeros((k // 2, d, k, d), x.dtype), d * k, a, x, p)
 
@@ -511,7 +513,7 @@ def sum_of_chunks(add_chunk: Callable, total: Any, row_size: int, a: Array, *arr
         is_new = first + jnp.arange(rows, dtype=jnp.int32) >= chunk * rows
         return add_chunk(total, *parts, jnp.where(is_new, a_rows, 0))
 
-    return lax.fori_loop(0, -(-n // rows), step, total)
+    return fori_loop(0, -(-n // rows), step, total)
 
 
 def _assembled(blocks: Array) -> Array:

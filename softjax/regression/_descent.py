@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
+from softjax._sharding import cond, while_loop
 from softjax.regression import _metric
 from softjax.regression._directions import Method
 from softjax.regression._problem import (
@@ -107,24 +108,21 @@ def advance(
         here = here._replace(gradient=centred(here.gradient))
         state = judged(state, here)
         running = (state.status == Status.RUNNING) & (state.step < stop)
-        state, logits = lax.cond(running, stepped, lambda state, here: (state, logits), state, here)
+        state, logits = cond(running, stepped, lambda state, here: (state, logits), state, here)
         return state, logits, running
 
     theta = centred(state.theta)
     logits = class_scores(problem.features, theta)
     state = state._replace(theta=theta, passes=state.passes + 2)
-    state, logits, _ = lax.while_loop(
-        lambda carry: carry[-1], body, (state, logits, jnp.asarray(True))
-    )
+    state, logits, _ = while_loop(lambda carry: carry[-1], body, (state, logits, jnp.asarray(True)))
     return state, logits
 
 
 def initial(theta: Any, memory: Any) -> State:
     """The state before the first step; in NumPy, which has nothing to compile."""
-    infinite, zero = np.array(np.inf, theta.dtype), np.int32(0)
-    return State(
-        theta, memory, infinite, infinite, infinite, infinite, infinite, zero, zero, zero, zero
-    )
+    # Not infinity, at which jax_debug_infs would stop where a solver leaves it in the state.
+    largest, zero = np.array(np.finfo(theta.dtype).max), np.int32(0)
+    return State(theta, memory, *(largest,) * 5, *(zero,) * 4)
 
 
 def judge(state: State, objective: Array, norm: Array, tol: Array) -> State:
@@ -188,7 +186,7 @@ def step_length(
         p = probabilities(logits + t * d_logits)
         moved = p * d_logits
         mean = jnp.sum(moved, 0)
-        slope = jnp.vdot(weights * p - q, d_logits) + linear + t * square
+        slope = jnp.vdot(weights[None] * p - q, d_logits) + linear + t * square
         variance = jnp.sum(moved * d_logits, 0) - mean * mean
         curvature = jnp.vdot(weights, variance) + square
         return slope, curvature
@@ -214,6 +212,6 @@ def step_length(
 
     zero = jnp.zeros_like(first)
     start = (zero, zero, jnp.full_like(first, jnp.inf), first, zero, jnp.zeros((), jnp.int32))
-    t, low, _, slope, curvature, _ = lax.while_loop(searching, body, start)
+    t, low, _, slope, curvature, _ = while_loop(searching, body, start)
     t = jnp.where(near(t, slope, curvature) & (slope >= first), t, low)
     return jnp.where(first < 0, t, 0)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from softjax._sharding import cond, while_loop
 from softjax.regression import _metric
 from softjax.regression._metric import Metric, Standardised
 from softjax.regression._problem import Point, Problem, example_weights
@@ -81,7 +82,7 @@ def newton_cg(
     weights = example_weights(problem.targets).astype(jnp.float32)
     p = point.probabilities.astype(jnp.float32)
     # At steps 0, 1, 2, 4, 8 and so on: the probabilities settle.
-    metric = lax.cond(
+    metric = cond(
         step & (step - 1) == 0,
         lambda: _metric.build(metric, s, weights, p),
         lambda: metric,
@@ -127,7 +128,7 @@ def lbfgs(
         return metric, jax.vmap(lambda y: steepest(metric, y))(memory.changes)
 
     # Early, and once more when the probabilities have settled.
-    metric, images = lax.cond(
+    metric, images = cond(
         (step == 0) | (step == 4) | (step == 16),
         refreshed,
         lambda: (memory.metric, memory.images),
@@ -161,7 +162,7 @@ def truncated(
     ridge = s.ridge + s.rounding * jnp.vdot(weights, jnp.sum(p * (1 - p), 0))
 
     def hvp(v):
-        return _metric.pulled(s, spread(weights, p, _metric.scores(s, v))) + ridge * v
+        return _metric.pulled(s, spread(weights, p, _metric.scores(s, v))) + ridge[None] * v
 
     # The norm, 0 in a lane that is done, scales to what float32 can hold.
     size = jnp.where(norm > 0, norm, 1)
@@ -179,7 +180,7 @@ def factored_hessian(s: Standardised, weights: Array, p: Array) -> tuple[Array, 
     h = hessian(partial(_metric.gram, s), weights, p, s.ridge)
     num_classes, width = h.shape[:2]
     mean = jnp.mean(jnp.einsum("kdkd->kd", h), 0)
-    h = (h + jnp.diag(mean)[:, None] / num_classes).reshape(num_classes * width, -1)
+    h = (h + jnp.diag(mean)[None, :, None] / num_classes).reshape(num_classes * width, -1)
     # The size of the bias, which no ridge holds.
     return factor(h, jnp.tile(s.rounding, num_classes), mean[-1])
 
@@ -196,7 +197,7 @@ def factor(
     eps = jnp.finfo(h.dtype).eps
     unit = lax.rsqrt(jnp.maximum(diagonal, eps * (jnp.mean(diagonal) if size is None else size)))
     jitter = 100 * jnp.diag(jnp.full(len(h), eps, h.dtype) if rounding is None else rounding)
-    return jnp.linalg.cholesky(unit[:, None] * h * unit + jitter), unit
+    return jnp.linalg.cholesky(unit[:, None] * h * unit[None] + jitter), unit
 
 
 def factored_solve(lower: Array, unit: Array, b: Array) -> Array:
@@ -251,14 +252,14 @@ def conjugate_gradients(
         return x, r, z + following / product * direction, following, step + 1
 
     start = (jnp.zeros_like(b), b, z, product, jnp.zeros((), jnp.int32))
-    x, _, _, _, steps = lax.while_loop(unsolved, body, start)
+    x, _, _, _, steps = while_loop(unsolved, body, start)
     return x, steps
 
 
 def spread(weights: Array, p: Array, scores: Array) -> Array:
     """w_i (diag p_i - p_i p_i^T) scores_i."""
     moved = p * scores
-    return weights * (moved - p * jnp.sum(moved, 0))
+    return weights[None] * (moved - p * jnp.sum(moved, 0, keepdims=True))
 
 
 def _inverse_hessian(

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
+from softjax._sharding import axes_of, varying, while_loop
 from softjax.regression import _directions, _metric, _optimum
 from softjax.regression._descent import State, initial
 from softjax.regression._problem import (
@@ -66,7 +67,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         def too_high(t):
             return ~(objective(state.theta + t * d) <= current + slack) & (t > 0.5**HALVINGS)
 
-        t = lax.while_loop(too_high, lambda t: t / 2, jnp.ones_like(current))
+        t = while_loop(too_high, lambda t: t / 2, jnp.ones_like(current))
         decrement = -jnp.vdot(gradient, d) / 2
         state = state._replace(
             theta=state.theta + t * d,
@@ -80,7 +81,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         return (carry[0].status == Status.RUNNING) & (carry[0].step < stop)
 
     state = state._replace(theta=centred(state.theta))
-    state, _, _ = lax.while_loop(running, body, judged(state))
+    state, _, _ = while_loop(running, body, judged(state))
     logits = class_scores(problem.features, state.theta)
     return state._replace(value=value(problem, state.theta, logits)), logits
 
@@ -119,11 +120,12 @@ class _Likelihood(NamedTuple):
 def _likelihood(problem: Problem) -> _Likelihood:
     """By the information of standardised features, whose determinant differs by a constant."""
     bound = gradient_bound(problem)
-    basis = _contrasts(len(problem.targets), bound.dtype)
+    # Cast here: within a `shard_map` no linear solve takes a constant that varies less than b.
+    basis = varying(_contrasts(len(problem.targets), bound.dtype), axes_of(bound))
     examples = problem.features.shape[0]
     weights = example_weights(problem.targets)
     mean, scale = _metric.moments(problem, bound)
-    x = jnp.pad((problem.features - mean) / scale, ((0, 0), (0, 1)), constant_values=1)
+    x = jnp.pad((problem.features - mean[None]) / scale[None], ((0, 0), (0, 1)), constant_values=1)
 
     def gram(u):
         return by_columns(lambda columns: product((u[:, None] * columns).T, x), x)

@@ -107,7 +107,7 @@ def scaled(problem: Problem, mean: Array, scale: Array) -> Standardised:
 
 def scores(s: Standardised, v: Array) -> Array:
     """The logits [K, N] of the parameters v [K, D + 1] of s: one product with the features."""
-    kernel = v[:, :-1] / s.unit
+    kernel = v[:, :-1] / s.unit[None]
     bias = v[:, -1:] - product(kernel, s.offset[:, None])
     return product(s.features, kernel.T).T + bias
 
@@ -115,7 +115,9 @@ def scores(s: Standardised, v: Array) -> Array:
 def pulled(s: Standardised, residual: Array) -> Array:
     """The transpose of `scores`: [K, N] to [K, D + 1], one product with the features."""
     bias = jnp.sum(residual, 1, keepdims=True)
-    return jnp.concatenate([(product(residual, s.features) - bias * s.offset) / s.unit, bias], 1)
+    return jnp.concatenate(
+        [(product(residual, s.features) - bias * s.offset[None]) / s.unit[None], bias], 1
+    )
 
 
 def squared(s: Standardised, weights: Array) -> Array:
@@ -123,7 +125,8 @@ def squared(s: Standardised, weights: Array) -> Array:
     if is_sparse(s.features):
         squares = product(s.features * s.features, weights[:-1] / s.unit / s.unit)
     else:
-        squares = jnp.sum(weights[:-1] * jnp.square((s.features - s.offset) / s.unit), 1)
+        standard = (s.features - s.offset[None]) / s.unit[None]
+        squares = jnp.sum(weights[None, :-1] * jnp.square(standard), 1)
     return squares + weights[-1]
 
 
@@ -131,16 +134,16 @@ def gram(s: Standardised, weights: Array) -> Array:
     """sum_i w_i s_i s_i^T, [D + 1, D + 1], of dense features."""
 
     def rows(columns, offset, unit):
-        own = weights[:, None] * ((columns - offset) / unit)
+        own = weights[:, None] * ((columns - offset[None]) / unit[None])
         total = jnp.sum(own, 0)[:, None]
-        others = (product(own.T, s.features) - total * s.offset) / s.unit
+        others = (product(own.T, s.features) - total * s.offset[None]) / s.unit[None]
         return jnp.concatenate([others, total], 1)
 
     above = by_columns(rows, s.features, s.offset, s.unit)
     # Row j is made of the s of feature j and the r of the others: of two features, the s of the one
     # whose rounding is larger, so that that of the other is all that their product has.
     inner, rounding = above[:, :-1], s.rounding[:-1]
-    inner = jnp.where(rounding[:, None] >= rounding, inner, inner.T)
+    inner = jnp.where(rounding[:, None] >= rounding[None], inner, inner.T)
     above = jnp.concatenate([inner, above[:, -1:]], 1)
     return jnp.concatenate([above, jnp.append(above[:, -1], jnp.sum(weights))[None]])
 
@@ -165,7 +168,7 @@ def moments(problem: Problem, bound: Array) -> tuple[Array, Array]:
     def mean_and_variance(columns):
         # A sum, for XLA:CPU adds one example after the other in a product with a vector.
         mean = jnp.sum((weights / jnp.sum(weights))[:, None] * columns, 0)
-        return jnp.stack([mean, jnp.sum(weights[:, None] * jnp.square(columns - mean), 0)], 1)
+        return jnp.stack([mean, jnp.sum(weights[:, None] * jnp.square(columns - mean[None]), 0)], 1)
 
     mean, variance = by_columns(mean_and_variance, x).T
     # The mean of a constant feature is off by some roundings, which leave no variance.
@@ -176,7 +179,7 @@ def moments(problem: Problem, bound: Array) -> tuple[Array, Array]:
 def _made(x: "Array | BCOO", mean: Array, scale: Array) -> "Array | BCOO":
     """The features less their mean, over their scale, in float32."""
     if not is_sparse(x):
-        return ((x - mean) / scale).astype(jnp.float32)
+        return ((x - mean[None]) / scale[None]).astype(jnp.float32)
     data = (x.data / scale[x.indices[:, 1]]).astype(jnp.float32)
     return type(x)((data, x.indices), shape=x.shape)
 
@@ -184,12 +187,12 @@ def _made(x: "Array | BCOO", mean: Array, scale: Array) -> "Array | BCOO":
 def to_standard(mean: Array, scale: Array, gradient: Array) -> Array:
     """The gradient with respect to the parameters of the standardised features."""
     bias = gradient[:, -1:]
-    return jnp.concatenate([(gradient[:, :-1] - bias * mean) / scale, bias], 1)
+    return jnp.concatenate([(gradient[:, :-1] - bias * mean[None]) / scale[None], bias], 1)
 
 
 def from_standard(mean: Array, scale: Array, direction: Array) -> Array:
     """The parameters of the features as they are: the transpose of `to_standard`."""
-    kernel = direction[:, :-1] / scale
+    kernel = direction[:, :-1] / scale[None]
     return jnp.concatenate([kernel, direction[:, -1:] - kernel @ mean[:, None]], 1)
 
 
@@ -207,16 +210,16 @@ def build(metric: Metric, s: Standardised, weights: Array, p: Array) -> Metric:
     weights, p = weights.astype(jnp.float32), p.astype(jnp.float32)
     if isinstance(metric, Kronecker):
         return _kronecker(s, weights, p)
-    spread = weights * p * (1 - p)
+    spread = weights[None] * p * (1 - p)
     if is_sparse(s.features):
-        squares = product(spread, s.features * s.features) / s.unit / s.unit
+        squares = product(spread, s.features * s.features) / s.unit[None] / s.unit[None]
     else:
 
         def rows(columns, offset, unit):
-            return product(spread, jnp.square((columns - offset) / unit)).T
+            return product(spread, jnp.square((columns - offset[None]) / unit[None])).T
 
         squares = by_columns(rows, s.features, s.offset, s.unit).T
-    diagonal = jnp.concatenate([squares, jnp.sum(spread, 1, keepdims=True)], 1) + s.ridge
+    diagonal = jnp.concatenate([squares, jnp.sum(spread, 1, keepdims=True)], 1) + s.ridge[None]
     return Diagonal(1 / jnp.maximum(diagonal, JITTER * jnp.mean(diagonal)))
 
 
@@ -227,7 +230,7 @@ def _kronecker(s: Standardised, weights: Array, p: Array) -> Kronecker:
 
         A m + ridge = L Q (1 + (m / g - 1) E) Q^T L^T    for every m.
     """
-    spread = weights * p * (1 - p)
+    spread = weights[None] * p * (1 - p)
     u, of_class = jnp.sum(spread, 0), jnp.sum(spread, 1)
     share = of_class / jnp.maximum(jnp.sum(u), jnp.finfo(u.dtype).tiny)
     # The diagonal of G is m (1 - m / sum(m)), and no class has more than half of it.
@@ -239,7 +242,7 @@ def _kronecker(s: Standardised, weights: Array, p: Array) -> Kronecker:
     size = spreads + s.ridge
     # What varies no more than by rounding is no direction, whatever the ridge of others.
     unit = jnp.where(size > ROUNDING * jnp.mean(spreads), lax.rsqrt(size), 0)
-    a = unit[:, None] * a * unit
+    a = unit[:, None] * a * unit[None]
     ridge = s.ridge * unit * unit + jnp.maximum(JITTER, 100 * s.rounding)
     lower = lax.linalg.cholesky(a + jnp.diag(ridge), symmetrize_input=False)
 
@@ -250,7 +253,7 @@ def _kronecker(s: Standardised, weights: Array, p: Array) -> Kronecker:
     q, eigenvalues = _eigh(a)
     columns = unit[:, None] * solved(q, left_side=True, transpose_a=True)
     relative = m / mean_eigenvalue - 1
-    scale = 1 + relative[:, None] * eigenvalues
+    scale = 1 + relative[:, None] * eigenvalues[None]
     return Kronecker(columns, 1 / jnp.maximum(scale, FLOOR))
 
 

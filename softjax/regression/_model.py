@@ -222,4 +222,4 @@ def _logits(function: str, params: SoftmaxRegression, features: Any) -> Array:
     # third digit of a loss. The product is bound by memory, so that exact factors cost little.
     x = x.astype(kernel.dtype)
     z = x @ kernel if sparse else jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
-    return z + bias.astype(z.dtype)
+    return z + jnp.expand_dims(bias.astype(z.dtype), range(z.ndim - 1))

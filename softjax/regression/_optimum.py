@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from softjax._sharding import while_loop
 from softjax.regression import _metric
 from softjax.regression._descent import State
 from softjax.regression._directions import conjugate_gradients, newton_cg, spread
@@ -83,7 +84,7 @@ def _stationary_l1_jvp(primals, tangents):
     p, gradient_dot = _moved_gradient(theta, problem, tangents[1])
     active = (theta != 0).at[:, -1].set(True)
     # Along what all classes have in common there is no curvature but that of l2.
-    held = jnp.all(active, 0) & (penalised(jnp.ones_like(theta[:1])) * problem.l2 > 0)
+    held = jnp.all(active, 0) & (penalised(jnp.ones_like(theta[:1]))[0] * problem.l2 > 0)
     loose = jnp.all(active, 0) & ~held
 
     def inside(v):
@@ -92,7 +93,7 @@ def _stationary_l1_jvp(primals, tangents):
 
     def beside(v):
         mean = jnp.mean(v, 0, keepdims=True)
-        return jnp.where(held, mean / jnp.where(held, problem.l2, 1), 0)
+        return jnp.where(held[None], mean / jnp.where(held, problem.l2, 1)[None], 0)
 
     return theta, -inside(solve(problem, p, inside(gradient_dot), inside, beside))
 
@@ -127,12 +128,12 @@ def is_quasi_separated(problem: Problem, theta: Array, suspected: Array) -> Arra
         along = jnp.where(attempt < ATTEMPTS // 2, newton, theta)
         tied = jnp.where(attempt == ATTEMPTS // 2, resting, tied)
         d = _parallel(problem, tied, along)
-        lead = _leads(problem, class_scores(problem.features, d)) / _size(s, d)
+        lead = _leads(problem, class_scores(problem.features, d)) / _size(s, d)[None]
         proven = (jnp.min(lead) >= -rounding) & (jnp.max(lead) > 10 * rounding)
         return attempt + 1, tied | (lead < rounding), proven
 
     begin = jnp.where(suspected, first, ATTEMPTS)
-    return lax.while_loop(searching, body, (begin, resting, jnp.asarray(False)))[2]
+    return while_loop(searching, body, (begin, resting, jnp.asarray(False)))[2]
 
 
 def solve(
@@ -208,27 +209,28 @@ def _leads(problem: Problem, logits: Array) -> Array:
     -|difference| between those that are its own; 0 for an example without weight.
     """
     own = problem.targets > 0
-    lowest = jnp.min(jnp.where(own, logits, jnp.inf), 0)
-    highest = jnp.max(jnp.where(own, logits, -jnp.inf), 0)
-    return jnp.where(jnp.any(own, 0), jnp.where(own, lowest - highest, lowest - logits), 0)
+    lowest = jnp.min(jnp.where(own, logits, jnp.inf), 0, keepdims=True)
+    highest = jnp.max(jnp.where(own, logits, -jnp.inf), 0, keepdims=True)
+    leads = jnp.where(own, lowest - highest, lowest - logits)
+    return jnp.where(jnp.any(own, 0, keepdims=True), leads, 0)
 
 
 def _parallel(problem: Problem, tied: Array, d: Array) -> Array:
     """`d` without what would part classes that tie."""
     tied = tied.astype(d.dtype)
-    p, logits = tied / jnp.sum(tied, 0), class_scores(problem.features, d)
+    p, logits = tied / jnp.sum(tied, 0, keepdims=True), class_scores(problem.features, d)
     parted = spread(jnp.ones(len(logits[0]), d.dtype), p, logits)
     # What parts them is known but for the rounding of the logits: no more of it can be solved for.
     rounding = 64 * jnp.finfo(d.dtype).eps * jnp.max(jnp.abs(centred(logits)))
     tol = jnp.clip(rounding / jnp.max(jnp.abs(parted)), max=0.1)
-    image = pull_back(problem.features, example_weights(problem.targets) * parted)
+    image = pull_back(problem.features, example_weights(problem.targets)[None] * parted)
     return centred(d - solve(problem, p, image, tol=tol))
 
 
 def _size(s: _metric.Standardised, d: Array) -> Array:
     """[N]: what rounding of the logits along d is relative to."""
     bias = d[:, -1:] + d[:, :-1] @ s.mean[:, None]
-    largest = jnp.max(jnp.abs(jnp.concatenate([d[:, :-1] * s.scale, bias], 1)), 0)
+    largest = jnp.max(jnp.abs(jnp.concatenate([d[:, :-1] * s.scale[None], bias], 1)), 0)
     unit = jnp.max(largest)  # within what float32 holds
     squares = jnp.square(largest / unit).astype(jnp.float32)
     return unit * (1 + jnp.sqrt(_metric.squared(s, squares)).astype(d.dtype))

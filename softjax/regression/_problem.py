@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from softjax._checks import nan_where
 from softjax._softmax import log_softmax_core
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._result import Status
@@ -87,13 +88,13 @@ def problem_of(data: Data, num_classes: int) -> Problem:
     if labels.ndim == 1:
         classes = jnp.arange(num_classes, dtype=labels.dtype)[:, None]
         bad = (labels < 0) | (labels >= num_classes)
-        targets = jnp.where(bad, jnp.nan, (labels == classes).astype(dtype))
+        targets = nan_where(bad, (labels[None] == classes).astype(dtype))
     else:
         targets = labels.T.astype(dtype)
     if data.class_weights is not None:
         targets = data.class_weights[:, None] * targets
     if data.weights is not None:
-        targets = data.weights * targets
+        targets = data.weights[None] * targets
     return Problem(data.features, targets / len(labels), data.l2, data.l1)
 
 
@@ -107,7 +108,7 @@ def unpack(theta: Array) -> SoftmaxRegression:
 
 def centred(theta: Array) -> Array:
     """`theta` less its mean over the classes, which no probability feels and no penalty likes."""
-    return theta - jnp.mean(theta, 0)
+    return theta - jnp.mean(theta, 0, keepdims=True)
 
 
 def class_scores(features: Any, theta: Array) -> Array:
@@ -123,8 +124,8 @@ def pull_back(features: Any, residual: Array) -> Array:
 
 def probabilities(logits: Array) -> Array:
     # Without the barrier XLA:CPU makes one kernel of it all, which holds three arrays of its own.
-    e = lax.optimization_barrier(jnp.exp(logits - jnp.max(logits, 0)))
-    return e / jnp.sum(e, 0)
+    e = lax.optimization_barrier(jnp.exp(logits - jnp.max(logits, 0, keepdims=True)))
+    return e / jnp.sum(e, 0, keepdims=True)
 
 
 def example_weights(targets: Array) -> Array:
@@ -134,13 +135,13 @@ def example_weights(targets: Array) -> Array:
 
 def penalised(theta: Array) -> Array:
     """`theta` with 0 for the bias, which no penalty holds."""
-    return theta * np.append(np.ones(theta.shape[1] - 1), 0).astype(theta.dtype)
+    return theta * np.append(np.ones(theta.shape[1] - 1), 0)[None].astype(theta.dtype)
 
 
 def point(problem: Problem, theta: Array, logits: Array) -> Point:
     """Gradient X^T (w p - q) + l2 kernel, from logits that are known."""
     p = probabilities(logits)
-    residual = example_weights(problem.targets) * p - problem.targets
+    residual = example_weights(problem.targets)[None] * p - problem.targets
     gradient = pull_back(problem.features, residual) + problem.l2 * penalised(theta)
     return Point(theta, logits, p, gradient)
 
@@ -169,7 +170,7 @@ def gradient_bound(problem: Problem) -> Array:
 
 def relative_norm(gradient: Array, bound: Array) -> Array:
     """The largest entry of the gradient, relative to `gradient_bound`."""
-    return jnp.max(jnp.abs(gradient) / bound)
+    return jnp.max(jnp.abs(gradient) / bound[None])
 
 
 def is_separated(problem: Problem, logits: Array) -> Array:

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
+from softjax._sharding import fori_loop, while_loop
 from softjax.regression._descent import State, initial
 from softjax.regression._metric import LARGEST_FACTOR
 from softjax.regression._problem import (
@@ -110,7 +111,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
     def running(state):
         return (state.status == Status.RUNNING) & (state.step < stop)
 
-    state = lax.while_loop(running, body, state)
+    state = while_loop(running, body, state)
     logits = class_scores(problem.features, state.theta)
     return state._replace(value=value(problem, state.theta, logits)), logits
 
@@ -128,16 +129,17 @@ def _least(bound: Bound, ahead: Array, gradient: Array) -> tuple[Array, Array]:
     def body(carry):
         theta, y, t, _, first, step = carry
         slope = gradient + _times(bound, y - ahead)
-        following = _shrink(bound, y - slope / bound.curvature)
-        norm = relative_norm(bound.curvature * (y - following), bound.scale)
-        uphill = jnp.vdot(bound.curvature * (y - following), following - theta) > 0
+        following = _shrink(bound, y - slope / bound.curvature[None])
+        change = bound.curvature[None] * (y - following)
+        norm = relative_norm(change, bound.scale)
+        uphill = jnp.vdot(change, following - theta) > 0
         next_t, speed = _speed(t, uphill)
         y = following + speed * (following - theta)
         return following, y, next_t, norm, jnp.where(step == 0, norm, first), step + 1
 
     one = jnp.ones((), ahead.dtype)
     carry = (ahead, ahead, one, one * jnp.inf, one, jnp.zeros((), jnp.int32))
-    theta, _, _, _, first, _ = lax.while_loop(unsolved, body, carry)
+    theta, _, _, _, first, _ = while_loop(unsolved, body, carry)
     return theta, first
 
 
@@ -149,11 +151,11 @@ def _speed(t: Array, uphill: Array) -> tuple[Array, Array]:
 
 def _times(bound: Bound, v: Array) -> Array:
     """M v."""
-    return v * bound.curvature if bound.gram is None else product(v, bound.gram)
+    return v * bound.curvature[None] if bound.gram is None else product(v, bound.gram)
 
 
 def _shrink(bound: Bound, v: Array) -> Array:
-    return jnp.sign(v) * jnp.maximum(jnp.abs(v) - bound.threshold / bound.curvature, 0)
+    return jnp.sign(v) * jnp.maximum(jnp.abs(v) - bound.threshold / bound.curvature[None], 0)
 
 
 def _bound(problem: Problem) -> Bound:
@@ -177,10 +179,14 @@ def _bound(problem: Problem) -> Bound:
 
     def body(_, v):
         v = (v / (scale * jnp.linalg.norm(v)))[None]
-        image = pull_back(x, weights / 2 * class_scores(x, v)) if gram is None else product(v, gram)
+        image = (
+            pull_back(x, weights[None] / 2 * class_scores(x, v))
+            if gram is None
+            else product(v, gram)
+        )
         return image[0] / scale
 
-    v = lax.fori_loop(0, POWER_STEPS, body, jnp.ones_like(scale))
+    v = fori_loop(0, POWER_STEPS, body, jnp.ones_like(scale))
     curvature = SAFETY * jnp.linalg.norm(v) * scale * scale + ridge[0]
     gram = None if gram is None else gram + jnp.diag(ridge[0])
     return Bound(gram, curvature, problem.l1 * penalised(jnp.ones_like(ridge)), scale)

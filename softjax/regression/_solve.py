@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from softjax._sharding import cond
 from softjax.regression import _descent, _firth, _optimum, _proximal, _wide
 from softjax.regression._descent import State
 from softjax.regression._directions import LBFGS, NEWTON, NEWTON_CG, Method
@@ -84,7 +85,7 @@ def _newton_cg_advance(
 
     state, logits = _wide.advance(problem, tol, state, stop)
     failed = state.status == Status.PRECISION_FLOOR
-    return lax.cond(failed, among_all, lambda *same: same, state, logits)
+    return cond(failed, among_all, lambda *same: same, state, logits)
 
 
 SOLVERS = {
@@ -200,7 +201,7 @@ def traced(
     state = outcome.state
     status = outcome.status
     if not penalised:
-        proven = lax.cond(
+        proven = cond(
             outcome.suspected,
             lambda: _quasi_separated(num_classes, turned, state.theta, outcome.suspected),
             lambda: jnp.asarray(False),

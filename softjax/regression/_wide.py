@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from softjax._sharding import cond, while_loop
 from softjax.regression import _metric
 from softjax.regression._descent import State, initial, judge, moved, step_length, taken
 from softjax.regression._directions import factor, factored_solve, spread
@@ -114,12 +115,12 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
     squares = _metric.squared(s, jnp.ones_like(s.ridge).at[-1].set(0))
 
     def dual_residual(p, span):
-        return jnp.where(counted, weights * p - q + problem.l2 * span.beta, 0)
+        return jnp.where(counted[None], weights[None] * p - q + problem.l2 * span.beta, 0)
 
     def judged(state, logits):
         objective = value(problem, state.theta, logits)
         rho = dual_residual(probabilities(logits), state.memory)
-        size = jnp.sum(rho * rho / jnp.where(counted, weights, 1), 1)
+        size = jnp.sum(rho * rho / jnp.where(counted, weights, 1)[None], 1)
         outside = relative_norm(problem.l2 * state.memory.rest, bound)
         return judge(state, objective, jnp.maximum(jnp.sqrt(jnp.max(size)), outside), tol)
 
@@ -137,7 +138,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         d_logits = class_scores(problem.features, d)
         # The bias that is best for this kernel: sum_i W_i (x_i d + b) + rho_i = 0.
         slope = jnp.sum(spread(weights, p, d_logits) + rho, 1)
-        b = -_between_classes(weights * p)(slope)[:, None]
+        b = -_between_classes(weights[None] * p)(slope)[:, None]
         d, d_logits = d.at[:, -1:].set(b), d_logits + b
         first = jnp.vdot(rho, d_logits) + problem.l2 * jnp.vdot(span.rest, d)
         t = step_length(problem, state.theta, logits, first, d, d_logits)
@@ -154,7 +155,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         state, logits, _ = carry
         state = judged(state, logits)
         running = (state.status == Status.RUNNING) & (state.step < stop)
-        state, logits = lax.cond(running, stepped, lambda *carry: carry, state, logits)
+        state, logits = cond(running, stepped, lambda *carry: carry, state, logits)
         return state, logits, running
 
     theta = centred(state.theta)
@@ -166,9 +167,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         rest_logits=jnp.where(fresh, logits - theta[:, -1:], span.rest_logits),
     )
     state = state._replace(theta=theta, memory=span, passes=state.passes + 2)
-    state, logits, _ = lax.while_loop(
-        lambda carry: carry[-1], body, (state, logits, jnp.asarray(True))
-    )
+    state, logits, _ = while_loop(lambda carry: carry[-1], body, (state, logits, jnp.asarray(True)))
     gradient = centred(point(problem, state.theta, logits).gradient)
     return state._replace(norm=relative_norm(gradient, bound)), logits
 
@@ -182,7 +181,7 @@ def rotation_pays(features: Array) -> bool:
 def rotate(features: Array) -> tuple[Array, Rotation]:
     """R^T [N, N], the features in N dimensions, and the way back."""
     mean = jnp.mean(features, 0)
-    transposed, factors = jnp.linalg.qr((features - mean).T, mode="raw")  # pyright: ignore
+    transposed, factors = jnp.linalg.qr((features - mean[None]).T, mode="raw")  # pyright: ignore
     reflectors = transposed.T
     r = jnp.triu(reflectors[: len(factors)])
     # Where examples are collinear, rows of R are rounding: no feature to be standardised.
@@ -225,13 +224,13 @@ def _coefficients(
     The image of y under the first is the residual that y came from: nothing is divided by p.
     """
     weights, p, rho, rest_logits = (a.astype(jnp.float32) for a in (weights, p, rho, rest_logits))
-    f = 1 / (s.ridge[0] + squares * weights * p)
-    e = weights * p * f
-    total = jnp.sum(e, 0)
+    f = 1 / (s.ridge[0] + (squares * weights)[None] * p)
+    e = weights[None] * p * f
+    total = jnp.sum(e, 0, keepdims=True)
     best_bias = _between_classes(e)
 
     def mean(moved):
-        return jnp.sum(moved, 0) / jnp.where(total > 0, total, 1)
+        return jnp.sum(moved, 0, keepdims=True) / jnp.where(total > 0, total, 1)
 
     def common(moved):
         """[K, N], of an example and of a class: what e r has to lose of e for sums of 0."""
@@ -239,7 +238,7 @@ def _coefficients(
         return b + mean(moved - e * b)
 
     def beside_diagonal(y):
-        return _metric.scores(s, penalised(_metric.pulled(s, y))) - squares * y
+        return _metric.scores(s, penalised(_metric.pulled(s, y))) - squares[None] * y
 
     def unsolved(carry):
         *_, product, step = carry
@@ -259,10 +258,10 @@ def _coefficients(
     y = y - e * common(y)
     r = -beside_diagonal(y)
     r = r - common(e * r)
-    alone = squares * y  # the logits of each example's own
+    alone = squares[None] * y  # the logits of each example's own
     bound = tol * tol * jnp.vdot(alone, e * alone)
     carry = (y, r, e * r, r, jnp.vdot(r, e * r), jnp.ones((), jnp.int32))
-    y, *_, steps = lax.while_loop(unsolved, body, carry)
+    y, *_, steps = while_loop(unsolved, body, carry)
     return y, steps
 
 
@@ -272,7 +271,7 @@ def _between_classes(e: Array) -> Callable[[Array], Array]:
     The Laplacian of a graph of the classes, so that its diagonal is no difference. It is grounded
     at the class with the largest.
     """
-    total = jnp.sum(e, 0)
+    total = jnp.sum(e, 0, keepdims=True)
     edges = product(e / jnp.where(total > 0, total, 1), e.T)
     edges = edges * (1 - jnp.eye(len(e), dtype=e.dtype))
     degrees = jnp.sum(edges, 1)

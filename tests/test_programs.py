@@ -1,0 +1,328 @@
+"""Every public function inside of other people's programs: a table of functions times modes of JAX.
+
+A mode is a setting of JAX, or a transformation, under which a program must do the same as without.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.sharding import PartitionSpec as P
+from meshes import mesh_of
+
+import softjax
+from softjax import calibration, choice, derivatives, information, regression
+from softjax.regression._solve import SOLVERS
+
+N, D, K = 12, 3, 4
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(N, K)).astype("f4")
+H = RNG.normal(size=(N, D)).astype("f4")
+W = RNG.normal(size=(D, K)).astype("f4")
+B = RNG.normal(size=K).astype("f4")
+Y = RNG.integers(K, size=N).astype("i4")
+Y[:K] = np.arange(K)
+Q = RNG.dirichlet(np.ones(K), size=N).astype("f4")
+V = RNG.random(N).astype("f4") + 0.5
+MASK = RNG.random((N, K)) < 0.8
+MASK[np.arange(N), Y] = True
+TOP = np.stack([Y, (Y + 1) % K], -1)
+SHARES = np.full((N, 2), 0.5, "f4")
+PARAMS = regression.SoftmaxRegression
+
+
+class Program(NamedTuple):
+    """A function of arrays; the first is real, and its gradient is asked for."""
+
+    call: Callable[..., Any]
+    arguments: tuple[np.ndarray, ...]
+
+
+def linear(reduction: str, **options: Any) -> Callable:
+    def call(h, w, y, b, v):
+        softcap = jnp.asarray(3.0, h.dtype)
+        return softjax.linear_cross_entropy(
+            h, w, y, b, reduction=reduction, weights=v, softcap=softcap, **options
+        )
+
+    return call
+
+
+def top_k(x, index, shares):
+    return softjax.cross_entropy(x, softjax.TopKLabels(index, shares))
+
+
+def fitted(solver: str, **options: Any) -> Callable:
+    def call(h, y, v):
+        result = regression.fit(
+            h, y, sample_weights=v, solver=solver, num_classes=K, max_steps=3, **options
+        )
+        return result.params, result.objective
+
+    return call
+
+
+HEAD = H, W, Y, B, V
+MODEL = H, W, B
+CORE = {
+    "logsumexp": Program(lambda x: softjax.logsumexp(x, -1, return_sign=True), (X,)),
+    "logsumexp, factors": Program(lambda x, b: softjax.logsumexp(x, -1, b), (X, X**2)),
+    "logsumexp, where": Program(lambda x, m: softjax.logsumexp(x, -1, where=m), (X, MASK)),
+    "logmeanexp": Program(lambda x: softjax.logmeanexp(x, -1), (X,)),
+    "softmax": Program(softjax.softmax, (X,)),
+    "softmax, temperature": Program(lambda x: softjax.softmax(x, temperature=0.5), (X,)),
+    "log_softmax": Program(softjax.log_softmax, (X,)),
+    "log_softmax, where": Program(lambda x, m: softjax.log_softmax(x, where=m), (X, MASK)),
+    "softmin": Program(softjax.softmin, (X,)),
+    "smooth_max": Program(lambda x: softjax.smooth_max(x, -1, temperature=0.5), (X,)),
+    "smooth_min": Program(lambda x: softjax.smooth_min(x, -1), (X,)),
+    "smooth_max_bounds": Program(lambda x: softjax.smooth_max_bounds(x, -1), (X,)),
+    "cross_entropy": Program(softjax.cross_entropy, (X, Y)),
+    "cross_entropy, options": Program(
+        lambda x, y, m, c: softjax.cross_entropy(
+            x, y, where=m, class_weights=c, label_smoothing=0.1, z_loss=0.1, ignore_index=0
+        ),
+        (X, Y, MASK, Q[0]),
+    ),
+    "cross_entropy, distribution": Program(softjax.cross_entropy, (X, Q)),
+    "cross_entropy, top k": Program(top_k, (X, TOP, SHARES)),
+    "weighted_mean": Program(softjax.weighted_mean, (X[:, 0], V)),
+    "information.entropy": Program(information.entropy, (X,)),
+    "information.cross_entropy": Program(information.cross_entropy, (X, Q)),
+    "information.kl_divergence": Program(information.kl_divergence, (X, Q)),
+    "information.surprisal": Program(information.surprisal, (X, Y)),
+    "information.perplexity": Program(information.perplexity, (X,)),
+    "information.joint_entropy": Program(lambda x: information.joint_entropy(x, 3), (X,)),
+    "information.temper": Program(lambda x: information.temper(x, 0.5), (X,)),
+    "derivatives.softmax_jacobian": Program(derivatives.softmax_jacobian, (X,)),
+    "derivatives.softmax_jvp": Program(derivatives.softmax_jvp, (X, Q)),
+    "derivatives.logsumexp_hessian": Program(derivatives.logsumexp_hessian, (X,)),
+    "derivatives.logsumexp_hessian_sqrt": Program(derivatives.logsumexp_hessian_sqrt, (X,)),
+    "derivatives.logsumexp_hessian_pinv": Program(derivatives.logsumexp_hessian_pinv, (X,)),
+    "derivatives.log_partition_cumulants": Program(derivatives.log_partition_cumulants, (X, Q)),
+    "derivatives.cross_entropy_gradient": Program(derivatives.cross_entropy_gradient, (X, Y)),
+    "derivatives.cross_entropy_hvp": Program(derivatives.cross_entropy_hvp, (X, Y, Q)),
+    "choice.bradley_terry_probability": Program(
+        choice.bradley_terry_probability, (V, X[:, 0], X[:, 1])
+    ),
+    "choice.bradley_terry_loss": Program(choice.bradley_terry_loss, (V, X[:, 0], Y % 2)),
+    "choice.plackett_luce_loss": Program(choice.plackett_luce_loss, (X, TOP)),
+}
+LINEAR = {
+    "linear_cross_entropy, none": Program(linear("none", label_smoothing=0.1), HEAD),
+    "linear_cross_entropy, sum": Program(linear("sum", z_loss=0.1, ignore_index=0), HEAD),
+    "linear_cross_entropy, mean": Program(linear("mean", class_weights=Q[0]), HEAD),
+    "linear_cross_entropy, distribution": Program(
+        lambda h, w, q: softjax.linear_cross_entropy(h, w, q, class_weights=q[0]), (H, W, Q)
+    ),
+    "linear_cross_entropy, top k": Program(
+        lambda h, w, i, p: softjax.linear_cross_entropy(
+            h, w, softjax.TopKLabels(i, p), reduction="mean"
+        ),
+        (H, W, TOP, SHARES),
+    ),
+    "linear_logsumexp": Program(softjax.linear_logsumexp, MODEL),
+    "linear_cross_entropy_outputs": Program(
+        lambda h, w, y, b: softjax.linear_cross_entropy_outputs(h, w, y, b, top_k=2), HEAD[:4]
+    ),
+    "linear_cross_entropy_ggn_vp": Program(
+        lambda h, w, b: softjax.linear_cross_entropy_ggn_vp(h, w, (h, w, b), b), MODEL
+    ),
+}
+REGRESSION = {
+    "regression.predict": Program(lambda h, w, b: regression.predict(PARAMS(w, b), h), MODEL),
+    "regression.predict_proba": Program(
+        lambda h, w, b: regression.predict_proba(PARAMS(w, b), h), MODEL
+    ),
+    "regression.predict_log_proba": Program(
+        lambda h, w, b: regression.predict_log_proba(PARAMS(w, b), h), MODEL
+    ),
+    "regression.objective": Program(
+        lambda h, w, y, b, v: regression.objective(PARAMS(w, b), h, y, l2=0.1, sample_weights=v),
+        HEAD,
+    ),
+    "regression.gradient": Program(
+        lambda h, w, y, b, v: regression.gradient(PARAMS(w, b), h, y, l2=0.1, sample_weights=v),
+        HEAD,
+    ),
+    "regression.hessian": Program(
+        lambda h, w, y, b, v: regression.hessian(PARAMS(w, b), h, y, l2=0.1, sample_weights=v),
+        HEAD,
+    ),
+    "regression.hvp": Program(
+        lambda h, w, y, b: regression.hvp(PARAMS(w, b), PARAMS(w, b), h, y, class_weights=b**2),
+        HEAD[:4],
+    ),
+    "regression.fisher_information": Program(
+        lambda h, w, b: regression.fisher_information(PARAMS(w, b), h), MODEL
+    ),
+    "regression.lipschitz_constant": Program(
+        lambda h, y: regression.lipschitz_constant(h, y, K, l2=0.1), (H, Y)
+    ),
+    "calibrate_temperature": Program(calibration.calibrate_temperature, (X, Y)),
+    "expected_calibration_error": Program(calibration.expected_calibration_error, (Q, Y)),
+    "expected_calibration_error, adaptive": Program(
+        lambda q, y: calibration.expected_calibration_error(q, y, num_bins=3, adaptive=True),
+        (Q, Y),
+    ),
+}
+FITS = {
+    "fit, newton-cg": Program(fitted("newton-cg", l2=0.1), (H, Y, V)),
+    "fit, unpenalised": Program(fitted("newton-cg"), (H, Y, V)),
+    "fit, wide": Program(fitted("newton-cg", l2=0.1), (X.T[:, :10], Y[:K], V[:K])),
+    "fit, newton": Program(fitted("newton", l2=0.1), (H, Y, V)),
+    "fit, lbfgs": Program(fitted("lbfgs", l2=0.1), (H, Y, V)),
+    "fit, proximal": Program(fitted("proximal", l1=0.01), (H, Y, V)),
+    "fit, firth": Program(fitted("firth"), (H, Y, V)),
+}
+PROGRAMS = CORE | LINEAR | REGRESSION | FITS
+
+
+# Their results are finite, and they make NaN or an infinity for others. With jit and without it.
+FINITE = (
+    ("linear_cross_entropy, mean", True),
+    ("linear_cross_entropy_outputs", True),
+    ("calibrate_temperature", True),
+    ("calibrate_temperature", False),
+    ("expected_calibration_error", True),
+    ("expected_calibration_error", False),
+)
+RANKED = (
+    *LINEAR,
+    *FITS,
+    "regression.predict_proba",
+    "regression.hessian",
+    "regression.hvp",
+    "regression.fisher_information",
+    "regression.lipschitz_constant",
+    "calibrate_temperature",
+    "expected_calibration_error",
+)
+EXPORTED = (
+    "softmax",
+    "softmin",
+    "logsumexp, factors",
+    "smooth_max_bounds",
+    "weighted_mean",
+    "linear_cross_entropy_ggn_vp",
+    "regression.predict",
+    "regression.predict_proba",
+    "regression.hvp",
+    "calibrate_temperature",
+)
+
+
+def sum_of(tree: Any) -> jax.Array:
+    """A number that all real results of a program take part in."""
+    leaves = [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.floating)]
+    return sum((jnp.sum(a) for a in leaves), jnp.zeros(()))
+
+
+def with_gradient(program: Program) -> Callable:
+    """The results and the gradient of their sum by the first argument."""
+
+    def call(first, *others):
+        def total(first):
+            results = program.call(first, *others)
+            return sum_of(results), results
+
+        gradient, results = jax.grad(total, has_aux=True)(first)
+        return results, gradient
+
+    return call
+
+
+def within_shard_map(function: Callable, count: int) -> Callable:
+    """`function` on two devices, of halves of the first argument and of all of the others."""
+
+    def call(*arguments):
+        return jax.tree.map(lambda a: a[None], function(*arguments))
+
+    in_specs = P("d"), *(P(),) * (count - 1)
+    mesh = mesh_of("auto", d=2)
+    return jax.shard_map(call, mesh=mesh, in_specs=in_specs, out_specs=P("d"))
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_traces_within_a_shard_map_that_checks_types(name):
+    program = PROGRAMS[name]
+    first, *others = program.arguments
+    function = with_gradient(program)
+    if name in FITS and name not in ("fit, unpenalised", "fit, firth"):
+        function = program.call  # the derivative of the optimum is that of the others
+    over_devices = within_shard_map(function, len(program.arguments))
+    jax.eval_shape(over_devices, np.concatenate([first, first]), *others)
+
+
+@pytest.mark.x64_once
+def test_is_within_a_shard_map_what_it_is_outside():
+    """The gradient by what is the same on all devices is the sum of theirs."""
+    program = PROGRAMS["linear_cross_entropy, mean"]
+    first, kernel, *others = program.arguments
+
+    def slope(first, kernel, *others):
+        def total(kernel):
+            return program.call(first, kernel, *others)
+
+        return jax.value_and_grad(total)(kernel)
+
+    over_devices = jax.jit(within_shard_map(slope, len(program.arguments)))
+    values, slopes = over_devices(np.concatenate([first, 2 * first]), kernel, *others)
+    outside = [jax.jit(slope)(a, kernel, *others) for a in (first, 2 * first)]
+    np.testing.assert_allclose(values, [value for value, _ in outside], rtol=1e-5)
+    expected = sum(gradient for _, gradient in outside)
+    for gradient in slopes:
+        np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("name", RANKED)
+def test_no_rank_is_promoted(name):
+    program = PROGRAMS[name]
+    with jax.numpy_rank_promotion("raise"):
+        jax.eval_shape(program.call if name in FITS else with_gradient(program), *program.arguments)
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_no_tracer_leaks(reduction):
+    def total(kernel):
+        return jnp.sum(softjax.linear_cross_entropy(H, kernel, Y, reduction=reduction))
+
+    with jax.checking_leaks():
+        jax.eval_shape(jax.grad(total), W)
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("name", EXPORTED)
+def test_any_number_of_rows_is_exported(name):
+    program = PROGRAMS[name]
+    (rows,) = export.symbolic_shape("n")
+    shapes = [
+        jax.ShapeDtypeStruct((rows, *a.shape[1:]) if a.shape[0] == N else a.shape, a.dtype)
+        for a in program.arguments
+    ]
+    platforms = ("cpu", "cuda", "tpu")
+    exported = export.export(jax.jit(with_gradient(program)), platforms=platforms)(*shapes)
+    assert exported.platforms == platforms
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize(("name", "compiled"), FINITE)
+def test_nothing_finite_stops_the_search_for_nan(name, compiled):
+    program = PROGRAMS[name]
+    arguments = tuple(map(jnp.asarray, program.arguments))
+    with jax.debug_nans(True), jax.debug_infs(compiled), jax.disable_jit(not compiled):
+        program.call(*arguments)
+
+
+@pytest.mark.x64_once
+def test_no_state_of_a_fit_is_infinite():
+    for solver in SOLVERS.values():
+        for leaf in jax.tree.leaves(solver.start(H, np.zeros((K, D + 1), np.float32))):
+            assert np.isfinite(leaf).all()
