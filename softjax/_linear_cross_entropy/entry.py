@@ -204,7 +204,10 @@ def _reduced(
         return lead.back(losses if weights is None else losses * weights)
     scale = jnp.ones(hidden.shape[0], compute_dtype(hidden.dtype)) if weights is None else weights
     scale = varying(scale, axes_of(hidden))
-    if reduction == "mean":
+    if reduction == "mean" and weights is None and active is None:
+        # Their number is known, and on a mesh nothing is sent for it.
+        scale /= jnp.maximum(jnp.asarray(hidden.shape[0], scale.dtype), 1)
+    elif reduction == "mean":
         scale = shares(scale, True if active is None else active)
     scale = scale if active is None else jnp.where(active, scale, 0)
     if hidden.dtype != jnp.float16:
