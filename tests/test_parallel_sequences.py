@@ -24,6 +24,8 @@ import softjax
 from benchmarks import wire
 from softjax._linear_cross_entropy.entry import plain_linear_cross_entropy
 
+pytestmark = pytest.mark.compiled_quickly
+
 B, T = 2, 8  # the 16 rows of test_parallel
 
 # What is sharded over which axes: batch, sequence, features and classes of the kernel.
