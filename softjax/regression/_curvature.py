@@ -330,7 +330,13 @@ def _lipschitz_constant(rows: Rows, l2: ArrayLike, num_classes: int) -> Array:
     x, share = counted(rows.x, rows.w)
     a = times(share, masses(rows.targets, rows.c, x.dtype))
     x = augmented(x)
-    gram = jnp.matmul(x.T, a[:, None] * x, precision=EXACT)
+
+    def add_products(total, x, a):
+        return total + jnp.matmul(x.T, a[:, None] * x, precision=EXACT)
+
+    # In chunks, for XLA:CPU may add one row after the other, and in float32 fall short of a bound.
+    size = x.shape[1]
+    gram = sum_of_chunks(add_products, jnp.zeros((size, size), x.dtype), size, a, x)
     on_features = jnp.arange(len(gram)) < len(gram) - 1
     penalty = jnp.diag(jnp.where(on_features, jnp.asarray(l2, x.dtype), 0))
     half = 0.5 if num_classes > 1 else 0.0
@@ -342,7 +348,13 @@ def _pulled_back(
 ) -> SoftmaxRegression:
     """X~^T g, and what the penalty adds, in the dtypes of `params`."""
     transposed: Any = x.T
-    kernel = transposed @ g if is_sparse(x) else jnp.matmul(transposed, g, precision=EXACT)
+    if is_sparse(x):
+        kernel = transposed @ g
+    elif x.shape[1] == 1 or x.shape[1] * g.shape[1] <= 9:
+        # Such a product XLA:CPU makes in a loop, one row after the other; a sum is a tree.
+        kernel = jnp.sum(x[:, :, None] * g[:, None, :], 0)
+    else:
+        kernel = jnp.matmul(transposed, g, precision=EXACT)
     kernel += jnp.asarray(l2, x.dtype) * penalised.kernel.astype(x.dtype)
     return SoftmaxRegression(
         kernel.astype(params.kernel.dtype), jnp.sum(g, 0).astype(params.bias.dtype)

@@ -119,7 +119,12 @@ def class_scores(features: Any, theta: Array) -> Array:
 def pull_back(features: Any, residual: Array) -> Array:
     """The transpose of `class_scores`: [K, N] to [K, D + 1], one product with the features."""
     bias = jnp.sum(residual, 1, keepdims=True)
-    return jnp.concatenate([product(residual, features), bias], 1)
+    if not is_sparse(features) and features.shape[1] == 1:
+        # A product with a vector adds one row after the other on XLA:CPU; a sum is a tree.
+        kernel = jnp.sum(residual * features[:, 0], 1, keepdims=True)
+    else:
+        kernel = product(residual, features)
+    return jnp.concatenate([kernel, bias], 1)
 
 
 def probabilities(logits: Array) -> Array:
