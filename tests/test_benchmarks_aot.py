@@ -264,6 +264,7 @@ def test_programs_of_real_compilers_are_read(name, passes, kernels):
 def side(**changed):
     counts = {"passes": 2.0, "temporary_bytes": 0, "moved_bytes": 1, "kernels": 3, "launches": 3}
     times = {"estimated_seconds": 1e-3, "lower_seconds": 0.1, "compile_seconds": 1.0}
+    times["compile_cpu_seconds"] = 1.0
     return counts | times | {"flops": 0.0, "products": {}, "collectives": {}} | changed
 
 
@@ -276,8 +277,8 @@ def side(**changed):
         ("derivative", {"passes": 2.1}, "gpu", []),
         ("derivative", {"passes": 2.3, "launches": 5}, "gpu", ["ratio of passes", "kernels"]),
         ("value", {"temporary_bytes": 3300}, "gpu", ["temp."]),
-        ("value", {"compile_seconds": 1.3}, "tpu", ["compile"]),
-        ("value", {"compile_seconds": 1.3}, "gpu", []),
+        ("value", {"compile_cpu_seconds": 1.3}, "tpu", ["compile"]),
+        ("value", {"compile_cpu_seconds": 1.3}, "gpu", []),
         ("loss and gradient", {"passes": 4.2}, "gpu", ["ratio of passes", "passes"]),
         ("", {"passes": 9.0}, "tpu", []),
     ],
