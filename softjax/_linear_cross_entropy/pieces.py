@@ -284,7 +284,7 @@ def _even(length: int, size: int) -> int:
 
 
 # How the rows of a piece are found in a symbolic axis.
-_IN_ORDER = {"unique_indices": True, "indices_are_sorted": True}
+_IN_ORDER: dict[str, Any] = {"unique_indices": True, "indices_are_sorted": True}
 
 
 def _places(start: Array | int, size: int) -> Array:
