@@ -133,6 +133,7 @@ def test_half_precision():
     near(loss, plackett_luce([0, 6, 3], ranking)[0], jnp.float32)
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 @pytest.mark.parametrize("neither", [None, 0.0])
 def test_bad_outcomes(neither, dtype):
@@ -155,6 +156,7 @@ def test_bad_outcomes(neither, dtype):
 # Plackett and Luce
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_the_probabilities_of_all_rankings_sum_to_one(n, dtype):
@@ -186,6 +188,7 @@ def test_a_sure_ranking_keeps_its_digits(dtype):
     assert oracles.ulps(gradient, expected[1]).max() <= 4
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 @modes
 def test_second_derivatives(mode, dtype):
@@ -197,6 +200,7 @@ def test_second_derivatives(mode, dtype):
         assert np.linalg.eigvalsh(hessian).min() >= -8 * float(jnp.finfo(dtype).eps)
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.x64_once(True)  # finite differences say something in float64 only
 def test_two_orders_in_both_modes():
     scores = random_scores("float64", 4)
@@ -241,6 +245,7 @@ def test_only_differences_and_names_matter(dtype):
     np.testing.assert_array_equal(plackett_luce_loss(scores, full), short)
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 def test_padding_adds_nothing(dtype):
     scores = random_scores(dtype, 3, 5)
@@ -289,6 +294,7 @@ def test_an_impossible_item_before_others(dtype):
     near(plackett_luce_loss(scores, np.array([2, 0, 1])), math.log1p(math.exp(-1)), dtype)
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 def test_jit_and_vmap(dtype):
     scores = random_scores(dtype, 4, 5)
@@ -301,6 +307,7 @@ def test_jit_and_vmap(dtype):
     np.testing.assert_array_equal(batches.ravel(), losses)
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 @pytest.mark.parametrize(
     ("ranking", "got"),

@@ -10,6 +10,8 @@ from jax.flatten_util import ravel_pytree
 from softjax import regression
 from softjax.regression import _curvature
 
+pytestmark = pytest.mark.compiled_quickly
+
 N, D, K = 40, 3, 4
 L2 = 0.1
 

@@ -124,6 +124,7 @@ def test_square_root(x):
     assert np.all(np.abs(root @ root.swapaxes(-1, -2) - hessian) <= bound + 1e-37)
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.x64_once(True)
 def test_pseudoinverse_meets_the_conditions_of_penrose(dtype):
     # In 200 bits, with the error of the rounded inverse magnified by the condition number.
@@ -168,6 +169,7 @@ def test_jacobian_is_that_of_autodiff(x):
         within(jax.jit(jax.vmap(mode(softjax.softmax)))(x), expected, units)
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 def test_hessian_is_that_of_autodiff(x):
     expected = derivatives.logsumexp_hessian(x)
@@ -181,6 +183,7 @@ def test_hessian_is_that_of_autodiff(x):
     within(jax.jit(loss)(x, jnp.asarray(LABELS)), expected, units)
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 def test_gradients_are_those_of_autodiff(x):
     gradient = jax.vmap(jax.grad(softjax.logsumexp))(x)
@@ -190,6 +193,7 @@ def test_gradients_are_those_of_autodiff(x):
     within(gradient, derivatives.cross_entropy_gradient(x, labels), 10 + 2 * gaps())
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.x64_once(True)
 def test_products_and_cumulants_are_those_of_autodiff():
     x, v = jnp.asarray(ROWS[0]), jnp.asarray(V)
@@ -210,6 +214,7 @@ def test_products_and_cumulants_are_those_of_autodiff():
     np.testing.assert_allclose(derivatives.softmax_vjp(x, v), product, rtol=1e-13)
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.x64_once(True)
 def test_a_distribution_of_any_mass():
     x, v = jnp.asarray(ROWS[:2]), jnp.asarray(V)

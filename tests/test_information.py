@@ -251,6 +251,7 @@ SECOND_T = [[0, -20, -18], [0, -20, -25], [0.5, 0, 0.25], [1, 0.5, -1], [0, 3, -
 SECOND_X = [[0, -18, -20], [0.5, 9, 0], [0, -20, -25], [1, 0.5 + 2**-12, -1], [2, -1, 0]]
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 @pytest.mark.parametrize(
     "hessian",
@@ -278,6 +279,7 @@ def test_second_derivatives(hessian, dtype):
         check(f, 1, [oracles.hessian(row) for row in each_x], covariance_x)
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 def test_mixed_derivatives_of_two(dtype):
     t, x = (np.array(rows[0], dtype) for rows in (SECOND_T, SECOND_X))
@@ -286,6 +288,7 @@ def test_mixed_derivatives_of_two(dtype):
         assert oracles.ulps(mixed, -oracles.hessian(exact(t))).max() <= 8
 
 
+@pytest.mark.compiled_quickly
 @pytest.mark.x64_once(True)  # finite differences say something in float64 only
 @pytest.mark.parametrize("f", [*OF_ONE.values(), *OF_TWO.values(), information.temper])
 def test_two_orders_in_both_modes(f):

@@ -11,7 +11,7 @@ import pytest
 import softjax
 from softjax._linear_cross_entropy.entry import plain_linear_cross_entropy
 
-pytestmark = pytest.mark.x64_once(True)
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once(True)]
 
 N, D, V = 9, 2, 6  # two pieces of rows, of 5 and of 4
 
