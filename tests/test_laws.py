@@ -217,9 +217,9 @@ def test_where_is_slicing(f, dtype):
     x = logits(dtype, 3, 33)
     where = np.random.default_rng(2).random(33) < 0.6
     where[0] = True  # the label
-    y = np.asarray(f.call(x, where=where))
+    y = np.asarray(f.call(x, where=where[None]))
     hidden = np.where(where, x, np.asarray(np.nan, dtype))
-    np.testing.assert_array_equal(f.call(hidden, where=where), y)
+    np.testing.assert_array_equal(f.call(hidden, where=where[None]), y)
     close(y if f.reduces else y[:, where], f.call(x[:, where]), dtype)
     if not f.reduces:
         outside = -np.inf if f.name.startswith("log") else 0
