@@ -79,6 +79,7 @@ def by_linear_program(x, y, num_classes):
         if k != y[i]
     ]
     count, size = len(rows), len(rows[0])
+    rows = [row / np.linalg.norm(row) for row in rows]  # an enormous entry is no larger margin
     program = linprog(
         np.append(np.zeros(size), -np.ones(count)),
         A_ub=np.hstack([-np.array(rows), np.eye(count)]),

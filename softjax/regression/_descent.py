@@ -16,14 +16,17 @@ from softjax.regression import _metric
 from softjax.regression._directions import Method
 from softjax.regression._problem import (
     Problem,
+    balanced,
     centred,
     class_scores,
     example_weights,
     gradient_bound,
+    has_bounded_optimum,
     penalised,
     point,
     probabilities,
     relative_norm,
+    spread,
     value,
 )
 from softjax.regression._result import Status
@@ -31,8 +34,10 @@ from softjax.regression._result import Status
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
-# A gradient so small, relative, is near the end: from here on the largest move counts.
+# A gradient so small, relative, is near the end: from here on the farthest move counts.
 NEAR = 1e-4
+# A quadratic model says how far the optimum is only where its step moves the logits little.
+STILL = 0.1
 TRIALS = 20
 # So many nats are further than TRIALS come back from.
 FAR = 1e5
@@ -51,8 +56,10 @@ class State(NamedTuple):
         value: the objective at `theta`.
         norm: the gradient there, relative to what it can be at most.
         decrement: half of what Newton's model promised at the last step, nats.
-        move: by how many nats the last step moved one class of an example against another, at most;
-            the most of all the steps since the gradient has been NEAR.
+        move: by how many nats the last step moved one class of an example against another, at most.
+        farthest: the largest such move of all the steps since the gradient has been NEAR.
+        strict: whether a fit that still moves so much is not at its end. Where there is no optimum
+            it always does: it ends, and a proof of separation is looked for.
         best: the smallest `norm` so far, and in `stalled` the number of steps since.
         step: how many steps were taken.
         passes: products with the features so far.
@@ -65,6 +72,8 @@ class State(NamedTuple):
     norm: Any
     decrement: Any
     move: Any
+    farthest: Any
+    strict: Any
     best: Any
     stalled: Any
     step: Any
@@ -113,7 +122,8 @@ def advance(
 
     theta = centred(state.theta)
     logits = class_scores(problem.features, theta)
-    state = state._replace(theta=theta, passes=state.passes + 2)
+    strict = state.strict | has_bounded_optimum(problem)
+    state = state._replace(theta=theta, strict=strict, passes=state.passes + 2)
     state, logits, _ = while_loop(lambda carry: carry[-1], body, (state, logits, jnp.asarray(True)))
     return state, logits
 
@@ -122,13 +132,15 @@ def initial(theta: Any, memory: Any) -> State:
     """The state before the first step; in NumPy, which has nothing to compile."""
     # Not infinity, at which jax_debug_infs would stop where a solver leaves it in the state.
     largest, zero = np.array(np.finfo(theta.dtype).max), np.int32(0)
-    return State(theta, memory, *(largest,) * 5, *(zero,) * 4)
+    measured = (largest, largest, largest, largest, largest)
+    return State(theta, memory, *measured, np.bool_(False), largest, zero, zero, zero, zero)
 
 
 def judge(state: State, objective: Array, norm: Array, tol: Array) -> State:
     """The state with what was found at its parameters, and what that says of it."""
     exact = state.decrement <= tol * jnp.maximum(objective, tol)
-    reached = (norm <= tol) & exact | (norm == 0)
+    at_rest = (state.move < STILL) | ~state.strict
+    reached = (norm <= tol) & exact & at_rest | (norm == 0)
     status = jnp.where(reached, Status.CONVERGED, state.status)
     status = jnp.where(jnp.isfinite(norm), status, Status.NON_FINITE).astype(jnp.int32)
     return state._replace(value=objective, norm=norm, status=status)
@@ -146,9 +158,7 @@ def taken(
 ) -> State:
     """The state after a step of length t along a slope `first`."""
     move = t * jnp.max(jnp.max(d_logits, 0) - jnp.min(d_logits, 0))
-    # Where there is no optimum a step moves a nat, until the ridge of a direction outweighs the
-    # curvature that is left.
-    move = jnp.where(state.best < NEAR, jnp.maximum(state.move, move), move)
+    farthest = jnp.where(state.best < NEAR, jnp.maximum(state.farthest, move), move)
     stalled = jnp.where(state.norm < state.best, 0, state.stalled + 1)
     lost = (stalled >= patience) | (t == 0)
     return state._replace(
@@ -156,6 +166,7 @@ def taken(
         memory=memory,
         decrement=-first / 2,
         move=jnp.where(t == 0, state.move, move),
+        farthest=jnp.where(t == 0, state.farthest, farthest),
         best=jnp.minimum(state.norm, state.best),
         stalled=stalled,
         step=state.step + 1,
@@ -184,11 +195,8 @@ def step_length(
 
     def slope_and_curvature(t):
         p = probabilities(logits + t * d_logits)
-        moved = p * d_logits
-        mean = jnp.sum(moved, 0)
-        slope = jnp.vdot(weights[None] * p - q, d_logits) + linear + t * square
-        variance = jnp.sum(moved * d_logits, 0) - mean * mean
-        curvature = jnp.vdot(weights, variance) + square
+        slope = jnp.vdot(balanced(p, weights[None] * p - q), d_logits) + linear + t * square
+        curvature = jnp.vdot(spread(weights, p, d_logits), d_logits) + square
         return slope, curvature
 
     def near(t, slope, curvature):

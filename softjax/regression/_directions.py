@@ -26,7 +26,7 @@ from jax import Array, lax
 from softjax._sharding import cond, while_loop
 from softjax.regression import _metric
 from softjax.regression._metric import Metric, Standardised
-from softjax.regression._problem import Point, Problem, example_weights
+from softjax.regression._problem import Point, Problem, example_weights, spread, uncertainty
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
@@ -89,6 +89,7 @@ def newton_cg(
     )
 
     steepest = partial(_metric.apply, metric)
+    s = _metric.within(s, metric)
     d, passes = truncated(s, weights, p, point.gradient, norm, steepest)
     return d, metric, passes
 
@@ -98,7 +99,9 @@ def newton(
 ) -> tuple[Array, tuple[()], Array]:
     """The direction -H^-1 g by a Cholesky factor of the Hessian, in float32 too."""
     weights = example_weights(problem.targets).astype(jnp.float32)
-    lower, unit = factored_hessian(s, weights, point.probabilities.astype(jnp.float32))
+    p = point.probabilities.astype(jnp.float32)
+    s = _metric.reweighted(s, uncertainty(weights, p))
+    lower, unit = factored_hessian(s, weights, p)
     num_classes, width = point.gradient.shape
     g = (_metric.to_standard(s.mean, s.scale, point.gradient) / norm).astype(jnp.float32)
     d = -factored_solve(lower, unit, g.ravel()).reshape(num_classes, width)
@@ -127,9 +130,9 @@ def lbfgs(
         metric = _metric.build(memory.metric, s, weights, point.probabilities)
         return metric, jax.vmap(lambda y: steepest(metric, y))(memory.changes)
 
-    # Early, and once more when the probabilities have settled.
+    # Early, where the first step may lead far, and again while the probabilities settle.
     metric, images = cond(
-        (step == 0) | (step == 4) | (step == 16),
+        (step == 0) | (step == 1) | (step == 4) | (step == 16) | (step == 64),
         refreshed,
         lambda: (memory.metric, memory.images),
     )
@@ -209,22 +212,23 @@ def factored_solve(lower: Array, unit: Array, b: Array) -> Array:
 
 
 def hessian(gram: Callable[[Array], Array], weights: Array, p: Array, ridge: Array) -> Array:
-    """[K, D, K, D]: blocks X^T diag(w p_k (1{k = j} - p_j)) X + 1{k = j} ridge.
+    """[K, D, K, D]: blocks -X^T diag(w p_k p_j) X, and ridge less their sum in the place k = j.
 
     `gram` is of u, X^T diag(u) X.
     """
     num_classes, width = len(p), len(ridge)
-    rows, columns = np.triu_indices(num_classes)
+    rows, columns = np.triu_indices(num_classes, 1)
 
     def block(pair):
         k, j = pair
-        return gram(weights * p[k] * ((k == j).astype(p.dtype) - p[j]))
+        return gram(weights * p[k] * p[j])
 
-    blocks = lax.map(block, (jnp.asarray(rows), jnp.asarray(columns)))
+    blocks = -lax.map(block, (jnp.asarray(rows), jnp.asarray(columns)))
     h = jnp.zeros((num_classes, num_classes, width, width), p.dtype)
     h = h.at[rows, columns].set(blocks).at[columns, rows].set(blocks)
     diagonal = np.arange(num_classes)
-    return h.at[diagonal, diagonal].add(jnp.diag(ridge)).transpose(0, 2, 1, 3)
+    own = jnp.diag(ridge)[None] - jnp.sum(h, 1)
+    return h.at[diagonal, diagonal].set(own).transpose(0, 2, 1, 3)
 
 
 def conjugate_gradients(
@@ -254,12 +258,6 @@ def conjugate_gradients(
     start = (jnp.zeros_like(b), b, z, product, jnp.zeros((), jnp.int32))
     x, _, _, _, steps = while_loop(unsolved, body, start)
     return x, steps
-
-
-def spread(weights: Array, p: Array, scores: Array) -> Array:
-    """w_i (diag p_i - p_i p_i^T) scores_i."""
-    moved = p * scores
-    return weights[None] * (moved - p * jnp.sum(moved, 0, keepdims=True))
 
 
 def _inverse_hessian(

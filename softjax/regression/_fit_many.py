@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax.regression import _lanes, _metric, _wide
+from softjax.regression import _lanes, _metric, _shift, _wide
 from softjax.regression._arguments import (
     FIT,
     at_least,
@@ -47,6 +47,7 @@ from softjax.regression._problem import (
     pack,
     probabilities,
     problem_of,
+    uncertainty,
 )
 from softjax.regression._result import FitResult, Status
 from softjax.regression._solve import traced
@@ -205,11 +206,15 @@ def run(
     """
     tol = not_negative("tol", tol)
     limit = MAX_STEPS if max_steps is None else at_least("max_steps", max_steps, 0)
-    rotation, x = None, data.features
+    rotation, centre, x = None, None, data.features
     params = initial_params(init, x.shape[1], num_classes, x.dtype)
     if not is_sparse(x) and _wide.rotation_pays(x):
         x, rotation = _wide.rotate(x)
         data, params = data._replace(features=x), _wide.turned(rotation, params)
+    if is_sparse(x):
+        x, centre = _shift.shift(x)
+    if centre is not None:
+        data, params = data._replace(features=x), _shift.inside(centre, params)
     groups = Groups(data, lane_of, report_of, jnp.asarray(tol, x.dtype), num_classes, count)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((groups, params))):
         if callback is not None:
@@ -217,12 +222,13 @@ def run(
         outcomes = _in_a_scan(groups, params, limit)
     else:
         outcomes = _on_the_host(groups, params, limit, callback)
-    if rotation is None:
-        return outcomes
-    return [
-        (_turned_back(rotation, whole), _turned_back(rotation, fits), report)
-        for whole, fits, report in outcomes
-    ]
+
+    def of_features(fits: FitResult) -> FitResult:
+        if centre is not None:
+            return fits._replace(params=_shift.outside(centre, fits.params))
+        return fits if rotation is None else _turned_back(rotation, fits)
+
+    return [(of_features(whole), of_features(fits), report) for whole, fits, report in outcomes]
 
 
 def penalties(l2: ArrayLike, dtype) -> Array:
@@ -314,9 +320,11 @@ def _begun(
     p = probabilities(class_scores(data.features, start))
     small = start.size <= min(LARGEST_DENSE, DENSE_A_LANE * groups.count)
     if small and not is_sparse(data.features):
+        s = _metric.reweighted(s, uncertainty(weights, p).astype(jnp.float32))
         metric = _dense(s, weights, p)
     else:
         metric = _metric.build(_metric.empty(data.features, num_classes), s, weights, p)
+        s = _metric.within(s, metric)
     lanes = Lanes(
         data.features,
         data.class_weights,

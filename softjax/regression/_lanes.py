@@ -179,7 +179,8 @@ def _loaded(lanes: Lanes, tol: Array, lane: Array) -> Slots:
     data = Data(lanes.features, labels, weights, lanes.class_weights, l2, no_l1)
     problem, theta = _problem.problem_of(data, len(lanes.start)), lanes.start
     here = _point(problem, theta, class_scores(lanes.features, theta))
-    state = _judged(lanes, tol, problem, initial(theta, ()), here)
+    state = initial(theta, ())._replace(strict=_problem.has_bounded_optimum(problem))
+    state = _judged(lanes, tol, problem, state, here)
     return Slots(lane, problem.targets, problem.l2, state, here)
 
 

@@ -24,10 +24,11 @@ from softjax.regression._problem import (
     Problem,
     by_columns,
     centred,
+    complements,
     example_weights,
-    is_sparse,
     product,
 )
+from softjax.regression._sparse import column_of, is_sparse, stored_mass, with_data
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
@@ -37,32 +38,41 @@ LARGEST_FACTOR = 1024
 JITTER = 1e-5
 ROUNDING = 1e-10
 FLOOR = 1e-4
+MEDIAN_ROWS = 32
 LARGEST_RIDGE = 1e30
 
 
 class Standardised(NamedTuple):
     """Features of mean 0 and standard deviation 1, and 1 for the bias: for directions alone.
 
-        x_ij = mean_j + scale_j s_ij,  s_ij = (r_ij - offset_j) / unit_j,  s_iD = 1
+        x_ij = base_j + size_j r_ij = mean_j + scale_j s_ij
+        s_ij = (r_ij - offset_j) / unit_j,  s_iD = 1
 
     Float32 features are r as they are, since s would be a copy of them: what it takes to make s
-    of them is done to parameters and gradients. Of others s is made, in float32.
+    of them is done to parameters and gradients. Of others r is made, in float32; of sparse ones in
+    the same places, so that what is 0 stays 0.
 
     Attributes:
-        features: r [N, D], float32, dense or BCOO; a sparse one keeps its mean.
+        features: r [N, D], float32, dense or BCOO.
+        base: [D].
+        size: [D].
         offset: [D].
         unit: [D].
         mean: [D].
         scale: [D].
+        l2: the penalty.
         ridge: [D + 1], the penalty on the scaled parameters; 0 for the bias.
         rounding: [D + 1], that of s as it is made of r, which is as much larger.
     """
 
     features: Any
+    base: Array
+    size: Array
     offset: Array
     unit: Array
     mean: Array
     scale: Array
+    l2: Array
     ridge: Array
     rounding: Array
 
@@ -71,17 +81,27 @@ class Kronecker(NamedTuple):
     """C (diag(m) kron A + ridge)^-1 C = C (I kron T) diag(inverse) (I kron T)^T C.
 
     Attributes:
+        offset, unit: [D], of the standardised features that it is for.
         features: T [D + 1, D + 1].
         inverse: [K, D + 1].
     """
 
+    offset: Any
+    unit: Any
     features: Any
     inverse: Any
 
 
 class Diagonal(NamedTuple):
-    """The inverse of the diagonal of the Hessian, [K, D + 1]."""
+    """The inverse of the diagonal of the Hessian.
 
+    Attributes:
+        offset, unit: [D], of the standardised features that it is for.
+        inverse: [K, D + 1].
+    """
+
+    offset: Any
+    unit: Any
     inverse: Any
 
 
@@ -90,19 +110,53 @@ Metric = Kronecker | Diagonal
 
 def standardise(problem: Problem, bound: Array) -> Standardised:
     """`bound` is that of the gradient: the root mean squares of the features."""
-    return scaled(problem, *moments(problem, bound))
+    return scaled(problem, *moments(problem, bound), _middle(problem.features))
 
 
-def scaled(problem: Problem, mean: Array, scale: Array) -> Standardised:
-    """The features less `mean`, over `scale`."""
-    x = problem.features
+def scaled(problem: Problem, mean: Array, scale: Array, base: Array) -> Standardised:
+    """The features less `mean`, over `scale`; around `base` they are rounded to float32."""
+    x, size = problem.features, scale
     if x.dtype == jnp.float32:
-        r, offset, unit = x, mean, scale
+        r, base, size = x, jnp.zeros_like(mean), jnp.ones_like(scale)
+    elif is_sparse(x):
+        r, base = with_data(x, (x.data / column_of(x, size)).astype(jnp.float32)), mean * 0
     else:
-        r = _made(x, mean, scale)
-        offset, unit = jnp.zeros(len(mean), r.dtype), jnp.ones(len(mean), r.dtype)
+        r = ((x - base[None]) / size[None]).astype(jnp.float32)
+    offset, unit = ((mean - base) / size).astype(r.dtype), (scale / size).astype(r.dtype)
+    return _around(r, base, size, offset, unit, problem.l2)
+
+
+def within(s: Standardised, metric: Metric) -> Standardised:
+    """`s` with the means and scales of a metric."""
+    return _around(s.features, s.base, s.size, metric.offset, metric.unit, s.l2)
+
+
+def reweighted(s: Standardised, weights: Array) -> Standardised:
+    """`s` with the means and scales that its examples have with `weights`, [N].
+
+    With those of the Hessian, u: an example that is decided, as one with an enormous entry soon is,
+    counts no more, and what the others differ in is of order 1 and not lost in rounding.
+    """
+    total = jnp.sum(weights)
+    mean, variance = _moments(s.features, weights / jnp.where(total > 0, total, 1))
+    # What does not vary among these examples, but for rounding, keeps its scale.
+    least = 64 * jnp.finfo(variance.dtype).eps
+    varies = variance > least * least * (variance + mean * mean)
+    # One example alone, as where all are decided and this one the least, says nothing.
+    known = varies & (total > 0) & (jnp.max(weights) <= 0.6 * total)
+    offset = jnp.where(known, mean, s.offset)
+    unit = jnp.where(known, jnp.sqrt(jnp.where(known, variance, 1)), s.unit)
+    return _around(s.features, s.base, s.size, offset, unit, s.l2)
+
+
+def _around(
+    r: Any, base: Array, size: Array, offset: Array, unit: Array, l2: Array
+) -> Standardised:
+    dtype = size.dtype
+    mean, scale = base + size * offset.astype(dtype), size * unit.astype(dtype)
     rounding = jnp.finfo(r.dtype).eps * jnp.append(jnp.maximum(jnp.abs(offset) / unit, 1), 1)
-    return Standardised(r, offset, unit, mean, scale, scaled_ridge(problem.l2, scale), rounding)
+    ridge = scaled_ridge(l2, scale)
+    return Standardised(r, base, size, offset, unit, mean, scale, l2, ridge, rounding)
 
 
 def scores(s: Standardised, v: Array) -> Array:
@@ -123,7 +177,9 @@ def pulled(s: Standardised, residual: Array) -> Array:
 def squared(s: Standardised, weights: Array) -> Array:
     """sum_j w_j s_ij^2, [N]."""
     if is_sparse(s.features):
-        squares = product(s.features * s.features, weights[:-1] / s.unit / s.unit)
+        own = weights[:-1] / s.unit / s.unit
+        squares = product(_beyond_zero(s), own) + jnp.vdot(own, s.offset * s.offset)
+        squares = jnp.maximum(squares, 0)
     else:
         standard = (s.features - s.offset[None]) / s.unit[None]
         squares = jnp.sum(weights[None, :-1] * jnp.square(standard), 1)
@@ -154,34 +210,52 @@ def scaled_ridge(l2: Array, scale: Array) -> Array:
 
 
 def moments(problem: Problem, bound: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation of each feature.
-
-    0 and the root mean square where features are sparse, the latter too where one is constant.
-
-    The variance is not a difference, which cancels: it takes one more pass over the features.
-    """
-    x: Any = problem.features
-    weights, root_mean_square = example_weights(problem.targets), bound[:-1]
-    if is_sparse(x):
-        return jnp.zeros_like(root_mean_square), root_mean_square
-
-    def mean_and_variance(columns):
-        # A sum, for XLA:CPU adds one example after the other in a product with a vector.
-        mean = jnp.sum((weights / jnp.sum(weights))[:, None] * columns, 0)
-        return jnp.stack([mean, jnp.sum(weights[:, None] * jnp.square(columns - mean[None]), 0)], 1)
-
-    mean, variance = by_columns(mean_and_variance, x).T
+    """Mean and standard deviation of each feature; its root mean square where it is constant."""
+    x, root_mean_square = problem.features, bound[:-1]
+    weights = example_weights(problem.targets)
+    total = jnp.sum(weights)
+    mean, variance = _moments(x, weights / total)
+    variance *= total
     # The mean of a constant feature is off by some roundings, which leave no variance.
     least = 64 * jnp.finfo(x.dtype).eps * root_mean_square
     return mean, jnp.where(variance > least * least, jnp.sqrt(variance), root_mean_square)
 
 
-def _made(x: "Array | BCOO", mean: Array, scale: Array) -> "Array | BCOO":
-    """The features less their mean, over their scale, in float32."""
-    if not is_sparse(x):
-        return ((x - mean[None]) / scale[None]).astype(jnp.float32)
-    data = (x.data / scale[x.indices[:, 1]]).astype(jnp.float32)
-    return type(x)((data, x.indices), shape=x.shape)
+def _moments(x: Any, shares: Array) -> tuple[Array, Array]:
+    """Mean and variance of each feature, [D], for shares [N] of the examples that sum to 1.
+
+    The variance is not a difference, which cancels: it takes one more pass over the features.
+    """
+    if is_sparse(x):
+        mean = product(shares, x)
+        stored = product(shares, with_data(x, jnp.square(x.data - column_of(x, mean))))
+        absent = jnp.maximum(1 - stored_mass(x, shares), 0)
+        return mean, stored + absent * mean * mean
+
+    def mean_and_variance(columns):
+        # A sum, for XLA:CPU adds one example after the other in a product with a vector.
+        mean = jnp.sum(shares[:, None] * columns, 0)
+        return jnp.stack([mean, jnp.sum(shares[:, None] * jnp.square(columns - mean[None]), 0)], 1)
+
+    mean, variance = by_columns(mean_and_variance, x).T
+    return mean, variance
+
+
+def _middle(x: Any) -> Array:
+    """[D]: numbers in the midst of each feature, however far off a few examples are; 0 if sparse.
+
+    The medians of some examples: in float32 only what is near to them keeps its differences.
+    """
+    if is_sparse(x) or x.dtype == jnp.float32:
+        return jnp.zeros(x.shape[1], x.dtype)
+    rows = x[:: max(len(x) // MEDIAN_ROWS, 1)]
+    return jnp.sort(rows, 0)[len(rows) // 2]
+
+
+def _beyond_zero(s: Standardised) -> Any:
+    """(r - offset)^2 - offset^2 of sparse features, which is 0 where they are."""
+    r = s.features
+    return with_data(r, r.data * (r.data - 2 * column_of(r, s.offset)))
 
 
 def to_standard(mean: Array, scale: Array, gradient: Array) -> Array:
@@ -200,19 +274,23 @@ def empty(features: "Array | BCOO", num_classes: int) -> Metric:
     """A metric of the shapes that `build` gives."""
     width = features.shape[1] + 1
     inverse = np.ones((num_classes, width), np.float32)
+    offset, unit = np.zeros(width - 1, np.float32), np.ones(width - 1, np.float32)
     if is_sparse(features) or width > LARGEST_FACTOR:
-        return Diagonal(inverse)
-    return Kronecker(np.zeros((width, width), np.float32), inverse)
+        return Diagonal(offset, unit, inverse)
+    return Kronecker(offset, unit, np.zeros((width, width), np.float32), inverse)
 
 
 def build(metric: Metric, s: Standardised, weights: Array, p: Array) -> Metric:
     """The metric at probabilities p [K, N], of the kind of `metric`."""
     weights, p = weights.astype(jnp.float32), p.astype(jnp.float32)
+    spread = weights[None] * p * complements(p)
+    s = reweighted(s, jnp.sum(spread, 0))
     if isinstance(metric, Kronecker):
-        return _kronecker(s, weights, p)
-    spread = weights[None] * p * (1 - p)
+        return _kronecker(s, spread)
     if is_sparse(s.features):
-        squares = product(spread, s.features * s.features) / s.unit[None] / s.unit[None]
+        squares = product(spread, _beyond_zero(s))
+        squares += jnp.sum(spread, 1, keepdims=True) * jnp.square(s.offset)[None]
+        squares = jnp.maximum(squares, 0) / jnp.square(s.unit)[None]
     else:
 
         def rows(columns, offset, unit):
@@ -220,22 +298,22 @@ def build(metric: Metric, s: Standardised, weights: Array, p: Array) -> Metric:
 
         squares = by_columns(rows, s.features, s.offset, s.unit).T
     diagonal = jnp.concatenate([squares, jnp.sum(spread, 1, keepdims=True)], 1) + s.ridge[None]
-    return Diagonal(1 / jnp.maximum(diagonal, JITTER * jnp.mean(diagonal)))
+    inverse = 1 / jnp.maximum(diagonal, JITTER * jnp.mean(diagonal))
+    return Diagonal(s.offset, s.unit, inverse)
 
 
-def _kronecker(s: Standardised, weights: Array, p: Array) -> Kronecker:
-    """Diagonalises A and the ridge together.
+def _kronecker(s: Standardised, spread: Array) -> Kronecker:
+    """Diagonalises A and the ridge together, for spread_ki = w_i p_ik (1 - p_ik).
 
     With the mean eigenvalue g of G, A g + ridge = L L^T and L^-1 A g L^-T = Q E Q^T,
 
         A m + ridge = L Q (1 + (m / g - 1) E) Q^T L^T    for every m.
     """
-    spread = weights[None] * p * (1 - p)
     u, of_class = jnp.sum(spread, 0), jnp.sum(spread, 1)
     share = of_class / jnp.maximum(jnp.sum(u), jnp.finfo(u.dtype).tiny)
     # The diagonal of G is m (1 - m / sum(m)), and no class has more than half of it.
     m = share / (1 - jnp.minimum(share, 0.5))
-    mean_eigenvalue = 1 / max(len(p) - 1, 1)
+    mean_eigenvalue = 1 / max(len(spread) - 1, 1)
     a = mean_eigenvalue * gram(s, u)
 
     spreads = jnp.diag(a)
@@ -254,7 +332,7 @@ def _kronecker(s: Standardised, weights: Array, p: Array) -> Kronecker:
     columns = unit[:, None] * solved(q, left_side=True, transpose_a=True)
     relative = m / mean_eigenvalue - 1
     scale = 1 + relative[:, None] * eigenvalues[None]
-    return Kronecker(columns, 1 / jnp.maximum(scale, FLOOR))
+    return Kronecker(s.offset, s.unit, columns, 1 / jnp.maximum(scale, FLOOR))
 
 
 def _eigh(a: Array) -> tuple[Array, Array]:
@@ -264,13 +342,14 @@ def _eigh(a: Array) -> tuple[Array, Array]:
 
 def steepest(s: Standardised, metric: Metric, gradient: Array, size: Array) -> Array:
     """metric^-1 gradient, of features as they are; `size` scales to what float32 can hold."""
+    s = within(s, metric)
     g = (to_standard(s.mean, s.scale, gradient) / size).astype(jnp.float32)
     return from_standard(s.mean, s.scale, apply(metric, g).astype(gradient.dtype) * size)
 
 
 def apply(metric: Metric, gradient: Array) -> Array:
-    """The steepest direction, up: metric^-1 gradient."""
+    """The steepest direction, up: metric^-1 gradient, of the features `within` the metric."""
     if isinstance(metric, Diagonal):
         return centred(metric.inverse * gradient)
-    t, inverse = metric
+    t, inverse = metric.features, metric.inverse
     return centred(((centred(gradient) @ t) * inverse) @ t.T)

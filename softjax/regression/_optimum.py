@@ -19,7 +19,11 @@ rests is made to tie, by a projection: let p be uniform between the classes that
 
     H = sum_i w_i (diag p_i - p_i p_i^T) kron x_i x_i^T,  d <- d - H^+ H d
 
-takes away what would part them. If no example falls behind then, but for rounding, d is a proof.
+takes away what would part them. If no example falls behind then, but for rounding, and one gets
+ahead by far more, d is a proof: what rounding left of the ties could be taken away as well, and
+would not bring the others back. Each margin is compared with the size of its own terms, around
+means and scales that an enormous entry elsewhere does not change: of all examples with weights that
+fall with their distance.
 
 Source: A. Albert and J. A. Anderson, "On the existence of maximum likelihood estimates in logistic
 regression models" (1984), theorems 1 to 3.
@@ -33,8 +37,8 @@ from jax import Array, lax
 
 from softjax._sharding import while_loop
 from softjax.regression import _metric
-from softjax.regression._descent import State
-from softjax.regression._directions import conjugate_gradients, newton_cg, spread
+from softjax.regression._descent import STILL, State
+from softjax.regression._directions import conjugate_gradients, newton_cg
 from softjax.regression._problem import (
     Problem,
     centred,
@@ -45,16 +49,17 @@ from softjax.regression._problem import (
     point,
     pull_back,
     relative_norm,
+    spread,
 )
 from softjax.regression._result import Status
 
 CG_STEPS = 1000
-# Newton's step moves a margin that diverges by a nat, and others by no more than is left to go.
-STILL = 0.1
 # So far behind, a class has no say in where a step goes: it need not tie, nor move away.
 DECIDED = 12
 # Ties of Newton's step and ties of the parameters, each once more with what fell behind.
 ATTEMPTS = 4
+# An enormous entry in a share f of the examples keeps about (4 f)^(1/2) of its scale at each.
+ROBUST_TURNS = 12
 
 
 @jax.custom_jvp
@@ -101,13 +106,13 @@ def _stationary_l1_jvp(primals, tangents):
 def suspected(problem: Problem, state: State, status: Array) -> Array:
     """Whether a fit without penalty came to its end, and still moved."""
     done = (status == Status.CONVERGED) | (status == Status.PRECISION_FLOOR)
-    return done & (problem.l2 == 0) & (problem.l1 == 0) & (state.move >= STILL)
+    return done & (problem.l2 == 0) & (problem.l1 == 0) & (state.farthest >= STILL)
 
 
 def is_quasi_separated(problem: Problem, theta: Array, suspected: Array) -> Array:
     """Whether there is a proof of it at `theta`; not looked for where it is not suspected."""
     bound = gradient_bound(problem)
-    s = _metric.standardise(problem, bound)
+    s = _robust(problem, _metric.standardise(problem, bound))
     here = point(problem, theta, class_scores(problem.features, theta))
     here = here._replace(gradient=jnp.where(suspected, centred(here.gradient), 0))
     norm = relative_norm(here.gradient, bound)
@@ -117,7 +122,8 @@ def is_quasi_separated(problem: Problem, theta: Array, suspected: Array) -> Arra
     newton = centred(newton)
     moves = _leads(problem, class_scores(problem.features, newton))
     resting = (moves < STILL) & (_leads(problem, here.logits) < DECIDED)
-    rounding = jnp.sqrt(jnp.finfo(theta.dtype).eps)
+    eps = jnp.finfo(theta.dtype).eps
+    ahead, behind = eps**0.5, -(eps**0.75)  # relative
 
     def searching(carry):
         attempt, _, proven = carry
@@ -127,10 +133,10 @@ def is_quasi_separated(problem: Problem, theta: Array, suspected: Array) -> Arra
         attempt, tied, _ = carry
         along = jnp.where(attempt < ATTEMPTS // 2, newton, theta)
         tied = jnp.where(attempt == ATTEMPTS // 2, resting, tied)
-        d = _parallel(problem, tied, along)
+        d = _parallel(problem, tied, _parallel(problem, tied, along))  # to the last digits
         lead = _leads(problem, class_scores(problem.features, d)) / _size(s, d)[None]
-        proven = (jnp.min(lead) >= -rounding) & (jnp.max(lead) > 10 * rounding)
-        return attempt + 1, tied | (lead < rounding), proven
+        proven = (jnp.min(lead) >= behind) & (jnp.max(lead) > 10 * ahead)
+        return attempt + 1, tied | (lead < ahead), proven
 
     begin = jnp.where(suspected, first, ATTEMPTS)
     return while_loop(searching, body, (begin, resting, jnp.asarray(False)))[2]
@@ -221,14 +227,26 @@ def _parallel(problem: Problem, tied: Array, d: Array) -> Array:
     p, logits = tied / jnp.sum(tied, 0, keepdims=True), class_scores(problem.features, d)
     parted = spread(jnp.ones(len(logits[0]), d.dtype), p, logits)
     # What parts them is known but for the rounding of the logits: no more of it can be solved for.
-    rounding = 64 * jnp.finfo(d.dtype).eps * jnp.max(jnp.abs(centred(logits)))
+    among = jnp.where(jnp.sum(tied, 0, keepdims=True) > 1, jnp.abs(centred(logits)), 0)
+    rounding = 64 * jnp.finfo(d.dtype).eps * jnp.max(among)
     tol = jnp.clip(rounding / jnp.max(jnp.abs(parted)), max=0.1)
     image = pull_back(problem.features, example_weights(problem.targets)[None] * parted)
     return centred(d - solve(problem, p, image, tol=tol))
 
 
+def _robust(problem: Problem, s: _metric.Standardised) -> _metric.Standardised:
+    """`s` with means and scales of the midst of the examples: weights 1 / |s_i|^2, in turns."""
+    weights = example_weights(problem.targets).astype(jnp.float32)
+
+    def turn(_, s):
+        distances = _metric.squared(s, jnp.full_like(s.ridge, 1 / len(s.ridge)))
+        return _metric.reweighted(s, weights / distances)
+
+    return lax.fori_loop(0, ROBUST_TURNS, turn, s)
+
+
 def _size(s: _metric.Standardised, d: Array) -> Array:
-    """[N]: what rounding of the logits along d is relative to."""
+    """[N]: the size of the terms of the logits along d, no less than that of usual examples."""
     bias = d[:, -1:] + d[:, :-1] @ s.mean[:, None]
     largest = jnp.max(jnp.abs(jnp.concatenate([d[:, :-1] * s.scale[None], bias], 1)), 0)
     unit = jnp.max(largest)  # within what float32 holds

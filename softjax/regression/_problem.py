@@ -133,6 +133,32 @@ def probabilities(logits: Array) -> Array:
     return e / jnp.sum(e, 0, keepdims=True)
 
 
+def complements(p: Array) -> Array:
+    """1 - p, of a class that is nearly certain as the sum of the others."""
+    others = jnp.sum(jnp.where(p > 0.5, 0, p), 0, keepdims=True)
+    return jnp.where(p > 0.5, others, 1 - p)
+
+
+def uncertainty(weights: Array, p: Array) -> Array:
+    """u_i = w_i sum_k p_ik (1 - p_ik), [N]: what an example counts in the Hessian."""
+    return weights * jnp.sum(p * complements(p), 0)
+
+
+def balanced(p: Array, residual: Array) -> Array:
+    """A residual whose sum over the classes is 0, as exact where a class is nearly certain.
+
+    There it is minus the sum of the others, which are small. As a difference it would be off by a
+    rounding of 1, which an example with an enormous entry makes enormous.
+    """
+    return jnp.where(p > 0.5, residual - jnp.sum(residual, 0, keepdims=True), residual)
+
+
+def spread(weights: Array, p: Array, scores: Array) -> Array:
+    """w_i (diag p_i - p_i p_i^T) scores_i."""
+    mean = jnp.sum(p * scores, 0, keepdims=True)
+    return weights[None] * balanced(p, p * (scores - mean))
+
+
 def example_weights(targets: Array) -> Array:
     """[N]: what the losses of the examples count."""
     return jnp.sum(targets, 0)
@@ -146,7 +172,7 @@ def penalised(theta: Array) -> Array:
 def point(problem: Problem, theta: Array, logits: Array) -> Point:
     """Gradient X^T (w p - q) + l2 kernel, from logits that are known."""
     p = probabilities(logits)
-    residual = example_weights(problem.targets)[None] * p - problem.targets
+    residual = balanced(p, example_weights(problem.targets)[None] * p - problem.targets)
     gradient = pull_back(problem.features, residual) + problem.l2 * penalised(theta)
     return Point(theta, logits, p, gradient)
 
@@ -192,6 +218,12 @@ def is_separated(problem: Problem, logits: Array) -> Array:
 def lacks_examples(targets: Array) -> Array:
     """Whether a class has no examples: its bias, which no penalty holds, falls for ever."""
     return jnp.any(jnp.sum(targets, 1) == 0)
+
+
+def has_bounded_optimum(problem: Problem) -> Array:
+    """Whether a penalty holds the kernel and examples hold the bias."""
+    penalised = (problem.l2 > 0) | (problem.l1 > 0)
+    return penalised & ~lacks_examples(problem.targets)
 
 
 def status_where_separated(problem: Problem, status: Array, separated: Array) -> Array:

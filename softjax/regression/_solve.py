@@ -11,8 +11,8 @@ import numpy as np
 from jax import Array, lax
 
 from softjax._sharding import cond
-from softjax.regression import _descent, _firth, _optimum, _proximal, _wide
-from softjax.regression._descent import State
+from softjax.regression import _descent, _firth, _optimum, _proximal, _shift, _wide
+from softjax.regression._descent import STILL, State
 from softjax.regression._directions import LBFGS, NEWTON, NEWTON_CG, Method
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import (
@@ -28,6 +28,9 @@ from softjax.regression._problem import (
     value,
 )
 from softjax.regression._result import FitResult, Progress, Status
+
+# What the parameters are turned back by: a rotation, or the centres of sparse columns.
+Frame = _wide.Rotation | Array | None
 
 
 class Solver(NamedTuple):
@@ -151,21 +154,43 @@ class Run:
 
     def advance(self, stop: int) -> Progress:
         """Steps until `stop`, or until there is nothing left to do."""
-        program = _quickly_compiled()
-        self.outcome = program(*self.fixed, self.data, self.tol, self.state, np.int32(stop))
-        self.state = self.outcome.state
+        status = self._status_at(stop)
+        if self.outcome.suspected:
+            if self._quasi_separated():
+                status = Status.QUASI_SEPARATED
+            elif not self.state.strict:  # no proof: then there may be an optimum
+                going_on = {"strict": np.bool_(True), "status": np.int32(Status.RUNNING)}
+                before, self.state = int(self.state.step), self.state._replace(**going_on)
+                status = self._status_at(stop)
+                moved = self.outcome.suspected and int(self.state.step) > before
+                if moved and self._quasi_separated():
+                    status = Status.QUASI_SEPARATED
         return Progress(
             _turned_back(self.rotation, self.outcome.params),
             float(self.state.value),
             float(self.state.norm),
             int(self.state.step),
-            int(self.outcome.status),
+            status,
         )
 
+    def _status_at(self, stop: int) -> int:
+        program = _quickly_compiled()
+        self.outcome = program(*self.fixed, self.data, self.tol, self.state, np.int32(stop))
+        self.state = self.outcome.state
+        return int(self.outcome.status)
+
+    def _quasi_separated(self) -> bool:
+        """Whether there is a proof of it, in float64 whatever the dtype of the fit."""
+
+        def doubled(leaf):
+            floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+            return leaf.astype(np.float64) if floating else leaf
+
+        with jax.enable_x64(True):
+            data, theta = jax.tree.map(doubled, (self.data, self.state.theta))
+            return bool(_quasi_separated(self.fixed[1], data, theta, self.outcome.suspected))
+
     def result(self, progress: Progress, status: int, history: list[dict[str, float]]) -> FitResult:
-        suspected = self.outcome.suspected
-        if suspected and _quasi_separated(self.fixed[1], self.data, self.state.theta, suspected):
-            status = Status.QUASI_SEPARATED
         return FitResult(
             progress.params,
             progress.objective,
@@ -206,7 +231,10 @@ def traced(
             lambda: _quasi_separated(num_classes, turned, state.theta, outcome.suspected),
             lambda: jnp.asarray(False),
         )
-        status = jnp.where(proven, Status.QUASI_SEPARATED, status).astype(jnp.int32)
+        # What moves on has no optimum that is known, and no proof that there is none.
+        moving = outcome.suspected & (state.move >= STILL)
+        unproven = jnp.where(moving, Status.PRECISION_FLOOR, status)
+        status = jnp.where(proven, Status.QUASI_SEPARATED, unproven).astype(jnp.int32)
     undefined = (state.status == Status.NON_FINITE) & (state.step == 0)
     theta = lax.stop_gradient(jnp.where(undefined, jnp.nan, theta))
     problem = problem_of(data, num_classes)
@@ -270,14 +298,23 @@ def _quickly_compiled() -> Callable:
 
 def _rotated(
     name: str, data: Data, params: SoftmaxRegression
-) -> tuple[_wide.Rotation | None, Data, SoftmaxRegression]:
-    """In N dimensions, where that pays."""
+) -> tuple[Frame, Data, SoftmaxRegression]:
+    """In N dimensions, where that pays; sparse columns that are stored whole around their means."""
     x = data.features
-    if is_sparse(x) or not SOLVERS[name].rotates or not _wide.rotation_pays(x):
+    if is_sparse(x):
+        x, centre = _shift.shift(x)
+        if centre is None:
+            return None, data, params
+        return centre, data._replace(features=x), _shift.inside(centre, params)
+    if not SOLVERS[name].rotates or not _wide.rotation_pays(x):
         return None, data, params
     features, rotation = _wide.rotate(x)
     return rotation, data._replace(features=features), _wide.turned(rotation, params)
 
 
-def _turned_back(rotation: _wide.Rotation | None, params: SoftmaxRegression) -> SoftmaxRegression:
-    return params if rotation is None else _wide.turned_back(rotation, params)
+def _turned_back(frame: Frame, params: SoftmaxRegression) -> SoftmaxRegression:
+    if frame is None:
+        return params
+    if isinstance(frame, _wide.Rotation):
+        return _wide.turned_back(frame, params)
+    return _shift.outside(frame, params)

@@ -31,7 +31,7 @@ from jax import Array, lax
 from softjax._sharding import cond, while_loop
 from softjax.regression import _metric
 from softjax.regression._descent import State, initial, judge, moved, step_length, taken
-from softjax.regression._directions import factor, factored_solve, spread
+from softjax.regression._directions import factor, factored_solve
 from softjax.regression._metric import LARGEST_FACTOR, Standardised
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import (
@@ -40,13 +40,14 @@ from softjax.regression._problem import (
     class_scores,
     example_weights,
     gradient_bound,
-    is_sparse,
+    has_bounded_optimum,
     penalised,
     point,
     probabilities,
     product,
     pull_back,
     relative_norm,
+    spread,
     value,
 )
 from softjax.regression._result import Status
@@ -109,9 +110,9 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
     counted = weights > 0
     bound = gradient_bound(problem)
     # Examples less their mean, in a unit that float32 holds.
-    x, size = problem.features, jnp.linalg.norm(bound)
-    mean = jnp.zeros(x.shape[1], x.dtype) if is_sparse(x) else (weights / jnp.sum(weights)) @ x
-    s = _metric.scaled(problem, mean, jnp.full_like(mean, size))
+    size = jnp.linalg.norm(bound)
+    mean = product(weights / jnp.sum(weights), problem.features)
+    s = _metric.scaled(problem, mean, jnp.full_like(mean, size), mean)
     squares = _metric.squared(s, jnp.ones_like(s.ridge).at[-1].set(0))
 
     def dual_residual(p, span):
@@ -166,7 +167,8 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         rest=jnp.where(fresh, penalised(theta), span.rest),
         rest_logits=jnp.where(fresh, logits - theta[:, -1:], span.rest_logits),
     )
-    state = state._replace(theta=theta, memory=span, passes=state.passes + 2)
+    strict = state.strict | has_bounded_optimum(problem)
+    state = state._replace(theta=theta, memory=span, strict=strict, passes=state.passes + 2)
     state, logits, _ = while_loop(lambda carry: carry[-1], body, (state, logits, jnp.asarray(True)))
     gradient = centred(point(problem, state.theta, logits).gradient)
     return state._replace(norm=relative_norm(gradient, bound)), logits

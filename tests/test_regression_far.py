@@ -1,0 +1,144 @@
+"""Features far from 0, and single entries that are enormous beside all others."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.special
+from jax.experimental.sparse import BCOO
+from test_separation import by_linear_program
+
+from softjax import regression
+
+K = 3
+SEPARATED = (regression.SEPARATED, regression.QUASI_SEPARATED)
+
+
+def objective(params, x, y, l2):
+    """In float64, of features less an offset that the bias takes."""
+    kernel, bias = (np.asarray(leaf, np.float64) for leaf in params)
+    loss = -scipy.special.log_softmax(x @ kernel + bias, 1)[np.arange(len(x)), y].mean()
+    return loss + l2 / 2 * np.sum(kernel**2)
+
+
+def least_objective(x, y, l2):
+    """By SciPy in float64, from features that have a mean near 0."""
+    shape = (x.shape[1] + 1, K)
+
+    def value_and_gradient(theta):
+        theta = theta.reshape(shape)
+        p = scipy.special.softmax(x @ theta[:-1] + theta[-1], 1)
+        residual = (p - np.eye(K)[y]) / len(x)
+        slope = np.vstack([x.T @ residual + l2 * theta[:-1], residual.sum(0)])
+        return objective((theta[:-1], theta[-1]), x, y, l2), slope.ravel()
+
+    start = np.zeros(shape).ravel()
+    options = {"maxiter": 5000, "maxfun": 10000, "ftol": 1e-15, "gtol": 1e-10}
+    return scipy.optimize.minimize(
+        value_and_gradient, start, jac=True, method="L-BFGS-B", options=options
+    ).fun
+
+
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("solver", ["newton-cg", "lbfgs", "proximal"])
+def test_sparse_features_far_from_0_reach_the_optimum(solver, dtype):
+    """Columns that store every place, of any offset, beside one-hot columns."""
+    rng = np.random.default_rng(0)
+    x = np.c_[rng.normal(size=(200, 3)), np.eye(8)[rng.integers(8, size=200)]]
+    y = (x[:, :K] + rng.gumbel(size=(200, K))).argmax(1)
+    for offset in (0.0, 300.0, -1e4) if dtype == "float32" else (0.0, 1e4, -1e6):
+        far = (x + offset * (np.arange(11) < 3)).astype(dtype)
+        near = far.astype(np.float64) - offset * (np.arange(11) < 3)
+        best = least_objective(near, y, 0.01)
+        rows = BCOO.fromdense(jnp.asarray(far))
+        result = regression.fit(rows, y, l2=0.01, solver=solver)
+        assert result.converged
+        assert result.objective == pytest.approx(best, rel=1e-5)
+        many = regression.fit_many(rows, y, l2=np.array([0.01])) if solver == "lbfgs" else None
+        if many is not None:
+            assert many.converged
+            np.testing.assert_allclose(many.objective, best, rtol=1e-5)
+
+
+def by_newton(x, y, l2):
+    """The least objective, by damped Newton's steps on features over their median deviation.
+
+    In these units the Hessian of all but the one example is of order 1, and residuals that sum to 0
+    over the classes are no differences of numbers near 1.
+    """
+    middle = np.median(x, 0)
+    unit = np.median(abs(x - middle), 0)
+    z = np.c_[(x - middle) / unit, np.ones(len(x))]
+    width, ridge = z.shape[1], np.append(l2 / unit**2, 0)
+
+    def value(theta):
+        loss = -scipy.special.log_softmax(z @ theta, 1)[np.arange(len(x)), y].mean()
+        return loss + np.sum(ridge[:, None] * theta**2) / 2
+
+    theta = np.zeros((width, K))
+    for _ in range(100):
+        p = scipy.special.softmax(z @ theta, 1)
+        residual = p - np.eye(K)[y]
+        residual = np.where(p > 0.5, residual - residual.sum(1, keepdims=True), residual)
+        slope = z.T @ residual / len(x) + ridge[:, None] * theta
+        h = np.zeros((K, width, K, width))
+        for k in range(K):
+            for other in set(range(K)) - {k}:
+                h[k, :, other] = -(z.T * p[:, k] * p[:, other]) @ z / len(x)
+            h[k, :, k] = np.diag(ridge) - h[k].sum(1)
+        h = h.reshape(K * width, -1)
+        size = np.sqrt(np.diag(h))
+        step = np.linalg.lstsq(h / size / size[:, None], slope.T.ravel() / size, rcond=1e-13)[0]
+        step, length = -(step / size).reshape(K, width).T, 1.0
+        while length > 1e-9 and value(theta + length * step) > value(theta) * (1 + 1e-14):
+            length /= 2
+        theta = theta + length * step
+        if np.abs(length * z @ step).max() < 1e-7:
+            break
+    return value(theta)
+
+
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("solver", ["newton-cg", "newton", "lbfgs"])
+def test_one_enormous_entry_ends_at_the_optimum_or_is_said_not_to(solver, dtype):
+    """On the way its example becomes decided, by a nat a step, while the others look at rest."""
+    for seed, size in enumerate((1e3, 999999.0, -999999.0, 1e9)):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(200, 3))
+        y = (x + rng.gumbel(size=(200, K))).argmax(1)
+        x[7, 1] = size
+        x = x.astype(dtype)
+        for l2 in (0.0, 0.01):
+            result = regression.fit(x, y, l2=l2, solver=solver)
+            assert result.stop_reason not in SEPARATED
+            if result.converged:
+                value = objective(result.params, x.astype(np.float64), y, l2)
+                assert value == pytest.approx(by_newton(x.astype(float), y, l2), rel=1e-5)
+
+
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_separation_is_proven_where_a_linear_program_finds_it_and_nowhere_else(dtype):
+    """With heavy tails and enormous entries, separated and not; a missed proof may be a floor."""
+    found = {True: 0, False: 0}
+    for seed in range(24):
+        rng = np.random.default_rng(seed)
+        x = rng.standard_t(1.5, size=(40, 3)) if seed % 2 else rng.normal(size=(40, 3))
+        y = (x[:, 0] + x[:, 1] + (seed % 3) * 2 * rng.normal(size=40) > 0).astype(int)
+        if seed % 4 < 2:
+            x[rng.integers(40), rng.integers(3)] = (999999.0, -1e6, 1e9)[seed % 3]
+        if seed % 5 == 0:  # a rare level, which one class has alone
+            x[:, 2] = rng.random(40) < 0.15
+            y[x[:, 2] == 1] = 0
+        x = x.astype(dtype)
+        expected = by_linear_program(x.astype(np.float64), y, 2)
+        result = regression.fit(x, y, num_classes=2)
+        separated = result.stop_reason in SEPARATED
+        if separated:
+            assert expected in SEPARATED, seed
+        if expected in SEPARATED:
+            assert not result.converged, seed
+        found[separated] += 1
+    assert min(found.values()) >= 4
