@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from softjax import accuracy, cli, tables
 from softjax.__main__ import main
 
-pytestmark = pytest.mark.x64_once
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
 
 def run(*arguments):
