@@ -158,6 +158,24 @@ def test_firth_of_two_classes_without_features_adds_half_an_example_to_each():
 
 
 @pytest.mark.x64_once(True)
+def test_firth_counts_examples_by_their_weights():
+    """A row of weight 0 is absent and one of weight 2 is two, without and under a trace."""
+    x, y = problem()
+    x, y = x[:60], y[:60]
+    rows = np.repeat(np.arange(60), np.tile([0, 1, 2], 20))
+    weights = np.tile([0.0, 1.0, 2.0], 20)
+    repeated = regression.fit(x[rows], y[rows], solver="firth", tol=1e-9).params.kernel
+
+    def fit(weights):
+        return regression.fit(
+            x, y, solver="firth", tol=1e-9, sample_weights=weights, num_classes=K
+        ).params.kernel
+
+    for weighted in (fit(weights), jax.jit(fit)(weights)):
+        np.testing.assert_allclose(weighted, repeated, atol=1e-7)
+
+
+@pytest.mark.x64_once(True)
 def test_l1_meets_its_optimality_conditions_and_zeroes_the_kernel():
     x, y = problem()
     l1 = 0.05

@@ -60,7 +60,10 @@ def checked_data(
     weights = mean_one_weights(sample_weights, num_examples, x.dtype)
     class_weights = class_weights_array(class_weights, num_classes, x.dtype)
     none: Any = np.zeros((), x.dtype)
-    return Data(x, y, weights, class_weights, none, none), num_classes
+    count = None
+    if sample_weights is not None:
+        count = jnp.sum(_checks.real_array(FIT, "sample_weights", sample_weights).astype(x.dtype))
+    return Data(x, y, weights, class_weights, none, none, count), num_classes
 
 
 def features_array(argument: str, features: Any) -> "Array | BCOO":

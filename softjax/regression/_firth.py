@@ -1,9 +1,11 @@
 """Firth's penalised likelihood: estimates that are finite on any data, separated or not.
 
-    f*(theta) = f(theta) - log det I(theta) / (2 N),  I = Hessian of the mean loss
+    f*(theta) = f(theta) - log det I(theta) / (2 n),  I = Hessian of the mean loss, n = sum_i w_i
 
 on the parameters that are centred over the classes: Jeffreys' prior, which takes away the bias of
-order 1 / N. For small problems, since each step factors the (K - 1)(D + 1) information.
+order 1 / n. The weights w are those that were given and not those of mean 1: an example of weight 2
+counts as two examples, and one of weight 0 as none. For small problems, since each step factors the
+(K - 1)(D + 1) information.
 
 Source: D. Firth, "Bias reduction of maximum likelihood estimates" (1993).
 """
@@ -122,7 +124,7 @@ def _likelihood(problem: Problem) -> _Likelihood:
     bound = gradient_bound(problem)
     # Cast here: within a `shard_map` no linear solve takes a constant that varies less than b.
     basis = varying(_contrasts(len(problem.targets), bound.dtype), axes_of(bound))
-    examples = problem.features.shape[0]
+    examples = problem.features.shape[0] if problem.count is None else problem.count
     weights = example_weights(problem.targets)
     mean, scale = _metric.moments(problem, bound)
     x = jnp.pad((problem.features - mean[None]) / scale[None], ((0, 0), (0, 1)), constant_values=1)

@@ -40,6 +40,7 @@ class Data(NamedTuple):
         class_weights: [K]; None for ones.
         l2: scalar.
         l1: scalar.
+        count: the sum of the sample weights as they were given; None for N.
     """
 
     features: Any
@@ -48,6 +49,7 @@ class Data(NamedTuple):
     class_weights: Array | None
     l2: Array
     l1: Array
+    count: Array | None = None
 
 
 class Problem(NamedTuple):
@@ -58,12 +60,14 @@ class Problem(NamedTuple):
         targets: q [K, N], >= 0; their sum over the classes is the weight of an example.
         l2: scalar >= 0.
         l1: scalar >= 0.
+        count: the number of examples, each as often as its weight says; None for N.
     """
 
     features: "Array | BCOO"
     targets: Array
     l2: Array
     l1: Array
+    count: Array | None = None
 
 
 class Point(NamedTuple):
@@ -95,7 +99,7 @@ def problem_of(data: Data, num_classes: int) -> Problem:
         targets = data.class_weights[:, None] * targets
     if data.weights is not None:
         targets = data.weights[None] * targets
-    return Problem(data.features, targets / len(labels), data.l2, data.l1)
+    return Problem(data.features, targets / len(labels), data.l2, data.l1, data.count)
 
 
 def pack(params: SoftmaxRegression) -> Array:
