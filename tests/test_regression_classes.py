@@ -8,6 +8,8 @@ from softjax import regression, streaming
 from softjax.regression import _solve
 from softjax.regression._problem import Data
 
+pytestmark = pytest.mark.compiled_quickly
+
 N = 30
 QUASI = regression.QUASI_SEPARATED
 
