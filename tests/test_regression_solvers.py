@@ -192,6 +192,27 @@ def test_l1_meets_its_optimality_conditions_and_zeroes_the_kernel():
 
 
 @pytest.mark.x64_once(True)
+def test_l1_ends_at_one_optimum_wherever_the_features_are():
+    """Features that mirror each other, and means and weights of any size."""
+    rng = np.random.default_rng(0)
+    z = rng.multivariate_normal([0, 0], [[1, -0.6], [-0.6, 1]], 60)
+    y = np.argmax(z[:, :1] * [1.0, 0, -1] + rng.gumbel(size=(60, 3)), -1)
+    expected = regression.fit(z, np.eye(3)[y], l1=1e-2)
+    for mean in (-300, -0.3, 0.3, 300):
+        result = regression.fit(z + mean, np.eye(3)[y], l1=1e-2)
+        assert result.converged
+        np.testing.assert_allclose(
+            result.params.kernel, expected.params.kernel, atol=1e-4
+        )  # the gradient is within 1e-6
+    for c in (1e-6, 1e6):
+        result = regression.fit(z, c * np.eye(3)[y], l1=c * 1e-2)
+        assert result.converged
+        np.testing.assert_allclose(
+            result.params.kernel, expected.params.kernel, atol=1e-4
+        )  # the gradient is within 1e-6
+
+
+@pytest.mark.x64_once(True)
 @pytest.mark.parametrize("solver", ["newton-cg", "lbfgs", "proximal"])
 def test_sparse_features_give_the_fit_of_dense_ones(solver):
     x, y = problem()

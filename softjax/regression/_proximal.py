@@ -1,19 +1,29 @@
 """Accelerated proximal steps in the metric of the features, for a penalty with corners.
 
-    theta <- argmin <g, theta - y> + 1/2 |theta - y|_M^2 + l1 |kernel|_1,  g = X^T (w p - q) + l2 y
+    v <- argmin <g, v - y> + c/2 |v - y|_M^2 + sum_jk s_j |v_jk|,    g = the gradient at y
 
-with a momentum y that starts anew where it would lead up, and M = X^T diag(w) X / 2 + l2 of each
-class, Boehning's bound of the Hessian, 1/2 (I - 11^T/K) kron X^T diag(w) X + l2: no step has to be
-searched. Features may be collinear or of any size, since M is; how far apart it is from the Hessian
-is all that counts. The minimum is that of a quadratic form of D dimensions, by steps of
+with a momentum y that starts anew where it would lead up. v are the parameters of the standardised
+features, from which their means are subtracted: the bias that goes with them is not penalised, so
+that this is the same problem, and features far from 0 are as good as others. s_j = l1 / scale_j.
 
-    theta <- shrink(theta - slope / c, l1 / c),  shrink(v, s) = sign(v) max(|v| - s, 0)
+    M = S^T diag(w) S / 2 + l2 / scale^2
 
-without a product with the features; c_j is the largest eigenvalue of M between scaled features.
-Where the features are sparse or many, M is diag(c), and one such step does.
+is Boehning's bound of the Hessian of each class, 1/2 (I - 11^T/K) kron S^T diag(w) S + l2. Features
+may be collinear or of any size; how far apart M is from the Hessian is all that counts. The minimum
+is that of a quadratic form of D dimensions, by steps without a product with the features:
 
-Source: A. Beck and M. Teboulle, "A fast iterative shrinkage-thresholding algorithm" (2009);
-B. O'Donoghue and E. Candes, "Adaptive restart for accelerated gradient schemes" (2015).
+    v <- shrink(v - slope / b, s / b),  shrink(v, s) = sign(v) max(|v| - s, 0)
+
+where b = L + l2 / scale^2, and L bounds the eigenvalues of S^T diag(w) S / 2. Where the features
+are sparse or many, M is diag(b), one such step does, and L is an estimate. Whatever M is, a step is
+taken only where the objective is not above its model; where it is, c doubles.
+
+What all classes have in common changes no probability, so that no curvature finds it: it is chosen
+after every step to make the penalties smallest.
+
+Source: A. Beck and M. Teboulle, "A fast iterative shrinkage-thresholding algorithm" (2009), with
+their backtracking; B. O'Donoghue and E. Candes, "Adaptive restart for accelerated gradient schemes"
+(2015); Y. Li and S. Osher, "A new median formula with applications to PDE based denoising" (2009).
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,6 +33,7 @@ import numpy as np
 from jax import Array
 
 from softjax._sharding import fori_loop, while_loop
+from softjax.regression import _metric
 from softjax.regression._descent import State, initial
 from softjax.regression._metric import LARGEST_FACTOR
 from softjax.regression._problem import (
@@ -47,100 +58,193 @@ if TYPE_CHECKING:
 POWER_STEPS = 30
 # The power method comes from below.
 SAFETY = 1.1
+SQUARINGS = 4
 PATIENCE = 2000
 # The minimum in the metric: its slope, relative to the first, and no more steps than these.
 INNER, INNER_STEPS = 0.1, 500
 
 
-class Momentum(NamedTuple):
-    """Where the next gradient is taken, and Nesterov's t."""
+class Memory(NamedTuple):
+    """Parameters of the standardised features, and where the next gradient is taken.
 
+    Attributes:
+        v: of the state, [K, D + 1].
+        ahead: y, [K, D + 1].
+        t: of Nesterov.
+        growth: c.
+    """
+
+    v: Any
     ahead: Any
     t: Any
+    growth: Any
+
+
+class Standard(NamedTuple):
+    """How the features are standardised: mean and scale [D], and the ridge [D + 1]."""
+
+    mean: Array
+    scale: Array
+    ridge: Array
 
 
 class Bound(NamedTuple):
-    """M <= diag(c) on [K, D + 1]; `gram` None for diag(c) itself.
+    """M <= diag(curvature) on [K, D + 1]; `gram` None for the diagonal itself.
 
     Attributes:
         gram: [D + 1, D + 1].
-        curvature: c [D + 1].
-        threshold: l1, and 0 for the bias, [1, D + 1].
-        scale: of the gradient.
+        curvature: b [D + 1].
+        threshold: s [D + 1], 0 for the bias.
     """
 
     gram: Array | None
     curvature: Array
     threshold: Array
-    scale: Array
 
 
 def start(features: "Array | BCOO", theta: Any) -> State:
-    return initial(theta, Momentum(theta, np.ones((), theta.dtype)))
+    one = np.ones((), theta.dtype)
+    return initial(theta, Memory(theta, theta, one, one))
 
 
 def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array]:
-    bound = _bound(problem)
+    x, weights = problem.features, example_weights(problem.targets)
+    mass = jnp.sum(weights)
+    size = gradient_bound(problem)
+    mean, scale = _metric.moments(problem, size)
+    ridge = jnp.minimum(problem.l2 / scale / scale, _metric.LARGEST_RIDGE)
+    s = Standard(mean, scale, jnp.append(ridge, 0).astype(x.dtype))
+    # What a gradient can be at most; its scale is that of the labels, and not the root of it.
+    size = size * jnp.sqrt(mass)
+    bound = _bound(problem, s)
+    smooth = problem._replace(l1=jnp.zeros_like(problem.l1))
 
-    def body(state):
-        ahead, t = state.memory
-        here = point(problem, ahead, class_scores(problem.features, ahead))
-        theta, norm = _least(bound, ahead, here.gradient)
-        image = _times(bound, ahead - theta)
-        decrement = jnp.vdot(image, ahead - theta) / 2
-        next_t, speed = _speed(t, jnp.vdot(image, theta - state.theta) > 0)
-        momentum = Momentum(theta + speed * (theta - state.theta), next_t)
+    def rounding(objective):
+        return 8 * jnp.finfo(x.dtype).eps * jnp.abs(objective)
 
+    def of_features(v):
+        """The parameters of the features as they are, and their logits."""
+        theta = _metric.from_standard(s.mean, s.scale, v)
+        return theta, class_scores(x, theta)
+
+    def body(carry):
+        state, logits, ahead_logits, start = carry
+        v, ahead, t, growth = state.memory
+        here = point(problem, _metric.from_standard(s.mean, s.scale, ahead), ahead_logits)
+        gradient = _metric.to_standard(s.mean, s.scale, here.gradient)
+        least = _least(bound, growth, ahead, gradient)
+        step = least - ahead
+        image = growth * _times(bound, step)
+        new = _without_what_is_common(bound, s.ridge, least)
+        theta, new_logits = of_features(new)
+
+        # The model's curvature is too large: along the step the Hessian's promises this much.
+        moved = new_logits - ahead_logits
+        moved -= jnp.sum(here.probabilities * moved, 0, keepdims=True)
+        variance = jnp.sum(here.probabilities * moved * moved, 0)
+        curvature = jnp.vdot(weights, variance) + jnp.vdot(s.ridge[None] * step, step)
+        squared = jnp.vdot(image, step)
+        decrement = jnp.where(squared > 0, squared * squared / (2 * curvature), 0)
+
+        norm = relative_norm(_smallest_subgradient(problem.l1, here.theta, here.gradient), size)
+        objective = value(problem, here.theta, ahead_logits)
+        promised_little = decrement <= tol * jnp.maximum(objective, tol * mass)
+        first = jnp.where(state.step == 0, objective, start)
+        reached = (norm <= tol) & promised_little | (norm == 0)
+        reached &= objective <= first + rounding(first)
+        finite = jnp.isfinite(norm) & jnp.isfinite(objective)
+        # Only the parameters themselves converge: where the momentum is ahead of them, it rests.
+        resting = jnp.all(ahead == v)
+        ended = resting & reached | ~finite
+        status = jnp.where(finite, Status.CONVERGED, Status.NON_FINITE).astype(jnp.int32)
+        now = state._replace(norm=norm, decrement=decrement, status=status)
+
+        before = value(smooth, here.theta, ahead_logits)
+        model = before + jnp.vdot(gradient, step) + squared / 2
+        too_high = ~(value(smooth, theta, new_logits) <= model + 4 * rounding(before))
+        next_t, speed = _speed(t, reached | (jnp.vdot(image, new - v) < 0))
+        taken = Memory(new, new + speed * (new - v), next_t, growth)
         stalled = jnp.where(norm < state.best, 0, state.stalled + 1)
-        status = jnp.where(stalled >= PATIENCE, Status.PRECISION_FLOOR, Status.RUNNING)
-        status = jnp.where((norm <= tol) & (decrement <= tol), Status.CONVERGED, status)
-        finite = jnp.isfinite(norm)
-        status = jnp.where(finite, status, Status.NON_FINITE).astype(jnp.int32)
-        return state._replace(
-            theta=jnp.where(finite, theta, state.theta),
-            memory=momentum,
+        lost = jnp.where(stalled >= PATIENCE, Status.PRECISION_FLOOR, Status.RUNNING)
+        stepped = state._replace(
+            theta=theta,
+            memory=taken,
             norm=norm,
             decrement=decrement,
             best=jnp.minimum(norm, state.best),
             stalled=stalled,
             step=state.step + 1,
             passes=state.passes + 2,
-            status=status,
+            status=lost.astype(jnp.int32),
         )
+        again = stepped._replace(theta=state.theta, memory=Memory(v, ahead, t, 2 * growth))
+        state = _chosen(ended, now, _chosen(too_high, again, stepped))
+        kept = ended | too_high
+        ahead_logits = jnp.where(kept, ahead_logits, new_logits + speed * (new_logits - logits))
+        return state, jnp.where(kept, logits, new_logits), ahead_logits, first
 
-    def running(state):
-        return (state.status == Status.RUNNING) & (state.step < stop)
+    def running(carry):
+        return (carry[0].status == Status.RUNNING) & (carry[0].step < stop)
 
-    state = while_loop(running, body, state)
-    logits = class_scores(problem.features, state.theta)
+    kernel, bias = state.theta[:, :-1], state.theta[:, -1:]
+    v = jnp.concatenate([kernel * scale[None], bias + kernel @ mean[:, None]], 1)
+    v = _without_what_is_common(bound, s.ridge, v)
+    v, ahead = (jnp.where(state.step == 0, v, old) for old in state.memory[:2])
+    state = state._replace(theta=_metric.from_standard(s.mean, s.scale, v))
+    state = state._replace(memory=state.memory._replace(v=v, ahead=ahead))
+    largest = jnp.asarray(jnp.finfo(x.dtype).max, x.dtype)  # a chunk does not know the start
+    carry = (state, of_features(v)[1], of_features(ahead)[1], largest)
+    state, logits, *_ = while_loop(running, body, carry)
     return state._replace(value=value(problem, state.theta, logits)), logits
 
 
-def _least(bound: Bound, ahead: Array, gradient: Array) -> tuple[Array, Array]:
-    """The argmin from `ahead`, and the gradient there as the penalty leaves it: 0 at the optimum.
+def _chosen(condition: Array, new: State, old: State) -> State:
+    return State(*(_where(condition, a, b) for a, b in zip(new, old, strict=True)))
 
-    By the same accelerated steps, of the quadratic form.
-    """
+
+def _where(condition: Array, new: Any, old: Any) -> Any:
+    if isinstance(new, Memory):
+        return Memory(*(jnp.where(condition, a, b) for a, b in zip(new, old, strict=True)))
+    return jnp.where(condition, new, old)
+
+
+def _least(bound: Bound, growth: Array, ahead: Array, gradient: Array) -> Array:
+    """The argmin of the model from `ahead`, by the same accelerated steps."""
+    curvature = growth * bound.curvature[None]
 
     def unsolved(carry):
         _, _, _, norm, first, step = carry
         return (norm > INNER * first) & (step < INNER_STEPS)
 
     def body(carry):
-        theta, y, t, _, first, step = carry
-        slope = gradient + _times(bound, y - ahead)
-        following = _shrink(bound, y - slope / bound.curvature[None])
-        change = bound.curvature[None] * (y - following)
-        norm = relative_norm(change, bound.scale)
-        uphill = jnp.vdot(change, following - theta) > 0
-        next_t, speed = _speed(t, uphill)
-        y = following + speed * (following - theta)
+        v, y, t, _, first, step = carry
+        slope = gradient + growth * _times(bound, y - ahead)
+        following = _shrink(bound.threshold[None] / curvature, y - slope / curvature)
+        change = curvature * (y - following)
+        norm = jnp.max(jnp.abs(change))
+        next_t, speed = _speed(t, jnp.vdot(change, following - v) > 0)
+        y = following + speed * (following - v)
         return following, y, next_t, norm, jnp.where(step == 0, norm, first), step + 1
 
     one = jnp.ones((), ahead.dtype)
     carry = (ahead, ahead, one, one * jnp.inf, one, jnp.zeros((), jnp.int32))
-    theta, _, _, _, first, _ = while_loop(unsolved, body, carry)
-    return theta, first
+    return while_loop(unsolved, body, carry)[0]
+
+
+def _without_what_is_common(bound: Bound, ridge: Array, v: Array) -> Array:
+    """v - u, u [D + 1] what makes sum_k s |v_k - u| + ridge / 2 (v_k - u)^2 smallest.
+
+    u is the median of the v_k and of the mean of v + s (K - 2 i) / (ridge K), i = 0, ..., K: the
+    median of the v_k where there is no ridge, and their mean where there is no s.
+    """
+    count = len(v)
+    side = jnp.asarray(count - 2 * np.arange(count + 1)[:, None], v.dtype) / count
+    ratio = jnp.where(ridge > 0, bound.threshold / jnp.where(ridge > 0, ridge, 1), jnp.inf)
+    ratio = jnp.where(bound.threshold > 0, ratio, 0)[None]
+    shifts = jnp.where(side == 0, 0, jnp.where(side == 0, 1, side) * ratio)
+    return (
+        v - jnp.sort(jnp.concatenate([v, jnp.mean(v, 0, keepdims=True) + shifts]), 0)[count][None]
+    )
 
 
 def _speed(t: Array, uphill: Array) -> tuple[Array, Array]:
@@ -154,39 +258,59 @@ def _times(bound: Bound, v: Array) -> Array:
     return v * bound.curvature[None] if bound.gram is None else product(v, bound.gram)
 
 
-def _shrink(bound: Bound, v: Array) -> Array:
-    return jnp.sign(v) * jnp.maximum(jnp.abs(v) - bound.threshold / bound.curvature[None], 0)
+def _shrink(threshold: Array, v: Array) -> Array:
+    return jnp.sign(v) * jnp.maximum(jnp.abs(v) - threshold, 0)
 
 
-def _bound(problem: Problem) -> Bound:
+def _smallest_subgradient(l1: Array, theta: Array, gradient: Array) -> Array:
+    """The gradient as the penalty leaves it: of the subgradients the smallest, 0 at the optimum."""
+    threshold = penalised(jnp.full_like(theta, l1))
+    inside = gradient + threshold * jnp.sign(theta)
+    return jnp.where(theta == 0, _shrink(threshold, gradient), inside)
+
+
+def _bound(problem: Problem, s: Standard) -> Bound:
     x: Any = problem.features
-    weights = example_weights(problem.targets)
-    scale = gradient_bound(problem)
-    ridge = problem.l2 * penalised(jnp.ones_like(scale)[None])
-    gram = None
-    if not is_sparse(x) and len(scale) <= LARGEST_FACTOR:
-        total = product(weights, x)
-        squares = by_columns(lambda columns: product((weights[:, None] * columns).T, x), x)
-        gram = (
-            jnp.block(
-                [
-                    [squares, total[:, None]],
-                    [total[None], jnp.sum(weights, keepdims=True)[None]],
-                ]
-            )
-            / 2
-        )
+    weights = example_weights(problem.targets) / 2
+    width = len(s.ridge)
+    threshold = penalised(problem.l1 / jnp.append(s.scale, 1)[None])[0]
+    if is_sparse(problem.features) or width > LARGEST_FACTOR:
 
-    def body(_, v):
-        v = (v / (scale * jnp.linalg.norm(v)))[None]
-        image = (
-            pull_back(x, weights[None] / 2 * class_scores(x, v))
-            if gram is None
-            else product(v, gram)
-        )
-        return image[0] / scale
+        def body(_, v):
+            v = (v / jnp.linalg.norm(v))[None]
+            logits = class_scores(x, _metric.from_standard(s.mean, s.scale, v))
+            image = pull_back(x, weights[None] * logits)
+            return _metric.to_standard(s.mean, s.scale, image)[0]
 
-    v = fori_loop(0, POWER_STEPS, body, jnp.ones_like(scale))
-    curvature = SAFETY * jnp.linalg.norm(v) * scale * scale + ridge[0]
-    gram = None if gram is None else gram + jnp.diag(ridge[0])
-    return Bound(gram, curvature, problem.l1 * penalised(jnp.ones_like(ridge)), scale)
+        # A start that no symmetry of the features makes an eigenvector.
+        begin = jnp.asarray(np.random.default_rng(0).normal(size=width), s.ridge.dtype)
+        largest = SAFETY * jnp.linalg.norm(fori_loop(0, POWER_STEPS, body, begin))
+        return Bound(None, largest + s.ridge, threshold)
+
+    def rows(columns, mean, scale):
+        own = weights[:, None] * ((columns - mean[None]) / scale[None])
+        total = jnp.sum(own, 0)[:, None]
+        others = (product(own.T, x) - total * s.mean[None]) / s.scale[None]
+        return jnp.concatenate([others, total], 1)
+
+    above = by_columns(rows, x, s.mean, s.scale)
+    gram = jnp.concatenate([above, jnp.append(above[:, -1], jnp.sum(weights))[None]])
+    # More than it is off by, which is as much larger as a feature is far from 0.
+    far = jnp.append(jnp.maximum(jnp.abs(s.mean) / s.scale, 1), 1)
+    jitter = 100 * jnp.finfo(gram.dtype).eps * jnp.sum(weights) * far
+    gram = (gram + gram.T) / 2 + jnp.diag(jitter)
+    return Bound(gram + jnp.diag(s.ridge), _eigenvalue_bound(gram) + s.ridge, threshold)
+
+
+def _eigenvalue_bound(a: Array) -> Array:
+    """Above the largest eigenvalue of A >= 0: |A^(2^n)|^(1 / 2^n), the norm that of Frobenius.
+
+    With |A| taken out of A before each of the n squarings.
+    """
+    bound = jnp.ones((), a.dtype)
+    for squaring in range(SQUARINGS + 1):
+        norm = jnp.linalg.norm(a)
+        bound = bound * norm ** (0.5**squaring)
+        a = a / norm
+        a = product(a, a)
+    return bound * (1 + 100 * len(a) * jnp.finfo(a.dtype).eps)
