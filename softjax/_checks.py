@@ -299,7 +299,7 @@ def broadcast(function: str, argument: str, x: Array, shape: tuple[int, ...]) ->
 
 
 def same_shape(function: str, argument: str, x: ArrayLike, shape: tuple[int, ...]) -> None:
-    given = x.shape if isinstance(x, (Array, np.ndarray)) else jnp.asarray(x).shape
+    given = x.shape if hasattr(x, "shape") else jnp.asarray(x).shape  # sparse arrays have it
     if given != shape:
         raise ValueError(message(function, argument, f"of shape {shape}", f"shape {given}"))
 
