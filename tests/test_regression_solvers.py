@@ -148,6 +148,18 @@ def test_separated_data_are_named_and_a_penalty_or_firth_has_an_optimum(solver):
         assert other.converged
 
 
+@pytest.mark.x64_once
+@pytest.mark.parametrize("solver", [*SMOOTH, "proximal"])
+def test_a_start_that_is_sure_of_other_labels_reaches_the_optimum(solver):
+    x, y = problem()
+    rng = np.random.default_rng(3)
+    init = regression.SoftmaxRegression(1e4 * rng.normal(size=(D, K)), 1e4 * rng.normal(size=K))
+    warm = regression.fit(x, y, solver=solver, l2=L2, init=init)
+    cold = regression.fit(x, y, solver=solver, l2=L2)
+    assert warm.converged
+    assert warm.objective == pytest.approx(cold.objective, rel=1e-5)
+
+
 @pytest.mark.x64_once(True)
 def test_firth_of_two_classes_without_features_adds_half_an_example_to_each():
     """Jeffreys' prior: p = (n_k + 1/2) / (N + 1)."""

@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array, lax
 
 from softjax._checks import nan_where
+from softjax._sharding import cond
 from softjax._softmax import log_softmax_core
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._result import Status
@@ -186,6 +187,21 @@ def value(problem: Problem, theta: Array, logits: Array) -> Array:
     kernel = penalised(theta)
     loss = -jnp.vdot(problem.targets, log_softmax_core(logits, (0,)))
     return loss + problem.l2 / 2 * jnp.vdot(kernel, kernel) + problem.l1 * jnp.sum(jnp.abs(kernel))
+
+
+def no_worse_than_zeros(problem: Problem, theta: Array, at_start: Array) -> Array:
+    """A start, or zeros where its objective is above that of zeros.
+
+    Parameters that are sure of other labels, or too large for the penalty, are no start: where
+    every example is decided there is no curvature, and Newton's model says nothing.
+    """
+
+    def better():
+        objective = value(problem, theta, class_scores(problem.features, theta))
+        at_zeros = jnp.sum(problem.targets) * np.log(len(theta))
+        return jnp.where(objective <= at_zeros, theta, 0)
+
+    return cond(at_start & jnp.any(theta != 0), better, lambda: theta)
 
 
 def gradient_bound(problem: Problem) -> Array:

@@ -21,6 +21,7 @@ from softjax.regression._problem import (
     class_scores,
     is_separated,
     is_sparse,
+    no_worse_than_zeros,
     pack,
     problem_of,
     status_where_separated,
@@ -257,6 +258,8 @@ def _advance(
 ) -> Outcome:
     """To step `stop`: all of a fit in one program."""
     problem = problem_of(data, num_classes)
+    begun = no_worse_than_zeros(problem, state.theta, state.step == 0)
+    state = state._replace(theta=begun)
     state, logits = SOLVERS[name].advance(problem, tol, state, stop)
     separated = is_separated(problem, logits)
     status, suspected = state.status, jnp.asarray(False)
