@@ -299,7 +299,8 @@ def broadcast(function: str, argument: str, x: Array, shape: tuple[int, ...]) ->
 
 
 def same_shape(function: str, argument: str, x: ArrayLike, shape: tuple[int, ...]) -> None:
-    given = x.shape if hasattr(x, "shape") else jnp.asarray(x).shape  # sparse arrays have it
+    known = getattr(x, "shape", None)  # which sparse features have, that asarray does not take
+    given = jnp.asarray(x).shape if known is None else known
     if given != shape:
         raise ValueError(message(function, argument, f"of shape {shape}", f"shape {given}"))
 
