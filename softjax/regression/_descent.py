@@ -5,14 +5,14 @@ with the features. The objective is convex, so that its slope phi'(t) says all: 
 where it vanishes. Differences of objectives, which cancel near the optimum, are not formed.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from softjax._sharding import cond, while_loop
 from softjax.regression import _metric
+from softjax.regression._convergence import State, after_step, initial, judge
 from softjax.regression._directions import Method
 from softjax.regression._problem import (
     Problem,
@@ -34,10 +34,6 @@ from softjax.regression._result import Status
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
-# A gradient so small, relative, is near the end: from here on the farthest move counts.
-NEAR = 1e-4
-# A quadratic model says how far the optimum is only where its step moves the logits little.
-STILL = 0.1
 TRIALS = 20
 # So many nats are further than TRIALS come back from.
 FAR = 1e5
@@ -45,40 +41,11 @@ FAR = 1e5
 # might be lost again, only where the slope is a tenth of the first and, by the curvature there,
 # the minimum is no less than half as far.
 BEFORE, BEYOND, BACK = 0.5, 0.1, 0.5
-
-
-class State(NamedTuple):
-    """Where a fit stands.
-
-    Attributes:
-        theta: [K, D + 1].
-        memory: of the method.
-        value: the objective at `theta`.
-        norm: the gradient there, relative to what it can be at most.
-        decrement: half of what Newton's model promised at the last step, nats.
-        move: by how many nats the last step moved one class of an example against another, at most.
-        farthest: the largest such move of all the steps since the gradient has been NEAR.
-        strict: whether a fit that still moves so much is not at its end. Where there is no optimum
-            it always does: it ends, and a proof of separation is looked for.
-        best: the smallest `norm` so far, and in `stalled` the number of steps since.
-        step: how many steps were taken.
-        passes: products with the features so far.
-        status: of `Status`.
-    """
-
-    theta: Any
-    memory: Any
-    value: Any
-    norm: Any
-    decrement: Any
-    move: Any
-    farthest: Any
-    strict: Any
-    best: Any
-    stalled: Any
-    step: Any
-    passes: Any
-    status: Any
+# What the loop does at a point: it stops, computes the logits again, or takes a step.
+STOP, REFRESH, STEP = range(3)
+# Logits are sums over steps, and are computed anew to confirm an end. They are rounded otherwise,
+# which may move a gradient of the size of `tol` by as much.
+CONFIRMED = 2
 
 
 def start(method: Method, features: "Array | BCOO", theta: Any) -> State:
@@ -90,15 +57,23 @@ def advance(
 ) -> tuple[State, Array]:
     """Runs until step `stop` or until the status says so: the state and its logits."""
     bound = gradient_bound(problem)
-    s = _metric.standardise(problem, bound)
+    dtype = problem.features.dtype if method.precise else jnp.float32
+    s = _metric.standardise(problem, bound, dtype)
 
-    def judged(state, here):
-        objective = value(problem, here.theta, here.logits)
-        return judge(state, objective, relative_norm(here.gradient, bound), tol)
+    def judged(state, here, confirming):
+        objective, norm = (
+            value(problem, here.theta, here.logits),
+            relative_norm(here.gradient, bound),
+        )
+        unseen = method.unseen(s, state.memory, here.gradient)
+        return judge(state, objective, norm, jnp.where(confirming, CONFIRMED * tol, tol), unseen)
 
     def stepped(state, here):
         d, memory, passes = method.direction(problem, s, here, state.memory, state.step, state.norm)
         d = centred(d)  # it was so in float32, and the gradient does not see what was not
+        # A direction that is not finite, or does not go down, comes from a model without curvature.
+        downhill = jnp.vdot(here.gradient, d) < 0
+        d = jnp.where(downhill & jnp.all(jnp.isfinite(d)), d, _metric.descent(s, here.gradient))
         d_logits = class_scores(problem.features, d)
         # Where examples are decided, and wrongly, no curvature says how far: back towards 0.
         size = jnp.max(jnp.abs(d_logits))
@@ -108,71 +83,55 @@ def advance(
         first = jnp.vdot(here.gradient, d)
         t = step_length(problem, here.theta, here.logits, first, d, d_logits)
         theta = moved(here.theta, t, d)
-        state = taken(state, theta, memory, first, t, d_logits, passes + 2, method.patience)
-        return state, moved(here.logits, t, d_logits)
+        state = after_step(
+            state,
+            theta,
+            memory,
+            decrement=-first / 2,
+            move=t * largest_move(d_logits),
+            passes=passes + 2,
+            patience=method.patience,
+            stuck=t == 0,
+        )
+        return state, moved(here.logits, t, d_logits), jnp.asarray(False)
+
+    def refreshed(state, here):
+        logits = class_scores(problem.features, here.theta)
+        return state._replace(passes=state.passes + 2), logits, jnp.asarray(True)
 
     def body(carry):
-        state, logits, _ = carry
+        state, logits, fresh, confirming, _ = carry
         here = point(problem, state.theta, logits)
         here = here._replace(gradient=centred(here.gradient))
-        state = judged(state, here)
-        running = (state.status == Status.RUNNING) & (state.step < stop)
-        state, logits = cond(running, stepped, lambda state, here: (state, logits), state, here)
-        return state, logits, running
+        after = judged(state, here, confirming)
+        doubtful = (after.status != Status.RUNNING) & ~fresh
+        running = (after.status == Status.RUNNING) & (state.step < stop)
+        todo = jnp.where(running, STEP, jnp.where(doubtful, REFRESH, STOP))
+        state = after._replace(status=jnp.where(doubtful, state.status, after.status))
+
+        def rested(state, here):
+            return state, logits, fresh
+
+        def not_stepped(state, here):
+            return cond(todo == REFRESH, refreshed, rested, state, here)
+
+        state, logits, fresh = cond(todo == STEP, stepped, not_stepped, state, here)
+        return state, logits, fresh, todo == REFRESH, todo != STOP
 
     theta = centred(state.theta)
     logits = class_scores(problem.features, theta)
     strict = state.strict | has_bounded_optimum(problem)
     state = state._replace(theta=theta, strict=strict, passes=state.passes + 2)
-    state, logits, _ = while_loop(lambda carry: carry[-1], body, (state, logits, jnp.asarray(True)))
+    fresh, confirming, going = jnp.asarray([True, False, True])
+    state, logits, *_ = while_loop(
+        lambda carry: carry[-1], body, (state, logits, fresh, confirming, going)
+    )
     return state, logits
 
 
-def initial(theta: Any, memory: Any) -> State:
-    """The state before the first step; in NumPy, which has nothing to compile."""
-    # Not infinity, at which jax_debug_infs would stop where a solver leaves it in the state.
-    largest, zero = np.array(np.finfo(theta.dtype).max), np.int32(0)
-    measured = (largest, largest, largest, largest, largest)
-    return State(theta, memory, *measured, np.bool_(False), largest, zero, zero, zero, zero)
-
-
-def judge(state: State, objective: Array, norm: Array, tol: Array) -> State:
-    """The state with what was found at its parameters, and what that says of it."""
-    exact = state.decrement <= tol * jnp.maximum(objective, tol)
-    at_rest = (state.move < STILL) | ~state.strict
-    reached = (norm <= tol) & exact & at_rest | (norm == 0)
-    status = jnp.where(reached, Status.CONVERGED, state.status)
-    status = jnp.where(jnp.isfinite(norm), status, Status.NON_FINITE).astype(jnp.int32)
-    return state._replace(value=objective, norm=norm, status=status)
-
-
-def taken(
-    state: State,
-    theta: Any,
-    memory: Any,
-    first: Array,
-    t: Array,
-    d_logits: Array,
-    passes: Any,
-    patience: int,
-) -> State:
-    """The state after a step of length t along a slope `first`."""
-    move = t * jnp.max(jnp.max(d_logits, 0) - jnp.min(d_logits, 0))
-    farthest = jnp.where(state.best < NEAR, jnp.maximum(state.farthest, move), move)
-    stalled = jnp.where(state.norm < state.best, 0, state.stalled + 1)
-    lost = (stalled >= patience) | (t == 0)
-    return state._replace(
-        theta=theta,
-        memory=memory,
-        decrement=-first / 2,
-        move=jnp.where(t == 0, state.move, move),
-        farthest=jnp.where(t == 0, state.farthest, farthest),
-        best=jnp.minimum(state.norm, state.best),
-        stalled=stalled,
-        step=state.step + 1,
-        passes=state.passes + passes,
-        status=jnp.where(lost, Status.PRECISION_FLOOR, state.status).astype(jnp.int32),
-    )
+def largest_move(d_logits: Array) -> Array:
+    """By how much a direction moves one class of an example against another, at most."""
+    return jnp.max(jnp.max(d_logits, 0) - jnp.min(d_logits, 0))
 
 
 def moved(a: Array, t: Array, step: Array) -> Array:

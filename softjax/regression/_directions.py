@@ -47,11 +47,15 @@ class Method(NamedTuple):
         direction: of (problem, standardised features, point, memory, step, norm): the direction,
             the new memory and the number of products with the features.
         patience: as many steps without a smaller gradient are rounding.
+        unseen: of (standardised features, memory, gradient): as of `_metric`.
+        precise: whether directions are computed in the dtype of the fit, and not in float32.
     """
 
     start: Callable
     direction: Callable
     patience: int
+    unseen: Callable = _metric.unseen
+    precise: bool = False
 
 
 class Memory(NamedTuple):
@@ -79,8 +83,8 @@ def newton_cg(
     A direction needs no more digits than that: what it misses, the gradient of the next step,
     which has all of them, finds again.
     """
-    weights = example_weights(problem.targets).astype(jnp.float32)
-    p = point.probabilities.astype(jnp.float32)
+    weights = example_weights(problem.targets).astype(s.ridge.dtype)
+    p = point.probabilities.astype(s.ridge.dtype)
     # At steps 0, 1, 2, 4, 8 and so on: the probabilities settle.
     metric = cond(
         step & (step - 1) == 0,
@@ -95,9 +99,12 @@ def newton_cg(
 
 
 def newton(
-    problem: Problem, s: Standardised, point: Point, memory: tuple[()], step: Array, norm: Array
-) -> tuple[Array, tuple[()], Array]:
-    """The direction -H^-1 g by a Cholesky factor of the Hessian, in float32 too."""
+    problem: Problem, s: Standardised, point: Point, pivot: Array, step: Array, norm: Array
+) -> tuple[Array, Array, Array]:
+    """The direction -H^-1 g by a Cholesky factor of the Hessian, in float32 too.
+
+    The memory is the smallest pivot of the factor, relative.
+    """
     weights = example_weights(problem.targets).astype(jnp.float32)
     p = point.probabilities.astype(jnp.float32)
     s = _metric.reweighted(s, uncertainty(weights, p))
@@ -106,7 +113,8 @@ def newton(
     g = (_metric.to_standard(s.mean, s.scale, point.gradient) / norm).astype(jnp.float32)
     d = -factored_solve(lower, unit, g.ravel()).reshape(num_classes, width)
     d = _metric.from_standard(s.mean, s.scale, d.astype(norm.dtype) * norm)
-    return d, memory, jnp.full((), num_classes, jnp.int32)
+    pivot = jnp.square(jnp.min(jnp.diag(lower)))
+    return d, pivot, jnp.full((), num_classes, jnp.int32)
 
 
 def _lbfgs_start(features: "Array | BCOO", theta: Any) -> Memory:
@@ -152,9 +160,23 @@ def lbfgs(
     return d.reshape(shape), memory, jnp.zeros((), jnp.int32)
 
 
+def _unseen_by_newton(s: Standardised, pivot: Array, gradient: Array) -> Array:
+    """The largest number where the Hessian is singular but for what was added to factor it."""
+    blurred = pivot * _metric.BLURRED < _metric.JITTER * jnp.finfo(pivot.dtype).eps
+    return jnp.where(blurred, jnp.finfo(gradient.dtype).max, 0).astype(gradient.dtype)
+
+
+def _unseen_by_lbfgs(s: Standardised, memory: Memory, gradient: Array) -> Array:
+    return _metric.unseen(s, memory.metric, gradient)
+
+
 NEWTON_CG = Method(lambda x, theta: _metric.empty(x, len(theta)), newton_cg, 5)
-NEWTON = Method(lambda x, theta: (), newton, 5)
-LBFGS = Method(_lbfgs_start, lbfgs, 30)
+NEWTON = Method(lambda x, theta: np.ones((), np.float32), newton, 5, _unseen_by_newton)
+LBFGS = Method(_lbfgs_start, lbfgs, 30, _unseen_by_lbfgs)
+# Newton-CG for features that float32 does not tell apart.
+PRECISE = Method(
+    lambda x, theta: _metric.empty(x, len(theta), theta.dtype), newton_cg, 5, precise=True
+)
 
 
 def truncated(
@@ -169,8 +191,8 @@ def truncated(
 
     # The norm, 0 in a lane that is done, scales to what float32 can hold.
     size = jnp.where(norm > 0, norm, 1)
-    g = (_metric.to_standard(s.mean, s.scale, gradient) / size).astype(jnp.float32)
-    tolerance = jnp.clip(3 * jnp.sqrt(norm).astype(jnp.float32), FINE, ROUGH)
+    g = (_metric.to_standard(s.mean, s.scale, gradient) / size).astype(s.ridge.dtype)
+    tolerance = jnp.clip(3 * jnp.sqrt(norm).astype(s.ridge.dtype), FINE, ROUGH)
     d, steps = conjugate_gradients(hvp, steepest, -g, tolerance, CG_STEPS)
     return _metric.from_standard(s.mean, s.scale, d.astype(norm.dtype) * size), 2 * steps
 
@@ -199,7 +221,9 @@ def factor(
     diagonal = jnp.diag(h)
     eps = jnp.finfo(h.dtype).eps
     unit = lax.rsqrt(jnp.maximum(diagonal, eps * (jnp.mean(diagonal) if size is None else size)))
-    jitter = 100 * jnp.diag(jnp.full(len(h), eps, h.dtype) if rounding is None else rounding)
+    jitter = _metric.JITTER * jnp.diag(
+        jnp.full(len(h), eps, h.dtype) if rounding is None else rounding
+    )
     return jnp.linalg.cholesky(unit[:, None] * h * unit[None] + jitter), unit
 
 

@@ -16,14 +16,23 @@ import optax
 from jax import Array, lax
 
 from softjax._cross_entropy import cross_entropy
+from softjax.regression import _metric
+from softjax.regression._convergence import converged
+from softjax.regression._directions import newton_cg
 from softjax.regression._model import SoftmaxRegression, logits, penalty
 from softjax.regression._problem import (
     Data,
+    centred,
     class_scores,
+    gradient_bound,
     is_separated,
+    normalised,
     pack,
+    point,
     problem_of,
+    relative_norm,
     status_where_separated,
+    value,
 )
 from softjax.regression._result import FitResult, Progress, Status
 
@@ -43,9 +52,10 @@ class State(NamedTuple):
         optimizer_state: of optax.
         value: the objective at `params`.
         grad: its gradient.
-        grad_norm: the largest entry of `grad`.
+        grad_norm: the gradient, relative to what it can be at most.
         step: how many steps were taken.
-        status: RUNNING, CONVERGED or NON_FINITE of `Status`.
+        bound: what each entry of a gradient can be at most, kernel [D, K] and bias [K].
+        status: RUNNING, CONVERGED or NON_FINITE of `Status`; CONVERGED where the gradient is small.
     """
 
     params: SoftmaxRegression
@@ -54,6 +64,7 @@ class State(NamedTuple):
     grad: SoftmaxRegression
     grad_norm: Array
     step: Array
+    bound: SoftmaxRegression
     status: Array
 
 
@@ -71,15 +82,22 @@ class Run:
         epochs: int,
         seed: int,
     ):
+        self.mass = 1.0
         if optimizer is None:
             optimizer = _LBFGS if batch_size is None else _ADAM
+            if optimizer is _LBFGS and (data.labels.ndim == 2 or data.class_weights is not None):
+                # Its line search has tolerances of its own, which know no scale of the objective.
+                data, mass = _normalised(num_classes, data)
+                self.mass = float(mass)
         self.epoch_steps = batches_per_epoch(len(data.features), batch_size)
         self.limit = epochs * self.epoch_steps
         self.chunk = 10 if batch_size is None else self.epoch_steps
         self.data, self.num_classes, self.batch_size = data, num_classes, batch_size
         tolerance = jnp.asarray(tol if batch_size is None else -1.0, data.features.dtype)
-        self.problem = (optimizer, batch_size, data, jax.random.key(seed), tolerance)
+        self.problem = (optimizer, batch_size, num_classes, data, jax.random.key(seed), tolerance)
+        self.tol = jnp.asarray(tol, data.features.dtype)
         self.state = start(*self.problem, params)
+        self.first = self.state.value
         self.searches = batch_size is None and _stores_gradient(self.state.optimizer_state)
         self.best_step, self.best_value = 0, np.inf
 
@@ -87,8 +105,12 @@ class Run:
         """Steps until `stop`, or until there is nothing left to do."""
         self.state, mean = advance(*self.problem, self.state, jnp.asarray(stop, jnp.int32))
         state = self.state
+        if int(state.status) == Status.CONVERGED:
+            ended = (self.num_classes, self.data, state.params, self.first, self.tol)
+            if not bool(_has_converged(*ended)):
+                self.state = state = state._replace(status=jnp.int32(Status.RUNNING))
         step, status = int(state.step), int(state.status)
-        value = float(state.value if self.batch_size is None else mean)
+        value = self.mass * float(state.value if self.batch_size is None else mean)
         if value < self.best_value:
             self.best_step, self.best_value = step, value
         if status == Status.RUNNING and self.searches and step - self.best_step >= PATIENCE:
@@ -98,7 +120,7 @@ class Run:
     def result(self, progress: Progress, status: int, history: list[dict[str, float]]) -> FitResult:
         params, value = progress.params, progress.objective
         if self.batch_size is not None:
-            value = float(objective(self.data, params))
+            value = self.mass * float(objective(self.data, params))
         ended = jnp.asarray(status, jnp.int32)
         separated, status = map(int, _separation(self.num_classes, self.data, params, ended))
         steps, norm = progress.step, progress.gradient_norm
@@ -122,10 +144,11 @@ def batch_rows(order: Array, step: Array, batch_size: int) -> tuple[Array, Array
     return order[jnp.minimum(position, order.size - 1)], position < order.size
 
 
-@partial(jax.jit, static_argnames=("optimizer", "batch_size"))
+@partial(jax.jit, static_argnames=("optimizer", "batch_size", "num_classes"))
 def start(
     optimizer: optax.GradientTransformation,
     batch_size: int | None,
+    num_classes: int,
     data: Data,
     key: Array,
     tol: Array,
@@ -138,15 +161,22 @@ def start(
     order = _order(data, key, step, batch_size)
     batch_objective = partial(_objective, data, batch_size, order, step)
     value, grad = jax.value_and_grad(batch_objective)(params)
-    norm, status = _judge(value, grad, tol)
-    state = State(params, optimizer_state, value, grad, norm, step, status)
+    whole, mass = normalised(data, num_classes)
+    bound = mass * gradient_bound(problem_of(whole, num_classes))[:, None]
+    bound = SoftmaxRegression(
+        jnp.broadcast_to(bound[:-1], grad.kernel.shape),
+        jnp.broadcast_to(bound[-1], grad.bias.shape),
+    )
+    norm, status = _judge(value, grad, bound, tol)
+    state = State(params, optimizer_state, value, grad, norm, step, bound, status)
     return _with_dtypes(state, state)
 
 
-@partial(jax.jit, static_argnames=("optimizer", "batch_size"))
+@partial(jax.jit, static_argnames=("optimizer", "batch_size", "num_classes"))
 def advance(
     optimizer: optax.GradientTransformation,
     batch_size: int | None,
+    num_classes: int,
     data: Data,
     key: Array,
     tol: Array,
@@ -173,9 +203,9 @@ def advance(
             batch_objective = partial(_objective, data, batch_size, order, step)
             value_and_grad = jax.value_and_grad(batch_objective)
         value, grad = value_and_grad(params)
-        norm, status = _judge(value, grad, tol)
+        norm, status = _judge(value, grad, state.bound, tol)
 
-        taken = State(params, optimizer_state, value, grad, norm, step, status)
+        taken = State(params, optimizer_state, value, grad, norm, step, state.bound, status)
         refused = state._replace(optimizer_state=optimizer_state, status=status)
         good = status != Status.NON_FINITE
         state = jax.tree.map(
@@ -220,6 +250,34 @@ def largest_entry(grad: SoftmaxRegression) -> Array:
 def objective(data: Data, params: SoftmaxRegression) -> Array:
     """The objective on all examples."""
     return _objective(data, None, None, jnp.zeros((), jnp.int32), params)
+
+
+@partial(jax.jit, static_argnames="num_classes")
+def _normalised(num_classes: int, data: Data) -> tuple[Data, Array]:
+    return normalised(data, num_classes)
+
+
+@partial(jax.jit, static_argnames="num_classes")
+def _has_converged(
+    num_classes: int, data: Data, params: SoftmaxRegression, first: Array, tol: Array
+) -> Array:
+    """Whether parameters of a small gradient have converged by the rule of all solvers.
+
+    An optimizer has no model of the objective: Newton's says how much is left.
+    """
+    data, mass = normalised(data, num_classes)
+    problem, theta = problem_of(data, num_classes), centred(pack(params))
+    bound = gradient_bound(problem)
+    here = point(problem, theta, class_scores(problem.features, theta))
+    here = here._replace(gradient=centred(here.gradient))
+    norm = relative_norm(here.gradient, bound)
+    dtype = problem.features.dtype
+    s = _metric.standardise(problem, bound, dtype)
+    metric = _metric.empty(problem.features, num_classes, dtype)
+    d, metric, _ = newton_cg(problem, s, here, metric, jnp.zeros((), jnp.int32), norm)
+    decrement = -jnp.vdot(here.gradient, d) / 2 + _metric.unseen(s, metric, here.gradient)
+    objective = value(problem, theta, here.logits)
+    return converged(objective, first / mass, norm, decrement, tol)
 
 
 @partial(jax.jit, static_argnames="num_classes")
@@ -276,9 +334,11 @@ def _value_and_grad(objective: Callable, optimizer_state: optax.OptState) -> Cal
     return jax.value_and_grad(objective)
 
 
-def _judge(value: Array, grad: SoftmaxRegression, tol: Array) -> tuple[Array, Array]:
-    """The largest entry of the gradient, and the status."""
-    norm = largest_entry(grad)
+def _judge(
+    value: Array, grad: SoftmaxRegression, bound: SoftmaxRegression, tol: Array
+) -> tuple[Array, Array]:
+    """The gradient, relative to `bound`, and the status."""
+    norm = largest_entry(jax.tree.map(jnp.divide, grad, bound))
     status = jnp.where(norm <= tol, Status.CONVERGED, Status.RUNNING)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
     return norm, jnp.where(finite, status, Status.NON_FINITE).astype(jnp.int32)

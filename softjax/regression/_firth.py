@@ -20,7 +20,8 @@ from jax import Array
 
 from softjax._sharding import axes_of, varying, while_loop
 from softjax.regression import _directions, _metric, _optimum
-from softjax.regression._descent import State, initial
+from softjax.regression._convergence import State, after_step, initial, judge
+from softjax.regression._descent import largest_move
 from softjax.regression._problem import (
     Problem,
     by_columns,
@@ -43,6 +44,11 @@ def start(features: Array, theta: Any) -> State:
     return initial(theta, ())
 
 
+def objective(problem: Problem, theta: Array) -> Array:
+    """f*, but for a constant."""
+    return _likelihood(problem).objective(theta)
+
+
 def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array]:
     """Newton's steps with the information for the Hessian, halved until they go down."""
     bound = gradient_bound(problem)
@@ -52,13 +58,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
     def judged(state):
         current, gradient = jax.value_and_grad(objective)(state.theta)
         gradient = centred(gradient)
-        norm = relative_norm(gradient, bound)
-        stalled = jnp.where(norm < state.best, 0, state.stalled + 1)
-        status = jnp.where(stalled >= PATIENCE, Status.PRECISION_FLOOR, Status.RUNNING)
-        status = jnp.where(norm <= tol, Status.CONVERGED, status)
-        status = jnp.where(jnp.isfinite(norm), status, Status.NON_FINITE).astype(jnp.int32)
-        best = jnp.minimum(norm, state.best)
-        state = state._replace(norm=norm, best=best, stalled=stalled, status=status)
+        state = judge(state, current, relative_norm(gradient, bound), tol)
         return state, current, gradient
 
     def body(carry):
@@ -70,12 +70,14 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
             return ~(objective(state.theta + t * d) <= current + slack) & (t > 0.5**HALVINGS)
 
         t = while_loop(too_high, lambda t: t / 2, jnp.ones_like(current))
-        decrement = -jnp.vdot(gradient, d) / 2
-        state = state._replace(
-            theta=state.theta + t * d,
-            decrement=decrement,
-            step=state.step + 1,
-            passes=state.passes + 2,
+        state = after_step(
+            state,
+            state.theta + t * d,
+            (),
+            decrement=-jnp.vdot(gradient, d) / 2,
+            move=t * largest_move(class_scores(problem.features, d)),
+            passes=2,
+            patience=PATIENCE,
         )
         return judged(state)
 
@@ -124,7 +126,6 @@ def _likelihood(problem: Problem) -> _Likelihood:
     bound = gradient_bound(problem)
     # Cast here: within a `shard_map` no linear solve takes a constant that varies less than b.
     basis = varying(_contrasts(len(problem.targets), bound.dtype), axes_of(bound))
-    examples = problem.features.shape[0] if problem.count is None else problem.count
     weights = example_weights(problem.targets)
     mean, scale = _metric.moments(problem, bound)
     x = jnp.pad((problem.features - mean[None]) / scale[None], ((0, 0), (0, 1)), constant_values=1)
@@ -141,7 +142,7 @@ def _likelihood(problem: Problem) -> _Likelihood:
     def objective(theta):
         loss = value(problem, theta, class_scores(problem.features, theta))
         lower, unit = factor(theta)
-        return loss - jnp.sum(jnp.log(jnp.diag(lower) / unit)) / examples
+        return loss - jnp.sum(jnp.log(jnp.diag(lower) / unit)) / problem.count
 
     def scoring(theta):
         lower, unit = factor(theta)

@@ -65,10 +65,10 @@ def fit(
 
     "newton-cg" takes Newton's steps by preconditioned conjugate gradients, "newton" by a dense
     factor of the Hessian, "lbfgs" those of a limited memory in the same metric. "proximal" takes
-    accelerated steps that l1 can be part of. "firth" subtracts log det(information) / 2N, which
-    gives any data a finite optimum. "optax" runs `optimizer`, in minibatches where `batch_size`
-    is given. "auto" is "optax" where an option of it is given, "proximal" with l1, and else
-    "newton-cg".
+    accelerated steps that l1 can be part of. "firth" subtracts log det(information) over twice the
+    sum of the weights, which gives any data a finite optimum. "optax" runs `optimizer`, in
+    minibatches where `batch_size` is given. "auto" is "optax" where an option of it is given,
+    "proximal" with l1, and else "newton-cg".
 
     Derivative: of the optimum, by the implicit function theorem, with respect to l2, l1, features,
         weights and labels that are a distribution; both modes. With l1 entries of the kernel that
@@ -91,14 +91,14 @@ def fit(
         l2: scalar >= 0, the strength of the squared penalty on the kernel.
         l1: scalar >= 0, that of the absolute one; "proximal" only.
         tol: stop where the gradient is no larger, relative to what it can be at most, and neither
-            is what Newton's model promised last, relative to the objective. "optax" stops where no
-            entry of the gradient is larger, and in minibatches never.
+            is what the last step promised, relative to the objective; for every solver, but in
+            minibatches never.
         max_steps: None for more than enough; "optax" has `epochs`.
         num_classes: K; None for what the labels show, which are then 0, ..., K - 1 of at most N
             classes, class 0 among them.
-        sample_weights: real [N], >= 0.
+        sample_weights: real [N], >= 0; only for "firth" does their sum matter.
         class_weights: real [K], >= 0.
-        init: parameters to start from; None for zeros.
+        init: parameters to start from, unless zeros have a smaller objective; None for zeros.
         validation: features and labels to evaluate on after every chunk.
         callback: called with an `Event` before the first step and after every chunk; True stops.
         steps_per_chunk: None for one of Newton, more of others, one epoch in minibatches, and all

@@ -44,6 +44,7 @@ from softjax.regression._problem import (
     example_weights,
     gradient_bound,
     is_sparse,
+    normalised,
     pack,
     probabilities,
     problem_of,
@@ -313,17 +314,17 @@ def _begun(
     """The fit to all the data at one penalty, and the lanes that start there."""
     data, num_classes, tol = groups.data._replace(l2=l2), groups.num_classes, groups.tol
     whole = traced("newton-cg", data, num_classes, params, tol, max_steps, True)
-    problem = problem_of(data, num_classes)
+    problem = problem_of(normalised(data, num_classes)[0], num_classes)
     start, bound = pack(whole.params), gradient_bound(problem)
     s = _metric.standardise(problem, bound)
     weights = example_weights(problem.targets)
     p = probabilities(class_scores(data.features, start))
     small = start.size <= min(LARGEST_DENSE, DENSE_A_LANE * groups.count)
+    metric = sight = _metric.build(_metric.empty(data.features, num_classes), s, weights, p)
     if small and not is_sparse(data.features):
         s = _metric.reweighted(s, uncertainty(weights, p).astype(jnp.float32))
         metric = _dense(s, weights, p)
     else:
-        metric = _metric.build(_metric.empty(data.features, num_classes), s, weights, p)
         s = _metric.within(s, metric)
     lanes = Lanes(
         data.features,
@@ -333,6 +334,7 @@ def _begun(
         bound,
         start,
         metric,
+        sight,
         groups.lane_of,
         groups.report_of,
     )

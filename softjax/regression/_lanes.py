@@ -11,14 +11,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.tree_util import Partial
 
 from softjax.regression import _metric, _problem
-from softjax.regression._descent import State, initial, judge, moved, step_length, taken
+from softjax.regression._convergence import State, after_step, initial, judge
+from softjax.regression._descent import largest_move, moved, step_length
 from softjax.regression._directions import truncated
 from softjax.regression._metric import Standardised
-from softjax.regression._problem import Data, Point, Problem, centred, class_scores, is_sparse
+from softjax.regression._problem import (
+    Data,
+    Point,
+    Problem,
+    centred,
+    class_scores,
+    is_sparse,
+    value,
+)
 from softjax.regression._result import FitResult, Status
 
 if TYPE_CHECKING:
@@ -50,6 +60,7 @@ class Lanes(NamedTuple):
         bound: of the gradient.
         start: theta [K, D + 1], where the lanes start.
         metric: there; of `_metric`, or a dense inverse Hessian.
+        sight: the metric of `_metric`, for what it does not see.
         lane_of: `l2` and a lane's number to its `Lane`.
         report_of: a lane's number and logits to what else is asked of it.
     """
@@ -61,6 +72,7 @@ class Lanes(NamedTuple):
     bound: Array
     start: Array
     metric: Any
+    sight: Any
     lane_of: Partial
     report_of: Partial
 
@@ -72,6 +84,7 @@ class Slots(NamedTuple):
         lane: its number; that of all lanes where the slot is empty.
         targets: of its `Problem`.
         l2: of its `Problem`.
+        mass: that its objective was divided by.
         state: without memory.
         point: at the parameters of `state`.
     """
@@ -79,6 +92,7 @@ class Slots(NamedTuple):
     lane: Array
     targets: Array
     l2: Array
+    mass: Array
     state: State
     point: Point
 
@@ -177,11 +191,16 @@ def _loaded(lanes: Lanes, tol: Array, lane: Array) -> Slots:
     labels, weights, l2 = lanes.lane_of(lanes.l2, lane)
     no_l1 = jnp.zeros_like(l2)
     data = Data(lanes.features, labels, weights, lanes.class_weights, l2, no_l1)
-    problem, theta = _problem.problem_of(data, len(lanes.start)), lanes.start
-    here = _point(problem, theta, class_scores(lanes.features, theta))
+    data, mass = _problem.normalised(data, len(lanes.start))
+    problem = _problem.problem_of(data, len(lanes.start))
+    logits = class_scores(lanes.features, lanes.start)
+    at_zeros = jnp.sum(problem.targets) * np.log(len(logits)).astype(logits.dtype)
+    good = value(problem, lanes.start, logits) <= at_zeros
+    theta, logits = jnp.where(good, lanes.start, 0), jnp.where(good, logits, 0)
+    here = _point(problem, theta, logits)
     state = initial(theta, ())._replace(strict=_problem.has_bounded_optimum(problem))
     state = _judged(lanes, tol, problem, state, here)
-    return Slots(lane, problem.targets, problem.l2, state, here)
+    return Slots(lane, problem.targets, problem.l2, mass, state, here)
 
 
 def _stepped(lanes: Lanes, tol: Array, slot: Slots, running: Array) -> Slots:
@@ -194,7 +213,16 @@ def _stepped(lanes: Lanes, tol: Array, slot: Slots, running: Array) -> Slots:
     first = jnp.vdot(here.gradient, d)
     t = step_length(problem, here.theta, here.logits, first, d, d_logits)
     theta, logits = moved(here.theta, t, d), moved(here.logits, t, d_logits)
-    state = taken(state, theta, (), first, t, d_logits, passes + 2, PATIENCE)
+    state = after_step(
+        state,
+        theta,
+        (),
+        decrement=-first / 2,
+        move=t * largest_move(d_logits),
+        passes=passes + 2,
+        patience=PATIENCE,
+        stuck=t == 0,
+    )
     there = _point(problem, theta, logits)
     return slot._replace(state=_judged(lanes, tol, problem, state, there), point=there)
 
@@ -202,7 +230,7 @@ def _stepped(lanes: Lanes, tol: Array, slot: Slots, running: Array) -> Slots:
 def _direction(lanes: Lanes, problem: Problem, here: Point, norm: Array) -> tuple[Array, Array]:
     """As `newton_cg`, in the metric of all lanes and with the penalty of its own."""
     s = lanes.standardised
-    s = s._replace(ridge=_metric.scaled_ridge(problem.l2, s.scale))
+    s = s._replace(ridge=_metric.scaled_ridge(problem.l2, s.scale, s.ridge.dtype))
     weights = _problem.example_weights(problem.targets).astype(jnp.float32)
     p = here.probabilities.astype(jnp.float32)
     steepest = partial(_steepest, lanes.metric)
@@ -226,7 +254,8 @@ def _judged(lanes: Lanes, tol: Array, problem: Problem, state: State, here: Poin
     """As a single fit is judged, but for the bound, which is that of all lanes."""
     objective = _problem.value(problem, here.theta, here.logits)
     norm = _problem.relative_norm(here.gradient, lanes.bound)
-    return judge(state, objective, norm, tol)
+    unseen = _metric.unseen(lanes.standardised, lanes.sight, here.gradient)
+    return judge(state, objective, norm, tol, unseen)
 
 
 def _result(lanes: Lanes, slot: Slots) -> tuple[FitResult, Any]:
@@ -234,14 +263,14 @@ def _result(lanes: Lanes, slot: Slots) -> tuple[FitResult, Any]:
     separated = _problem.is_separated(problem, logits)
     status = _problem.status_where_separated(problem, state.status, separated)
     params = _problem.unpack(state.theta)
-    fit = FitResult(
-        params, state.value, status, state.step, state.passes, state.norm, separated, []
-    )
+    objective = state.value * slot.mass
+    fit = FitResult(params, objective, status, state.step, state.passes, state.norm, separated, [])
     return fit, lanes.report_of(slot.lane, logits)
 
 
 def _problem_in(lanes: Lanes, slot: Slots) -> Problem:
-    return Problem(lanes.features, slot.targets, slot.l2, jnp.zeros_like(slot.l2))
+    zero = jnp.zeros_like(slot.l2)
+    return Problem(lanes.features, slot.targets, slot.l2, zero, zero)
 
 
 def _chosen(condition: Array, new: Slots, old: Slots) -> Slots:

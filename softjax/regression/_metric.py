@@ -11,7 +11,8 @@ of one example's,
 so that nothing of K x K numbers is needed. One D x D factor serves all the classes and any penalty
 of the features: A and the ridge are diagonalised together. Rows that are decided weigh nothing, as
 in the Hessian. It is built in float32 from standardised features, which the gradient, in full
-precision, makes good.
+precision, makes good, unless some features are so nearly collinear that float32 does not see how
+they differ.
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from softjax.regression._problem import (
     Problem,
@@ -35,7 +37,10 @@ if TYPE_CHECKING:
 
 # Beyond, the D^3 of a factor costs more than the steps that it saves.
 LARGEST_FACTOR = 1024
-JITTER = 1e-5
+# More than a factor is off by, in roundings; the diagonal is held to a part of its mean.
+JITTER, LEAST = 100, 1e-5
+# Where more than this part of a curvature is jitter, conjugate gradients do not make it good.
+BLURRED = 0.1
 ROUNDING = 1e-10
 FLOOR = 1e-4
 MEDIAN_ROWS = 32
@@ -84,12 +89,14 @@ class Kronecker(NamedTuple):
         offset, unit: [D], of the standardised features that it is for.
         features: T [D + 1, D + 1].
         inverse: [K, D + 1].
+        blur: [D + 1], how much of A and the ridge is jitter along each column of T.
     """
 
     offset: Any
     unit: Any
     features: Any
     inverse: Any
+    blur: Any
 
 
 class Diagonal(NamedTuple):
@@ -108,20 +115,22 @@ class Diagonal(NamedTuple):
 Metric = Kronecker | Diagonal
 
 
-def standardise(problem: Problem, bound: Array) -> Standardised:
+def standardise(problem: Problem, bound: Array, dtype: DTypeLike = jnp.float32) -> Standardised:
     """`bound` is that of the gradient: the root mean squares of the features."""
-    return scaled(problem, *moments(problem, bound), _middle(problem.features))
+    return scaled(problem, *moments(problem, bound), _middle(problem.features), dtype)
 
 
-def scaled(problem: Problem, mean: Array, scale: Array, base: Array) -> Standardised:
-    """The features less `mean`, over `scale`; around `base` they are rounded to float32."""
+def scaled(
+    problem: Problem, mean: Array, scale: Array, base: Array, dtype: DTypeLike = jnp.float32
+) -> Standardised:
+    """The features less `mean`, over `scale`; around `base` they are rounded to `dtype`."""
     x, size = problem.features, scale
-    if x.dtype == jnp.float32:
+    if x.dtype == dtype:
         r, base, size = x, jnp.zeros_like(mean), jnp.ones_like(scale)
     elif is_sparse(x):
-        r, base = with_data(x, (x.data / column_of(x, size)).astype(jnp.float32)), mean * 0
+        r, base = with_data(x, (x.data / column_of(x, size)).astype(dtype)), mean * 0
     else:
-        r = ((x - base[None]) / size[None]).astype(jnp.float32)
+        r = ((x - base[None]) / size[None]).astype(dtype)
     offset, unit = ((mean - base) / size).astype(r.dtype), (scale / size).astype(r.dtype)
     return _around(r, base, size, offset, unit, problem.l2)
 
@@ -155,7 +164,7 @@ def _around(
     dtype = size.dtype
     mean, scale = base + size * offset.astype(dtype), size * unit.astype(dtype)
     rounding = jnp.finfo(r.dtype).eps * jnp.append(jnp.maximum(jnp.abs(offset) / unit, 1), 1)
-    ridge = scaled_ridge(l2, scale)
+    ridge = scaled_ridge(l2, scale, r.dtype)
     return Standardised(r, base, size, offset, unit, mean, scale, l2, ridge, rounding)
 
 
@@ -204,9 +213,9 @@ def gram(s: Standardised, weights: Array) -> Array:
     return jnp.concatenate([above, jnp.append(above[:, -1], jnp.sum(weights))[None]])
 
 
-def scaled_ridge(l2: Array, scale: Array) -> Array:
-    """The penalty on the scaled parameters, [D + 1], in float32."""
-    return jnp.append(jnp.minimum(l2 / scale / scale, LARGEST_RIDGE), 0).astype(jnp.float32)
+def scaled_ridge(l2: Array, scale: Array, dtype: DTypeLike) -> Array:
+    """The penalty on the scaled parameters, [D + 1]."""
+    return jnp.append(jnp.minimum(l2 / scale / scale, LARGEST_RIDGE), 0).astype(dtype)
 
 
 def moments(problem: Problem, bound: Array) -> tuple[Array, Array]:
@@ -264,25 +273,32 @@ def to_standard(mean: Array, scale: Array, gradient: Array) -> Array:
     return jnp.concatenate([(gradient[:, :-1] - bias * mean[None]) / scale[None], bias], 1)
 
 
+def of_standard(mean: Array, scale: Array, theta: Array) -> Array:
+    """The parameters of the standardised features: the inverse of `from_standard`."""
+    bias = theta[:, -1:] + theta[:, :-1] @ mean[:, None]
+    return jnp.concatenate([theta[:, :-1] * scale[None], bias], 1)
+
+
 def from_standard(mean: Array, scale: Array, direction: Array) -> Array:
     """The parameters of the features as they are: the transpose of `to_standard`."""
     kernel = direction[:, :-1] / scale[None]
     return jnp.concatenate([kernel, direction[:, -1:] - kernel @ mean[:, None]], 1)
 
 
-def empty(features: "Array | BCOO", num_classes: int) -> Metric:
+def empty(features: "Array | BCOO", num_classes: int, dtype: DTypeLike = np.float32) -> Metric:
     """A metric of the shapes that `build` gives."""
     width = features.shape[1] + 1
-    inverse = np.ones((num_classes, width), np.float32)
-    offset, unit = np.zeros(width - 1, np.float32), np.ones(width - 1, np.float32)
+    inverse = np.ones((num_classes, width), dtype)
+    offset, unit = np.zeros(width - 1, dtype), np.ones(width - 1, dtype)
     if is_sparse(features) or width > LARGEST_FACTOR:
         return Diagonal(offset, unit, inverse)
-    return Kronecker(offset, unit, np.zeros((width, width), np.float32), inverse)
+    columns, blur = np.zeros((width, width), dtype), np.zeros(width, dtype)
+    return Kronecker(offset, unit, columns, inverse, blur)
 
 
 def build(metric: Metric, s: Standardised, weights: Array, p: Array) -> Metric:
     """The metric at probabilities p [K, N], of the kind of `metric`."""
-    weights, p = weights.astype(jnp.float32), p.astype(jnp.float32)
+    weights, p = weights.astype(s.ridge.dtype), p.astype(s.ridge.dtype)
     spread = weights[None] * p * complements(p)
     s = reweighted(s, jnp.sum(spread, 0))
     if isinstance(metric, Kronecker):
@@ -298,7 +314,7 @@ def build(metric: Metric, s: Standardised, weights: Array, p: Array) -> Metric:
 
         squares = by_columns(rows, s.features, s.offset, s.unit).T
     diagonal = jnp.concatenate([squares, jnp.sum(spread, 1, keepdims=True)], 1) + s.ridge[None]
-    inverse = 1 / jnp.maximum(diagonal, JITTER * jnp.mean(diagonal))
+    inverse = 1 / jnp.maximum(diagonal, LEAST * jnp.mean(diagonal))
     return Diagonal(s.offset, s.unit, inverse)
 
 
@@ -321,7 +337,8 @@ def _kronecker(s: Standardised, spread: Array) -> Kronecker:
     # What varies no more than by rounding is no direction, whatever the ridge of others.
     unit = jnp.where(size > ROUNDING * jnp.mean(spreads), lax.rsqrt(size), 0)
     a = unit[:, None] * a * unit[None]
-    ridge = s.ridge * unit * unit + jnp.maximum(JITTER, 100 * s.rounding)
+    jitter = JITTER * s.rounding
+    ridge = s.ridge * unit * unit + jitter
     lower = lax.linalg.cholesky(a + jnp.diag(ridge), symmetrize_input=False)
 
     def solved(b, **where):
@@ -329,10 +346,12 @@ def _kronecker(s: Standardised, spread: Array) -> Kronecker:
 
     a = solved(solved(a, left_side=True), left_side=False, transpose_a=True)
     q, eigenvalues = _eigh(a)
-    columns = unit[:, None] * solved(q, left_side=True, transpose_a=True)
+    columns = solved(q, left_side=True, transpose_a=True)
+    blur = jitter @ jnp.square(columns)
+    columns = unit[:, None] * columns
     relative = m / mean_eigenvalue - 1
     scale = 1 + relative[:, None] * eigenvalues[None]
-    return Kronecker(s.offset, s.unit, columns, 1 / jnp.maximum(scale, FLOOR))
+    return Kronecker(s.offset, s.unit, columns, 1 / jnp.maximum(scale, FLOOR), blur)
 
 
 def _eigh(a: Array) -> tuple[Array, Array]:
@@ -343,8 +362,31 @@ def _eigh(a: Array) -> tuple[Array, Array]:
 def steepest(s: Standardised, metric: Metric, gradient: Array, size: Array) -> Array:
     """metric^-1 gradient, of features as they are; `size` scales to what float32 can hold."""
     s = within(s, metric)
-    g = (to_standard(s.mean, s.scale, gradient) / size).astype(jnp.float32)
+    g = (to_standard(s.mean, s.scale, gradient) / size).astype(s.ridge.dtype)
     return from_standard(s.mean, s.scale, apply(metric, g).astype(gradient.dtype) * size)
+
+
+def unseen(s: Standardised, metric: Metric | None, gradient: Array) -> Array:
+    """What Newton's model may promise, at most, where features are nearly collinear.
+
+    Along a direction whose curvature is lost in the jitter, g^2 / 2 over the least curvature that
+    the dtype of the gradient can tell from 0. A gradient that vanishes there, as it does where
+    features are collinear altogether, leaves nothing. A diagonal metric knows no such direction.
+    """
+    if not isinstance(metric, Kronecker):
+        return jnp.zeros((), gradient.dtype)
+    s = within(s, metric)
+    g = to_standard(s.mean, s.scale, gradient).astype(metric.inverse.dtype)
+    squares = jnp.square(centred(g) @ metric.features) * metric.inverse
+    blurred = jnp.sum(jnp.where(metric.blur[None] > BLURRED, squares, 0)).astype(gradient.dtype)
+    ratio = jnp.finfo(metric.inverse.dtype).eps / jnp.finfo(gradient.dtype).eps
+    return JITTER * ratio / 2 * blurred
+
+
+def descent(s: Standardised, gradient: Array) -> Array:
+    """A direction down where no curvature is known: the gradient of standardised features."""
+    g = to_standard(s.mean, s.scale, gradient) / (1 + s.ridge.astype(gradient.dtype))[None]
+    return -centred(from_standard(s.mean, s.scale, g))
 
 
 def apply(metric: Metric, gradient: Array) -> Array:

@@ -37,7 +37,7 @@ from jax import Array, lax
 
 from softjax._sharding import while_loop
 from softjax.regression import _metric
-from softjax.regression._descent import STILL, State
+from softjax.regression._convergence import STILL, State
 from softjax.regression._directions import conjugate_gradients, newton_cg
 from softjax.regression._problem import (
     Problem,

@@ -61,14 +61,14 @@ class Problem(NamedTuple):
         targets: q [K, N], >= 0; their sum over the classes is the weight of an example.
         l2: scalar >= 0.
         l1: scalar >= 0.
-        count: the number of examples, each as often as its weight says; None for N.
+        count: what the targets are divided by, as a number of examples.
     """
 
     features: "Array | BCOO"
     targets: Array
     l2: Array
     l1: Array
-    count: Array | None = None
+    count: Array
 
 
 class Point(NamedTuple):
@@ -89,6 +89,40 @@ class Point(NamedTuple):
 
 def problem_of(data: Data, num_classes: int) -> Problem:
     """Labels and weights as targets; NaN at a class index out of range."""
+    targets = _weighted_labels(data, num_classes)
+    return Problem(data.features, targets / len(data.labels), data.l2, data.l1, _count(data))
+
+
+def normalised(data: Data, num_classes: int) -> tuple[Data, Array]:
+    """The data with labels or class weights over the mass of the targets, and this mass.
+
+    The optimum is the same, the targets sum to 1, and the objective is that of `data` over the
+    mass: what a solver calls small then depends on no scale of labels or class weights.
+    """
+    mass = jnp.ones((), data.features.dtype)
+    if data.labels.ndim == 1 and data.class_weights is None:
+        return data, mass  # the sample weights have a mean of 1
+
+    def over(data, name, factor):
+        scaled = {name: getattr(data, name).astype(mass.dtype) / factor}
+        return data._replace(l2=data.l2 / factor, l1=data.l1 / factor, **scaled)
+
+    # First over their largest entries: products of small factors might be 0 in the dtype.
+    names = ["class_weights"] if data.class_weights is not None else []
+    names += ["labels"] if data.labels.ndim == 2 else []
+    for name in names:
+        largest = jnp.max(getattr(data, name)).astype(mass.dtype)
+        data, mass = over(data, name, largest), mass * largest
+    rest = jnp.sum(_weighted_labels(data, num_classes)) / len(data.labels)
+    data, mass = over(data, names[0], rest), mass * rest
+    # A penalty beyond what the dtype holds leaves no kernel, and neither does its largest number.
+    limit = jnp.finfo(mass.dtype).max / 8
+    l2, l1 = jnp.minimum(data.l2, limit), jnp.minimum(data.l1, limit)
+    return data._replace(l2=l2, l1=l1, count=_count(data) * mass), mass
+
+
+def _weighted_labels(data: Data, num_classes: int) -> Array:
+    """w_i c_k y_ik, [K, N]; NaN at a class index out of range."""
     labels, dtype = data.labels, data.features.dtype
     if labels.ndim == 1:
         classes = jnp.arange(num_classes, dtype=labels.dtype)[:, None]
@@ -100,7 +134,13 @@ def problem_of(data: Data, num_classes: int) -> Problem:
         targets = data.class_weights[:, None] * targets
     if data.weights is not None:
         targets = data.weights[None] * targets
-    return Problem(data.features, targets / len(labels), data.l2, data.l1, data.count)
+    return targets
+
+
+def _count(data: Data) -> Array:
+    if data.count is None:
+        return jnp.asarray(len(data.labels), data.features.dtype)
+    return jnp.asarray(data.count, data.features.dtype)
 
 
 def pack(params: SoftmaxRegression) -> Array:
@@ -189,17 +229,23 @@ def value(problem: Problem, theta: Array, logits: Array) -> Array:
     return loss + problem.l2 / 2 * jnp.vdot(kernel, kernel) + problem.l1 * jnp.sum(jnp.abs(kernel))
 
 
-def no_worse_than_zeros(problem: Problem, theta: Array, at_start: Array) -> Array:
+def objective(problem: Problem, theta: Array) -> Array:
+    """The objective at any parameters: one product with the features."""
+    return value(problem, theta, class_scores(problem.features, theta))
+
+
+def no_worse_than_zeros(
+    objective: Callable[[Array], Array], theta: Array, at_start: Array
+) -> Array:
     """A start, or zeros where its objective is above that of zeros.
 
     Parameters that are sure of other labels, or too large for the penalty, are no start: where
     every example is decided there is no curvature, and Newton's model says nothing.
     """
+    zeros = jnp.zeros_like(theta)
 
     def better():
-        objective = value(problem, theta, class_scores(problem.features, theta))
-        at_zeros = jnp.sum(problem.targets) * np.log(len(theta))
-        return jnp.where(objective <= at_zeros, theta, 0)
+        return jnp.where(objective(theta) <= objective(zeros), theta, zeros)
 
     return cond(at_start & jnp.any(theta != 0), better, lambda: theta)
 

@@ -30,15 +30,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from softjax._sharding import fori_loop, while_loop
 from softjax.regression import _metric
-from softjax.regression._descent import State, initial
-from softjax.regression._metric import LARGEST_FACTOR
+from softjax.regression._convergence import State, after_step, initial, judge, rounding_of
+from softjax.regression._descent import largest_move
+from softjax.regression._metric import LARGEST_FACTOR, Standardised
 from softjax.regression._problem import (
     Problem,
-    by_columns,
     class_scores,
     example_weights,
     gradient_bound,
@@ -46,7 +46,6 @@ from softjax.regression._problem import (
     penalised,
     point,
     product,
-    pull_back,
     relative_norm,
     value,
 )
@@ -59,6 +58,9 @@ POWER_STEPS = 30
 # The power method comes from below.
 SAFETY = 1.1
 SQUARINGS = 4
+# The part of a feature that others do not explain, of its variance: with less, inner steps are not
+# enough.
+COLLINEAR = 1e-5
 PATIENCE = 2000
 # The minimum in the metric: its slope, relative to the first, and no more steps than these.
 INNER, INNER_STEPS = 0.1, 500
@@ -80,14 +82,6 @@ class Memory(NamedTuple):
     growth: Any
 
 
-class Standard(NamedTuple):
-    """How the features are standardised: mean and scale [D], and the ridge [D + 1]."""
-
-    mean: Array
-    scale: Array
-    ridge: Array
-
-
 class Bound(NamedTuple):
     """M <= diag(curvature) on [K, D + 1]; `gram` None for the diagonal itself.
 
@@ -95,11 +89,14 @@ class Bound(NamedTuple):
         gram: [D + 1, D + 1].
         curvature: b [D + 1].
         threshold: s [D + 1], 0 for the bias.
+        unseen: the largest number where some features are so nearly collinear that a step does not
+            see how they differ, and the penalty does not hold what they may gain by it; else 0.
     """
 
     gram: Array | None
     curvature: Array
     threshold: Array
+    unseen: Array
 
 
 def start(features: "Array | BCOO", theta: Any) -> State:
@@ -109,18 +106,10 @@ def start(features: "Array | BCOO", theta: Any) -> State:
 
 def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array]:
     x, weights = problem.features, example_weights(problem.targets)
-    mass = jnp.sum(weights)
     size = gradient_bound(problem)
-    mean, scale = _metric.moments(problem, size)
-    ridge = jnp.minimum(problem.l2 / scale / scale, _metric.LARGEST_RIDGE)
-    s = Standard(mean, scale, jnp.append(ridge, 0).astype(x.dtype))
-    # What a gradient can be at most; its scale is that of the labels, and not the root of it.
-    size = size * jnp.sqrt(mass)
+    s = _metric.standardise(problem, size, x.dtype)
     bound = _bound(problem, s)
     smooth = problem._replace(l1=jnp.zeros_like(problem.l1))
-
-    def rounding(objective):
-        return 8 * jnp.finfo(x.dtype).eps * jnp.abs(objective)
 
     def of_features(v):
         """The parameters of the features as they are, and their logits."""
@@ -128,7 +117,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         return theta, class_scores(x, theta)
 
     def body(carry):
-        state, logits, ahead_logits, start = carry
+        state, logits, ahead_logits = carry
         v, ahead, t, growth = state.memory
         here = point(problem, _metric.from_standard(s.mean, s.scale, ahead), ahead_logits)
         gradient = _metric.to_standard(s.mean, s.scale, here.gradient)
@@ -148,53 +137,42 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
 
         norm = relative_norm(_smallest_subgradient(problem.l1, here.theta, here.gradient), size)
         objective = value(problem, here.theta, ahead_logits)
-        promised_little = decrement <= tol * jnp.maximum(objective, tol * mass)
-        first = jnp.where(state.step == 0, objective, start)
-        reached = (norm <= tol) & promised_little | (norm == 0)
-        reached &= objective <= first + rounding(first)
-        finite = jnp.isfinite(norm) & jnp.isfinite(objective)
+        now = judge(state._replace(decrement=decrement), objective, norm, tol, bound.unseen)
         # Only the parameters themselves converge: where the momentum is ahead of them, it rests.
         resting = jnp.all(ahead == v)
-        ended = resting & reached | ~finite
-        status = jnp.where(finite, Status.CONVERGED, Status.NON_FINITE).astype(jnp.int32)
-        now = state._replace(norm=norm, decrement=decrement, status=status)
+        reached = (now.status != Status.RUNNING) & (now.status != Status.NON_FINITE)
+        ended = resting & reached | (now.status == Status.NON_FINITE)
 
         before = value(smooth, here.theta, ahead_logits)
         model = before + jnp.vdot(gradient, step) + squared / 2
-        too_high = ~(value(smooth, theta, new_logits) <= model + 4 * rounding(before))
+        too_high = ~(value(smooth, theta, new_logits) <= model + 4 * rounding_of(before))
         next_t, speed = _speed(t, reached | (jnp.vdot(image, new - v) < 0))
         taken = Memory(new, new + speed * (new - v), next_t, growth)
-        stalled = jnp.where(norm < state.best, 0, state.stalled + 1)
-        lost = jnp.where(stalled >= PATIENCE, Status.PRECISION_FLOOR, Status.RUNNING)
-        stepped = state._replace(
-            theta=theta,
-            memory=taken,
-            norm=norm,
+        stepped = after_step(
+            now._replace(status=state.status),
+            theta,
+            taken,
             decrement=decrement,
-            best=jnp.minimum(norm, state.best),
-            stalled=stalled,
-            step=state.step + 1,
-            passes=state.passes + 2,
-            status=lost.astype(jnp.int32),
+            move=largest_move(moved),
+            passes=2,
+            patience=PATIENCE,
         )
         again = stepped._replace(theta=state.theta, memory=Memory(v, ahead, t, 2 * growth))
         state = _chosen(ended, now, _chosen(too_high, again, stepped))
         kept = ended | too_high
         ahead_logits = jnp.where(kept, ahead_logits, new_logits + speed * (new_logits - logits))
-        return state, jnp.where(kept, logits, new_logits), ahead_logits, first
+        return state, jnp.where(kept, logits, new_logits), ahead_logits
 
     def running(carry):
         return (carry[0].status == Status.RUNNING) & (carry[0].step < stop)
 
-    kernel, bias = state.theta[:, :-1], state.theta[:, -1:]
-    v = jnp.concatenate([kernel * scale[None], bias + kernel @ mean[:, None]], 1)
+    v = _metric.of_standard(s.mean, s.scale, state.theta)
     v = _without_what_is_common(bound, s.ridge, v)
     v, ahead = (jnp.where(state.step == 0, v, old) for old in state.memory[:2])
     state = state._replace(theta=_metric.from_standard(s.mean, s.scale, v))
     state = state._replace(memory=state.memory._replace(v=v, ahead=ahead))
-    largest = jnp.asarray(jnp.finfo(x.dtype).max, x.dtype)  # a chunk does not know the start
-    carry = (state, of_features(v)[1], of_features(ahead)[1], largest)
-    state, logits, *_ = while_loop(running, body, carry)
+    carry = (state, of_features(v)[1], of_features(ahead)[1])
+    state, logits, _ = while_loop(running, body, carry)
     return state._replace(value=value(problem, state.theta, logits)), logits
 
 
@@ -269,8 +247,7 @@ def _smallest_subgradient(l1: Array, theta: Array, gradient: Array) -> Array:
     return jnp.where(theta == 0, _shrink(threshold, gradient), inside)
 
 
-def _bound(problem: Problem, s: Standard) -> Bound:
-    x: Any = problem.features
+def _bound(problem: Problem, s: Standardised) -> Bound:
     weights = example_weights(problem.targets) / 2
     width = len(s.ridge)
     threshold = penalised(problem.l1 / jnp.append(s.scale, 1)[None])[0]
@@ -278,28 +255,23 @@ def _bound(problem: Problem, s: Standard) -> Bound:
 
         def body(_, v):
             v = (v / jnp.linalg.norm(v))[None]
-            logits = class_scores(x, _metric.from_standard(s.mean, s.scale, v))
-            image = pull_back(x, weights[None] * logits)
-            return _metric.to_standard(s.mean, s.scale, image)[0]
+            return _metric.pulled(s, weights[None] * _metric.scores(s, v))[0]
 
         # A start that no symmetry of the features makes an eigenvector.
         begin = jnp.asarray(np.random.default_rng(0).normal(size=width), s.ridge.dtype)
         largest = SAFETY * jnp.linalg.norm(fori_loop(0, POWER_STEPS, body, begin))
-        return Bound(None, largest + s.ridge, threshold)
-
-    def rows(columns, mean, scale):
-        own = weights[:, None] * ((columns - mean[None]) / scale[None])
-        total = jnp.sum(own, 0)[:, None]
-        others = (product(own.T, x) - total * s.mean[None]) / s.scale[None]
-        return jnp.concatenate([others, total], 1)
-
-    above = by_columns(rows, x, s.mean, s.scale)
-    gram = jnp.concatenate([above, jnp.append(above[:, -1], jnp.sum(weights))[None]])
-    # More than it is off by, which is as much larger as a feature is far from 0.
-    far = jnp.append(jnp.maximum(jnp.abs(s.mean) / s.scale, 1), 1)
-    jitter = 100 * jnp.finfo(gram.dtype).eps * jnp.sum(weights) * far
-    gram = (gram + gram.T) / 2 + jnp.diag(jitter)
-    return Bound(gram + jnp.diag(s.ridge), _eigenvalue_bound(gram) + s.ridge, threshold)
+        return Bound(None, largest + s.ridge, threshold, jnp.zeros_like(largest))
+    gram = _metric.gram(s, weights)
+    gram = (gram + gram.T) / 2 + jnp.diag(100 * s.rounding)  # more than it is off by
+    largest, gram = _eigenvalue_bound(gram), gram + jnp.diag(s.ridge)
+    # Along a unit vector of curvature e the gradient is at most e^(1/2), and the penalty holds it
+    # where it is more.
+    unit = lax.rsqrt(jnp.diag(gram))
+    pivot = jnp.square(jnp.min(jnp.diag(jnp.linalg.cholesky(unit[:, None] * gram * unit[None]))))
+    held = jnp.min(threshold[:-1], initial=jnp.inf) ** 2 > pivot
+    largest_number = jnp.finfo(gram.dtype).max
+    unseen = jnp.where((pivot < COLLINEAR) & ~held, largest_number, 0).astype(gram.dtype)
+    return Bound(gram, largest + s.ridge, threshold, unseen)
 
 
 def _eigenvalue_bound(a: Array) -> Array:

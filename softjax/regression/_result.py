@@ -56,8 +56,8 @@ class Event(NamedTuple):
         step: the number of steps taken.
         epoch: the number of passes over the data; of minibatches, else `step`.
         objective: at `params`; with minibatches its mean over the batches of the chunk.
-        gradient_norm: the largest entry of the gradient at `params`, of one batch with minibatches;
-            relative to what it can be at most, but for the solver "optax".
+        gradient_norm: the largest entry of the gradient at `params`, of one batch with minibatches,
+            relative to what it can be at most.
         seconds: since the fit began, compilation included.
         params: kernel [D, K] and bias [K].
         validation_loss: the mean loss on the validation data, without penalty or weights.
@@ -127,14 +127,17 @@ class FitResult(NamedTuple):
 
     @property
     def converged(self) -> Any:
-        """Whether the gradient, and what Newton's model still promises, became small enough."""
+        """Whether the gradient and what the last step promised are small, and nothing is hidden.
+
+        The rule is that of `docs/fitting.md`, the same for every solver.
+        """
         return self.status == Status.CONVERGED
 
     @property
     def stop_reason(self) -> Any:
         """In words; a list of them where fits are stacked.
 
-        CONVERGED; PRECISION_FLOOR, rounding hides what is left; SEPARATED, these data have no
+        CONVERGED; PRECISION_FLOOR, rounding hides what may be left; SEPARATED, these data have no
         optimum without a penalty, and `params` are far on the way; QUASI_SEPARATED, the same, but
         that some examples cannot be told apart: some parameters grow for ever, the loss stays above
         0; also where a class has no examples, with a penalty too; STEP_LIMIT; CALLBACK; NON_FINITE,

@@ -12,8 +12,8 @@ from jax import Array, lax
 
 from softjax._sharding import cond
 from softjax.regression import _descent, _firth, _optimum, _proximal, _shift, _wide
-from softjax.regression._descent import STILL, State
-from softjax.regression._directions import LBFGS, NEWTON, NEWTON_CG, Method
+from softjax.regression._convergence import STILL, State, converged, hides_something, rounding_of
+from softjax.regression._directions import LBFGS, NEWTON, NEWTON_CG, PRECISE, Method
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import (
     Data,
@@ -22,6 +22,8 @@ from softjax.regression._problem import (
     is_separated,
     is_sparse,
     no_worse_than_zeros,
+    normalised,
+    objective,
     pack,
     problem_of,
     status_where_separated,
@@ -46,6 +48,7 @@ class Solver(NamedTuple):
         rotates: whether N dimensions do where N < D, as for an l2 penalty.
         takes_sparse: whether features may be BCOO.
         stationary: of (theta, problem): the optimum, as a function of the problem.
+        objective: of (problem, theta): what is made small.
         needs_optimum: whether it has nothing to find where the classes are separated.
     """
 
@@ -56,6 +59,7 @@ class Solver(NamedTuple):
     rotates: bool = True
     takes_sparse: bool = True
     stationary: Callable = _optimum.stationary
+    objective: Callable = objective
     needs_optimum: bool = True
 
 
@@ -79,10 +83,11 @@ def _newton_cg_advance(
 
     def among_all(state, logits):
         x = problem.features
-        begin = _descent.start(NEWTON_CG, x, state.theta)
+        begin = _descent.start(NEWTON_CG, x, state.theta)._replace(strict=state.strict)
         end, logits = _descent.advance(NEWTON_CG, problem, tol, begin, stop - state.step)
         return end._replace(
             memory=_wide.start(x, end.theta).memory,
+            first=state.first,
             step=state.step + end.step,
             passes=state.passes + end.passes,
         ), logits
@@ -112,22 +117,37 @@ SOLVERS = {
         rotates=False,
         takes_sparse=False,
         stationary=_firth.stationary,
+        objective=_firth.objective,
         needs_optimum=False,
     ),
 }
 
 
+# Not offered by name: what `fit` goes on with where features are nearly collinear.
+PRECISELY = "precisely"
+_SOLVERS = SOLVERS | {PRECISELY: _descending(PRECISE, 200, 1)}
+
+
 class Outcome(NamedTuple):
     """What a program comes to: the state, and what is known of it as arrays.
 
-    `suspected` says that quasi-complete separation should be looked for.
+    Attributes:
+        state: the last one.
+        params: its parameters.
+        objective: there, of the data and not over their mass.
+        status: that of the state, or SEPARATED.
+        separated: whether the parameters separate the classes.
+        suspected: whether quasi-complete separation should be looked for.
+        hidden: whether `PRECISELY` may find more.
     """
 
     state: State
     params: SoftmaxRegression
+    objective: Array
     status: Array
     separated: Array
     suspected: Array
+    hidden: Array
 
 
 class Run:
@@ -156,19 +176,24 @@ class Run:
     def advance(self, stop: int) -> Progress:
         """Steps until `stop`, or until there is nothing left to do."""
         status = self._status_at(stop)
-        if self.outcome.suspected:
-            if self._quasi_separated():
-                status = Status.QUASI_SEPARATED
-            elif not self.state.strict:  # no proof: then there may be an optimum
-                going_on = {"strict": np.bool_(True), "status": np.int32(Status.RUNNING)}
-                before, self.state = int(self.state.step), self.state._replace(**going_on)
-                status = self._status_at(stop)
-                moved = self.outcome.suspected and int(self.state.step) > before
-                if moved and self._quasi_separated():
-                    status = Status.QUASI_SEPARATED
+        proven = bool(self.outcome.suspected) and self._quasi_separated()
+        if not proven and self.outcome.hidden:
+            limit = np.int32(self.limit)
+            self.outcome = _more_precisely(self.fixed[1], self.data, self.tol, self.outcome, limit)
+            self.state = self.outcome.state
+            status = int(self.outcome.status)
+            proven = bool(self.outcome.suspected) and self._quasi_separated()
+        elif not proven and self.outcome.suspected and not self.state.strict:
+            # Then there may be an optimum.
+            going_on = {"strict": np.bool_(True), "status": np.int32(Status.RUNNING)}
+            before, self.state = int(self.state.step), self.state._replace(**going_on)
+            status = self._status_at(stop)
+            moved = self.outcome.suspected and int(self.state.step) > before
+            proven = bool(moved) and self._quasi_separated()
+        status = Status.QUASI_SEPARATED if proven else status
         return Progress(
             _turned_back(self.rotation, self.outcome.params),
-            float(self.state.value),
+            float(self.outcome.objective),
             float(self.state.norm),
             int(self.state.step),
             status,
@@ -223,9 +248,15 @@ def traced(
     state = solver.start(turned.features, pack(start))
     tol = jnp.asarray(tol, data.features.dtype)
     outcome = _within_trace(name, num_classes, turned, tol, state, limit)
+    if not penalised and data.features.dtype == np.float64:
+        ended = outcome._replace(state=outcome.state._replace(memory=()))
+        outcome = cond(
+            outcome.hidden,
+            lambda: _continued(num_classes, turned, tol, ended, limit),
+            lambda: ended,
+        )
     theta = pack(_turned_back(rotation, outcome.params))
-    state = outcome.state
-    status = outcome.status
+    state, status = outcome.state, outcome.status
     if not penalised:
         proven = cond(
             outcome.suspected,
@@ -257,27 +288,99 @@ def _advance(
     name: str, num_classes: int, data: Data, tol: Array, state: State, stop: Array
 ) -> Outcome:
     """To step `stop`: all of a fit in one program."""
+    data, mass = normalised(data, num_classes)
     problem = problem_of(data, num_classes)
-    begun = no_worse_than_zeros(problem, state.theta, state.step == 0)
-    state = state._replace(theta=begun)
-    state, logits = SOLVERS[name].advance(problem, tol, state, stop)
+    solver = _SOLVERS[name]
+    begun = partial(solver.objective, problem)
+    state = state._replace(theta=no_worse_than_zeros(begun, state.theta, state.step == 0))
+    state, logits = solver.advance(problem, tol, state, stop)
     separated = is_separated(problem, logits)
-    status, suspected = state.status, jnp.asarray(False)
-    if SOLVERS[name].needs_optimum:
+    status, suspected, hidden = state.status, jnp.asarray(False), jnp.asarray(False)
+    if solver.needs_optimum:
         status = status_where_separated(problem, status, separated)
         suspected = _optimum.suspected(problem, state, status)
-    return Outcome(state, unpack(state.theta), status, separated, suspected)
+    if solver.needs_optimum and name != PRECISELY:
+        hidden = (status == Status.PRECISION_FLOOR) & hides_something(state, tol)
+        hidden &= problem.l1 == 0
+    objective = state.value * mass
+    params = unpack(state.theta)
+    return Outcome(state, params, objective, status, separated, suspected, hidden)
+
+
+def _continued(num_classes: int, data: Data, tol: Array, ended: Outcome, limit: Array) -> Outcome:
+    """The fit goes on, up to step `limit`, with directions in the dtype of the features."""
+    solver, state = _SOLVERS[PRECISELY], ended.state
+    begin = solver.start(data.features, state.theta)._replace(strict=jnp.asarray(True))
+    outcome = _within_trace(PRECISELY, num_classes, data, tol, begin, limit - state.step)
+    end = outcome.state._replace(
+        memory=(),
+        first=state.first,
+        step=state.step + outcome.state.step,
+        passes=state.passes + outcome.state.passes,
+    )
+    return outcome._replace(state=end)
+
+
+def _more_precisely(
+    num_classes: int, data: Data, tol: np.ndarray, ended: Outcome, limit: np.int32
+) -> Outcome:
+    """The fit goes on, up to step `limit`, in float64 whatever the dtype of the data.
+
+    Its parameters are rounded to this dtype, and have converged if the rounded ones have. What
+    rounding makes worse than the end of the fit is not taken: then this end is judged, in float64.
+    """
+    dtype, state = tol.dtype, ended.state
+    old = state._replace(memory=())
+
+    def precise(leaf: Any) -> Any:
+        return leaf.astype(np.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    def judged(theta):
+        # Before and after a step, which says how much is left.
+        begin = _SOLVERS[PRECISELY].start(data.features, theta)
+        return (
+            _within_trace(PRECISELY, num_classes, data, within, begin, np.int32(stop))
+            for stop in (0, 1)
+        )
+
+    with jax.enable_x64(True):
+        data, before = jax.tree.map(precise, (data, ended._replace(state=old)))
+        within = np.float64(tol)
+        outcome = _continuing()(num_classes, data, within, before, limit)
+        status, end = int(outcome.status), outcome.state
+        if dtype != np.float64:
+            rounded = np.asarray(end.theta, dtype).astype(np.float64)
+            there, beyond = judged(rounded)
+            was, was_beyond = judged(before.state.theta)
+            if not there.state.value < was.state.value:
+                rounded, there, beyond = before.state.theta, was, was_beyond
+            at, step = there.state, beyond.state
+            first = np.asarray(state.first)
+            first = first + rounding_of(first)  # of the dtype that it was computed in
+            measured = map(float, (at.value, first, at.norm, step.decrement, within))
+            reached = converged(*measured)
+            if status in (Status.CONVERGED, Status.PRECISION_FLOOR):
+                fell = reached and bool(step.move < STILL)
+                status = Status.CONVERGED if fell else Status.PRECISION_FLOOR
+            outcome = outcome._replace(objective=there.objective, separated=there.separated)
+            end = end._replace(theta=rounded, value=at.value, norm=at.norm)
+        outcome = jax.tree.map(np.asarray, outcome._replace(state=end))
+    state = jax.tree.map(lambda new, old: new.astype(old.dtype), outcome.state, old)
+    params = unpack(jnp.asarray(state.theta))
+    return outcome._replace(state=state, params=params, status=np.int32(status))
 
 
 @partial(jax.jit, static_argnames="num_classes")
 def _quasi_separated(num_classes: int, data: Data, theta: Array, suspected: Array) -> Array:
     """In a program of its own: most fits have no need of it."""
+    data, _ = normalised(data, num_classes)
     problem = problem_of(data, num_classes)
     return _optimum.is_quasi_separated(problem, theta, suspected)
 
 
 _STATIC = ("name", "num_classes")
 _within_trace = jax.jit(_advance, static_argnames=_STATIC)
+_continuing = cache(lambda: jax.jit(_continued, static_argnames="num_classes"))
 _in_place = {"static_argnames": _STATIC, "donate_argnames": "state"}
 
 

@@ -30,7 +30,8 @@ from jax import Array, lax
 
 from softjax._sharding import cond, while_loop
 from softjax.regression import _metric
-from softjax.regression._descent import State, initial, judge, moved, step_length, taken
+from softjax.regression._convergence import State, after_step, initial, judge
+from softjax.regression._descent import largest_move, moved, step_length
 from softjax.regression._directions import factor, factored_solve
 from softjax.regression._metric import LARGEST_FACTOR, Standardised
 from softjax.regression._model import SoftmaxRegression
@@ -149,7 +150,16 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
             moved(span.rest_logits, t, -span.rest_logits),
         )
         theta = moved(state.theta, t, d)
-        state = taken(state, theta, span, first, t, d_logits, 2 * steps + 2, PATIENCE)
+        state = after_step(
+            state,
+            theta,
+            span,
+            decrement=-first / 2,
+            move=t * largest_move(d_logits),
+            passes=2 * steps + 2,
+            patience=PATIENCE,
+            stuck=t == 0,
+        )
         return state, moved(logits, t, d_logits)
 
     def body(carry):
@@ -170,8 +180,12 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
     strict = state.strict | has_bounded_optimum(problem)
     state = state._replace(theta=theta, memory=span, strict=strict, passes=state.passes + 2)
     state, logits, _ = while_loop(lambda carry: carry[-1], body, (state, logits, jnp.asarray(True)))
-    gradient = centred(point(problem, state.theta, logits).gradient)
-    return state._replace(norm=relative_norm(gradient, bound)), logits
+    # The logits and beta are sums over steps: the end is judged by what the parameters give.
+    logits = class_scores(problem.features, state.theta)
+    norm = relative_norm(centred(point(problem, state.theta, logits).gradient), bound)
+    missed = (state.status == Status.CONVERGED) & ~(norm <= tol)
+    status = jnp.where(missed, Status.PRECISION_FLOOR, state.status).astype(jnp.int32)
+    return state._replace(norm=norm, status=status, passes=state.passes + 2), logits
 
 
 def rotation_pays(features: Array) -> bool:

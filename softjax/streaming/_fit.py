@@ -20,6 +20,7 @@ from jax import Array
 from softjax import _checks, processes
 from softjax.regression import Event, FitResult, _metric
 from softjax.regression._arguments import refuse_scales
+from softjax.regression._convergence import converged, progressed
 from softjax.regression._descent import BEFORE, BEYOND, TRIALS
 from softjax.regression._directions import LBFGS, Memory
 from softjax.regression._problem import (
@@ -139,19 +140,23 @@ def fit(
     here = passes.at(theta)
     bound = np.sqrt(np.where(here.squares > 0, here.squares, 1))
     sample = passes.sample()
-    memory = LBFGS.start(jnp.empty((0, rows.num_features), dtype), theta)
-    decrement, best, stalled, step = np.inf, np.inf, 0, 0
+    no_rows = jnp.empty((0, rows.num_features), dtype)
+    # A pass over the rows costs more than a direction: it is computed in the dtype of the fit.
+    metric = _metric.empty(no_rows, num_classes, dtype)
+    memory = LBFGS.start(no_rows, theta)._replace(metric=metric)
+    decrement, first, lowest, best, stalled, step = np.inf, here.value, np.inf, np.inf, 0, 0
     history: list[dict[str, float]] = []
     while True:
         norm = float(np.max(np.abs(here.gradient) / bound))
         status = Status.RUNNING
         if not np.isfinite(here.value) or not np.isfinite(norm):
             status = Status.NON_FINITE
-        elif norm == 0 or (norm <= tol and decrement <= tol * max(here.value, tol)):
+        elif converged(here.value, first, norm, decrement, tol):
             status = Status.CONVERGED
         elif stalled >= LBFGS.patience:
             status = Status.PRECISION_FLOOR
-        stalled, best = (0, norm) if norm < best else (stalled + 1, best)
+        stalled = 0 if progressed(here.value, lowest, norm, best) else stalled + 1
+        lowest, best = min(here.value, lowest), min(norm, best)
         seconds = time.perf_counter() - begin
         params = unpack(jnp.asarray(theta))
         event = Event(step, passes.count, here.value, norm, seconds, params, None, None)
@@ -162,12 +167,12 @@ def fit(
             break
         gradient = here.gradient.astype(dtype)
         arguments = (theta, gradient, memory, np.int32(step), dtype.type(norm))
-        d, memory = _direction(*passes.fixed, sample, dtype.type(l2), *arguments)
+        d, memory, unseen = _direction(*passes.fixed, sample, dtype.type(l2), *arguments)
         trial = _line_search(passes, theta, here, np.asarray(d))
         if trial is None:
             status = Status.PRECISION_FLOOR
             break
-        decrement = -np.vdot(here.gradient, d) / 2
+        decrement = -np.vdot(here.gradient, d) / 2 + float(unseen)
         (theta, here), step = trial, step + 1
 
     done = status in (Status.CONVERGED, Status.PRECISION_FLOOR)
@@ -343,14 +348,17 @@ def _direction(
     memory: Memory,
     step: Array,
     norm: Array,
-) -> tuple[Array, Memory]:
-    """That of L-BFGS, whose gradients are those of all rows, and whose metric is the sample's."""
+) -> tuple[Array, Memory, Array]:
+    """The direction and the memory of L-BFGS, and what its metric does not see.
+
+    The gradients are those of all rows, the metric is that of the sample.
+    """
     problem = _problem(num_classes, transform, sample)._replace(l2=l2)
-    s = _metric.standardise(problem, gradient_bound(problem))
+    s = _metric.standardise(problem, gradient_bound(problem), problem.features.dtype)
     logits = class_scores(problem.features, theta)
     here = Point(theta, logits, probabilities(logits), centred(gradient))
     d, memory, _ = LBFGS.direction(problem, s, here, memory, step, norm)
-    return centred(d), memory
+    return centred(d), memory, _metric.unseen(s, memory.metric, here.gradient)
 
 
 def _line_search(

@@ -1,0 +1,152 @@
+"""When a fit has converged and when it must stop for another reason: one rule for every solver.
+
+A solver sees the objective over the mass of its targets (`_problem.normalised_problem`), so that
+nothing below depends on the scale of labels or weights. At a point with the gradient g and the
+objective f it has converged where
+
+    max_j |g_j| / (sum_i w_i x_ij^2 / sum_i w_i)^(1/2) <= tol    and    decrement <= tol f,
+
+where `decrement` is half of what a quadratic model of the objective promised for the last step,
+-g^T d / 2 for Newton's method. The first part does not depend on the unit of a feature; the second
+does not depend on the basis of the features at all, and grows where some of them are nearly
+collinear. A point whose objective is above that of the start has not converged, whatever its
+gradient; nor one where features are so nearly collinear that rounding hides what the model of the
+objective would promise along their difference: that is at the floor of the precision.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from softjax.regression._result import Status
+
+# Below this relative gradient a fit is near its end: from here on the farthest move counts.
+NEAR = 1e-4
+# A quadratic model says how far the optimum is only where its step moves the logits little.
+STILL = 0.1
+# An objective that changes by no more than so many roundings has not changed.
+ROUNDINGS = 8
+
+
+class State(NamedTuple):
+    """Where a fit stands.
+
+    Attributes:
+        theta: the parameters, [K, D + 1].
+        memory: what the solver remembers.
+        value: the objective at `theta`.
+        norm: the gradient at `theta`, relative to what it can be at most.
+        decrement: half of what the model promised for the last step, nats.
+        move: by how many nats the last step moved one class of an example against another, at most.
+        farthest: the largest such move of all the steps since the gradient has been NEAR.
+        strict: whether a fit that still moves so much is not at its end. Where there is no optimum
+            it always does: it ends, and a proof of separation is looked for.
+        unseen: at most so much may be left where rounding hides the curvature, nats.
+        first: the objective at the start.
+        lowest: the smallest objective before the last step.
+        best: the smallest `norm` before the last step.
+        stalled: how many steps have passed without a smaller objective or a smaller gradient.
+        step: how many steps were taken.
+        passes: products with the features so far.
+        status: a number of `Status`.
+    """
+
+    theta: Any
+    memory: Any
+    value: Any
+    norm: Any
+    decrement: Any
+    move: Any
+    farthest: Any
+    strict: Any
+    unseen: Any
+    first: Any
+    lowest: Any
+    best: Any
+    stalled: Any
+    step: Any
+    passes: Any
+    status: Any
+
+
+def initial(theta: Any, memory: Any) -> State:
+    """The state before the first step; in NumPy, which has nothing to compile."""
+    # Not infinity, at which jax_debug_infs would stop where a solver leaves it in the state.
+    largest, zero = np.array(np.finfo(theta.dtype).max), np.int32(0)
+    state = State(theta, memory, *[largest] * 10, *[zero] * 4)
+    return state._replace(strict=np.bool_(False), unseen=np.zeros((), theta.dtype))
+
+
+def converged(objective: Any, first: Any, norm: Any, decrement: Any, tol: Any) -> Any:
+    """The rule above, of numbers or arrays; an objective below `tol` nats counts as `tol`."""
+    promised_little = (decrement <= tol * objective) | (decrement <= tol * tol)
+    reached = (norm <= tol) & promised_little | (norm == 0)
+    return reached & (objective <= first + rounding_of(first))
+
+
+def judge(state: State, objective: Array, norm: Array, tol: Array, unseen: Any = 0.0) -> State:
+    """The state with what was found at its parameters, and the status that follows from it."""
+    first = jnp.where(state.step == 0, objective, state.first)
+    at_rest = (state.move < STILL) | ~state.strict | (norm == 0)
+    reached = converged(objective, first, norm, state.decrement, tol) & at_rest
+    unseen = jnp.asarray(unseen, objective.dtype)
+    state = state._replace(value=objective, norm=norm, first=first, unseen=unseen)
+    end = jnp.where(hides_something(state, tol), Status.PRECISION_FLOOR, Status.CONVERGED)
+    status = jnp.where(reached, end, state.status)
+    finite = jnp.isfinite(norm) & jnp.isfinite(objective)
+    status = jnp.where(finite, status, Status.NON_FINITE).astype(jnp.int32)
+    return state._replace(status=status)
+
+
+def hides_something(state: State, tol: Array) -> Array:
+    """Whether more than `tol` of the objective may be left where rounding hides the curvature."""
+    return state.unseen > tol * jnp.maximum(state.value, tol)
+
+
+def after_step(
+    state: State,
+    theta: Any,
+    memory: Any,
+    *,
+    decrement: Array,
+    move: Array,
+    passes: Any,
+    patience: int,
+    stuck: Any = False,
+) -> State:
+    """The state after a step from the point that `judge` has judged.
+
+    PRECISION_FLOOR where the step is `stuck`, or where `patience` steps in turn have lowered
+    neither the objective nor the gradient.
+    """
+    # Where there is no optimum a step moves a nat, until the ridge of a direction outweighs the
+    # curvature that is left.
+    farthest = jnp.where(state.best < NEAR, jnp.maximum(state.farthest, move), move)
+    better = progressed(state.value, state.lowest, state.norm, state.best)
+    stalled = jnp.where(better, 0, state.stalled + 1)
+    lost = (stalled >= patience) | stuck
+    return state._replace(
+        theta=theta,
+        memory=memory,
+        decrement=decrement,
+        move=jnp.where(stuck, state.move, move),
+        farthest=jnp.where(stuck, state.farthest, farthest),
+        lowest=jnp.minimum(state.value, state.lowest),
+        best=jnp.minimum(state.norm, state.best),
+        stalled=stalled,
+        step=state.step + 1,
+        passes=state.passes + passes,
+        status=jnp.where(lost, Status.PRECISION_FLOOR, state.status).astype(jnp.int32),
+    )
+
+
+def progressed(objective: Any, lowest: Any, norm: Any, best: Any) -> Any:
+    """Whether a step has led to a smaller objective, beyond rounding, or to a smaller gradient."""
+    return (objective < lowest - rounding_of(objective)) | (norm < best)
+
+
+def rounding_of(objective: Any) -> Any:
+    """What an objective may be off by."""
+    return ROUNDINGS * np.finfo(np.result_type(objective)).eps * abs(objective)
