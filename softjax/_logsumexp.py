@@ -11,7 +11,8 @@ from jax.typing import ArrayLike, DTypeLike
 
 from softjax import _checks
 from softjax._checks import Axis
-from softjax._numerics import compute_dtype, excess, inner, masked, maximum, shift
+from softjax._numerics import compute_dtype, excess, inner, masked, maximum
+from softjax._reductions import shift
 from softjax._softmax import softmax_core
 from softjax._weights import is_zero, power_of_two, significand_and_exponent
 

@@ -9,13 +9,15 @@ another, and an offset of the logits is gone before anything is summed. All over
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
-from softjax._numerics import beside_label, excess, inner, log_total, shift, total
+from softjax._numerics import excess, inner, log_total, maximum, total
+from softjax._reductions import shift, sums_beside_label
 from softjax._sharding import shards
 from softjax._softmax import (
     is_empty,
     log_softmax_core,
+    place_of_top,
     softmax_and_complement,
     softmax_core,
     softmax_tangent,
@@ -96,7 +98,8 @@ def _expected_loss_gradient_jvp(primals, tangents):
     axes = (x.ndim - 1,)
     p = softmax_core(x, axes)
     mass_dot = jnp.sum(q_dot, -1, keepdims=True)
-    from_x = jnp.sum(q, -1, keepdims=True) * softmax_tangent(p, x_dot, axes)
+    mass = jnp.sum(q, -1, keepdims=True)
+    from_x = mass * softmax_tangent(p, x_dot, axes, place_of_top(x, axes))
     from_q = jnp.where(is_empty(p, axes), 0, mass_dot * p - q_dot)
     return expected_loss_gradient(x, q), from_x + from_q
 
@@ -124,17 +127,25 @@ def _gradient(x: Array, index: Array, around: Around, ignored: Array | None) -> 
 
 def _gradient_tangent(primals: tuple[Array, Array, Array | None], x_dot: Array) -> Array:
     x, _, ignored = primals
-    g_dot = softmax_tangent(softmax_core(x, (x.ndim - 1,)), x_dot, (x.ndim - 1,))
+    axes = (x.ndim - 1,)
+    g_dot = softmax_tangent(softmax_core(x, axes), x_dot, axes, place_of_top(x, axes))
     return g_dot if ignored is None else jnp.where(ignored[..., None], 0, g_dot)
 
 
 def _around_label(x: Array, index: Array) -> Around:
     """m, r, d_y and the sum of exp(d) over the other classes, all with the axis kept."""
     axes = (x.ndim - 1,)
-    if shards(x, axes) == (1,):
+
+    def looked_up(x: Array, index: Array) -> Around:
         m, r = excess(x, axes)
         d = shift(jnp.take_along_axis(x, index[..., None], -1, mode="promise_in_bounds"), m)
         return m, r, d, jnp.where(d == 0, r, (1 + r) - jnp.exp(d))  # r is the sum without a top
-    m, d, others = beside_label(x, index)
-    # Where the label is not the top, the others have it, and the loss is at least log 2.
-    return m, jnp.where(d == 0, others, (others - 1) + jnp.exp(d)), d, others
+
+    def summed(x: Array, index: Array) -> Around:
+        m = maximum(x, axes)
+        d, others = sums_beside_label(x, m, index[..., None])
+        # Where the label is not the top, the others have it, and the loss is at least log 2.
+        return m, jnp.where(d == 0, others, (others - 1) + jnp.exp(d)), d, others
+
+    on_cpu = looked_up if shards(x, axes) == (1,) else summed
+    return lax.platform_dependent(x, index, cpu=on_cpu, default=summed)

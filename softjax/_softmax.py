@@ -1,15 +1,29 @@
 """softmax, log_softmax and softmin, with their derivatives."""
 
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._checks import Axis
-from softjax._numerics import compute_dtype, excess, inner, log_total, masked, maximum, shift, total
+from softjax._numerics import compute_dtype, excess, log_total, masked, maximum, total
+from softjax._reductions import (
+    Axes,
+    index_of_maximum,
+    is_place,
+    plain_sums,
+    shift,
+    shift_row,
+    sums_beside_top,
+    taken,
+    weighted_sum,
+)
+from softjax._row_maps import row_map
+from softjax._sharding import shards
 
 
 def softmax(
@@ -127,51 +141,120 @@ def softmin(
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def softmax_core(x: Array, axes: tuple[int, ...]) -> Array:
-    e = jnp.exp(shift(x, maximum(x, axes)))
-    total = jnp.sum(e, axes, keepdims=True)
-    return e / jnp.maximum(total, jnp.finfo(x.dtype).tiny)  # 0 / 0 in a row of -inf
+def softmax_core(x: Array, axes: Axes) -> Array:
+    """exp(x - m) / sum exp(x - m); 0 in a row of -inf."""
+    m = maximum(x, axes)
+    e = jnp.exp(shift_row(x, m, axes))
+    sum_of_row = jnp.sum(e, axes, keepdims=True)
+    return e / jnp.where(sum_of_row == 0, 1, sum_of_row)
 
 
 @softmax_core.defjvp
 def _softmax_jvp(axes, primals, tangents):
     (x,), (x_dot,) = primals, tangents
     p = softmax_core(x, axes)
-    return p, softmax_tangent(p, x_dot, axes)
+    return p, softmax_tangent(p, x_dot, axes, place_of_top(x, axes))
 
 
-@partial(jax.checkpoint, static_argnums=(2,), prevent_cse=False)
-def softmax_tangent(p: Array, x_dot: Array, axes: tuple[int, ...]) -> Array:
-    """J x_dot for the Jacobian J = diag(p) - p p^T, accurate entry by entry.
+def softmax_tangent(p: Array, v: Array, axes: Axes, top: Array | None = None) -> Array:
+    """H v for the Jacobian H = diag(p) - p p^T of softmax, accurate entry by entry.
 
-    J 1 = 0, so tangents count relative to any one entry's. Where an entry dominates (p > 1/2)
-    they are taken relative to its own, and its output from the others', which sum to minus it:
-    1 - p is then nowhere a difference of near equals. Both steps are each other's transpose, so
-    that reverse mode is as accurate as forward mode. It saves p and does the rest again.
+    H 1 = 0, so that tangents count relative to that of any one entry. Relative to that of the top
+    entry, w = v - v_top, the mean <p, w> is a sum over the others:
+
+        (H v)_i = p_i (w_i - <p, w>),    (H v)_top = -p_top <p, w>
+
+    Where the top entry has nearly all of the probability, 1 - p_top is then nowhere a difference of
+    near equals. H is its own transpose, and forward and reverse mode are the same map.
+
+    `top` is the place of the top entry (`place_of_top`); None where it has to be found from p.
     """
-    dominant = p > 0.5
-    w = relative_to_dominant(dominant, x_dot, axes)
-    v = p * (w - inner(p, w, axes))
-    others = jnp.sum(jnp.where(dominant, 0, v), axes, keepdims=True)
-    return jnp.where(dominant, -others, v)
+    top = place_of_top(p, axes) if top is None else top
+    return row_map(_covariance_product, _covariance_product, v, (p, *_given(top)), axes)
+
+
+def _covariance_product(v: Array, p: Array, top: Array | None = None, *, axes: Axes) -> Array:
+    w = v - _at_top(v, p, top, axes)
+    return p * (w - weighted_sum(p, w, axes))
+
+
+def place_of_top(x: Array, axes: Axes) -> Array | None:
+    """The place of a maximal entry; None over several axes or devices, where no one looks it up."""
+    if len(axes) != 1 or math.prod(shards(x, axes)) > 1:
+        return None
+    x = lax.stop_gradient(x)
+    return index_of_maximum(x, maximum(x, axes), axes[0])
+
+
+def _given(top: Array | None) -> tuple[Array, ...]:
+    return () if top is None else (top,)
+
+
+def _at_top(v: Array, p: Array, top: Array | None, axes: Axes) -> Array:
+    """v at the top entry. Without its place: v where p > 1/2, and 0 where no entry dominates."""
+    if top is not None:
+        return taken(v, top, axes[0])
+    return jnp.sum(jnp.where(p > 0.5, v, 0), axes, keepdims=True)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def log_softmax_core(x: Array, axes: tuple[int, ...]) -> Array:
-    m, r = excess(x, axes)
-    return shift(x, m) - log_total(m, r)
+def log_softmax_core(x: Array, axes: Axes) -> Array:
+    """(x - m) - log1p(r)."""
+    m = maximum(x, axes)
+
+    def on_cpu(x: Array, m: Array) -> Array:
+        rest, tops = sums_beside_top(x, m, axes)
+        return shift(x, m) - log_total(m, rest + (tops - 1))
+
+    def plain(x: Array, m: Array) -> Array:
+        d = shift_row(x, m, axes)  # NaN at +inf, and so is then the excess
+        rest, tops = plain_sums(d, axes)
+        r = rest + (tops - 1)
+        return d - jnp.log1p(jnp.where(r < 0, 0, r))
+
+    return lax.platform_dependent(x, m, cpu=on_cpu, default=plain)
 
 
 @log_softmax_core.defjvp
 def _log_softmax_jvp(axes, primals, tangents):
     (x,), (x_dot,) = primals, tangents
-    return log_softmax_core(x, axes), _log_softmax_tangent(softmax_core(x, axes), x_dot, axes)
+    top = place_of_top(x, axes)
+    p, rest = _probabilities_and_rest(x, axes)
+    coefficients = (p, rest, *_given(top))
+    y_dot = row_map(_centred, _centred_transposed, x_dot, coefficients, axes)
+    return log_softmax_core(x, axes), y_dot
 
 
-@partial(jax.checkpoint, static_argnums=(2,), prevent_cse=False)
-def _log_softmax_tangent(p: Array, x_dot: Array, axes: tuple[int, ...]) -> Array:
-    w = relative_to_dominant(p > 0.5, x_dot, axes)
-    return jnp.where(is_empty(p, axes), 0, w - inner(p, w, axes))
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _probabilities_and_rest(x: Array, axes: Axes) -> tuple[Array, Array]:
+    """p, and what all entries but one maximal one have together: r / (1 + r), 1 - p at the top."""
+    m, r = excess(x, axes)
+    return softmax_core(x, axes), jnp.where(r < 0, 0, r) / total(m, r)
+
+
+@_probabilities_and_rest.defjvp
+def _probabilities_and_rest_jvp(axes, primals, tangents):
+    (x,), (x_dot,) = primals, tangents
+    p, rest = _probabilities_and_rest(x, axes)
+    top = place_of_top(x, axes)
+    p_dot = softmax_tangent(p, x_dot, axes, top)
+    return (p, rest), (p_dot, -_at_top(p_dot, p, top, axes))
+
+
+def _centred(v: Array, p: Array, rest: Array, top: Array | None = None, *, axes: Axes) -> Array:
+    """v - <p, v>: the tangent of log_softmax; 0 in a row without probabilities."""
+    w = v - _at_top(v, p, top, axes)
+    return jnp.where(is_empty(p, axes), 0, w - weighted_sum(p, w, axes))
+
+
+def _centred_transposed(
+    v: Array, p: Array, rest: Array, top: Array | None = None, *, axes: Axes
+) -> Array:
+    """v - p sum(v); at a top entry that dominates, (1 - p) sum(v) less the v of the others."""
+    is_top = p > 0.5 if top is None else is_place(top, v, axes[0]) & (rest < 0.5)
+    whole = jnp.sum(v, axes, keepdims=True)
+    others = jnp.sum(jnp.where(is_top, 0, v), axes, keepdims=True)
+    return jnp.where(is_empty(p, axes), 0, jnp.where(is_top, rest * whole - others, v - p * whole))
 
 
 @jax.custom_jvp
@@ -181,32 +264,31 @@ def softmax_and_complement(x: Array) -> tuple[Array, Array]:
     An entry with p > 1/2 is the only maximal one: there 1 - p is the share r / (1 + r) of all the
     others, elsewhere the difference loses nothing.
     """
-    m, r = excess(x, (x.ndim - 1,))
-    whole = total(m, r)
-    p = jnp.exp(shift(x, m)) / whole
-    return p, jnp.where(p > 0.5, r / whole, 1 - p)
+    p, rest = _probabilities_and_rest(x, (x.ndim - 1,))
+    return p, jnp.where(p > 0.5, rest, 1 - p)
 
 
 @softmax_and_complement.defjvp
 def _softmax_and_complement_jvp(primals, tangents):
     (x,), (x_dot,) = primals, tangents
+    axes = (x.ndim - 1,)
     p, complement = softmax_and_complement(x)
-    p_dot = softmax_tangent(p, x_dot, (x.ndim - 1,))
+    p_dot = softmax_tangent(p, x_dot, axes, place_of_top(x, axes))
     return (p, complement), (p_dot, -p_dot)
 
 
-def is_empty(p: Array, axes: tuple[int, ...]) -> Array:
+def is_empty(p: Array, axes: Axes) -> Array:
     """Whether no class of a row has a probability: all are -inf, masked, or not there."""
-    return jnp.all(p == 0, axes, keepdims=True)
+    return jnp.max(p, axes, keepdims=True, initial=0) == 0
 
 
-def relative_to_dominant(dominant: Array, x_dot: Array, axes: tuple[int, ...]) -> Array:
+def relative_to_dominant(dominant: Array, x_dot: Array, axes: Axes) -> Array:
     """x_dot less that of the dominant entry, where there is one: exactly 0 at that entry."""
     reference = jnp.sum(jnp.where(dominant, x_dot, 0), axes, keepdims=True)
     return jnp.where(dominant, 0, x_dot - reference)
 
 
-def tempered(x: Array, temperature: Array, axes: tuple[int, ...]) -> Array:
+def tempered(x: Array, temperature: Array, axes: Axes) -> Array:
     """z = (x - max x) / T: dividing after the subtraction keeps the offset out of z.
 
     The maximum carries no derivative: every use adds it back, or does not depend on it.

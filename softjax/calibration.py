@@ -12,7 +12,8 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._labels import ClassIndices, Labels, class_indices, distribution, is_class_indices
-from softjax._numerics import compute_dtype, inner, maximum, shift
+from softjax._numerics import compute_dtype, inner, maximum
+from softjax._reductions import shift
 from softjax._sharding import while_loop
 from softjax._softmax import softmax_core
 from softjax._weights import in_unit, is_zero, shares, sums_by_class

@@ -17,6 +17,7 @@ from softjax._labels import Labels, class_indices, distribution, is_class_indice
 from softjax._losses import expected_loss_gradient, index_loss_gradient
 from softjax._numerics import compute_dtype, inner, masked
 from softjax._softmax import (
+    place_of_top,
     relative_to_dominant,
     softmax_and_complement,
     softmax_core,
@@ -451,8 +452,8 @@ def _covariance(x: Array) -> Array:
 
 
 def _covariance_product(x: Array, v: Array) -> Array:
-    axes = (x.ndim - 1,)
-    return softmax_tangent(softmax_core(masked(x, None), axes), v, axes)
+    axes, x = (x.ndim - 1,), masked(x, None)
+    return softmax_tangent(softmax_core(x, axes), v, axes, place_of_top(x, axes))
 
 
 def _with_diagonal(matrix: Array, diagonal: Array) -> Array:

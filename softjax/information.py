@@ -18,7 +18,8 @@ from softjax._checks import Axis
 from softjax._labels import TopKLabels, class_indices, is_class_indices
 from softjax._logsumexp import logsumexp_core
 from softjax._losses import index_loss, spoiled
-from softjax._numerics import compute_dtype, excess, inner, log_total, masked, maximum, shift
+from softjax._numerics import compute_dtype, excess, inner, log_total, masked, maximum
+from softjax._reductions import shift
 from softjax._softmax import is_empty, log_softmax, softmax, softmax_tangent
 
 __all__ = [

@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from softjax._numerics import compute_dtype, excess, shift
+from softjax._numerics import compute_dtype, excess
+from softjax._reductions import shift
 
 
 class Rows(NamedTuple):

@@ -1,0 +1,348 @@
+"""How each compiler wants a row to be reduced: one result, one form for each backend.
+
+The mathematics is in `_numerics`. It asks for x - max x, for the sums over a row beside its maximal
+entries, and for the place of one of these. For GPU and TPU the plain expressions compile into as
+few passes over the memory as there can be. XLA:CPU needs other forms, which stand here and are
+lowered for the CPU alone.
+
+What is said here of XLA:CPU holds for jaxlib 0.10 to 0.12. What is said of XLA:GPU and of TPUs was
+seen in programs that jaxlib 0.10 compiled for an H100 and a v5e (`python -m benchmarks aot`).
+"""
+
+import math
+from collections.abc import Callable
+from functools import cache, partial
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from softjax._sharding import shards
+
+# XLA:CPU writes out a reduction of up to about this many terms, and vectorizes over its results.
+# A longer one is a loop of single additions, eight times slower. Of bfloat16 the limit is 21 terms.
+UNROLLED = 21
+# From this many classes on, the results that it vectorizes over are classes, below they are rows.
+WIDE = 64
+# From this many results on behind the classes, it vectorizes over those.
+LONG = 16
+# XLA:CPU looks for the place of a maximum entry by entry, which is slow beyond this many.
+BLOCK = 32
+# XLA:GPU holds a row of up to about this many entries in one kernel.
+ROW_OF_ONE_KERNEL = 16384
+
+Axes = tuple[int, ...]
+Pair = tuple[Array, Array]
+
+
+def shift(x: Array, m: Array) -> Array:
+    """x - m for m = max x: exactly 0 at a maximal entry, nowhere above 0; NaN at NaN and +inf.
+
+    Where x is a product, a compiler may contract x - m into one multiply-add, which does not
+    round the product as m was rounded. The maximal entry would not be at 0 then: a confident row
+    of logits * scale would lose its digits, and at 2e10 its exponential would be infinite. Below m
+    the contraction does no harm.
+    """
+    return jnp.where(x < m, x - m, 0 * x)
+
+
+def shift_row(x: Array, m: Array, axes: Axes) -> Array:
+    """`shift` of whole rows, whose exponentials are to be summed over `axes`.
+
+    A choice keeps compilers from their fastest sums. min(x, m) is x, and not contracted either.
+    """
+
+    def on_cpu(x: Array, m: Array) -> Array:
+        # In this order: of two numbers that do not compare, XLA:CPU takes the second as the lower.
+        return jnp.minimum(m, x) - m
+
+    def in_one_kernel(x: Array, m: Array) -> Array:
+        # XLA:GPU keeps a row in one kernel where each maximum is subtracted once and used for
+        # nothing else. The maximum of min(x, m) is m again.
+        x = jnp.minimum(x, m)
+        return x - jnp.max(x, axes, keepdims=True, initial=jnp.finfo(x.dtype).min)
+
+    def plain(x: Array, m: Array) -> Array:
+        return jnp.minimum(x, m) - m
+
+    sizes = [x.shape[axis] for axis in axes]
+    short = all(isinstance(size, int) for size in sizes) and math.prod(sizes) <= ROW_OF_ONE_KERNEL
+    on_gpu = in_one_kernel if short else plain
+    return lax.platform_dependent(x, m, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=plain)
+
+
+def sums_beside_top(x: Array, m: Array, axes: Axes) -> Pair:
+    """Two sums over `axes`, kept: of exp(x - m) without the maximal entries, and of their number.
+
+    An entry of +inf is maximal. Beside NaN the first sum is NaN.
+    """
+
+    def plain(x: Array, m: Array) -> Pair:
+        rest, tops = plain_sums(shift_row(x, m, axes), axes)
+        return jnp.where(m == jnp.inf, 0, rest), jnp.where(m == jnp.inf, 1, tops)
+
+    return lax.platform_dependent(x, m, cpu=partial(_on_cpu, axes=axes), default=plain)
+
+
+def plain_sums(d: Array, axes: Axes) -> Pair:
+    """The sums of `sums_beside_top` from d = x - m as a GPU or TPU wants them; NaN beside +inf."""
+    is_top = d == 0
+    rest = jnp.sum(jnp.where(is_top, 0, jnp.exp(d)), axes, keepdims=True)
+    return rest, jnp.sum(is_top.astype(d.dtype), axes, keepdims=True)
+
+
+def sums_beside_label(x: Array, m: Array, index: Array) -> Pair:
+    """x - m at the class `index` of the last axis, and the sum of exp(x - m) over the others, kept.
+
+    `index` has the axis too, of size 1. For classes on many devices these are two sums and a
+    maximum, where the sums beside the top and a look-up are three.
+    """
+    axes = (x.ndim - 1,)
+
+    def plain(x: Array, m: Array, index: Array) -> Pair:
+        d, is_label = shift_row(x, m, axes), is_place(index, x, x.ndim - 1)
+        at_label = jnp.sum(jnp.where(is_label, d, 0), axes, keepdims=True)
+        return at_label, jnp.sum(jnp.where(is_label, 0, jnp.exp(d)), axes, keepdims=True)
+
+    return lax.platform_dependent(x, m, index, cpu=_beside_label_on_cpu, default=plain)
+
+
+def weighted_sum(p: Array, v: Array, axes: Axes) -> Array:
+    """sum p v over `axes`, kept, with 0 v = 0: a class without probability has no tangent.
+
+    On a CPU a sum with a choice in it takes three times as long, and so it is taken only where the
+    sum without one is not finite.
+    """
+
+    def plain(p: Array, v: Array) -> Array:
+        return jnp.sum(jnp.where(p == 0, 0, p * v), axes, keepdims=True)
+
+    def on_cpu(p: Array, v: Array) -> Array:
+        # XLA:CPU of jaxlib 0.10 computes p (v - sum(p v)) wrong where p is the same for a batch of
+        # v, as in a Jacobian, unless the sum is behind a barrier.
+        whole = lax.optimization_barrier(jnp.sum(p * v, axes, keepdims=True))
+        is_finite = jnp.all(jnp.isfinite(whole))
+        return lax.cond(is_finite, lambda p, v: whole, plain, p, v)
+
+    return lax.platform_dependent(p, v, cpu=on_cpu, default=plain)
+
+
+def behind_barrier_on_cpu(x: Array) -> Array:
+    """x, which XLA:CPU has to compute before what uses it."""
+    return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
+
+
+def index_of_maximum(x: Array, m: Array, axis: int) -> Array:
+    """The place of one maximal entry along an axis, kept, as int32; any place beside NaN."""
+
+    def plain(x: Array, m: Array) -> Array:
+        place = lax.broadcasted_iota(jnp.int32, x.shape, axis)
+        is_top = shift_row(x, m, (axis,)) == 0
+        return jnp.max(jnp.where(is_top, place, 0), axis, keepdims=True, initial=0)
+
+    def on_cpu(x: Array, m: Array) -> Array:
+        return _argmax_on_cpu(x, axis)
+
+    return lax.platform_dependent(x, m, cpu=on_cpu, default=plain)
+
+
+def taken(v: Array, index: Array, axis: int) -> Array:
+    """v at `index` along an axis, both of one rank, kept."""
+
+    def gathered(v: Array, index: Array) -> Array:
+        return jnp.take_along_axis(v, index, axis, mode="clip")
+
+    def summed(v: Array, index: Array) -> Array:
+        # A TPU gathers slowly; XLA:GPU keeps short rows in one kernel where nothing is gathered.
+        return jnp.sum(jnp.where(is_place(index, v, axis), v, 0), axis, keepdims=True)
+
+    size = v.shape[axis]
+    on_gpu = summed if isinstance(size, int) and size <= ROW_OF_ONE_KERNEL else gathered
+    return lax.platform_dependent(v, index, cpu=gathered, cuda=on_gpu, rocm=on_gpu, default=summed)
+
+
+def is_place(index: Array, x: Array, axis: int) -> Array:
+    """Whether an entry of x stands at `index` along an axis."""
+    return lax.broadcasted_iota(index.dtype, x.shape, axis) == index
+
+
+# --- XLA:CPU ---
+
+
+def _on_cpu(x: Array, m: Array, axes: Axes) -> Pair:
+    """`sums_beside_top`, in tiles of the row."""
+    counts = shards(x, axes)
+    if math.prod(counts) > 1:
+        rows, top = by_shard(x, axes, counts), by_shard(m, axes, (1,) * len(axes))
+        return over_shards(_tiled(rows, top, rows.ndim - 1), axes)
+    # Behind the barrier the compiler does not spend its time on sums of logits that it knows.
+    m = lax.optimization_barrier(m)
+    order, axis = _layout(x.shape, axes)
+    shape = [x.shape[i] for i in order]
+    shape[axis : axis + len(axes)] = [math.prod(x.shape[i] for i in axes)]
+    rows = x.transpose(order).reshape(shape)
+    shape[axis] = 1
+    top = m.reshape(shape)
+    if not isinstance(rows.shape[axis], int):  # a symbol, in an exported program
+        parts = _terms(rows, top)
+        rest, tops = (jnp.sum(a, axis) for a in parts)
+    elif _is_odd(rows, axis):
+        # XLA:CPU vectorizes over rows, but only over an even number of them.
+        even = _tiled(rows[..., :-1, :], top[..., :-1, :], axis)
+        odd = _tiled(rows[..., -1:, :], top[..., -1:, :], axis)
+        rest, tops = (jnp.concatenate(parts, -1) for parts in zip(even, odd, strict=True))
+    else:
+        rest, tops = _tiled(rows, top, axis)
+    return rest.reshape(m.shape), tops.reshape(m.shape)
+
+
+def _beside_label_on_cpu(x: Array, m: Array, index: Array) -> Pair:
+    """`sums_beside_label`, in tiles of what each device has."""
+    axes = (x.ndim - 1,)
+    counts = shards(x, axes)
+    is_label = is_place(index, x, x.ndim - 1)
+    rows, labels = (by_shard(a, axes, counts) for a in (x, is_label))
+    top = by_shard(m, axes, (1,))
+
+    def terms(part: slice) -> Pair:
+        d, is_label = shift(rows[..., part], top), labels[..., part]
+        return jnp.where(is_label, d, 0), jnp.where(is_label, 0, jnp.exp(d))
+
+    return over_shards(sums_of_tiles(terms, rows.shape[-1], rows.ndim - 1, last=True), axes)
+
+
+def _is_odd(rows: Array, axis: int) -> bool:
+    """Whether an odd number of rows, of a few classes each, lie behind each other."""
+    if not 0 < axis == rows.ndim - 1 or rows.shape[-1] >= WIDE:
+        return False
+    count = rows.shape[-2]
+    return (
+        isinstance(count, int)
+        and count > 1
+        and count % 2 == 1
+        and shards(rows, (axis - 1,)) == (1,)
+    )
+
+
+def _terms(x: Array, m: Array) -> Pair:
+    """exp(x - m) beside the maximal entries, and where those are; NaN where x is NaN."""
+    is_top = x == m
+    return jnp.where(is_top, 0, jnp.exp(x - m)), is_top.astype(x.dtype)
+
+
+def _tiled(rows: Array, m: Array, axis: int) -> Pair:
+    """The sums of `_terms` over an axis."""
+
+    def terms(part: slice) -> Pair:
+        return _terms(lax.slice_in_dim(rows, part.start, part.stop, axis=axis), m)
+
+    return sums_of_tiles(terms, rows.shape[axis], axis, last=axis == rows.ndim - 1)
+
+
+def _layout(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    """An order of all axes that has `axes` as neighbours, and the place of their first.
+
+    The order that there is, where the axes behind are long enough to vectorize over: an image's
+    classes stay where they are. Otherwise `axes` come last.
+    """
+    given, axes = tuple(range(len(shape))), tuple(sorted(axes))
+    if axes and axes == given[axes[0] : axes[-1] + 1] and math.prod(shape[axes[-1] + 1 :]) >= LONG:
+        return given, axes[0]
+    return tuple(axis for axis in given if axis not in axes) + axes, len(shape) - len(axes)
+
+
+def by_shard(x: Array, axes: tuple[int, ...], counts: tuple[int, ...]) -> Array:
+    """x as [..., *counts, what one device holds]: sums over the last axis need no other device."""
+    kept = [axis for axis in range(x.ndim) if axis not in axes]
+    x = x.transpose(*kept, *axes)
+    for axis, count in zip(range(len(kept), x.ndim), counts, strict=True):
+        # Split where it stands, for Explicit axes take one step at a time, then to its place.
+        axis = axis + (axis - len(kept))
+        x = x.reshape(*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])
+    outer, inner = (range(len(kept) + i, x.ndim, 2) for i in (0, 1))
+    x = x.transpose(*range(len(kept)), *outer, *inner)
+    parts = len(kept) + len(axes)
+    return x.reshape(*x.shape[:parts], math.prod(x.shape[parts:]))  # -1 is unknown of no rows
+
+
+def over_shards(sums: Pair, axes: tuple[int, ...]) -> Pair:
+    """The sums of all shards, with the axes kept."""
+    a, b = (jnp.sum(x, range(x.ndim - len(axes), x.ndim)) for x in sums)
+    return jnp.expand_dims(a, axes), jnp.expand_dims(b, axes)
+
+
+def sums_of_tiles(terms: Callable[[slice], Pair], length: int, axis: int, last: bool) -> Pair:
+    """The sums of two arrays over an axis, both in one loop, as a tree.
+
+    The axis is cut into tiles [height, width], which are summed down their columns, then over
+    the columns, then over the tiles. This is exact to a few ulp and vectorizes, and the first
+    loop, which has all the exponentials, writes 1 / height of what it reads. `terms` gives the
+    arrays part by part: an expression that is sliced in two places would be an array in memory.
+    """
+    sums, start = [], 0
+    for count, height, width in _tiling(length, last):
+        stop = start + count * height * width
+        a, b = terms(slice(start, stop))
+        start = stop
+        tiles = (*a.shape[:axis], count, height, width, *a.shape[axis + 1 :])
+        columns = _sums_down(a.reshape(tiles), b.reshape(tiles), axis + 1)
+        sums.append(_sums_along(*_sums_along(*columns, axis + 1, last), axis, last))
+    (a, b), *others = sums
+    for other in others:
+        a, b = a + other[0], b + other[1]
+    return a, b
+
+
+def _sums_along(a: Array, b: Array, axis: int, last: bool) -> Pair:
+    """The sums of two arrays in memory over an axis, by the tree of `sums_of_tiles`."""
+    if a.shape[axis] == 1:
+        return jnp.squeeze(a, axis), jnp.squeeze(b, axis)
+
+    def part_of(x: Array, part: slice) -> Array:
+        return lax.slice_in_dim(x, part.start, part.stop, axis=axis)
+
+    return sums_of_tiles(
+        lambda part: (part_of(a, part), part_of(b, part)), a.shape[axis], axis, last
+    )
+
+
+def _sums_down(a: Array, b: Array, axis: int) -> Pair:
+    zero = jnp.zeros((), a.dtype)
+    return lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), (axis,))
+
+
+@cache
+def _tiling(length: int, last: bool) -> list[tuple[int, int, int]]:
+    """(count, height, width) of the tiles that cover an axis, one kind after the other.
+
+    Narrow ones vectorize over rows, wide ones over classes too, which must be the last axis.
+    """
+    if length < WIDE:
+        starts = range(0, max(length, 1), UNROLLED)
+        return [(1, min(UNROLLED, length - start), 1) for start in starts]
+    if not last:
+        count, left_over = divmod(length, UNROLLED)
+        return [(count, UNROLLED, 1)] + ([(1, left_over, 1)] if left_over else [])
+    tiles = [(h, w) for h in range(8, UNROLLED + 1) for w in range(8, 49, 8) if h * w <= length]
+    height, width = min(tiles, key=lambda tile: (length % math.prod(tile), -tile[0], tile[1]))
+    count = length // (height * width)
+    left_over = length - count * height * width
+    return [(count, height, width)] + (_tiling(left_over, last) if left_over else [])
+
+
+def _argmax_on_cpu(x: Array, axis: int) -> Array:
+    """The place of a maximal entry: that of the largest of blocks, and then within the block."""
+    length = x.shape[axis]
+    if axis != x.ndim - 1 or not isinstance(length, int) or length < 2 * BLOCK:
+        return jnp.argmax(x, axis, keepdims=True).astype(jnp.int32)
+    count, rest = divmod(length, BLOCK)
+    blocks = x[..., : length - rest].reshape(*x.shape[:-1], count, BLOCK)
+    largest = jnp.argmax(jnp.max(blocks, -1), -1, keepdims=True).astype(jnp.int32)
+    block = jnp.take_along_axis(blocks, largest[..., None], -2, mode="clip")[..., 0, :]
+    within = jnp.argmax(block, -1, keepdims=True).astype(jnp.int32)
+    place = largest * BLOCK + within
+    if not rest:
+        return place
+    tail = x[..., length - rest :]
+    last = jnp.argmax(tail, -1, keepdims=True).astype(jnp.int32)
+    found, beyond = jnp.max(block, -1, keepdims=True), jnp.max(tail, -1, keepdims=True)
+    return jnp.where(beyond > found, length - rest + last, place)
