@@ -7,18 +7,20 @@ with d = x - max x and r the excess: both terms are >= 0, no large number is sub
 another, and an offset of the logits is gone before anything is summed. All over the last axis.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
 
 from softjax._numerics import excess, inner, log_total, maximum, total
 from softjax._reductions import shift, sums_beside_label
 from softjax._sharding import shards
 from softjax._softmax import (
-    is_empty,
     log_softmax_core,
     place_of_top,
-    softmax_and_complement,
+    probabilities,
     softmax_core,
     softmax_tangent,
 )
@@ -70,38 +72,53 @@ def expected_loss(x: Array, q: Array) -> Array:
     return jnp.where(r[..., 0] < 0, 0, loss)
 
 
-@expected_loss.defjvp
+@partial(expected_loss.defjvp, symbolic_zeros=True)
 def _expected_loss_jvp(primals, tangents):
     (x, q), (x_dot, q_dot) = primals, tangents
-    # dl/dq_k = -log p_k. A class that has no mass on either side takes no part.
     axes = (x.ndim - 1,)
-    nothing = (q == 0) & jnp.isneginf(x) | is_empty(softmax_core(x, axes), axes)
-    cost = jnp.where(nothing, 0, -log_softmax_core(x, axes))
-    loss_dot = inner(expected_loss_gradient(x, q), x_dot, axes) + inner(cost, q_dot, axes)
-    return expected_loss(x, q), loss_dot[..., 0]
+    loss = expected_loss(x, q)
+    loss_dot = jnp.zeros_like(loss)
+    if not isinstance(x_dot, SymbolicZero):
+        loss_dot += inner(expected_loss_gradient(x, q), x_dot, axes)[..., 0]
+    if not isinstance(q_dot, SymbolicZero):
+        # dl/dq_k = -log p_k. A class that has no mass on either side takes no part.
+        *_, mass_of_p = probabilities(x, axes)
+        nothing = (q == 0) & jnp.isneginf(x) | (mass_of_p == 0)
+        cost = jnp.where(nothing, 0, -log_softmax_core(x, axes))
+        loss_dot += inner(cost, q_dot, axes)[..., 0]
+    return loss, loss_dot
 
 
 @jax.custom_jvp
 def expected_loss_gradient(x: Array, q: Array) -> Array:
-    """Q softmax(x) - q; where one class dominates both, the others' (Q - q_t) - Q (1 - p_t)."""
-    p, one_minus_p = softmax_and_complement(x)
+    """Q softmax(x) - q; where the top class dominates both, its q and p enter by the others'.
+
+    There it is (Q - q_t) - Q (1 - p_t), and neither difference is taken.
+    """
+    axes = (x.ndim - 1,)
+    p, rest, mass_of_p = probabilities(x, axes)
     mass = jnp.sum(q, -1, keepdims=True)
-    dominant = (p > 0.5) & (q > 0.5 * mass)
-    others = jnp.sum(jnp.where(dominant, 0, q), -1, keepdims=True)
-    g = jnp.where(dominant, others - mass * one_minus_p, mass * p - q)
-    return jnp.where(is_empty(p, (x.ndim - 1,)), 0, g)
+    is_top = x == maximum(x, axes)
+    others = jnp.sum(jnp.where(is_top, 0, q), -1, keepdims=True)
+    dominant = is_top & (rest < 0.5) & (q > 0.5 * mass)
+    g = jnp.where(dominant, others - mass * rest, mass * p - q)
+    return jnp.where(mass_of_p == 0, 0, g)
 
 
-@expected_loss_gradient.defjvp
+@partial(expected_loss_gradient.defjvp, symbolic_zeros=True)
 def _expected_loss_gradient_jvp(primals, tangents):
     (x, q), (x_dot, q_dot) = primals, tangents
     axes = (x.ndim - 1,)
-    p = softmax_core(x, axes)
-    mass_dot = jnp.sum(q_dot, -1, keepdims=True)
-    mass = jnp.sum(q, -1, keepdims=True)
-    from_x = mass * softmax_tangent(p, x_dot, axes, place_of_top(x, axes))
-    from_q = jnp.where(is_empty(p, axes), 0, mass_dot * p - q_dot)
-    return expected_loss_gradient(x, q), from_x + from_q
+    g = expected_loss_gradient(x, q)
+    g_dot = jnp.zeros_like(g)
+    if not isinstance(x_dot, SymbolicZero):
+        mass = jnp.sum(q, -1, keepdims=True)
+        g_dot += mass * softmax_tangent(softmax_core(x, axes), x_dot, axes, place_of_top(x, axes))
+    if not isinstance(q_dot, SymbolicZero):
+        p, _, mass_of_p = probabilities(x, axes)
+        mass_dot = jnp.sum(q_dot, -1, keepdims=True)
+        g_dot += jnp.where(mass_of_p == 0, 0, mass_dot * p - q_dot)
+    return g, g_dot
 
 
 def spoiled(loss: Array, bad: Array | None) -> Array:

@@ -49,20 +49,25 @@ def excess(x: Array, axes: Axes, exact: DTypeLike | None = None) -> tuple[Array,
     r >= 0; -1 in a row of -inf or without entries; NaN beside NaN. Entries of +inf are maximal, so
     that m + log1p(r) is +inf by itself.
     """
-    m = maximum(x, axes, exact)
+    # Behind the barrier XLA:CPU computes the maximum once, and no sums of logits that it knows.
+    m = behind_barrier_on_cpu(maximum(x, axes, exact))
     rest, tops = sums_beside_top(x, m, axes)
     return m, rest + (tops - 1)
 
 
 def total(m: Array, r: Array) -> Array:
     """sum exp(x - m) = 1 + r: 1 in an empty row, NaN beside +inf, where no probability is left."""
-    # A choice, for the maximum of NaN and 0 may be 0 on a CPU; and 0 m is NaN where m is infinite.
-    return 1 + jnp.where(r < 0, 0, r) + 0 * m
+    return 1 + not_negative(r) + 0 * m  # 0 m is NaN where m is infinite
 
 
 def log_total(m: Array, r: Array) -> Array:
     """log sum exp(x - m) = log1p(r): 0 in an empty row, NaN beside +inf."""
-    return jnp.log1p(jnp.where(r < 0, 0, r)) + 0 * m
+    return jnp.log1p(not_negative(r)) + 0 * m
+
+
+def not_negative(r: Array) -> Array:
+    """max(r, 0), NaN where r is NaN: the maximum that XLA:CPU computes may lose it."""
+    return (r + jnp.abs(r)) / 2
 
 
 @partial(jax.checkpoint, static_argnums=(2,), prevent_cse=False)  # saves a, not the choice

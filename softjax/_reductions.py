@@ -174,8 +174,6 @@ def _on_cpu(x: Array, m: Array, axes: Axes) -> Pair:
     if math.prod(counts) > 1:
         rows, top = by_shard(x, axes, counts), by_shard(m, axes, (1,) * len(axes))
         return over_shards(_tiled(rows, top, rows.ndim - 1), axes)
-    # Behind the barrier the compiler does not spend its time on sums of logits that it knows.
-    m = lax.optimization_barrier(m)
     order, axis = _layout(x.shape, axes)
     shape = [x.shape[i] for i in order]
     shape[axis : axis + len(axes)] = [math.prod(x.shape[i] for i in axes)]

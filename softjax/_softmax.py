@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._checks import Axis
-from softjax._numerics import compute_dtype, excess, log_total, masked, maximum, total
+from softjax._numerics import compute_dtype, excess, log_total, masked, maximum, not_negative, total
 from softjax._reductions import (
     Axes,
     index_of_maximum,
@@ -145,8 +145,8 @@ def softmax_core(x: Array, axes: Axes) -> Array:
     """exp(x - m) / sum exp(x - m); 0 in a row of -inf."""
     m = maximum(x, axes)
     e = jnp.exp(shift_row(x, m, axes))
-    sum_of_row = jnp.sum(e, axes, keepdims=True)
-    return e / jnp.where(sum_of_row == 0, 1, sum_of_row)
+    # A sum is at least 1, and nothing is added to it, or 0 in a row of -inf.
+    return e / (jnp.sum(e, axes, keepdims=True) + jnp.finfo(x.dtype).tiny)
 
 
 @softmax_core.defjvp
@@ -203,14 +203,14 @@ def log_softmax_core(x: Array, axes: Axes) -> Array:
     m = maximum(x, axes)
 
     def on_cpu(x: Array, m: Array) -> Array:
+        m = lax.optimization_barrier(m)
         rest, tops = sums_beside_top(x, m, axes)
-        return shift(x, m) - log_total(m, rest + (tops - 1))
+        return shift_row(x, m, axes) - log_total(m, rest + (tops - 1))
 
     def plain(x: Array, m: Array) -> Array:
         d = shift_row(x, m, axes)  # NaN at +inf, and so is then the excess
         rest, tops = plain_sums(d, axes)
-        r = rest + (tops - 1)
-        return d - jnp.log1p(jnp.where(r < 0, 0, r))
+        return d - jnp.log1p(not_negative(rest + (tops - 1)))
 
     return lax.platform_dependent(x, m, cpu=on_cpu, default=plain)
 
@@ -218,43 +218,48 @@ def log_softmax_core(x: Array, axes: Axes) -> Array:
 @log_softmax_core.defjvp
 def _log_softmax_jvp(axes, primals, tangents):
     (x,), (x_dot,) = primals, tangents
-    top = place_of_top(x, axes)
-    p, rest = _probabilities_and_rest(x, axes)
-    coefficients = (p, rest, *_given(top))
+    coefficients = (*probabilities(x, axes), *_given(place_of_top(x, axes)))
     y_dot = row_map(_centred, _centred_transposed, x_dot, coefficients, axes)
     return log_softmax_core(x, axes), y_dot
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _probabilities_and_rest(x: Array, axes: Axes) -> tuple[Array, Array]:
-    """p, and what all entries but one maximal one have together: r / (1 + r), 1 - p at the top."""
-    m, r = excess(x, axes)
-    return softmax_core(x, axes), jnp.where(r < 0, 0, r) / total(m, r)
-
-
-@_probabilities_and_rest.defjvp
-def _probabilities_and_rest_jvp(axes, primals, tangents):
-    (x,), (x_dot,) = primals, tangents
-    p, rest = _probabilities_and_rest(x, axes)
-    top = place_of_top(x, axes)
-    p_dot = softmax_tangent(p, x_dot, axes, top)
-    return (p, rest), (p_dot, -_at_top(p_dot, p, top, axes))
-
-
-def _centred(v: Array, p: Array, rest: Array, top: Array | None = None, *, axes: Axes) -> Array:
+def _centred(
+    v: Array, p: Array, rest: Array, mass: Array, top: Array | None = None, *, axes: Axes
+) -> Array:
     """v - <p, v>: the tangent of log_softmax; 0 in a row without probabilities."""
     w = v - _at_top(v, p, top, axes)
-    return jnp.where(is_empty(p, axes), 0, w - weighted_sum(p, w, axes))
+    return jnp.where(mass == 0, 0, w - weighted_sum(p, w, axes))
 
 
 def _centred_transposed(
-    v: Array, p: Array, rest: Array, top: Array | None = None, *, axes: Axes
+    v: Array, p: Array, rest: Array, mass: Array, top: Array | None = None, *, axes: Axes
 ) -> Array:
     """v - p sum(v); at a top entry that dominates, (1 - p) sum(v) less the v of the others."""
-    is_top = p > 0.5 if top is None else is_place(top, v, axes[0]) & (rest < 0.5)
+    dominates = p > 0.5 if top is None else is_place(top, v, axes[0]) & (rest < 0.5)
     whole = jnp.sum(v, axes, keepdims=True)
-    others = jnp.sum(jnp.where(is_top, 0, v), axes, keepdims=True)
-    return jnp.where(is_empty(p, axes), 0, jnp.where(is_top, rest * whole - others, v - p * whole))
+    others = jnp.sum(jnp.where(dominates, 0, v), axes, keepdims=True)
+    return jnp.where(mass == 0, 0, jnp.where(dominates, rest * whole - others, v - p * whole))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def probabilities(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
+    """p = softmax(x); what all entries but one maximal one have of it, r / (1 + r); and its sum.
+
+    The second is 1 - p at the top, without a difference. The sum is 1, and 0 in an empty row, whose
+    classes are all -inf, masked, or not there. Both have the axes kept.
+    """
+    m, r = excess(x, axes)
+    rest = not_negative(r) / total(m, r)
+    return softmax_core(x, axes), rest, jnp.where(r < 0, 0, 1).astype(x.dtype)
+
+
+@probabilities.defjvp
+def _probabilities_jvp(axes, primals, tangents):
+    (x,), (x_dot,) = primals, tangents
+    p, rest, mass = probabilities(x, axes)
+    top = place_of_top(x, axes)
+    p_dot = softmax_tangent(p, x_dot, axes, top)
+    return (p, rest, mass), (p_dot, -_at_top(p_dot, p, top, axes), jnp.zeros_like(mass))
 
 
 @jax.custom_jvp
@@ -264,7 +269,7 @@ def softmax_and_complement(x: Array) -> tuple[Array, Array]:
     An entry with p > 1/2 is the only maximal one: there 1 - p is the share r / (1 + r) of all the
     others, elsewhere the difference loses nothing.
     """
-    p, rest = _probabilities_and_rest(x, (x.ndim - 1,))
+    p, rest, _ = probabilities(x, (x.ndim - 1,))
     return p, jnp.where(p > 0.5, rest, 1 - p)
 
 
