@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from functools import cache, partial
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -25,8 +26,9 @@ UNROLLED = 21
 WIDE = 64
 # From this many results on behind the classes, it vectorizes over those.
 LONG = 16
-# XLA:CPU looks for the place of a maximum entry by entry, which is slow beyond this many.
-BLOCK = 32
+# XLA:CPU looks for the place of a maximum entry by entry, but for a maximum at the speed of memory.
+# So it looks in which block of up to this many entries the maximum is.
+BLOCK = 64
 # XLA:GPU holds a row of up to about this many entries in one kernel.
 ROW_OF_ONE_KERNEL = 16384
 
@@ -110,7 +112,7 @@ def weighted_sum(p: Array, v: Array, axes: Axes) -> Array:
     """sum p v over `axes`, kept, with 0 v = 0: a class without probability has no tangent.
 
     On a CPU a sum with a choice in it takes three times as long, and so it is taken only where the
-    sum without one is not finite.
+    sum without one is not finite. On a mesh the devices would have to agree on that.
     """
 
     def plain(p: Array, v: Array) -> Array:
@@ -120,10 +122,38 @@ def weighted_sum(p: Array, v: Array, axes: Axes) -> Array:
         # XLA:CPU of jaxlib 0.10 computes p (v - sum(p v)) wrong where p is the same for a batch of
         # v, as in a Jacobian, unless the sum is behind a barrier.
         whole = lax.optimization_barrier(jnp.sum(p * v, axes, keepdims=True))
-        is_finite = jnp.all(jnp.isfinite(whole))
-        return lax.cond(is_finite, lambda p, v: whole, plain, p, v)
+        return lax.cond(jnp.all(jnp.isfinite(whole)), lambda p, v: whole, plain, p, v)
 
-    return lax.platform_dependent(p, v, cpu=on_cpu, default=plain)
+    on_one_device = jax.typeof(v).sharding.mesh.empty
+    return lax.platform_dependent(p, v, cpu=on_cpu if on_one_device else plain, default=plain)
+
+
+def sum_and_rest(v: Array, left_out: Array, axes: Axes) -> Pair:
+    """sum v over `axes`, kept, and the same sum without the entries that are left out."""
+
+    def plain(v: Array, left_out: Array) -> Pair:
+        rest = jnp.sum(jnp.where(left_out, 0, v), axes, keepdims=True)
+        return jnp.sum(v, axes, keepdims=True), rest
+
+    def in_tiles(v: Array, left_out: Array) -> Pair:
+        def terms(part: slice) -> Pair:
+            return v[..., part], jnp.where(left_out[..., part], 0, v[..., part])
+
+        a, b = sums_of_tiles(terms, v.shape[-1], v.ndim - 1, last=True)
+        return a[..., None], b[..., None]
+
+    rows = axes == (v.ndim - 1,) and isinstance(v.shape[-1], int)
+    on_cpu = in_tiles if rows and jax.typeof(v).sharding.mesh.empty else plain
+    return lax.platform_dependent(v, left_out, cpu=on_cpu, default=plain)
+
+
+def kept_by_row_on_cpu(m: Array) -> Array:
+    """0, to be added to the sums of the rows whose maxima m are; NaN where m is +inf.
+
+    Where a maximum is subtracted from its row and used for nothing else, XLA:CPU writes it out for
+    each entry of the row, which takes as long as all the rest.
+    """
+    return lax.platform_dependent(m, cpu=lambda m: 0 * m, default=jnp.zeros_like)
 
 
 def behind_barrier_on_cpu(x: Array) -> Array:
@@ -151,13 +181,16 @@ def taken(v: Array, index: Array, axis: int) -> Array:
     def gathered(v: Array, index: Array) -> Array:
         return jnp.take_along_axis(v, index, axis, mode="clip")
 
+    def on_cpu(v: Array, index: Array) -> Array:
+        return lax.optimization_barrier(gathered(v, index))  # not again for each entry of the row
+
     def summed(v: Array, index: Array) -> Array:
         # A TPU gathers slowly; XLA:GPU keeps short rows in one kernel where nothing is gathered.
         return jnp.sum(jnp.where(is_place(index, v, axis), v, 0), axis, keepdims=True)
 
     size = v.shape[axis]
     on_gpu = summed if isinstance(size, int) and size <= ROW_OF_ONE_KERNEL else gathered
-    return lax.platform_dependent(v, index, cpu=gathered, cuda=on_gpu, rocm=on_gpu, default=summed)
+    return lax.platform_dependent(v, index, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=summed)
 
 
 def is_place(index: Array, x: Array, axis: int) -> Array:
@@ -328,19 +361,18 @@ def _tiling(length: int, last: bool) -> list[tuple[int, int, int]]:
 
 
 def _argmax_on_cpu(x: Array, axis: int) -> Array:
-    """The place of a maximal entry: that of the largest of blocks, and then within the block."""
+    """The place of a maximal entry: in which of equal blocks, and then where in that block."""
     length = x.shape[axis]
-    if axis != x.ndim - 1 or not isinstance(length, int) or length < 2 * BLOCK:
+    width = _divisor(length) if axis == x.ndim - 1 and isinstance(length, int) else 1
+    if width == 1:
         return jnp.argmax(x, axis, keepdims=True).astype(jnp.int32)
-    count, rest = divmod(length, BLOCK)
-    blocks = x[..., : length - rest].reshape(*x.shape[:-1], count, BLOCK)
+    blocks = x.reshape(*x.shape[:-1], length // width, width)
     largest = jnp.argmax(jnp.max(blocks, -1), -1, keepdims=True).astype(jnp.int32)
     block = jnp.take_along_axis(blocks, largest[..., None], -2, mode="clip")[..., 0, :]
-    within = jnp.argmax(block, -1, keepdims=True).astype(jnp.int32)
-    place = largest * BLOCK + within
-    if not rest:
-        return place
-    tail = x[..., length - rest :]
-    last = jnp.argmax(tail, -1, keepdims=True).astype(jnp.int32)
-    found, beyond = jnp.max(block, -1, keepdims=True), jnp.max(tail, -1, keepdims=True)
-    return jnp.where(beyond > found, length - rest + last, place)
+    return largest * width + jnp.argmax(block, -1, keepdims=True).astype(jnp.int32)
+
+
+def _divisor(length: int) -> int:
+    """The largest divisor of a length up to BLOCK; 1 where the row is as short itself."""
+    widths = range(BLOCK, 1, -1)
+    return next((width for width in widths if length % width == 0), 1) if length > BLOCK else 1

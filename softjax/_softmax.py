@@ -10,14 +10,18 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._checks import Axis
-from softjax._numerics import compute_dtype, excess, log_total, masked, maximum, not_negative, total
+from softjax._numerics import masked, maximum, not_negative
 from softjax._reductions import (
     Axes,
+    Pair,
+    behind_barrier_on_cpu,
     index_of_maximum,
     is_place,
+    kept_by_row_on_cpu,
     plain_sums,
     shift,
     shift_row,
+    sum_and_rest,
     sums_beside_top,
     taken,
     weighted_sum,
@@ -143,8 +147,7 @@ def softmin(
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def softmax_core(x: Array, axes: Axes) -> Array:
     """exp(x - m) / sum exp(x - m); 0 in a row of -inf."""
-    m = maximum(x, axes)
-    e = jnp.exp(shift_row(x, m, axes))
+    e = jnp.exp(shift_row(x, maximum(x, axes), axes))
     # A sum is at least 1, and nothing is added to it, or 0 in a row of -inf.
     return e / (jnp.sum(e, axes, keepdims=True) + jnp.finfo(x.dtype).tiny)
 
@@ -174,6 +177,7 @@ def softmax_tangent(p: Array, v: Array, axes: Axes, top: Array | None = None) ->
 
 
 def _covariance_product(v: Array, p: Array, top: Array | None = None, *, axes: Axes) -> Array:
+    p = behind_barrier_on_cpu(p)  # computed once
     w = v - _at_top(v, p, top, axes)
     return p * (w - weighted_sum(p, w, axes))
 
@@ -200,27 +204,15 @@ def _at_top(v: Array, p: Array, top: Array | None, axes: Axes) -> Array:
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def log_softmax_core(x: Array, axes: Axes) -> Array:
     """(x - m) - log1p(r)."""
-    m = maximum(x, axes)
-
-    def on_cpu(x: Array, m: Array) -> Array:
-        m = lax.optimization_barrier(m)
-        rest, tops = sums_beside_top(x, m, axes)
-        return shift_row(x, m, axes) - log_total(m, rest + (tops - 1))
-
-    def plain(x: Array, m: Array) -> Array:
-        d = shift_row(x, m, axes)  # NaN at +inf, and so is then the excess
-        rest, tops = plain_sums(d, axes)
-        return d - jnp.log1p(not_negative(rest + (tops - 1)))
-
-    return lax.platform_dependent(x, m, cpu=on_cpu, default=plain)
+    return _logarithms_and_probabilities(x, axes)[0]
 
 
 @log_softmax_core.defjvp
 def _log_softmax_jvp(axes, primals, tangents):
     (x,), (x_dot,) = primals, tangents
-    coefficients = (*probabilities(x, axes), *_given(place_of_top(x, axes)))
-    y_dot = row_map(_centred, _centred_transposed, x_dot, coefficients, axes)
-    return log_softmax_core(x, axes), y_dot
+    y, *coefficients = _logarithms_and_probabilities(x, axes)
+    coefficients = (*coefficients, *_given(place_of_top(x, axes)))
+    return y, row_map(_centred, _centred_transposed, x_dot, coefficients, axes)
 
 
 def _centred(
@@ -236,8 +228,7 @@ def _centred_transposed(
 ) -> Array:
     """v - p sum(v); at a top entry that dominates, (1 - p) sum(v) less the v of the others."""
     dominates = p > 0.5 if top is None else is_place(top, v, axes[0]) & (rest < 0.5)
-    whole = jnp.sum(v, axes, keepdims=True)
-    others = jnp.sum(jnp.where(dominates, 0, v), axes, keepdims=True)
+    whole, others = sum_and_rest(v, dominates, axes)
     return jnp.where(mass == 0, 0, jnp.where(dominates, rest * whole - others, v - p * whole))
 
 
@@ -248,9 +239,8 @@ def probabilities(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     The second is 1 - p at the top, without a difference. The sum is 1, and 0 in an empty row, whose
     classes are all -inf, masked, or not there. Both have the axes kept.
     """
-    m, r = excess(x, axes)
-    rest = not_negative(r) / total(m, r)
-    return softmax_core(x, axes), rest, jnp.where(r < 0, 0, 1).astype(x.dtype)
+    _, p, rest, mass = _logarithms_and_probabilities(x, axes)
+    return p, rest, mass
 
 
 @probabilities.defjvp
@@ -260,6 +250,29 @@ def _probabilities_jvp(axes, primals, tangents):
     top = place_of_top(x, axes)
     p_dot = softmax_tangent(p, x_dot, axes, top)
     return (p, rest, mass), (p_dot, -_at_top(p_dot, p, top, axes), jnp.zeros_like(mass))
+
+
+def _logarithms_and_probabilities(x: Array, axes: Axes) -> tuple[Array, Array, Array, Array]:
+    """log softmax(x), and what `probabilities` has, of the same sums."""
+    m = maximum(x, axes)
+    nothing = kept_by_row_on_cpu(m)
+
+    def parts(d: Array, sums: Pair) -> tuple[Array, Array, Array, Array]:
+        rest, tops = sums
+        r = rest + (tops - 1)
+        others = not_negative(r)
+        whole = 1 + others + nothing
+        mass = jnp.where(r < 0, 0, 1).astype(r.dtype)
+        return d - (jnp.log1p(others) + nothing), jnp.exp(d) / whole, others / whole, mass
+
+    def on_cpu(x: Array, m: Array) -> tuple[Array, Array, Array, Array]:
+        return parts(shift_row(x, m, axes), sums_beside_top(x, m, axes))
+
+    def plain(x: Array, m: Array) -> tuple[Array, Array, Array, Array]:
+        d = shift_row(x, m, axes)
+        return parts(d, plain_sums(d, axes))
+
+    return lax.platform_dependent(x, m, cpu=on_cpu, default=plain)
 
 
 @jax.custom_jvp

@@ -1,0 +1,143 @@
+"""The form that each backend gets, run on the CPU: the same digits, and NaN beside any rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from jax import lax
+
+import softjax
+from softjax import accuracy, choice, derivatives, information, regression
+
+pytestmark = pytest.mark.x64_once
+
+
+@pytest.fixture(params=["cpu", "cuda", "default"])
+def backend(request, monkeypatch):
+    """The functions as they are lowered for a backend; `default` is a TPU's form."""
+
+    def chosen(*arguments, default, **forms):
+        return forms.get(request.param, default)(*arguments)
+
+    if request.param != "cpu":
+        jax.clear_caches()
+        monkeypatch.setattr(lax, "platform_dependent", chosen)
+    yield request.param
+    if request.param != "cpu":
+        jax.clear_caches()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_goal_of_accuracy_holds(backend, dtype, monkeypatch):
+    monkeypatch.setattr(accuracy, "QUICK_SIZES", (2, 10, 257))
+    missed = [row for row in accuracy.measure(quick=True) if row.dtype == dtype and not row.ok]
+    assert not missed
+
+
+def test_edges(backend):
+    inf, nan = np.inf, np.nan
+    x = jnp.array(
+        [[-inf, -inf, -inf], [inf, 0, inf], [nan, 0, 1], [nan, inf, 0], [0, -inf, 1]], jnp.float32
+    )
+    np.testing.assert_allclose(
+        softjax.logsumexp(x, -1), [-inf, inf, nan, nan, np.log1p(np.e)], rtol=1e-6
+    )
+    p = np.asarray(softjax.softmax(x))
+    assert np.array_equal(p[0], [0, 0, 0])
+    assert np.isnan(p[1:4]).all()
+    assert p[4, 1] == 0
+    losses = softjax.cross_entropy(x, jnp.zeros(5, jnp.int32))
+    np.testing.assert_allclose(losses, [0, nan, nan, nan, np.log1p(np.e)], rtol=1e-6)
+    slope = np.asarray(jax.grad(lambda x: jnp.sum(softjax.log_softmax(x)[:, 2]))(x))
+    assert np.array_equal(slope[0], [0, 0, 0])
+    assert np.isnan(slope[1:4]).all()
+
+
+def test_tangents_count_on_no_offset(backend):
+    """H v and (I - 1 p^T) v, and the transposes: 1e6 in every entry of v changes no digit."""
+    rng = np.random.default_rng(0)
+    x = (4 * rng.standard_normal((8, 12))).astype(np.float32)
+    x[:4, 3] = x[:4].max(-1) + [2, 5, 12, 17]
+    v = rng.integers(-8, 8, x.shape).astype(np.float32)
+    p, w = oracles.softmax(x.astype(np.float64)), v.astype(np.float64)
+    centred = w - np.sum(p * w, -1, keepdims=True)
+    top = np.argmax(x, -1)[:, None]
+    at_top = np.take_along_axis(w, top, -1)
+    # The mean less that of the top entry, which has all of p but a small part: no cancellation.
+    np.put_along_axis(centred, top, -np.sum(p * (w - at_top), -1, keepdims=True), -1)
+    forward = lambda f, v: jax.jvp(f, (x,), (v,))[1]  # noqa: E731
+    backward = lambda f, v: jax.vjp(f, x)[1](v)[0]  # noqa: E731
+    for offset in (0, 1e6):
+        shifted = v + np.float32(offset)
+        for result in (forward(softjax.softmax, shifted), backward(softjax.softmax, shifted)):
+            np.testing.assert_allclose(result, p * centred, rtol=2e-5, atol=1e-12)
+        np.testing.assert_allclose(
+            forward(softjax.log_softmax, shifted), centred, rtol=2e-5, atol=1e-7
+        )
+
+
+def test_the_transpose_of_log_softmax(backend):
+    rng = np.random.default_rng(1)
+    x = (4 * rng.standard_normal((8, 12))).astype(np.float32)
+    x[:4, 3] = x[:4].max(-1) + [2, 5, 12, 17]
+    u = rng.standard_normal(x.shape).astype(np.float32)
+    p = oracles.softmax(x.astype(np.float64))
+    expected = u - p * np.sum(u.astype(np.float64), -1, keepdims=True)
+    result = jax.vjp(softjax.log_softmax, x)[1](u)[0]
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=2e-6)
+    # Of the log-probability of a sure class: -(1 - p), which p - 1 would not have a digit of.
+    sure = jnp.array([[20.0, 0.0, 0.0]])
+    slope = jax.grad(lambda x: softjax.log_softmax(x)[0, 0])(sure)
+    np.testing.assert_allclose(slope, [[4.1223072e-9, -2.0611537e-9, -2.0611537e-9]], rtol=1e-6)
+
+
+ROWS = {
+    "softmax": softjax.softmax,
+    "log_softmax": softjax.log_softmax,
+    "softmin": softjax.softmin,
+    "softmax, T": lambda x: softjax.softmax(x, temperature=0.5),
+    "softmax, where": lambda x: softjax.softmax(x, where=jnp.ones(x.shape, bool)),
+    "logsumexp": lambda x: softjax.logsumexp(x, -1),
+    "logsumexp, b": lambda x: softjax.logsumexp(x, -1, b=2.0),
+    "logmeanexp": lambda x: softjax.logmeanexp(x, -1),
+    "smooth_max": lambda x: softjax.smooth_max(x, -1, temperature=0.5),
+    "smooth_min": lambda x: softjax.smooth_min(x, -1, temperature=0.5),
+    "loss": lambda x: softjax.cross_entropy(x, jnp.zeros(len(x), jnp.int32)),
+    "loss of a distribution": lambda x: softjax.cross_entropy(x, jnp.full(x.shape, 0.25)),
+    "gradient of logsumexp": jax.grad(lambda x: jnp.sum(softjax.logsumexp(x, -1))),
+    "gradient of the loss": jax.grad(
+        lambda x: jnp.sum(softjax.cross_entropy(x, jnp.zeros(len(x), jnp.int32)))
+    ),
+    "gradient of softmax": jax.grad(lambda x: jnp.sum(softjax.softmax(x)[:, 0] ** 2)),
+    "closed gradient": lambda x: derivatives.cross_entropy_gradient(
+        x, jnp.zeros(len(x), jnp.int32)
+    ),
+    "hvp": lambda x: derivatives.logsumexp_hvp(x, jnp.ones_like(x).at[:, 0].set(2)),
+    "entropy": information.entropy,
+    "information.cross_entropy": lambda x: information.cross_entropy(x, jnp.zeros_like(x)),
+    "kl_divergence": lambda x: information.kl_divergence(x, jnp.zeros_like(x)),
+    "reverse kl_divergence": lambda x: information.kl_divergence(jnp.zeros_like(x), x),
+    "bradley_terry": lambda x: choice.bradley_terry_probability(x[:, 0], x[:, 1]),
+    "predict_proba": lambda x: regression.predict_proba(
+        regression.SoftmaxRegression(jnp.eye(4), jnp.zeros(4)), x
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_nan_is_nan_beside_any_number_of_rows(name):
+    """From 4,096 rows on XLA:CPU computes minima and maxima that lose NaN."""
+    function = ROWS[name]
+    with_infinity = name not in (
+        *("logsumexp", "logsumexp, b", "logmeanexp", "smooth_max", "smooth_min", "softmin"),
+        *("reverse kl_divergence", "bradley_terry"),  # +inf is a number like others there
+    )
+    for rows in (3, 63, 4095, 4096, 20000):
+        x = np.zeros((rows, 4), np.float32)
+        x[1, 0], x[2, 1] = np.nan, np.inf
+        for program in (jax.jit(function), jax.jit(lambda x: jax.vmap(lambda r: function(r[None])[0])(x))):
+            y = np.asarray(program(x)).reshape(rows, -1)
+            assert np.isnan(y[1]).any(), rows
+            assert not with_infinity or np.isnan(y[2]).any(), rows
+            assert np.isfinite(y[0]).all(), rows
