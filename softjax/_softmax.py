@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._checks import Axis
-from softjax._numerics import masked, maximum, not_negative
+from softjax._numerics import compute_dtype, masked, maximum, not_negative
 from softjax._reductions import (
     Axes,
     Pair,
@@ -297,7 +297,7 @@ def _softmax_and_complement_jvp(primals, tangents):
 
 def is_empty(p: Array, axes: Axes) -> Array:
     """Whether no class of a row has a probability: all are -inf, masked, or not there."""
-    return jnp.max(p, axes, keepdims=True, initial=0) == 0
+    return jnp.all(p == 0, axes, keepdims=True)
 
 
 def relative_to_dominant(dominant: Array, x_dot: Array, axes: Axes) -> Array:

@@ -58,7 +58,7 @@ def test_tangents_count_on_no_offset(backend):
     """H v and (I - 1 p^T) v, and the transposes: 1e6 in every entry of v changes no digit."""
     rng = np.random.default_rng(0)
     x = (4 * rng.standard_normal((8, 12))).astype(np.float32)
-    x[:4, 3] = x[:4].max(-1) + [2, 5, 12, 17]
+    x[:4, 3] = x[:4].max(-1) + np.array([2, 5, 12, 17], np.float32)
     v = rng.integers(-8, 8, x.shape).astype(np.float32)
     p, w = oracles.softmax(x.astype(np.float64)), v.astype(np.float64)
     centred = w - np.sum(p * w, -1, keepdims=True)
@@ -66,21 +66,20 @@ def test_tangents_count_on_no_offset(backend):
     at_top = np.take_along_axis(w, top, -1)
     # The mean less that of the top entry, which has all of p but a small part: no cancellation.
     np.put_along_axis(centred, top, -np.sum(p * (w - at_top), -1, keepdims=True), -1)
-    forward = lambda f, v: jax.jvp(f, (x,), (v,))[1]  # noqa: E731
-    backward = lambda f, v: jax.vjp(f, x)[1](v)[0]  # noqa: E731
     for offset in (0, 1e6):
         shifted = v + np.float32(offset)
-        for result in (forward(softjax.softmax, shifted), backward(softjax.softmax, shifted)):
-            np.testing.assert_allclose(result, p * centred, rtol=2e-5, atol=1e-12)
-        np.testing.assert_allclose(
-            forward(softjax.log_softmax, shifted), centred, rtol=2e-5, atol=1e-7
-        )
+        _, forward = jax.jvp(softjax.softmax, (x,), (shifted,))
+        (backward,) = jax.vjp(softjax.softmax, x)[1](shifted)
+        _, of_logarithm = jax.jvp(softjax.log_softmax, (x,), (shifted,))
+        np.testing.assert_allclose(forward, p * centred, rtol=2e-5, atol=1e-12)
+        np.testing.assert_allclose(backward, p * centred, rtol=2e-5, atol=1e-12)
+        np.testing.assert_allclose(of_logarithm, centred, rtol=2e-5, atol=1e-7)
 
 
 def test_the_transpose_of_log_softmax(backend):
     rng = np.random.default_rng(1)
     x = (4 * rng.standard_normal((8, 12))).astype(np.float32)
-    x[:4, 3] = x[:4].max(-1) + [2, 5, 12, 17]
+    x[:4, 3] = x[:4].max(-1) + np.array([2, 5, 12, 17], np.float32)
     u = rng.standard_normal(x.shape).astype(np.float32)
     p = oracles.softmax(x.astype(np.float64))
     expected = u - p * np.sum(u.astype(np.float64), -1, keepdims=True)
@@ -136,7 +135,8 @@ def test_nan_is_nan_beside_any_number_of_rows(name):
     for rows in (3, 63, 4095, 4096, 20000):
         x = np.zeros((rows, 4), np.float32)
         x[1, 0], x[2, 1] = np.nan, np.inf
-        for program in (jax.jit(function), jax.jit(lambda x: jax.vmap(lambda r: function(r[None])[0])(x))):
+        by_row = jax.vmap(lambda row: function(row[None])[0])
+        for program in (jax.jit(function), jax.jit(by_row)):
             y = np.asarray(program(x)).reshape(rows, -1)
             assert np.isnan(y[1]).any(), rows
             assert not with_infinity or np.isnan(y[2]).any(), rows
