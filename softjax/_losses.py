@@ -15,7 +15,7 @@ from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
 from softjax._numerics import excess, inner, log_total, maximum, total
-from softjax._reductions import shift, sums_beside_label
+from softjax._reductions import is_place, shift, sums_beside_label
 from softjax._sharding import shards
 from softjax._softmax import (
     log_softmax_core,
@@ -137,7 +137,7 @@ def _loss(around: Around, ignored: Array | None) -> Array:
 
 def _gradient(x: Array, index: Array, around: Around, ignored: Array | None) -> Array:
     m, r, _, others = around
-    is_label = jnp.arange(x.shape[-1], dtype=index.dtype) == index[..., None]
+    is_label = is_place(index[..., None], x, x.ndim - 1)
     g = jnp.where(is_label, -others, jnp.exp(shift(x, m))) / total(m, r)
     return g if ignored is None else jnp.where(ignored[..., None], 0, g)
 

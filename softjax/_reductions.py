@@ -66,10 +66,14 @@ def shift_row(x: Array, m: Array, axes: Axes) -> Array:
     def plain(x: Array, m: Array) -> Array:
         return jnp.minimum(x, m) - m
 
-    sizes = [x.shape[axis] for axis in axes]
-    short = all(isinstance(size, int) for size in sizes) and math.prod(sizes) <= ROW_OF_ONE_KERNEL
-    on_gpu = in_one_kernel if short else plain
+    on_gpu = in_one_kernel if rows_fit_a_kernel(x, axes) else plain
     return lax.platform_dependent(x, m, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=plain)
+
+
+def rows_fit_a_kernel(x: Array, axes: Axes) -> bool:
+    """Whether a kernel of a GPU holds whole rows; not known of rows whose size is a symbol."""
+    sizes = [x.shape[axis] for axis in axes]
+    return all(isinstance(n, int) for n in sizes) and math.prod(sizes) <= ROW_OF_ONE_KERNEL
 
 
 def sums_beside_top(x: Array, m: Array, axes: Axes) -> Pair:
@@ -188,8 +192,7 @@ def taken(v: Array, index: Array, axis: int) -> Array:
         # A TPU gathers slowly; XLA:GPU keeps short rows in one kernel where nothing is gathered.
         return jnp.sum(jnp.where(is_place(index, v, axis), v, 0), axis, keepdims=True)
 
-    size = v.shape[axis]
-    on_gpu = summed if isinstance(size, int) and size <= ROW_OF_ONE_KERNEL else gathered
+    on_gpu = summed if rows_fit_a_kernel(v, (axis,)) else gathered
     return lax.platform_dependent(v, index, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=summed)
 
 

@@ -19,6 +19,7 @@ from softjax._reductions import (
     is_place,
     kept_by_row_on_cpu,
     plain_sums,
+    rows_fit_a_kernel,
     shift,
     shift_row,
     sum_and_rest,
@@ -156,7 +157,9 @@ def softmax_core(x: Array, axes: Axes) -> Array:
 def _softmax_jvp(axes, primals, tangents):
     (x,), (x_dot,) = primals, tangents
     p = softmax_core(x, axes)
-    return p, softmax_tangent(p, x_dot, axes, place_of_top(x, axes))
+    # A kernel that holds whole rows of p need not read x again.
+    row = p if rows_fit_a_kernel(x, axes) else x
+    return p, softmax_tangent(p, x_dot, axes, place_of_top(row, axes))
 
 
 def softmax_tangent(p: Array, v: Array, axes: Axes, top: Array | None = None) -> Array:
