@@ -112,7 +112,7 @@ def logsumexp(
     axes = _checks.axes("logsumexp", axis, len(shape))
     where = _checks.mask("logsumexp", where, shape)
     y, sign = _scaled_logsumexp_where(x, factors, where, axes, keepdims, dtype)
-    return (y, sign) if return_sign else jnp.where(sign < 0, jnp.nan, y)
+    return (y, sign) if return_sign else _checks.nan_where(sign < 0, y)
 
 
 def logmeanexp(
@@ -229,7 +229,7 @@ def _terms(x: Array, b: Array, axes: tuple[int, ...]) -> _Terms:
     is_top = jnp.where(some_infinite, is_infinite, is_top)
     tops = jnp.sum(jnp.where(is_top, jnp.sign(f), 0), axes, keepdims=True)
     infinities = jnp.sum(is_infinite.astype(x.dtype), axes, keepdims=True)
-    tops = jnp.where(jnp.abs(tops) < infinities, jnp.nan, tops)
+    tops = _checks.nan_where(jnp.abs(tops) < infinities, tops)
     rest = jnp.sum(jnp.where(is_top, 0, c), axes, keepdims=True)
     log_unit = jnp.where(some_infinite, jnp.inf, x_top + k_top * math.log(2))
     return _Terms(log_unit, jnp.where(some_infinite, 1, f_top), c, tops, rest)

@@ -204,38 +204,11 @@ def _at_top(v: Array, p: Array, top: Array | None, axes: Axes) -> Array:
     return jnp.sum(jnp.where(p > 0.5, v, 0), axes, keepdims=True)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def log_softmax_core(x: Array, axes: Axes) -> Array:
     """(x - m) - log1p(r)."""
     return _logarithms_and_probabilities(x, axes)[0]
 
 
-@log_softmax_core.defjvp
-def _log_softmax_jvp(axes, primals, tangents):
-    (x,), (x_dot,) = primals, tangents
-    y, *coefficients = _logarithms_and_probabilities(x, axes)
-    coefficients = (*coefficients, *_given(place_of_top(x, axes)))
-    return y, row_map(_centred, _centred_transposed, x_dot, coefficients, axes)
-
-
-def _centred(
-    v: Array, p: Array, rest: Array, mass: Array, top: Array | None = None, *, axes: Axes
-) -> Array:
-    """v - <p, v>: the tangent of log_softmax; 0 in a row without probabilities."""
-    w = v - _at_top(v, p, top, axes)
-    return jnp.where(mass == 0, 0, w - weighted_sum(p, w, axes))
-
-
-def _centred_transposed(
-    v: Array, p: Array, rest: Array, mass: Array, top: Array | None = None, *, axes: Axes
-) -> Array:
-    """v - p sum(v); at a top entry that dominates, (1 - p) sum(v) less the v of the others."""
-    dominates = p > 0.5 if top is None else is_place(top, v, axes[0]) & (rest < 0.5)
-    whole, others = sum_and_rest(v, dominates, axes)
-    return jnp.where(mass == 0, 0, jnp.where(dominates, rest * whole - others, v - p * whole))
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def probabilities(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     """p = softmax(x); what all entries but one maximal one have of it, r / (1 + r); and its sum.
 
@@ -246,15 +219,7 @@ def probabilities(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     return p, rest, mass
 
 
-@probabilities.defjvp
-def _probabilities_jvp(axes, primals, tangents):
-    (x,), (x_dot,) = primals, tangents
-    p, rest, mass = probabilities(x, axes)
-    top = place_of_top(x, axes)
-    p_dot = softmax_tangent(p, x_dot, axes, top)
-    return (p, rest, mass), (p_dot, -_at_top(p_dot, p, top, axes), jnp.zeros_like(mass))
-
-
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _logarithms_and_probabilities(x: Array, axes: Axes) -> tuple[Array, Array, Array, Array]:
     """log softmax(x), and what `probabilities` has, of the same sums."""
     m = maximum(x, axes)
@@ -276,6 +241,35 @@ def _logarithms_and_probabilities(x: Array, axes: Axes) -> tuple[Array, Array, A
         return parts(d, plain_sums(d, axes))
 
     return lax.platform_dependent(x, m, cpu=on_cpu, default=plain)
+
+
+@_logarithms_and_probabilities.defjvp
+def _logarithms_and_probabilities_jvp(axes, primals, tangents):
+    (x,), (x_dot,) = primals, tangents
+    y, p, rest, mass = _logarithms_and_probabilities(x, axes)
+    top = place_of_top(x, axes)
+    coefficients = (p, rest, mass, *_given(top))
+    y_dot = row_map(_centred, _centred_transposed, x_dot, coefficients, axes)
+    p_dot = softmax_tangent(p, x_dot, axes, top)
+    rest_dot = -_at_top(p_dot, p, top, axes)
+    return (y, p, rest, mass), (y_dot, p_dot, rest_dot, jnp.zeros_like(mass))
+
+
+def _centred(
+    v: Array, p: Array, rest: Array, mass: Array, top: Array | None = None, *, axes: Axes
+) -> Array:
+    """v - <p, v>: the tangent of log_softmax; 0 in a row without probabilities."""
+    w = v - _at_top(v, p, top, axes)
+    return jnp.where(mass == 0, 0, w - weighted_sum(p, w, axes))
+
+
+def _centred_transposed(
+    v: Array, p: Array, rest: Array, mass: Array, top: Array | None = None, *, axes: Axes
+) -> Array:
+    """v - p sum(v); at a top entry that dominates, (1 - p) sum(v) less the v of the others."""
+    dominates = p > 0.5 if top is None else is_place(top, v, axes[0]) & (rest < 0.5)
+    whole, others = sum_and_rest(v, dominates, axes)
+    return jnp.where(mass == 0, 0, jnp.where(dominates, rest * whole - others, v - p * whole))
 
 
 @jax.custom_jvp
