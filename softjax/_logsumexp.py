@@ -75,7 +75,8 @@ def logsumexp(
         where: booleans that broadcast to `a`; False leaves the entry out.
 
     Returns:
-        `a` without `axis`, in nats, in the dtype of `a`; with `return_sign` a pair (y, sign).
+        `a` without `axis`, in nats, in the dtype of `a`, or float64 where `b` is an array of
+        float64; with `return_sign` a pair (y, sign).
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape or axis.
@@ -100,8 +101,11 @@ def logsumexp(
         return y, jnp.where(jnp.isnan(y), y, jnp.where(jnp.isneginf(y), 0, 1).astype(y.dtype))
 
     factors = _checks.real_array("logsumexp", "b", b)
-    follows = _takes_dtype_of_other("a", a) and not _takes_dtype_of_other("b", b)
-    dtype = factors.dtype if follows else x.dtype
+    dtype = x.dtype
+    if not _takes_dtype_of_other("b", b) and (
+        _takes_dtype_of_other("a", a) or factors.dtype == jnp.float64
+    ):
+        dtype = factors.dtype
     try:
         shape = jnp.broadcast_shapes(x.shape, factors.shape)
     except ValueError as error:
