@@ -38,7 +38,7 @@ from softjax._linear_cross_entropy.pieces import (
 )
 from softjax._linear_cross_entropy.sharded import Layout, cast, layout_of, mapped, padded
 from softjax._numerics import compute_dtype, maximum
-from softjax._sharding import Lead, axes_of, mesh_of, varying, varying_alike
+from softjax._sharding import Lead, axes_of, brought_to, mesh_of, varying, varying_alike
 from softjax._softmax import softmax_core, softmax_tangent
 from softjax._weights import is_zero, shares
 
@@ -160,17 +160,19 @@ def _reduced(
     if scale is None:
         scale = jnp.ones(hidden.shape[0], compute_dtype(hidden.dtype))
         scale = varying(scale, axes_of(hidden))
+        if reduction == "mean":  # nothing is sent for a sum that is known
+            scale /= jnp.maximum(jnp.asarray(hidden.shape[0], scale.dtype), 1)
+    elif reduction == "mean":
+        scale = shares(scale)
     counted = ~is_zero(scale)[:, None]
     hidden, h_dot = jax.tree.map(lambda a: jnp.where(counted, a, 0), (hidden, h_dot))
-    if reduction == "mean":
-        scale = shares(scale)
     rows, classes = Rows(hidden, None, None, None, None), Classes(*head[1:], None, None)
     operands = Arguments(rows, classes, scalars), scale, (h_dot, *tangents[1:])
     if layout is None:
         h, w, b = _products((), budget, *operands)
     else:
         h, w, b = _products_on(layout, budget, *operands)
-    return jax.tree.map(lead.back, h), w, b
+    return None if h is None else brought_to(lead.back(h), head.hidden), w, b
 
 
 def _products_on(
