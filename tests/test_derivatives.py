@@ -267,9 +267,9 @@ def test_half_precision_batches_and_misuse(name):
 @pytest.mark.x64_once
 def test_misuse_of_the_loss_and_of_cumulants():
     x = jnp.zeros((2, 3))
-    orders: list[Any] = [0, 5, 1.5]
-    for order in orders:
-        with pytest.raises(ValueError, match="`order` must be"):
+    orders: list[tuple[Any, type]] = [(0, ValueError), (5, ValueError), (1.5, TypeError)]
+    for order, error in orders:
+        with pytest.raises(error, match="`order` must be"):
             derivatives.log_partition_cumulants(x, x, order)
     for function in (derivatives.cross_entropy_gradient, derivatives.cross_entropy_hessian):
         with pytest.raises(ValueError, match=r"`labels` must be in \[0, 3\)"):

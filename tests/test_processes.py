@@ -145,7 +145,7 @@ def change(path, how):
         ("changed", (1,), r"different batches: data\.x\.sample is \d+ of process 0 and \d+ of"),
         ("cut", (0,), r"process 0 of 2: .*x-0\.npy: is shorter than its header says"),
         ("cut", (1,), r"process 1 of 2: .*x-1\.npy: is shorter than its header says"),
-        ("shorter", (1,), r"process 1 of 2: .*`labels` must be of shape \(1430,\), got"),
+        ("shorter", (1,), r"process 1 of 2: .*y-1.npy: expected shape \(1430,\), .* got"),
     ],
 )
 def test_data_that_changed_since_are_refused(tmp_path, cache, on_files, how, who, words):
