@@ -72,7 +72,7 @@ def _jvp(primals, tangents, *, forward, transposed, axes):
         points, directions = [coefficients[n] for n in moved], [dots[n] for n in moved]
         parts.append(jax.jvp(of_moved, points, directions)[1])
     if not parts:
-        return value, ad.Zero.from_primal_value(value)
+        return value, ad.Zero(jax.typeof(value))
     return value, sum(parts[1:], parts[0])
 
 
