@@ -62,8 +62,6 @@ def run(rng: np.random.Generator) -> Outcome:
         return Outcome(0.0, reason)
     if reason == regression.NON_FINITE:
         raise Failure(f"{words}: of finite data")
-    if solver == "optax":
-        return Outcome(check_gradient(problem, theta, reason, words), f"optax {reason}")
     best, found = (firth_best if solver == "firth" else best_of_scipy)(problem, theta)
     excess = (found - best) / max(abs(best), 1e-300)
     float32 = problem.x.dtype == np.float32
@@ -268,22 +266,6 @@ def firth_best(problem: Problem, theta: np.ndarray) -> tuple[float, float]:
         result = scipy.optimize.minimize(value, start, method="BFGS", options={"maxiter": 50})
         candidates.append(result.fun)
     return min(candidates), candidates[0]
-
-
-def check_gradient(problem: Problem, theta, reason, words) -> float:
-    """The solver "optax" stops where no entry of the gradient is larger than tol."""
-    if reason != regression.CONVERGED:
-        return 0.0
-    x = np.hstack([problem.x.astype(np.float64), np.ones((len(problem.x), 1))])
-    costs = problem.costs()
-    g = x.T @ (costs.sum(1, keepdims=True) * oracles.softmax(x @ theta) - costs)
-    g[:-1] += problem.penalties[0] * theta[:-1]
-    eps = float(np.finfo(problem.x.dtype).eps)
-    size = np.abs(x).T @ costs.sum(1) * (4 + np.abs(x @ theta).max())
-    share = float(np.max(np.abs(g) / (2 * TOL + 8 * eps * size[:, None])))
-    if share > 1:
-        raise Failure(f"{words}: the largest entry of the gradient is {np.abs(g).max():.2g}")
-    return share
 
 
 def check_separation(problem: Problem, theta, reason, words) -> None:
