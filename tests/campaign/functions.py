@@ -132,6 +132,7 @@ def run(rng: np.random.Generator) -> Outcome:
         numbers = np.where(case.where, numbers, -np.inf)
     not_a_number = np.isnan(numbers).any(-1)
     numbers = np.where(not_a_number[:, None], 0, numbers)
+    is_empty = np.isneginf(numbers).all(-1, keepdims=True)
     gap = gaps(numbers, name, case.options.get("temperature", 1.0))
     if case.x.dtype == np.float64:
         numbers = oracles.exact(numbers)
@@ -151,9 +152,17 @@ def run(rng: np.random.Generator) -> Outcome:
         ratio, exact = of_derivative(computed, expected, gap, case.x.dtype, tangent, "njk,nk->nj")
     else:
         ratio, exact = of_value(computed, expected, gap)
-    # A row with NaN is NaN, but where it is masked.
-    hidden = np.zeros((), bool) if case.where is None else ~case.where
-    nan = np.isnan(computed) | (hidden if computed.shape == case.x.shape else False)
+    # A row with NaN is NaN, but where it is masked or ignored. What is masked has no tangent, and a
+    # row of -inf no derivative.
+    hidden = np.zeros((), bool)
+    if case.where is not None and computed.shape == case.x.shape:
+        hidden = ~case.where
+    without = is_empty | hidden if mode == "jvp" else is_empty
+    if mode in ("jvp", "vjp"):
+        ratio = np.where(without & (computed == 0), 0, ratio)
+    if case.options.get("ignore_index") is not None:
+        not_a_number &= case.labels != case.options["ignore_index"]
+    nan = np.isnan(computed) | hidden
     ratio = np.where(not_a_number[:, None], np.where(nan, 0, np.inf), ratio)
     worst = float(np.max(ratio))
     if not worst <= 1:
