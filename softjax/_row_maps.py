@@ -14,9 +14,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+
+from softjax._sharding import varying_alike
 
 Map = Callable[..., Array]
 
@@ -28,7 +30,7 @@ def row_map(
 
     The coefficients have the rank of v, and on each axis its size or 1.
     """
-    operands = _varying_alike(v, *coefficients)
+    operands = varying_alike((v, *coefficients))
     return _row_map_p.bind(*operands, forward=forward, transposed=transposed, axes=axes)
 
 
@@ -99,13 +101,3 @@ def _batched(operands, batch_axes, *, forward, transposed, axes):
 ad.primitive_jvps[_row_map_p] = _jvp
 ad.primitive_transposes[_row_map_p] = _transpose
 batching.primitive_batchers[_row_map_p] = _batched
-
-
-def _varying_alike(*arrays: Array) -> list[Array]:
-    """The arrays, within a `shard_map`, all varying over the mesh axes that any varies over."""
-    axes = [jax.typeof(a).manual_axis_type.varying for a in arrays]
-    every = frozenset[str]().union(*axes)
-    return [
-        lax.pcast(a, tuple(sorted(every - own)), to="varying") if every - own else a
-        for a, own in zip(arrays, axes, strict=True)
-    ]
