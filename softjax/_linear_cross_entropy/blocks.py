@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from softjax._numerics import compute_dtype, excess
+from softjax._numerics import compute_dtype, excess, not_negative
 from softjax._reductions import shift
 
 
@@ -219,7 +219,7 @@ def alive(s: Statistics, mass: Array | None, active: Array | None) -> Array:
 
 def log_total(s: Statistics) -> Array:
     """log1p(r)."""
-    return jnp.log1p(jnp.maximum(s.excess, 0))
+    return jnp.log1p(not_negative(s.excess))
 
 
 def log_partition(s: Statistics, scalars: Scalars) -> Array:
@@ -286,7 +286,7 @@ def _logit_gradient(
     Q - t is exactly 0 at an integer label without smoothing: the gradient there is minus the sum
     of the others, and never the difference p - 1.
     """
-    total = 1 + jnp.maximum(s.excess, 0)
+    total = 1 + not_negative(s.excess)
     p = jnp.exp(d) / total[:, None]
     t = others = mass = jnp.zeros((), d.dtype)
     if index is not None and block.mass is not None:

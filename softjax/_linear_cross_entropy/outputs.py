@@ -41,7 +41,7 @@ from softjax._linear_cross_entropy.sharded import (
     rows_on,
     statistics_over,
 )
-from softjax._numerics import compute_dtype
+from softjax._numerics import compute_dtype, not_negative
 from softjax._sharding import Lead, axes_of, mesh_of, varying, varying_alike
 
 
@@ -256,7 +256,7 @@ def _log_partition(s: Statistics, scalars: Scalars) -> Array:
 def _outputs(part: Arguments, top_k: int):
     rows, _, scalars = part
     s, surprise, top_d, top_classes = _of_classes(part, 0, top_k)
-    entropy = log_total(s) + surprise / (1 + jnp.maximum(s.excess, 0))
+    entropy = log_total(s) + surprise / (1 + not_negative(s.excess))
     top_log_probabilities = top_d - log_total(s)[:, None]
     log_probability = _label_log_probability(s, rows.mass, scalars)
     lse = _log_partition(s, scalars)
@@ -277,7 +277,7 @@ def _outputs_over(axes: tuple[str, ...], budget: int | None, arguments: Argument
     s = joined(own, axes, scalars.temperature)
     d = distance(jnp.where(own.excess < 0, s.top, own.top), s.top, scalars.temperature)
     surprise = lax.psum(jnp.exp(d) * (surprise - (1 + own.excess) * d), axes)
-    entropy = log_total(s) + surprise / (1 + jnp.maximum(s.excess, 0))
+    entropy = log_total(s) + surprise / (1 + not_negative(s.excess))
     every_d = _side_by_side(axes, top_d + d[:, None])
     top_d, at = lax.top_k(every_d, top_k)
     top_classes = jnp.take_along_axis(_side_by_side(axes, top_classes), at, -1)
