@@ -3,10 +3,12 @@
 Needs matplotlib, of the extra `plot`.
 """
 
+import unicodedata
 import warnings
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["reliability", "report"]
 
 BINS = 10
+# The numbers of classes from which and up to which the picture grows.
+FEW, MANY = 25, 40
+# What the colours of the weights mean, and the width of a letter as a share of the font size.
+SIGNS = "red raises the probability of the class, blue lowers it"
+EM = 0.62
 
 
 def report(
@@ -30,8 +37,13 @@ def report(
     labels: np.ndarray,
     probabilities: np.ndarray,
     image_shape: tuple[int, int] | None = None,
+    *,
+    name: str | None = None,
 ) -> None:
     """Writes four panels on held-out examples: curve, weights, confusion and reliability.
+
+    The picture grows with the number of classes, up to 40; of more classes or features some of the
+    names are shown. Long names are shortened in their middle.
 
     Args:
         path: the PNG to write, or a binary file that is open for writing.
@@ -42,6 +54,7 @@ def report(
         labels: [N], held-out class indices.
         probabilities: [N, K], predicted for them.
         image_shape: where the features are the pixels of an image.
+        name: of the data, for the title.
 
     Raises:
         ModuleNotFoundError: without matplotlib; the message names the extra.
@@ -56,7 +69,11 @@ def report(
         >>> file.getvalue()[1:4]
         b'PNG'
     """
-    figure = _figure("report", (13, 10))
+    scale = min(max(len(class_names), FEW), MANY) / FEW
+    figure = _figure("report", (13 * scale, 10 * scale))
+    data = "" if name is None else f" of {_short([name], 40)[0]}"
+    title = f"Softmax regression{data}: {len(class_names)} classes, {len(labels)} held-out examples"
+    figure.suptitle(title, fontsize=12 * scale, parse_math=False)
     panels: Any = figure.subfigures(2, 2)
     (curve, weights), (confusion, reliability) = panels
     _learning_curve(curve, history)
@@ -113,60 +130,93 @@ def _save(figure: Any, path: Path | BinaryIO) -> None:
 def _learning_curve(figure, history: Sequence[dict[str, float]]) -> None:
     axes = figure.subplots()
     epochs = [event["epoch"] for event in history]
-    axes.plot(epochs, [event["objective"] for event in history], label="training objective")
-    axes.plot(epochs, [event["validation_loss"] for event in history], label="held-out loss")
-    axes.set(title="Learning curve", xlabel="epoch", ylabel="nats per example", yscale="log")
+    steps = [event.get("step", event["epoch"]) for event in history]
+    # Where every step sees all examples, the two are one number.
+    unit = "step" if steps == epochs else "epoch: pass over the training examples"
+    marker = "o" if len(history) < 10 else ""
+    for key, label in (("objective", "training objective"), ("validation_loss", "held-out loss")):
+        axes.plot(epochs, [event[key] for event in history], label=label, marker=marker)
+    axes.set(title="Learning curve", xlabel=unit, ylabel="nats per example", yscale="log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    _plain_numbers(axes.yaxis)
     right = axes.twinx()
     accuracy = [100 * event["validation_accuracy"] for event in history]
-    right.plot(epochs, accuracy, color="tab:green", linestyle="--", label="held-out accuracy")
+    look = {"color": "tab:green", "linestyle": "--", "marker": marker}
+    right.plot(epochs, accuracy, label="held-out accuracy", **look)
     right.set(ylabel="accuracy, %", ylim=(0, 101))
     figure.legend(loc="outside lower center", ncols=3)
 
 
+def _plain_numbers(axis) -> None:
+    """0.5 in place of a power of ten, wherever a logarithmic axis has numbers."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x, pos=None):
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    axis.set_major_formatter(Plain())
+    axis.set_minor_formatter(Plain(minor_thresholds=(1, 0.4)))
+
+
 def _images(figure, kernel: np.ndarray, class_names: Sequence[str], shape: tuple[int, int]) -> None:
-    columns = min(5, len(class_names))
-    rows = -(-len(class_names) // columns)
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    largest = np.abs(kernel).max()
-    image = None
+    """One image of weights for each class, with its name above where there is room for it."""
+    k, font = len(class_names), 8
+    columns = max(min(5, k), int(np.ceil(np.sqrt(1.3 * k))))
+    grid = figure.subplots(-(-k // columns), columns, squeeze=False).ravel()
+    room = int(_points(figure, 0.38) / columns / (EM * font))
     for axes in grid:
         axes.axis("off")
-    for axes, name, weights in zip(grid, class_names, kernel.T, strict=False):
-        image = axes.imshow(weights.reshape(shape), cmap="RdBu_r", vmin=-largest, vmax=largest)
-        axes.set_title(name, parse_math=False)
+    for axes, name, weights in zip(grid, _short(class_names, room), kernel.T, strict=False):
+        image = axes.imshow(weights.reshape(shape), **_red_and_blue(kernel))
+        if room >= 3:
+            axes.set_title(name, fontsize=font, parse_math=False)
     figure.suptitle("Weights of each class")
-    figure.colorbar(image, ax=grid.tolist(), label="nats per unit of ink", shrink=0.8)
+    bar = figure.colorbar(image, ax=grid.tolist(), shrink=0.9)
+    bar.set_label(f"nats per unit of a pixel\n{SIGNS}")
 
 
 def _heat_map(
     axes: "Axes", kernel: np.ndarray, feature_names: Sequence[str], class_names: Sequence[str]
 ) -> None:
-    largest = np.abs(kernel).max()
-    image = axes.imshow(
-        kernel, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest"
-    )
+    image = axes.imshow(kernel, aspect="auto", interpolation="nearest", **_red_and_blue(kernel))
     axes.set(title="Weights of each class", xlabel="class", ylabel="feature")
-    _name_ticks(axes.xaxis, class_names)
-    _name_ticks(axes.yaxis, feature_names)
-    axes.figure.colorbar(image, ax=axes, label="nats per standard deviation")
+    _name_ticks(axes, "x", class_names)
+    _name_ticks(axes, "y", feature_names)
+    bar = axes.figure.colorbar(image, ax=axes)
+    bar.set_label(f"nats per standard deviation of the feature\n{SIGNS}")
+
+
+def _red_and_blue(kernel: np.ndarray) -> dict[str, Any]:
+    """Colours of weights, white at 0."""
+    largest = np.abs(kernel).max()
+    return {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest}
 
 
 def _confusion(
     axes: "Axes", labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
 ) -> None:
+    """Of the examples of each true class, how many percent are predicted to be of each class."""
     k = len(class_names)
     counts = np.zeros((k, k), int)
     np.add.at(counts, (labels, probabilities.argmax(-1)), 1)
-    image = axes.imshow(counts, cmap="Blues")
-    axes.set(title="Confusion matrix", xlabel="predicted class", ylabel="true class")
-    _name_ticks(axes.xaxis, class_names)
-    _name_ticks(axes.yaxis, class_names)
+    totals = counts.sum(-1)
+    percent = 100 * counts / np.maximum(totals, 1)[:, None]
+    shown = np.ma.masked_where(np.broadcast_to(totals[:, None] == 0, (k, k)), percent)
+    image = axes.imshow(shown, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    axes.set_facecolor("0.9")  # of a class without examples
+    axes.set(title="Confusion of the held-out examples, %")
+    axes.set(xlabel="predicted class", ylabel="true class (examples)")
+    _name_ticks(axes, "x", class_names)
+    _name_ticks(axes, "y", class_names, [f" ({total})" for total in totals])
     if k <= 20:
-        for (row, column), count in np.ndenumerate(counts):
-            if count:
-                color = "white" if count > counts.max() / 2 else "black"
-                axes.text(column, row, str(count), ha="center", va="center", color=color)
-    axes.figure.colorbar(image, ax=axes, label="examples")
+        font = 9 if k <= 10 else 6
+        for row, column in np.argwhere(counts):
+            value = percent[row, column]
+            color = "white" if value > 50 else "black"
+            text = f"{value:.0f}" if value >= 1 else "<1"
+            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=font)
+    axes.figure.colorbar(image, ax=axes, label="% of the examples of the true class")
 
 
 def _reliability(axes: "Axes", labels: np.ndarray, probabilities: np.ndarray) -> None:
@@ -175,16 +225,93 @@ def _reliability(axes: "Axes", labels: np.ndarray, probabilities: np.ndarray) ->
     filled = np.flatnonzero(weight)
     axes.plot([0, 1], [0, 1], color="gray", linestyle=":", label="calibrated")
     axes.plot(confidence[filled], accuracy[filled], marker="o", label="held-out examples")
-    for b in filled:
-        place = (confidence[b], accuracy[b])
-        axes.annotate(f"{weight[b]:g}", place, xytext=(6, -12), textcoords="offset points")
-    axes.set(title="Reliability, with the number of examples in each bin", xlim=(0, 1.1))
+    axes.set(title="Reliability", xlim=(0, 1), ylim=(0, 1.05))
     axes.set(xlabel="confidence: probability of the predicted class", ylabel="share that is right")
-    axes.set_ylim(0, 1.05)
-    axes.legend(loc="upper left")
+    # The counts stand above the bins, where they cannot run into the curve or into each other.
+    top = axes.secondary_xaxis("top")
+    top.set_ticks((np.arange(BINS) + 0.5) / BINS, [_count(w) if w else "" for w in weight])
+    top.tick_params(length=0, labelsize=8)
+    top.set_xlabel("examples in each bin of confidence", fontsize=8)
+    axes.legend()
 
 
-def _name_ticks(axis, names: Sequence[str]) -> None:
-    """Up to 20 names along an axis, as they are: a $ begins no formula."""
-    step = -(-len(names) // 20)
-    axis.set_ticks(range(0, len(names), step), list(names)[::step], parse_math=False)
+def _count(number: float) -> str:
+    """A number of examples in at most five characters: 12, 9999, 12k, 3.4M."""
+    for least, size, unit in ((999.5e6, 1e9, "G"), (999.5e3, 1e6, "M"), (1e4, 1e3, "k")):
+        if number >= least:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.4g}"
+
+
+def _name_ticks(
+    axes: "Axes", along: Literal["x", "y"], names: Sequence[str], after: Sequence[str] = ()
+) -> None:
+    """Names along an axis, as they are: a $ begins no formula.
+
+    Of more names than have room every second is shown, or every third, and so on.
+
+    Args:
+        axes: whose panel is a quarter of the figure.
+        along: which axis.
+        names: of its entries.
+        after: what stands after each name, which is not shortened.
+    """
+    # A panel keeps at least this share of the figure for its entries; a line is 8 points high.
+    room = _points(axes.figure, 0.3)
+    step = -(-len(names) * 8 // int(room))
+    places = range(0, len(names), step)
+    font = min(9.0, 0.8 * room / len(places))
+    shown = _short(names, 16)[::step]
+    if after:
+        shown = [name + after[i] for name, i in zip(shown, places, strict=True)]
+    axis = axes.xaxis if along == "x" else axes.yaxis
+    axis.set_ticks(places, shown, parse_math=False, fontsize=font)
+    widest = max(map(_width, shown)) + 1
+    if along == "x" and widest * EM * font > room / len(places):
+        axis.set_tick_params(rotation=90)
+
+
+def _points(figure, share: float) -> float:
+    """A share of the side of the whole figure, in points; of its height, the smaller one."""
+    return share * 72 * figure.get_figure(root=True).get_size_inches()[1]
+
+
+def _short(names: Sequence[str], width: int) -> list[str]:
+    """Names in one line each, at most `width` letters wide.
+
+    Of long names the beginning and the end that all of them share are left out, if they are then
+    short enough to be told apart, and else the middle of each.
+    """
+    lines = [" ".join(name.split()) for name in names]
+    if all(_width(line) <= width for line in lines):
+        return lines
+    short = [_without_middle(line, width) for line in lines]
+    if len(set(short)) < len(set(lines)):
+        first = _shared(lines)
+        last = _shared([line[first:][::-1] for line in lines])
+        ends = ("…" if first else "", "…" if last else "")
+        own = [line[first : len(line) - last].strip().join(ends) for line in lines]
+        short = [_without_middle(line, width) for line in own]
+    return short
+
+
+def _shared(lines: Sequence[str]) -> int:
+    """How many letters all lines begin with."""
+    columns = zip(*lines, strict=False)
+    return sum(1 for _ in takewhile(lambda letters: len(set(letters)) == 1, columns))
+
+
+def _without_middle(line: str, width: int) -> str:
+    if _width(line) <= width:
+        return line
+    first, last = line, line
+    while _width(first) > width // 2:
+        first = first[:-1]
+    while _width(last) > width - 1 - width // 2:
+        last = last[1:]
+    return f"{first}…{last}"
+
+
+def _width(text: str) -> int:
+    """The width in letters; letters of Chinese, Japanese and Korean are two wide."""
+    return sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text)

@@ -133,6 +133,7 @@ class Task(NamedTuple):
         feature_names, class_names: D and K names.
         held_out: features as they were fitted, float32, and labels.
         image_shape: where the features are the pixels of an image.
+        name: of the data.
     """
 
     mean: np.ndarray
@@ -141,6 +142,7 @@ class Task(NamedTuple):
     class_names: list[str]
     held_out: tuple[np.ndarray, np.ndarray]
     image_shape: tuple[int, int] | None
+    name: str
 
 
 class FitProgress:
@@ -222,6 +224,7 @@ def write(console: Console, out: Path, task: Task, result: regression.FitResult)
                 labels,
                 np.asarray(regression.predict_proba(params, jnp.asarray(features))),
                 task.image_shape,
+                name=task.name,
             )
     except ModuleNotFoundError as error:
         console.print(f"No picture was written: {escape(str(error))}")

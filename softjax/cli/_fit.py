@@ -270,7 +270,7 @@ def fit(
         ((part.features - mean) / scale).astype(np.float32) for part in (train, test)
     )
     names = (train.feature_names, train.class_names)
-    task = Task(mean, scale, *names, (x_test, test.labels), image_shape)
+    task = Task(mean, scale, *names, (x_test, test.labels), image_shape, Path(data).name)
 
     console = Console()
     console.print(f"{len(train.labels)} examples to fit, {len(test.labels)} held out.")

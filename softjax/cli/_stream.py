@@ -245,7 +245,7 @@ def _data(plan: Plan, preempted: Callable[[], bool]) -> Data | None:
     fitted = Standardised(rows, seen.mean, seen.scale, seen.classes)
     parts = [fitted.read(row, row + 1) for row in held_out.tolist()]
     x, y = map(np.concatenate, zip(*parts, strict=True))
-    task = Task(seen.mean, seen.scale, rows.names, seen.classes, (x, y), None)
+    task = Task(seen.mean, seen.scale, rows.names, seen.classes, (x, y), None, path.name)
     return Data(fitted, held_out, seen.bad, task)
 
 
@@ -256,5 +256,6 @@ def _digits() -> Data:
     size = rows.num_features
     names, classes = [str(pixel) for pixel in range(size)], [str(k) for k in range(10)]
     held_out = (digits.test_features, digits.test_labels)
-    task = Task(np.zeros(size), np.ones(size), names, classes, held_out, digits.image_shape)
+    standard = (np.zeros(size), np.ones(size))
+    task = Task(*standard, names, classes, held_out, digits.image_shape, "digits")
     return Data(rows, np.empty(0, np.int64), np.empty(0, np.int64), task)
