@@ -144,6 +144,50 @@ def accuracy_table(run: Run) -> str:
     return markdown_table(Table(header, rows))
 
 
+def accuracy_of(operation: str, run: Run) -> str:
+    """The largest error of an operation in float32, and that of the peer."""
+    (r,) = (
+        record
+        for record in run.results("accuracy")
+        if (record["operation"], record["dtype"]) == (operation, "float32")
+    )
+    return f"{_error(r['softjax']['error'])} | {_error(r['peer']['error'])} ({r['peer']['name']})"
+
+
+def fused_memory(run: Run) -> str:
+    """The temporaries of the loss of a language-model head with its gradient, MB."""
+    (r,) = (
+        record
+        for record in run.results("fused")
+        if (record["mode"], record["peer"]) == ("value_and_gradient", "plain")
+    )
+    ours, plain = (r[side]["temporary_bytes"] / 1e6 for side in ("softjax", "other"))
+    return f"{ours:.0f} MB | {plain:.0f} MB (all logits at once)"
+
+
+def fused_shape(run: Run) -> str:
+    """The shape that `fused_memory` is measured with."""
+    shapes = (r["shape"] for r in run.results("fused") if r["peer"] == "plain")
+    shape = next(shapes)
+    return f"{shape['rows']:,} tokens, {shape['features']} features, {shape['classes']:,} classes"
+
+
+def fit_range(run: Run) -> str:
+    """The smallest and the largest ratio of CPU seconds to the fastest peer."""
+    ratios = [r["ratio"] for r in run.results("fit") if r["ratio"] is not None]
+    return f"{min(ratios):.2f} to {max(ratios):.2f}"
+
+
+def scale_error(run: Run) -> str:
+    """How far results on eight devices are from those on one, at most and relative."""
+    errors = [
+        r["error"]
+        for r in run.results("scale")
+        if r["implementation"] == "softjax" and r["devices"] == 8
+    ]
+    return f"{_error(max(errors))}"
+
+
 def stream_text(run: Run) -> str:
     """The speed of a stream relative to arrays in memory, and the memory of both."""
     kinds = {kind: [r for r in run.records if r["record"] == kind] for kind in ("stream", "memory")}
@@ -177,16 +221,22 @@ BLOCKS: dict[str, Callable[[Run], str]] = {
     "core-table": core_table,
     "accuracy-file": source,
     "accuracy-table": accuracy_table,
+    "accuracy-loss": partial(accuracy_of, "cross_entropy"),
+    "accuracy-curvature": partial(accuracy_of, "its negative eigenvalues"),
     "fused-file": source,
     "fused-table": lambda run: fused.markdown(run.results("fused")),
+    "fused-memory": fused_memory,
+    "fused-shape": fused_shape,
     "fit-file": source,
     "fit-table": partial(fits_table, "fit"),
     "fit-memory": fit_memory_table,
+    "fit-range": fit_range,
     "many-file": source,
     "many-table": partial(fits_table, "many"),
     "cold-file": source,
     "cold-table": partial(fits_table, "cold"),
     "scale-file": source,
+    "scale-error": scale_error,
     "scale-table": lambda run: scale.markdown(run.results("scale")),
     "stream-file": source,
     "stream-text": stream_text,

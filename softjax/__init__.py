@@ -17,6 +17,8 @@ from softjax._softmax import log_softmax as log_softmax
 from softjax._softmax import softmax as softmax
 from softjax._softmax import softmin as softmin
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from softjax import calibration as calibration
     from softjax import checkpoints as checkpoints
@@ -74,7 +76,7 @@ else:
     )
 
     def __getattr__(name):
-        if name == "__all__":  # `import *` and pdoc ask for it, and then for every name in it
+        if name == "__all__":  # `import *` and editors ask for it, and then for every name in it
             for lazy in _MODULE_OF:
                 __getattr__(lazy)
             globals()["__all__"] = sorted((*_EAGER, *_SUBMODULES, *_MODULE_OF))

@@ -82,6 +82,9 @@ def test_the_init_file_only_names():
     """It imports names, and those below TYPE_CHECKING are what it loads on first use."""
     documentation, *body = ast.parse((PACKAGE / "__init__.py").read_text()).body
     assert isinstance(documentation, ast.Expr)
+    (version,) = [node for node in body if isinstance(node, ast.Assign)]
+    assert ast.unparse(version) == f"__version__ = {softjax.__version__!r}"
+    body.remove(version)
     imports = [node for node in body if not isinstance(node, ast.If)]
     (choice,) = [node for node in body if isinstance(node, ast.If)]
     own = [node for node in imports + choice.body if node.module.startswith("softjax")]

@@ -1,0 +1,60 @@
+"""Links of the documents that lead out of docs/ lead to copies of the files in the site."""
+
+import re
+from pathlib import Path, PurePosixPath
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[2]
+LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
+DOCTEST = re.compile(r"^```python\n(?=>>> )", re.MULTILINE)
+# The marks of `python -m benchmarks docs`: at the start of a line one would end a paragraph.
+MARK = re.compile(r"<!-- (?:benchmarks: [\w -]+|end) -->")
+PAGES = {name: name for name in ("CONTRIBUTING.md", "CHANGELOG.md")} | {"README.md": "index.md"}
+
+
+def on_files(files: Files, config) -> Files:
+    """Adds the documents at the root, and the other files that any document links to."""
+    for name in ("CONTRIBUTING.md", "CHANGELOG.md"):
+        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+    for file in list(files.documentation_pages()):
+        if file.abs_src_path is None:
+            continue
+        for _, target, _ in LINK.findall(Path(file.abs_src_path).read_text()):
+            path = _path(file, target)
+            if path is None or path.startswith("docs/") or path in PAGES:
+                continue
+            if files.get_file_from_path(_copy(path)) is None:
+                content = (ROOT / path).read_bytes()
+                files.append(File.generated(config, _copy(path), content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page, **_) -> str:
+    """Points the links at the copies, colours examples as sessions, leaves out the marks."""
+    if page.file.src_uri == "index.md":
+        page.meta["hide"] = ["navigation"]  # which would show one line
+    here = PurePosixPath(page.file.src_uri).parent
+
+    def link(match: re.Match[str]) -> str:
+        path = _path(page.file, match[2])
+        if path is None:
+            return match[0]
+        inside = path.removeprefix("docs/") if path.startswith("docs/") else None
+        target = inside or PAGES.get(path) or _copy(path)
+        return match[1] + "/".join([".."] * len(here.parts) + [target]) + match[3]
+
+    return DOCTEST.sub("```pycon\n", LINK.sub(link, MARK.sub("", markdown)))
+
+
+def _path(file: File, target: str) -> str | None:
+    """The file of the repository that a link leads to, from the root; None for what is none."""
+    if "://" in target or file.abs_src_path is None:
+        return None
+    path = (Path(file.abs_src_path).parent / target).resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_file() else None
+
+
+def _copy(path: str) -> str:
+    """Where the copy of a file is; with an ending that every browser shows as text."""
+    return f"files/{path}.txt"
