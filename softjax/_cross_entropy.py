@@ -1,5 +1,8 @@
 """cross_entropy on logits, and the weighted mean of its losses."""
 
+from functools import partial
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -13,6 +16,9 @@ from softjax._numerics import compute_dtype, masked
 from softjax._sharding import looked_up
 from softjax._weights import in_unit, is_zero
 
+Reduction = Literal["none", "sum", "mean", "class_weighted_mean"]
+REDUCTIONS = ("none", "sum", "mean", "class_weighted_mean")
+
 
 def cross_entropy(
     logits: ArrayLike,
@@ -24,24 +30,32 @@ def cross_entropy(
     class_weights: ArrayLike | None = None,
     ignore_index: int | None = None,
     z_loss: ArrayLike = 0.0,
+    reduction: Reduction = "none",
+    weights: ArrayLike | None = None,
 ) -> Array:
-    """Cross-entropy of labels and softmax(logits): one loss an example.
+    """Cross-entropy of labels and softmax(logits): one loss an example, or their sum or mean.
 
         l = -log p_y = logsumexp(x) - x_y                         a class index y
         l = -sum_k q_k log p_k                                    a distribution q
-        l = w_y (1 - e) (-log p_y) + e mean_k w_k (-log p_k) + z logsumexp(x)^2    with options
+        l = c_y (1 - e) (-log p_y) + e mean_k c_k (-log p_k) + z logsumexp(x)^2    with options
 
-    The mean is over the unmasked classes. For a class index the loss is the negative
+        none: w_i l_i        sum: sum_i w_i l_i        mean: sum_i w_i l_i / sum_i w_i
+        class_weighted_mean: sum_i w_i l_i / sum_i w_i c_y(i)
+
+    The mean over k is one over the unmasked classes. For a class index the loss is the negative
     log-likelihood; as log1p(r) - (x_y - max x) it neither cancels nor feels an offset.
 
     Derivative: p - y, at the label minus the sum of the others. Both modes, any order; the
     Hessian is diag(p) - p p^T. The backward pass keeps the gradient.
     Edge cases: every class masked or -inf: 0; a target on a masked or -inf class: +inf;
-    0 * inf = 0; a label out of range under a trace: NaN in loss and gradient.
+    0 * inf = 0; a label out of range under a trace: NaN in loss and gradient. An example of weight
+    0 or with the ignored label takes no part, NaN and inf included; nothing left for a mean: 0.
 
     Two things differ from optax on purpose. `where` masks classes here; optax's masks examples
     where labels are integers. A target with mass on a masked class has loss +inf here; optax
-    drops the mass. `label_smoothing` spreads its mass over the unmasked classes only.
+    drops the mass. `label_smoothing` spreads its mass over the unmasked classes only. The options
+    and reductions that `linear_cross_entropy` has too mean the same there. The mean of PyTorch and
+    Liger is "class_weighted_mean" for class indices, and "mean" for distributions.
 
     Args:
         logits: real, any shape with classes along `axis`, nats.
@@ -50,14 +64,19 @@ def cross_entropy(
             [..., k], for classes on the last axis.
         axis: the axis of the classes.
         where: booleans of the rank of `logits`, which broadcast to it; False leaves the class
-            out. To leave examples out, weight their losses: `weighted_mean`.
+            out. To leave examples out, give them the weight 0.
         label_smoothing: e in [0, 1], scalar.
-        class_weights: real [K], >= 0: the cost of class k counts w_k times.
-        ignore_index: examples with this label have loss 0 and gradient 0; integer labels only.
+        class_weights: real [K], >= 0: the cost of class k counts c_k times.
+        ignore_index: examples with this label have loss 0 and gradient 0, and a mean leaves them
+            out; integer labels only.
         z_loss: z >= 0, scalar: adds z logsumexp(x)^2, which keeps logits near log-probabilities.
+        reduction: "none", "sum", "mean" or "class_weighted_mean". For a distribution c_y is
+            sum_k q_k c_k.
+        weights: real or boolean, >= 0, shape of `logits` without `axis`: the weights of the
+            examples.
 
     Returns:
-        Losses in nats, shape of `logits` without `axis`, at least float32.
+        Losses in nats, shape of `logits` without `axis`, or one number; at least float32.
 
     Raises:
         TypeError, ValueError: shapes or dtypes that do not fit, a known label outside [0, K),
@@ -72,36 +91,36 @@ def cross_entropy(
     Source: Zhang et al., "Dive into Deep Learning", eq. (4.1.8); C. Szegedy et al., "Rethinking
         the Inception architecture" (2016), section 7, for the smoothing.
     """
-    x = _checks.real_array("cross_entropy", "logits", logits)
-    axis = _checks.one_axis("cross_entropy", axis, x.ndim)
-    where = _checks.mask_of_classes("cross_entropy", where, x.shape)
+    name = "cross_entropy"
+    checked_reduction(name, reduction)
+    x = _checks.real_array(name, "logits", logits)
+    axis = _checks.one_axis(name, axis, x.ndim)
+    where = _checks.mask_of_classes(name, where, x.shape)
     x = _checks.last(x, axis)
     where = None if where is None else _checks.last(where, axis)
     classes = x.shape[-1]
     dtype = compute_dtype(x.dtype)
-    smoothing = z = weights = None
+    smoothing = z = of_classes = of_examples = None
     if not _is_zero(label_smoothing):
-        smoothing = _checks.unit_interval(
-            "cross_entropy", "label_smoothing", label_smoothing, dtype
-        )
+        smoothing = _checks.unit_interval(name, "label_smoothing", label_smoothing, dtype)
     if not _is_zero(z_loss):
-        z = _checks.not_negative_scalar("cross_entropy", "z_loss", z_loss, dtype)
+        z = _checks.not_negative_scalar(name, "z_loss", z_loss, dtype)
     if ignore_index is not None:
-        ignore_index = _checks.integer("cross_entropy", "ignore_index", ignore_index)
+        ignore_index = _checks.integer(name, "ignore_index", ignore_index)
     if class_weights is not None:
-        weights = _checks.real_array("cross_entropy", "class_weights", class_weights)
-        _checks.same_shape("cross_entropy", "class_weights", weights, (classes,))
-        _checks.not_negative("cross_entropy", "class_weights", class_weights)
+        of_classes = checked_weights(name, "class_weights", class_weights, (classes,), dtype)
+    if weights is not None:
+        of_examples = checked_weights(name, "weights", weights, x.shape[:-1], dtype)
 
-    if is_class_indices(labels, "cross_entropy"):
-        _checks.same_shape("cross_entropy", "labels", labels, x.shape[:-1])
-        targets = class_indices("cross_entropy", labels, classes, ignore_index)
+    if is_class_indices(labels, name):
+        _checks.same_shape(name, "labels", labels, x.shape[:-1])
+        targets = class_indices(name, labels, classes, ignore_index)
     elif ignore_index is not None:
         expected = "None where labels are a distribution"
-        raise TypeError(_checks.message("cross_entropy", "ignore_index", expected, ignore_index))
+        raise TypeError(_checks.message(name, "ignore_index", expected, ignore_index))
     else:
-        targets = distribution("cross_entropy", labels, x.shape, dtype, axis)
-    return _cross_entropy(x, targets, where, smoothing, weights, z)
+        targets = distribution(name, labels, x.shape, dtype, axis)
+    return _cross_entropy(x, targets, where, smoothing, of_classes, z, of_examples, reduction)
 
 
 def weighted_mean(losses: ArrayLike, weights: ArrayLike | None = None) -> Array:
@@ -139,47 +158,79 @@ def weighted_mean(losses: ArrayLike, weights: ArrayLike | None = None) -> Array:
     w = _checks.real_array("weighted_mean", "weights", weights)
     _checks.same_shape("weighted_mean", "weights", w, losses.shape)
     _checks.not_negative("weighted_mean", "weights", weights)
-    return _weighted_mean(losses, w.astype(compute_dtype(w.dtype)))
+    w = w.astype(compute_dtype(w.dtype))
+    return _weighted_mean(losses, w, ~is_zero(w), None)
+
+
+def checked_reduction(function: str, reduction: str) -> None:
+    if reduction not in REDUCTIONS:
+        expected = f"one of {REDUCTIONS}"
+        raise ValueError(_checks.message(function, "reduction", expected, repr(reduction)))
+
+
+def checked_weights(
+    function: str, argument: str, weights: ArrayLike, shape: tuple[int, ...], dtype
+) -> Array:
+    """Weights >= 0 of a shape, in a dtype."""
+    w = _checks.real_array(function, argument, weights)
+    _checks.same_shape(function, argument, w, shape)
+    _checks.not_negative(function, argument, weights)
+    return w.astype(dtype)
 
 
 @jax.jit
-def _weighted_mean(losses: Array, weights: Array) -> Array:
-    w = in_unit(weights).astype(losses.dtype)
-    losses = jnp.where(is_zero(weights), 0, losses)
+def _weighted_mean(losses: Array, weights: Array, counted: Array, costs: Array | None) -> Array:
+    """sum_i w_i l_i / sum_i w_i c_i over what is counted; each c_i is 1 where there are none."""
+    w = in_unit(weights, counted).astype(losses.dtype)
+    losses = jnp.where(counted, losses, 0)
     # A weight that is tiny beside the others is 0 in their unit, and an infinite loss stays.
     infinite = jnp.isinf(losses) & (w == 0)
     terms = jnp.where(infinite, losses, w * jnp.where(infinite, 0, losses))
-    total = jnp.sum(w)
-    return jnp.sum(terms) / jnp.where(total == 0, 1, total)
+    total = jnp.sum(w if costs is None else jnp.where(counted, w * costs, 0))
+    return jnp.where(total == 0, 0, jnp.sum(terms) / jnp.where(total == 0, 1, total))
 
 
-@jax.jit
-def _cross_entropy(x, targets, where, label_smoothing, class_weights, z_loss) -> Array:
+@partial(jax.jit, static_argnums=(7,))
+def _cross_entropy(
+    x, targets, where, label_smoothing, class_weights, z_loss, weights, reduction
+) -> Array:
     """The loss over the last axis. `targets` are ClassIndices or a distribution."""
     x = masked(x, where)
-    weights = None if class_weights is None else class_weights.astype(x.dtype)
-
-    if isinstance(targets, tuple):
-        index, bad, ignored = targets
-        loss = index_loss(x, index, ignored)
-        if weights is not None:
-            loss = _times(looked_up(weights, index), loss)
-        if ignored is not None:
-            x = jnp.where(ignored[..., None], -jnp.inf, x)
-    else:
-        bad = None
-        loss = expected_loss(
-            x, targets if weights is None else _of_classes(weights, targets) * targets
-        )
+    index, bad, absent = targets if isinstance(targets, tuple) else (None, None, None)
+    if weights is not None:
+        absent = is_zero(weights) if absent is None else absent | is_zero(weights)
+    if index is not None:
+        loss = index_loss(x, index, absent)
+        if class_weights is not None:
+            loss = _times(looked_up(class_weights, index), loss)
+    if absent is not None:
+        # What an example brings that takes no part may be anything; in an empty row all is 0.
+        x = jnp.where(absent[..., None], -jnp.inf, x)
+        bad = None if bad is None else bad & ~absent
+    if index is None:
+        targets = targets if class_weights is None else _of_classes(class_weights, x) * targets
+        loss = expected_loss(x, targets)
 
     if label_smoothing is not None:
         loss = _times(1 - label_smoothing, loss)
-        loss += _times(label_smoothing, _mean_loss(x, where, weights))
+        loss += _times(label_smoothing, _mean_loss(x, where, class_weights))
     if z_loss is not None:
         log_partition = logsumexp_core(x, (x.ndim - 1,))[..., 0]
         square = jnp.where(jnp.isneginf(log_partition), 0, log_partition) ** 2
         loss += z_loss * square
-    return spoiled(loss, bad)
+    loss = spoiled(loss, bad)
+    if reduction in ("none", "sum"):
+        loss = loss if weights is None else weights * loss
+        return loss if reduction == "none" else jnp.sum(loss)
+    costs = None
+    if reduction == "class_weighted_mean" and index is None:
+        costs = jnp.sum(targets, -1)
+    elif reduction == "class_weighted_mean" and class_weights is not None:
+        costs = looked_up(class_weights, index)
+    if weights is None and absent is None and costs is None:
+        return weighted_mean(loss)
+    weights = jnp.ones_like(loss) if weights is None else weights
+    return _weighted_mean(loss, weights, True if absent is None else ~absent, costs)
 
 
 def _times(factor: Array, loss: Array) -> Array:

@@ -16,14 +16,14 @@ def is_zero(x: Array) -> Array:
     return _bits_of_size(x) == 0
 
 
-def shares(weights: Array, counted: Array | bool = True) -> Array:
-    """w / sum(w) over what is counted, and 0 elsewhere and where every w is 0.
+def shares(weights: Array, counted: Array | bool = True, costs: Array | None = None) -> Array:
+    """w / sum(w c) over what is counted, and 0 elsewhere and where the sum is 0; c is 1 for None.
 
     The weights are >= 0, of any size: their sum may overflow, and all of them may be subnormal.
     """
     w = in_unit(weights, counted)
-    total = jnp.sum(w)
-    return w / jnp.where(total == 0, 1, total)
+    total = jnp.sum(w if costs is None else jnp.where(counted, w * costs, 0))
+    return jnp.where(total == 0, 0, w / jnp.where(total == 0, 1, total))
 
 
 def in_unit(weights: Array, counted: Array | bool = True) -> Array:

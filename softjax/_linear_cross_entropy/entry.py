@@ -1,7 +1,7 @@
 """linear_cross_entropy: the documented function, its plain form, its arguments and reductions."""
 
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax._cross_entropy import cross_entropy, weighted_mean
+from softjax._cross_entropy import Reduction, checked_reduction, cross_entropy
+from softjax._cross_entropy import checked_weights as weights_of_shape
 from softjax._labels import (
     Labels,
     TopKLabels,
@@ -25,7 +26,6 @@ from softjax._sharding import Lead, axes_of, looked_up, mesh_of, varying, varyin
 from softjax._weights import is_zero, shares
 
 NAME = "linear_cross_entropy"
-REDUCTIONS = ("none", "sum", "mean")
 
 
 def linear_cross_entropy(
@@ -40,7 +40,7 @@ def linear_cross_entropy(
     z_loss: ArrayLike = 0.0,
     softcap: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
-    reduction: Literal["none", "sum", "mean"] = "none",
+    reduction: Reduction = "none",
     weights: ArrayLike | None = None,
     class_axis: str | tuple[str, ...] | None = None,
     feature_axis: str | tuple[str, ...] | None = None,
@@ -51,9 +51,10 @@ def linear_cross_entropy(
         x = s tanh((h W + b) / s) / T                      s: softcap; x = (h W + b) / T without
         l = cross_entropy(x, labels), with all its options
         none: w_i l_i        sum: sum_i w_i l_i        mean: sum_i w_i l_i / sum_i w_i
+        class_weighted_mean: sum_i w_i l_i / sum_i w_i c_y(i)
 
     Derivative: that of cross_entropy, times W^T and h. Both modes, any order, by every array of
-    real numbers among the arguments, never with all logits either. "sum" and "mean" compute value
+    real numbers among the arguments, never with all logits either. Sums and means compute value
     and gradient in one pass, in three matrix products or, in half precision, four; "none" in four.
     Over a mesh: three numbers an example and the gradients go over the wire, once; four products
     where the classes are sharded.
@@ -74,7 +75,8 @@ def linear_cross_entropy(
         z_loss: scalar >= 0: adds z_loss * logsumexp(x)^2.
         softcap: scalar > 0: the logits, before T divides them, stay within (-softcap, softcap).
         temperature: scalar T > 0.
-        reduction: "none", "sum" or "mean".
+        reduction: "none", "sum", "mean" or "class_weighted_mean", with the class weights c as in
+            cross_entropy: the mean of PyTorch and Liger.
         weights: real or boolean [...], >= 0: the weights of the examples.
         class_axis: on an Auto mesh, whose shardings JAX hides while it traces, the axis or axes
             that the classes are over; () and None for none. The examples are shared over all
@@ -100,13 +102,12 @@ def linear_cross_entropy(
     Source: E. Wijmans et al., "Cut your losses in large-vocabulary language models" (2024); P.-L.
         Hsu et al., "Liger kernel" (2024), for the gradient in the forward pass.
     """
-    if reduction not in REDUCTIONS:
-        raise ValueError(
-            _checks.message(NAME, "reduction", f"one of {REDUCTIONS}", repr(reduction))
-        )
+    checked_reduction(NAME, reduction)
     checked_budget(NAME, max_temp_bytes)
     head = checked_head(NAME, hidden, kernel, bias)
-    targets = checked_targets(NAME, head, labels, label_smoothing, class_weights, ignore_index)
+    options = label_smoothing, class_weights, ignore_index
+    with_costs = reduction == "class_weighted_mean"
+    targets = checked_targets(NAME, head, labels, *options, with_costs=with_costs)
     dtype = compute_dtype(head.hidden.dtype)
     scalars = checked_scalars(NAME, dtype, softcap, temperature, z_loss)
     weights = checked_weights(NAME, weights, head)
@@ -124,9 +125,6 @@ def plain_linear_cross_entropy(
     *,
     softcap: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
-    reduction: str = "none",
-    weights: Array | None = None,
-    ignore_index: int | None = None,
     **options: Any,
 ) -> Array:
     """The same as a user would write it, all logits and then the loss: what tests compare with."""
@@ -136,14 +134,7 @@ def plain_linear_cross_entropy(
     if softcap is not None:
         out = jnp.isneginf(x)  # a class that the bias takes out stays out
         x = jnp.where(out, -jnp.inf, softcap * jnp.tanh(jnp.where(out, 0, x) / softcap))
-    losses = cross_entropy(x / temperature, labels, ignore_index=ignore_index, **options)
-    w = jnp.ones_like(losses) if weights is None else weights.astype(dtype)
-    if ignore_index is not None and not isinstance(labels, tuple):
-        w = jnp.where(jnp.asarray(labels) == ignore_index, 0, w)
-    if reduction == "mean":
-        return weighted_mean(losses, w)
-    losses = w * jnp.where(w == 0, 0, losses)
-    return jnp.sum(losses) if reduction == "sum" else losses
+    return cross_entropy(x / temperature, labels, **options)
 
 
 class Head(NamedTuple):
@@ -168,11 +159,12 @@ class Targets(NamedTuple):
     spread: Array | None
     class_weights: Array | None
     ignored: Array | None  # [...]
+    costs: Array | None  # [...], sum_k q_k c_k with the class weights c; None where each is 1
 
     @property
     def of_examples(self) -> tuple[Array | None, ...]:
         """Those with the shape of the examples in front."""
-        return self.index, self.mass, self.dense, self.ignored
+        return self.index, self.mass, self.dense, self.ignored, self.costs
 
 
 @partial(jax.jit, static_argnums=(4, 5, 6, 7))
@@ -188,7 +180,7 @@ def _reduced(
 ) -> Array:
     head, targets, scalars, weights = varying_alike((head, targets, scalars, weights))
     of_examples = head.hidden, *targets.of_examples, weights
-    hidden, index, mass, dense, ignored, weights = jax.tree.map(lead.flat, of_examples)
+    hidden, index, mass, dense, ignored, costs, weights = jax.tree.map(lead.flat, of_examples)
     active = None if ignored is None else ~ignored
     if weights is not None:
         counted = ~is_zero(weights)
@@ -204,11 +196,11 @@ def _reduced(
         return lead.back(losses if weights is None else losses * weights)
     scale = jnp.ones(hidden.shape[0], compute_dtype(hidden.dtype)) if weights is None else weights
     scale = varying(scale, axes_of(hidden))
-    if reduction == "mean" and weights is None and active is None:
+    if reduction != "sum" and weights is active is costs is None:
         # Their number is known, and on a mesh nothing is sent for it.
         scale /= jnp.maximum(jnp.asarray(hidden.shape[0], scale.dtype), 1)
-    elif reduction == "mean":
-        scale = shares(scale, True if active is None else active)
+    elif reduction != "sum":
+        scale = shares(scale, True if active is None else active, costs)
     scale = scale if active is None else jnp.where(active, scale, 0)
     if hidden.dtype != jnp.float16:
         return total_on(layout, arguments, scale, budget)
@@ -263,6 +255,8 @@ def checked_targets(
     label_smoothing: ArrayLike,
     class_weights: ArrayLike | None,
     ignore_index: int | None,
+    *,
+    with_costs: bool = False,
 ) -> Targets:
     """Labels of any kind and the options that act on them, as target masses."""
     dtype, classes = compute_dtype(head.hidden.dtype), head.kernel.shape[1]
@@ -273,9 +267,7 @@ def checked_targets(
         ignore_index = _checks.integer(function, "ignore_index", ignore_index)
     w = None
     if class_weights is not None:
-        w = _checks.real_array(function, "class_weights", class_weights).astype(dtype)
-        _checks.same_shape(function, "class_weights", w, (classes,))
-        _checks.not_negative(function, "class_weights", class_weights)
+        w = weights_of_shape(function, "class_weights", class_weights, (classes,), dtype)
     kept = jnp.ones((), dtype) if e is None else 1 - e
     spread = None
     if e is not None:
@@ -284,19 +276,22 @@ def checked_targets(
     if is_class_indices(labels, function):
         _checks.same_shape(function, "labels", labels, head.lead)
         index, bad, ignored = class_indices(function, labels, classes, ignore_index)
-        mass = jnp.broadcast_to(kept, index.shape) if w is None else kept * looked_up(w, index)
+        costs = None if w is None else looked_up(w, index)
+        mass = jnp.broadcast_to(kept, index.shape) if costs is None else kept * costs
         mass = _checks.nan_where(bad, mass)
         if ignored is not None:
             mass = jnp.where(ignored, 0, mass)
-        return Targets(index[..., None], mass[..., None], None, spread, None, ignored)
+        costs = costs if with_costs else None
+        return Targets(index[..., None], mass[..., None], None, spread, None, ignored, costs)
 
     if ignore_index is not None:
         expected = "None where labels are a distribution"
         raise TypeError(_checks.message(function, "ignore_index", expected, ignore_index))
     if isinstance(labels, TopKLabels):
         index, probabilities = sparse_distribution(function, labels, (*head.lead, classes))
-        mass = kept * probabilities.astype(dtype) * (1 if w is None else looked_up(w, index))
-        return Targets(index, mass, None, spread, None, None)
+        mass = probabilities.astype(dtype) * (1 if w is None else looked_up(w, index))
+        costs = jnp.sum(mass, -1) if with_costs else None
+        return Targets(index, kept * mass, None, spread, None, None, costs)
 
     dense = _checks.real_array(function, "labels", labels)
     _checks.same_shape(function, "labels", dense, (*head.lead, classes))
@@ -304,17 +299,18 @@ def checked_targets(
     factors = None
     if e is not None or w is not None:
         factors = jnp.broadcast_to(kept, classes) * (1 if w is None else w)
-    return Targets(None, None, dense, spread, factors, None)
+    costs = None
+    if with_costs:
+        costs = jnp.sum(dense.astype(dtype) * (1 if w is None else w), -1)
+    return Targets(None, None, dense, spread, factors, None, costs)
 
 
 def checked_weights(function: str, weights: ArrayLike | None, head: Head) -> Array | None:
     """The weights of the examples, [...]."""
     if weights is None:
         return None
-    w = _checks.real_array(function, "weights", weights)
-    _checks.same_shape(function, "weights", w, head.lead)
-    _checks.not_negative(function, "weights", weights)
-    return w.astype(compute_dtype(head.hidden.dtype))
+    dtype = compute_dtype(head.hidden.dtype)
+    return weights_of_shape(function, "weights", weights, head.lead, dtype)
 
 
 def checked_budget(function: str, max_temp_bytes: int | None) -> None:
