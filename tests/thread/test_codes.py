@@ -45,6 +45,28 @@ def test_is_there_a_better_code(dtype):
     assert [(3**n - 1).bit_length() / n for n in (1, 2, 5)] == [2, 2, 1.6]
 
 
+def test_what_if_two_draws_are_encoded_together(dtype):
+    pairs = [1 / 9] * 9
+    assert mean_huffman_length(pairs) == pytest.approx(29 / 9)
+    # Kraft's equality: seven words of 3 bits and two of 4 fill the tree, and no shorter ones do.
+    assert 7 / 2**3 + 2 / 2**4 == 1
+    assert 8 / 2**3 + 1 / 2**4 > 1
+    per_draw = [mean_huffman_length([3.0**-n] * 3**n) / n for n in (1, 2, 3, 5)]
+    assert per_draw == sorted(per_draw, reverse=True)
+    assert per_draw[:2] == pytest.approx([5 / 3, 29 / 18])
+    assert per_draw[-1] > float(nats_to_bits(entropy(jnp.zeros(3, dtype))))
+    blocks = [(3**n - 1).bit_length() / n for n in (1, 2, 3, 5)]
+    assert all(huffman < block for huffman, block in zip(per_draw, blocks, strict=True))
+
+
+def test_is_one_hot_a_good_code(dtype):
+    for k in (3, 8, 100):
+        bits = float(nats_to_bits(entropy(jnp.zeros(k, dtype))))
+        # A word of k bits, where the best code has less than one bit more than the entropy.
+        assert k > mean_huffman_length([1 / k] * k) >= bits - 1e-6
+        assert mean_huffman_length([1 / k] * k) < bits + 1
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_joint_code_of_any_distribution_is_within_one_bit_of_the_joint_entropy(seed, dtype):
     x = np.random.default_rng(seed).normal(size=3).astype(dtype)

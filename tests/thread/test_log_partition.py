@@ -6,7 +6,7 @@ import numpy as np
 import oracles
 import pytest
 
-from softjax import derivatives, logsumexp, softmax
+from softjax import cross_entropy, derivatives, logsumexp, softmax
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
@@ -78,3 +78,18 @@ def test_why_is_subtracting_the_maximum_stable():
     tiny = np.array([0.0, -40.0])
     assert shifted(tiny, 0.0) == 0
     assert logsumexp(tiny.astype(np.float32)) == pytest.approx(np.exp(-40.0), rel=1e-5)
+
+
+@pytest.mark.x64_once
+def test_what_does_float32_do_to_a_confident_row():
+    gaps = np.array([1.0, 10.0, 16.0, 18.0, 40.0, 80.0], np.float32)
+    rows = np.stack([np.zeros_like(gaps), -gaps], -1)
+    labels = np.zeros(len(gaps), np.int32)
+    losses = cross_entropy(rows, labels)
+    np.testing.assert_allclose(losses, np.log1p(np.exp(-gaps.astype(float))), 1e-5)
+    # The plain way in float32: 1 + exp(-d) is 1 from d = 17 on, for half an ulp of 1 is 6e-8.
+    total = np.float32(1) + np.exp(-gaps)
+    np.testing.assert_array_equal(total == 1, gaps > 17)
+    gradient = derivatives.cross_entropy_gradient(rows, labels)
+    slope = -1 / (1 + np.exp(gaps.astype(float)))
+    np.testing.assert_allclose(gradient[:, 0], slope, 1e-5)

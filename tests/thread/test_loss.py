@@ -58,9 +58,18 @@ def test_how_does_one_get_from_the_loss_to_its_derivative(n, dtype):
     x = logits(dtype, n)
     for label in range(n):
         y = np.eye(n)[label]
-        # l = log sum exp(o) - <y, o>
-        loss = softjax.cross_entropy(x, jnp.array(label))
-        near(loss, np.log(np.sum(np.exp(x.astype(np.float64)))) - y @ x, dtype)
+        # The lines 1 to 7 of the page, each as it stands there.
+        o = x.astype(np.float64)
+        z = np.sum(np.exp(o))
+        lines = [
+            -y @ np.log(np.exp(o) / z),
+            -y @ (np.log(np.exp(o)) - np.log(z)),
+            -y @ (o - np.log(z)),
+            np.sum(y * np.log(z)) - np.sum(y * o),
+            np.log(z) * np.sum(y) - np.sum(y * o),
+            np.log(z) - np.sum(y * o),
+        ]
+        near(np.array(lines), np.full(6, softjax.cross_entropy(x, jnp.array(label))), dtype)
         expected = oracles.softmax(x) - y
         near(derivatives.cross_entropy_gradient(x, jnp.array(label)), expected, dtype)
         near(jax.grad(softjax.cross_entropy)(x, jnp.array(label)), expected, dtype)
@@ -83,6 +92,54 @@ def test_why_is_the_second_derivative_of_the_loss_a_variance(n, dtype):
     variance = p @ (v - p @ v) ** 2
     near(v @ np.asarray(hessian) @ v, variance, dtype)
     near(derivatives.log_partition_cumulants(x, v, 2)[1], variance, dtype)
+
+
+@SIZES
+def test_is_it_the_variance_of_the_probabilities(n, dtype):
+    """The more different the probabilities are, the less variance is under them: a constant sum."""
+    p = oracles.softmax(logits(dtype, n))
+    under = np.asarray(derivatives.logsumexp_hessian(logits(dtype, n)), np.float64)
+    near(np.trace(under) + n * np.var(p), 1 - 1 / n, dtype)
+    even = derivatives.logsumexp_hessian(jnp.zeros(n, dtype))
+    assert np.var(oracles.softmax(np.zeros(n))) == 0
+    near(np.diag(even), np.full(n, 1 / n * (1 - 1 / n)), dtype)
+
+
+@SIZES
+def test_may_the_square_of_the_mean_be_left_out(n, dtype):
+    x = logits(dtype, n)
+    p = oracles.softmax(x)
+    # A constant in all logits changes nothing: the second derivative along it is 0, E[X^2] is 1.
+    along = derivatives.cross_entropy_hvp(x, jnp.array(0), jnp.ones(n, dtype))
+    np.testing.assert_allclose(along, np.zeros(n), atol=4 * float(jnp.finfo(dtype).eps))
+    assert p @ np.ones(n) ** 2 == pytest.approx(1)
+    v = np.arange(n, dtype=dtype)
+    second = v @ np.asarray(derivatives.cross_entropy_hvp(x, jnp.array(0), v), np.float64)
+    near(second, p @ v**2 - (p @ v) ** 2, dtype)
+    assert second < p @ v**2 - 1e-3
+
+
+@SIZES
+def test_is_p_1_p_the_whole_second_derivative(n, dtype):
+    hessian = np.asarray(derivatives.cross_entropy_hessian(logits(dtype, n), jnp.array(0)))
+    p = oracles.softmax(logits(dtype, n))
+    beside = ~np.eye(n, dtype=bool)
+    near(hessian[beside], -np.outer(p, p)[beside], dtype)
+    np.testing.assert_allclose(hessian.sum(1), 0, atol=8 * float(jnp.finfo(dtype).eps))
+
+
+@SIZES
+def test_is_the_sum_of_a_b_the_sum_of_a_over_the_sum_of_b(n, dtype):
+    x = logits(dtype, n)
+    e = np.exp(x.astype(np.float64))
+    near(softjax.softmax(x), e / e.sum(), dtype)
+    assert np.all((e[:, None] / e).sum(-1) >= 1)
+    # Of means of batches, the one weighted by their sizes is the mean of all.
+    losses = np.abs(x).astype(np.float64)
+    parts = (losses[:1], losses[1:])
+    means = np.array([part.mean() for part in parts], dtype)
+    near(softjax.weighted_mean(means, np.array([1, n - 1], dtype)), losses.mean(), dtype)
+    assert n == 2 or means.mean() != pytest.approx(losses.mean())
 
 
 def test_is_the_sigmoid_a_softmax(dtype):
