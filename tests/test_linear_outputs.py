@@ -160,7 +160,66 @@ def test_outputs_at_the_edges():
     np.testing.assert_allclose(outputs.logsumexp, np.log(4), rtol=1e-6)
 
     no_rows = softjax.linear_cross_entropy_outputs(jnp.ones((0, 2)), kernel, jnp.zeros(0, int))
-    assert [a.shape for a in no_rows] == [(0,), (0,), (0,), (0, 1), (0, 1)]
+    assert [a.shape for a in no_rows] == [(0,), (0,), (0,), (0, 1), (0, 1), (0,)]
+
+
+@pytest.mark.x64_once(True)
+def test_log_probabilities_at_many_labels(dtype):
+    """Three labels a position, one of them twice, some ignored; with their gradients."""
+    point = head(dtype)
+    labels = np.random.default_rng(2).integers(V, size=(N, 3))
+    labels[:, 2] = labels[:, 0]
+    labels[::2, 1] = -1
+    kept = labels >= 0
+    x, slope = scaled_logits(*point, **OPTIONS[1])
+    at = np.maximum(labels, 0)
+    log_p = np.where(kept, np.take_along_axis(oracles.log_softmax(x), at, -1), 0)
+    c = np.random.default_rng(3).standard_normal((N, 3))
+
+    @jax.jit
+    def run(*point):
+        def f(hidden, kernel, bias):
+            outputs = softjax.linear_cross_entropy_outputs(
+                hidden, kernel, labels, bias, ignore_index=-1, **OPTIONS[1]
+            )
+            return jnp.sum(c * outputs.log_probability), outputs
+
+        return jax.grad(f, (0, 1, 2), has_aux=True)(*point)
+
+    gradients, outputs = run(*point)
+    assert outputs.loss is None
+    close(outputs.log_probability, log_p)
+    one_hot = np.eye(V)[at] - oracles.softmax(x)[:, None]
+    g = slope * np.einsum("nk,nkv->nv", c * kept, one_hot)
+    for actual, desired in zip(gradients, products(g, point), strict=True):
+        close(actual, desired, 400)
+
+
+@pytest.mark.x64_once(True)
+def test_the_loss_among_the_outputs_is_that_of_linear_cross_entropy(dtype):
+    (hidden, kernel, bias), labels = head(dtype), np.arange(N) % V - 1
+    options = {
+        "ignore_index": -1,
+        "label_smoothing": 0.1,
+        "class_weights": np.arange(V) / 4,
+        "z_loss": 0.01,
+        **OPTIONS[1],
+    }
+
+    def run(loss):
+        return jax.jit(jax.value_and_grad(lambda h, w: jnp.sum(jnp.sin(loss(h, w))), (0, 1)))
+
+    def of_outputs(hidden, kernel):
+        arguments = hidden, kernel, labels, bias
+        return softjax.linear_cross_entropy_outputs(*arguments, **options).loss
+
+    def losses(hidden, kernel):
+        return softjax.linear_cross_entropy(hidden, kernel, labels, bias, **options)
+
+    (value, gradients), expected = (run(f)(hidden, kernel) for f in (of_outputs, losses))
+    close(value, expected[0])
+    for actual, desired in zip(gradients, expected[1], strict=True):
+        close(actual, desired)
 
 
 # The curvature
@@ -233,6 +292,10 @@ def test_misuse():
     misuse(ValueError, r"`labels` must be of shape \(4,\), got shape \(1,\)", name, h, w, y[:1])
     misuse(ValueError, r"`labels` must be in \[0, 5\), got 5 at \(0,\)", name, h, w, y + 5)
     misuse(ValueError, "`softcap` must be > 0", name, h, w, y, softcap=-1.0)
+    for option in ({"label_smoothing": 0.1}, {"class_weights": np.ones(5)}, {"z_loss": 0.1}):
+        misuse(ValueError, f"`{next(iter(option))}` must be left out", name, h, w, **option)
+        ids = jnp.zeros((4, 2), jnp.int32)
+        misuse(ValueError, f"`{next(iter(option))}` must be left out", name, h, w, ids, **option)
     for k in (0, 6, 1.0, True):
         misuse(ValueError, r"`top_k` must be an integer in \[1, 5\]", name, h, w, y, top_k=k)
     name = "linear_cross_entropy_ggn_vp"

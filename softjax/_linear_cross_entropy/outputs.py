@@ -22,14 +22,17 @@ from softjax._linear_cross_entropy.blocks import (
     distance,
     log_partition,
     log_total,
+    losses,
     statistics,
     surprisals,
 )
 from softjax._linear_cross_entropy.chunked import by_rows
 from softjax._linear_cross_entropy.entry import (
+    Head,
     checked_budget,
     checked_head,
     checked_scalars,
+    checked_targets,
 )
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import (
@@ -49,11 +52,12 @@ class LinearOutputs(NamedTuple):
     """What `linear_cross_entropy_outputs` returns; all in nats, at least float32.
 
     Attributes:
-        log_probability: [...], log p of the label; None without labels.
+        log_probability: of the shape of the labels, log p of each; None without labels.
         logsumexp: [...], the log-partition of the logits.
         entropy: [...], of the distribution over the classes.
-        top_log_probabilities: [..., k], of the k most probable classes, in falling order.
-        top_classes: int32 [..., k], these classes; the first is the argmax.
+        top_log_probabilities: [..., top_k], of the most probable classes, in falling order.
+        top_classes: int32 [..., top_k], these classes; the first is the predicted class.
+        loss: [...], as linear_cross_entropy; None without labels of the shape [...].
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -67,6 +71,7 @@ class LinearOutputs(NamedTuple):
     entropy: Array
     top_log_probabilities: Array
     top_classes: Array
+    loss: Array | None
 
 
 def linear_logsumexp(
@@ -111,9 +116,12 @@ def linear_logsumexp(
     Source: as logsumexp and linear_cross_entropy.
     """
     name = "linear_logsumexp"
-    arguments = _arguments(name, hidden, kernel, bias, None, softcap, temperature)
-    lead, layout = _places(name, arguments, class_axis, feature_axis)
     checked_budget(name, max_temp_bytes)
+    head = checked_head(name, hidden, kernel, bias)
+    scalars = checked_scalars(name, compute_dtype(head.hidden.dtype), softcap, temperature)
+    rows, classes = Rows(head.hidden, None, None, None, None), Classes(*head[1:], None, None)
+    arguments = Arguments(rows, classes, scalars)
+    lead, layout = _places(name, arguments, class_axis, feature_axis)
     y, _ = _mapped(_log_partitions, _log_partitions_over, arguments, lead, layout, max_temp_bytes)
     return y
 
@@ -124,6 +132,10 @@ def linear_cross_entropy_outputs(
     labels: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     *,
+    label_smoothing: ArrayLike = 0.0,
+    class_weights: ArrayLike | None = None,
+    ignore_index: int | None = None,
+    z_loss: ArrayLike = 0.0,
     softcap: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     top_k: int = 1,
@@ -131,19 +143,27 @@ def linear_cross_entropy_outputs(
     feature_axis: str | tuple[str, ...] | None = None,
     max_temp_bytes: int | None = None,
 ) -> LinearOutputs:
-    """Log-probability of the label, logsumexp, entropy and top k of hidden @ kernel + bias.
+    """Log-probabilities of labels, loss, logsumexp, entropy and top k of hidden @ kernel + bias.
 
         x = s tanh((h W + b) / s) / T,  all of softmax(x), in one pass over the kernel
+        log_probability = x_y - logsumexp(x),  for each label y of an example
+        loss = linear_cross_entropy(hidden, kernel, labels, bias), with its options
 
-    Derivative: that of each output, both modes, any order, without all logits; top_classes has
-    none.
-    Edge cases: a label out of range: NaN under a trace. Equal logits: the first class comes first.
+    Derivative: that of each output, both modes, any order, without all logits, value and gradient
+    in four matrix products; top_classes has none.
+    Edge cases: a label out of range: NaN under a trace. An ignored label: log_probability and loss
+    are 0, with gradient 0. Equal logits: the first class comes first.
 
     Args:
         hidden: real [..., D].
         kernel: real [D, V].
-        labels: class indices [...], or None.
+        labels: class indices [...], one for each example; or [..., k], some for each, whose
+            log-probabilities are wanted; or None.
         bias: real [V].
+        label_smoothing: of the loss, as in linear_cross_entropy.
+        class_weights: of the loss, as in linear_cross_entropy.
+        ignore_index: the label of what is left out.
+        z_loss: of the loss, as in linear_cross_entropy.
         softcap: scalar s > 0.
         temperature: scalar T > 0.
         top_k: how many classes to return, in [1, V].
@@ -156,7 +176,7 @@ def linear_cross_entropy_outputs(
 
     Raises:
         TypeError, ValueError: shapes, dtypes or options that do not fit, a known label outside
-            [0, V).
+            [0, V), an option of the loss without labels [...].
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -168,7 +188,15 @@ def linear_cross_entropy_outputs(
     """
     name = "linear_cross_entropy_outputs"
     checked_budget(name, max_temp_bytes)
-    arguments = _arguments(name, hidden, kernel, bias, labels, softcap, temperature)
+    head = checked_head(name, hidden, kernel, bias)
+    dtype = compute_dtype(head.hidden.dtype)
+    scalars = checked_scalars(name, dtype, softcap, temperature, z_loss)
+    of_loss = {"label_smoothing": label_smoothing, "class_weights": class_weights}
+    has_loss = labels is not None and jnp.ndim(labels) == len(head.lead)
+    if not has_loss:
+        _refuse_options(name, {**of_loss, "z_loss": z_loss})
+    rows, spread = _labelled(name, head, labels, ignore_index, **of_loss)
+    arguments = Arguments(rows, Classes(*head[1:], spread, None), scalars)
     lead, layout = _places(name, arguments, class_axis, feature_axis)
     classes = arguments.classes.kernel.shape[1]
     is_integer = isinstance(top_k, (int, np.integer)) and not isinstance(top_k, bool)
@@ -176,29 +204,57 @@ def linear_cross_entropy_outputs(
         expected = f"an integer in [1, {classes}]"
         raise ValueError(_checks.message(name, "top_k", expected, repr(top_k)))
     reals, top_classes = _mapped(
-        _outputs, _outputs_over, arguments, lead, layout, max_temp_bytes, int(top_k)
+        _outputs, _outputs_over, arguments, lead, layout, max_temp_bytes, int(top_k), has_loss
     )
-    log_probability, lse, entropy, top_log_probabilities = reals
-    return LinearOutputs(log_probability, lse, entropy, top_log_probabilities, top_classes)
+    log_probability, *others, loss = reals
+    if has_loss:
+        log_probability = log_probability[..., 0]
+    return LinearOutputs(log_probability, *others, top_classes, loss)
 
 
-def _arguments(name: str, hidden, kernel, bias, labels, softcap, temperature) -> Arguments:
-    head = checked_head(name, hidden, kernel, bias)
-    dtype = compute_dtype(head.hidden.dtype)
-    scalars = checked_scalars(name, dtype, softcap, temperature)
-    index = mass = None
-    if labels is not None:
-        if not is_class_indices(labels, name):
-            is_sparse = isinstance(labels, TopKLabels)
-            got = "TopKLabels" if is_sparse else f"dtype {jnp.asarray(labels).dtype}"
-            raise TypeError(_checks.message(name, "labels", "class indices (integer)", got))
+def _labelled(
+    name: str, head: Head, labels: ArrayLike | None, ignore_index: int | None, **of_loss: Any
+) -> tuple[Rows, Array | None]:
+    """Rows with all labels of each, and what smoothing spreads.
+
+    The mass of a label is 1, or 0 where it is ignored, and NaN where it is bad. A single label
+    stands twice, at last with its mass in the loss.
+    """
+    if labels is None:
+        return Rows(head.hidden, None, None, None, None), None
+    if not is_class_indices(labels, name):
+        is_sparse = isinstance(labels, TopKLabels)
+        got = "TopKLabels" if is_sparse else f"dtype {jnp.asarray(labels).dtype}"
+        raise TypeError(_checks.message(name, "labels", "class indices (integer)", got))
+    shape = jnp.shape(labels)
+    if len(shape) != len(head.lead) + 1 or shape[:-1] != head.lead:
         _checks.same_shape(name, "labels", labels, head.lead)
-        index, bad, _ = class_indices(name, labels, head.kernel.shape[1])
-        mass = jnp.ones(index.shape, dtype)
-        mass = _checks.nan_where(bad, mass)[..., None]
-        index = index[..., None]
-    rows = Rows(head.hidden, index, mass, None, None)
-    return Arguments(rows, Classes(head.kernel, head.bias, None, None), scalars)
+        targets = checked_targets(name, head, labels, ignore_index=ignore_index, **of_loss)
+        index, mass = _twice(targets.index, targets.mass, targets.ignored)
+        active = None if targets.ignored is None else ~targets.ignored
+        return Rows(head.hidden, index, mass, None, active), targets.spread
+    if ignore_index is not None:
+        ignore_index = _checks.integer(name, "ignore_index", ignore_index)
+    index, bad, ignored = class_indices(name, labels, head.kernel.shape[1], ignore_index)
+    mass = _checks.nan_where(bad, jnp.ones(shape, compute_dtype(head.hidden.dtype)))
+    mass = mass if ignored is None else jnp.where(ignored, 0, mass)
+    return Rows(head.hidden, index, mass, None, None), None
+
+
+@jax.jit
+def _twice(index: Array, mass: Array, ignored: Array | None) -> tuple[Array, Array]:
+    """Index and mass of a label, once with the mass 1, 0 or NaN, and then as they are."""
+    mark = jnp.where(jnp.isnan(mass), mass, 1)
+    mark = mark if ignored is None else jnp.where(ignored[..., None], 0, mark)
+    return jnp.concatenate((index, index), -1), jnp.concatenate((mark, mass), -1)
+
+
+def _refuse_options(name: str, options: dict[str, Any]) -> None:
+    """Refuses what acts on a loss that there is not."""
+    for option, value in options.items():
+        if value is not None and not (isinstance(value, (int, float)) and value == 0):
+            expected = "left out where there are no labels [...], and so no loss"
+            raise ValueError(_checks.message(name, option, expected, repr(value)))
 
 
 def _places(
@@ -210,7 +266,7 @@ def _places(
     return lead, layout_of(name, lead, classes.kernel, class_axis, feature_axis)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 3, 4, 5, 6))
+@partial(jax.jit, static_argnums=(0, 1, 3, 4, 5, 6, 7))
 def _mapped(
     function: Callable,
     over: Callable,
@@ -253,20 +309,21 @@ def _log_partition(s: Statistics, scalars: Scalars) -> Array:
     return jnp.where(s.excess < 0, -jnp.inf, log_partition(s, scalars))
 
 
-def _outputs(part: Arguments, top_k: int):
-    rows, _, scalars = part
+def _outputs(part: Arguments, top_k: int, has_loss: bool):
     s, surprise, top_d, top_classes = _of_classes(part, 0, top_k)
-    entropy = log_total(s) + surprise / (1 + not_negative(s.excess))
-    top_log_probabilities = top_d - log_total(s)[:, None]
-    log_probability = _label_log_probability(s, rows.mass, scalars)
-    lse = _log_partition(s, scalars)
-    return (log_probability, lse, entropy, top_log_probabilities), top_classes
+    return _of_rows(part, s, surprise, top_d, has_loss), top_classes
 
 
-def _outputs_over(axes: tuple[str, ...], budget: int | None, arguments: Arguments, top_k: int):
+def _outputs_over(
+    axes: tuple[str, ...],
+    budget: int | None,
+    arguments: Arguments,
+    top_k: int,
+    has_loss: bool,
+):
     """With d = (m_s - M) / T for the shard s: sum e^d (surprise - (1 + r_s) d) is that of all."""
-    rows, classes, scalars = arguments
-    own_k = min(top_k, classes.kernel.shape[1])
+    scalars = arguments.scalars
+    own_k = min(top_k, arguments.classes.kernel.shape[1])
 
     def local(part: Arguments):
         first = first_class(axes, part)
@@ -277,13 +334,29 @@ def _outputs_over(axes: tuple[str, ...], budget: int | None, arguments: Argument
     s = joined(own, axes, scalars.temperature)
     d = distance(jnp.where(own.excess < 0, s.top, own.top), s.top, scalars.temperature)
     surprise = lax.psum(jnp.exp(d) * (surprise - (1 + own.excess) * d), axes)
-    entropy = log_total(s) + surprise / (1 + not_negative(s.excess))
     every_d = _side_by_side(axes, top_d + d[:, None])
     top_d, at = lax.top_k(every_d, top_k)
     top_classes = jnp.take_along_axis(_side_by_side(axes, top_classes), at, -1)
-    log_probability = _label_log_probability(s, rows.mass, scalars)
+    return _of_rows(arguments, s, surprise, top_d, has_loss), top_classes
+
+
+def _of_rows(
+    arguments: Arguments, s: Statistics, surprise: Array, top_d: Array, has_loss: bool
+) -> tuple[Array | None, ...]:
+    """What is returned of each row, from the statistics of all classes."""
+    rows, _, scalars = arguments
+    log_probability = loss = None
+    if rows.mass is not None:
+        mass = rows.mass
+        if has_loss:
+            # The last label is that of the loss, with its mass there.
+            of_loss = s._replace(label_logits=s.label_logits[:, -1:])
+            loss = losses(of_loss, mass[:, -1:], rows.active, scalars)
+            s, mass = s._replace(label_logits=s.label_logits[:, :-1]), mass[:, :-1]
+        log_probability = jnp.where(mass == 0, 0, -mass * surprisals(s, scalars))
+    entropy = log_total(s) + surprise / (1 + not_negative(s.excess))
     lse, top_log_probabilities = _log_partition(s, scalars), top_d - log_total(s)[:, None]
-    return (log_probability, lse, entropy, top_log_probabilities), top_classes
+    return log_probability, lse, entropy, top_log_probabilities, loss
 
 
 def _of_classes(part: Arguments, start: Array | int, top_k: int):
@@ -295,10 +368,6 @@ def _of_classes(part: Arguments, start: Array | int, top_k: int):
     d = distance(x, s.top[:, None], scalars.temperature)
     e = jnp.exp(d)
     return s, jnp.sum(jnp.where(e == 0, 0, e * -d), -1), *lax.top_k(d, top_k)
-
-
-def _label_log_probability(s: Statistics, mass: Array | None, scalars: Scalars) -> Array | None:
-    return None if mass is None else -(mass * surprisals(s, scalars))[:, 0]
 
 
 def _side_by_side(axes: tuple[str, ...], a: Array) -> Array:
