@@ -1,5 +1,6 @@
 """Features far from 0, and single entries that are enormous beside all others."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import scipy.special
 from jax.experimental.sparse import BCOO
 from test_separation import by_linear_program
 
-from softjax import regression
+from softjax import regression, streaming
+
+pytestmark = pytest.mark.compiled_quickly
 
 K = 3
 SEPARATED = (regression.SEPARATED, regression.QUASI_SEPARATED)
@@ -59,6 +62,67 @@ def test_sparse_features_far_from_0_reach_the_optimum(solver, dtype):
         if many is not None:
             assert many.converged
             np.testing.assert_allclose(many.objective, best, rtol=1e-5)
+
+
+def fit_in_float32(way, x, y, l2):
+    """The parameters of a fit and why it stopped."""
+    if way == "fit_many":
+        fits = regression.fit_many(x, np.stack([y, y]), l2=l2)
+        return jax.tree.map(lambda leaf: leaf[0], fits.params), fits.stop_reason[0]
+    if way == "streaming":
+        result = streaming.fit(streaming.ArrayRows(x, y), num_classes=K, l2=l2)
+    elif way == "jit":
+        labels = jnp.asarray(y)
+        result = jax.jit(lambda x: regression.fit(x, labels, num_classes=K, l2=l2))(x)
+    else:
+        x = BCOO.fromdense(jnp.asarray(x)) if way == "sparse" else x
+        solver = "newton-cg" if way == "sparse" else way
+        result = regression.fit(x, y, solver=solver, l2=l2)
+    return result.params, result.stop_reason
+
+
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize(
+    "way",
+    ["newton-cg", "newton", "lbfgs", "proximal", "optax", "sparse", "fit_many", "streaming", "jit"],
+)
+def test_float32_features_far_from_0_reach_the_optimum_or_say_that_they_do_not(way):
+    """Of any offset and sign: rounding of the bias, of its size, may be all that is left."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(200, 3))
+    y = (base + rng.gumbel(size=(200, K))).argmax(1)
+    base[7, 1] = 50.0
+    for offset in (3e2, -1e4, 1e6, -3e6):
+        far = (base + offset * np.array([1, -1, 0.3])).astype(np.float32)
+        middle = np.median(far.astype(np.float64), 0)
+        near = far - middle
+        best = least_objective(near, y, 0.01)
+        params, reason = fit_in_float32(way, far, y, 0.01)
+        kernel, bias = (np.asarray(leaf, np.float64) for leaf in params)
+        reached = objective((kernel, bias + middle @ kernel), near, y, 0.01)
+        if abs(offset) <= 1e4 and way != "optax":  # whose line search may end before
+            assert reason == regression.CONVERGED
+        if reason == regression.CONVERGED:
+            assert reached <= best * (1 + 1e-5)
+        # A bias of 1e6 is known to a thirtieth.
+        assert reached <= best * (1 + 1e-2)
+
+
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize("solver", ["newton-cg", "lbfgs"])
+def test_wide_float32_features_far_from_0_beside_rows_without_weight(solver):
+    """More features than examples; rows of weight 0, as of padding, are 0 and not far."""
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(12, 48)) + 1e4).astype(np.float32)
+    y = rng.permutation(np.arange(12) % K)
+    near = x.astype(np.float64) - 1e4
+    padded, weights = np.vstack([0 * x, x]), np.repeat([0.0, 1.0], 12)
+    result = regression.fit(padded, np.tile(y, 2), sample_weights=weights, solver=solver, l2=0.1)
+    assert result.stop_reason in (regression.CONVERGED, regression.PRECISION_FLOOR)
+    kernel, bias = (np.asarray(leaf, np.float64) for leaf in result.params)
+    reached = objective((kernel, bias + 1e4 * kernel.sum(0)), near, y, 0.1)
+    best = least_objective(near, y, 0.1)
+    assert reached <= best * (1 + (1e-5 if result.converged else 1e-2))
 
 
 def by_newton(x, y, l2):

@@ -293,7 +293,7 @@ def _placed(features: Any) -> Any:
 
 
 def _refuse_not_finite(argument: str, x: Array) -> None:
-    if _is_at_hand(x):
+    if is_at_hand(x):
         # The extremes of finite numbers are finite, and take no array as large as the features.
         host = np.asarray(x)
         if np.isfinite([np.min(host, initial=0), np.max(host, initial=0)]).all():
@@ -308,7 +308,7 @@ def _refuse_scales(argument: str, x: Any) -> None:
     if is_sparse(x):
         size = np.asarray(largest_entries(x))
     else:
-        host: Any = np.asarray(x) if _is_at_hand(x) else x
+        host: Any = np.asarray(x) if is_at_hand(x) else x
         size = np.maximum(host.max(0), -host.min(0))
     refuse_scales(FIT, argument, size, x.dtype)
 
@@ -336,12 +336,12 @@ def _refuse(argument: str, expected: str, x: Array | np.ndarray, bad: Callable) 
     """Raises where an entry of `x` is bad, with the first such entry and its place."""
     if not _checks.is_concrete(x):
         return
-    if _is_at_hand(x):
+    if is_at_hand(x):
         x = np.asarray(x)  # NumPy has nothing to compile
     _checks.refuse_first(FIT, argument, expected, x, bad(x))
 
 
-def _is_at_hand(x: Any) -> bool:
+def is_at_hand(x: Any) -> bool:
     """Whether `x` is known, and where NumPy reads it without moving it."""
     if not _checks.is_concrete(x):
         return False

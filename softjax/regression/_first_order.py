@@ -16,7 +16,7 @@ import optax
 from jax import Array, lax
 
 from softjax._cross_entropy import cross_entropy
-from softjax.regression import _metric
+from softjax.regression import _frame, _metric
 from softjax.regression._convergence import converged
 from softjax.regression._directions import newton_cg
 from softjax.regression._model import SoftmaxRegression, logits, penalty
@@ -82,6 +82,8 @@ class Run:
         epochs: int,
         seed: int,
     ):
+        features, self.frame = _frame.framed(data.features, data.weights, False)
+        data, params = data._replace(features=features), _frame.inside(self.frame, params)
         self.mass = 1.0
         if optimizer is None:
             optimizer = _LBFGS if batch_size is None else _ADAM
@@ -115,16 +117,24 @@ class Run:
             self.best_step, self.best_value = step, value
         if status == Status.RUNNING and self.searches and step - self.best_step >= PATIENCE:
             status = Status.PRECISION_FLOOR
-        return Progress(state.params, value, float(state.grad_norm), step, status)
+        params, moved = _frame.outside(self.frame.centre, state.params)
+        if self.frame.centre is not None:
+            over_mass, ended = value / self._whole_mass(), np.int32(status)
+            status = int(_frame.status_outside(ended, moved, over_mass, self.tol))
+        return Progress(params, value, float(state.grad_norm), step, status)
+
+    def _whole_mass(self) -> float:
+        return self.mass * float(_normalised(self.num_classes, self.data)[1])
 
     def result(self, progress: Progress, status: int, history: list[dict[str, float]]) -> FitResult:
-        params, value = progress.params, progress.objective
+        params, value = self.state.params, progress.objective
         if self.batch_size is not None:
             value = self.mass * float(objective(self.data, params))
         ended = jnp.asarray(status, jnp.int32)
         separated, status = map(int, _separation(self.num_classes, self.data, params, ended))
         steps, norm = progress.step, progress.gradient_norm
-        return FitResult(params, value, status, steps, None, norm, bool(separated), history)
+        separated = bool(separated)
+        return FitResult(progress.params, value, status, steps, None, norm, separated, history)
 
 
 def batches_per_epoch(num_examples: int, batch_size: int | None) -> int:

@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax.regression import _lanes, _metric, _shift, _wide
+from softjax.regression import _frame, _lanes, _metric
 from softjax.regression._arguments import (
     FIT,
     at_least,
@@ -51,7 +51,7 @@ from softjax.regression._problem import (
     uncertainty,
 )
 from softjax.regression._result import FitResult, Status
-from softjax.regression._solve import traced
+from softjax.regression._solve import to_the_end
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
@@ -207,15 +207,9 @@ def run(
     """
     tol = not_negative("tol", tol)
     limit = MAX_STEPS if max_steps is None else at_least("max_steps", max_steps, 0)
-    rotation, centre, x = None, None, data.features
-    params = initial_params(init, x.shape[1], num_classes, x.dtype)
-    if not is_sparse(x) and _wide.rotation_pays(x):
-        x, rotation = _wide.rotate(x)
-        data, params = data._replace(features=x), _wide.turned(rotation, params)
-    if is_sparse(x):
-        x, centre = _shift.shift(x)
-    if centre is not None:
-        data, params = data._replace(features=x), _shift.inside(centre, params)
+    params = initial_params(init, data.features.shape[1], num_classes, data.features.dtype)
+    x, frame = _frame.framed(data.features, data.weights, True)
+    data, params = data._replace(features=x), _frame.inside(frame, params)
     groups = Groups(data, lane_of, report_of, jnp.asarray(tol, x.dtype), num_classes, count)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((groups, params))):
         if callback is not None:
@@ -225,11 +219,21 @@ def run(
         outcomes = _on_the_host(groups, params, limit, callback)
 
     def of_features(fits: FitResult) -> FitResult:
-        if centre is not None:
-            return fits._replace(params=_shift.outside(centre, fits.params))
-        return fits if rotation is None else _turned_back(rotation, fits)
+        params = _frame.turned_back(frame, fits.params)
+        if frame.centre is None:
+            return fits._replace(params=params)
+        params, moved = _frame.outside(frame.centre, params)
+        value = fits.objective / _mean_mass(groups)
+        status = _frame.status_outside(fits.status, moved, value, groups.tol)
+        return fits._replace(params=params, status=status)
 
     return [(of_features(whole), of_features(fits), report) for whole, fits, report in outcomes]
+
+
+@jax.jit
+def _mean_mass(groups: Groups) -> Array:
+    """What the objectives of the lanes were divided by, in the mean of the lanes."""
+    return normalised(groups.data, groups.num_classes)[1]
 
 
 def penalties(l2: ArrayLike, dtype) -> Array:
@@ -313,7 +317,7 @@ def _begun(
 ) -> tuple[FitResult, Lanes, Work]:
     """The fit to all the data at one penalty, and the lanes that start there."""
     data, num_classes, tol = groups.data._replace(l2=l2), groups.num_classes, groups.tol
-    whole = traced("newton-cg", data, num_classes, params, tol, max_steps, True)
+    whole, _ = to_the_end("newton-cg", data, num_classes, params, tol, max_steps, True)
     problem = problem_of(normalised(data, num_classes)[0], num_classes)
     start, bound = pack(whole.params), gradient_bound(problem)
     s = _metric.standardise(problem, bound)
@@ -339,18 +343,6 @@ def _begun(
         groups.report_of,
     )
     return whole, lanes, _lanes.begin(lanes, groups.count, tol)
-
-
-@jax.jit
-def _turned_back(rotation: _wide.Rotation, fits: FitResult) -> FitResult:
-    """Every kernel of a stack in D dimensions, in one product."""
-    kernel, bias = fits.params
-    columns = jnp.moveaxis(kernel, -2, 0)
-    rank, *stack = columns.shape
-    stacked = SoftmaxRegression(columns.reshape(rank, -1), bias.ravel())
-    turned = _wide.turned_back(rotation, stacked)
-    kernel = jnp.moveaxis(turned.kernel.reshape(-1, *stack), 0, -2)
-    return fits._replace(params=SoftmaxRegression(kernel, turned.bias.reshape(bias.shape)))
 
 
 def _dense(s: Standardised, weights: Array, p: Array) -> Array:

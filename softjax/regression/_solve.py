@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from softjax._sharding import cond
-from softjax.regression import _descent, _firth, _optimum, _proximal, _shift, _wide
+from softjax.regression import _descent, _firth, _frame, _optimum, _proximal, _wide
 from softjax.regression._convergence import STILL, State, converged, hides_something, rounding_of
 from softjax.regression._directions import LBFGS, NEWTON, NEWTON_CG, PRECISE, Method
 from softjax.regression._model import SoftmaxRegression
@@ -20,7 +20,6 @@ from softjax.regression._problem import (
     Problem,
     class_scores,
     is_separated,
-    is_sparse,
     no_worse_than_zeros,
     normalised,
     objective,
@@ -31,9 +30,6 @@ from softjax.regression._problem import (
     value,
 )
 from softjax.regression._result import FitResult, Progress, Status
-
-# What the parameters are turned back by: a rotation, or the centres of sparse columns.
-Frame = _wide.Rotation | Array | None
 
 
 class Solver(NamedTuple):
@@ -166,7 +162,9 @@ class Run:
     ):
         self.limit = SOLVERS[name].max_steps if max_steps is None else max_steps
         self.chunk = SOLVERS[name].chunk
-        self.rotation, data, params = _rotated(name, data, params)
+        rotates = SOLVERS[name].rotates
+        features, self.frame = _frame.framed(data.features, data.weights, rotates)
+        data, params = data._replace(features=features), _frame.inside(self.frame, params)
         self.fixed = (name, num_classes)
         self.data, self.tol = data, np.asarray(tol, data.features.dtype)
         kernel, bias = map(np.asarray, params)
@@ -191,9 +189,16 @@ class Run:
             moved = self.outcome.suspected and int(self.state.step) > before
             proven = bool(moved) and self._quasi_separated()
         status = Status.QUASI_SEPARATED if proven else status
+        params, objective = _frame.turned_back(self.frame, self.outcome.params), None
+        if self.frame.centre is not None:
+            params, moved = _frame.outside(self.frame.centre, params)
+            at_end = _frame.status_outside(np.int32(status), moved, self.state.value, self.tol)
+            if int(at_end) != status:
+                status, theta = int(at_end), self.state.theta.at[:, -1].add(moved)
+                objective = _objective(self.fixed[1], self.data, theta)
         return Progress(
-            _turned_back(self.rotation, self.outcome.params),
-            float(self.outcome.objective),
+            params,
+            float(self.outcome.objective if objective is None else objective),
             float(self.state.norm),
             int(self.state.step),
             status,
@@ -242,25 +247,49 @@ def traced(
 
     Where it is known to be `penalised`, quasi-complete separation is not looked for.
     """
+    fixed, start = lax.stop_gradient((data, params))
+    features, frame = _frame.framed(fixed.features, fixed.weights, SOLVERS[name].rotates)
+    fixed, start = fixed._replace(features=features), _frame.inside(frame, start)
+    fit, value_over_mass = to_the_end(name, fixed, num_classes, start, tol, max_steps, penalised)
+
+    theta = lax.stop_gradient(pack(_frame.turned_back(frame, fit.params)))
+    shifted = data._replace(features=_frame.less(data.features, frame.centre))
+    problem = problem_of(shifted, num_classes)
+    theta = SOLVERS[name].stationary(theta, problem)
+    objective = value(problem, theta, class_scores(problem.features, theta))
+    params, moved = _frame.outside(frame.centre, unpack(theta))
+    moved = lax.stop_gradient(moved)
+    status = _frame.status_outside(fit.status, moved, value_over_mass, tol)
+    return fit._replace(params=params, objective=objective, status=status)
+
+
+def to_the_end(
+    name: str,
+    data: Data,
+    num_classes: int,
+    params: SoftmaxRegression,
+    tol: Any,
+    max_steps: Any,
+    penalised: bool,
+) -> tuple[FitResult, Array]:
+    """A fit inside of a trace, in the coordinates of `data`, and its value over the mass."""
     solver = SOLVERS[name]
     limit = jnp.asarray(solver.max_steps if max_steps is None else max_steps, jnp.int32)
-    rotation, turned, start = _rotated(name, *lax.stop_gradient((data, params)))
-    state = solver.start(turned.features, pack(start))
+    state = solver.start(data.features, pack(params))
     tol = jnp.asarray(tol, data.features.dtype)
-    outcome = _within_trace(name, num_classes, turned, tol, state, limit)
+    outcome = _within_trace(name, num_classes, data, tol, state, limit)
     if not penalised and data.features.dtype == np.float64:
         ended = outcome._replace(state=outcome.state._replace(memory=()))
         outcome = cond(
             outcome.hidden,
-            lambda: _continued(num_classes, turned, tol, ended, limit),
+            lambda: _continued(num_classes, data, tol, ended, limit),
             lambda: ended,
         )
-    theta = pack(_turned_back(rotation, outcome.params))
     state, status = outcome.state, outcome.status
     if not penalised:
         proven = cond(
             outcome.suspected,
-            lambda: _quasi_separated(num_classes, turned, state.theta, outcome.suspected),
+            lambda: _quasi_separated(num_classes, data, state.theta, outcome.suspected),
             lambda: jnp.asarray(False),
         )
         # What moves on has no optimum that is known, and no proof that there is none.
@@ -268,20 +297,9 @@ def traced(
         unproven = jnp.where(moving, Status.PRECISION_FLOOR, status)
         status = jnp.where(proven, Status.QUASI_SEPARATED, unproven).astype(jnp.int32)
     undefined = (state.status == Status.NON_FINITE) & (state.step == 0)
-    theta = lax.stop_gradient(jnp.where(undefined, jnp.nan, theta))
-    problem = problem_of(data, num_classes)
-    theta = solver.stationary(theta, problem)
-    logits = class_scores(problem.features, theta)
-    return FitResult(
-        unpack(theta),
-        value(problem, theta, logits),
-        status,
-        state.step,
-        state.passes,
-        state.norm,
-        outcome.separated,
-        [],
-    )
+    params = jax.tree.map(lambda leaf: jnp.where(undefined, jnp.nan, leaf), outcome.params)
+    counts = (state.step, state.passes, state.norm, outcome.separated)
+    return FitResult(params, outcome.objective, status, *counts, []), state.value
 
 
 def _advance(
@@ -378,6 +396,11 @@ def _quasi_separated(num_classes: int, data: Data, theta: Array, suspected: Arra
     return _optimum.is_quasi_separated(problem, theta, suspected)
 
 
+@partial(jax.jit, static_argnames="num_classes")
+def _objective(num_classes: int, data: Data, theta: Array) -> Array:
+    return objective(problem_of(data, num_classes), theta)
+
+
 _STATIC = ("name", "num_classes")
 _within_trace = jax.jit(_advance, static_argnames=_STATIC)
 _continuing = cache(lambda: jax.jit(_continued, static_argnames="num_classes"))
@@ -400,27 +423,3 @@ def _quickly_compiled() -> Callable:
                 jax.jit(lambda: (), compiler_options=options).lower().compile()
                 return jax.jit(_advance, **_in_place, compiler_options=options)
     return jax.jit(_advance, **_in_place)
-
-
-def _rotated(
-    name: str, data: Data, params: SoftmaxRegression
-) -> tuple[Frame, Data, SoftmaxRegression]:
-    """In N dimensions, where that pays; sparse columns that are stored whole around their means."""
-    x = data.features
-    if is_sparse(x):
-        x, centre = _shift.shift(x)
-        if centre is None:
-            return None, data, params
-        return centre, data._replace(features=x), _shift.inside(centre, params)
-    if not SOLVERS[name].rotates or not _wide.rotation_pays(x):
-        return None, data, params
-    features, rotation = _wide.rotate(x)
-    return rotation, data._replace(features=features), _wide.turned(rotation, params)
-
-
-def _turned_back(frame: Frame, params: SoftmaxRegression) -> SoftmaxRegression:
-    if frame is None:
-        return params
-    if isinstance(frame, _wide.Rotation):
-        return _wide.turned_back(frame, params)
-    return _shift.outside(frame, params)

@@ -208,11 +208,14 @@ def rotate(features: Array) -> tuple[Array, Rotation]:
 
 @jax.jit
 def turned_back(rotation: Rotation, params: SoftmaxRegression) -> SoftmaxRegression:
-    """kernel = Q V."""
+    """kernel = Q V, of every kernel of a stack in one product."""
     q, mean = rotation[:2], rotation.mean
-    missing = len(mean) - len(params.kernel)
-    kernel = lax.linalg.ormqr(*q, jnp.pad(params.kernel, ((0, missing), (0, 0))))
-    return SoftmaxRegression(kernel, params.bias - mean @ kernel)
+    rank, *stack = jnp.moveaxis(params.kernel, -2, 0).shape
+    columns = jnp.moveaxis(params.kernel, -2, 0).reshape(rank, -1)
+    kernel = lax.linalg.ormqr(*q, jnp.pad(columns, ((0, len(mean) - rank), (0, 0))))
+    bias = params.bias - (mean @ kernel).reshape(params.bias.shape)
+    kernel = jnp.moveaxis(kernel.reshape(-1, *stack), 0, -2)
+    return SoftmaxRegression(kernel, bias)
 
 
 @jax.jit

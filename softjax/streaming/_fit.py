@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from softjax import _checks, processes
-from softjax.regression import Event, FitResult, _metric
+from softjax.regression import Event, FitResult, _frame, _metric
 from softjax.regression._arguments import refuse_scales
 from softjax.regression._convergence import converged, progressed
 from softjax.regression._descent import BEFORE, BEYOND, TRIALS
@@ -140,6 +140,9 @@ def fit(
     here = passes.at(theta)
     bound = np.sqrt(np.where(here.squares > 0, here.squares, 1))
     sample = passes.sample()
+    if passes.look_for_centre(sample):
+        here = passes.at(theta)
+        bound = np.sqrt(np.where(here.squares > 0, here.squares, 1))
     no_rows = jnp.empty((0, rows.num_features), dtype)
     # A pass over the rows costs more than a direction: it is computed in the dtype of the fit.
     metric = _metric.empty(no_rows, num_classes, dtype)
@@ -158,7 +161,7 @@ def fit(
         stalled = 0 if progressed(here.value, lowest, norm, best) else stalled + 1
         lowest, best = min(here.value, lowest), min(norm, best)
         seconds = time.perf_counter() - begin
-        params = unpack(jnp.asarray(theta))
+        params, moved = _frame.outside(passes.centre, unpack(jnp.asarray(theta)))
         event = Event(step, passes.count, here.value, norm, seconds, params, None, None)
         event = with_validation(event, validation)
         history.append(record(event))
@@ -167,7 +170,8 @@ def fit(
             break
         gradient = here.gradient.astype(dtype)
         arguments = (theta, gradient, memory, np.int32(step), dtype.type(norm))
-        d, memory, unseen = _direction(*passes.fixed, sample, dtype.type(l2), *arguments)
+        problem = (*passes.fixed, passes.shift, sample, dtype.type(l2))
+        d, memory, unseen = _direction(*problem, *arguments)
         trial = _line_search(passes, theta, here, np.asarray(d))
         if trial is None:
             status = Status.PRECISION_FLOOR
@@ -175,6 +179,8 @@ def fit(
         decrement = -np.vdot(here.gradient, d) / 2 + float(unseen)
         (theta, here), step = trial, step + 1
 
+    if passes.centre is not None:
+        status = int(_frame.status_outside(np.int32(status), moved, here.value, tol))
     done = status in (Status.CONVERGED, Status.PRECISION_FLOOR)
     if done and here.separated and l2 == 0:
         status = Status.SEPARATED
@@ -205,8 +211,18 @@ class _Passes:
         self.row_bytes = (rows.num_features + num_classes) * self.dtype.itemsize
         self.weight = rows.num_rows - len(self.held_out)
         self.count = 0
+        # What is taken off the features, as arrays of the host and of the device.
+        self.centre, self.shift = None, jnp.zeros(rows.num_features, dtype)
         # The number of the first bad row that this process has streamed, and what is wrong with it.
         self.bad = (rows.num_rows, "")
+
+    def look_for_centre(self, sample: Batch) -> bool:
+        """Whether features are far from 0; from now on they are taken around their middle."""
+        features = _transformed(self.fixed[1], sample.features)
+        self.centre = _frame.framed(features, sample.weights, False)[1].centre
+        if self.centre is not None:
+            self.shift = self.centre
+        return self.centre is not None
 
     def at(self, theta: np.ndarray) -> Sums:
         """The objective and its gradient: one pass."""
@@ -219,7 +235,7 @@ class _Passes:
         total = Sums(*zero, np.zeros(width - 1), np.zeros(self.num_classes))
         with closing(ahead(partial(self._chunk, size, own.stop), starts)) as chunks:
             for chunk in chunks:
-                total = _added(total, _sums(*self.fixed, on_device, chunk))
+                total = _added(total, _sums(*self.fixed, self.shift, on_device, chunk))
         everywhere = Sums(*zero, np.zeros(width - 1), np.zeros(self.num_classes))
         for part in processes.gather(total):
             everywhere = _added(everywhere, part)
@@ -309,22 +325,27 @@ def _added(total: Sums, part: Sums) -> Sums:
     )
 
 
-def _problem(num_classes: int, transform: Callable[[Array], Array] | None, batch: Batch) -> Problem:
+def _transformed(transform: Callable[[Array], Array] | None, features: Array) -> Array:
+    return features if transform is None else transform(features)
+
+
+def _problem(num_classes: int, features: Array, batch: Batch) -> Problem:
     """Of targets that sum to the mean weight, without a penalty."""
-    features, labels, weights = batch
     zero = jnp.zeros((), features.dtype)
-    if transform is not None:
-        features = transform(features)
-    return problem_of(Data(features, labels, weights, None, zero, zero), num_classes)
+    return problem_of(Data(features, batch.labels, batch.weights, None, zero, zero), num_classes)
 
 
 @partial(jax.jit, static_argnames=("num_classes", "transform"))
 def _sums(
-    num_classes: int, transform: Callable[[Array], Array] | None, theta: Array, batch: Batch
+    num_classes: int,
+    transform: Callable[[Array], Array] | None,
+    shift: Array,
+    theta: Array,
+    batch: Batch,
 ) -> Sums:
-    problem = _problem(num_classes, transform, batch)
-    features: Any = problem.features
-    logits = class_scores(features, theta)
+    features = _transformed(transform, batch.features)
+    problem = _problem(num_classes, _frame.less(features, shift), batch)
+    logits = class_scores(problem.features, theta)
     size = jnp.asarray(len(batch.labels), theta.dtype)
     bound = gradient_bound(problem)
     return Sums(
@@ -341,6 +362,7 @@ def _sums(
 def _direction(
     num_classes: int,
     transform: Callable[[Array], Array] | None,
+    shift: Array,
     sample: Batch,
     l2: Array,
     theta: Array,
@@ -353,7 +375,8 @@ def _direction(
 
     The gradients are those of all rows, the metric is that of the sample.
     """
-    problem = _problem(num_classes, transform, sample)._replace(l2=l2)
+    features = _frame.less(_transformed(transform, sample.features), shift)
+    problem = _problem(num_classes, features, sample)._replace(l2=l2)
     s = _metric.standardise(problem, gradient_bound(problem), problem.features.dtype)
     logits = class_scores(problem.features, theta)
     here = Point(theta, logits, probabilities(logits), centred(gradient))
