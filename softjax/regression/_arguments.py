@@ -47,6 +47,8 @@ def checked_data(
     num_classes: int | None,
     sample_weights: ArrayLike | None,
     class_weights: ArrayLike | None,
+    fit_intercept: bool = True,
+    offset: ArrayLike | None = None,
 ) -> tuple[Data, int]:
     """What is fitted to, as yet without penalties, and the number of classes."""
     x = features_array("features", features)
@@ -63,7 +65,27 @@ def checked_data(
     count = None
     if sample_weights is not None:
         count = jnp.sum(_checks.real_array(FIT, "sample_weights", sample_weights).astype(x.dtype))
-    return Data(x, y, weights, class_weights, none, none, count), num_classes
+    intercept = constant(fit_intercept, x.dtype)
+    offset = offset_array("offset", offset, x, num_classes)
+    return Data(x, y, weights, class_weights, none, none, count, intercept, offset), num_classes
+
+
+def constant(fit_intercept: bool, dtype: DTypeLike) -> Any:
+    """What the bias is multiplied with: 1, or 0 without an intercept; one program takes both."""
+    return np.asarray(_checks.flag(FIT, "fit_intercept", fit_intercept), dtype)
+
+
+def offset_array(
+    argument: str, offset: ArrayLike | None, x: "Array | BCOO", num_classes: int
+) -> Array | None:
+    """The offset of examples [N, K], finite, as the logits [K, N] of a fit lie in memory."""
+    if offset is None:
+        return None
+    array = _checks.real_array(FIT, argument, offset)
+    _checks.same_shape(FIT, argument, array, (x.shape[0], num_classes))
+    array = array.astype(x.dtype)
+    _refuse_not_finite(argument, array)
+    return array.T
 
 
 def features_array(argument: str, features: Any) -> "Array | BCOO":
@@ -207,9 +229,10 @@ def class_weights_array(
 
 
 def initial_params(
-    init: SoftmaxRegression | None, num_features: int, num_classes: int, dtype: DTypeLike
+    init: SoftmaxRegression | None, data: Data, num_classes: int
 ) -> SoftmaxRegression:
-    """`init` in `dtype`, or zeros."""
+    """`init` in the dtype of the features, or zeros."""
+    num_features, dtype = data.features.shape[1], data.features.dtype
     if init is None:
         return zeros(num_features, num_classes, dtype)
     if not (hasattr(init, "kernel") and hasattr(init, "bias")):
@@ -224,6 +247,9 @@ def initial_params(
     params = SoftmaxRegression(kernel.astype(dtype), bias.astype(dtype))
     _refuse_not_finite("init.kernel", params.kernel)
     _refuse_not_finite("init.bias", params.bias)
+    if data.constant is not None and data.constant == 0:
+        _refuse("init.bias", "0 where `fit_intercept` is False", params.bias, lambda b: b != 0)
+        params = params._replace(bias=jnp.zeros_like(params.bias))
     return params
 
 

@@ -48,6 +48,7 @@ def gradient(
     l2: ArrayLike = 0.0,
     sample_weights: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
 ) -> SoftmaxRegression:
     """Gradient of the objective.
 
@@ -65,6 +66,7 @@ def gradient(
         l2: scalar >= 0, the strength of the penalty.
         sample_weights: real [N], >= 0; None for equal weights.
         class_weights: real [K], >= 0; None for equal weights.
+        offset: real [N, K], nats; None for zeros.
 
     Returns:
         Shapes and dtypes of `params`.
@@ -81,7 +83,16 @@ def gradient(
     Source: Zhang et al., "Dive into Deep Learning", eq. (4.1.10).
     """
     function = "regression.gradient"
-    rows = checked_rows(function, params, features, labels, sample_weights, class_weights, True)
+    rows = checked_rows(
+        function,
+        params,
+        features,
+        labels,
+        sample_weights,
+        class_weights,
+        offset=offset,
+        takes_sparse=True,
+    )
     return _gradient(params, rows, l2)
 
 
@@ -93,6 +104,7 @@ def hessian(
     l2: ArrayLike = 0.0,
     sample_weights: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
 ) -> Array:
     """Hessian of the objective, P = (D + 1) K rows and columns.
 
@@ -114,6 +126,7 @@ def hessian(
         l2: scalar >= 0, the strength of the penalty.
         sample_weights: real [N], >= 0; None for equal weights.
         class_weights: real [K], >= 0; None for equal weights.
+        offset: real [N, K], nats; None for zeros.
 
     Returns:
         [P, P], exactly symmetric, at least float32.
@@ -131,7 +144,9 @@ def hessian(
     Source: D. Böhning, "Multinomial logistic regression algorithm" (1992), eq. (2.3).
     """
     function = "regression.hessian"
-    rows = checked_rows(function, params, features, labels, sample_weights, class_weights)
+    rows = checked_rows(
+        function, params, features, labels, sample_weights, class_weights, offset=offset
+    )
     return _hessian(params, rows, l2)
 
 
@@ -144,6 +159,7 @@ def hvp(
     l2: ArrayLike = 0.0,
     sample_weights: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
 ) -> SoftmaxRegression:
     """Hessian of the objective times a vector, in two products with the features.
 
@@ -161,6 +177,7 @@ def hvp(
         l2: scalar >= 0, the strength of the penalty.
         sample_weights: real [N], >= 0; None for equal weights.
         class_weights: real [K], >= 0; None for equal weights.
+        offset: real [N, K], nats; None for zeros.
 
     Returns:
         Shapes and dtypes of `params`.
@@ -178,7 +195,16 @@ def hvp(
     Source: B. A. Pearlmutter, "Fast exact multiplication by the Hessian" (1994).
     """
     function = "regression.hvp"
-    rows = checked_rows(function, params, features, labels, sample_weights, class_weights, True)
+    rows = checked_rows(
+        function,
+        params,
+        features,
+        labels,
+        sample_weights,
+        class_weights,
+        offset=offset,
+        takes_sparse=True,
+    )
     _checks.same_shape(function, "tangent.kernel", tangent.kernel, jnp.shape(params.kernel))
     _checks.same_shape(function, "tangent.bias", tangent.bias, jnp.shape(params.bias))
     return _hvp(params, tangent, rows, l2)
@@ -189,6 +215,7 @@ def fisher_information(
     features: "Features",
     *,
     sample_weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
 ) -> Array:
     """Fisher information of all examples together: the covariance of the score of labels ~ p.
 
@@ -205,6 +232,7 @@ def fisher_information(
         params: kernel [D, K] and bias [K].
         features: real [N, D], dense, BCOO or BCSR.
         sample_weights: real [N], >= 0, how often each row counts; None for once.
+        offset: real [N, K], nats; None for zeros.
 
     Returns:
         [P, P], P = (D + 1) K, exactly symmetric, at least float32.
@@ -224,7 +252,8 @@ def fisher_information(
     function = "regression.fisher_information"
     x = features_array(function, params, features)
     w = weights_array(function, "sample_weights", sample_weights, x.shape[:1], x.dtype)
-    return _fisher_information(params, x, w)
+    o = offset_array(function, params, x, offset)
+    return _fisher_information(params, Rows(x, None, w, None, o))
 
 
 def lipschitz_constant(
@@ -282,25 +311,37 @@ def lipschitz_constant(
 
 
 class Rows(NamedTuple):
-    """The arguments of a derivative, checked: features, targets, sample and class weights."""
+    """The arguments of a derivative, checked: features, targets, weights and what is known.
+
+    Attributes:
+        x: features [N, D], dense or BCOO.
+        targets: of the labels; None where they do not matter.
+        w: sample weights [N]; None for ones.
+        c: class weights [K]; None for ones.
+        offset: [N, K]; None for zeros.
+        constant: 1, or 0 where the model has no intercept.
+    """
 
     x: Any
-    targets: ClassIndices | Array
+    targets: ClassIndices | Array | None
     w: Array | None
     c: Array | None
+    offset: Array | None = None
+    constant: Any = 1
 
 
 @jax.jit
 def _gradient(params: SoftmaxRegression, rows: Rows, l2: ArrayLike) -> SoftmaxRegression:
     x, share = counted(rows.x, rows.w)
-    g = residuals(product(x, params), rows.targets, rows.c)
+    g = residuals(logits_of(rows, x, params), rows.targets, rows.c)
     return _pulled_back(params, x, times(share[:, None], g), params, l2)
 
 
 @jax.jit
 def _hessian(params: SoftmaxRegression, rows: Rows, l2: ArrayLike) -> Array:
     x, share = counted(rows.x, rows.w)
-    h = information(x, product(x, params), times(share, masses(rows.targets, rows.c, x.dtype)))
+    a = times(share, masses(rows.targets, rows.c, x.dtype))
+    h = information(x, logits_of(rows, x, params), a)
     on_kernel = jnp.arange(len(h)) < jnp.size(params.kernel)
     return h + jnp.diag(jnp.where(on_kernel, jnp.asarray(l2, h.dtype), 0))
 
@@ -315,14 +356,16 @@ def _hvp(
         lambda p, t: jnp.concatenate([p.astype(x.dtype), t.astype(x.dtype)], -1), params, tangent
     )
     z, u = jnp.split(product(x, both), 2, -1)
+    z = with_offset(rows, z)
     v = a[:, None] * softmax_tangent(softmax_core(z, (1,)), u, (1,))
     return _pulled_back(params, x, v, tangent, l2)
 
 
 @jax.jit
-def _fisher_information(params: SoftmaxRegression, x: Array, w: Array | None) -> Array:
-    x, _ = counted(x, w)
-    return information(x, product(x, params), jnp.ones(x.shape[:1], x.dtype) if w is None else w)
+def _fisher_information(params: SoftmaxRegression, rows: Rows) -> Array:
+    x, _ = counted(rows.x, rows.w)
+    weights = jnp.ones(x.shape[:1], x.dtype) if rows.w is None else rows.w
+    return information(x, logits_of(rows, x, params), weights)
 
 
 @partial(jax.jit, static_argnames="num_classes")
@@ -368,6 +411,9 @@ def checked_rows(
     labels: Labels,
     sample_weights: ArrayLike | None,
     class_weights: ArrayLike | None = None,
+    *,
+    offset: ArrayLike | None = None,
+    fit_intercept: bool = True,
     takes_sparse: bool = False,
 ) -> Rows:
     x = features_array(function, params, features, takes_sparse)
@@ -375,7 +421,8 @@ def checked_rows(
     targets = _targets_array(function, labels, shape, x.dtype)
     w = weights_array(function, "sample_weights", sample_weights, shape[:1], x.dtype)
     c = weights_array(function, "class_weights", class_weights, shape[1:], x.dtype)
-    return Rows(x, targets, w, c)
+    constant = np.asarray(_checks.flag(function, "fit_intercept", fit_intercept), x.dtype)
+    return Rows(x, targets, w, c, offset_array(function, params, x, offset), constant)
 
 
 def features_array(
@@ -404,6 +451,17 @@ def _targets_array(
         return distribution(function, labels, shape, dtype)
     _checks.same_shape(function, "labels", labels, shape[:1])
     return class_indices(function, labels, shape[1])
+
+
+def offset_array(
+    function: str, params: SoftmaxRegression, x: Any, offset: ArrayLike | None
+) -> Array | None:
+    """An offset [N, K] in the dtype of the features."""
+    if offset is None:
+        return None
+    array = _checks.real_array(function, "offset", offset)
+    _checks.same_shape(function, "offset", array, (x.shape[0], len(params.bias)))
+    return array.astype(x.dtype)
 
 
 def weights_array(
@@ -457,6 +515,20 @@ def product(x: Any, params: SoftmaxRegression) -> Array:
     if is_sparse(x):
         return x @ kernel + bias[None]
     return jnp.matmul(x, kernel, precision=EXACT) + bias[None]
+
+
+def logits_of(rows: Rows, x: Any, params: SoftmaxRegression) -> Array:
+    """The logits with the offset of the rows, of their features `x` as they are counted."""
+    return with_offset(rows, product(x, params))
+
+
+def with_offset(rows: Rows, z: Array) -> Array:
+    """z + offset, which is not read in a row of weight 0."""
+    if rows.offset is None:
+        return z
+    if rows.w is None:
+        return z + rows.offset
+    return z + jnp.where(is_zero(rows.w)[:, None], 0, rows.offset)
 
 
 def augmented(x: Array) -> Array:

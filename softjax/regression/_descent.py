@@ -22,12 +22,14 @@ from softjax.regression._problem import (
     example_weights,
     gradient_bound,
     has_bounded_optimum,
+    logits_at,
     penalised,
     point,
     probabilities,
     relative_norm,
     spread,
     value,
+    without_offset,
 )
 from softjax.regression._result import Status
 
@@ -74,12 +76,12 @@ def advance(
         # A direction that is not finite, or does not go down, comes from a model without curvature.
         downhill = jnp.vdot(here.gradient, d) < 0
         d = jnp.where(downhill & jnp.all(jnp.isfinite(d)), d, _metric.descent(s, here.gradient))
-        d_logits = class_scores(problem.features, d)
+        d_logits = class_scores(problem, d)
         # Where examples are decided, and wrongly, no curvature says how far: back towards 0.
         size = jnp.max(jnp.abs(d_logits))
         back = ~((size > 0) & (size < FAR)) & (jnp.vdot(here.gradient, here.theta) > 0)
         d = jnp.where(back, -here.theta, d)
-        d_logits = jnp.where(back, -here.logits, d_logits)
+        d_logits = jnp.where(back, -without_offset(problem, here.logits), d_logits)
         first = jnp.vdot(here.gradient, d)
         t = step_length(problem, here.theta, here.logits, first, d, d_logits)
         theta = moved(here.theta, t, d)
@@ -96,7 +98,7 @@ def advance(
         return state, moved(here.logits, t, d_logits), jnp.asarray(False)
 
     def refreshed(state, here):
-        logits = class_scores(problem.features, here.theta)
+        logits = logits_at(problem, here.theta)
         return state._replace(passes=state.passes + 2), logits, jnp.asarray(True)
 
     def body(carry):
@@ -119,7 +121,7 @@ def advance(
         return state, logits, fresh, todo == REFRESH, todo != STOP
 
     theta = centred(state.theta)
-    logits = class_scores(problem.features, theta)
+    logits = logits_at(problem, theta)
     strict = state.strict | has_bounded_optimum(problem)
     state = state._replace(theta=theta, strict=strict, passes=state.passes + 2)
     fresh, confirming, going = jnp.asarray([True, False, True])

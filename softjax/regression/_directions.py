@@ -204,6 +204,9 @@ def factored_hessian(s: Standardised, weights: Array, p: Array) -> tuple[Array, 
     """
     h = hessian(partial(_metric.gram, s), weights, p, s.ridge)
     num_classes, width = h.shape[:2]
+    # Without an intercept there is no curvature in the place of the bias, and no gradient.
+    unit = (1 - s.constant).astype(h.dtype) * jnp.eye(num_classes, dtype=h.dtype)
+    h = h.at[:, -1, :, -1].add(unit)
     mean = jnp.mean(jnp.einsum("kdkd->kd", h), 0)
     h = (h + jnp.diag(mean)[None, :, None] / num_classes).reshape(num_classes * width, -1)
     # The size of the bias, which no ridge holds.

@@ -23,9 +23,9 @@ from softjax.regression._model import SoftmaxRegression, logits, penalty
 from softjax.regression._problem import (
     Data,
     centred,
-    class_scores,
     gradient_bound,
     is_separated,
+    logits_at,
     normalised,
     pack,
     point,
@@ -82,8 +82,8 @@ class Run:
         epochs: int,
         seed: int,
     ):
-        features, self.frame = _frame.framed(data.features, data.weights, False)
-        data, params = data._replace(features=features), _frame.inside(self.frame, params)
+        data, self.frame = _frame.framed(data, False)
+        params = _frame.inside(self.frame, params)
         self.mass = 1.0
         if optimizer is None:
             optimizer = _LBFGS if batch_size is None else _ADAM
@@ -278,7 +278,7 @@ def _has_converged(
     data, mass = normalised(data, num_classes)
     problem, theta = problem_of(data, num_classes), centred(pack(params))
     bound = gradient_bound(problem)
-    here = point(problem, theta, class_scores(problem.features, theta))
+    here = point(problem, theta, logits_at(problem, theta))
     here = here._replace(gradient=centred(here.gradient))
     norm = relative_norm(here.gradient, bound)
     dtype = problem.features.dtype
@@ -296,7 +296,7 @@ def _separation(
 ) -> tuple[Array, Array]:
     """Whether `params` separate the classes, and the status with what that means for it."""
     problem = problem_of(data, num_classes)
-    separated = is_separated(problem, class_scores(problem.features, pack(params)))
+    separated = is_separated(problem, logits_at(problem, pack(params)))
     return separated, status_where_separated(problem, status, separated)
 
 
@@ -317,15 +317,19 @@ def _objective(
     Each batch divides by its number of examples, not by their weights: a ratio of two random sums
     would be biased.
     """
-    features, labels, weights = data.features, data.labels, data.weights
+    features, labels, weights, offset = data.features, data.labels, data.weights, data.offset
     count = jnp.asarray(len(features), params.kernel.dtype)
     if order is not None and batch_size is not None:
         rows, inside = batch_rows(order, step, batch_size)
         features, labels = features[rows], labels[rows]
+        offset = None if offset is None else offset[:, rows]
         inside = inside.astype(params.kernel.dtype)
         weights = inside if weights is None else inside * weights[rows]
         count = jnp.sum(inside)
-    losses = cross_entropy(logits(params, features), labels, class_weights=data.class_weights)
+    if data.constant is not None:
+        params = params._replace(bias=data.constant * params.bias)  # 0 for ever without intercept
+    z = logits(params, features, offset=None if offset is None else offset.T)
+    losses = cross_entropy(z, labels, class_weights=data.class_weights)
     if weights is not None:
         losses *= weights
     return jnp.sum(losses) / count + penalty(params, data.l2)

@@ -29,6 +29,7 @@ from softjax.regression._problem import (
     class_scores,
     example_weights,
     gradient_bound,
+    logits_at,
     probabilities,
     product,
     relative_norm,
@@ -75,7 +76,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
             state.theta + t * d,
             (),
             decrement=-jnp.vdot(gradient, d) / 2,
-            move=t * largest_move(class_scores(problem.features, d)),
+            move=t * largest_move(class_scores(problem, d)),
             passes=2,
             patience=PATIENCE,
         )
@@ -86,7 +87,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
 
     state = state._replace(theta=centred(state.theta))
     state, _, _ = while_loop(running, body, judged(state))
-    logits = class_scores(problem.features, state.theta)
+    logits = logits_at(problem, state.theta)
     return state._replace(value=value(problem, state.theta, logits)), logits
 
 
@@ -129,18 +130,21 @@ def _likelihood(problem: Problem) -> _Likelihood:
     weights = example_weights(problem.targets)
     mean, scale = _metric.moments(problem, bound)
     x = jnp.pad((problem.features - mean[None]) / scale[None], ((0, 0), (0, 1)), constant_values=1)
+    x = x * jnp.ones_like(bound).at[-1].set(problem.constant)[None]
 
     def gram(u):
         return by_columns(lambda columns: product((u[:, None] * columns).T, x), x)
 
     def factor(theta):
-        p = probabilities(class_scores(problem.features, theta))
+        p = probabilities(logits_at(problem, theta))
         h = _directions.hessian(gram, weights, p, jnp.zeros_like(bound))
         h = jnp.einsum("kr,kdle,ls->rdse", basis, h, basis)
+        # Without an intercept the place of the bias adds log 1 to the determinant.
+        h = h.at[:, -1, :, -1].add((1 - problem.constant) * jnp.eye(len(h), dtype=h.dtype))
         return _directions.factor(h.reshape(h.shape[0] * h.shape[1], -1))
 
     def objective(theta):
-        loss = value(problem, theta, class_scores(problem.features, theta))
+        loss = value(problem, theta, logits_at(problem, theta))
         lower, unit = factor(theta)
         return loss - jnp.sum(jnp.log(jnp.diag(lower) / unit)) / problem.count
 

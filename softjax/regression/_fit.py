@@ -22,6 +22,7 @@ from softjax.regression._arguments import (
     initial_params,
     labels_array,
     not_negative,
+    offset_array,
     on_auto_axes,
     penalty,
 )
@@ -45,13 +46,15 @@ def fit(
     solver: str = "auto",
     l2: ArrayLike = 0.0,
     l1: ArrayLike = 0.0,
+    fit_intercept: bool = True,
     tol: float = 1e-6,
     max_steps: int | None = None,
     num_classes: int | None = None,
     sample_weights: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
     init: SoftmaxRegression | None = None,
-    validation: tuple[ArrayLike, ArrayLike] | None = None,
+    validation: tuple[ArrayLike, ...] | None = None,
     callback: Callable[[Event], bool | None] | None = None,
     steps_per_chunk: int | None = None,
     optimizer: optax.GradientTransformation | None = None,
@@ -62,6 +65,8 @@ def fit(
     """Fits a softmax regression: the kernel and bias that make its objective smallest.
 
         argmin sum_i w_i loss_i / sum_i w_i + l2 / 2 |kernel|^2 + l1 |kernel|_1
+
+    where loss_i is that of the logits x_i @ kernel + bias + offset_i.
 
     "newton-cg" takes Newton's steps by preconditioned conjugate gradients, "newton" by a dense
     factor of the Hessian, "lbfgs" those of a limited memory in the same metric. "proximal" takes
@@ -90,6 +95,8 @@ def fit(
         solver: one of those above.
         l2: scalar >= 0, the strength of the squared penalty on the kernel.
         l1: scalar >= 0, that of the absolute one; "proximal" only.
+        fit_intercept: whether there is a bias; without one it stays 0, and so do the means of the
+            features: only a feature of ones would be an intercept.
         tol: stop where the gradient is no larger, relative to what it can be at most, and neither
             is what the last step promised, relative to the objective; for every solver, but in
             minibatches never.
@@ -98,8 +105,11 @@ def fit(
             classes, class 0 among them.
         sample_weights: real [N], >= 0; only for "firth" does their sum matter.
         class_weights: real [K], >= 0.
+        offset: real [N, K], finite, nats: a part of the logits that is known and not fitted, as the
+            logarithm of an exposure or of other class shares, or a part of the model that is held.
         init: parameters to start from, unless zeros have a smaller objective; None for zeros.
-        validation: features and labels to evaluate on after every chunk.
+        validation: features and labels to evaluate on after every chunk, and their offset where
+            there is one.
         callback: called with an `Event` before the first step and after every chunk; True stops.
         steps_per_chunk: None for one of Newton, more of others, one epoch in minibatches, and all
             of them where neither `callback` nor `validation` looks on.
@@ -127,17 +137,19 @@ def fit(
     Source: J. Nocedal and S. J. Wright, "Numerical Optimization" (2006), algorithms 7.1 and 7.5.
     """
     begin = time.perf_counter()
-    data, num_classes = checked_data(features, labels, num_classes, sample_weights, class_weights)
-    (num_examples, num_features), dtype = data.features.shape, data.features.dtype
+    data, num_classes = checked_data(
+        features, labels, num_classes, sample_weights, class_weights, fit_intercept, offset
+    )
+    num_examples, dtype = data.features.shape[0], data.features.dtype
     data = data._replace(l2=penalty("l2", l2, dtype), l1=penalty("l1", l1, dtype))
     first_order = any(option is not None for option in (optimizer, batch_size, epochs))
     name = _solver_name(solver, data, l2, l1, first_order)
-    params = initial_params(init, num_features, num_classes, dtype)
+    params = initial_params(init, data, num_classes)
     if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         expected = "a gradient transformation of optax, as optax.adam(0.01)"
         raise TypeError(_checks.message(FIT, "optimizer", expected, repr(optimizer)))
     tol = not_negative("tol", tol)
-    held_out = None if validation is None else _validation(validation, num_features, num_classes)
+    held_out = None if validation is None else _validation(validation, data, num_classes)
     seed = at_least("seed", seed, 0)
     if max_steps is not None:
         max_steps = at_least("max_steps", max_steps, 0)
@@ -209,12 +221,16 @@ def _solver_name(solver: str, data: Data, l2: ArrayLike, l1: ArrayLike, first_or
 
 
 def _validation(
-    validation: tuple[ArrayLike, ArrayLike], num_features: int, num_classes: int
-) -> "tuple[Array | BCOO, Array]":
+    validation: tuple[ArrayLike, ...], data: Data, num_classes: int
+) -> "tuple[Array | BCOO, Array, Array | None]":
+    parts = ("features", "labels", "offset")[: 2 if data.offset is None else 3]
+    if len(validation) != len(parts):
+        raise error("validation", ", ".join(parts), f"{len(validation)} arrays")
     x = features_array("validation", validation[0])
-    if x.shape[1] != num_features:
-        expected = f"of {num_features} features"
+    if x.shape[1] != data.features.shape[1]:
+        expected = f"of {data.features.shape[1]} features"
         raise error("validation", expected, f"{x.shape[1]} features")
     y = labels_array("validation", validation[1], x.shape[0])
     class_count("validation", y, num_classes)
-    return x, y
+    offset = offset_array("validation", [*validation, None][2], x, num_classes)
+    return x, y, None if offset is None else offset.T

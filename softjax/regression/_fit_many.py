@@ -25,12 +25,14 @@ from softjax.regression._arguments import (
     at_least,
     class_count,
     class_weights_array,
+    constant,
     error,
     features_array,
     initial_params,
     labels_array,
     mean_one_weights,
     not_negative,
+    offset_array,
     refuse_one_class,
     refuse_sizes,
 )
@@ -40,10 +42,10 @@ from softjax.regression._metric import Standardised
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import (
     Data,
-    class_scores,
     example_weights,
     gradient_bound,
     is_sparse,
+    logits_at,
     normalised,
     pack,
     probabilities,
@@ -89,11 +91,13 @@ def fit_many(
     labels: ArrayLike,
     *,
     l2: ArrayLike = 0.0,
+    fit_intercept: bool = True,
     tol: float = 1e-6,
     max_steps: int | None = None,
     num_classes: int | None = None,
     sample_weights: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
     init: SoftmaxRegression | None = None,
     callback: Callable[[ManyEvent], bool | None] | None = None,
 ) -> FitResult:
@@ -114,11 +118,13 @@ def fit_many(
         labels: class indices, integer [N] or [B, N], or a distribution over the classes or counts
             of them, floating [N, K] or [B, N, K].
         l2: >= 0, the strength of the penalty, a scalar or [B].
+        fit_intercept: as `fit`, of all lanes.
         tol: as of `fit`; the gradient is relative to what it can be in the mean of the lanes.
         max_steps: of each lane; None for more than enough.
         num_classes: K, of all lanes; None for what the labels show.
         sample_weights: real [N] or [B, N], >= 0, in no lane all 0.
         class_weights: real [K], >= 0.
+        offset: real [N, K], nats, of all lanes; as `fit`.
         init: parameters to look for the common start from; None for zeros.
         callback: called with a `ManyEvent` at the start and after every step; True stops.
 
@@ -154,7 +160,16 @@ def fit_many(
     mean_labels, median = _middle(lane_of, lanes.l2, x, num_classes=num_classes, count=count)
     class_weights = class_weights_array(class_weights, num_classes, x.dtype)
     ((_, fits, _),) = run(
-        Data(x, mean_labels, None, class_weights, median, jnp.zeros((), x.dtype)),
+        Data(
+            x,
+            mean_labels,
+            None,
+            class_weights,
+            median,
+            jnp.zeros((), x.dtype),
+            constant=constant(fit_intercept, x.dtype),
+            offset=offset_array("offset", offset, x, num_classes),
+        ),
         num_classes,
         lane_of,
         Partial(no_report),
@@ -207,10 +222,10 @@ def run(
     """
     tol = not_negative("tol", tol)
     limit = MAX_STEPS if max_steps is None else at_least("max_steps", max_steps, 0)
-    params = initial_params(init, data.features.shape[1], num_classes, data.features.dtype)
-    x, frame = _frame.framed(data.features, data.weights, True)
-    data, params = data._replace(features=x), _frame.inside(frame, params)
-    groups = Groups(data, lane_of, report_of, jnp.asarray(tol, x.dtype), num_classes, count)
+    params = initial_params(init, data, num_classes)
+    data, frame = _frame.framed(data, True)
+    params, tol = _frame.inside(frame, params), jnp.asarray(tol, data.features.dtype)
+    groups = Groups(data, lane_of, report_of, tol, num_classes, count)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((groups, params))):
         if callback is not None:
             raise error("callback", "None where the data are traced", callback)
@@ -322,7 +337,7 @@ def _begun(
     start, bound = pack(whole.params), gradient_bound(problem)
     s = _metric.standardise(problem, bound)
     weights = example_weights(problem.targets)
-    p = probabilities(class_scores(data.features, start))
+    p = probabilities(logits_at(problem, start))
     small = start.size <= min(LARGEST_DENSE, DENSE_A_LANE * groups.count)
     metric = sight = _metric.build(_metric.empty(data.features, num_classes), s, weights, p)
     if small and not is_sparse(data.features):
@@ -331,9 +346,7 @@ def _begun(
     else:
         s = _metric.within(s, metric)
     lanes = Lanes(
-        data.features,
-        data.class_weights,
-        l2,
+        data._replace(labels=(), weights=None, count=None),
         s,
         bound,
         start,

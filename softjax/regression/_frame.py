@@ -15,6 +15,8 @@ On the way back the bias, of the size of kernel^T c, is rounded to the dtype. Wh
 more than the tolerance, the parameters are at the floor of the precision. A shift d of the bias
 raises the mean loss by no more than range(d)^2 / 8, half of the largest variance of d.
 
+Without an intercept no bias could take kernel^T c, and the features stay what they are.
+
 What rotates the features into N < D dimensions is in `_wide`.
 """
 
@@ -29,6 +31,7 @@ from softjax import _checks
 from softjax.regression import _wide
 from softjax.regression._arguments import is_at_hand
 from softjax.regression._model import SoftmaxRegression
+from softjax.regression._problem import Data
 from softjax.regression._result import Status
 from softjax.regression._sparse import column_of, is_sparse, stored_mass, with_data
 
@@ -53,15 +56,23 @@ class Frame(NamedTuple):
     rotation: _wide.Rotation | None = None
 
 
-def framed(x: Any, weights: Any, rotates: bool) -> tuple[Any, Frame]:
-    """The features in the coordinates of a fit, and these; rotated where `rotates` and it pays."""
-    sparse = is_sparse(x)
-    centre = _unless_none(_means_of_whole_columns(x) if sparse else _far_middle(x, weights))
+def framed(data: Data, rotates: bool) -> tuple[Data, Frame]:
+    """The data in the coordinates of a fit, and these; rotated where `rotates` and it pays."""
+    x, centre = data.features, None
+    if data.constant is None or data.constant > 0:
+        centre = centre_of(x, data.weights)
     x = less(x, centre)
-    if sparse or not (rotates and _wide.rotation_pays(x)):
-        return x, Frame(centre)
-    rotated, rotation = _wide.rotate(x)
-    return rotated, Frame(centre, rotation)
+    if is_sparse(x) or not (rotates and _wide.rotation_pays(x)):
+        return data._replace(features=x), Frame(centre)
+    rotated, rotation = _wide.rotate(x, data.constant)
+    return data._replace(features=rotated), Frame(centre, rotation)
+
+
+def centre_of(x: Any, weights: Any) -> Any:
+    """c [D]; None where no feature is shifted."""
+    centre = _means_of_whole_columns(x) if is_sparse(x) else _far_middle(x, weights)
+    known = _checks.known(centre)
+    return centre if known is None or known.any() else None
 
 
 def inside(frame: Frame, params: SoftmaxRegression) -> SoftmaxRegression:
@@ -102,11 +113,6 @@ def status_outside(status: Any, moved: Any, value: Any, tol: Any) -> Any:
     cost = jnp.square(jnp.max(moved, -1) - jnp.min(moved, -1)) / 8
     lost = (status == Status.CONVERGED) & (cost > tol * jnp.maximum(value, tol))
     return jnp.where(lost, Status.PRECISION_FLOOR, status).astype(jnp.int32)
-
-
-def _unless_none(centre: Array) -> Array | None:
-    known = _checks.known(centre)
-    return centre if known is None or known.any() else None
 
 
 @jax.jit

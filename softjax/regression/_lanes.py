@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.tree_util import Partial
 
@@ -27,7 +26,10 @@ from softjax.regression._problem import (
     centred,
     class_scores,
     is_sparse,
+    logits_at,
     value,
+    with_offset,
+    with_targets,
 )
 from softjax.regression._result import FitResult, Status
 
@@ -53,9 +55,7 @@ class Lanes(NamedTuple):
     """Problems that share their features.
 
     Attributes:
-        features: [N, D], dense or BCOO.
-        class_weights: as in `Data`.
-        l2: the penalty that the lanes have who have none of their own.
+        data: what they share; `l2` is the penalty of lanes that have none of their own.
         standardised: the features for directions; the ridge is that of each lane.
         bound: of the gradient.
         start: theta [K, D + 1], where the lanes start.
@@ -65,9 +65,7 @@ class Lanes(NamedTuple):
         report_of: a lane's number and logits to what else is asked of it.
     """
 
-    features: "Array | BCOO"
-    class_weights: Array | None
-    l2: Array
+    data: Data
     standardised: Standardised
     bound: Array
     start: Array
@@ -115,7 +113,7 @@ class Work(NamedTuple):
 
 def begin(lanes: Lanes, count: int, tol: Array) -> Work:
     """Empty slots for `count` lanes."""
-    size = slot_count(lanes.features, len(lanes.start), count)
+    size = slot_count(lanes.data.features, len(lanes.start), count)
     slot = jax.eval_shape(lambda: _loaded(lanes, tol, jnp.zeros((), jnp.int32)))
     result = jax.eval_shape(partial(_result, lanes), slot)
     slots = _zeros(size, slot)._replace(lane=jnp.full(size, count, jnp.int32))
@@ -188,15 +186,14 @@ def _turned_over(lanes: Lanes, tol: Array, work: Work, idle: Array) -> Work:
 
 def _loaded(lanes: Lanes, tol: Array, lane: Array) -> Slots:
     """A lane at its start; whatever beyond the last."""
-    labels, weights, l2 = lanes.lane_of(lanes.l2, lane)
-    no_l1 = jnp.zeros_like(l2)
-    data = Data(lanes.features, labels, weights, lanes.class_weights, l2, no_l1)
+    own = lanes.lane_of(lanes.data.l2, lane)
+    data = lanes.data._replace(labels=own.labels, weights=own.weights, l2=own.l2)
     data, mass = _problem.normalised(data, len(lanes.start))
     problem = _problem.problem_of(data, len(lanes.start))
-    logits = class_scores(lanes.features, lanes.start)
-    at_zeros = jnp.sum(problem.targets) * np.log(len(logits)).astype(logits.dtype)
-    good = value(problem, lanes.start, logits) <= at_zeros
-    theta, logits = jnp.where(good, lanes.start, 0), jnp.where(good, logits, 0)
+    zeros, logits = jnp.zeros_like(lanes.start), logits_at(problem, lanes.start)
+    of_zeros = with_offset(problem, jnp.zeros_like(logits))
+    good = value(problem, lanes.start, logits) <= value(problem, zeros, of_zeros)
+    theta, logits = jnp.where(good, lanes.start, 0), jnp.where(good, logits, of_zeros)
     here = _point(problem, theta, logits)
     state = initial(theta, ())._replace(strict=_problem.has_bounded_optimum(problem))
     state = _judged(lanes, tol, problem, state, here)
@@ -209,7 +206,7 @@ def _stepped(lanes: Lanes, tol: Array, slot: Slots, running: Array) -> Slots:
     # Without a gradient conjugate gradients and line search have nothing to wait for.
     here = here._replace(gradient=jnp.where(running, here.gradient, 0))
     d, passes = _direction(lanes, problem, here, state.norm)
-    d_logits = class_scores(lanes.features, d)
+    d_logits = class_scores(problem, d)
     first = jnp.vdot(here.gradient, d)
     t = step_length(problem, here.theta, here.logits, first, d, d_logits)
     theta, logits = moved(here.theta, t, d), moved(here.logits, t, d_logits)
@@ -269,8 +266,7 @@ def _result(lanes: Lanes, slot: Slots) -> tuple[FitResult, Any]:
 
 
 def _problem_in(lanes: Lanes, slot: Slots) -> Problem:
-    zero = jnp.zeros_like(slot.l2)
-    return Problem(lanes.features, slot.targets, slot.l2, zero, zero)
+    return with_targets(lanes.data._replace(l2=slot.l2), slot.targets)
 
 
 def _chosen(condition: Array, new: Slots, old: Slots) -> Slots:

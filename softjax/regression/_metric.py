@@ -51,7 +51,10 @@ class Standardised(NamedTuple):
     """Features of mean 0 and standard deviation 1, and 1 for the bias: for directions alone.
 
         x_ij = base_j + size_j r_ij = mean_j + scale_j s_ij
-        s_ij = (r_ij - offset_j) / unit_j,  s_iD = 1
+        s_ij = (r_ij - offset_j) / unit_j,  s_iD = c
+
+    Without an intercept, c = 0, the means are 0 and the scales are root mean squares: a mean taken
+    from a feature would have to go to a bias.
 
     Float32 features are r as they are, since s would be a copy of them: what it takes to make s
     of them is done to parameters and gradients. Of others r is made, in float32; of sparse ones in
@@ -68,6 +71,7 @@ class Standardised(NamedTuple):
         l2: the penalty.
         ridge: [D + 1], the penalty on the scaled parameters; 0 for the bias.
         rounding: [D + 1], that of s as it is made of r, which is as much larger.
+        constant: c, 1 or 0.
     """
 
     features: Any
@@ -80,6 +84,7 @@ class Standardised(NamedTuple):
     l2: Array
     ridge: Array
     rounding: Array
+    constant: Array
 
 
 class Kronecker(NamedTuple):
@@ -132,12 +137,12 @@ def scaled(
     else:
         r = ((x - base[None]) / size[None]).astype(dtype)
     offset, unit = ((mean - base) / size).astype(r.dtype), (scale / size).astype(r.dtype)
-    return _around(r, base, size, offset, unit, problem.l2)
+    return _around(r, base, size, offset, unit, problem.l2, problem.constant)
 
 
 def within(s: Standardised, metric: Metric) -> Standardised:
     """`s` with the means and scales of a metric."""
-    return _around(s.features, s.base, s.size, metric.offset, metric.unit, s.l2)
+    return _around(s.features, s.base, s.size, metric.offset, metric.unit, s.l2, s.constant)
 
 
 def reweighted(s: Standardised, weights: Array) -> Standardised:
@@ -147,7 +152,8 @@ def reweighted(s: Standardised, weights: Array) -> Standardised:
     counts no more, and what the others differ in is of order 1 and not lost in rounding.
     """
     total = jnp.sum(weights)
-    mean, variance = _moments(s.features, weights / jnp.where(total > 0, total, 1))
+    shares = weights / jnp.where(total > 0, total, 1)
+    mean, variance = _moments(s.features, shares, s.constant, s.offset)
     # What does not vary among these examples, but for rounding, keeps its scale.
     least = 64 * jnp.finfo(variance.dtype).eps
     varies = variance > least * least * (variance + mean * mean)
@@ -155,32 +161,32 @@ def reweighted(s: Standardised, weights: Array) -> Standardised:
     known = varies & (total > 0) & (jnp.max(weights) <= 0.6 * total)
     offset = jnp.where(known, mean, s.offset)
     unit = jnp.where(known, jnp.sqrt(jnp.where(known, variance, 1)), s.unit)
-    return _around(s.features, s.base, s.size, offset, unit, s.l2)
+    return _around(s.features, s.base, s.size, offset, unit, s.l2, s.constant)
 
 
 def _around(
-    r: Any, base: Array, size: Array, offset: Array, unit: Array, l2: Array
+    r: Any, base: Array, size: Array, offset: Array, unit: Array, l2: Array, constant: Array
 ) -> Standardised:
     dtype = size.dtype
-    mean, scale = base + size * offset.astype(dtype), size * unit.astype(dtype)
+    # Without an intercept the mean is 0 exactly, and not what rounding leaves of the offset.
+    mean, scale = constant * (base + size * offset.astype(dtype)), size * unit.astype(dtype)
     rounding = jnp.finfo(r.dtype).eps * jnp.append(jnp.maximum(jnp.abs(offset) / unit, 1), 1)
     ridge = scaled_ridge(l2, scale, r.dtype)
-    return Standardised(r, base, size, offset, unit, mean, scale, l2, ridge, rounding)
+    return Standardised(r, base, size, offset, unit, mean, scale, l2, ridge, rounding, constant)
 
 
 def scores(s: Standardised, v: Array) -> Array:
     """The logits [K, N] of the parameters v [K, D + 1] of s: one product with the features."""
     kernel = v[:, :-1] / s.unit[None]
-    bias = v[:, -1:] - product(kernel, s.offset[:, None])
+    bias = s.constant.astype(v.dtype) * v[:, -1:] - product(kernel, s.offset[:, None])
     return product(s.features, kernel.T).T + bias
 
 
 def pulled(s: Standardised, residual: Array) -> Array:
     """The transpose of `scores`: [K, N] to [K, D + 1], one product with the features."""
-    bias = jnp.sum(residual, 1, keepdims=True)
-    return jnp.concatenate(
-        [(product(residual, s.features) - bias * s.offset[None]) / s.unit[None], bias], 1
-    )
+    total = jnp.sum(residual, 1, keepdims=True)
+    kernel = (product(residual, s.features) - total * s.offset[None]) / s.unit[None]
+    return jnp.concatenate([kernel, s.constant.astype(total.dtype) * total], 1)
 
 
 def squared(s: Standardised, weights: Array) -> Array:
@@ -192,7 +198,7 @@ def squared(s: Standardised, weights: Array) -> Array:
     else:
         standard = (s.features - s.offset[None]) / s.unit[None]
         squares = jnp.sum(weights[None, :-1] * jnp.square(standard), 1)
-    return squares + weights[-1]
+    return squares + s.constant.astype(weights.dtype) * weights[-1]
 
 
 def gram(s: Standardised, weights: Array) -> Array:
@@ -202,15 +208,16 @@ def gram(s: Standardised, weights: Array) -> Array:
         own = weights[:, None] * ((columns - offset[None]) / unit[None])
         total = jnp.sum(own, 0)[:, None]
         others = (product(own.T, s.features) - total * s.offset[None]) / s.unit[None]
-        return jnp.concatenate([others, total], 1)
+        return jnp.concatenate([others, constant * total], 1)
 
+    constant = s.constant.astype(weights.dtype)
     above = by_columns(rows, s.features, s.offset, s.unit)
     # Row j is made of the s of feature j and the r of the others: of two features, the s of the one
     # whose rounding is larger, so that that of the other is all that their product has.
     inner, rounding = above[:, :-1], s.rounding[:-1]
     inner = jnp.where(rounding[:, None] >= rounding[None], inner, inner.T)
     above = jnp.concatenate([inner, above[:, -1:]], 1)
-    return jnp.concatenate([above, jnp.append(above[:, -1], jnp.sum(weights))[None]])
+    return jnp.concatenate([above, jnp.append(above[:, -1], constant * jnp.sum(weights))[None]])
 
 
 def scaled_ridge(l2: Array, scale: Array, dtype: DTypeLike) -> Array:
@@ -219,34 +226,38 @@ def scaled_ridge(l2: Array, scale: Array, dtype: DTypeLike) -> Array:
 
 
 def moments(problem: Problem, bound: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation of each feature; its root mean square where it is constant."""
+    """Mean and standard deviation of each feature; its root mean square where it is constant.
+
+    Without an intercept 0 and the root mean square.
+    """
     x, root_mean_square = problem.features, bound[:-1]
     weights = example_weights(problem.targets)
     total = jnp.sum(weights)
-    mean, variance = _moments(x, weights / total)
+    mean, variance = _moments(x, weights / total, problem.constant, jnp.zeros_like(bound[:-1]))
     variance *= total
     # The mean of a constant feature is off by some roundings, which leave no variance.
     least = 64 * jnp.finfo(x.dtype).eps * root_mean_square
     return mean, jnp.where(variance > least * least, jnp.sqrt(variance), root_mean_square)
 
 
-def _moments(x: Any, shares: Array) -> tuple[Array, Array]:
+def _moments(x: Any, shares: Array, constant: Array, origin: Array) -> tuple[Array, Array]:
     """Mean and variance of each feature, [D], for shares [N] of the examples that sum to 1.
 
+    Without an intercept (`constant` is 0) `origin` [D] and the mean square of the distances to it.
     The variance is not a difference, which cancels: it takes one more pass over the features.
     """
     if is_sparse(x):
-        mean = product(shares, x)
+        mean = jnp.where(constant > 0, product(shares, x), origin)
         stored = product(shares, with_data(x, jnp.square(x.data - column_of(x, mean))))
         absent = jnp.maximum(1 - stored_mass(x, shares), 0)
         return mean, stored + absent * mean * mean
 
-    def mean_and_variance(columns):
+    def mean_and_variance(columns, origin):
         # A sum, for XLA:CPU adds one example after the other in a product with a vector.
-        mean = jnp.sum(shares[:, None] * columns, 0)
+        mean = jnp.where(constant > 0, jnp.sum(shares[:, None] * columns, 0), origin)
         return jnp.stack([mean, jnp.sum(shares[:, None] * jnp.square(columns - mean[None]), 0)], 1)
 
-    mean, variance = by_columns(mean_and_variance, x).T
+    mean, variance = by_columns(mean_and_variance, x, origin).T
     return mean, variance
 
 
@@ -315,6 +326,7 @@ def build(metric: Metric, s: Standardised, weights: Array, p: Array) -> Metric:
         squares = by_columns(rows, s.features, s.offset, s.unit).T
     diagonal = jnp.concatenate([squares, jnp.sum(spread, 1, keepdims=True)], 1) + s.ridge[None]
     inverse = 1 / jnp.maximum(diagonal, LEAST * jnp.mean(diagonal))
+    inverse = inverse.at[:, -1].multiply(s.constant.astype(inverse.dtype))
     return Diagonal(s.offset, s.unit, inverse)
 
 

@@ -62,20 +62,24 @@ def init(num_features: int, num_classes: int, dtype: DTypeLike | None = None) ->
     return SoftmaxRegression(*jax.device_put((kernel, bias)))
 
 
-def logits(params: SoftmaxRegression, features: "Features") -> Array:
+def logits(
+    params: SoftmaxRegression, features: "Features", *, offset: ArrayLike | None = None
+) -> Array:
     """The scores of the classes.
 
-        z_k = <x, kernel_k> + bias_k
+        z_k = <x, kernel_k> + bias_k + offset_k
 
     Args:
         params: kernel [D, K] and bias [K].
         features: real [..., D], computed with in the dtype of the kernel; or BCOO or BCSR [N, D].
+        offset: real, broadcasts to [..., K], nats, what the fit was given; None for zeros.
 
     Returns:
         [..., K], nats, in the dtype of the kernel.
 
     Raises:
-        TypeError, ValueError: `features` is not a real array whose last axis has size D.
+        TypeError, ValueError: `features` is not a real array whose last axis has size D; an offset
+            that is not real or does not broadcast to the result.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -85,15 +89,18 @@ def logits(params: SoftmaxRegression, features: "Features") -> Array:
 
     Source: Zhang et al., "Dive into Deep Learning", section 4.1.1.2.
     """
-    return _logits("logits", params, features)
+    return _logits("logits", params, features, offset)
 
 
-def predict(params: SoftmaxRegression, features: "Features") -> Array:
+def predict(
+    params: SoftmaxRegression, features: "Features", *, offset: ArrayLike | None = None
+) -> Array:
     """The most probable class; the first of them where several are.
 
     Args:
         params: kernel [D, K] and bias [K].
         features: as `logits`.
+        offset: as `logits`.
 
     Returns:
         int32 [...], class indices.
@@ -107,10 +114,12 @@ def predict(params: SoftmaxRegression, features: "Features") -> Array:
         >>> softjax.regression.predict(params, jnp.array([[3.0, 4.0], [2.0, 1.0]]))
         Array([1, 0], dtype=int32)
     """
-    return jnp.argmax(_logits("predict", params, features), -1).astype(jnp.int32)
+    return jnp.argmax(_logits("predict", params, features, offset), -1).astype(jnp.int32)
 
 
-def predict_proba(params: SoftmaxRegression, features: "Features") -> Array:
+def predict_proba(
+    params: SoftmaxRegression, features: "Features", *, offset: ArrayLike | None = None
+) -> Array:
     """The probabilities of the classes.
 
         p_k = exp(z_k) / sum_j exp(z_j)
@@ -118,6 +127,7 @@ def predict_proba(params: SoftmaxRegression, features: "Features") -> Array:
     Args:
         params: kernel [D, K] and bias [K].
         features: as `logits`.
+        offset: as `logits`.
 
     Returns:
         [..., K], rows that sum to 1, in the dtype of the kernel.
@@ -131,10 +141,12 @@ def predict_proba(params: SoftmaxRegression, features: "Features") -> Array:
         >>> softjax.regression.predict_proba(params, jnp.array([3.0, 4.0]))
         Array([0.25, 0.25, 0.25, 0.25], dtype=float32)
     """
-    return softmax(_logits("predict_proba", params, features))
+    return softmax(_logits("predict_proba", params, features, offset))
 
 
-def predict_log_proba(params: SoftmaxRegression, features: "Features") -> Array:
+def predict_log_proba(
+    params: SoftmaxRegression, features: "Features", *, offset: ArrayLike | None = None
+) -> Array:
     """The log-probabilities of the classes, accurate where a probability is near 0 or near 1.
 
         log p_k = z_k - logsumexp(z)
@@ -142,6 +154,7 @@ def predict_log_proba(params: SoftmaxRegression, features: "Features") -> Array:
     Args:
         params: kernel [D, K] and bias [K].
         features: as `logits`.
+        offset: as `logits`.
 
     Returns:
         [..., K], nats, in the dtype of the kernel.
@@ -155,7 +168,7 @@ def predict_log_proba(params: SoftmaxRegression, features: "Features") -> Array:
         >>> softjax.regression.predict_log_proba(params, jnp.array([20.0, 0.0]))
         Array([-2.0611537e-09, -2.0000000e+01], dtype=float32)
     """
-    return log_softmax(_logits("predict_log_proba", params, features))
+    return log_softmax(_logits("predict_log_proba", params, features, offset))
 
 
 def objective(
@@ -166,6 +179,7 @@ def objective(
     l2: ArrayLike = 0.0,
     sample_weights: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
 ) -> Array:
     """The penalised mean loss of softmax regression.
 
@@ -185,6 +199,7 @@ def objective(
         l2: scalar >= 0, the strength of the penalty.
         sample_weights: real [N], >= 0; None for equal weights.
         class_weights: real [K], >= 0; None for equal weights.
+        offset: real [N, K], nats; None for zeros.
 
     Returns:
         A scalar, nats, at least float32.
@@ -200,7 +215,8 @@ def objective(
 
     Source: Zhang et al., "Dive into Deep Learning", section 4.1.2.
     """
-    losses = cross_entropy(logits(params, features), labels, class_weights=class_weights)
+    z = _logits("objective", params, features, offset)
+    losses = cross_entropy(z, labels, class_weights=class_weights)
     return weighted_mean(losses, sample_weights) + penalty(params, l2)
 
 
@@ -209,7 +225,9 @@ def penalty(params: SoftmaxRegression, l2: ArrayLike) -> Array:
     return jnp.asarray(l2, params.kernel.dtype) / 2 * jnp.sum(jnp.square(params.kernel))
 
 
-def _logits(function: str, params: SoftmaxRegression, features: Any) -> Array:
+def _logits(
+    function: str, params: SoftmaxRegression, features: Any, offset: ArrayLike | None
+) -> Array:
     function = f"regression.{function}"
     kernel, bias = jnp.asarray(params.kernel), jnp.asarray(params.bias)
     sparse = is_sparse_matrix(features)
@@ -222,4 +240,8 @@ def _logits(function: str, params: SoftmaxRegression, features: Any) -> Array:
     # third digit of a loss. The product is bound by memory, so that exact factors cost little.
     x = x.astype(kernel.dtype)
     z = x @ kernel if sparse else jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
-    return z + jnp.expand_dims(bias.astype(z.dtype), range(z.ndim - 1))
+    z = z + jnp.expand_dims(bias.astype(z.dtype), range(z.ndim - 1))
+    if offset is None:
+        return z
+    known = _checks.real_array(function, "offset", offset).astype(z.dtype)
+    return z + _checks.broadcast(function, "offset", known, z.shape)

@@ -45,6 +45,7 @@ from softjax.regression._problem import (
     class_scores,
     example_weights,
     gradient_bound,
+    logits_at,
     penalised,
     point,
     pull_back,
@@ -113,14 +114,14 @@ def is_quasi_separated(problem: Problem, theta: Array, suspected: Array) -> Arra
     """Whether there is a proof of it at `theta`; not looked for where it is not suspected."""
     bound = gradient_bound(problem)
     s = _robust(problem, _metric.standardise(problem, bound))
-    here = point(problem, theta, class_scores(problem.features, theta))
+    here = point(problem, theta, logits_at(problem, theta))
     here = here._replace(gradient=jnp.where(suspected, centred(here.gradient), 0))
     norm = relative_norm(here.gradient, bound)
     empty = _metric.empty(problem.features, len(theta))
     first = jnp.zeros((), jnp.int32)
     newton, _, _ = newton_cg(problem, s, here, empty, first, norm)
     newton = centred(newton)
-    moves = _leads(problem, class_scores(problem.features, newton))
+    moves = _leads(problem, class_scores(problem, newton))
     resting = (moves < STILL) & (_leads(problem, here.logits) < DECIDED)
     eps = jnp.finfo(theta.dtype).eps
     ahead, behind = eps**0.5, -(eps**0.75)  # relative
@@ -134,7 +135,7 @@ def is_quasi_separated(problem: Problem, theta: Array, suspected: Array) -> Arra
         along = jnp.where(attempt < ATTEMPTS // 2, newton, theta)
         tied = jnp.where(attempt == ATTEMPTS // 2, resting, tied)
         d = _parallel(problem, tied, _parallel(problem, tied, along))  # to the last digits
-        lead = _leads(problem, class_scores(problem.features, d)) / _size(s, d)[None]
+        lead = _leads(problem, class_scores(problem, d)) / _size(s, d)[None]
         proven = (jnp.min(lead) >= behind) & (jnp.max(lead) > 10 * ahead)
         return attempt + 1, tied | (lead < ahead), proven
 
@@ -158,8 +159,8 @@ def solve(
     weights = example_weights(problem.targets)
 
     def hvp(v):
-        moved = spread(weights, p, class_scores(problem.features, v))
-        return pull_back(problem.features, moved) + problem.l2 * penalised(v)
+        moved = spread(weights, p, class_scores(problem, v))
+        return pull_back(problem, moved) + problem.l2 * penalised(v)
 
     s = _metric.standardise(problem, gradient_bound(problem))
     empty = _metric.empty(problem.features, len(p))
@@ -199,11 +200,10 @@ def solve_within(
 
 def _moved_gradient(theta: Array, problem: Problem, problem_dot: Problem) -> tuple[Array, Array]:
     """The probabilities, and how the gradient at `theta` changes with the problem."""
-    logits = class_scores(problem.features, theta)
-    p = point(problem, theta, logits).probabilities
+    p = point(problem, theta, logits_at(problem, theta)).probabilities
 
     def gradient(problem):
-        here = point(problem, theta, class_scores(problem.features, theta))
+        here = point(problem, theta, logits_at(problem, theta))
         return here.gradient + problem.l1 * penalised(jnp.sign(theta))
 
     return p, jax.jvp(gradient, (problem,), (problem_dot,))[1]
@@ -224,13 +224,13 @@ def _leads(problem: Problem, logits: Array) -> Array:
 def _parallel(problem: Problem, tied: Array, d: Array) -> Array:
     """`d` without what would part classes that tie."""
     tied = tied.astype(d.dtype)
-    p, logits = tied / jnp.sum(tied, 0, keepdims=True), class_scores(problem.features, d)
+    p, logits = tied / jnp.sum(tied, 0, keepdims=True), class_scores(problem, d)
     parted = spread(jnp.ones(len(logits[0]), d.dtype), p, logits)
     # What parts them is known but for the rounding of the logits: no more of it can be solved for.
     among = jnp.where(jnp.sum(tied, 0, keepdims=True) > 1, jnp.abs(centred(logits)), 0)
     rounding = 64 * jnp.finfo(d.dtype).eps * jnp.max(among)
     tol = jnp.clip(rounding / jnp.max(jnp.abs(parted)), max=0.1)
-    image = pull_back(problem.features, example_weights(problem.targets)[None] * parted)
+    image = pull_back(problem, example_weights(problem.targets)[None] * parted)
     return centred(d - solve(problem, p, image, tol=tol))
 
 

@@ -4,9 +4,15 @@ Labels and weights of every kind become targets q_ik = w_i c_k y_ik / sum_i w_i,
 
     f(theta) = sum_ik q_ik (-log p_ik) + l2 / 2 |kernel|^2 + l1 |kernel|_1,  p_i = softmax(z_i).
 
-theta [K, D + 1] holds the kernel, transposed, and in its last column the bias. Logits and
-probabilities are [K, N]: a softmax over the first axis runs along the examples in full vectors,
-and both products, X @ theta^T and R @ X, read the rows of X as they lie in memory.
+theta [K, D + 1] holds the kernel, transposed, and in its last column the bias: the parameters of
+the features x~ = (x, c) with the constant c = 1. A model without an intercept is that of c = 0: all
+formulas hold, the gradient of the bias is 0, and the bias stays at the 0 that it starts from. An
+offset o_i, which is known, is a part of the logits:
+
+    z_i = theta x~_i + o_i
+
+Logits and probabilities are [K, N]: a softmax over the first axis runs along the examples in full
+vectors, and both products, X @ theta^T and R @ X, read the rows of X as they lie in memory.
 """
 
 from collections.abc import Callable
@@ -42,6 +48,8 @@ class Data(NamedTuple):
         l2: scalar.
         l1: scalar.
         count: the sum of the sample weights as they were given; None for N.
+        constant: 1, or 0 without an intercept; None for 1.
+        offset: [K, N], a part of the logits that is known; None for zeros.
     """
 
     features: Any
@@ -51,6 +59,8 @@ class Data(NamedTuple):
     l2: Array
     l1: Array
     count: Array | None = None
+    constant: Array | None = None
+    offset: Array | None = None
 
 
 class Problem(NamedTuple):
@@ -62,6 +72,8 @@ class Problem(NamedTuple):
         l2: scalar >= 0.
         l1: scalar >= 0.
         count: what the targets are divided by, as a number of examples.
+        constant: c, 1 or 0.
+        offset: [K, N], or None.
     """
 
     features: "Array | BCOO"
@@ -69,6 +81,8 @@ class Problem(NamedTuple):
     l2: Array
     l1: Array
     count: Array
+    constant: Array
+    offset: Array | None
 
 
 class Point(NamedTuple):
@@ -89,8 +103,13 @@ class Point(NamedTuple):
 
 def problem_of(data: Data, num_classes: int) -> Problem:
     """Labels and weights as targets; NaN at a class index out of range."""
-    targets = _weighted_labels(data, num_classes)
-    return Problem(data.features, targets / len(data.labels), data.l2, data.l1, _count(data))
+    return with_targets(data, _weighted_labels(data, num_classes) / len(data.labels))
+
+
+def with_targets(data: Data, targets: Array) -> Problem:
+    """The problem of all that `data` has but for its labels and weights."""
+    constant = jnp.asarray(1 if data.constant is None else data.constant, targets.dtype)
+    return Problem(data.features, targets, data.l2, data.l1, _count(data), constant, data.offset)
 
 
 def normalised(data: Data, num_classes: int) -> tuple[Data, Array]:
@@ -139,7 +158,7 @@ def _weighted_labels(data: Data, num_classes: int) -> Array:
 
 def _count(data: Data) -> Array:
     if data.count is None:
-        return jnp.asarray(len(data.labels), data.features.dtype)
+        return jnp.asarray(data.features.shape[0], data.features.dtype)
     return jnp.asarray(data.count, data.features.dtype)
 
 
@@ -156,14 +175,31 @@ def centred(theta: Array) -> Array:
     return theta - jnp.mean(theta, 0, keepdims=True)
 
 
-def class_scores(features: Any, theta: Array) -> Array:
-    """The logits [K, N]: one product with the features."""
-    return product(features, theta[:, :-1].T).T + theta[:, -1:]
+def class_scores(problem: Problem, theta: Array) -> Array:
+    """theta x~_i, [K, N], linear in theta: one product with the features."""
+    scores = product(problem.features, theta[:, :-1].T).T
+    return scores + problem.constant * theta[:, -1:]
 
 
-def pull_back(features: Any, residual: Array) -> Array:
+def logits_at(problem: Problem, theta: Array) -> Array:
+    """The logits [K, N] of the parameters: one product with the features."""
+    return with_offset(problem, class_scores(problem, theta))
+
+
+def with_offset(problem: Problem, scores: Array) -> Array:
+    """The logits of class scores."""
+    return scores if problem.offset is None else scores + problem.offset
+
+
+def without_offset(problem: Problem, logits: Array) -> Array:
+    """The class scores of logits, which grow with the parameters as an offset does not."""
+    return logits if problem.offset is None else logits - problem.offset
+
+
+def pull_back(problem: Problem, residual: Array) -> Array:
     """The transpose of `class_scores`: [K, N] to [K, D + 1], one product with the features."""
-    bias = jnp.sum(residual, 1, keepdims=True)
+    features: Any = problem.features
+    bias = problem.constant * jnp.sum(residual, 1, keepdims=True)
     if not is_sparse(features) and features.shape[1] == 1:
         # A product with a vector adds one row after the other on XLA:CPU; a sum is a tree.
         kernel = jnp.sum(residual * features[:, 0], 1, keepdims=True)
@@ -218,7 +254,7 @@ def point(problem: Problem, theta: Array, logits: Array) -> Point:
     """Gradient X^T (w p - q) + l2 kernel, from logits that are known."""
     p = probabilities(logits)
     residual = balanced(p, example_weights(problem.targets)[None] * p - problem.targets)
-    gradient = pull_back(problem.features, residual) + problem.l2 * penalised(theta)
+    gradient = pull_back(problem, residual) + problem.l2 * penalised(theta)
     return Point(theta, logits, p, gradient)
 
 
@@ -231,7 +267,7 @@ def value(problem: Problem, theta: Array, logits: Array) -> Array:
 
 def objective(problem: Problem, theta: Array) -> Array:
     """The objective at any parameters: one product with the features."""
-    return value(problem, theta, class_scores(problem.features, theta))
+    return value(problem, theta, logits_at(problem, theta))
 
 
 def no_worse_than_zeros(
@@ -261,7 +297,7 @@ def gradient_bound(problem: Problem) -> Array:
         squares = product(weights, with_data(features, jnp.square(features.data)))
     else:
         squares = by_columns(lambda x: jnp.sum(weights[:, None] * x * x, 0), features)
-    squares = jnp.append(squares, jnp.sum(weights))
+    squares = jnp.append(squares, problem.constant * jnp.sum(weights))
     return jnp.sqrt(jnp.where(squares > 0, squares, 1))
 
 
@@ -271,25 +307,25 @@ def relative_norm(gradient: Array, bound: Array) -> Array:
 
 
 def is_separated(problem: Problem, logits: Array) -> Array:
-    """Whether every example of a hard label has its own class strictly on top.
+    """Whether every example of a hard label has its own class strictly on top, offset or not.
 
     Then the loss along s * theta falls to 0 as s grows: without a penalty there is no optimum.
     """
-    own = problem.targets > 0
-    lowest = jnp.min(jnp.where(own, logits, jnp.inf), 0)
-    highest = jnp.max(jnp.where(own, -jnp.inf, logits), 0)
+    own, scores = problem.targets > 0, without_offset(problem, logits)
+    lowest = jnp.min(jnp.where(own, scores, jnp.inf), 0)
+    highest = jnp.max(jnp.where(own, -jnp.inf, scores), 0)
     return jnp.all((jnp.sum(own, 0) <= 1) & (lowest > highest))
 
 
-def lacks_examples(targets: Array) -> Array:
+def lacks_examples(problem: Problem) -> Array:
     """Whether a class has no examples: its bias, which no penalty holds, falls for ever."""
-    return jnp.any(jnp.sum(targets, 1) == 0)
+    return jnp.any(jnp.sum(problem.targets, 1) == 0) & (problem.constant > 0)
 
 
 def has_bounded_optimum(problem: Problem) -> Array:
     """Whether a penalty holds the kernel and examples hold the bias."""
     penalised = (problem.l2 > 0) | (problem.l1 > 0)
-    return penalised & ~lacks_examples(problem.targets)
+    return penalised & ~lacks_examples(problem)
 
 
 def status_where_separated(problem: Problem, status: Array, separated: Array) -> Array:
@@ -299,7 +335,7 @@ def status_where_separated(problem: Problem, status: Array, separated: Array) ->
     """
     unbounded = separated & (problem.l2 == 0) & (problem.l1 == 0)
     done = (status == Status.CONVERGED) | (status == Status.PRECISION_FLOOR)
-    status = jnp.where(done & lacks_examples(problem.targets), Status.QUASI_SEPARATED, status)
+    status = jnp.where(done & lacks_examples(problem), Status.QUASI_SEPARATED, status)
     return jnp.where(unbounded & done, Status.SEPARATED, status).astype(jnp.int32)
 
 

@@ -39,10 +39,10 @@ from softjax.regression._descent import largest_move
 from softjax.regression._metric import LARGEST_FACTOR, Standardised
 from softjax.regression._problem import (
     Problem,
-    class_scores,
     example_weights,
     gradient_bound,
     is_sparse,
+    logits_at,
     penalised,
     point,
     product,
@@ -114,7 +114,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
     def of_features(v):
         """The parameters of the features as they are, and their logits."""
         theta = _metric.from_standard(s.mean, s.scale, v)
-        return theta, class_scores(x, theta)
+        return theta, logits_at(problem, theta)
 
     def body(carry):
         state, logits, ahead_logits = carry

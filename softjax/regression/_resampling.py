@@ -155,11 +155,13 @@ def bootstrap(
     resamples: int = 200,
     l2: ArrayLike = 0.0,
     seed: ArrayLike = 0,
+    fit_intercept: bool = True,
     tol: float = 1e-6,
     max_steps: int | None = None,
     num_classes: int | None = None,
     sample_weights: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
     callback: Callable[[ManyEvent], bool | None] | None = None,
 ) -> Bootstrap:
     """Fits to resamples of the examples: N draws with replacement, as weights of all examples.
@@ -176,11 +178,13 @@ def bootstrap(
         resamples: B, at least 2.
         l2: scalar >= 0, the strength of the penalty.
         seed: an integer or a key of `jax.random`, which determines the resamples.
+        fit_intercept: as `fit`.
         tol: as of `fit`; the gradient is relative to what it can be on all the examples.
         max_steps: of each fit; None for more than enough.
         num_classes: K; as `fit`.
         sample_weights: real [N], >= 0; a row is drawn as often as others, and keeps its weight.
         class_weights: real [K], >= 0.
+        offset: real [N, K], nats; as `fit`. A row keeps its offset in every resample.
         callback: called with a `ManyEvent` at the start and after every step; True stops.
 
     Returns:
@@ -200,7 +204,9 @@ def bootstrap(
         and 13.3.
     """
     count = at_least("resamples", resamples, 2)
-    data, num_classes = checked_data(features, labels, num_classes, sample_weights, class_weights)
+    data, num_classes = checked_data(
+        features, labels, num_classes, sample_weights, class_weights, fit_intercept, offset
+    )
     data = data._replace(l2=penalties(l2, data.features.dtype))
     if data.l2.ndim:
         raise error("l2", "a scalar", f"shape {data.l2.shape}")
@@ -227,11 +233,13 @@ def cross_validate(
     l2: ArrayLike = 0.0,
     folds: int | ArrayLike = 5,
     seed: ArrayLike = 0,
+    fit_intercept: bool = True,
     tol: float = 1e-6,
     max_steps: int | None = None,
     num_classes: int | None = None,
     sample_weights: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
     callback: Callable[[ManyEvent], bool | None] | None = None,
 ) -> CrossValidation:
     """Fits to all folds of the examples but one, and their loss and accuracy on that one.
@@ -254,11 +262,13 @@ def cross_validate(
             which fold each example is in, integer [N], of 0, 1, ..., and negative where it is
             always fitted to.
         seed: an integer or a key of `jax.random`, which determines the folds that are drawn.
+        fit_intercept: as `fit`.
         tol: as of `fit`; the gradient is relative to what it can be on all the examples.
         max_steps: of each fit; None for more than enough.
         num_classes: K; as `fit`.
         sample_weights: real [N], >= 0, of the fits and of what is held out.
         class_weights: real [K], >= 0, of the fits alone.
+        offset: real [N, K], nats, of the fits and of what is held out; as `fit`.
         callback: called with a `ManyEvent` at the start and after every step; True stops.
 
     Returns:
@@ -277,7 +287,9 @@ def cross_validate(
 
     Source: M. Stone, "Cross-validatory choice and assessment of statistical predictions" (1974).
     """
-    data, num_classes = checked_data(features, labels, num_classes, sample_weights, class_weights)
+    data, num_classes = checked_data(
+        features, labels, num_classes, sample_weights, class_weights, fit_intercept, offset
+    )
     data = data._replace(l2=penalties(l2, data.features.dtype))
     folds, outcomes = _cross_validated(data, num_classes, folds, seed, tol, max_steps, callback)
     _, fits, (loss, accuracy) = _stacked(outcomes) if data.l2.ndim else outcomes[0]
@@ -291,11 +303,13 @@ def fit_path(
     l2: ArrayLike,
     folds: int | ArrayLike = 5,
     seed: ArrayLike = 0,
+    fit_intercept: bool = True,
     tol: float = 1e-6,
     max_steps: int | None = None,
     num_classes: int | None = None,
     sample_weights: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
     callback: Callable[[ManyEvent], bool | None] | None = None,
 ) -> PathResult:
     """Fits at a grid of penalties, with the cross-validation that chooses among them.
@@ -316,11 +330,13 @@ def fit_path(
         l2: [P], >= 0, the penalties, in any order.
         folds: as of `cross_validate`.
         seed: as of `cross_validate`.
+        fit_intercept: as `fit`.
         tol: as of `cross_validate`.
         max_steps: of each fit; None for more than enough.
         num_classes: K; as `fit`.
         sample_weights: as of `cross_validate`.
         class_weights: as of `cross_validate`.
+        offset: as of `cross_validate`.
         callback: called with a `ManyEvent` at the start and after every step; True stops.
 
     Returns:
@@ -339,7 +355,9 @@ def fit_path(
     Source: T. Hastie, R. Tibshirani and J. Friedman, "The Elements of Statistical Learning" (2009),
         section 7.10.
     """
-    data, num_classes = checked_data(features, labels, num_classes, sample_weights, class_weights)
+    data, num_classes = checked_data(
+        features, labels, num_classes, sample_weights, class_weights, fit_intercept, offset
+    )
     data = data._replace(l2=penalties(l2, data.features.dtype))
     if data.l2.ndim != 1:
         raise error("l2", "of shape (penalties,)", f"shape {data.l2.shape}")

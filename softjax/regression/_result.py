@@ -14,7 +14,7 @@ from softjax.regression._model import SoftmaxRegression, logits
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
-Validation = tuple[ArrayLike, ArrayLike]
+Validation = tuple[ArrayLike, ...]
 
 # Why a fit stopped, for people. One that is still running has come to its limit.
 STEP_LIMIT = "step limit"
@@ -146,8 +146,8 @@ class FitResult(NamedTuple):
         return np.take(REASONS, np.asarray(self.status)).tolist()
 
 
-def with_validation(event: Event, validation: tuple[Any, Any] | None) -> Event:
-    """The event with the loss and the accuracy on held-out data."""
+def with_validation(event: Event, validation: tuple[Any, ...] | None) -> Event:
+    """The event with the loss and the accuracy on held-out features, labels and their offset."""
     if validation is None:
         return event
     loss, accuracy = map(float, _loss_and_accuracy(event.params, *validation))
@@ -163,9 +163,12 @@ def record(event: Event) -> dict[str, float]:
 
 @jax.jit
 def _loss_and_accuracy(
-    params: SoftmaxRegression, features: "Array | BCOO", labels: Array
+    params: SoftmaxRegression,
+    features: "Array | BCOO",
+    labels: Array,
+    offset: Array | None = None,
 ) -> tuple[Array, Array]:
-    z = logits(params, features)
+    z = logits(params, features, offset=offset)
     right = labels if labels.ndim == 1 else jnp.argmax(labels, -1).astype(jnp.int32)
     hits = jnp.argmax(z, -1).astype(jnp.int32) == right
     return jnp.mean(cross_entropy(z, labels)), jnp.mean(hits)

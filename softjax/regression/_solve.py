@@ -18,8 +18,8 @@ from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import (
     Data,
     Problem,
-    class_scores,
     is_separated,
+    logits_at,
     no_worse_than_zeros,
     normalised,
     objective,
@@ -163,8 +163,8 @@ class Run:
         self.limit = SOLVERS[name].max_steps if max_steps is None else max_steps
         self.chunk = SOLVERS[name].chunk
         rotates = SOLVERS[name].rotates
-        features, self.frame = _frame.framed(data.features, data.weights, rotates)
-        data, params = data._replace(features=features), _frame.inside(self.frame, params)
+        data, self.frame = _frame.framed(data, rotates)
+        params = _frame.inside(self.frame, params)
         self.fixed = (name, num_classes)
         self.data, self.tol = data, np.asarray(tol, data.features.dtype)
         kernel, bias = map(np.asarray, params)
@@ -248,15 +248,15 @@ def traced(
     Where it is known to be `penalised`, quasi-complete separation is not looked for.
     """
     fixed, start = lax.stop_gradient((data, params))
-    features, frame = _frame.framed(fixed.features, fixed.weights, SOLVERS[name].rotates)
-    fixed, start = fixed._replace(features=features), _frame.inside(frame, start)
+    fixed, frame = _frame.framed(fixed, SOLVERS[name].rotates)
+    start = _frame.inside(frame, start)
     fit, value_over_mass = to_the_end(name, fixed, num_classes, start, tol, max_steps, penalised)
 
     theta = lax.stop_gradient(pack(_frame.turned_back(frame, fit.params)))
     shifted = data._replace(features=_frame.less(data.features, frame.centre))
     problem = problem_of(shifted, num_classes)
     theta = SOLVERS[name].stationary(theta, problem)
-    objective = value(problem, theta, class_scores(problem.features, theta))
+    objective = value(problem, theta, logits_at(problem, theta))
     params, moved = _frame.outside(frame.centre, unpack(theta))
     moved = lax.stop_gradient(moved)
     status = _frame.status_outside(fit.status, moved, value_over_mass, tol)

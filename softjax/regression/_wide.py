@@ -6,10 +6,11 @@ G = X X^T and rho = w p - q + l2 beta, Newton's equations are those of N x K unk
 
     (l2 W^+ + G) y + 1 b^T = -W^+ rho,  1^T y = 0,
 
-where on what sums to 0 over the classes W^+ divides by w p. G needs no factor, which would square
-the condition number, nor even to be formed: it is two products with X. But its diagonal is known,
-and where rows are far from collinear, as they are in many dimensions, it is the most of it: block
-by block of an example, (l2 W_i^+ + G_ii)^-1 is a metric that feels how decided an example is.
+where on what sums to 0 over the classes W^+ divides by w p. Without an intercept there is no b, and
+y may have any sum. G needs no factor, which would square the condition number, nor even to be
+formed: it is two products with X. But its diagonal is known, and where rows are far from collinear,
+as they are in many dimensions, it is the most of it: block by block of an example,
+(l2 W_i^+ + G_ii)^-1 is a metric that feels how decided an example is.
 
     (l2 W_i^+ + G_ii)^-1 r = e r - e <e, r> / sum(e),  e = w_i p_i / (l2 + w_i p_i G_ii)
 
@@ -42,6 +43,7 @@ from softjax.regression._problem import (
     example_weights,
     gradient_bound,
     has_bounded_optimum,
+    logits_at,
     penalised,
     point,
     probabilities,
@@ -50,6 +52,7 @@ from softjax.regression._problem import (
     relative_norm,
     spread,
     value,
+    with_offset,
 )
 from softjax.regression._result import Status
 
@@ -112,7 +115,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
     bound = gradient_bound(problem)
     # Examples less their mean, in a unit that float32 holds.
     size = jnp.linalg.norm(bound)
-    mean = product(weights / jnp.sum(weights), problem.features)
+    mean = problem.constant * product(weights / jnp.sum(weights), problem.features)
     s = _metric.scaled(problem, mean, jnp.full_like(mean, size), mean)
     squares = _metric.squared(s, jnp.ones_like(s.ridge).at[-1].set(0))
 
@@ -135,12 +138,12 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
             s, squares, weights, p, rho / state.norm, span.rest_logits / state.norm, tolerance
         )
         y = centred(y.astype(rho.dtype)) * (state.norm / size / size)
-        y = y - jnp.mean(y, 1, keepdims=True)
-        d = penalised(pull_back(problem.features, y)) - span.rest
-        d_logits = class_scores(problem.features, d)
+        y = y - problem.constant * jnp.mean(y, 1, keepdims=True)
+        d = penalised(pull_back(problem, y)) - span.rest
+        d_logits = class_scores(problem, d)
         # The bias that is best for this kernel: sum_i W_i (x_i d + b) + rho_i = 0.
         slope = jnp.sum(spread(weights, p, d_logits) + rho, 1)
-        b = -_between_classes(weights[None] * p)(slope)[:, None]
+        b = -problem.constant * _between_classes(weights[None] * p)(slope)[:, None]
         d, d_logits = d.at[:, -1:].set(b), d_logits + b
         first = jnp.vdot(rho, d_logits) + problem.l2 * jnp.vdot(span.rest, d)
         t = step_length(problem, state.theta, logits, first, d, d_logits)
@@ -170,18 +173,19 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         return state, logits, running
 
     theta = centred(state.theta)
-    logits = class_scores(problem.features, theta)
+    scores = class_scores(problem, theta)
+    logits = with_offset(problem, scores)
     span = state.memory
     fresh = jnp.all(span.beta == 0)
     span = span._replace(
         rest=jnp.where(fresh, penalised(theta), span.rest),
-        rest_logits=jnp.where(fresh, logits - theta[:, -1:], span.rest_logits),
+        rest_logits=jnp.where(fresh, scores - theta[:, -1:], span.rest_logits),
     )
     strict = state.strict | has_bounded_optimum(problem)
     state = state._replace(theta=theta, memory=span, strict=strict, passes=state.passes + 2)
     state, logits, _ = while_loop(lambda carry: carry[-1], body, (state, logits, jnp.asarray(True)))
     # The logits and beta are sums over steps: the end is judged by what the parameters give.
-    logits = class_scores(problem.features, state.theta)
+    logits = logits_at(problem, state.theta)
     norm = relative_norm(centred(point(problem, state.theta, logits).gradient), bound)
     missed = (state.status == Status.CONVERGED) & ~(norm <= tol)
     status = jnp.where(missed, Status.PRECISION_FLOOR, state.status).astype(jnp.int32)
@@ -194,9 +198,10 @@ def rotation_pays(features: Array) -> bool:
 
 
 @jax.jit
-def rotate(features: Array) -> tuple[Array, Rotation]:
-    """R^T [N, N], the features in N dimensions, and the way back."""
+def rotate(features: Array, constant: Array | None) -> tuple[Array, Rotation]:
+    """R^T [N, N], the features in N dimensions, and the way back; m = 0 without an intercept."""
     mean = jnp.mean(features, 0)
+    mean = mean if constant is None else constant * mean
     transposed, factors = jnp.linalg.qr((features - mean[None]).T, mode="raw")  # pyright: ignore
     reflectors = transposed.T
     r = jnp.triu(reflectors[: len(factors)])
@@ -243,6 +248,7 @@ def _coefficients(
     The image of y under the first is the residual that y came from: nothing is divided by p.
     """
     weights, p, rho, rest_logits = (a.astype(jnp.float32) for a in (weights, p, rho, rest_logits))
+    constant = s.constant.astype(jnp.float32)
     f = 1 / (s.ridge[0] + (squares * weights)[None] * p)
     e = weights[None] * p * f
     total = jnp.sum(e, 0, keepdims=True)
@@ -253,7 +259,7 @@ def _coefficients(
 
     def common(moved):
         """[K, N], of an example and of a class: what e r has to lose of e for sums of 0."""
-        b = best_bias(jnp.sum(moved - e * mean(moved), 1))[:, None]
+        b = constant * best_bias(jnp.sum(moved - e * mean(moved), 1))[:, None]
         return b + mean(moved - e * b)
 
     def beside_diagonal(y):

@@ -81,6 +81,7 @@ def fit(
     *,
     num_classes: int,
     l2: float = 0.0,
+    fit_intercept: bool = True,
     tol: float = 1e-6,
     max_steps: int = 1000,
     transform: Callable[[Array], Array] | None = None,
@@ -104,6 +105,7 @@ def fit(
         rows: `ArrayRows`, what `open_rows` gives, or anything like them.
         num_classes: K.
         l2: the strength of the penalty.
+        fit_intercept: whether there is a bias; without one it stays 0.
         tol: stop where the gradient is no larger, relative to what it can be at most, and neither
             is what the last step promised, relative to the objective.
         max_steps: the largest number of steps.
@@ -134,7 +136,8 @@ def fit(
     dtype = computed_in(rows.read(0, 1)[0].dtype)
     l2 = penalty(FIT, l2, dtype)
     validation = checked_validation(FIT, validation, rows.num_features, num_classes)
-    passes = _Passes(rows, num_classes, l2, transform, held_out, dtype)
+    constant = np.asarray(_checks.flag(FIT, "fit_intercept", fit_intercept), dtype)
+    passes = _Passes(rows, num_classes, l2, constant, transform, held_out, dtype)
 
     theta = np.zeros((num_classes, rows.num_features + 1), dtype)
     here = passes.at(theta)
@@ -170,7 +173,7 @@ def fit(
             break
         gradient = here.gradient.astype(dtype)
         arguments = (theta, gradient, memory, np.int32(step), dtype.type(norm))
-        problem = (*passes.fixed, passes.shift, sample, dtype.type(l2))
+        problem = (*passes.fixed, passes.shift, constant, sample, dtype.type(l2))
         d, memory, unseen = _direction(*problem, *arguments)
         trial = _line_search(passes, theta, here, np.asarray(d))
         if trial is None:
@@ -184,7 +187,7 @@ def fit(
     done = status in (Status.CONVERGED, Status.PRECISION_FLOOR)
     if done and here.separated and l2 == 0:
         status = Status.SEPARATED
-    elif done and not np.all(here.classes):
+    elif done and fit_intercept and not np.all(here.classes):
         status = Status.QUASI_SEPARATED
     if status == Status.RUNNING and interrupted:
         status = Status.CALLBACK
@@ -201,11 +204,12 @@ class _Passes:
         rows: Rows,
         num_classes: int,
         l2: float,
+        constant: np.ndarray,
         transform: Callable[[Array], Array] | None,
         held_out: np.ndarray | None,
         dtype: np.dtype,
     ):
-        self.rows, self.l2, self.dtype = rows, l2, dtype
+        self.rows, self.l2, self.constant, self.dtype = rows, l2, constant, dtype
         self.num_classes, self.fixed = num_classes, (num_classes, transform)
         self.held_out = row_numbers(FIT, held_out, rows.num_rows)
         self.row_bytes = (rows.num_features + num_classes) * self.dtype.itemsize
@@ -219,7 +223,7 @@ class _Passes:
     def look_for_centre(self, sample: Batch) -> bool:
         """Whether features are far from 0; from now on they are taken around their middle."""
         features = _transformed(self.fixed[1], sample.features)
-        self.centre = _frame.framed(features, sample.weights, False)[1].centre
+        self.centre = _frame.centre_of(features, sample.weights) if self.constant else None
         if self.centre is not None:
             self.shift = self.centre
         return self.centre is not None
@@ -235,7 +239,9 @@ class _Passes:
         total = Sums(*zero, np.zeros(width - 1), np.zeros(self.num_classes))
         with closing(ahead(partial(self._chunk, size, own.stop), starts)) as chunks:
             for chunk in chunks:
-                total = _added(total, _sums(*self.fixed, self.shift, on_device, chunk))
+                total = _added(
+                    total, _sums(*self.fixed, self.shift, self.constant, on_device, chunk)
+                )
         everywhere = Sums(*zero, np.zeros(width - 1), np.zeros(self.num_classes))
         for part in processes.gather(total):
             everywhere = _added(everywhere, part)
@@ -329,10 +335,11 @@ def _transformed(transform: Callable[[Array], Array] | None, features: Array) ->
     return features if transform is None else transform(features)
 
 
-def _problem(num_classes: int, features: Array, batch: Batch) -> Problem:
+def _problem(num_classes: int, features: Array, constant: Array, batch: Batch) -> Problem:
     """Of targets that sum to the mean weight, without a penalty."""
     zero = jnp.zeros((), features.dtype)
-    return problem_of(Data(features, batch.labels, batch.weights, None, zero, zero), num_classes)
+    data = Data(features, batch.labels, batch.weights, None, zero, zero, constant=constant)
+    return problem_of(data, num_classes)
 
 
 @partial(jax.jit, static_argnames=("num_classes", "transform"))
@@ -340,12 +347,13 @@ def _sums(
     num_classes: int,
     transform: Callable[[Array], Array] | None,
     shift: Array,
+    constant: Array,
     theta: Array,
     batch: Batch,
 ) -> Sums:
     features = _transformed(transform, batch.features)
-    problem = _problem(num_classes, _frame.less(features, shift), batch)
-    logits = class_scores(problem.features, theta)
+    problem = _problem(num_classes, _frame.less(features, shift), constant, batch)
+    logits = class_scores(problem, theta)
     size = jnp.asarray(len(batch.labels), theta.dtype)
     bound = gradient_bound(problem)
     return Sums(
@@ -363,6 +371,7 @@ def _direction(
     num_classes: int,
     transform: Callable[[Array], Array] | None,
     shift: Array,
+    constant: Array,
     sample: Batch,
     l2: Array,
     theta: Array,
@@ -376,9 +385,9 @@ def _direction(
     The gradients are those of all rows, the metric is that of the sample.
     """
     features = _frame.less(_transformed(transform, sample.features), shift)
-    problem = _problem(num_classes, features, sample)._replace(l2=l2)
+    problem = _problem(num_classes, features, constant, sample)._replace(l2=l2)
     s = _metric.standardise(problem, gradient_bound(problem), problem.features.dtype)
-    logits = class_scores(problem.features, theta)
+    logits = class_scores(problem, theta)
     here = Point(theta, logits, probabilities(logits), centred(gradient))
     d, memory, _ = LBFGS.direction(problem, s, here, memory, step, norm)
     return centred(d), memory, _metric.unseen(s, memory.metric, here.gradient)

@@ -26,8 +26,8 @@ from softjax.regression._curvature import (
     checked_rows,
     counted,
     information,
+    logits_of,
     masses,
-    product,
     residuals,
     sum_of_chunks,
     times,
@@ -49,7 +49,9 @@ def covariance(
     robust: bool = False,
     clusters: ArrayLike | None = None,
     l2: ArrayLike = 0.0,
+    fit_intercept: bool = True,
     sample_weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
 ) -> Array:
     """Covariance matrix of the parameters of a fit, between classes that are centred.
 
@@ -61,7 +63,8 @@ def covariance(
     with the scores s_i = (y_i - p_i) kron (x_i, 1). Without a penalty the first is I^+, what
     maximum likelihood promises. With one, it is the variance of the penalised estimate, whose bias
     it does not know; the Bayesian answer would be H^+ alone. c = G / (G - 1) (n - 1) / (n - k)
-    for G > 1 clusters, those of weight 0 not counted, n > k examples and k = (D + 1) (K - 1).
+    for G > 1 clusters, those of weight 0 not counted, n > k examples and k = (D + 1) (K - 1), which
+    is D (K - 1) without an intercept: then the rows and columns of the bias, known to be 0, are 0.
 
     A vector added to every class changes no probability: V is that of theta less its mean over
     the classes, and singular along such a vector. Contrasts between classes and probabilities
@@ -79,8 +82,10 @@ def covariance(
         robust: whether the labels may vary otherwise than the model says.
         clusters: [N], known, equal within a cluster, none of them missing; implies `robust`.
         l2: scalar >= 0, the penalty of the fit.
+        fit_intercept: as in the fit.
         sample_weights: real [N], >= 0: how often each row was seen (frequency weights); a scale of
             the weights is a scale of the number of examples.
+        offset: real [N, K], as in the fit.
 
     Returns:
         [P, P], P = (D + 1) K, in the order of `hessian`; at least float32.
@@ -103,7 +108,15 @@ def covariance(
         (2015), eq. (12).
     """
     function = "regression.inference.covariance"
-    rows = checked_rows(function, params, features, labels, sample_weights)
+    rows = checked_rows(
+        function,
+        params,
+        features,
+        labels,
+        sample_weights,
+        offset=offset,
+        fit_intercept=fit_intercept,
+    )
     codes = None if clusters is None else _cluster_codes(function, clusters, len(rows.x))
     groups = 0 if codes is None else int(codes.max()) + 1
     size = (rows.x.shape[1] + 1) * len(params.bias)
@@ -125,8 +138,10 @@ def leave_one_out(
     labels: Labels,
     *,
     l2: ArrayLike = 0.0,
+    fit_intercept: bool = True,
     sample_weights: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
 ) -> Array:
     """Logits of every example under a fit to the others, without fitting again.
 
@@ -150,8 +165,10 @@ def leave_one_out(
         features: real [N, D], dense, BCOO or BCSR.
         labels: class indices, integer [N], a distribution, floating [N, K], or TopKLabels.
         l2: scalar >= 0, the penalty of the fit.
+        fit_intercept: as in the fit.
         sample_weights: real [N], >= 0; None for equal weights. A row is left out whole.
         class_weights: real [K], >= 0; None for equal weights.
+        offset: real [N, K], as in the fit; the logits hold it.
 
     Returns:
         [N, K], nats, at least float32.
@@ -173,9 +190,18 @@ def leave_one_out(
         via approximate leave-one-out cross-validation" (2020), eq. (6).
     """
     function = "regression.leave_one_out"
-    rows = checked_rows(function, params, features, labels, sample_weights, class_weights)
+    rows = checked_rows(
+        function,
+        params,
+        features,
+        labels,
+        sample_weights,
+        class_weights,
+        offset=offset,
+        fit_intercept=fit_intercept,
+    )
     if len(params.bias) < 2:
-        return product(rows.x, params)
+        return logits_of(rows, rows.x, params)
     z, regular, move = _leave_one_out(params, rows, _penalty(function, l2))
     return _only_at_optimum(function, z, regular, move)
 
@@ -209,7 +235,7 @@ class _Optimum(NamedTuple):
 @partial(jax.jit, static_argnames=("groups", "robust"))
 def _covariance(params: SoftmaxRegression, rows: Rows, l2, codes, groups: int, robust: bool):
     optimum = _at_optimum(params, rows, l2)
-    v, size = optimum.inverse, len(optimum.inverse)
+    v, k = optimum.inverse, len(optimum.classes)
     meat = optimum.fisher
     if robust:
         meat = _meat(optimum.x, optimum.scores, optimum.weights, codes, groups)
@@ -218,6 +244,7 @@ def _covariance(params: SoftmaxRegression, rows: Rows, l2, codes, groups: int, r
     correction = jnp.ones((), v.dtype)
     if codes is not None:
         n = jnp.sum(optimum.counts)
+        size = len(v) - (1 - jnp.asarray(rows.constant, v.dtype)) * (k - 1)
         g = jnp.sum(jnp.zeros(groups, n.dtype).at[codes].max(optimum.counts) > 0)
         correction = jnp.where((g > 1) & (n > size), g / (g - 1) * (n - 1) / (n - size), jnp.nan)
     v = _lifted(v * correction, optimum.classes)
@@ -255,7 +282,7 @@ def _leave_one_out(params: SoftmaxRegression, rows: Rows, l2):
     x = augmented(optimum.x)
     inverse = _lifted(optimum.inverse, optimum.classes)
     d, k = inverse.shape[:2]
-    z = product(rows.x, params)
+    z = logits_of(rows, rows.x, params)
     g = residuals(z, rows.targets, rows.c)
     q = masses(rows.targets, rows.c, z.dtype)
     from_penalty = jnp.zeros_like(z)
@@ -285,7 +312,7 @@ def _at_optimum(params: SoftmaxRegression, rows: Rows, l2: Array | None) -> _Opt
     """What F is like at `params`, which should be its optimum; K >= 2."""
     x, _ = counted(rows.x, rows.w)
     weights = jnp.ones(len(x), x.dtype) if rows.w is None else rows.w
-    z = product(x, params)
+    z = logits_of(rows, x, params)
     k, d = z.shape[1], x.shape[1] + 1
     size = d * (k - 1)
     counts = times(weights, masses(rows.targets, rows.c, x.dtype))
@@ -294,9 +321,13 @@ def _at_optimum(params: SoftmaxRegression, rows: Rows, l2: Array | None) -> _Opt
     classes = (reference + 1 + jnp.arange(k)) % k
     others = classes[:-1]
     fisher = jnp.take(jnp.take(fisher, others, 1), others, 3).reshape(size, size)
+    constant = jnp.asarray(rows.constant, x.dtype)
+    is_fitted = jnp.repeat(jnp.ones(d, x.dtype).at[-1].set(constant), k - 1)
+    fisher = fisher * is_fitted[:, None] * is_fitted
     scores = -jnp.take(residuals(z, rows.targets, rows.c), others, 1)
     scores = jnp.where(weights[:, None] == 0, 0, scores)
     slope = jnp.matmul(augmented(x).T, weights[:, None] * scores, precision=EXACT)
+    slope = slope.at[-1].multiply(constant)
 
     h = fisher
     if l2 is not None:
@@ -306,7 +337,9 @@ def _at_optimum(params: SoftmaxRegression, rows: Rows, l2: Array | None) -> _Opt
         h += strength * jnp.kron(on_kernel, centring)
         kernel = _centred(params.kernel.astype(x.dtype))
         slope = slope.at[:-1].add(-strength * jnp.take(kernel, others, 1))
-    inverse, regular = _inverse(h)
+    # In the place of a bias that is not fitted there is 1 to invert, and 0 in the inverse.
+    inverse, regular = _inverse(h + jnp.diag(1 - is_fitted))
+    inverse = inverse * is_fitted[:, None] * is_fitted
 
     step = jnp.matmul(inverse, slope.ravel(), precision=EXACT).reshape(d, k - 1)
     moves = jnp.matmul(augmented(x), step, precision=EXACT)

@@ -12,10 +12,12 @@ from softjax._softmax import softmax_core, softmax_tangent
 from softjax.regression._curvature import (
     CHUNK_SIZE,
     EXACT,
+    Rows,
     augmented,
     counted,
     features_array,
-    product,
+    logits_of,
+    offset_array,
     sum_of_chunks,
     weights_array,
 )
@@ -63,6 +65,7 @@ def average_marginal_effects(
     features: "Features",
     *,
     sample_weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
     level: ArrayLike = 0.95,
 ) -> Estimates:
     """Average marginal effects: what a unit of a feature adds to the probabilities.
@@ -86,6 +89,7 @@ def average_marginal_effects(
         covariance: [P, P], of `covariance`.
         features: real [N, D], dense, BCOO or BCSR: the population to average over.
         sample_weights: real [N], >= 0; None for equal weights.
+        offset: real [N, K], nats; None for zeros.
         level: the confidence level, in (0, 1).
 
     Returns:
@@ -111,7 +115,8 @@ def average_marginal_effects(
     x = features_array(function, params, features)
     w = weights_array(function, "sample_weights", sample_weights, (len(x),), x.dtype)
     check_level(function, level)
-    return _average_marginal_effects(params, v.astype(x.dtype), x, w, level)
+    rows = Rows(x, None, w, None, offset_array(function, params, x, offset))
+    return _average_marginal_effects(params, v.astype(x.dtype), rows, level)
 
 
 def predictions(
@@ -119,6 +124,7 @@ def predictions(
     covariance: ArrayLike,
     features: "Features",
     *,
+    offset: ArrayLike | None = None,
     level: ArrayLike = 0.95,
 ) -> Predictions:
     """Predicted probabilities with standard errors and confidence intervals.
@@ -137,6 +143,7 @@ def predictions(
         params: kernel [D, K] and bias [K].
         covariance: [P, P], of `covariance`.
         features: real [N, D], dense, BCOO or BCSR.
+        offset: real [N, K], nats; None for zeros.
         level: the confidence level, in (0, 1).
 
     Returns:
@@ -162,27 +169,26 @@ def predictions(
     v = covariance_array(function, params, covariance)
     x = features_array(function, params, features)
     check_level(function, level)
-    return _predictions(params, v.astype(x.dtype), x, level)
+    rows = Rows(x, None, None, None, offset_array(function, params, x, offset))
+    return _predictions(params, v.astype(x.dtype), rows, level)
 
 
 @jax.jit
 def _average_marginal_effects(
-    params: SoftmaxRegression, v: Array, x: Array, w: Array | None, level: ArrayLike
+    params: SoftmaxRegression, v: Array, rows: Rows, level: ArrayLike
 ) -> Estimates:
-    value, jacobian = _effects_and_jacobian(params, x, w)
+    value, jacobian = _effects_and_jacobian(params, rows)
     jacobian = jacobian.reshape(value.size, len(v))
     variance = jnp.sum(jnp.matmul(jacobian, v, precision=EXACT) * jacobian, -1)
     return estimates_core(value, jnp.maximum(variance, 0).reshape(value.shape), level)
 
 
-def _effects_and_jacobian(
-    params: SoftmaxRegression, x: Array, w: Array | None
-) -> tuple[Array, Array]:
+def _effects_and_jacobian(params: SoftmaxRegression, rows: Rows) -> tuple[Array, Array]:
     """m [D, K] and its Jacobian [D, K, D + 1, K]."""
-    x, share = counted(x, w)
+    x, share = counted(rows.x, rows.w)
     kernel = params.kernel.astype(x.dtype)
     d, k = kernel.shape
-    p = softmax_core(product(x, params), (1,))
+    p = softmax_core(logits_of(rows, x, params), (1,))
 
     def add_chunk(total, x, p, share):
         # The derivative at every row, [rows, D, K]: J_softmax times the rows of the kernel.
@@ -208,8 +214,9 @@ def _effects_and_jacobian(
 
 
 @jax.jit
-def _predictions(params: SoftmaxRegression, v: Array, x: Array, level: ArrayLike) -> Predictions:
+def _predictions(params: SoftmaxRegression, v: Array, rows: Rows, level: ArrayLike) -> Predictions:
     _, v = by_class(params, v)
+    x = rows.x
     d, k = v.shape[:2]
     quantile = normal_quantile(level, x.dtype)
     is_own = jnp.eye(k, dtype=bool)
@@ -228,5 +235,5 @@ def _predictions(params: SoftmaxRegression, v: Array, x: Array, level: ArrayLike
         lower, upper = (jax.nn.sigmoid(logit + q * logit_error) for q in (-quantile, quantile))
         return Predictions(softmax_core(z, (0,)), slope * logit_error, lower, upper)
 
-    rows = max(1, CHUNK_SIZE // (d * d + k * k))
-    return lax.map(of_row, (augmented(x), product(x, params)), batch_size=rows)
+    batch = max(1, CHUNK_SIZE // (d * d + k * k))
+    return lax.map(of_row, (augmented(x), logits_of(rows, x, params)), batch_size=batch)

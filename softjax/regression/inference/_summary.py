@@ -1,19 +1,30 @@
 """How well a model fits, and the table of a fit, as text and as rows."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._labels import ClassIndices, Labels
 from softjax._losses import expected_loss, index_loss
+from softjax._softmax import softmax_core
 from softjax._weights import sums_by_class
-from softjax.regression._curvature import Rows, checked_rows, counted, masses, product, times
+from softjax.regression._curvature import (
+    EXACT,
+    Rows,
+    checked_rows,
+    counted,
+    logits_of,
+    masses,
+    times,
+    with_offset,
+)
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression.inference._covariance import covariance
 from softjax.regression.inference._estimates import (
@@ -26,20 +37,25 @@ from softjax.regression.inference._estimates import (
 if TYPE_CHECKING:
     from softjax.regression._sparse import Features
 
+# Newton's steps to the bias of the null model, where there is an offset: until the expected class
+# shares are those of the labels but for so many roundings.
+NULL_STEPS, NULL_TOLERANCE = 100, 64
+
 
 class GoodnessOfFit(NamedTuple):
     """How well a softmax regression fits, beside the model that knows the class shares only.
 
     Attributes:
         log_likelihood: sum_i w_i log p_i(y_i), nats.
-        null_log_likelihood: that of the class shares, sum_k n_k log(n_k / n).
+        null_log_likelihood: that of the class shares, sum_k n_k log(n_k / n), where there is a bias
+            and no offset; else as `goodness_of_fit` says.
         num_examples: n = sum_i w_i, counts of labels included.
-        num_parameters: k = (D + 1) (K - 1), what the gauge leaves.
+        num_parameters: k = (D + 1) (K - 1), what the gauge leaves; D (K - 1) without intercept.
         degrees_of_freedom: n - k, of the residuals.
         aic: 2 k - 2 log_likelihood.
         bic: k log n - 2 log_likelihood.
         pseudo_r2: McFadden's 1 - log_likelihood / null_log_likelihood.
-        likelihood_ratio: test against the class shares, D (K - 1) degrees of freedom.
+        likelihood_ratio: test against the null model, D (K - 1) degrees of freedom.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -93,6 +109,7 @@ def log_likelihood(
     labels: Labels,
     *,
     sample_weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
 ) -> Array:
     """Log-likelihood of a softmax regression: a sum, not a mean, and without penalty.
 
@@ -108,6 +125,7 @@ def log_likelihood(
         features: real [N, D], dense, BCOO or BCSR.
         labels: class indices, integer [N], or counts or a distribution, floating [N, K].
         sample_weights: real [N], >= 0, how often each row was seen; None for once.
+        offset: real [N, K], nats; None for zeros.
 
     Returns:
         A scalar, nats, at least float32.
@@ -125,7 +143,9 @@ def log_likelihood(
     Source: A. Agresti, "Categorical Data Analysis" (2013), section 8.1.4.
     """
     function = "regression.inference.log_likelihood"
-    rows = checked_rows(function, params, features, labels, sample_weights, takes_sparse=True)
+    rows = checked_rows(
+        function, params, features, labels, sample_weights, offset=offset, takes_sparse=True
+    )
     return _log_likelihood(params, rows)
 
 
@@ -134,12 +154,15 @@ def goodness_of_fit(
     features: "Features",
     labels: Labels,
     *,
+    fit_intercept: bool = True,
     sample_weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
 ) -> GoodnessOfFit:
     """How well a softmax regression fits: log-likelihoods, AIC, BIC, pseudo-R2.
 
     They are those of maximum likelihood: with a penalty the parameters count for less than one
-    each, so that AIC, BIC and the test are no more than an orientation.
+    each, so that AIC, BIC and the test are no more than an orientation. The null model has the
+    bias and the offset alone, each where the model has it, as in `glm` of R.
 
     Derivative: not the purpose.
     Edge cases: one class only in the labels: pseudo-R2 is NaN, 0 / 0, or below 0.
@@ -148,7 +171,9 @@ def goodness_of_fit(
         params: kernel [D, K] and bias [K], at the optimum.
         features: real [N, D], dense, BCOO or BCSR.
         labels: class indices, integer [N], or counts or a distribution, floating [N, K].
+        fit_intercept: as in the fit.
         sample_weights: real [N], >= 0, how often each row was seen; None for once.
+        offset: real [N, K], as in the fit.
 
     Returns:
         `GoodnessOfFit`.
@@ -168,8 +193,17 @@ def goodness_of_fit(
         section 4; H. Akaike (1974); G. Schwarz (1978).
     """
     function = "regression.inference.goodness_of_fit"
-    rows = checked_rows(function, params, features, labels, sample_weights, takes_sparse=True)
-    return _goodness_of_fit(params, rows)
+    rows = checked_rows(
+        function,
+        params,
+        features,
+        labels,
+        sample_weights,
+        offset=offset,
+        fit_intercept=fit_intercept,
+        takes_sparse=True,
+    )
+    return _goodness_of_fit(params, rows._replace(constant=1), bool(fit_intercept))
 
 
 def summary(
@@ -182,7 +216,9 @@ def summary(
     robust: bool = False,
     clusters: ArrayLike | None = None,
     l2: float = 0.0,
+    fit_intercept: bool = True,
     sample_weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
     feature_names: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Summary:
@@ -204,7 +240,9 @@ def summary(
         robust: as `covariance`.
         clusters: as `covariance`.
         l2: scalar >= 0, the penalty of the fit.
+        fit_intercept: as in the fit; without one the table has no bias.
         sample_weights: real [N], >= 0, how often each row was seen; None for once.
+        offset: real [N, K], as in the fit.
         feature_names: D names; None for x0, x1, ...
         class_names: K names; None for 0, 1, ...
 
@@ -236,10 +274,19 @@ def summary(
         robust=robust,
         clusters=clusters,
         l2=l2,
+        fit_intercept=fit_intercept,
         sample_weights=sample_weights,
+        offset=offset,
     )
     table = coefficients(params, v, reference=reference, level=level)
-    fit = goodness_of_fit(params, features, labels, sample_weights=sample_weights)
+    fit = goodness_of_fit(
+        params,
+        features,
+        labels,
+        fit_intercept=fit_intercept,
+        sample_weights=sample_weights,
+        offset=offset,
+    )
     columns = jax.tree.map(np.asarray, table)
     shown = list(class_names)
     if reference is not None:
@@ -256,23 +303,25 @@ def summary(
             "upper": columns.upper[j, c].item(),
         }
         for c, name in enumerate(shown)
-        for j, feature in enumerate([*feature_names, "bias"])
+        for j, feature in enumerate(feature_names + ["bias"] * bool(fit_intercept))
     ]
     kind = "clustered" if clusters is not None else "robust" if robust else "of the model"
     penalty = "" if l2 == 0 else f", of the penalised fit (l2 = {l2:g})"
     against = "the mean of all" if reference is None else class_names[reference]
-    head = _head(fit, k, f"{kind}{penalty}")
+    plain = fit_intercept and offset is None
+    null = "of the class shares alone" if plain else "of the null model"
+    head = _head(fit, k, null, f"{kind}{penalty}")
     return Summary(rows, fit, "\n".join([*head, *_table(rows, against, level)]))
 
 
-@jax.jit
-def _goodness_of_fit(params: SoftmaxRegression, rows: Rows) -> GoodnessOfFit:
+@partial(jax.jit, static_argnames="fit_intercept")
+def _goodness_of_fit(params: SoftmaxRegression, rows: Rows, fit_intercept: bool) -> GoodnessOfFit:
     d, k = params.kernel.shape
     log_likelihood = _log_likelihood(params, rows)
     counts = _class_counts(rows, k)
     n = jnp.sum(counts)
-    null = jnp.sum(jnp.where(counts > 0, counts * jnp.log(counts / n), 0))
-    size = (d + 1) * (k - 1)
+    null = _null_log_likelihood(rows, counts, fit_intercept)
+    size = (d + fit_intercept) * (k - 1)
     return GoodnessOfFit(
         log_likelihood,
         null,
@@ -286,10 +335,59 @@ def _goodness_of_fit(params: SoftmaxRegression, rows: Rows) -> GoodnessOfFit:
     )
 
 
+def _null_log_likelihood(rows: Rows, counts: Array, fit_intercept: bool) -> Array:
+    """The largest log-likelihood of a bias and the offset alone, each where the model has it."""
+    k, n = len(counts), jnp.sum(counts)
+    if rows.offset is None:
+        shares = counts / n if fit_intercept else jnp.full_like(counts, 1 / k)
+        return jnp.sum(jnp.where(counts > 0, counts * jnp.log(shares), 0))
+    x = jnp.zeros((len(rows.offset), 0), counts.dtype)
+    null = rows._replace(x=x, offset=with_offset(rows, jnp.zeros_like(rows.offset)))
+
+    def log_likelihood(bias):
+        return _log_likelihood(SoftmaxRegression(jnp.zeros((0, k), bias.dtype), bias), null)
+
+    if not fit_intercept:
+        return log_likelihood(jnp.zeros_like(counts))
+    weights = times(
+        jnp.ones(len(x), x.dtype) if rows.w is None else rows.w,
+        masses(rows.targets, None, x.dtype),
+    )
+    # A class without examples has no share, and log 0 would be its bias.
+    present = counts > 0
+    least = jnp.finfo(counts.dtype).min / 8
+
+    def matched(bias):
+        """Raises the bias by the log of what the class lacks: it never lowers the likelihood."""
+        p = softmax_core(null.offset + bias, (1,))
+        expected = weights @ p
+        return jnp.where(present, bias + jnp.log(counts / expected), least), p, expected
+
+    def step(carry):
+        bias, _, steps = carry
+        next_bias, p, expected = matched(bias)
+        h = jnp.diag(jnp.where(present, expected, 1)) - jnp.matmul(
+            p.T, weights[:, None] * p, precision=EXACT
+        )
+        h += jnp.mean(expected) / k
+        newton = bias + jnp.where(present, jnp.linalg.solve(h, counts - expected), 0)
+        better = log_likelihood(newton) > log_likelihood(next_bias)
+        missing = jnp.max(jnp.abs(counts - expected)) / n
+        return jnp.where(better, newton, next_bias), missing, steps + 1
+
+    def unmatched(carry):
+        _, missing, steps = carry
+        return (missing > NULL_TOLERANCE * jnp.finfo(counts.dtype).eps) & (steps < NULL_STEPS)
+
+    bias = jnp.where(present, jnp.log(counts / n), least)
+    start = (bias, jnp.full_like(n, jnp.inf), jnp.zeros((), jnp.int32))
+    return log_likelihood(lax.while_loop(unmatched, step, start)[0])
+
+
 @jax.jit
 def _log_likelihood(params: SoftmaxRegression, rows: Rows) -> Array:
     x, _ = counted(rows.x, rows.w)
-    z = product(x, params)
+    z = logits_of(rows, x, params)
     if isinstance(rows.targets, ClassIndices):
         losses = masses(rows.targets, None, z.dtype) * index_loss(z, rows.targets.index, None)
     else:
@@ -319,10 +417,10 @@ def _names(
     return [str(name) for name in names]
 
 
-def _head(fit: GoodnessOfFit, num_classes: int, kind: str) -> list[str]:
+def _head(fit: GoodnessOfFit, num_classes: int, null: str, kind: str) -> list[str]:
     n, test = float(fit.num_examples), fit.likelihood_ratio
     size = f"{num_classes} classes, {fit.num_parameters} parameters"
-    null = f"of the class shares alone {fit.null_log_likelihood:.6g}"
+    null = f"{null} {fit.null_log_likelihood:.6g}"
     degrees = f"{int(test.degrees_of_freedom)} degrees of freedom"
     return [
         f"Softmax regression: {n:g} examples, {size}",
