@@ -1,6 +1,11 @@
-"""The site: built strictly, with a page for every public name, and whole without a network."""
+"""The site: built strictly, with a page for every public name, and whole without a network.
+
+The notebooks are not run here. `.ci/run` builds the whole site, and then runs these tests on it, by
+SITE=build/site in the environment.
+"""
 
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -38,9 +43,14 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
+    if "SITE" in os.environ:
+        return Path(os.environ["SITE"]).resolve()
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = os.environ | {"NOTEBOOKS": "unexecuted"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -91,6 +101,16 @@ def test_every_picture_has_a_text_alternative(pages):
     for path, page in pages.items():
         for picture in page.pictures:
             assert picture.get("alt"), f"{path}: {picture}"
+
+
+def test_every_notebook_has_a_page_and_can_be_downloaded(site, pages):
+    scripts = sorted((ROOT / "examples").glob("*.py"))
+    assert len(scripts) >= 7
+    for script in scripts:
+        page = pages[site / "notebooks" / f"{script.stem}.html"]
+        assert f"{script.stem}.ipynb" in page.links
+        executed = ' output highlight"' in page.text
+        assert executed == ("SITE" in os.environ), f"{script.name} was not run"
 
 
 def test_every_formula_is_drawn_without_a_script(site, pages):
