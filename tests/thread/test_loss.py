@@ -88,6 +88,11 @@ def test_why_is_the_second_derivative_of_the_loss_a_variance(n, dtype):
         hessian = derivatives.cross_entropy_hessian(x, jnp.array(label))
         near(hessian, covariance, dtype)
         near(np.diag(hessian), p * (1 - p), dtype)
+    # The lines 16 and 17 of the page.
+    e = np.exp(x.astype(np.float64))
+    z = e.sum()
+    near(hessian, np.diag(e) / z - np.outer(e, e) / z**2, dtype)
+    near(hessian, np.diag(p) - np.outer(p, p), dtype)
     v = np.random.default_rng(1).normal(size=n).astype(dtype)
     variance = p @ (v - p @ v) ** 2
     near(v @ np.asarray(hessian) @ v, variance, dtype)
