@@ -134,11 +134,16 @@ def _learning_curve(figure, history: Sequence[dict[str, float]]) -> None:
     # Where every step sees all examples, the two are one number.
     unit = "step" if steps == epochs else "epoch: pass over the training examples"
     marker = "o" if len(history) < 10 else ""
+    positive = False
     for key, label in (("objective", "training objective"), ("validation_loss", "held-out loss")):
-        axes.plot(epochs, [event[key] for event in history], label=label, marker=marker)
-    axes.set(title="Learning curve", xlabel=unit, ylabel="nats per example", yscale="log")
+        values = [event[key] for event in history]
+        axes.plot(epochs, values, label=label, marker=marker)
+        positive |= max(values) > 0
+    axes.set(title="Learning curve", xlabel=unit, ylabel="nats per example")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    _plain_numbers(axes.yaxis)
+    if positive:  # a loss of 0 alone has no logarithm
+        axes.set_yscale("log")
+        _plain_numbers(axes.yaxis)
     right = axes.twinx()
     accuracy = [100 * event["validation_accuracy"] for event in history]
     look = {"color": "tab:green", "linestyle": "--", "marker": marker}

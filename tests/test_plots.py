@@ -12,7 +12,7 @@ from softjax import plots
 pytestmark = pytest.mark.x64_once
 
 
-def drawn(monkeypatch, num_classes, names, features, shape=None, name="data.csv", epochs=1):
+def drawn(monkeypatch, num_classes, names, features, shape=None, name="data.csv"):
     """The texts that a report draws, each with its box in pixels, and the figure."""
     matplotlib = pytest.importorskip("matplotlib.text")
     texts, figures = {}, []
@@ -40,7 +40,7 @@ def drawn(monkeypatch, num_classes, names, features, shape=None, name="data.csv"
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     losses = np.log(num_classes) * np.exp(-np.arange(30) / 9)
     history = [
-        {"step": epochs * i, "epoch": i, "objective": loss, "validation_loss": loss + 0.1}
+        {"step": i, "epoch": i, "objective": loss, "validation_loss": loss + 0.1}
         | {"validation_accuracy": np.exp(-loss)}
         for i, loss in enumerate(losses.tolist())
     ]
@@ -74,6 +74,11 @@ def test_no_text_of_a_report_overlaps_another(monkeypatch, num_classes, names, f
         width = min(box.x1, second.x1) - max(box.x0, second.x0)
         height = min(box.y1, second.y1) - max(box.y0, second.y0)
         assert width < 1 or height < 1, f"{text} overlaps {other}"
+    # Of every class that has examples, the percentages of its row add up to 100.
+    (axes,) = (axes for axes in figure.axes if axes.get_ylabel().startswith("true class"))
+    rows = axes.get_images()[0].get_array().sum(-1)
+    assert np.ma.getmaskarray(rows).tolist() == [k == 2 for k in range(num_classes)]
+    np.testing.assert_allclose(rows.compressed(), 100)
     # Every class is named and told apart from the others.
     shown = [text.get_text().partition(" (")[0] for text in texts]
     assert all(shown.count(name) >= 2 for name in set(plots._short(names, 16)))
@@ -87,21 +92,18 @@ def test_a_report_names_the_data_the_steps_and_the_colours(monkeypatch):
     assert "Softmax regression of data.csv: 3 classes, 60 held-out examples" in words
     assert "step" in words
     assert any("red raises the probability of the class" in text for text in words)
-    # Rows of percent with the number of examples of each true class; one class has none.
+    # Each true class with the number of its examples; one class has none.
     assert {"class 0 (20)", "class 1 (40)", "class 2 (0)"} <= words
-    texts, _ = drawn(monkeypatch, 3, names, named(2, "x{}"), epochs=7)
-    words = {text.get_text() for text in texts}
-    assert "step" not in words
-    assert any(text.startswith("epoch") for text in words)
 
 
-def test_every_row_of_the_confusion_matrix_is_100_percent(monkeypatch):
-    _, figure = drawn(monkeypatch, 10, named(10, "{}"), named(3, "x{}"))
-    (axes,) = (axes for axes in figure.axes if axes.get_ylabel().startswith("true class"))
-    (image,) = axes.get_images()
-    rows = image.get_array().sum(-1)
-    assert rows.mask.tolist() == [k == 2 for k in range(10)]
-    np.testing.assert_allclose(rows.compressed(), 100)
+@pytest.mark.parametrize(("steps", "unit"), [(1, "step"), (7, "epoch: pass over the training")])
+def test_what_the_learning_curve_counts(steps, unit):
+    """Steps, where each of them sees all examples; a loss of 0 has no logarithm."""
+    figure = plots._figure("report", (4, 3))
+    event = {"objective": 0.0, "validation_loss": 0.0, "validation_accuracy": 1.0}
+    plots._learning_curve(figure, [event | {"epoch": 1.0, "step": steps}])
+    assert figure.axes[0].get_xlabel().startswith(unit)
+    assert figure.axes[0].get_yscale() == "linear"
 
 
 def test_long_names_are_shortened_and_still_told_apart():
