@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from softjax._linear_cross_entropy.curvature import (
         linear_cross_entropy_ggn_vp as linear_cross_entropy_ggn_vp,
     )
+    from softjax._linear_cross_entropy.distillation import LinearHead as LinearHead
+    from softjax._linear_cross_entropy.distillation import (
+        linear_distillation_loss as linear_distillation_loss,
+    )
     from softjax._linear_cross_entropy.entry import linear_cross_entropy as linear_cross_entropy
     from softjax._linear_cross_entropy.outputs import LinearOutputs as LinearOutputs
     from softjax._linear_cross_entropy.outputs import (
@@ -54,6 +58,8 @@ else:
     )
     _MODULE_OF = {
         "linear_cross_entropy_ggn_vp": "_linear_cross_entropy.curvature",
+        "LinearHead": "_linear_cross_entropy.distillation",
+        "linear_distillation_loss": "_linear_cross_entropy.distillation",
         "linear_cross_entropy": "_linear_cross_entropy.entry",
         "LinearOutputs": "_linear_cross_entropy.outputs",
         "linear_cross_entropy_outputs": "_linear_cross_entropy.outputs",

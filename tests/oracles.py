@@ -180,6 +180,27 @@ def _target(
     return (q if weights is None else q * _float64(weights)), ignored
 
 
+# Divergences
+
+
+def divergence(log_p: Any, log_q: Any, kind: str, beta: float = 0.5) -> Numbers:
+    """Of q from p, by its definition: log-probabilities [..., K], of both."""
+    log_p, log_q = _numbers(log_p), _numbers(log_q)
+    p, q = _exp(log_p), _exp(log_q)
+    if kind == "forward_kl":
+        return _times(p, log_p, log_q).sum(-1)
+    if kind == "reverse_kl":
+        return _times(q, log_q, log_p).sum(-1)
+    m = beta * p + (1 - beta) * q
+    log_m = _log(np.where(m == 0, 1, m))
+    return (beta * _times(p, log_p, log_m) + (1 - beta) * _times(q, log_q, log_m)).sum(-1)
+
+
+def _times(p: Numbers, log_p: Numbers, log_q: Numbers) -> Numbers:
+    nothing = p == 0
+    return np.where(nothing, 0, p * (np.where(nothing, 0, log_p) - np.where(nothing, 0, log_q)))
+
+
 # Derivatives of logsumexp
 
 

@@ -210,22 +210,30 @@ def _reduced(
 
 
 def checked_head(
-    function: str, hidden: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None
+    function: str,
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    bias: ArrayLike | None,
+    prefix: str = "",
 ) -> Head:
-    """The head, hidden and kernel in their common dtype, the bias in that of the computation."""
-    h = _checks.real_array(function, "hidden", hidden)
-    w = _checks.real_array(function, "kernel", kernel)
+    """The head, hidden and kernel in their common dtype, the bias in that of the computation.
+
+    In errors the prefix is before the names of the arguments.
+    """
+    of_hidden, of_kernel, of_bias = (prefix + name for name in ("hidden", "kernel", "bias"))
+    h = _checks.real_array(function, of_hidden, hidden)
+    w = _checks.real_array(function, of_kernel, kernel)
     if h.ndim == 0:
-        raise ValueError(_checks.message(function, "hidden", "of rank >= 1", "shape ()"))
-    _checks.same_rank(function, "kernel", w, 2)
+        raise ValueError(_checks.message(function, of_hidden, "of rank >= 1", "shape ()"))
+    _checks.same_rank(function, of_kernel, w, 2)
     if w.shape[0] != h.shape[-1]:
         expected = f"of shape ({h.shape[-1]}, V), as hidden has {h.shape[-1]} features"
-        raise ValueError(_checks.message(function, "kernel", expected, f"shape {w.shape}"))
+        raise ValueError(_checks.message(function, of_kernel, expected, f"shape {w.shape}"))
     dtype = jnp.promote_types(h.dtype, w.dtype)
     b = None
     if bias is not None:
-        b = _checks.real_array(function, "bias", bias)
-        _checks.same_shape(function, "bias", b, w.shape[1:])
+        b = _checks.real_array(function, of_bias, bias)
+        _checks.same_shape(function, of_bias, b, w.shape[1:])
         b = b.astype(compute_dtype(dtype))
     return Head(h.astype(dtype), w.astype(dtype), b)
 

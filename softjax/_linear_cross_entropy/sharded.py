@@ -73,6 +73,8 @@ class Layout(NamedTuple):
 
     def evened(self, a: Array, spec: P) -> Array:
         """`a` with zeros behind, as many as make its shards equal."""
+        if not a.ndim:
+            return a
         sizes = (
             self.size(entry_names(entry)) for entry in (*spec, *(None,) * (a.ndim - len(spec)))
         )
@@ -183,6 +185,21 @@ def mapped(
 
     Where the devices cannot share the latter equally, zeros are added.
     """
+    operands = (arguments, *jax.tree.map(layout.evened, more, specs))
+    in_specs = jax.tree.map(
+        lambda a, spec: None if a is None else spec,
+        operands,
+        (specs_of(layout, arguments), *specs),
+        is_leaf=lambda a: a is None,
+    )
+    with use_abstract_mesh(layout.mesh):
+        operands = jax.tree.map(layout.placed, operands, in_specs)
+        over = jax.shard_map(local, mesh=layout.mesh, in_specs=in_specs, out_specs=out_specs)
+        return over(*operands)
+
+
+def specs_of(layout: Layout, arguments: Arguments) -> Arguments:
+    """Where each of the arguments is."""
     rows, features, classes = layout.rows, layout.features, layout.classes
     p: Any = P
     every = Arguments(
@@ -190,17 +207,9 @@ def mapped(
         Classes(p(features, classes), p(classes), p(classes), p(classes)),
         Scalars(p(), p(), p()),
     )
-    operands = (arguments, *jax.tree.map(layout.evened, more, specs))
-    in_specs = jax.tree.map(
-        lambda a, spec: None if a is None else spec,
-        operands,
-        (every, *specs),
-        is_leaf=lambda a: a is None,
+    return jax.tree.map(
+        lambda a, spec: None if a is None else spec, arguments, every, is_leaf=lambda a: a is None
     )
-    with use_abstract_mesh(layout.mesh):
-        operands = jax.tree.map(layout.placed, operands, in_specs)
-        over = jax.shard_map(local, mesh=layout.mesh, in_specs=in_specs, out_specs=out_specs)
-        return over(*operands)
 
 
 def cast(layout: Layout, arguments: Arguments) -> Arguments:
