@@ -152,9 +152,9 @@ def linear_distillation_loss(
     Example:
         >>> import jax.numpy as jnp, softjax
         >>> hidden, kernel = jnp.ones((1, 1)), jnp.zeros((1, 4))
-        >>> teacher = softjax.TopKLabels(jnp.array([[2]]), jnp.array([[0.25]]))
-        >>> softjax.linear_distillation_loss(hidden, kernel, teacher)
-        Array([0.], dtype=float32)
+        >>> teacher = softjax.TopKLabels(jnp.array([[2]]), jnp.array([[0.5]]))
+        >>> softjax.linear_distillation_loss(hidden, kernel, teacher)  # log(4 / 3) / 2
+        Array([0.14384104], dtype=float32)
 
     Source: G. Hinton et al., "Distilling the knowledge in a neural network" (2015); R. Agarwal et
         al., "On-policy distillation of language models" (2024), eq. (1) for beta.
