@@ -185,10 +185,10 @@ def test_the_core_depends_on_jax_and_optax_and_chex_only():
     assert names == {"jax", "jaxlib", "optax", "chex"}
 
 
-def test_all_brings_every_extra_but_the_accelerators():
+def test_all_brings_every_extra_but_the_accelerators_and_torch():
     extras = PROJECT["optional-dependencies"]
-    accelerators = {"cuda12", "cuda13", "tpu", "aot-tpu", "aot-gpu"}
-    names = [name for name in extras if name not in {"all", *accelerators}]
+    large = {"cuda12", "cuda13", "tpu", "aot-tpu", "aot-gpu", "torch"}
+    names = [name for name in extras if name not in {"all", *large}]
     assert extras["all"] == [f"softjax-regression[{','.join(names)}]"]
 
 
