@@ -40,6 +40,7 @@ MODULES = (
     ".streaming",
     ".checkpoints",
     ".plots",
+    ".sklearn",
 )
 
 

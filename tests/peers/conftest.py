@@ -1,4 +1,4 @@
-"""The tests of scipy and of optax, as installed, run against softjax."""
+"""The tests of scipy, optax and scikit-learn, as installed, run against softjax."""
 
 from collections.abc import Iterator
 

@@ -1,0 +1,176 @@
+"""SoftmaxClassifierCV: the penalty chosen by cross-validation, all folds fitted at once."""
+
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from sklearn.base import _fit_context
+from sklearn.model_selection import check_cv
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from softjax import regression
+from softjax.sklearn._classifier import TOL, SoftmaxModel, l2_per_c
+from softjax.sklearn._examples import as_jax, examples
+
+
+class SoftmaxClassifierCV(SoftmaxModel):
+    """Softmax regression whose penalty is chosen by cross-validation.
+
+        C = argmax_c mean_f score_cf, or the smallest C whose mean score is within one standard
+            error of the largest one
+
+    For every C the objective is that of `SoftmaxClassifier`, with the loss of a fold as a mean, so
+    that C stands for one penalty on folds of any size. `softjax.regression.fit_path` makes the fits
+    to all folds and penalties, each from the one before; those to all examples are among them.
+
+    Args:
+        Cs: the values of C, each > 0, or how many of them there are between 1e-4 and 1e4.
+        cv: the number of stratified folds (None: 5), a splitter of scikit-learn, or an iterable of
+            (train, test). Test sets must not overlap, and to train on is all that is not tested.
+        scoring: "neg_log_loss", the mean log-probability of the labels held out, or "accuracy".
+            Other scores are those of `GridSearchCV` with a `SoftmaxClassifier`.
+        selection: "best", or "one_standard_error" for the strongest penalty that is hardly worse.
+        class_weight: as of `SoftmaxClassifier`; the weights of the classes are those of all
+            examples, and take part in the scores.
+        tol: as of `SoftmaxClassifier`.
+        max_iter: the largest number of steps of each fit; None for that of the solver.
+
+    Attributes:
+        C_: the chosen one.
+        Cs_: those that were compared, [P], from the smallest.
+        scores_: of each fold and C, [F, P].
+        coefs_paths_: the coefficients [P, K, D] of the fits to all examples; [P, 1, D] of two
+            classes.
+        coef_, intercept_, classes_, n_features_in_, feature_names_in_, n_iter_, stop_reason_,
+            objective_, l2_, params_: those of `SoftmaxClassifier`, of the fit to all examples at
+            `C_`.
+
+    Example:
+        >>> import numpy as np
+        >>> from softjax.sklearn import SoftmaxClassifierCV
+        >>> X, y = np.arange(8.0)[:, None], np.array([0, 1, 0, 0, 1, 0, 1, 1])
+        >>> classifier = SoftmaxClassifierCV(Cs=[0.01, 1.0, 100.0], cv=4).fit(X, y)
+        >>> classifier.C_, classifier.scores_.shape
+        (0.01, (4, 3))
+
+    Source: T. Hastie, R. Tibshirani and J. Friedman, "The Elements of Statistical Learning" (2009),
+        section 7.10.
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "Cs": [Interval(Integral, 1, None, closed="left"), "array-like"],
+        "cv": ["cv_object"],
+        "scoring": [StrOptions({"neg_log_loss", "accuracy"})],
+        "selection": [StrOptions({"best", "one_standard_error"})],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "tol": [Interval(Real, 0, None, closed="left"), None],
+        "max_iter": [Interval(Integral, 0, None, closed="left"), None],
+    }
+
+    def __init__(
+        self,
+        *,
+        Cs: Any = 10,
+        cv: Any = None,
+        scoring: str = "neg_log_loss",
+        selection: str = "best",
+        class_weight: dict | str | None = None,
+        tol: float | None = None,
+        max_iter: int | None = None,
+    ):
+        self.Cs = Cs
+        self.cv = cv
+        self.scoring = scoring
+        self.selection = selection
+        self.class_weight = class_weight
+        self.tol = tol
+        self.max_iter = max_iter
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "SoftmaxClassifierCV":
+        """Fits to all folds but one and to all examples, for every C, and chooses one.
+
+        Args:
+            X: features [N, D]: NumPy, a DataFrame, or SciPy's sparse arrays and matrices.
+            y: labels [N]: numbers, text, truth values or pandas categories.
+            sample_weight: [N], >= 0, of the fits and of the scores; None for 1.
+
+        Returns:
+            The classifier.
+
+        Raises:
+            ValueError: what `SoftmaxClassifier` refuses; folds that overlap.
+        """
+        data = examples(self, X, y, sample_weight)
+        grid = self._grid()
+        penalties = l2_per_c(data) / grid
+        with jax.enable_x64(True):
+            path = regression.fit_path(
+                as_jax(data.features),
+                data.labels,
+                l2=penalties,
+                folds=self._folds(data.features, data.labels),
+                tol=TOL[data.features.dtype.name] if self.tol is None else self.tol,
+                max_steps=self.max_iter,
+                num_classes=len(data.classes),
+                sample_weights=data.weights,
+            )
+        validated = path.cross_validation
+        loss, accuracy = np.asarray(validated.loss), np.asarray(validated.accuracy)
+        scores = -loss if self.scoring == "neg_log_loss" else accuracy
+        place = _chosen(scores, self.selection)
+        self.classes_, self.Cs_, self.C_ = data.classes, grid, float(grid[place])
+        self.scores_ = scores.T
+        kernels, biases = map(np.asarray, path.fits.params)
+        coefficients = []
+        for kernel, bias in zip(kernels, biases, strict=True):
+            self._set_params(regression.SoftmaxRegression(kernel, bias), 0.0, 0.0)
+            coefficients.append(self.coef_)
+        self.coefs_paths_ = np.stack(coefficients)
+        chosen = regression.SoftmaxRegression(kernels[place], biases[place])
+        self._set_params(chosen, float(penalties[place]), 0.0)
+        reason, steps = path.fits.stop_reason[place], int(path.fits.steps[place])
+        self.n_iter_ = np.array([steps], np.int32)
+        self.stop_reason_, self.objective_ = reason, float(path.fits.objective[place])
+        self._data = X, y, sample_weight
+        self._warn_unless_converged(reason, steps)
+        return self
+
+    def _grid(self) -> np.ndarray:
+        """The values of C, from the smallest."""
+        if isinstance(self.Cs, Integral):
+            return np.logspace(-4, 4, int(self.Cs))
+        grid = np.sort(np.asarray(self.Cs, np.float64).ravel())
+        if not len(grid) or not np.all(grid > 0):
+            raise ValueError(f"Cs must be numbers > 0, got {self.Cs!r}")
+        return grid
+
+    def _folds(self, X: Any, labels: np.ndarray) -> np.ndarray:
+        """The fold in which each example is held out, [N]; -1 of one that never is."""
+        folds = np.full(len(labels), -1, np.int32)
+        everything = np.arange(len(labels))
+        for fold, (train, test) in enumerate(
+            check_cv(self.cv, labels, classifier=True).split(X, labels)
+        ):
+            train, test = everything[train], everything[test]
+            if (folds[test] >= 0).any() or len(np.union1d(train, test)) < len(labels):
+                expected = "disjoint test sets, each fitted without it to all other examples"
+                raise ValueError(f"cv must have {expected}: use GridSearchCV for other splits")
+            folds[test] = fold
+        return folds
+
+
+def _chosen(scores: np.ndarray, selection: str) -> int:
+    """Where in the grid, from the strongest penalty to the weakest, the chosen fit is.
+
+    Args:
+        scores: [P, F].
+        selection: "best" or "one_standard_error".
+    """
+    mean = scores.mean(axis=1)
+    best = int(np.argmax(mean))
+    if selection == "best" or scores.shape[1] < 2:
+        return best
+    error = scores[best].std(ddof=1) / scores.shape[1] ** 0.5
+    return int(np.argmax(mean >= mean[best] - error))

@@ -1,0 +1,305 @@
+"""The estimators of softjax.sklearn, beside scikit-learn's LogisticRegression."""
+
+import pickle
+import subprocess
+import sys
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+
+import pandas as pd
+import scipy.sparse
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import ColumnTransformer
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV, GroupKFold, ShuffleSplit, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from softjax import regression
+from softjax.sklearn import SoftmaxClassifier, SoftmaxClassifierCV
+
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
+
+RNG = np.random.default_rng(0)
+N, D = 90, 4
+X = RNG.normal(size=(N, D)) * [1.0, 2.0, 0.5, 1.0] + [0.0, 3.0, 0.0, 0.0]
+X[:, 3] = np.where(X[:, 3] > 0, X[:, 3], 0)
+LOGITS = X @ RNG.normal(size=(D, 3)) + RNG.gumbel(size=(N, 3))
+NAMES = np.array(["rose", "lily", "tulip"])
+Y = NAMES[LOGITS.argmax(1)]
+TWO = np.where(LOGITS[:, 0] > LOGITS[:, 1], "yes", "no")
+WEIGHTS = RNG.uniform(0, 2, N)
+
+
+def peer(**options):
+    return LogisticRegression(tol=1e-12, max_iter=100_000, **options)
+
+
+def fitted(y=Y, sample_weight=None, **options):
+    return SoftmaxClassifier(**options).fit(X, y, sample_weight)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return fitted()
+
+
+@pytest.mark.parametrize("y", [Y, TWO], ids=["three classes", "two classes"])
+@pytest.mark.parametrize(
+    "options",
+    [{"C": 0.3}, {"C": 3.0, "class_weight": "balanced"}, {"C": 2.0, "l1_ratio": 0.3}],
+    ids=["l2", "balanced", "elastic net"],
+)
+def test_fits_are_those_of_logistic_regression(y, options):
+    weights = WEIGHTS if "class_weight" in options else None
+    solver = {"solver": "saga"} if "l1_ratio" in options else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        expected = peer(**options, **solver).fit(X, y, weights)
+    ours = fitted(y, weights, **options)
+    assert ours.coef_.dtype == ours.intercept_.dtype == np.float64  # with 64-bit types off
+    assert ours.classes_.tolist() == expected.classes_.tolist()
+    # What is left is the tolerance of the peer.
+    np.testing.assert_allclose(ours.coef_, expected.coef_, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(ours.intercept_, expected.intercept_, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(ours.predict_proba(X), expected.predict_proba(X), atol=2e-4)
+    np.testing.assert_allclose(ours.decision_function(X), expected.decision_function(X), atol=2e-3)
+    assert ours.predict(X).tolist() == expected.predict(X).tolist()
+    assert ours.score(X, y) == expected.score(X, y)
+    assert jax.config.jax_enable_x64 is False
+
+
+@pytest.mark.parametrize("y", [Y, TWO], ids=["three classes", "two classes"])
+def test_parameters_are_those_of_regression_fit(y):
+    """C is 1 / (l2 sum w), and for two classes, whose kernel has two columns, half of l2 counts."""
+    ours = fitted(y, WEIGHTS, C=0.7)
+    labels = np.unique(y, return_inverse=True)[1]
+    l2 = (2 if y is TWO else 1) / (0.7 * WEIGHTS.sum())
+    assert ours.l2_ == pytest.approx(l2)
+    with jax.enable_x64(True):
+        result = regression.fit(X, labels, l2=l2, sample_weights=WEIGHTS, tol=1e-10)
+        kernel, bias = map(np.asarray, result.params)
+        objective = regression.objective(ours.params_, X, labels, l2=l2, sample_weights=WEIGHTS)
+    np.testing.assert_allclose(ours.params_.kernel, kernel, atol=1e-8)
+    np.testing.assert_allclose(ours.params_.bias, bias - bias.mean(), atol=1e-7)
+    assert float(objective) == pytest.approx(ours.objective_, rel=1e-12)
+    same = fitted(y, WEIGHTS, l2=l2)
+    np.testing.assert_allclose(same.coef_, ours.coef_, rtol=1e-12)
+
+
+def frame(columns=("a", "b", "c", "d")):
+    return pd.DataFrame(X, columns=list(columns))
+
+
+def polars_frame():
+    polars = pytest.importorskip("polars")
+    return polars.DataFrame(dict(zip("abcd", X.T, strict=True)))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [np.asfortranarray, np.ndarray.tolist, lambda x: frame(), lambda x: polars_frame()],
+    ids=["fortran", "list", "pandas", "polars"],
+)
+def test_tables_of_any_kind_give_one_fit(kind, classifier):
+    table = kind(X)
+    ours = SoftmaxClassifier().fit(table, pd.Series(Y, dtype="category"))
+    np.testing.assert_array_equal(ours.coef_, classifier.coef_)
+    assert ours.predict(table).tolist() == classifier.predict(X).tolist()
+    assert ours.n_features_in_ == D
+    names = getattr(ours, "feature_names_in_", np.array([])).tolist()
+    assert names == (list("abcd") if hasattr(table, "columns") else [])
+    if names:
+        with pytest.raises(ValueError, match="feature names should match"):
+            ours.predict(frame("badc"))
+
+
+@pytest.mark.parametrize("kind", ["csr_matrix", "csc_array", "coo_array"])
+def test_sparse_features_stay_sparse(kind, classifier, monkeypatch):
+    def dense(self, *args, **kwargs):
+        raise AssertionError("made dense")
+
+    for name in ("csr_matrix", "csr_array", "csc_array", "coo_array", "coo_matrix"):
+        for method in ("toarray", "todense"):
+            monkeypatch.setattr(getattr(scipy.sparse, name), method, dense)
+    features = getattr(scipy.sparse, kind)(X)
+    ours = SoftmaxClassifier().fit(features, Y)
+    np.testing.assert_allclose(ours.coef_, classifier.coef_, atol=1e-7)
+    np.testing.assert_allclose(ours.predict_proba(features), classifier.predict_proba(X), atol=1e-7)
+
+
+def test_float32_stays_float32(classifier):
+    ours = SoftmaxClassifier().fit(X.astype(np.float32), Y)
+    assert ours.coef_.dtype == ours.predict_proba(X.astype(np.float32)).dtype == np.float32
+    np.testing.assert_allclose(ours.coef_, classifier.coef_, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [LOGITS.argmax(1) * 7 - 3, LOGITS.argmax(1) / 2 + 0.5 * (LOGITS.argmax(1) == 1), TWO == "yes"],
+    ids=["integers", "whole floats", "truth values"],
+)
+def test_labels_of_any_kind_come_back(labels):
+    ours = fitted(labels)
+    assert ours.classes_.tolist() == np.unique(labels).tolist()
+    assert ours.predict(X).dtype == labels.dtype
+    assert ours.score(X, labels) > 0.6
+
+
+def test_probabilities_are_accurate_at_the_ends(classifier):
+    """The log of what rounds to 1, and of what underflows to 0."""
+    confident = clone(classifier).fit(X, Y)
+    confident.coef_ = np.array([[0.0] * D, [0.0] * D, [1.0, 0, 0, 0]])
+    confident.intercept_ = np.zeros(3)
+    rows = np.zeros((2, D))
+    rows[:, 0] = [40.0, -1000.0]
+    logs = confident.predict_log_proba(rows)
+    np.testing.assert_allclose(logs[0, 2], -2 * np.exp(-40.0), rtol=1e-12)
+    np.testing.assert_allclose(logs[1], [-np.log(2), -np.log(2), -1000 - np.log(2)], rtol=1e-14)
+    assert len(confident.predict_proba(np.zeros((65, D)))) == 65
+
+
+def test_pipelines_searches_and_copies(classifier):
+    table = frame().assign(colour=np.where(WEIGHTS > 1, "red", "blue"))
+    columns = ColumnTransformer(
+        [
+            ("scale", StandardScaler(), list("abcd")),
+            ("code", OneHotEncoder(drop="if_binary", sparse_output=False), ["colour"]),
+        ]
+    ).set_output(transform="pandas")
+    pipeline = make_pipeline(columns, SoftmaxClassifier())
+    grid = {"softmaxclassifier__C": [0.01, 1.0]}
+    search = GridSearchCV(pipeline, grid, cv=3, scoring="neg_log_loss").fit(table, Y)
+    assert search.best_params_ == {"softmaxclassifier__C": 1.0}
+    best = search.best_estimator_[-1]
+    assert best.feature_names_in_.tolist()[-1] == "code__colour_red"
+    features = {row["feature"] for row in best.summary().rows}
+    assert features == {*best.feature_names_in_, "bias"}
+    scores = cross_val_score(SoftmaxClassifier(), X, Y, cv=3)
+    assert scores.mean() > 0.6
+    calibrated = CalibratedClassifierCV(SoftmaxClassifier(), cv=3).fit(X, Y)
+    np.testing.assert_allclose(calibrated.predict_proba(X).sum(1), 1)
+    again = pickle.loads(pickle.dumps(classifier))
+    np.testing.assert_array_equal(again.predict_proba(X), classifier.predict_proba(X))
+    assert clone(classifier).get_params() == classifier.get_params()
+    assert not hasattr(clone(classifier), "coef_")
+
+
+def test_the_summary_has_the_names_of_the_data(classifier):
+    named = SoftmaxClassifier().fit(frame(), Y, WEIGHTS)
+    table = named.summary(reference="rose")
+    assert [row["feature"] for row in table.rows] == [*"abcd", "bias"] * 2
+    assert [row["class"] for row in table.rows[::5]] == ["lily", "tulip"]
+    with jax.enable_x64(True):
+        labels = np.unique(Y, return_inverse=True)[1]
+        options = {"l2": named.l2_, "sample_weights": WEIGHTS, "reference": 1}
+        expected = regression.inference.summary(named.params_, X, labels, **options)
+    for row, other in zip(table.rows, expected.rows, strict=True):
+        assert row["standard_error"] == pytest.approx(other["standard_error"], rel=1e-9)
+    again = pickle.loads(pickle.dumps(named))
+    with pytest.raises(ValueError, match="pass the X and y of the fit"):
+        again.summary()
+    text = again.summary(frame(), Y, WEIGHTS, reference="rose").text
+    assert text == table.text
+    two = fitted(TWO).summary(robust=True)
+    assert "Class yes against no" in two.text
+    with pytest.raises(ValueError, match="reference must be one of"):
+        named.summary(reference="oak")
+    with pytest.raises(ValueError, match="previously unseen labels"):
+        named.summary(frame(), np.where(Y == "rose", "oak", Y))
+    with pytest.raises(ValueError, match="no standard errors of a fit with l1"):
+        fitted(TWO, l1_ratio=0.5).summary()
+
+
+def test_a_fit_that_has_not_converged_warns_and_says_why():
+    with pytest.warns(ConvergenceWarning, match="'step limit' after 1 step: .*`max_iter`"):
+        assert fitted(max_iter=1).n_iter_.tolist() == [1]
+    apart = np.sort(X[:, 0]) > 0
+    with pytest.warns(ConvergenceWarning, match="'separated' after .* smaller `C`"):
+        SoftmaxClassifier(C=np.inf).fit(np.sort(X, axis=0), apart)
+    firth = SoftmaxClassifier(C=np.inf, solver="firth").fit(np.sort(X, axis=0), apart)
+    assert firth.stop_reason_ == "converged"
+
+
+def test_a_warm_start_continues(classifier):
+    ours = clone(classifier).set_params(warm_start=True).fit(X, Y)
+    assert ours.fit(X, Y).n_iter_ <= 1
+    np.testing.assert_allclose(ours.coef_, classifier.coef_, atol=1e-9)
+    ours.fit(X, TWO)  # of another shape: from zeros
+    np.testing.assert_allclose(ours.coef_, fitted(TWO).coef_, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"y": ["a"] * N}, "only one class: 'a'"),
+        ({"sample_weight": np.zeros(N)}, "non-zero"),
+        ({"sample_weight": -WEIGHTS}, "[Nn]egative"),
+        ({"X": np.where(X > 3, np.nan, X)}, "NaN"),
+        ({"y": X[:, 0]}, "continuous"),
+        ({"C": 0}, "'C' parameter"),
+        ({"solver": "saga"}, "'solver' parameter"),
+        ({"solver": "firth"}, "penalty of its own"),
+        ({"l2": 0.1, "l1_ratio": 0.5}, "l1_ratio divides"),
+        ({"solver": "lbfgs", "l1_ratio": 0.5}, "proximal"),
+    ],
+)
+def test_bad_arguments_are_refused(change, message):
+    data = {"X": X, "y": Y, "sample_weight": None}
+    options = {name: value for name, value in change.items() if name not in data}
+    data |= {name: value for name, value in change.items() if name in data}
+    with pytest.raises(ValueError, match=message):
+        SoftmaxClassifier(**options).fit(**data)
+
+
+def test_cross_validation_chooses_the_penalty():
+    ours = SoftmaxClassifierCV(Cs=[10.0, 0.01, 1.0], cv=3).fit(X, Y, WEIGHTS)
+    assert ours.Cs_.tolist() == [0.01, 1.0, 10.0]
+    best = ours.scores_.mean(0).argmax()
+    assert ours.Cs_[best] == ours.C_
+    alone = fitted(sample_weight=WEIGHTS, C=ours.C_)
+    np.testing.assert_allclose(ours.coef_, alone.coef_, atol=1e-6)
+    np.testing.assert_allclose(ours.coefs_paths_[best], ours.coef_)
+    # A fold by hand: the same penalty of the mean loss.
+    folds = GroupKFold(3).split(X, Y, np.arange(N) % 3)
+    splits = list(folds)
+    by_hand = SoftmaxClassifierCV(Cs=[1.0], cv=splits).fit(X, Y, WEIGHTS)
+    train, test = splits[0]
+    fold = SoftmaxClassifier(l2=by_hand.l2_).fit(X[train], Y[train], WEIGHTS[train])
+    loss = log_loss(Y[test], fold.predict_proba(X[test]), sample_weight=WEIGHTS[test])
+    assert by_hand.scores_[0, 0] == pytest.approx(-loss, rel=1e-6)
+    assert by_hand.summary().rows[0]["feature"] == "x0"
+
+
+def test_cross_validation_with_one_standard_error_and_accuracy():
+    options = {"Cs": 4, "cv": 3, "scoring": "accuracy"}
+    best = SoftmaxClassifierCV(**options).fit(X, TWO)
+    simple = SoftmaxClassifierCV(**options, selection="one_standard_error").fit(X, TWO)
+    assert simple.C_ <= best.C_
+    assert best.scores_.max() <= 1
+    assert best.coefs_paths_.shape == (4, 1, D)
+    with pytest.raises(ValueError, match="disjoint test sets"):
+        SoftmaxClassifierCV(cv=ShuffleSplit(5, test_size=0.5)).fit(X, Y)
+    with pytest.raises(ValueError, match="Cs must be numbers > 0"):
+        SoftmaxClassifierCV(Cs=[1.0, -1.0]).fit(X, Y)
+
+
+def test_without_scikit_learn_the_import_names_the_extra():
+    program = """if True:
+        import sys
+        sys.modules["sklearn"] = None
+        try:
+            import softjax.sklearn
+        except ModuleNotFoundError as error:
+            print(error)
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "pip install 'softjax-regression[sklearn]'" in done.stdout
