@@ -49,6 +49,7 @@ def checked_data(
     class_weights: ArrayLike | None,
     fit_intercept: bool = True,
     offset: ArrayLike | None = None,
+    penalty_factors: ArrayLike | None = None,
 ) -> tuple[Data, int]:
     """What is fitted to, as yet without penalties, and the number of classes."""
     x = features_array("features", features)
@@ -67,7 +68,9 @@ def checked_data(
         count = jnp.sum(_checks.real_array(FIT, "sample_weights", sample_weights).astype(x.dtype))
     intercept = constant(fit_intercept, x.dtype)
     offset = offset_array("offset", offset, x, num_classes)
-    return Data(x, y, weights, class_weights, none, none, count, intercept, offset), num_classes
+    factors = factors_array(penalty_factors, x)
+    data = Data(x, y, weights, class_weights, none, none, count, intercept, offset, factors)
+    return data, num_classes
 
 
 def constant(fit_intercept: bool, dtype: DTypeLike) -> Any:
@@ -226,6 +229,15 @@ def class_weights_array(
     if _checks.is_concrete(weights) and not np.asarray(weights).any():
         raise error("class_weights", "> 0 somewhere", "zeros only")
     return weights
+
+
+def factors_array(penalty_factors: ArrayLike | None, x: "Array | BCOO") -> Array | None:
+    """The factors of the penalties of the features, [D]; None where all of them are 1."""
+    if penalty_factors is None:
+        return None
+    factors = _weights("penalty_factors", penalty_factors, x.shape[1]).astype(x.dtype)
+    known = _checks.known(factors)
+    return None if known is not None and np.all(known == 1) else factors
 
 
 def initial_params(

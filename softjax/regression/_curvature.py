@@ -63,7 +63,7 @@ def gradient(
         params: kernel [D, K] and bias [K].
         features: real [N, D], dense, BCOO or BCSR.
         labels: class indices, integer [N], a distribution, floating [N, K], or TopKLabels.
-        l2: scalar >= 0, the strength of the penalty.
+        l2: >= 0, the strength of the penalty, a scalar or [D], as of `objective`.
         sample_weights: real [N], >= 0; None for equal weights.
         class_weights: real [K], >= 0; None for equal weights.
         offset: real [N, K], nats; None for zeros.
@@ -123,7 +123,7 @@ def hessian(
         params: kernel [D, K] and bias [K].
         features: real [N, D], dense, BCOO or BCSR.
         labels: as `gradient`; only their mass counts, 1 for a class index.
-        l2: scalar >= 0, the strength of the penalty.
+        l2: >= 0, the strength of the penalty, a scalar or [D], as of `objective`.
         sample_weights: real [N], >= 0; None for equal weights.
         class_weights: real [K], >= 0; None for equal weights.
         offset: real [N, K], nats; None for zeros.
@@ -174,7 +174,7 @@ def hvp(
         tangent: the vector, shapes of `params`.
         features: real [N, D], dense, BCOO or BCSR.
         labels: as `gradient`; only their mass counts, 1 for a class index.
-        l2: scalar >= 0, the strength of the penalty.
+        l2: >= 0, the strength of the penalty, a scalar or [D], as of `objective`.
         sample_weights: real [N], >= 0; None for equal weights.
         class_weights: real [K], >= 0; None for equal weights.
         offset: real [N, K], nats; None for zeros.
@@ -280,7 +280,7 @@ def lipschitz_constant(
         features: real [N, D], dense, BCOO or BCSR.
         labels: as `gradient`; only their mass counts, 1 for a class index.
         num_classes: K.
-        l2: scalar >= 0, the strength of the penalty.
+        l2: >= 0, the strength of the penalty, a scalar or [D], as of `objective`.
         sample_weights: real [N], >= 0; None for equal weights.
         class_weights: real [K], >= 0; None for equal weights.
 
@@ -342,8 +342,8 @@ def _hessian(params: SoftmaxRegression, rows: Rows, l2: ArrayLike) -> Array:
     x, share = counted(rows.x, rows.w)
     a = times(share, masses(rows.targets, rows.c, x.dtype))
     h = information(x, logits_of(rows, x, params), a)
-    on_kernel = jnp.arange(len(h)) < jnp.size(params.kernel)
-    return h + jnp.diag(jnp.where(on_kernel, jnp.asarray(l2, h.dtype), 0))
+    strength = jnp.broadcast_to(feature_column(l2, h.dtype), params.kernel.shape).ravel()
+    return h + jnp.diag(jnp.pad(strength, (0, len(h) - len(strength))))
 
 
 @jax.jit
@@ -380,10 +380,15 @@ def _lipschitz_constant(rows: Rows, l2: ArrayLike, num_classes: int) -> Array:
     # In chunks, for XLA:CPU may add one row after the other, and in float32 fall short of a bound.
     size = x.shape[1]
     gram = sum_of_chunks(add_products, jnp.zeros((size, size), x.dtype), size, a, x)
-    on_features = jnp.arange(len(gram)) < len(gram) - 1
-    penalty = jnp.diag(jnp.where(on_features, jnp.asarray(l2, x.dtype), 0))
+    strength = jnp.broadcast_to(feature_column(l2, x.dtype), (size - 1, 1))[:, 0]
+    penalty = jnp.diag(jnp.append(strength, 0))
     half = 0.5 if num_classes > 1 else 0.0
     return jnp.linalg.eigvalsh(half * gram + penalty)[-1]
+
+
+def feature_column(l2: ArrayLike, dtype) -> Array:
+    """A penalty that is a scalar, or of each feature [D], as what multiplies a kernel [D, K]."""
+    return jnp.asarray(l2, dtype).reshape(-1, 1)
 
 
 def _pulled_back(
@@ -398,7 +403,7 @@ def _pulled_back(
         kernel = jnp.sum(x[:, :, None] * g[:, None, :], 0)
     else:
         kernel = jnp.matmul(transposed, g, precision=EXACT)
-    kernel += jnp.asarray(l2, x.dtype) * penalised.kernel.astype(x.dtype)
+    kernel += feature_column(l2, x.dtype) * penalised.kernel.astype(x.dtype)
     return SoftmaxRegression(
         kernel.astype(params.kernel.dtype), jnp.sum(g, 0).astype(params.bias.dtype)
     )

@@ -150,9 +150,9 @@ def step_length(
     first known to go up. `first` is phi'(0), which near the optimum cancels in phi'.
     """
     q, weights = problem.targets, example_weights(problem.targets)
-    d_kernel = penalised(d)
+    d_kernel = penalised(problem, d)
     linear = problem.l2 * jnp.vdot(theta, d_kernel)
-    square = problem.l2 * jnp.vdot(d_kernel, d_kernel)
+    square = problem.l2 * jnp.vdot(d, d_kernel)
 
     def slope_and_curvature(t):
         p = probabilities(logits + t * d_logits)

@@ -31,6 +31,7 @@ from softjax.regression._problem import (
     point,
     problem_of,
     relative_norm,
+    ridge,
     status_where_separated,
     value,
 )
@@ -296,8 +297,9 @@ def _separation(
 ) -> tuple[Array, Array]:
     """Whether `params` separate the classes, and the status with what that means for it."""
     problem = problem_of(data, num_classes)
-    separated = is_separated(problem, logits_at(problem, pack(params)))
-    return separated, status_where_separated(problem, status, separated)
+    theta = pack(params)
+    separated = is_separated(problem, logits_at(problem, theta))
+    return separated, status_where_separated(problem, theta, status, separated)
 
 
 def _stores_gradient(optimizer_state: optax.OptState) -> bool:
@@ -332,7 +334,7 @@ def _objective(
     losses = cross_entropy(z, labels, class_weights=data.class_weights)
     if weights is not None:
         losses *= weights
-    return jnp.sum(losses) / count + penalty(params, data.l2)
+    return jnp.sum(losses) / count + penalty(params, ridge(data))
 
 
 def _order(data: Data, key: Array, step: Array, batch_size: int | None) -> Array | None:

@@ -46,6 +46,8 @@ def fit(
     solver: str = "auto",
     l2: ArrayLike = 0.0,
     l1: ArrayLike = 0.0,
+    grouped: bool = False,
+    penalty_factors: ArrayLike | None = None,
     fit_intercept: bool = True,
     tol: float = 1e-6,
     max_steps: int | None = None,
@@ -64,9 +66,10 @@ def fit(
 ) -> FitResult:
     """Fits a softmax regression: the kernel and bias that make its objective smallest.
 
-        argmin sum_i w_i loss_i / sum_i w_i + l2 / 2 |kernel|^2 + l1 |kernel|_1
+        argmin sum_i w_i loss_i / sum_i w_i + sum_j f_j (l2 / 2 |kernel_j|^2 + l1 |kernel_j|_1)
 
-    where loss_i is that of the logits x_i @ kernel + bias + offset_i.
+    where loss_i is that of the logits x_i @ kernel + bias + offset_i, kernel_j the row of feature j
+    and f_j its penalty factor.
 
     "newton-cg" takes Newton's steps by preconditioned conjugate gradients, "newton" by a dense
     factor of the Hessian, "lbfgs" those of a limited memory in the same metric. "proximal" takes
@@ -94,7 +97,11 @@ def fit(
             floating [N, K].
         solver: one of those above.
         l2: scalar >= 0, the strength of the squared penalty on the kernel.
-        l1: scalar >= 0, that of the absolute one; "proximal" only.
+        l1: scalar >= 0, that of the absolute one; "proximal" only. With l2 it is the elastic net.
+        grouped: whether l1 is of |kernel_j|_2 in place of |kernel_j|_1, so that a feature is in the
+            model for all classes or for none.
+        penalty_factors: real [D], >= 0, f; None for ones. Features of factor 0 are not penalised.
+            Nothing rescales them; the statistics take l2 f for `l2`.
         fit_intercept: whether there is a bias; without one it stays 0, and so do the means of the
             features: only a feature of ones would be an intercept.
         tol: stop where the gradient is no larger, relative to what it can be at most, and neither
@@ -138,12 +145,22 @@ def fit(
     """
     begin = time.perf_counter()
     data, num_classes = checked_data(
-        features, labels, num_classes, sample_weights, class_weights, fit_intercept, offset
+        features,
+        labels,
+        num_classes,
+        sample_weights,
+        class_weights,
+        fit_intercept,
+        offset,
+        penalty_factors,
     )
     num_examples, dtype = data.features.shape[0], data.features.dtype
     data = data._replace(l2=penalty("l2", l2, dtype), l1=penalty("l1", l1, dtype))
+    has_corners = isinstance(l1, Tracer) or bool(l1 != 0)
+    if _checks.flag(FIT, "grouped", grouped) and has_corners:
+        data = data._replace(l1=penalty("l1", 0.0, dtype), l1_rows=data.l1)
     first_order = any(option is not None for option in (optimizer, batch_size, epochs))
-    name = _solver_name(solver, data, l2, l1, first_order)
+    name = _solver_name(solver, data, l2, has_corners, first_order)
     params = initial_params(init, data, num_classes)
     if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         expected = "a gradient transformation of optax, as optax.adam(0.01)"
@@ -159,6 +176,7 @@ def fit(
             expected = "concrete where `callback`, `validation` or the solver 'optax' is used"
             raise error("features", expected, "a tracer among the data")
         penalised = any(not isinstance(a, Tracer) and a != 0 for a in (l2, l1))
+        penalised &= data.factors is None
         return _solve.traced(name, data, num_classes, params, tol, max_steps, penalised)
     if name == OPTAX:
         if max_steps is not None:
@@ -200,17 +218,18 @@ def fit(
     return run.result(progress, status, history)
 
 
-def _solver_name(solver: str, data: Data, l2: ArrayLike, l1: ArrayLike, first_order: bool) -> str:
+def _solver_name(
+    solver: str, data: Data, l2: ArrayLike, has_corners: bool, first_order: bool
+) -> str:
     """What "auto" stands for; refuses what a solver does not take."""
     names = ("auto", *_solve.SOLVERS, OPTAX)
     if solver not in names:
         raise error("solver", f"one of {', '.join(names)}", repr(solver))
-    has_l1 = isinstance(l1, Tracer) or bool(l1 != 0)
     if solver == "auto":
-        solver = OPTAX if first_order else "proximal" if has_l1 else "newton-cg"
+        solver = OPTAX if first_order else "proximal" if has_corners else "newton-cg"
     if first_order and solver != OPTAX:
         raise error("solver", "'optax' with `optimizer`, `batch_size` or `epochs`", repr(solver))
-    if has_l1 and solver != "proximal":
+    if has_corners and solver != "proximal":
         raise error("solver", "'proximal' with `l1`", repr(solver))
     sparse = solver != OPTAX and _solve.SOLVERS[solver].takes_sparse
     if solver == "firth" and (isinstance(l2, Tracer) or l2 != 0):

@@ -27,6 +27,7 @@ from softjax.regression._arguments import (
     class_weights_array,
     constant,
     error,
+    factors_array,
     features_array,
     initial_params,
     labels_array,
@@ -91,6 +92,7 @@ def fit_many(
     labels: ArrayLike,
     *,
     l2: ArrayLike = 0.0,
+    penalty_factors: ArrayLike | None = None,
     fit_intercept: bool = True,
     tol: float = 1e-6,
     max_steps: int | None = None,
@@ -118,6 +120,7 @@ def fit_many(
         labels: class indices, integer [N] or [B, N], or a distribution over the classes or counts
             of them, floating [N, K] or [B, N, K].
         l2: >= 0, the strength of the penalty, a scalar or [B].
+        penalty_factors: as `fit`, of all lanes.
         fit_intercept: as `fit`, of all lanes.
         tol: as of `fit`; the gradient is relative to what it can be in the mean of the lanes.
         max_steps: of each lane; None for more than enough.
@@ -169,6 +172,7 @@ def fit_many(
             jnp.zeros((), x.dtype),
             constant=constant(fit_intercept, x.dtype),
             offset=offset_array("offset", offset, x, num_classes),
+            factors=factors_array(penalty_factors, x),
         ),
         num_classes,
         lane_of,

@@ -62,7 +62,7 @@ def framed(data: Data, rotates: bool) -> tuple[Data, Frame]:
     if data.constant is None or data.constant > 0:
         centre = centre_of(x, data.weights)
     x = less(x, centre)
-    if is_sparse(x) or not (rotates and _wide.rotation_pays(x)):
+    if is_sparse(x) or not (rotates and _wide.rotation_pays(data)):
         return data._replace(features=x), Frame(centre)
     rotated, rotation = _wide.rotate(x, data.constant)
     return data._replace(features=rotated), Frame(centre, rotation)

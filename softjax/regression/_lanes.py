@@ -227,7 +227,7 @@ def _stepped(lanes: Lanes, tol: Array, slot: Slots, running: Array) -> Slots:
 def _direction(lanes: Lanes, problem: Problem, here: Point, norm: Array) -> tuple[Array, Array]:
     """As `newton_cg`, in the metric of all lanes and with the penalty of its own."""
     s = lanes.standardised
-    s = s._replace(ridge=_metric.scaled_ridge(problem.l2, s.scale, s.ridge.dtype))
+    s = s._replace(ridge=_metric.scaled_ridge(_problem.ridge(problem), s.scale, s.ridge.dtype))
     weights = _problem.example_weights(problem.targets).astype(jnp.float32)
     p = here.probabilities.astype(jnp.float32)
     steepest = partial(_steepest, lanes.metric)
@@ -258,7 +258,7 @@ def _judged(lanes: Lanes, tol: Array, problem: Problem, state: State, here: Poin
 def _result(lanes: Lanes, slot: Slots) -> tuple[FitResult, Any]:
     problem, state, logits = _problem_in(lanes, slot), slot.state, slot.point.logits
     separated = _problem.is_separated(problem, logits)
-    status = _problem.status_where_separated(problem, state.status, separated)
+    status = _problem.status_where_separated(problem, state.theta, state.status, separated)
     params = _problem.unpack(state.theta)
     objective = state.value * slot.mass
     fit = FitResult(params, objective, status, state.step, state.passes, state.norm, separated, [])

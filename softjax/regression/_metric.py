@@ -29,6 +29,7 @@ from softjax.regression._problem import (
     complements,
     example_weights,
     product,
+    ridge,
 )
 from softjax.regression._sparse import column_of, is_sparse, stored_mass, with_data
 
@@ -68,7 +69,7 @@ class Standardised(NamedTuple):
         unit: [D].
         mean: [D].
         scale: [D].
-        l2: the penalty.
+        l2: the penalty, a scalar or [D].
         ridge: [D + 1], the penalty on the scaled parameters; 0 for the bias.
         rounding: [D + 1], that of s as it is made of r, which is as much larger.
         constant: c, 1 or 0.
@@ -137,7 +138,7 @@ def scaled(
     else:
         r = ((x - base[None]) / size[None]).astype(dtype)
     offset, unit = ((mean - base) / size).astype(r.dtype), (scale / size).astype(r.dtype)
-    return _around(r, base, size, offset, unit, problem.l2, problem.constant)
+    return _around(r, base, size, offset, unit, ridge(problem), problem.constant)
 
 
 def within(s: Standardised, metric: Metric) -> Standardised:

@@ -196,7 +196,8 @@ def objective(
         params: kernel [D, K] and bias [K].
         features: real [N, D], dense, BCOO or BCSR.
         labels: class indices, integer [N], or a distribution over the classes, floating [N, K].
-        l2: scalar >= 0, the strength of the penalty.
+        l2: >= 0, the strength of the penalty, a scalar, or [D]: one for each feature, as that of a
+            fit times its penalty factors.
         sample_weights: real [N], >= 0; None for equal weights.
         class_weights: real [K], >= 0; None for equal weights.
         offset: real [N, K], nats; None for zeros.
@@ -221,8 +222,11 @@ def objective(
 
 
 def penalty(params: SoftmaxRegression, l2: ArrayLike) -> Array:
-    """l2 / 2 |kernel|^2."""
-    return jnp.asarray(l2, params.kernel.dtype) / 2 * jnp.sum(jnp.square(params.kernel))
+    """sum_j l2_j / 2 |kernel_j|^2, l2 a scalar or [D]."""
+    strength = jnp.asarray(l2, params.kernel.dtype)
+    if strength.ndim == 0:
+        return strength / 2 * jnp.sum(jnp.square(params.kernel))
+    return jnp.sum(strength * jnp.sum(jnp.square(params.kernel), 1)) / 2
 
 
 def _logits(

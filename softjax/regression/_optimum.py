@@ -44,12 +44,15 @@ from softjax.regression._problem import (
     centred,
     class_scores,
     example_weights,
+    free,
     gradient_bound,
+    is_penalised,
     logits_at,
     penalised,
     point,
     pull_back,
     relative_norm,
+    row_norms,
     spread,
 )
 from softjax.regression._result import Status
@@ -90,7 +93,8 @@ def _stationary_l1_jvp(primals, tangents):
     p, gradient_dot = _moved_gradient(theta, problem, tangents[1])
     active = (theta != 0).at[:, -1].set(True)
     # Along what all classes have in common there is no curvature but that of l2.
-    held = jnp.all(active, 0) & (penalised(jnp.ones_like(theta[:1]))[0] * problem.l2 > 0)
+    l2 = problem.l2 * penalised(problem, jnp.ones_like(theta[:1]))[0]
+    held = jnp.all(active, 0) & (l2 > 0)
     loose = jnp.all(active, 0) & ~held
 
     def inside(v):
@@ -99,15 +103,19 @@ def _stationary_l1_jvp(primals, tangents):
 
     def beside(v):
         mean = jnp.mean(v, 0, keepdims=True)
-        return jnp.where(held[None], mean / jnp.where(held, problem.l2, 1)[None], 0)
+        return jnp.where(held[None], mean / jnp.where(held, l2, 1)[None], 0)
 
-    return theta, -inside(solve(problem, p, inside(gradient_dot), inside, beside))
+    _, bend = jax.linearize(lambda theta: _subgradient(problem, theta), theta)
+    return theta, -inside(solve(problem, p, inside(gradient_dot), inside, beside, bend=bend))
 
 
 def suspected(problem: Problem, state: State, status: Array) -> Array:
-    """Whether a fit without penalty came to its end, and still moved."""
+    """Whether a fit with parameters that no penalty holds came to its end, and still moved."""
     done = (status == Status.CONVERGED) | (status == Status.PRECISION_FLOOR)
-    return done & (problem.l2 == 0) & (problem.l1 == 0) & (state.farthest >= STILL)
+    loose = ~is_penalised(problem)
+    if problem.factors is not None:
+        loose |= jnp.any(problem.factors == 0)
+    return done & loose & (state.farthest >= STILL)
 
 
 def is_quasi_separated(problem: Problem, theta: Array, suspected: Array) -> Array:
@@ -120,7 +128,8 @@ def is_quasi_separated(problem: Problem, theta: Array, suspected: Array) -> Arra
     empty = _metric.empty(problem.features, len(theta))
     first = jnp.zeros((), jnp.int32)
     newton, _, _ = newton_cg(problem, s, here, empty, first, norm)
-    newton = centred(newton)
+    among_free = free(problem)
+    newton, theta = centred(newton) * among_free, theta * among_free
     moves = _leads(problem, class_scores(problem, newton))
     resting = (moves < STILL) & (_leads(problem, here.logits) < DECIDED)
     eps = jnp.finfo(theta.dtype).eps
@@ -150,17 +159,19 @@ def solve(
     inside: Callable[[Array], Array] = centred,
     beside: Callable[[Array], Array] = jnp.zeros_like,
     tol: Array | float = 0.0,
+    bend: Callable[[Array], Array] = jnp.zeros_like,
 ) -> Array:
     """H^-1 b on the parameters that `inside` projects to, the identity on the others.
 
     `beside` is what the metric lacks there, which knows no direction that the classes share. The
-    residual is `tol` times the first, or rounding.
+    residual is `tol` times the first, or rounding. `bend` is the Hessian of penalties that are not
+    quadratic.
     """
     weights = example_weights(problem.targets)
 
     def hvp(v):
         moved = spread(weights, p, class_scores(problem, v))
-        return pull_back(problem, moved) + problem.l2 * penalised(v)
+        return pull_back(problem, moved) + problem.l2 * penalised(problem, v) + bend(v)
 
     s = _metric.standardise(problem, gradient_bound(problem))
     empty = _metric.empty(problem.features, len(p))
@@ -204,9 +215,19 @@ def _moved_gradient(theta: Array, problem: Problem, problem_dot: Problem) -> tup
 
     def gradient(problem):
         here = point(problem, theta, logits_at(problem, theta))
-        return here.gradient + problem.l1 * penalised(jnp.sign(theta))
+        return here.gradient + _subgradient(problem, theta)
 
     return p, jax.jvp(gradient, (problem,), (problem_dot,))[1]
+
+
+def _subgradient(problem: Problem, theta: Array) -> Array:
+    """The gradient of the penalties with corners; 0 at a corner."""
+    slope = problem.l1 * penalised(problem, jnp.sign(theta))
+    if problem.l1_rows is None:
+        return slope
+    norms = row_norms(theta)
+    unit = jnp.where(norms > 0, theta / jnp.where(norms > 0, norms, 1), 0)
+    return slope + problem.l1_rows * penalised(problem, unit)
 
 
 def _leads(problem: Problem, logits: Array) -> Array:
@@ -231,7 +252,12 @@ def _parallel(problem: Problem, tied: Array, d: Array) -> Array:
     rounding = 64 * jnp.finfo(d.dtype).eps * jnp.max(among)
     tol = jnp.clip(rounding / jnp.max(jnp.abs(parted)), max=0.1)
     image = pull_back(problem, example_weights(problem.targets)[None] * parted)
-    return centred(d - solve(problem, p, image, tol=tol))
+    among_free = free(problem)
+
+    def inside(v):
+        return centred(v) * among_free
+
+    return inside(d - solve(problem, p, image, inside, tol=tol))
 
 
 def _robust(problem: Problem, s: _metric.Standardised) -> _metric.Standardised:

@@ -2,8 +2,10 @@
 
 Labels and weights of every kind become targets q_ik = w_i c_k y_ik / sum_i w_i, so that
 
-    f(theta) = sum_ik q_ik (-log p_ik) + l2 / 2 |kernel|^2 + l1 |kernel|_1,  p_i = softmax(z_i).
+    f(theta) = sum_ik q_ik (-log p_ik) + l2 / 2 sum_j f_j |kernel_j|^2 + l1 sum_j f_j |kernel_j|_1
+                                       + l1_rows sum_j f_j |kernel_j|_2,     p_i = softmax(z_i).
 
+kernel_j [K] is what feature j adds to the classes, and f_j its penalty factor, as a rule 1.
 theta [K, D + 1] holds the kernel, transposed, and in its last column the bias: the parameters of
 the features x~ = (x, c) with the constant c = 1. A model without an intercept is that of c = 0: all
 formulas hold, the gradient of the bias is 0, and the bias stays at the 0 that it starts from. An
@@ -50,6 +52,8 @@ class Data(NamedTuple):
         count: the sum of the sample weights as they were given; None for N.
         constant: 1, or 0 without an intercept; None for 1.
         offset: [K, N], a part of the logits that is known; None for zeros.
+        factors: [D], what the penalties of each feature are multiplied with; None for ones.
+        l1_rows: scalar, of the Euclidean norms over the classes; None for 0.
     """
 
     features: Any
@@ -61,6 +65,8 @@ class Data(NamedTuple):
     count: Array | None = None
     constant: Array | None = None
     offset: Array | None = None
+    factors: Array | None = None
+    l1_rows: Array | None = None
 
 
 class Problem(NamedTuple):
@@ -74,6 +80,8 @@ class Problem(NamedTuple):
         count: what the targets are divided by, as a number of examples.
         constant: c, 1 or 0.
         offset: [K, N], or None.
+        factors: [D], or None.
+        l1_rows: scalar >= 0, or None.
     """
 
     features: "Array | BCOO"
@@ -83,6 +91,8 @@ class Problem(NamedTuple):
     count: Array
     constant: Array
     offset: Array | None
+    factors: Array | None
+    l1_rows: Array | None
 
 
 class Point(NamedTuple):
@@ -109,7 +119,17 @@ def problem_of(data: Data, num_classes: int) -> Problem:
 def with_targets(data: Data, targets: Array) -> Problem:
     """The problem of all that `data` has but for its labels and weights."""
     constant = jnp.asarray(1 if data.constant is None else data.constant, targets.dtype)
-    return Problem(data.features, targets, data.l2, data.l1, _count(data), constant, data.offset)
+    return Problem(
+        data.features,
+        targets,
+        data.l2,
+        data.l1,
+        _count(data),
+        constant,
+        data.offset,
+        data.factors,
+        data.l1_rows,
+    )
 
 
 def normalised(data: Data, num_classes: int) -> tuple[Data, Array]:
@@ -124,7 +144,7 @@ def normalised(data: Data, num_classes: int) -> tuple[Data, Array]:
 
     def over(data, name, factor):
         scaled = {name: getattr(data, name).astype(mass.dtype) / factor}
-        return data._replace(l2=data.l2 / factor, l1=data.l1 / factor, **scaled)
+        return with_penalties(data._replace(**scaled), lambda penalty: penalty / factor)
 
     # First over their largest entries: products of small factors might be 0 in the dtype.
     names = ["class_weights"] if data.class_weights is not None else []
@@ -136,8 +156,14 @@ def normalised(data: Data, num_classes: int) -> tuple[Data, Array]:
     data, mass = over(data, names[0], rest), mass * rest
     # A penalty beyond what the dtype holds leaves no kernel, and neither does its largest number.
     limit = jnp.finfo(mass.dtype).max / 8
-    l2, l1 = jnp.minimum(data.l2, limit), jnp.minimum(data.l1, limit)
-    return data._replace(l2=l2, l1=l1, count=_count(data) * mass), mass
+    data = with_penalties(data, lambda penalty: jnp.minimum(penalty, limit))
+    return data._replace(count=_count(data) * mass), mass
+
+
+def with_penalties(data: Data, function: Callable[[Array], Array]) -> Data:
+    """The data with a function of each penalty in its place."""
+    rows = None if data.l1_rows is None else function(data.l1_rows)
+    return data._replace(l2=function(data.l2), l1=function(data.l1), l1_rows=rows)
 
 
 def _weighted_labels(data: Data, num_classes: int) -> Array:
@@ -245,24 +271,45 @@ def example_weights(targets: Array) -> Array:
     return jnp.sum(targets, 0)
 
 
-def penalised(theta: Array) -> Array:
-    """`theta` with 0 for the bias, which no penalty holds."""
+def without_bias(theta: Array) -> Array:
+    """`theta` with 0 for the bias."""
     return theta * np.append(np.ones(theta.shape[1] - 1), 0)[None].astype(theta.dtype)
+
+
+def penalised(problem: Problem, theta: Array) -> Array:
+    """`theta` as the penalties see it: times their factors, with 0 for the bias."""
+    if problem.factors is None:
+        return without_bias(theta)
+    return theta * jnp.append(problem.factors, 0)[None]
+
+
+def ridge(problem: Problem) -> Array:
+    """The strength of the squared penalty, a scalar or one for each feature, [D]."""
+    return problem.l2 if problem.factors is None else problem.l2 * problem.factors
+
+
+def row_norms(theta: Array) -> Array:
+    """The Euclidean norms over the classes, [1, D + 1], with the derivative 0 at 0."""
+    squares = jnp.sum(theta * theta, 0, keepdims=True)
+    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
 
 
 def point(problem: Problem, theta: Array, logits: Array) -> Point:
     """Gradient X^T (w p - q) + l2 kernel, from logits that are known."""
     p = probabilities(logits)
     residual = balanced(p, example_weights(problem.targets)[None] * p - problem.targets)
-    gradient = pull_back(problem, residual) + problem.l2 * penalised(theta)
+    gradient = pull_back(problem, residual) + problem.l2 * penalised(problem, theta)
     return Point(theta, logits, p, gradient)
 
 
 def value(problem: Problem, theta: Array, logits: Array) -> Array:
     """The objective: sum_ik q_ik (-log p_ik) and the penalties."""
-    kernel = penalised(theta)
+    kernel = penalised(problem, theta)
     loss = -jnp.vdot(problem.targets, log_softmax_core(logits, (0,)))
-    return loss + problem.l2 / 2 * jnp.vdot(kernel, kernel) + problem.l1 * jnp.sum(jnp.abs(kernel))
+    loss += problem.l2 / 2 * jnp.vdot(theta, kernel) + problem.l1 * jnp.sum(jnp.abs(kernel))
+    if problem.l1_rows is None:
+        return loss
+    return loss + problem.l1_rows * jnp.sum(row_norms(kernel))
 
 
 def objective(problem: Problem, theta: Array) -> Array:
@@ -322,18 +369,39 @@ def lacks_examples(problem: Problem) -> Array:
     return jnp.any(jnp.sum(problem.targets, 1) == 0) & (problem.constant > 0)
 
 
+def is_penalised(problem: Problem) -> Array:
+    """Whether a penalty holds those features whose factor is not 0."""
+    penalised = (problem.l2 > 0) | (problem.l1 > 0)
+    return penalised if problem.l1_rows is None else penalised | (problem.l1_rows > 0)
+
+
+def free(problem: Problem) -> Array:
+    """Which features no penalty holds, [1, D + 1], as 0 or 1; the bias is among them."""
+    dtype, width = problem.targets.dtype, problem.features.shape[1] + 1
+    held = penalised(problem, jnp.ones((1, width), dtype)) > 0
+    return jnp.where(held & is_penalised(problem), 0, 1).astype(dtype)
+
+
 def has_bounded_optimum(problem: Problem) -> Array:
     """Whether a penalty holds the kernel and examples hold the bias."""
-    penalised = (problem.l2 > 0) | (problem.l1 > 0)
-    return penalised & ~lacks_examples(problem)
+    held = is_penalised(problem)
+    if problem.factors is not None:
+        held &= jnp.all(problem.factors > 0)
+    return held & ~lacks_examples(problem)
 
 
-def status_where_separated(problem: Problem, status: Array, separated: Array) -> Array:
+def status_where_separated(
+    problem: Problem, theta: Array, status: Array, separated: Array
+) -> Array:
     """In place of the end of a fit that has no optimum: SEPARATED or QUASI_SEPARATED.
 
-    The first where no penalty holds the parameters, the second where a class has no examples.
+    The first where parameters that no penalty holds separate the classes, which `theta` does where
+    it is `separated`; the second where a class has no examples.
     """
-    unbounded = separated & (problem.l2 == 0) & (problem.l1 == 0)
+    unbounded = separated & ~is_penalised(problem)
+    if problem.factors is not None:
+        alone = class_scores(problem, theta * free(problem))
+        unbounded |= is_separated(problem, with_offset(problem, alone))
     done = (status == Status.CONVERGED) | (status == Status.PRECISION_FLOOR)
     status = jnp.where(done & lacks_examples(problem), Status.QUASI_SEPARATED, status)
     return jnp.where(unbounded & done, Status.SEPARATED, status).astype(jnp.int32)

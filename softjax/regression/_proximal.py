@@ -14,6 +14,9 @@ is that of a quadratic form of D dimensions, by steps without a product with the
 
     v <- shrink(v - slope / b, s / b),  shrink(v, s) = sign(v) max(|v| - s, 0)
 
+and v max(1 - s / |v|, 0) of the v of a feature over all classes where the penalty is of their norm:
+then a feature is in the model for all classes or for none.
+
 where b = L + l2 / scale^2, and L bounds the eigenvalues of S^T diag(w) S / 2. Where the features
 are sparse or many, M is diag(b), one such step does, and L is an estimate. Whatever M is, a step is
 taken only where the objective is not above its model; where it is, c doubles.
@@ -26,6 +29,8 @@ their backtracking; B. O'Donoghue and E. Candes, "Adaptive restart for accelerat
 (2015); Y. Li and S. Osher, "A new median formula with applications to PDE based denoising" (2009).
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
@@ -39,6 +44,7 @@ from softjax.regression._descent import largest_move
 from softjax.regression._metric import LARGEST_FACTOR, Standardised
 from softjax.regression._problem import (
     Problem,
+    centred,
     example_weights,
     gradient_bound,
     is_sparse,
@@ -47,6 +53,7 @@ from softjax.regression._problem import (
     point,
     product,
     relative_norm,
+    row_norms,
     value,
 )
 from softjax.regression._result import Status
@@ -109,7 +116,10 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
     size = gradient_bound(problem)
     s = _metric.standardise(problem, size, x.dtype)
     bound = _bound(problem, s)
-    smooth = problem._replace(l1=jnp.zeros_like(problem.l1))
+    shrink, uncommon = _shrink, partial(_without_what_is_common, bound, s.ridge)
+    if problem.l1_rows is not None:
+        shrink, uncommon = _shrink_rows, centred  # as the norms and squares are smallest
+    smooth = problem._replace(l1=jnp.zeros_like(problem.l1), l1_rows=None)
 
     def of_features(v):
         """The parameters of the features as they are, and their logits."""
@@ -121,10 +131,10 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         v, ahead, t, growth = state.memory
         here = point(problem, _metric.from_standard(s.mean, s.scale, ahead), ahead_logits)
         gradient = _metric.to_standard(s.mean, s.scale, here.gradient)
-        least = _least(bound, growth, ahead, gradient)
+        least = _least(bound, shrink, growth, ahead, gradient)
         step = least - ahead
         image = growth * _times(bound, step)
-        new = _without_what_is_common(bound, s.ridge, least)
+        new = uncommon(least)
         theta, new_logits = of_features(new)
 
         # The model's curvature is too large: along the step the Hessian's promises this much.
@@ -135,7 +145,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         squared = jnp.vdot(image, step)
         decrement = jnp.where(squared > 0, squared * squared / (2 * curvature), 0)
 
-        norm = relative_norm(_smallest_subgradient(problem.l1, here.theta, here.gradient), size)
+        norm = relative_norm(_smallest_subgradient(problem, here.theta, here.gradient), size)
         objective = value(problem, here.theta, ahead_logits)
         now = judge(state._replace(decrement=decrement), objective, norm, tol, bound.unseen)
         # Only the parameters themselves converge: where the momentum is ahead of them, it rests.
@@ -145,7 +155,9 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
 
         before = value(smooth, here.theta, ahead_logits)
         model = before + jnp.vdot(gradient, step) + squared / 2
-        too_high = ~(value(smooth, theta, new_logits) <= model + 4 * rounding_of(before))
+        # The model is that of `least`: what is common changes the loss nowhere, but may raise l2.
+        reached_value = value(smooth, _metric.from_standard(s.mean, s.scale, least), new_logits)
+        too_high = ~(reached_value <= model + 4 * rounding_of(before))
         next_t, speed = _speed(t, reached | (jnp.vdot(image, new - v) < 0))
         taken = Memory(new, new + speed * (new - v), next_t, growth)
         stepped = after_step(
@@ -167,7 +179,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         return (carry[0].status == Status.RUNNING) & (carry[0].step < stop)
 
     v = _metric.of_standard(s.mean, s.scale, state.theta)
-    v = _without_what_is_common(bound, s.ridge, v)
+    v = uncommon(v)
     v, ahead = (jnp.where(state.step == 0, v, old) for old in state.memory[:2])
     state = state._replace(theta=_metric.from_standard(s.mean, s.scale, v))
     state = state._replace(memory=state.memory._replace(v=v, ahead=ahead))
@@ -186,7 +198,7 @@ def _where(condition: Array, new: Any, old: Any) -> Any:
     return jnp.where(condition, new, old)
 
 
-def _least(bound: Bound, growth: Array, ahead: Array, gradient: Array) -> Array:
+def _least(bound: Bound, shrink: Callable, growth: Array, ahead: Array, gradient: Array) -> Array:
     """The argmin of the model from `ahead`, by the same accelerated steps."""
     curvature = growth * bound.curvature[None]
 
@@ -197,7 +209,7 @@ def _least(bound: Bound, growth: Array, ahead: Array, gradient: Array) -> Array:
     def body(carry):
         v, y, t, _, first, step = carry
         slope = gradient + growth * _times(bound, y - ahead)
-        following = _shrink(bound.threshold[None] / curvature, y - slope / curvature)
+        following = shrink(bound.threshold[None] / curvature, y - slope / curvature)
         change = curvature * (y - following)
         norm = jnp.max(jnp.abs(change))
         next_t, speed = _speed(t, jnp.vdot(change, following - v) > 0)
@@ -240,9 +252,20 @@ def _shrink(threshold: Array, v: Array) -> Array:
     return jnp.sign(v) * jnp.maximum(jnp.abs(v) - threshold, 0)
 
 
-def _smallest_subgradient(l1: Array, theta: Array, gradient: Array) -> Array:
+def _shrink_rows(threshold: Array, v: Array) -> Array:
+    """v (1 - threshold / |v|) of each feature's v over the classes, 0 where |v| is below."""
+    norms = row_norms(v)
+    return v * jnp.maximum(1 - threshold / jnp.where(norms > 0, norms, jnp.inf), 0)
+
+
+def _smallest_subgradient(problem: Problem, theta: Array, gradient: Array) -> Array:
     """The gradient as the penalty leaves it: of the subgradients the smallest, 0 at the optimum."""
-    threshold = penalised(jnp.full_like(theta, l1))
+    if problem.l1_rows is not None:
+        threshold = penalised(problem, jnp.full_like(theta[:1], problem.l1_rows))
+        norms = row_norms(theta)
+        inside = gradient + threshold * theta / jnp.where(norms > 0, norms, 1)
+        return jnp.where(norms > 0, inside, _shrink_rows(threshold, gradient))
+    threshold = penalised(problem, jnp.full_like(theta, problem.l1))
     inside = gradient + threshold * jnp.sign(theta)
     return jnp.where(theta == 0, _shrink(threshold, gradient), inside)
 
@@ -250,7 +273,8 @@ def _smallest_subgradient(l1: Array, theta: Array, gradient: Array) -> Array:
 def _bound(problem: Problem, s: Standardised) -> Bound:
     weights = example_weights(problem.targets) / 2
     width = len(s.ridge)
-    threshold = penalised(problem.l1 / jnp.append(s.scale, 1)[None])[0]
+    l1 = problem.l1 if problem.l1_rows is None else problem.l1_rows
+    threshold = penalised(problem, l1 / jnp.append(s.scale, 1)[None])[0]
     if is_sparse(problem.features) or width > LARGEST_FACTOR:
 
         def body(_, v):

@@ -155,6 +155,7 @@ def bootstrap(
     resamples: int = 200,
     l2: ArrayLike = 0.0,
     seed: ArrayLike = 0,
+    penalty_factors: ArrayLike | None = None,
     fit_intercept: bool = True,
     tol: float = 1e-6,
     max_steps: int | None = None,
@@ -178,6 +179,7 @@ def bootstrap(
         resamples: B, at least 2.
         l2: scalar >= 0, the strength of the penalty.
         seed: an integer or a key of `jax.random`, which determines the resamples.
+        penalty_factors: as `fit`.
         fit_intercept: as `fit`.
         tol: as of `fit`; the gradient is relative to what it can be on all the examples.
         max_steps: of each fit; None for more than enough.
@@ -205,7 +207,14 @@ def bootstrap(
     """
     count = at_least("resamples", resamples, 2)
     data, num_classes = checked_data(
-        features, labels, num_classes, sample_weights, class_weights, fit_intercept, offset
+        features,
+        labels,
+        num_classes,
+        sample_weights,
+        class_weights,
+        fit_intercept,
+        offset,
+        penalty_factors,
     )
     data = data._replace(l2=penalties(l2, data.features.dtype))
     if data.l2.ndim:
@@ -233,6 +242,7 @@ def cross_validate(
     l2: ArrayLike = 0.0,
     folds: int | ArrayLike = 5,
     seed: ArrayLike = 0,
+    penalty_factors: ArrayLike | None = None,
     fit_intercept: bool = True,
     tol: float = 1e-6,
     max_steps: int | None = None,
@@ -262,6 +272,7 @@ def cross_validate(
             which fold each example is in, integer [N], of 0, 1, ..., and negative where it is
             always fitted to.
         seed: an integer or a key of `jax.random`, which determines the folds that are drawn.
+        penalty_factors: as `fit`.
         fit_intercept: as `fit`.
         tol: as of `fit`; the gradient is relative to what it can be on all the examples.
         max_steps: of each fit; None for more than enough.
@@ -288,7 +299,14 @@ def cross_validate(
     Source: M. Stone, "Cross-validatory choice and assessment of statistical predictions" (1974).
     """
     data, num_classes = checked_data(
-        features, labels, num_classes, sample_weights, class_weights, fit_intercept, offset
+        features,
+        labels,
+        num_classes,
+        sample_weights,
+        class_weights,
+        fit_intercept,
+        offset,
+        penalty_factors,
     )
     data = data._replace(l2=penalties(l2, data.features.dtype))
     folds, outcomes = _cross_validated(data, num_classes, folds, seed, tol, max_steps, callback)
@@ -303,6 +321,7 @@ def fit_path(
     l2: ArrayLike,
     folds: int | ArrayLike = 5,
     seed: ArrayLike = 0,
+    penalty_factors: ArrayLike | None = None,
     fit_intercept: bool = True,
     tol: float = 1e-6,
     max_steps: int | None = None,
@@ -330,6 +349,7 @@ def fit_path(
         l2: [P], >= 0, the penalties, in any order.
         folds: as of `cross_validate`.
         seed: as of `cross_validate`.
+        penalty_factors: as `fit`.
         fit_intercept: as `fit`.
         tol: as of `cross_validate`.
         max_steps: of each fit; None for more than enough.
@@ -356,7 +376,14 @@ def fit_path(
         section 7.10.
     """
     data, num_classes = checked_data(
-        features, labels, num_classes, sample_weights, class_weights, fit_intercept, offset
+        features,
+        labels,
+        num_classes,
+        sample_weights,
+        class_weights,
+        fit_intercept,
+        offset,
+        penalty_factors,
     )
     data = data._replace(l2=penalties(l2, data.features.dtype))
     if data.l2.ndim != 1:

@@ -36,7 +36,7 @@ class Solver(NamedTuple):
     """One way to the optimum.
 
     Attributes:
-        start: of (features, theta): the state before the first step.
+        start: of (data, theta): the state before the first step.
         advance: of (problem, tol, state, stop): the state at step `stop`, or where its status says
             so, with its logits.
         max_steps: more than enough.
@@ -60,21 +60,23 @@ class Solver(NamedTuple):
 
 
 def _descending(method: Method, max_steps: int, chunk: int, **what: Any) -> Solver:
-    start, advance = partial(_descent.start, method), partial(_descent.advance, method)
-    return Solver(start, advance, max_steps, chunk, **what)
+    def start(data, theta):
+        return _descent.start(method, data.features, theta)
+
+    return Solver(start, partial(_descent.advance, method), max_steps, chunk, **what)
 
 
-def _newton_cg_start(features: Any, theta: Any) -> State:
-    if _wide.takes(features, len(theta)):
-        return _wide.start(features, theta)
-    return _descent.start(NEWTON_CG, features, theta)
+def _newton_cg_start(data: Data | Problem, theta: Any) -> State:
+    if _wide.takes(data, len(theta)):
+        return _wide.start(data.features, theta)
+    return _descent.start(NEWTON_CG, data.features, theta)
 
 
 def _newton_cg_advance(
     problem: Problem, tol: Array, state: State, stop: Array
 ) -> tuple[State, Array]:
     """In the span of the examples where there are few; where that fails, among all parameters."""
-    if not _wide.takes(problem.features, len(state.theta)):
+    if not _wide.takes(problem, len(state.theta)):
         return _descent.advance(NEWTON_CG, problem, tol, state, stop)
 
     def among_all(state, logits):
@@ -169,7 +171,7 @@ class Run:
         self.data, self.tol = data, np.asarray(tol, data.features.dtype)
         kernel, bias = map(np.asarray, params)
         theta = np.concatenate([kernel, bias[None]]).T
-        self.state = SOLVERS[name].start(data.features, theta)
+        self.state = SOLVERS[name].start(data, theta)
 
     def advance(self, stop: int) -> Progress:
         """Steps until `stop`, or until there is nothing left to do."""
@@ -275,7 +277,7 @@ def to_the_end(
     """A fit inside of a trace, in the coordinates of `data`, and its value over the mass."""
     solver = SOLVERS[name]
     limit = jnp.asarray(solver.max_steps if max_steps is None else max_steps, jnp.int32)
-    state = solver.start(data.features, pack(params))
+    state = solver.start(data, pack(params))
     tol = jnp.asarray(tol, data.features.dtype)
     outcome = _within_trace(name, num_classes, data, tol, state, limit)
     if not penalised and data.features.dtype == np.float64:
@@ -315,11 +317,12 @@ def _advance(
     separated = is_separated(problem, logits)
     status, suspected, hidden = state.status, jnp.asarray(False), jnp.asarray(False)
     if solver.needs_optimum:
-        status = status_where_separated(problem, status, separated)
+        status = status_where_separated(problem, state.theta, status, separated)
         suspected = _optimum.suspected(problem, state, status)
     if solver.needs_optimum and name != PRECISELY:
         hidden = (status == Status.PRECISION_FLOOR) & hides_something(state, tol)
         hidden &= problem.l1 == 0
+        hidden &= problem.l1_rows is None
     objective = state.value * mass
     params = unpack(state.theta)
     return Outcome(state, params, objective, status, separated, suspected, hidden)
@@ -328,7 +331,7 @@ def _advance(
 def _continued(num_classes: int, data: Data, tol: Array, ended: Outcome, limit: Array) -> Outcome:
     """The fit goes on, up to step `limit`, with directions in the dtype of the features."""
     solver, state = _SOLVERS[PRECISELY], ended.state
-    begin = solver.start(data.features, state.theta)._replace(strict=jnp.asarray(True))
+    begin = solver.start(data, state.theta)._replace(strict=jnp.asarray(True))
     outcome = _within_trace(PRECISELY, num_classes, data, tol, begin, limit - state.step)
     end = outcome.state._replace(
         memory=(),
@@ -355,7 +358,7 @@ def _more_precisely(
 
     def judged(theta):
         # Before and after a step, which says how much is left.
-        begin = _SOLVERS[PRECISELY].start(data.features, theta)
+        begin = _SOLVERS[PRECISELY].start(data, theta)
         return (
             _within_trace(PRECISELY, num_classes, data, within, begin, np.int32(stop))
             for stop in (0, 1)

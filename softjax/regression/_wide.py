@@ -37,6 +37,7 @@ from softjax.regression._directions import factor, factored_solve
 from softjax.regression._metric import LARGEST_FACTOR, Standardised
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import (
+    Data,
     Problem,
     centred,
     class_scores,
@@ -44,7 +45,6 @@ from softjax.regression._problem import (
     gradient_bound,
     has_bounded_optimum,
     logits_at,
-    penalised,
     point,
     probabilities,
     product,
@@ -53,6 +53,7 @@ from softjax.regression._problem import (
     spread,
     value,
     with_offset,
+    without_bias,
 )
 from softjax.regression._result import Status
 
@@ -91,12 +92,13 @@ def is_wide(features: "Array | BCOO") -> bool:
     return 2 * features.shape[0] <= features.shape[1]
 
 
-def takes(features: "Array | BCOO", num_classes: int) -> bool:
-    """Whether steps in the span of the examples pay.
+def takes(problem: Problem | Data, num_classes: int) -> bool:
+    """Whether steps in the span of the examples pay, which penalty factors leave.
 
     They factor a K x K matrix, which of no more classes than examples is smaller than the logits.
     """
-    return is_wide(features) and num_classes <= features.shape[0]
+    x = problem.features
+    return problem.factors is None and is_wide(x) and num_classes <= x.shape[0]
 
 
 def start(features: "Array | BCOO", theta: Any) -> State:
@@ -139,7 +141,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         )
         y = centred(y.astype(rho.dtype)) * (state.norm / size / size)
         y = y - problem.constant * jnp.mean(y, 1, keepdims=True)
-        d = penalised(pull_back(problem, y)) - span.rest
+        d = without_bias(pull_back(problem, y)) - span.rest
         d_logits = class_scores(problem, d)
         # The bias that is best for this kernel: sum_i W_i (x_i d + b) + rho_i = 0.
         slope = jnp.sum(spread(weights, p, d_logits) + rho, 1)
@@ -178,7 +180,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
     span = state.memory
     fresh = jnp.all(span.beta == 0)
     span = span._replace(
-        rest=jnp.where(fresh, penalised(theta), span.rest),
+        rest=jnp.where(fresh, without_bias(theta), span.rest),
         rest_logits=jnp.where(fresh, scores - theta[:, -1:], span.rest_logits),
     )
     strict = state.strict | has_bounded_optimum(problem)
@@ -192,9 +194,13 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
     return state._replace(norm=norm, status=status, passes=state.passes + 2), logits
 
 
-def rotation_pays(features: Array) -> bool:
-    """Whether N dimensions are worth the factorization, of 2 N^2 D operations."""
-    return is_wide(features) and len(features) < LARGEST_FACTOR
+def rotation_pays(data: Data) -> bool:
+    """Whether N dimensions are worth the factorization, of 2 N^2 D operations.
+
+    Penalty factors do not turn with the features.
+    """
+    x = data.features
+    return data.factors is None and is_wide(x) and len(x) < LARGEST_FACTOR
 
 
 @jax.jit
@@ -263,7 +269,7 @@ def _coefficients(
         return b + mean(moved - e * b)
 
     def beside_diagonal(y):
-        return _metric.scores(s, penalised(_metric.pulled(s, y))) - squares[None] * y
+        return _metric.scores(s, without_bias(_metric.pulled(s, y))) - squares[None] * y
 
     def unsolved(carry):
         *_, product, step = carry

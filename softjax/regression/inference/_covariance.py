@@ -25,6 +25,7 @@ from softjax.regression._curvature import (
     augmented,
     checked_rows,
     counted,
+    feature_column,
     information,
     logits_of,
     masses,
@@ -55,7 +56,7 @@ def covariance(
 ) -> Array:
     """Covariance matrix of the parameters of a fit, between classes that are centred.
 
-        V = H^+ J H^+,  H = I + W l2 diag(1 on the kernel),  W = sum_i w_i
+        V = H^+ J H^+,  H = I + W diag(l2 on the kernel),  W = sum_i w_i
         J = I, the Fisher information                      the model is right
         J = sum_i w_i s_i s_i^T                            robust: HC0, the sandwich
         J = sum_g (sum_{i in g} w_i s_i)(...)^T c          clusters that are independent
@@ -81,7 +82,7 @@ def covariance(
             counts is as many examples; to `robust` it is one.
         robust: whether the labels may vary otherwise than the model says.
         clusters: [N], known, equal within a cluster, none of them missing; implies `robust`.
-        l2: scalar >= 0, the penalty of the fit.
+        l2: >= 0, the penalty of the fit, a scalar or [D], as of `regression.objective`.
         fit_intercept: as in the fit.
         sample_weights: real [N], >= 0: how often each row was seen (frequency weights); a scale of
             the weights is a scale of the number of examples.
@@ -164,7 +165,7 @@ def leave_one_out(
         params: kernel [D, K] and bias [K], at the optimum.
         features: real [N, D], dense, BCOO or BCSR.
         labels: class indices, integer [N], a distribution, floating [N, K], or TopKLabels.
-        l2: scalar >= 0, the penalty of the fit.
+        l2: >= 0, the penalty of the fit, a scalar or [D], as of `regression.objective`.
         fit_intercept: as in the fit.
         sample_weights: real [N], >= 0; None for equal weights. A row is left out whole.
         class_weights: real [K], >= 0; None for equal weights.
@@ -287,7 +288,7 @@ def _leave_one_out(params: SoftmaxRegression, rows: Rows, l2):
     q = masses(rows.targets, rows.c, z.dtype)
     from_penalty = jnp.zeros_like(z)
     if l2 is not None:
-        kernel = jnp.asarray(l2, z.dtype) * _centred(params.kernel.astype(z.dtype))
+        kernel = feature_column(l2, z.dtype) * _centred(params.kernel.astype(z.dtype))
         change = jnp.einsum("dkel,el->dk", inverse[:, :, :-1], kernel, precision=EXACT)
         from_penalty = jnp.matmul(x, change, precision=EXACT)
     pairs = inverse.transpose(0, 2, 1, 3).reshape(d * d, k * k)
@@ -331,10 +332,9 @@ def _at_optimum(params: SoftmaxRegression, rows: Rows, l2: Array | None) -> _Opt
 
     h = fisher
     if l2 is not None:
-        strength = jnp.sum(weights) * jnp.asarray(l2, x.dtype)
+        strength = jnp.sum(weights) * jnp.broadcast_to(feature_column(l2, x.dtype), (d - 1, 1))
         centring = jnp.eye(k - 1, dtype=x.dtype) - 1 / k  # T^T T
-        on_kernel = jnp.diag((jnp.arange(d) < d - 1).astype(x.dtype))
-        h += strength * jnp.kron(on_kernel, centring)
+        h += jnp.kron(jnp.diag(jnp.append(strength, 0)), centring)
         kernel = _centred(params.kernel.astype(x.dtype))
         slope = slope.at[:-1].add(-strength * jnp.take(kernel, others, 1))
     # In the place of a bias that is not fitted there is 1 to invert, and 0 in the inverse.

@@ -215,7 +215,7 @@ def summary(
     level: float = 0.95,
     robust: bool = False,
     clusters: ArrayLike | None = None,
-    l2: float = 0.0,
+    l2: ArrayLike = 0.0,
     fit_intercept: bool = True,
     sample_weights: ArrayLike | None = None,
     offset: ArrayLike | None = None,
@@ -239,7 +239,7 @@ def summary(
         level: the confidence level, in (0, 1).
         robust: as `covariance`.
         clusters: as `covariance`.
-        l2: scalar >= 0, the penalty of the fit.
+        l2: >= 0, the penalty of the fit, a scalar or [D], as of `regression.objective`.
         fit_intercept: as in the fit; without one the table has no bias.
         sample_weights: real [N], >= 0, how often each row was seen; None for once.
         offset: real [N, K], as in the fit.
@@ -306,7 +306,9 @@ def summary(
         for j, feature in enumerate(feature_names + ["bias"] * bool(fit_intercept))
     ]
     kind = "clustered" if clusters is not None else "robust" if robust else "of the model"
-    penalty = "" if l2 == 0 else f", of the penalised fit (l2 = {l2:g})"
+    strengths = np.unique(np.asarray(l2))
+    spoken = f"{strengths[0]:g}" + (f" to {strengths[-1]:g}" if len(strengths) > 1 else "")
+    penalty = "" if not strengths.any() else f", of the penalised fit (l2 = {spoken})"
     against = "the mean of all" if reference is None else class_names[reference]
     plain = fit_intercept and offset is None
     null = "of the class shares alone" if plain else "of the null model"
