@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -19,6 +20,7 @@ from softjax._labels import (
     sparse_distribution,
 )
 from softjax._linear_cross_entropy.blocks import Classes, Rows, Scalars
+from softjax._linear_cross_entropy.packing import packed, unpacked
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import Layout, each_on, layout_of, total_on
 from softjax._numerics import compute_dtype
@@ -45,6 +47,7 @@ def linear_cross_entropy(
     class_axis: str | tuple[str, ...] | None = None,
     feature_axis: str | tuple[str, ...] | None = None,
     max_temp_bytes: int | None = None,
+    max_active: int | None = None,
 ) -> Array:
     """Cross-entropy of labels and the logits hidden @ kernel + bias, which never exist at once.
 
@@ -85,13 +88,16 @@ def linear_cross_entropy(
             its gradient is then scattered as it was, in place of one on every device.
         max_temp_bytes: the aim for the memory beside arguments, result and gradients; None for
             what is fastest. Smaller pieces reach it, down to one row or class at a time.
+        max_active: how many examples may take part, by their weights and labels, which are then
+            put together: the others cost no product. More than that: ValueError where the labels
+            and weights are known, else NaN. Over a mesh each device has room for its share.
 
     Returns:
         Losses [...] in nats, or one number, at least float32.
 
     Raises:
         TypeError, ValueError: shapes, dtypes or options that do not fit, a known label outside
-            [0, V).
+            [0, V), more than `max_active` examples that are known to take part.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -111,10 +117,12 @@ def linear_cross_entropy(
     dtype = compute_dtype(head.hidden.dtype)
     scalars = checked_scalars(NAME, dtype, softcap, temperature, z_loss)
     weights = checked_weights(NAME, weights, head)
+    max_active = _checked_room(max_active, head, targets, weights)
     of_examples = head.hidden, *jax.tree.leaves((targets.of_examples, weights))
     lead = Lead.of(mesh_of((head, targets, weights)), len(head.lead), head.kernel, *of_examples)
     layout = layout_of(NAME, lead, head.kernel, class_axis, feature_axis)
-    return _reduced(head, targets, scalars, weights, reduction, lead, layout, max_temp_bytes)
+    places = lead, layout, max_temp_bytes, max_active
+    return _reduced(head, targets, scalars, weights, reduction, *places)
 
 
 def plain_linear_cross_entropy(
@@ -167,7 +175,7 @@ class Targets(NamedTuple):
         return self.index, self.mass, self.dense, self.ignored, self.costs
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6, 7))
+@partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
 def _reduced(
     head: Head,
     targets: Targets,
@@ -177,6 +185,7 @@ def _reduced(
     lead: Lead,
     layout: Layout | None,
     budget: int | None,
+    max_active: int | None,
 ) -> Array:
     head, targets, scalars, weights = varying_alike((head, targets, scalars, weights))
     of_examples = head.hidden, *targets.of_examples, weights
@@ -185,28 +194,62 @@ def _reduced(
     if weights is not None:
         counted = ~is_zero(weights)
         active = counted if active is None else active & counted
-    if active is not None:
+    if active is not None and max_active is None:
         # What an example brings that takes no part may be anything, and 0 * inf is not 0.
         hidden = jnp.where(active[:, None], hidden, 0)
     rows = Rows(hidden, index, mass, dense, active)
     classes = Classes(head.kernel, head.bias, targets.spread, targets.class_weights)
     arguments = Arguments(rows, classes, scalars)
+    scale = _scale(rows, weights, costs, reduction)
+    count, places, spoiled = hidden.shape[0], None, 1
+    if max_active is not None:
+        arguments, scale, places, spoiled = packed(layout, arguments, scale, max_active)
     if reduction == "none":
-        losses = each_on(layout, arguments, budget)
+        losses = each_on(layout, arguments, budget) * spoiled
+        losses = losses if places is None else unpacked(layout, losses, places, count)
         return lead.back(losses if weights is None else losses * weights)
-    scale = jnp.ones(hidden.shape[0], compute_dtype(hidden.dtype)) if weights is None else weights
-    scale = varying(scale, axes_of(hidden))
-    if reduction != "sum" and weights is active is costs is None:
-        # Their number is known, and on a mesh nothing is sent for it.
-        scale /= jnp.maximum(jnp.asarray(hidden.shape[0], scale.dtype), 1)
-    elif reduction != "sum":
-        scale = shares(scale, True if active is None else active, costs)
-    scale = scale if active is None else jnp.where(active, scale, 0)
     if hidden.dtype != jnp.float16:
-        return total_on(layout, arguments, scale, budget)
+        return spoiled * total_on(layout, arguments, scale, budget)
     # The gradient of a logit times 1 / N would be lost below the range of float16.
     largest = jax.lax.stop_gradient(jnp.max(scale, initial=jnp.finfo(scale.dtype).tiny))
-    return largest * total_on(layout, arguments, scale / largest, budget)
+    return spoiled * largest * total_on(layout, arguments, scale / largest, budget)
+
+
+def _scale(rows: Rows, weights: Array | None, costs: Array | None, reduction: str) -> Array:
+    """What the loss of each row counts in a sum or a mean."""
+    count, active = rows.hidden.shape[0], rows.active
+    scale = jnp.ones(count, compute_dtype(rows.hidden.dtype)) if weights is None else weights
+    scale = varying(scale, axes_of(rows.hidden))
+    if reduction in ("none", "sum"):
+        return scale if active is None else jnp.where(active, scale, 0)
+    if weights is active is costs is None:
+        # Their number is known, and on a mesh nothing is sent for it.
+        return scale / jnp.maximum(jnp.asarray(count, scale.dtype), 1)
+    return shares(scale, True if active is None else active, costs)
+
+
+def _checked_room(
+    max_active: int | None, head: Head, targets: Targets, weights: Array | None
+) -> int | None:
+    """`max_active`, and None where there is room for all examples."""
+    if max_active is None:
+        return None
+    max_active = _checks.at_least(NAME, "max_active", max_active, 1)
+    if not all(isinstance(n, int) for n in head.lead):  # symbols, in an exported program
+        return max_active
+    part = np.ones(head.lead, bool)
+    if targets.ignored is not None:
+        if not _checks.checks_values(targets.ignored):
+            return max_active if max_active < part.size else None
+        part &= ~np.asarray(targets.ignored)
+    if weights is not None:
+        if not _checks.checks_values(weights):
+            return max_active if max_active < part.size else None
+        part &= np.asarray(weights) != 0
+    if part.sum() > max_active:
+        expected = f"at least {part.sum()}, the number of examples that take part"
+        raise ValueError(_checks.message(NAME, "max_active", expected, max_active))
+    return max_active if max_active < part.size else None
 
 
 def checked_head(
