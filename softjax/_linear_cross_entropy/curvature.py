@@ -36,9 +36,9 @@ from softjax._linear_cross_entropy.pieces import (
     times_classes,
     times_rows,
 )
-from softjax._linear_cross_entropy.sharded import Layout, cast, layout_of, mapped, padded
+from softjax._linear_cross_entropy.sharded import Layout, alike, cast, layout_of, mapped, padded
 from softjax._numerics import compute_dtype, maximum
-from softjax._sharding import Lead, axes_of, brought_to, mesh_of, varying, varying_alike
+from softjax._sharding import Lead, axes_of, brought_to, mesh_of, varying
 from softjax._softmax import softmax_core, softmax_tangent
 from softjax._weights import is_zero, shares
 
@@ -155,7 +155,7 @@ def _reduced(
     layout: Layout | None,
     budget: int | None,
 ) -> Tangents:
-    head, scalars, weights, tangents = varying_alike((head, scalars, weights, tangents))
+    head, scalars, weights, tangents = alike(layout, (head, scalars, weights, tangents))
     hidden, scale, h_dot = jax.tree.map(lead.flat, (head.hidden, weights, tangents[0]))
     if scale is None:
         scale = jnp.ones(hidden.shape[0], compute_dtype(hidden.dtype))
@@ -194,6 +194,8 @@ def _products_on(
         h, w, b = (lax.psum(a, axes) if a is not None and axes else a for a, axes in sums)
         return h, w, b
 
+    if layout.is_manual:
+        return local(arguments, scale, tangents)
     specs = P(rows, None), P(features, classes), P(classes)
     specs = tuple(None if a is None else s for a, s in zip(tangents, specs, strict=True))
     products = mapped(

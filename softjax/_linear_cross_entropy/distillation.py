@@ -55,6 +55,8 @@ from softjax._linear_cross_entropy.pieces import (
 )
 from softjax._linear_cross_entropy.sharded import (
     Layout,
+    alike,
+    all_classes,
     cast,
     first_class,
     joined,
@@ -64,7 +66,7 @@ from softjax._linear_cross_entropy.sharded import (
     specs_of,
 )
 from softjax._numerics import compute_dtype
-from softjax._sharding import Lead, mesh_of, varying, varying_alike
+from softjax._sharding import Lead, mesh_of, varying
 from softjax._weights import is_zero
 
 NAME = "linear_distillation_loss"
@@ -172,7 +174,8 @@ def linear_distillation_loss(
     head = checked_head(NAME, hidden, kernel, bias)
     dtype = compute_dtype(head.hidden.dtype)
     scalars = checked_scalars(NAME, dtype, softcap, temperature)
-    student, of_teacher = _checked(head, scalars, teacher, temperature)
+    classes = all_classes(head.kernel, class_axis)
+    student, of_teacher = _checked(head, scalars, teacher, temperature, classes)
     pair = Pair(student, of_teacher)
     w = checked_weights(NAME, weights, head)
     of_examples = jax.tree.leaves((pair.student.rows, of_teacher and of_teacher.rows, w))
@@ -194,11 +197,11 @@ class Pair(NamedTuple):
     teacher: Arguments | None
 
 
-def _checked(head: Head, scalars: Scalars, teacher, temperature) -> Pair:
+def _checked(head: Head, scalars: Scalars, teacher, temperature, num_classes: int) -> Pair:
     """The two heads, or the student with the probabilities that the teacher gives."""
     classes, dtype = Classes(head.kernel, head.bias, None, None), compute_dtype(head.hidden.dtype)
     if isinstance(teacher, TopKLabels):
-        index, mass = sparse_distribution(NAME, teacher, (*head.lead, head.kernel.shape[1]))
+        index, mass = sparse_distribution(NAME, teacher, (*head.lead, num_classes))
         for array, good, argument, expected in (
             (mass, _is_part, "teacher.probabilities", "numbers that sum to at most 1"),
             (index, _is_set, "teacher.indices", "classes that are all different"),
@@ -247,7 +250,7 @@ def _reduced(
     layout: Layout | None,
     budget: int | None,
 ) -> Array:
-    pair, weights = varying_alike((pair, weights))
+    pair, weights = alike(layout, (pair, weights))
     weights = jax.tree.map(lead.flat, weights)
     counted = None if weights is None else ~is_zero(weights)
 
@@ -279,6 +282,8 @@ def _on_mesh(layout: Layout | None, kind, budget: int | None, pair: Pair) -> Arr
         values = _each(partial(_losses, axes, *kind), budget, varying(pair, axes))
         return lax.psum(values, axes) if axes else values
 
+    if layout.is_manual:
+        return local(*pair)
     count = pair.student.rows.hidden.shape[0]
     student = padded(layout, pair.student)
     teacher = None if pair.teacher is None else padded(layout, pair.teacher)

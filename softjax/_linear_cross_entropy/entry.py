@@ -22,9 +22,18 @@ from softjax._labels import (
 from softjax._linear_cross_entropy.blocks import Classes, Rows, Scalars
 from softjax._linear_cross_entropy.packing import packed, unpacked
 from softjax._linear_cross_entropy.pieces import Arguments
-from softjax._linear_cross_entropy.sharded import Layout, each_on, layout_of, total_on
+from softjax._linear_cross_entropy.sharded import (
+    Layout,
+    alike,
+    all_classes,
+    at_class,
+    each_on,
+    layout_of,
+    manual_axes,
+    total_on,
+)
 from softjax._numerics import compute_dtype
-from softjax._sharding import Lead, axes_of, looked_up, mesh_of, varying, varying_alike
+from softjax._sharding import Lead, axes_of, mesh_of, varying
 from softjax._weights import is_zero, shares
 
 NAME = "linear_cross_entropy"
@@ -84,6 +93,9 @@ def linear_cross_entropy(
         class_axis: on an Auto mesh, whose shardings JAX hides while it traces, the axis or axes
             that the classes are over; () and None for none. The examples are shared over all
             other Auto axes; neither has to divide. On an Explicit mesh nothing needs to be said.
+            Within jax.shard_map the manual axis or axes that the classes are over: all that has
+            classes is then the part of this device, labels count all classes, and a sum or mean
+            is one of the examples of this device.
         feature_axis: the same for the features of the kernel, where they are sharded too (FSDP):
             its gradient is then scattered as it was, in place of one on every device.
         max_temp_bytes: the aim for the memory beside arguments, result and gradients; None for
@@ -111,7 +123,7 @@ def linear_cross_entropy(
     checked_reduction(NAME, reduction)
     checked_budget(NAME, max_temp_bytes)
     head = checked_head(NAME, hidden, kernel, bias)
-    options = label_smoothing, class_weights, ignore_index
+    options = label_smoothing, class_weights, ignore_index, class_axis
     with_costs = reduction == "class_weighted_mean"
     targets = checked_targets(NAME, head, labels, *options, with_costs=with_costs)
     dtype = compute_dtype(head.hidden.dtype)
@@ -187,7 +199,7 @@ def _reduced(
     budget: int | None,
     max_active: int | None,
 ) -> Array:
-    head, targets, scalars, weights = varying_alike((head, targets, scalars, weights))
+    head, targets, scalars, weights = alike(layout, (head, targets, scalars, weights))
     of_examples = head.hidden, *targets.of_examples, weights
     hidden, index, mass, dense, ignored, costs, weights = jax.tree.map(lead.flat, of_examples)
     active = None if ignored is None else ~ignored
@@ -306,11 +318,13 @@ def checked_targets(
     label_smoothing: ArrayLike,
     class_weights: ArrayLike | None,
     ignore_index: int | None,
+    class_axis: str | tuple[str, ...] | None,
     *,
     with_costs: bool = False,
 ) -> Targets:
     """Labels of any kind and the options that act on them, as target masses."""
-    dtype, classes = compute_dtype(head.hidden.dtype), head.kernel.shape[1]
+    dtype, own = compute_dtype(head.hidden.dtype), head.kernel.shape[1]
+    classes, names = all_classes(head.kernel, class_axis), manual_axes(mesh_of(()), class_axis)
     e = None
     if not _is_number(label_smoothing, 0):
         e = _checks.unit_interval(function, "label_smoothing", label_smoothing, dtype)
@@ -318,16 +332,16 @@ def checked_targets(
         ignore_index = _checks.integer(function, "ignore_index", ignore_index)
     w = None
     if class_weights is not None:
-        w = weights_of_shape(function, "class_weights", class_weights, (classes,), dtype)
+        w = weights_of_shape(function, "class_weights", class_weights, (own,), dtype)
     kept = jnp.ones((), dtype) if e is None else 1 - e
     spread = None
     if e is not None:
-        spread = jnp.broadcast_to(e / max(classes, 1), classes) * (1 if w is None else w)
+        spread = jnp.broadcast_to(e / max(classes, 1), own) * (1 if w is None else w)
 
     if is_class_indices(labels, function):
         _checks.same_shape(function, "labels", labels, head.lead)
         index, bad, ignored = class_indices(function, labels, classes, ignore_index)
-        costs = None if w is None else looked_up(w, index)
+        costs = None if w is None else at_class(names, w, index)
         mass = jnp.broadcast_to(kept, index.shape) if costs is None else kept * costs
         mass = _checks.nan_where(bad, mass)
         if ignored is not None:
@@ -340,19 +354,20 @@ def checked_targets(
         raise TypeError(_checks.message(function, "ignore_index", expected, ignore_index))
     if isinstance(labels, TopKLabels):
         index, probabilities = sparse_distribution(function, labels, (*head.lead, classes))
-        mass = probabilities.astype(dtype) * (1 if w is None else looked_up(w, index))
+        mass = probabilities.astype(dtype) * (1 if w is None else at_class(names, w, index))
         costs = jnp.sum(mass, -1) if with_costs else None
         return Targets(index, kept * mass, None, spread, None, None, costs)
 
     dense = _checks.real_array(function, "labels", labels)
-    _checks.same_shape(function, "labels", dense, (*head.lead, classes))
+    _checks.same_shape(function, "labels", dense, (*head.lead, own))
     _checks.not_negative(function, "labels", labels)
     factors = None
     if e is not None or w is not None:
-        factors = jnp.broadcast_to(kept, classes) * (1 if w is None else w)
+        factors = jnp.broadcast_to(kept, own) * (1 if w is None else w)
     costs = None
     if with_costs:
         costs = jnp.sum(dense.astype(dtype) * (1 if w is None else w), -1)
+        costs = jax.lax.psum(costs, names) if names else costs
     return Targets(None, None, dense, spread, factors, None, costs)
 
 

@@ -37,6 +37,8 @@ from softjax._linear_cross_entropy.entry import (
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import (
     Layout,
+    alike,
+    all_classes,
     cast,
     first_class,
     joined,
@@ -45,7 +47,7 @@ from softjax._linear_cross_entropy.sharded import (
     statistics_over,
 )
 from softjax._numerics import compute_dtype, not_negative
-from softjax._sharding import Lead, axes_of, mesh_of, varying, varying_alike
+from softjax._sharding import Lead, axes_of, mesh_of, varying
 
 
 class LinearOutputs(NamedTuple):
@@ -195,10 +197,10 @@ def linear_cross_entropy_outputs(
     has_loss = labels is not None and jnp.ndim(labels) == len(head.lead)
     if not has_loss:
         _refuse_options(name, {**of_loss, "z_loss": z_loss})
-    rows, spread = _labelled(name, head, labels, ignore_index, **of_loss)
+    rows, spread = _labelled(name, head, labels, ignore_index, class_axis, **of_loss)
     arguments = Arguments(rows, Classes(*head[1:], spread, None), scalars)
     lead, layout = _places(name, arguments, class_axis, feature_axis)
-    classes = arguments.classes.kernel.shape[1]
+    classes = all_classes(head.kernel, class_axis)
     is_integer = isinstance(top_k, (int, np.integer)) and not isinstance(top_k, bool)
     if not is_integer or not 1 <= top_k <= classes:
         expected = f"an integer in [1, {classes}]"
@@ -213,7 +215,12 @@ def linear_cross_entropy_outputs(
 
 
 def _labelled(
-    name: str, head: Head, labels: ArrayLike | None, ignore_index: int | None, **of_loss: Any
+    name: str,
+    head: Head,
+    labels: ArrayLike | None,
+    ignore_index: int | None,
+    class_axis: str | tuple[str, ...] | None,
+    **of_loss: Any,
 ) -> tuple[Rows, Array | None]:
     """Rows with all labels of each, and what smoothing spreads.
 
@@ -229,13 +236,15 @@ def _labelled(
     shape = jnp.shape(labels)
     if len(shape) != len(head.lead) + 1 or shape[:-1] != head.lead:
         _checks.same_shape(name, "labels", labels, head.lead)
-        targets = checked_targets(name, head, labels, ignore_index=ignore_index, **of_loss)
+        options = {"ignore_index": ignore_index, "class_axis": class_axis, **of_loss}
+        targets = checked_targets(name, head, labels, **options)
         index, mass = _twice(targets.index, targets.mass, targets.ignored)
         active = None if targets.ignored is None else ~targets.ignored
         return Rows(head.hidden, index, mass, None, active), targets.spread
     if ignore_index is not None:
         ignore_index = _checks.integer(name, "ignore_index", ignore_index)
-    index, bad, ignored = class_indices(name, labels, head.kernel.shape[1], ignore_index)
+    classes = all_classes(head.kernel, class_axis)
+    index, bad, ignored = class_indices(name, labels, classes, ignore_index)
     mass = _checks.nan_where(bad, jnp.ones(shape, compute_dtype(head.hidden.dtype)))
     mass = mass if ignored is None else jnp.where(ignored, 0, mass)
     return Rows(head.hidden, index, mass, None, None), None
@@ -280,7 +289,7 @@ def _mapped(
 
     Where the classes are sharded, `over` gives them, from those of a device.
     """
-    arguments = varying_alike(arguments)
+    arguments = alike(layout, arguments)
     arguments = arguments._replace(rows=jax.tree.map(lead.flat, arguments.rows))
 
     def whole(arguments: Arguments) -> Any:

@@ -49,7 +49,7 @@ def packed(layout: Layout | None, arguments: Arguments, scale: Array, most: int)
             overflows = lax.psum(overflows.astype(scale.dtype), layout.rows) > 0
         return *taken, places, jnp.where(overflows, jnp.nan, 1).astype(scale.dtype)
 
-    if layout is None:
+    if layout is None or layout.is_manual:
         rows, scale, places, spoiled = local(arguments.rows, scale)
         return Packed(arguments._replace(rows=rows), scale, places, spoiled)
     arguments, spec = padded(layout, arguments), P(layout.rows)
@@ -66,7 +66,7 @@ def unpacked(layout: Layout | None, losses: Array, places: Array, count: int) ->
     def local(losses: Array, places: Array, zeros: Array) -> Array:
         return zeros.at[places].set(losses, mode="drop")
 
-    if layout is None:
+    if layout is None or layout.is_manual:
         return local(losses, places, jnp.zeros(count, losses.dtype))
     spec = P(layout.rows)
     zeros = layout.evened(jnp.zeros(count, losses.dtype), spec)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.core import Tracer
-from jax.sharding import AbstractMesh, AxisType, reshard, use_abstract_mesh
+from jax.sharding import AbstractMesh, AxisType, get_abstract_mesh, reshard, use_abstract_mesh
 from jax.sharding import PartitionSpec as P
 
 from softjax import _checks
@@ -47,7 +47,16 @@ from softjax._linear_cross_entropy.pieces import (
     sweep,
 )
 from softjax._numerics import compute_dtype
-from softjax._sharding import Lead, Names, axes_of_type, entry_names, varying, visible_spec
+from softjax._sharding import (
+    Lead,
+    Names,
+    axes_of,
+    axes_of_type,
+    entry_names,
+    looked_up,
+    varying,
+    visible_spec,
+)
 
 
 class Layout(NamedTuple):
@@ -66,6 +75,11 @@ class Layout(NamedTuple):
     rows: Names
     features: Names
     classes: Names
+
+    @property
+    def is_manual(self) -> bool:
+        """Whether the caller is within a `shard_map` over the axes of the classes."""
+        return bool(manual_axes(self.mesh, self.classes))
 
     def size(self, names: Names) -> int:
         """How many shards an array has over these axes."""
@@ -92,6 +106,34 @@ class Layout(NamedTuple):
             return reshard(a, _explicit(self.mesh, P(self.given)))
 
 
+def manual_axes(mesh: AbstractMesh, axis: str | Names | None) -> Names:
+    """The names of axes that are all manual, within a `shard_map`; else none."""
+    names, manual = entry_names(axis), axes_of_type(mesh, AxisType.Manual)
+    return names if all(name in manual for name in names) else ()
+
+
+def all_classes(kernel: Array, class_axis: str | Names | None) -> int:
+    """The classes of kernel [D, V], which is a shard of it where `class_axis` is manual."""
+    mesh = get_abstract_mesh()
+    return kernel.shape[1] * math.prod(mesh.shape[name] for name in manual_axes(mesh, class_axis))
+
+
+def at_class(names: Names, table: Array, index: Array) -> Array:
+    """table[index], where each device of the manual axes has its part of the table."""
+    if not names:
+        return looked_up(table, index)
+    index = index - lax.axis_index(names) * len(table)
+    inside = (index >= 0) & (index < len(table))
+    found = table.at[index].get(mode="clip")
+    return lax.psum(jnp.where(inside, found, 0), names)
+
+
+def alike(layout: Layout | None, tree: Any) -> Any:
+    """The tree with arrays that vary alike, over manual axes that are not those of the classes."""
+    axes = axes_of(tree)
+    return varying(tree, axes - set(layout.classes) if layout is not None else axes)
+
+
 def layout_of(
     function: str,
     lead: Lead,
@@ -105,6 +147,11 @@ def layout_of(
     Auto axes but those of the classes, which the arguments tell, or the kernel where it is known.
     """
     mesh, told = lead.mesh, class_axis is not None or feature_axis is not None
+    if names := manual_axes(mesh, class_axis):
+        if feature_axis is not None:
+            expected = "None within a shard_map over the classes"
+            raise ValueError(_checks.message(function, "feature_axis", expected, feature_axis))
+        return Layout(mesh, (), (), (), names)
     of_kernel = jax.typeof(kernel).sharding.spec if told else visible_spec(kernel)
     classes = entry_names(of_kernel[1]) + _checked_names(function, "class_axis", class_axis, mesh)
     features = entry_names(of_kernel[0]) + _checked_names(
@@ -150,6 +197,8 @@ def each_on(layout: Layout | None, arguments: Arguments, budget: int | None) -> 
 
 def rows_on(layout: Layout, local: Callable, arguments: Arguments) -> Any:
     """`local` of what each device has: a tree of arrays whose first axis are the rows."""
+    if layout.is_manual:
+        return local(arguments)
     count = arguments.rows.hidden.shape[0]
     values = mapped(layout, local, padded(layout, arguments), (), (), P(layout.rows))
     return jax.tree.map(lambda a: layout.as_rows(a[:count]), values)
@@ -170,6 +219,8 @@ def total_on(
             value = total(arguments, scale, budget)
         return lax.psum(value, layout.rows)
 
+    if layout.is_manual:
+        return local(arguments, scale)
     return mapped(layout, local, padded(layout, arguments), (scale,), (P(layout.rows),), P())
 
 
@@ -351,7 +402,7 @@ def _checked_names(
         raise ValueError(_checks.message(function, argument, expected, repr(axis)))
     auto = axes_of_type(mesh, AxisType.Auto)
     if not set(names) <= set(auto) or len(set(names)) < len(names):
-        expected = f"among the Auto axes of the mesh, {auto}"
+        expected = f"among the Auto axes of the mesh, {auto}, or all manual"
         raise ValueError(_checks.message(function, argument, expected, repr(axis)))
     return names
 
