@@ -55,8 +55,13 @@ def classifier():
 @pytest.mark.parametrize("y", [Y, TWO], ids=["three classes", "two classes"])
 @pytest.mark.parametrize(
     "options",
-    [{"C": 0.3}, {"C": 3.0, "class_weight": "balanced"}, {"C": 2.0, "l1_ratio": 0.3}],
-    ids=["l2", "balanced", "elastic net"],
+    [
+        {"C": 0.3},
+        {"C": 3.0, "class_weight": "balanced"},
+        {"C": 2.0, "l1_ratio": 0.3},
+        {"C": 1.5, "fit_intercept": False},
+    ],
+    ids=["l2", "balanced", "elastic net", "no intercept"],
 )
 def test_fits_are_those_of_logistic_regression(y, options):
     weights = WEIGHTS if "class_weight" in options else None
@@ -204,6 +209,8 @@ def test_the_summary_has_the_names_of_the_data(classifier):
         expected = regression.inference.summary(named.params_, X, labels, **options)
     for row, other in zip(table.rows, expected.rows, strict=True):
         assert row["standard_error"] == pytest.approx(other["standard_error"], rel=1e-9)
+    bare = SoftmaxClassifier(fit_intercept=False).fit(frame(), Y).summary()
+    assert [row["feature"] for row in bare.rows] == [*"abcd"] * 2
     again = pickle.loads(pickle.dumps(named))
     with pytest.raises(ValueError, match="pass the X and y of the fit"):
         again.summary()
@@ -233,6 +240,9 @@ def test_a_warm_start_continues(classifier):
     ours = clone(classifier).set_params(warm_start=True).fit(X, Y)
     assert ours.fit(X, Y).n_iter_ <= 1
     np.testing.assert_allclose(ours.coef_, classifier.coef_, atol=1e-9)
+    ours.set_params(fit_intercept=False).fit(X, Y)
+    assert not ours.intercept_.any()
+    ours.set_params(fit_intercept=True)
     ours.fit(X, TWO)  # of another shape: from zeros
     np.testing.assert_allclose(ours.coef_, fitted(TWO).coef_, atol=1e-9)
 
@@ -286,6 +296,8 @@ def test_cross_validation_with_one_standard_error_and_accuracy():
     assert simple.C_ <= best.C_
     assert best.scores_.max() <= 1
     assert best.coefs_paths_.shape == (4, 1, D)
+    bare = SoftmaxClassifierCV(**options, fit_intercept=False).fit(X, TWO)
+    assert not bare.intercept_.any()
     with pytest.raises(ValueError, match="disjoint test sets"):
         SoftmaxClassifierCV(cv=ShuffleSplit(5, test_size=0.5)).fit(X, Y)
     with pytest.raises(ValueError, match="Cs must be numbers > 0"):

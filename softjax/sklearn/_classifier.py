@@ -56,6 +56,7 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
     intercept_: np.ndarray
     l2_: float
     l1_: float
+    fit_intercept: bool
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """The probabilities of the classes.
@@ -146,6 +147,7 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
                 clusters=clusters,
                 l2=self.l2_,
                 sample_weights=data.weights,
+                fit_intercept=self.fit_intercept,
                 feature_names=getattr(self, "feature_names_in_", None),
                 class_names=names,
             )
@@ -220,6 +222,7 @@ class SoftmaxClassifier(SoftmaxModel):
         C: > 0, the inverse strength of the penalty; `np.inf` for none.
         l2: >= 0, the penalty of `softjax.regression.fit` in place of `C`; None to use `C`.
         l1_ratio: in [0, 1], the part of l1 in the penalty; 0 is ridge and 1 the lasso.
+        fit_intercept: whether there is an intercept; without one `intercept_` is 0.
         class_weight: a dictionary {label: weight}, or "balanced" for N / (K N_k); None for 1.
         tol: that of `softjax.regression.fit`; None for 1e-10 in float64 and 1e-6 in float32.
         max_iter: the largest number of steps; None for that of the solver.
@@ -259,6 +262,7 @@ class SoftmaxClassifier(SoftmaxModel):
         "C": [Interval(Real, 0, None, closed="right")],
         "l2": [Interval(Real, 0, None, closed="left"), None],
         "l1_ratio": [Interval(Real, 0, 1, closed="both")],
+        "fit_intercept": ["boolean"],
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "tol": [Interval(Real, 0, None, closed="left"), None],
         "max_iter": [Interval(Integral, 0, None, closed="left"), None],
@@ -273,6 +277,7 @@ class SoftmaxClassifier(SoftmaxModel):
         C: float = 1.0,
         l2: float | None = None,
         l1_ratio: float = 0.0,
+        fit_intercept: bool = True,
         class_weight: dict | str | None = None,
         tol: float | None = None,
         max_iter: int | None = None,
@@ -283,6 +288,7 @@ class SoftmaxClassifier(SoftmaxModel):
         self.C = C
         self.l2 = l2
         self.l1_ratio = l1_ratio
+        self.fit_intercept = fit_intercept
         self.class_weight = class_weight
         self.tol = tol
         self.max_iter = max_iter
@@ -324,6 +330,7 @@ class SoftmaxClassifier(SoftmaxModel):
                 max_steps=self.max_iter,
                 num_classes=len(data.classes),
                 sample_weights=data.weights,
+                fit_intercept=self.fit_intercept,
                 init=init,
             )
         self._set_params(result.params, l2, l1)
@@ -349,5 +356,6 @@ class SoftmaxClassifier(SoftmaxModel):
     def _start(self, data: Examples) -> SoftmaxRegression | None:
         """The parameters of the fit before, where they have the shape of this one."""
         params = self.params_
-        fits = params.kernel.shape == (data.features.shape[1], len(data.classes))
-        return params if fits else None
+        if params.kernel.shape != (data.features.shape[1], len(data.classes)):
+            return None
+        return params if self.fit_intercept else params._replace(bias=0 * params.bias)

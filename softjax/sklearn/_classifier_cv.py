@@ -31,6 +31,7 @@ class SoftmaxClassifierCV(SoftmaxModel):
         scoring: "neg_log_loss", the mean log-probability of the labels held out, or "accuracy".
             Other scores are those of `GridSearchCV` with a `SoftmaxClassifier`.
         selection: "best", or "one_standard_error" for the strongest penalty that is hardly worse.
+        fit_intercept: as of `SoftmaxClassifier`.
         class_weight: as of `SoftmaxClassifier`; the weights of the classes are those of all
             examples, and take part in the scores.
         tol: as of `SoftmaxClassifier`.
@@ -63,6 +64,7 @@ class SoftmaxClassifierCV(SoftmaxModel):
         "cv": ["cv_object"],
         "scoring": [StrOptions({"neg_log_loss", "accuracy"})],
         "selection": [StrOptions({"best", "one_standard_error"})],
+        "fit_intercept": ["boolean"],
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "tol": [Interval(Real, 0, None, closed="left"), None],
         "max_iter": [Interval(Integral, 0, None, closed="left"), None],
@@ -75,6 +77,7 @@ class SoftmaxClassifierCV(SoftmaxModel):
         cv: Any = None,
         scoring: str = "neg_log_loss",
         selection: str = "best",
+        fit_intercept: bool = True,
         class_weight: dict | str | None = None,
         tol: float | None = None,
         max_iter: int | None = None,
@@ -83,6 +86,7 @@ class SoftmaxClassifierCV(SoftmaxModel):
         self.cv = cv
         self.scoring = scoring
         self.selection = selection
+        self.fit_intercept = fit_intercept
         self.class_weight = class_weight
         self.tol = tol
         self.max_iter = max_iter
@@ -115,6 +119,7 @@ class SoftmaxClassifierCV(SoftmaxModel):
                 max_steps=self.max_iter,
                 num_classes=len(data.classes),
                 sample_weights=data.weights,
+                fit_intercept=self.fit_intercept,
             )
         validated = path.cross_validation
         loss, accuracy = np.asarray(validated.loss), np.asarray(validated.accuracy)
