@@ -250,6 +250,7 @@ def traced(
     Where it is known to be `penalised`, quasi-complete separation is not looked for.
     """
     fixed, start = lax.stop_gradient((data, params))
+    fixed = fixed._replace(constant=data.constant)  # a number, not a tracer of it
     fixed, frame = _frame.framed(fixed, SOLVERS[name].rotates)
     start = _frame.inside(frame, start)
     fit, value_over_mass = to_the_end(name, fixed, num_classes, start, tol, max_steps, penalised)
