@@ -61,12 +61,12 @@ class Lead(NamedTuple):
     names: tuple[Names, ...]
 
     @classmethod
-    def of(cls, mesh: AbstractMesh, ndim: int, kernel: Array, *arrays: Array) -> "Lead":
+    def of(cls, mesh: AbstractMesh, ndim: int, kernel: Array, axis: int, *arrays: Array) -> "Lead":
         """The first `ndim` axes, as the first array has them that is over devices there.
 
-        But for the axes of the classes of kernel [D, V], which have all of the rows.
+        But for the axes of the classes, on `axis` of the kernel, which have all of the rows.
         """
-        taken = entry_names(jax.typeof(kernel).sharding.spec[1])
+        taken = entry_names(jax.typeof(kernel).sharding.spec[axis])
         specs = [jax.typeof(a).sharding.spec[:ndim] for a in arrays]
         chosen = map(entry_names, next(filter(any, specs), specs[0]))
         names = tuple(tuple(n for n in entry if n not in taken) for entry in chosen)

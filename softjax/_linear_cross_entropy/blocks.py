@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from softjax._numerics import compute_dtype, excess, not_negative
 from softjax._reductions import shift
@@ -35,12 +35,32 @@ class Rows(NamedTuple):
 
 
 class Classes(NamedTuple):
-    """What each class brings, over the last axis."""
+    """What each class brings, over the last axis; the kernel over `axis`."""
 
     kernel: Array  # [D, V]
-    bias: Array | None  # [V]
-    spread: Array | None  # [V], the target mass that every row has on the class
-    class_weights: Array | None  # [V], the factors of `dense`
+    bias: Array | None = None  # [V]
+    spread: Array | None = None  # [V], the target mass that every row has on the class
+    class_weights: Array | None = None  # [V], the factors of `dense`
+
+    @property
+    def axis(self) -> int:
+        """The axis of the classes in the kernel."""
+        return 1
+
+    @property
+    def length(self) -> int:
+        """V."""
+        return self.kernel.shape[self.axis]
+
+
+class TransposedClasses(Classes):
+    """The same with a kernel [V, D]. What is made of it by `_replace` or by JAX is of this type."""
+
+    __slots__ = ()
+
+    @property
+    def axis(self) -> int:
+        return 0
 
 
 class Scalars(NamedTuple):
@@ -78,9 +98,15 @@ def block_of(rows: Rows, classes: Classes, scalars: Scalars, product: Array | No
     if product is None:
         # Multiplied in the dtype of the inputs, summed in that of the computation.
         wide = compute_dtype(rows.hidden.dtype)
-        product = jnp.matmul(rows.hidden, classes.kernel, preferred_element_type=wide)
+        product = times_features(rows.hidden, classes.kernel, classes.axis, wide)
     dense = None if rows.dense is None else rows.dense.astype(product.dtype)
     return Block(product, *classes[1:], dense, rows.mass, scalars)
+
+
+def times_features(hidden: Array, kernel: Array, axis: int, dtype) -> Array:
+    """h W, summed in `dtype`; the classes of the kernel are on `axis`."""
+    contracted = ((1,), (1 - axis,)), ((), ())
+    return lax.dot_general(hidden, kernel, contracted, preferred_element_type=dtype)
 
 
 def statistics(block: Block, index: Array | None, start: Array | int) -> Statistics:

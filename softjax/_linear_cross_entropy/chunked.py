@@ -19,7 +19,6 @@ from jax.custom_derivatives import zero_from_primal
 
 from softjax._linear_cross_entropy.blocks import (
     Block,
-    Classes,
     Scalars,
     Statistics,
     block_of,
@@ -158,9 +157,11 @@ def block_tangent(
     assert g is not None
     g = g.astype(rows.hidden.dtype)
     if hidden_dot is not None:
-        l_dot += jnp.sum(hidden_dot * times_classes(g, classes.kernel, l_dot.dtype), -1)
+        l_dot += jnp.sum(
+            hidden_dot * times_classes(g, classes.kernel, classes.axis, l_dot.dtype), -1
+        )
     if kernel_dot is not None:
-        back = times_classes(g, kernel_dot.astype(g.dtype), g.dtype)
+        back = times_classes(g, kernel_dot.astype(g.dtype), classes.axis, g.dtype)
         l_dot += jnp.sum((rows.hidden * back).astype(l_dot.dtype), -1)
     return l_dot
 
@@ -188,7 +189,7 @@ def _gradients(
     classes at a time. These take the logits of the statistics, three products in all, or multiply
     again, four, where that would be too many logits.
     """
-    length, dtype = arguments.classes.kernel.shape[-1], scale.dtype
+    length, dtype = arguments.classes.length, scale.dtype
 
     def step(sums, operands, start, size):
         value, bars, values = sums
@@ -253,17 +254,18 @@ def _bars_of_classes(
     hidden_bar, kernel_bar, dtype = bars.rows.hidden, bars.classes.kernel, scale.dtype
     g = None if new.product is None else new.product.astype(rows.hidden.dtype)
     if g is not None and hidden_bar is not None:
-        hidden_bar += times_classes(g, classes.kernel, dtype)
+        hidden_bar += times_classes(g, classes.kernel, classes.axis, dtype)
     plus_classes = partial(plus, start=start, axis=-1)
     if g is not None and kernel_bar is not None:
         # One that is not wide is of all rows at once, and XLA:CPU would copy it to read it.
         place = plus if kernel_bar.dtype == dtype else put
-        kernel_bar = place(kernel_bar, times_rows(rows.hidden, g, dtype), start, -1)
+        new_bar = times_rows(rows.hidden, g, classes.axis, dtype)
+        kernel_bar = place(kernel_bar, new_bar, start, classes.axis)
     dense_bar = jax.tree.map(plus_classes, bars.rows.dense, new.dense)
     class_bars = jax.tree.map(plus_classes, bars.classes[1:], new[1:4])
     return Arguments(
         bars.rows._replace(hidden=hidden_bar, dense=dense_bar),
-        Classes(kernel_bar, *class_bars),
+        type(classes)(kernel_bar, *class_bars),
         jax.tree.map(jnp.add, bars.scalars, new.scalars),
     )
 

@@ -11,12 +11,12 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._linear_cross_entropy.blocks import (
-    Classes,
     Rows,
     Scalars,
     block_of,
     class_logits,
     distance,
+    times_features,
 )
 from softjax._linear_cross_entropy.entry import (
     Head,
@@ -52,6 +52,7 @@ def linear_cross_entropy_ggn_vp(
     tangents: tuple[ArrayLike | None, ArrayLike | None, ArrayLike | None],
     bias: ArrayLike | None = None,
     *,
+    transpose_kernel: bool = False,
     weights: ArrayLike | None = None,
     softcap: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
@@ -78,6 +79,7 @@ def linear_cross_entropy_ggn_vp(
         tangents: v as (hidden_dot, kernel_dot, bias_dot), of the shapes of the arguments; None
             where the argument is held fixed.
         bias: real [V].
+        transpose_kernel: as in linear_cross_entropy.
         weights: real or boolean [...], >= 0: the weights of the examples.
         softcap: scalar > 0, as in linear_cross_entropy.
         temperature: scalar > 0.
@@ -106,15 +108,16 @@ def linear_cross_entropy_ggn_vp(
         expected = "'sum' or 'mean'"
         raise ValueError(_checks.message(NAME, "reduction", expected, repr(reduction)))
     checked_budget(NAME, max_temp_bytes)
-    head = checked_head(NAME, hidden, kernel, bias)
+    head = checked_head(NAME, hidden, kernel, bias, transpose_kernel)
     w = checked_weights(NAME, weights, head)
     dtype = compute_dtype(head.hidden.dtype)
     scalars = checked_scalars(NAME, dtype, softcap, temperature)
     originals = (hidden, kernel, bias)
     dots = _checked_tangents(tangents, originals, head)
     of_examples = jax.tree.leaves((head.hidden, w, dots[0]))
-    lead = Lead.of(mesh_of((head, w, dots)), len(head.lead), head.kernel, *of_examples)
-    layout = layout_of(NAME, lead, head.kernel, class_axis, feature_axis)
+    kernel, axis = head.classes.kernel, head.classes.axis
+    lead = Lead.of(mesh_of((head, w, dots)), len(head.lead), kernel, axis, *of_examples)
+    layout = layout_of(NAME, lead, head.classes, class_axis, feature_axis)
     products = _reduced(head, scalars, w, dots, reduction, lead, layout, max_temp_bytes)
     h, w, b = (
         None if a is None else a.astype(jnp.result_type(of))
@@ -130,7 +133,8 @@ def _checked_tangents(tangents, originals, head: Head) -> Tangents:
         got = type(tangents).__name__
         raise TypeError(_checks.message(NAME, "tangents", "a tuple (hidden, kernel, bias)", got))
     checked: list[Array | None] = []
-    for name, dot, original, argument in zip(names, tangents, originals, head, strict=True):
+    arguments = head.hidden, *head.classes[:2]
+    for name, dot, original, argument in zip(names, tangents, originals, arguments, strict=True):
         if dot is None:
             checked.append(None)
             continue
@@ -166,8 +170,8 @@ def _reduced(
         scale = shares(scale)
     counted = ~is_zero(scale)[:, None]
     hidden, h_dot = jax.tree.map(lambda a: jnp.where(counted, a, 0), (hidden, h_dot))
-    rows, classes = Rows(hidden, None, None, None, None), Classes(*head[1:], None, None)
-    operands = Arguments(rows, classes, scalars), scale, (h_dot, *tangents[1:])
+    rows = Rows(hidden, None, None, None, None)
+    operands = Arguments(rows, head.classes, scalars), scale, (h_dot, *tangents[1:])
     if layout is None:
         h, w, b = _products((), budget, *operands)
     else:
@@ -180,15 +184,16 @@ def _products_on(
 ) -> Tangents:
     """The same on the devices of a mesh, each of whom has its rows and its classes."""
     rows, features, classes = layout.rows, layout.features, layout.classes
+    axis = 1 - arguments.classes.axis
 
     def local(arguments: Arguments, scale: Array, tangents: Tangents) -> Tangents:
         h_dot, kernel_dot, bias_dot = tangents
         if kernel_dot is not None and features:
-            kernel_dot = lax.all_gather(kernel_dot, features, axis=0, tiled=True)
+            kernel_dot = lax.all_gather(kernel_dot, features, axis=axis, tiled=True)
         dots = varying((h_dot, kernel_dot, bias_dot), (*rows, *classes))
         h, w, b = _products(classes, budget, cast(layout, arguments), scale, dots)
         if w is not None and features:
-            w = lax.psum_scatter(w, features, scatter_dimension=0, tiled=True)
+            w = lax.psum_scatter(w, features, scatter_dimension=axis, tiled=True)
         left = tuple(name for name in rows if name not in features)
         sums = (h, classes), (w, left), (b, rows)
         h, w, b = (lax.psum(a, axes) if a is not None and axes else a for a, axes in sums)
@@ -196,7 +201,8 @@ def _products_on(
 
     if layout.is_manual:
         return local(arguments, scale, tangents)
-    specs = P(rows, None), P(features, classes), P(classes)
+    of_kernel = P(classes, features) if axis else P(features, classes)
+    specs = P(rows, None), of_kernel, P(classes)
     specs = tuple(None if a is None else s for a, s in zip(tangents, specs, strict=True))
     products = mapped(
         layout, local, padded(layout, arguments), (scale, tangents), (P(rows), specs), specs
@@ -220,12 +226,12 @@ def _products(
         part, c = some_rows(operands[0], start, size), cut(operands[1], start, size, 0)
         h_dot, kernel_dot, bias_dot = operands[2]
         (rows, classes, scalars), block = part, block_of(*part)
-        matmul = partial(jnp.matmul, preferred_element_type=dtype)
-        product_dot = jnp.zeros((size, classes.kernel.shape[1]), dtype)
+        product_dot, axis = jnp.zeros((size, classes.length), dtype), classes.axis
         if h_dot is not None:
-            product_dot += matmul(cut(h_dot, start, size, 0), classes.kernel)
+            h_dot = cut(h_dot, start, size, 0)
+            product_dot += times_features(h_dot, classes.kernel, axis, dtype)
         if kernel_dot is not None:
-            product_dot += matmul(rows.hidden, kernel_dot)
+            product_dot += times_features(rows.hidden, kernel_dot, axis, dtype)
         if block.bias is not None and bias_dot is None:
             bias_dot = jnp.zeros_like(block.bias)
 
@@ -245,9 +251,9 @@ def _products(
         g = product_bar.astype(rows.hidden.dtype)
         of_hidden, of_kernel, of_bias = sums
         if of_hidden is not None:
-            of_hidden = put(of_hidden, times_classes(g, classes.kernel, dtype), start, 0)
+            of_hidden = put(of_hidden, times_classes(g, classes.kernel, axis, dtype), start, 0)
         if of_kernel is not None:
-            of_kernel += times_rows(rows.hidden, g, dtype)
+            of_kernel += times_rows(rows.hidden, g, axis, dtype)
         if of_bias is not None:
             of_bias += bias_bar
         return of_hidden, of_kernel, of_bias

@@ -19,7 +19,6 @@ from softjax._cross_entropy import weighted_mean
 from softjax._labels import TopKLabels, sparse_distribution
 from softjax._linear_cross_entropy.blocks import (
     Block,
-    Classes,
     Rows,
     Scalars,
     Statistics,
@@ -100,6 +99,7 @@ def linear_distillation_loss(
     teacher: LinearHead | TopKLabels,
     bias: ArrayLike | None = None,
     *,
+    transpose_kernel: bool = False,
     divergence: Divergence = "forward_kl",
     beta: float = 0.5,
     softcap: ArrayLike | None = None,
@@ -133,6 +133,7 @@ def linear_distillation_loss(
         teacher: LinearHead, with features of its own number; or TopKLabels [..., k] with
             probabilities that are those at the temperature T, and sum to at most 1.
         bias: real [V].
+        transpose_kernel: whether the kernels, that of a teacher too, are [V, D].
         divergence: "forward_kl", "reverse_kl" or "jensen_shannon".
         beta: a number in (0, 1), for "jensen_shannon". Over beta, or over 1 - beta, it tends to
             the forward or to the reverse KL where that tends to 0.
@@ -171,18 +172,19 @@ def linear_distillation_loss(
     if not 0 < beta < 1:
         raise ValueError(_checks.message(NAME, "beta", "in (0, 1)", beta))
     checked_budget(NAME, max_temp_bytes)
-    head = checked_head(NAME, hidden, kernel, bias)
+    head = checked_head(NAME, hidden, kernel, bias, transpose_kernel)
     dtype = compute_dtype(head.hidden.dtype)
     scalars = checked_scalars(NAME, dtype, softcap, temperature)
-    classes = all_classes(head.kernel, class_axis)
-    student, of_teacher = _checked(head, scalars, teacher, temperature, classes)
+    num_classes = all_classes(head.classes, class_axis)
+    student, of_teacher = _checked(head, scalars, teacher, temperature, num_classes)
     pair = Pair(student, of_teacher)
     w = checked_weights(NAME, weights, head)
     of_examples = jax.tree.leaves((pair.student.rows, of_teacher and of_teacher.rows, w))
-    lead = Lead.of(mesh_of((pair, w)), len(head.lead), head.kernel, *of_examples)
-    layout = layout_of(NAME, lead, head.kernel, class_axis, feature_axis)
+    kernel, axis = head.classes.kernel, head.classes.axis
+    lead = Lead.of(mesh_of((pair, w)), len(head.lead), kernel, axis, *of_examples)
+    layout = layout_of(NAME, lead, head.classes, class_axis, feature_axis)
     features = 1 if layout is None else layout.size(layout.features)
-    if of_teacher is not None and of_teacher.classes.kernel.shape[0] % features:
+    if of_teacher is not None and of_teacher.classes.kernel.shape[1 - axis] % features:
         expected = f"of features that {features} devices share"
         got = f"shape {of_teacher.classes.kernel.shape}"
         raise ValueError(_checks.message(NAME, "teacher.kernel", expected, got))
@@ -199,7 +201,7 @@ class Pair(NamedTuple):
 
 def _checked(head: Head, scalars: Scalars, teacher, temperature, num_classes: int) -> Pair:
     """The two heads, or the student with the probabilities that the teacher gives."""
-    classes, dtype = Classes(head.kernel, head.bias, None, None), compute_dtype(head.hidden.dtype)
+    classes, dtype = head.classes, compute_dtype(head.hidden.dtype)
     if isinstance(teacher, TopKLabels):
         index, mass = sparse_distribution(NAME, teacher, (*head.lead, num_classes))
         for array, good, argument, expected in (
@@ -216,16 +218,16 @@ def _checked(head: Head, scalars: Scalars, teacher, temperature, num_classes: in
         expected, got = "a LinearHead or TopKLabels", type(teacher).__name__
         raise TypeError(_checks.message(NAME, "teacher", expected, got))
     given = LinearHead(*teacher)
-    other = checked_head(NAME, *given[:3], prefix="teacher.")
-    if other.lead != head.lead or other.kernel.shape[1] != head.kernel.shape[1]:
-        got = f"hidden {other.hidden.shape} and kernel {other.kernel.shape}"
-        expected = f"a head of examples {head.lead} and {head.kernel.shape[1]} classes"
+    other = checked_head(NAME, *given[:3], classes.axis == 0, prefix="teacher.")
+    if other.lead != head.lead or other.classes.length != classes.length:
+        got = f"hidden {other.hidden.shape} and kernel {other.classes.kernel.shape}"
+        expected = f"a head of examples {head.lead} and {classes.length} classes"
         raise ValueError(_checks.message(NAME, "teacher", expected, got))
     wide = compute_dtype(other.hidden.dtype)
     of_teacher = checked_scalars(NAME, wide, given.softcap, temperature)
     rows = [Rows(h.hidden, None, None, None, None) for h in (head, other)]
-    of_classes = Classes(other.kernel, other.bias, None, None)
-    return Pair(Arguments(rows[0], classes, scalars), Arguments(rows[1], of_classes, of_teacher))
+    student = Arguments(rows[0], classes, scalars)
+    return Pair(student, Arguments(rows[1], other.classes, of_teacher))
 
 
 def _is_part(mass: Array) -> Array:
@@ -353,13 +355,13 @@ def _through_product(
 
     value, pull = jax.vjp(of_product, blocks[n].product)
     (g,) = pull(jnp.ones_like(value))
-    hidden, kernel = head.rows.hidden, head.classes.kernel
+    hidden, kernel, axis = head.rows.hidden, head.classes.kernel, head.classes.axis
     g = g.astype(hidden.dtype)
     l_dot = jnp.zeros_like(value)
     if hidden_dot is not None:
-        l_dot += jnp.sum(hidden_dot * times_classes(g, kernel, value.dtype), -1)
+        l_dot += jnp.sum(hidden_dot * times_classes(g, kernel, axis, value.dtype), -1)
     if kernel_dot is not None:
-        back = times_classes(g, kernel_dot.astype(g.dtype), g.dtype)
+        back = times_classes(g, kernel_dot.astype(g.dtype), axis, g.dtype)
         l_dot += jnp.sum((hidden * back).astype(l_dot.dtype), -1)
     return l_dot
 

@@ -19,7 +19,7 @@ from softjax._labels import (
     is_class_indices,
     sparse_distribution,
 )
-from softjax._linear_cross_entropy.blocks import Classes, Rows, Scalars
+from softjax._linear_cross_entropy.blocks import Classes, Rows, Scalars, TransposedClasses
 from softjax._linear_cross_entropy.packing import packed, unpacked
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import (
@@ -45,6 +45,7 @@ def linear_cross_entropy(
     labels: Labels,
     bias: ArrayLike | None = None,
     *,
+    transpose_kernel: bool = False,
     label_smoothing: ArrayLike = 0.0,
     class_weights: ArrayLike | None = None,
     ignore_index: int | None = None,
@@ -80,6 +81,8 @@ def linear_cross_entropy(
         labels: class indices [...]; or a distribution over the classes, floating [..., V], used
             as it is; or TopKLabels [..., k], as of a teacher.
         bias: real [V]; -inf takes a class out.
+        transpose_kernel: whether the kernel is [V, D], as an embedding, and as the weights of
+            linear layers in PyTorch and Equinox; it is not copied.
         label_smoothing: in [0, 1], scalar.
         class_weights: real [V], >= 0: the cost of class k counts that many times.
         ignore_index: examples with this label have loss 0 and gradient 0, and a mean leaves them
@@ -122,7 +125,7 @@ def linear_cross_entropy(
     """
     checked_reduction(NAME, reduction)
     checked_budget(NAME, max_temp_bytes)
-    head = checked_head(NAME, hidden, kernel, bias)
+    head = checked_head(NAME, hidden, kernel, bias, transpose_kernel)
     options = label_smoothing, class_weights, ignore_index, class_axis
     with_costs = reduction == "class_weighted_mean"
     targets = checked_targets(NAME, head, labels, *options, with_costs=with_costs)
@@ -131,8 +134,10 @@ def linear_cross_entropy(
     weights = checked_weights(NAME, weights, head)
     max_active = _checked_room(max_active, head, targets, weights)
     of_examples = head.hidden, *jax.tree.leaves((targets.of_examples, weights))
-    lead = Lead.of(mesh_of((head, targets, weights)), len(head.lead), head.kernel, *of_examples)
-    layout = layout_of(NAME, lead, head.kernel, class_axis, feature_axis)
+    kernel, axis = head.classes.kernel, head.classes.axis
+    mesh = mesh_of((head, targets, weights))
+    lead = Lead.of(mesh, len(head.lead), kernel, axis, *of_examples)
+    layout = layout_of(NAME, lead, head.classes, class_axis, feature_axis)
     places = lead, layout, max_temp_bytes, max_active
     return _reduced(head, targets, scalars, weights, reduction, *places)
 
@@ -143,12 +148,14 @@ def plain_linear_cross_entropy(
     labels: Labels,
     bias: Array | None = None,
     *,
+    transpose_kernel: bool = False,
     softcap: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     **options: Any,
 ) -> Array:
     """The same as a user would write it, all logits and then the loss: what tests compare with."""
     dtype = compute_dtype(hidden.dtype)
+    kernel = kernel.T if transpose_kernel else kernel
     x = jnp.matmul(hidden, kernel, preferred_element_type=dtype)
     x = x if bias is None else x + bias.astype(dtype)
     if softcap is not None:
@@ -158,11 +165,10 @@ def plain_linear_cross_entropy(
 
 
 class Head(NamedTuple):
-    """hidden [..., D], kernel [D, V] and bias [V]."""
+    """hidden [..., D], and the kernel and the bias of the classes."""
 
     hidden: Array
-    kernel: Array
-    bias: Array | None
+    classes: Classes
 
     @property
     def lead(self) -> tuple[int, ...]:
@@ -210,7 +216,8 @@ def _reduced(
         # What an example brings that takes no part may be anything, and 0 * inf is not 0.
         hidden = jnp.where(active[:, None], hidden, 0)
     rows = Rows(hidden, index, mass, dense, active)
-    classes = Classes(head.kernel, head.bias, targets.spread, targets.class_weights)
+    of_targets = {"spread": targets.spread, "class_weights": targets.class_weights}
+    classes = head.classes._replace(**of_targets)
     arguments = Arguments(rows, classes, scalars)
     scale = _scale(rows, weights, costs, reduction)
     count, places, spoiled = hidden.shape[0], None, 1
@@ -269,28 +276,37 @@ def checked_head(
     hidden: ArrayLike,
     kernel: ArrayLike,
     bias: ArrayLike | None,
+    transpose_kernel: bool,
     prefix: str = "",
 ) -> Head:
     """The head, hidden and kernel in their common dtype, the bias in that of the computation.
 
     In errors the prefix is before the names of the arguments.
     """
+    transpose_kernel = _checks.flag(function, "transpose_kernel", transpose_kernel)
+    axis = 0 if transpose_kernel else 1
     of_hidden, of_kernel, of_bias = (prefix + name for name in ("hidden", "kernel", "bias"))
     h = _checks.real_array(function, of_hidden, hidden)
     w = _checks.real_array(function, of_kernel, kernel)
     if h.ndim == 0:
         raise ValueError(_checks.message(function, of_hidden, "of rank >= 1", "shape ()"))
     _checks.same_rank(function, of_kernel, w, 2)
-    if w.shape[0] != h.shape[-1]:
-        expected = f"of shape ({h.shape[-1]}, V), as hidden has {h.shape[-1]} features"
-        raise ValueError(_checks.message(function, of_kernel, expected, f"shape {w.shape}"))
+    features = h.shape[-1]
+    if w.shape[1 - axis] != features:
+        shape = f"({features}, V)" if axis else f"(V, {features})"
+        expected = f"of shape {shape}, as hidden has {features} features"
+        text = _checks.message(function, of_kernel, expected, f"shape {w.shape}")
+        if w.shape[axis] == features:
+            text += f" Its transpose would be: pass transpose_kernel={not transpose_kernel}."
+        raise ValueError(text)
     dtype = jnp.promote_types(h.dtype, w.dtype)
     b = None
     if bias is not None:
         b = _checks.real_array(function, of_bias, bias)
-        _checks.same_shape(function, of_bias, b, w.shape[1:])
+        _checks.same_shape(function, of_bias, b, (w.shape[axis],))
         b = b.astype(compute_dtype(dtype))
-    return Head(h.astype(dtype), w.astype(dtype), b)
+    classes = TransposedClasses if transpose_kernel else Classes
+    return Head(h.astype(dtype), classes(w.astype(dtype), b))
 
 
 def checked_scalars(
@@ -323,8 +339,8 @@ def checked_targets(
     with_costs: bool = False,
 ) -> Targets:
     """Labels of any kind and the options that act on them, as target masses."""
-    dtype, own = compute_dtype(head.hidden.dtype), head.kernel.shape[1]
-    classes, names = all_classes(head.kernel, class_axis), manual_axes(mesh_of(()), class_axis)
+    dtype, own = compute_dtype(head.hidden.dtype), head.classes.length
+    classes, names = all_classes(head.classes, class_axis), manual_axes(mesh_of(()), class_axis)
     e = None
     if not _is_number(label_smoothing, 0):
         e = _checks.unit_interval(function, "label_smoothing", label_smoothing, dtype)

@@ -13,7 +13,6 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._labels import TopKLabels, class_indices, is_class_indices
 from softjax._linear_cross_entropy.blocks import (
-    Classes,
     Rows,
     Scalars,
     Statistics,
@@ -81,6 +80,7 @@ def linear_logsumexp(
     kernel: ArrayLike,
     bias: ArrayLike | None = None,
     *,
+    transpose_kernel: bool = False,
     softcap: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     class_axis: str | tuple[str, ...] | None = None,
@@ -98,6 +98,7 @@ def linear_logsumexp(
         hidden: real [..., D].
         kernel: real [D, V].
         bias: real [V].
+        transpose_kernel: as in linear_cross_entropy.
         softcap: scalar s > 0.
         temperature: scalar T > 0.
         class_axis: as in linear_cross_entropy.
@@ -119,10 +120,10 @@ def linear_logsumexp(
     """
     name = "linear_logsumexp"
     checked_budget(name, max_temp_bytes)
-    head = checked_head(name, hidden, kernel, bias)
+    head = checked_head(name, hidden, kernel, bias, transpose_kernel)
     scalars = checked_scalars(name, compute_dtype(head.hidden.dtype), softcap, temperature)
-    rows, classes = Rows(head.hidden, None, None, None, None), Classes(*head[1:], None, None)
-    arguments = Arguments(rows, classes, scalars)
+    rows = Rows(head.hidden, None, None, None, None)
+    arguments = Arguments(rows, head.classes, scalars)
     lead, layout = _places(name, arguments, class_axis, feature_axis)
     y, _ = _mapped(_log_partitions, _log_partitions_over, arguments, lead, layout, max_temp_bytes)
     return y
@@ -134,6 +135,7 @@ def linear_cross_entropy_outputs(
     labels: ArrayLike | None = None,
     bias: ArrayLike | None = None,
     *,
+    transpose_kernel: bool = False,
     label_smoothing: ArrayLike = 0.0,
     class_weights: ArrayLike | None = None,
     ignore_index: int | None = None,
@@ -162,6 +164,7 @@ def linear_cross_entropy_outputs(
         labels: class indices [...], one for each example; or [..., k], some for each, whose
             log-probabilities are wanted; or None.
         bias: real [V].
+        transpose_kernel: as in linear_cross_entropy.
         label_smoothing: of the loss, as in linear_cross_entropy.
         class_weights: of the loss, as in linear_cross_entropy.
         ignore_index: the label of what is left out.
@@ -190,7 +193,7 @@ def linear_cross_entropy_outputs(
     """
     name = "linear_cross_entropy_outputs"
     checked_budget(name, max_temp_bytes)
-    head = checked_head(name, hidden, kernel, bias)
+    head = checked_head(name, hidden, kernel, bias, transpose_kernel)
     dtype = compute_dtype(head.hidden.dtype)
     scalars = checked_scalars(name, dtype, softcap, temperature, z_loss)
     of_loss = {"label_smoothing": label_smoothing, "class_weights": class_weights}
@@ -198,9 +201,9 @@ def linear_cross_entropy_outputs(
     if not has_loss:
         _refuse_options(name, {**of_loss, "z_loss": z_loss})
     rows, spread = _labelled(name, head, labels, ignore_index, class_axis, **of_loss)
-    arguments = Arguments(rows, Classes(*head[1:], spread, None), scalars)
+    arguments = Arguments(rows, head.classes._replace(spread=spread), scalars)
     lead, layout = _places(name, arguments, class_axis, feature_axis)
-    classes = all_classes(head.kernel, class_axis)
+    classes = all_classes(head.classes, class_axis)
     is_integer = isinstance(top_k, (int, np.integer)) and not isinstance(top_k, bool)
     if not is_integer or not 1 <= top_k <= classes:
         expected = f"an integer in [1, {classes}]"
@@ -243,7 +246,7 @@ def _labelled(
         return Rows(head.hidden, index, mass, None, active), targets.spread
     if ignore_index is not None:
         ignore_index = _checks.integer(name, "ignore_index", ignore_index)
-    classes = all_classes(head.kernel, class_axis)
+    classes = all_classes(head.classes, class_axis)
     index, bad, ignored = class_indices(name, labels, classes, ignore_index)
     mass = _checks.nan_where(bad, jnp.ones(shape, compute_dtype(head.hidden.dtype)))
     mass = mass if ignored is None else jnp.where(ignored, 0, mass)
@@ -271,8 +274,9 @@ def _places(
 ) -> tuple[Lead, Layout | None]:
     """Where the examples are, and where all is."""
     rows, classes, _ = arguments
-    lead = Lead.of(mesh_of(arguments), rows.hidden.ndim - 1, classes.kernel, *jax.tree.leaves(rows))
-    return lead, layout_of(name, lead, classes.kernel, class_axis, feature_axis)
+    ndim, arrays = rows.hidden.ndim - 1, jax.tree.leaves(rows)
+    lead = Lead.of(mesh_of(arguments), ndim, classes.kernel, classes.axis, *arrays)
+    return lead, layout_of(name, lead, classes, class_axis, feature_axis)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 3, 4, 5, 6, 7))
@@ -332,7 +336,7 @@ def _outputs_over(
 ):
     """With d = (m_s - M) / T for the shard s: sum e^d (surprise - (1 + r_s) d) is that of all."""
     scalars = arguments.scalars
-    own_k = min(top_k, arguments.classes.kernel.shape[1])
+    own_k = min(top_k, arguments.classes.length)
 
     def local(part: Arguments):
         first = first_class(axes, part)

@@ -110,8 +110,8 @@ def plan_of_gradients(shapes: Shapes, budget: int | None, *, whole: bool) -> Pla
 
 
 def shapes_of(arguments: Arguments) -> Shapes:
-    hidden, kernel = arguments.rows.hidden, arguments.classes.kernel
-    (rows, features), classes = hidden.shape, kernel.shape[-1]
+    hidden, classes = arguments.rows.hidden, arguments.classes.length
+    rows, features = hidden.shape
     rows = rows if isinstance(rows, int) else MANY_ROWS
     return Shapes(rows, features, classes, compute_dtype(hidden.dtype).itemsize)
 
@@ -125,7 +125,9 @@ def some_classes(arguments: Arguments, start: Array | int, size: int) -> Argumen
     piece = partial(cut, start=start, size=size, axis=-1)
     rows, classes, scalars = arguments
     dense = jax.tree.map(piece, rows.dense)
-    return Arguments(rows._replace(dense=dense), jax.tree.map(piece, classes), scalars)
+    kernel = cut(classes.kernel, start, size, classes.axis)
+    classes = jax.tree.map(piece, classes._replace(kernel=None))._replace(kernel=kernel)
+    return Arguments(rows._replace(dense=dense), classes, scalars)
 
 
 def cut(a: Array, start: Array | int, size: int, axis: int) -> Array:
@@ -247,14 +249,16 @@ def transposed(linear: Callable[[Block], Array], wanted: Block, l_bar: Array) ->
     return jax.linear_transpose(linear, wanted)(l_bar)[0]
 
 
-def times_classes(g: Array, kernel: Array, dtype) -> Array:
-    """g W^T, summed in `dtype`."""
-    return lax.dot_general(g, kernel, (((1,), (1,)), ((), ())), preferred_element_type=dtype)
+def times_classes(g: Array, kernel: Array, axis: int, dtype) -> Array:
+    """g W^T, summed in `dtype`; the classes of the kernel are on `axis`."""
+    contracted = ((1,), (axis,)), ((), ())
+    return lax.dot_general(g, kernel, contracted, preferred_element_type=dtype)
 
 
-def times_rows(hidden: Array, g: Array, dtype) -> Array:
-    """h^T g, summed in `dtype`."""
-    return lax.dot_general(hidden, g, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
+def times_rows(hidden: Array, g: Array, axis: int, dtype) -> Array:
+    """h^T g, summed in `dtype`, with its classes on `axis`."""
+    first, second = (hidden, g) if axis else (g, hidden)
+    return lax.dot_general(first, second, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
 
 
 def _rows(shapes: Shapes, wanted: int, pieces: int, fitting: int | None) -> int:

@@ -112,10 +112,10 @@ def manual_axes(mesh: AbstractMesh, axis: str | Names | None) -> Names:
     return names if all(name in manual for name in names) else ()
 
 
-def all_classes(kernel: Array, class_axis: str | Names | None) -> int:
-    """The classes of kernel [D, V], which is a shard of it where `class_axis` is manual."""
+def all_classes(classes: Classes, class_axis: str | Names | None) -> int:
+    """How many classes there are: those are the shard of a device where `class_axis` is manual."""
     mesh = get_abstract_mesh()
-    return kernel.shape[1] * math.prod(mesh.shape[name] for name in manual_axes(mesh, class_axis))
+    return classes.length * math.prod(mesh.shape[name] for name in manual_axes(mesh, class_axis))
 
 
 def at_class(names: Names, table: Array, index: Array) -> Array:
@@ -137,15 +137,16 @@ def alike(layout: Layout | None, tree: Any) -> Any:
 def layout_of(
     function: str,
     lead: Lead,
-    kernel: Array,
+    head: Classes,
     class_axis: str | Names | None,
     feature_axis: str | Names | None,
 ) -> Layout | None:
     """The layout, or None where there is nothing to share.
 
-    Explicit axes are in the types of the examples and of kernel [D, V]. The examples are over all
+    Explicit axes are in the types of the examples and of the kernel. The examples are over all
     Auto axes but those of the classes, which the arguments tell, or the kernel where it is known.
     """
+    kernel, axis = head.kernel, head.axis
     mesh, told = lead.mesh, class_axis is not None or feature_axis is not None
     if names := manual_axes(mesh, class_axis):
         if feature_axis is not None:
@@ -153,8 +154,10 @@ def layout_of(
             raise ValueError(_checks.message(function, "feature_axis", expected, feature_axis))
         return Layout(mesh, (), (), (), names)
     of_kernel = jax.typeof(kernel).sharding.spec if told else visible_spec(kernel)
-    classes = entry_names(of_kernel[1]) + _checked_names(function, "class_axis", class_axis, mesh)
-    features = entry_names(of_kernel[0]) + _checked_names(
+    classes = entry_names(of_kernel[axis]) + _checked_names(
+        function, "class_axis", class_axis, mesh
+    )
+    features = entry_names(of_kernel[1 - axis]) + _checked_names(
         function, "feature_axis", feature_axis, mesh
     )
     if mesh.empty:
@@ -168,8 +171,9 @@ def layout_of(
     given = lead.every + tuple(name for name in auto if name not in classes)
     rows = given + tuple(name for name in features if name not in given)
     layout = Layout(mesh, given, rows, features, classes)
-    if kernel.shape[0] % layout.size(features):
-        expected = f"over devices that divide the {kernel.shape[0]} features"
+    count = kernel.shape[1 - axis]
+    if count % layout.size(features):
+        expected = f"over devices that divide the {count} features"
         raise ValueError(_checks.message(function, "feature_axis", expected, repr(feature_axis)))
     if not told and _has_explicit(mesh) and math.prod(lead.shape) % layout.size(rows):
         # More axes than the examples can be over: the kernel is gathered before.
@@ -255,7 +259,12 @@ def specs_of(layout: Layout, arguments: Arguments) -> Arguments:
     p: Any = P
     every = Arguments(
         Rows(p(rows, None), p(rows, None), p(rows, None), p(rows, classes), p(rows)),
-        Classes(p(features, classes), p(classes), p(classes), p(classes)),
+        arguments.classes._replace(
+            kernel=p(features, classes) if arguments.classes.axis else p(classes, features),
+            bias=p(classes),
+            spread=p(classes),
+            class_weights=p(classes),
+        ),
         Scalars(p(), p(), p()),
     )
     return jax.tree.map(
@@ -269,7 +278,8 @@ def cast(layout: Layout, arguments: Arguments) -> Arguments:
     if layout.features:
         # Cast before it is gathered: dW is scattered first, and the other axes sum what is left.
         kernel = varying(classes.kernel, layout.rows)
-        kernel = lax.all_gather(kernel, layout.features, axis=0, tiled=True)
+        axis = 1 - classes.axis
+        kernel = lax.all_gather(kernel, layout.features, axis=axis, tiled=True)
         classes = classes._replace(kernel=kernel)
     return varying(Arguments(rows, classes, scalars), layout.rows)
 
@@ -358,12 +368,12 @@ def _top_over_jvp(axes, primals, tangents):
 
 
 def first_class(axes: tuple[str, ...], part: Arguments) -> Array:
-    return lax.axis_index(axes) * part.classes.kernel.shape[-1]
+    return lax.axis_index(axes) * part.classes.length
 
 
 def padded(layout: Layout, arguments: Arguments) -> Arguments:
     """As many rows and classes as the devices can share; rows more are inactive, classes out."""
-    (rows, classes, scalars), (_, _, length, _) = arguments, shapes_of(arguments)
+    (rows, classes, scalars), length = arguments, arguments.classes.length
     count = rows.hidden.shape[0]
     more = -count % layout.size(layout.rows)
     if more:
@@ -376,15 +386,19 @@ def padded(layout: Layout, arguments: Arguments) -> Arguments:
     if more:
         wide = compute_dtype(classes.kernel.dtype)
         bias = jnp.zeros(length, wide) if classes.bias is None else classes.bias
-        wider = jax.tree.map(lambda a: _with_classes(a, more, 0), classes._replace(bias=None))
-        classes = wider._replace(bias=_with_classes(bias, more, -jnp.inf))
+        kernel = _with_classes(classes.kernel, more, 0, classes.axis)
+        wider = classes._replace(kernel=None, bias=None)
+        wider = jax.tree.map(lambda a: _with_classes(a, more, 0), wider)
+        classes = wider._replace(kernel=kernel, bias=_with_classes(bias, more, -jnp.inf))
         dense = None if rows.dense is None else _with_classes(rows.dense, more, 0)
         rows = rows._replace(dense=dense)
     return Arguments(rows, classes, scalars)
 
 
-def _with_classes(a: Array, more: int, value: float) -> Array:
-    return jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, more)], constant_values=value)
+def _with_classes(a: Array, more: int, value: float, axis: int = -1) -> Array:
+    widths = [(0, 0)] * a.ndim
+    widths[axis] = (0, more)
+    return jnp.pad(a, widths, constant_values=value)
 
 
 def _checked_names(
