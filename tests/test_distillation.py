@@ -285,3 +285,15 @@ def test_misuse():
     index = jnp.asarray([[0, 0], [0, 1], [0, 5], [0, 1]])
     losses = run(index, jnp.asarray(two) / jnp.asarray([[2.0], [2.0], [2.0], [1.0]]))
     np.testing.assert_array_equal(np.isnan(losses), [True, False, True, True])
+
+
+def test_a_known_teacher_is_checked_under_a_trace_of_the_student():
+    h, w, index = jnp.zeros((2, 3)), jnp.zeros((3, 4)), np.array([[0, 1], [2, 3]])
+
+    def loss(share):
+        teacher = softjax.TopKLabels(index, jnp.full((2, 2), share))
+        return jax.jit(lambda h: softjax.linear_distillation_loss(h, w, teacher))(h)
+
+    np.testing.assert_allclose(loss(0.5), np.log(2), rtol=1e-6)  # two of four classes
+    with pytest.raises(ValueError, match=r"`teacher.probabilities`"):
+        loss(0.75)

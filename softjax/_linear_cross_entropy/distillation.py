@@ -208,7 +208,9 @@ def _checked(head: Head, scalars: Scalars, teacher, temperature, num_classes: in
             (mass, _is_part, "teacher.probabilities", "numbers that sum to at most 1"),
             (index, _is_set, "teacher.indices", "classes that are all different"),
         ):
-            if _checks.checks_values(array) and not bool(jnp.all(good(array))):
+            with jax.ensure_compile_time_eval():  # within a trace too, where the teacher is known
+                refused = _checks.checks_values(array) and not bool(jnp.all(good(array)))
+            if refused:
                 raise ValueError(_checks.message(NAME, argument, expected, "others"))
         bad = ~(_is_part(mass) & _is_set(index))
         mass = _checks.nan_where(bad[..., None], mass.astype(dtype))
