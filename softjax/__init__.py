@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from softjax import datasets as datasets
     from softjax import derivatives as derivatives
     from softjax import information as information
+    from softjax import models as models
     from softjax import plots as plots
     from softjax import regression as regression
     from softjax import streaming as streaming
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         linear_cross_entropy_outputs as linear_cross_entropy_outputs,
     )
     from softjax._linear_cross_entropy.outputs import linear_logsumexp as linear_logsumexp
+    from softjax.models import load_model as load_model
 else:
     # A program that calls only the normalizers and the loss does not wait for the rest of the
     # package: these names are imported when they are first used.
@@ -52,6 +54,7 @@ else:
         "datasets",
         "derivatives",
         "information",
+        "models",
         "plots",
         "regression",
         "streaming",
@@ -64,6 +67,7 @@ else:
         "LinearOutputs": "_linear_cross_entropy.outputs",
         "linear_cross_entropy_outputs": "_linear_cross_entropy.outputs",
         "linear_logsumexp": "_linear_cross_entropy.outputs",
+        "load_model": "models",
     }
 
     _EAGER = (

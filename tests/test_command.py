@@ -19,8 +19,8 @@ pytest.importorskip("typer")
 from typer.testing import CliRunner
 
 import softjax
-from softjax import _files, _interrupt, cli, plots, regression, tables
-from softjax.cli import _fit, _model, _predict, _stream
+from softjax import _files, _interrupt, cli, models, plots, regression, tables
+from softjax.cli import _fit, _memory, _predict, _stream
 from softjax.cli._split import Split
 
 pytestmark = pytest.mark.x64_once
@@ -48,8 +48,8 @@ def data():
 def model():
     """A model with 2 features and 3 classes, whose names are not ASCII."""
     kernel = np.array([[1.0, 0.0, -1.0], [0.5, -0.5, 0.0]])
-    model = _model.Model(kernel, np.zeros(3), ["été", "日本", "x"], ["a", "b"])
-    return _model.write(Path("m.npz"), model)
+    model = models.Model(kernel, np.zeros(3), ["été", "日本", "x"], ["a", "b"])
+    return model.save(Path("m.npz"))
 
 
 def run(*arguments, **options):
@@ -271,7 +271,7 @@ def test_a_model_that_is_spoiled_is_one_line_or_a_model(model):
             bytes_[place:place] = rng.bytes(rng.integers(1, 40))
         path.write_bytes(bytes_)
         try:
-            found = _model.read(path)
+            found = models.load_model(path)
         except tables.DataError as error:
             refused.append(str(error))
         else:
@@ -326,8 +326,8 @@ def test_what_is_no_model_at_all_is_refused(data):
         assert "is not a model" in one_line(run("predict", "bad.npz", data))
     assert "there is no such file" in one_line(run("predict", "absent.npz", data))
     assert "Is a directory" in one_line(run("predict", ".", data))
-    big = _model.Model(np.full((2, 2), 1e300), np.zeros(2), ["x", "y"], ["a", "b"])
-    _model.write(Path("big.npz"), big)
+    big = models.Model(np.full((2, 2), 1e300), np.zeros(2), ["x", "y"], ["a", "b"])
+    big.save(Path("big.npz"))
     Path("far.csv").write_text("a,b\n1,2\n3e38,1\n")
     assert "row 2: the model's logits overflow float64" in one_line(
         run("predict", "big.npz", "far.csv")
@@ -342,7 +342,7 @@ def test_every_solver_runs_with_the_options_of_the_command_line(data, solver):
     """--solver firth was a traceback by the default of --l2."""
     result = run("fit", data, "--label-column", "y", "--solver", solver)
     assert result.exit_code == 0, result.output
-    assert _model.read(Path("softjax-out/model.npz")).classes == ["u", "v", "w"]
+    assert models.load_model(Path("softjax-out/model.npz")).classes == ["u", "v", "w"]
 
 
 @pytest.mark.parametrize(
@@ -366,10 +366,9 @@ def test_every_solver_runs_with_the_options_of_the_command_line(data, solver):
     ],
 )
 def test_options_that_contradict_or_change_nothing_are_refused(options, words):
-    result = run("fit", "data.csv", *options)
-    assert result.exit_code == 2
-    assert "Usage" in result.stderr
-    assert words in " ".join(re.sub("[│\n]", " ", result.stderr).split())
+    line = one_line(run("fit", "data.csv", *options))
+    assert words in line
+    assert line.endswith("fit --help lists the options.")
     assert files() == []
 
 
@@ -486,7 +485,7 @@ def test_a_stream_holds_out_the_rows_that_a_fit_in_memory_holds_out(data, monkey
             seen.append(super().held_out())
             return seen[-1]
 
-    for module in (_fit, _stream):
+    for module in (_memory, _stream):
         monkeypatch.setattr(module, "Split", Seen)
     for options in ([], ["--stream"]):
         result = run("fit", data, "--label-column", "y", "--max-steps", 1, "--seed", 3, *options)

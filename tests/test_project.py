@@ -39,6 +39,7 @@ MODULES = (
     ".datasets",
     ".streaming",
     ".checkpoints",
+    ".models",
     ".plots",
     ".sklearn",
 )

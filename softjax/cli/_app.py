@@ -4,10 +4,10 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +16,26 @@ import optax
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from typer.core import TyperGroup
 
-from softjax import _files, _interrupt, plots, processes, regression
-from softjax.cli import _model
-from softjax.tables import DataError, IncompleteError
+from softjax import __version__, _files, _interrupt, models, plots, processes, regression
+from softjax.cli._metrics import MOST_SHOWN, metrics, metrics_table
+from softjax.tables import Column, DataError, IncompleteError, NumberError
 
 # The exception class for wrong usage belongs to click, which typer may carry within itself.
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 MODEL, HISTORY, PICTURE = "model.npz", "history.jsonl", "report.png"
+METRICS, SUMMARY, FOLDS = "metrics.json", "summary.txt", "cross_validation.csv"
 # The parameters of a fit that was interrupted, or that ended in numbers that are not finite.
 UNFINISHED = "unfinished.npz"
 
@@ -37,36 +45,48 @@ class FitError(Exception):
 
 
 @contextlib.contextmanager
-def skipping_offered() -> Iterator[None]:
-    """Names the option for rows that are not complete, where a fit refuses them."""
+def remedies_offered(impute: bool = True) -> Iterator[None]:
+    """Names the options for rows that are not complete and for cells that are no numbers.
+
+    Args:
+        impute: whether missing cells can be imputed.
+    """
     try:
         yield
     except IncompleteError as error:
-        raise DataError(f"{error} --skip-nonfinite skips such rows.") from None
+        also = ", --impute fills missing cells in" if impute else ""
+        raise DataError(f"{error} --skip-nonfinite skips such rows{also}.") from None
+    except NumberError as error:
+        hint = f"--category {error.column} takes its cells as categories"
+        raise DataError(f"{error} {hint}, --drop {error.column} leaves it out.") from None
 
 
 @contextlib.contextmanager
-def _said_once() -> Iterator[None]:
-    """Lets the first of several processes alone say what is wrong with the options."""
+def _usage_in_one_line() -> Iterator[None]:
+    """Makes one line of what is wrong with the options; the first of several processes says it."""
     try:
         yield
-    except USAGE_ERROR:
-        if processes.given_index(sys.argv) == 0:
+    except USAGE_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
             raise
-        processes.fail(2)
+        if processes.given_index(sys.argv) != 0:
+            processes.fail(2)
+        command = error.ctx.command_path if error.ctx else "softjax"
+        words = error.format_message().rstrip(".")
+        processes.fail(2, f"{words}. {command} --help lists the options.")
 
 
 class _OneLineErrors(TyperGroup):
     """Ends with one line: status 2 where a file is wrong, status 1 where a fit has no model."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        with _said_once():
+        with _usage_in_one_line():
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: typer.Context) -> Any:
         status = 2
         try:
-            with _said_once():
+            with _usage_in_one_line():
                 return super().invoke(ctx)
         except DataError as error:
             message = str(error)
@@ -81,13 +101,29 @@ class _OneLineErrors(TyperGroup):
 
 app = typer.Typer(
     cls=_OneLineErrors,
-    help="Fit a softmax regression to a file, predict with it, and check the accuracy of softjax.",
     epilog="Exit status: 0 done; 1 a fit that is not finite, or an accuracy goal that is missed; "
     "2 wrong options or files; 130 after Ctrl-C.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"softjax {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version, and exit."
+        ),
+    ] = False,
+) -> None:
+    """Fit a softmax regression to a file, predict with it, and check the accuracy of softjax."""
 
 
 class Solver(StrEnum):
@@ -134,6 +170,8 @@ class Task(NamedTuple):
         held_out: features as they were fitted, float32, and labels.
         image_shape: where the features are the pixels of an image.
         name: of the data.
+        majority: the class that is most frequent among the examples to fit.
+        columns: of the file; empty where each feature is a column of numbers.
     """
 
     mean: np.ndarray
@@ -143,12 +181,15 @@ class Task(NamedTuple):
     held_out: tuple[np.ndarray, np.ndarray]
     image_shape: tuple[int, int] | None
     name: str
+    majority: int
+    columns: Sequence[Column] = ()
 
 
 class FitProgress:
     """A bar on a terminal; elsewhere a line each time that the number of steps has doubled.
 
-    After Ctrl-C it saves the parameters that the fit has reached, and names them.
+    The bar has the time that remains, where the number of steps is known. After Ctrl-C it saves the
+    parameters that the fit has reached, and names them.
     """
 
     def __init__(self, console: Console, steps: int | None, out: Path, task: Task):
@@ -158,6 +199,7 @@ class FitProgress:
             BarColumn(),
             TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
+            *([] if steps is None else [TextColumn("remaining"), TimeRemainingColumn()]),
         )
         self.bar = Progress(*columns, console=console, disable=not console.is_terminal)
         self.bar_task = self.bar.add_task("fit", total=steps, figures="")
@@ -194,25 +236,43 @@ class FitProgress:
         model = model_of(self.fit_task, event.params)
         if not model.is_finite:
             return f"interrupted after step {event.step}; its parameters are not finite."
-        path = _model.write(self.out / UNFINISHED, model)
+        path = model.save(self.out / UNFINISHED)
         return f"interrupted after step {event.step}; its parameters are in {path}."
 
 
 def try_out(out: Path) -> None:
     """Raises where a fit could not write its files, before it begins."""
-    _files.try_folder(out, MODEL, HISTORY, PICTURE)
+    _files.try_folder(out, MODEL, HISTORY, METRICS, PICTURE, SUMMARY, FOLDS)
 
 
-def write(console: Console, out: Path, task: Task, result: regression.FitResult) -> list[Path]:
-    """Writes the model, for features as they are, the history and the picture."""
-    written = [_model.write(out / MODEL, model_of(task, result.params)), out / HISTORY]
-    with _files.whole(written[1]) as draft:
-        lines = (json.dumps(event) + "\n" for event in result.history)
-        draft.write_text("".join(lines), encoding="utf-8")
-    _interrupt.tell(f"interrupted; {' and '.join(map(str, written))} were written.")
+class Written(NamedTuple):
+    """The files that a fit has written, and the metrics of the held-out examples."""
 
+    files: list[Path]
+    metrics: dict[str, Any]
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes a file in UTF-8, whole or not at all."""
+    with _files.whole(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+    return path
+
+
+def write(console: Console, out: Path, task: Task, result: regression.FitResult) -> Written:
+    """Writes the model, for features as they are, the history, the metrics and the picture."""
     features, labels = task.held_out
     params = regression.SoftmaxRegression(*map(jnp.asarray, map(np.asarray, result.params)))
+    probabilities = np.asarray(regression.predict_proba(params, jnp.asarray(features)))
+    loss = result.history[-1]["validation_loss"]
+    found = metrics(labels, probabilities, task.class_names, task.majority, loss)
+    written = [
+        model_of(task, result.params).save(out / MODEL),
+        write_text(out / HISTORY, "".join(json.dumps(event) + "\n" for event in result.history)),
+        write_text(out / METRICS, json.dumps(found, indent=2) + "\n"),
+    ]
+    _interrupt.tell(f"interrupted; {' and '.join(map(str, written))} were written.")
+
     try:
         with _files.whole(out / PICTURE) as draft:
             plots.report(
@@ -222,21 +282,21 @@ def write(console: Console, out: Path, task: Task, result: regression.FitResult)
                 task.feature_names,
                 task.class_names,
                 labels,
-                np.asarray(regression.predict_proba(params, jnp.asarray(features))),
+                probabilities,
                 task.image_shape,
                 name=task.name,
             )
     except ModuleNotFoundError as error:
         console.print(f"No picture was written: {escape(str(error))}")
-        return written
-    return [*written, out / PICTURE]
+        return Written(written, found)
+    return Written([*written, out / PICTURE], found)
 
 
-def model_of(task: Task, params: regression.SoftmaxRegression) -> _model.Model:
+def model_of(task: Task, params: regression.SoftmaxRegression) -> models.Model:
     """The model for features as they are: the standardisation becomes a part of it."""
     kernel = np.asarray(params.kernel, np.float64) / task.scale[:, None]
     bias = np.asarray(params.bias, np.float64) - task.mean @ kernel
-    return _model.Model(kernel, bias, task.class_names, task.feature_names)
+    return models.Model(kernel, bias, task.class_names, task.feature_names, task.columns)
 
 
 def check_finite(out: Path, task: Task, result: regression.FitResult) -> None:
@@ -249,7 +309,7 @@ def check_finite(out: Path, task: Task, result: regression.FitResult) -> None:
     message = f"the fit is no longer finite after {steps}, and no model was written"
     if not model.is_finite:
         raise FitError(f"{message}.")
-    path = processes.of_first(lambda: _model.write(out / UNFINISHED, model))
+    path = processes.of_first(lambda: model.save(out / UNFINISHED))
     raise FitError(f"{message}; the last finite parameters are in {path}.")
 
 
@@ -265,24 +325,34 @@ ADVICE = {
 
 
 def print_result(
-    console: Console, result: regression.FitResult, written: list[Path], limit: str | None
+    console: Console,
+    result: regression.FitResult,
+    written: Written,
+    limit: str | None,
+    more: Sequence[Path] = (),
 ) -> None:
     """Prints what the fit came to, and one line of advice where that is no optimum.
 
     Args:
         console: to print to.
         result: of the fit.
-        written: the files.
+        written: the files and the metrics.
         limit: the option that sets the number of steps; None where the fit always takes all of
             them, as Adam does.
+        more: other files.
     """
-    last, reason = result.history[-1], result.stop_reason
+    found, reason = written.metrics, result.stop_reason
+    if len(found["classes"]) <= MOST_SHOWN:
+        console.print(metrics_table(found))
     table = Table(show_header=False)
     table.add_row("status", f"{reason} after {result.steps} step{'s'[: result.steps != 1]}")
     table.add_row("training objective", f"{result.objective:.4f} nats")
-    table.add_row("held-out loss", f"{last['validation_loss']:.4f} nats")
-    table.add_row("held-out accuracy", f"{last['validation_accuracy']:.4f}")
-    table.add_row("written", escape("\n".join(map(str, written))))
+    table.add_row("held-out loss", f"{found['loss']:.4f} nats")
+    table.add_row("held-out accuracy", f"{found['accuracy']:.4f}")
+    most = f"accuracy of {found['majority_class']!r} alone"
+    table.add_row(escape(most), f"{found['majority_accuracy']:.4f}")
+    table.add_row("mean F1 of the classes", f"{found['macro_f1']:.4f}")
+    table.add_row("written", escape("\n".join(map(str, [*written.files, *more]))))
     console.print(table)
     if console.quiet or reason == regression.CONVERGED:
         return

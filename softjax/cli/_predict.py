@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from softjax import _files, _interrupt, accuracy, regression, tables
-from softjax.cli import _model
+from softjax import _files, _interrupt, accuracy, models, regression
+from softjax.cli import _options
 from softjax.cli._app import app
 from softjax.tables import DataError
 
@@ -29,8 +29,8 @@ def predict(
     data: Annotated[
         str,
         typer.Argument(
-            help="A .csv, .npy, .npz or .parquet file that has the features of the model among its "
-            "columns."
+            help="A .csv, .tsv, .npy, .npz or .parquet file that has the columns of the "
+            "model among its own."
         ),
     ],
     out: Annotated[
@@ -40,16 +40,34 @@ def predict(
     proba: Annotated[
         bool, typer.Option("--proba", help="Add a column with the probability of each class.")
     ] = False,
+    separator: Annotated[
+        str | None,
+        typer.Option(
+            callback=_options.separator,
+            help="Separator of a .csv or .tsv file, as for softjax fit (default: found in the "
+            "header).",
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            callback=_options.encoding,
+            help="Encoding of a .csv or .tsv file, such as cp1252 (default: utf-8).",
+        ),
+    ] = None,
 ) -> None:
     """Predict the class of each row of a file.
 
-    Writes one row for each row of the file, with the class in the column named class.
+    Writes one row for each row of the file, with the class in the column named class. Columns are
+    found by their names; categories are encoded, and missing cells filled, as in the fit.
     """
     jax.config.update("jax_enable_x64", True)  # features as they are may be far from 0
     if out is not None:
         _files.try_file(out)
-    fitted = _model.read(model)
-    x = jnp.asarray(tables.features(Path(data), fitted.features))
+    fitted = models.load_model(model)
+    errors = Console(stderr=True)
+    with _options.reading(errors, None, None, separator, encoding) as reading:
+        x = jnp.asarray(fitted.encode(data, reading))
     params = regression.SoftmaxRegression(jnp.asarray(fitted.kernel), jnp.asarray(fitted.bias))
     logits = np.asarray(regression.logits(params, x))
     beyond = np.flatnonzero(~np.isfinite(logits).all(axis=1))

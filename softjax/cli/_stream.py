@@ -14,7 +14,6 @@ from rich.console import Console
 
 from softjax import _interrupt, processes, streaming, tables
 from softjax.checkpoints import Checkpoints
-from softjax.cli import _model
 from softjax.cli._app import (
     UNFINISHED,
     FitError,
@@ -27,10 +26,11 @@ from softjax.cli._app import (
     optax_optimizer,
     print_result,
     rate_of,
-    skipping_offered,
+    remedies_offered,
     try_out,
     write,
 )
+from softjax.cli._options import progress_bar, reading
 from softjax.cli._split import Split, too_few
 from softjax.datasets import load_digits
 from softjax.regression import FitResult
@@ -62,6 +62,10 @@ class Plan(NamedTuple):
     checkpoint: Path | None
     every: int | None
     skip_nonfinite: bool
+    drop: tuple[str, ...]
+    categories: tuple[str, ...]
+    separator: str | None
+    encoding: str | None
 
     @property
     def stochastic(self) -> bool:
@@ -124,7 +128,7 @@ def _run(plan: Plan, stop: Stop) -> None:
     _check_same(plan)
     processes.of_first(lambda: try_out(plan.out))
     checkpoints = None if plan.checkpoint is None else Checkpoints(plan.checkpoint)
-    data = _data(plan, stop.came)
+    data = _data(plan, console, stop.came)
     if data is None:
         raise _stopped(plan, stop, "before the first step")
     count = data.rows.num_rows - len(data.held_out)
@@ -206,7 +210,7 @@ def _train(
             raise _stopped(plan, stop, f"after step {preempted.step}") from None
         except streaming.NonFiniteError as error:
             model = model_of(data.task, error.params)
-            path = processes.of_first(lambda: _model.write(plan.out / UNFINISHED, model))
+            path = processes.of_first(lambda: model.save(plan.out / UNFINISHED))
             words = f"{error} No model was written; the parameters before it are in {path}."
             raise (DataError if error.rows else FitError)(words) from None
 
@@ -226,26 +230,39 @@ def _stopped(plan: Plan, stop: Stop, when: str) -> typer.Exit:
     return typer.Exit(143 if plan.checkpoint is None else 0)
 
 
-def _data(plan: Plan, preempted: Callable[[], bool]) -> Data | None:
+def _data(plan: Plan, console: Console, preempted: Callable[[], bool]) -> Data | None:
     """Opens the data, passes over it once, and holds rows out; None where the run is to stop."""
     if plan.data == "digits":
         return _digits()
     if plan.label_column is None:
         raise DataError(f"{plan.data}: --label-column must name the column with the labels.")
     path = Path(plan.data)
-    rows = tables.open_file(path, plan.label_column)
-    split = Split(rows.num_rows, plan.test_fraction, plan.seed, MOST_HELD_OUT)
-    with skipping_offered():
-        seen = survey(rows, plan.skip_nonfinite, preempted, split.see)
+    how = (plan.drop, plan.categories, plan.separator, plan.encoding)
+    with remedies_offered(impute=False):
+        with reading(console, *how) as options:
+            rows = tables.open_file(path, plan.label_column, reading=options)
+        split = Split(rows.num_rows, plan.test_fraction, plan.seed, MOST_HELD_OUT)
+        with progress_bar(console, "first pass") as progress:
+
+            def see(numbers: np.ndarray, names: list[str], codes: np.ndarray) -> None:
+                split.see(numbers, names, codes)
+                progress.update(progress.task_ids[0], total=rows.num_rows, advance=len(numbers))
+
+            seen = survey(rows, plan.skip_nonfinite, preempted, see)
     if seen is None:
         return None
     held_out = split.held_out()
     if not len(held_out):
         raise DataError(too_few(plan.data, rows.num_rows, plan.test_fraction))
+    categories = tables.described(rows.columns)
+    if categories:
+        console.print(categories, markup=False, highlight=False, soft_wrap=True)
     fitted = Standardised(rows, seen.mean, seen.scale, seen.classes)
     parts = [fitted.read(row, row + 1) for row in held_out.tolist()]
     x, y = map(np.concatenate, zip(*parts, strict=True))
-    task = Task(seen.mean, seen.scale, rows.names, seen.classes, (x, y), None, path.name)
+    majority = int(np.argmax(seen.counts))
+    names = (rows.names, seen.classes)
+    task = Task(seen.mean, seen.scale, *names, (x, y), None, path.name, majority, rows.columns)
     return Data(fitted, held_out, seen.bad, task)
 
 
@@ -257,5 +274,6 @@ def _digits() -> Data:
     names, classes = [str(pixel) for pixel in range(size)], [str(k) for k in range(10)]
     held_out = (digits.test_features, digits.test_labels)
     standard = (np.zeros(size), np.ones(size))
-    task = Task(*standard, names, classes, held_out, digits.image_shape, "digits")
+    majority = int(np.argmax(np.bincount(digits.train_labels)))
+    task = Task(*standard, names, classes, held_out, digits.image_shape, "digits", majority)
     return Data(rows, np.empty(0, np.int64), np.empty(0, np.int64), task)

@@ -1,13 +1,17 @@
-"""Real data that comes with softjax, as NumPy arrays: the 1,797 handwritten digits."""
+"""Data that comes with softjax: 1,797 real handwritten digits, and a table of invented people."""
 
 from importlib.resources import files
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Digits", "load_digits"]
+__all__ = ["PASSENGERS", "Digits", "load_digits"]
 
 NUM_TRAIN = 1437
+# A CSV file of 800 invented passengers of a ship, with categories, missing cells and a number of
+# each row; `_passengers.py` has made it.
+PASSENGERS = Path(str(files("softjax.datasets").joinpath("passengers.csv")))
 
 
 class Digits(NamedTuple):

@@ -16,8 +16,9 @@ class Survey(NamedTuple):
     """What a pass over all rows shows.
 
     Attributes:
-        mean: of each feature, over the rows that are good, float64 [D], to 2^-30 of the scale.
-        scale: the standard deviation, to 2^-30 of it; 1 for a constant feature.
+        mean: of each feature, over the rows that are good, float64 [D], to 2^-30 of the scale; 0
+            for a category, which is 0 or 1.
+        scale: the standard deviation, to 2^-30 of it; 1 for a constant feature and a category.
         classes: the names of the classes, in order.
         counts: the number of good rows of each class.
         bad: the rows with a feature that is no finite number of float32, or without a label.
@@ -59,6 +60,7 @@ def survey(
     """
     zeros = np.zeros(rows.num_features)
     moments, counts, bad = _Moments(0, zeros, zeros, zeros, zeros), Counter(), []
+    missing = np.zeros(rows.num_features, np.int64)
     path, label = rows.path, str(rows.label)
     own = own_rows(rows.num_rows)
     size = max(RUN_BYTES // max(8 * rows.num_features, 1), 1)
@@ -70,6 +72,8 @@ def survey(
         names, codes = tables.as_classes(path, label, labels, start)
         good = tables.good_rows(x, codes)
         bad.append(start + np.flatnonzero(~good))
+        if not good.all():
+            missing += tables.missing_cells(x)
         moments = _joined(moments, _moments(x if good.all() else x[good]))
         see(start + np.flatnonzero(good), names, codes[good])
         found = np.bincount(codes[good], minlength=len(names)).tolist()
@@ -77,23 +81,23 @@ def survey(
         if len(counts) > tables.MOST_CLASSES:
             break
     wrong = np.concatenate([*bad, np.empty(0, np.int64)])
-    parts = processes.gather((moments, counts, wrong, preempted()))
-    if any(part[3] for part in parts):
+    parts = processes.gather((moments, counts, wrong, missing, preempted()))
+    if any(part[4] for part in parts):
         return None
     bad = np.concatenate([part[2] for part in parts])
     if len(bad) and not skip_bad:
-        raise tables.error_of_rows(rows, bad)
+        raise tables.error_of_rows(rows, bad, np.sum([part[3] for part in parts], axis=0))
     moments, counts = parts[0][:2]
     for part in parts[1:]:
         moments, counts = _joined(moments, part[0]), counts + part[1]
     classes = tables.check_classes(path, label, counts, moments.count)
     # The sums of a constant are off by roundings, which are no scale.
-    varies = (moments.high > moments.low) & (moments.squares > 0)
+    varies = (moments.high > moments.low) & (moments.squares > 0) & ~rows.coded
     scale = np.where(varies, np.sqrt(moments.squares / moments.count), 1)
     # The number of processes changes the order of the sums, and, after rounding, nothing else.
     unit = np.ldexp(1.0, np.maximum(np.frexp(scale)[1] - 30, -1000))
     mean, scale = (np.round(part / unit) * unit for part in (moments.mean, scale))
-    mean = np.where(varies, mean, moments.low)
+    mean = np.where(varies, mean, np.where(rows.coded, 0, moments.low))
     return Survey(mean, scale, classes, np.array([counts[c] for c in classes]), bad)
 
 

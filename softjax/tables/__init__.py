@@ -5,35 +5,81 @@ One reader serves a fit in memory and one that streams: both take, and refuse, t
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from softjax.tables._cells import MOST_CLASSES, as_classes, check_classes, good_rows
+from softjax.tables._cells import (
+    MOST_CLASSES,
+    NumberError,
+    as_classes,
+    as_features,
+    check_classes,
+    good_rows,
+)
+from softjax.tables._columns import (
+    PLAIN,
+    Column,
+    Levels,
+    Reading,
+    described,
+    encoded,
+    filled,
+    refuse_identifiers,
+    with_fills,
+)
 from softjax.tables._csv import CsvRows
 from softjax.tables._errors import DataError, IncompleteError, refuse_bytes, understood
 from softjax.tables._npy import NpyRows, NpzRows
 from softjax.tables._parquet import ParquetRows
-from softjax.tables._rows import FileRows, file_fingerprint
+from softjax.tables._rows import (
+    FileRows,
+    HeldRows,
+    chosen_columns,
+    file_fingerprint,
+    known_levels,
+    stacked,
+)
 
 __all__ = [
     "MOST_CLASSES",
+    "PLAIN",
+    "Column",
     "DataError",
     "Dataset",
     "FileRows",
     "IncompleteError",
+    "Levels",
+    "NumberError",
+    "Reading",
     "as_classes",
+    "as_features",
     "check_classes",
     "dataset",
+    "described",
+    "encoded",
     "error_of_rows",
     "features",
+    "features_of",
     "file_fingerprint",
+    "filled",
     "good_rows",
+    "is_text",
+    "missing_cells",
     "open_file",
+    "suffix",
+    "with_fills",
 ]
 
-
-READERS = {".csv": CsvRows, ".npy": NpyRows, ".npz": NpzRows, ".parquet": ParquetRows}
+READERS = {
+    ".csv": CsvRows,
+    ".csv.gz": CsvRows,
+    ".npy": NpyRows,
+    ".npz": NpzRows,
+    ".parquet": ParquetRows,
+    ".tsv": CsvRows,
+    ".tsv.gz": CsvRows,
+}
 
 
 class Dataset(NamedTuple):
@@ -45,6 +91,7 @@ class Dataset(NamedTuple):
         feature_names: D names.
         class_names: K names, in the order of the indices.
         rows: the number of each example in the file, counted from 0, int64 [N].
+        columns: those of the file, of which categories have several features or none.
     """
 
     features: np.ndarray
@@ -52,73 +99,132 @@ class Dataset(NamedTuple):
     feature_names: list[str]
     class_names: list[str]
     rows: np.ndarray
+    columns: Sequence[Column] = ()
+
+    def part(self, chosen: np.ndarray) -> "Dataset":
+        """The chosen examples."""
+        arrays = {name: getattr(self, name)[chosen] for name in ("features", "labels", "rows")}
+        return self._replace(**arrays)
 
 
-def open_file(path: Path, label: str | None, names: Sequence[str] | None = None) -> FileRows:
+def suffix(path: Path) -> str:
+    """The suffix that says how a file is read, with that of its compression."""
+    name = path.name.lower()
+    return next((s for s in sorted(READERS, key=len, reverse=True) if name.endswith(s)), "")
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file is read as CSV, which has a separator and an encoding."""
+    return READERS.get(suffix(path)) is CsvRows
+
+
+def open_file(
+    path: Path,
+    label: str | None,
+    names: Sequence[str | Column] | None = None,
+    reading: Reading = PLAIN,
+) -> FileRows:
     """The rows of a file.
 
     Args:
         path: the file.
         label: the column of the labels; None to read none.
         names: the columns of the features; None for all others that are no row numbers.
+        reading: how the file is to be read.
     """
-    reader = READERS.get(path.suffix.lower())
+    reader = READERS.get(suffix(path))
     if reader is None:
         raise DataError(f"{path}: the suffix must be one of {', '.join(READERS)}.")
+    if not is_text(path) and (reading.separator or reading.encoding):
+        raise DataError(f"{path}: --separator and --encoding are for .csv and .tsv files.")
     with understood(path):
         if not path.exists():
             raise FileNotFoundError
         if not path.is_file():
             raise DataError(f"{path}: is no file, but a folder or a device.")
-    return reader(path, label, names)
+    return reader(path, label, names, reading)
 
 
-def dataset(path: Path, label_column: str, skip_bad: bool = False) -> Dataset:
+def dataset(
+    path: Path,
+    label_column: str,
+    skip_bad: bool = False,
+    *,
+    keep_missing: bool = False,
+    reading: Reading = PLAIN,
+) -> Dataset:
     """The column of labels, and all the others as features.
 
     Rows without a label, or with a feature that is no finite number of float32, are refused by an
-    `IncompleteError`, or skipped.
+    `IncompleteError`, or skipped. With `keep_missing` a feature may be NaN, for a missing cell.
     """
-    rows = open_file(path, label_column)
+    rows = open_file(path, label_column, reading=reading)
     x, labels = _all(rows)
     names, codes = as_classes(path, label_column, labels)
-    good = good_rows(x, codes)
+    good = good_rows(
+        np.nan_to_num(x, nan=0, posinf=np.inf, neginf=-np.inf) if keep_missing else x, codes
+    )
     kept = np.flatnonzero(good)
     if len(kept) < len(x):
         if not skip_bad:
-            raise error_of_rows(rows, np.flatnonzero(~good))
+            raise error_of_rows(rows, np.flatnonzero(~good), missing_cells(x))
         x, codes = x[kept], codes[kept]
+    refuse_identifiers(path, rows.columns, x)
     classes = check_classes(path, label_column, {names[code] for code in np.unique(codes)}, len(x))
     place = {name: i for i, name in enumerate(classes)}
     indices = np.array([place.get(name, -1) for name in names], np.int32)[codes]
-    return Dataset(x, indices, rows.names, classes, kept)
+    return Dataset(x, indices, rows.names, classes, kept, rows.columns)
 
 
-def features(path: Path, names: Sequence[str]) -> np.ndarray:
-    """The named columns as finite numbers, float64 [N, D]."""
-    rows = open_file(path, None, names)
+def features(path: Path, names: Sequence[str | Column], reading: Reading = PLAIN) -> np.ndarray:
+    """The features of the named columns as finite numbers, float64 [N, D]."""
+    rows = open_file(path, None, names, reading)
     x, _ = _all(rows)
+    x = filled(rows.columns, x)
     good = good_rows(x)
     if not good.all():
-        raise error_of_rows(rows, np.flatnonzero(~good))
+        raise error_of_rows(rows, np.flatnonzero(~good), missing_cells(x))
     return x
 
 
-def error_of_rows(rows: FileRows, wrong: np.ndarray) -> IncompleteError:
-    """What is wrong with the first of the rows `wrong`, and how many others are not complete."""
+def missing_cells(features: np.ndarray) -> np.ndarray:
+    """How many entries of each feature are no finite number of float32, [D]."""
+    return np.sum(~good_rows(features.reshape(-1, 1)).reshape(features.shape), axis=0)
+
+
+def error_of_rows(rows: FileRows, wrong: np.ndarray, counts: np.ndarray) -> IncompleteError:
+    """What is wrong with the first of the rows `wrong`, and how many others are not complete.
+
+    Args:
+        rows: of the file.
+        wrong: the numbers of the rows that are not complete.
+        counts: how many entries of each feature are no finite number, [D].
+    """
     first = int(wrong[0])
     x, _ = rows.read(first, first + 1)
     bad = np.flatnonzero(~good_rows(x.T))
     others = len(wrong) - 1
     is_so = "1 other row is" if others == 1 else f"{others} other rows are"
     also = f"; {is_so} not complete either" if others else ""
+    columns = {}
+    for column, count in zip(_columns_of_features(rows), counts.tolist(), strict=True):
+        if count:
+            columns[column] = count
+    if others and columns:
+        listed = ", ".join(f"{name} {count}" for name, count in list(columns.items())[:20])
+        also += f" (of {rows.num_rows} rows, {listed})"
     if not len(bad):
         where = f"{rows.path}: column {rows.label!r}, row {first + 1}"
         return IncompleteError(f"{where}: the label is missing{also}.")
     value = x[0, bad[0]]
     got = "nan or an empty cell" if np.isnan(value) else value
-    where = f"{rows.path}: column {rows.names[bad[0]]!r}, row {first + 1}"
+    where = f"{rows.path}: column {_columns_of_features(rows)[bad[0]]!r}, row {first + 1}"
     return IncompleteError(f"{where}: expected a finite number of float32, got {got}{also}.")
+
+
+def _columns_of_features(rows: FileRows) -> list[str]:
+    """The name of the column of each feature."""
+    return [column.name for column in rows.columns for _ in column.features]
 
 
 def _all(rows: FileRows) -> tuple[np.ndarray, np.ndarray]:
@@ -126,3 +232,26 @@ def _all(rows: FileRows) -> tuple[np.ndarray, np.ndarray]:
     refuse_bytes(rows.path, 8 * rows.num_rows * rows.num_features)
     x, labels = rows.read(0, rows.num_rows)
     return x.astype(np.float64, copy=False), labels
+
+
+def features_of(data: Any, columns: Sequence[Column]) -> np.ndarray:
+    """The features of what has columns by name, such as a DataFrame, float64 [N, D].
+
+    Its errors name columns and rows as those of files do.
+    """
+    path = Path("data")
+    there = list(getattr(data, "columns", data))
+    chosen = chosen_columns(path, there, None, columns)
+    cells = []
+    for column in chosen:
+        values = data[column.name]
+        values = np.asarray(values.astype(object) if hasattr(values, "cat") else values)
+        if column.levels is None and values.dtype.kind not in "biuf":
+            values = values.astype(object)
+        cells.append(values)
+    x = filled(chosen, stacked(path, chosen, cells, known_levels(path, chosen)).astype(np.float64))
+    good = good_rows(x)
+    if not good.all():
+        rows = HeldRows(path, None, chosen, x, None)
+        raise error_of_rows(rows, np.flatnonzero(~good), missing_cells(x))
+    return x

@@ -14,8 +14,20 @@ LARGEST = float(np.finfo(np.float32).max)
 
 # Numbers that are not whole and take more values than this are measurements, not classes.
 MOST_FRACTIONS = 20
+# What CSV files of pandas, R, SQL and the archives of data sets hold where there is no value.
+MISSING = frozenset(("", "NA", "N/A", "<NA>", "NaN", "nan", "NULL", "null", "?"))
+TRUTHS = {"true": 1.0, "false": 0.0}
 # A kernel has a column for each class, and has to fit into memory.
 MOST_CLASSES = 100_000
+
+
+class NumberError(DataError):
+    """A cell that is no number where the others are."""
+
+    def __init__(self, path: Path, name: str, row: int, cell: object):
+        where = f"column {name!r}, row {row}"
+        super().__init__(f"{path}: {where}: expected a number, got {_shown(cell)}.")
+        self.column = name
 
 
 def as_features(path: Path, name: str, column: np.ndarray, first: int = 0) -> np.ndarray:
@@ -39,15 +51,17 @@ def as_features(path: Path, name: str, column: np.ndarray, first: int = 0) -> np
 
 
 def number(path: Path, name: str, row: int, cell: object) -> float:
-    """The number in a cell; NaN where the cell is empty.
+    """The number in a cell: NaN where the cell is missing, 1 and 0 for true and false.
 
     Text with an underscore or with digits other than 0 to 9, which Python reads as numbers too, is
     refused: no other program writes numbers so.
     """
     try:
         value: Any = cell.decode() if isinstance(cell, bytes) else cell
-        if value is None or (isinstance(value, str) and not value.strip()):
+        if is_missing(value):
             return np.nan
+        if isinstance(value, str) and value.strip().lower() in TRUTHS:
+            return TRUTHS[value.strip().lower()]
         is_text = isinstance(value, str) and value.isascii() and "_" not in value
         if is_text or isinstance(value, (numbers.Real, np.bool_, Decimal)):
             return float(value)
@@ -55,8 +69,25 @@ def number(path: Path, name: str, row: int, cell: object) -> float:
         return np.inf
     except ValueError:
         pass
-    where = f"column {name!r}, row {row}"
-    raise DataError(f"{path}: {where}: expected a number, got {_shown(cell)}.")
+    raise NumberError(path, name, row, cell)
+
+
+def reads_as_number(text: str) -> bool:
+    """Whether `number` takes the text."""
+    try:
+        number(Path(), "", 0, text)
+    except NumberError:
+        return False
+    return True
+
+
+def is_missing(cell: object) -> bool:
+    """Whether a cell of the features holds no value."""
+    if isinstance(cell, bytes):
+        return cell.strip().decode("latin1") in MISSING
+    if isinstance(cell, str):
+        return cell.strip() in MISSING
+    return cell is None or cell != cell
 
 
 def as_classes(
@@ -80,7 +111,7 @@ def as_classes(
         place: dict[object, int] = {}
         try:
             codes = np.array([place.setdefault(x, len(place)) for x in labels.tolist()], np.int64)
-            names = [_class_name(value) for value in place]
+            names = [class_name(value) for value in place]
         except (TypeError, ValueError):
             row, cell = next((r, x) for r, x in enumerate(labels.tolist()) if not _is_label(x))
             where = f"column {name!r}, row {first + row + 1}"
@@ -150,7 +181,7 @@ def good_rows(features: np.ndarray, codes: np.ndarray | None = None) -> np.ndarr
     return good if codes is None else good & (codes >= 0)
 
 
-def _class_name(value: object) -> str | None:
+def class_name(value: object) -> str | None:
     """The name of the class that a label stands for; None where it is missing."""
     if isinstance(value, bytes):
         value = value.decode()
@@ -163,7 +194,7 @@ def _class_name(value: object) -> str | None:
 
 def _is_label(value: object) -> bool:
     try:
-        _class_name(value)
+        class_name(value)
     except (TypeError, ValueError):
         return False
     return True

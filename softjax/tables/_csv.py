@@ -1,65 +1,193 @@
-"""Rows of CSV files."""
+"""Rows of CSV files, plain or compressed by gzip."""
 
+import codecs
 import csv
+import gzip
+import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from io import TextIOWrapper
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
-from softjax.tables._cells import number
+from softjax.tables._cells import NumberError, number, reads_as_number
+from softjax.tables._columns import PLAIN, Column, Levels, Reading, encoded
 from softjax.tables._errors import DataError, understood
 from softjax.tables._rows import HeldRows, chosen_columns
 
+SEPARATORS = (",", ";", "\t", "|")
+# After so many rows the progress is told.
+ROWS_PER_REPORT = 10_000
+
 
 class CsvRows(HeldRows):
-    """Rows of a CSV file in UTF-8, whose first line names the columns.
+    """Rows of a CSV file, whose first line names the columns.
 
-    Numbers are kept in 8 bytes a cell, and each text among the labels once.
+    Numbers are kept in 8 bytes a cell, and each text among the labels once. A column of which no
+    cell reads as a number is one of categories.
     """
 
-    def __init__(self, path: Path, label: str | None, names: Sequence[str] | None = None):
-        with understood(path), path.open(newline="", encoding="utf-8-sig") as file:
-            rows = filter(None, csv.reader(_without_nul(path, file), strict=True))
+    def __init__(
+        self,
+        path: Path,
+        label: str | None,
+        names: Sequence[str | Column] | None = None,
+        reading: Reading = PLAIN,
+    ):
+        with understood(path), path.open("rb") as raw:
+            lines = _Lines(path, raw, reading)
+            rows = filter(None, csv.reader(lines, delimiter=lines.separator, strict=True))
             header = next(rows, None)
             if header is None:
                 raise DataError(f"{path}: it is empty.")
-            chosen = chosen_columns(path, header, label, names)
+            columns = chosen_columns(path, header, label, names, drop=reading.drop)
             place = {name: i for i, name in enumerate(header)}
-            places = [place[name] for name in chosen]
-            values, labels, texts = array("d"), [], {}
+            places = [place[column.name] for column in columns]
+            cells_of = _Cells(path, columns, names is not None, reading.categories)
+            labels, texts = [], {}
             row = 0
             for row, cells in enumerate(rows, 1):
+                lines.row = row
                 if len(cells) != len(header):
                     fields = f"row {row} has {len(cells)} fields, the header {len(header)}"
                     raise DataError(f"{path}: {fields}.")
-                values.extend(_numbers(path, chosen, row, [cells[i] for i in places]))
+                cells_of.add(row, [cells[i] for i in places])
                 if label is not None:
                     text = cells[place[label]]
                     labels.append(texts.setdefault(text, text))
-        features = np.frombuffer(values, np.float64) if row else np.empty(0)
-        super().__init__(
-            path, label, chosen, features.reshape(row, len(chosen)), _typed(labels, texts)
-        )
+            columns, table = cells_of.table(row)
+        super().__init__(path, label, columns, encoded(columns, table), _typed(labels, texts))
 
 
-def _without_nul(path: Path, file: IO[str]) -> Iterator[str]:
-    for line in file:
-        if "\0" in line:
-            raise DataError(f"{path}: holds a byte of 0: it is not text in UTF-8.")
-        yield line
+class _Cells:
+    """The cells of the features, row by row, as numbers and numbers of categories.
 
+    Args:
+        path: the file, for errors.
+        columns: of the features.
+        known: whether a model says which of them are categories.
+        categories: the names of columns that are categories even if their cells are numbers.
+    """
 
-def _numbers(path: Path, names: list[str], row: int, cells: list[str]) -> list[float]:
-    """The numbers of a row, by the rule of `number`, which is asked only where it may differ."""
-    text = "".join(cells)
-    if text.isascii() and "_" not in text:
+    def __init__(
+        self, path: Path, columns: Sequence[Column], known: bool, categories: Iterable[str]
+    ):
+        self.path, self.columns, self.known = path, columns, known
+        self.forced = set(categories)
+        self.values = array("d")
+        self.levels = {
+            i: Levels(path, column.name, column.levels)
+            for i, column in enumerate(columns)
+            if column.levels is not None or column.name in self.forced
+        }
+
+    def add(self, row: int, cells: list[str]) -> None:
+        for i, levels in self.levels.items():
+            cells[i] = str(levels.code(cells[i], row))
+        self.values.extend(self._numbers(row, cells))
+
+    def _numbers(self, row: int, cells: list[str]) -> list[float]:
+        """By the rule of `number`, which is asked only where it may differ from `float`."""
+        text = "".join(cells)
+        if text.isascii() and "_" not in text:
+            try:
+                return list(map(float, cells))
+            except ValueError:
+                pass
+        return [self._number(i, row, cell) for i, cell in enumerate(cells)]
+
+    def _number(self, i: int, row: int, cell: str) -> float:
+        name = self.columns[i].name
         try:
-            return list(map(float, cells))
-        except ValueError:
-            pass
-    return [number(path, name, row, cell) for name, cell in zip(names, cells, strict=True)]
+            return number(self.path, name, row, cell)
+        except NumberError:
+            so_far = np.array(self.values[i :: len(self.columns)])
+            if self.known or not np.isnan(so_far).all():
+                raise
+        self.levels[i] = Levels(self.path, name)
+        return self.levels[i].code(cell, row)
+
+    def table(self, num_rows: int) -> tuple[list[Column], np.ndarray]:
+        """The columns, and the cells [rows, columns]; the numbers of categories are in order."""
+        columns = list(self.columns)
+        # A view of no numbers is refused.
+        cells = np.frombuffer(self.values, np.float64) if num_rows else np.empty(0)
+        table = cells.reshape(num_rows, len(columns))
+        for i, levels in self.levels.items():
+            if self.known:
+                continue
+            name = columns[i].name
+            if name not in self.forced and any(map(reads_as_number, levels.place)):
+                text, row = next(t for t in levels.first_rows.items() if not reads_as_number(t[0]))
+                raise NumberError(self.path, name, row, text)
+            present = ~np.isnan(table[:, i])
+            columns[i], ranks = levels.column(int(present.sum()))
+            table[present, i] = ranks[table[present, i].astype(np.intp)]
+        return columns, table
+
+
+class _Lines:
+    """The lines of a file as text, with errors that name the row.
+
+    Attributes:
+        row: the row that was read last, which the reader sets.
+        separator: between the cells.
+    """
+
+    def __init__(self, path: Path, raw: IO[bytes], reading: Reading):
+        self.path, self.raw, self.row = path, raw, 0
+        self.size, self.progress = max(os.fstat(raw.fileno()).st_size, 1), reading.progress
+        file: Any = gzip.GzipFile(fileobj=raw) if path.suffix.lower() == ".gz" else raw
+        self.encoding = reading.encoding or _encoding(file)
+        # What is no text in the encoding is found in its line, where the row is known.
+        self.file = TextIOWrapper(file, self.encoding, "surrogateescape", newline="")
+        self.first = self.file.readline()
+        self.separator = reading.separator or _separator(path, self.first)
+
+    def __iter__(self) -> Iterator[str]:
+        yield self._checked(self.first)
+        for count, line in enumerate(self.file):
+            if count % ROWS_PER_REPORT == 0:
+                self.progress(self.raw.tell(), self.size)
+            yield self._checked(line)
+
+    def _checked(self, line: str) -> str:
+        if "\0" in line:
+            raise DataError(f"{self.path}: holds a byte of 0: it is not text in UTF-8.")
+        if not line.isascii():
+            bad = next((c for c in line if "\udc80" <= c <= "\udcff"), None)
+            if bad is not None:
+                where = f"row {self.row + 1}" if self.row or line != self.first else "the header"
+                what = f"{where} holds the byte 0x{ord(bad) - 0xDC00:x}"
+                hint = "--encoding says what it is, such as cp1252 or latin-1"
+                raise DataError(f"{self.path}: {what}, which is no text in {self.name}; {hint}.")
+        return line
+
+    @property
+    def name(self) -> str:
+        return {"utf-8-sig": "UTF-8"}.get(self.encoding, self.encoding)
+
+
+def _encoding(file: Any) -> str:
+    """UTF-16 where the file begins with its byte order mark, as Excel writes text; else UTF-8."""
+    start = file.read(2)
+    file.seek(0)
+    return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def _separator(path: Path, header: str) -> str:
+    """Of tab in .tsv and comma elsewhere, or the one that cuts the header into most names."""
+    usual = "\t" if ".tsv" in [suffix.lower() for suffix in path.suffixes] else ","
+
+    def fields(separator: str) -> int:
+        try:
+            return len(next(csv.reader([header], delimiter=separator), []))
+        except csv.Error:
+            return 0
+
+    return usual if fields(usual) > 1 else max((usual, *SEPARATORS), key=fields)
 
 
 def _typed(labels: list[str], texts: Iterable[str]) -> np.ndarray:

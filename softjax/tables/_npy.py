@@ -8,9 +8,10 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from softjax.tables._cells import as_features
+from softjax.tables._cells import as_features, reads_as_number
+from softjax.tables._columns import PLAIN, Column, Levels, Reading
 from softjax.tables._errors import DataError, refuse_bytes, understood
-from softjax.tables._rows import FileRows, HeldRows, chosen_columns, stacked
+from softjax.tables._rows import FileRows, HeldRows, chosen_columns, known_levels, stacked
 
 MAGIC = b"\x93NUMPY"
 LONGEST_HEADER = 10_000
@@ -128,9 +129,18 @@ class NpyRows(FileRows):
         path: the file.
         label: the name of the column of the labels, or the path of a `.npy` file that holds them.
         names: those of the features; None for all the other columns.
+        reading: which columns are no features. There are no categories in such a file.
     """
 
-    def __init__(self, path: Path, label: str | None, names: Sequence[str] | None = None):
+    def __init__(
+        self,
+        path: Path,
+        label: str | None,
+        names: Sequence[str | Column] | None = None,
+        reading: Reading = PLAIN,
+    ):
+        if reading.categories:
+            raise DataError(f"{path}: --category takes columns of .csv, .npz and .parquet files.")
         self.file, self.apart = NpyFile(path), None
         if len(self.file.shape) != 2:
             raise DataError(f"{path}: expected an array of rank 2, got shape {self.file.shape}.")
@@ -143,9 +153,10 @@ class NpyRows(FileRows):
             if self.apart.shape != self.file.shape[:1]:
                 expected = f"expected shape ({self.file.shape[0]},), a label for each row of {path}"
                 raise DataError(f"{label}: {expected}, got shape {self.apart.shape}.")
-        chosen = chosen_columns(path, known, column, names)
+        chosen = chosen_columns(path, known, column, names, drop=reading.drop)
         self.column = None if column is None else int(column)
-        self.places = None if chosen == known else [int(name) for name in chosen]
+        places = [int(c.name) for c in chosen]
+        self.places = None if len(places) == len(known) else places
         super().__init__(path, label, chosen, self.file.shape[0])
 
     @property
@@ -163,13 +174,19 @@ class NpyRows(FileRows):
         features = block if self.places is None else block[:, self.places]
         if features.dtype.kind in "biuf":
             return as_features(self.path, "", features), labels
-        return stacked(self.path, self.names, features.T, start), labels
+        return stacked(self.path, self.columns, features.T, first=start), labels
 
 
 class NpzRows(HeldRows):
     """Rows of a `.npz` file, which names its arrays; columns of one of rank 2 are 0, 1, 2, ..."""
 
-    def __init__(self, path: Path, label: str | None, names: Sequence[str] | None = None):
+    def __init__(
+        self,
+        path: Path,
+        label: str | None,
+        names: Sequence[str | Column] | None = None,
+        reading: Reading = PLAIN,
+    ):
         columns: list[tuple[str, np.ndarray]] = []
         with understood(path), zipfile.ZipFile(path) as archive:
             refuse_bytes(path, sum(m.file_size for m in archive.infolist()), path.stat().st_size)
@@ -189,12 +206,29 @@ class NpzRows(HeldRows):
                 else:
                     columns += [(str(i), column) for i, column in enumerate(values.T)]
         known = dict(columns)
-        chosen = chosen_columns(path, [name for name, _ in columns], label, names)
-        used = chosen if label is None else [label, *chosen]
+        there = [name for name, _ in columns]
+        chosen = chosen_columns(path, there, label, names, drop=reading.drop)
+        used = [*([] if label is None else [label]), *(column.name for column in chosen)]
         lengths = {name: len(known[name]) for name in used}
         for name, length in lengths.items():
             if length != lengths[used[0]]:
                 form = f"{used[0]!r} has {lengths[used[0]]} rows, and {name!r} {length}"
                 raise DataError(f"{path}: has columns of different lengths: {form}.")
-        features = stacked(path, chosen, [known[name] for name in chosen])
+        if names is None:
+            chosen = [_column(path, c.name, known[c.name], reading.categories) for c in chosen]
+        cells = [known[column.name] for column in chosen]
+        features = stacked(path, chosen, cells, known_levels(path, chosen))
         super().__init__(path, label, chosen, features, None if label is None else known[label])
+
+
+def _column(path: Path, name: str, cells: np.ndarray, categories: Sequence[str]) -> Column:
+    """One of categories where it is named, or where no cell reads as a number."""
+    if name not in categories:
+        if cells.dtype.kind not in "SU":
+            return Column(name)
+        texts = np.unique(cells).astype(str).tolist()
+        if any(map(reads_as_number, texts)):
+            return Column(name)
+    levels = Levels(path, name)
+    codes = levels.codes(cells.tolist(), 0)
+    return levels.column(int((~np.isnan(codes)).sum()))[0]

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from softjax import _checks
+from softjax.tables._cells import is_missing, reads_as_number
+from softjax.tables._columns import PLAIN, Column, Levels, Reading
 from softjax.tables._errors import DataError, understood
-from softjax.tables._rows import FileRows, chosen_columns, stacked
+from softjax.tables._rows import FileRows, chosen_columns, known_levels, stacked
 
 
 class ParquetRows(FileRows):
@@ -19,9 +21,16 @@ class ParquetRows(FileRows):
         path: the file.
         label: the name of the column of the labels.
         names: those of the features; None for all the other columns, without an index of pandas.
+        reading: which columns are no features, and which are categories.
     """
 
-    def __init__(self, path: Path, label: str | None, names: Sequence[str] | None = None):
+    def __init__(
+        self,
+        path: Path,
+        label: str | None,
+        names: Sequence[str | Column] | None = None,
+        reading: Reading = PLAIN,
+    ):
         try:
             from pyarrow import parquet
         except ModuleNotFoundError:
@@ -37,7 +46,10 @@ class ParquetRows(FileRows):
             sizes = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
             if min(sizes, default=0) < 0 or sum(sizes) != meta.num_rows:
                 raise DataError(f"{path}: cannot be read: its numbers of rows do not add up.")
-        chosen = chosen_columns(path, schema.names, label, names, index)
+        chosen = chosen_columns(path, schema.names, label, names, index, reading.drop)
+        if names is None:
+            chosen = [self._column(path, c.name, reading) for c in chosen]
+        self.levels = known_levels(path, chosen)
         self.ends = np.cumsum(sizes, dtype=np.int64)
         self.last: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None
         super().__init__(path, label, chosen, sum(sizes))
@@ -53,16 +65,43 @@ class ParquetRows(FileRows):
         features, labels = zip(*parts, strict=True)
         return np.concatenate(features), np.concatenate(labels)
 
+    def _column(self, path: Path, name: str, reading: Reading) -> Column:
+        """One of categories where it is named, or where it is of text and no cell is a number.
+
+        It takes a pass over the column, a row group at a time.
+        """
+        from pyarrow import types
+
+        kind = self.file.schema_arrow.field(name).type
+        value = kind.value_type if types.is_dictionary(kind) else kind
+        if name not in reading.categories and not (
+            types.is_string(value) or types.is_large_string(value)
+        ):
+            return Column(name)
+        levels, present, first = Levels(path, name), 0, 0
+        for group in range(self.file.metadata.num_row_groups):
+            with understood(path):
+                cells = self.file.read_row_group(group, columns=[name])[name].to_pylist()
+            if name not in reading.categories:
+                texts = {cell for cell in cells if not is_missing(cell)}
+                if any(map(reads_as_number, texts)):
+                    return Column(name)
+            present += int((~np.isnan(levels.codes(cells, first))).sum())
+            first += len(cells)
+        return levels.column(present)[0] if present else Column(name)
+
     def _row_group(self, group: int, begin: int) -> tuple[np.ndarray, np.ndarray]:
         if self.last is None or self.last[0] != group:
             self.last = None  # the memory of one, never of two
-            columns = self.names if self.label is None else [*self.names, self.label]
+            names = [column.name for column in self.columns]
+            columns = names if self.label is None else [*names, self.label]
             with understood(self.path):
                 table = self.file.read_row_group(group, columns=columns)
                 arrays = {name: _decoded(table[name]) for name in columns}
             if len(table) != self.ends[group] - begin:
                 raise DataError(f"{self.path}: cannot be read: a row group lacks rows.")
-            features = stacked(self.path, self.names, [arrays[n] for n in self.names], begin)
+            cells = [arrays[name] for name in names]
+            features = stacked(self.path, self.columns, cells, self.levels, begin)
             labels = np.empty(len(table), object) if self.label is None else arrays[self.label]
             self.last = (group, (features, labels))
         return self.last[1]

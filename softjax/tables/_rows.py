@@ -4,13 +4,14 @@ import re
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from softjax.tables._cells import as_features
+from softjax.tables._columns import Column, Levels, encoded, feature_names
 from softjax.tables._errors import DataError
 
 SAMPLES, SAMPLE_BYTES = 64, 4096
@@ -25,22 +26,31 @@ class FileRows(ABC):
     Attributes:
         path: the file.
         label: the column of the labels; None where none are read.
-        names: the columns of the features.
+        columns: those of the features.
+        names: of the features, of which a column of categories has several or none.
         num_rows: N.
         num_features: D.
         fingerprint: what a change of the file changes, as JSON can hold it.
     """
 
-    def __init__(self, path: Path, label: str | None, names: list[str], num_rows: int):
+    def __init__(self, path: Path, label: str | None, columns: list[Column], num_rows: int):
         if not num_rows:
             raise DataError(f"{path}: has no rows.")
-        self.path, self.label, self.names = path, label, names
-        self.num_rows, self.num_features = num_rows, len(names)
+        self.path, self.label, self.columns = path, label, columns
+        self.names = feature_names(path, columns)
+        self.num_rows, self.num_features = num_rows, len(self.names)
+        if not self.names:
+            raise DataError(f"{path}: has no column that varies besides the labels.")
 
     @property
     def paths(self) -> list[Path]:
         """The files that are read."""
         return [self.path]
+
+    @property
+    def coded(self) -> np.ndarray:
+        """Which features are 0 or 1 for a category, [D]."""
+        return np.array([c.levels is not None for c in self.columns for _ in c.features], bool)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -58,7 +68,7 @@ class HeldRows(FileRows):
     Args:
         path: the file.
         label: the column of the labels, or None.
-        names: the columns of the features.
+        columns: those of the features.
         features: [N, D].
         labels: [N], or None.
     """
@@ -67,11 +77,11 @@ class HeldRows(FileRows):
         self,
         path: Path,
         label: str | None,
-        names: list[str],
+        columns: list[Column],
         features: np.ndarray,
         labels: np.ndarray | None,
     ):
-        super().__init__(path, label, names, len(features))
+        super().__init__(path, label, columns, len(features))
         self.features = features
         self.labels = np.empty(len(features), object) if labels is None else labels
 
@@ -84,35 +94,63 @@ def chosen_columns(
     path: Path,
     known: Sequence[str],
     label: str | None,
-    names: Sequence[str] | None,
+    names: Sequence[str | Column] | None,
     index: Collection[str] = (),
-) -> list[str]:
+    drop: Collection[str] = (),
+) -> list[Column]:
     """The columns of the features: `names`, or all but the labels, the index and row numbers."""
     repeated = [name for name, count in Counter(known).items() if count > 1]
     if repeated:
         raise DataError(f"{path}: two columns have one name, {repeated[0]!r}.")
-    if label is not None and label not in known:
-        shown = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
-        raise DataError(f"{path}: has no column {label!r}; it has {shown}.")
-    if names is None:
-        names = [n for n in known if n not in (label, *index) and not ROW_NUMBERS.fullmatch(n)]
     there = set(known)
-    missing = [name for name in names if name not in there]
+    for name in (label, *drop):
+        if name is not None and name not in there:
+            shown = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
+            raise DataError(f"{path}: has no column {name!r}; it has {shown}.")
+    if label in drop:
+        raise DataError(f"{path}: column {label!r} has the labels; it cannot be dropped.")
+    if names is None:
+        without = {label, *index, *drop}
+        names = [n for n in known if n not in without and not ROW_NUMBERS.fullmatch(n)]
+    columns = [Column(name) if isinstance(name, str) else name for name in names]
+    missing = [column.name for column in columns if column.name not in there]
     if missing:
         shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
-        form = f"lacks {len(missing)} of the model's {len(names)} features: {shown}"
+        form = f"lacks {len(missing)} of the model's {len(columns)} columns: {shown}"
         raise DataError(f"{path}: {form}.")
-    if not names:
+    if not columns:
         raise DataError(f"{path}: has no columns besides the labels.")
-    return list(names)
+    return columns
 
 
 def stacked(
-    path: Path, names: Sequence[str], columns: Iterable[np.ndarray], first: int = 0
+    path: Path,
+    columns: Sequence[Column],
+    cells: Iterable[np.ndarray],
+    levels: Mapping[str, Levels] | None = None,
+    first: int = 0,
 ) -> np.ndarray:
-    """Columns of features side by side, [n, D]."""
-    parts = [as_features(path, name, c, first) for name, c in zip(names, columns, strict=True)]
-    return np.stack(parts, axis=-1)
+    """Columns of cells as features side by side, [n, D].
+
+    Args:
+        path: the file, for errors.
+        columns: of the features.
+        cells: the cells of each.
+        levels: the categories, by the name of the column.
+        first: the number of the first row in the file.
+    """
+    parts = []
+    for column, values in zip(columns, cells, strict=True):
+        if column.levels is None:
+            parts.append(as_features(path, column.name, values, first))
+        else:
+            parts.append((levels or {})[column.name].codes(values.tolist(), first))
+    return encoded(columns, np.stack(parts, axis=-1))
+
+
+def known_levels(path: Path, columns: Sequence[Column]) -> dict[str, Levels]:
+    """The categories of columns that are known."""
+    return {c.name: Levels(path, c.name, c.levels) for c in columns if c.levels is not None}
 
 
 def file_fingerprint(path: Path) -> dict[str, int]:

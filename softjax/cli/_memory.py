@@ -1,0 +1,282 @@
+"""The fit to data in memory: the rows that are held out, the penalty, the fit and its report."""
+
+import csv
+import io
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from softjax import regression, tables
+from softjax.cli._app import (
+    FOLDS,
+    SUMMARY,
+    FitProgress,
+    Optimizer,
+    Solver,
+    Task,
+    check_finite,
+    optax_optimizer,
+    print_result,
+    rate_of,
+    remedies_offered,
+    write,
+    write_text,
+)
+from softjax.cli._options import progress_bar, reading, weights_of_classes
+from softjax.cli._split import Split, too_few
+from softjax.datasets import load_digits
+from softjax.tables import DataError, Dataset
+
+
+class Plan(NamedTuple):
+    """The options of the command."""
+
+    data: str
+    label_column: str | None
+    test_fraction: float
+    penalties: list[float]
+    folds: int | None
+    l1: float
+    solver: Solver
+    max_steps: int | None
+    optimizer: Optimizer
+    epochs: int | None
+    batch_size: int | None
+    learning_rate: float | None
+    class_weight: list[str] | None
+    seed: int
+    summary: bool
+    out: Path
+    skip_nonfinite: bool
+    impute: bool
+    drop: tuple[str, ...]
+    categories: tuple[str, ...]
+    separator: str | None
+    encoding: str | None
+
+
+class Parts(NamedTuple):
+    """The examples to fit and those that are held out; the shape of an image, of the digits."""
+
+    train: Dataset
+    test: Dataset
+    image_shape: tuple[int, int] | None
+
+
+def run(plan: Plan) -> None:
+    """Fits, writes the files and prints what came of it."""
+    console = Console()
+    train, test, image_shape = _load(console, plan)
+    mean, scale = _standardisation(train, image_shape is not None)
+    x_train, x_test = (
+        ((part.features - mean) / scale).astype(np.float32) for part in (train, test)
+    )
+    counts = np.bincount(train.labels, minlength=len(train.class_names))
+    task = Task(
+        mean,
+        scale,
+        train.feature_names,
+        train.class_names,
+        (x_test, test.labels),
+        image_shape,
+        Path(plan.data).name,
+        int(np.argmax(counts)),
+        train.columns,
+    )
+    console.print(f"{len(train.labels)} examples to fit, {len(test.labels)} held out.")
+    categories = tables.described(train.columns)
+    if categories:
+        console.print(categories, markup=False, highlight=False, soft_wrap=True)
+    weights = weights_of_classes(plan.class_weight, plan.data, plan.label_column, train)
+    more = []
+    penalty = plan.penalties[0]
+    if len(plan.penalties) > 1:
+        penalty, curve = _chosen_penalty(console, x_train, train, weights, plan)
+        more.append(write_text(plan.out / FOLDS, curve))
+    result, limit = _fitted(console, x_train, train, weights, penalty, task, plan)
+    check_finite(plan.out, task, result)
+    written = write(console, plan.out, task, result)
+    text = None
+    if plan.summary:
+        text = _summary(console, result.params, x_train, train, weights, penalty)
+        if text is not None:
+            more.append(write_text(plan.out / SUMMARY, f"{text}\n"))
+    print_result(console, result, written, limit, more)
+    if text is not None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _fitted(
+    console: Console,
+    features: np.ndarray,
+    train: Dataset,
+    weights: np.ndarray | None,
+    penalty: float,
+    task: Task,
+    plan: Plan,
+) -> tuple[regression.FitResult, str | None]:
+    """The fit, and the option that limits its steps."""
+    first_order = plan.solver is Solver.OPTAX
+    steps, epochs, limit = plan.max_steps, plan.epochs, "--max-steps"
+    if first_order:
+        epochs = epochs or 300
+        a_pass = 1 if plan.batch_size is None else -(-len(train.labels) // plan.batch_size)
+        steps = epochs * a_pass
+        limit = "--epochs" if plan.optimizer is Optimizer.LBFGS else None
+    of_optax = None
+    if plan.optimizer is not Optimizer.LBFGS:
+        of_optax = optax_optimizer(plan.optimizer, rate_of(plan.optimizer, plan.learning_rate))
+    with FitProgress(console, steps, plan.out, task) as progress:
+        result = regression.fit(
+            features,
+            train.labels,
+            solver=plan.solver,
+            num_classes=len(train.class_names),
+            l2=penalty,
+            l1=plan.l1,
+            class_weights=weights,
+            max_steps=plan.max_steps,
+            optimizer=of_optax,
+            batch_size=plan.batch_size,
+            epochs=epochs,
+            seed=plan.seed,
+            validation=task.held_out,
+            callback=progress.show,
+        )
+    return result, limit
+
+
+def _load(console: Console, plan: Plan) -> Parts:
+    """The examples of the digits, or of a file, of which some are held out."""
+    if plan.data == "digits":
+        return _digits()
+    if plan.label_column is None:
+        raise DataError(f"{plan.data}: --label-column must name the column with the labels.")
+    path = Path(plan.data)
+    how = (plan.drop, plan.categories, plan.separator, plan.encoding)
+    with remedies_offered(), reading(console, *how) as options:
+        whole = tables.dataset(
+            path,
+            plan.label_column,
+            plan.skip_nonfinite,
+            keep_missing=plan.impute,
+            reading=options,
+        )
+    count = len(whole.labels)
+    split = Split(count, plan.test_fraction, plan.seed)
+    split.see(whole.rows, whole.class_names, whole.labels)
+    held_out = np.isin(whole.rows, split.held_out())
+    if not held_out.any():
+        raise DataError(too_few(plan.data, count, plan.test_fraction))
+    train, test = whole.part(~held_out), whole.part(held_out)
+    if plan.impute:
+        missing = int(np.isnan(whole.features).any(axis=1).sum())
+        columns = tables.with_fills(path, train.columns, train.features)
+        train, test = (
+            part._replace(columns=columns, features=tables.filled(columns, part.features))
+            for part in (train, test)
+        )
+        what = "medians and most frequent categories of the examples to fit"
+        console.print(f"Missing cells of {missing} rows are imputed by {what}.", soft_wrap=True)
+    return Parts(train, test, None)
+
+
+def _digits() -> Parts:
+    digits = load_digits()
+    height, width = digits.image_shape
+    names = [str(pixel) for pixel in range(height * width)]  # as the columns of a .npy file
+    classes = [str(k) for k in range(10)]
+    first = len(digits.train_labels)
+    rows = np.split(np.arange(first + len(digits.test_labels)), [first])
+    train = Dataset(digits.train_features, digits.train_labels, names, classes, rows[0])
+    test = Dataset(digits.test_features, digits.test_labels, names, classes, rows[1])
+    return Parts(train, test, (height, width))
+
+
+def _standardisation(train: Dataset, as_they_are: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each number; 0 and 1 for categories and constants' scale."""
+    features = train.features
+    if as_they_are:
+        return np.zeros(features.shape[1]), np.ones(features.shape[1])
+    scale = np.where(np.ptp(features, axis=0) > 0, features.std(axis=0), 1)
+    coded = [c.levels is not None for c in train.columns for _ in c.features]
+    mean = np.where(coded, 0, features.mean(axis=0))
+    return mean, np.where((scale > 0) & ~np.array(coded, bool), scale, 1)
+
+
+def _chosen_penalty(
+    console: Console,
+    features: np.ndarray,
+    train: Dataset,
+    weights: np.ndarray | None,
+    plan: Plan,
+) -> tuple[float, str]:
+    """The penalty with the smallest mean loss on the folds, and the curve as CSV."""
+    folds = plan.folds or 5
+    if folds > len(train.labels):
+        raise DataError(
+            f"{plan.data}: {len(train.labels)} examples to fit are too few for {folds} folds."
+        )
+    grid = np.sort(plan.penalties)
+    with progress_bar(console, f"{folds} folds") as progress:
+
+        def show(event: regression.ManyEvent) -> None:
+            progress.update(progress.task_ids[0], completed=event.done, total=event.count)
+
+        validated = regression.cross_validate(
+            features,
+            train.labels,
+            l2=grid,
+            folds=folds,
+            seed=plan.seed,
+            num_classes=len(train.class_names),
+            class_weights=weights,
+            callback=show if console.is_terminal else None,
+        )
+    figures = (validated.mean_loss, validated.standard_error, validated.mean_accuracy)
+    loss, error, hits = (np.asarray(values, np.float64) for values in figures)
+    best = int(np.argmin(loss))
+    table = Table(title=f"{folds} folds", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("l2", "loss, nats", "standard error", "accuracy", ""):
+        table.add_column(column)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["l2", "loss", "standard_error", "accuracy", "chosen"])
+    for k, l2 in enumerate(grid):
+        chosen = "chosen" if k == best else ""
+        table.add_row(f"{l2:g}", f"{loss[k]:.4f}", f"{error[k]:.4f}", f"{hits[k]:.4f}", chosen)
+        writer.writerow(
+            [l2.item(), loss[k].item(), error[k].item(), hits[k].item(), int(k == best)]
+        )
+    console.print(table)
+    return float(grid[best]), text.getvalue()
+
+
+def _summary(
+    console: Console,
+    params: regression.SoftmaxRegression,
+    features: np.ndarray,
+    train: Dataset,
+    weights: np.ndarray | None,
+    l2: float,
+) -> str | None:
+    """The coefficients and their statistics, for the features as they were fitted."""
+    try:
+        table = regression.inference.summary(
+            params,
+            features,
+            train.labels,
+            l2=l2,
+            sample_weights=None if weights is None else weights[train.labels],
+            feature_names=train.feature_names,
+            class_names=train.class_names,
+        )
+    except ValueError as error:  # no covariance: collinear features, or not at the optimum
+        console.print(f"No summary was printed: {error}", markup=False)
+        return None
+    but = " Categories are 0 or 1." if any(c.levels is not None for c in train.columns) else ""
+    return f"{table.text}\nThe coefficients are for the standardised features.{but}"

@@ -1,0 +1,233 @@
+"""model.npz, which `softjax fit` writes: the parameters, and how a table becomes features."""
+
+import json
+import math
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from numpy.lib import format as npy
+
+from softjax import _files, regression, tables
+from softjax.regression import SoftmaxRegression
+from softjax.tables import Column, DataError
+
+__all__ = ["Model", "load_model"]
+
+# The versions of the .npy format in which NumPy writes numbers and text.
+HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+
+
+class Model(NamedTuple):
+    """A softmax regression of the columns of a table, as `softjax fit` writes it.
+
+    Attributes:
+        kernel: float64 [D, K], for the features as they are in the data.
+        bias: float64 [K].
+        classes: K names.
+        features: D names; a category of a column has the name column=category.
+        columns: those of the table, with their categories and with what fills missing cells; empty
+            where each feature is a column of numbers.
+
+    Example:
+        >>> import numpy as np
+        >>> from softjax.models import Model
+        >>> model = Model(np.array([[-1.0, 1.0]]), np.zeros(2), ["low", "high"], ["x"])
+        >>> model.predict({"x": [-3.0, 2.0]})
+        ['low', 'high']
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    classes: list[str]
+    features: list[str]
+    columns: Sequence[Column] = ()
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all parameters are."""
+        return bool(np.isfinite(self.kernel).all() and np.isfinite(self.bias).all())
+
+    @property
+    def params(self) -> SoftmaxRegression:
+        """The parameters, for the functions of `softjax.regression`; float64 of NumPy."""
+        return SoftmaxRegression(self.kernel, self.bias)
+
+    @property
+    def table(self) -> list[Column]:
+        """The columns that a table needs."""
+        return list(self.columns) or [Column(name) for name in self.features]
+
+    def encode(self, data: Any, reading: tables.Reading = tables.PLAIN) -> np.ndarray:
+        """The features of a table.
+
+        Args:
+            data: the path of a file, or what has columns by name, such as a DataFrame or a
+                dictionary. Other columns than those of the model are ignored.
+            reading: how the file is to be read.
+
+        Returns:
+            float64 [N, D].
+
+        Raises:
+            softjax.tables.DataError: a column is missing; a cell is missing, where the fit had
+                none, or is no number, or no category of the fit.
+        """
+        if isinstance(data, (str, Path)):
+            return tables.features(Path(data), self.table, reading)
+        return tables.features_of(data, self.table)
+
+    def predict(self, data: Any) -> list[str]:
+        """The name of the most probable class of each row; `data` as of `encode`."""
+        places = self.logits(self.encode(data)).argmax(axis=1)
+        return [self.classes[place] for place in places.tolist()]
+
+    def predict_proba(self, data: Any) -> np.ndarray:
+        """The probabilities of the classes, float64 [N, K]; `data` as of `encode`."""
+        with jax.enable_x64(True):  # features as they are may be far from 0
+            return np.asarray(regression.predict_proba(self.params, self.encode(data)))
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the model to a file, whole or not at all, as `softjax fit` does."""
+        arrays: dict[str, Any] = dict(zip(self._fields, map(np.asarray, self[:4]), strict=False))
+        arrays["columns"] = np.array([json.dumps(column._asdict()) for column in self.table])
+        with _files.whole(Path(path)) as draft, draft.open("wb") as file:
+            np.savez(file, **arrays)
+        return Path(path)
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """The logits of features [N, D], float64 [N, K]."""
+        with jax.enable_x64(True):
+            return np.asarray(regression.logits(self.params, features))
+
+
+def load_model(path: str | Path) -> Model:
+    """Reads the model that `softjax fit` wrote.
+
+    Args:
+        path: of model.npz.
+
+    Returns:
+        `Model`, which predicts for files and tables, and has the parameters.
+
+    Raises:
+        softjax.tables.DataError: the file is no model that can predict.
+
+    Example:
+        >>> import pathlib, tempfile, numpy as np, softjax
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "model.npz")
+        >>> kernel, names = np.array([[-1.0, 1.0]]), {"classes": ["low", "high"], "features": ["x"]}
+        >>> np.savez(path, kernel=kernel, bias=np.zeros(2), **names)
+        >>> softjax.load_model(path).predict({"x": [-3.0, 2.0]})
+        ['low', 'high']
+    """
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file.")
+    with path.open("rb") as file:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # NumPy warns of what it only guesses
+                with zipfile.ZipFile(file) as archive:
+                    kernel, bias, classes, features = (
+                        _array(archive, name) for name in Model._fields[:4]
+                    )
+                    columns = None
+                    if "columns.npy" in archive.namelist():
+                        columns = _array(archive, "columns")
+        # The bytes may be anything, and each layer that reads them raises errors of its own. What
+        # it does not understand is not a model.
+        except Exception as error:
+            raise _not_a_model(path, _first_line(error)) from error
+    if kernel.ndim != 2 or kernel.shape[0] < 1 or kernel.shape[1] < 2:
+        expected = "[features, classes], with 1 feature and 2 classes or more"
+        raise _not_a_model(path, f"`kernel` must be of shape {expected}, got {kernel.shape}")
+    num_features, num_classes = kernel.shape
+    names = _names(path, "features", features, num_features)
+    model = Model(
+        _numbers(path, "kernel", kernel, kernel.shape),
+        _numbers(path, "bias", bias, (num_classes,)),
+        _names(path, "classes", classes, num_classes),
+        names,
+        () if columns is None else _columns(path, columns, names),
+    )
+    if not model.is_finite:
+        raise _not_a_model(path, "`kernel` and `bias` must be finite, got NaN or infinity")
+    return model
+
+
+def _columns(path: Path, array: np.ndarray, features: list[str]) -> list[Column]:
+    """The columns, each of which is text in JSON, and which together have the features."""
+    try:
+        columns = []
+        for text in _names(path, "columns", array, len(array)):
+            name, levels, fill = (json.loads(text)[key] for key in Column._fields)
+            good = isinstance(name, str)
+            if levels is None:
+                good &= fill is None or (isinstance(fill, float) and math.isfinite(fill))
+            else:
+                good &= all(isinstance(level, str) for level in levels)
+                good &= len(set(levels)) == len(levels) > 0 and (fill is None or fill in levels)
+                levels = tuple(levels)
+            if not good:
+                raise ValueError(text)
+            columns.append(Column(name, levels, fill))
+        known = [name for column in columns for name in column.features]
+        distinct = len({column.name for column in columns}) == len(columns)
+    except DataError:
+        raise
+    except Exception as error:
+        raise _not_a_model(path, f"`columns` cannot be read: {_first_line(error)}") from error
+    if known != features or not distinct:
+        raise _not_a_model(path, "`columns` and `features` do not fit each other")
+    return columns
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """One array, whose header is checked before memory is taken for what it promises."""
+    if f"{name}.npy" not in archive.namelist():
+        raise ValueError(f"it has no array `{name}`")
+    entry = archive.getinfo(f"{name}.npy")
+    with archive.open(entry) as file:
+        shape, by_columns, dtype = HEADERS[npy.read_magic(file)](file)
+        if dtype.kind not in "fiuU":
+            raise ValueError(f"`{name}` must be numbers or text, got {dtype}")
+        size = math.prod(shape) * dtype.itemsize
+        if size != entry.file_size - file.tell():
+            raise ValueError(f"`{name}` has another size than its header says")
+        array = np.frombuffer(file.read(), dtype, math.prod(shape))
+    return array.reshape(shape, order="F" if by_columns else "C")
+
+
+def _numbers(path: Path, name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if array.dtype.kind == "U" or array.shape != shape:
+        got = f"{array.dtype} of shape {array.shape}"
+        raise _not_a_model(path, f"`{name}` must be numbers of shape {shape}, got {got}")
+    with np.errstate(over="ignore", invalid="ignore"):  # seen by `is_finite`
+        return array.astype(np.float64)
+
+
+def _names(path: Path, name: str, array: np.ndarray, count: int) -> list[str]:
+    if array.dtype.kind != "U" or array.shape != (count,):
+        got = f"{array.dtype} of shape {array.shape}"
+        raise _not_a_model(path, f"`{name}` must be text of shape ({count},), got {got}")
+    try:
+        names = array.tolist()
+        "".join(names).encode()
+    except ValueError as error:  # numbers that are no characters
+        raise _not_a_model(path, f"`{name}` must be text, got {_first_line(error)}") from error
+    if len(set(names)) != count:
+        raise _not_a_model(path, f"`{name}` must be different from each other, got one name twice")
+    return names
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join((str(error) or type(error).__name__).split())[:200].rstrip(".")
+
+
+def _not_a_model(path: Path, why: Any) -> DataError:
+    return DataError(f"{path}: is not a model that `softjax fit` wrote: {why}.")

@@ -1,0 +1,214 @@
+"""The columns of a table as features: numbers as they are, categories one-hot encoded."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from softjax.tables._cells import class_name, in_order, is_missing
+from softjax.tables._errors import DataError
+
+# Columns of this name that hold whole numbers, all different, say who a row is, not how it is.
+IDENTIFIER = re.compile(
+    r"(.*[ _.-])?(id|uuid|guid|identifier|index|row ?num(ber)?)|.*[a-z](Id|ID)", re.IGNORECASE
+)
+SHOWN_LEVELS = 12
+
+
+class Reading(NamedTuple):
+    """How a file is to be read.
+
+    Attributes:
+        drop: columns that are no features.
+        categories: columns whose cells are categories even if they are numbers.
+        separator: between the cells of a CSV file; None to find it in the header.
+        encoding: of a CSV file; None for UTF-8, or UTF-16 with a byte order mark.
+        progress: called with the bytes that were read, and all of them.
+    """
+
+    drop: Sequence[str] = ()
+    categories: Sequence[str] = ()
+    separator: str | None = None
+    encoding: str | None = None
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+
+PLAIN = Reading()
+
+
+class Column(NamedTuple):
+    """A column of a file, and the features that it becomes.
+
+    Attributes:
+        name: of the column.
+        levels: the categories in order; None for numbers. Each but the first, which is the
+            reference, becomes a feature that is 1 in its rows and 0 in the others.
+        fill: what a missing cell counts as, a number or a category; None where it is refused.
+    """
+
+    name: str
+    levels: tuple[str, ...] | None = None
+    fill: float | str | None = None
+
+    @property
+    def features(self) -> list[str]:
+        """The names of its features."""
+        if self.levels is None:
+            return [self.name]
+        return [f"{self.name}={level}" for level in self.levels[1:]]
+
+    @property
+    def filling(self) -> np.ndarray:
+        """Its features where a cell is missing."""
+        if self.levels is None or self.fill is None:
+            return np.array([np.nan if self.fill is None else self.fill] * len(self.features))
+        return np.array([level == self.fill for level in self.levels[1:]], np.float64)
+
+
+class Levels:
+    """The categories of a column: numbered as they are seen, or as a model knows them.
+
+    Args:
+        path: the file, for errors.
+        name: the column.
+        known: the categories of a model, to which every cell has to belong; None to collect them.
+    """
+
+    def __init__(self, path: Path, name: str, known: Sequence[str] | None = None):
+        self.path, self.name, self.known = path, name, known
+        self.place = {level: code for code, level in enumerate(known or ())}
+        self.first_rows: dict[str, int] = {}
+
+    def code(self, cell: object, row: int) -> float:
+        """The number of the category of a cell; NaN where it is missing."""
+        try:
+            if is_missing(cell):
+                return np.nan
+            level = str(class_name(cell)).strip()
+        except (TypeError, ValueError):
+            where = f"{self.path}: column {self.name!r}, row {row}"
+            raise DataError(f"{where}: expected a category, got {type(cell).__name__}.") from None
+        code = self.place.get(level)
+        if code is None:
+            if self.known is not None:
+                expected = f"one of the categories of the model, {_listed(self.known)}"
+                where = f"column {self.name!r}, row {row}"
+                raise DataError(f"{self.path}: {where}: expected {expected}, got {level!r}.")
+            code = self.place[level] = len(self.place)
+            self.first_rows[level] = row
+        return float(code)
+
+    def codes(self, cells: Sequence[object], first: int) -> np.ndarray:
+        """The numbers of a run of cells, which begins with row `first`, counted from 0."""
+        rows = range(first + 1, first + 1 + len(cells))
+        return np.array([self.code(c, r) for c, r in zip(cells, rows, strict=True)], np.float64)
+
+    def column(self, present: int) -> tuple[Column, np.ndarray]:
+        """The column with its categories in order, and the place there of each number.
+
+        Args:
+            present: the number of cells that are not missing.
+        """
+        if self.known is None and len(self.place) > max(2, present / 2):
+            what = f"{len(self.place)} different texts in {present} rows"
+            hint = f"an identifier or free text is no category. --drop {self.name} leaves it out."
+            raise DataError(f"{self.path}: column {self.name!r}: has {what}; {hint}")
+        levels = in_order(self.place) if self.known is None else list(self.known)
+        place = {level: i for i, level in enumerate(levels)}
+        ranks = np.array([place[level] for level in self.place], np.float64)
+        return Column(self.name, tuple(levels)), ranks
+
+
+def feature_names(path: Path, columns: Sequence[Column]) -> list[str]:
+    """The names of all features, each one once."""
+    names = [name for column in columns for name in column.features]
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise DataError(f"{path}: two features have one name, {repeated[0]!r}.")
+    return names
+
+
+def encoded(columns: Sequence[Column], table: np.ndarray) -> np.ndarray:
+    """The features [n, D] of a table [n, columns] of numbers and numbers of categories.
+
+    A missing cell, NaN, makes all features of its column NaN.
+    """
+    if all(column.levels is None for column in columns):
+        return table
+    parts = []
+    for column, values in zip(columns, table.T, strict=True):
+        part = values[:, None]
+        if column.levels is not None:
+            one_hot = part == np.arange(1, len(column.levels))
+            part = np.where(np.isnan(part), np.nan, one_hot)
+        parts.append(part)
+    return np.concatenate(parts, axis=1)
+
+
+def filled(columns: Sequence[Column], features: np.ndarray) -> np.ndarray:
+    """The features [n, D] with those of `Column.filling` in place of NaN."""
+    if all(column.fill is None for column in columns):
+        return features
+    filling = np.concatenate([column.filling for column in columns])
+    return np.where(np.isnan(features), filling, features)
+
+
+def with_fills(path: Path, columns: Sequence[Column], features: np.ndarray) -> list[Column]:
+    """The columns with what fills missing cells: the median, or the most frequent category.
+
+    Args:
+        path: the file, for the error.
+        columns: of the file.
+        features: [N, D], of the rows to fit, NaN where a cell is missing.
+    """
+    found, place = [], 0
+    for column in columns:
+        width = len(column.features)
+        part = features[:, place : place + width]
+        place += width
+        part = part[~np.isnan(part).any(axis=1)]
+        if not len(part):
+            raise DataError(f"{path}: column {column.name!r}: has no cell to impute others from.")
+        if column.levels is None:
+            found.append(column._replace(fill=float(np.median(part))))
+        else:
+            counts = [len(part) - part.sum(), *part.sum(axis=0)]
+            found.append(column._replace(fill=column.levels[int(np.argmax(counts))]))
+    return found
+
+
+def refuse_identifiers(path: Path, columns: Sequence[Column], features: np.ndarray) -> None:
+    """Refuses a column of whole numbers, all different, that is named as an identifier."""
+    place = 0
+    for column in columns:
+        if column.levels is None and IDENTIFIER.fullmatch(column.name) and len(features) >= 10:
+            values = features[:, place]
+            whole = np.all(np.floor(values) == values)
+            if whole and len(np.unique(values)) == len(values):
+                what = f"{len(values)} different numbers in as many rows"
+                raise DataError(
+                    f"{path}: column {column.name!r}: has {what}; an identifier is no feature. "
+                    f"--drop {column.name} leaves it out; a measurement needs another name."
+                )
+        place += len(column.features)
+
+
+def described(columns: Sequence[Column]) -> str | None:
+    """What the categories are, in one line; None where there are none."""
+    coded = [column for column in columns if column.levels is not None]
+    if not coded:
+        return None
+    parts = []
+    for column in coded:
+        reference, *others = column.levels or ("",)
+        parts.append(f"{column.name} ({_listed(others)}; against {reference})")
+    return f"Categories, one-hot encoded: {', '.join(parts)}."
+
+
+def _listed(levels: Sequence[str]) -> str:
+    shown = ", ".join(levels[:SHOWN_LEVELS])
+    more = len(levels) - SHOWN_LEVELS
+    return f"{shown} and {more} more" if more > 0 else shown

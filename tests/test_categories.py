@@ -1,0 +1,297 @@
+"""Tables as people have them: categories, missing cells, separators, encodings, identifiers."""
+
+import csv
+import gzip
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("typer")
+
+import pandas as pd
+from typer.testing import CliRunner
+
+import softjax
+from softjax import cli, datasets, models, tables
+from softjax.datasets import _passengers
+from softjax.tables import Column, DataError, Reading
+
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
+
+RNG = np.random.default_rng(3)
+N = 60
+SIZES = np.array(["small", "große", "mid, or so"])[RNG.integers(3, size=N)]
+FRAME = pd.DataFrame(
+    {
+        "size": SIZES,
+        "weight": RNG.normal(size=N).round(3),
+        "new": RNG.integers(2, size=N).astype(bool),
+        "kind": np.where(RNG.normal(size=N) + (SIZES == "small") > 0, "a", "b"),
+    }
+)
+EXPECTED = np.column_stack(
+    [SIZES == "mid, or so", SIZES == "small", FRAME["weight"], FRAME["new"]]
+).astype(float)
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    """A folder of one's own, without pictures, which take longer than the rest."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def one_line(result):
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("softjax: ")
+    return line
+
+
+WRITERS = {
+    "x.csv": lambda path: FRAME.to_csv(path, index=False),
+    "semicolon.csv": lambda path: FRAME.to_csv(path, index=False, sep=";"),
+    "pipe.csv": lambda path: FRAME.to_csv(path, index=False, sep="|"),
+    "x.tsv": lambda path: FRAME.to_csv(path, index=False, sep="\t"),
+    "x.csv.gz": lambda path: FRAME.to_csv(path, index=False),
+    "x.tsv.gz": lambda path: FRAME.to_csv(path, index=False, sep="\t"),
+    "excel.csv": lambda path: FRAME.to_csv(path, index=False, sep="\t", encoding="utf-16"),
+    "bom.csv": lambda path: FRAME.to_csv(path, index=False, encoding="utf-8-sig"),
+    "x.parquet": lambda path: FRAME.to_parquet(path, row_group_size=25),
+    "category.parquet": lambda path: FRAME.astype({"size": "category"}).to_parquet(path),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_table_of_any_form_is_read_alike(tmp_path, name):
+    path = tmp_path / name
+    WRITERS[name](path)
+    data = tables.dataset(path, "kind")
+    assert data.feature_names == ["size=mid, or so", "size=small", "weight", "new"]
+    assert data.columns[0] == Column("size", ("große", "mid, or so", "small"))
+    np.testing.assert_array_equal(data.features, EXPECTED)
+    assert np.array(data.class_names)[data.labels].tolist() == FRAME["kind"].tolist()
+    rows = tables.open_file(path, "kind")
+    part, _ = rows.read(20, 33)
+    np.testing.assert_allclose(part, EXPECTED[20:33], rtol=1e-6)
+    assert rows.coded.tolist() == [True, True, False, False]
+
+
+def test_encodings_and_separators_that_are_given(tmp_path):
+    path = tmp_path / "x.csv"
+    FRAME.to_csv(path, index=False, sep=" ", encoding="cp1252")
+    with pytest.raises(DataError, match=r"row \d+ holds the byte 0xdf, which is no text in UTF-8"):
+        tables.dataset(path, "kind", reading=Reading(separator=" "))
+    row = 1 + int(np.argmax(SIZES == "große"))
+    line = one_line(run("fit", path, "--label-column", "kind", "--separator", "space"))
+    assert f"row {row} holds the byte 0xdf" in line
+    assert "--encoding says" in line
+    options = ("--separator", "space", "--encoding", "cp1252")
+    assert run("fit", path, "--label-column", "kind", *options).exit_code == 0
+    printed = run("predict", "softjax-out/model.npz", path, *options)
+    assert len(printed.stdout.splitlines()) == N + 1
+    for option in (["--encoding", "none"], ["--encoding", "base64"], ["--separator", "ab"]):
+        assert "must be" in one_line(run("fit", path, *option))
+    FRAME.to_parquet("x.parquet")
+    line = one_line(run("fit", "x.parquet", "--label-column", "kind", *options))
+    assert "--separator and --encoding are for .csv and .tsv files" in line
+
+
+REFUSED = {
+    "identifier": ("id,y\n" + "".join(f"{7 * i + 3},{'ab'[i % 2]}\n" for i in range(20)),
+        "'id': has 20 different numbers in as many rows; .* --drop id leaves it out"),
+    "text": ("name,y\n" + "".join(f"n{i},{'ab'[i % 2]}\n" for i in range(20)),
+        "'name': has 20 different texts in 20 rows; .* --drop name leaves it out"),
+    "text first": ("x,y\ntall,a\n" + "1.5,b\n2,a\n" * 6,
+        "'x', row 1: expected a number, got 'tall'. --category x takes its cells"),
+    "text last": ("x,y\n" + "1.5,b\n2,a\n" * 6 + "tall,a\n",
+        "'x', row 13: expected a number, got 'tall'. --category x takes its cells"),
+    "missing": ("x,z,y\n" + "1.5,NA,b\n,u,a\n?,u,a\n2,v,b\n" * 2,
+        r"row 1: .*; 5 other rows are not complete either \(of 8 rows, x 4, z 2\)\. --skip-"),
+    "constant": ("z,y\n" + "u,a\nu,b\n" * 6, "has no column that varies besides the labels"),
+    "names": ("z,z=v,y\n" + "u,1,a\nv,2,b\n" * 6, "two features have one name, 'z=v'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_columns_that_are_no_features_are_refused_with_a_hint(name):
+    text, words = REFUSED[name]
+    Path("x.csv").write_text(text)
+    assert re.search(words, one_line(run("fit", "x.csv", "--label-column", "y")))
+
+
+def test_columns_that_are_dropped_or_taken_as_categories():
+    codes = [str(10 * (i % 3)) for i in range(30)]
+    rows = "".join(f"{i},{c},{'ab'[c == '10' or i % 4 == 0]}\n" for i, c in enumerate(codes))
+    Path("x.csv").write_text(f"id,code,y\n{rows}")
+    reading = Reading(drop=("id",), categories=("code",))
+    data = tables.dataset(Path("x.csv"), "y", reading=reading)
+    assert data.feature_names == ["code=10", "code=20"]  # in the order of numbers
+    pd.read_csv("x.csv").to_parquet("x.parquet")
+    again = tables.dataset(Path("x.parquet"), "y", reading=reading)
+    np.testing.assert_array_equal(again.features, data.features)
+    assert again.columns == data.columns
+    command = ("fit", "x.csv", "--label-column", "y", "--category", "code")
+    assert "'id': has 30 different numbers" in one_line(run(*command))
+    assert "has no column 'di'; it has id, code, y" in one_line(run(*command, "--drop", "di"))
+    assert "cannot be dropped" in one_line(run(*command, "--drop", "y"))
+    result = run(*command, "--drop", "id")
+    assert "Categories, one-hot encoded: code (10, 20; against 0)." in result.stdout
+    np.save("x.npy", np.ones((4, 2)))
+    line = one_line(run("fit", "x.npy", "--label-column", "1", "--category", "0"))
+    assert "--category takes columns of" in line
+
+
+def test_passengers_from_the_command_line():
+    """The bundled table: a fit with categories and missing cells, and all that it writes."""
+    assert datasets.PASSENGERS.read_text() == _passengers.passengers()
+    command = ("fit", "passengers", "--label-column", "survived", "--drop", "id", "--out", "run")
+    assert "(of 800 rows, age 153, harbour 17)" in one_line(run(*command))
+    result = run(*command, "--impute", "--summary", "--l2", 1e-3, "--l2", 1e-1, "--folds", 3)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    assert "deck (middle, upper; against lower), sex (male; against female)" in result.stdout
+    assert "Missing cells of 170 rows are imputed" in result.stdout
+    assert sorted(path.name for path in Path("run").iterdir()) == [
+        "cross_validation.csv",
+        "history.jsonl",
+        "metrics.json",
+        "model.npz",
+        "summary.txt",
+    ]
+    curve = list(csv.DictReader(Path("run/cross_validation.csv").read_text().splitlines()))
+    assert [(row["l2"], row["chosen"]) for row in curve] == [("0.001", "1"), ("0.1", "0")]
+    assert re.search(r"^sex=male +-2\.\d+", Path("run/summary.txt").read_text(), re.MULTILINE)
+
+    model = softjax.load_model("run/model.npz")
+    fills = {column.name: column.fill for column in model.columns}
+    assert (fills["deck"], fills["sex"], fills["harbour"]) == ("lower", "male", "Queensport")
+    assert fills["family"] == 0.0
+    frame = pd.read_csv(datasets.PASSENGERS)
+    predicted = model.predict(frame)
+    assert predicted == model.predict(str(datasets.PASSENGERS))
+    printed = run("predict", "run/model.npz", datasets.PASSENGERS).stdout.split()
+    assert printed == ["class", *predicted]
+    assert np.mean(np.array(predicted) == frame["survived"]) > 0.75
+    p = model.predict_proba(frame.astype({"sex": "category"}))
+    np.testing.assert_allclose(p.sum(1), 1)
+    assert [model.classes[k] for k in p.argmax(1)] == predicted
+
+    found = json.loads(Path("run/metrics.json").read_text())
+    assert found["examples"] == sum(c["examples"] for c in found["classes"].values()) == 160
+    assert found["majority_class"] == "no"
+    assert found["accuracy"] > found["majority_accuracy"] == pytest.approx(105 / 160)
+    recall = sum(c["recall"] * c["examples"] for c in found["classes"].values()) / 160
+    assert recall == pytest.approx(found["accuracy"])
+    assert f"{found['macro_f1']:.4f}" in result.stdout
+
+    text = datasets.PASSENGERS.read_text()
+    Path("new.csv").write_text(text.replace("upper", "Upper"))
+    line = one_line(run("predict", "run/model.npz", "new.csv"))
+    assert re.search("'deck', row 6: expected one of .* lower, middle, upper, got 'Upper'", line)
+    frame.drop(columns=["sex", "age"]).to_csv("new.csv", index=False)
+    assert "lacks 2 of the model's 6 columns: sex, age" in one_line(
+        run("predict", "run/model.npz", "new.csv")
+    )
+    with pytest.raises(DataError, match="lacks 1 of the model's 6 columns: fare"):
+        model.predict(frame.drop(columns="fare"))
+
+
+def test_a_stream_encodes_categories_as_a_fit_in_memory():
+    FRAME.to_parquet("x.parquet", row_group_size=25)
+    found = []
+    for options in ([], ["--stream"]):
+        result = run("fit", "x.parquet", "--label-column", "kind", "--l2", 0.1, *options)
+        assert result.exit_code == 0, result.output
+        assert "one-hot encoded: size (mid, or so, small; against große)" in result.stdout
+        found.append(softjax.load_model("softjax-out/model.npz"))
+    plain, stream = found
+    assert plain.columns == stream.columns
+    np.testing.assert_allclose(plain.kernel, stream.kernel, atol=0.05)
+    for option in (["--impute"], ["--class-weight", "balanced"]):
+        line = one_line(run("fit", "x.parquet", "--label-column", "kind", "--stream", *option))
+        assert "--stream takes neither --impute nor --class-weight" in line
+
+
+def test_class_weights():
+    FRAME.to_csv("x.csv", index=False)
+    command = ("fit", "x.csv", "--label-column", "kind", "--class-weight")
+    biases = []
+    for weight in ("a=1", "a=0.2", "balanced"):
+        result = run(*command, weight, "--summary")
+        assert result.exit_code == 0, result.output
+        biases.append(np.diff(softjax.load_model("softjax-out/model.npz").bias)[0])
+    assert biases[1] > biases[0] + 1  # against class a
+    assert "no class 'c'; it has a, b" in one_line(run(*command, "c=2"))
+    assert "must be balanced, or CLASS=WEIGHT" in one_line(run(*command, "a=-1"))
+
+
+def test_the_version_the_completion_and_usage_in_one_line():
+    assert run("--version").stdout == f"softjax {softjax.__version__}\n"
+    shown = run("--help").stdout
+    assert "--install-completion" in shown
+    line = one_line(run("fit", "x.csv", "--folds", 3))
+    assert line.endswith(
+        "--folds needs --l2 given more than once. root fit --help lists the options."
+    )
+    assert "No such option" in one_line(run("fit", "x.csv", "--label", "y"))
+    assert "No such command" in one_line(run("fitt"))
+
+
+GOOD = {"name": "c", "levels": ["u", "v"], "fill": "u"}
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        "text",
+        json.dumps({**GOOD, "levels": ["u"]}),
+        json.dumps({**GOOD, "levels": ["v", "v"]}),
+        json.dumps({**GOOD, "fill": "w"}),
+        json.dumps({**GOOD, "levels": None, "name": "c=v"}),
+        json.dumps({"name": "c"}),
+        json.dumps([GOOD]),
+    ],
+)
+def test_a_model_whose_columns_do_not_fit_is_refused(column):
+    model = models.Model(np.ones((1, 2)), np.zeros(2), ["x", "y"], ["c=v"])
+    good = model._replace(columns=[Column("c", ("u", "v"), "u")]).save(Path("m.npz"))
+    assert softjax.load_model(good).predict({"c": ["v", None]}) == ["x", "x"]
+    with np.load(good) as arrays:
+        changed = {**arrays, "columns": np.array([column])}
+    np.savez("bad.npz", **changed)
+    with pytest.raises(DataError, match="is not a model that `softjax fit` wrote: `columns`"):
+        softjax.load_model("bad.npz")
+
+
+def test_reading_tells_how_far_it_is(tmp_path):
+    lines = "x,y\n" + "1,a\n2,b\n" * 20_000
+    (tmp_path / "x.csv.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "x.csv").write_text(lines)
+    for name in ("x.csv", "x.csv.gz"):
+        seen: list[tuple[int, int]] = []
+
+        def tell(*told, seen=seen):
+            seen.append(told)
+
+        tables.open_file(tmp_path / name, "y", reading=Reading(progress=tell))
+        done, total = zip(*seen, strict=True)
+        assert len(seen) >= 4
+        assert sorted(done) == list(done)
+        assert set(total) == {(tmp_path / name).stat().st_size}
+        assert done[-1] <= total[0]
+
+
+def test_the_script_writes_the_table(tmp_path):
+    command = [sys.executable, _passengers.__file__, str(tmp_path / "p.csv")]
+    subprocess.run(command, check=True)
+    assert (tmp_path / "p.csv").read_bytes() == datasets.PASSENGERS.read_bytes()
