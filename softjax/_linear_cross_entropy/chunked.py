@@ -30,17 +30,13 @@ from softjax._linear_cross_entropy.blocks import (
 )
 from softjax._linear_cross_entropy.pieces import (
     Arguments,
-    Plan,
     accumulated,
     block_dots,
     cut,
     dots_of,
     jvp_along,
-    plan_of_gradients,
     plus,
     put,
-    rows_of_losses,
-    rows_of_values,
     shapes_of,
     some_classes,
     some_rows,
@@ -49,6 +45,13 @@ from softjax._linear_cross_entropy.pieces import (
     times_rows,
     transposed,
     wanted_of,
+)
+from softjax._linear_cross_entropy.plans import (
+    Plan,
+    by_platform,
+    plan_of_gradients,
+    rows_of_tangents,
+    rows_of_values,
 )
 from softjax._numerics import compute_dtype
 
@@ -69,11 +72,12 @@ def total(arguments: Arguments, scale: Array, budget: int | None) -> Array:
 @partial(total.defjvp, symbolic_zeros=True)
 def _total_jvp(budget, primals, tangents):
     (arguments, scale), (dots, scale_dot) = primals, dots_of(tangents)
-    half, kernel = arguments.rows.hidden.dtype.itemsize < 4, dots.classes.kernel is not None
-    pieces = plan_of_gradients(shapes_of(arguments), budget, whole=half and kernel)
+    with_kernel = dots.classes.kernel is not None
+    plans = plan_of_gradients(shapes_of(arguments), budget, with_kernel=with_kernel)
     # A function that is kept for its derivative may not keep the tangents themselves.
     like_dots = jax.tree.map(lambda dot: ShapeDtypeStruct(dot.shape, dot.dtype), dots)
-    value, bars, values = _gradients(arguments, scale, like_dots, pieces)
+    gradients = partial(_gradients, like_dots)
+    value, bars, values = by_platform(gradients, plans, arguments, scale)
     pairs = zip(jax.tree.leaves(bars), jax.tree.leaves(dots), strict=True)
     value_dot = sum((_inner(bar, dot, value.dtype) for bar, dot in pairs), jnp.zeros_like(value))
     if scale_dot is not None:
@@ -116,7 +120,7 @@ def _of_rows_jvp(function, tangent, budget, primals, tangents):
         new = tangent(part, part_dots)
         return jax.tree.map(partial(put, start=start, axis=0), values_dot, new)
 
-    zeros, size = jax.tree.map(jnp.zeros_like, values[0]), rows_of_losses(shapes, budget)
+    zeros, size = jax.tree.map(jnp.zeros_like, values[0]), rows_of_tangents(shapes, budget)
     count = arguments.rows.hidden.shape[0]
     reals_dot = sweep(step, zeros, (arguments, dots), count, size)
     no_tangents = jax.tree.map(partial(zero_from_primal, symbolic_zeros=True), values[1])
@@ -168,8 +172,7 @@ def block_tangent(
 
 def _losses(part: Arguments) -> Array:
     rows, _, scalars = part
-    s = statistics(block_of(*part), rows.index, 0)
-    return losses(s, rows.mass, rows.active, scalars)
+    return losses(_statistics(part), rows.mass, rows.active, scalars)
 
 
 def _losses_tangent(part: Arguments, dots: Arguments) -> Array:
@@ -181,46 +184,75 @@ def _losses_tangent(part: Arguments, dots: Arguments) -> Array:
 
 
 def _gradients(
-    arguments: Arguments, scale: Array, dots: Arguments, plan: Plan
+    dots: Arguments, plan: Plan, arguments: Arguments, scale: Array
 ) -> tuple[Array, Arguments, Array]:
     """sum scale_i l_i, its gradients by what has a tangent in `dots`, of shapes, and the l_i.
 
     Of some rows at a time, the statistics of all classes come first, then the gradients of some
     classes at a time. These take the logits of the statistics, three products in all, or multiply
-    again, four, where that would be too many logits.
+    again, four, where that would be too many logits. Where the gradient of the kernel is computed
+    apart, it multiplies again too, for all rows and some classes at a time.
     """
-    length, dtype = arguments.classes.length, scale.dtype
-
-    def step(sums, operands, start, size):
-        value, bars, values = sums
-        part, c = some_rows(operands[0], start, size), cut(operands[1], start, size, 0)
-        rows, _, scalars = part
-        if plan.keep:
-            block = block_of(*part)
-            logits, s = block.product, statistics(block, rows.index, 0)
-        else:
-            logits, s = None, sweep(_joined, _no_class(part), part, length, plan.classes)
-        some_losses = losses(s, rows.mass, rows.active, scalars)
-
-        mass_bar, scalar_bars = _bars_of_rows(part, s, c, dots)
-        some = bars.rows._replace(
-            hidden=jax.tree.map(lambda a: jnp.zeros((size, a.shape[1]), dtype), bars.rows.hidden),
-            mass=mass_bar,
-            dense=jax.tree.map(lambda a: jnp.zeros((size, a.shape[1]), dtype), bars.rows.dense),
-        )
-        some = Arguments(some, bars.classes, jax.tree.map(jnp.add, bars.scalars, scalar_bars))
-        some = sweep(
-            partial(_bars_of_classes, dots), some, (part, logits, s, c), length, plan.classes
-        )
-        put_rows = partial(put, start=start, axis=0)
-        bars = some._replace(rows=jax.tree.map(put_rows, bars.rows, some.rows))
-        return value + jnp.sum(c * some_losses), bars, put_rows(values, some_losses)
-
-    count = scale.shape[0]
+    count, classes = scale.shape[0], arguments.classes
     adds_up = not isinstance(count, int) or plan.rows < count
-    of_bars = _shapes_of_bars(arguments, dots, adds_up)
-    sums = ShapeDtypeStruct((), dtype), of_bars, ShapeDtypeStruct(scale.shape, dtype)
-    return accumulated(step, sums, count, (plan.rows, plan.second), (arguments, scale))
+    beside = _with_kernel(dots, None) if plan.apart else dots
+    sums = (
+        ShapeDtypeStruct((), scale.dtype),
+        _shapes_of_bars(arguments, beside, adds_up),
+        ShapeDtypeStruct(scale.shape, scale.dtype),
+        jax.eval_shape(_statistics, arguments) if plan.apart else None,
+    )
+    step, sizes = partial(_step_of_gradients, beside, plan), (plan.rows, plan.second)
+    value, bars, values, s = accumulated(step, sums, count, sizes, (arguments, scale))
+    if plan.apart:
+        alone = _with_kernel(jax.tree.map(lambda _: None, dots), dots.classes.kernel)
+        shapes, operands = _shapes_of_bars(arguments, alone, False), (arguments, None, s, scale)
+        step, sizes = partial(_bars_of_classes, alone), (plan.classes, -(-plan.classes // 4))
+        new = accumulated(step, shapes, classes.length, sizes, operands)
+        bars = _with_kernel(bars, new.classes.kernel)
+    # Of one type, whatever the plan.
+    rounded = jax.tree.map(lambda a: a.astype(classes.kernel.dtype), bars.classes.kernel)
+    return value, _with_kernel(bars, rounded), values
+
+
+def _with_kernel(a: Arguments, kernel: Any) -> Arguments:
+    return a._replace(classes=a.classes._replace(kernel=kernel))
+
+
+def _step_of_gradients(dots: Arguments, plan: Plan, sums, operands, start: Array | int, size: int):
+    """`sums`, with what the rows from `start` on add to the value and its gradients.
+
+    Their losses are put in their places, and their statistics, where these are asked for.
+    """
+    value, bars, values, every_s = sums
+    part, c = some_rows(operands[0], start, size), cut(operands[1], start, size, 0)
+    (rows, classes, scalars), dtype = part, c.dtype
+    logits = None
+    if plan.keep:
+        block = block_of(*part)
+        logits, s = block.product, statistics(block, rows.index, 0)
+    else:
+        s = sweep(_joined, _no_class(part), part, classes.length, plan.classes)
+    some_losses = losses(s, rows.mass, rows.active, scalars)
+
+    mass_bar, scalar_bars = _bars_of_rows(part, s, c, dots)
+    some = bars.rows._replace(
+        hidden=jax.tree.map(lambda a: jnp.zeros((size, a.shape[1]), dtype), bars.rows.hidden),
+        mass=mass_bar,
+        dense=jax.tree.map(lambda a: jnp.zeros((size, a.shape[1]), dtype), bars.rows.dense),
+    )
+    some = Arguments(some, bars.classes, jax.tree.map(jnp.add, bars.scalars, scalar_bars))
+    width = classes.length if plan.apart else plan.classes
+    of_classes = partial(_bars_of_classes, dots)
+    some = sweep(of_classes, some, (part, logits, s, c), classes.length, width)
+    put_rows = partial(put, start=start, axis=0)
+    bars = some._replace(rows=jax.tree.map(put_rows, bars.rows, some.rows))
+    every_s = None if every_s is None else jax.tree.map(put_rows, every_s, s)
+    return value + jnp.sum(c * some_losses), bars, put_rows(values, some_losses), every_s
+
+
+def _statistics(part: Arguments) -> Statistics:
+    return statistics(block_of(*part), part.rows.index, 0)
 
 
 def _joined(s: Statistics, part: Arguments, start: Array | int, size: int) -> Statistics:

@@ -29,13 +29,13 @@ from softjax._linear_cross_entropy.pieces import (
     Arguments,
     cut,
     put,
-    rows_of_losses,
     shapes_of,
     some_rows,
     sweep,
     times_classes,
     times_rows,
 )
+from softjax._linear_cross_entropy.plans import rows_of_pairs
 from softjax._linear_cross_entropy.sharded import Layout, alike, cast, layout_of, mapped, padded
 from softjax._numerics import compute_dtype, maximum
 from softjax._sharding import Lead, axes_of, brought_to, mesh_of, varying
@@ -259,8 +259,7 @@ def _products(
         return of_hidden, of_kernel, of_bias
 
     sums = jax.tree.map(lambda dot: jnp.zeros(dot.shape, dtype), tangents)
-    shapes = shapes_of(arguments)
-    size = -(-rows_of_losses(shapes, budget) // 2)
+    size = rows_of_pairs(shapes_of(arguments), budget)
     return sweep(step, sums, (arguments, scale, tangents), scale.shape[0], size)
 
 

@@ -46,12 +46,12 @@ from softjax._linear_cross_entropy.pieces import (
     dots_of,
     jvp_along,
     put,
-    rows_of_losses,
     shapes_of,
     some_rows,
     sweep,
     times_classes,
 )
+from softjax._linear_cross_entropy.plans import rows_of_pairs
 from softjax._linear_cross_entropy.sharded import (
     Layout,
     alike,
@@ -306,7 +306,7 @@ def _each(losses: Callable, budget: int | None, pair: Pair) -> Array:
 
     shape = jax.eval_shape(lambda pair: losses(pair, _blocks(pair)), pair)
     zeros = jnp.zeros(shape.shape, shape.dtype)
-    return sweep(step, zeros, pair, shape.shape[0], _size(pair, budget))
+    return sweep(step, zeros, pair, shape.shape[0], rows_of_pairs(shapes_of(pair.student), budget))
 
 
 @partial(_each.defjvp, symbolic_zeros=True)
@@ -339,7 +339,7 @@ def _each_jvp(losses, budget, primals, tangents):
         return put(values_dot, new, start, 0)
 
     zeros = jnp.zeros_like(values)
-    return values, sweep(step, zeros, (pair, dots), values.shape[0], _size(pair, budget))
+    return values, sweep(step, zeros, (pair, dots), values.shape[0], rows_of_pairs(shapes_of(pair.student), budget))
 
 
 def _through_product(
@@ -374,11 +374,6 @@ def _some(pair: Any, start: Array | int, size: int) -> Pair:
 
 def _blocks(pair: Pair) -> list[Block | None]:
     return [None if head is None else block_of(*head) for head in pair]
-
-
-def _size(pair: Pair, budget: int | None) -> int:
-    """Of two heads and their logits at once."""
-    return -(-rows_of_losses(shapes_of(pair.student), budget) // 2)
 
 
 def _losses(

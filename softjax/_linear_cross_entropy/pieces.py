@@ -1,17 +1,9 @@
-"""The losses in pieces of rows and classes: how large they are, how they are cut, and their sums.
+"""Arrays in pieces of rows and classes: how they are cut and put together, and sums over pieces.
 
-N rows, D features, V classes; b bytes a number of the computation. At once there are, for pieces
-of n rows and v classes,
+A sum over pieces takes one at a time, and so does its derivative. `plans` says how large they are.
 
-    the losses                            b n V
-    their sum with its gradients          b (n V + n D + (2 n + 3 D) v)     logits kept
-                                          b (n D + (3 n + 3 D) v)           multiplied again
-
-and a budget of bytes for temporaries gives n and v. A sum over pieces takes one at a time, and so
-does its derivative.
-
-Where jax.export leaves N open, as a symbolic dimension, n is that of many rows, and the number of
-pieces and their size are symbolic in turn: see `sweep`.
+Where jax.export leaves the number of rows open, as a symbolic dimension, the number of pieces and
+their size are symbolic in turn: see `sweep`.
 """
 
 from collections.abc import Callable
@@ -24,18 +16,10 @@ from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
 from softjax._linear_cross_entropy.blocks import Block, Classes, Rows, Scalars
+from softjax._linear_cross_entropy.plans import MANY_ROWS, Choice, Shapes, by_platform
 from softjax._numerics import compute_dtype
 from softjax._sharding import axes_of, varying
 
-# Fewer rows or logits at a time cost more in steps than they save.
-FEWEST_ROWS = 8
-FEWEST_LOGITS = 2**18
-# More rows make no product faster.
-MOST_ROWS = 1024
-# So many rows are expected where N is symbolic.
-MANY_ROWS = 16 * MOST_ROWS
-# The arrays of a piece of classes are of about this many numbers, so that caches hold them.
-PIECE = 2**21
 # step(sums, operands, start, size) -> sums, with what the pieces from `start` on add
 Step = Callable[[Any, Any, Array | int, int], Any]
 
@@ -51,69 +35,12 @@ class Arguments(NamedTuple):
     scalars: Scalars
 
 
-class Shapes(NamedTuple):
-    """N, D and V, and b; for a symbolic N the number of rows that is expected."""
-
-    rows: int
-    features: int
-    classes: int
-    bytes: int
-
-
-class Plan(NamedTuple):
-    """The pieces of a sum with its gradients.
-
-    Attributes:
-        rows: n.
-        second: n for the derivative of the gradients, which holds four times as much.
-        classes: v.
-        keep: whether the logits of n rows and all classes are kept.
-    """
-
-    rows: int
-    second: int
-    classes: int
-    keep: bool
-
-
-def rows_of_values(shapes: Shapes, budget: int | None) -> int:
-    """n for the losses alone."""
-    return _rows(shapes, shapes.features // 8, 16, _fitting(budget, shapes.bytes * shapes.classes))
-
-
-def rows_of_losses(shapes: Shapes, budget: int | None) -> int:
-    """n for the losses with derivatives: logits and their gradient, and again for second ones."""
-    row = 2 * shapes.bytes * shapes.classes
-    return _rows(shapes, shapes.features // 2, 4, _fitting(budget, row))
-
-
-def plan_of_gradients(shapes: Shapes, budget: int | None, *, whole: bool) -> Plan:
-    """The pieces of a sum with its gradients; of all rows where `whole` or the budget is small.
-
-    A gradient of the kernel that adds up over pieces of rows is read and written once for each.
-    In float32 few pieces cost less than a fourth product. In half precision (`whole`) it would
-    be another array, in float32 and larger than the kernel.
-    """
-    n, d, classes, size = shapes
-    if not whole:
-        width = _even(classes, min(max(PIECE // max(n, d, 1), 1), classes))
-        used = size * (2 * n + 3 * d) * width
-        fitting = _fitting(None if budget is None else budget - used, size * (classes + d))
-        rows = _rows(shapes, d, 2, fitting)
-        if fitting is None or fitting >= min(n, FEWEST_ROWS):
-            return Plan(rows, _even(n, max(rows // 4, 1)), width, keep=True)
-    wanted = max(d * classes // 8, FEWEST_LOGITS) // max(n, 1)
-    fitting = _fitting(None if budget is None else budget - size * n * d, size * 3 * (n + d))
-    width = wanted if fitting is None else min(wanted, fitting)
-    width = _even(classes, min(max(width, 1), classes))
-    return Plan(max(n, 1), max(n, 1), width, keep=False)
-
-
 def shapes_of(arguments: Arguments) -> Shapes:
     hidden, classes = arguments.rows.hidden, arguments.classes.length
     rows, features = hidden.shape
     rows = rows if isinstance(rows, int) else MANY_ROWS
-    return Shapes(rows, features, classes, compute_dtype(hidden.dtype).itemsize)
+    wide = compute_dtype(hidden.dtype).itemsize
+    return Shapes(rows, features, classes, wide, half=hidden.dtype.itemsize < wide)
 
 
 def some_rows(arguments: Arguments, start: Array | int, size: int) -> Arguments:
@@ -132,22 +59,32 @@ def some_classes(arguments: Arguments, start: Array | int, size: int) -> Argumen
 
 def cut(a: Array, start: Array | int, size: int, axis: int) -> Array:
     """The piece of `a` from `start` on; zeros beyond the end of a symbolic axis."""
+    if a.shape[axis] == size:
+        return a
     if not isinstance(a.shape[axis], int):
         a = jnp.moveaxis(a, axis, 0)
         piece = a.at[_places(start, size)].get(mode="fill", fill_value=0, **_IN_ORDER)
         return jnp.moveaxis(piece, 0, axis)
-    cutter = _cut_half if a.dtype.itemsize == 2 else lax.dynamic_slice_in_dim
-    return cutter(a, start, size, axis)
+    if a.dtype.itemsize != 2:
+        return _slice(a, start, size, axis)
+    on_cpu = partial(_cut_half, size=size, axis=axis)
+    other = partial(_slice, size=size, axis=axis)
+    return lax.platform_dependent(a, start, cpu=on_cpu, default=other)
 
 
 def put(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
     """`a` with the piece from `start` on, in the dtype of `a`; less what is beyond its end."""
+    piece = piece.astype(a.dtype)
+    if a.shape[axis] == piece.shape[axis]:
+        return piece
     if not isinstance(a.shape[axis], int):
-        a, piece = (jnp.moveaxis(x, axis, 0) for x in (a, piece.astype(a.dtype)))
+        a, piece = (jnp.moveaxis(x, axis, 0) for x in (a, piece))
         places = _places(start, piece.shape[0])
         return jnp.moveaxis(a.at[places].set(piece, mode="drop", **_IN_ORDER), 0, axis)
-    putter = _put_half if a.dtype.itemsize == 2 else lax.dynamic_update_slice_in_dim
-    return putter(a, piece.astype(a.dtype), start, axis)
+    if a.dtype.itemsize != 2:
+        return _update(a, piece, start, axis)
+    on_cpu, other = partial(_put_half, axis=axis), partial(_update, axis=axis)
+    return lax.platform_dependent(a, piece, start, cpu=on_cpu, default=other)
 
 
 def plus(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
@@ -155,27 +92,39 @@ def plus(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
     return put(a, cut(a, start, piece.shape[axis], axis) + piece, start, axis)
 
 
-def sweep(step: Step, sums: Any, operands: Any, length: int, size: int) -> Any:
+def sweep(step: Step, sums: Any, operands: Any, length: int, size: int | Choice) -> Any:
     """`sums` after a step for every piece of [0, length); the last piece may be smaller.
+
+    The size may be one for each platform.
 
     A step is computed again where its derivative needs what it computed.
 
     A symbolic length is cut into the fewest pieces, which are equal: the last one reaches beyond
     the end by less than their number. Its own size may be 0, and a loop of no step is not allowed.
     """
+    if isinstance(size, Choice):
+
+        def of_size(size: int, sums: Any, operands: Any) -> Any:
+            return sweep(step, sums, operands, length, size)
+
+        return by_platform(of_size, size, varying(sums, axes_of((sums, operands))), operands)
     step = jax.checkpoint(step, static_argnums=(3,), prevent_cse=False)
     sums = varying(sums, axes_of((sums, operands)))
 
-    def looped(count, size):
+    if not isinstance(length, int):
+        count = -(-length // size)
+        size = -(-length // count)
         starts = size * jnp.arange(count, dtype=jnp.int32)
         return lax.scan(lambda s, start: (step(s, operands, start, size), None), sums, starts)[0]
 
-    if not isinstance(length, int):
-        count = -(-length // size)
-        return looped(count, -(-length // count))
+    def next_piece(carry, _):
+        sums, start = carry
+        return (step(sums, operands, start, size), start + size), None
+
     whole, rest = divmod(length, size)
     if whole > 1:
-        sums = looped(whole, size)
+        first = jnp.zeros((), jnp.int32)
+        (sums, _), _ = lax.scan(next_piece, (sums, first), length=whole)
     elif whole:
         sums = step(sums, operands, 0, size)
     if rest:
@@ -261,32 +210,6 @@ def times_rows(hidden: Array, g: Array, axis: int, dtype) -> Array:
     return lax.dot_general(first, second, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
 
 
-def _rows(shapes: Shapes, wanted: int, pieces: int, fitting: int | None) -> int:
-    """`wanted`, in the limits, for at least as many pieces."""
-    n = shapes.rows
-    wanted = min(max(wanted, FEWEST_LOGITS // max(shapes.classes, 1)), MOST_ROWS, -(-n // pieces))
-    size = max(wanted, FEWEST_ROWS)
-    size = size if fitting is None else max(min(size, fitting), 1)
-    return _even(n, min(size, n))
-
-
-def _fitting(budget: int | None, bytes_of_one: int) -> int | None:
-    """How many fit into the budget."""
-    return None if budget is None else max(budget, 0) // max(bytes_of_one, 1)
-
-
-def _even(length: int, size: int) -> int:
-    """A size, at most the given one: one that divides, or that of pieces that differ little.
-
-    A last piece of its own size is compiled for itself.
-    """
-    size = min(max(size, 1), max(length, 1))
-    for divisor in range(size, size // 2, -1):
-        if length % divisor == 0:
-            return divisor
-    return -(-length // -(-length // size))
-
-
 # How the rows of a piece are found in a symbolic axis.
 _IN_ORDER: dict[str, Any] = {"unique_indices": True, "indices_are_sorted": True}
 
@@ -295,8 +218,16 @@ def _places(start: Array | int, size: int) -> Array:
     return start + jnp.arange(size, dtype=jnp.int32)
 
 
+def _slice(a: Array, start: Array | int, size: int, axis: int) -> Array:
+    return lax.dynamic_slice_in_dim(a, start, size, axis, allow_negative_indices=False)
+
+
+def _update(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
+    return lax.dynamic_update_slice_in_dim(a, piece, start, axis, allow_negative_indices=False)
+
+
 # XLA:CPU has no bfloat16 slices: it would widen all of the array first, a float32 kernel beside
-# the kernel. Slices of the bits it has.
+# the kernel. Slices of the bits it has. Elsewhere these would be copies of all of the array.
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
@@ -304,24 +235,21 @@ def _cut_half(a: Array, start: Array | int, size: int, axis: int) -> Array:
     # Tied to `start`, so that no loop has the bits of the whole array computed before it.
     a, start = lax.optimization_barrier((a, start))
     bits = lax.bitcast_convert_type(a, jnp.uint16)
-    return lax.bitcast_convert_type(lax.dynamic_slice_in_dim(bits, start, size, axis), a.dtype)
+    return lax.bitcast_convert_type(_slice(bits, start, size, axis), a.dtype)
 
 
 @_cut_half.defjvp
 def _cut_half_jvp(size, axis, primals, tangents):
-    dot = lax.dynamic_slice_in_dim(tangents[0], primals[1], size, axis)
-    return _cut_half(*primals, size, axis), dot
+    return _cut_half(*primals, size, axis), _slice(tangents[0], primals[1], size, axis)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _put_half(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
     bits, new = (lax.bitcast_convert_type(x, jnp.uint16) for x in (a, piece))
-    bits = lax.dynamic_update_slice_in_dim(bits, new, start, axis)
-    return lax.bitcast_convert_type(bits, a.dtype)
+    return lax.bitcast_convert_type(_update(bits, new, start, axis), a.dtype)
 
 
 @_put_half.defjvp
 def _put_half_jvp(axis, primals, tangents):
     a_dot, piece_dot, _ = tangents
-    dot = lax.dynamic_update_slice_in_dim(a_dot, piece_dot, primals[2], axis)
-    return _put_half(*primals, axis), dot
+    return _put_half(*primals, axis), _update(a_dot, piece_dot, primals[2], axis)

@@ -41,11 +41,11 @@ from softjax._linear_cross_entropy.pieces import (
     cut,
     dots_of,
     put,
-    rows_of_losses,
     shapes_of,
     some_rows,
     sweep,
 )
+from softjax._linear_cross_entropy.plans import rows_of_tangents
 from softjax._numerics import compute_dtype
 from softjax._sharding import (
     Lead,
@@ -307,9 +307,8 @@ def _each_over_jvp(axes, budget, primals, tangents):
         new = block_tangent(part, part_dots, block_of(*part), some, first_class(axes, part))
         return put(l_dot, new, start, 0)
 
-    shapes = shapes_of(arguments)
     operands = varying((arguments, dots, s), axes)
-    size = rows_of_losses(shapes, budget)
+    size = rows_of_tangents(shapes_of(arguments), budget)
     l_dot = sweep(step, jnp.zeros_like(values), operands, values.shape[0], size)
     of_rows = row_tangent(s, rows.mass, rows.active, scalars, block_dots(None, dots))
     return values, lax.psum(l_dot, axes) + of_rows

@@ -1,0 +1,141 @@
+"""How many rows and classes a large vocabulary takes at a time, and the forms of every platform."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import softjax
+from softjax._linear_cross_entropy import plans
+from softjax._linear_cross_entropy.entry import plain_linear_cross_entropy
+from softjax._linear_cross_entropy.plans import Choice, Plan, Shapes
+
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
+
+GEMMA_2_2B, LLAMA_3_8B = (8192, 2304, 256000), (16384, 4096, 128256)
+QWEN, WIDE = (32768, 2560, 128256), (32768, 4096, 131072)
+
+
+def whole(rows, classes):
+    """n rows by all classes at a time, and a quarter of them for the second derivative."""
+    return Plan(rows, rows // 4, classes, keep=True)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "half", "platform", "budget", "memory", "plan"),
+    [
+        (GEMMA_2_2B, True, "gpu", None, None, whole(1664, 256000)),
+        (GEMMA_2_2B, True, "tpu", None, None, whole(1024, 256000)),
+        (LLAMA_3_8B, True, "gpu", None, None, whole(3328, 128256)),
+        (LLAMA_3_8B, True, "tpu", None, None, whole(2048, 128256)),
+        (QWEN, True, "gpu", None, None, whole(3328, 128256)),
+        (WIDE, True, "tpu", None, None, whole(3072, 131072)),
+        # What a device of 16 GB can spare, and one that has more than enough.
+        (GEMMA_2_2B, True, "gpu", None, 2**34, whole(512, 256000)),
+        (GEMMA_2_2B, True, "gpu", None, 2**40, whole(1664, 256000)),
+        # The sum of the gradients of the kernel takes 2.4 GB of the 6.
+        (GEMMA_2_2B, True, "gpu", 6 * 10**9, None, whole(1664, 256000)),
+        # In float32 it is the gradient itself.
+        (GEMMA_2_2B, False, "gpu", 2**30, None, whole(512, 256000)),
+        # All rows by some classes, and the logits of a row are multiplied again.
+        (GEMMA_2_2B, True, "gpu", 10**9 // 2, None, Plan(8192, 8192, 6400, keep=False)),
+        (GEMMA_2_2B, True, "tpu", 10**9 // 2, None, Plan(8192, 8192, 4000, keep=False)),
+        # The gradient of hidden, of all rows in float32, would take more than all of it.
+        (WIDE, True, "gpu", 10**9 // 2, None, Plan(464, 116, 2048, keep=True, apart=True)),
+        # Few rows are one piece, and none is allowed.
+        ((300, 64, 1000), True, "gpu", None, None, Plan(300, 300, 1000, keep=True)),
+        ((0, 64, 1000), False, "tpu", None, None, Plan(1, 1, 1000, keep=True)),
+    ],
+)
+def test_the_table_of_plans(sizes, half, platform, budget, memory, plan):
+    shapes = Shapes(*sizes, 4, half)
+    assert plans.plan_of_accelerator(shapes, platform, budget, memory, with_kernel=True) == plan
+
+
+def test_a_budget_is_kept_and_used():
+    """The arrays of a piece fit, and the pieces are as few as fit, but for a quarter."""
+    for sizes in (GEMMA_2_2B, LLAMA_3_8B, QWEN, WIDE):
+        shapes = Shapes(*sizes, 4, half=True)
+        n, d, classes = sizes
+        for budget in (10**8, 10**9, 10**10):
+            for rows in plans.rows_of_values(shapes, budget)[1:]:
+                row = 4 * (2 * classes + d)
+                assert rows * row <= budget or rows == 1
+                assert -(-n // rows) <= 1.5 * n * row / budget + 1
+            with_kernel, without = (
+                plans.plan_of_accelerator(shapes, "gpu", budget, None, with_kernel=kernel)
+                for kernel in (True, False)
+            )
+            assert (without.keep, without.apart) == (True, False)
+            assert without.rows >= with_kernel.rows or not with_kernel.keep
+
+
+def test_what_platforms_share_is_traced_once(monkeypatch):
+    seen = []
+
+    def recorded(of, a):
+        seen.append(of)
+        return a + of
+
+    one = jax.jit(lambda a: plans.by_platform(recorded, Choice(1, 2, 2), a))(1.0)
+    assert one == 2.0
+    assert sorted(seen) == [1, 2]
+    assert plans.by_platform(recorded, Choice(3, 3, 3), 1.0) == 4.0
+    assert seen[2:] == [3]
+
+
+N, D, V = 7, 3, 61
+RNG = np.random.default_rng(0)
+POINT = RNG.standard_normal((N, D)), RNG.standard_normal((D, V)), RNG.standard_normal(V)
+DIRECTION = tuple(RNG.standard_normal(a.shape) for a in POINT)
+LABELS = RNG.integers(V, size=N)
+WEIGHTS = RNG.random(N)
+
+
+def derivatives(loss, dtype, reduction, **options):
+    """Value, gradient and Hessian times a vector of a weighted sum."""
+
+    def f(hidden, kernel, bias):
+        given = {"label_smoothing": 0.1, "softcap": 5.0, "weights": WEIGHTS} | options
+        return jnp.sum(loss(hidden, kernel, LABELS, bias, reduction=reduction, **given))
+
+    point, direction = ([jnp.asarray(a, dtype) for a in t] for t in (POINT, DIRECTION))
+    gradient = jax.value_and_grad(f, (0, 1, 2))
+    return jax.jit(lambda *point: jax.jvp(gradient, point, tuple(direction)))(*point)
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "budget", "plan"),
+    [
+        ("cuda", "float32", None, Plan(3, 1, V, keep=True)),
+        ("cuda", "bfloat16", None, Plan(3, 1, V, keep=True)),
+        ("default", "bfloat16", None, Plan(2, 1, V, keep=True)),
+        ("default", "bfloat16", 2000, Plan(2, 1, V, keep=True)),
+        ("default", "bfloat16", 300, Plan(N, N, 2, keep=False)),
+        ("default", "float32", 150, Plan(1, 1, 1, keep=True, apart=True)),
+        ("default", "bfloat16", 150, Plan(1, 1, 1, keep=True, apart=True)),
+    ],
+)
+def test_the_form_of_every_platform(platform, dtype, budget, plan, monkeypatch):
+    """The programs as they are lowered for a GPU and, `default`, a TPU; in pieces of few rows."""
+
+    def chosen(*arguments, default, **forms):
+        return forms.get(platform, default)(*arguments)
+
+    monkeypatch.setattr(lax, "platform_dependent", chosen)
+    for name, value in [("FASTEST", 1600), ("ENOUGH_ROWS", 2), ("FEWEST_ROWS_OF_SUMS", 2)]:
+        monkeypatch.setattr(plans, name, value)
+    monkeypatch.setattr(plans, "SMALL_TILE", 1)
+    jax.clear_caches()
+    shapes, name = Shapes(N, D, V, 4, dtype == "bfloat16"), {"cuda": "gpu", "default": "tpu"}
+    found = plans.plan_of_accelerator(shapes, name[platform], budget, None, with_kernel=True)
+    assert found == plan
+    for reduction in ("sum", "none") if budget is None else ("sum",):
+        desired = derivatives(plain_linear_cross_entropy, "float32", reduction)
+        actual = derivatives(softjax.linear_cross_entropy, dtype, reduction, max_temp_bytes=budget)
+        for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(desired), strict=True):
+            size = max(float(jnp.max(jnp.abs(b))), 1)
+            atol = (2e-6 if dtype == "float32" else 6 / 256) * size
+            np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=0, atol=atol)
+    jax.clear_caches()
