@@ -20,7 +20,7 @@ from rich import box
 from rich.table import Table
 
 from benchmarks import hlo, traffic
-from benchmarks.aot_cases import Case, cases, largest
+from benchmarks.aot_cases import SMALL_BUDGET, Case, cases, largest
 from benchmarks.environment import version
 from benchmarks.run import failure
 from benchmarks.targets import Target
@@ -34,6 +34,11 @@ FLOATS_A_ROW = 8
 MORE_KERNELS = 1
 LOSS_PASSES, LOSS_SHAPE = 4.0, "/8192x128256/"
 COMPILING_ON_TPU = 1.2
+# The bounds on the gradient of a head beside that of all logits. Where the operands are of half
+# precision, the sum of the gradients of the kernel, which is in float32, is no part of the
+# temporaries.
+HEAD_PASSES, HEAD_TIME, HEAD_KERNELS, HEAD_TEMPORARIES = 1.3, 1.05, 250, 1 / 6
+HEAD_PRODUCTS = {"head": 1.0, "head, each": 4 / 3}
 # What the gate holds.
 GATED = ("temporary_bytes", "moved_bytes", "launches")
 # Figures are compared to two digits after the point: a few bytes a row more are no pass.
@@ -127,6 +132,8 @@ def verdicts(case: Case, ours: Record, theirs: Record, platform: str) -> list[Ve
     """The figures of a case that have a bound."""
     if not case.kind:
         return []
+    if case.kind.startswith("head"):
+        return head_verdicts(case, ours, theirs)
     few = 4 * FLOATS_A_ROW * case.rows
     found = [
         Verdict("ratio of passes", ours["passes"] / theirs["passes"], PASSES[case.kind]),
@@ -140,6 +147,25 @@ def verdicts(case: Case, ours: Record, theirs: Record, platform: str) -> list[Ve
         ratio = ours["compile_cpu_seconds"] / theirs["compile_cpu_seconds"]
         found.append(Verdict("compile", ratio, COMPILING_ON_TPU))
     return found
+
+
+def head_verdicts(case: Case, ours: Record, theirs: Record) -> list[Verdict]:
+    """The figures of the value and gradient of a head."""
+    if case.kind == "head, small":
+        return [Verdict("temp.", ours["temporary_bytes"], SMALL_BUDGET)]
+    products = Verdict("products", ours["flops"] / theirs["flops"], HEAD_PRODUCTS[case.kind])
+    if case.kind == "head, each":
+        return [products]
+    kernel = case.arguments[1]
+    summed = 4 * kernel.size if kernel.dtype.itemsize < 4 else 0
+    beside = ours["temporary_bytes"] - summed
+    return [
+        products,
+        Verdict("ratio of passes", ours["passes"] / theirs["passes"], HEAD_PASSES),
+        Verdict("time", ours["estimated_seconds"] / theirs["estimated_seconds"], HEAD_TIME),
+        Verdict("kernels", ours["launches"], HEAD_KERNELS),
+        Verdict("temp.", beside, HEAD_TEMPORARIES * theirs["temporary_bytes"]),
+    ]
 
 
 def environment_of(target: Target) -> Record:

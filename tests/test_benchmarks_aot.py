@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
 from benchmarks import __main__ as command_line
@@ -286,6 +287,31 @@ def side(**changed):
 def test_a_case_is_held_to_its_bounds(kind, ours, platform, missed):
     case = aot_cases.Case("core", "loss/8192x128256/float32", kind, abs, abs, "peer", (), 100)
     found = aot.verdicts(case, side(**ours), side(), platform)
+    assert [verdict.name for verdict in found if not verdict.met] == missed
+
+
+@pytest.mark.parametrize(
+    ("kind", "ours", "missed"),
+    [
+        # The float32 sum of the gradients of a bfloat16 kernel, 80 bytes, is no part of it.
+        ("head", {"temporary_bytes": 80 + 500, "launches": 250}, []),
+        ("head", {"temporary_bytes": 80 + 600, "launches": 251}, ["kernels", "temp."]),
+        ("head", {"passes": 2.7, "flops": 4.0}, ["products", "ratio of passes"]),
+        ("head", {"estimated_seconds": 1.1}, ["time"]),
+        ("head, each", {"flops": 4.0, "passes": 9.0}, []),
+        ("head, each", {"flops": 4.1}, ["products"]),
+        ("head, small", {"temporary_bytes": 500_000_000, "flops": 4.0}, []),
+        ("head, small", {"temporary_bytes": 500_000_100}, ["temp."]),
+    ],
+)
+def test_a_head_is_held_to_its_bounds(kind, ours, missed):
+    arguments = tuple(jax.ShapeDtypeStruct(s, "bfloat16") for s in ((3, 4), (4, 5)))
+    case = aot_cases.Case("fused", "loss", kind, abs, abs, "peer", arguments, 3)
+    here, theirs = (
+        side(**({"flops": 3.0, "estimated_seconds": 1.0} | changed))
+        for changed in (ours, {"temporary_bytes": 3000})
+    )
+    found = aot.verdicts(case, here, theirs, "gpu")
     assert [verdict.name for verdict in found if not verdict.met] == missed
 
 
