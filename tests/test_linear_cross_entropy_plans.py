@@ -31,6 +31,9 @@ def whole(rows, classes):
         (LLAMA_3_8B, True, "tpu", None, None, whole(2048, 128256)),
         (QWEN, True, "gpu", None, None, whole(3328, 128256)),
         (WIDE, True, "tpu", None, None, whole(3072, 131072)),
+        # All rows at once take no more than half of them and the sum, which is needed no longer.
+        ((2048, 4096, 128256), True, "tpu", None, None, Plan(2048, 2048, 128256, keep=True)),
+        ((2048, 512, 128256), True, "tpu", None, None, whole(1024, 128256)),
         # What a device of 16 GB can spare, and one that has more than enough.
         (GEMMA_2_2B, True, "gpu", None, 2**34, whole(512, 256000)),
         (GEMMA_2_2B, True, "gpu", None, 2**40, whole(1664, 256000)),

@@ -142,13 +142,16 @@ def plan_of_accelerator(
     """The pieces of a sum with its gradients on a "gpu" or "tpu" with so many bytes of memory."""
     n, d, classes, size, half = shapes
     row = size * (2 * classes + d)
+    sums = size * d * classes if half and with_kernel else 0
     if budget is None:
-        return _of_whole_rows(shapes, _fastest_rows(shapes, platform, memory, row))
+        rows = _fastest_rows(shapes, platform, memory, row)
+        # All rows need no sums, and may take what those would have taken.
+        return _of_whole_rows(shapes, n if 0 < row * n <= row * rows + sums else rows)
     fitting = _fitting(budget, row)
     if not with_kernel or fitting >= n:
         return _of_whole_rows(shapes, _fewest(n, fitting))
     # In half precision the sum of the gradients of the kernel is not what is returned, but beside.
-    left = _fitting(budget - size * d * classes if half else budget, row)
+    left = _fitting(budget - sums, row)
     if left >= min(n, FEWEST_ROWS_OF_SUMS):
         return _of_whole_rows(shapes, _fewest(n, left))
     arrays = 2.5 if platform == "tpu" else 1.5 if half else 2  # a TPU leaves gaps between arrays
