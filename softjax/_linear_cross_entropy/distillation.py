@@ -306,7 +306,8 @@ def _each(losses: Callable, budget: int | None, pair: Pair) -> Array:
 
     shape = jax.eval_shape(lambda pair: losses(pair, _blocks(pair)), pair)
     zeros = jnp.zeros(shape.shape, shape.dtype)
-    return sweep(step, zeros, pair, shape.shape[0], rows_of_pairs(shapes_of(pair.student), budget))
+    size = rows_of_pairs(shapes_of(pair.student), budget)
+    return sweep(step, zeros, pair, shape.shape[0], size)
 
 
 @partial(_each.defjvp, symbolic_zeros=True)
@@ -338,8 +339,8 @@ def _each_jvp(losses, budget, primals, tangents):
                 new += _through_product(of_part, n, head, head_dots, blocks)
         return put(values_dot, new, start, 0)
 
-    zeros = jnp.zeros_like(values)
-    return values, sweep(step, zeros, (pair, dots), values.shape[0], rows_of_pairs(shapes_of(pair.student), budget))
+    zeros, size = jnp.zeros_like(values), rows_of_pairs(shapes_of(pair.student), budget)
+    return values, sweep(step, zeros, (pair, dots), values.shape[0], size)
 
 
 def _through_product(
