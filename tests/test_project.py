@@ -182,6 +182,17 @@ def test_a_module_names_all_that_is_public_in_it(name):
 # --- packaging ---
 
 
+def test_the_citation_names_the_version():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.findall(r"^version: (\S+)$", citation, re.MULTILINE) == [softjax.__version__]
+
+
+def test_every_address_of_the_project_is_one():
+    assert PROJECT["urls"]
+    for address in PROJECT["urls"].values():
+        assert address.startswith("https://")
+
+
 def test_the_core_depends_on_jax_and_optax_and_chex_only():
     names = {re.split("[<>=]", requirement)[0] for requirement in PROJECT["dependencies"]}
     assert names == {"jax", "jaxlib", "optax", "chex"}
