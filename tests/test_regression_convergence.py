@@ -32,7 +32,7 @@ def fits(solver, problems):
     def one(x, targets, weights, class_weights, l2, l1, theta):
         mean = jnp.mean(weights)
         data = Data(x, targets, weights / mean, class_weights, l2, l1, mean * N)
-        state = jax.tree.map(jnp.asarray, _solve.SOLVERS[solver].start(x, theta))
+        state = jax.tree.map(jnp.asarray, _solve.SOLVERS[solver].start(data, theta))
         outcome = advance(data, jnp.asarray(TOL), state, limit)
         return outcome.state.theta, outcome.objective, outcome.status
 

@@ -65,7 +65,8 @@ def checked_data(
     none: Any = np.zeros((), x.dtype)
     count = None
     if sample_weights is not None:
-        count = jnp.sum(_checks.real_array(FIT, "sample_weights", sample_weights).astype(x.dtype))
+        given = _checks.real_array(FIT, "sample_weights", sample_weights).astype(x.dtype)
+        count = np.asarray(given).sum() if is_at_hand(given) else jnp.sum(given)
     intercept = constant(fit_intercept, x.dtype)
     offset = offset_array("offset", offset, x, num_classes)
     factors = factors_array(penalty_factors, x)
@@ -213,11 +214,16 @@ def mean_one_weights(
     if sample_weights is None:
         return None
     weights = _weights("sample_weights", sample_weights, num_examples).astype(dtype)
-    weights = in_unit(weights)
-    mean = jnp.mean(weights)
+    if is_at_hand(weights):  # NumPy has nothing to compile
+        host = np.asarray(weights)
+        weights = np.ldexp(host, -np.frexp(np.max(host, initial=0))[1])
+        mean = np.mean(weights)
+    else:
+        weights = in_unit(weights)
+        mean = jnp.mean(weights)
     if _checks.is_concrete(mean) and mean == 0:
         raise error("sample_weights", "> 0 somewhere", "zeros only")
-    return weights / mean
+    return jnp.asarray(weights / mean)
 
 
 def class_weights_array(

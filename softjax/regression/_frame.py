@@ -115,11 +115,13 @@ def status_outside(status: Any, moved: Any, value: Any, tol: Any) -> Any:
     return jnp.where(lost, Status.PRECISION_FLOOR, status).astype(jnp.int32)
 
 
-@jax.jit
 def less(x: Any, centre: Array | None) -> Any:
     """The features less `centre`, sparse ones where they store an entry."""
-    if centre is None:
-        return x
+    return x if centre is None else _less(x, centre)
+
+
+@jax.jit
+def _less(x: Any, centre: Array) -> Any:
     return with_data(x, x.data - column_of(x, centre)) if is_sparse(x) else x - centre[None]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from softjax._sharding import cond
-from softjax.regression import _descent, _firth, _frame, _optimum, _proximal, _wide
+from softjax.regression import _buckets, _descent, _firth, _frame, _optimum, _proximal, _wide
 from softjax.regression._convergence import STILL, State, converged, hides_something, rounding_of
 from softjax.regression._directions import LBFGS, NEWTON, NEWTON_CG, PRECISE, Method
 from softjax.regression._model import SoftmaxRegression
@@ -167,6 +167,8 @@ class Run:
         rotates = SOLVERS[name].rotates
         data, self.frame = _frame.framed(data, rotates)
         params = _frame.inside(self.frame, params)
+        if self.frame.rotation is None:
+            data = _buckets.in_bucket(data, num_classes)
         self.fixed = (name, num_classes)
         self.data, self.tol = data, np.asarray(tol, data.features.dtype)
         kernel, bias = map(np.asarray, params)
