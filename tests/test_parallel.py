@@ -411,3 +411,28 @@ def test_what_an_auto_mesh_may_hide_is_asked_for():
     ):
         actual = jax.jit(loss)(hidden, kernel, labels)
     np.testing.assert_allclose(actual, losses, rtol=1e-5)
+
+
+@pytest.mark.x64_once
+def test_a_mesh_that_no_trace_saw_is_warned_of(recwarn):
+    """`in_shardings` are for the compiler alone: each device would compute all rows, in silence."""
+    mesh = mesh_of("auto", d=8)
+    arguments = (
+        structure(mesh, HIDDEN.shape, "d", None),
+        structure(mesh, KERNEL.shape),
+        structure(mesh, HIDDEN.shape[:1], "d", dtype="int32"),
+    )
+    shardings = tuple(a.sharding for a in arguments)
+    unplaced = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arguments]
+
+    def lowered(arguments, **placed):
+        loss = jax.grad(lambda *a: softjax.linear_cross_entropy(*a, reduction="mean"), (0, 1))
+        jax.jit(loss, **placed).lower(*arguments)
+
+    lowered(unplaced)
+    lowered(arguments)
+    with jax.set_mesh(mesh):
+        lowered(unplaced, in_shardings=shardings)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="for 8 devices, .* every device computes the losses"):
+        lowered(unplaced, in_shardings=shardings)

@@ -17,6 +17,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from softjax._linear_cross_entropy.blocks import Block, Classes, Rows, Scalars
 from softjax._linear_cross_entropy.plans import MANY_ROWS, Choice, Shapes, by_platform
+from softjax._linear_cross_entropy.unseen import watched
 from softjax._numerics import compute_dtype
 from softjax._sharding import axes_of, varying
 
@@ -123,7 +124,7 @@ def sweep(step: Step, sums: Any, operands: Any, length: int, size: int | Choice)
 
     whole, rest = divmod(length, size)
     if whole > 1:
-        first = jnp.zeros((), jnp.int32)
+        first = watched(jnp.zeros((), jnp.int32), operands)
         (sums, _), _ = lax.scan(next_piece, (sums, first), length=whole)
     elif whole:
         sums = step(sums, operands, 0, size)
