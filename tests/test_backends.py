@@ -9,6 +9,7 @@ from jax import lax
 
 import softjax
 from softjax import accuracy, choice, derivatives, information, regression
+from softjax.regression import _metric
 
 pytestmark = pytest.mark.x64_once
 
@@ -141,3 +142,23 @@ def test_nan_is_nan_beside_any_number_of_rows(name):
             assert np.isnan(y[1]).any(), rows
             assert not with_infinity or np.isnan(y[2]).any(), rows
             assert np.isfinite(y[0]).all(), rows
+
+
+def test_a_tpu_needs_no_eigenvectors_of_large_matrices(monkeypatch):
+    """Its form, here for any width: as few steps to the optimum, and no eigenvectors in them."""
+    monkeypatch.setattr(lax, "platform_dependent", lambda *a, default, **forms: default(*a))
+    monkeypatch.setattr(_metric, "LARGEST_EIGH_OF_TPU", 0)
+    jax.clear_caches()
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((200, 8)) @ rng.standard_normal((8, 8))).astype("f4")
+    y = np.argmax(x[:, :3] + rng.gumbel(size=(200, 3)), 1)
+
+    def fit(x, y):
+        return regression.fit(x, y, num_classes=3, l2=0.1, solver="newton-cg")
+
+    lowered = jax.jit(fit).lower(x, y)
+    assert "eigh" not in lowered.as_text().lower()
+    result = lowered.compile()(x, y)
+    assert result.stop_reason == "converged"
+    assert result.steps <= 8
+    jax.clear_caches()

@@ -27,7 +27,7 @@ from softjax.regression._arguments import (
     penalty,
 )
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._problem import Data, is_sparse
+from softjax.regression._problem import Data, in_full_precision, is_sparse
 from softjax.regression._result import Event, FitResult, Status, record, with_validation
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ OPTAX = "optax"
 
 
 @on_auto_axes
+@in_full_precision
 def fit(
     features: "Features",
     labels: ArrayLike,

@@ -45,6 +45,7 @@ from softjax.regression._problem import (
     Data,
     example_weights,
     gradient_bound,
+    in_full_precision,
     is_sparse,
     logits_at,
     normalised,
@@ -207,6 +208,7 @@ class Groups:
 Outcome = tuple[FitResult, FitResult, Any]
 
 
+@in_full_precision
 def run(
     data: Data,
     num_classes: int,

@@ -18,8 +18,10 @@ vectors, and both products, X @ theta^T and R @ X, read the rows of X as they li
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
 
+P, R = ParamSpec("P"), TypeVar("R")
 # What is made of features beyond SMALL numbers is made of some columns at a time, BLOCK numbers.
 SMALL, BLOCK, FEWEST_COLUMNS = 2**20, 2**19, 16
 
@@ -407,9 +410,23 @@ def status_where_separated(
     return jnp.where(unbounded & done, Status.SEPARATED, status).astype(jnp.int32)
 
 
+def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
+    """`function`, whose products of float32 are of float32.
+
+    Accelerators round the factors to ten bits or fewer by default. Inner products decide how far a
+    solver goes and when it stops, and cost nothing beside those with the features.
+    """
+
+    @wraps(function)
+    def precise(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.default_matmul_precision("highest"):
+            return function(*args, **kwargs)
+
+    return precise
+
+
 def product(a: Any, b: Any) -> Array:
     """a @ b, one of which may be BCOO."""
-    # Accelerators round float32 factors to ten bits or fewer by default; see _model._logits.
     if is_sparse(a) or is_sparse(b):
         return a @ b
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)

@@ -30,6 +30,7 @@ from softjax.regression._problem import (
     centred,
     class_scores,
     gradient_bound,
+    in_full_precision,
     is_separated,
     point,
     probabilities,
@@ -76,6 +77,7 @@ class Sums(NamedTuple):
     classes: Any
 
 
+@in_full_precision
 def fit(
     rows: Rows,
     *,
