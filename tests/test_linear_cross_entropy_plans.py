@@ -31,6 +31,8 @@ def whole(rows, classes):
         (LLAMA_3_8B, True, "tpu", None, None, whole(2048, 128256)),
         (QWEN, True, "gpu", None, None, whole(3328, 128256)),
         (WIDE, True, "tpu", None, None, whole(3072, 131072)),
+        (GEMMA_2_2B, False, "gpu", None, None, whole(2048, 256000)),
+        (GEMMA_2_2B, False, "tpu", None, None, whole(1024, 256000)),
         # All rows at once take no more than half of them and the sum, which is needed no longer.
         ((2048, 4096, 128256), True, "tpu", None, None, Plan(2048, 2048, 128256, keep=True)),
         ((2048, 512, 128256), True, "tpu", None, None, whole(1024, 128256)),
@@ -127,7 +129,12 @@ def test_the_form_of_every_platform(platform, dtype, budget, plan, monkeypatch):
         return forms.get(platform, default)(*arguments)
 
     monkeypatch.setattr(lax, "platform_dependent", chosen)
-    for name, value in [("FASTEST", 1600), ("ENOUGH_ROWS", 2), ("FEWEST_ROWS_OF_SUMS", 2)]:
+    for name, value in [
+        ("FASTEST", 1600),
+        ("FASTEST_WIDE", 1600),
+        ("ENOUGH_ROWS", 2),
+        ("FEWEST_ROWS_OF_SUMS", 2),
+    ]:
         monkeypatch.setattr(plans, name, value)
     monkeypatch.setattr(plans, "SMALL_TILE", 1)
     jax.clear_caches()

@@ -43,10 +43,11 @@ MANY_ROWS = 16 * MOST_ROWS
 # them.
 PIECE = 2**21
 
-# The budget for pieces of what is fastest, and the fewest pieces, if they have so many rows. A GPU
-# reads the logits more often, and gains most by few pieces. A TPU computes the gradient of the
-# logits within the products, as long as the pieces are small.
-FASTEST = 13 * 2**28
+# The budgets for pieces of what is fastest, of half precision and of others, for which the kernel
+# and its gradient are twice as large; and the fewest pieces, if they have so many rows. A GPU reads
+# the logits more often, and gains most by few pieces. A TPU computes the gradient of the logits
+# within the products, as long as the pieces are small.
+FASTEST, FASTEST_WIDE = 13 * 2**28, 2**32
 FEWEST_PIECES, ENOUGH_ROWS = {"gpu": 1, "tpu": 8}, 1024
 # No more than this share of the memory of the device, where that is known.
 SHARE = 16
@@ -222,7 +223,8 @@ def _choice_of_rows(shapes: Shapes, budget: int | None, arrays: int, on_cpu: int
 
 def _fastest_rows(shapes: Shapes, platform: str, memory: int | None, row: int) -> int:
     """n without a budget, on a device with so many bytes of memory, for `row` bytes of each."""
-    n, budget = shapes.rows, FASTEST if memory is None else min(FASTEST, memory // SHARE)
+    n, budget = shapes.rows, FASTEST if shapes.half or platform == "tpu" else FASTEST_WIDE
+    budget = budget if memory is None else min(budget, memory // SHARE)
     most = max(-(-n // FEWEST_PIECES[platform]), ENOUGH_ROWS)
     return _fewest(n, min(most, _fitting(budget, row)))
 
