@@ -68,7 +68,8 @@ def linear_cross_entropy(
 
     Derivative: that of cross_entropy, times W^T and h. Both modes, any order, by every array of
     real numbers among the arguments, never with all logits either. Sums and means compute value
-    and gradient in one pass, in three matrix products or, in half precision, four; "none" in four.
+    and gradient in one pass, in three matrix products; in four on a CPU in half precision, and
+    within few `max_temp_bytes`. "none" takes four.
     Over a mesh: three numbers an example and the gradients go over the wire, once; four products
     where the classes are sharded.
     Edge cases: as cross_entropy. An example of weight 0 or with the ignored label takes no part,
@@ -102,7 +103,7 @@ def linear_cross_entropy(
         feature_axis: the same for the features of the kernel, where they are sharded too (FSDP):
             its gradient is then scattered as it was, in place of one on every device.
         max_temp_bytes: the aim for the memory beside arguments, result and gradients; None for
-            what is fastest. Smaller pieces reach it, down to one row or class at a time.
+            what is fastest on the platform. Smaller pieces reach it, down to one row or class.
         max_active: how many examples may take part, by their weights and labels, which are then
             put together: the others cost no product. More than that: ValueError where the labels
             and weights are known, else NaN. Over a mesh each device has room for its share.
