@@ -1,9 +1,11 @@
 """The fused linear cross-entropy: the loss of hidden @ kernel, without all logits at once.
 
 entry.py documents linear_cross_entropy and its plain form, checks what comes and reduces the
-losses. blocks.py has the mathematics: the losses of some rows and classes, and their tangents.
-pieces.py cuts arguments, sizes the pieces and sums over them; chunked.py has the two derivative
-rules, of sums and of single losses, and sharded.py the same on the devices of a mesh, and where
-on it all is. outputs.py and curvature.py are more functions of the same logits;
-distillation.py compares two heads, by the divergences of divergences.py.
+losses. A piece is some rows, or some classes; a block is what one of each has in common, such as
+their logits. blocks.py has the mathematics: the losses of a block and their tangents. plans.py says
+how large the pieces are on each platform, and pieces.py cuts arguments into them and sums over
+them. gradients.py has the two derivative rules, of sums and of single losses, and sharded.py the
+same on the devices of a mesh, and where on it all is; unseen.py warns where that is not known.
+outputs.py and curvature.py are more functions of the same logits; distillation.py compares two
+heads, by the divergences of divergences.py.
 """

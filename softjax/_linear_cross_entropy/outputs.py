@@ -25,7 +25,6 @@ from softjax._linear_cross_entropy.blocks import (
     statistics,
     surprisals,
 )
-from softjax._linear_cross_entropy.chunked import by_rows
 from softjax._linear_cross_entropy.entry import (
     Head,
     checked_budget,
@@ -33,6 +32,7 @@ from softjax._linear_cross_entropy.entry import (
     checked_scalars,
     checked_targets,
 )
+from softjax._linear_cross_entropy.gradients import by_rows
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import (
     Layout,

@@ -1,6 +1,6 @@
 """The losses on the devices of a mesh: rows over some axes, classes over others.
 
-Every device goes over its rows and its classes as chunked.py does, without communication. Only
+Every device goes over its rows and its classes as gradients.py does, without communication. Only
 numbers a row are joined over the classes; dX and dW are summed once, at the end, by the transpose
 of `varying`. A kernel whose features are split too is gathered once, and dW is scattered.
 
@@ -34,7 +34,7 @@ from softjax._linear_cross_entropy.blocks import (
     row_tangent,
     statistics,
 )
-from softjax._linear_cross_entropy.chunked import block_tangent, by_rows, each, total
+from softjax._linear_cross_entropy.gradients import block_tangent, by_rows, each, total
 from softjax._linear_cross_entropy.pieces import (
     Arguments,
     block_dots,
