@@ -16,12 +16,13 @@ from softjax.regression._model import objective as objective
 from softjax.regression._model import predict as predict
 from softjax.regression._model import predict_log_proba as predict_log_proba
 from softjax.regression._model import predict_proba as predict_proba
+from softjax.regression._path import PathResult as PathResult
+from softjax.regression._path import fit_path as fit_path
+from softjax.regression._path import largest_l1 as largest_l1
 from softjax.regression._resampling import Bootstrap as Bootstrap
 from softjax.regression._resampling import CrossValidation as CrossValidation
-from softjax.regression._resampling import PathResult as PathResult
 from softjax.regression._resampling import bootstrap as bootstrap
 from softjax.regression._resampling import cross_validate as cross_validate
-from softjax.regression._resampling import fit_path as fit_path
 from softjax.regression._result import CALLBACK as CALLBACK
 from softjax.regression._result import CONVERGED as CONVERGED
 from softjax.regression._result import NON_FINITE as NON_FINITE
@@ -59,6 +60,7 @@ __all__ = [
     "hvp",
     "inference",
     "init",
+    "largest_l1",
     "leave_one_out",
     "lipschitz_constant",
     "logits",

@@ -257,15 +257,15 @@ def _mean_mass(groups: Groups) -> Array:
     return normalised(groups.data, groups.num_classes)[1]
 
 
-def penalties(l2: ArrayLike, dtype) -> Array:
+def penalties(l2: ArrayLike, dtype, argument: str = "l2") -> Array:
     """A scalar or [P], finite and >= 0."""
-    array = _checks.real_array(FIT, "l2", l2)
+    array = _checks.real_array(FIT, argument, l2)
     if array.ndim > 1 or not array.size:
-        raise error("l2", "a scalar or of shape (penalties,)", f"shape {array.shape}")
+        raise error(argument, "a scalar or of shape (penalties,)", f"shape {array.shape}")
     values = _checks.known(l2)
     if values is not None:
         bad = ~((values >= 0) & (values < np.inf))
-        _checks.refuse_first(FIT, "l2", "finite and >= 0", values, bad)
+        _checks.refuse_first(FIT, argument, "finite and >= 0", values, bad)
     return array.astype(dtype)
 
 

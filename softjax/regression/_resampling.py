@@ -109,45 +109,6 @@ class CrossValidation(NamedTuple):
         return jnp.std(self.loss, -1, ddof=1) / folds**0.5
 
 
-class PathResult(NamedTuple):
-    """Fits at a grid of penalties, to all examples and to all folds but one.
-
-    Attributes:
-        l2: the penalties, [P].
-        fits: to all examples, stacked [P, ...].
-        cross_validation: [P, F].
-
-    Example:
-        >>> import numpy as np, softjax
-        >>> x, y = np.arange(8.0)[:, None], np.array([0, 1, 0, 0, 1, 0, 1, 1])
-        >>> path = softjax.regression.fit_path(x, y, l2=np.array([1e-3, 0.1, 10.0]), folds=4)
-        >>> bool(path.l2[path.best] <= path.l2[path.best_within_one_standard_error])
-        True
-        >>> path.params_at(path.best).kernel.shape
-        (1, 2)
-    """
-
-    l2: Array
-    fits: FitResult
-    cross_validation: CrossValidation
-
-    @property
-    def best(self) -> Array:
-        """Where in the grid the mean held-out loss is smallest."""
-        return jnp.argmin(self.cross_validation.mean_loss)
-
-    @property
-    def best_within_one_standard_error(self) -> Array:
-        """Where the largest penalty is whose loss is the best one but for its standard error."""
-        loss, error = self.cross_validation.mean_loss, self.cross_validation.standard_error
-        bound = loss[self.best] + jnp.nan_to_num(error[self.best])  # of one fold there is none
-        return jnp.argmax(jnp.where(loss <= bound, self.l2, -1))
-
-    def params_at(self, index: ArrayLike) -> SoftmaxRegression:
-        """The fit to all examples at one penalty of the grid."""
-        return jax.tree.map(lambda leaf: leaf[index], self.fits.params)
-
-
 def bootstrap(
     features: "Features",
     labels: ArrayLike,
@@ -309,88 +270,9 @@ def cross_validate(
         penalty_factors,
     )
     data = data._replace(l2=penalties(l2, data.features.dtype))
-    folds, outcomes = _cross_validated(data, num_classes, folds, seed, tol, max_steps, callback)
-    _, fits, (loss, accuracy) = _stacked(outcomes) if data.l2.ndim else outcomes[0]
+    folds, outcomes = cross_validated(data, num_classes, folds, seed, tol, max_steps, callback)
+    _, fits, (loss, accuracy) = stacked(outcomes) if data.l2.ndim else outcomes[0]
     return CrossValidation(fits, loss, accuracy, folds)
-
-
-def fit_path(
-    features: "Features",
-    labels: ArrayLike,
-    *,
-    l2: ArrayLike,
-    folds: int | ArrayLike = 5,
-    seed: ArrayLike = 0,
-    penalty_factors: ArrayLike | None = None,
-    fit_intercept: bool = True,
-    tol: float = 1e-6,
-    max_steps: int | None = None,
-    num_classes: int | None = None,
-    sample_weights: ArrayLike | None = None,
-    class_weights: ArrayLike | None = None,
-    offset: ArrayLike | None = None,
-    callback: Callable[[ManyEvent], bool | None] | None = None,
-) -> PathResult:
-    """Fits at a grid of penalties, with the cross-validation that chooses among them.
-
-        l2_best = argmin_p mean_f loss_pf,  loss_pf as of `cross_validate`
-        l2_1se = max {l2_p : mean_f loss_pf <= its minimum + its standard error there}
-
-    The fits to all examples go from the largest penalty to the smallest, each from the one before;
-    the folds of a penalty start there, and are all fitted at once.
-
-    Derivative: not the purpose.
-    Edge cases: those of `cross_validate`; with one fold, which has no standard error, the second
-        rule chooses as the first.
-
-    Args:
-        features: real [N, D], finite, dense, BCOO or BCSR.
-        labels: class indices, integer [N], or a distribution over the classes, floating [N, K].
-        l2: [P], >= 0, the penalties, in any order.
-        folds: as of `cross_validate`.
-        seed: as of `cross_validate`.
-        penalty_factors: as `fit`.
-        fit_intercept: as `fit`.
-        tol: as of `cross_validate`.
-        max_steps: of each fit; None for more than enough.
-        num_classes: K; as `fit`.
-        sample_weights: as of `cross_validate`.
-        class_weights: as of `cross_validate`.
-        offset: as of `cross_validate`.
-        callback: called with a `ManyEvent` at the start and after every step; True stops.
-
-    Returns:
-        `PathResult`.
-
-    Raises:
-        TypeError, ValueError: as `cross_validate`.
-
-    Example:
-        >>> import numpy as np, softjax
-        >>> x, y = np.arange(8.0)[:, None], np.array([0, 1, 0, 0, 1, 0, 1, 1])
-        >>> path = softjax.regression.fit_path(x, y, l2=np.array([1e-3, 0.1, 10.0]), folds=4)
-        >>> path.cross_validation.loss.shape, path.fits.params.kernel.shape
-        ((3, 4), (3, 1, 2))
-
-    Source: T. Hastie, R. Tibshirani and J. Friedman, "The Elements of Statistical Learning" (2009),
-        section 7.10.
-    """
-    data, num_classes = checked_data(
-        features,
-        labels,
-        num_classes,
-        sample_weights,
-        class_weights,
-        fit_intercept,
-        offset,
-        penalty_factors,
-    )
-    data = data._replace(l2=penalties(l2, data.features.dtype))
-    if data.l2.ndim != 1:
-        raise error("l2", "of shape (penalties,)", f"shape {data.l2.shape}")
-    folds, outcomes = _cross_validated(data, num_classes, folds, seed, tol, max_steps, callback)
-    whole, fits, (loss, accuracy) = _stacked(outcomes)
-    return PathResult(data.l2, whole, CrossValidation(fits, loss, accuracy, folds))
 
 
 def _resample(key: Array, labels: Array, weights: Array, l2: Array, lane: Array) -> Lane:
@@ -405,7 +287,7 @@ def resample_counts(key: Array, resample: Array, num_examples: int) -> Array:
     return jnp.zeros(shape, jnp.int32).at[drawn].add(1)
 
 
-def _cross_validated(
+def cross_validated(
     data: Data,
     num_classes: int,
     folds: int | ArrayLike,
@@ -415,14 +297,14 @@ def _cross_validated(
     callback: Callable[[ManyEvent], bool | None] | None,
 ) -> tuple[Array, list[Outcome]]:
     """The folds, and the fits at each penalty to all examples and to all folds but one."""
-    folds, num_folds = _folds(folds, seed, data)
+    folds, num_folds = folds_array(folds, seed, data)
     ones = jnp.ones(data.features.shape[0], data.features.dtype)
     weights = ones if data.weights is None else data.weights
     outcomes = run(
         data._replace(l2=jnp.atleast_1d(data.l2)),
         num_classes,
         Partial(_all_but_a_fold, folds, data.labels, weights),
-        Partial(_held_out, folds, data.labels, weights),
+        Partial(held_out, folds, data.labels, weights),
         num_folds,
         tol=tol,
         max_steps=max_steps,
@@ -435,7 +317,7 @@ def _all_but_a_fold(folds: Array, labels: Array, weights: Array, l2: Array, fold
     return Lane(labels, mean_one(jnp.where(folds == fold, 0, weights)), l2)
 
 
-def _held_out(
+def held_out(
     folds: Array, labels: Array, weights: Array, fold: Array, logits: Array
 ) -> tuple[Array, Array]:
     """Mean loss and accuracy on a fold."""
@@ -447,7 +329,7 @@ def _held_out(
     return jnp.sum(share * losses), jnp.sum(jnp.where(hits, share, 0))
 
 
-def _folds(folds: int | ArrayLike, seed: ArrayLike, data: Data) -> tuple[Array, int]:
+def folds_array(folds: int | ArrayLike, seed: ArrayLike, data: Data) -> tuple[Array, int]:
     """Which fold each example is in, and the number of the folds."""
     examples = data.features.shape[0]
     if jnp.ndim(folds) == 0:
@@ -505,5 +387,5 @@ def _random_key(seed: ArrayLike) -> Array:
 
 
 @jax.jit
-def _stacked(outcomes: list[Any]) -> Any:
+def stacked(outcomes: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *outcomes)

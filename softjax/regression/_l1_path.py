@@ -1,0 +1,282 @@
+"""A path of penalties with corners, from the largest to the smallest, each fit from the one before.
+
+Most features are not in the model along most of a path, and a fit need not see them. At penalty
+l1 feature j stays out where the gradient of the loss keeps |g_j| <= f_j l1, the largest of its
+entries or, where the penalty is grouped, their norm. Since it seldom changes by more than the
+penalty does, the features with
+
+    |g_j| >= f_j (2 l1 - l1_before)    at the fit before (the strong rule),
+
+and those that were ever in the model, are all that a fit begins with. It is no proof: after the fit
+the gradient of all features is looked at, and those that should not have been left out join, until
+there are none. So every fit of the path is that to all features, to the same tolerance.
+
+The features that take part are brought to few numbers by columns of zeros, so that the fits of a
+path share some programs.
+
+Source: R. Tibshirani et al., "Strong rules for discarding predictors in lasso-type problems"
+(2012), sections 3 and 7.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.tree_util import Partial
+
+from softjax._softmax import log_softmax_core
+from softjax.regression import _solve
+from softjax.regression._model import SoftmaxRegression
+from softjax.regression._problem import (
+    Data,
+    example_weights,
+    gradient_bound,
+    is_sparse,
+    logits_at,
+    normalised,
+    pack,
+    point,
+    problem_of,
+    row_norms,
+    value,
+)
+from softjax.regression._result import FitResult, Status
+
+if TYPE_CHECKING:
+    from jax.experimental.sparse import BCOO
+
+# The numbers of columns that take part are these times powers of GROWTH, or all.
+FEWEST, GROWTH = 64, 4
+# Features that take part are dense where they are no more numbers than this, or than the whole.
+DENSE = 2**23
+
+
+class Look(NamedTuple):
+    """What all features have to say about parameters.
+
+    Attributes:
+        slopes: |g_j| of the loss, [D].
+        bound: what |g_j| can be at most, [D].
+        loss: the loss of the labels, without penalty, less what no parameters could take from it.
+        objective: with the penalties.
+        report: what else was asked of the logits.
+    """
+
+    slopes: Array
+    bound: Array
+    loss: Array
+    objective: Array
+    report: Any
+
+
+class Step(NamedTuple):
+    """A fit of the path, and what was seen of it."""
+
+    fit: FitResult
+    look: Look
+
+
+def steps(
+    data: Data,
+    num_classes: int,
+    l1: np.ndarray,
+    l2: np.ndarray,
+    report_of: Partial,
+    tol: float,
+    max_steps: int | None,
+    stopped: Callable[[], bool],
+) -> Iterator[Step]:
+    """The fit without the features that are penalised, and those at the penalties, which fall.
+
+    Those after `stopped` says so take no step.
+    """
+    path = _Path(data, num_classes, report_of, tol, max_steps, stopped)
+    step = path.null()
+    yield step
+    before = path.largest(step.look)
+    for strength, ridge in zip(l1, l2, strict=True):
+        step = path.at(step, before, float(strength), float(ridge))
+        yield step
+        before = min(before, float(strength))
+
+
+def largest_l1(data: Data, num_classes: int, tol: float, max_steps: int | None) -> float:
+    """The smallest l1 that leaves no penalised feature in the model."""
+    path = _Path(data, num_classes, Partial(nothing), tol, max_steps, lambda: False)
+    return path.largest(path.null().look)
+
+
+class _Path:
+    """The data of a path, and fits to some of their features."""
+
+    def __init__(
+        self,
+        data: Data,
+        num_classes: int,
+        report_of: Partial,
+        tol: float,
+        max_steps: int | None,
+        stopped: Callable[[], bool],
+    ):
+        self.data, self.num_classes, self.report_of = data, num_classes, report_of
+        self.tol, self.max_steps, self.stopped = tol, max_steps, stopped
+        self.width, dtype = data.features.shape[1], data.features.dtype
+        self.factors = np.ones(self.width, dtype)
+        if data.factors is not None:
+            self.factors = np.asarray(data.factors)
+        self.columns = _Columns(data.features)
+
+    def null(self) -> Step:
+        """The fit of what is not penalised: of any feature, at a penalty beyond all slopes."""
+        zeros = SoftmaxRegression(
+            jnp.zeros((self.width, self.num_classes), self.data.features.dtype),
+            jnp.zeros(self.num_classes, self.data.features.dtype),
+        )
+        strength = float(np.finfo(self.data.features.dtype).max) / 16
+        return self._fitted(zeros, self.factors == 0, strength, 0.0)
+
+    def largest(self, look: Look) -> float:
+        """The penalty at which the first feature comes in."""
+        held = self.factors > 0
+        return float(np.max(np.asarray(look.slopes)[held] / self.factors[held], initial=0))
+
+    def at(self, step: Step, before: float, l1: float, l2: float) -> Step:
+        params = step.fit.params
+        slopes, inside = np.asarray(step.look.slopes), _is_inside(params)
+        taking_part = inside | (slopes >= self.factors * (2 * l1 - before))
+        return self._fitted(params, taking_part, l1, l2)
+
+    def _fitted(
+        self, params: SoftmaxRegression, taking_part: np.ndarray, l1: float, l2: float
+    ) -> Step:
+        """The fit to all features, by fits to those that take part."""
+        penalised = self._with_penalties(l1, l2)
+        steps = passes = 0
+        stopped = self.stopped()
+        limit = 0 if stopped else self.max_steps
+        while True:
+            places, data = self.columns.chosen(penalised, taking_part)
+            own = _placed_in(params, places)
+            run = _solve.Run("proximal", data, self.num_classes, own, self.tol, limit)
+            progress = run.advance(run.limit)
+            fit = run.result(progress, progress.status, [])
+            steps, passes = steps + fit.steps, passes + fit.passes + 2
+            params = _placed_back(fit.params, places, self.width)
+            look = _look(self.num_classes, penalised, params, self.report_of)
+            excess = np.asarray(look.slopes) - self.factors * l1
+            missed = ~taking_part & (excess > self.tol * np.asarray(look.bound))
+            ended = stopped or fit.status == Status.NON_FINITE
+            if places is None or ended or not missed.any():
+                break
+            taking_part = taking_part | missed
+        if stopped and fit.status == Status.RUNNING:
+            fit = fit._replace(status=int(Status.CALLBACK))
+        fit = fit._replace(
+            params=params, objective=float(look.objective), steps=steps, passes=passes
+        )
+        return Step(fit, look)
+
+    def _with_penalties(self, l1: float, l2: float) -> Data:
+        dtype = self.data.features.dtype
+        strength = np.asarray(l1, dtype)
+        data = self.data._replace(l2=np.asarray(l2, dtype))
+        if data.l1_rows is not None:
+            return data._replace(l1_rows=strength)
+        return data._replace(l1=strength)
+
+
+class _Columns:
+    """Some columns of the features, brought to a usual number by columns of zeros."""
+
+    def __init__(self, x: "Array | BCOO"):
+        self.x, self.sparse = x, is_sparse(x)
+        if not self.sparse:
+            self.host = np.asarray(x)
+            return
+        rows, columns = np.asarray(x.indices).T
+        inside = (rows < x.shape[0]) & (columns < x.shape[1])
+        order = np.argsort(columns[inside], kind="stable")
+        self.rows, self.values = rows[inside][order], np.asarray(x.data)[inside][order]
+        self.first = np.searchsorted(columns[inside][order], np.arange(x.shape[1] + 1))
+
+    def chosen(self, data: Data, taking_part: np.ndarray) -> tuple[np.ndarray | None, Data]:
+        """Which columns take part, and the data of these alone; None where all do."""
+        examples, width = self.x.shape
+        size = FEWEST
+        while size < np.sum(taking_part):
+            size *= GROWTH
+        numbers = len(self.values) if self.sparse else examples * width
+        if 2 * size >= width or (self.sparse and examples * size > max(DENSE, numbers)):
+            return None, data
+        places = np.flatnonzero(taking_part)
+        x = np.zeros((examples, size), self.x.dtype)
+        if self.sparse:
+            for place, column in enumerate(places):
+                entries = slice(self.first[column], self.first[column + 1])
+                x[self.rows[entries], place] = self.values[entries]
+        else:
+            x[:, : len(places)] = self.host[:, places]
+        factors = None
+        if data.factors is not None:
+            factors = np.ones(size, self.x.dtype)
+            factors[: len(places)] = np.asarray(data.factors)[places]
+        return places, data._replace(features=jnp.asarray(x), factors=factors)
+
+
+def _is_inside(params: SoftmaxRegression) -> np.ndarray:
+    """[D]: which features are in the model for some class."""
+    return np.any(np.asarray(params.kernel) != 0, 1)
+
+
+def _placed_in(params: SoftmaxRegression, places: np.ndarray | None) -> SoftmaxRegression:
+    """The parameters of the columns that take part, and zeros for those of zeros."""
+    if places is None:
+        return params
+    size = FEWEST
+    while size < len(places):
+        size *= GROWTH
+    kernel = np.zeros((size, params.kernel.shape[1]), params.kernel.dtype)
+    kernel[: len(places)] = np.asarray(params.kernel)[places]
+    return params._replace(kernel=jnp.asarray(kernel))
+
+
+def _placed_back(
+    params: SoftmaxRegression, places: np.ndarray | None, width: int
+) -> SoftmaxRegression:
+    """The parameters of all columns: zeros for those that took no part."""
+    if places is None:
+        return params
+    kernel = np.zeros((width, params.kernel.shape[1]), params.kernel.dtype)
+    kernel[places] = np.asarray(params.kernel)[: len(places)]
+    return params._replace(kernel=jnp.asarray(kernel))
+
+
+@partial(jax.jit, static_argnames="num_classes")
+def _look(num_classes: int, data: Data, params: SoftmaxRegression, report_of: Partial) -> Look:
+    data, mass = normalised(data, num_classes)
+    problem, theta = problem_of(data, num_classes), pack(params)
+    logits = logits_at(problem, theta)
+    of_loss = problem._replace(l2=jnp.zeros_like(problem.l2))
+    gradient = point(of_loss, theta, logits).gradient[:, :-1]
+    slopes = jnp.max(jnp.abs(gradient), 0)
+    if data.l1_rows is not None:
+        slopes = row_norms(gradient)[0]
+    targets = problem.targets
+    shares = targets / jnp.maximum(example_weights(targets), jnp.finfo(mass.dtype).tiny)[None]
+    least = jnp.where(targets > 0, jnp.log(jnp.where(targets > 0, shares, 1)), 0)
+    loss = jnp.vdot(targets, least - log_softmax_core(logits, (0,)))
+    return Look(
+        mass * slopes,
+        mass * gradient_bound(problem)[:-1],
+        mass * loss,
+        mass * value(problem, theta, logits),
+        report_of(logits),
+    )
+
+
+def nothing(logits: Array) -> tuple[()]:
+    return ()

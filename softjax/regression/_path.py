@@ -1,0 +1,352 @@
+"""Fits along a grid of penalties, with the cross-validation that chooses among them."""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.core import Tracer
+from jax.tree_util import Partial
+from jax.typing import ArrayLike
+
+from softjax import _checks
+from softjax.regression import _l1_path
+from softjax.regression._arguments import FIT, at_least, checked_data, error, not_negative
+from softjax.regression._fit_many import ManyEvent, mean_one, penalties
+from softjax.regression._model import SoftmaxRegression
+from softjax.regression._problem import Data
+from softjax.regression._resampling import (
+    CrossValidation,
+    cross_validated,
+    folds_array,
+    held_out,
+    stacked,
+)
+from softjax.regression._result import FitResult
+
+if TYPE_CHECKING:
+    from softjax.regression._sparse import Features
+
+
+class PathResult(NamedTuple):
+    """Fits at a grid of penalties, to all examples and to all folds but one.
+
+    Attributes:
+        l2: the penalties, [P].
+        fits: to all examples, stacked [P, ...].
+        cross_validation: [P, F]; None where there are no folds.
+        l1: the penalties with corners, [P]; None where there are none.
+        deviance_explained: by each fit, [P]: 1 - loss / loss of the model without the features that
+            are penalised, each less what no model can explain; None without `l1`.
+
+    Example:
+        >>> import numpy as np, softjax
+        >>> x, y = np.arange(8.0)[:, None], np.array([0, 1, 0, 0, 1, 0, 1, 1])
+        >>> path = softjax.regression.fit_path(x, y, l2=np.array([1e-3, 0.1, 10.0]), folds=4)
+        >>> bool(path.l2[path.best] <= path.l2[path.best_within_one_standard_error])
+        True
+        >>> path.params_at(path.best).kernel.shape
+        (1, 2)
+    """
+
+    l2: Array
+    fits: FitResult
+    cross_validation: Any
+    l1: Array | None = None
+    deviance_explained: Array | None = None
+
+    @property
+    def best(self) -> Array:
+        """Where in the grid the mean held-out loss is smallest."""
+        return jnp.argmin(self.cross_validation.mean_loss)
+
+    @property
+    def best_within_one_standard_error(self) -> Array:
+        """Where the largest penalty is whose loss is the best one but for its standard error.
+
+        The largest l1, where there is one, and else the largest l2.
+        """
+        loss, error = self.cross_validation.mean_loss, self.cross_validation.standard_error
+        bound = loss[self.best] + jnp.nan_to_num(error[self.best])  # of one fold there is none
+        strength = self.l2 if self.l1 is None else self.l1
+        return jnp.argmax(jnp.where(loss <= bound, strength, -1))
+
+    @property
+    def entry(self) -> Array:
+        """[D]: how many penalties, from the largest on, come before a feature is in the model.
+
+        In it for some class; the number of the penalties for a feature that never is.
+        """
+        strength = self.l2 if self.l1 is None else self.l1
+        inside = jnp.any(self.fits.params.kernel[jnp.argsort(-strength)] != 0, -1)
+        return jnp.where(jnp.any(inside, 0), jnp.argmax(inside, 0), len(inside))
+
+    def params_at(self, index: ArrayLike) -> SoftmaxRegression:
+        """The fit to all examples at one penalty of the grid."""
+        return jax.tree.map(lambda leaf: leaf[index], self.fits.params)
+
+
+def fit_path(
+    features: "Features",
+    labels: ArrayLike,
+    *,
+    l2: ArrayLike = 0.0,
+    l1: ArrayLike | None = None,
+    grouped: bool = False,
+    folds: int | ArrayLike | None = 5,
+    seed: ArrayLike = 0,
+    penalty_factors: ArrayLike | None = None,
+    fit_intercept: bool = True,
+    tol: float = 1e-6,
+    max_steps: int | None = None,
+    num_classes: int | None = None,
+    sample_weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
+    callback: Callable[[ManyEvent], bool | None] | None = None,
+) -> PathResult:
+    """Fits at a grid of penalties, with the cross-validation that chooses among them.
+
+        p_best = argmin_p mean_f loss_pf,  loss_pf as of `cross_validate`
+        p_1se = the largest penalty with mean_f loss_pf <= the minimum + its standard error
+
+    The fits to all examples go from the largest penalty to the smallest, each from the one before.
+    Without `l1` the folds of a penalty start there, and are all fitted at once. With it, the fits
+    see the features that may be in the model at their penalty, and all others are looked at after:
+    each is the fit to all features. `largest_l1` says where such a grid begins.
+
+    Derivative: not the purpose.
+    Edge cases: those of `cross_validate`; with one fold, which has no standard error, the second
+        rule chooses as the first. Fits after a callback has stopped take no step.
+
+    Args:
+        features: real [N, D], finite, dense, BCOO or BCSR.
+        labels: class indices, integer [N], or a distribution over the classes, floating [N, K].
+        l2: [P], >= 0, the penalties, in any order; with `l1` a scalar is taken too.
+        l1: [P], >= 0, the penalties with corners, in any order; with l2 it is the elastic net. The
+            data must be known then, and not traced.
+        grouped: as `fit`.
+        folds: as of `cross_validate`; with `l1` also None, for the fits to all examples alone.
+        seed: as of `cross_validate`.
+        penalty_factors: as `fit`.
+        fit_intercept: as `fit`.
+        tol: as of `cross_validate`.
+        max_steps: of each fit; None for more than enough.
+        num_classes: K; as `fit`.
+        sample_weights: as of `cross_validate`.
+        class_weights: as of `cross_validate`.
+        offset: as of `cross_validate`.
+        callback: called with a `ManyEvent` at the start and after every step, with `l1` after every
+            fit; True stops.
+
+    Returns:
+        `PathResult`.
+
+    Raises:
+        TypeError, ValueError: as `cross_validate`.
+
+    Example:
+        >>> import numpy as np, softjax
+        >>> x, y = np.arange(8.0)[:, None], np.array([0, 1, 0, 0, 1, 0, 1, 1])
+        >>> path = softjax.regression.fit_path(x, y, l2=np.array([1e-3, 0.1, 10.0]), folds=4)
+        >>> path.cross_validation.loss.shape, path.fits.params.kernel.shape
+        ((3, 4), (3, 1, 2))
+
+    Source: T. Hastie, R. Tibshirani and J. Friedman, "The Elements of Statistical Learning" (2009),
+        section 7.10; J. Friedman, T. Hastie and R. Tibshirani, "Regularization paths for
+        generalized linear models via coordinate descent" (2010).
+    """
+    data, num_classes = checked_data(
+        features,
+        labels,
+        num_classes,
+        sample_weights,
+        class_weights,
+        fit_intercept,
+        offset,
+        penalty_factors,
+    )
+    data = data._replace(l2=penalties(l2, data.features.dtype))
+    grouped = _checks.flag(FIT, "grouped", grouped)
+    if l1 is not None:
+        grid = penalties(l1, data.features.dtype, "l1")
+        return _with_corners(
+            data, num_classes, grid, grouped, folds, seed, tol, max_steps, callback
+        )
+    if data.l2.ndim != 1:
+        raise error("l2", "of shape (penalties,)", f"shape {data.l2.shape}")
+    if grouped or folds is None:
+        named, got = ("grouped", True) if grouped else ("folds", None)
+        raise error(named, "used with `l1` only", got)
+    folds, outcomes = cross_validated(data, num_classes, folds, seed, tol, max_steps, callback)
+    whole, fits, (loss, accuracy) = stacked(outcomes)
+    return PathResult(data.l2, whole, CrossValidation(fits, loss, accuracy, folds))
+
+
+def largest_l1(
+    features: "Features",
+    labels: ArrayLike,
+    *,
+    grouped: bool = False,
+    penalty_factors: ArrayLike | None = None,
+    fit_intercept: bool = True,
+    tol: float = 1e-6,
+    num_classes: int | None = None,
+    sample_weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
+) -> float:
+    """The smallest l1 that leaves every penalised feature out of the model.
+
+        max_j |g_j| / f_j,  g_j [K] the gradient of the loss at the fit of what is not penalised
+
+    with the largest entry for |g_j|, or where `grouped` the Euclidean norm. A grid of penalties
+    begins there: `numpy.geomspace(largest_l1(x, y), 1e-3 * largest_l1(x, y), 50)`.
+
+    Derivative: not the purpose.
+    Edge cases: 0 where no feature is penalised.
+
+    Args:
+        features: real [N, D], finite, dense, BCOO or BCSR.
+        labels: as `fit`.
+        grouped: as `fit`.
+        penalty_factors: as `fit`.
+        fit_intercept: as `fit`.
+        tol: as `fit`.
+        num_classes: K; as `fit`.
+        sample_weights: as `fit`.
+        class_weights: as `fit`.
+        offset: as `fit`.
+
+    Returns:
+        A number, nats over the unit of the features.
+
+    Raises:
+        TypeError, ValueError: as `fit`; data that are traced.
+
+    Example:
+        >>> import numpy as np, softjax
+        >>> x, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 1, 0, 1])
+        >>> softjax.regression.largest_l1(x, y)
+        0.25
+
+    Source: J. Friedman, T. Hastie and R. Tibshirani (2010), section 2.5.
+    """
+    data, num_classes = checked_data(
+        features,
+        labels,
+        num_classes,
+        sample_weights,
+        class_weights,
+        fit_intercept,
+        offset,
+        penalty_factors,
+    )
+    _refuse_tracers(data)
+    data = _of_kind(data, _checks.flag(FIT, "grouped", grouped))
+    return _l1_path.largest_l1(data, num_classes, not_negative("tol", tol), None)
+
+
+def _with_corners(
+    data: Data,
+    num_classes: int,
+    l1: Array,
+    grouped: bool,
+    folds: int | ArrayLike | None,
+    seed: ArrayLike,
+    tol: float,
+    max_steps: int | None,
+    callback: Callable[[ManyEvent], bool | None] | None,
+) -> PathResult:
+    """The path to all examples, and that to all folds but one, one after the other."""
+    _refuse_tracers((data, l1))
+    if l1.ndim != 1 or (data.l2.ndim and data.l2.shape != l1.shape):
+        got = f"shapes {l1.shape} and {data.l2.shape} of `l2`"
+        raise error("l1", "of shape (penalties,), as `l2` or with a scalar `l2`", got)
+    tol = not_negative("tol", tol)
+    if max_steps is not None:
+        max_steps = at_least("max_steps", max_steps, 0)
+    strengths = np.asarray(l1)
+    ridges = np.broadcast_to(np.asarray(data.l2), strengths.shape)
+    order = np.lexsort((-ridges, -strengths))
+    count, num_folds = len(order), 0
+    if folds is not None:
+        folds, num_folds = folds_array(folds, seed, data)
+    data = _of_kind(data, grouped)
+    weights = np.ones(data.features.shape[0], data.features.dtype)
+    weights = weights if data.weights is None else np.asarray(data.weights)
+    watch = _Watch(callback, count * (1 + num_folds))
+
+    def path(own: Data, place: Array, fold: int) -> list[_l1_path.Step]:
+        report = Partial(held_out, place, data.labels, jnp.asarray(weights), jnp.int32(fold))
+        options = (report, tol, max_steps, watch.has_stopped)
+        walk = _l1_path.steps(own, num_classes, strengths[order], ridges[order], *options)
+        return [watch.seen(step, i) for i, step in enumerate(walk)]
+
+    def without(fold: int) -> Data:
+        kept = np.where(np.asarray(folds) == fold, 0, weights).astype(weights.dtype)
+        return data._replace(weights=mean_one(jnp.asarray(kept)))
+
+    everything = data._replace(weights=jnp.asarray(weights))
+    whole = path(everything, jnp.zeros(len(weights), jnp.int32), 0)
+    null = float(whole[0].look.loss)
+    explained = [1 - float(step.look.loss) / null if null > 0 else np.nan for step in whole[1:]]
+    back = np.argsort(order)
+    result = PathResult(
+        jnp.asarray(ridges.copy()),
+        _in_order(back, [step.fit for step in whole[1:]]),
+        None,
+        l1,
+        jnp.asarray(np.asarray(explained, strengths.dtype)[back]),
+    )
+    if folds is None:
+        return result
+    of_folds = [path(without(fold), folds, fold)[1:] for fold in range(num_folds)]
+    fits = [_in_order(back, [step.fit for step in steps]) for steps in of_folds]
+    reports = [_in_order(back, [step.look.report for step in steps]) for steps in of_folds]
+    fits, (loss, accuracy) = (
+        jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves, 1)), *part)
+        for part in (fits, reports)
+    )
+    return result._replace(cross_validation=CrossValidation(fits, loss, accuracy, folds))
+
+
+class _Watch:
+    """Tells a callback how many fits are done, and remembers that it has stopped them."""
+
+    def __init__(self, callback: Callable[[ManyEvent], bool | None] | None, count: int):
+        self.callback, self.count = callback, count
+        self.begin, self.done = time.perf_counter(), 0
+        self.stopped = self._tells()
+
+    def has_stopped(self) -> bool:
+        return self.stopped
+
+    def seen(self, step: _l1_path.Step, number: int) -> _l1_path.Step:
+        """A fit is done; the first of a path, without penalised features, is none of the grid."""
+        if number:
+            self.done += 1
+            self.stopped = self.stopped or self._tells()
+        return step
+
+    def _tells(self) -> bool:
+        event = ManyEvent(self.done, self.count, time.perf_counter() - self.begin)
+        return self.callback is not None and bool(self.callback(event))
+
+
+def _of_kind(data: Data, grouped: bool) -> Data:
+    """The data with a place for the penalty on the norms of rows, where that is asked for."""
+    return data._replace(l1_rows=np.zeros((), data.features.dtype)) if grouped else data
+
+
+def _in_order(places: np.ndarray, parts: list[Any]) -> Any:
+    """The parts stacked, in the order of the grid."""
+    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)[places]), *parts)
+
+
+def _refuse_tracers(tree: Any) -> None:
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
+        raise error("features", "known where `l1` is a grid", "a tracer among the data")

@@ -1,0 +1,125 @@
+"""Paths of penalties with corners: each fit is that to all features, as glmnet has its paths."""
+
+import numpy as np
+import pytest
+from jax.experimental.sparse import BCOO
+from scipy.special import log_softmax
+from test_regression_penalties import assert_optimal
+
+import softjax
+from softjax import regression
+from softjax.regression import _l1_path
+
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once(True)]
+N, D, K, TOL = 100, 24, 3, 1e-8
+
+
+def drawn(width=D):
+    rng = np.random.default_rng(width)
+    x = rng.normal(size=(N, width)) * 2.0 ** rng.integers(-1, 2, width) + rng.normal(size=width)
+    x = np.where(rng.random(x.shape) < 0.5, 0, x)
+    kernel = np.where(np.arange(width)[:, None] < 4, rng.normal(size=(width, K)), 0)
+    return x, np.argmax(x @ kernel + rng.gumbel(size=(N, K)), 1)
+
+
+@pytest.fixture
+def few_columns(monkeypatch):
+    """Buckets so small that features are left out of data as small as these."""
+    monkeypatch.setattr(_l1_path, "FEWEST", 3)
+    monkeypatch.setattr(_l1_path, "GROWTH", 2)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_every_fit_of_a_path_is_the_optimum_among_all_features(grouped, sparse, few_columns):
+    x, labels = drawn()
+    factors = np.where(np.arange(D) == 7, 0.0, 1 + np.arange(D) % 3 / 2)
+    options = {"grouped": grouped, "penalty_factors": factors}
+    largest = regression.largest_l1(x, labels, tol=1e-10, **options)
+    grid = largest * np.array([0.05, 1.0001, 0.5, 0.2, 0.999])
+    features = BCOO.fromdense(x) if sparse else x
+    path = regression.fit_path(features, labels, l1=grid, l2=0.01, folds=None, tol=TOL, **options)
+    assert path.fits.converged.all()
+    for i, l1 in enumerate(grid):
+        assert_optimal(path.params_at(i), x, labels, l1, 0.01, factors, grouped, tol=1e-6)
+    inside = np.any(np.asarray(path.fits.params.kernel) != 0, -1)
+    assert inside[1].sum() == 1  # what is not penalised alone, and one more right below
+    assert inside[4].sum() == 2
+    entry = np.asarray(path.entry)
+    order = np.argsort(-grid)
+    for j in range(D):
+        there = np.flatnonzero(inside[order, j])
+        assert entry[j] == (there[0] if len(there) else len(grid))
+    explained = np.asarray(path.deviance_explained)
+    np.testing.assert_allclose(explained[1], 0, atol=1e-6)
+    assert np.all(np.diff(explained[order]) > 0)
+
+
+def test_the_deviance_explained_is_that_of_the_loss(few_columns):
+    x, labels = drawn()
+    path = regression.fit_path(x, labels, l1=[0.02, 0.05], folds=None, tol=TOL)
+    shares = np.bincount(labels) / N
+    null = -np.sum(shares * np.log(shares))
+    for i in range(2):
+        params = path.params_at(i)
+        z = x @ np.asarray(params.kernel) + np.asarray(params.bias)
+        loss = -log_softmax(z, 1)[np.arange(N), labels].mean()
+        np.testing.assert_allclose(path.deviance_explained[i], 1 - loss / null, rtol=1e-9)
+        np.testing.assert_allclose(
+            path.fits.objective[i], loss + [0.02, 0.05][i] * np.abs(params.kernel).sum(), rtol=1e-9
+        )
+
+
+def test_cross_validation_along_a_path(few_columns):
+    x, labels = drawn()
+    folds, grid = np.arange(N) % 3, np.array([0.1, 0.01, 0.03])
+    seen = []
+    path = regression.fit_path(
+        x, labels, l1=grid, folds=folds, tol=TOL, callback=lambda event: seen.append(event.done)
+    )
+    assert seen == list(range(13))
+    validated = path.cross_validation
+    assert validated.loss.shape == validated.accuracy.shape == (3, 3)
+    for p, l1 in enumerate(grid):
+        for fold in range(3):
+            rest, out = folds != fold, folds == fold
+            alone = regression.fit(x[rest], labels[rest], l1=l1, tol=TOL).params
+            z = regression.logits(alone, x[out])
+            loss = softjax.cross_entropy(z, labels[out]).mean()
+            np.testing.assert_allclose(validated.loss[p, fold], loss, rtol=1e-5)
+    assert grid[path.best_within_one_standard_error] >= grid[path.best]
+
+
+def test_a_callback_stops_a_path(few_columns):
+    x, labels = drawn()
+    path = regression.fit_path(
+        x, labels, l1=[0.1, 0.05, 0.02], folds=2, callback=lambda event: event.done == 2
+    )
+    assert path.fits.stop_reason == ["converged", "converged", "callback"]
+    assert np.isfinite(path.cross_validation.loss).all()
+
+
+def test_the_strong_rule_is_only_where_to_begin(few_columns, monkeypatch):
+    """With a rule that leaves everything out the violations alone bring the features in."""
+    x, labels = drawn()
+    monkeypatch.setattr(_l1_path, "_is_inside", lambda params: np.zeros(D, bool))
+    monkeypatch.setattr(_l1_path._Path, "largest", lambda self, look: -1e9)
+    path = regression.fit_path(x, labels, l1=[0.05, 0.02], folds=None, tol=TOL)
+    for i, l1 in enumerate((0.05, 0.02)):
+        assert_optimal(path.params_at(i), x, labels, l1, tol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"l1": 0.1}, "`l1`"),
+        ({"l1": [0.1, -1.0]}, "`l1`"),
+        ({"l1": [0.1, 1.0], "l2": [0.1, 1.0, 2.0]}, "`l1`"),
+        ({"l2": [0.1, 1.0], "grouped": True}, "`grouped`"),
+        ({"l2": [0.1, 1.0], "folds": None}, "`folds`"),
+    ],
+)
+def test_refusals(options, named):
+    x, labels = drawn()
+    with pytest.raises((TypeError, ValueError), match=named):
+        regression.fit_path(x, labels, **options)
