@@ -185,7 +185,8 @@ def objective(
 
         f = sum_i w_i loss_i / sum_i w_i + l2 / 2 |kernel|^2,  loss_i = -sum_k c_k y_ik log p_ik
 
-    The bias is not penalised. scikit-learn's C is 1 / (l2 N). Class weights c scale the losses
+    The bias is not penalised. scikit-learn's C is 1 / (l2 sum_i w_i) for more than two
+    classes, and 2 / (l2 sum_i w_i) for two. Class weights c scale the losses
     and leave the divisor as it is.
 
     Derivative: kernel: X^T G + l2 kernel; bias: sum of the rows of G, with G_i = w_i / sum(w) *
