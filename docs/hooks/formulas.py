@@ -13,6 +13,10 @@ BOLD_ONE = r"\mathbf{1}", "\N{MATHEMATICAL BOLD DIGIT ONE}"
 SPLIT_NAME = re.compile(r"<mo /><mrow>((?:<m[in]>\w</m[in]>)+)</mrow>")
 # An operator has the space of a relation, as = has, on both sides, and an identifier has none.
 NAME = re.compile(r"<(m[io])>([A-Za-z]\w+)</\1>(<mo stretchy=\"false\">&#x00028;)?")
+# A minus after an operator, unless that closes a bracket, is a sign and has no space after it.
+SIGN = re.compile(r"(<mo[^>]*>(?!&#x00029;|&#x0005D;|&#x027E9;)[^<]*</mo>)<mo>&#x02212;</mo>")
+# What a name may be multiplied with, from the left.
+FACTORS = ("</mi>", "</mn>", "</msub>", "</msup>", "</msubsup>", "&#x00029;</mo>")
 TIGHT = {
     "<mo>/</mo>": '<mo lspace="0" rspace="0">/</mo>',
     "<mo>&#x02202;</mo>": "<mi>&#x02202;</mi>",
@@ -36,9 +40,12 @@ def mathml(latex: str, display: str) -> str:
     math = SPLIT_NAME.sub(lambda m: f"<mo>{re.sub('<[^>]+>', '', m[1])}</mo>", math)
     for loose, tight in TIGHT.items():
         math = math.replace(loose, tight)
+    math = SIGN.sub(r'\1<mo form="prefix">&#x02212;</mo>', math)
     return NAME.sub(_name, math)
 
 
 def _name(match: re.Match[str]) -> str:
-    after = match[3] or ""
-    return f'<mo lspace="0" rspace="{"0" if after else "0.167em"}">{match[2]}</mo>{after}'
+    before, after = match.string[: match.start()], match[3] or ""
+    left = "0.167em" if before.endswith(FACTORS) else "0"
+    right = "0" if after else "0.167em"
+    return f'<mo lspace="{left}" rspace="{right}">{match[2]}</mo>{after}'

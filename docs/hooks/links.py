@@ -22,7 +22,7 @@ def on_files(files: Files, config) -> Files:
             continue
         for _, target, _ in LINK.findall(Path(file.abs_src_path).read_text()):
             path = _path(file, target)
-            if path is None or path.startswith("docs/") or path in PAGES:
+            if path is None or _page(path):
                 continue
             if files.get_file_from_path(_copy(path)) is None:
                 content = (ROOT / path).read_bytes()
@@ -40,8 +40,7 @@ def on_page_markdown(markdown: str, page, **_) -> str:
         path = _path(page.file, match[2])
         if path is None:
             return match[0]
-        inside = path.removeprefix("docs/") if path.startswith("docs/") else None
-        target = inside or PAGES.get(path) or _copy(path)
+        target = _page(path) or _copy(path)
         return match[1] + "/".join([".."] * len(here.parts) + [target]) + match[3]
 
     return DOCTEST.sub("```pycon\n", LINK.sub(link, MARK.sub("", markdown)))
@@ -53,6 +52,15 @@ def _path(file: File, target: str) -> str | None:
         return None
     path = (Path(file.abs_src_path).parent / target).resolve()
     return path.relative_to(ROOT).as_posix() if path.is_file() else None
+
+
+def _page(path: str) -> str | None:
+    """The page that a file of the repository has in the site."""
+    if path.startswith("docs/"):
+        return path.removeprefix("docs/")
+    if path.startswith("examples/"):
+        return f"notebooks/{Path(path).stem}.md"
+    return PAGES.get(path)
 
 
 def _copy(path: str) -> str:
