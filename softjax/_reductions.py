@@ -112,6 +112,25 @@ def sums_beside_label(x: Array, m: Array, index: Array) -> Pair:
     return lax.platform_dependent(x, m, index, cpu=_beside_label_on_cpu, default=plain)
 
 
+def sum_of_row(e: Array, x: Array, m: Array, axes: Axes) -> Array:
+    """The sum over `axes`, kept, of e = exp(x - m): NaN where m is +inf.
+
+    XLA:CPU adds the entries of a row in an order that depends on how many rows there are, unless it
+    writes them all out. By tiles a row has the same sum in any company.
+    """
+
+    def plain(e: Array, x: Array, m: Array) -> Array:
+        return jnp.sum(e, axes, keepdims=True)
+
+    def on_cpu(e: Array, x: Array, m: Array) -> Array:
+        rest, tops = _on_cpu(x, m, axes)
+        return rest + (tops + 0 * m)
+
+    sizes = [x.shape[axis] for axis in axes]
+    is_short = all(isinstance(n, int) for n in sizes) and math.prod(sizes) <= UNROLLED
+    return lax.platform_dependent(e, x, m, cpu=plain if is_short else on_cpu, default=plain)
+
+
 def weighted_sum(p: Array, v: Array, axes: Axes) -> Array:
     """sum p v over `axes`, kept, with 0 v = 0: a class without probability has no tangent.
 

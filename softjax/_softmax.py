@@ -23,6 +23,7 @@ from softjax._reductions import (
     shift,
     shift_row,
     sum_and_rest,
+    sum_of_row,
     sums_beside_top,
     taken,
     weighted_sum,
@@ -148,9 +149,10 @@ def softmin(
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def softmax_core(x: Array, axes: Axes) -> Array:
     """exp(x - m) / sum exp(x - m); 0 in a row of -inf."""
-    e = jnp.exp(shift_row(x, maximum(x, axes), axes))
+    m = maximum(x, axes)
+    e = jnp.exp(shift_row(x, m, axes))
     # A sum is at least 1, and nothing is added to it, or 0 in a row of -inf.
-    return e / (jnp.sum(e, axes, keepdims=True) + jnp.finfo(x.dtype).tiny)
+    return e / (sum_of_row(e, x, m, axes) + jnp.finfo(x.dtype).tiny)
 
 
 @softmax_core.defjvp

@@ -20,6 +20,7 @@ from softjax._labels import (
     sparse_distribution,
 )
 from softjax._linear_cross_entropy.blocks import Classes, Rows, Scalars, TransposedClasses
+from softjax._linear_cross_entropy.invariant import checked_invariance
 from softjax._linear_cross_entropy.packing import packed, unpacked
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import (
@@ -58,6 +59,7 @@ def linear_cross_entropy(
     feature_axis: str | tuple[str, ...] | None = None,
     max_temp_bytes: int | None = None,
     max_active: int | None = None,
+    batch_invariant: bool = False,
 ) -> Array:
     """Cross-entropy of labels and the logits hidden @ kernel + bias, which never exist at once.
 
@@ -107,6 +109,9 @@ def linear_cross_entropy(
         max_active: how many examples may take part, by their weights and labels, which are then
             put together: the others cost no product. More than that: ValueError where the labels
             and weights are known, else NaN. Over a mesh each device has room for its share.
+        batch_invariant: whether the loss of an example, with the reduction "none", is to have the
+            same bits whatever examples it is computed with, and however many. They are taken a
+            fixed number at a time, whatever `max_temp_bytes`. Not where the classes are sharded.
 
     Returns:
         Losses [...] in nats, or one number, at least float32.
@@ -139,7 +144,11 @@ def linear_cross_entropy(
     mesh = mesh_of((head, targets, weights))
     lead = Lead.of(mesh, len(head.lead), kernel, axis, *of_examples)
     layout = layout_of(NAME, lead, head.classes, class_axis, feature_axis)
-    places = lead, layout, max_temp_bytes, max_active
+    batch_invariant = checked_invariance(NAME, batch_invariant, layout.classes if layout else ())
+    if batch_invariant and reduction != "none":
+        expected = f'False for the reduction "{reduction}"'
+        raise ValueError(_checks.message(NAME, "batch_invariant", expected, True))
+    places = lead, layout, max_temp_bytes, max_active, batch_invariant
     return _reduced(head, targets, scalars, weights, reduction, *places)
 
 
@@ -194,7 +203,7 @@ class Targets(NamedTuple):
         return self.index, self.mass, self.dense, self.ignored, self.costs
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6, 7, 8))
+@partial(jax.jit, static_argnums=(4, 5, 6, 7, 8, 9))
 def _reduced(
     head: Head,
     targets: Targets,
@@ -205,6 +214,7 @@ def _reduced(
     layout: Layout | None,
     budget: int | None,
     max_active: int | None,
+    batch_invariant: bool,
 ) -> Array:
     head, targets, scalars, weights = alike(layout, (head, targets, scalars, weights))
     of_examples = head.hidden, *targets.of_examples, weights
@@ -225,7 +235,7 @@ def _reduced(
     if max_active is not None:
         arguments, scale, places, spoiled = packed(layout, arguments, scale, max_active)
     if reduction == "none":
-        losses = each_on(layout, arguments, budget) * spoiled
+        losses = each_on(layout, arguments, budget, batch_invariant) * spoiled
         losses = losses if places is None else unpacked(layout, losses, places, count)
         return lead.back(losses if weights is None else losses * weights)
     if hidden.dtype != jnp.float16:

@@ -28,6 +28,7 @@ from softjax._linear_cross_entropy.blocks import (
     statistics,
     tangent,
 )
+from softjax._linear_cross_entropy.invariant import in_tiles
 from softjax._linear_cross_entropy.pieces import (
     Arguments,
     accumulated,
@@ -85,9 +86,14 @@ def _total_jvp(budget, primals, tangents):
     return value, value_dot
 
 
-def each(arguments: Arguments, budget: int | None) -> Array:
+def each(arguments: Arguments, budget: int | None, batch_invariant: bool = False) -> Array:
     """l_i."""
-    return of_rows(lambda part: (_losses(part), ()), _losses_tangent, budget, arguments)[0]
+
+    def of_part(part: Arguments) -> tuple[Array, tuple]:
+        return _losses(part), ()
+
+    whole = partial(of_rows, of_part, _losses_tangent, budget)
+    return (in_tiles(of_part, whole, arguments) if batch_invariant else whole(arguments))[0]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))

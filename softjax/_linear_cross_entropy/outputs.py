@@ -33,6 +33,7 @@ from softjax._linear_cross_entropy.entry import (
     checked_targets,
 )
 from softjax._linear_cross_entropy.gradients import by_rows
+from softjax._linear_cross_entropy.invariant import checked_invariance, in_tiles
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import (
     Layout,
@@ -86,6 +87,7 @@ def linear_logsumexp(
     class_axis: str | tuple[str, ...] | None = None,
     feature_axis: str | tuple[str, ...] | None = None,
     max_temp_bytes: int | None = None,
+    batch_invariant: bool = False,
 ) -> Array:
     """Log-partition function of the logits hidden @ kernel + bias, which never exist at once.
 
@@ -104,6 +106,7 @@ def linear_logsumexp(
         class_axis: as in linear_cross_entropy.
         feature_axis: as in linear_cross_entropy.
         max_temp_bytes: as in linear_cross_entropy.
+        batch_invariant: as in linear_cross_entropy.
 
     Returns:
         [...] in nats, at least float32.
@@ -125,7 +128,9 @@ def linear_logsumexp(
     rows = Rows(head.hidden, None, None, None, None)
     arguments = Arguments(rows, head.classes, scalars)
     lead, layout = _places(name, arguments, class_axis, feature_axis)
-    y, _ = _mapped(_log_partitions, _log_partitions_over, arguments, lead, layout, max_temp_bytes)
+    batch_invariant = checked_invariance(name, batch_invariant, layout.classes if layout else ())
+    places = lead, layout, max_temp_bytes, batch_invariant
+    y, _ = _mapped(_log_partitions, _log_partitions_over, arguments, *places)
     return y
 
 
@@ -146,6 +151,7 @@ def linear_cross_entropy_outputs(
     class_axis: str | tuple[str, ...] | None = None,
     feature_axis: str | tuple[str, ...] | None = None,
     max_temp_bytes: int | None = None,
+    batch_invariant: bool = False,
 ) -> LinearOutputs:
     """Log-probabilities of labels, loss, logsumexp, entropy and top k of hidden @ kernel + bias.
 
@@ -175,6 +181,7 @@ def linear_cross_entropy_outputs(
         class_axis: as in linear_cross_entropy.
         feature_axis: as in linear_cross_entropy.
         max_temp_bytes: as in linear_cross_entropy.
+        batch_invariant: as in linear_cross_entropy.
 
     Returns:
         LinearOutputs.
@@ -208,9 +215,9 @@ def linear_cross_entropy_outputs(
     if not is_integer or not 1 <= top_k <= classes:
         expected = f"an integer in [1, {classes}]"
         raise ValueError(_checks.message(name, "top_k", expected, repr(top_k)))
-    reals, top_classes = _mapped(
-        _outputs, _outputs_over, arguments, lead, layout, max_temp_bytes, int(top_k), has_loss
-    )
+    batch_invariant = checked_invariance(name, batch_invariant, layout.classes if layout else ())
+    places = lead, layout, max_temp_bytes, batch_invariant
+    reals, top_classes = _mapped(_outputs, _outputs_over, arguments, *places, int(top_k), has_loss)
     log_probability, *others, loss = reals
     if has_loss:
         log_probability = log_probability[..., 0]
@@ -279,7 +286,7 @@ def _places(
     return lead, layout_of(name, lead, classes, class_axis, feature_axis)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 3, 4, 5, 6, 7))
+@partial(jax.jit, static_argnums=(0, 1, 3, 4, 5, 6, 7, 8))
 def _mapped(
     function: Callable,
     over: Callable,
@@ -287,6 +294,7 @@ def _mapped(
     lead: Lead,
     layout: Layout | None,
     budget: int | None,
+    batch_invariant: bool,
     *options: int,
 ) -> Any:
     """The reals and the integers of `function`, some rows at a time, for the examples as they came.
@@ -296,8 +304,13 @@ def _mapped(
     arguments = alike(layout, arguments)
     arguments = arguments._replace(rows=jax.tree.map(lead.flat, arguments.rows))
 
+    def of_part(part: Arguments) -> Any:
+        return function(part, *options)
+
     def whole(arguments: Arguments) -> Any:
-        return by_rows(lambda part: function(part, *options), budget, arguments)
+        if batch_invariant:
+            return in_tiles(of_part, partial(by_rows, of_part, budget), arguments)
+        return by_rows(of_part, budget, arguments)
 
     if layout is None:
         return jax.tree.map(lead.back, whole(arguments))

@@ -185,16 +185,18 @@ def layout_of(
     return layout if told or shared or _has_explicit(mesh) else None
 
 
-def each_on(layout: Layout | None, arguments: Arguments, budget: int | None) -> Array:
+def each_on(
+    layout: Layout | None, arguments: Arguments, budget: int | None, batch_invariant: bool
+) -> Array:
     """l_i."""
     if layout is None:
-        return each(arguments, budget)
+        return each(arguments, budget, batch_invariant)
 
     def local(arguments: Arguments) -> Array:
         arguments = cast(layout, arguments)
         if layout.classes:
             return _each_over(layout.classes, budget, arguments)
-        return each(arguments, budget)
+        return each(arguments, budget, batch_invariant)
 
     return rows_on(layout, local, arguments)
 

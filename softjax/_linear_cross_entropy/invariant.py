@@ -1,0 +1,76 @@
+"""The same bits for a row in any company: rows in tiles of one size, the last of them filled up.
+
+A product of n rows is computed by different programs for different n, which add in different
+orders. Here n is always the same, and a row stands nowhere beside rows that matter to it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.custom_derivatives import zero_from_primal
+
+from softjax import _checks
+from softjax._linear_cross_entropy.pieces import Arguments, dots_of, jvp_along, put, some_rows
+from softjax._sharding import fori_loop
+
+# Rows of a tile: as many as a CPU and a GPU or TPU want for a product at full speed.
+ON_CPU, ELSEWHERE = 64, 256
+
+
+def checked_invariance(function: str, batch_invariant: bool, classes: tuple[str, ...]) -> bool:
+    """The flag; it is refused where devices share the sum over the classes."""
+    batch_invariant = _checks.flag(function, "batch_invariant", batch_invariant)
+    if batch_invariant and classes:
+        expected = f"False where the classes are over the axes {classes}"
+        raise ValueError(_checks.message(function, "batch_invariant", expected, True))
+    return batch_invariant
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def in_tiles(function: Callable, whole: Callable, arguments: Arguments) -> Any:
+    """function(arguments), a tile of rows at a time: trees of reals and of integers, each a row.
+
+    The derivative of the real ones is that of `whole`, the same function of all rows.
+    """
+
+    def of_size(size: int, arguments: Arguments) -> Any:
+        def step(i, values):
+            new = function(some_rows(padded, i * size, size))
+            return jax.tree.map(partial(put, start=i * size, axis=0), values, new)
+
+        count = arguments.rows.hidden.shape[0]
+        # Of a single tile a compiler would see that it is all rows, and take it out of the loop.
+        more = -count % size + (size if count <= size else 0)
+        rows = jax.tree.map(lambda a: _filled(a, more), arguments.rows)
+        padded = arguments._replace(rows=rows)
+        shapes = jax.eval_shape(function, padded)
+        values = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        if count:
+            values = fori_loop(0, _unknown(-(-count // size), rows.hidden), step, values)
+        return jax.tree.map(lambda a: a[:count], values)
+
+    on_cpu, elsewhere = partial(of_size, ON_CPU), partial(of_size, ELSEWHERE)
+    return lax.platform_dependent(arguments, cpu=on_cpu, default=elsewhere)
+
+
+@partial(in_tiles.defjvp, symbolic_zeros=True)
+def _in_tiles_jvp(function, whole, primals, tangents):
+    values = in_tiles(function, whole, *primals)
+    reals_dot = jvp_along(lambda arguments: whole(arguments)[0], primals, dots_of(tangents))
+    no_tangents = jax.tree.map(partial(zero_from_primal, symbolic_zeros=True), values[1])
+    return values, (reals_dot, no_tangents)
+
+
+def _unknown(count: int, some: Array) -> Array:
+    """`count`, which no compiler knows: it would fuse one tile with what is around it."""
+    first = some.ravel()[0] if some.size else jnp.zeros((), some.dtype)
+    never = jnp.isnan(first) & (first == first)
+    return count - never.astype(jnp.int32)
+
+
+def _filled(a: Array, more: int) -> Array:
+    return jnp.pad(a, [(0, more)] + [(0, 0)] * (a.ndim - 1))

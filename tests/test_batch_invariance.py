@@ -1,0 +1,107 @@
+"""The numbers of a row do not depend on its company: the same bits for any batch and place."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from meshes import mesh_of, put
+
+import softjax
+
+pytestmark = pytest.mark.x64_once
+
+N, D = 70, 48
+COUNTS = (1, 7, 33, 64)
+RNG = np.random.default_rng(0)
+
+
+def same_in_any_company(function, *rows):
+    """Of the first rows alone, and of all rows in another order."""
+    every = function(*rows)
+    for count in COUNTS:
+        some = function(*(a[:count] for a in rows))
+        jax.tree.map(
+            lambda a, b, n=count: np.testing.assert_array_equal(a, b[:n], err_msg=str(n)),
+            some,
+            every,
+        )
+    order = RNG.permutation(N)
+    shuffled = function(*(a[order] for a in rows))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[order]), shuffled, every)
+
+
+FUNCTIONS = {
+    "softmax": lambda x, labels: softjax.softmax(x),
+    "log_softmax": lambda x, labels: softjax.log_softmax(x),
+    "logsumexp": lambda x, labels: softjax.logsumexp(x, -1),
+    "cross_entropy": softjax.cross_entropy,
+    "options": partial(softjax.cross_entropy, label_smoothing=0.1, z_loss=0.1),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_normalizers_and_the_loss(name):
+    for classes in (63, 131) if name == "softmax" else (131,):
+        x = (3 * RNG.standard_normal((N, classes))).astype(np.float32)
+        function = jax.jit(FUNCTIONS[name])
+        same_in_any_company(function, x, RNG.integers(classes, size=N))
+
+
+@pytest.mark.parametrize(
+    ("transposed", "dtype"), [(False, "float32"), (True, "float32"), (False, "bfloat16")]
+)
+def test_the_linear_heads(transposed, dtype):
+    kernel = jnp.asarray(RNG.standard_normal((D, 131)), dtype)
+    kernel = kernel.T if transposed else kernel
+    options = {"transpose_kernel": transposed, "batch_invariant": True}
+
+    @jax.jit
+    def function(hidden, labels):
+        outputs = softjax.linear_cross_entropy_outputs(hidden, kernel, labels, top_k=3, **options)
+        losses = softjax.linear_cross_entropy(
+            hidden, kernel, labels, label_smoothing=0.1, **options
+        )
+        return outputs, losses, softjax.linear_logsumexp(hidden, kernel, **options)
+
+    hidden = jnp.asarray(RNG.standard_normal((N, D)), dtype)
+    same_in_any_company(function, hidden, RNG.integers(131, size=N))
+
+
+def test_gradients_are_those_without_the_option_and_any_device_has_the_same_bits():
+    hidden, kernel = (jnp.asarray(RNG.standard_normal(s), "float32") for s in ((N, D), (D, 131)))
+    labels, c = RNG.integers(131, size=N), jnp.asarray(RNG.standard_normal(N), "float32")
+
+    def run(batch_invariant, hidden, **options):
+        def f(hidden, kernel):
+            losses = softjax.linear_cross_entropy(
+                hidden, kernel, labels, batch_invariant=batch_invariant, **options
+            )
+            return jnp.sum(c * losses), losses
+
+        return jax.jit(jax.grad(f, (0, 1), has_aux=True))(hidden, kernel)
+
+    gradients, losses = run(True, hidden)
+    desired, others = run(False, hidden)
+    np.testing.assert_allclose(losses, others, rtol=1e-5)
+    for a, b in zip(gradients, desired, strict=True):
+        np.testing.assert_array_equal(a, b)
+    mesh = mesh_of("auto", d=2)
+    with jax.set_mesh(mesh):
+        _, over_devices = run(True, put(mesh, hidden, "d"), class_axis=())
+    np.testing.assert_array_equal(over_devices, losses)
+
+
+def test_misuse():
+    h, w, y = jnp.zeros((4, 3)), jnp.zeros((3, 8)), jnp.zeros(4, jnp.int32)
+    loss = partial(softjax.linear_cross_entropy, h, w, y)
+    with pytest.raises(
+        ValueError, match='`batch_invariant` must be False for the reduction "mean"'
+    ):
+        loss(reduction="mean", batch_invariant=True)
+    with pytest.raises(TypeError, match="`batch_invariant` must be True or False"):
+        loss(batch_invariant=1)
+    match = r"`batch_invariant` must be False where .*\('c',\)"
+    with jax.set_mesh(mesh_of("auto", c=2)), pytest.raises(ValueError, match=match):
+        loss(batch_invariant=True, class_axis="c")
