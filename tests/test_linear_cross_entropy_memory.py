@@ -26,6 +26,10 @@ def loss(reduction="mean", function=softjax.linear_cross_entropy, **options):
     return of
 
 
+def loss_of_outputs(hidden, kernel, labels):
+    return jnp.mean(softjax.linear_cross_entropy_outputs(hidden, kernel, labels).loss)
+
+
 def gradient(f):
     return lambda h, w, y: jax.value_and_grad(f, (0, 1))(h, w, y)
 
@@ -110,6 +114,7 @@ def test_only_what_is_asked_for_is_multiplied():
     assert products(compiled(jax.grad(f, 1), *shapes)) == 2
     assert products(compiled(gradient(f), *shapes)) == 3
     assert products(compiled(gradient(loss("none")), *shapes)) == 4
+    assert products(compiled(gradient(loss_of_outputs), *shapes)) == 4
     assert products(compiled(gradient(loss(max_temp_bytes=300_000)), *shapes)) == 4
 
 

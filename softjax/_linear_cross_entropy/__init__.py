@@ -1,11 +1,13 @@
 """The fused linear cross-entropy: the loss of hidden @ kernel, without all logits at once.
 
-entry.py documents linear_cross_entropy and its plain form, checks what comes and reduces the
-losses. A piece is some rows, or some classes; a block is what one of each has in common, such as
-their logits. blocks.py has the mathematics: the losses of a block and their tangents. plans.py says
-how large the pieces are on each platform, and pieces.py cuts arguments into them and sums over
-them. gradients.py has the two derivative rules, of sums and of single losses, and sharded.py the
-same on the devices of a mesh, and where on it all is; unseen.py warns where that is not known.
-outputs.py and curvature.py are more functions of the same logits; distillation.py compares two
-heads, by the divergences of divergences.py.
+entry.py documents linear_cross_entropy and its plain form and reduces the losses; heads.py checks
+what comes. A piece is some rows, or some classes; a block is what one of each has in common, such
+as their logits. blocks.py has the mathematics: the losses of a block and their tangents. plans.py
+says how large the pieces are on each platform, and pieces.py cuts arguments into them and sums over
+them. gradients.py has the two derivative rules, of sums and of single losses; packing.py takes only
+the rows that count, and invariant.py as many at a time whatever the batch. layout.py says where all
+is on a mesh, and sharded.py has the losses there; unseen.py warns where that is not known.
+
+outputs.py and curvature.py are more functions of the same logits. distillation.py compares two
+heads, with pairs.py for some of their rows and divergences.py for the terms.
 """

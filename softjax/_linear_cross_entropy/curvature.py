@@ -18,13 +18,14 @@ from softjax._linear_cross_entropy.blocks import (
     distance,
     times_features,
 )
-from softjax._linear_cross_entropy.entry import (
+from softjax._linear_cross_entropy.heads import (
     Head,
     checked_budget,
     checked_head,
     checked_scalars,
     checked_weights,
 )
+from softjax._linear_cross_entropy.layout import Layout, alike, layout_of
 from softjax._linear_cross_entropy.pieces import (
     Arguments,
     cut,
@@ -36,7 +37,7 @@ from softjax._linear_cross_entropy.pieces import (
     times_rows,
 )
 from softjax._linear_cross_entropy.plans import rows_of_pairs
-from softjax._linear_cross_entropy.sharded import Layout, alike, cast, layout_of, mapped, padded
+from softjax._linear_cross_entropy.sharded import cast, mapped, padded
 from softjax._numerics import compute_dtype, maximum
 from softjax._sharding import Lead, axes_of, brought_to, mesh_of, varying
 from softjax._softmax import softmax_core, softmax_tangent

@@ -1,7 +1,7 @@
 """linear_cross_entropy: the documented function, its plain form, its arguments and reductions."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,28 +11,22 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._cross_entropy import Reduction, checked_reduction, cross_entropy
-from softjax._cross_entropy import checked_weights as weights_of_shape
-from softjax._labels import (
-    Labels,
-    TopKLabels,
-    class_indices,
-    is_class_indices,
-    sparse_distribution,
+from softjax._labels import Labels
+from softjax._linear_cross_entropy.blocks import Rows, Scalars
+from softjax._linear_cross_entropy.heads import (
+    Head,
+    Targets,
+    checked_budget,
+    checked_head,
+    checked_scalars,
+    checked_targets,
+    checked_weights,
 )
-from softjax._linear_cross_entropy.blocks import Classes, Rows, Scalars, TransposedClasses
 from softjax._linear_cross_entropy.invariant import checked_invariance
+from softjax._linear_cross_entropy.layout import Layout, alike, layout_of
 from softjax._linear_cross_entropy.packing import packed, unpacked
 from softjax._linear_cross_entropy.pieces import Arguments
-from softjax._linear_cross_entropy.sharded import (
-    Layout,
-    alike,
-    all_classes,
-    at_class,
-    each_on,
-    layout_of,
-    manual_axes,
-    total_on,
-)
+from softjax._linear_cross_entropy.sharded import each_on, total_on
 from softjax._numerics import compute_dtype
 from softjax._sharding import Lead, axes_of, mesh_of, varying
 from softjax._weights import is_zero, shares
@@ -174,35 +168,6 @@ def plain_linear_cross_entropy(
     return cross_entropy(x / temperature, labels, **options)
 
 
-class Head(NamedTuple):
-    """hidden [..., D], and the kernel and the bias of the classes."""
-
-    hidden: Array
-    classes: Classes
-
-    @property
-    def lead(self) -> tuple[int, ...]:
-        """The shape of the examples."""
-        return self.hidden.shape[:-1]
-
-
-class Targets(NamedTuple):
-    """Targets of the examples: (index, mass) [..., k] or `dense` [..., V], and what options add."""
-
-    index: Array | None
-    mass: Array | None
-    dense: Array | None
-    spread: Array | None
-    class_weights: Array | None
-    ignored: Array | None  # [...]
-    costs: Array | None  # [...], sum_k q_k c_k with the class weights c; None where each is 1
-
-    @property
-    def of_examples(self) -> tuple[Array | None, ...]:
-        """Those with the shape of the examples in front."""
-        return self.index, self.mass, self.dense, self.ignored, self.costs
-
-
 @partial(jax.jit, static_argnums=(4, 5, 6, 7, 8, 9))
 def _reduced(
     head: Head,
@@ -280,141 +245,3 @@ def _checked_room(
         expected = f"at least {part.sum()}, the number of examples that take part"
         raise ValueError(_checks.message(NAME, "max_active", expected, max_active))
     return max_active if max_active < part.size else None
-
-
-def checked_head(
-    function: str,
-    hidden: ArrayLike,
-    kernel: ArrayLike,
-    bias: ArrayLike | None,
-    transpose_kernel: bool,
-    prefix: str = "",
-) -> Head:
-    """The head, hidden and kernel in their common dtype, the bias in that of the computation.
-
-    In errors the prefix is before the names of the arguments.
-    """
-    transpose_kernel = _checks.flag(function, "transpose_kernel", transpose_kernel)
-    axis = 0 if transpose_kernel else 1
-    of_hidden, of_kernel, of_bias = (prefix + name for name in ("hidden", "kernel", "bias"))
-    h = _checks.real_array(function, of_hidden, hidden)
-    w = _checks.real_array(function, of_kernel, kernel)
-    if h.ndim == 0:
-        raise ValueError(_checks.message(function, of_hidden, "of rank >= 1", "shape ()"))
-    _checks.same_rank(function, of_kernel, w, 2)
-    features = h.shape[-1]
-    if w.shape[1 - axis] != features:
-        shape = f"({features}, V)" if axis else f"(V, {features})"
-        expected = f"of shape {shape}, as hidden has {features} features"
-        text = _checks.message(function, of_kernel, expected, f"shape {w.shape}")
-        if w.shape[axis] == features:
-            text += f" Its transpose would be: pass transpose_kernel={not transpose_kernel}."
-        raise ValueError(text)
-    dtype = jnp.promote_types(h.dtype, w.dtype)
-    b = None
-    if bias is not None:
-        b = _checks.real_array(function, of_bias, bias)
-        _checks.same_shape(function, of_bias, b, (w.shape[axis],))
-        b = b.astype(compute_dtype(dtype))
-    classes = TransposedClasses if transpose_kernel else Classes
-    return Head(h.astype(dtype), classes(w.astype(dtype), b))
-
-
-def checked_scalars(
-    function: str,
-    dtype,
-    softcap: ArrayLike | None,
-    temperature: ArrayLike,
-    z_loss: ArrayLike = 0.0,
-) -> Scalars:
-    """The options that are one number, and None where they change nothing."""
-    cap = t = z = None
-    if softcap is not None:
-        cap = _checks.positive_scalar(function, "softcap", softcap, dtype)
-    if not _is_number(temperature, 1):
-        t = _checks.positive_scalar(function, "temperature", temperature, dtype)
-    if not _is_number(z_loss, 0):
-        z = _checks.not_negative_scalar(function, "z_loss", z_loss, dtype)
-    return Scalars(cap, t, z)
-
-
-def checked_targets(
-    function: str,
-    head: Head,
-    labels: Labels,
-    label_smoothing: ArrayLike,
-    class_weights: ArrayLike | None,
-    ignore_index: int | None,
-    class_axis: str | tuple[str, ...] | None,
-    *,
-    with_costs: bool = False,
-) -> Targets:
-    """Labels of any kind and the options that act on them, as target masses."""
-    dtype, own = compute_dtype(head.hidden.dtype), head.classes.length
-    classes, names = all_classes(head.classes, class_axis), manual_axes(mesh_of(()), class_axis)
-    e = None
-    if not _is_number(label_smoothing, 0):
-        e = _checks.unit_interval(function, "label_smoothing", label_smoothing, dtype)
-    if ignore_index is not None:
-        ignore_index = _checks.integer(function, "ignore_index", ignore_index)
-    w = None
-    if class_weights is not None:
-        w = weights_of_shape(function, "class_weights", class_weights, (own,), dtype)
-    kept = jnp.ones((), dtype) if e is None else 1 - e
-    spread = None
-    if e is not None:
-        spread = jnp.broadcast_to(e / max(classes, 1), own) * (1 if w is None else w)
-
-    if is_class_indices(labels, function):
-        _checks.same_shape(function, "labels", labels, head.lead)
-        index, bad, ignored = class_indices(function, labels, classes, ignore_index)
-        costs = None if w is None else at_class(names, w, index)
-        mass = jnp.broadcast_to(kept, index.shape) if costs is None else kept * costs
-        mass = _checks.nan_where(bad, mass)
-        if ignored is not None:
-            mass = jnp.where(ignored, 0, mass)
-        costs = costs if with_costs else None
-        return Targets(index[..., None], mass[..., None], None, spread, None, ignored, costs)
-
-    if ignore_index is not None:
-        expected = "None where labels are a distribution"
-        raise TypeError(_checks.message(function, "ignore_index", expected, ignore_index))
-    if isinstance(labels, TopKLabels):
-        index, probabilities = sparse_distribution(function, labels, (*head.lead, classes))
-        mass = probabilities.astype(dtype) * (1 if w is None else at_class(names, w, index))
-        costs = jnp.sum(mass, -1) if with_costs else None
-        return Targets(index, kept * mass, None, spread, None, None, costs)
-
-    dense = _checks.real_array(function, "labels", labels)
-    _checks.same_shape(function, "labels", dense, (*head.lead, own))
-    _checks.not_negative(function, "labels", labels)
-    factors = None
-    if e is not None or w is not None:
-        factors = jnp.broadcast_to(kept, own) * (1 if w is None else w)
-    costs = None
-    if with_costs:
-        costs = jnp.sum(dense.astype(dtype) * (1 if w is None else w), -1)
-        costs = jax.lax.psum(costs, names) if names else costs
-    return Targets(None, None, dense, spread, factors, None, costs)
-
-
-def checked_weights(function: str, weights: ArrayLike | None, head: Head) -> Array | None:
-    """The weights of the examples, [...]."""
-    if weights is None:
-        return None
-    dtype = compute_dtype(head.hidden.dtype)
-    return weights_of_shape(function, "weights", weights, head.lead, dtype)
-
-
-def checked_budget(function: str, max_temp_bytes: int | None) -> None:
-    if max_temp_bytes is None:
-        return
-    if not isinstance(max_temp_bytes, int) or isinstance(max_temp_bytes, bool):
-        expected = "an integer or None"
-        raise TypeError(_checks.message(function, "max_temp_bytes", expected, repr(max_temp_bytes)))
-    if max_temp_bytes <= 0:
-        raise ValueError(_checks.message(function, "max_temp_bytes", "> 0", max_temp_bytes))
-
-
-def _is_number(option: ArrayLike, value: float) -> bool:
-    return isinstance(option, (int, float)) and option == value

@@ -11,7 +11,6 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax._labels import TopKLabels, class_indices, is_class_indices
 from softjax._linear_cross_entropy.blocks import (
     Rows,
     Scalars,
@@ -25,24 +24,20 @@ from softjax._linear_cross_entropy.blocks import (
     statistics,
     surprisals,
 )
-from softjax._linear_cross_entropy.entry import (
-    Head,
+from softjax._linear_cross_entropy.gradients import by_rows
+from softjax._linear_cross_entropy.heads import (
     checked_budget,
     checked_head,
+    checked_labels,
     checked_scalars,
-    checked_targets,
 )
-from softjax._linear_cross_entropy.gradients import by_rows
 from softjax._linear_cross_entropy.invariant import checked_invariance, in_tiles
+from softjax._linear_cross_entropy.layout import Layout, alike, all_classes, layout_of
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import (
-    Layout,
-    alike,
-    all_classes,
     cast,
     first_class,
     joined,
-    layout_of,
     rows_on,
     statistics_over,
 )
@@ -207,7 +202,7 @@ def linear_cross_entropy_outputs(
     has_loss = labels is not None and jnp.ndim(labels) == len(head.lead)
     if not has_loss:
         _refuse_options(name, {**of_loss, "z_loss": z_loss})
-    rows, spread = _labelled(name, head, labels, ignore_index, class_axis, **of_loss)
+    rows, spread = checked_labels(name, head, labels, ignore_index, class_axis, **of_loss)
     arguments = Arguments(rows, head.classes._replace(spread=spread), scalars)
     lead, layout = _places(name, arguments, class_axis, feature_axis)
     classes = all_classes(head.classes, class_axis)
@@ -222,50 +217,6 @@ def linear_cross_entropy_outputs(
     if has_loss:
         log_probability = log_probability[..., 0]
     return LinearOutputs(log_probability, *others, top_classes, loss)
-
-
-def _labelled(
-    name: str,
-    head: Head,
-    labels: ArrayLike | None,
-    ignore_index: int | None,
-    class_axis: str | tuple[str, ...] | None,
-    **of_loss: Any,
-) -> tuple[Rows, Array | None]:
-    """Rows with all labels of each, and what smoothing spreads.
-
-    The mass of a label is 1, or 0 where it is ignored, and NaN where it is bad. A single label
-    stands twice, at last with its mass in the loss.
-    """
-    if labels is None:
-        return Rows(head.hidden, None, None, None, None), None
-    if not is_class_indices(labels, name):
-        is_sparse = isinstance(labels, TopKLabels)
-        got = "TopKLabels" if is_sparse else f"dtype {jnp.asarray(labels).dtype}"
-        raise TypeError(_checks.message(name, "labels", "class indices (integer)", got))
-    shape = jnp.shape(labels)
-    if len(shape) != len(head.lead) + 1 or shape[:-1] != head.lead:
-        _checks.same_shape(name, "labels", labels, head.lead)
-        options = {"ignore_index": ignore_index, "class_axis": class_axis, **of_loss}
-        targets = checked_targets(name, head, labels, **options)
-        index, mass = _twice(targets.index, targets.mass, targets.ignored)
-        active = None if targets.ignored is None else ~targets.ignored
-        return Rows(head.hidden, index, mass, None, active), targets.spread
-    if ignore_index is not None:
-        ignore_index = _checks.integer(name, "ignore_index", ignore_index)
-    classes = all_classes(head.classes, class_axis)
-    index, bad, ignored = class_indices(name, labels, classes, ignore_index)
-    mass = _checks.nan_where(bad, jnp.ones(shape, compute_dtype(head.hidden.dtype)))
-    mass = mass if ignored is None else jnp.where(ignored, 0, mass)
-    return Rows(head.hidden, index, mass, None, None), None
-
-
-@jax.jit
-def _twice(index: Array, mass: Array, ignored: Array | None) -> tuple[Array, Array]:
-    """Index and mass of a label, once with the mass 1, 0 or NaN, and then as they are."""
-    mark = jnp.where(jnp.isnan(mass), mass, 1)
-    mark = mark if ignored is None else jnp.where(ignored[..., None], 0, mark)
-    return jnp.concatenate((index, index), -1), jnp.concatenate((mark, mass), -1)
 
 
 def _refuse_options(name: str, options: dict[str, Any]) -> None:

@@ -14,8 +14,9 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import use_abstract_mesh
 
 from softjax._linear_cross_entropy.blocks import Rows
+from softjax._linear_cross_entropy.layout import Layout
 from softjax._linear_cross_entropy.pieces import Arguments
-from softjax._linear_cross_entropy.sharded import Layout, padded, specs_of
+from softjax._linear_cross_entropy.sharded import padded, specs_of
 
 
 class Packed(NamedTuple):

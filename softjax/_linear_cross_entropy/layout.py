@@ -1,0 +1,195 @@
+"""Which axes of a mesh the examples, the features of a kernel and the classes are over."""
+
+import math
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.core import Tracer
+from jax.sharding import AbstractMesh, AxisType, get_abstract_mesh, reshard, use_abstract_mesh
+from jax.sharding import PartitionSpec as P
+
+from softjax import _checks
+from softjax._linear_cross_entropy.blocks import Classes
+from softjax._sharding import (
+    Lead,
+    Names,
+    axes_of,
+    axes_of_type,
+    entry_names,
+    looked_up,
+    varying,
+    visible_spec,
+)
+
+
+class Layout(NamedTuple):
+    """The axes of a mesh that the examples, the features of the kernel and the classes are over.
+
+    Attributes:
+        mesh: all of it.
+        given: axes of the examples as they came.
+        rows: axes that they are computed over: those, and the axes of the features.
+        features: axes that the kernel is gathered over.
+        classes: axes of the classes.
+    """
+
+    mesh: AbstractMesh
+    given: Names
+    rows: Names
+    features: Names
+    classes: Names
+
+    @property
+    def is_manual(self) -> bool:
+        """Whether the caller is within a `shard_map` over the axes of the classes."""
+        return bool(manual_axes(self.mesh, self.classes))
+
+    def size(self, names: Names) -> int:
+        """How many shards an array has over these axes."""
+        return math.prod(self.mesh.shape[name] for name in names)
+
+    def evened(self, a: Array, spec: P) -> Array:
+        """`a` with zeros behind, as many as make its shards equal."""
+        if not a.ndim:
+            return a
+        sizes = (
+            self.size(entry_names(entry)) for entry in (*spec, *(None,) * (a.ndim - len(spec)))
+        )
+        return jnp.pad(a, [(0, -n % size) for n, size in zip(a.shape, sizes, strict=True)])
+
+    def placed(self, a: Array, spec: P) -> Array:
+        """`a` as `shard_map` takes it: on Explicit axes it must have been brought there."""
+        return reshard(a, _explicit(self.mesh, spec)) if _has_explicit(self.mesh) else a
+
+    def as_rows(self, a: Array) -> Array:
+        """`a` [N], over the axes of the examples as they came."""
+        if not _has_explicit(self.mesh):
+            return a
+        with use_abstract_mesh(self.mesh):
+            return reshard(a, _explicit(self.mesh, P(self.given)))
+
+
+def layout_of(
+    function: str,
+    lead: Lead,
+    head: Classes,
+    class_axis: str | Names | None,
+    feature_axis: str | Names | None,
+) -> Layout | None:
+    """The layout, or None where there is nothing to share.
+
+    Explicit axes are in the types of the examples and of the kernel. The examples are over all
+    Auto axes but those of the classes, which the arguments tell, or the kernel where it is known.
+    """
+    kernel, axis = head.kernel, head.axis
+    mesh, told = lead.mesh, class_axis is not None or feature_axis is not None
+    if names := manual_axes(mesh, class_axis):
+        if feature_axis is not None:
+            expected = "None within a shard_map over the classes"
+            raise ValueError(_checks.message(function, "feature_axis", expected, feature_axis))
+        return Layout(mesh, (), (), (), names)
+    of_kernel = jax.typeof(kernel).sharding.spec if told else visible_spec(kernel)
+    classes = entry_names(of_kernel[axis]) + _checked_names(
+        function, "class_axis", class_axis, mesh
+    )
+    features = entry_names(of_kernel[1 - axis]) + _checked_names(
+        function, "feature_axis", feature_axis, mesh
+    )
+    if mesh.empty:
+        return None
+    if shared := set(classes) & set(features):
+        expected = f"other axes than the classes have, {classes}"
+        raise ValueError(_checks.message(function, "feature_axis", expected, shared))
+    # JAX has no gradient of a `shard_map` in one that leaves axes out: nothing is shared unasked.
+    is_within = bool(axes_of_type(mesh, AxisType.Manual))
+    auto = axes_of_type(mesh, AxisType.Auto) if told or not is_within else ()
+    given = lead.every + tuple(name for name in auto if name not in classes)
+    rows = given + tuple(name for name in features if name not in given)
+    layout = Layout(mesh, given, rows, features, classes)
+    count = kernel.shape[1 - axis]
+    if count % layout.size(features):
+        expected = f"over devices that divide the {count} features"
+        raise ValueError(_checks.message(function, "feature_axis", expected, repr(feature_axis)))
+    if not told and _has_explicit(mesh) and math.prod(lead.shape) % layout.size(rows):
+        # More axes than the examples can be over: the kernel is gathered before.
+        layout = Layout(mesh, given, given, (), classes)
+    if not told:
+        _warn_of_hidden_axes(function, layout, kernel)
+    # On Explicit axes a loop would have to say where everything in it is, whole arrays included.
+    shared = layout.size(layout.rows + classes) > 1
+    return layout if told or shared or _has_explicit(mesh) else None
+
+
+def manual_axes(mesh: AbstractMesh, axis: str | Names | None) -> Names:
+    """The names of axes that are all manual, within a `shard_map`; else none."""
+    names, manual = entry_names(axis), axes_of_type(mesh, AxisType.Manual)
+    return names if all(name in manual for name in names) else ()
+
+
+def all_classes(classes: Classes, class_axis: str | Names | None) -> int:
+    """How many classes there are: those are the shard of a device where `class_axis` is manual."""
+    mesh = get_abstract_mesh()
+    return classes.length * math.prod(mesh.shape[name] for name in manual_axes(mesh, class_axis))
+
+
+def at_class(names: Names, table: Array, index: Array) -> Array:
+    """table[index], where each device of the manual axes has its part of the table."""
+    if not names:
+        return looked_up(table, index)
+    index = index - lax.axis_index(names) * len(table)
+    inside = (index >= 0) & (index < len(table))
+    found = table.at[index].get(mode="clip")
+    return lax.psum(jnp.where(inside, found, 0), names)
+
+
+def alike(layout: Layout | None, tree: Any) -> Any:
+    """The tree with arrays that vary alike, over manual axes that are not those of the classes."""
+    axes = axes_of(tree)
+    return varying(tree, axes - set(layout.classes) if layout is not None else axes)
+
+
+def _checked_names(
+    function: str, argument: str, axis: str | Names | None, mesh: AbstractMesh
+) -> Names:
+    """The name of an axis, or names, as a tuple of names of Auto axes."""
+    if axis is None:
+        return ()
+    names = (axis,) if isinstance(axis, str) else axis
+    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+        expected = "the name of an axis of a mesh, a tuple of names or None"
+        raise TypeError(_checks.message(function, argument, expected, repr(axis)))
+    if mesh.empty:
+        expected = "None where no argument is on a mesh and none is set"
+        raise ValueError(_checks.message(function, argument, expected, repr(axis)))
+    auto = axes_of_type(mesh, AxisType.Auto)
+    if not set(names) <= set(auto) or len(set(names)) < len(names):
+        expected = f"among the Auto axes of the mesh, {auto}, or all manual"
+        raise ValueError(_checks.message(function, argument, expected, repr(axis)))
+    return names
+
+
+def _warn_of_hidden_axes(function: str, layout: Layout, kernel: Array) -> None:
+    """Warns where the kernel may be sharded over one of several Auto axes, unseen."""
+    auto = axes_of_type(layout.mesh, AxisType.Auto)
+    auto = tuple(name for name in auto if layout.size((name,)) > 1)
+    if isinstance(kernel, Tracer) and len(auto) > 1 and set(auto) <= set(layout.rows):
+        warnings.warn(
+            f"softjax.{function}: the mesh has the Auto axes {auto}, whose shardings JAX hides "
+            "while tracing. `kernel` is taken to be whole, and the examples are shared over all of "
+            "these axes. Where the classes are sharded, pass their axis as `class_axis`; where "
+            "they are not, pass `class_axis=()`.",
+            stacklevel=4,
+        )
+
+
+def _has_explicit(mesh: AbstractMesh) -> bool:
+    return bool(axes_of_type(mesh, AxisType.Explicit))
+
+
+def _explicit(mesh: AbstractMesh, spec: P) -> P:
+    """`spec` without Auto axes, which no type has."""
+    names = axes_of_type(mesh, AxisType.Explicit)
+    return P(*(tuple(name for name in entry_names(entry) if name in names) for entry in spec))

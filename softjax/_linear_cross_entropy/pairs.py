@@ -1,0 +1,208 @@
+"""The divergences of two linear heads, some rows at a time, with their derivative."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from softjax._linear_cross_entropy.blocks import (
+    Block,
+    Statistics,
+    block_of,
+    class_logits,
+    distance,
+    log_total,
+    top_and_excess,
+)
+from softjax._linear_cross_entropy.divergences import Divergence, divergence_terms
+from softjax._linear_cross_entropy.pieces import (
+    Arguments,
+    block_dots,
+    dots_of,
+    jvp_along,
+    put,
+    shapes_of,
+    some_rows,
+    sweep,
+    times_classes,
+)
+from softjax._linear_cross_entropy.plans import rows_of_pairs
+from softjax._linear_cross_entropy.sharded import first_class, joined
+
+
+class Pair(NamedTuple):
+    """The student and the teacher; or the student alone, with the top k of the teacher as rows."""
+
+    student: Arguments
+    teacher: Arguments | None
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def each_pair(losses: Callable, budget: int | None, pair: Pair) -> Array:
+    """The losses of the blocks of some rows at a time."""
+
+    def step(values, pair, start, size):
+        part = _some(pair, start, size)
+        return put(values, losses(part, _blocks(part)), start, 0)
+
+    shape = jax.eval_shape(lambda pair: losses(pair, _blocks(pair)), pair)
+    zeros = jnp.zeros(shape.shape, shape.dtype)
+    size = rows_of_pairs(shapes_of(pair.student), budget)
+    return sweep(step, zeros, pair, shape.shape[0], size)
+
+
+@partial(each_pair.defjvp, symbolic_zeros=True)
+def _each_pair_jvp(losses, budget, primals, tangents):
+    """sum_k g_k (h W)_dot_k as <h_dot, g W^T> + <h, g W_dot^T> for each head, and the rest.
+
+    Every product has g as a factor, in the dtype of the inputs, and so has its transpose.
+    """
+    (pair,), (dots,) = primals, dots_of(tangents)
+    values = each_pair(losses, budget, pair)
+    # In reverse their cotangents add up over the steps in this dtype, and are rounded once.
+    dots = jax.tree.map(lambda dot: dot.astype(values.dtype), dots)
+
+    def step(values_dot, operands, start, size):
+        part, part_dots = (_some(a, start, size) for a in operands)
+        blocks, of_part = _blocks(part), partial(losses, part)
+        beside = [None if dots is None else block_dots(None, dots) for dots in part_dots]
+        beside = jax.tree.map(
+            lambda a, dot: None if dot is None else dot.astype(a.dtype),
+            blocks,
+            beside,
+            is_leaf=lambda a: a is None,
+        )
+        new = jnp.zeros(size, values.dtype)
+        if jax.tree.leaves(beside):
+            new += jvp_along(of_part, (blocks,), (beside,))
+        for n, (head, head_dots) in enumerate(zip(part, part_dots, strict=True)):
+            if head_dots is not None:
+                new += _through_product(of_part, n, head, head_dots, blocks)
+        return put(values_dot, new, start, 0)
+
+    zeros, size = jnp.zeros_like(values), rows_of_pairs(shapes_of(pair.student), budget)
+    return values, sweep(step, zeros, (pair, dots), values.shape[0], size)
+
+
+def _through_product(
+    losses: Callable, n: int, head: Arguments, dots: Arguments, blocks: list[Block | None]
+) -> Array | float:
+    """The tangent of the losses by the product of a head."""
+    hidden_dot, kernel_dot = dots.rows.hidden, dots.classes.kernel
+    if hidden_dot is None and kernel_dot is None:
+        return 0
+
+    def of_product(product: Array) -> Array:
+        block = blocks[n]
+        assert block is not None
+        return losses([*blocks[:n], block._replace(product=product), *blocks[n + 1 :]])
+
+    value, pull = jax.vjp(of_product, blocks[n].product)
+    (g,) = pull(jnp.ones_like(value))
+    hidden, kernel, axis = head.rows.hidden, head.classes.kernel, head.classes.axis
+    g = g.astype(hidden.dtype)
+    l_dot = jnp.zeros_like(value)
+    if hidden_dot is not None:
+        l_dot += jnp.sum(hidden_dot * times_classes(g, kernel, axis, value.dtype), -1)
+    if kernel_dot is not None:
+        back = times_classes(g, kernel_dot.astype(g.dtype), axis, g.dtype)
+        l_dot += jnp.sum((hidden * back).astype(l_dot.dtype), -1)
+    return l_dot
+
+
+def _some(pair: Any, start: Array | int, size: int) -> Pair:
+    return Pair(*(None if head is None else some_rows(head, start, size) for head in pair))
+
+
+def _blocks(pair: Pair) -> list[Block | None]:
+    return [None if head is None else block_of(*head) for head in pair]
+
+
+def divergences(
+    axes: tuple[str, ...],
+    divergence: Divergence,
+    beta: float,
+    part: Pair,
+    blocks: list[Block | None],
+) -> Array:
+    """What the classes of a device, which are all where there are no axes, add to the losses."""
+    student, teacher = blocks
+    assert student is not None
+    x, s, log_q = _log_probabilities(axes, student)
+    if teacher is None:
+        log_p, log_q = _with_tail(axes, part.student, student, x, s, log_q)
+    else:
+        _, _, log_p = _log_probabilities(axes, teacher)
+    dtype = jnp.promote_types(log_p.dtype, log_q.dtype)
+    terms = divergence_terms(log_p.astype(dtype), log_q.astype(dtype), divergence, beta)
+    loss, temperature = jnp.sum(terms, -1), student.scalars.temperature
+    return loss if temperature is None else temperature.astype(dtype) ** 2 * loss
+
+
+def _log_probabilities(axes: tuple[str, ...], block: Block) -> tuple[Array, Statistics, Array]:
+    """Logits before T divides them, their statistics over all classes, and log softmax."""
+    temperature = block.scalars.temperature
+    x = class_logits(block.product, block.bias, block.scalars.softcap)
+    s = _statistics(axes, x, temperature)
+    return x, s, distance(x, s.top[:, None], temperature) - log_total(s)[:, None]
+
+
+def _statistics(axes: tuple[str, ...], x: Array, temperature: Array | None) -> Statistics:
+    s = Statistics(*top_and_excess(x, temperature), None, None, None)
+    return joined(s, axes, temperature) if axes else s
+
+
+def _with_tail(
+    axes: tuple[str, ...], part: Arguments, block: Block, x: Array, s: Statistics, log_q: Array
+) -> tuple[Array, Array]:
+    """log p and log q of the k classes of the teacher and, last, of all others as one class.
+
+    The student's tail is a sum over the others, and the teacher's an exact difference: no 1 - P
+    that has been rounded is left. What other devices have is without probability here.
+    """
+    index, mass, temperature = part.rows.index, block.mass, block.scalars.temperature
+    assert index is not None
+    assert mass is not None
+    index = index - first_class(axes, part) if axes else index
+    inside = (index >= 0) & (index < x.shape[-1])
+    place = jnp.where(inside, index, x.shape[-1])
+    row = jnp.arange(x.shape[0])[:, None]
+    is_listed = jnp.zeros_like(x, bool).at[row, place].set(True, mode="drop")
+    others = _statistics(axes, jnp.where(is_listed, -jnp.inf, x), temperature)
+    tail_q = distance(others.top, s.top, temperature) + (log_total(others) - log_total(s))
+    tail_q = jnp.where(others.excess < 0, -jnp.inf, tail_q)
+    is_here = jnp.ones_like(tail_q, bool) if not axes else lax.axis_index(axes) == 0
+
+    at = jnp.where(inside, index, 0)
+    listed_q = jnp.take_along_axis(log_q, at, -1, mode="promise_in_bounds")
+    log_p = jnp.concatenate((_log(mass), _log(_rest(mass))[:, None]), -1)
+    log_q = jnp.concatenate((listed_q, tail_q[:, None]), -1)
+    here = jnp.concatenate((inside, jnp.broadcast_to(is_here, tail_q.shape)[:, None]), -1)
+    return jnp.where(here, log_p, -jnp.inf), jnp.where(here, log_q, -jnp.inf)
+
+
+def _log(p: Array) -> Array:
+    """log p, with the slope 0 where p is 0."""
+    return jnp.where(p == 0, -jnp.inf, jnp.log(jnp.where(p == 0, 1, p)))
+
+
+def _rest(mass: Array) -> Array:
+    """1 - sum of the masses, at least 0, as if rounded once: every sum keeps what it rounds off.
+
+    Source: D. E. Knuth, "The art of computer programming", volume 2, section 4.2.2, theorem B.
+    """
+    a = jnp.concatenate((jnp.ones_like(mass[:, :1]), -mass), -1)
+    lost = jnp.zeros_like(a)
+    while a.shape[-1] > 1:
+        if a.shape[-1] % 2:
+            a, lost = (jnp.pad(x, ((0, 0), (0, 1))) for x in (a, lost))
+        b, a = a[:, 1::2], a[:, ::2]
+        total = a + b
+        part = total - a
+        lost = lost[:, ::2] + lost[:, 1::2] + ((a - (total - part)) + (b - part))
+        a = total
+    rest = (a + lost)[:, 0]
+    return jnp.where(rest < 0, 0, rest)
