@@ -17,7 +17,10 @@ from softjax.regression.inference._estimates import estimates as estimates
 from softjax.regression.inference._estimates import (
     likelihood_ratio_test as likelihood_ratio_test,
 )
+from softjax.regression.inference._estimates import odds_ratios as odds_ratios
 from softjax.regression.inference._estimates import wald_test as wald_test
+from softjax.regression.inference._influence import Influence as Influence
+from softjax.regression.inference._influence import influence as influence
 from softjax.regression.inference._summary import GoodnessOfFit as GoodnessOfFit
 from softjax.regression.inference._summary import Summary as Summary
 from softjax.regression.inference._summary import goodness_of_fit as goodness_of_fit
@@ -28,6 +31,7 @@ __all__ = [
     "ChiSquareTest",
     "Estimates",
     "GoodnessOfFit",
+    "Influence",
     "Predictions",
     "Summary",
     "average_marginal_effects",
@@ -35,8 +39,10 @@ __all__ = [
     "covariance",
     "estimates",
     "goodness_of_fit",
+    "influence",
     "likelihood_ratio_test",
     "log_likelihood",
+    "odds_ratios",
     "predictions",
     "summary",
     "wald_test",

@@ -34,6 +34,7 @@ from softjax.regression._curvature import (
     times,
 )
 from softjax.regression._model import SoftmaxRegression
+from softjax.regression.inference._leverage import pulled
 
 if TYPE_CHECKING:
     from softjax.regression._sparse import Features
@@ -47,7 +48,7 @@ def covariance(
     features: "Features",
     labels: Labels,
     *,
-    robust: bool = False,
+    robust: bool | str = False,
     clusters: ArrayLike | None = None,
     l2: ArrayLike = 0.0,
     fit_intercept: bool = True,
@@ -58,7 +59,7 @@ def covariance(
 
         V = H^+ J H^+,  H = I + W diag(l2 on the kernel),  W = sum_i w_i
         J = I, the Fisher information                      the model is right
-        J = sum_i w_i s_i s_i^T                            robust: HC0, the sandwich
+        J = sum_i w_i s_i s_i^T                            robust: "HC0", the sandwich
         J = sum_g (sum_{i in g} w_i s_i)(...)^T c          clusters that are independent
 
     with the scores s_i = (y_i - p_i) kron (x_i, 1). Without a penalty the first is I^+, what
@@ -80,7 +81,10 @@ def covariance(
         features: real [N, D], dense, BCOO or BCSR.
         labels: class indices, integer [N], or counts or a distribution, floating [N, K]. A row of
             counts is as many examples; to `robust` it is one.
-        robust: whether the labels may vary otherwise than the model says.
+        robust: whether the labels may vary otherwise than the model says: True or "HC0"; for few
+            examples "HC1", HC0 times n / (n - k), or "HC2" or "HC3", with (I - A_i B_i)^(-1/2) or
+            (I - A_i B_i)^-1 before y_i - p_i, by which an example drew the fit towards itself; A_i
+            and B_i are those of `influence`.
         clusters: [N], known, equal within a cluster, none of them missing; implies `robust`.
         l2: >= 0, the penalty of the fit, a scalar or [D], as of `regression.objective`.
         fit_intercept: as in the fit.
@@ -123,13 +127,16 @@ def covariance(
     size = (rows.x.shape[1] + 1) * len(params.bias)
     if len(params.bias) < 2:
         return jnp.zeros((size, size), rows.x.dtype)
+    kind = _kind_of(function, robust, codes is not None)
     matrix, regular, move, correction = _covariance(
-        params, rows, _penalty(function, l2), codes, groups, robust or codes is not None
+        params, rows, penalty_or_none(function, l2), codes, groups, kind
     )
-    matrix = _only_at_optimum(function, matrix, regular, move)
+    matrix = only_at_optimum(function, matrix, regular, move)
     if _checks.is_concrete(correction) and jnp.isnan(correction):
         expected = "two or more with weight, of more examples than there are parameters"
-        raise ValueError(_checks.message(function, "clusters", expected, "fewer"))
+        named = "robust" if codes is None else "clusters"
+        expected = "'HC0', 'HC2' or 'HC3' for no more examples" if codes is None else expected
+        raise ValueError(_checks.message(function, named, expected, "fewer"))
     return matrix
 
 
@@ -203,8 +210,8 @@ def leave_one_out(
     )
     if len(params.bias) < 2:
         return logits_of(rows, rows.x, params)
-    z, regular, move = _leave_one_out(params, rows, _penalty(function, l2))
-    return _only_at_optimum(function, z, regular, move)
+    z, regular, move = _leave_one_out(params, rows, penalty_or_none(function, l2))
+    return only_at_optimum(function, z, regular, move)
 
 
 class _Optimum(NamedTuple):
@@ -215,6 +222,7 @@ class _Optimum(NamedTuple):
         weights: w [N].
         counts: w_i sum_k c_k y_ik, [N].
         scores: -dloss_i / dphi_i, [N, K - 1].
+        probabilities: of the classes of phi, [N, K - 1].
         fisher: the information, [R, R].
         inverse: of the Hessian, [R, R].
         classes: [K], the order of the classes in phi, the reference last.
@@ -226,6 +234,7 @@ class _Optimum(NamedTuple):
     weights: Array
     counts: Array
     scores: Array
+    probabilities: Array
     fisher: Array
     inverse: Array
     classes: Array
@@ -233,19 +242,42 @@ class _Optimum(NamedTuple):
     move: Array
 
 
+def _kind_of(function: str, robust: bool | str, clustered: bool) -> str | None:
+    """The name of a robust covariance; None for that of the model."""
+    kinds = ("HC0", "HC1", "HC2", "HC3")
+    if isinstance(robust, (bool, np.bool_)):
+        return "HC0" if robust or clustered else None
+    if robust not in kinds:
+        expected = f"True, False or one of {', '.join(kinds)}"
+        raise ValueError(_checks.message(function, "robust", expected, repr(robust)))
+    if clustered and robust != "HC0":
+        raise ValueError(_checks.message(function, "robust", "True with `clusters`", repr(robust)))
+    return robust
+
+
 @partial(jax.jit, static_argnames=("groups", "robust"))
-def _covariance(params: SoftmaxRegression, rows: Rows, l2, codes, groups: int, robust: bool):
-    optimum = _at_optimum(params, rows, l2)
+def _covariance(params: SoftmaxRegression, rows: Rows, l2, codes, groups: int, robust: str | None):
+    optimum = at_optimum(params, rows, l2)
     v, k = optimum.inverse, len(optimum.classes)
     meat = optimum.fisher
     if robust:
-        meat = _meat(optimum.x, optimum.scores, optimum.weights, codes, groups)
+        scores = optimum.scores
+        if robust in ("HC2", "HC3"):
+            power = 1 if robust == "HC3" else 0.5
+            # A row of weight 2 is two examples, each of which draws the fit for itself.
+            weights = optimum.weights
+            mass = jnp.where(weights > 0, optimum.counts / jnp.where(weights > 0, weights, 1), 0)
+            arrays = (optimum.x, mass, optimum.probabilities, scores, v, v)
+            scores = pulled(*arrays, power).scores
+        meat = _meat(optimum.x, scores, optimum.weights, codes, groups)
     if robust or l2 is not None:
         v = jnp.linalg.multi_dot([v, meat, v], precision=EXACT)
     correction = jnp.ones((), v.dtype)
-    if codes is not None:
+    if robust == "HC1" or codes is not None:
         n = jnp.sum(optimum.counts)
         size = len(v) - (1 - jnp.asarray(rows.constant, v.dtype)) * (k - 1)
+        correction = jnp.where(n > size, n / (n - size), jnp.nan)
+    if codes is not None:
         g = jnp.sum(jnp.zeros(groups, n.dtype).at[codes].max(optimum.counts) > 0)
         correction = jnp.where((g > 1) & (n > size), g / (g - 1) * (n - 1) / (n - size), jnp.nan)
     v = _lifted(v * correction, optimum.classes)
@@ -279,7 +311,7 @@ def _meat(x: Array, scores: Array, weights: Array, codes, groups: int) -> Array:
 
 @jax.jit
 def _leave_one_out(params: SoftmaxRegression, rows: Rows, l2):
-    optimum = _at_optimum(params, rows, l2)
+    optimum = at_optimum(params, rows, l2)
     x = augmented(optimum.x)
     inverse = _lifted(optimum.inverse, optimum.classes)
     d, k = inverse.shape[:2]
@@ -309,7 +341,7 @@ def _leave_one_out(params: SoftmaxRegression, rows: Rows, l2):
     return lax.map(of_row, rows_of, batch_size=batch), optimum.regular, optimum.move
 
 
-def _at_optimum(params: SoftmaxRegression, rows: Rows, l2: Array | None) -> _Optimum:
+def at_optimum(params: SoftmaxRegression, rows: Rows, l2: Array | None) -> _Optimum:
     """What F is like at `params`, which should be its optimum; K >= 2."""
     x, _ = counted(rows.x, rows.w)
     weights = jnp.ones(len(x), x.dtype) if rows.w is None else rows.w
@@ -344,7 +376,8 @@ def _at_optimum(params: SoftmaxRegression, rows: Rows, l2: Array | None) -> _Opt
     step = jnp.matmul(inverse, slope.ravel(), precision=EXACT).reshape(d, k - 1)
     moves = jnp.matmul(augmented(x), step, precision=EXACT)
     move = jnp.max(jnp.max(moves, 1, initial=0) - jnp.min(moves, 1, initial=0), initial=0)
-    return _Optimum(x, weights, counts, scores, fisher, inverse, classes, regular, move)
+    p = jnp.take(softmax_core(z, (1,)), others, 1)
+    return _Optimum(x, weights, counts, scores, p, fisher, inverse, classes, regular, move)
 
 
 def _lifted(matrix: Array, classes: Array) -> Array:
@@ -362,7 +395,7 @@ def _centred(x: Array, axis: int = -1) -> Array:
     return x - jnp.mean(x, axis, keepdims=True)
 
 
-def _only_at_optimum(function: str, result: Array, regular: Array, move: Array) -> Array:
+def only_at_optimum(function: str, result: Array, regular: Array, move: Array) -> Array:
     """`result`, if the parameters are at a regular optimum: an error else, NaN under a trace."""
     if not _checks.is_concrete(regular):
         return jnp.where(regular & (move < _STILL), result, jnp.nan)
@@ -392,7 +425,7 @@ def _inverse(h: Array) -> tuple[Array, Array]:
     return scale[:, None] * inverse * scale, regular
 
 
-def _penalty(function: str, l2: ArrayLike) -> ArrayLike | None:
+def penalty_or_none(function: str, l2: ArrayLike) -> ArrayLike | None:
     """None for a penalty that is known to be 0."""
     _checks.not_negative(function, "l2", l2)
     return None if isinstance(l2, (int, float)) and l2 == 0 else l2

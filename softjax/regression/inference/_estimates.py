@@ -144,6 +144,61 @@ def coefficients(
     return _coefficients(params, v, reference, level)
 
 
+def odds_ratios(
+    params: SoftmaxRegression,
+    covariance: ArrayLike,
+    *,
+    reference: int,
+    level: ArrayLike = 0.95,
+) -> Estimates:
+    """Odds ratios against a reference class: what a unit of a feature multiplies p_k / p_r with.
+
+        exp(theta_jk - theta_jr),  standard error exp(...) se(theta_jk - theta_jr)
+
+    z, p-value and interval are those of the logarithm, which is nearer to normal: the interval is
+    that of `coefficients`, exponentiated, and the hypothesis is a ratio of 1. They are also called
+    relative risk ratios. The last row, of the bias, has the odds where all features are 0.
+
+    Derivative: not the purpose.
+    Edge cases: a ratio beyond the dtype is infinite.
+
+    Args:
+        params: kernel [D, K] and bias [K].
+        covariance: [P, P], of `covariance`.
+        reference: r in [0, K).
+        level: the confidence level, in (0, 1).
+
+    Returns:
+        `Estimates` [D + 1, K - 1].
+
+    Raises:
+        TypeError, ValueError: as `coefficients`.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> inference = softjax.regression.inference
+        >>> params, labels = softjax.regression.init(0, 2), jnp.array([0, 1, 0, 1])
+        >>> v = inference.covariance(params, jnp.ones((4, 0)), labels)
+        >>> ratio = inference.odds_ratios(params, v, reference=0)
+        >>> [round(float(bound[0, 0]), 2) for bound in (ratio.lower, ratio.value, ratio.upper)]
+        [0.14, 1.0, 7.1]
+
+    Source: A. Agresti, "Categorical Data Analysis" (2013), section 8.1.
+    """
+    function = "regression.inference.odds_ratios"
+    v = covariance_array(function, params, covariance)
+    reference = class_index(function, "reference", reference, len(params.bias))
+    check_level(function, level)
+    table = _coefficients(params, v, reference, level)
+    ratio = jnp.exp(table.value)
+    return table._replace(
+        value=ratio,
+        standard_error=ratio * table.standard_error,
+        lower=jnp.exp(table.lower),
+        upper=jnp.exp(table.upper),
+    )
+
+
 def wald_test(
     params: SoftmaxRegression,
     covariance: ArrayLike,

@@ -1,5 +1,6 @@
 """How well a model fits, and the table of a fit, as text and as rows."""
 
+import html
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -101,6 +102,45 @@ class Summary(NamedTuple):
 
     def __str__(self) -> str:
         return self.text
+
+    def _repr_html_(self) -> str:  # how a notebook shows it
+        return self.to_html()
+
+    def to_frame(self) -> Any:
+        """The rows as a DataFrame of pandas, by class and feature; it has to be installed."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows).set_index(["class", "feature"])
+
+    def to_html(self) -> str:
+        """The rows as a table of HTML, with what stands above them as its caption."""
+        head, *body = self._cells()
+        lines = ["<table>", f"<caption>{html.escape(self._caption())}</caption>", "<thead>"]
+        for tag, row in [("th", head), *(("td", row) for row in body)]:
+            cells = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
+            lines += [f"<tr>{cells}</tr>"] + ["</thead>", "<tbody>"] * (tag == "th")
+        return "\n".join([*lines, "</tbody>", "</table>"])
+
+    def to_latex(self) -> str:
+        """The rows as a `tabular` of LaTeX, with what stands above them as comments."""
+        head, *body = ([_latex(cell) for cell in row] for row in self._cells())
+        lines = [f"% {line}" for line in self._caption().splitlines()]
+        lines += ["\\begin{tabular}{ll" + "r" * (len(head) - 2) + "}", "\\hline"]
+        lines += [" & ".join(head) + r" \\", "\\hline"]
+        lines += [" & ".join(row) + r" \\" for row in body]
+        return "\n".join([*lines, "\\hline", "\\end{tabular}"])
+
+    def _caption(self) -> str:
+        return self.text.split("\n---")[0]
+
+    def _cells(self) -> list[list[str]]:
+        """The names of the columns, and the rows as text."""
+        titles = {"standard_error": "std err", "p_value": "P>|z|"}
+        table = [[titles.get(name, name) for name in self.rows[0]]] if self.rows else [[]]
+        for row in self.rows:
+            cells = (v if isinstance(v, str) else f"{v:.4g}" for v in row.values())
+            table.append(list(cells))
+        return table
 
 
 def log_likelihood(
@@ -211,9 +251,9 @@ def summary(
     features: "Features",
     labels: Labels,
     *,
-    reference: int | None = 0,
+    reference: int | str | None = 0,
     level: float = 0.95,
-    robust: bool = False,
+    robust: bool | str = False,
     clusters: ArrayLike | None = None,
     l2: ArrayLike = 0.0,
     fit_intercept: bool = True,
@@ -234,8 +274,8 @@ def summary(
         params: kernel [D, K] and bias [K], at the optimum.
         features: real [N, D], dense, BCOO or BCSR.
         labels: class indices, integer [N], or counts or a distribution, floating [N, K].
-        reference: the class that the others are compared with; None for each class beside the
-            mean of all.
+        reference: the class that the others are compared with, by its number or by its name among
+            `class_names`; None for each class beside the mean of all.
         level: the confidence level, in (0, 1).
         robust: as `covariance`.
         clusters: as `covariance`.
@@ -267,6 +307,11 @@ def summary(
     d, k = jnp.shape(params.kernel)
     feature_names = _names(function, "feature_names", feature_names, d, "x")
     class_names = _names(function, "class_names", class_names, k, "")
+    if isinstance(reference, str):
+        if class_names.count(reference) != 1:
+            expected = f"one of the class names {', '.join(class_names)}"
+            raise ValueError(_checks.message(function, "reference", expected, repr(reference)))
+        reference = class_names.index(reference)
     v = covariance(
         params,
         features,
@@ -306,6 +351,7 @@ def summary(
         for j, feature in enumerate(feature_names + ["bias"] * bool(fit_intercept))
     ]
     kind = "clustered" if clusters is not None else "robust" if robust else "of the model"
+    kind = f"robust ({robust})" if isinstance(robust, str) and clusters is None else kind
     strengths = np.unique(np.asarray(l2))
     spoken = f"{strengths[0]:g}" + (f" to {strengths[-1]:g}" if len(strengths) > 1 else "")
     penalty = "" if not strengths.any() else f", of the penalised fit (l2 = {spoken})"
@@ -417,6 +463,14 @@ def _names(
     if len(names) != count:
         raise ValueError(_checks.message(function, argument, f"{count} names", len(names)))
     return [str(name) for name in names]
+
+
+def _latex(text: str) -> str:
+    """Text with what LaTeX would read as a command or as mathematics escaped."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {character: f"\\{character}" for character in "&%$#_{}"}
+    special |= {"<": "$<$", ">": "$>$", "|": "$|$"}
+    return "".join(special.get(character, character) for character in text)
 
 
 def _head(fit: GoodnessOfFit, num_classes: int, null: str, kind: str) -> list[str]:

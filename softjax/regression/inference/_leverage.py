@@ -1,0 +1,86 @@
+"""How far each example pulls the fit towards itself: leverage, and scores as if it did not.
+
+With A_i = w_i q_i (diag p_i - p_i p_i^T), B_i = X~_i^T H^-1 X~_i, X~_i = (x_i, 1) kron I, and the
+score r_i of an example with respect to its logits, all in the coordinates of K - 1 classes beside
+the reference,
+
+    leverage_i = tr(A_i B_i),  r_i -> (I - A_i B_i)^(-power) r_i
+
+The second with power 1 is the score at the fit to the others, of the first order, and with 1/2 the
+one whose expected square is that of the example. By M = A^(1/2) B A^(1/2), which is symmetric,
+
+    f(A B) = f(0) I + A^(1/2) g(M) A^(1/2) B,  g(m) = (f(m) - f(0)) / m,
+
+so that no A, which is nearly 0 where an example is decided, has to be inverted.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from softjax.regression._curvature import CHUNK_SIZE, EXACT, augmented
+
+
+class Pulled(NamedTuple):
+    """Of each example.
+
+    Attributes:
+        leverage: [N].
+        scores: r_i, adjusted, [N, K - 1].
+        squares: r^T X~^T V X~ r with the adjusted r and the V that was given, [N].
+    """
+
+    leverage: Array
+    scores: Array
+    squares: Array
+
+
+def pulled(
+    x: Array,
+    mass: Array,
+    p: Array,
+    scores: Array,
+    inverse: Array,
+    v: Array,
+    power: float,
+) -> Pulled:
+    """The leverages and the adjusted scores.
+
+    Args:
+        x: features [N, D].
+        mass: w_i q_i, [N].
+        p: probabilities of the classes beside the reference, [N, K - 1].
+        scores: r_i, [N, K - 1].
+        inverse: H^-1 [R, R], by feature and then by class.
+        v: [R, R].
+        power: 0, 1/2 or 1.
+    """
+    d, k = x.shape[1] + 1, p.shape[1]
+
+    def pairs(matrix):
+        return matrix.reshape(d, k, d, k).transpose(0, 2, 1, 3).reshape(d * d, k * k)
+
+    of_inverse, of_v = pairs(inverse), pairs(v)
+
+    def of_row(row):
+        x, mass, p, r = row
+        outer = (x[:, None] * x).ravel()
+        b = jnp.matmul(outer, of_inverse, precision=EXACT).reshape(k, k)
+        a = mass * (jnp.diag(p) - p[:, None] * p)
+        sizes, vectors = jnp.linalg.eigh(a)
+        root = (vectors * jnp.sqrt(jnp.maximum(sizes, 0))) @ vectors.T
+        m, turn = jnp.linalg.eigh(root @ b @ root)
+        left = jnp.maximum(1 - m, jnp.finfo(m.dtype).eps)
+        if power == 1:
+            g = 1 / left
+        elif power:
+            g = 1 / (jnp.sqrt(left) * (1 + jnp.sqrt(left)))
+        else:
+            g = jnp.zeros_like(left)
+        adjusted = r + root @ ((turn * g) @ (turn.T @ (root @ (b @ r))))
+        square = adjusted @ jnp.matmul(outer, of_v, precision=EXACT).reshape(k, k) @ adjusted
+        return Pulled(jnp.sum(m), adjusted, square)
+
+    batch = max(1, CHUNK_SIZE // (d * d + k * k))
+    return lax.map(of_row, (augmented(x), mass, p, scores), batch_size=batch)

@@ -1,0 +1,169 @@
+"""Leverage, distances, covariances for few examples, odds ratios and the forms of a summary."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+from statsmodels.discrete.discrete_model import MNLogit
+
+from softjax import regression
+from softjax.regression import inference
+
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once(True)]
+N, D, K = 40, 2, 3
+
+
+@pytest.fixture(scope="module")
+def table():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(N, D)) + 1
+    labels = np.argmax(x @ rng.normal(size=(D, K)) + rng.gumbel(size=(N, K)), 1)
+    return x, labels
+
+
+def fitted(table, l2=0.0, **options):
+    return regression.fit(*table, l2=l2, tol=1e-10, **options).params
+
+
+class ByMatrices:
+    """The textbook's matrices, one example after the other, against class 0."""
+
+    def __init__(self, params, x, labels, l2=0.0, intercept=True):
+        ones = np.ones((N, 1)) if intercept else np.zeros((N, 0))
+        self.x = np.concatenate([x, ones], 1)
+        z = np.asarray(regression.logits(params, x))
+        p = np.exp(z - z.max(1, keepdims=True))
+        p = (p / p.sum(1, keepdims=True))[:, 1:]
+        self.residual = np.eye(K)[labels][:, 1:] - p
+        self.a = [np.diag(row) - np.outer(row, row) for row in p]
+        self.rows = [np.kron(row[:, None], np.eye(K - 1)) for row in self.x]
+        self.information = sum(r @ a @ r.T for r, a in zip(self.rows, self.a, strict=True))
+        centring = np.eye(K - 1) - 1 / K
+        on_kernel = np.diag(np.append(np.ones(D), np.zeros(self.x.shape[1] - D)))
+        self.inverse = np.linalg.inv(self.information + N * l2 * np.kron(on_kernel, centring))
+        self.b = [r.T @ self.inverse @ r for r in self.rows]
+
+    def scores(self, power):
+        left = [np.eye(K - 1) - a @ b for a, b in zip(self.a, self.b, strict=True)]
+        each = zip(self.rows, left, self.residual, strict=True)
+        power = -power
+        return [r @ np.real(scipy.linalg.fractional_matrix_power(m, power)) @ e for r, m, e in each]
+
+
+def against_the_first(v, intercept=True):
+    """The covariance of theta_k - theta_0."""
+    size = D + intercept
+    v = np.asarray(v).reshape(D + 1, K, D + 1, K)[:size, :, :size]
+    v = v - v[:, :1]
+    v = (v - v[..., :1])[:, 1:, :, 1:]
+    return v.reshape(size * (K - 1), -1)
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.05])
+def test_leverage_and_cooks_distance_are_those_of_the_matrices(table, l2):
+    params = fitted(table, l2)
+    found = inference.influence(params, *table, l2=l2)
+    textbook = ByMatrices(params, *table, l2)
+    leverage = [np.trace(a @ b) for a, b in zip(textbook.a, textbook.b, strict=True)]
+    np.testing.assert_allclose(found.leverage, leverage, rtol=1e-8)
+    parameters = (D + 1) * (K - 1)
+    if l2 == 0:
+        np.testing.assert_allclose(np.sum(found.leverage), parameters, rtol=1e-8)
+    moved = [textbook.inverse @ score for score in textbook.scores(1)]
+    distance = [d @ textbook.information @ d / parameters for d in moved]
+    np.testing.assert_allclose(found.cooks_distance, distance, rtol=1e-7)
+
+
+def test_the_influence_of_a_row_of_weight_two_is_that_of_both_and_of_zero_none(table):
+    x, labels = table
+    weights = np.ones(N)
+    weights[:2] = 0, 2
+    params = fitted(table, sample_weights=weights)
+    found = inference.influence(params, x, labels, sample_weights=weights)
+    assert found.leverage[0] == found.cooks_distance[0] == 0
+    twice = np.r_[1, np.arange(1, N)]
+    both = inference.influence(params, x[twice], labels[twice])
+    np.testing.assert_allclose(found.leverage[1], 2 * both.leverage[0], rtol=1e-7)
+
+
+@pytest.mark.parametrize(("kind", "power"), [("HC0", 0), ("HC2", 0.5), ("HC3", 1)])
+@pytest.mark.parametrize("intercept", [True, False])
+def test_covariances_for_few_examples(table, kind, power, intercept):
+    params = fitted(table, fit_intercept=intercept)
+    v = inference.covariance(params, *table, robust=kind, fit_intercept=intercept)
+    textbook = ByMatrices(params, *table, intercept=intercept)
+    meat = sum(np.outer(score, score) for score in textbook.scores(power))
+    expected = textbook.inverse @ meat @ textbook.inverse
+    np.testing.assert_allclose(against_the_first(v, intercept), expected, rtol=1e-7)
+
+
+def test_hc1_is_that_of_statsmodels(table):
+    x, labels = table
+    params = fitted(table)
+    v = inference.covariance(params, x, labels, robust="HC1")
+    peer = MNLogit(labels, np.column_stack([x, np.ones(N)])).fit(disp=0, cov_type="HC1", tol=1e-12)
+    plain = inference.covariance(params, x, labels, robust=True)
+    np.testing.assert_allclose(v, plain * N / (N - (D + 1) * (K - 1)), rtol=1e-12)
+    errors = inference.coefficients(params, v, reference=0).standard_error
+    ratio = np.asarray(errors) / peer.bse
+    np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-6)
+
+
+def test_frequencies_are_rows_in_every_kind(table):
+    x, labels = table
+    weights = 1 + np.arange(N) % 3
+    params = fitted(table, sample_weights=weights)
+    rows = np.repeat(np.arange(N), weights)
+    for kind in ("HC1", "HC2", "HC3"):
+        v = inference.covariance(params, x, labels, robust=kind, sample_weights=weights)
+        expected = inference.covariance(params, x[rows], labels[rows], robust=kind)
+        np.testing.assert_allclose(v, expected, rtol=1e-7, atol=1e-12)
+
+
+def test_odds_ratios_are_exponentials(table):
+    params = fitted(table)
+    v = inference.covariance(params, *table)
+    logs = inference.coefficients(params, v, reference=1, level=0.9)
+    ratios = inference.odds_ratios(params, v, reference=1, level=0.9)
+    for name in ("value", "lower", "upper"):
+        np.testing.assert_allclose(getattr(ratios, name), np.exp(getattr(logs, name)))
+    np.testing.assert_allclose(ratios.standard_error, ratios.value * logs.standard_error)
+    np.testing.assert_array_equal(ratios.p_value, logs.p_value)
+
+
+def test_the_forms_of_a_summary(table):
+    params = fitted(table)
+    names = {"feature_names": ["a_1", "b<2"], "class_names": ["x & y", "no", "50 %"]}
+    summary = inference.summary(params, *table, reference="no", robust="HC3", **names)
+    assert [row["class"] for row in summary.rows] == ["x & y"] * 3 + ["50 %"] * 3
+    assert "against no" in summary.text
+    assert "robust (HC3)" in summary.text
+    frame = summary.to_frame()
+    assert frame.loc[("50 %", "a_1"), "z"] == summary.rows[3]["z"]
+    page = summary.to_html()
+    assert page == summary._repr_html_()
+    assert page.count("<tr>") == page.count("</tr>") == 7
+    assert "<td>x &amp; y</td>" in page
+    assert "<td>b&lt;2</td>" in page
+    text = summary.to_latex()
+    assert text.count(r" \\") == 7
+    assert r"x \& y & a\_1" in text
+    assert r"50 \%" in text
+    by_number = inference.summary(params, *table, reference=1, robust="HC3", **names)
+    assert by_number.text == summary.text
+
+
+def test_refusals(table):
+    params = fitted(table)
+    with pytest.raises(ValueError, match="`robust`"):
+        inference.covariance(params, *table, robust="HC4")
+    with pytest.raises(ValueError, match="`robust`"):
+        inference.covariance(params, *table, robust="HC3", clusters=np.arange(N) // 4)
+    with pytest.raises(ValueError, match="`reference`"):
+        inference.summary(params, *table, reference="other")
+    x, labels = table
+    few, some = x[:6], np.arange(6) % K
+    start = fitted((few, some), l2=0.1)
+    with pytest.raises(ValueError, match="`robust`"):
+        inference.covariance(start, few, some, l2=0.1, robust="HC1")
+    with pytest.raises(ValueError, match="at the optimum"):
+        inference.influence(regression.init(D, K), x, labels)
