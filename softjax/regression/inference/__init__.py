@@ -4,6 +4,9 @@
 the parameters and of it. What they promise holds at the optimum, for many examples.
 """
 
+from softjax.regression.inference._changes import average_changes as average_changes
+from softjax.regression.inference._changes import average_elasticities as average_elasticities
+from softjax.regression.inference._changes import marginal_effects as marginal_effects
 from softjax.regression.inference._covariance import covariance as covariance
 from softjax.regression.inference._effects import Predictions as Predictions
 from softjax.regression.inference._effects import (
@@ -34,6 +37,8 @@ __all__ = [
     "Influence",
     "Predictions",
     "Summary",
+    "average_changes",
+    "average_elasticities",
     "average_marginal_effects",
     "coefficients",
     "covariance",
@@ -42,6 +47,7 @@ __all__ = [
     "influence",
     "likelihood_ratio_test",
     "log_likelihood",
+    "marginal_effects",
     "odds_ratios",
     "predictions",
     "summary",

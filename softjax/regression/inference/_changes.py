@@ -1,0 +1,263 @@
+"""What a step or a per cent of a feature changes: dummies, counts, elasticities, examples."""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from softjax import _checks
+from softjax._softmax import softmax_core, softmax_tangent
+from softjax.regression._curvature import (
+    EXACT,
+    Rows,
+    counted,
+    features_array,
+    logits_of,
+    offset_array,
+    weights_array,
+)
+from softjax.regression._model import SoftmaxRegression
+from softjax.regression.inference._estimates import (
+    Estimates,
+    check_level,
+    covariance_array,
+    estimates_core,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from softjax.regression._sparse import Features
+
+
+def average_changes(
+    params: SoftmaxRegression,
+    covariance: ArrayLike,
+    features: "Features",
+    columns: "Sequence[int]",
+    *,
+    count: bool = False,
+    sample_weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
+    level: ArrayLike = 0.95,
+) -> Estimates:
+    """Average discrete changes: what a step of a feature adds to the probabilities.
+
+        mean_i w_i (p(x_i with x_ij = 1) - p(x_i with x_ij = 0))     a dummy, 0 or 1
+        mean_i w_i (p(x_i with x_ij + 1) - p(x_i))                   a count
+
+    Of features that do not vary continuously it is what `average_marginal_effects`, a derivative,
+    only comes near to. Standard errors are by the delta method. (statsmodels has for a count half
+    of the step from x - 1 to x + 1, and neither for more than two classes.)
+
+    Derivative: not the purpose.
+    Edge cases: changes sum to 0 over the classes.
+
+    Args:
+        params: kernel [D, K] and bias [K].
+        covariance: [P, P], of `covariance`.
+        features: real [N, D], dense, BCOO or BCSR: the population to average over.
+        columns: [J], the places of the features.
+        count: whether they count, and are not dummies.
+        sample_weights: real [N], >= 0; None for equal weights.
+        offset: real [N, K], nats; None for zeros.
+        level: the confidence level, in (0, 1).
+
+    Returns:
+        `Estimates` [J, K].
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype or shape, a column that is none, or as
+            a dummy holds another number than 0 and 1; a level outside (0, 1).
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> inference = softjax.regression.inference
+        >>> x, labels = jnp.array([[0.0], [1.0], [0.0], [1.0], [1.0]]), jnp.array([0, 1, 1, 1, 0])
+        >>> params = softjax.regression.fit(x, labels).params
+        >>> v = inference.covariance(params, x, labels)
+        >>> change = inference.average_changes(params, v, x, [0])  # 2 / 3 - 1 / 2
+        >>> round(float(change.value[0, 1]), 3)
+        0.167
+
+    Source: W. H. Greene, "Econometric Analysis" (2012), section 17.3.2.
+    """
+    function = "regression.inference.average_changes"
+    rows, v = _rows(function, params, covariance, features, sample_weights, offset, level)
+    places = tuple(_checks.integer(function, "columns", column) for column in columns)
+    width = rows.x.shape[1]
+    bad = np.array([not 0 <= place < width for place in places], bool)
+    _checks.refuse_first(function, "columns", f"in [0, {width})", np.array(places), bad)
+    known = _checks.known(rows.x)
+    if known is not None and not _checks.flag(function, "count", count):
+        of_columns = known[:, list(places)]
+        bad = (of_columns != 0) & (of_columns != 1)
+        _checks.refuse_first(function, "features", "0 or 1 in a dummy", of_columns, bad)
+    return _averages(places, bool(count), params, v, rows, level)
+
+
+def average_elasticities(
+    params: SoftmaxRegression,
+    covariance: ArrayLike,
+    features: "Features",
+    *,
+    sample_weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
+    level: ArrayLike = 0.95,
+) -> Estimates:
+    """Average elasticities: by how many per cent a per cent of a feature changes a probability.
+
+        mean_i w_i x_ij dlog p_ik / dx_ij = mean_i w_i x_ij (kernel_jk - <p_i, kernel_j>)
+
+    Standard errors are by the delta method.
+
+    Derivative: not the purpose.
+    Edge cases: they depend on where the zero of a feature is, and mean little where it has none.
+
+    Args:
+        params: kernel [D, K] and bias [K].
+        covariance: [P, P], of `covariance`.
+        features: real [N, D], dense, BCOO or BCSR: the population to average over.
+        sample_weights: real [N], >= 0; None for equal weights.
+        offset: real [N, K], nats; None for zeros.
+        level: the confidence level, in (0, 1).
+
+    Returns:
+        `Estimates` [D, K].
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype or shape, a level outside (0, 1).
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> inference = softjax.regression.inference
+        >>> x, labels = jnp.array([[1.0], [2.0], [3.0], [4.0]]), jnp.array([0, 1, 0, 1])
+        >>> params = softjax.regression.fit(x, labels).params
+        >>> v = inference.covariance(params, x, labels)
+        >>> inference.average_elasticities(params, v, x).value.shape
+        (1, 2)
+
+    Source: W. H. Greene, "Econometric Analysis" (2012), section 18.2.
+    """
+    function = "regression.inference.average_elasticities"
+    rows, v = _rows(function, params, covariance, features, sample_weights, offset, level)
+    return _averages(None, False, params, v, rows, level)
+
+
+def marginal_effects(
+    params: SoftmaxRegression, features: "Features", *, offset: ArrayLike | None = None
+) -> Array:
+    """Marginal effects of every example: what a unit of a feature adds to its probabilities.
+
+        dp_ik / dx_ij = p_ik (kernel_jk - <p_i, kernel_j>)
+
+    Their mean is that of `average_marginal_effects`, which has standard errors.
+
+    Derivative: differentiable.
+    Edge cases: effects sum to 0 over the classes.
+
+    Args:
+        params: kernel [D, K] and bias [K].
+        features: real [N, D], dense, BCOO or BCSR.
+        offset: real [N, K], nats; None for zeros.
+
+    Returns:
+        [N, D, K], probability for a unit of the feature, at least float32.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype or shape.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> params = softjax.regression.SoftmaxRegression(jnp.array([[0.0, 1.0]]), jnp.zeros(2))
+        >>> softjax.regression.inference.marginal_effects(params, jnp.zeros((1, 1)))
+        Array([[[-0.25,  0.25]]], dtype=float32)
+
+    Source: W. H. Greene, "Econometric Analysis" (2012), section 18.2.
+    """
+    function = "regression.inference.marginal_effects"
+    x = features_array(function, params, features)
+    rows = Rows(x, None, None, None, offset_array(function, params, x, offset))
+    return _marginal_effects(params, rows)
+
+
+def _rows(
+    function: str,
+    params: SoftmaxRegression,
+    covariance: ArrayLike,
+    features: "Features",
+    sample_weights: ArrayLike | None,
+    offset: ArrayLike | None,
+    level: ArrayLike,
+) -> tuple[Rows, Array]:
+    v = covariance_array(function, params, covariance)
+    x = features_array(function, params, features)
+    w = weights_array(function, "sample_weights", sample_weights, (len(x),), x.dtype)
+    check_level(function, level)
+    return Rows(x, None, w, None, offset_array(function, params, x, offset)), v.astype(x.dtype)
+
+
+@jax.jit
+def _marginal_effects(params: SoftmaxRegression, rows: Rows) -> Array:
+    kernel = params.kernel.astype(rows.x.dtype)
+    p = softmax_core(logits_of(rows, rows.x, params), (1,))[:, None, :]
+    return softmax_tangent(p, jnp.broadcast_to(kernel, (len(p), *kernel.shape)), (2,))
+
+
+@partial(jax.jit, static_argnames=("places", "count"))
+def _averages(
+    places: tuple[int, ...] | None,
+    count: bool,
+    params: SoftmaxRegression,
+    v: Array,
+    rows: Rows,
+    level: ArrayLike,
+) -> Estimates:
+    """Changes, or elasticities where no places are given, [J, K], by the delta method."""
+    params = jax.tree.map(lambda leaf: leaf.astype(rows.x.dtype), params)
+
+    def means(params):
+        if places is None:
+            return _mean_elasticities(params, rows)
+        return _mean_changes(places, count, params, rows)
+
+    value, pull_back = jax.vjp(means, params)
+
+    def variance_of(unit):  # one after the other, so that no more than one gradient is held
+        (slope,) = pull_back(unit)
+        slope = jnp.append(slope.kernel, slope.bias)
+        return slope @ jnp.matmul(v, slope, precision=EXACT)
+
+    units = jnp.eye(value.size, dtype=value.dtype).reshape(-1, *value.shape)
+    variance = lax.map(variance_of, units).reshape(value.shape)
+    return estimates_core(value, jnp.maximum(variance, 0), level)
+
+
+def _mean_changes(
+    places: tuple[int, ...], count: bool, params: SoftmaxRegression, rows: Rows
+) -> Array:
+    x, share = counted(rows.x, rows.w)
+
+    def mean_of(x):
+        return share @ softmax_core(logits_of(rows, x, params), (1,))
+
+    changes = []
+    for place in places:
+        column = x[:, place]
+        low, high = (column, column + 1) if count else (0 * column, 0 * column + 1)
+        below, above = (mean_of(x.at[:, place].set(values)) for values in (low, high))
+        changes.append(above - below)
+    return jnp.stack(changes)
+
+
+def _mean_elasticities(params: SoftmaxRegression, rows: Rows) -> Array:
+    x, share = counted(rows.x, rows.w)
+    p = softmax_core(logits_of(rows, x, params), (1,))
+    weighted = share[:, None] * x
+    means = jnp.matmul(p, params.kernel.T, precision=EXACT)  # <p_i, kernel_j>, [N, D]
+    total, drift = jnp.sum(weighted, 0), jnp.sum(weighted * means, 0)
+    return total[:, None] * params.kernel - drift[:, None]
