@@ -196,20 +196,24 @@ def _cross_entropy(
 ) -> Array:
     """The loss over the last axis. `targets` are ClassIndices or a distribution."""
     x = masked(x, where)
-    index, bad, absent = targets if isinstance(targets, tuple) else (None, None, None)
+    index = bad = absent = q = costs = None
+    if isinstance(targets, tuple):
+        index, bad, absent = targets
+    else:
+        q = targets if class_weights is None else _of_classes(class_weights, x) * targets
     if weights is not None:
         absent = is_zero(weights) if absent is None else absent | is_zero(weights)
     if index is not None:
         loss = index_loss(x, index, absent)
         if class_weights is not None:
-            loss = _times(looked_up(class_weights, index), loss)
+            costs = looked_up(class_weights, index)
+            loss = _times(costs, loss)
     if absent is not None:
         # What an example brings that takes no part may be anything; in an empty row all is 0.
         x = jnp.where(absent[..., None], -jnp.inf, x)
         bad = None if bad is None else bad & ~absent
-    if index is None:
-        targets = targets if class_weights is None else _of_classes(class_weights, x) * targets
-        loss = expected_loss(x, targets)
+    if q is not None:
+        loss, costs = expected_loss(x, q), jnp.sum(q, -1)
 
     if label_smoothing is not None:
         loss = _times(1 - label_smoothing, loss)
@@ -222,11 +226,7 @@ def _cross_entropy(
     if reduction in ("none", "sum"):
         loss = loss if weights is None else weights * loss
         return loss if reduction == "none" else jnp.sum(loss)
-    costs = None
-    if reduction == "class_weighted_mean" and index is None:
-        costs = jnp.sum(targets, -1)
-    elif reduction == "class_weighted_mean" and class_weights is not None:
-        costs = looked_up(class_weights, index)
+    costs = costs if reduction == "class_weighted_mean" else None
     if weights is None and absent is None and costs is None:
         return weighted_mean(loss)
     weights = jnp.ones_like(loss) if weights is None else weights

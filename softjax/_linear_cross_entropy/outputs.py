@@ -211,12 +211,12 @@ def linear_cross_entropy_outputs(
         expected = f"an integer in [1, {classes}]"
         raise ValueError(_checks.message(name, "top_k", expected, repr(top_k)))
     batch_invariant = checked_invariance(name, batch_invariant, layout.classes if layout else ())
-    places = lead, layout, max_temp_bytes, batch_invariant
-    reals, top_classes = _mapped(_outputs, _outputs_over, arguments, *places, int(top_k), has_loss)
-    log_probability, *others, loss = reals
+    options = max_temp_bytes, batch_invariant, int(top_k), has_loss
+    reals, top_classes = _mapped(_outputs, _outputs_over, arguments, lead, layout, *options)
+    log_probability, lse, entropy, top_log_probabilities, loss = reals
     if has_loss:
         log_probability = log_probability[..., 0]
-    return LinearOutputs(log_probability, *others, top_classes, loss)
+    return LinearOutputs(log_probability, lse, entropy, top_log_probabilities, top_classes, loss)
 
 
 def _refuse_options(name: str, options: dict[str, Any]) -> None:
@@ -324,12 +324,13 @@ def _of_rows(
     rows, _, scalars = arguments
     log_probability = loss = None
     if rows.mass is not None:
-        mass = rows.mass
+        mass, at_labels = rows.mass, s.label_logits
+        assert at_labels is not None
         if has_loss:
             # The last label is that of the loss, with its mass there.
-            of_loss = s._replace(label_logits=s.label_logits[:, -1:])
+            of_loss = s._replace(label_logits=at_labels[:, -1:])
             loss = losses(of_loss, mass[:, -1:], rows.active, scalars)
-            s, mass = s._replace(label_logits=s.label_logits[:, :-1]), mass[:, :-1]
+            s, mass = s._replace(label_logits=at_labels[:, :-1]), mass[:, :-1]
         log_probability = jnp.where(mass == 0, 0, -mass * surprisals(s, scalars))
     entropy = log_total(s) + surprise / (1 + not_negative(s.excess))
     lse, top_log_probabilities = _log_partition(s, scalars), top_d - log_total(s)[:, None]

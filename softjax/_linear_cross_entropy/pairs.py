@@ -79,7 +79,7 @@ def _each_pair_jvp(losses, budget, primals, tangents):
         if jax.tree.leaves(beside):
             new += jvp_along(of_part, (blocks,), (beside,))
         for n, (head, head_dots) in enumerate(zip(part, part_dots, strict=True)):
-            if head_dots is not None:
+            if head is not None and head_dots is not None:
                 new += _through_product(of_part, n, head, head_dots, blocks)
         return put(values_dot, new, start, 0)
 
@@ -95,12 +95,13 @@ def _through_product(
     if hidden_dot is None and kernel_dot is None:
         return 0
 
+    block = blocks[n]
+    assert block is not None
+
     def of_product(product: Array) -> Array:
-        block = blocks[n]
-        assert block is not None
         return losses([*blocks[:n], block._replace(product=product), *blocks[n + 1 :]])
 
-    value, pull = jax.vjp(of_product, blocks[n].product)
+    value, pull = jax.vjp(of_product, block.product)
     (g,) = pull(jnp.ones_like(value))
     hidden, kernel, axis = head.rows.hidden, head.classes.kernel, head.classes.axis
     g = g.astype(hidden.dtype)
@@ -114,7 +115,9 @@ def _through_product(
 
 
 def _some(pair: Any, start: Array | int, size: int) -> Pair:
-    return Pair(*(None if head is None else some_rows(head, start, size) for head in pair))
+    student, teacher = pair
+    teacher = None if teacher is None else some_rows(teacher, start, size)
+    return Pair(some_rows(student, start, size), teacher)
 
 
 def _blocks(pair: Pair) -> list[Block | None]:
