@@ -11,9 +11,17 @@ from jax.typing import ArrayLike, DTypeLike
 
 from softjax import _checks
 from softjax._checks import Axis
-from softjax._numerics import compute_dtype, excess, inner, masked, maximum
+from softjax._numerics import (
+    compute_dtype,
+    excess,
+    excess_and_exponentials,
+    inner,
+    masked,
+    maximum,
+    total,
+)
 from softjax._reductions import shift
-from softjax._softmax import softmax_core
+from softjax._softmax import place_of_top, softmax_core, softmax_tangent
 from softjax._weights import is_zero, power_of_two, significand_and_exponent
 
 # log 2, its leading ten bits and the rest: a whole number times the former is exact.
@@ -171,7 +179,29 @@ def logsumexp_core(x: Array, axes: tuple[int, ...], exact: DTypeLike | None = No
 @logsumexp_core.defjvp
 def _logsumexp_jvp(axes, exact, primals, tangents):
     (x,), (x_dot,) = primals, tangents
-    return logsumexp_core(x, axes, exact), inner(softmax_core(x, axes), x_dot, axes)
+    y, p = _logsumexp_and_gradient(x, axes)
+    return y, inner(p, x_dot, axes)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _logsumexp_and_gradient(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    """log sum exp(x) and softmax(x), on a CPU of the same exponentials."""
+
+    def on_cpu(x: Array) -> tuple[Array, Array]:
+        m, r, e = excess_and_exponentials(x, axes)
+        return m + jnp.log1p(r), e / total(m, r)
+
+    def plain(x: Array) -> tuple[Array, Array]:
+        return logsumexp_core(x, axes), softmax_core(x, axes)
+
+    return lax.platform_dependent(x, cpu=on_cpu, default=plain)
+
+
+@_logsumexp_and_gradient.defjvp
+def _logsumexp_and_gradient_jvp(axes, primals, tangents):
+    (x,), (x_dot,) = primals, tangents
+    y, p = _logsumexp_and_gradient(x, axes)
+    return (y, p), (inner(p, x_dot, axes), softmax_tangent(p, x_dot, axes, place_of_top(x, axes)))
 
 
 @partial(jax.jit, static_argnums=(2, 3))

@@ -14,7 +14,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
-from softjax._numerics import excess, inner, log_total, maximum, total
+from softjax._numerics import (
+    excess,
+    excess_and_exponentials,
+    inner,
+    log_total,
+    maximum,
+    total,
+)
 from softjax._reductions import is_place, shift, sums_beside_label
 from softjax._sharding import shards
 from softjax._softmax import (
@@ -41,7 +48,7 @@ def _index_loss_jvp(primals, tangents):
 @jax.custom_jvp
 def index_loss_gradient(x: Array, index: Array, ignored: Array | None) -> Array:
     """softmax(x) - onehot(index): at the label minus the sum of the others, never p - 1."""
-    return _gradient(x, index, _around_label(x, index), ignored)
+    return _gradient(index, *_around_label_and_exponentials(x, index), ignored)
 
 
 @index_loss_gradient.defjvp
@@ -52,8 +59,8 @@ def _index_loss_gradient_jvp(primals, tangents):
 @jax.custom_jvp
 def _index_loss_and_gradient(x: Array, index: Array, ignored: Array | None) -> tuple[Array, Array]:
     """Both of the same sums, which the devices of sharded classes send once for the two."""
-    around = _around_label(x, index)
-    return _loss(around, ignored), _gradient(x, index, around, ignored)
+    around, e = _around_label_and_exponentials(x, index)
+    return _loss(around, ignored), _gradient(index, around, e, ignored)
 
 
 @_index_loss_and_gradient.defjvp
@@ -135,10 +142,10 @@ def _loss(around: Around, ignored: Array | None) -> Array:
     return loss if ignored is None else jnp.where(ignored, 0, loss)
 
 
-def _gradient(x: Array, index: Array, around: Around, ignored: Array | None) -> Array:
+def _gradient(index: Array, around: Around, e: Array, ignored: Array | None) -> Array:
     m, r, _, others = around
-    is_label = is_place(index[..., None], x, x.ndim - 1)
-    g = jnp.where(is_label, -others, jnp.exp(shift(x, m))) / total(m, r)
+    is_label = is_place(index[..., None], e, e.ndim - 1)
+    g = jnp.where(is_label, -others, e) / total(m, r)
     return g if ignored is None else jnp.where(ignored[..., None], 0, g)
 
 
@@ -154,15 +161,35 @@ def _around_label(x: Array, index: Array) -> Around:
     axes = (x.ndim - 1,)
 
     def looked_up(x: Array, index: Array) -> Around:
-        m, r = excess(x, axes)
-        d = shift(jnp.take_along_axis(x, index[..., None], -1, mode="promise_in_bounds"), m)
-        return m, r, d, jnp.where(d == 0, r, (1 + r) - jnp.exp(d))  # r is the sum without a top
+        return _looked_up(x, index, *excess(x, axes))
 
-    def summed(x: Array, index: Array) -> Around:
-        m = maximum(x, axes)
-        d, others = sums_beside_label(x, m, index[..., None])
-        # Where the label is not the top, the others have it, and the loss is at least log 2.
-        return m, jnp.where(d == 0, others, (others - 1) + jnp.exp(d)), d, others
+    on_cpu = looked_up if shards(x, axes) == (1,) else _summed
+    return lax.platform_dependent(x, index, cpu=on_cpu, default=_summed)
+
+
+def _around_label_and_exponentials(x: Array, index: Array) -> tuple[Around, Array]:
+    """`_around_label`, and exp(x - m), which XLA:CPU computes once for the two."""
+    axes = (x.ndim - 1,)
+
+    def looked_up(x: Array, index: Array) -> tuple[Around, Array]:
+        m, r, e = excess_and_exponentials(x, axes)
+        return _looked_up(x, index, m, r), e
+
+    def summed(x: Array, index: Array) -> tuple[Around, Array]:
+        around = _summed(x, index)
+        return around, jnp.exp(shift(x, around[0]))
 
     on_cpu = looked_up if shards(x, axes) == (1,) else summed
     return lax.platform_dependent(x, index, cpu=on_cpu, default=summed)
+
+
+def _looked_up(x: Array, index: Array, m: Array, r: Array) -> Around:
+    d = shift(jnp.take_along_axis(x, index[..., None], -1, mode="promise_in_bounds"), m)
+    return m, r, d, jnp.where(d == 0, r, (1 + r) - jnp.exp(d))  # r is the sum without a top
+
+
+def _summed(x: Array, index: Array) -> Around:
+    m = maximum(x, (x.ndim - 1,))
+    d, others = sums_beside_label(x, m, index[..., None])
+    # Where the label is not the top, the others have it, and the loss is at least log 2.
+    return m, jnp.where(d == 0, others, (others - 1) + jnp.exp(d)), d, others

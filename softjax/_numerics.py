@@ -12,10 +12,17 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
-from softjax._reductions import Axes, behind_barrier_on_cpu, sums_beside_top
+from softjax._reductions import (
+    Axes,
+    behind_barrier_on_cpu,
+    exponentials_and_sums,
+    sums_beside_top,
+)
+from softjax._row_maps import row_map
 
 
 def compute_dtype(dtype) -> jnp.dtype:
@@ -55,6 +62,13 @@ def excess(x: Array, axes: Axes, exact: DTypeLike | None = None) -> tuple[Array,
     return m, rest + (tops - 1)
 
 
+def excess_and_exponentials(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
+    """m and r as `excess`, and exp(x - m), of which value and gradient are both made."""
+    m = behind_barrier_on_cpu(maximum(x, axes))
+    e, (rest, tops) = exponentials_and_sums(x, m, axes)
+    return m, rest + (tops - 1), e
+
+
 def total(m: Array, r: Array) -> Array:
     """sum exp(x - m) = 1 + r: 1 in an empty row, NaN beside +inf, where no probability is left."""
     return 1 + not_negative(r) + 0 * m  # 0 m is NaN where m is infinite
@@ -70,13 +84,40 @@ def not_negative(r: Array) -> Array:
     return (r + jnp.abs(r)) / 2
 
 
-@partial(jax.checkpoint, static_argnums=(2,), prevent_cse=False)  # saves a, not the choice
 def inner(a: Array, b: Array, axes: Axes) -> Array:
     """<a, b> over `axes`, kept, with 0 b = 0: a class without probability has no tangent.
+
+    The map is linear in b. In the derivative with respect to a, the tangent of a stands in the
+    place of a, so that the Hessian of a loss times a vector does not compute the gradient.
+    """
+    return jnp.sum(row_map(_product_with, _product_with, b, (a,), axes), axes, keepdims=True)
+
+
+def _product_with(v: Array, c: Array, *, axes: Axes) -> Array:
+    return _product(c, v)
+
+
+def _product_of(v: Array, c: Array, *, axes: Axes) -> Array:
+    return jnp.where(v == 0, 0, v * c)
+
+
+@jax.custom_jvp
+def _product(a: Array, b: Array) -> Array:
+    """a b with 0 b = 0.
 
     XLA:CPU of jaxlib 0.10 gets p (v - sum(p v)) wrong, by as much as the result, where p is the
     same for a batch of v, as in a Jacobian; with a choice that it does not know in the sum it does
     not.
     """
-    is_zero = behind_barrier_on_cpu(lax.stop_gradient(a)) == 0
-    return jnp.sum(jnp.where(is_zero, 0, a * b), axes, keepdims=True)
+    return jnp.where(behind_barrier_on_cpu(a) == 0, 0, a * b)
+
+
+@partial(_product.defjvp, symbolic_zeros=True)
+def _product_jvp(primals, tangents):
+    (a, b), (a_dot, b_dot) = primals, tangents
+    parts = []
+    if not isinstance(a_dot, SymbolicZero):
+        parts.append(row_map(_product_of, _product_of, a_dot, (b,), ()))
+    if not isinstance(b_dot, SymbolicZero):
+        parts.append(row_map(_product_with, _product_with, b_dot, (a,), ()))
+    return _product(a, b), sum(parts[1:], parts[0])

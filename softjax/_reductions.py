@@ -76,6 +76,12 @@ def rows_fit_a_kernel(x: Array, axes: Axes) -> bool:
     return all(isinstance(n, int) for n in sizes) and math.prod(sizes) <= ROW_OF_ONE_KERNEL
 
 
+def sums_are_written_out(x: Array, axes: Axes) -> bool:
+    """Whether XLA:CPU adds up the few terms of a row one by one, in the same order in any row."""
+    sizes = [x.shape[axis] for axis in axes]
+    return all(isinstance(n, int) for n in sizes) and math.prod(sizes) <= UNROLLED
+
+
 def sums_beside_top(x: Array, m: Array, axes: Axes) -> Pair:
     """Two sums over `axes`, kept: of exp(x - m) without the maximal entries, and of their number.
 
@@ -83,10 +89,28 @@ def sums_beside_top(x: Array, m: Array, axes: Axes) -> Pair:
     """
 
     def plain(x: Array, m: Array) -> Pair:
-        rest, tops = plain_sums(shift_row(x, m, axes), axes)
-        return jnp.where(m == jnp.inf, 0, rest), jnp.where(m == jnp.inf, 1, tops)
+        return _finite(m, plain_sums(shift_row(x, m, axes), axes))
 
     return lax.platform_dependent(x, m, cpu=partial(_on_cpu, axes=axes), default=plain)
+
+
+def exponentials_and_sums(x: Array, m: Array, axes: Axes) -> tuple[Array, Pair]:
+    """exp(x - m), and its sums as `sums_beside_top`, for who needs both.
+
+    XLA:CPU would compute each exponential twice, and writes them out here instead. Beside +inf the
+    exponentials mean nothing.
+    """
+
+    def on_cpu(x: Array, m: Array) -> tuple[Array, Pair]:
+        d = shift_row(x, jnp.minimum(m, jnp.finfo(m.dtype).max), axes)
+        e = lax.optimization_barrier(jnp.exp(d))
+        return e, _on_cpu(e, jnp.ones_like(m), axes, _terms_of_exponentials)
+
+    def plain(x: Array, m: Array) -> tuple[Array, Pair]:
+        d = shift_row(x, m, axes)
+        return jnp.exp(d), _finite(m, plain_sums(d, axes))
+
+    return lax.platform_dependent(x, m, cpu=on_cpu, default=plain)
 
 
 def plain_sums(d: Array, axes: Axes) -> Pair:
@@ -94,6 +118,12 @@ def plain_sums(d: Array, axes: Axes) -> Pair:
     is_top = d == 0
     rest = jnp.sum(jnp.where(is_top, 0, jnp.exp(d)), axes, keepdims=True)
     return rest, jnp.sum(is_top.astype(d.dtype), axes, keepdims=True)
+
+
+def _finite(m: Array, sums: Pair) -> Pair:
+    """`plain_sums`, and in a row with +inf one maximal entry and nothing beside it."""
+    rest, tops = sums
+    return jnp.where(m == jnp.inf, 0, rest), jnp.where(m == jnp.inf, 1, tops)
 
 
 def sums_beside_label(x: Array, m: Array, index: Array) -> Pair:
@@ -110,25 +140,6 @@ def sums_beside_label(x: Array, m: Array, index: Array) -> Pair:
         return at_label, jnp.sum(jnp.where(is_label, 0, jnp.exp(d)), axes, keepdims=True)
 
     return lax.platform_dependent(x, m, index, cpu=_beside_label_on_cpu, default=plain)
-
-
-def sum_of_row(e: Array, x: Array, m: Array, axes: Axes) -> Array:
-    """The sum over `axes`, kept, of e = exp(x - m): NaN where m is +inf.
-
-    XLA:CPU adds the entries of a row in an order that depends on how many rows there are, unless it
-    writes them all out. By tiles a row has the same sum in any company.
-    """
-
-    def plain(e: Array, x: Array, m: Array) -> Array:
-        return jnp.sum(e, axes, keepdims=True)
-
-    def on_cpu(e: Array, x: Array, m: Array) -> Array:
-        rest, tops = _on_cpu(x, m, axes)
-        return rest + (tops + 0 * m)
-
-    sizes = [x.shape[axis] for axis in axes]
-    is_short = all(isinstance(n, int) for n in sizes) and math.prod(sizes) <= UNROLLED
-    return lax.platform_dependent(e, x, m, cpu=plain if is_short else on_cpu, default=plain)
 
 
 def weighted_sum(p: Array, v: Array, axes: Axes) -> Array:
@@ -168,15 +179,6 @@ def sum_and_rest(v: Array, left_out: Array, axes: Axes) -> Pair:
     rows = axes == (v.ndim - 1,) and isinstance(v.shape[-1], int)
     on_cpu = in_tiles if rows and jax.typeof(v).sharding.mesh.empty else plain
     return lax.platform_dependent(v, left_out, cpu=on_cpu, default=plain)
-
-
-def kept_by_row_on_cpu(m: Array) -> Array:
-    """0, to be added to the sums of the rows whose maxima m are; NaN where m is +inf.
-
-    Where a maximum is subtracted from its row and used for nothing else, XLA:CPU writes it out for
-    each entry of the row, which takes as long as all the rest.
-    """
-    return lax.platform_dependent(m, cpu=lambda m: 0 * m, default=jnp.zeros_like)
 
 
 def behind_barrier_on_cpu(x: Array) -> Array:
@@ -223,12 +225,27 @@ def is_place(index: Array, x: Array, axis: int) -> Array:
 # --- XLA:CPU ---
 
 
-def _on_cpu(x: Array, m: Array, axes: Axes) -> Pair:
-    """`sums_beside_top`, in tiles of the row."""
+Terms = Callable[[Array, Array], Pair]
+
+
+def _terms(x: Array, m: Array) -> Pair:
+    """exp(x - m) beside the maximal entries, and where those are; NaN where x is NaN."""
+    is_top = x == m
+    return jnp.where(is_top, 0, jnp.exp(x - m)), is_top.astype(x.dtype)
+
+
+def _terms_of_exponentials(e: Array, one: Array) -> Pair:
+    """`_terms` of exp(x - m). An entry of 1 that is not the maximal one counts as much as that."""
+    is_top = e == one
+    return jnp.where(is_top, 0, e), is_top.astype(e.dtype)
+
+
+def _on_cpu(x: Array, m: Array, axes: Axes, terms: Terms = _terms) -> Pair:
+    """`sums_beside_top`, in tiles of the row: the sums of `terms`."""
     counts = shards(x, axes)
     if math.prod(counts) > 1:
         rows, top = by_shard(x, axes, counts), by_shard(m, axes, (1,) * len(axes))
-        return over_shards(_tiled(rows, top, rows.ndim - 1), axes)
+        return over_shards(_tiled(terms, rows, top, rows.ndim - 1), axes)
     order, axis = _layout(x.shape, axes)
     shape = [x.shape[i] for i in order]
     shape[axis : axis + len(axes)] = [math.prod(x.shape[i] for i in axes)]
@@ -236,15 +253,15 @@ def _on_cpu(x: Array, m: Array, axes: Axes) -> Pair:
     shape[axis] = 1
     top = m.reshape(shape)
     if not isinstance(rows.shape[axis], int):  # a symbol, in an exported program
-        parts = _terms(rows, top)
+        parts = terms(rows, top)
         rest, tops = (jnp.sum(a, axis) for a in parts)
     elif _is_odd(rows, axis):
         # XLA:CPU vectorizes over rows, but only over an even number of them.
-        even = _tiled(rows[..., :-1, :], top[..., :-1, :], axis)
-        odd = _tiled(rows[..., -1:, :], top[..., -1:, :], axis)
+        even = _tiled(terms, rows[..., :-1, :], top[..., :-1, :], axis)
+        odd = _tiled(terms, rows[..., -1:, :], top[..., -1:, :], axis)
         rest, tops = (jnp.concatenate(parts, -1) for parts in zip(even, odd, strict=True))
     else:
-        rest, tops = _tiled(rows, top, axis)
+        rest, tops = _tiled(terms, rows, top, axis)
     return rest.reshape(m.shape), tops.reshape(m.shape)
 
 
@@ -276,19 +293,13 @@ def _is_odd(rows: Array, axis: int) -> bool:
     )
 
 
-def _terms(x: Array, m: Array) -> Pair:
-    """exp(x - m) beside the maximal entries, and where those are; NaN where x is NaN."""
-    is_top = x == m
-    return jnp.where(is_top, 0, jnp.exp(x - m)), is_top.astype(x.dtype)
+def _tiled(terms: Terms, rows: Array, m: Array, axis: int) -> Pair:
+    """The sums of `terms` over an axis."""
 
+    def of_part(part: slice) -> Pair:
+        return terms(lax.slice_in_dim(rows, part.start, part.stop, axis=axis), m)
 
-def _tiled(rows: Array, m: Array, axis: int) -> Pair:
-    """The sums of `_terms` over an axis."""
-
-    def terms(part: slice) -> Pair:
-        return _terms(lax.slice_in_dim(rows, part.start, part.stop, axis=axis), m)
-
-    return sums_of_tiles(terms, rows.shape[axis], axis, last=axis == rows.ndim - 1)
+    return sums_of_tiles(of_part, rows.shape[axis], axis, last=axis == rows.ndim - 1)
 
 
 def _layout(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
@@ -336,6 +347,10 @@ def sums_of_tiles(terms: Callable[[slice], Pair], length: int, axis: int, last: 
         stop = start + count * height * width
         a, b = terms(slice(start, stop))
         start = stop
+        if count == width == 1:
+            # Results [rows, 1, 1] in place of [rows] would not be vectorized over the rows.
+            sums.append(_sums_down(a, b, axis))
+            continue
         tiles = (*a.shape[:axis], count, height, width, *a.shape[axis + 1 :])
         columns = _sums_down(a.reshape(tiles), b.reshape(tiles), axis + 1)
         sums.append(_sums_along(*_sums_along(*columns, axis + 1, last), axis, last))

@@ -10,21 +10,27 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._checks import Axis
-from softjax._numerics import compute_dtype, masked, maximum, not_negative
+from softjax._numerics import (
+    compute_dtype,
+    excess,
+    excess_and_exponentials,
+    log_total,
+    masked,
+    maximum,
+    not_negative,
+    total,
+)
 from softjax._reductions import (
     Axes,
-    Pair,
     behind_barrier_on_cpu,
     index_of_maximum,
     is_place,
-    kept_by_row_on_cpu,
     plain_sums,
     rows_fit_a_kernel,
     shift,
     shift_row,
     sum_and_rest,
-    sum_of_row,
-    sums_beside_top,
+    sums_are_written_out,
     taken,
     weighted_sum,
 )
@@ -149,10 +155,20 @@ def softmin(
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def softmax_core(x: Array, axes: Axes) -> Array:
     """exp(x - m) / sum exp(x - m); 0 in a row of -inf."""
-    m = maximum(x, axes)
-    e = jnp.exp(shift_row(x, m, axes))
-    # A sum is at least 1, and nothing is added to it, or 0 in a row of -inf.
-    return e / (sum_of_row(e, x, m, axes) + jnp.finfo(x.dtype).tiny)
+
+    def plain(x: Array) -> Array:
+        e = jnp.exp(shift_row(x, maximum(x, axes), axes))
+        # A sum is at least 1, and nothing is added to it, or 0 in a row of -inf.
+        return e / (jnp.sum(e, axes, keepdims=True) + jnp.finfo(x.dtype).tiny)
+
+    def on_cpu(x: Array) -> Array:
+        # XLA:CPU adds the entries of a row in an order that depends on how many rows there are,
+        # unless it writes them all out. By tiles a row has the same sum in any company.
+        m, r, e = excess_and_exponentials(x, axes)
+        return e / total(m, r)
+
+    on_cpu = plain if sums_are_written_out(x, axes) else on_cpu
+    return lax.platform_dependent(x, cpu=on_cpu, default=plain)
 
 
 @softmax_core.defjvp
@@ -206,9 +222,23 @@ def _at_top(v: Array, p: Array, top: Array | None, axes: Axes) -> Array:
     return jnp.sum(jnp.where(p > 0.5, v, 0), axes, keepdims=True)
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def log_softmax_core(x: Array, axes: Axes) -> Array:
     """(x - m) - log1p(r)."""
-    return _logarithms_and_probabilities(x, axes)[0]
+
+    def on_cpu(x: Array) -> Array:
+        m, r = excess(x, axes)
+        return shift_row(x, m, axes) - behind_barrier_on_cpu(log_total(m, r))
+
+    def plain(x: Array) -> Array:
+        return _logarithms_and_probabilities(x, axes)[0]
+
+    return lax.platform_dependent(x, cpu=on_cpu, default=plain)
+
+
+@log_softmax_core.defjvp
+def _log_softmax_jvp(axes, primals, tangents):
+    return jax.jvp(lambda x: _logarithms_and_probabilities(x, axes)[0], primals, tangents)
 
 
 def probabilities(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
@@ -224,25 +254,24 @@ def probabilities(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _logarithms_and_probabilities(x: Array, axes: Axes) -> tuple[Array, Array, Array, Array]:
     """log softmax(x), and what `probabilities` has, of the same sums."""
-    m = maximum(x, axes)
-    nothing = kept_by_row_on_cpu(m)
 
-    def parts(d: Array, sums: Pair) -> tuple[Array, Array, Array, Array]:
-        rest, tops = sums
-        r = rest + (tops - 1)
+    def parts(d: Array, e: Array, r: Array) -> tuple[Array, Array, Array, Array]:
         others = not_negative(r)
-        whole = 1 + others + nothing
+        whole = 1 + others
         mass = jnp.where(r < 0, 0, 1).astype(r.dtype)
-        return d - (jnp.log1p(others) + nothing), jnp.exp(d) / whole, others / whole, mass
+        logarithm = behind_barrier_on_cpu(jnp.log1p(others))
+        return d - logarithm, e / whole, others / whole, mass
 
-    def on_cpu(x: Array, m: Array) -> tuple[Array, Array, Array, Array]:
-        return parts(shift_row(x, m, axes), sums_beside_top(x, m, axes))
+    def on_cpu(x: Array) -> tuple[Array, Array, Array, Array]:
+        m, r, e = excess_and_exponentials(x, axes)
+        return parts(shift_row(x, m, axes), e, r + 0 * m)  # NaN beside +inf
 
-    def plain(x: Array, m: Array) -> tuple[Array, Array, Array, Array]:
-        d = shift_row(x, m, axes)
-        return parts(d, plain_sums(d, axes))
+    def plain(x: Array) -> tuple[Array, Array, Array, Array]:
+        d = shift_row(x, maximum(x, axes), axes)  # NaN beside +inf
+        rest, tops = plain_sums(d, axes)
+        return parts(d, jnp.exp(d), rest + (tops - 1))
 
-    return lax.platform_dependent(x, m, cpu=on_cpu, default=plain)
+    return lax.platform_dependent(x, cpu=on_cpu, default=plain)
 
 
 @_logarithms_and_probabilities.defjvp

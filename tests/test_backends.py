@@ -1,5 +1,7 @@
 """The form that each backend gets, run on the CPU: the same digits, and NaN beside any rows."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -162,3 +164,23 @@ def test_a_tpu_needs_no_eigenvectors_of_large_matrices(monkeypatch):
     assert result.stop_reason == "converged"
     assert result.steps <= 8
     jax.clear_caches()
+
+
+LOSSES = {
+    "logsumexp": lambda x: jnp.sum(softjax.logsumexp(x, -1)),
+    "cross_entropy": lambda x: jnp.sum(softjax.cross_entropy(x, jnp.zeros(len(x), jnp.int32))),
+}
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_each_exponential_is_computed_once(loss):
+    x = jnp.ones((64, 100))
+    results = {
+        "value and gradient": jax.value_and_grad(loss),
+        "Hessian times a vector": lambda v: jax.jvp(jax.grad(loss), (v,), (v,))[1],
+    }
+    for name, function in results.items():
+        program = jax.jit(function).lower(x).compile().as_text()
+        sizes = re.findall(r"f32\[64,(\d+)\]\S* exponential\(", program)
+        assert sum(int(size) for size in sizes if size != "1") == 100, name
