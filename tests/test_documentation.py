@@ -24,7 +24,7 @@ class FloatChecker(doctest.OutputChecker):
         return np.allclose(*numbers, rtol=1e-6, atol=0)
 
 
-pytestmark = pytest.mark.x64_once
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
 
 def modules() -> list[str]:
