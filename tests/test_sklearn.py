@@ -296,6 +296,11 @@ def test_cross_validation_with_one_standard_error_and_accuracy():
     assert simple.C_ <= best.C_
     assert best.scores_.max() <= 1
     assert best.coefs_paths_.shape == (4, 1, D)
+    lasso = SoftmaxClassifierCV(**options, l1_ratio=1.0).fit(X, TWO)
+    assert not lasso.coefs_paths_[0].any()
+    assert lasso.coefs_paths_[-1].all()
+    alone = SoftmaxClassifier(C=lasso.C_, l1_ratio=1.0).fit(X, TWO)
+    np.testing.assert_allclose(lasso.coef_, alone.coef_, atol=1e-5)
     bare = SoftmaxClassifierCV(**options, fit_intercept=False).fit(X, TWO)
     assert not bare.intercept_.any()
     with pytest.raises(ValueError, match="disjoint test sets"):

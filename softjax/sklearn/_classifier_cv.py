@@ -31,6 +31,8 @@ class SoftmaxClassifierCV(SoftmaxModel):
         scoring: "neg_log_loss", the mean log-probability of the labels held out, or "accuracy".
             Other scores are those of `GridSearchCV` with a `SoftmaxClassifier`.
         selection: "best", or "one_standard_error" for the strongest penalty that is hardly worse.
+        l1_ratio: as of `SoftmaxClassifier`; above 0 the fits are those of a path that looks at the
+            features which may be in the model.
         fit_intercept: as of `SoftmaxClassifier`.
         class_weight: as of `SoftmaxClassifier`; the weights of the classes are those of all
             examples, and take part in the scores.
@@ -44,8 +46,8 @@ class SoftmaxClassifierCV(SoftmaxModel):
         coefs_paths_: the coefficients [P, K, D] of the fits to all examples; [P, 1, D] of two
             classes.
         coef_, intercept_, classes_, n_features_in_, feature_names_in_, n_iter_, stop_reason_,
-            objective_, l2_, params_: those of `SoftmaxClassifier`, of the fit to all examples at
-            `C_`.
+            objective_, l2_, l1_, params_: those of `SoftmaxClassifier`, of the fit to all examples
+            at `C_`.
 
     Example:
         >>> import numpy as np
@@ -64,6 +66,7 @@ class SoftmaxClassifierCV(SoftmaxModel):
         "cv": ["cv_object"],
         "scoring": [StrOptions({"neg_log_loss", "accuracy"})],
         "selection": [StrOptions({"best", "one_standard_error"})],
+        "l1_ratio": [Interval(Real, 0, 1, closed="both")],
         "fit_intercept": ["boolean"],
         "class_weight": [dict, StrOptions({"balanced"}), None],
         "tol": [Interval(Real, 0, None, closed="left"), None],
@@ -77,6 +80,7 @@ class SoftmaxClassifierCV(SoftmaxModel):
         cv: Any = None,
         scoring: str = "neg_log_loss",
         selection: str = "best",
+        l1_ratio: float = 0.0,
         fit_intercept: bool = True,
         class_weight: dict | str | None = None,
         tol: float | None = None,
@@ -86,6 +90,7 @@ class SoftmaxClassifierCV(SoftmaxModel):
         self.cv = cv
         self.scoring = scoring
         self.selection = selection
+        self.l1_ratio = l1_ratio
         self.fit_intercept = fit_intercept
         self.class_weight = class_weight
         self.tol = tol
@@ -108,12 +113,14 @@ class SoftmaxClassifierCV(SoftmaxModel):
         """
         data = examples(self, X, y, sample_weight)
         grid = self._grid()
-        penalties = l2_per_c(data) / grid
+        l2 = (1 - self.l1_ratio) * l2_per_c(data) / grid
+        l1 = self.l1_ratio / (data.mass * grid)
         with jax.enable_x64(True):
             path = regression.fit_path(
                 as_jax(data.features),
                 data.labels,
-                l2=penalties,
+                l2=l2,
+                l1=l1 if self.l1_ratio else None,
                 folds=self._folds(data.features, data.labels),
                 tol=TOL[data.features.dtype.name] if self.tol is None else self.tol,
                 max_steps=self.max_iter,
@@ -130,11 +137,11 @@ class SoftmaxClassifierCV(SoftmaxModel):
         kernels, biases = map(np.asarray, path.fits.params)
         coefficients = []
         for kernel, bias in zip(kernels, biases, strict=True):
-            self._set_params(regression.SoftmaxRegression(kernel, bias), 0.0, 0.0)
+            self._set_params(regression.SoftmaxRegression(kernel, bias), 0.0, self.l1_ratio)
             coefficients.append(self.coef_)
         self.coefs_paths_ = np.stack(coefficients)
         chosen = regression.SoftmaxRegression(kernels[place], biases[place])
-        self._set_params(chosen, float(penalties[place]), 0.0)
+        self._set_params(chosen, float(l2[place]), float(l1[place]))
         reason, steps = path.fits.stop_reason[place], int(path.fits.steps[place])
         self.n_iter_ = np.array([steps], np.int32)
         self.stop_reason_, self.objective_ = reason, float(path.fits.objective[place])
