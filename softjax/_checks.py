@@ -183,7 +183,10 @@ def array(function: str, argument: str, expected: str, x: Any) -> Array:
     try:
         return jnp.asarray(x)
     except (TypeError, ValueError, OverflowError) as error:
-        raise TypeError(message(function, argument, expected, type(x).__name__)) from error
+        got = type(x).__name__
+        if type(x).__module__.startswith("scipy.sparse"):
+            got += ": jax.experimental.sparse.BCSR.from_scipy_sparse converts it"
+        raise TypeError(message(function, argument, expected, got)) from error
 
 
 def real_array(function: str, argument: str, x: ArrayLike) -> Array:

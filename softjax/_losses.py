@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
+from softjax import _checks
 from softjax._numerics import (
     excess,
     excess_and_exponentials,
@@ -130,7 +131,7 @@ def _expected_loss_gradient_jvp(primals, tangents):
 
 def spoiled(loss: Array, bad: Array | None) -> Array:
     """`loss`, with NaN in value and gradient where `bad`: a product does it, a choice would not."""
-    return loss if bad is None else loss * jnp.where(bad, jnp.nan, 1).astype(loss.dtype)
+    return loss if bad is None else loss * _checks.nan_where(bad, jnp.ones((), loss.dtype))
 
 
 Around = tuple[Array, Array, Array, Array]

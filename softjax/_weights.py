@@ -69,8 +69,9 @@ def sums_by_class(classes: Array, x: Array, num_classes: int) -> Array:
     if jnp.issubdtype(x.dtype, jnp.integer):
         return jnp.zeros(num_classes, x.dtype).at[classes].add(x)
     size = max(32, num_classes)  # the sums of the blocks are no more numbers than the examples
-    count = -(-len(x) // size)
-    block = jnp.arange(len(x), dtype=jnp.int32) // size
+    (rows,) = x.shape  # which need not be a number where the program is exported
+    count = -(-rows // size)
+    block = jnp.arange(rows, dtype=jnp.int32) // size
     return jnp.sum(jnp.zeros((count, num_classes), x.dtype).at[block, classes].add(x), 0)
 
 

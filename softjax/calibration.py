@@ -72,7 +72,8 @@ def calibrate_temperature(
     Args:
         logits: real [..., K], nats; of examples that the model was not fitted to.
         labels: class indices [...], a distribution [..., K], or TopKLabels.
-        sample_weights: real [...], >= 0; None for equal weights.
+        sample_weights: real [...], >= 0: 2 is the example twice, 0 as if it were not there; None
+            for equal weights.
 
     Returns:
         A scalar, T >= 0, at least float32.
@@ -119,7 +120,8 @@ def reliability_diagram(
             some probability counts as much.
         num_bins: M >= 1.
         adaptive: whether the bins have equal numbers rather than equal widths.
-        sample_weights: real [...], >= 0; None for equal weights.
+        sample_weights: real [...], >= 0: 2 is the example twice, 0 as if it were not there; None
+            for equal weights.
 
     Returns:
         `ReliabilityDiagram` of arrays [M], at least float32.
@@ -170,7 +172,8 @@ def expected_calibration_error(
         labels: class indices [...], a distribution [..., K], or TopKLabels.
         num_bins: M >= 1.
         adaptive: whether the bins have equal numbers rather than equal widths.
-        sample_weights: real [...], >= 0; None for equal weights.
+        sample_weights: real [...], >= 0: 2 is the example twice, 0 as if it were not there; None
+            for equal weights.
 
     Returns:
         A scalar in [0, 1], at least float32.
@@ -306,7 +309,7 @@ def _reliability_diagram(
     counted, unit = _counted(w, confidence)
     sums = partial(sums_by_class, bins, num_classes=num_bins)
     if w is None:
-        weight = sums(jnp.ones(len(p), jnp.int32)).astype(p.dtype)
+        weight = sums(jnp.ones(p.shape[:1], jnp.int32)).astype(p.dtype)
         filled = weight
     else:
         weight, filled = sums(w), sums(unit)
@@ -356,9 +359,15 @@ def _placed(
 def _rank_below(x: Array, w: Array | None, scale: int) -> Array:
     """The share of the weight at smaller entries of x, out of `scale`; equal for equal entries."""
     order = jnp.argsort(x)
-    place = jnp.searchsorted(x[order], x)
+    ranked = x[order]
+    # Of equal entries the first one's place; `searchsorted` wants to know how many there are.
+    place = jnp.arange(x.shape[0], dtype=jnp.int32)
+    is_new = jnp.concatenate([jnp.ones_like(ranked[:1], bool), ranked[1:] != ranked[:-1]])
+    place = lax.cummax(jnp.where(is_new, place, 0))
+    place = jnp.zeros_like(place).at[order].set(place)
     if w is None:
-        return place.astype(x.dtype) * scale / max(len(x), 1)
+        count = jnp.maximum(jnp.sum(jnp.ones(x.shape, jnp.int32)), 1)
+        return place.astype(x.dtype) * scale / count.astype(x.dtype)
     below = jnp.concatenate([jnp.zeros(1, w.dtype), jnp.cumsum(in_unit(w)[order])])
     return below[place] * scale / jnp.where(below[-1] == 0, 1, below[-1])
 

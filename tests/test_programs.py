@@ -16,7 +16,10 @@ from meshes import mesh_of
 
 import softjax
 from softjax import calibration, choice, derivatives, information, regression
+from softjax.regression._problem import Data
 from softjax.regression._solve import SOLVERS
+
+pytestmark = pytest.mark.compiled_quickly
 
 N, D, K = 12, 3, 4
 RNG = np.random.default_rng(0)
@@ -182,38 +185,16 @@ FITS = {
 PROGRAMS = CORE | LINEAR | REGRESSION | FITS
 
 
-# Their results are finite, and they make NaN or an infinity for others. With jit and without it.
-FINITE = (
-    ("linear_cross_entropy, mean", True),
-    ("linear_cross_entropy_outputs", True),
-    ("calibrate_temperature", True),
-    ("calibrate_temperature", False),
-    ("expected_calibration_error", True),
-    ("expected_calibration_error", False),
-)
-RANKED = (
-    *LINEAR,
-    *FITS,
-    "regression.predict_proba",
+# Their programs loop over chunks of as many rows as there are.
+OF_SO_MANY_ROWS = (
     "regression.hessian",
-    "regression.hvp",
     "regression.fisher_information",
     "regression.lipschitz_constant",
-    "calibrate_temperature",
-    "expected_calibration_error",
+    *FITS,
 )
-EXPORTED = (
-    "softmax",
-    "softmin",
-    "logsumexp, factors",
-    "smooth_max_bounds",
-    "weighted_mean",
-    "linear_cross_entropy_ggn_vp",
-    "regression.predict",
-    "regression.predict_proba",
-    "regression.hvp",
-    "calibrate_temperature",
-)
+# Their results are -inf where a class is masked.
+MASKED = "cross_entropy, options"
+INFINITE = ("log_softmax, where",)
 
 
 def sum_of(tree: Any) -> jax.Array:
@@ -281,7 +262,7 @@ def test_is_within_a_shard_map_what_it_is_outside():
 
 
 @pytest.mark.x64_once
-@pytest.mark.parametrize("name", RANKED)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_no_rank_is_promoted(name):
     program = PROGRAMS[name]
     with jax.numpy_rank_promotion("raise"):
@@ -298,31 +279,64 @@ def test_no_tracer_leaks(reduction):
         jax.eval_shape(jax.grad(total), W)
 
 
+def one_program(names, gradients):
+    """One program of several, whose arguments are shared, and these: [name][place]."""
+    programs = {name: PROGRAMS[name] for name in names}
+    calls = {
+        name: with_gradient(program) if gradients else program.call
+        for name, program in programs.items()
+    }
+
+    def call(arguments):
+        return {name: calls[name](*arguments[name]) for name in names}
+
+    return call, {name: program.arguments for name, program in programs.items()}
+
+
 @pytest.mark.x64_once
-@pytest.mark.parametrize("name", EXPORTED)
-def test_any_number_of_rows_is_exported(name):
-    program = PROGRAMS[name]
+def test_any_number_of_rows_is_exported():
+    """Of all functions and their gradients in one program, for all platforms."""
+    call, arguments = one_program([n for n in PROGRAMS if n not in OF_SO_MANY_ROWS], True)
     (rows,) = export.symbolic_shape("n")
-    shapes = [
-        jax.ShapeDtypeStruct((rows, *a.shape[1:]) if a.shape[0] == N else a.shape, a.dtype)
-        for a in program.arguments
-    ]
+    shapes = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(
+            (rows, *a.shape[1:]) if a.shape[0] == N else a.shape, a.dtype
+        ),
+        arguments,
+    )
     platforms = ("cpu", "cuda", "tpu")
-    exported = export.export(jax.jit(with_gradient(program)), platforms=platforms)(*shapes)
+    exported = export.export(jax.jit(call), platforms=platforms)(shapes)
     assert exported.platforms == platforms
 
 
 @pytest.mark.x64_once
-@pytest.mark.parametrize(("name", "compiled"), FINITE)
-def test_nothing_finite_stops_the_search_for_nan(name, compiled):
+def test_nothing_finite_stops_the_search_for_nan_and_no_transfer_is_hidden():
+    """All results are looked at; nor does an eager function that takes no number transfer any."""
+    names = [name for name in PROGRAMS if name not in (*INFINITE, *FITS)]
+    call, arguments = one_program([*names, "fit, newton-cg"], False)
+    arguments = jax.device_put(arguments)
+    plain = ("softmax", "log_softmax", "cross_entropy", "information.entropy", "regression.predict")
+    with jax.debug_nans(True), jax.debug_infs(True), jax.transfer_guard("disallow"):
+        jax.block_until_ready(jax.jit(call)(arguments))
+        for name in plain:
+            PROGRAMS[name].call(*arguments[name])
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize(
+    "name", [n for n in PROGRAMS if n not in (*FITS, "cross_entropy, options")]
+)
+def test_nothing_that_is_computed_on_the_way_is_nan(name):
+    """But where a class is masked: 0 times -inf is on the way to an entry that is not chosen."""
     program = PROGRAMS[name]
     arguments = tuple(map(jnp.asarray, program.arguments))
-    with jax.debug_nans(True), jax.debug_infs(compiled), jax.disable_jit(not compiled):
+    with jax.debug_nans(True), jax.disable_jit():
         program.call(*arguments)
 
 
 @pytest.mark.x64_once
 def test_no_state_of_a_fit_is_infinite():
+    data = Data(H, Y, None, None, *np.zeros((2, 1), np.float32))
     for solver in SOLVERS.values():
-        for leaf in jax.tree.leaves(solver.start(H, np.zeros((K, D + 1), np.float32))):
+        for leaf in jax.tree.leaves(solver.start(data, np.zeros((K, D + 1), np.float32))):
             assert np.isfinite(leaf).all()

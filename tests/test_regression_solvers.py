@@ -188,6 +188,25 @@ def test_firth_counts_examples_by_their_weights():
 
 
 @pytest.mark.x64_once(True)
+def test_firth_of_collinear_features_is_that_of_those_that_span_them():
+    """An indicator of every level, which sum to 1, and a constant; near 0 and far from it."""
+    rng = np.random.default_rng(0)
+    levels, other = np.eye(3)[rng.integers(3, size=60)], rng.normal(size=(60, 1))
+    y = (levels @ rng.normal(size=(3, K)) + rng.gumbel(size=(60, K))).argmax(1)
+    least = np.c_[levels[:, 1:], other]
+    expected = regression.predict_proba(regression.fit(least, y, solver="firth").params, least)
+    for offset in (0.0, -1000.0):
+        x = np.c_[levels, other, np.full(60, 7.0)] + offset
+        for dtype in (np.float64, np.float32):
+            result = regression.fit(x.astype(dtype), y, solver="firth")
+            p = regression.predict_proba(result.params, x)
+            np.testing.assert_allclose(p, expected, atol=1e-4 if dtype == np.float32 else 2e-5)
+            # Float32 does not tell collinear features from nearly collinear ones.
+            floor = regression.PRECISION_FLOOR
+            assert result.converged if dtype == np.float64 else result.stop_reason == floor
+
+
+@pytest.mark.x64_once(True)
 def test_l1_meets_its_optimality_conditions_and_zeroes_the_kernel():
     x, y = problem()
     l1 = 0.05

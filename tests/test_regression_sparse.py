@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.sparse
 from jax.experimental.sparse import BCOO, BCSR, CSR
 
 from softjax import regression
@@ -102,3 +103,12 @@ def test_other_formats_are_refused_by_the_name_of_the_argument():
             regression.fit(formats(x)["BCSR"], y, solver=solver)
     with pytest.raises(ValueError, match=r"`features` must be of columns .* in column 1"):
         regression.fit(formats(x * [1, 1e25, 1, 1])["BCOO"], y)
+
+
+@pytest.mark.x64_once
+def test_matrices_of_scipy_are_refused_with_what_converts_them():
+    x, y = scipy.sparse.csr_array(np.eye(6)), np.arange(6) % 2
+    with pytest.raises(TypeError, match=r"`features` must be .*BCSR.from_scipy_sparse"):
+        regression.fit(x, y)
+    converted = BCSR.from_scipy_sparse(x)
+    assert regression.fit(converted, y, l2=0.1).converged

@@ -1,11 +1,13 @@
 """Separated data are told from others: completely, quasi-completely, and by no mistake."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.sparse import BCOO
 from scipy.optimize import linprog
 
-from softjax import regression
+from softjax import regression, streaming
 
 pytestmark = pytest.mark.compiled_quickly
 
@@ -66,6 +68,26 @@ def test_random_data_are_told_as_a_linear_program_tells_them(num_classes, tol):
         assert regression.fit(x, y, num_classes=num_classes, tol=tol).stop_reason == expected, seed
         found[expected] = found.get(expected, 0) + 1
     assert min(found[kind] for kind in (regression.CONVERGED, regression.QUASI_SEPARATED)) >= 3
+
+
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize("way", ["proximal", "lbfgs", "optax", "streaming", "fit_many", "sparse"])
+def test_no_solver_converges_where_there_is_no_optimum(way):
+    """Nor do many fits at once, or a stream."""
+    y, cases = two_classes()
+    for name, (x, expected) in cases.items():
+        if way == "fit_many":
+            (reason, _) = regression.fit_many(x, np.stack([y, y])).stop_reason
+        elif way == "streaming":
+            reason = streaming.fit(streaming.ArrayRows(x, y), num_classes=2).stop_reason
+        elif way == "sparse":
+            reason = regression.fit(BCOO.fromdense(jnp.asarray(x)), y).stop_reason
+        else:
+            reason = regression.fit(x, y, solver=way).stop_reason
+        # Steps of the first order may not come so far.
+        assert reason in (expected, regression.PRECISION_FLOOR, regression.STEP_LIMIT), name
+        if "boundary" in name or name in ("a rare level", "overlap"):
+            assert reason == expected, name
 
 
 def by_linear_program(x, y, num_classes):

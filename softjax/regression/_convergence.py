@@ -86,14 +86,25 @@ def converged(objective: Any, first: Any, norm: Any, decrement: Any, tol: Any) -
     return reached & (objective <= first + rounding_of(first))
 
 
-def judge(state: State, objective: Array, norm: Array, tol: Array, unseen: Any = 0.0) -> State:
-    """The state with what was found at its parameters, and the status that follows from it."""
+def judge(
+    state: State,
+    objective: Array,
+    norm: Array,
+    tol: Array,
+    unseen: Any = 0.0,
+    goes_on: bool = False,
+) -> State:
+    """The state with what was found at its parameters, and the status that follows from it.
+
+    A solver that `goes_on` is not at its end where something is hidden: its next steps find it.
+    """
     first = jnp.where(state.step == 0, objective, state.first)
     at_rest = (state.move < STILL) | ~state.strict | (norm == 0)
     reached = converged(objective, first, norm, state.decrement, tol) & at_rest
     unseen = jnp.asarray(unseen, objective.dtype)
     state = state._replace(value=objective, norm=norm, first=first, unseen=unseen)
-    end = jnp.where(hides_something(state, tol), Status.PRECISION_FLOOR, Status.CONVERGED)
+    otherwise = state.status if goes_on else Status.PRECISION_FLOOR
+    end = jnp.where(hides_something(state, tol), otherwise, Status.CONVERGED)
     status = jnp.where(reached, end, state.status)
     finite = jnp.isfinite(norm) & jnp.isfinite(objective)
     status = jnp.where(finite, status, Status.NON_FINITE).astype(jnp.int32)

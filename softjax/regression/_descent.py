@@ -68,7 +68,8 @@ def advance(
             relative_norm(here.gradient, bound),
         )
         unseen = method.unseen(s, state.memory, here.gradient)
-        return judge(state, objective, norm, jnp.where(confirming, CONFIRMED * tol, tol), unseen)
+        within = jnp.where(confirming, CONFIRMED * tol, tol)
+        return judge(state, objective, norm, within, unseen, method.precise)
 
     def stepped(state, here):
         d, memory, passes = method.direction(problem, s, here, state.memory, state.step, state.norm)

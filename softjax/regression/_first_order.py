@@ -16,24 +16,19 @@ import optax
 from jax import Array, lax
 
 from softjax._cross_entropy import cross_entropy
-from softjax.regression import _frame, _metric
-from softjax.regression._convergence import converged
-from softjax.regression._directions import newton_cg
+from softjax.regression import _ending, _frame
 from softjax.regression._model import SoftmaxRegression, logits, penalty
 from softjax.regression._problem import (
     Data,
-    centred,
     gradient_bound,
+    is_loose,
     is_separated,
     logits_at,
     normalised,
     pack,
-    point,
     problem_of,
-    relative_norm,
     ridge,
     status_where_separated,
-    value,
 )
 from softjax.regression._result import FitResult, Progress, Status
 
@@ -108,11 +103,11 @@ class Run:
         """Steps until `stop`, or until there is nothing left to do."""
         self.state, mean = advance(*self.problem, self.state, jnp.asarray(stop, jnp.int32))
         state = self.state
-        if int(state.status) == Status.CONVERGED:
-            ended = (self.num_classes, self.data, state.params, self.first, self.tol)
-            if not bool(_has_converged(*ended)):
-                self.state = state = state._replace(status=jnp.int32(Status.RUNNING))
         step, status = int(state.step), int(state.status)
+        if status == Status.CONVERGED:
+            status = self._status_at_end()
+            if status == Status.RUNNING:
+                self.state = state = state._replace(status=jnp.int32(status))
         value = self.mass * float(state.value if self.batch_size is None else mean)
         if value < self.best_value:
             self.best_step, self.best_value = step, value
@@ -120,12 +115,24 @@ class Run:
             status = Status.PRECISION_FLOOR
         params, moved = _frame.outside(self.frame.centre, state.params)
         if self.frame.centre is not None:
-            over_mass, ended = value / self._whole_mass(), np.int32(status)
+            over_mass, ended = float(state.value) / self._mass_of_data(), np.int32(status)
             status = int(_frame.status_outside(ended, moved, over_mass, self.tol))
         return Progress(params, value, float(state.grad_norm), step, status)
 
-    def _whole_mass(self) -> float:
-        return self.mass * float(_normalised(self.num_classes, self.data)[1])
+    def _status_at_end(self) -> int:
+        """That of a small gradient: an optimizer has no model of the objective, Newton's has."""
+        theta, first = pack(self.state.params), float(self.first) / self._mass_of_data()
+        ending = _ending.look(self.num_classes, self.data, theta, first, self.tol)
+        if ending.moving and is_loose(self.data):
+            separated, _ = _separation(self.num_classes, self.data, self.state.params, np.int32(0))
+            if separated:
+                return Status.CONVERGED  # for `result`, which says what it means
+            proven = _ending.is_proven(self.num_classes, self.data, theta)
+            return Status.QUASI_SEPARATED if proven else Status.RUNNING
+        return Status.CONVERGED if ending.converged else Status.RUNNING
+
+    def _mass_of_data(self) -> float:
+        return float(_normalised(self.num_classes, self.data)[1])
 
     def result(self, progress: Progress, status: int, history: list[dict[str, float]]) -> FitResult:
         params, value = self.state.params, progress.objective
@@ -266,29 +273,6 @@ def objective(data: Data, params: SoftmaxRegression) -> Array:
 @partial(jax.jit, static_argnames="num_classes")
 def _normalised(num_classes: int, data: Data) -> tuple[Data, Array]:
     return normalised(data, num_classes)
-
-
-@partial(jax.jit, static_argnames="num_classes")
-def _has_converged(
-    num_classes: int, data: Data, params: SoftmaxRegression, first: Array, tol: Array
-) -> Array:
-    """Whether parameters of a small gradient have converged by the rule of all solvers.
-
-    An optimizer has no model of the objective: Newton's says how much is left.
-    """
-    data, mass = normalised(data, num_classes)
-    problem, theta = problem_of(data, num_classes), centred(pack(params))
-    bound = gradient_bound(problem)
-    here = point(problem, theta, logits_at(problem, theta))
-    here = here._replace(gradient=centred(here.gradient))
-    norm = relative_norm(here.gradient, bound)
-    dtype = problem.features.dtype
-    s = _metric.standardise(problem, bound, dtype)
-    metric = _metric.empty(problem.features, num_classes, dtype)
-    d, metric, _ = newton_cg(problem, s, here, metric, jnp.zeros((), jnp.int32), norm)
-    decrement = -jnp.vdot(here.gradient, d) / 2 + _metric.unseen(s, metric, here.gradient)
-    objective = value(problem, theta, here.logits)
-    return converged(objective, first / mass, norm, decrement, tol)
 
 
 @partial(jax.jit, static_argnames="num_classes")

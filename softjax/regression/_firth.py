@@ -7,6 +7,14 @@ order 1 / n. The weights w are those that were given and not those of mean 1: an
 counts as two examples, and one of weight 0 as none. For small problems, since each step factors the
 (K - 1)(D + 1) information.
 
+Where features are collinear the determinant is that among the directions that they have: I is 0
+along each u with X~ u = 0, and with N = sum_u u u^T over a basis of these
+
+    det(I + N) = det(I on the span) det(Z^T N Z),  Z orthonormal along all u,
+
+of which the second factor is a constant. Float32 does not tell collinear features from nearly
+collinear ones: there such a fit is at the floor of the precision.
+
 Source: D. Firth, "Bias reduction of maximum likelihood estimates" (1993).
 """
 
@@ -16,11 +24,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from softjax._sharding import axes_of, varying, while_loop
 from softjax.regression import _directions, _metric, _optimum
-from softjax.regression._convergence import State, after_step, initial, judge
+from softjax.regression._convergence import ROUNDINGS, State, after_step, initial, judge
 from softjax.regression._descent import largest_move
 from softjax.regression._problem import (
     Problem,
@@ -59,7 +67,8 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
     def judged(state):
         current, gradient = jax.value_and_grad(objective)(state.theta)
         gradient = centred(gradient)
-        state = judge(state, current, relative_norm(gradient, bound), tol)
+        norm = relative_norm(gradient, bound)
+        state = judge(state, current, norm, tol, likelihood.unseen)
         return state, current, gradient
 
     def body(carry):
@@ -116,10 +125,17 @@ def _stationary_jvp(primals, tangents):
 
 
 class _Likelihood(NamedTuple):
-    """f*, but for a constant, and Fisher's scoring: I^-1 gradient at some parameters."""
+    """What is made small.
+
+    Attributes:
+        objective: f*, but for a constant.
+        scoring: Fisher's, I^-1 gradient at some parameters.
+        unseen: the largest number where features may be collinear or nearly so, else 0.
+    """
 
     objective: Callable[[Array], Array]
     scoring: Callable[[Array], Callable[[Array], Array]]
+    unseen: Array
 
 
 def _likelihood(problem: Problem) -> _Likelihood:
@@ -135,12 +151,16 @@ def _likelihood(problem: Problem) -> _Likelihood:
     def gram(u):
         return by_columns(lambda columns: product((u[:, None] * columns).T, x), x)
 
+    collinear, unseen = _collinear(lax.stop_gradient(gram(weights)))
+
     def factor(theta):
         p = probabilities(logits_at(problem, theta))
         h = _directions.hessian(gram, weights, p, jnp.zeros_like(bound))
         h = jnp.einsum("kr,kdle,ls->rdse", basis, h, basis)
         # Without an intercept the place of the bias adds log 1 to the determinant.
         h = h.at[:, -1, :, -1].add((1 - problem.constant) * jnp.eye(len(h), dtype=h.dtype))
+        rows = np.arange(len(h))
+        h = h.at[rows, :, rows].add(collinear[None])
         return _directions.factor(h.reshape(h.shape[0] * h.shape[1], -1))
 
     def objective(theta):
@@ -158,7 +178,23 @@ def _likelihood(problem: Problem) -> _Likelihood:
 
         return solved
 
-    return _Likelihood(objective, scoring)
+    return _Likelihood(objective, scoring, unseen)
+
+
+def _collinear(gram: Array) -> tuple[Array, Array]:
+    """N of the features with this Gram matrix [D + 1, D + 1], and what may be unseen."""
+    dtype, diagonal = gram.dtype, jnp.diag(gram)
+    eps = jnp.finfo(dtype).eps
+    # The others have a variance of 1.
+    varies = diagonal > jnp.square(64 * eps) * jnp.max(diagonal)
+    unit = jnp.where(varies, lax.rsqrt(jnp.where(varies, diagonal, 1)), 0)
+    eigenvalues, vectors = jnp.linalg.eigh(unit[:, None] * gram * unit[None])
+    missing = eigenvalues <= ROUNDINGS * len(gram) * eps
+    # A feature that is constant is missing too, and that is seen.
+    doubtful = (jnp.sum(missing) > jnp.sum(~varies)) & (dtype != np.float64)
+    unseen = jnp.where(doubtful, jnp.finfo(dtype).max, 0).astype(dtype)
+    vectors = jnp.where(missing[None], vectors, 0)
+    return vectors @ vectors.T / len(gram), unseen
 
 
 def _contrasts(num_classes: int, dtype) -> Array:

@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax.regression import _frame, _lanes, _metric
+from softjax.regression import _ending, _frame, _lanes, _metric
 from softjax.regression._arguments import (
     FIT,
     at_least,
@@ -46,6 +46,7 @@ from softjax.regression._problem import (
     example_weights,
     gradient_bound,
     in_full_precision,
+    is_loose,
     is_sparse,
     logits_at,
     normalised,
@@ -285,7 +286,10 @@ def _in_a_scan(groups: Groups, params: SoftmaxRegression, limit: int) -> list[Ou
     def of_group(params, l2):
         whole, lanes, work = _begun(groups, l2, params, limit)
         work = _lanes.advance(lanes, work, groups.tol, limit, ALL)
-        return whole.params, (whole, *work.results)
+        fits, report, doubtful = work.results
+        doubtful &= fits.status == Status.CONVERGED
+        status = jnp.where(doubtful, Status.PRECISION_FLOOR, fits.status).astype(jnp.int32)
+        return whole.params, (whole, fits._replace(status=status), report)
 
     order = jnp.argsort(-groups.data.l2)
     _, outcomes = lax.scan(of_group, params, groups.data.l2[order])
@@ -319,12 +323,31 @@ def _on_the_host(
             interrupted = stops(done * count + int(work.done))
         # What is left after an interrupt ends where it stands.
         work = _lanes.advance(lanes, work, groups.tol, 0 if interrupted else limit, ALL)
-        fits, report = work.results
+        fits, report, doubtful = work.results
+        fits = _looked_at(groups, lanes, fits, np.flatnonzero(doubtful))
         if interrupted:
             whole, fits = _called_back(whole), _called_back(fits)
         outcomes[group] = whole, fits, report
         params = whole.params
     return outcomes
+
+
+def _looked_at(groups: Groups, lanes: Lanes, fits: FitResult, doubtful: np.ndarray) -> FitResult:
+    """The fits, of which the doubtful ones have converged, or are separated, or are not known."""
+    status, theta = np.array(fits.status), None
+    for lane in doubtful:
+        labels, weights, l2 = groups.lane_of(lanes.data.l2, jnp.int32(lane))
+        data = lanes.data._replace(labels=labels, weights=weights, l2=l2)
+        theta = pack(SoftmaxRegression(fits.params.kernel[lane], fits.params.bias[lane]))
+        first = np.inf  # that no lane ends above its start, the loop has seen
+        ending = _ending.look(groups.num_classes, data, theta, first, groups.tol)
+        loose = bool(is_loose(data))
+        if loose and _ending.is_proven(groups.num_classes, data, theta):
+            status[lane] = Status.QUASI_SEPARATED
+        else:
+            settled = ending.converged and not (ending.moving and loose)
+            status[lane] = Status.CONVERGED if settled else Status.PRECISION_FLOOR
+    return fits._replace(status=jnp.asarray(status)) if len(doubtful) else fits
 
 
 def _called_back(fits: FitResult) -> FitResult:
@@ -346,6 +369,10 @@ def _begun(
     p = probabilities(logits_at(problem, start))
     small = start.size <= min(LARGEST_DENSE, DENSE_A_LANE * groups.count)
     metric = sight = _metric.build(_metric.empty(data.features, num_classes), s, weights, p)
+    least = jnp.zeros((), s.ridge.dtype)
+    if _metric.is_diagonal(data.features):
+        least = _metric.least_curvature(s, uncertainty(weights, p).astype(s.ridge.dtype))
+        least = _metric.known_curvature(least)
     if small and not is_sparse(data.features):
         s = _metric.reweighted(s, uncertainty(weights, p).astype(jnp.float32))
         metric = _dense(s, weights, p)
@@ -358,6 +385,7 @@ def _begun(
         start,
         metric,
         sight,
+        least,
         groups.lane_of,
         groups.report_of,
     )

@@ -15,10 +15,17 @@ from jax import Array, lax
 from jax.tree_util import Partial
 
 from softjax.regression import _metric, _problem
-from softjax.regression._convergence import State, after_step, initial, judge
+from softjax.regression._convergence import (
+    State,
+    after_step,
+    hides_something,
+    initial,
+    judge,
+)
 from softjax.regression._descent import largest_move, moved, step_length
 from softjax.regression._directions import truncated
 from softjax.regression._metric import Standardised
+from softjax.regression._optimum import suspected
 from softjax.regression._problem import (
     Data,
     Point,
@@ -61,6 +68,7 @@ class Lanes(NamedTuple):
         start: theta [K, D + 1], where the lanes start.
         metric: there; of `_metric`, or a dense inverse Hessian.
         sight: the metric of `_metric`, for what it does not see.
+        least: a curvature that the Hessians of all lanes have along all features, relative.
         lane_of: `l2` and a lane's number to its `Lane`.
         report_of: a lane's number and logits to what else is asked of it.
     """
@@ -71,6 +79,7 @@ class Lanes(NamedTuple):
     start: Array
     metric: Any
     sight: Any
+    least: Array
     lane_of: Partial
     report_of: Partial
 
@@ -102,20 +111,21 @@ class Work(NamedTuple):
         slots: what is worked on.
         following: the first lane that has not been started.
         done: the number of lanes that are done.
-        results: of the lanes that are done, [B, ...]: their fits and reports.
+        results: of the lanes that are done, [B, ...]: their fits, their reports, and which of them
+            are to be looked at once more.
     """
 
     slots: Slots
     following: Array
     done: Array
-    results: tuple[FitResult, Any]
+    results: tuple[FitResult, Any, Array]
 
 
 def begin(lanes: Lanes, count: int, tol: Array) -> Work:
     """Empty slots for `count` lanes."""
     size = slot_count(lanes.data.features, len(lanes.start), count)
     slot = jax.eval_shape(lambda: _loaded(lanes, tol, jnp.zeros((), jnp.int32)))
-    result = jax.eval_shape(partial(_result, lanes), slot)
+    result = jax.eval_shape(partial(_result, lanes, tol), slot)
     slots = _zeros(size, slot)._replace(lane=jnp.full(size, count, jnp.int32))
     zero = jnp.zeros((), jnp.int32)
     return Work(slots, zero, zero, _zeros(count, result))
@@ -174,7 +184,7 @@ def _turned_over(lanes: Lanes, tol: Array, work: Work, idle: Array) -> Work:
     results = jax.tree.map(
         lambda all_, new: all_.at[place].set(new, mode="drop"),
         work.results,
-        jax.vmap(partial(_result, lanes))(slots),
+        jax.vmap(partial(_result, lanes, tol))(slots),
     )
     done = work.done + jnp.sum(place < count, dtype=jnp.int32)
     number = jnp.cumsum(idle, dtype=jnp.int32)
@@ -226,8 +236,7 @@ def _stepped(lanes: Lanes, tol: Array, slot: Slots, running: Array) -> Slots:
 
 def _direction(lanes: Lanes, problem: Problem, here: Point, norm: Array) -> tuple[Array, Array]:
     """As `newton_cg`, in the metric of all lanes and with the penalty of its own."""
-    s = lanes.standardised
-    s = s._replace(ridge=_metric.scaled_ridge(_problem.ridge(problem), s.scale, s.ridge.dtype))
+    s = _of_lane(lanes, problem)
     weights = _problem.example_weights(problem.targets).astype(jnp.float32)
     p = here.probabilities.astype(jnp.float32)
     steepest = partial(_steepest, lanes.metric)
@@ -251,18 +260,27 @@ def _judged(lanes: Lanes, tol: Array, problem: Problem, state: State, here: Poin
     """As a single fit is judged, but for the bound, which is that of all lanes."""
     objective = _problem.value(problem, here.theta, here.logits)
     norm = _problem.relative_norm(here.gradient, lanes.bound)
-    unseen = _metric.unseen(lanes.standardised, lanes.sight, here.gradient)
+    s = _of_lane(lanes, problem)
+    unseen = _metric.unseen(s, lanes.sight, here.gradient, lanes.least)
     return judge(state, objective, norm, tol, unseen)
 
 
-def _result(lanes: Lanes, slot: Slots) -> tuple[FitResult, Any]:
+def _of_lane(lanes: Lanes, problem: Problem) -> Standardised:
+    """The standardised features with the penalty of a lane."""
+    s = lanes.standardised
+    return s._replace(ridge=_metric.scaled_ridge(_problem.ridge(problem), s.scale, s.ridge.dtype))
+
+
+def _result(lanes: Lanes, tol: Array, slot: Slots) -> tuple[FitResult, Any, Array]:
     problem, state, logits = _problem_in(lanes, slot), slot.state, slot.point.logits
     separated = _problem.is_separated(problem, logits)
     status = _problem.status_where_separated(problem, state.theta, state.status, separated)
     params = _problem.unpack(state.theta)
     objective = state.value * slot.mass
     fit = FitResult(params, objective, status, state.step, state.passes, state.norm, separated, [])
-    return fit, lanes.report_of(slot.lane, logits)
+    hidden = (status == Status.PRECISION_FLOOR) & hides_something(state, tol) & (state.norm <= tol)
+    doubtful = hidden | suspected(problem, state, status)
+    return fit, lanes.report_of(slot.lane, logits), doubtful
 
 
 def _problem_in(lanes: Lanes, slot: Slots) -> Problem:

@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from softjax._sharding import while_loop
 from softjax.regression._problem import (
     Problem,
     by_columns,
@@ -48,6 +49,11 @@ ROUNDING = 1e-10
 FLOOR = 1e-4
 MEDIAN_ROWS = 32
 LARGEST_RIDGE = 1e30
+# A curvature below this part of the diagonal's is 0 but for rounding, in float64.
+LEAST_CURVATURE = JITTER * float(np.finfo(np.float64).eps)
+# The least curvature of the features is looked for to a residual of this size, in so many steps;
+# the Hessian, whose weights are others in each class, has this part of it.
+RESIDUAL, LEAST_STEPS, SHARED = 1e-2, 250, 0.25
 
 
 class Standardised(NamedTuple):
@@ -304,10 +310,15 @@ def empty(features: "Array | BCOO", num_classes: int, dtype: DTypeLike = np.floa
     width = features.shape[1] + 1
     inverse = np.ones((num_classes, width), dtype)
     offset, unit = np.zeros(width - 1, dtype), np.ones(width - 1, dtype)
-    if is_sparse(features) or width > LARGEST_FACTOR:
+    if is_diagonal(features):
         return Diagonal(offset, unit, inverse)
     columns, blur = np.zeros((width, width), dtype), np.zeros(width, dtype)
     return Kronecker(offset, unit, columns, inverse, blur)
+
+
+def is_diagonal(features: "Array | BCOO") -> bool:
+    """Whether the metric is diagonal: where features are sparse or many."""
+    return is_sparse(features) or features.shape[1] + 1 > LARGEST_FACTOR
 
 
 def build(metric: Metric, s: Standardised, weights: Array, p: Array) -> Metric:
@@ -317,6 +328,14 @@ def build(metric: Metric, s: Standardised, weights: Array, p: Array) -> Metric:
     s = reweighted(s, jnp.sum(spread, 0))
     if isinstance(metric, Kronecker):
         return _kronecker(s, spread)
+    diagonal = _squares(s, spread) + s.ridge[None]
+    inverse = 1 / jnp.maximum(diagonal, LEAST * jnp.mean(diagonal))
+    inverse = inverse.at[:, -1].multiply(s.constant.astype(inverse.dtype))
+    return Diagonal(s.offset, s.unit, inverse)
+
+
+def _squares(s: Standardised, spread: Array) -> Array:
+    """sum_i spread_ki s_ij^2, [K, D + 1]."""
     if is_sparse(s.features):
         squares = product(spread, _beyond_zero(s))
         squares += jnp.sum(spread, 1, keepdims=True) * jnp.square(s.offset)[None]
@@ -327,10 +346,46 @@ def build(metric: Metric, s: Standardised, weights: Array, p: Array) -> Metric:
             return product(spread, jnp.square((columns - offset[None]) / unit[None])).T
 
         squares = by_columns(rows, s.features, s.offset, s.unit).T
-    diagonal = jnp.concatenate([squares, jnp.sum(spread, 1, keepdims=True)], 1) + s.ridge[None]
-    inverse = 1 / jnp.maximum(diagonal, LEAST * jnp.mean(diagonal))
-    inverse = inverse.at[:, -1].multiply(s.constant.astype(inverse.dtype))
-    return Diagonal(s.offset, s.unit, inverse)
+    return jnp.concatenate([squares, jnp.sum(spread, 1, keepdims=True)], 1)
+
+
+def least_curvature(s: Standardised, weights: Array) -> Array:
+    """About the least eigenvalue of sum_i w_i s_i s_i^T, relative to its diagonal.
+
+    Rayleigh's quotient of one step of inverse iteration, by conjugate gradients from random
+    numbers: a direction in which features hardly differ is the most of what they come to.
+    """
+    s = reweighted(s, weights)
+    diagonal = _squares(s, weights[None]).at[:, -1].multiply(s.constant.astype(weights.dtype))
+    unit = jnp.where(diagonal > 0, lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1)), 0)
+
+    def image(v):
+        return unit * pulled(s, weights[None] * scores(s, unit * v))
+
+    def unsolved(carry):
+        _, r, _, step = carry
+        return (jnp.vdot(r, r) > bound) & (step < LEAST_STEPS)
+
+    def body(carry):
+        y, r, direction, step = carry
+        moved, before = image(direction), jnp.vdot(r, r)
+        length = before / jnp.vdot(direction, moved)
+        y, r = y + length * direction, r - length * moved
+        return y, r, r + jnp.vdot(r, r) / before * direction, step + 1
+
+    b = jnp.asarray(np.random.default_rng(0).normal(size=diagonal.shape), diagonal.dtype)
+    b = jnp.where(unit > 0, b, 0)
+    bound = RESIDUAL**2 * jnp.vdot(b, b)
+    y, *_ = while_loop(unsolved, body, (jnp.zeros_like(b), b, b, jnp.zeros((), jnp.int32)))
+    y = y / jnp.max(jnp.abs(y))
+    quotient = jnp.vdot(y, image(y)) / jnp.vdot(y, y)
+    return jnp.where(quotient > 0, quotient, 0)  # NaN where there was nothing to divide by
+
+
+def known_curvature(least: Array) -> Array:
+    """What Hessians have along all features of this `least_curvature`; 0 where it is rounding."""
+    told = least > JITTER * jnp.finfo(least.dtype).eps / BLURRED
+    return jnp.where(told, SHARED * least, 0)
 
 
 def _kronecker(s: Standardised, spread: Array) -> Kronecker:
@@ -396,20 +451,27 @@ def steepest(s: Standardised, metric: Metric, gradient: Array, size: Array) -> A
     return from_standard(s.mean, s.scale, apply(metric, g).astype(gradient.dtype) * size)
 
 
-def unseen(s: Standardised, metric: Metric | None, gradient: Array) -> Array:
+def unseen(
+    s: Standardised, metric: Metric | None, gradient: Array, least: Array | float = 0.0
+) -> Array:
     """What Newton's model may promise, at most, where features are nearly collinear.
 
     Along a direction whose curvature is lost in the jitter, g^2 / 2 over the least curvature that
-    the dtype of the gradient can tell from 0. A gradient that vanishes there, as it does where
-    features are collinear altogether, leaves nothing. A diagonal metric knows no such direction.
+    float64 can tell from 0. A gradient that vanishes there, as it does where features are collinear
+    altogether, leaves nothing. A diagonal metric knows no such direction: any may be one, unless
+    the penalty, or what is known of the features, `least`, is a curvature of all.
     """
-    if not isinstance(metric, Kronecker):
+    if metric is None:
         return jnp.zeros((), gradient.dtype)
     s = within(s, metric)
-    g = to_standard(s.mean, s.scale, gradient).astype(metric.inverse.dtype)
-    squares = jnp.square(centred(g) @ metric.features) * metric.inverse
+    g = centred(to_standard(s.mean, s.scale, gradient).astype(metric.inverse.dtype))
+    if isinstance(metric, Diagonal):
+        held = jnp.min(s.ridge[None, :-1] * metric.inverse[:, :-1], initial=1) / 2
+        curvature = jnp.maximum(jnp.maximum(held, least), LEAST_CURVATURE)
+        return (jnp.vdot(g, metric.inverse * g) / 2 / curvature).astype(gradient.dtype)
+    squares = jnp.square(g @ metric.features) * metric.inverse
     blurred = jnp.sum(jnp.where(metric.blur[None] > BLURRED, squares, 0)).astype(gradient.dtype)
-    ratio = jnp.finfo(metric.inverse.dtype).eps / jnp.finfo(gradient.dtype).eps
+    ratio = float(jnp.finfo(metric.inverse.dtype).eps / jnp.finfo(np.float64).eps)
     return JITTER * ratio / 2 * blurred
 
 

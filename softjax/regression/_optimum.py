@@ -46,7 +46,7 @@ from softjax.regression._problem import (
     example_weights,
     free,
     gradient_bound,
-    is_penalised,
+    is_loose,
     logits_at,
     penalised,
     point,
@@ -112,10 +112,7 @@ def _stationary_l1_jvp(primals, tangents):
 def suspected(problem: Problem, state: State, status: Array) -> Array:
     """Whether a fit with parameters that no penalty holds came to its end, and still moved."""
     done = (status == Status.CONVERGED) | (status == Status.PRECISION_FLOOR)
-    loose = ~is_penalised(problem)
-    if problem.factors is not None:
-        loose |= jnp.any(problem.factors == 0)
-    return done & loose & (state.farthest >= STILL)
+    return done & is_loose(problem) & (state.farthest >= STILL)
 
 
 def is_quasi_separated(problem: Problem, theta: Array, suspected: Array) -> Array:

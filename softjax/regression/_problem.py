@@ -372,10 +372,16 @@ def lacks_examples(problem: Problem) -> Array:
     return jnp.any(jnp.sum(problem.targets, 1) == 0) & (problem.constant > 0)
 
 
-def is_penalised(problem: Problem) -> Array:
+def is_penalised(problem: Problem | Data) -> Any:
     """Whether a penalty holds those features whose factor is not 0."""
     penalised = (problem.l2 > 0) | (problem.l1 > 0)
     return penalised if problem.l1_rows is None else penalised | (problem.l1_rows > 0)
+
+
+def is_loose(problem: Problem | Data) -> Any:
+    """Whether no penalty holds the parameters of some features, which may have no optimum then."""
+    loose = ~is_penalised(problem)
+    return loose if problem.factors is None else loose | jnp.any(problem.factors == 0)
 
 
 def free(problem: Problem) -> Array:

@@ -41,13 +41,12 @@ from softjax._sharding import fori_loop, while_loop
 from softjax.regression import _metric
 from softjax.regression._convergence import State, after_step, initial, judge, rounding_of
 from softjax.regression._descent import largest_move
-from softjax.regression._metric import LARGEST_FACTOR, Standardised
+from softjax.regression._metric import Standardised
 from softjax.regression._problem import (
     Problem,
     centred,
     example_weights,
     gradient_bound,
-    is_sparse,
     logits_at,
     penalised,
     point,
@@ -97,7 +96,8 @@ class Bound(NamedTuple):
         curvature: b [D + 1].
         threshold: s [D + 1], 0 for the bias.
         unseen: the largest number where some features are so nearly collinear that a step does not
-            see how they differ, and the penalty does not hold what they may gain by it; else 0.
+            see how they differ, and the penalty does not hold what they may gain by it, or where
+            that is not known; else 0.
     """
 
     gram: Array | None
@@ -145,7 +145,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         squared = jnp.vdot(image, step)
         decrement = jnp.where(squared > 0, squared * squared / (2 * curvature), 0)
 
-        norm = relative_norm(_smallest_subgradient(problem, here.theta, here.gradient), size)
+        norm = relative_norm(smallest_subgradient(problem, here.theta, here.gradient), size)
         objective = value(problem, here.theta, ahead_logits)
         now = judge(state._replace(decrement=decrement), objective, norm, tol, bound.unseen)
         # Only the parameters themselves converge: where the momentum is ahead of them, it rests.
@@ -258,7 +258,7 @@ def _shrink_rows(threshold: Array, v: Array) -> Array:
     return v * jnp.maximum(1 - threshold / jnp.where(norms > 0, norms, jnp.inf), 0)
 
 
-def _smallest_subgradient(problem: Problem, theta: Array, gradient: Array) -> Array:
+def smallest_subgradient(problem: Problem, theta: Array, gradient: Array) -> Array:
     """The gradient as the penalty leaves it: of the subgradients the smallest, 0 at the optimum."""
     if problem.l1_rows is not None:
         threshold = penalised(problem, jnp.full_like(theta[:1], problem.l1_rows))
@@ -275,7 +275,7 @@ def _bound(problem: Problem, s: Standardised) -> Bound:
     width = len(s.ridge)
     l1 = problem.l1 if problem.l1_rows is None else problem.l1_rows
     threshold = penalised(problem, l1 / jnp.append(s.scale, 1)[None])[0]
-    if is_sparse(problem.features) or width > LARGEST_FACTOR:
+    if _metric.is_diagonal(problem.features):
 
         def body(_, v):
             v = (v / jnp.linalg.norm(v))[None]
@@ -284,7 +284,8 @@ def _bound(problem: Problem, s: Standardised) -> Bound:
         # A start that no symmetry of the features makes an eigenvector.
         begin = jnp.asarray(np.random.default_rng(0).normal(size=width), s.ridge.dtype)
         largest = SAFETY * jnp.linalg.norm(fori_loop(0, POWER_STEPS, body, begin))
-        return Bound(None, largest + s.ridge, threshold, jnp.zeros_like(largest))
+        not_known = jnp.full_like(largest, jnp.finfo(largest.dtype).max)
+        return Bound(None, largest + s.ridge, threshold, not_known)
     gram = _metric.gram(s, weights)
     gram = (gram + gram.T) / 2 + jnp.diag(100 * s.rounding)  # more than it is off by
     largest, gram = _eigenvalue_bound(gram), gram + jnp.diag(s.ridge)

@@ -11,13 +11,25 @@ import numpy as np
 from jax import Array, lax
 
 from softjax._sharding import cond
-from softjax.regression import _buckets, _descent, _firth, _frame, _optimum, _proximal, _wide
+from softjax.regression import (
+    _buckets,
+    _descent,
+    _ending,
+    _firth,
+    _frame,
+    _metric,
+    _optimum,
+    _proximal,
+    _wide,
+)
 from softjax.regression._convergence import STILL, State, converged, hides_something, rounding_of
+from softjax.regression._descent import CONFIRMED
 from softjax.regression._directions import LBFGS, NEWTON, NEWTON_CG, PRECISE, Method
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import (
     Data,
     Problem,
+    is_loose,
     is_separated,
     logits_at,
     no_worse_than_zeros,
@@ -46,6 +58,7 @@ class Solver(NamedTuple):
         stationary: of (theta, problem): the optimum, as a function of the problem.
         objective: of (problem, theta): what is made small.
         needs_optimum: whether it has nothing to find where the classes are separated.
+        by_newton: whether its last step is Newton's, which says how much is left.
     """
 
     start: Callable
@@ -57,6 +70,7 @@ class Solver(NamedTuple):
     stationary: Callable = _optimum.stationary
     objective: Callable = objective
     needs_optimum: bool = True
+    by_newton: bool = True
 
 
 def _descending(method: Method, max_steps: int, chunk: int, **what: Any) -> Solver:
@@ -98,7 +112,7 @@ def _newton_cg_advance(
 SOLVERS = {
     "newton-cg": Solver(_newton_cg_start, _newton_cg_advance, 200, 1, rotates=False),
     "newton": _descending(NEWTON, 200, 1, takes_sparse=False),
-    "lbfgs": _descending(LBFGS, 5000, 50),
+    "lbfgs": _descending(LBFGS, 5000, 50, by_newton=False),
     "proximal": Solver(
         _proximal.start,
         _proximal.advance,
@@ -106,6 +120,7 @@ SOLVERS = {
         200,
         rotates=False,
         stationary=_optimum.stationary_l1,
+        by_newton=False,
     ),
     "firth": Solver(
         _firth.start,
@@ -212,18 +227,20 @@ class Run:
         program = _quickly_compiled()
         self.outcome = program(*self.fixed, self.data, self.tol, self.state, np.int32(stop))
         self.state = self.outcome.state
+        if self.outcome.status == Status.CONVERGED and self._is_unseen():
+            looked = _ending.look(
+                self.fixed[1], self.data, self.state.theta, self.state.first, self.tol
+            )
+            self.outcome = _doubted(self.outcome, looked)
         return int(self.outcome.status)
 
+    def _is_unseen(self) -> bool:
+        """Whether the solver takes no step of Newton's, and no penalty holds some parameters."""
+        smooth = not self.data.l1 and self.data.l1_rows is None
+        return smooth and not SOLVERS[self.fixed[0]].by_newton and bool(is_loose(self.data))
+
     def _quasi_separated(self) -> bool:
-        """Whether there is a proof of it, in float64 whatever the dtype of the fit."""
-
-        def doubled(leaf):
-            floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-            return leaf.astype(np.float64) if floating else leaf
-
-        with jax.enable_x64(True):
-            data, theta = jax.tree.map(doubled, (self.data, self.state.theta))
-            return bool(_quasi_separated(self.fixed[1], data, theta, self.outcome.suspected))
+        return _ending.is_proven(self.fixed[1], self.data, self.state.theta)
 
     def result(self, progress: Progress, status: int, history: list[dict[str, float]]) -> FitResult:
         return FitResult(
@@ -283,6 +300,14 @@ def to_the_end(
     state = solver.start(data, pack(params))
     tol = jnp.asarray(tol, data.features.dtype)
     outcome = _within_trace(name, num_classes, data, tol, state, limit)
+    if not penalised and not solver.by_newton and data.l1_rows is None:
+        unseen = (outcome.status == Status.CONVERGED) & is_loose(data) & (data.l1 == 0)
+        at_end = (num_classes, data, outcome.state.theta, outcome.state.first, tol)
+        outcome = cond(
+            unseen,
+            lambda: _doubted(outcome, _ending.looked(*at_end)),
+            lambda: outcome,
+        )
     if not penalised and data.features.dtype == np.float64:
         ended = outcome._replace(state=outcome.state._replace(memory=()))
         outcome = cond(
@@ -294,7 +319,7 @@ def to_the_end(
     if not penalised:
         proven = cond(
             outcome.suspected,
-            lambda: _quasi_separated(num_classes, data, state.theta, outcome.suspected),
+            lambda: _ending.quasi_separated(num_classes, data, state.theta, outcome.suspected),
             lambda: jnp.asarray(False),
         )
         # What moves on has no optimum that is known, and no proof that there is none.
@@ -324,11 +349,32 @@ def _advance(
         suspected = _optimum.suspected(problem, state, status)
     if solver.needs_optimum and name != PRECISELY:
         hidden = (status == Status.PRECISION_FLOOR) & hides_something(state, tol)
+        if _metric.is_diagonal(problem.features):
+            seen = _seen(problem, tol, state, logits, hidden)
+            status = jnp.where(seen, Status.CONVERGED, status).astype(jnp.int32)
+            hidden &= ~seen
         hidden &= problem.l1 == 0
         hidden &= problem.l1_rows is None
     objective = state.value * mass
     params = unpack(state.theta)
     return Outcome(state, params, objective, status, separated, suspected, hidden)
+
+
+def _doubted(outcome: Outcome, ending: _ending.Ending) -> Outcome:
+    """The outcome with what was found where the solver had converged by its own steps."""
+    status = np.where if isinstance(ending.converged, np.ndarray) else jnp.where
+    status = status(ending.converged, outcome.status, Status.PRECISION_FLOOR).astype(np.int32)
+    suspected = outcome.suspected | ending.moving
+    hidden = outcome.hidden | suspected | ~ending.converged
+    return outcome._replace(status=status, suspected=suspected, hidden=hidden)
+
+
+def _seen(problem: Problem, tol: Array, state: State, logits: Array, hidden: Array) -> Array:
+    """Whether all that a diagonal metric may have `hidden` is known, and the fit has converged."""
+    at_end = converged(state.value, state.first, state.norm, state.decrement, CONFIRMED * tol)
+    at_end &= (state.move < STILL) | ~state.strict
+    looked = partial(_ending.seen, problem, state.theta, logits, tol)
+    return cond(hidden & at_end, looked, lambda: jnp.asarray(False))
 
 
 def _continued(num_classes: int, data: Data, tol: Array, ended: Outcome, limit: Array) -> Outcome:
@@ -381,7 +427,9 @@ def _more_precisely(
             at, step = there.state, beyond.state
             first = np.asarray(state.first)
             first = first + rounding_of(first)  # of the dtype that it was computed in
-            measured = map(float, (at.value, first, at.norm, step.decrement, within))
+            # Rounding may move a gradient of the size of `tol` by as much.
+            tols = CONFIRMED * within
+            measured = map(float, (at.value, first, at.norm, step.decrement, tols))
             reached = converged(*measured)
             if status in (Status.CONVERGED, Status.PRECISION_FLOOR):
                 fell = reached and bool(step.move < STILL)
@@ -392,14 +440,6 @@ def _more_precisely(
     state = jax.tree.map(lambda new, old: new.astype(old.dtype), outcome.state, old)
     params = unpack(jnp.asarray(state.theta))
     return outcome._replace(state=state, params=params, status=np.int32(status))
-
-
-@partial(jax.jit, static_argnames="num_classes")
-def _quasi_separated(num_classes: int, data: Data, theta: Array, suspected: Array) -> Array:
-    """In a program of its own: most fits have no need of it."""
-    data, _ = normalised(data, num_classes)
-    problem = problem_of(data, num_classes)
-    return _optimum.is_quasi_separated(problem, theta, suspected)
 
 
 @partial(jax.jit, static_argnames="num_classes")

@@ -7,7 +7,7 @@ that of the next step, which makes most steps one pass.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,10 +18,10 @@ import numpy as np
 from jax import Array
 
 from softjax import _checks, processes
-from softjax.regression import Event, FitResult, _frame, _metric
+from softjax.regression import Event, FitResult, _ending, _frame, _metric
 from softjax.regression._arguments import refuse_scales
-from softjax.regression._convergence import converged, progressed
-from softjax.regression._descent import BEFORE, BEYOND, TRIALS
+from softjax.regression._convergence import NEAR, STILL, converged, progressed
+from softjax.regression._descent import BEFORE, BEYOND, TRIALS, largest_move
 from softjax.regression._directions import LBFGS, Memory
 from softjax.regression._problem import (
     Data,
@@ -153,6 +153,9 @@ def fit(
     metric = _metric.empty(no_rows, num_classes, dtype)
     memory = LBFGS.start(no_rows, theta)._replace(metric=metric)
     decrement, first, lowest, best, stalled, step = np.inf, here.value, np.inf, np.inf, 0, 0
+    # Where no penalty holds them, parameters that still move, since the gradient has been NEAR or
+    # in the last step, may have no optimum.
+    near, suspected = None, False
     history: list[dict[str, float]] = []
     while True:
         norm = float(np.max(np.abs(here.gradient) / bound))
@@ -160,9 +163,14 @@ def fit(
         if not np.isfinite(here.value) or not np.isfinite(norm):
             status = Status.NON_FINITE
         elif converged(here.value, first, norm, decrement, tol):
-            status = Status.CONVERGED
-        elif stalled >= LBFGS.patience:
+            known = l2 or here.separated or near is None
+            moving = not known and passes.move(theta - near) >= STILL
+            suspected = suspected or moving
+            near = theta if moving else near
+            status = Status.RUNNING if moving else Status.CONVERGED
+        if status == Status.RUNNING and stalled >= LBFGS.patience:
             status = Status.PRECISION_FLOOR
+        near = theta if near is None or best >= NEAR else near
         stalled = 0 if progressed(here.value, lowest, norm, best) else stalled + 1
         lowest, best = min(here.value, lowest), min(norm, best)
         seconds = time.perf_counter() - begin
@@ -189,7 +197,9 @@ def fit(
     done = status in (Status.CONVERGED, Status.PRECISION_FLOOR)
     if done and here.separated and l2 == 0:
         status = Status.SEPARATED
-    elif done and fit_intercept and not np.all(here.classes):
+    elif (done and fit_intercept and not np.all(here.classes)) or (
+        suspected and passes.is_proven(theta)
+    ):
         status = Status.QUASI_SEPARATED
     if status == Status.RUNNING and interrupted:
         status = Status.CALLBACK
@@ -230,20 +240,32 @@ class _Passes:
             self.shift = self.centre
         return self.centre is not None
 
+    def move(self, d: np.ndarray) -> float:
+        """By how many nats `d` moves one class of a row against another, at most: one pass."""
+        fixed = (*self.fixed, self.shift, self.constant, jnp.asarray(d))
+        moves = [_move(*fixed, chunk) for chunk in self._own()]
+        self.count += 1
+        return max(map(float, processes.gather(max(map(float, moves), default=0.0))))
+
+    def is_proven(self, theta: np.ndarray) -> bool:
+        """Whether the rows prove that they are quasi-separated, if all are few enough to hold."""
+        count = self.rows.num_rows
+        if count * self.row_bytes > SAMPLE_BYTES:
+            return False
+        features, labels, weights = self._chunk(count, count, 0)
+        features = _frame.less(_transformed(self.fixed[1], features), self.shift)
+        zero, constant = jnp.zeros((), features.dtype), jnp.asarray(self.constant)
+        data = Data(features, labels, weights, None, zero, zero, constant=constant)
+        return _ending.is_proven(self.num_classes, data, jnp.asarray(theta))
+
     def at(self, theta: np.ndarray) -> Sums:
         """The objective and its gradient: one pass."""
-        own = own_rows(self.rows.num_rows)
-        size = max(min(CHUNK_BYTES // self.row_bytes, len(own)), 1)
-        starts = range(own.start, own.stop, size)
         on_device = jnp.asarray(theta)
         width = self.rows.num_features + 1
         zero = (0.0, np.zeros((self.num_classes, width)), np.zeros(width), True)
         total = Sums(*zero, np.zeros(width - 1), np.zeros(self.num_classes))
-        with closing(ahead(partial(self._chunk, size, own.stop), starts)) as chunks:
-            for chunk in chunks:
-                total = _added(
-                    total, _sums(*self.fixed, self.shift, self.constant, on_device, chunk)
-                )
+        for chunk in self._own():
+            total = _added(total, _sums(*self.fixed, self.shift, self.constant, on_device, chunk))
         everywhere = Sums(*zero, np.zeros(width - 1), np.zeros(self.num_classes))
         for part in processes.gather(total):
             everywhere = _added(everywhere, part)
@@ -260,6 +282,14 @@ class _Passes:
             everywhere.largest,
             everywhere.classes,
         )
+
+    def _own(self) -> Iterator[Batch]:
+        """The rows of this process, in chunks."""
+        own = own_rows(self.rows.num_rows)
+        size = max(min(CHUNK_BYTES // self.row_bytes, len(own)), 1)
+        starts = range(own.start, own.stop, size)
+        with closing(ahead(partial(self._chunk, size, own.stop), starts)) as chunks:
+            yield from chunks
 
     def sample(self) -> Batch:
         """Runs of rows from all over the data."""
@@ -366,6 +396,20 @@ def _sums(
         jnp.max(jnp.where(batch.weights[:, None] > 0, jnp.abs(features), 0), 0, initial=0),
         size * jnp.sum(problem.targets, 1),
     )
+
+
+@partial(jax.jit, static_argnames=("num_classes", "transform"))
+def _move(
+    num_classes: int,
+    transform: Callable[[Array], Array] | None,
+    shift: Array,
+    constant: Array,
+    d: Array,
+    batch: Batch,
+) -> Array:
+    features = _frame.less(_transformed(transform, batch.features), shift)
+    problem = _problem(num_classes, features, constant, batch)
+    return largest_move(jnp.where(batch.weights[None] > 0, class_scores(problem, d), 0))
 
 
 @partial(jax.jit, static_argnames=("num_classes", "transform"))

@@ -249,13 +249,20 @@ def with_l1(f: Standard, start: np.ndarray) -> float:
 
 
 def firth_best(problem: Problem, theta: np.ndarray) -> tuple[float, float]:
-    """The same with -log det(information) / 2N, the first class at 0."""
+    """The same with -log det(information) / 2N, the first class at 0, on the span of the features.
+
+    Another basis of it changes the determinant by a constant.
+    """
     f = Standard.of(problem)
-    ours = f.parameters(theta)
-    ours = (ours - ours[:, :1])[:, 1:].ravel()
+    logits = f.x @ f.parameters(theta)
+    basis, sizes, _ = np.linalg.svd(f.x, full_matrices=False)
+    basis = basis[:, sizes > 1e-11 * sizes[0]] * np.sqrt(len(f.x))
+    width = basis.shape[1]
+    f = f._replace(x=basis, scale=np.ones(width - 1))
+    ours = (basis.T @ (logits - logits[:, :1])[:, 1:] / len(basis)).ravel()
 
     def value(free):
-        theta = np.hstack([np.zeros((f.x.shape[1], 1)), free.reshape(f.x.shape[1], -1)]).ravel()
+        theta = np.hstack([np.zeros((width, 1)), free.reshape(width, -1)]).ravel()
         classes = problem.num_classes
         kept = [i for i in range(theta.size) if i % classes]
         sign, log_det = np.linalg.slogdet(len(f.x) * f.hessian(theta)[np.ix_(kept, kept)])
