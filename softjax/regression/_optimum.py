@@ -143,6 +143,8 @@ def is_quasi_separated(problem: Problem, theta: Array, suspected: Array) -> Arra
         d = _parallel(problem, tied, _parallel(problem, tied, along))  # to the last digits
         lead = _leads(problem, class_scores(problem, d)) / _size(s, d)[None]
         proven = (jnp.min(lead) >= behind) & (jnp.max(lead) > 10 * ahead)
+        # Where all was taken away, what is left is rounding, and its signs are no proof.
+        proven &= jnp.max(_sizes(s, d)) > -behind * jnp.max(_sizes(s, along))
         return attempt + 1, tied | (lead < ahead), proven
 
     begin = jnp.where(suspected, first, ATTEMPTS)
@@ -242,7 +244,9 @@ def _leads(problem: Problem, logits: Array) -> Array:
 def _parallel(problem: Problem, tied: Array, d: Array) -> Array:
     """`d` without what would part classes that tie."""
     tied = tied.astype(d.dtype)
-    p, logits = tied / jnp.sum(tied, 0, keepdims=True), class_scores(problem, d)
+    p, counted = tied / jnp.sum(tied, 0, keepdims=True), example_weights(problem.targets) > 0
+    # An example without weight parts nothing, and its rounding is none of the others'.
+    logits = jnp.where(counted[None], class_scores(problem, d), 0)
     parted = spread(jnp.ones(len(logits[0]), d.dtype), p, logits)
     # What parts them is known but for the rounding of the logits: no more of it can be solved for.
     among = jnp.where(jnp.sum(tied, 0, keepdims=True) > 1, jnp.abs(centred(logits)), 0)
@@ -268,10 +272,15 @@ def _robust(problem: Problem, s: _metric.Standardised) -> _metric.Standardised:
     return lax.fori_loop(0, ROBUST_TURNS, turn, s)
 
 
+def _sizes(s: _metric.Standardised, d: Array) -> Array:
+    """[D + 1]: the largest parameters of the standardised features, over the classes."""
+    bias = d[:, -1:] + d[:, :-1] @ s.mean[:, None]
+    return jnp.max(jnp.abs(jnp.concatenate([d[:, :-1] * s.scale[None], bias], 1)), 0)
+
+
 def _size(s: _metric.Standardised, d: Array) -> Array:
     """[N]: the size of the terms of the logits along d, no less than that of usual examples."""
-    bias = d[:, -1:] + d[:, :-1] @ s.mean[:, None]
-    largest = jnp.max(jnp.abs(jnp.concatenate([d[:, :-1] * s.scale[None], bias], 1)), 0)
+    largest = _sizes(s, d)
     unit = jnp.max(largest)  # within what float32 holds
     squares = jnp.square(largest / unit).astype(jnp.float32)
     return unit * (1 + jnp.sqrt(_metric.squared(s, squares)).astype(d.dtype))
