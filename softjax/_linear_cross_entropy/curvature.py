@@ -37,7 +37,7 @@ from softjax._linear_cross_entropy.pieces import (
     times_rows,
 )
 from softjax._linear_cross_entropy.plans import rows_of_pairs
-from softjax._linear_cross_entropy.sharded import cast, mapped, padded
+from softjax._linear_cross_entropy.sharded import cast, gathered, mapped, padded, scattered
 from softjax._numerics import compute_dtype, maximum
 from softjax._sharding import Lead, axes_of, brought_to, mesh_of, varying
 from softjax._softmax import softmax_core, softmax_tangent
@@ -189,12 +189,11 @@ def _products_on(
 
     def local(arguments: Arguments, scale: Array, tangents: Tangents) -> Tangents:
         h_dot, kernel_dot, bias_dot = tangents
-        if kernel_dot is not None and features:
-            kernel_dot = lax.all_gather(kernel_dot, features, axis=axis, tiled=True)
+        if kernel_dot is not None:
+            kernel_dot = gathered(kernel_dot, features, axis)
         dots = varying((h_dot, kernel_dot, bias_dot), (*rows, *classes))
         h, w, b = _products(classes, budget, cast(layout, arguments), scale, dots)
-        if w is not None and features:
-            w = lax.psum_scatter(w, features, scatter_dimension=axis, tiled=True)
+        w = None if w is None else scattered(w, features, axis)
         left = tuple(name for name in rows if name not in features)
         sums = (h, classes), (w, left), (b, rows)
         h, w, b = (lax.psum(a, axes) if a is not None and axes else a for a, axes in sums)

@@ -43,7 +43,7 @@ from softjax._linear_cross_entropy.pieces import (
 )
 from softjax._linear_cross_entropy.plans import rows_of_tangents
 from softjax._numerics import compute_dtype
-from softjax._sharding import varying
+from softjax._sharding import Names, varying
 
 
 def each_on(
@@ -141,10 +141,27 @@ def cast(layout: Layout, arguments: Arguments) -> Arguments:
     if layout.features:
         # Cast before it is gathered: dW is scattered first, and the other axes sum what is left.
         kernel = varying(classes.kernel, layout.rows)
-        axis = 1 - classes.axis
-        kernel = lax.all_gather(kernel, layout.features, axis=axis, tiled=True)
+        kernel = gathered(kernel, layout.features, 1 - classes.axis)
         classes = classes._replace(kernel=kernel)
     return varying(Arguments(rows, classes, scalars), layout.rows)
+
+
+def gathered(a: Array, names: Names, axis: int) -> Array:
+    """`a` with the shards of all devices along an axis, over one axis of the mesh after the other.
+
+    For the transpose of a gather over several, a TPU sends the whole sum to each device, twice what
+    it takes to scatter it.
+    """
+    for name in reversed(names):
+        a = lax.all_gather(a, name, axis=axis, tiled=True)
+    return a
+
+
+def scattered(a: Array, names: Names, axis: int) -> Array:
+    """The sum over the devices, each with its shard along an axis: the transpose of `gathered`."""
+    for name in names:
+        a = lax.psum_scatter(a, name, scatter_dimension=axis, tiled=True)
+    return a
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
