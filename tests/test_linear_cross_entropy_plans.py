@@ -45,7 +45,7 @@ def whole(rows, classes):
         (GEMMA_2_2B, False, "gpu", 2**30, None, whole(512, 256000)),
         # All rows by some classes, and the logits of a row are multiplied again.
         (GEMMA_2_2B, True, "gpu", 10**9 // 2, None, Plan(8192, 8192, 6400, keep=False)),
-        (GEMMA_2_2B, True, "tpu", 10**9 // 2, None, Plan(8192, 8192, 4000, keep=False)),
+        (GEMMA_2_2B, True, "tpu", 10**9 // 2, None, Plan(8192, 8192, 4992, keep=False)),
         # The gradient of hidden, of all rows in float32, would take more than all of it.
         (WIDE, True, "gpu", 10**9 // 2, None, Plan(464, 116, 2048, keep=True, apart=True)),
         # Few rows are one piece, and none is allowed.
@@ -136,7 +136,7 @@ def test_the_form_of_every_platform(platform, dtype, budget, plan, monkeypatch):
         ("FEWEST_ROWS_OF_SUMS", 2),
     ]:
         monkeypatch.setattr(plans, name, value)
-    monkeypatch.setattr(plans, "SMALL_TILE", 1)
+    monkeypatch.setattr(plans, "TILE", 1)
     jax.clear_caches()
     shapes, name = Shapes(N, D, V, 4, dtype == "bfloat16"), {"cuda": "gpu", "default": "tpu"}
     found = plans.plan_of_accelerator(shapes, name[platform], budget, None, with_kernel=True)

@@ -155,14 +155,14 @@ def plan_of_accelerator(
     left = _fitting(budget - sums, row)
     if left >= min(n, FEWEST_ROWS_OF_SUMS):
         return _of_whole_rows(shapes, _fewest(n, left))
-    arrays = 2.5 if platform == "tpu" else 1.5 if half else 2  # a TPU leaves gaps between arrays
+    arrays = 1.5 if half and platform == "gpu" else 2  # a TPU leaves gaps between arrays
     column = math.ceil(arrays * size * (n + d))
     beside_sums = budget - size * n * d
     # All rows by v classes read and write the sum of the gradients of hidden V / v times, and read
     # hidden; n rows by all classes read the kernel N / n times, and twice.
     if 3 * (n + d) * budget < classes * beside_sums:
-        return Plan(n, n, _fewest(classes, _fitting(beside_sums, column)), keep=False)
-    rows, width = _fewest(n, fitting), _fewest(classes, _fitting(budget, column))
+        return Plan(n, n, _fewest(classes, _fitting(beside_sums, column), TILE), keep=False)
+    rows, width = _fewest(n, fitting), _fewest(classes, _fitting(budget, column), TILE)
     return Plan(rows, _quarter(rows), width, keep=True, apart=True)
 
 
@@ -239,19 +239,20 @@ def _fitting(budget: int, bytes_of_one: int) -> int:
     return max(budget, 0) // max(bytes_of_one, 1)
 
 
-def _fewest(length: int, fitting: int) -> int:
+def _fewest(length: int, fitting: int, tile: int = SMALL_TILE) -> int:
     """The size of the fewest pieces, of whole tiles; of equal pieces where a few more are equal.
 
-    A last piece of its own size is compiled for itself.
+    A last piece of its own size is compiled for itself. A TPU copies all of the kernel to take
+    other classes of it than whole tiles.
     """
     if fitting >= length:
         return max(length, 1)
-    size = max(fitting // SMALL_TILE * SMALL_TILE, min(fitting, SMALL_TILE), 1)
+    size = max(fitting // tile * tile, min(fitting, tile), 1)
     count = -(-length // size)
     equal = (length // more for more in range(count, count + count // 4 + 1) if length % more == 0)
     even = -(-length // count)
-    wanted = (*equal, -(-even // TILE) * TILE, -(-even // SMALL_TILE) * SMALL_TILE)
-    return next((n for n in wanted if n <= size and n % SMALL_TILE == 0), size)
+    wanted = (*equal, -(-even // TILE) * TILE, -(-even // tile) * tile)
+    return next((n for n in wanted if n <= size and n % tile == 0), size)
 
 
 def _even(length: int, size: int) -> int:
