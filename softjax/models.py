@@ -55,7 +55,9 @@ class Model(NamedTuple):
     @property
     def params(self) -> SoftmaxRegression:
         """The parameters, for the functions of `softjax.regression`; float64 of NumPy."""
-        return SoftmaxRegression(self.kernel, self.bias)
+        kernel: Any = self.kernel
+        bias: Any = self.bias
+        return SoftmaxRegression(kernel, bias)
 
     @property
     def table(self) -> list[Column]:

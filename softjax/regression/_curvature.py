@@ -315,7 +315,7 @@ class Rows(NamedTuple):
 
     Attributes:
         x: features [N, D], dense or BCOO.
-        targets: of the labels; None where they do not matter.
+        targets: ClassIndices or a distribution; None where they do not matter.
         w: sample weights [N]; None for ones.
         c: class weights [K]; None for ones.
         offset: [N, K]; None for zeros.
@@ -323,7 +323,7 @@ class Rows(NamedTuple):
     """
 
     x: Any
-    targets: ClassIndices | Array | None
+    targets: Any
     w: Array | None
     c: Array | None
     offset: Array | None = None

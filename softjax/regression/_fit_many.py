@@ -227,12 +227,13 @@ def run(
     The fits to all the data go from the largest penalty to the smallest, each from the one before;
     the lanes of a group start at its fit to all the data.
     """
-    tol = not_negative("tol", tol)
+    known_tol = not_negative("tol", tol)
     limit = MAX_STEPS if max_steps is None else at_least("max_steps", max_steps, 0)
     params = initial_params(init, data, num_classes)
     data, frame = _frame.framed(data, True)
-    params, tol = _frame.inside(frame, params), jnp.asarray(tol, data.features.dtype)
-    groups = Groups(data, lane_of, report_of, tol, num_classes, count)
+    params = _frame.inside(frame, params)
+    tolerance = jnp.asarray(known_tol, data.features.dtype)
+    groups = Groups(data, lane_of, report_of, tolerance, num_classes, count)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((groups, params))):
         if callback is not None:
             raise error("callback", "None where the data are traced", callback)

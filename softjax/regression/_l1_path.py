@@ -47,7 +47,7 @@ from softjax.regression._problem import (
 from softjax.regression._result import FitResult, Status
 
 if TYPE_CHECKING:
-    from jax.experimental.sparse import BCOO
+    pass
 
 # The numbers of columns that take part are these times powers of GROWTH, or all.
 FEWEST, GROWTH = 64, 4
@@ -192,7 +192,7 @@ class _Path:
 class _Columns:
     """Some columns of the features, brought to a usual number by columns of zeros."""
 
-    def __init__(self, x: "Array | BCOO"):
+    def __init__(self, x: Any):
         self.x, self.sparse = x, is_sparse(x)
         if not self.sparse:
             self.host = np.asarray(x)

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 # What is made of features beyond SMALL numbers is made of some columns at a time, BLOCK numbers.
 SMALL, BLOCK, FEWEST_COLUMNS = 2**20, 2**19, 16
 
@@ -286,7 +287,7 @@ def penalised(problem: Problem, theta: Array) -> Array:
     return theta * jnp.append(problem.factors, 0)[None]
 
 
-def ridge(problem: Problem) -> Array:
+def ridge(problem: Data | Problem) -> Any:
     """The strength of the squared penalty, a scalar or one for each feature, [D]."""
     return problem.l2 if problem.factors is None else problem.l2 * problem.factors
 

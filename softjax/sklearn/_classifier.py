@@ -52,8 +52,8 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
     """What the classifiers have in common once they are fitted: predictions and statistics."""
 
     classes_: np.ndarray
-    coef_: np.ndarray
-    intercept_: np.ndarray
+    coef_: Any
+    intercept_: Any
     l2_: float
     l1_: float
     fit_intercept: bool
@@ -88,7 +88,7 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         if len(self.classes_) > 2:
             return SoftmaxRegression(coef.T, self.intercept_)
         # Of two classes only the difference of the columns counts: half of it is for each.
-        halves = np.array([-0.5, 0.5], coef.dtype)
+        halves: Any = np.array([-0.5, 0.5], coef.dtype)
         return SoftmaxRegression(coef.T * halves, self.intercept_ * halves)
 
     def summary(

@@ -162,9 +162,8 @@ class SoftmaxClassifierCV(SoftmaxModel):
         """The fold in which each example is held out, [N]; -1 of one that never is."""
         folds = np.full(len(labels), -1, np.int32)
         everything = np.arange(len(labels))
-        for fold, (train, test) in enumerate(
-            check_cv(self.cv, labels, classifier=True).split(X, labels)
-        ):
+        splitter: Any = check_cv(self.cv, labels, classifier=True)
+        for fold, (train, test) in enumerate(splitter.split(X, labels)):
             train, test = everything[train], everything[test]
             if (folds[test] >= 0).any() or len(np.union1d(train, test)) < len(labels):
                 expected = "disjoint test sets, each fitted without it to all other examples"

@@ -43,7 +43,7 @@ def examples(
         sample_weight: [N], >= 0, a number, or None.
         classes: those of a fit, to which the labels have to belong; None for a new fit.
     """
-    X, y = validate_data(
+    validated: Any = validate_data(
         estimator,
         X,
         y,
@@ -52,14 +52,15 @@ def examples(
         order="C",
         reset=classes is None,
     )
+    X, y = validated
     check_classification_targets(y)
-    encoder = LabelEncoder()
-    if classes is None:
-        labels = encoder.fit_transform(y)
-        classes = encoder.classes_
-    else:
+    encoder: Any = LabelEncoder()
+    if classes is not None:
         encoder.classes_ = classes
         labels = encoder.transform(y)
+    else:
+        labels = encoder.fit_transform(y)
+    classes = np.asarray(encoder.classes_)
     if len(classes) < 2:
         name = type(estimator).__name__
         only = f"the data contains only one class: {classes.tolist()[0]!r}"
@@ -83,7 +84,7 @@ def as_jax(features: Any) -> Any:
     from jax.experimental.sparse import BCOO
 
     rows = np.repeat(np.arange(features.shape[0], dtype=np.int32), np.diff(features.indptr))
-    indices = np.stack([rows, features.indices.astype(np.int32, copy=False)], axis=1)
+    indices: Any = np.stack([rows, features.indices.astype(np.int32, copy=False)], axis=1)
     canonical = features.has_canonical_format
     return BCOO(
         (features.data, indices),

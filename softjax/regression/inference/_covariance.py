@@ -273,9 +273,9 @@ def _covariance(params: SoftmaxRegression, rows: Rows, l2, codes, groups: int, r
     if robust or l2 is not None:
         v = jnp.linalg.multi_dot([v, meat, v], precision=EXACT)
     correction = jnp.ones((), v.dtype)
+    n = jnp.sum(optimum.counts)
+    size = len(v) - (1 - jnp.asarray(rows.constant, v.dtype)) * (k - 1)
     if robust == "HC1" or codes is not None:
-        n = jnp.sum(optimum.counts)
-        size = len(v) - (1 - jnp.asarray(rows.constant, v.dtype)) * (k - 1)
         correction = jnp.where(n > size, n / (n - size), jnp.nan)
     if codes is not None:
         g = jnp.sum(jnp.zeros(groups, n.dtype).at[codes].max(optimum.counts) > 0)
