@@ -5,6 +5,7 @@ An implementation maps the name of an operation to a function of its arguments, 
 bound. A peer whose package is not installed is absent, and `list` says so.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -115,7 +116,9 @@ def _scikit_learn(logits, labels):
 
 
 def _jaxopt(logits, labels):
-    from jaxopt.loss import multiclass_logistic_loss  # pyright: ignore[reportMissingImports]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that it is no longer maintained
+        from jaxopt.loss import multiclass_logistic_loss  # pyright: ignore[reportMissingImports]
 
     return jax.vmap(multiclass_logistic_loss)(labels, logits)
 

@@ -115,9 +115,11 @@ def _product(a: Array, b: Array) -> Array:
 @partial(_product.defjvp, symbolic_zeros=True)
 def _product_jvp(primals, tangents):
     (a, b), (a_dot, b_dot) = primals, tangents
-    parts = []
+    value, parts = _product(a, b), []
     if not isinstance(a_dot, SymbolicZero):
+        a_dot = jnp.broadcast_to(a_dot, value.shape)  # `row_map` has the rank and sizes of its v
         parts.append(row_map(_product_of, _product_of, a_dot, (b,), ()))
     if not isinstance(b_dot, SymbolicZero):
+        b_dot = jnp.broadcast_to(b_dot, value.shape)
         parts.append(row_map(_product_with, _product_with, b_dot, (a,), ()))
-    return _product(a, b), sum(parts[1:], parts[0])
+    return value, sum(parts[1:], parts[0])

@@ -167,7 +167,9 @@ def softmax_core(x: Array, axes: Axes) -> Array:
         m, r, e = excess_and_exponentials(x, axes)
         return e / total(m, r)
 
-    on_cpu = plain if sums_are_written_out(x, axes) else on_cpu
+    # Over the devices of sharded classes one sum goes, not two.
+    is_plain = sums_are_written_out(x, axes) or math.prod(shards(x, axes)) > 1
+    on_cpu = plain if is_plain else on_cpu
     return lax.platform_dependent(x, cpu=on_cpu, default=plain)
 
 

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -180,7 +181,7 @@ def checked_labels(
         is_sparse = isinstance(labels, TopKLabels)
         got = "TopKLabels" if is_sparse else f"dtype {jnp.asarray(labels).dtype}"
         raise TypeError(_checks.message(name, "labels", "class indices (integer)", got))
-    shape = jnp.shape(labels)
+    shape = np.shape(labels)
     if len(shape) != len(head.lead) + 1 or shape[:-1] != head.lead:
         _checks.same_shape(name, "labels", labels, head.lead)
         options = {"ignore_index": ignore_index, "class_axis": class_axis, **of_loss}

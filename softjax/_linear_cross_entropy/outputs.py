@@ -199,7 +199,9 @@ def linear_cross_entropy_outputs(
     dtype = compute_dtype(head.hidden.dtype)
     scalars = checked_scalars(name, dtype, softcap, temperature, z_loss)
     of_loss = {"label_smoothing": label_smoothing, "class_weights": class_weights}
-    has_loss = labels is not None and jnp.ndim(labels) == len(head.lead)
+    rank = len(head.lead)
+    one_each = getattr(labels, "ndim", rank) == rank and not isinstance(labels, tuple)
+    has_loss = labels is not None and one_each
     if not has_loss:
         _refuse_options(name, {**of_loss, "z_loss": z_loss})
     rows, spread = checked_labels(name, head, labels, ignore_index, class_axis, **of_loss)

@@ -84,7 +84,7 @@ def influence(
         >>> params = softjax.regression.fit(x, labels, l2=0.1).params
         >>> found = softjax.regression.inference.influence(params, x, labels, l2=0.1)
         >>> int(found.cooks_distance.argmax())
-        2
+        1
 
     Source: D. Pregibon, "Logistic regression diagnostics" (1981), eq. (9) and section 4;
         E. Lesaffre and A. Albert, "Multiple-group logistic regression diagnostics" (1989).
