@@ -94,10 +94,12 @@ def inner(a: Array, b: Array, axes: Axes) -> Array:
 
 
 def _product_with(v: Array, c: Array, *, axes: Axes) -> Array:
+    """c v with 0 v = 0, linear in v."""
     return _product(c, v)
 
 
 def _product_of(v: Array, c: Array, *, axes: Axes) -> Array:
+    """v c with 0 c = 0, taken as linear in v: where v is 0, c has no say."""
     return jnp.where(v == 0, 0, v * c)
 
 

@@ -71,15 +71,19 @@ def shift_row(x: Array, m: Array, axes: Axes) -> Array:
 
 
 def rows_fit_a_kernel(x: Array, axes: Axes) -> bool:
-    """Whether a kernel of a GPU holds whole rows; not known of rows whose size is a symbol."""
-    sizes = [x.shape[axis] for axis in axes]
-    return all(isinstance(n, int) for n in sizes) and math.prod(sizes) <= ROW_OF_ONE_KERNEL
+    """Whether a kernel of a GPU holds whole rows."""
+    return _rows_are_at_most(ROW_OF_ONE_KERNEL, x, axes)
 
 
 def sums_are_written_out(x: Array, axes: Axes) -> bool:
     """Whether XLA:CPU adds up the few terms of a row one by one, in the same order in any row."""
+    return _rows_are_at_most(UNROLLED, x, axes)
+
+
+def _rows_are_at_most(length: int, x: Array, axes: Axes) -> bool:
+    """Whether rows over `axes` are no longer; not known of rows whose size is a symbol."""
     sizes = [x.shape[axis] for axis in axes]
-    return all(isinstance(n, int) for n in sizes) and math.prod(sizes) <= UNROLLED
+    return all(isinstance(n, int) for n in sizes) and math.prod(sizes) <= length
 
 
 def sums_beside_top(x: Array, m: Array, axes: Axes) -> Pair:

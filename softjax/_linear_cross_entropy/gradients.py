@@ -34,9 +34,11 @@ from softjax._linear_cross_entropy.pieces import (
     accumulated,
     block_dots,
     cut,
+    dots_like,
     dots_of,
     jvp_along,
     plus,
+    product_tangent,
     put,
     shapes_of,
     some_classes,
@@ -137,13 +139,7 @@ def by_rows(function: Callable, budget: int | None, arguments: Arguments) -> Any
     """The same, with the derivative by JAX."""
 
     def tangent(part: Arguments, dots: Arguments):
-        dots = jax.tree.map(
-            lambda a, dot: None if dot is None else dot.astype(a.dtype),
-            part,
-            dots,
-            is_leaf=lambda a: a is None,
-        )
-        return jvp_along(lambda part: function(part)[0], (part,), (dots,))
+        return jvp_along(lambda part: function(part)[0], (part,), (dots_like(part, dots),))
 
     return of_rows(function, tangent, budget, arguments)
 
@@ -151,29 +147,16 @@ def by_rows(function: Callable, budget: int | None, arguments: Arguments) -> Any
 def block_tangent(
     part: Arguments, dots: Arguments, block: Block, s: Statistics, start: Array | int
 ) -> Array:
-    """What the classes of a block, those from `start` on, add to the tangent of the losses.
-
-    sum_k g_k (h W)_dot_k as <h_dot, g W^T> + <h, g W_dot^T>, and the rest: every product has g as
-    a factor, in the dtype of the inputs, and so has its transpose.
-    """
-    rows, classes, _ = part
+    """What the classes of a block, those from `start` on, add to the tangent of the losses."""
+    rows = part.rows
     linear = partial(tangent, block, s, rows.index, start, rows.active)
     l_dot = linear(block_dots(None, dots))
-    hidden_dot, kernel_dot = dots.rows.hidden, dots.classes.kernel
-    if hidden_dot is None and kernel_dot is None:
+    if dots.rows.hidden is None and dots.classes.kernel is None:
         return l_dot
     of_product = jax.tree.map(lambda _: None, block)._replace(product=block.product)
     (g, *_) = transposed(linear, of_product, jnp.ones_like(l_dot))
     assert g is not None
-    g = g.astype(rows.hidden.dtype)
-    if hidden_dot is not None:
-        l_dot += jnp.sum(
-            hidden_dot * times_classes(g, classes.kernel, classes.axis, l_dot.dtype), -1
-        )
-    if kernel_dot is not None:
-        back = times_classes(g, kernel_dot.astype(g.dtype), classes.axis, g.dtype)
-        l_dot += jnp.sum((rows.hidden * back).astype(l_dot.dtype), -1)
-    return l_dot
+    return l_dot + product_tangent(g, part, dots, l_dot.dtype)
 
 
 def _losses(part: Arguments) -> Array:

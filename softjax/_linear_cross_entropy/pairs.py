@@ -21,13 +21,14 @@ from softjax._linear_cross_entropy.divergences import Divergence, divergence_ter
 from softjax._linear_cross_entropy.pieces import (
     Arguments,
     block_dots,
+    dots_like,
     dots_of,
     jvp_along,
+    product_tangent,
     put,
     shapes_of,
     some_rows,
     sweep,
-    times_classes,
 )
 from softjax._linear_cross_entropy.plans import rows_of_pairs
 from softjax._linear_cross_entropy.sharded import first_class, joined
@@ -56,10 +57,6 @@ def each_pair(losses: Callable, budget: int | None, pair: Pair) -> Array:
 
 @partial(each_pair.defjvp, symbolic_zeros=True)
 def _each_pair_jvp(losses, budget, primals, tangents):
-    """sum_k g_k (h W)_dot_k as <h_dot, g W^T> + <h, g W_dot^T> for each head, and the rest.
-
-    Every product has g as a factor, in the dtype of the inputs, and so has its transpose.
-    """
     (pair,), (dots,) = primals, dots_of(tangents)
     values = each_pair(losses, budget, pair)
     # In reverse their cotangents add up over the steps in this dtype, and are rounded once.
@@ -69,12 +66,7 @@ def _each_pair_jvp(losses, budget, primals, tangents):
         part, part_dots = (_some(a, start, size) for a in operands)
         blocks, of_part = _blocks(part), partial(losses, part)
         beside = [None if dots is None else block_dots(None, dots) for dots in part_dots]
-        beside = jax.tree.map(
-            lambda a, dot: None if dot is None else dot.astype(a.dtype),
-            blocks,
-            beside,
-            is_leaf=lambda a: a is None,
-        )
+        beside = dots_like(blocks, beside)
         new = jnp.zeros(size, values.dtype)
         if jax.tree.leaves(beside):
             new += jvp_along(of_part, (blocks,), (beside,))
@@ -91,10 +83,8 @@ def _through_product(
     losses: Callable, n: int, head: Arguments, dots: Arguments, blocks: list[Block | None]
 ) -> Array | float:
     """The tangent of the losses by the product of a head."""
-    hidden_dot, kernel_dot = dots.rows.hidden, dots.classes.kernel
-    if hidden_dot is None and kernel_dot is None:
-        return 0
-
+    if dots.rows.hidden is None and dots.classes.kernel is None:
+        return 0.0
     block = blocks[n]
     assert block is not None
 
@@ -103,15 +93,7 @@ def _through_product(
 
     value, pull = jax.vjp(of_product, block.product)
     (g,) = pull(jnp.ones_like(value))
-    hidden, kernel, axis = head.rows.hidden, head.classes.kernel, head.classes.axis
-    g = g.astype(hidden.dtype)
-    l_dot = jnp.zeros_like(value)
-    if hidden_dot is not None:
-        l_dot += jnp.sum(hidden_dot * times_classes(g, kernel, axis, value.dtype), -1)
-    if kernel_dot is not None:
-        back = times_classes(g, kernel_dot.astype(g.dtype), axis, g.dtype)
-        l_dot += jnp.sum((hidden * back).astype(l_dot.dtype), -1)
-    return l_dot
+    return product_tangent(g, head, dots, value.dtype)
 
 
 def _some(pair: Any, start: Array | int, size: int) -> Pair:

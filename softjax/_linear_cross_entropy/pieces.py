@@ -162,6 +162,16 @@ def dots_of(tangents: Any) -> Any:
     return jax.tree.map(lambda dot: None if isinstance(dot, SymbolicZero) else dot, tangents)
 
 
+def dots_like(primals: Any, dots: Any) -> Any:
+    """The tangents in the dtypes of what they are of; None stays."""
+    return jax.tree.map(
+        lambda a, dot: None if dot is None else dot.astype(a.dtype),
+        primals,
+        dots,
+        is_leaf=lambda a: a is None,
+    )
+
+
 def jvp_along(function: Callable, primals: tuple, dots: tuple) -> Any:
     """The tangent of function(*primals); what is None in `dots` has none."""
     leaves, tree = jax.tree.flatten(primals)
@@ -197,6 +207,22 @@ def transposed(linear: Callable[[Block], Array], wanted: Block, l_bar: Array) ->
     if not jax.tree.leaves(wanted):
         return wanted
     return jax.linear_transpose(linear, wanted)(l_bar)[0]
+
+
+def product_tangent(g: Array, part: Arguments, dots: Arguments, dtype) -> Array | float:
+    """sum_k g_k (h W)_dot_k as <h_dot, g W^T> + <h, g W_dot^T>, of each row.
+
+    Every product has g as a factor, in the dtype of the inputs, and so has its transpose.
+    """
+    (rows, classes, _), hidden_dot = part, dots.rows.hidden
+    g, l_dot = g.astype(rows.hidden.dtype), 0.0
+    if hidden_dot is not None:
+        back = times_classes(g, classes.kernel, classes.axis, dtype)
+        l_dot += jnp.sum(hidden_dot * back, -1)
+    if (kernel_dot := dots.classes.kernel) is not None:
+        back = times_classes(g, kernel_dot.astype(g.dtype), classes.axis, g.dtype)
+        l_dot += jnp.sum((rows.hidden * back).astype(dtype), -1)
+    return l_dot
 
 
 def times_classes(g: Array, kernel: Array, axis: int, dtype) -> Array:

@@ -385,6 +385,11 @@ def _refuse(argument: str, expected: str, x: Array | np.ndarray, bad: Callable) 
     _checks.refuse_first(FIT, argument, expected, x, bad(x))
 
 
+def is_traced(tree: Any) -> bool:
+    """Whether any array of the tree is known to a trace only."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
+
+
 def is_at_hand(x: Any) -> bool:
     """Whether `x` is known, and where NumPy reads it without moving it."""
     if not _checks.is_concrete(x):

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import jax
 import optax
 from jax import Array
 from jax.core import Tracer
@@ -20,6 +19,7 @@ from softjax.regression._arguments import (
     error,
     features_array,
     initial_params,
+    is_traced,
     labels_array,
     not_negative,
     offset_array,
@@ -172,7 +172,7 @@ def fit(
     if max_steps is not None:
         max_steps = at_least("max_steps", max_steps, 0)
 
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((data, params))):
+    if is_traced((data, params)):
         if name == OPTAX or callback is not None or validation is not None:
             expected = "concrete where `callback`, `validation` or the solver 'optax' is used"
             raise error("features", expected, "a tracer among the data")

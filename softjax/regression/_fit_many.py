@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.core import Tracer
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
@@ -30,6 +29,7 @@ from softjax.regression._arguments import (
     factors_array,
     features_array,
     initial_params,
+    is_traced,
     labels_array,
     mean_one_weights,
     not_negative,
@@ -234,7 +234,7 @@ def run(
     params = _frame.inside(frame, params)
     tolerance = jnp.asarray(known_tol, data.features.dtype)
     groups = Groups(data, lane_of, report_of, tolerance, num_classes, count)
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((groups, params))):
+    if is_traced((groups, params)):
         if callback is not None:
             raise error("callback", "None where the data are traced", callback)
         outcomes = _in_a_scan(groups, params, limit)

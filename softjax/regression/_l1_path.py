@@ -20,7 +20,7 @@ Source: R. Tibshirani et al., "Strong rules for discarding predictors in lasso-t
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +45,6 @@ from softjax.regression._problem import (
     value,
 )
 from softjax.regression._result import FitResult, Status
-
-if TYPE_CHECKING:
-    pass
 
 # The numbers of columns that take part are these times powers of GROWTH, or all.
 FEWEST, GROWTH = 64, 4
@@ -206,9 +203,7 @@ class _Columns:
     def chosen(self, data: Data, taking_part: np.ndarray) -> tuple[np.ndarray | None, Data]:
         """Which columns take part, and the data of these alone; None where all do."""
         examples, width = self.x.shape
-        size = FEWEST
-        while size < np.sum(taking_part):
-            size *= GROWTH
+        size = _usual_number(int(np.sum(taking_part)))
         numbers = len(self.values) if self.sparse else examples * width
         if 2 * size >= width or (self.sparse and examples * size > max(DENSE, numbers)):
             return None, data
@@ -227,6 +222,14 @@ class _Columns:
         return places, data._replace(features=jnp.asarray(x), factors=factors)
 
 
+def _usual_number(count: int) -> int:
+    """The number of columns that `count` of them are brought to."""
+    size = FEWEST
+    while size < count:
+        size *= GROWTH
+    return size
+
+
 def _is_inside(params: SoftmaxRegression) -> np.ndarray:
     """[D]: which features are in the model for some class."""
     return np.any(np.asarray(params.kernel) != 0, 1)
@@ -236,9 +239,7 @@ def _placed_in(params: SoftmaxRegression, places: np.ndarray | None) -> SoftmaxR
     """The parameters of the columns that take part, and zeros for those of zeros."""
     if places is None:
         return params
-    size = FEWEST
-    while size < len(places):
-        size *= GROWTH
+    size = _usual_number(len(places))
     kernel = np.zeros((size, params.kernel.shape[1]), params.kernel.dtype)
     kernel[: len(places)] = np.asarray(params.kernel)[places]
     return params._replace(kernel=jnp.asarray(kernel))

@@ -8,13 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax.regression import _l1_path
-from softjax.regression._arguments import FIT, at_least, checked_data, error, not_negative
+from softjax.regression._arguments import (
+    FIT,
+    at_least,
+    checked_data,
+    error,
+    is_traced,
+    not_negative,
+)
 from softjax.regression._fit_many import ManyEvent, mean_one, penalties
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
@@ -348,5 +354,5 @@ def _in_order(places: np.ndarray, parts: list[Any]) -> Any:
 
 
 def _refuse_tracers(tree: Any) -> None:
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
+    if is_traced(tree):
         raise error("features", "known where `l1` is a grid", "a tracer among the data")

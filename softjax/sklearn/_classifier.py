@@ -39,13 +39,14 @@ ADVICE = {
 }
 
 
-def l2_per_c(data: Examples) -> float:
-    """l2 of `softjax.regression.fit` for C = 1.
+def penalties(data: Examples, C: Any, l1_ratio: float) -> tuple[Any, Any]:
+    """l2 and l1 of `softjax.regression.fit` for C, a number or a grid.
 
     The loss of scikit-learn is a sum, and its coefficients of two classes are one column:
     c / 2 |w|^2 is l2 / 2 |(-w / 2, w / 2)|^2 for l2 = 2 c.
     """
-    return (2 if len(data.classes) == 2 else 1) / data.mass
+    columns = 2 if len(data.classes) == 2 else 1
+    return (1 - l1_ratio) * (columns / data.mass) / C, l1_ratio / (data.mass * C)
 
 
 class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
@@ -347,8 +348,7 @@ class SoftmaxClassifier(SoftmaxModel):
                 raise ValueError("l1_ratio divides the penalty of C: with l2 it must be 0")
             l2, l1 = float(self.l2), 0.0
         else:
-            l1 = self.l1_ratio / (self.C * data.mass)
-            l2 = (1 - self.l1_ratio) * l2_per_c(data) / self.C
+            l2, l1 = penalties(data, self.C, self.l1_ratio)
         if self.solver == "firth" and (l2, l1) != (0, 0):
             raise ValueError("solver='firth' has a penalty of its own: it needs C=np.inf or l2=0")
         return l2, l1

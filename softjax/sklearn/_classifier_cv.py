@@ -10,7 +10,7 @@ from sklearn.model_selection import check_cv
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from softjax import regression
-from softjax.sklearn._classifier import TOL, SoftmaxModel, l2_per_c
+from softjax.sklearn._classifier import TOL, SoftmaxModel, penalties
 from softjax.sklearn._examples import as_jax, examples
 
 
@@ -113,8 +113,7 @@ class SoftmaxClassifierCV(SoftmaxModel):
         """
         data = examples(self, X, y, sample_weight)
         grid = self._grid()
-        l2 = (1 - self.l1_ratio) * l2_per_c(data) / grid
-        l1 = self.l1_ratio / (data.mass * grid)
+        l2, l1 = penalties(data, grid, self.l1_ratio)
         with jax.enable_x64(True):
             path = regression.fit_path(
                 as_jax(data.features),

@@ -143,11 +143,10 @@ def fit(
 
     theta = np.zeros((num_classes, rows.num_features + 1), dtype)
     here = passes.at(theta)
-    bound = np.sqrt(np.where(here.squares > 0, here.squares, 1))
     sample = passes.sample()
     if passes.look_for_centre(sample):
         here = passes.at(theta)
-        bound = np.sqrt(np.where(here.squares > 0, here.squares, 1))
+    bound = np.sqrt(np.where(here.squares > 0, here.squares, 1))
     no_rows = jnp.empty((0, rows.num_features), dtype)
     # A pass over the rows costs more than a direction: it is computed in the dtype of the fit.
     metric = _metric.empty(no_rows, num_classes, dtype)

@@ -10,7 +10,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax._softmax import softmax_core, softmax_tangent
+from softjax._softmax import softmax_core
 from softjax.regression._curvature import (
     EXACT,
     Rows,
@@ -18,15 +18,10 @@ from softjax.regression._curvature import (
     features_array,
     logits_of,
     offset_array,
-    weights_array,
 )
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression.inference._estimates import (
-    Estimates,
-    check_level,
-    covariance_array,
-    estimates_core,
-)
+from softjax.regression.inference._effects import effects_of, population
+from softjax.regression.inference._estimates import Estimates, estimates_core
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,7 +82,7 @@ def average_changes(
     Source: W. H. Greene, "Econometric Analysis" (2012), section 17.3.2.
     """
     function = "regression.inference.average_changes"
-    rows, v = _rows(function, params, covariance, features, sample_weights, offset, level)
+    rows, v = population(function, params, covariance, features, sample_weights, offset, level)
     places = tuple(_checks.integer(function, "columns", column) for column in columns)
     width = rows.x.shape[1]
     bad = np.array([not 0 <= place < width for place in places], bool)
@@ -144,7 +139,7 @@ def average_elasticities(
     Source: W. H. Greene, "Econometric Analysis" (2012), section 18.2.
     """
     function = "regression.inference.average_elasticities"
-    rows, v = _rows(function, params, covariance, features, sample_weights, offset, level)
+    rows, v = population(function, params, covariance, features, sample_weights, offset, level)
     return _averages(None, False, params, v, rows, level)
 
 
@@ -185,27 +180,10 @@ def marginal_effects(
     return _marginal_effects(params, rows)
 
 
-def _rows(
-    function: str,
-    params: SoftmaxRegression,
-    covariance: ArrayLike,
-    features: "Features",
-    sample_weights: ArrayLike | None,
-    offset: ArrayLike | None,
-    level: ArrayLike,
-) -> tuple[Rows, Array]:
-    v = covariance_array(function, params, covariance)
-    x = features_array(function, params, features)
-    w = weights_array(function, "sample_weights", sample_weights, (len(x),), x.dtype)
-    check_level(function, level)
-    return Rows(x, None, w, None, offset_array(function, params, x, offset)), v.astype(x.dtype)
-
-
 @jax.jit
 def _marginal_effects(params: SoftmaxRegression, rows: Rows) -> Array:
     kernel = params.kernel.astype(rows.x.dtype)
-    p = softmax_core(logits_of(rows, rows.x, params), (1,))[:, None, :]
-    return softmax_tangent(p, jnp.broadcast_to(kernel, (len(p), *kernel.shape)), (2,))
+    return effects_of(softmax_core(logits_of(rows, rows.x, params), (1,)), kernel)
 
 
 @partial(jax.jit, static_argnames=("places", "count"))

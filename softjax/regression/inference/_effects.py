@@ -111,12 +111,8 @@ def average_marginal_effects(
     Source: W. H. Greene, "Econometric Analysis" (2012), sections 17.3.2 and 18.2.
     """
     function = "regression.inference.average_marginal_effects"
-    v = covariance_array(function, params, covariance)
-    x = features_array(function, params, features)
-    w = weights_array(function, "sample_weights", sample_weights, (len(x),), x.dtype)
-    check_level(function, level)
-    rows = Rows(x, None, w, None, offset_array(function, params, x, offset))
-    return _average_marginal_effects(params, v.astype(x.dtype), rows, level)
+    rows, v = population(function, params, covariance, features, sample_weights, offset, level)
+    return _average_marginal_effects(params, v, rows, level)
 
 
 def predictions(
@@ -166,11 +162,31 @@ def predictions(
         for categorical outcomes" (2005).
     """
     function = "regression.inference.predictions"
+    rows, v = population(function, params, covariance, features, None, offset, level)
+    return _predictions(params, v, rows, level)
+
+
+def population(
+    function: str,
+    params: SoftmaxRegression,
+    covariance: ArrayLike,
+    features: "Features",
+    sample_weights: ArrayLike | None,
+    offset: ArrayLike | None,
+    level: ArrayLike,
+) -> tuple[Rows, Array]:
+    """The examples of an average or of predictions, and the covariance, checked."""
     v = covariance_array(function, params, covariance)
     x = features_array(function, params, features)
+    w = weights_array(function, "sample_weights", sample_weights, (len(x),), x.dtype)
     check_level(function, level)
-    rows = Rows(x, None, None, None, offset_array(function, params, x, offset))
-    return _predictions(params, v.astype(x.dtype), rows, level)
+    return Rows(x, None, w, None, offset_array(function, params, x, offset)), v.astype(x.dtype)
+
+
+def effects_of(p: Array, kernel: Array) -> Array:
+    """dp_ik / dx_ij, [N, D, K]: the Jacobian of softmax at p [N, K] times rows of the kernel."""
+    of_each = jnp.broadcast_to(kernel, (len(p), *kernel.shape))
+    return softmax_tangent(p[:, None, :], of_each, (2,))
 
 
 @jax.jit
@@ -191,10 +207,7 @@ def _effects_and_jacobian(params: SoftmaxRegression, rows: Rows) -> tuple[Array,
     p = softmax_core(logits_of(rows, x, params), (1,))
 
     def add_chunk(total, x, p, share):
-        # The derivative at every row, [rows, D, K]: J_softmax times the rows of the kernel.
-        effects = share[:, None, None] * softmax_tangent(
-            p[:, None, :], jnp.broadcast_to(kernel, (len(p), d, k)), (2,)
-        )
+        effects = share[:, None, None] * effects_of(p, kernel)
         moved = (p[:, None, :] * augmented(x)[:, :, None]).reshape(len(p), -1)
         cross = jnp.matmul(effects.reshape(len(p), -1).T, moved, precision=EXACT)
         unit = jnp.broadcast_to(jnp.eye(k, dtype=x.dtype), (len(p), k, k))
