@@ -94,7 +94,7 @@ def newton_cg(
 
     steepest = partial(_metric.apply, metric)
     s = _metric.within(s, metric)
-    d, passes = truncated(s, weights, p, point.gradient, norm, steepest)
+    d, passes = truncated(s, weights, p, point, norm, steepest)
     return d, metric, passes
 
 
@@ -180,18 +180,18 @@ PRECISE = Method(
 
 
 def truncated(
-    s: Standardised, weights: Array, p: Array, gradient: Array, norm: Array, steepest: Callable
+    s: Standardised, weights: Array, p: Array, point: Point, norm: Array, steepest: Callable
 ) -> tuple[Array, Array]:
-    """-H^-1 gradient, and the products with the features that it took."""
+    """-H^-1 g at a point, and the products with the features that it took."""
     # Where the features are collinear there is no curvature but that of rounding: this is more.
-    ridge = s.ridge + s.rounding * jnp.vdot(weights, jnp.sum(p * (1 - p), 0))
+    ridge = s.ridge + s.rounding * point.uncertainty.astype(s.ridge.dtype)
 
     def hvp(v):
         return _metric.pulled(s, spread(weights, p, _metric.scores(s, v))) + ridge[None] * v
 
     # The norm, 0 in a lane that is done, scales to what float32 can hold.
     size = jnp.where(norm > 0, norm, 1)
-    g = (_metric.to_standard(s.mean, s.scale, gradient) / size).astype(s.ridge.dtype)
+    g = (_metric.to_standard(s.mean, s.scale, point.gradient) / size).astype(s.ridge.dtype)
     tolerance = jnp.clip(3 * jnp.sqrt(norm).astype(s.ridge.dtype), FINE, ROUGH)
     d, steps = conjugate_gradients(hvp, steepest, -g, tolerance, CG_STEPS)
     return _metric.from_standard(s.mean, s.scale, d.astype(norm.dtype) * size), 2 * steps

@@ -240,7 +240,7 @@ def _direction(lanes: Lanes, problem: Problem, here: Point, norm: Array) -> tupl
     weights = _problem.example_weights(problem.targets).astype(jnp.float32)
     p = here.probabilities.astype(jnp.float32)
     steepest = partial(_steepest, lanes.metric)
-    d, passes = truncated(s, weights, p, here.gradient, norm, steepest)
+    d, passes = truncated(s, weights, p, here, norm, steepest)
     return centred(d), passes
 
 

@@ -107,12 +107,17 @@ class Point(NamedTuple):
         logits: [K, N].
         probabilities: [K, N].
         gradient: of the smooth part of the objective, [K, D + 1].
+        uncertainty: sum_i u_i of the function of this name. It belongs to the point because on a
+            mesh it is a sum over devices, like the gradient: where only one branch of a `cond`
+            sums over devices, and a sum beside this `cond` does too, the devices may take the two
+            in different orders and wait for each other.
     """
 
     theta: Array
     logits: Array
     probabilities: Array
     gradient: Array
+    uncertainty: Array
 
 
 def problem_of(data: Data, num_classes: int) -> Problem:
@@ -301,9 +306,10 @@ def row_norms(theta: Array) -> Array:
 def point(problem: Problem, theta: Array, logits: Array) -> Point:
     """Gradient X^T (w p - q) + l2 kernel, from logits that are known."""
     p = probabilities(logits)
-    residual = balanced(p, example_weights(problem.targets)[None] * p - problem.targets)
+    weights = example_weights(problem.targets)
+    residual = balanced(p, weights[None] * p - problem.targets)
     gradient = pull_back(problem, residual) + problem.l2 * penalised(problem, theta)
-    return Point(theta, logits, p, gradient)
+    return Point(theta, logits, p, gradient, jnp.sum(uncertainty(weights, p)))
 
 
 def value(problem: Problem, theta: Array, logits: Array) -> Array:

@@ -25,7 +25,6 @@ from softjax.regression._descent import BEFORE, BEYOND, TRIALS, largest_move
 from softjax.regression._directions import LBFGS, Memory
 from softjax.regression._problem import (
     Data,
-    Point,
     Problem,
     centred,
     class_scores,
@@ -33,7 +32,6 @@ from softjax.regression._problem import (
     in_full_precision,
     is_separated,
     point,
-    probabilities,
     problem_of,
     unpack,
     value,
@@ -432,8 +430,8 @@ def _direction(
     features = _frame.less(_transformed(transform, sample.features), shift)
     problem = _problem(num_classes, features, constant, sample)._replace(l2=l2)
     s = _metric.standardise(problem, gradient_bound(problem), problem.features.dtype)
-    logits = class_scores(problem, theta)
-    here = Point(theta, logits, probabilities(logits), centred(gradient))
+    here = point(problem, theta, class_scores(problem, theta))
+    here = here._replace(gradient=centred(gradient))
     d, memory, _ = LBFGS.direction(problem, s, here, memory, step, norm)
     return centred(d), memory, _metric.unseen(s, memory.metric, here.gradient)
 
