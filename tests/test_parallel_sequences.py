@@ -169,7 +169,7 @@ LARGE = 16, 64, 256, 8192
     ],
 )
 def test_what_goes_over_the_wire(kind, form):
-    """dX over the classes, dW over the rows, four numbers a row, and once: as of hidden [N, D].
+    """dX over the classes and dW over the rows, once; four numbers a row: as of hidden [N, D].
 
     On Auto axes, where no trace sees that the sequence is sharded, every device also sends its
     own hidden and dX to others. Nothing gathers them.
@@ -194,7 +194,7 @@ def test_what_goes_over_the_wire(kind, form):
     with jax.set_mesh(mesh):
         program = step.lower(*arguments).compile()
     sent, rows, width = wire.collectives(program), b * t // of_rows, v // of_classes
-    assert all(one.times == 1 for one in sent)
+    assert all(one.times == 1 for one in sent if one.elements > 4 * rows)
     moved = [one for one in sent if one.kind == "all-to-all"]
     if kind != "auto":
         assert not moved

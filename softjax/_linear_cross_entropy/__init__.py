@@ -6,7 +6,8 @@ as their logits. blocks.py has the mathematics: the losses of a block and their 
 says how large the pieces are on each platform, and pieces.py cuts arguments into them and sums over
 them. gradients.py has the two derivative rules, of sums and of single losses; packing.py takes only
 the rows that count, and invariant.py as many at a time whatever the batch. layout.py says where all
-is on a mesh, and sharded.py has the losses there; unseen.py warns where that is not known.
+is on a mesh, shards.py joins what devices with different classes know of a row, and sharded.py has
+the losses there; unseen.py warns where the mesh is not known.
 
 outputs.py and curvature.py are more functions of the same logits. distillation.py compares two
 heads, with pairs.py for some of their rows and divergences.py for the terms.

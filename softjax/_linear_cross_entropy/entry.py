@@ -66,8 +66,8 @@ def linear_cross_entropy(
     real numbers among the arguments, never with all logits either. Sums and means compute value
     and gradient in one pass, in three matrix products; in four on a CPU in half precision, and
     within few `max_temp_bytes`. "none" takes four.
-    Over a mesh: three numbers an example and the gradients go over the wire, once; four products
-    where the classes are sharded.
+    Over a mesh: three numbers per example and the gradients go over the wire, once. Where the
+    classes are sharded, the numbers are sent with each piece of the rows.
     Edge cases: as cross_entropy. An example of weight 0 or with the ignored label takes no part,
     NaN and inf included; nothing left for a mean: 0.
 

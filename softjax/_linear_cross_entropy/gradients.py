@@ -2,7 +2,8 @@
 
 `total` is the sum of scale_i l_i. Its rule computes the gradients in the same pass as the value
 and returns their inner product with the tangents: linear, so that it transposes to the gradient,
-and plain JAX, so that it is differentiated again.
+and plain JAX, so that it is differentiated again. Where several devices have the classes of a row,
+they join their statistics of each piece of rows before they compute its gradients.
 
 `each` gives the losses themselves. Their cotangents are not known beforehand, so its rule computes
 the logits again: four products.
@@ -14,7 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, ShapeDtypeStruct
+from jax import Array, ShapeDtypeStruct, lax
 from jax.custom_derivatives import zero_from_primal
 
 from softjax._linear_cross_entropy.blocks import (
@@ -56,12 +57,19 @@ from softjax._linear_cross_entropy.plans import (
     rows_of_tangents,
     rows_of_values,
 )
+from softjax._linear_cross_entropy.shards import first_class, joined, once
 from softjax._numerics import compute_dtype
+from softjax._sharding import varying
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def total(arguments: Arguments, scale: Array, budget: int | None) -> Array:
-    """sum_i scale_i l_i."""
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def total(
+    arguments: Arguments, scale: Array, budget: int | None, axes: tuple[str, ...] = ()
+) -> Array:
+    """sum_i scale_i l_i; the classes are those of a device, where others are over the axes."""
+    if axes:
+        (rows, _, scalars), s = arguments, statistics_over(axes, budget, arguments)
+        return jnp.sum(scale * losses(s, rows.mass, rows.active, scalars))
 
     def step(value, operands, start, size):
         part, c = some_rows(operands[0], start, size), cut(operands[1], start, size, 0)
@@ -73,19 +81,19 @@ def total(arguments: Arguments, scale: Array, budget: int | None) -> Array:
 
 
 @partial(total.defjvp, symbolic_zeros=True)
-def _total_jvp(budget, primals, tangents):
+def _total_jvp(budget, axes, primals, tangents):
     (arguments, scale), (dots, scale_dot) = primals, dots_of(tangents)
     with_kernel = dots.classes.kernel is not None
     plans = plan_of_gradients(shapes_of(arguments), budget, with_kernel=with_kernel)
     # A function that is kept for its derivative may not keep the tangents themselves.
     like_dots = jax.tree.map(lambda dot: ShapeDtypeStruct(dot.shape, dot.dtype), dots)
-    gradients = partial(_gradients, like_dots)
-    value, bars, values = by_platform(gradients, plans, arguments, scale)
-    pairs = zip(jax.tree.leaves(bars), jax.tree.leaves(dots), strict=True)
+    gradients = partial(_gradients, axes, like_dots)
+    value, bars, values = by_platform(gradients, plans, *varying((arguments, scale), axes))
+    pairs = zip(jax.tree.leaves(bars), jax.tree.leaves(varying(dots, axes)), strict=True)
     value_dot = sum((_inner(bar, dot, value.dtype) for bar, dot in pairs), jnp.zeros_like(value))
     if scale_dot is not None:
-        value_dot += _inner(values, scale_dot, value.dtype)
-    return value, value_dot
+        value_dot += _inner(values, varying(scale_dot, axes), value.dtype)
+    return (lax.psum(value, axes), lax.psum(value_dot, axes)) if axes else (value, value_dot)
 
 
 def each(arguments: Arguments, budget: int | None, batch_invariant: bool = False) -> Array:
@@ -144,6 +152,16 @@ def by_rows(function: Callable, budget: int | None, arguments: Arguments) -> Any
     return of_rows(function, tangent, budget, arguments)
 
 
+def statistics_over(axes: tuple[str, ...], budget: int | None, arguments: Arguments) -> Statistics:
+    """Those of all classes, of which every device has its own."""
+
+    def local(part: Arguments) -> tuple[Statistics, tuple]:
+        return statistics(block_of(*part), part.rows.index, first_class(axes, part)), ()
+
+    s, _ = by_rows(local, budget, varying(arguments, axes))
+    return joined(s, axes, arguments.scalars.temperature)
+
+
 def block_tangent(
     part: Arguments, dots: Arguments, block: Block, s: Statistics, start: Array | int
 ) -> Array:
@@ -173,9 +191,11 @@ def _losses_tangent(part: Arguments, dots: Arguments) -> Array:
 
 
 def _gradients(
-    dots: Arguments, plan: Plan, arguments: Arguments, scale: Array
+    axes: tuple[str, ...], dots: Arguments, plan: Plan, arguments: Arguments, scale: Array
 ) -> tuple[Array, Arguments, Array]:
     """sum scale_i l_i, its gradients by what has a tangent in `dots`, of shapes, and the l_i.
+
+    Where the classes are over axes, each result is the part of this device in a sum over them.
 
     Of some rows at a time, the statistics of all classes come first, then the gradients of some
     classes at a time. These take the logits of the statistics, three products in all, or multiply
@@ -191,12 +211,12 @@ def _gradients(
         ShapeDtypeStruct(scale.shape, scale.dtype),
         jax.eval_shape(_statistics, arguments) if plan.apart else None,
     )
-    step, sizes = partial(_step_of_gradients, beside, plan), (plan.rows, plan.second)
+    step, sizes = partial(_step_of_gradients, axes, beside, plan), (plan.rows, plan.second)
     value, bars, values, s = accumulated(step, sums, count, sizes, (arguments, scale))
     if plan.apart:
         alone = _with_kernel(jax.tree.map(lambda _: None, dots), dots.classes.kernel)
         shapes, operands = _shapes_of_bars(arguments, alone, False), (arguments, None, s, scale)
-        step, sizes = partial(_bars_of_classes, alone), (plan.classes, -(-plan.classes // 4))
+        step, sizes = partial(_bars_of_classes, axes, alone), (plan.classes, -(-plan.classes // 4))
         new = accumulated(step, shapes, classes.length, sizes, operands)
         bars = _with_kernel(bars, new.classes.kernel)
     # Of one type, whatever the plan.
@@ -208,7 +228,15 @@ def _with_kernel(a: Arguments, kernel: Any) -> Arguments:
     return a._replace(classes=a.classes._replace(kernel=kernel))
 
 
-def _step_of_gradients(dots: Arguments, plan: Plan, sums, operands, start: Array | int, size: int):
+def _step_of_gradients(
+    axes: tuple[str, ...],
+    dots: Arguments,
+    plan: Plan,
+    sums,
+    operands,
+    start: Array | int,
+    size: int,
+):
     """`sums`, with what the rows from `start` on add to the value and its gradients.
 
     Their losses are put in their places, and their statistics, where these are asked for.
@@ -219,12 +247,14 @@ def _step_of_gradients(dots: Arguments, plan: Plan, sums, operands, start: Array
     logits = None
     if plan.keep:
         block = block_of(*part)
-        logits, s = block.product, statistics(block, rows.index, 0)
+        logits, s = block.product, statistics(block, rows.index, first_class(axes, part))
     else:
-        s = sweep(_joined, _no_class(part), part, classes.length, plan.classes)
-    some_losses = losses(s, rows.mass, rows.active, scalars)
-
-    mass_bar, scalar_bars = _bars_of_rows(part, s, c, dots)
+        merge = partial(_merged, axes)
+        s = sweep(merge, _no_class(part), part, classes.length, plan.classes)
+    s = varying(joined(s, axes, scalars.temperature), axes) if axes else s
+    # What belongs to no class counts on one of the devices that share the classes.
+    some_losses = once(losses(s, rows.mass, rows.active, scalars), axes)
+    mass_bar, scalar_bars = _bars_of_rows(part, s, once(c, axes), dots)
     some = bars.rows._replace(
         hidden=jax.tree.map(lambda a: jnp.zeros((size, a.shape[1]), dtype), bars.rows.hidden),
         mass=mass_bar,
@@ -232,7 +262,7 @@ def _step_of_gradients(dots: Arguments, plan: Plan, sums, operands, start: Array
     )
     some = Arguments(some, bars.classes, jax.tree.map(jnp.add, bars.scalars, scalar_bars))
     width = classes.length if plan.apart else plan.classes
-    of_classes = partial(_bars_of_classes, dots)
+    of_classes = partial(_bars_of_classes, axes, dots)
     some = sweep(of_classes, some, (part, logits, s, c), classes.length, width)
     put_rows = partial(put, start=start, axis=0)
     bars = some._replace(rows=jax.tree.map(put_rows, bars.rows, some.rows))
@@ -244,8 +274,11 @@ def _statistics(part: Arguments) -> Statistics:
     return statistics(block_of(*part), part.rows.index, 0)
 
 
-def _joined(s: Statistics, part: Arguments, start: Array | int, size: int) -> Statistics:
+def _merged(
+    axes: tuple[str, ...], s: Statistics, part: Arguments, start: Array | int, size: int
+) -> Statistics:
     rows, classes, scalars = some_classes(part, start, size)
+    start += first_class(axes, part)
     new = statistics(block_of(rows, classes, scalars), rows.index, start)
     return merged(s, new, scalars.temperature)
 
@@ -262,14 +295,20 @@ def _bars_of_rows(part: Arguments, s: Statistics, scale: Array, dots: Arguments)
 
 
 def _bars_of_classes(
-    dots: Arguments, bars: Arguments, operands, start: Array | int, size: int
+    axes: tuple[str, ...],
+    dots: Arguments,
+    bars: Arguments,
+    operands,
+    start: Array | int,
+    size: int,
 ) -> Arguments:
     """`bars`, with the gradients that come from the classes from `start` on."""
     part, logits, s, scale = operands
     rows, classes, scalars = some_classes(part, start, size)
     logits = None if logits is None else cut(logits, start, size, 1)
     block = block_of(rows, classes, scalars, logits)
-    linear = partial(tangent, block, s, rows.index, start, rows.active)
+    first = start + first_class(axes, part)
+    linear = partial(tangent, block, s, rows.index, first, rows.active)
     new = transposed(linear, wanted_of(block, dots)._replace(mass=None), scale)
 
     hidden_bar, kernel_bar, dtype = bars.rows.hidden, bars.classes.kernel, scale.dtype

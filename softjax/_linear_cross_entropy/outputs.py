@@ -24,7 +24,7 @@ from softjax._linear_cross_entropy.blocks import (
     statistics,
     surprisals,
 )
-from softjax._linear_cross_entropy.gradients import by_rows
+from softjax._linear_cross_entropy.gradients import by_rows, statistics_over
 from softjax._linear_cross_entropy.heads import (
     checked_budget,
     checked_head,
@@ -34,13 +34,8 @@ from softjax._linear_cross_entropy.heads import (
 from softjax._linear_cross_entropy.invariant import checked_invariance, in_tiles
 from softjax._linear_cross_entropy.layout import Layout, alike, all_classes, layout_of
 from softjax._linear_cross_entropy.pieces import Arguments
-from softjax._linear_cross_entropy.sharded import (
-    cast,
-    first_class,
-    joined,
-    rows_on,
-    statistics_over,
-)
+from softjax._linear_cross_entropy.sharded import cast, rows_on
+from softjax._linear_cross_entropy.shards import first_class, joined
 from softjax._numerics import compute_dtype, not_negative
 from softjax._sharding import Lead, axes_of, mesh_of, varying
 

@@ -31,7 +31,7 @@ from softjax._linear_cross_entropy.pieces import (
     sweep,
 )
 from softjax._linear_cross_entropy.plans import rows_of_pairs
-from softjax._linear_cross_entropy.sharded import first_class, joined
+from softjax._linear_cross_entropy.shards import first_class, joined
 
 
 class Pair(NamedTuple):
@@ -151,7 +151,7 @@ def _with_tail(
     index, mass, temperature = part.rows.index, block.mass, block.scalars.temperature
     assert index is not None
     assert mass is not None
-    index = index - first_class(axes, part) if axes else index
+    index = index - first_class(axes, part)
     inside = (index >= 0) & (index < x.shape[-1])
     place = jnp.where(inside, index, x.shape[-1])
     row = jnp.arange(x.shape[0])[:, None]

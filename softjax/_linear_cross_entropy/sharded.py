@@ -1,12 +1,8 @@
 """The losses on the devices of a mesh: rows over some axes, classes over others.
 
-Every device goes over its rows and its classes as gradients.py does, without communication. Only
-numbers a row are joined over the classes; dX and dW are summed once, at the end, by the transpose
-of `varying`. A kernel whose features are split too is gathered once, and dW is scattered.
-
-    M = max_s m_s,   1 + R = sum_s (1 + r_s) exp(m_s - M)     over the shards s of the classes
-
-As in a row of one device, the 1 of the shard that holds M is left out before anything rounds.
+Every device goes over its rows and its classes as gradients.py does. Only a few numbers per row are
+joined over the classes; dX and dW are summed once, at the end, by the transpose of `varying`. A
+kernel whose features are split too is gathered once, and dW is scattered.
 """
 
 from collections.abc import Callable
@@ -22,14 +18,11 @@ from jax.sharding import use_abstract_mesh
 from softjax._linear_cross_entropy.blocks import (
     Rows,
     Scalars,
-    Statistics,
     block_of,
-    distance,
     losses,
     row_tangent,
-    statistics,
 )
-from softjax._linear_cross_entropy.gradients import block_tangent, by_rows, each, total
+from softjax._linear_cross_entropy.gradients import block_tangent, each, statistics_over, total
 from softjax._linear_cross_entropy.layout import Layout
 from softjax._linear_cross_entropy.pieces import (
     Arguments,
@@ -42,6 +35,7 @@ from softjax._linear_cross_entropy.pieces import (
     sweep,
 )
 from softjax._linear_cross_entropy.plans import rows_of_tangents
+from softjax._linear_cross_entropy.shards import first_class
 from softjax._numerics import compute_dtype
 from softjax._sharding import Names, varying
 
@@ -80,10 +74,7 @@ def total_on(
 
     def local(arguments: Arguments, scale: Array) -> Array:
         arguments = cast(layout, arguments)
-        if layout.classes:
-            value = jnp.sum(scale * _each_over(layout.classes, budget, arguments))
-        else:
-            value = total(arguments, scale, budget)
+        value = total(arguments, scale, budget, layout.classes)
         return lax.psum(value, layout.rows)
 
     if layout.is_manual:
@@ -192,62 +183,6 @@ def _each_over_jvp(axes, budget, primals, tangents):
     l_dot = sweep(step, jnp.zeros_like(values), operands, values.shape[0], size)
     of_rows = row_tangent(s, rows.mass, rows.active, scalars, block_dots(None, dots))
     return values, lax.psum(l_dot, axes) + of_rows
-
-
-def statistics_over(axes: tuple[str, ...], budget: int | None, arguments: Arguments) -> Statistics:
-    """Those of all classes, of which every device has its own."""
-
-    def local(part: Arguments) -> tuple[Statistics, tuple]:
-        return statistics(block_of(*part), part.rows.index, first_class(axes, part)), ()
-
-    s, _ = by_rows(local, budget, varying(arguments, axes))
-    return joined(s, axes, arguments.scalars.temperature)
-
-
-def joined(s: Statistics, axes: tuple[str, ...], temperature: Array | None) -> Statistics:
-    """The statistics of all shards as one: one maximum and one sum over the devices.
-
-    A shard that holds the top counts without it, (1 + r) e^d - 1 = r + (1 + r) expm1(d) at d = 0.
-    """
-    top = _top_over(s.top, axes)
-    is_top = s.top == top
-    d = distance(s.top, top, temperature)
-    beside = s.excess + (1 + s.excess) * jnp.expm1(jnp.where(is_top, d, 0))
-    r = jnp.where(is_top, beside, (1 + s.excess) * jnp.exp(d))
-    columns = [r, is_top.astype(r.dtype)]
-    if s.mass is not None and s.cost is not None:
-        cost = s.cost + jnp.where(s.mass == 0, 0, s.mass * -d)
-        columns += [s.mass, cost]
-    if s.label_logits is not None:
-        columns += list(s.label_logits.T)
-    rest, tops, *others = lax.psum(jnp.stack(columns), axes)
-    mass = cost = label_logits = None
-    if s.mass is not None:
-        mass, cost, *others = others
-    if s.label_logits is not None:
-        label_logits = (
-            jnp.stack(others, -1) if others else jnp.zeros((rest.shape[0], 0), rest.dtype)
-        )
-    return Statistics(top, rest + (tops - 1), label_logits, mass, cost)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _top_over(top: Array, axes: tuple[str, ...]) -> Array:
-    """The largest of the tops."""
-    return lax.pmax(top, axes)
-
-
-@_top_over.defjvp
-def _top_over_jvp(axes, primals, tangents):
-    """That of the shard that holds it, the mean where several do: the excess counts on it."""
-    top = _top_over(primals[0], axes)
-    is_top = (primals[0] == top).astype(top.dtype)
-    share = is_top / lax.psum(is_top, axes)
-    return top, lax.psum(share * tangents[0], axes)
-
-
-def first_class(axes: tuple[str, ...], part: Arguments) -> Array:
-    return lax.axis_index(axes) * part.classes.length
 
 
 def padded(layout: Layout, arguments: Arguments) -> Arguments:

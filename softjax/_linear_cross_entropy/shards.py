@@ -1,0 +1,67 @@
+"""The classes of a row on several devices: which of them are here, and statistics joined over all.
+
+    M = max_s m_s,   1 + R = sum_s (1 + r_s) exp(m_s - M)     over the shards s of the classes
+
+As in a row of one device, the 1 of the shard that holds M is left out before anything rounds.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from softjax._linear_cross_entropy.blocks import Statistics, distance
+from softjax._linear_cross_entropy.pieces import Arguments
+
+
+def joined(s: Statistics, axes: tuple[str, ...], temperature: Array | None) -> Statistics:
+    """The statistics of all shards as one: one maximum and one sum over the devices.
+
+    A shard that holds the top counts without it, (1 + r) e^d - 1 = r + (1 + r) expm1(d) at d = 0.
+    """
+    top = _top_over(s.top, axes)
+    is_top = s.top == top
+    d = distance(s.top, top, temperature)
+    beside = s.excess + (1 + s.excess) * jnp.expm1(jnp.where(is_top, d, 0))
+    r = jnp.where(is_top, beside, (1 + s.excess) * jnp.exp(d))
+    columns = [r, is_top.astype(r.dtype)]
+    if s.mass is not None and s.cost is not None:
+        cost = s.cost + jnp.where(s.mass == 0, 0, s.mass * -d)
+        columns += [s.mass, cost]
+    if s.label_logits is not None:
+        columns += list(s.label_logits.T)
+    rest, tops, *others = lax.psum(jnp.stack(columns), axes)
+    mass = cost = label_logits = None
+    if s.mass is not None:
+        mass, cost, *others = others
+    if s.label_logits is not None:
+        label_logits = (
+            jnp.stack(others, -1) if others else jnp.zeros((rest.shape[0], 0), rest.dtype)
+        )
+    return Statistics(top, rest + (tops - 1), label_logits, mass, cost)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _top_over(top: Array, axes: tuple[str, ...]) -> Array:
+    """The largest of the tops."""
+    return lax.pmax(top, axes)
+
+
+@_top_over.defjvp
+def _top_over_jvp(axes, primals, tangents):
+    """That of the shard that holds it, the mean where several do: the excess counts on it."""
+    top = _top_over(primals[0], axes)
+    is_top = (primals[0] == top).astype(top.dtype)
+    share = is_top / lax.psum(is_top, axes)
+    return top, lax.psum(share * tangents[0], axes)
+
+
+def first_class(axes: tuple[str, ...], part: Arguments) -> Array | int:
+    """The first class of this device; 0 where every device has all of them."""
+    return lax.axis_index(axes) * part.classes.length if axes else 0
+
+
+def once(a: Array, axes: tuple[str, ...]) -> Array:
+    """`a` on the first device of the axes and 0 on the others, for a sum over all of them."""
+    return jnp.where(lax.axis_index(axes) == 0, a, 0) if axes else a
