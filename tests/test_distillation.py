@@ -33,6 +33,7 @@ POINT = {
 }
 DIRECTION = jax.tree.map(lambda a: RNG.standard_normal(np.shape(a)), POINT)
 COTANGENT = RNG.standard_normal(N)
+WEIGHTS = np.arange(N) / 4
 INDEX = np.argsort(RNG.random((N, V)), -1)[:, :K]
 PROBABILITIES = RNG.dirichlet(np.ones(K + 1), N)[:, :K]
 
@@ -91,17 +92,33 @@ POINTS = {
 }
 
 
+def weighted_mean(losses, weights):
+    return jnp.sum(weights * losses) / jnp.sum(weights)
+
+
 @pytest.mark.parametrize(
-    ("divergence", "teacher"),
-    [(divergence, "head") for divergence in DIVERGENCES] + [("jensen_shannon", "top-k")],
+    ("divergence", "teacher", "reduction"),
+    [
+        *[(divergence, "head", "none") for divergence in DIVERGENCES],
+        ("jensen_shannon", "top-k", "none"),
+        ("forward_kl", "head", "mean"),
+        ("reverse_kl", "top-k", "mean"),
+    ],
 )
-def test_every_mode_is_that_of_the_plain_form(divergence, teacher):
-    """By every array of both heads, softcaps and the temperature among them."""
+def test_every_mode_is_that_of_the_plain_form(divergence, teacher, reduction):
+    """By every array of both heads, softcaps and the temperature among them, and by the weights."""
     point, direction = (jax.tree.map(jnp.asarray, tree) for tree in POINTS[teacher])
+    point, direction = (t | {"weights": jnp.asarray(COTANGENT**2)} for t in (point, direction))
 
     @partial(jax.jit, static_argnums=0)
     def modes(function, point):
-        losses = partial(function, divergence=divergence)
+        def losses(point):
+            if function is fused:
+                return fused(point, divergence, reduction=reduction)
+            point = dict(point)
+            weights = point.pop("weights")
+            every = plain(point, divergence)
+            return weights * every if reduction == "none" else weighted_mean(every, weights)
 
         def f(point):
             return jnp.sum(COTANGENT * losses(point))
@@ -194,7 +211,7 @@ def test_a_class_without_probability():
 
 
 def test_reductions_and_who_takes_no_part():
-    weights, losses = np.arange(N) / 4, fused(POINT, "forward_kl")
+    weights, losses = WEIGHTS, fused(POINT, "forward_kl")
     part = jax.tree.map(np.copy, POINT)
     part["hidden"][0] = part["of_teacher"]["hidden"][0] = np.nan
     for reduction, desired in (
@@ -204,6 +221,10 @@ def test_reductions_and_who_takes_no_part():
     ):
         actual = fused(part, "forward_kl", reduction=reduction, weights=weights)
         np.testing.assert_allclose(actual, desired, rtol=1e-12)
+        packed = fused(part, "forward_kl", reduction=reduction, weights=weights, max_active=8)
+        np.testing.assert_allclose(packed, desired, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"`max_active` must be at least 8, .* got 7"):
+        fused(part, "forward_kl", weights=weights, max_active=7)
     np.testing.assert_allclose(fused(POINT, "forward_kl", reduction="mean"), jnp.mean(losses))
     small = fused(POINT, "forward_kl", max_temp_bytes=1)  # row by row
     np.testing.assert_allclose(small, losses, rtol=1e-12)
@@ -228,8 +249,9 @@ def test_over_a_mesh(teacher, kind):
 
     def gradient(point, **options):
         def f(point):
-            losses = fused(point, "jensen_shannon", **options)
-            return jnp.sum(COTANGENT * losses), losses
+            losses = fused(point, "jensen_shannon", weights=WEIGHTS, max_active=8, **options)
+            mean = fused(point, "reverse_kl", weights=WEIGHTS, reduction="mean", **options)
+            return jnp.sum(COTANGENT * losses) + 3 * mean, (losses, mean)
 
         return jax.jit(jax.grad(f, has_aux=True))(point)
 
@@ -257,6 +279,28 @@ def test_no_array_has_as_many_elements_as_the_logits():
     assert max(np.prod(tuple(map(int, shape.split(",")))) for shape in shapes) < n * v / 2
     operands = re.findall(r"stablehlo.dot_general.*: \((\S+), (\S+)\) ->", lowered.as_text())
     assert all("bf16" in a and "bf16" in b for a, b in operands)
+
+
+def test_products():
+    """Two of the logits, two of each head's gradients; two more of the logits for single losses."""
+    shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((256, 48), (48, 4096))]
+
+    def products(of, reduction):
+        def loss(hidden, kernel, teacher):
+            losses = softjax.linear_distillation_loss(hidden, kernel, teacher, reduction=reduction)
+            return jnp.mean(losses)
+
+        arguments = *shapes, softjax.LinearHead(*shapes)
+        text = jax.jit(of(loss)).lower(*arguments).compile().as_text()
+        return len(re.findall(r"= \S+ dot\(", text))
+
+    def of_student(loss):
+        return jax.value_and_grad(loss, (0, 1))
+
+    assert products(of_student, "mean") == 4
+    assert products(of_student, "none") == 6
+    assert products(lambda loss: jax.value_and_grad(loss, (0, 1, 2)), "mean") == 6
+    assert products(lambda loss: jax.grad(loss, 1), "mean") == 3
 
 
 def test_misuse():

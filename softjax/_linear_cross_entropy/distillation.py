@@ -14,7 +14,6 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax._cross_entropy import weighted_mean
 from softjax._labels import TopKLabels, sparse_distribution
 from softjax._linear_cross_entropy.blocks import Rows, Scalars
 from softjax._linear_cross_entropy.divergences import DIVERGENCES, Divergence
@@ -26,12 +25,18 @@ from softjax._linear_cross_entropy.heads import (
     checked_weights,
 )
 from softjax._linear_cross_entropy.layout import Layout, alike, all_classes, layout_of
-from softjax._linear_cross_entropy.pairs import Pair, divergences, each_pair
+from softjax._linear_cross_entropy.packing import checked_room, packed, unpacked
+from softjax._linear_cross_entropy.pairs import Pair, divergences, each_pair, total_pair
 from softjax._linear_cross_entropy.pieces import Arguments
+from softjax._linear_cross_entropy.scales import (
+    scale_of,
+    scaled_total,
+    taking_part,
+    without_the_others,
+)
 from softjax._linear_cross_entropy.sharded import cast, mapped, padded, specs_of
 from softjax._numerics import compute_dtype
 from softjax._sharding import Lead, mesh_of, varying
-from softjax._weights import is_zero
 
 NAME = "linear_distillation_loss"
 
@@ -74,6 +79,7 @@ def linear_distillation_loss(
     class_axis: str | tuple[str, ...] | None = None,
     feature_axis: str | tuple[str, ...] | None = None,
     max_temp_bytes: int | None = None,
+    max_active: int | None = None,
 ) -> Array:
     """Divergence of a linear student from its teacher, without the logits of either.
 
@@ -85,8 +91,10 @@ def linear_distillation_loss(
     is left of 1: no mass is dropped, and none of that of the student.
 
     Derivative: both modes, any order, by every array of real numbers among the arguments, without
-    all logits either. The teacher costs nothing where it has no tangent; for jax.grad by arguments
-    that hold both, stop the gradient: jax.lax.stop_gradient(teacher).
+    all logits either. A sum or mean and its gradients by the student take four matrix products,
+    one of them for the teacher; "none" takes six. The gradients by a teacher take two more, and
+    none where it has no tangent: for jax.grad by arguments that hold both, stop the gradient,
+    jax.lax.stop_gradient(teacher).
     Over a mesh: as linear_cross_entropy; five numbers an example go over the wire.
     Edge cases: equal students and teachers: exactly 0, with zero gradient; mass on a class that the
     other takes out by a bias of -inf: +inf. An example of weight 0 takes no part. A class twice
@@ -109,13 +117,14 @@ def linear_distillation_loss(
         class_axis: as in linear_cross_entropy; the kernel of the teacher has its classes there too.
         feature_axis: as in linear_cross_entropy, for both kernels.
         max_temp_bytes: as in linear_cross_entropy.
+        max_active: as in linear_cross_entropy: how many examples may have a weight.
 
     Returns:
         Divergences [...] in nats, or one number, at least float32.
 
     Raises:
         TypeError, ValueError: shapes, dtypes or options that do not fit, known probabilities that
-            sum to more than 1, or a known class twice.
+            sum to more than 1, a known class twice, or more than `max_active` known weights.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -144,6 +153,7 @@ def linear_distillation_loss(
     student, of_teacher = _checked(head, scalars, teacher, temperature, num_classes)
     pair = Pair(student, of_teacher)
     w = checked_weights(NAME, weights, head)
+    max_active = checked_room(NAME, max_active, head.lead, None, w)
     of_examples = jax.tree.leaves((pair.student.rows, of_teacher and of_teacher.rows, w))
     kernel, axis = head.classes.kernel, head.classes.axis
     lead = Lead.of(mesh_of((pair, w)), len(head.lead), kernel, axis, *of_examples)
@@ -154,7 +164,7 @@ def linear_distillation_loss(
         got = f"shape {of_teacher.classes.kernel.shape}"
         raise ValueError(_checks.message(NAME, "teacher.kernel", expected, got))
     kind = divergence, beta
-    return _reduced(pair, w, kind, reduction, lead, layout, max_temp_bytes)
+    return _reduced(pair, w, kind, reduction, lead, layout, max_temp_bytes, max_active)
 
 
 def _checked(head: Head, scalars: Scalars, teacher, temperature, num_classes: int) -> Pair:
@@ -202,7 +212,7 @@ def _is_set(index: Array) -> Array:
     return jnp.all(ordered[..., 1:] != ordered[..., :-1], -1)
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4, 5, 6))
+@partial(jax.jit, static_argnums=(2, 3, 4, 5, 6, 7))
 def _reduced(
     pair: Pair,
     weights: Array | None,
@@ -211,44 +221,66 @@ def _reduced(
     lead: Lead,
     layout: Layout | None,
     budget: int | None,
+    max_active: int | None,
 ) -> Array:
     pair, weights = alike(layout, (pair, weights))
     weights = jax.tree.map(lead.flat, weights)
-    counted = None if weights is None else ~is_zero(weights)
 
     def flat(head: Arguments) -> Arguments:
-        rows = jax.tree.map(lead.flat, head.rows)
-        if counted is not None:
-            # What an example brings that takes no part may be anything, and 0 * inf is not 0.
-            rows = rows._replace(hidden=jnp.where(counted[:, None], rows.hidden, 0))
-        return head._replace(rows=rows)
+        rows = taking_part(jax.tree.map(lead.flat, head.rows), weights)
+        return head._replace(rows=rows if max_active is not None else without_the_others(rows))
 
-    pair = Pair(flat(pair.student), None if pair.teacher is None else flat(pair.teacher))
-    losses = _on_mesh(layout, kind, budget, pair)
-    if counted is not None:
-        losses = jnp.where(counted, losses, 0)
-    if reduction == "mean":
-        return weighted_mean(losses, weights)
-    losses = losses if weights is None else losses * weights.astype(losses.dtype)
-    return lead.back(losses) if reduction == "none" else jnp.sum(losses)
+    heads = tuple(flat(head) for head in pair if head is not None)
+    dtypes = [head.rows.hidden.dtype for head in heads]
+    scale = scale_of(heads[0].rows, weights, None, reduction)
+    scale = scale.astype(jnp.result_type(*map(compute_dtype, dtypes)))
+    count, places, spoiled = scale.shape[0], None, 1
+    if max_active is not None:
+        heads, scale, places, spoiled = packed(layout, heads, scale, max_active)
+    if reduction == "none":
+        losses = _on_mesh(layout, kind, budget, heads, None) * spoiled
+        losses = losses if places is None else unpacked(layout, losses, places, count)
+        return lead.back(losses if weights is None else losses * weights.astype(losses.dtype))
+
+    def total(scale: Array) -> Array:
+        return _on_mesh(layout, kind, budget, heads, scale)
+
+    return spoiled * scaled_total(total, scale, *dtypes)
 
 
-def _on_mesh(layout: Layout | None, kind, budget: int | None, pair: Pair) -> Array:
-    """The losses of all rows, where they are."""
-    if layout is None:
-        return each_pair(partial(divergences, (), *kind), budget, pair)
-    axes = layout.classes
+def _on_mesh(
+    layout: Layout | None,
+    kind: tuple[Divergence, float],
+    budget: int | None,
+    heads: tuple[Arguments, ...],
+    scale: Array | None,
+) -> Array:
+    """The losses of all rows, where they are; or their sum, with a scale for each."""
+    axes = () if layout is None else layout.classes
+    of_blocks = partial(divergences, axes, *kind)
 
-    def local(student: Arguments, teacher: Arguments | None) -> Array:
-        pair = Pair(cast(layout, student), None if teacher is None else cast(layout, teacher))
-        values = each_pair(partial(divergences, axes, *kind), budget, varying(pair, axes))
-        return lax.psum(values, axes) if axes else values
+    def local(student: Arguments, teacher: Arguments | None, scale: Array | None) -> Array:
+        pair = Pair(student, teacher)
+        if layout is not None:
+            pair = Pair(cast(layout, student), None if teacher is None else cast(layout, teacher))
+        pair, scale = varying((pair, scale), axes)
+        if scale is None:
+            values = each_pair(of_blocks, budget, pair)
+            return lax.psum(values, axes) if axes else values
+        value = total_pair(of_blocks, budget, pair, scale)
+        every = axes if layout is None else layout.rows + axes
+        return lax.psum(value, every) if every else value
 
-    if layout.is_manual:
-        return local(*pair)
-    count = pair.student.rows.hidden.shape[0]
-    student = padded(layout, pair.student)
-    teacher = None if pair.teacher is None else padded(layout, pair.teacher)
-    specs = (None if teacher is None else specs_of(layout, teacher),)
-    values = mapped(layout, local, student, (teacher,), specs, P(layout.rows))
-    return layout.as_rows(values[:count])
+    student, teacher = heads if len(heads) == 2 else (*heads, None)
+    if layout is None or layout.is_manual:
+        return local(student, teacher, scale)
+    count, of_rows = student.rows.hidden.shape[0], P(layout.rows)
+    student = padded(layout, student)
+    teacher = None if teacher is None else padded(layout, teacher)
+    specs = (
+        None if teacher is None else specs_of(layout, teacher),
+        scale if scale is None else of_rows,
+    )
+    out_specs = of_rows if scale is None else P()
+    values = mapped(layout, local, student, (teacher, scale), specs, out_specs)
+    return layout.as_rows(values[:count]) if scale is None else values

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -24,12 +23,17 @@ from softjax._linear_cross_entropy.heads import (
 )
 from softjax._linear_cross_entropy.invariant import checked_invariance
 from softjax._linear_cross_entropy.layout import Layout, alike, layout_of
-from softjax._linear_cross_entropy.packing import packed, unpacked
+from softjax._linear_cross_entropy.packing import checked_room, packed, unpacked
 from softjax._linear_cross_entropy.pieces import Arguments
+from softjax._linear_cross_entropy.scales import (
+    scale_of,
+    scaled_total,
+    taking_part,
+    without_the_others,
+)
 from softjax._linear_cross_entropy.sharded import each_on, total_on
 from softjax._numerics import compute_dtype
-from softjax._sharding import Lead, axes_of, mesh_of, varying
-from softjax._weights import is_zero, shares
+from softjax._sharding import Lead, mesh_of
 
 NAME = "linear_cross_entropy"
 
@@ -132,7 +136,7 @@ def linear_cross_entropy(
     dtype = compute_dtype(head.hidden.dtype)
     scalars = checked_scalars(NAME, dtype, softcap, temperature, z_loss)
     weights = checked_weights(NAME, weights, head)
-    max_active = _checked_room(max_active, head, targets, weights)
+    max_active = checked_room(NAME, max_active, head.lead, targets.ignored, weights)
     of_examples = head.hidden, *jax.tree.leaves((targets.of_examples, weights))
     kernel, axis = head.classes.kernel, head.classes.axis
     mesh = mesh_of((head, targets, weights))
@@ -185,63 +189,21 @@ def _reduced(
     of_examples = head.hidden, *targets.of_examples, weights
     hidden, index, mass, dense, ignored, costs, weights = jax.tree.map(lead.flat, of_examples)
     active = None if ignored is None else ~ignored
-    if weights is not None:
-        counted = ~is_zero(weights)
-        active = counted if active is None else active & counted
-    if active is not None and max_active is None:
-        # What an example brings that takes no part may be anything, and 0 * inf is not 0.
-        hidden = jnp.where(active[:, None], hidden, 0)
-    rows = Rows(hidden, index, mass, dense, active)
+    rows = taking_part(Rows(hidden, index, mass, dense, active), weights)
+    rows = rows if max_active is not None else without_the_others(rows)
     of_targets = {"spread": targets.spread, "class_weights": targets.class_weights}
     classes = head.classes._replace(**of_targets)
     arguments = Arguments(rows, classes, scalars)
-    scale = _scale(rows, weights, costs, reduction)
+    scale = scale_of(rows, weights, costs, reduction)
     count, places, spoiled = hidden.shape[0], None, 1
     if max_active is not None:
-        arguments, scale, places, spoiled = packed(layout, arguments, scale, max_active)
+        (arguments,), scale, places, spoiled = packed(layout, (arguments,), scale, max_active)
     if reduction == "none":
         losses = each_on(layout, arguments, budget, batch_invariant) * spoiled
         losses = losses if places is None else unpacked(layout, losses, places, count)
         return lead.back(losses if weights is None else losses * weights)
-    if hidden.dtype != jnp.float16:
-        return spoiled * total_on(layout, arguments, scale, budget)
-    # The gradient of a logit times 1 / N would be lost below the range of float16.
-    largest = jax.lax.stop_gradient(jnp.max(scale, initial=jnp.finfo(scale.dtype).tiny))
-    return spoiled * largest * total_on(layout, arguments, scale / largest, budget)
 
+    def total(scale: Array) -> Array:
+        return total_on(layout, arguments, scale, budget)
 
-def _scale(rows: Rows, weights: Array | None, costs: Array | None, reduction: str) -> Array:
-    """What the loss of each row counts in a sum or a mean."""
-    count, active = rows.hidden.shape[0], rows.active
-    scale = jnp.ones(count, compute_dtype(rows.hidden.dtype)) if weights is None else weights
-    scale = varying(scale, axes_of(rows.hidden))
-    if reduction in ("none", "sum"):
-        return scale if active is None else jnp.where(active, scale, 0)
-    if weights is active is costs is None:
-        # Their number is known, and on a mesh nothing is sent for it.
-        return scale / jnp.maximum(jnp.asarray(count, scale.dtype), 1)
-    return shares(scale, True if active is None else active, costs)
-
-
-def _checked_room(
-    max_active: int | None, head: Head, targets: Targets, weights: Array | None
-) -> int | None:
-    """`max_active`, and None where there is room for all examples."""
-    if max_active is None:
-        return None
-    max_active = _checks.at_least(NAME, "max_active", max_active, 1)
-    if not all(isinstance(n, int) for n in head.lead):  # symbols, in an exported program
-        return max_active
-    part = np.ones(head.lead, bool)
-    if targets.ignored is not None:
-        if not _checks.checks_values(targets.ignored):
-            return max_active if max_active < part.size else None
-        part &= ~np.asarray(targets.ignored)
-    if weights is not None:
-        if not _checks.checks_values(weights):
-            return max_active if max_active < part.size else None
-        part &= np.asarray(weights) != 0
-    if part.sum() > max_active:
-        expected = f"at least {part.sum()}, the number of examples that take part"
-        raise ValueError(_checks.message(NAME, "max_active", expected, max_active))
-    return max_active if max_active < part.size else None
+    return spoiled * scaled_total(total, scale, hidden.dtype)

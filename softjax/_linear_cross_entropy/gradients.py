@@ -90,9 +90,9 @@ def _total_jvp(budget, axes, primals, tangents):
     gradients = partial(_gradients, axes, like_dots)
     value, bars, values = by_platform(gradients, plans, *varying((arguments, scale), axes))
     pairs = zip(jax.tree.leaves(bars), jax.tree.leaves(varying(dots, axes)), strict=True)
-    value_dot = sum((_inner(bar, dot, value.dtype) for bar, dot in pairs), jnp.zeros_like(value))
+    value_dot = sum((inner(bar, dot, value.dtype) for bar, dot in pairs), jnp.zeros_like(value))
     if scale_dot is not None:
-        value_dot += _inner(values, varying(scale_dot, axes), value.dtype)
+        value_dot += inner(values, varying(scale_dot, axes), value.dtype)
     return (lax.psum(value, axes), lax.psum(value_dot, axes)) if axes else (value, value_dot)
 
 
@@ -207,7 +207,7 @@ def _gradients(
     beside = _with_kernel(dots, None) if plan.apart else dots
     sums = (
         ShapeDtypeStruct((), scale.dtype),
-        _shapes_of_bars(arguments, beside, adds_up),
+        shapes_of_bars(arguments, beside, adds_up),
         ShapeDtypeStruct(scale.shape, scale.dtype),
         jax.eval_shape(_statistics, arguments) if plan.apart else None,
     )
@@ -215,7 +215,7 @@ def _gradients(
     value, bars, values, s = accumulated(step, sums, count, sizes, (arguments, scale))
     if plan.apart:
         alone = _with_kernel(jax.tree.map(lambda _: None, dots), dots.classes.kernel)
-        shapes, operands = _shapes_of_bars(arguments, alone, False), (arguments, None, s, scale)
+        shapes, operands = shapes_of_bars(arguments, alone, False), (arguments, None, s, scale)
         step, sizes = partial(_bars_of_classes, axes, alone), (plan.classes, -(-plan.classes // 4))
         new = accumulated(step, shapes, classes.length, sizes, operands)
         bars = _with_kernel(bars, new.classes.kernel)
@@ -330,7 +330,7 @@ def _bars_of_classes(
     )
 
 
-def _shapes_of_bars(arguments: Arguments, dots: Arguments, adds_up: bool) -> Arguments:
+def shapes_of_bars(arguments: Arguments, dots: Arguments, adds_up: bool) -> Arguments:
     """What the gradients are like: wide, but hidden's, and the kernel's unless it adds up."""
     hidden, kernel = arguments.rows.hidden.dtype, arguments.classes.kernel.dtype
     wide = compute_dtype(hidden)
@@ -353,6 +353,6 @@ def _no_class(arguments: Arguments) -> Statistics:
     return Statistics(top, zeros - 1, at_index, spread, spread)
 
 
-def _inner(a: Array, b: Array, dtype) -> Array:
+def inner(a: Array, b: Array, dtype) -> Array:
     """<a, b>, in the given dtype."""
     return jnp.sum(a.astype(dtype) * b.astype(dtype))

@@ -9,70 +9,103 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 from jax.sharding import use_abstract_mesh
 
+from softjax import _checks
 from softjax._linear_cross_entropy.blocks import Rows
 from softjax._linear_cross_entropy.layout import Layout
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import padded, specs_of
+from softjax._sharding import axes_of, varying
 
 
 class Packed(NamedTuple):
     """The rows that take part, over a mesh those of each device.
 
     Attributes:
-        arguments: with as many rows as there is room for.
+        heads: with as many rows as there is room for.
         scale: that of these rows.
         places: where each was; the number of all rows where there is none.
         spoiled: 1, or NaN where there was not room for all.
     """
 
-    arguments: Arguments
+    heads: tuple[Arguments, ...]
     scale: Array
     places: Array
     spoiled: Array
 
 
-def packed(layout: Layout | None, arguments: Arguments, scale: Array, most: int) -> Packed:
-    """The active rows, in their order."""
+def checked_room(
+    function: str,
+    max_active: int | None,
+    lead: tuple[int, ...],
+    ignored: Array | None,
+    weights: Array | None,
+) -> int | None:
+    """`max_active`, and None where there is room for all examples."""
+    if max_active is None:
+        return None
+    max_active = _checks.at_least(function, "max_active", max_active, 1)
+    if not all(isinstance(n, int) for n in lead):  # symbols, in an exported program
+        return max_active
+    part = np.ones(lead, bool)
+    known = all(a is None or _checks.checks_values(a) for a in (ignored, weights))
+    if known and ignored is not None:
+        part &= ~np.asarray(ignored)
+    if known and weights is not None:
+        part &= np.asarray(weights) != 0
+    if known and part.sum() > max_active:
+        expected = f"at least {part.sum()}, the number of examples that take part"
+        raise ValueError(_checks.message(function, "max_active", expected, max_active))
+    return max_active if max_active < part.size else None
+
+
+def packed(layout: Layout | None, heads: tuple[Arguments, ...], scale: Array, most: int) -> Packed:
+    """The rows that are active in the first of the heads, of all the heads, in their order."""
     shards = 1 if layout is None else layout.size(layout.rows)
     room = -(-most // shards)
 
-    def local(rows: Rows, scale: Array) -> tuple[Rows, Array, Array, Array]:
-        assert rows.active is not None
-        count, length = jnp.sum(rows.active, dtype=jnp.int32), rows.active.shape[0]
-        (places,) = jnp.nonzero(rows.active, size=room, fill_value=length)
-        taken = jax.tree.map(lambda a: a.at[places].get(mode="fill", fill_value=0), (rows, scale))
+    def local(
+        every: tuple[Rows, ...], scale: Array
+    ) -> tuple[tuple[Rows, ...], Array, Array, Array]:
+        active = every[0].active
+        assert active is not None
+        count, length = jnp.sum(active, dtype=jnp.int32), active.shape[0]
+        (places,) = jnp.nonzero(active, size=room, fill_value=length)
+        taken = jax.tree.map(lambda a: a.at[places].get(mode="fill", fill_value=0), (every, scale))
         overflows = count > room
         if layout is not None and layout.rows:
             overflows = lax.psum(overflows.astype(scale.dtype), layout.rows) > 0
         return *taken, places, jnp.where(overflows, jnp.nan, 1).astype(scale.dtype)
 
     if layout is None or layout.is_manual:
-        rows, scale, places, spoiled = local(arguments.rows, scale)
-        return Packed(arguments._replace(rows=rows), scale, places, spoiled)
-    arguments, spec = padded(layout, arguments), P(layout.rows)
-    specs = specs_of(layout, arguments).rows, spec
-    rows, scale, places, spoiled = _on_devices(
-        layout, local, (arguments.rows, layout.evened(scale, spec)), specs, (*specs, spec, P())
-    )
-    return Packed(arguments._replace(rows=rows), scale, places, spoiled)
+        every, *others = local(tuple(head.rows for head in heads), scale)
+    else:
+        heads, spec = tuple(padded(layout, head) for head in heads), P(layout.rows)
+        specs = tuple(specs_of(layout, head).rows for head in heads), spec
+        operands = tuple(head.rows for head in heads), layout.evened(scale, spec)
+        every, *others = _on_devices(layout, local, operands, specs, (*specs, spec, P()))
+    heads = tuple(head._replace(rows=rows) for head, rows in zip(heads, every, strict=True))
+    return Packed(heads, *others)
 
 
-def unpacked(layout: Layout | None, losses: Array, places: Array, count: int) -> Array:
-    """The losses [count] of all rows, 0 for those that take no part."""
+def unpacked(layout: Layout | None, tree: Any, places: Array, count: int) -> Any:
+    """The results of all rows, `count` of them: 0 for those that take no part."""
 
-    def local(losses: Array, places: Array, zeros: Array) -> Array:
-        return zeros.at[places].set(losses, mode="drop")
+    def local(tree: Any, places: Array, zeros: Any) -> Any:
+        return jax.tree.map(lambda a, zeros: zeros.at[places].set(a, mode="drop"), tree, zeros)
 
+    zeros = jax.tree.map(lambda a: jnp.zeros((count, *a.shape[1:]), a.dtype), tree)
     if layout is None or layout.is_manual:
-        return local(losses, places, jnp.zeros(count, losses.dtype))
+        return local(tree, places, varying(zeros, axes_of(tree)))
     spec = P(layout.rows)
-    zeros = layout.evened(jnp.zeros(count, losses.dtype), spec)
-    every = _on_devices(layout, local, (losses, places, zeros), (spec, spec, spec), spec)
-    return layout.as_rows(every[:count])
+    zeros = jax.tree.map(lambda a: layout.evened(a, spec), zeros)
+    of_tree = jax.tree.map(lambda _: spec, tree)
+    every = _on_devices(layout, local, (tree, places, zeros), (of_tree, spec, of_tree), of_tree)
+    return jax.tree.map(lambda a: layout.as_rows(a[:count]), every)
 
 
 def _on_devices(

@@ -1,12 +1,18 @@
-"""The divergences of two linear heads, some rows at a time, with their derivative."""
+"""The divergences of two linear heads, some rows at a time, with their derivatives.
 
+`each_pair` gives those of the rows: two products, and four for the gradients of one head, since
+their cotangents are not known beforehand. `total_pair` is a sum, whose rule computes the gradients
+while the logits are there: two products, and two more for the gradients of each head.
+"""
+
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array, ShapeDtypeStruct, lax
 
 from softjax._linear_cross_entropy.blocks import (
     Block,
@@ -18,9 +24,12 @@ from softjax._linear_cross_entropy.blocks import (
     top_and_excess,
 )
 from softjax._linear_cross_entropy.divergences import Divergence, divergence_terms
+from softjax._linear_cross_entropy.gradients import inner, shapes_of_bars
 from softjax._linear_cross_entropy.pieces import (
     Arguments,
+    accumulated,
     block_dots,
+    cut,
     dots_like,
     dots_of,
     jvp_along,
@@ -29,9 +38,18 @@ from softjax._linear_cross_entropy.pieces import (
     shapes_of,
     some_rows,
     sweep,
+    times_classes,
+    times_rows,
+    wanted_of,
 )
-from softjax._linear_cross_entropy.plans import rows_of_pairs
+from softjax._linear_cross_entropy.plans import (
+    Shapes,
+    by_platform,
+    rows_of_pairs,
+    sizes_of_pairs,
+)
 from softjax._linear_cross_entropy.shards import first_class, joined
+from softjax._numerics import compute_dtype
 
 
 class Pair(NamedTuple):
@@ -51,7 +69,7 @@ def each_pair(losses: Callable, budget: int | None, pair: Pair) -> Array:
 
     shape = jax.eval_shape(lambda pair: losses(pair, _blocks(pair)), pair)
     zeros = jnp.zeros(shape.shape, shape.dtype)
-    size = rows_of_pairs(shapes_of(pair.student), budget)
+    size = rows_of_pairs(_shapes(pair), budget)
     return sweep(step, zeros, pair, shape.shape[0], size)
 
 
@@ -75,8 +93,98 @@ def _each_pair_jvp(losses, budget, primals, tangents):
                 new += _through_product(of_part, n, head, head_dots, blocks)
         return put(values_dot, new, start, 0)
 
-    zeros, size = jnp.zeros_like(values), rows_of_pairs(shapes_of(pair.student), budget)
+    zeros, size = jnp.zeros_like(values), rows_of_pairs(_shapes(pair), budget)
     return values, sweep(step, zeros, (pair, dots), values.shape[0], size)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def total_pair(losses: Callable, budget: int | None, pair: Pair, scale: Array) -> Array:
+    """sum_i scale_i l_i of the losses of blocks."""
+    return jnp.sum(scale * each_pair(losses, budget, pair))
+
+
+@partial(total_pair.defjvp, symbolic_zeros=True)
+def _total_pair_jvp(losses, budget, primals, tangents):
+    (pair, scale), (dots, scale_dot) = primals, dots_of(tangents)
+    # A function that is kept for its derivative may not keep the tangents themselves.
+    like_dots = jax.tree.map(lambda dot: ShapeDtypeStruct(dot.shape, dot.dtype), dots)
+    gradients, sizes = partial(_gradients, losses, like_dots), sizes_of_pairs(_shapes(pair), budget)
+    value, bars, values = by_platform(gradients, sizes, pair, scale)
+    leaves = zip(jax.tree.leaves(bars), jax.tree.leaves(dots), strict=True)
+    value_dot = sum((inner(bar, dot, value.dtype) for bar, dot in leaves), jnp.zeros_like(value))
+    if scale_dot is not None:
+        value_dot += inner(values, scale_dot, value.dtype)
+    return value, value_dot
+
+
+def _gradients(
+    losses: Callable, dots: Pair, sizes: tuple[int, int], pair: Pair, scale: Array
+) -> tuple[Array, Pair, Array]:
+    """sum scale_i l_i, its gradients by what has a tangent in `dots`, of shapes, and the l_i."""
+
+    def step(sums, operands, start, size):
+        value, bars, values = sums
+        part, c = _some(operands[0], start, size), cut(operands[1], start, size, 0)
+        blocks = _blocks(part)
+        wanted = [
+            None if block is None or of_head is None else wanted_of(block, of_head)
+            for block, of_head in zip(blocks, dots, strict=True)
+        ]
+
+        def of_wanted(wanted: list[Block | None]) -> Array:
+            return losses(part, [*map(_filled, blocks, wanted)])
+
+        some, pull = jax.vjp(of_wanted, wanted)
+        (new,) = pull(c)
+        student = _plus(part.student, bars.student, new[0], start)
+        teacher = None
+        if part.teacher is not None and bars.teacher is not None:
+            teacher = _plus(part.teacher, bars.teacher, new[1], start)
+        bars = Pair(student, teacher)
+        return value + jnp.sum(c * some), bars, put(values, some, start, 0)
+
+    like = ShapeDtypeStruct(scale.shape, scale.dtype)
+    student, teacher = pair
+    of_student, of_teacher = dots
+    shapes = Pair(
+        shapes_of_bars(student, of_student, True),
+        None
+        if teacher is None or of_teacher is None
+        else shapes_of_bars(teacher, of_teacher, True),
+    )
+    sums = ShapeDtypeStruct((), scale.dtype), shapes, like
+    value, bars, values = accumulated(step, sums, scale.shape[0], sizes, (pair, scale))
+    return value, jax.tree.map(lambda bar, dot: bar.astype(dot.dtype), bars, dots), values
+
+
+def _filled(block: Block | None, wanted: Block | None) -> Block | None:
+    """`block` with the arrays of `wanted` that are not None."""
+    if block is None or wanted is None:
+        return block
+    is_none = partial(operator.is_, None)
+    return jax.tree.map(lambda new, a: a if new is None else new, wanted, block, is_leaf=is_none)
+
+
+def _plus(head: Arguments, bars: Arguments, new: Block, start: Array | int) -> Arguments:
+    """The gradients by a head, with what its rows from `start` on add."""
+    (rows, classes, _), dtype = head, compute_dtype(head.rows.hidden.dtype)
+    hidden_bar, kernel_bar = bars.rows.hidden, bars.classes.kernel
+    g = None if new.product is None else new.product.astype(rows.hidden.dtype)
+    if g is not None and hidden_bar is not None:
+        of_rows = times_classes(g, classes.kernel, classes.axis, dtype)
+        hidden_bar = put(hidden_bar, of_rows, start, 0)
+    if g is not None and kernel_bar is not None:
+        kernel_bar += times_rows(rows.hidden, g, classes.axis, dtype)
+    put_rows = partial(put, start=start, axis=0)
+    mass_bar, dense_bar = (
+        jax.tree.map(put_rows, bar, of_rows)
+        for bar, of_rows in ((bars.rows.mass, new.mass), (bars.rows.dense, new.dense))
+    )
+    return Arguments(
+        bars.rows._replace(hidden=hidden_bar, mass=mass_bar, dense=dense_bar),
+        type(classes)(kernel_bar, *jax.tree.map(jnp.add, bars.classes[1:], new[1:4])),
+        jax.tree.map(jnp.add, bars.scalars, new.scalars),
+    )
 
 
 def _through_product(
@@ -94,6 +202,10 @@ def _through_product(
     value, pull = jax.vjp(of_product, block.product)
     (g,) = pull(jnp.ones_like(value))
     return product_tangent(g, head, dots, value.dtype)
+
+
+def _shapes(pair: Pair) -> Shapes:
+    return shapes_of(pair.student)
 
 
 def _some(pair: Any, start: Array | int, size: int) -> Pair:
@@ -122,7 +234,11 @@ def divergences(
     else:
         _, _, log_p = _log_probabilities(axes, teacher)
     dtype = jnp.promote_types(log_p.dtype, log_q.dtype)
-    terms = divergence_terms(log_p.astype(dtype), log_q.astype(dtype), divergence, beta)
+    log_p, log_q = log_p.astype(dtype), log_q.astype(dtype)
+    if (active := part.student.rows.active) is not None:
+        # A row that takes no part is compared with itself: 0, with gradient 0, whatever it brings.
+        log_p = jnp.where(active[:, None], log_p, log_q)
+    terms = divergence_terms(log_p, log_q, divergence, beta)
     loss, temperature = jnp.sum(terms, -1), student.scalars.temperature
     return loss if temperature is None else temperature.astype(dtype) ** 2 * loss
 

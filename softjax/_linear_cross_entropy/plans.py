@@ -128,6 +128,11 @@ def rows_of_pairs(shapes: Shapes, budget: int | None) -> Choice:
     return _choice_of_rows(shapes, budget, 4, -(-rows_of_tangents(shapes, budget).cpu // 2))
 
 
+def sizes_of_pairs(shapes: Shapes, budget: int | None) -> Choice:
+    """n for a sum of losses of two heads with its gradients, and n for the derivative of these."""
+    return Choice(*((rows, _quarter(rows)) for rows in rows_of_pairs(shapes, budget)))
+
+
 def plan_of_gradients(shapes: Shapes, budget: int | None, *, with_kernel: bool) -> Choice:
     """The pieces of a sum with its gradients, of the kernel among them or not."""
     gpu, tpu = (
