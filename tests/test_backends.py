@@ -11,7 +11,7 @@ from jax import lax
 
 import softjax
 from softjax import accuracy, choice, derivatives, information, regression
-from softjax.regression import _metric
+from softjax.regression import _preconditioner
 
 pytestmark = pytest.mark.x64_once
 
@@ -149,7 +149,7 @@ def test_nan_is_nan_beside_any_number_of_rows(name):
 def test_a_tpu_needs_no_eigenvectors_of_large_matrices(monkeypatch):
     """Its form, here for any width: as few steps to the optimum, and no eigenvectors in them."""
     monkeypatch.setattr(lax, "platform_dependent", lambda *a, default, **forms: default(*a))
-    monkeypatch.setattr(_metric, "LARGEST_EIGH_OF_TPU", 0)
+    monkeypatch.setattr(_preconditioner, "LARGEST_EIGH_OF_TPU", 0)
     jax.clear_caches()
     rng = np.random.default_rng(0)
     x = (rng.standard_normal((200, 8)) @ rng.standard_normal((8, 8))).astype("f4")

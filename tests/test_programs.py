@@ -16,8 +16,8 @@ from meshes import mesh_of
 
 import softjax
 from softjax import calibration, choice, derivatives, information, regression
-from softjax.regression._problem import Data
-from softjax.regression._solve import SOLVERS
+from softjax.regression._data import Data
+from softjax.regression._solvers import SOLVERS
 
 pytestmark = pytest.mark.compiled_quickly
 

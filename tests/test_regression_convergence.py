@@ -13,8 +13,8 @@ import scipy.special
 from jax.experimental.sparse import BCOO
 
 from softjax import regression, streaming
-from softjax.regression import _solve
-from softjax.regression._problem import Data
+from softjax.regression import _programs, _solvers
+from softjax.regression._data import Data
 
 pytestmark = [pytest.mark.x64_once(True), pytest.mark.compiled_quickly]
 
@@ -27,13 +27,13 @@ RANDOM = 60  # of each solver; the campaign has 500
 
 def fits(solver, problems):
     """The program of a solver for many problems of one shape: what `fit` runs for one."""
-    advance = partial(_solve._advance, solver, K)
+    advance = partial(_programs.advance, solver, K)
     limit = jnp.int32(200)  # all wait for the slowest
 
     def one(x, targets, weights, class_weights, l2, l1, theta):
         mean = jnp.mean(weights)
         data = Data(x, targets, weights / mean, class_weights, l2, l1, mean * N)
-        state = jax.tree.map(jnp.asarray, _solve.SOLVERS[solver].start(data, theta))
+        state = jax.tree.map(jnp.asarray, _solvers.SOLVERS[solver].start(data, theta))
         outcome = advance(data, jnp.asarray(TOL), state, limit)
         return outcome.state.theta, outcome.objective, outcome.status
 
@@ -174,7 +174,7 @@ def test_what_changes_no_optimum(solver):
     cases, _, _, results = solved(solver)
     (theta, _, _), *_ = results
     for (name, (_, back)), (other, _, status) in zip(cases.items(), results, strict=False):
-        assert status == _solve.Status.CONVERGED, name
+        assert status == _programs.Status.CONVERGED, name
         # The gradient is within 1e-6, and the curvature is some hundredths.
         np.testing.assert_allclose(back(other), theta, atol=1e-4, err_msg=name)
 
@@ -184,7 +184,7 @@ def test_the_units_of_the_features(solver):
     """Without a penalty of the kernel."""
     cases, (_, _, scale), _, results = solved(solver)
     (plain, _, _), (scaled, _, status) = results[len(cases) : len(cases) + 2]
-    assert status == _solve.Status.CONVERGED
+    assert status == _programs.Status.CONVERGED
     np.testing.assert_allclose(scaled[:, :-1] * scale, plain[:, :-1], atol=1e-4)
 
 
@@ -207,7 +207,7 @@ def count_converged(solver, drawn, results, best):
         ours, norm, at_zeros = value(problem, theta)
         # A loss near 0 is known to the rounding of log p.
         np.testing.assert_allclose(objective, ours, rtol=1e-6, atol=1e-12 * at_zeros)
-        if status != _solve.Status.CONVERGED:
+        if status != _programs.Status.CONVERGED:
             continue
         converged += 1
         if solver == "firth":

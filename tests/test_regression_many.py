@@ -12,7 +12,7 @@ from test_regression import L2, D, K, N, problem
 from test_regression_solvers import gradient
 
 from softjax import regression
-from softjax.regression import _fit_many, _lanes, _resampling
+from softjax.regression import _batched, _groups, _resampling
 
 pytestmark = pytest.mark.compiled_quickly
 
@@ -47,7 +47,7 @@ def test_label_sets_weights_and_penalties_take_turns_in_two_slots(monkeypatch):
     weights[3] = 1
     l2 = np.array([L2, 1.0, 0.0, 0.0, 1e-4, 100.0, L2])
     class_weights = np.array([1.0, 2.0, 0.5])
-    monkeypatch.setattr(_lanes, "CACHE_BYTES", 2 * _lanes.SLOT_ARRAYS * K * N * 8)
+    monkeypatch.setattr(_batched, "CACHE_BYTES", 2 * _batched.SLOT_ARRAYS * K * N * 8)
     options = {"l2": l2, "sample_weights": weights, "class_weights": class_weights}
     fits = regression.fit_many(x, labels, tol=1e-9, **options)
     assert fits.params.kernel.shape == (7, D, K)
@@ -82,11 +82,11 @@ def test_under_jit_soft_labels_of_more_features_than_examples_and_nan_in_one_lan
 def test_slots_take_what_the_features_or_a_cache_take():
     def slots(examples, count, num_features=8):
         features = jax.ShapeDtypeStruct((examples, num_features), jnp.float32)
-        return _lanes.slot_count(features, K, count)
+        return _batched.slot_count(features, K, count)
 
     assert slots(100, 5) == 5
-    assert slots(10_000, 1000) == _lanes.CACHE_BYTES // (_lanes.SLOT_ARRAYS * K * 10_000 * 4)
-    assert slots(10**6, 1000, 240) == 240 // (_lanes.SLOT_ARRAYS * K)
+    assert slots(10_000, 1000) == _batched.CACHE_BYTES // (_batched.SLOT_ARRAYS * K * 10_000 * 4)
+    assert slots(10**6, 1000, 240) == 240 // (_batched.SLOT_ARRAYS * K)
     assert slots(10**7, 1000) == 1
 
 
@@ -133,7 +133,7 @@ def test_standard_errors_and_intervals_are_those_of_the_information(resampled):
 @pytest.mark.x64_once(True)
 def test_the_seed_determines_the_resamples_and_a_callback_sees_and_stops_them(resampled):
     x, y, result = resampled
-    compiled = _lanes.advance._cache_size()
+    compiled = _batched.advance._cache_size()
     seen = []
     same = regression.bootstrap(
         x, y, resamples=200, tol=1e-9, seed=jax.random.PRNGKey(0), callback=seen.append
@@ -148,7 +148,7 @@ def test_the_seed_determines_the_resamples_and_a_callback_sees_and_stops_them(re
     )
     assert set(other.resamples.stop_reason) == {regression.CALLBACK}
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(other))
-    assert _lanes.advance._cache_size() == compiled
+    assert _batched.advance._cache_size() == compiled
 
 
 # --- cross-validation ---
@@ -231,7 +231,7 @@ def test_a_class_that_one_fold_has_alone():
 def test_one_fold_in_the_metric_of_large_problems():
     rng = np.random.default_rng(5)
     x = rng.normal(size=(90, 40))
-    assert 41 * K > _fit_many.DENSE_A_LANE  # for one lane a dense metric does not pay
+    assert 41 * K > _groups.DENSE_A_LANE  # for one lane a dense metric does not pay
     y = np.argmax(x[:, :K] + rng.gumbel(size=(90, K)), -1)
     folds = np.where(np.arange(90) < 70, -1, 0)
     result = regression.cross_validate(x, y, l2=0.05, folds=folds, tol=1e-9)
@@ -250,7 +250,7 @@ def test_sparse_features_give_the_fits_of_dense_ones(monkeypatch):
     x, y = problem()
     x = np.where(np.random.default_rng(6).uniform(size=x.shape) < 0.5, x, 0)
     sparse = BCOO.fromdense(jnp.asarray(x))
-    monkeypatch.setattr(_lanes, "CACHE_BYTES", 2 * _lanes.SLOT_ARRAYS * K * N * 8)
+    monkeypatch.setattr(_batched, "CACHE_BYTES", 2 * _batched.SLOT_ARRAYS * K * N * 8)
     path = regression.fit_path(sparse, y, l2=np.array([L2, 1.0]), folds=FOLDS, tol=1e-9)
     folds = np.asarray(path.cross_validation.folds)
     for p, l2 in enumerate((L2, 1.0)):

@@ -6,7 +6,7 @@ import pytest
 from jax.experimental.sparse import BCOO
 
 from softjax import regression
-from softjax.regression import _buckets, _solve
+from softjax.regression import _buckets, _programs
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once(True)]
 N, D, K = 90, 4, 3
@@ -19,7 +19,7 @@ def drawn(examples=N):
 
 
 def test_data_of_ten_sizes_are_fitted_by_one_program():
-    programs = _solve._quickly_compiled()._cache_size()
+    programs = _programs.quickly_compiled()._cache_size()
     for examples in (20, 41, 100, 237, 500, 777, 1000, 1320, 1999, 2048):
         x, labels = drawn(examples)
         weights = None if examples % 2 else np.arange(examples) % 3
@@ -28,7 +28,7 @@ def test_data_of_ten_sizes_are_fitted_by_one_program():
         g = regression.gradient(result.params, x, labels, l2=0.1, sample_weights=weights)
         scale = np.sqrt((x**2).mean(0))[:, None]
         assert np.abs(g.kernel / scale).max() < 1e-5
-    assert _solve._quickly_compiled()._cache_size() == programs + 1
+    assert _programs.quickly_compiled()._cache_size() == programs + 1
 
 
 CASES = {
@@ -67,8 +67,8 @@ def test_targets_are_those_of_the_rows_alone_to_the_last_bit():
     x, labels = drawn()
     weights = np.arange(N) % 5 / 3.0
     data, _ = regression._arguments.checked_data(x, labels, K, weights, None)
-    alone = regression._problem.problem_of(data, K)
-    padded = regression._problem.problem_of(_buckets.in_bucket(data, K), K)
+    alone = regression._data.problem_of(data, K)
+    padded = regression._data.problem_of(_buckets.in_bucket(data, K), K)
     rows, width = padded.features.shape
     assert rows & (rows - 1) == 0
     assert rows > N

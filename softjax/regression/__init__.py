@@ -7,7 +7,6 @@ from softjax.regression._curvature import hessian as hessian
 from softjax.regression._curvature import hvp as hvp
 from softjax.regression._curvature import lipschitz_constant as lipschitz_constant
 from softjax.regression._fit import fit as fit
-from softjax.regression._fit_many import ManyEvent as ManyEvent
 from softjax.regression._fit_many import fit_many as fit_many
 from softjax.regression._model import SoftmaxRegression as SoftmaxRegression
 from softjax.regression._model import init as init
@@ -32,6 +31,7 @@ from softjax.regression._result import SEPARATED as SEPARATED
 from softjax.regression._result import STEP_LIMIT as STEP_LIMIT
 from softjax.regression._result import Event as Event
 from softjax.regression._result import FitResult as FitResult
+from softjax.regression._result import ManyEvent as ManyEvent
 from softjax.regression.inference._covariance import leave_one_out as leave_one_out
 
 __all__ = [

@@ -2,24 +2,21 @@
 
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
-from functools import wraps
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
-from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.typing import ArrayLike, DTypeLike
 
 from softjax import _checks
 from softjax._numerics import compute_dtype
 from softjax._weights import in_unit
+from softjax.regression._data import Data
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._model import init as zeros
-from softjax.regression._problem import Data
 from softjax.regression._sparse import (
     is_sparse,
     is_sparse_matrix,
@@ -32,9 +29,6 @@ if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
 FIT = "regression.fit"
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 def error(argument: str, expected: str, got: object) -> ValueError:
@@ -289,36 +283,20 @@ def penalty(argument: str, value: Any, dtype: DTypeLike) -> Any:
     return np.asarray(value, dtype)
 
 
+def penalties(l2: ArrayLike, dtype, argument: str = "l2") -> Array:
+    """A scalar or [P], finite and >= 0."""
+    array = _checks.real_array(FIT, argument, l2)
+    if array.ndim > 1 or not array.size:
+        raise error(argument, "a scalar or of shape (penalties,)", f"shape {array.shape}")
+    values = _checks.known(l2)
+    if values is not None:
+        bad = ~((values >= 0) & (values < np.inf))
+        _checks.refuse_first(FIT, argument, "finite and >= 0", values, bad)
+    return array.astype(dtype)
+
+
 def at_least(argument: str, value: int, bound: int) -> int:
     return _checks.at_least(FIT, argument, value, bound)
-
-
-def on_auto_axes(function: Callable[P, T]) -> Callable[P, T]:
-    """`function` of the arrays among its arguments with Auto axes; its result has the given ones.
-
-    The products of a fit sum over the examples, and on Explicit axes the sharding of every such sum
-    would have to be said where it stands. Nothing is copied: only the names of the axes are of
-    another kind.
-    """
-
-    @wraps(function)
-    def of_auto(*args: P.args, **kwargs: P.kwargs) -> T:
-        explicit = next(filter(None, map(_explicit_mesh, jax.tree.leaves((args, kwargs)))), None)
-        if explicit is None:
-            return function(*args, **kwargs)
-        auto = _with_axes(explicit, AxisType.Auto)
-
-        def moved(leaf: Any, mesh: Mesh) -> Any:
-            if _mesh_of(leaf) is None:
-                return leaf
-            return jax.device_put(leaf, NamedSharding(mesh, leaf.sharding.spec))
-
-        args, kwargs = jax.tree.map(lambda leaf: moved(leaf, auto), (args, kwargs))
-        with nullcontext() if jax.sharding.get_abstract_mesh().empty else jax.set_mesh(auto):
-            result = function(*args, **kwargs)
-        return jax.tree.map(lambda leaf: moved(leaf, explicit), result)
-
-    return of_auto
 
 
 def _weights(argument: str, weights: ArrayLike, length: int) -> Array:
@@ -395,18 +373,3 @@ def is_at_hand(x: Any) -> bool:
     if not _checks.is_concrete(x):
         return False
     return isinstance(x, Array) and all(device.platform == "cpu" for device in x.devices())
-
-
-def _mesh_of(leaf: Any) -> Mesh | None:
-    """The mesh of an array, outside of a trace."""
-    known = isinstance(leaf, Array) and not isinstance(leaf, Tracer)
-    return getattr(leaf.sharding, "mesh", None) if known else None
-
-
-def _explicit_mesh(leaf: Any) -> Mesh | None:
-    mesh = _mesh_of(leaf)
-    return mesh if mesh is not None and AxisType.Explicit in mesh.axis_types else None
-
-
-def _with_axes(mesh: Mesh, kind: AxisType) -> Mesh:
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=(kind,) * len(mesh.axis_names))

@@ -1,6 +1,6 @@
 """When a fit has converged and when it must stop for another reason: one rule for every solver.
 
-A solver sees the objective over the mass of its targets (`_problem.normalised_problem`), so that
+A solver sees the objective over the mass of its targets (`_objective.normalised_problem`), so that
 nothing below depends on the scale of labels or weights. At a point with the gradient g and the
 objective f it has converged where
 
@@ -86,7 +86,7 @@ def converged(objective: Any, first: Any, norm: Any, decrement: Any, tol: Any) -
     return reached & (objective <= first + rounding_of(first))
 
 
-def judge(
+def check_convergence(
     state: State,
     objective: Array,
     norm: Array,
@@ -127,7 +127,7 @@ def after_step(
     patience: int,
     stuck: Any = False,
 ) -> State:
-    """The state after a step from the point that `judge` has judged.
+    """The state after a step from the point that `check_convergence` has judged.
 
     PRECISION_FLOOR where the step is `stuck`, or where `patience` steps in turn have lowered
     neither the objective nor the gradient.

@@ -1,43 +1,41 @@
-"""The derivatives of the objective in closed form: what statistics are made of.
+"""The derivatives of the objective at any parameters, in closed form."""
 
-Every Hessian of softmax regression is a sum of Kronecker products,
-
-    I = sum_i a_i (diag(p_i) - p_i p_i^T) kron x~_i x~_i^T,  x~ = (x, 1)
-
-    diag(p) - p p^T = sum_{k < l} p_k p_l (e_k - e_l)(e_k - e_l)^T
-
-so that with B_kl = X~^T diag(a p_k p_l) X~ the block of the classes k and l is -B_kl, and that of
-class k is sum_{l != k} B_kl. Nothing is subtracted, 1 - p included: every block is accurate
-relative to itself, and I is positive semidefinite.
-"""
-
-from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax._labels import ClassIndices, Labels, class_indices, distribution, is_class_indices
-from softjax._losses import expected_loss_gradient, index_loss_gradient
+from softjax._labels import Labels
 from softjax._numerics import compute_dtype
-from softjax._sharding import fori_loop
 from softjax._softmax import softmax_core, softmax_tangent
-from softjax._weights import is_zero, shares
+from softjax.regression._information import augmented, information, sum_of_chunks
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._sparse import is_sparse, is_sparse_matrix, sparse_array, with_data
+from softjax.regression._rows import (
+    EXACT,
+    Rows,
+    _dense_or_sparse,
+    _targets_array,
+    checked_rows,
+    counted,
+    feature_column,
+    features_array,
+    logits_of,
+    masses,
+    offset_array,
+    product,
+    residuals,
+    times,
+    weights_array,
+    with_offset,
+)
+from softjax.regression._sparse import is_sparse
 
 if TYPE_CHECKING:
     from softjax.regression._sparse import Features
-
-EXACT = lax.Precision.HIGHEST  # accelerators round float32 factors otherwise
-# A chunk of rows holds this many numbers, 2 MiB of float64, which stay in the cache; but it has
-# rows enough to pay for passing over the blocks once a chunk.
-CHUNK_SIZE, CHUNK_ROWS = 2**18, 512
 
 
 def gradient(
@@ -310,26 +308,6 @@ def lipschitz_constant(
     return _lipschitz_constant(Rows(x, targets, w, c), l2, num_classes)
 
 
-class Rows(NamedTuple):
-    """The arguments of a derivative, checked: features, targets, weights and what is known.
-
-    Attributes:
-        x: features [N, D], dense or BCOO.
-        targets: ClassIndices or a distribution; None where they do not matter.
-        w: sample weights [N]; None for ones.
-        c: class weights [K]; None for ones.
-        offset: [N, K]; None for zeros.
-        constant: 1, or 0 where the model has no intercept.
-    """
-
-    x: Any
-    targets: Any
-    w: Array | None
-    c: Array | None
-    offset: Array | None = None
-    constant: Any = 1
-
-
 @jax.jit
 def _gradient(params: SoftmaxRegression, rows: Rows, l2: ArrayLike) -> SoftmaxRegression:
     x, share = counted(rows.x, rows.w)
@@ -386,11 +364,6 @@ def _lipschitz_constant(rows: Rows, l2: ArrayLike, num_classes: int) -> Array:
     return jnp.linalg.eigvalsh(half * gram + penalty)[-1]
 
 
-def feature_column(l2: ArrayLike, dtype) -> Array:
-    """A penalty that is a scalar, or of each feature [D], as what multiplies a kernel [D, K]."""
-    return jnp.asarray(l2, dtype).reshape(-1, 1)
-
-
 def _pulled_back(
     params: SoftmaxRegression, x: Any, g: Array, penalised: SoftmaxRegression, l2: ArrayLike
 ) -> SoftmaxRegression:
@@ -407,213 +380,3 @@ def _pulled_back(
     return SoftmaxRegression(
         kernel.astype(params.kernel.dtype), jnp.sum(g, 0).astype(params.bias.dtype)
     )
-
-
-def checked_rows(
-    function: str,
-    params: SoftmaxRegression,
-    features: "Features",
-    labels: Labels,
-    sample_weights: ArrayLike | None,
-    class_weights: ArrayLike | None = None,
-    *,
-    offset: ArrayLike | None = None,
-    fit_intercept: bool = True,
-    takes_sparse: bool = False,
-) -> Rows:
-    x = features_array(function, params, features, takes_sparse)
-    shape = (x.shape[0], jnp.shape(params.kernel)[1])
-    targets = _targets_array(function, labels, shape, x.dtype)
-    w = weights_array(function, "sample_weights", sample_weights, shape[:1], x.dtype)
-    c = weights_array(function, "class_weights", class_weights, shape[1:], x.dtype)
-    constant = np.asarray(_checks.flag(function, "fit_intercept", fit_intercept), x.dtype)
-    return Rows(x, targets, w, c, offset_array(function, params, x, offset), constant)
-
-
-def features_array(
-    function: str, params: SoftmaxRegression, features: "Features", takes_sparse: bool = False
-) -> Any:
-    """Features [N, D] in the dtype of the parameters, at least float32.
-
-    Sparse ones are made dense, but where a function `takes_sparse`: matrices over all parameters
-    take more memory than the rows.
-    """
-    x = _dense_or_sparse(function, features)
-    _checks.same_shape(function, "features", x, (x.shape[0] if x.ndim else 0, len(params.kernel)))
-    x = x.astype(compute_dtype(jnp.result_type(params.kernel)))
-    return x.todense() if is_sparse(x) and not takes_sparse else x
-
-
-def _dense_or_sparse(function: str, features: Any) -> Any:
-    read = sparse_array if is_sparse_matrix(features) else _checks.real_array
-    return read(function, "features", features)
-
-
-def _targets_array(
-    function: str, labels: Labels, shape: tuple[int, int], dtype
-) -> ClassIndices | Array:
-    if not is_class_indices(labels, function):
-        return distribution(function, labels, shape, dtype)
-    _checks.same_shape(function, "labels", labels, shape[:1])
-    return class_indices(function, labels, shape[1])
-
-
-def offset_array(
-    function: str, params: SoftmaxRegression, x: Any, offset: ArrayLike | None
-) -> Array | None:
-    """An offset [N, K] in the dtype of the features."""
-    if offset is None:
-        return None
-    array = _checks.real_array(function, "offset", offset)
-    _checks.same_shape(function, "offset", array, (x.shape[0], len(params.bias)))
-    return array.astype(x.dtype)
-
-
-def weights_array(
-    function: str, argument: str, weights: ArrayLike | None, shape: tuple[int, ...], dtype
-) -> Array | None:
-    if weights is None:
-        return None
-    w = _checks.real_array(function, argument, weights)
-    _checks.same_shape(function, argument, w, shape)
-    _checks.not_negative(function, argument, weights)
-    return w.astype(dtype)
-
-
-def counted(x: Any, w: Array | None) -> tuple[Any, Array]:
-    """The features, 0 in a row of weight 0, and the share w_i / sum(w) of each row."""
-    if w is None:
-        examples = jnp.asarray(x.shape[0], x.dtype)  # which may be symbolic
-        return x, jnp.broadcast_to(1 / jnp.maximum(examples, 1), x.shape[:1])
-    absent = is_zero(w)
-    if is_sparse(x):
-        absent = absent.at[x.indices[:, 0]].get(mode="fill", fill_value=True)
-        x = with_data(x, jnp.where(absent, 0, x.data))
-    else:
-        x = jnp.where(absent[:, None], 0, x)
-    return x, shares(w)
-
-
-def residuals(z: Array, targets: ClassIndices | Array, c: Array | None) -> Array:
-    """dl_i / dz_i, NaN at a bad label."""
-    if isinstance(targets, ClassIndices):
-        return masses(targets, c, z.dtype)[:, None] * index_loss_gradient(z, targets.index, None)
-    return expected_loss_gradient(z, targets if c is None else c[None] * targets)
-
-
-def masses(targets: ClassIndices | Array, c: Array | None, dtype) -> Array:
-    """sum_k c_k y_ik of each row, NaN at a bad label."""
-    if not isinstance(targets, ClassIndices):
-        return jnp.sum(targets if c is None else c[None] * targets, -1)
-    masses = jnp.ones(targets.index.shape, dtype) if c is None else c[targets.index]
-    return _checks.nan_where(targets.bad, masses)
-
-
-def times(share: Array, x: Array) -> Array:
-    """share x, and 0 where the share is 0 even if x is NaN."""
-    return jnp.where(share == 0, 0, share * x)
-
-
-def product(x: Any, params: SoftmaxRegression) -> Array:
-    """The logits, in the dtype of x."""
-    kernel, bias = (leaf.astype(x.dtype) for leaf in params)
-    if is_sparse(x):
-        return x @ kernel + bias[None]
-    return jnp.matmul(x, kernel, precision=EXACT) + bias[None]
-
-
-def logits_of(rows: Rows, x: Any, params: SoftmaxRegression) -> Array:
-    """The logits with the offset of the rows, of their features `x` as they are counted."""
-    return with_offset(rows, product(x, params))
-
-
-def with_offset(rows: Rows, z: Array) -> Array:
-    """z + offset, which is not read in a row of weight 0."""
-    if rows.offset is None:
-        return z
-    if rows.w is None:
-        return z + rows.offset
-    return z + jnp.where(is_zero(rows.w)[:, None], 0, rows.offset)
-
-
-def augmented(x: Array) -> Array:
-    """x~ = (x, 1)."""
-    return jnp.concatenate([x, jnp.ones((x.shape[0], 1), x.dtype)], 1)
-
-
-def information(x: Array, z: Array, a: Array) -> Array:
-    """I [P, P], exactly symmetric; rows and columns have the features first, then the classes.
-
-    Args:
-        x: features [N, D].
-        z: logits [N, K].
-        a: the weights of the rows, [N], >= 0.
-    """
-    size = (x.shape[1] + 1) * z.shape[1]
-    if z.shape[1] < 2:  # one class comes as no surprise
-        return jnp.zeros((size, size), x.dtype)
-    blocks = _pair_blocks(x, softmax_core(z, (1,)), a)
-    matrix = _assembled(blocks).reshape(size, size)
-    return (matrix + matrix.T) / 2
-
-
-def _pair_blocks(x: Array, p: Array, a: Array) -> Array:
-    """B[s, :, k, :] = B_kl for l = k + s + 1 mod K: [K // 2, D + 1, K, D + 1].
-
-    Going round the circle of the classes by 1 to K / 2 meets every pair once (twice where the
-    step is K / 2), so that each step is one product X~^T (W kron X~) of the same shape.
-    """
-    d, k = x.shape[1] + 1, p.shape[1]
-
-    def add_chunk(blocks, x, p, a):
-        x, a_p = augmented(x), a[:, None] * p
-
-        def add_step(s, blocks):
-            w = a_p * jnp.roll(p, -1 - s, 1)
-            weighted = (w[:, :, None] * x[:, None, :]).reshape(len(x), k * d)
-            return blocks.at[s].add(jnp.matmul(x.T, weighted, precision=EXACT).reshape(d, k, d))
-
-        return fori_loop(0, k // 2, add_step, blocks)
-
-    return sum_of_chunks(add_chunk, jnp.zeros((k // 2, d, k, d), x.dtype), d * k, a, x, p)
-
-
-def sum_of_chunks(add_chunk: Callable, total: Any, row_size: int, a: Array, *arrays: Array) -> Any:
-    """add_chunk(total, *rows of the arrays, rows of a) for one chunk of rows after the other.
-
-    The last chunk reaches back, with a = 0 in the rows that were there before: no row is copied
-    to fill it.
-
-    Args:
-        add_chunk: returns the total with what the rows add, which must be 0 where a is.
-        total: to begin with.
-        row_size: how many numbers a row takes for a while.
-        a: the weights of the rows, [N].
-        arrays: [N, ...].
-    """
-    n = len(a)
-    if not n:
-        return total
-    rows = min(n, max(CHUNK_ROWS, CHUNK_SIZE // row_size))
-
-    def step(chunk, total):
-        first = jnp.minimum(chunk * rows, n - rows)
-        a_rows, *parts = (lax.dynamic_slice_in_dim(v, first, rows) for v in (a, *arrays))
-        is_new = first + jnp.arange(rows, dtype=jnp.int32) >= chunk * rows
-        return add_chunk(total, *parts, jnp.where(is_new, a_rows, 0))
-
-    return fori_loop(0, -(-n // rows), step, total)
-
-
-def _assembled(blocks: Array) -> Array:
-    """The blocks in their places, [D + 1, K, D + 1, K]."""
-    k = blocks.shape[2]
-    row, column = np.indices((k, k))
-    ahead = (column - row) % k
-    forward = ahead <= k // 2
-    step = np.where(forward, ahead, k - ahead) - 1  # -1 on the diagonal, replaced below
-    pairs = blocks[step, :, np.where(forward, row, column)]  # [K, K, D + 1, D + 1]
-    is_diagonal = jnp.eye(k, dtype=bool)[:, :, None, None]
-    pairs = jnp.where(is_diagonal, 0, pairs)
-    full = jnp.where(is_diagonal, jnp.sum(pairs, 1)[:, None], -pairs)
-    return full.transpose(2, 0, 3, 1)

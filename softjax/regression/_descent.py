@@ -1,4 +1,4 @@
-"""The loop around directions: step, judge, stop. One program, in chunks or to the end.
+"""The loop around directions: step, check_convergence, stop. One program, in chunks or to the end.
 
 Along theta + t d the logits are Z + t Q with Q = X d known: a trial costs O(N K) and no product
 with the features. The objective is convex, so that its slope phi'(t) says all: the minimum is
@@ -11,23 +11,19 @@ import jax.numpy as jnp
 from jax import Array
 
 from softjax._sharding import cond, while_loop
-from softjax.regression import _metric
-from softjax.regression._convergence import State, after_step, initial, judge
-from softjax.regression._directions import Method
-from softjax.regression._problem import (
-    Problem,
-    balanced,
+from softjax.regression import _preconditioner, _standardised
+from softjax.regression._convergence import State, after_step, check_convergence, initial
+from softjax.regression._data import Problem
+from softjax.regression._existence import has_bounded_optimum
+from softjax.regression._line_search import add_step, largest_move, step_length
+from softjax.regression._newton import Method
+from softjax.regression._objective import (
     centred,
     class_scores,
-    example_weights,
     gradient_bound,
-    has_bounded_optimum,
     logits_at,
-    penalised,
     point,
-    probabilities,
     relative_norm,
-    spread,
     value,
     without_offset,
 )
@@ -36,13 +32,8 @@ from softjax.regression._result import Status
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
-TRIALS = 20
 # So many nats are further than TRIALS come back from.
 FAR = 1e5
-# A step ends where the slope has halved at least; beyond the minimum, where what has been gained
-# might be lost again, only where the slope is a tenth of the first and, by the curvature there,
-# the minimum is no less than half as far.
-BEFORE, BEYOND, BACK = 0.5, 0.1, 0.5
 # What the loop does at a point: it stops, computes the logits again, or takes a step.
 STOP, REFRESH, STEP = range(3)
 # Logits are sums over steps, and are computed anew to confirm an end. They are rounded otherwise,
@@ -60,7 +51,7 @@ def advance(
     """Runs until step `stop` or until the status says so: the state and its logits."""
     bound = gradient_bound(problem)
     dtype = problem.features.dtype if method.precise else jnp.float32
-    s = _metric.standardise(problem, bound, dtype)
+    s = _standardised.standardise(problem, bound, dtype)
 
     def judged(state, here, confirming):
         objective, norm = (
@@ -69,14 +60,16 @@ def advance(
         )
         unseen = method.unseen(s, state.memory, here.gradient)
         within = jnp.where(confirming, CONFIRMED * tol, tol)
-        return judge(state, objective, norm, within, unseen, method.precise)
+        return check_convergence(state, objective, norm, within, unseen, method.precise)
 
     def stepped(state, here):
         d, memory, passes = method.direction(problem, s, here, state.memory, state.step, state.norm)
         d = centred(d)  # it was so in float32, and the gradient does not see what was not
         # A direction that is not finite, or does not go down, comes from a model without curvature.
         downhill = jnp.vdot(here.gradient, d) < 0
-        d = jnp.where(downhill & jnp.all(jnp.isfinite(d)), d, _metric.descent(s, here.gradient))
+        d = jnp.where(
+            downhill & jnp.all(jnp.isfinite(d)), d, _preconditioner.descent(s, here.gradient)
+        )
         d_logits = class_scores(problem, d)
         # Where examples are decided, and wrongly, no curvature says how far: back towards 0.
         size = jnp.max(jnp.abs(d_logits))
@@ -85,7 +78,7 @@ def advance(
         d_logits = jnp.where(back, -without_offset(problem, here.logits), d_logits)
         first = jnp.vdot(here.gradient, d)
         t = step_length(problem, here.theta, here.logits, first, d, d_logits)
-        theta = moved(here.theta, t, d)
+        theta = add_step(here.theta, t, d)
         state = after_step(
             state,
             theta,
@@ -96,7 +89,7 @@ def advance(
             patience=method.patience,
             stuck=t == 0,
         )
-        return state, moved(here.logits, t, d_logits), jnp.asarray(False)
+        return state, add_step(here.logits, t, d_logits), jnp.asarray(False)
 
     def refreshed(state, here):
         logits = logits_at(problem, here.theta)
@@ -130,58 +123,3 @@ def advance(
         lambda carry: carry[-1], body, (state, logits, fresh, confirming, going)
     )
     return state, logits
-
-
-def largest_move(d_logits: Array) -> Array:
-    """By how much a direction moves one class of an example against another, at most."""
-    return jnp.max(jnp.max(d_logits, 0) - jnp.min(d_logits, 0))
-
-
-def moved(a: Array, t: Array, step: Array) -> Array:
-    """a + t step; a direction that is not finite leads nowhere: 0 * inf would be NaN."""
-    return a + jnp.where(t == 0, 0, t * step)
-
-
-def step_length(
-    problem: Problem, theta: Array, logits: Array, first: Array, d: Array, d_logits: Array
-) -> Array:
-    """t > 0 near the minimum of phi(t) = f(theta + t d), and 0 where d does not go down.
-
-    Newton's method on phi' = 0, from t = 1, kept between the last t known to go down and the
-    first known to go up. `first` is phi'(0), which near the optimum cancels in phi'.
-    """
-    q, weights = problem.targets, example_weights(problem.targets)
-    d_kernel = penalised(problem, d)
-    linear = problem.l2 * jnp.vdot(theta, d_kernel)
-    square = problem.l2 * jnp.vdot(d, d_kernel)
-
-    def slope_and_curvature(t):
-        p = probabilities(logits + t * d_logits)
-        slope = jnp.vdot(balanced(p, weights[None] * p - q), d_logits) + linear + t * square
-        curvature = jnp.vdot(spread(weights, p, d_logits), d_logits) + square
-        return slope, curvature
-
-    def near(t, slope, curvature):
-        return (slope <= -BEYOND * first) & (slope <= BACK * curvature * t)
-
-    def searching(carry):
-        t, _, _, slope, curvature, trial = carry
-        done = (slope >= BEFORE * first) & near(t, slope, curvature)
-        return (trial < TRIALS) & ~done
-
-    def body(carry):
-        t, low, high, slope, curvature, trial = carry
-        newton = jnp.where(trial == 0, 1, t - slope / curvature)
-        middle = jnp.where(jnp.isinf(high), 4 * t, (low + high) / 2)
-        inside = (newton > low) & (newton < high) & ((trial == 0) | (newton <= 10 * t))
-        t = jnp.where(inside, newton, middle)
-        slope, curvature = slope_and_curvature(t)
-        down = slope < 0
-        low, high = jnp.where(down, t, low), jnp.where(down, high, t)
-        return t, low, high, slope, curvature, trial + 1
-
-    zero = jnp.zeros_like(first)
-    start = (zero, zero, jnp.full_like(first, jnp.inf), first, zero, jnp.zeros((), jnp.int32))
-    t, low, _, slope, curvature, _ = while_loop(searching, body, start)
-    t = jnp.where(near(t, slope, curvature) & (slope >= first), t, low)
-    return jnp.where(first < 0, t, 0)

@@ -2,14 +2,14 @@
 
 The gradient g of parameters near the optimum is small, and Newton's model says by how much the
 objective is above it: g^T H^-1 g / 2. Where features are nearly collinear that is not small, and a
-solver need not have seen it: not in a metric that is diagonal, not in float32, not by its own steps
-where these are of the first order. So the end is looked at once more, by what it is: all of H, in
-conjugate gradients whose residual r is so small that
+solver need not have seen it: a diagonal preconditioner does not show it, nor does float32, nor do
+steps of the first order. So the end is checked once more with the whole Hessian, by conjugate
+gradients whose residual r is so small that
 
     g^T H^-1 g / 2 <= -g^T d / 2 + r^T M^-1 r / (2 c)
 
-is as well, with c M <= H for what float64 can tell from 0. The same direction d moves an example by
-a nat where there is no optimum, whatever steps a solver takes.
+is small as well, with c M <= H for the curvatures that float64 can tell from 0. Where there is no
+optimum, the same direction d moves an example by a nat, whatever steps the solver took.
 """
 
 from functools import partial
@@ -20,25 +20,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from softjax.regression import _metric, _optimum
+from softjax.regression import _preconditioner, _separation, _standardised
+from softjax.regression._conjugate_gradients import conjugate_gradients
 from softjax.regression._convergence import STILL, converged
-from softjax.regression._descent import CONFIRMED, largest_move
-from softjax.regression._directions import conjugate_gradients
-from softjax.regression._problem import (
-    Data,
-    Problem,
+from softjax.regression._data import Data, Problem, normalised, problem_of
+from softjax.regression._descent import CONFIRMED
+from softjax.regression._line_search import largest_move
+from softjax.regression._objective import (
     centred,
     class_scores,
     example_weights,
     gradient_bound,
     logits_at,
-    normalised,
     penalised,
     point,
-    problem_of,
     pull_back,
     relative_norm,
-    spread,
+    softmax_hvp,
     uncertainty,
     value,
 )
@@ -64,23 +62,25 @@ class Ending(NamedTuple):
 def seen(problem: Problem, theta: Array, logits: Array, tol: Array) -> Array:
     """Whether the gradient leaves nothing, since the features are not nearly collinear.
 
-    For a diagonal metric, which does not know. Not so where l1 holds what they might gain: along a
-    unit vector of curvature e the gradient is at most e^(1/2).
+    A diagonal preconditioner does not know this. It is also true where l1 is more than they might
+    gain: along a unit vector of curvature e the gradient is at most e^(1/2).
     """
     bound, weights = gradient_bound(problem), example_weights(problem.targets)
-    s = _metric.standardise(problem, bound)
+    s = _standardised.standardise(problem, bound)
     here = point(problem, theta, logits)
     u = uncertainty(weights, here.probabilities).astype(s.ridge.dtype)
-    least = _metric.least_curvature(s, u)
-    empty = _metric.empty(problem.features, len(theta))
-    metric = _metric.build(empty, s, weights, here.probabilities)
+    least = _preconditioner.least_curvature(s, u)
+    empty = _preconditioner.empty(problem.features, len(theta))
+    preconditioner = _preconditioner.build(empty, s, weights, here.probabilities)
     gradient = centred(smallest_subgradient(problem, theta, here.gradient))
-    left = _metric.unseen(s, metric, gradient, _metric.known_curvature(least))
+    left = _preconditioner.unseen(
+        s, preconditioner, gradient, _preconditioner.known_curvature(least)
+    )
     little = left <= tol * jnp.maximum(value(problem, theta, logits), tol)
     l1 = problem.l1 if problem.l1_rows is None else problem.l1_rows
     threshold = penalised(problem, l1 / jnp.append(s.scale, 1)[None])[0, :-1]
     threshold = jnp.min(threshold, initial=jnp.inf).astype(least.dtype)
-    return little | (threshold * threshold > least + _metric.JITTER * jnp.max(s.rounding))
+    return little | (threshold * threshold > least + _preconditioner.JITTER * jnp.max(s.rounding))
 
 
 def look(num_classes: int, data: Data, theta: Any, first: Any, tol: Any) -> Ending:
@@ -105,7 +105,7 @@ def is_proven(num_classes: int, data: Data, theta: Any) -> bool:
 def quasi_separated(num_classes: int, data: Data, theta: Array, suspected: Array) -> Array:
     """In a program of its own: most fits have no need of it."""
     data, _ = normalised(data, num_classes)
-    return _optimum.is_quasi_separated(problem_of(data, num_classes), theta, suspected)
+    return _separation.is_quasi_separated(problem_of(data, num_classes), theta, suspected)
 
 
 def _doubled(tree: Any) -> Any:
@@ -127,24 +127,26 @@ def looked(num_classes: int, data: Data, theta: Array, first: Array, tol: Array)
     norm, objective = relative_norm(gradient, bound), value(problem, theta, logits)
 
     dtype = theta.dtype
-    s = _metric.standardise(problem, bound, dtype)
-    metric = _metric.build(_metric.empty(problem.features, num_classes, dtype), s, weights, p)
+    s = _standardised.standardise(problem, bound, dtype)
+    preconditioner = _preconditioner.build(
+        _preconditioner.empty(problem.features, num_classes, dtype), s, weights, p
+    )
     size = jnp.where(norm > 0, norm, 1)
 
     def hvp(v):
-        moved = spread(weights, p, class_scores(problem, v))
+        moved = softmax_hvp(weights, p, class_scores(problem, v))
         return pull_back(problem, moved) + problem.l2 * penalised(problem, v)
 
-    def steepest(g):
-        return _metric.steepest(s, metric, g, size)
+    def precondition(g):
+        return _preconditioner.precondition(s, preconditioner, g, size)
 
-    little = tol * jnp.maximum(objective, tol) * _metric.LEAST_CURVATURE
-    whole = jnp.vdot(gradient, steepest(gradient))
+    little = tol * jnp.maximum(objective, tol) * _preconditioner.LEAST_CURVATURE
+    whole = jnp.vdot(gradient, precondition(gradient))
     within = jnp.sqrt(little / jnp.where(whole > 0, whole, 1))
-    d, _ = conjugate_gradients(hvp, steepest, -gradient, within, CG_STEPS)
+    d, _ = conjugate_gradients(hvp, precondition, -gradient, within, CG_STEPS)
     d = centred(d)
     residual = gradient + hvp(d)
-    left = jnp.vdot(residual, steepest(residual)) / (2 * _metric.LEAST_CURVATURE)
+    left = jnp.vdot(residual, precondition(residual)) / (2 * _preconditioner.LEAST_CURVATURE)
     decrement = -jnp.vdot(gradient, d) / 2 + left
     # Rounding of theta and of the logits may have moved a gradient of the size of `tol` by as much.
     reached = converged(objective, first, norm, decrement, CONFIRMED * tol)

@@ -17,19 +17,10 @@ from jax import Array, lax
 
 from softjax._cross_entropy import cross_entropy
 from softjax.regression import _ending, _frame
+from softjax.regression._data import Data, normalised, problem_of
+from softjax.regression._existence import is_loose, is_separated, status_where_separated
 from softjax.regression._model import SoftmaxRegression, logits, penalty
-from softjax.regression._problem import (
-    Data,
-    gradient_bound,
-    is_loose,
-    is_separated,
-    logits_at,
-    normalised,
-    pack,
-    problem_of,
-    ridge,
-    status_where_separated,
-)
+from softjax.regression._objective import gradient_bound, logits_at, pack, ridge
 from softjax.regression._result import FitResult, Progress, Status
 
 # One object each, so that every fit finds the compiled program of the last.

@@ -27,22 +27,25 @@ import numpy as np
 from jax import Array, lax
 
 from softjax._sharding import axes_of, varying, while_loop
-from softjax.regression import _directions, _metric, _optimum
-from softjax.regression._convergence import ROUNDINGS, State, after_step, initial, judge
-from softjax.regression._descent import largest_move
-from softjax.regression._problem import (
-    Problem,
-    by_columns,
+from softjax.regression import (
+    _dense_hessian,
+    _implicit,
+    _standardised,
+)
+from softjax.regression._convergence import ROUNDINGS, State, after_step, check_convergence, initial
+from softjax.regression._data import Problem
+from softjax.regression._line_search import largest_move
+from softjax.regression._objective import (
     centred,
     class_scores,
     example_weights,
     gradient_bound,
     logits_at,
     probabilities,
-    product,
     relative_norm,
     value,
 )
+from softjax.regression._products import by_columns, product
 from softjax.regression._result import Status
 
 HALVINGS = 20
@@ -68,7 +71,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         current, gradient = jax.value_and_grad(objective)(state.theta)
         gradient = centred(gradient)
         norm = relative_norm(gradient, bound)
-        state = judge(state, current, norm, tol, likelihood.unseen)
+        state = check_convergence(state, current, norm, tol, likelihood.unseen)
         return state, current, gradient
 
     def body(carry):
@@ -104,7 +107,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
 def stationary(theta: Array, problem: Problem) -> Array:
     """`theta`, known to be the optimum, as a function of `problem`.
 
-    As `_optimum.stationary`, with the Hessian of f*, and the information for the metric.
+    As `_implicit.stationary`, with the Hessian of f*, and the information for the preconditioner.
     """
     return theta
 
@@ -120,7 +123,7 @@ def _stationary_jvp(primals, tangents):
     _, gradient_dot = jax.jvp(lambda problem: gradient(theta, problem), (problem,), tangents[1:])
     _, hvp = jax.linearize(lambda theta: gradient(theta, problem), theta)
     scoring = _likelihood(problem).scoring(theta)
-    solution = _optimum.solve_within(centred, hvp, lambda g, size: scoring(g), gradient_dot)
+    solution = _implicit.solve_within(centred, hvp, lambda g, size: scoring(g), gradient_dot)
     return theta, -solution
 
 
@@ -144,7 +147,7 @@ def _likelihood(problem: Problem) -> _Likelihood:
     # Cast here: within a `shard_map` no linear solve takes a constant that varies less than b.
     basis = varying(_contrasts(len(problem.targets), bound.dtype), axes_of(bound))
     weights = example_weights(problem.targets)
-    mean, scale = _metric.moments(problem, bound)
+    mean, scale = _standardised.moments(problem, bound)
     x = jnp.pad((problem.features - mean[None]) / scale[None], ((0, 0), (0, 1)), constant_values=1)
     x = x * jnp.ones_like(bound).at[-1].set(problem.constant)[None]
 
@@ -155,13 +158,13 @@ def _likelihood(problem: Problem) -> _Likelihood:
 
     def factor(theta):
         p = probabilities(logits_at(problem, theta))
-        h = _directions.hessian(gram, weights, p, jnp.zeros_like(bound))
+        h = _dense_hessian.hessian(gram, weights, p, jnp.zeros_like(bound))
         h = jnp.einsum("kr,kdle,ls->rdse", basis, h, basis)
         # Without an intercept the place of the bias adds log 1 to the determinant.
         h = h.at[:, -1, :, -1].add((1 - problem.constant) * jnp.eye(len(h), dtype=h.dtype))
         rows = np.arange(len(h))
         h = h.at[rows, :, rows].add(collinear[None])
-        return _directions.factor(h.reshape(h.shape[0] * h.shape[1], -1))
+        return _dense_hessian.factor(h.reshape(h.shape[0] * h.shape[1], -1))
 
     def objective(theta):
         loss = value(problem, theta, logits_at(problem, theta))
@@ -172,9 +175,9 @@ def _likelihood(problem: Problem) -> _Likelihood:
         lower, unit = factor(theta)
 
         def solved(gradient):
-            g = basis.T @ _metric.to_standard(mean, scale, gradient)
-            d = _directions.factored_solve(lower, unit, g.ravel()).reshape(g.shape)
-            return _metric.from_standard(mean, scale, basis @ d)
+            g = basis.T @ _standardised.to_standard(mean, scale, gradient)
+            d = _dense_hessian.factored_solve(lower, unit, g.ravel()).reshape(g.shape)
+            return _standardised.from_standard(mean, scale, basis @ d)
 
         return solved
 

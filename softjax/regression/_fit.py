@@ -23,12 +23,14 @@ from softjax.regression._arguments import (
     labels_array,
     not_negative,
     offset_array,
-    on_auto_axes,
     penalty,
 )
+from softjax.regression._auto_axes import on_auto_axes
+from softjax.regression._data import Data
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._problem import Data, in_full_precision, is_sparse
+from softjax.regression._products import in_full_precision
 from softjax.regression._result import Event, FitResult, Status, record, with_validation
+from softjax.regression._sparse import is_sparse
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO

@@ -1,14 +1,8 @@
-"""Many fits to the same features: label sets, weights or penalties, and the loop around them.
+"""fit_many: many fits to the same features, of several label sets, weights or penalties."""
 
-One fit to all the data comes first, and the others, its lanes, start there. It is made for a group
-of lanes that share a penalty, the groups from the largest penalty to the smallest.
-"""
-
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -18,75 +12,31 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax.regression import _ending, _frame, _lanes, _metric
 from softjax.regression._arguments import (
     FIT,
-    at_least,
     class_count,
     class_weights_array,
     constant,
     error,
     factors_array,
     features_array,
-    initial_params,
-    is_traced,
     labels_array,
     mean_one_weights,
-    not_negative,
     offset_array,
+    penalties,
     refuse_one_class,
     refuse_sizes,
 )
-from softjax.regression._directions import factored_hessian
-from softjax.regression._lanes import Lane, Lanes, Work
-from softjax.regression._metric import Standardised
+from softjax.regression._batched import Lane
+from softjax.regression._data import Data, problem_of
+from softjax.regression._groups import mean_one, no_report, run
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._problem import (
-    Data,
-    example_weights,
-    gradient_bound,
-    in_full_precision,
-    is_loose,
-    is_sparse,
-    logits_at,
-    normalised,
-    pack,
-    probabilities,
-    problem_of,
-    uncertainty,
-)
-from softjax.regression._result import FitResult, Status
-from softjax.regression._solve import to_the_end
+from softjax.regression._result import FitResult, ManyEvent
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
     from softjax.regression._sparse import Features
-
-MAX_STEPS, ALL = 200, np.iinfo(np.int32).max
-# The Hessian of the start is a better metric than its Kronecker product: it takes a third of the
-# steps of conjugate gradients. It has (K (D + 1))^2 numbers, and has to pay for its factorization.
-LARGEST_DENSE, DENSE_A_LANE = 1500, 100
-
-
-class ManyEvent(NamedTuple):
-    """How far many fits have come.
-
-    Attributes:
-        done: how many of them are done.
-        count: how many there are.
-        seconds: since the start, compilation included.
-
-    Example:
-        >>> import softjax
-        >>> event = softjax.regression.ManyEvent(done=40, count=200, seconds=1.5)
-        >>> f"{event.done} of {event.count}"
-        '40 of 200'
-    """
-
-    done: int
-    count: int
-    seconds: float
 
 
 def fit_many(
@@ -111,8 +61,8 @@ def fit_many(
 
     Labels, weights and penalties are those of all lanes or have a leading axis of B lanes, and one
     of them has it at least. Each lane comes to what `fit` comes to. The features are multiplied
-    with the parameters of many lanes at once, and the metric of Newton's steps is factored once, at
-    the optimum of the mean of the lanes' objectives, where they all start.
+    with the parameters of many lanes at once, and the preconditioner of Newton's steps is factored
+    once, at the optimum of the mean of the lanes' objectives, where they all start.
 
     Derivative: not the purpose; `fit` has it.
     Edge cases: those of `fit`, lane by lane: one that is separated stops no other.
@@ -186,218 +136,6 @@ def fit_many(
         init=init,
     )
     return fits
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("data", "lane_of", "report_of", "tol"),
-    meta_fields=("num_classes", "count"),
-)
-@dataclass(frozen=True)
-class Groups:
-    """Groups of `count` lanes: all the data, their penalties, and what the lanes are."""
-
-    data: Data
-    lane_of: Partial
-    report_of: Partial
-    tol: Array
-    num_classes: int
-    count: int
-
-
-# The fit to all the data, the fits of the lanes and what else was asked of them, all [B, ...].
-Outcome = tuple[FitResult, FitResult, Any]
-
-
-@in_full_precision
-def run(
-    data: Data,
-    num_classes: int,
-    lane_of: Partial,
-    report_of: Partial,
-    count: int,
-    *,
-    tol: float,
-    max_steps: int | None,
-    callback: Callable[[ManyEvent], bool | None] | None,
-    init: SoftmaxRegression | None = None,
-) -> list[Outcome]:
-    """The outcome of each group of `count` lanes; `data.l2` [G] has the penalties of the groups.
-
-    The fits to all the data go from the largest penalty to the smallest, each from the one before;
-    the lanes of a group start at its fit to all the data.
-    """
-    known_tol = not_negative("tol", tol)
-    limit = MAX_STEPS if max_steps is None else at_least("max_steps", max_steps, 0)
-    params = initial_params(init, data, num_classes)
-    data, frame = _frame.framed(data, True)
-    params = _frame.inside(frame, params)
-    tolerance = jnp.asarray(known_tol, data.features.dtype)
-    groups = Groups(data, lane_of, report_of, tolerance, num_classes, count)
-    if is_traced((groups, params)):
-        if callback is not None:
-            raise error("callback", "None where the data are traced", callback)
-        outcomes = _in_a_scan(groups, params, limit)
-    else:
-        outcomes = _on_the_host(groups, params, limit, callback)
-
-    def of_features(fits: FitResult) -> FitResult:
-        params = _frame.turned_back(frame, fits.params)
-        if frame.centre is None:
-            return fits._replace(params=params)
-        params, moved = _frame.outside(frame.centre, params)
-        value = fits.objective / _mean_mass(groups)
-        status = _frame.status_outside(fits.status, moved, value, groups.tol)
-        return fits._replace(params=params, status=status)
-
-    return [(of_features(whole), of_features(fits), report) for whole, fits, report in outcomes]
-
-
-@jax.jit
-def _mean_mass(groups: Groups) -> Array:
-    """What the objectives of the lanes were divided by, in the mean of the lanes."""
-    return normalised(groups.data, groups.num_classes)[1]
-
-
-def penalties(l2: ArrayLike, dtype, argument: str = "l2") -> Array:
-    """A scalar or [P], finite and >= 0."""
-    array = _checks.real_array(FIT, argument, l2)
-    if array.ndim > 1 or not array.size:
-        raise error(argument, "a scalar or of shape (penalties,)", f"shape {array.shape}")
-    values = _checks.known(l2)
-    if values is not None:
-        bad = ~((values >= 0) & (values < np.inf))
-        _checks.refuse_first(FIT, argument, "finite and >= 0", values, bad)
-    return array.astype(dtype)
-
-
-def mean_one(weights: Array) -> Array:
-    """Weights over their mean; zeros where all are."""
-    mean = jnp.mean(weights)
-    return weights / jnp.where(mean > 0, mean, 1)
-
-
-def no_report(lane: Array, logits: Array) -> tuple[()]:
-    return ()
-
-
-def _in_a_scan(groups: Groups, params: SoftmaxRegression, limit: int) -> list[Outcome]:
-    """Inside of a trace, where a loop of Python would be as many programs."""
-
-    def of_group(params, l2):
-        whole, lanes, work = _begun(groups, l2, params, limit)
-        work = _lanes.advance(lanes, work, groups.tol, limit, ALL)
-        fits, report, doubtful = work.results
-        doubtful &= fits.status == Status.CONVERGED
-        status = jnp.where(doubtful, Status.PRECISION_FLOOR, fits.status).astype(jnp.int32)
-        return whole.params, (whole, fits._replace(status=status), report)
-
-    order = jnp.argsort(-groups.data.l2)
-    _, outcomes = lax.scan(of_group, params, groups.data.l2[order])
-    return [
-        jax.tree.map(lambda leaf, place=place: leaf[place], outcomes)
-        for place in jnp.argsort(order)
-    ]
-
-
-def _on_the_host(
-    groups: Groups,
-    params: SoftmaxRegression,
-    limit: int,
-    callback: Callable[[ManyEvent], bool | None] | None,
-) -> list[Outcome]:
-    """As long as `callback` lets it run."""
-    begin, count, penalties = time.perf_counter(), groups.count, np.asarray(groups.data.l2)
-    total = count * len(penalties)
-
-    def stops(done):
-        event = ManyEvent(done, total, time.perf_counter() - begin)
-        return callback is not None and bool(callback(event))
-
-    order = np.argsort(-penalties, kind="stable")
-    outcomes: list[Any] = [None] * len(order)
-    interrupted = stops(0)
-    for done, group in enumerate(order):
-        whole, lanes, work = _begun(groups, penalties[group], params, 0 if interrupted else limit)
-        while callback is not None and not interrupted and work.done < count:
-            work = _lanes.advance(lanes, work, groups.tol, limit, 1)
-            interrupted = stops(done * count + int(work.done))
-        # What is left after an interrupt ends where it stands.
-        work = _lanes.advance(lanes, work, groups.tol, 0 if interrupted else limit, ALL)
-        fits, report, doubtful = work.results
-        fits = _looked_at(groups, lanes, fits, np.flatnonzero(doubtful))
-        if interrupted:
-            whole, fits = _called_back(whole), _called_back(fits)
-        outcomes[group] = whole, fits, report
-        params = whole.params
-    return outcomes
-
-
-def _looked_at(groups: Groups, lanes: Lanes, fits: FitResult, doubtful: np.ndarray) -> FitResult:
-    """The fits, of which the doubtful ones have converged, or are separated, or are not known."""
-    status, theta = np.array(fits.status), None
-    for lane in doubtful:
-        labels, weights, l2 = groups.lane_of(lanes.data.l2, jnp.int32(lane))
-        data = lanes.data._replace(labels=labels, weights=weights, l2=l2)
-        theta = pack(SoftmaxRegression(fits.params.kernel[lane], fits.params.bias[lane]))
-        first = np.inf  # that no lane ends above its start, the loop has seen
-        ending = _ending.look(groups.num_classes, data, theta, first, groups.tol)
-        loose = bool(is_loose(data))
-        if loose and _ending.is_proven(groups.num_classes, data, theta):
-            status[lane] = Status.QUASI_SEPARATED
-        else:
-            settled = ending.converged and not (ending.moving and loose)
-            status[lane] = Status.CONVERGED if settled else Status.PRECISION_FLOOR
-    return fits._replace(status=jnp.asarray(status)) if len(doubtful) else fits
-
-
-def _called_back(fits: FitResult) -> FitResult:
-    running = fits.status == Status.RUNNING
-    return fits._replace(status=jnp.where(running, Status.CALLBACK, fits.status))
-
-
-@jax.jit
-def _begun(
-    groups: Groups, l2: Array, params: SoftmaxRegression, max_steps: Any
-) -> tuple[FitResult, Lanes, Work]:
-    """The fit to all the data at one penalty, and the lanes that start there."""
-    data, num_classes, tol = groups.data._replace(l2=l2), groups.num_classes, groups.tol
-    whole, _ = to_the_end("newton-cg", data, num_classes, params, tol, max_steps, True)
-    problem = problem_of(normalised(data, num_classes)[0], num_classes)
-    start, bound = pack(whole.params), gradient_bound(problem)
-    s = _metric.standardise(problem, bound)
-    weights = example_weights(problem.targets)
-    p = probabilities(logits_at(problem, start))
-    small = start.size <= min(LARGEST_DENSE, DENSE_A_LANE * groups.count)
-    metric = sight = _metric.build(_metric.empty(data.features, num_classes), s, weights, p)
-    least = jnp.zeros((), s.ridge.dtype)
-    if _metric.is_diagonal(data.features):
-        least = _metric.least_curvature(s, uncertainty(weights, p).astype(s.ridge.dtype))
-        least = _metric.known_curvature(least)
-    if small and not is_sparse(data.features):
-        s = _metric.reweighted(s, uncertainty(weights, p).astype(jnp.float32))
-        metric = _dense(s, weights, p)
-    else:
-        s = _metric.within(s, metric)
-    lanes = Lanes(
-        data._replace(labels=(), weights=None, count=None),
-        s,
-        bound,
-        start,
-        metric,
-        sight,
-        least,
-        groups.lane_of,
-        groups.report_of,
-    )
-    return whole, lanes, _lanes.begin(lanes, groups.count, tol)
-
-
-def _dense(s: Standardised, weights: Array, p: Array) -> Array:
-    """The inverse Hessian [K (D + 1), K (D + 1)], as exact Newton factors it."""
-    lower, unit = factored_hessian(s, weights.astype(jnp.float32), p.astype(jnp.float32))
-    inverse = jax.scipy.linalg.cho_solve((lower, True), jnp.diag(unit))
-    return unit[:, None] * inverse
 
 
 def _labels(labels: ArrayLike, num_examples: int, num_classes: int | None) -> tuple[Array, int]:

@@ -17,7 +17,7 @@ raises the mean loss by no more than range(d)^2 / 8, half of the largest varianc
 
 Without an intercept no bias could take kernel^T c, and the features stay what they are.
 
-What rotates the features into N < D dimensions is in `_wide`.
+What rotates the features into N < D dimensions is in `_dual`.
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,10 +28,10 @@ import numpy as np
 from jax import Array
 
 from softjax import _checks
-from softjax.regression import _wide
+from softjax.regression import _reduced_basis
 from softjax.regression._arguments import is_at_hand
+from softjax.regression._data import Data
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._problem import Data
 from softjax.regression._result import Status
 from softjax.regression._sparse import column_of, is_sparse, stored_mass, with_data
 
@@ -53,7 +53,7 @@ class Frame(NamedTuple):
     """
 
     centre: Any = None
-    rotation: _wide.Rotation | None = None
+    rotation: _reduced_basis.Rotation | None = None
 
 
 def framed(data: Data, rotates: bool) -> tuple[Data, Frame]:
@@ -62,9 +62,9 @@ def framed(data: Data, rotates: bool) -> tuple[Data, Frame]:
     if data.constant is None or data.constant > 0:
         centre = centre_of(x, data.weights)
     x = less(x, centre)
-    if is_sparse(x) or not (rotates and _wide.rotation_pays(data)):
+    if is_sparse(x) or not (rotates and _reduced_basis.rotation_pays(data)):
         return data._replace(features=x), Frame(centre)
-    rotated, rotation = _wide.rotate(x, data.constant)
+    rotated, rotation = _reduced_basis.rotate(x, data.constant)
     return data._replace(features=rotated), Frame(centre, rotation)
 
 
@@ -79,12 +79,12 @@ def inside(frame: Frame, params: SoftmaxRegression) -> SoftmaxRegression:
     """The parameters of the features in the coordinates of `frame`."""
     if frame.centre is not None:
         params = _moved(frame.centre, params)
-    return params if frame.rotation is None else _wide.turned(frame.rotation, params)
+    return params if frame.rotation is None else _reduced_basis.project(frame.rotation, params)
 
 
-def turned_back(frame: Frame, params: SoftmaxRegression) -> SoftmaxRegression:
+def expand(frame: Frame, params: SoftmaxRegression) -> SoftmaxRegression:
     """The parameters of the features that are only shifted; of a stack of fits too."""
-    return params if frame.rotation is None else _wide.turned_back(frame.rotation, params)
+    return params if frame.rotation is None else _reduced_basis.expand(frame.rotation, params)
 
 
 def outside(centre: Any, params: SoftmaxRegression) -> tuple[SoftmaxRegression, Any]:

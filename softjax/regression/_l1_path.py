@@ -30,21 +30,19 @@ from jax.tree_util import Partial
 
 from softjax._softmax import log_softmax_core
 from softjax.regression import _solve
+from softjax.regression._data import Data, normalised, problem_of
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._problem import (
-    Data,
+from softjax.regression._objective import (
     example_weights,
     gradient_bound,
-    is_sparse,
     logits_at,
-    normalised,
     pack,
     point,
-    problem_of,
     row_norms,
     value,
 )
 from softjax.regression._result import FitResult, Status
+from softjax.regression._sparse import is_sparse
 
 # The numbers of columns that take part are these times powers of GROWTH, or all.
 FEWEST, GROWTH = 64, 4
@@ -171,7 +169,7 @@ class _Path:
                 break
             taking_part = taking_part | missed
         if stopped and fit.status == Status.RUNNING:
-            fit = fit._replace(status=int(Status.CALLBACK))
+            fit = fit._replace(status=Status.CALLBACK)
         fit = fit._replace(
             params=params, objective=float(look.objective), steps=steps, passes=passes
         )

@@ -20,10 +20,11 @@ from softjax.regression._arguments import (
     error,
     is_traced,
     not_negative,
+    penalties,
 )
-from softjax.regression._fit_many import ManyEvent, mean_one, penalties
+from softjax.regression._data import Data
+from softjax.regression._groups import mean_one
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._problem import Data
 from softjax.regression._resampling import (
     CrossValidation,
     cross_validated,
@@ -31,7 +32,7 @@ from softjax.regression._resampling import (
     held_out,
     stacked,
 )
-from softjax.regression._result import FitResult
+from softjax.regression._result import FitResult, ManyEvent
 
 if TYPE_CHECKING:
     from softjax.regression._sparse import Features

@@ -1,4 +1,4 @@
-"""Accelerated proximal steps in the metric of the features, for a penalty with corners.
+"""Accelerated proximal steps in the preconditioner of the features, for a penalty with corners.
 
     v <- argmin <g, v - y> + c/2 |v - y|_M^2 + sum_jk s_j |v_jk|,    g = the gradient at y
 
@@ -38,24 +38,30 @@ import numpy as np
 from jax import Array, lax
 
 from softjax._sharding import fori_loop, while_loop
-from softjax.regression import _metric
-from softjax.regression._convergence import State, after_step, initial, judge, rounding_of
-from softjax.regression._descent import largest_move
-from softjax.regression._metric import Standardised
-from softjax.regression._problem import (
-    Problem,
+from softjax.regression import _preconditioner, _standardised
+from softjax.regression._convergence import (
+    State,
+    after_step,
+    check_convergence,
+    initial,
+    rounding_of,
+)
+from softjax.regression._data import Problem
+from softjax.regression._line_search import largest_move
+from softjax.regression._objective import (
     centred,
     example_weights,
     gradient_bound,
     logits_at,
     penalised,
     point,
-    product,
     relative_norm,
     row_norms,
     value,
 )
+from softjax.regression._products import product
 from softjax.regression._result import Status
+from softjax.regression._standardised import Standardised
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
@@ -68,7 +74,7 @@ SQUARINGS = 4
 # enough.
 COLLINEAR = 1e-5
 PATIENCE = 2000
-# The minimum in the metric: its slope, relative to the first, and no more steps than these.
+# The minimum in the preconditioner: its slope, relative to the first, and no more steps than these.
 INNER, INNER_STEPS = 0.1, 500
 
 
@@ -114,7 +120,7 @@ def start(features: "Array | BCOO", theta: Any) -> State:
 def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array]:
     x, weights = problem.features, example_weights(problem.targets)
     size = gradient_bound(problem)
-    s = _metric.standardise(problem, size, x.dtype)
+    s = _standardised.standardise(problem, size, x.dtype)
     bound = _bound(problem, s)
     shrink, uncommon = _shrink, partial(_without_what_is_common, bound, s.ridge)
     if problem.l1_rows is not None:
@@ -123,14 +129,14 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
 
     def of_features(v):
         """The parameters of the features as they are, and their logits."""
-        theta = _metric.from_standard(s.mean, s.scale, v)
+        theta = _standardised.from_standard(s.mean, s.scale, v)
         return theta, logits_at(problem, theta)
 
     def body(carry):
         state, logits, ahead_logits = carry
         v, ahead, t, growth = state.memory
-        here = point(problem, _metric.from_standard(s.mean, s.scale, ahead), ahead_logits)
-        gradient = _metric.to_standard(s.mean, s.scale, here.gradient)
+        here = point(problem, _standardised.from_standard(s.mean, s.scale, ahead), ahead_logits)
+        gradient = _standardised.to_standard(s.mean, s.scale, here.gradient)
         least = _least(bound, shrink, growth, ahead, gradient)
         step = least - ahead
         image = growth * _times(bound, step)
@@ -147,7 +153,9 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
 
         norm = relative_norm(smallest_subgradient(problem, here.theta, here.gradient), size)
         objective = value(problem, here.theta, ahead_logits)
-        now = judge(state._replace(decrement=decrement), objective, norm, tol, bound.unseen)
+        now = check_convergence(
+            state._replace(decrement=decrement), objective, norm, tol, bound.unseen
+        )
         # Only the parameters themselves converge: where the momentum is ahead of them, it rests.
         resting = jnp.all(ahead == v)
         reached = (now.status != Status.RUNNING) & (now.status != Status.NON_FINITE)
@@ -156,7 +164,9 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         before = value(smooth, here.theta, ahead_logits)
         model = before + jnp.vdot(gradient, step) + squared / 2
         # The model is that of `least`: what is common changes the loss nowhere, but may raise l2.
-        reached_value = value(smooth, _metric.from_standard(s.mean, s.scale, least), new_logits)
+        reached_value = value(
+            smooth, _standardised.from_standard(s.mean, s.scale, least), new_logits
+        )
         too_high = ~(reached_value <= model + 4 * rounding_of(before))
         next_t, speed = _speed(t, reached | (jnp.vdot(image, new - v) < 0))
         taken = Memory(new, new + speed * (new - v), next_t, growth)
@@ -178,10 +188,10 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
     def running(carry):
         return (carry[0].status == Status.RUNNING) & (carry[0].step < stop)
 
-    v = _metric.of_standard(s.mean, s.scale, state.theta)
+    v = _standardised.of_standard(s.mean, s.scale, state.theta)
     v = uncommon(v)
     v, ahead = (jnp.where(state.step == 0, v, old) for old in state.memory[:2])
-    state = state._replace(theta=_metric.from_standard(s.mean, s.scale, v))
+    state = state._replace(theta=_standardised.from_standard(s.mean, s.scale, v))
     state = state._replace(memory=state.memory._replace(v=v, ahead=ahead))
     carry = (state, of_features(v)[1], of_features(ahead)[1])
     state, logits, _ = while_loop(running, body, carry)
@@ -275,18 +285,18 @@ def _bound(problem: Problem, s: Standardised) -> Bound:
     width = len(s.ridge)
     l1 = problem.l1 if problem.l1_rows is None else problem.l1_rows
     threshold = penalised(problem, l1 / jnp.append(s.scale, 1)[None])[0]
-    if _metric.is_diagonal(problem.features):
+    if _preconditioner.is_diagonal(problem.features):
 
         def body(_, v):
             v = (v / jnp.linalg.norm(v))[None]
-            return _metric.pulled(s, weights[None] * _metric.scores(s, v))[0]
+            return _standardised.pull_back(s, weights[None] * _standardised.scores(s, v))[0]
 
         # A start that no symmetry of the features makes an eigenvector.
         begin = jnp.asarray(np.random.default_rng(0).normal(size=width), s.ridge.dtype)
         largest = SAFETY * jnp.linalg.norm(fori_loop(0, POWER_STEPS, body, begin))
         not_known = jnp.full_like(largest, jnp.finfo(largest.dtype).max)
         return Bound(None, largest + s.ridge, threshold, not_known)
-    gram = _metric.gram(s, weights)
+    gram = _standardised.gram(s, weights)
     gram = (gram + gram.T) / 2 + jnp.diag(100 * s.rounding)  # more than it is off by
     largest, gram = _eigenvalue_bound(gram), gram + jnp.diag(s.ridge)
     # Along a unit vector of curvature e the gradient is at most e^(1/2), and the penalty holds it

@@ -16,19 +16,12 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._cross_entropy import cross_entropy
-from softjax.regression._arguments import FIT, at_least, checked_data, error
-from softjax.regression._fit_many import (
-    ManyEvent,
-    Outcome,
-    mean_one,
-    no_report,
-    penalties,
-    run,
-)
-from softjax.regression._lanes import Lane
+from softjax.regression._arguments import FIT, at_least, checked_data, error, penalties
+from softjax.regression._batched import Lane
+from softjax.regression._data import Data
+from softjax.regression._groups import Outcome, mean_one, no_report, run
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._problem import Data
-from softjax.regression._result import FitResult
+from softjax.regression._result import FitResult, ManyEvent
 from softjax.regression.inference._estimates import check_level
 
 if TYPE_CHECKING:

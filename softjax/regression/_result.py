@@ -1,5 +1,6 @@
 """What a fit says on the way, why it stopped, and what it gives back."""
 
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -16,37 +17,37 @@ if TYPE_CHECKING:
 
 Validation = tuple[ArrayLike, ...]
 
-# Why a fit stopped, for people. One that is still running has come to its limit.
-STEP_LIMIT = "step limit"
-CONVERGED = "converged"
-PRECISION_FLOOR = "precision floor"
-SEPARATED = "separated"
-NON_FINITE = "non-finite objective"
-CALLBACK = "callback"
-QUASI_SEPARATED = "quasi-separated"
-REASONS = (
-    STEP_LIMIT,
-    CONVERGED,
-    PRECISION_FLOOR,
-    SEPARATED,
-    NON_FINITE,
-    CALLBACK,
-    QUASI_SEPARATED,
-)
+
+class Status(IntEnum):
+    """Why a fit stopped: a number for compiled programs, with its text for people.
+
+    A fit that still runs when it is over has come to its limit of steps.
+    """
+
+    text: str
+
+    def __new__(cls, number: int, text: str):
+        status = int.__new__(cls, number)
+        status._value_, status.text = number, text
+        return status
+
+    RUNNING = 0, "step limit"
+    CONVERGED = 1, "converged"
+    PRECISION_FLOOR = 2, "precision floor"
+    SEPARATED = 3, "separated"
+    NON_FINITE = 4, "non-finite objective"
+    CALLBACK = 5, "callback"
+    QUASI_SEPARATED = 6, "quasi-separated"
 
 
-class Status:
-    """The same as a number, for compiled programs: the place in REASONS."""
-
-    (
-        RUNNING,
-        CONVERGED,
-        PRECISION_FLOOR,
-        SEPARATED,
-        NON_FINITE,
-        CALLBACK,
-        QUASI_SEPARATED,
-    ) = range(7)
+# The texts by their public names.
+STEP_LIMIT = Status.RUNNING.text
+CONVERGED = Status.CONVERGED.text
+PRECISION_FLOOR = Status.PRECISION_FLOOR.text
+SEPARATED = Status.SEPARATED.text
+NON_FINITE = Status.NON_FINITE.text
+CALLBACK = Status.CALLBACK.text
+QUASI_SEPARATED = Status.QUASI_SEPARATED.text
 
 
 class Event(NamedTuple):
@@ -82,6 +83,26 @@ class Event(NamedTuple):
     validation_accuracy: float | None
 
 
+class ManyEvent(NamedTuple):
+    """How far many fits have come.
+
+    Attributes:
+        done: how many of them are done.
+        count: how many there are.
+        seconds: since the start, compilation included.
+
+    Example:
+        >>> import softjax
+        >>> event = softjax.regression.ManyEvent(done=40, count=200, seconds=1.5)
+        >>> f"{event.done} of {event.count}"
+        '40 of 200'
+    """
+
+    done: int
+    count: int
+    seconds: float
+
+
 class Progress(NamedTuple):
     """What a solver has come to, as numbers of the host."""
 
@@ -106,7 +127,7 @@ class FitResult(NamedTuple):
         separated: whether `params` put every example's own class strictly on top. Without a
             penalty there is no optimum then: the loss falls to 0 as the parameters grow.
         history: one dictionary an event, without `params`; `validation_*` where there is such data.
-            A fit that nobody watches has one event, its last.
+            Without `callback` or `validation` only the final event is recorded.
 
     Example:
         >>> import numpy as np, softjax
@@ -143,7 +164,7 @@ class FitResult(NamedTuple):
         0; also where a class has no examples, with a penalty too; STEP_LIMIT; CALLBACK; NON_FINITE,
         `params` are those before that step.
         """
-        return np.take(REASONS, np.asarray(self.status)).tolist()
+        return np.take([status.text for status in Status], np.asarray(self.status)).tolist()
 
 
 def with_validation(event: Event, validation: tuple[Any, ...] | None) -> Event:

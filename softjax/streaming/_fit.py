@@ -1,9 +1,9 @@
 """fit: the exact optimum over rows that are streamed from where they lie, a pass a gradient.
 
-L-BFGS as in memory, in the metric that a sample of the rows gives: a metric steers, and only the
-gradient, which is that of all rows, decides. The objective is convex, so that a step length is
-where its slope <gradient(theta + t d), d> is small; the gradient of the trial that is taken is
-that of the next step, which makes most steps one pass.
+L-BFGS as in memory, preconditioned by a sample of the rows. A preconditioner only steers: the
+gradient, which is that of all rows, decides. The objective is convex, so that a step length is good
+where the slope <gradient(theta + t d), d> is small. The gradient of the accepted trial is that of
+the next step, so that most steps take one pass.
 """
 
 import time
@@ -18,24 +18,22 @@ import numpy as np
 from jax import Array
 
 from softjax import _checks, processes
-from softjax.regression import Event, FitResult, _ending, _frame, _metric
+from softjax.regression import Event, FitResult, _ending, _frame, _preconditioner, _standardised
 from softjax.regression._arguments import refuse_scales
 from softjax.regression._convergence import NEAR, STILL, converged, progressed
-from softjax.regression._descent import BEFORE, BEYOND, TRIALS, largest_move
-from softjax.regression._directions import LBFGS, Memory
-from softjax.regression._problem import (
-    Data,
-    Problem,
+from softjax.regression._data import Data, Problem, problem_of
+from softjax.regression._existence import is_separated
+from softjax.regression._lbfgs import LBFGS, Memory
+from softjax.regression._line_search import OVERSHOOT, SLOPE_LEFT, TRIALS, largest_move
+from softjax.regression._objective import (
     centred,
     class_scores,
     gradient_bound,
-    in_full_precision,
-    is_separated,
     point,
-    problem_of,
     unpack,
     value,
 )
+from softjax.regression._products import in_full_precision
 from softjax.regression._result import Status, Validation, record, with_validation
 from softjax.streaming._batches import Batch
 from softjax.streaming._devices import ahead
@@ -147,8 +145,8 @@ def fit(
     bound = np.sqrt(np.where(here.squares > 0, here.squares, 1))
     no_rows = jnp.empty((0, rows.num_features), dtype)
     # A pass over the rows costs more than a direction: it is computed in the dtype of the fit.
-    metric = _metric.empty(no_rows, num_classes, dtype)
-    memory = LBFGS.start(no_rows, theta)._replace(metric=metric)
+    preconditioner = _preconditioner.empty(no_rows, num_classes, dtype)
+    memory = LBFGS.start(no_rows, theta)._replace(preconditioner=preconditioner)
     decrement, first, lowest, best, stalled, step = np.inf, here.value, np.inf, np.inf, 0, 0
     # Where no penalty holds them, parameters that still move, since the gradient has been NEAR or
     # in the last step, may have no optimum.
@@ -423,17 +421,17 @@ def _direction(
     step: Array,
     norm: Array,
 ) -> tuple[Array, Memory, Array]:
-    """The direction and the memory of L-BFGS, and what its metric does not see.
+    """The direction and the memory of L-BFGS, and what its preconditioner does not see.
 
-    The gradients are those of all rows, the metric is that of the sample.
+    The gradients are those of all rows, the preconditioner is that of the sample.
     """
     features = _frame.less(_transformed(transform, sample.features), shift)
     problem = _problem(num_classes, features, constant, sample)._replace(l2=l2)
-    s = _metric.standardise(problem, gradient_bound(problem), problem.features.dtype)
+    s = _standardised.standardise(problem, gradient_bound(problem), problem.features.dtype)
     here = point(problem, theta, class_scores(problem, theta))
     here = here._replace(gradient=centred(gradient))
     d, memory, _ = LBFGS.direction(problem, s, here, memory, step, norm)
-    return centred(d), memory, _metric.unseen(s, memory.metric, here.gradient)
+    return centred(d), memory, _preconditioner.unseen(s, memory.preconditioner, here.gradient)
 
 
 def _line_search(
@@ -452,7 +450,7 @@ def _line_search(
         trial = (theta + t * d).astype(theta.dtype)
         sums = passes.at(trial)
         slope = float(np.vdot(sums.gradient, d))
-        if BEFORE * first <= slope <= -BEYOND * first:
+        if SLOPE_LEFT * first <= slope <= -OVERSHOOT * first:
             return trial, sums
         if slope < 0:
             low, lowest = (t, slope), (trial, sums)

@@ -11,15 +11,8 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._softmax import softmax_core
-from softjax.regression._curvature import (
-    EXACT,
-    Rows,
-    counted,
-    features_array,
-    logits_of,
-    offset_array,
-)
 from softjax.regression._model import SoftmaxRegression
+from softjax.regression._rows import EXACT, Rows, counted, features_array, logits_of, offset_array
 from softjax.regression.inference._effects import effects_of, population
 from softjax.regression.inference._estimates import Estimates, estimates_core
 

@@ -18,22 +18,19 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._labels import Labels
 from softjax._softmax import softmax_core
-from softjax.regression._curvature import (
-    CHUNK_SIZE,
+from softjax.regression._information import CHUNK_SIZE, augmented, information, sum_of_chunks
+from softjax.regression._model import SoftmaxRegression
+from softjax.regression._rows import (
     EXACT,
     Rows,
-    augmented,
     checked_rows,
     counted,
     feature_column,
-    information,
     logits_of,
     masses,
     residuals,
-    sum_of_chunks,
     times,
 )
-from softjax.regression._model import SoftmaxRegression
 from softjax.regression.inference._leverage import pulled
 
 if TYPE_CHECKING:

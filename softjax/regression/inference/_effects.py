@@ -9,19 +9,17 @@ from jax.typing import ArrayLike
 
 from softjax._logsumexp import logsumexp_core
 from softjax._softmax import softmax_core, softmax_tangent
-from softjax.regression._curvature import (
-    CHUNK_SIZE,
+from softjax.regression._information import CHUNK_SIZE, augmented, sum_of_chunks
+from softjax.regression._model import SoftmaxRegression
+from softjax.regression._rows import (
     EXACT,
     Rows,
-    augmented,
     counted,
     features_array,
     logits_of,
     offset_array,
-    sum_of_chunks,
     weights_array,
 )
-from softjax.regression._model import SoftmaxRegression
 from softjax.regression.inference._estimates import (
     Estimates,
     by_class,

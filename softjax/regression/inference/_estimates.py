@@ -12,8 +12,8 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._numerics import compute_dtype
-from softjax.regression._curvature import EXACT
 from softjax.regression._model import SoftmaxRegression
+from softjax.regression._rows import EXACT
 
 
 class Estimates(NamedTuple):

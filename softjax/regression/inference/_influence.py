@@ -8,8 +8,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from softjax._labels import Labels
-from softjax.regression._curvature import EXACT, Rows, checked_rows
 from softjax.regression._model import SoftmaxRegression
+from softjax.regression._rows import EXACT, Rows, checked_rows
 from softjax.regression.inference._covariance import at_optimum, only_at_optimum, penalty_or_none
 from softjax.regression.inference._leverage import pulled
 

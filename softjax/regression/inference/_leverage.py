@@ -19,7 +19,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from softjax.regression._curvature import CHUNK_SIZE, EXACT, augmented
+from softjax.regression._information import CHUNK_SIZE, augmented
+from softjax.regression._rows import EXACT
 
 
 class Pulled(NamedTuple):

@@ -16,7 +16,8 @@ from softjax._labels import ClassIndices, Labels
 from softjax._losses import expected_loss, index_loss
 from softjax._softmax import softmax_core
 from softjax._weights import sums_by_class
-from softjax.regression._curvature import (
+from softjax.regression._model import SoftmaxRegression
+from softjax.regression._rows import (
     EXACT,
     Rows,
     checked_rows,
@@ -26,7 +27,6 @@ from softjax.regression._curvature import (
     times,
     with_offset,
 )
-from softjax.regression._model import SoftmaxRegression
 from softjax.regression.inference._covariance import covariance
 from softjax.regression.inference._estimates import (
     ChiSquareTest,

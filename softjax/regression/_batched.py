@@ -3,7 +3,8 @@
 Some slots hold the lanes that are worked on; a lane that is done makes room for the next, so that
 none waits for the slowest. A step is one of Newton-CG in all slots together: the features are
 multiplied with S K columns at once, while each lane has its own step length and its own stop. The
-lanes start at an optimum near to theirs, in a metric that was factored there, once for all.
+lanes start at an optimum near to theirs, with a preconditioner that was factored there, once for
+all of them.
 """
 
 from functools import partial
@@ -14,31 +15,29 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.tree_util import Partial
 
-from softjax.regression import _metric, _problem
+from softjax.regression import _data, _existence, _objective, _preconditioner, _standardised
+from softjax.regression._conjugate_gradients import truncated
 from softjax.regression._convergence import (
     State,
     after_step,
+    check_convergence,
     hides_something,
     initial,
-    judge,
 )
-from softjax.regression._descent import largest_move, moved, step_length
-from softjax.regression._directions import truncated
-from softjax.regression._metric import Standardised
-from softjax.regression._optimum import suspected
-from softjax.regression._problem import (
-    Data,
+from softjax.regression._data import Data, Problem, with_targets
+from softjax.regression._line_search import add_step, largest_move, step_length
+from softjax.regression._objective import (
     Point,
-    Problem,
     centred,
     class_scores,
-    is_sparse,
     logits_at,
     value,
     with_offset,
-    with_targets,
 )
 from softjax.regression._result import FitResult, Status
+from softjax.regression._separation import suspected
+from softjax.regression._sparse import is_sparse
+from softjax.regression._standardised import Standardised
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
@@ -66,8 +65,8 @@ class Lanes(NamedTuple):
         standardised: the features for directions; the ridge is that of each lane.
         bound: of the gradient.
         start: theta [K, D + 1], where the lanes start.
-        metric: there; of `_metric`, or a dense inverse Hessian.
-        sight: the metric of `_metric`, for what it does not see.
+        preconditioner: there; of `_preconditioner`, or a dense inverse Hessian.
+        sight: the preconditioner of `_preconditioner`, for what it does not see.
         least: a curvature that the Hessians of all lanes have along all features, relative.
         lane_of: `l2` and a lane's number to its `Lane`.
         report_of: a lane's number and logits to what else is asked of it.
@@ -77,14 +76,14 @@ class Lanes(NamedTuple):
     standardised: Standardised
     bound: Array
     start: Array
-    metric: Any
+    preconditioner: Any
     sight: Any
     least: Array
     lane_of: Partial
     report_of: Partial
 
 
-class Slots(NamedTuple):
+class Active(NamedTuple):
     """What is worked on, [S, ...].
 
     Attributes:
@@ -104,7 +103,7 @@ class Slots(NamedTuple):
     point: Point
 
 
-class Work(NamedTuple):
+class Schedule(NamedTuple):
     """Where all lanes stand.
 
     Attributes:
@@ -115,20 +114,20 @@ class Work(NamedTuple):
             are to be looked at once more.
     """
 
-    slots: Slots
+    slots: Active
     following: Array
     done: Array
     results: tuple[FitResult, Any, Array]
 
 
-def begin(lanes: Lanes, count: int, tol: Array) -> Work:
+def begin(lanes: Lanes, count: int, tol: Array) -> Schedule:
     """Empty slots for `count` lanes."""
     size = slot_count(lanes.data.features, len(lanes.start), count)
     slot = jax.eval_shape(lambda: _loaded(lanes, tol, jnp.zeros((), jnp.int32)))
     result = jax.eval_shape(partial(_result, lanes, tol), slot)
     slots = _zeros(size, slot)._replace(lane=jnp.full(size, count, jnp.int32))
     zero = jnp.zeros((), jnp.int32)
-    return Work(slots, zero, zero, _zeros(count, result))
+    return Schedule(slots, zero, zero, _zeros(count, result))
 
 
 def slot_count(features: "Array | BCOO", num_classes: int, count: int) -> int:
@@ -141,7 +140,7 @@ def slot_count(features: "Array | BCOO", num_classes: int, count: int) -> int:
 
 
 @jax.jit
-def advance(lanes: Lanes, work: Work, tol: Array, max_steps: Array, rounds: Array) -> Work:
+def advance(lanes: Lanes, work: Schedule, tol: Array, max_steps: Array, rounds: Array) -> Schedule:
     """So many steps in all slots, or until no lane is left."""
     count = len(work.results[0].separated)
 
@@ -151,11 +150,11 @@ def advance(lanes: Lanes, work: Work, tol: Array, max_steps: Array, rounds: Arra
 
     def body(carry):
         work, left = carry
-        work = _turned_over(lanes, tol, work, ~running(work.slots))
-        slots, left = lax.while_loop(nothing_to_turn_over(work), stepped, (work.slots, left))
+        work = _retire_and_refill(lanes, tol, work, ~running(work.slots))
+        slots, left = lax.while_loop(nothing_to_retire(work), stepped, (work.slots, left))
         return work._replace(slots=slots), left
 
-    def nothing_to_turn_over(work):
+    def nothing_to_retire(work):
         full = work.following >= count
 
         def going_on(carry):
@@ -177,7 +176,7 @@ def advance(lanes: Lanes, work: Work, tol: Array, max_steps: Array, rounds: Arra
     return lax.while_loop(unfinished, body, (work, rounds))[0]
 
 
-def _turned_over(lanes: Lanes, tol: Array, work: Work, idle: Array) -> Work:
+def _retire_and_refill(lanes: Lanes, tol: Array, work: Schedule, idle: Array) -> Schedule:
     """The results of the lanes in the slots that are idle, and the next lanes in these slots."""
     count, slots = len(work.results[0].separated), work.slots
     place = jnp.where(idle, slots.lane, count)  # beyond the last: dropped
@@ -191,26 +190,26 @@ def _turned_over(lanes: Lanes, tol: Array, work: Work, idle: Array) -> Work:
     lane = jnp.minimum(jnp.where(idle, work.following + number - 1, slots.lane), count)
     fresh = jax.vmap(partial(_loaded, lanes, tol))(lane)
     following = jnp.minimum(work.following + number[-1], count)
-    return Work(jax.vmap(_chosen)(idle, fresh, slots), following, done, results)
+    return Schedule(jax.vmap(_chosen)(idle, fresh, slots), following, done, results)
 
 
-def _loaded(lanes: Lanes, tol: Array, lane: Array) -> Slots:
+def _loaded(lanes: Lanes, tol: Array, lane: Array) -> Active:
     """A lane at its start; whatever beyond the last."""
     own = lanes.lane_of(lanes.data.l2, lane)
     data = lanes.data._replace(labels=own.labels, weights=own.weights, l2=own.l2)
-    data, mass = _problem.normalised(data, len(lanes.start))
-    problem = _problem.problem_of(data, len(lanes.start))
+    data, mass = _data.normalised(data, len(lanes.start))
+    problem = _data.problem_of(data, len(lanes.start))
     zeros, logits = jnp.zeros_like(lanes.start), logits_at(problem, lanes.start)
     of_zeros = with_offset(problem, jnp.zeros_like(logits))
     good = value(problem, lanes.start, logits) <= value(problem, zeros, of_zeros)
     theta, logits = jnp.where(good, lanes.start, 0), jnp.where(good, logits, of_zeros)
     here = _point(problem, theta, logits)
-    state = initial(theta, ())._replace(strict=_problem.has_bounded_optimum(problem))
+    state = initial(theta, ())._replace(strict=_existence.has_bounded_optimum(problem))
     state = _judged(lanes, tol, problem, state, here)
-    return Slots(lane, problem.targets, problem.l2, mass, state, here)
+    return Active(lane, problem.targets, problem.l2, mass, state, here)
 
 
-def _stepped(lanes: Lanes, tol: Array, slot: Slots, running: Array) -> Slots:
+def _stepped(lanes: Lanes, tol: Array, slot: Active, running: Array) -> Active:
     """A step of a lane that is running."""
     problem, state, here = _problem_in(lanes, slot), slot.state, slot.point
     # Without a gradient conjugate gradients and line search have nothing to wait for.
@@ -219,7 +218,7 @@ def _stepped(lanes: Lanes, tol: Array, slot: Slots, running: Array) -> Slots:
     d_logits = class_scores(problem, d)
     first = jnp.vdot(here.gradient, d)
     t = step_length(problem, here.theta, here.logits, first, d, d_logits)
-    theta, logits = moved(here.theta, t, d), moved(here.logits, t, d_logits)
+    theta, logits = add_step(here.theta, t, d), add_step(here.logits, t, d_logits)
     state = after_step(
         state,
         theta,
@@ -235,47 +234,49 @@ def _stepped(lanes: Lanes, tol: Array, slot: Slots, running: Array) -> Slots:
 
 
 def _direction(lanes: Lanes, problem: Problem, here: Point, norm: Array) -> tuple[Array, Array]:
-    """As `newton_cg`, in the metric of all lanes and with the penalty of its own."""
+    """As `newton_cg`, in the preconditioner of all lanes and with the penalty of its own."""
     s = _of_lane(lanes, problem)
-    weights = _problem.example_weights(problem.targets).astype(jnp.float32)
+    weights = _objective.example_weights(problem.targets).astype(jnp.float32)
     p = here.probabilities.astype(jnp.float32)
-    steepest = partial(_steepest, lanes.metric)
-    d, passes = truncated(s, weights, p, here, norm, steepest)
+    precondition = partial(_steepest, lanes.preconditioner)
+    d, passes = truncated(s, weights, p, here, norm, precondition)
     return centred(d), passes
 
 
-def _steepest(metric: Any, gradient: Array) -> Array:
-    if not isinstance(metric, Array):
-        return _metric.apply(metric, gradient)
-    product = jnp.matmul(metric, gradient.ravel(), precision=lax.Precision.HIGHEST)
+def _steepest(preconditioner: Any, gradient: Array) -> Array:
+    if not isinstance(preconditioner, Array):
+        return _preconditioner.apply(preconditioner, gradient)
+    product = jnp.matmul(preconditioner, gradient.ravel(), precision=lax.Precision.HIGHEST)
     return centred(product.reshape(gradient.shape))
 
 
 def _point(problem: Problem, theta: Array, logits: Array) -> Point:
-    here = _problem.point(problem, theta, logits)
+    here = _objective.point(problem, theta, logits)
     return here._replace(gradient=centred(here.gradient))
 
 
 def _judged(lanes: Lanes, tol: Array, problem: Problem, state: State, here: Point) -> State:
     """As a single fit is judged, but for the bound, which is that of all lanes."""
-    objective = _problem.value(problem, here.theta, here.logits)
-    norm = _problem.relative_norm(here.gradient, lanes.bound)
+    objective = _objective.value(problem, here.theta, here.logits)
+    norm = _objective.relative_norm(here.gradient, lanes.bound)
     s = _of_lane(lanes, problem)
-    unseen = _metric.unseen(s, lanes.sight, here.gradient, lanes.least)
-    return judge(state, objective, norm, tol, unseen)
+    unseen = _preconditioner.unseen(s, lanes.sight, here.gradient, lanes.least)
+    return check_convergence(state, objective, norm, tol, unseen)
 
 
 def _of_lane(lanes: Lanes, problem: Problem) -> Standardised:
     """The standardised features with the penalty of a lane."""
     s = lanes.standardised
-    return s._replace(ridge=_metric.scaled_ridge(_problem.ridge(problem), s.scale, s.ridge.dtype))
+    return s._replace(
+        ridge=_standardised.scaled_ridge(_objective.ridge(problem), s.scale, s.ridge.dtype)
+    )
 
 
-def _result(lanes: Lanes, tol: Array, slot: Slots) -> tuple[FitResult, Any, Array]:
+def _result(lanes: Lanes, tol: Array, slot: Active) -> tuple[FitResult, Any, Array]:
     problem, state, logits = _problem_in(lanes, slot), slot.state, slot.point.logits
-    separated = _problem.is_separated(problem, logits)
-    status = _problem.status_where_separated(problem, state.theta, state.status, separated)
-    params = _problem.unpack(state.theta)
+    separated = _existence.is_separated(problem, logits)
+    status = _existence.status_where_separated(problem, state.theta, state.status, separated)
+    params = _objective.unpack(state.theta)
     objective = state.value * slot.mass
     fit = FitResult(params, objective, status, state.step, state.passes, state.norm, separated, [])
     hidden = (status == Status.PRECISION_FLOOR) & hides_something(state, tol) & (state.norm <= tol)
@@ -283,11 +284,11 @@ def _result(lanes: Lanes, tol: Array, slot: Slots) -> tuple[FitResult, Any, Arra
     return fit, lanes.report_of(slot.lane, logits), doubtful
 
 
-def _problem_in(lanes: Lanes, slot: Slots) -> Problem:
+def _problem_in(lanes: Lanes, slot: Active) -> Problem:
     return with_targets(lanes.data._replace(l2=slot.l2), slot.targets)
 
 
-def _chosen(condition: Array, new: Slots, old: Slots) -> Slots:
+def _chosen(condition: Array, new: Active, old: Active) -> Active:
     return jax.tree.map(partial(jnp.where, condition), new, old)
 
 

@@ -1,4 +1,4 @@
-"""Fewer examples than features: Newton's steps in the span of the examples, or N dimensions.
+"""Fewer examples than features: Newton's direction in the span of the examples.
 
 Every gradient is in the span of the rows of X, and so is the optimum: kernel = X^T beta, and a
 direction has X^T y for its kernel and b for its bias. With W_i = w_i (diag p_i - p_i p_i^T),
@@ -8,54 +8,46 @@ G = X X^T and rho = w p - q + l2 beta, Newton's equations are those of N x K unk
 
 where on what sums to 0 over the classes W^+ divides by w p. Without an intercept there is no b, and
 y may have any sum. G needs no factor, which would square the condition number, nor even to be
-formed: it is two products with X. But its diagonal is known, and where rows are far from collinear,
-as they are in many dimensions, it is the most of it: block by block of an example,
-(l2 W_i^+ + G_ii)^-1 is a metric that feels how decided an example is.
+formed: it is two products with X. Its diagonal is known, and dominates where the rows are far from
+collinear, as they are in many dimensions. So the blocks (l2 W_i^+ + G_ii)^-1, one per example, are
+the preconditioner, which weights each example by its predicted uncertainty:
 
     (l2 W_i^+ + G_ii)^-1 r = e r - e <e, r> / sum(e),  e = w_i p_i / (l2 + w_i p_i G_ii)
-
-A solver that has no such steps is given the same problem in N dimensions. Every gradient is in the
-span of the rows of X less their mean m, too, since its residuals sum to 0: with
-(X - 1 m^T)^T = Q R, kernel = Q V and X kernel + 1 bias^T = R^T V + 1 c^T, c = bias + kernel^T m.
-|kernel| = |V|, so that an l2 penalty stays what it is. By QR, not from X X^T, which would square
-the condition number; less the mean, which float32 could not take away from the kernel again.
 """
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from softjax._sharding import cond, while_loop
-from softjax.regression import _metric
-from softjax.regression._convergence import State, after_step, initial, judge
-from softjax.regression._descent import largest_move, moved, step_length
-from softjax.regression._directions import factor, factored_solve
-from softjax.regression._metric import LARGEST_FACTOR, Standardised
-from softjax.regression._model import SoftmaxRegression
-from softjax.regression._problem import (
-    Data,
-    Problem,
+from softjax.regression import _standardised
+from softjax.regression._convergence import State, after_step, check_convergence, initial
+from softjax.regression._data import Data, Problem
+from softjax.regression._dense_hessian import factor, factored_solve
+from softjax.regression._existence import has_bounded_optimum
+from softjax.regression._line_search import add_step, largest_move, step_length
+from softjax.regression._objective import (
     centred,
     class_scores,
     example_weights,
     gradient_bound,
-    has_bounded_optimum,
     logits_at,
     point,
     probabilities,
-    product,
     pull_back,
     relative_norm,
-    spread,
+    softmax_hvp,
     value,
     with_offset,
     without_bias,
 )
+from softjax.regression._products import product
+from softjax.regression._reduced_basis import is_wide
 from softjax.regression._result import Status
+from softjax.regression._standardised import Standardised
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
@@ -66,7 +58,7 @@ ROUGH, FINE = 0.1, 1e-3
 PATIENCE = 5
 
 
-class Span(NamedTuple):
+class DualMemory(NamedTuple):
     """kernel = X^T beta + rest.
 
     Attributes:
@@ -80,18 +72,6 @@ class Span(NamedTuple):
     rest_logits: Any
 
 
-class Rotation(NamedTuple):
-    """Q as LAPACK keeps it, Householder's vectors [D, N] and their factors [N], and m [D]."""
-
-    reflectors: Array
-    factors: Array
-    mean: Array
-
-
-def is_wide(features: "Array | BCOO") -> bool:
-    return 2 * features.shape[0] <= features.shape[1]
-
-
 def takes(problem: Problem | Data, num_classes: int) -> bool:
     """Whether steps in the span of the examples pay, which penalty factors leave.
 
@@ -103,7 +83,7 @@ def takes(problem: Problem | Data, num_classes: int) -> bool:
 
 def start(features: "Array | BCOO", theta: Any) -> State:
     zeros = np.zeros((len(theta), features.shape[0]), theta.dtype)
-    return initial(theta, Span(zeros, np.zeros(theta.shape, theta.dtype), zeros))
+    return initial(theta, DualMemory(zeros, np.zeros(theta.shape, theta.dtype), zeros))
 
 
 def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array]:
@@ -118,8 +98,8 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
     # Examples less their mean, in a unit that float32 holds.
     size = jnp.linalg.norm(bound)
     mean = problem.constant * product(weights / jnp.sum(weights), problem.features)
-    s = _metric.scaled(problem, mean, jnp.full_like(mean, size), mean)
-    squares = _metric.squared(s, jnp.ones_like(s.ridge).at[-1].set(0))
+    s = _standardised.scaled(problem, mean, jnp.full_like(mean, size), mean)
+    squares = _standardised.squared(s, jnp.ones_like(s.ridge).at[-1].set(0))
 
     def dual_residual(p, span):
         return jnp.where(counted[None], weights[None] * p - q + problem.l2 * span.beta, 0)
@@ -129,7 +109,9 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         rho = dual_residual(probabilities(logits), state.memory)
         size = jnp.sum(rho * rho / jnp.where(counted, weights, 1)[None], 1)
         outside = relative_norm(problem.l2 * state.memory.rest, bound)
-        return judge(state, objective, jnp.maximum(jnp.sqrt(jnp.max(size)), outside), tol)
+        return check_convergence(
+            state, objective, jnp.maximum(jnp.sqrt(jnp.max(size)), outside), tol
+        )
 
     def stepped(state, logits):
         span = state.memory
@@ -144,17 +126,17 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
         d = without_bias(pull_back(problem, y)) - span.rest
         d_logits = class_scores(problem, d)
         # The bias that is best for this kernel: sum_i W_i (x_i d + b) + rho_i = 0.
-        slope = jnp.sum(spread(weights, p, d_logits) + rho, 1)
+        slope = jnp.sum(softmax_hvp(weights, p, d_logits) + rho, 1)
         b = -problem.constant * _between_classes(weights[None] * p)(slope)[:, None]
         d, d_logits = d.at[:, -1:].set(b), d_logits + b
         first = jnp.vdot(rho, d_logits) + problem.l2 * jnp.vdot(span.rest, d)
         t = step_length(problem, state.theta, logits, first, d, d_logits)
-        span = Span(
-            moved(span.beta, t, y),
-            moved(span.rest, t, -span.rest),
-            moved(span.rest_logits, t, -span.rest_logits),
+        span = DualMemory(
+            add_step(span.beta, t, y),
+            add_step(span.rest, t, -span.rest),
+            add_step(span.rest_logits, t, -span.rest_logits),
         )
-        theta = moved(state.theta, t, d)
+        theta = add_step(state.theta, t, d)
         state = after_step(
             state,
             theta,
@@ -165,7 +147,7 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
             patience=PATIENCE,
             stuck=t == 0,
         )
-        return state, moved(logits, t, d_logits)
+        return state, add_step(logits, t, d_logits)
 
     def body(carry):
         state, logits, _ = carry
@@ -194,49 +176,6 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
     return state._replace(norm=norm, status=status, passes=state.passes + 2), logits
 
 
-def rotation_pays(data: Data) -> bool:
-    """Whether N dimensions are worth the factorization, of 2 N^2 D operations.
-
-    Penalty factors do not turn with the features.
-    """
-    x = data.features
-    return data.factors is None and is_wide(x) and len(x) < LARGEST_FACTOR
-
-
-@jax.jit
-def rotate(features: Array, constant: Array | None) -> tuple[Array, Rotation]:
-    """R^T [N, N], the features in N dimensions, and the way back; m = 0 without an intercept."""
-    mean = jnp.mean(features, 0)
-    mean = mean if constant is None else constant * mean
-    transposed, factors = jnp.linalg.qr((features - mean[None]).T, mode="raw")  # pyright: ignore
-    reflectors = transposed.T
-    r = jnp.triu(reflectors[: len(factors)])
-    # Where examples are collinear, rows of R are rounding: no feature to be standardised.
-    size = jnp.linalg.norm(r, axis=1, keepdims=True)
-    r = jnp.where(size > len(r) * jnp.finfo(r.dtype).eps * jnp.max(size), r, 0)
-    return r.T, Rotation(reflectors, factors, mean)
-
-
-@jax.jit
-def turned_back(rotation: Rotation, params: SoftmaxRegression) -> SoftmaxRegression:
-    """kernel = Q V, of every kernel of a stack in one product."""
-    q, mean = rotation[:2], rotation.mean
-    rank, *stack = jnp.moveaxis(params.kernel, -2, 0).shape
-    columns = jnp.moveaxis(params.kernel, -2, 0).reshape(rank, -1)
-    kernel = lax.linalg.ormqr(*q, jnp.pad(columns, ((0, len(mean) - rank), (0, 0))))
-    bias = params.bias - (mean @ kernel).reshape(params.bias.shape)
-    kernel = jnp.moveaxis(kernel.reshape(-1, *stack), 0, -2)
-    return SoftmaxRegression(kernel, bias)
-
-
-@jax.jit
-def turned(rotation: Rotation, params: SoftmaxRegression) -> SoftmaxRegression:
-    """V = Q^T kernel: of a kernel outside of the span, the part inside."""
-    q, mean = rotation[:2], rotation.mean
-    kernel = lax.linalg.ormqr(*q, params.kernel, transpose=True)[: len(rotation.factors)]
-    return SoftmaxRegression(kernel, params.bias + mean @ params.kernel)
-
-
 def _coefficients(
     s: Standardised,
     squares: Array,
@@ -250,8 +189,9 @@ def _coefficients(
 
     `squares` is the diagonal of G, [N].
 
-    Conjugate gradients on diag(1 / e) + G - diag(G), with e for the metric, among what sums to 0.
-    The image of y under the first is the residual that y came from: nothing is divided by p.
+    Conjugate gradients on diag(1 / e) + G - diag(G), preconditioned by e, among coefficients whose
+    sum is 0. The image of y under diag(1 / e) is the residual that y came from, so that nothing is
+    divided by p.
     """
     weights, p, rho, rest_logits = (a.astype(jnp.float32) for a in (weights, p, rho, rest_logits))
     constant = s.constant.astype(jnp.float32)
@@ -269,7 +209,9 @@ def _coefficients(
         return b + mean(moved - e * b)
 
     def beside_diagonal(y):
-        return _metric.scores(s, without_bias(_metric.pulled(s, y))) - squares[None] * y
+        return (
+            _standardised.scores(s, without_bias(_standardised.pull_back(s, y))) - squares[None] * y
+        )
 
     def unsolved(carry):
         *_, product, step = carry

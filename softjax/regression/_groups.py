@@ -1,0 +1,251 @@
+"""Groups of fits that share their features and a penalty: their start, and the loop around them.
+
+One fit to all the data comes first, and the others, the lanes of a group, start at its optimum. The
+groups go from the largest penalty to the smallest.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.tree_util import Partial
+
+from softjax.regression import _batched, _ending, _frame, _preconditioner, _standardised
+from softjax.regression._arguments import (
+    at_least,
+    error,
+    initial_params,
+    is_traced,
+    not_negative,
+)
+from softjax.regression._batched import Lanes, Schedule
+from softjax.regression._data import Data, normalised, problem_of
+from softjax.regression._dense_hessian import factored_hessian
+from softjax.regression._existence import is_loose
+from softjax.regression._model import SoftmaxRegression
+from softjax.regression._objective import (
+    example_weights,
+    gradient_bound,
+    logits_at,
+    pack,
+    probabilities,
+    uncertainty,
+)
+from softjax.regression._products import in_full_precision
+from softjax.regression._result import FitResult, ManyEvent, Status
+from softjax.regression._solve import to_the_end
+from softjax.regression._sparse import is_sparse
+from softjax.regression._standardised import Standardised
+
+MAX_STEPS, ALL = 200, np.iinfo(np.int32).max
+# The Hessian of the start is a better preconditioner than its Kronecker product: it needs a third
+# of the steps of conjugate gradients. It has (K (D + 1))^2 numbers, and its factorization must pay.
+LARGEST_DENSE, DENSE_A_LANE = 1500, 100
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("data", "lane_of", "report_of", "tol"),
+    meta_fields=("num_classes", "count"),
+)
+@dataclass(frozen=True)
+class Groups:
+    """Groups of `count` lanes: all the data, their penalties, and what the lanes are."""
+
+    data: Data
+    lane_of: Partial
+    report_of: Partial
+    tol: Array
+    num_classes: int
+    count: int
+
+
+# The fit to all the data, the fits of the lanes and what else was asked of them, all [B, ...].
+Outcome = tuple[FitResult, FitResult, Any]
+
+
+@in_full_precision
+def run(
+    data: Data,
+    num_classes: int,
+    lane_of: Partial,
+    report_of: Partial,
+    count: int,
+    *,
+    tol: float,
+    max_steps: int | None,
+    callback: Callable[[ManyEvent], bool | None] | None,
+    init: SoftmaxRegression | None = None,
+) -> list[Outcome]:
+    """The outcome of each group of `count` lanes; `data.l2` [G] has the penalties of the groups.
+
+    The fits to all the data go from the largest penalty to the smallest, each from the one before;
+    the lanes of a group start at its fit to all the data.
+    """
+    known_tol = not_negative("tol", tol)
+    limit = MAX_STEPS if max_steps is None else at_least("max_steps", max_steps, 0)
+    params = initial_params(init, data, num_classes)
+    data, frame = _frame.framed(data, True)
+    params = _frame.inside(frame, params)
+    tolerance = jnp.asarray(known_tol, data.features.dtype)
+    groups = Groups(data, lane_of, report_of, tolerance, num_classes, count)
+    if is_traced((groups, params)):
+        if callback is not None:
+            raise error("callback", "None where the data are traced", callback)
+        outcomes = _in_a_scan(groups, params, limit)
+    else:
+        outcomes = _on_the_host(groups, params, limit, callback)
+
+    def of_features(fits: FitResult) -> FitResult:
+        params = _frame.expand(frame, fits.params)
+        if frame.centre is None:
+            return fits._replace(params=params)
+        params, moved = _frame.outside(frame.centre, params)
+        value = fits.objective / _mean_mass(groups)
+        status = _frame.status_outside(fits.status, moved, value, groups.tol)
+        return fits._replace(params=params, status=status)
+
+    return [(of_features(whole), of_features(fits), report) for whole, fits, report in outcomes]
+
+
+@jax.jit
+def _mean_mass(groups: Groups) -> Array:
+    """What the objectives of the lanes were divided by, in the mean of the lanes."""
+    return normalised(groups.data, groups.num_classes)[1]
+
+
+def mean_one(weights: Array) -> Array:
+    """Weights over their mean; zeros where all are."""
+    mean = jnp.mean(weights)
+    return weights / jnp.where(mean > 0, mean, 1)
+
+
+def no_report(lane: Array, logits: Array) -> tuple[()]:
+    return ()
+
+
+def _in_a_scan(groups: Groups, params: SoftmaxRegression, limit: int) -> list[Outcome]:
+    """Inside of a trace, where a loop of Python would be as many programs."""
+
+    def of_group(params, l2):
+        whole, lanes, work = _begun(groups, l2, params, limit)
+        work = _batched.advance(lanes, work, groups.tol, limit, ALL)
+        fits, report, doubtful = work.results
+        doubtful &= fits.status == Status.CONVERGED
+        status = jnp.where(doubtful, Status.PRECISION_FLOOR, fits.status).astype(jnp.int32)
+        return whole.params, (whole, fits._replace(status=status), report)
+
+    order = jnp.argsort(-groups.data.l2)
+    _, outcomes = lax.scan(of_group, params, groups.data.l2[order])
+    return [
+        jax.tree.map(lambda leaf, place=place: leaf[place], outcomes)
+        for place in jnp.argsort(order)
+    ]
+
+
+def _on_the_host(
+    groups: Groups,
+    params: SoftmaxRegression,
+    limit: int,
+    callback: Callable[[ManyEvent], bool | None] | None,
+) -> list[Outcome]:
+    """As long as `callback` lets it run."""
+    begin, count, penalties = time.perf_counter(), groups.count, np.asarray(groups.data.l2)
+    total = count * len(penalties)
+
+    def stops(done):
+        event = ManyEvent(done, total, time.perf_counter() - begin)
+        return callback is not None and bool(callback(event))
+
+    order = np.argsort(-penalties, kind="stable")
+    outcomes: list[Any] = [None] * len(order)
+    interrupted = stops(0)
+    for done, group in enumerate(order):
+        whole, lanes, work = _begun(groups, penalties[group], params, 0 if interrupted else limit)
+        while callback is not None and not interrupted and work.done < count:
+            work = _batched.advance(lanes, work, groups.tol, limit, 1)
+            interrupted = stops(done * count + int(work.done))
+        # What is left after an interrupt ends where it stands.
+        work = _batched.advance(lanes, work, groups.tol, 0 if interrupted else limit, ALL)
+        fits, report, doubtful = work.results
+        fits = _looked_at(groups, lanes, fits, np.flatnonzero(doubtful))
+        if interrupted:
+            whole, fits = _called_back(whole), _called_back(fits)
+        outcomes[group] = whole, fits, report
+        params = whole.params
+    return outcomes
+
+
+def _looked_at(groups: Groups, lanes: Lanes, fits: FitResult, doubtful: np.ndarray) -> FitResult:
+    """The fits, of which the doubtful ones have converged, or are separated, or are not known."""
+    status, theta = np.array(fits.status), None
+    for lane in doubtful:
+        labels, weights, l2 = groups.lane_of(lanes.data.l2, jnp.int32(lane))
+        data = lanes.data._replace(labels=labels, weights=weights, l2=l2)
+        theta = pack(SoftmaxRegression(fits.params.kernel[lane], fits.params.bias[lane]))
+        first = np.inf  # that no lane ends above its start, the loop has seen
+        ending = _ending.look(groups.num_classes, data, theta, first, groups.tol)
+        loose = bool(is_loose(data))
+        if loose and _ending.is_proven(groups.num_classes, data, theta):
+            status[lane] = Status.QUASI_SEPARATED
+        else:
+            settled = ending.converged and not (ending.moving and loose)
+            status[lane] = Status.CONVERGED if settled else Status.PRECISION_FLOOR
+    return fits._replace(status=jnp.asarray(status)) if len(doubtful) else fits
+
+
+def _called_back(fits: FitResult) -> FitResult:
+    running = fits.status == Status.RUNNING
+    return fits._replace(status=jnp.where(running, Status.CALLBACK, fits.status))
+
+
+@jax.jit
+def _begun(
+    groups: Groups, l2: Array, params: SoftmaxRegression, max_steps: Any
+) -> tuple[FitResult, Lanes, Schedule]:
+    """The fit to all the data at one penalty, and the lanes that start there."""
+    data, num_classes, tol = groups.data._replace(l2=l2), groups.num_classes, groups.tol
+    whole, _ = to_the_end("newton-cg", data, num_classes, params, tol, max_steps, True)
+    problem = problem_of(normalised(data, num_classes)[0], num_classes)
+    start, bound = pack(whole.params), gradient_bound(problem)
+    s = _standardised.standardise(problem, bound)
+    weights = example_weights(problem.targets)
+    p = probabilities(logits_at(problem, start))
+    small = start.size <= min(LARGEST_DENSE, DENSE_A_LANE * groups.count)
+    preconditioner = sight = _preconditioner.build(
+        _preconditioner.empty(data.features, num_classes), s, weights, p
+    )
+    least = jnp.zeros((), s.ridge.dtype)
+    if _preconditioner.is_diagonal(data.features):
+        least = _preconditioner.least_curvature(s, uncertainty(weights, p).astype(s.ridge.dtype))
+        least = _preconditioner.known_curvature(least)
+    if small and not is_sparse(data.features):
+        s = _standardised.reweighted(s, uncertainty(weights, p).astype(jnp.float32))
+        preconditioner = _dense(s, weights, p)
+    else:
+        s = _preconditioner.within(s, preconditioner)
+    lanes = Lanes(
+        data._replace(labels=(), weights=None, count=None),
+        s,
+        bound,
+        start,
+        preconditioner,
+        sight,
+        least,
+        groups.lane_of,
+        groups.report_of,
+    )
+    return whole, lanes, _batched.begin(lanes, groups.count, tol)
+
+
+def _dense(s: Standardised, weights: Array, p: Array) -> Array:
+    """The inverse Hessian [K (D + 1), K (D + 1)], as exact Newton factors it."""
+    lower, unit = factored_hessian(s, weights.astype(jnp.float32), p.astype(jnp.float32))
+    inverse = jax.scipy.linalg.cho_solve((lower, True), jnp.diag(unit))
+    return unit[:, None] * inverse

@@ -1,0 +1,217 @@
+"""The objective of softmax regression: its value, its gradient, and its Hessian times a vector.
+
+    f(theta) = sum_ik q_ik (-log p_ik) + l2 / 2 sum_j f_j |kernel_j|^2 + l1 sum_j f_j |kernel_j|_1
+                                       + l1_rows sum_j f_j |kernel_j|_2,     p_i = softmax(z_i).
+
+kernel_j [K] is what feature j adds to the classes, and f_j its penalty factor, which is 1 unless
+the caller gives another. theta [K, D + 1] holds the transposed kernel and, in its last column, the
+bias: the parameters of the features x~ = (x, c) with the constant c = 1. A model without an
+intercept has c = 0: all formulas hold, the gradient of the bias is 0, and the bias stays at the 0
+that it starts from. An offset o_i, which is known, is a part of the logits:
+
+    z_i = theta x~_i + o_i
+
+Logits and probabilities are [K, N]: a softmax over the first axis runs along the examples in full
+vectors, and both products, X @ theta^T and R @ X, read the rows of X as they lie in memory.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from softjax._sharding import cond
+from softjax._softmax import log_softmax_core
+from softjax.regression._data import Data, Problem
+from softjax.regression._model import SoftmaxRegression
+from softjax.regression._products import by_columns, product
+from softjax.regression._sparse import is_sparse, with_data
+
+
+class Point(NamedTuple):
+    """Parameters with what is known there.
+
+    Attributes:
+        theta: [K, D + 1].
+        logits: [K, N].
+        probabilities: [K, N].
+        gradient: of the smooth part of the objective, [K, D + 1].
+        uncertainty: sum_i u_i of the function of this name. It belongs to the point because on a
+            mesh it is a sum over devices, like the gradient: where only one branch of a `cond`
+            sums over devices, and a sum beside this `cond` does too, the devices may take the two
+            in different orders and wait for each other.
+    """
+
+    theta: Array
+    logits: Array
+    probabilities: Array
+    gradient: Array
+    uncertainty: Array
+
+
+def pack(params: SoftmaxRegression) -> Array:
+    return jnp.concatenate([params.kernel, params.bias[None]]).T
+
+
+def unpack(theta: Array) -> SoftmaxRegression:
+    return SoftmaxRegression(theta[:, :-1].T, theta[:, -1])
+
+
+def centred(theta: Array) -> Array:
+    """`theta` less its mean over the classes, which no probability feels and no penalty likes."""
+    return theta - jnp.mean(theta, 0, keepdims=True)
+
+
+def class_scores(problem: Problem, theta: Array) -> Array:
+    """theta x~_i, [K, N], linear in theta: one product with the features."""
+    scores = product(problem.features, theta[:, :-1].T).T
+    return scores + problem.constant * theta[:, -1:]
+
+
+def logits_at(problem: Problem, theta: Array) -> Array:
+    """The logits [K, N] of the parameters: one product with the features."""
+    return with_offset(problem, class_scores(problem, theta))
+
+
+def with_offset(problem: Problem, scores: Array) -> Array:
+    """The logits of class scores."""
+    return scores if problem.offset is None else scores + problem.offset
+
+
+def without_offset(problem: Problem, logits: Array) -> Array:
+    """The class scores of logits, which grow with the parameters as an offset does not."""
+    return logits if problem.offset is None else logits - problem.offset
+
+
+def pull_back(problem: Problem, residual: Array) -> Array:
+    """The transpose of `class_scores`: [K, N] to [K, D + 1], one product with the features."""
+    features: Any = problem.features
+    bias = problem.constant * jnp.sum(residual, 1, keepdims=True)
+    if not is_sparse(features) and features.shape[1] == 1:
+        # A product with a vector adds one row after the other on XLA:CPU; a sum is a tree.
+        kernel = jnp.sum(residual * features[:, 0], 1, keepdims=True)
+    else:
+        kernel = product(residual, features)
+    return jnp.concatenate([kernel, bias], 1)
+
+
+def probabilities(logits: Array) -> Array:
+    # Without the barrier XLA:CPU makes one kernel of it all, which holds three arrays of its own.
+    e = lax.optimization_barrier(jnp.exp(logits - jnp.max(logits, 0, keepdims=True)))
+    return e / jnp.sum(e, 0, keepdims=True)
+
+
+def complements(p: Array) -> Array:
+    """1 - p, of a class that is nearly certain as the sum of the others."""
+    others = jnp.sum(jnp.where(p > 0.5, 0, p), 0, keepdims=True)
+    return jnp.where(p > 0.5, others, 1 - p)
+
+
+def uncertainty(weights: Array, p: Array) -> Array:
+    """u_i = w_i sum_k p_ik (1 - p_ik), [N]: what an example counts in the Hessian."""
+    return weights * jnp.sum(p * complements(p), 0)
+
+
+def balanced(p: Array, residual: Array) -> Array:
+    """A residual whose sum over the classes is 0, as exact where a class is nearly certain.
+
+    There it is minus the sum of the others, which are small. As a difference it would be off by a
+    rounding of 1, which an example with an enormous entry makes enormous.
+    """
+    return jnp.where(p > 0.5, residual - jnp.sum(residual, 0, keepdims=True), residual)
+
+
+def softmax_hvp(weights: Array, p: Array, scores: Array) -> Array:
+    """w_i (diag p_i - p_i p_i^T) scores_i."""
+    mean = jnp.sum(p * scores, 0, keepdims=True)
+    return weights[None] * balanced(p, p * (scores - mean))
+
+
+def example_weights(targets: Array) -> Array:
+    """[N]: what the losses of the examples count."""
+    return jnp.sum(targets, 0)
+
+
+def without_bias(theta: Array) -> Array:
+    """`theta` with 0 for the bias."""
+    return theta * np.append(np.ones(theta.shape[1] - 1), 0)[None].astype(theta.dtype)
+
+
+def penalised(problem: Problem, theta: Array) -> Array:
+    """`theta` as the penalties see it: times their factors, with 0 for the bias."""
+    if problem.factors is None:
+        return without_bias(theta)
+    return theta * jnp.append(problem.factors, 0)[None]
+
+
+def ridge(problem: Data | Problem) -> Any:
+    """The strength of the squared penalty, a scalar or one for each feature, [D]."""
+    return problem.l2 if problem.factors is None else problem.l2 * problem.factors
+
+
+def row_norms(theta: Array) -> Array:
+    """The Euclidean norms over the classes, [1, D + 1], with the derivative 0 at 0."""
+    squares = jnp.sum(theta * theta, 0, keepdims=True)
+    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
+
+
+def point(problem: Problem, theta: Array, logits: Array) -> Point:
+    """Gradient X^T (w p - q) + l2 kernel, from logits that are known."""
+    p = probabilities(logits)
+    weights = example_weights(problem.targets)
+    residual = balanced(p, weights[None] * p - problem.targets)
+    gradient = pull_back(problem, residual) + problem.l2 * penalised(problem, theta)
+    return Point(theta, logits, p, gradient, jnp.sum(uncertainty(weights, p)))
+
+
+def value(problem: Problem, theta: Array, logits: Array) -> Array:
+    """The objective: sum_ik q_ik (-log p_ik) and the penalties."""
+    kernel = penalised(problem, theta)
+    loss = -jnp.vdot(problem.targets, log_softmax_core(logits, (0,)))
+    loss += problem.l2 / 2 * jnp.vdot(theta, kernel) + problem.l1 * jnp.sum(jnp.abs(kernel))
+    if problem.l1_rows is None:
+        return loss
+    return loss + problem.l1_rows * jnp.sum(row_norms(kernel))
+
+
+def objective(problem: Problem, theta: Array) -> Array:
+    """The objective at any parameters: one product with the features."""
+    return value(problem, theta, logits_at(problem, theta))
+
+
+def no_worse_than_zeros(
+    objective: Callable[[Array], Array], theta: Array, at_start: Array
+) -> Array:
+    """A start, or zeros where its objective is above that of zeros.
+
+    Parameters that are sure of other labels, or too large for the penalty, are no start: where
+    every example is decided there is no curvature, and Newton's model says nothing.
+    """
+    zeros = jnp.zeros_like(theta)
+
+    def better():
+        return jnp.where(objective(theta) <= objective(zeros), theta, zeros)
+
+    return cond(at_start & jnp.any(theta != 0), better, lambda: theta)
+
+
+def gradient_bound(problem: Problem) -> Array:
+    """[D + 1]: (sum_i w_i x_ij^2)^(1/2), which |sum_i w_i (p_ik - y_ik) x_ij| cannot exceed.
+
+    Relative to it a gradient does not depend on the unit of a feature. 1 for a feature of zeros.
+    """
+    features: Any = problem.features
+    weights = example_weights(problem.targets)
+    if is_sparse(features):
+        squares = product(weights, with_data(features, jnp.square(features.data)))
+    else:
+        squares = by_columns(lambda x: jnp.sum(weights[:, None] * x * x, 0), features)
+    squares = jnp.append(squares, problem.constant * jnp.sum(weights))
+    return jnp.sqrt(jnp.where(squares > 0, squares, 1))
+
+
+def relative_norm(gradient: Array, bound: Array) -> Array:
+    """The largest entry of the gradient, relative to `gradient_bound`."""
+    return jnp.max(jnp.abs(gradient) / bound[None])

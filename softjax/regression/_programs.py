@@ -1,0 +1,187 @@
+"""The compiled programs of a fit: from a state to a later one, and on from an end in doubt."""
+
+import contextlib
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from softjax._sharding import cond
+from softjax.regression import (
+    _ending,
+    _preconditioner,
+    _separation,
+)
+from softjax.regression._convergence import STILL, State, converged, hides_something, rounding_of
+from softjax.regression._data import Data, Problem, normalised, problem_of
+from softjax.regression._descent import CONFIRMED
+from softjax.regression._existence import is_separated, status_where_separated
+from softjax.regression._model import SoftmaxRegression
+from softjax.regression._objective import no_worse_than_zeros, objective, unpack
+from softjax.regression._result import Status
+from softjax.regression._solvers import ALL, PRECISELY
+
+
+class Outcome(NamedTuple):
+    """What a program comes to: the state, and what is known of it as arrays.
+
+    Attributes:
+        state: the last one.
+        params: its parameters.
+        objective: there, of the data and not over their mass.
+        status: that of the state, or SEPARATED.
+        separated: whether the parameters separate the classes.
+        suspected: whether quasi-complete separation should be looked for.
+        hidden: whether `PRECISELY` may find more.
+    """
+
+    state: State
+    params: SoftmaxRegression
+    objective: Array
+    status: Array
+    separated: Array
+    suspected: Array
+    hidden: Array
+
+
+def advance(
+    name: str, num_classes: int, data: Data, tol: Array, state: State, stop: Array
+) -> Outcome:
+    """To step `stop`: all of a fit in one program."""
+    data, mass = normalised(data, num_classes)
+    problem = problem_of(data, num_classes)
+    solver = ALL[name]
+    begun = partial(solver.objective, problem)
+    state = state._replace(theta=no_worse_than_zeros(begun, state.theta, state.step == 0))
+    state, logits = solver.advance(problem, tol, state, stop)
+    separated = is_separated(problem, logits)
+    status, suspected, hidden = state.status, jnp.asarray(False), jnp.asarray(False)
+    if solver.needs_optimum:
+        status = status_where_separated(problem, state.theta, status, separated)
+        suspected = _separation.suspected(problem, state, status)
+    if solver.needs_optimum and name != PRECISELY:
+        hidden = (status == Status.PRECISION_FLOOR) & hides_something(state, tol)
+        if _preconditioner.is_diagonal(problem.features):
+            seen = _seen(problem, tol, state, logits, hidden)
+            status = jnp.where(seen, Status.CONVERGED, status).astype(jnp.int32)
+            hidden &= ~seen
+        hidden &= problem.l1 == 0
+        hidden &= problem.l1_rows is None
+    objective = state.value * mass
+    params = unpack(state.theta)
+    return Outcome(state, params, objective, status, separated, suspected, hidden)
+
+
+def doubted(outcome: Outcome, ending: _ending.Ending) -> Outcome:
+    """The outcome with what was found where the solver had converged by its own steps."""
+    status = np.where if isinstance(ending.converged, np.ndarray) else jnp.where
+    status = status(ending.converged, outcome.status, Status.PRECISION_FLOOR).astype(np.int32)
+    suspected = outcome.suspected | ending.moving
+    hidden = outcome.hidden | suspected | ~ending.converged
+    return outcome._replace(status=status, suspected=suspected, hidden=hidden)
+
+
+def _seen(problem: Problem, tol: Array, state: State, logits: Array, hidden: Array) -> Array:
+    """Whether a fit has converged, and its diagonal preconditioner has `hidden` nothing."""
+    at_end = converged(state.value, state.first, state.norm, state.decrement, CONFIRMED * tol)
+    at_end &= (state.move < STILL) | ~state.strict
+    looked = partial(_ending.seen, problem, state.theta, logits, tol)
+    return cond(hidden & at_end, looked, lambda: jnp.asarray(False))
+
+
+def continued(num_classes: int, data: Data, tol: Array, ended: Outcome, limit: Array) -> Outcome:
+    """The fit goes on, up to step `limit`, with directions in the dtype of the features."""
+    solver, state = ALL[PRECISELY], ended.state
+    begin = solver.start(data, state.theta)._replace(strict=jnp.asarray(True))
+    outcome = within_trace(PRECISELY, num_classes, data, tol, begin, limit - state.step)
+    end = outcome.state._replace(
+        memory=(),
+        first=state.first,
+        step=state.step + outcome.state.step,
+        passes=state.passes + outcome.state.passes,
+    )
+    return outcome._replace(state=end)
+
+
+def more_precisely(
+    num_classes: int, data: Data, tol: np.ndarray, ended: Outcome, limit: np.int32
+) -> Outcome:
+    """The fit goes on, up to step `limit`, in float64 whatever the dtype of the data.
+
+    Its parameters are rounded to this dtype, and have converged if the rounded ones have. What
+    rounding makes worse than the end of the fit is not taken: then this end is judged, in float64.
+    """
+    dtype, state = tol.dtype, ended.state
+    old = state._replace(memory=())
+
+    def precise(leaf: Any) -> Any:
+        return leaf.astype(np.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    def judged(theta):
+        # Before and after a step, which says how much is left.
+        begin = ALL[PRECISELY].start(data, theta)
+        return (
+            within_trace(PRECISELY, num_classes, data, within, begin, np.int32(stop))
+            for stop in (0, 1)
+        )
+
+    with jax.enable_x64(True):
+        data, before = jax.tree.map(precise, (data, ended._replace(state=old)))
+        within = np.float64(tol)
+        outcome = _continuing()(num_classes, data, within, before, limit)
+        status, end = int(outcome.status), outcome.state
+        if dtype != np.float64:
+            rounded = np.asarray(end.theta, dtype).astype(np.float64)
+            there, beyond = judged(rounded)
+            was, was_beyond = judged(before.state.theta)
+            if not there.state.value < was.state.value:
+                rounded, there, beyond = before.state.theta, was, was_beyond
+            at, step = there.state, beyond.state
+            first = np.asarray(state.first)
+            first = first + rounding_of(first)  # of the dtype that it was computed in
+            # Rounding may move a gradient of the size of `tol` by as much.
+            tols = CONFIRMED * within
+            measured = map(float, (at.value, first, at.norm, step.decrement, tols))
+            reached = converged(*measured)
+            if status in (Status.CONVERGED, Status.PRECISION_FLOOR):
+                fell = reached and bool(step.move < STILL)
+                status = Status.CONVERGED if fell else Status.PRECISION_FLOOR
+            outcome = outcome._replace(objective=there.objective, separated=there.separated)
+            end = end._replace(theta=rounded, value=at.value, norm=at.norm)
+        outcome = jax.tree.map(np.asarray, outcome._replace(state=end))
+    state = jax.tree.map(lambda new, old: new.astype(old.dtype), outcome.state, old)
+    params = unpack(jnp.asarray(state.theta))
+    return outcome._replace(state=state, params=params, status=np.int32(status))
+
+
+@partial(jax.jit, static_argnames="num_classes")
+def objective_of(num_classes: int, data: Data, theta: Array) -> Array:
+    return objective(problem_of(data, num_classes), theta)
+
+
+_STATIC = ("name", "num_classes")
+within_trace = jax.jit(advance, static_argnames=_STATIC)
+_continuing = cache(lambda: jax.jit(continued, static_argnames="num_classes"))
+_in_place = {"static_argnames": _STATIC, "donate_argnames": "state"}
+
+
+@cache
+def quickly_compiled() -> Callable:
+    """`advance`, compiled in a third of the time: most of a first fit is compilation.
+
+    A fit is some 170 small kernels. On CPUs they run as fast with LLVM's first level of
+    optimization, and by the older of the two ways in which jaxlib 0.10 makes them; later ones have
+    it no more, which a program of nothing finds out. Only a program that is not part of another may
+    choose.
+    """
+    first_level = {"xla_backend_optimization_level": 1}
+    if jax.default_backend() == "cpu":
+        for options in (first_level | {"xla_cpu_use_fusion_emitters": False}, first_level):
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                jax.jit(lambda: (), compiler_options=options).lower().compile()
+                return jax.jit(advance, **_in_place, compiler_options=options)
+    return jax.jit(advance, **_in_place)

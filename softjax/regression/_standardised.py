@@ -1,0 +1,255 @@
+"""The features with mean 0 and standard deviation 1, in which directions are computed.
+
+    x_ij = mean_j + scale_j s_ij
+
+A direction needs no more digits than the gradient of the next step can correct, so that it is
+computed in float32, from features whose sizes float32 holds. They need no copy: the formulas
+below apply the means and the scales to parameters and gradients.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from softjax.regression._data import Problem
+from softjax.regression._objective import example_weights, ridge
+from softjax.regression._products import by_columns, product
+from softjax.regression._sparse import column_of, is_sparse, stored_mass, with_data
+
+# The middle of a feature is the median of so many examples.
+MEDIAN_ROWS = 32
+# More than a penalty can be on the scale of its feature, and no more than float32 holds.
+LARGEST_RIDGE = 1e30
+
+
+class Standardised(NamedTuple):
+    """Features of mean 0 and standard deviation 1, and 1 for the bias: for directions alone.
+
+        x_ij = base_j + size_j r_ij = mean_j + scale_j s_ij
+        s_ij = (r_ij - offset_j) / unit_j,  s_iD = c
+
+    Without an intercept, c = 0, the means are 0 and the scales are root mean squares: a mean taken
+    from a feature would have to go to a bias.
+
+    Float32 features are r as they are, since s would be a copy of them: what it takes to make s
+    of them is done to parameters and gradients. Of others r is made, in float32; of sparse ones in
+    the same places, so that what is 0 stays 0.
+
+    Attributes:
+        features: r [N, D], float32, dense or BCOO.
+        base: [D].
+        size: [D].
+        offset: [D].
+        unit: [D].
+        mean: [D].
+        scale: [D].
+        l2: the penalty, a scalar or [D].
+        ridge: [D + 1], the penalty on the scaled parameters; 0 for the bias.
+        rounding: [D + 1], that of s as it is made of r, which is as much larger.
+        constant: c, 1 or 0.
+    """
+
+    features: Any
+    base: Array
+    size: Array
+    offset: Array
+    unit: Array
+    mean: Array
+    scale: Array
+    l2: Array
+    ridge: Array
+    rounding: Array
+    constant: Array
+
+
+def standardise(problem: Problem, bound: Array, dtype: DTypeLike = jnp.float32) -> Standardised:
+    """`bound` is that of the gradient: the root mean squares of the features."""
+    return scaled(problem, *moments(problem, bound), _middle(problem.features), dtype)
+
+
+def scaled(
+    problem: Problem, mean: Array, scale: Array, base: Array, dtype: DTypeLike = jnp.float32
+) -> Standardised:
+    """The features less `mean`, over `scale`; around `base` they are rounded to `dtype`."""
+    x, size = problem.features, scale
+    if x.dtype == dtype:
+        r, base, size = x, jnp.zeros_like(mean), jnp.ones_like(scale)
+    elif is_sparse(x):
+        r, base = with_data(x, (x.data / column_of(x, size)).astype(dtype)), mean * 0
+    else:
+        r = ((x - base[None]) / size[None]).astype(dtype)
+    offset, unit = ((mean - base) / size).astype(r.dtype), (scale / size).astype(r.dtype)
+    return _around(r, base, size, offset, unit, ridge(problem), problem.constant)
+
+
+def rescaled(s: Standardised, offset: Array, unit: Array) -> Standardised:
+    """`s` with the offset and the unit of other means and scales."""
+    return _around(s.features, s.base, s.size, offset, unit, s.l2, s.constant)
+
+
+def reweighted(s: Standardised, weights: Array) -> Standardised:
+    """`s` with the means and scales that its examples have with `weights`, [N].
+
+    With those of the Hessian, u: an example that is decided, as one with an enormous entry soon is,
+    counts no more, and what the others differ in is of order 1 and not lost in rounding.
+    """
+    total = jnp.sum(weights)
+    shares = weights / jnp.where(total > 0, total, 1)
+    mean, variance = _moments(s.features, shares, s.constant, s.offset)
+    # What does not vary among these examples, but for rounding, keeps its scale.
+    least = 64 * jnp.finfo(variance.dtype).eps
+    varies = variance > least * least * (variance + mean * mean)
+    # One example alone, as where all are decided and this one the least, says nothing.
+    known = varies & (total > 0) & (jnp.max(weights) <= 0.6 * total)
+    offset = jnp.where(known, mean, s.offset)
+    unit = jnp.where(known, jnp.sqrt(jnp.where(known, variance, 1)), s.unit)
+    return rescaled(s, offset, unit)
+
+
+def _around(
+    r: Any, base: Array, size: Array, offset: Array, unit: Array, l2: Array, constant: Array
+) -> Standardised:
+    dtype = size.dtype
+    # Without an intercept the mean is 0 exactly, and not what rounding leaves of the offset.
+    mean, scale = constant * (base + size * offset.astype(dtype)), size * unit.astype(dtype)
+    rounding = jnp.finfo(r.dtype).eps * jnp.append(jnp.maximum(jnp.abs(offset) / unit, 1), 1)
+    ridge = scaled_ridge(l2, scale, r.dtype)
+    return Standardised(r, base, size, offset, unit, mean, scale, l2, ridge, rounding, constant)
+
+
+def scores(s: Standardised, v: Array) -> Array:
+    """The logits [K, N] of the parameters v [K, D + 1] of s: one product with the features."""
+    kernel = v[:, :-1] / s.unit[None]
+    bias = s.constant.astype(v.dtype) * v[:, -1:] - product(kernel, s.offset[:, None])
+    return product(s.features, kernel.T).T + bias
+
+
+def pull_back(s: Standardised, residual: Array) -> Array:
+    """The transpose of `scores`: [K, N] to [K, D + 1], one product with the features."""
+    total = jnp.sum(residual, 1, keepdims=True)
+    kernel = (product(residual, s.features) - total * s.offset[None]) / s.unit[None]
+    return jnp.concatenate([kernel, s.constant.astype(total.dtype) * total], 1)
+
+
+def squared(s: Standardised, weights: Array) -> Array:
+    """sum_j w_j s_ij^2, [N]."""
+    if is_sparse(s.features):
+        own = weights[:-1] / s.unit / s.unit
+        squares = product(_beyond_zero(s), own) + jnp.vdot(own, s.offset * s.offset)
+        squares = jnp.maximum(squares, 0)
+    else:
+        standard = (s.features - s.offset[None]) / s.unit[None]
+        squares = jnp.sum(weights[None, :-1] * jnp.square(standard), 1)
+    return squares + s.constant.astype(weights.dtype) * weights[-1]
+
+
+def squares_of_classes(s: Standardised, uncertainty: Array) -> Array:
+    """sum_i u_ki s_ij^2, [K, D + 1]."""
+    if is_sparse(s.features):
+        squares = product(uncertainty, _beyond_zero(s))
+        squares += jnp.sum(uncertainty, 1, keepdims=True) * jnp.square(s.offset)[None]
+        squares = jnp.maximum(squares, 0) / jnp.square(s.unit)[None]
+    else:
+
+        def rows(columns, offset, unit):
+            return product(uncertainty, jnp.square((columns - offset[None]) / unit[None])).T
+
+        squares = by_columns(rows, s.features, s.offset, s.unit).T
+    return jnp.concatenate([squares, jnp.sum(uncertainty, 1, keepdims=True)], 1)
+
+
+def gram(s: Standardised, weights: Array) -> Array:
+    """sum_i w_i s_i s_i^T, [D + 1, D + 1], of dense features."""
+
+    def rows(columns, offset, unit):
+        own = weights[:, None] * ((columns - offset[None]) / unit[None])
+        total = jnp.sum(own, 0)[:, None]
+        others = (product(own.T, s.features) - total * s.offset[None]) / s.unit[None]
+        return jnp.concatenate([others, constant * total], 1)
+
+    constant = s.constant.astype(weights.dtype)
+    above = by_columns(rows, s.features, s.offset, s.unit)
+    # Row j is made of the s of feature j and the r of the others: of two features, the s of the one
+    # whose rounding is larger, so that that of the other is all that their product has.
+    inner, rounding = above[:, :-1], s.rounding[:-1]
+    inner = jnp.where(rounding[:, None] >= rounding[None], inner, inner.T)
+    above = jnp.concatenate([inner, above[:, -1:]], 1)
+    return jnp.concatenate([above, jnp.append(above[:, -1], constant * jnp.sum(weights))[None]])
+
+
+def scaled_ridge(l2: Array, scale: Array, dtype: DTypeLike) -> Array:
+    """The penalty on the scaled parameters, [D + 1]."""
+    return jnp.append(jnp.minimum(l2 / scale / scale, LARGEST_RIDGE), 0).astype(dtype)
+
+
+def moments(problem: Problem, bound: Array) -> tuple[Array, Array]:
+    """Mean and standard deviation of each feature; its root mean square where it is constant.
+
+    Without an intercept 0 and the root mean square.
+    """
+    x, root_mean_square = problem.features, bound[:-1]
+    weights = example_weights(problem.targets)
+    total = jnp.sum(weights)
+    mean, variance = _moments(x, weights / total, problem.constant, jnp.zeros_like(bound[:-1]))
+    variance *= total
+    # The mean of a constant feature is off by some roundings, which leave no variance.
+    least = 64 * jnp.finfo(x.dtype).eps * root_mean_square
+    return mean, jnp.where(variance > least * least, jnp.sqrt(variance), root_mean_square)
+
+
+def _moments(x: Any, shares: Array, constant: Array, origin: Array) -> tuple[Array, Array]:
+    """Mean and variance of each feature, [D], for shares [N] of the examples that sum to 1.
+
+    Without an intercept (`constant` is 0) `origin` [D] and the mean square of the distances to it.
+    The variance is not a difference, which cancels: it takes one more pass over the features.
+    """
+    if is_sparse(x):
+        mean = jnp.where(constant > 0, product(shares, x), origin)
+        stored = product(shares, with_data(x, jnp.square(x.data - column_of(x, mean))))
+        absent = jnp.maximum(1 - stored_mass(x, shares), 0)
+        return mean, stored + absent * mean * mean
+
+    def mean_and_variance(columns, origin):
+        # A sum, for XLA:CPU adds one example after the other in a product with a vector.
+        mean = jnp.where(constant > 0, jnp.sum(shares[:, None] * columns, 0), origin)
+        return jnp.stack([mean, jnp.sum(shares[:, None] * jnp.square(columns - mean[None]), 0)], 1)
+
+    mean, variance = by_columns(mean_and_variance, x, origin).T
+    return mean, variance
+
+
+def _middle(x: Any) -> Array:
+    """[D]: numbers in the midst of each feature, however far off a few examples are; 0 if sparse.
+
+    The medians of some examples: in float32 only what is near to them keeps its differences.
+    """
+    if is_sparse(x) or x.dtype == jnp.float32:
+        return jnp.zeros(x.shape[1], x.dtype)
+    rows = x[:: max(len(x) // MEDIAN_ROWS, 1)]
+    return jnp.sort(rows, 0)[len(rows) // 2]
+
+
+def _beyond_zero(s: Standardised) -> Any:
+    """(r - offset)^2 - offset^2 of sparse features, which is 0 where they are."""
+    r = s.features
+    return with_data(r, r.data * (r.data - 2 * column_of(r, s.offset)))
+
+
+def to_standard(mean: Array, scale: Array, gradient: Array) -> Array:
+    """The gradient with respect to the parameters of the standardised features."""
+    bias = gradient[:, -1:]
+    return jnp.concatenate([(gradient[:, :-1] - bias * mean[None]) / scale[None], bias], 1)
+
+
+def of_standard(mean: Array, scale: Array, theta: Array) -> Array:
+    """The parameters of the standardised features: the inverse of `from_standard`."""
+    bias = theta[:, -1:] + theta[:, :-1] @ mean[:, None]
+    return jnp.concatenate([theta[:, :-1] * scale[None], bias], 1)
+
+
+def from_standard(mean: Array, scale: Array, direction: Array) -> Array:
+    """The parameters of the features as they are: the transpose of `to_standard`."""
+    kernel = direction[:, :-1] / scale[None]
+    return jnp.concatenate([kernel, direction[:, -1:] - kernel @ mean[:, None]], 1)
