@@ -13,6 +13,10 @@ from orders import check_two_orders
 import softjax
 from softjax import information
 
+# Where digits or equal bits are asserted, programs are compiled as users have them.
+pytestmark = pytest.mark.compiled_quickly
+compiled_fully = pytest.mark.compiled_quickly(False)
+
 INF, NAN = np.inf, np.nan
 HALF: Any = 0.5  # where only an integer will do
 OF_ONE = {"entropy": information.entropy, "perplexity": information.perplexity}
@@ -90,6 +94,7 @@ def roundings(actual, reference, scale):
 # Values
 
 
+@compiled_fully
 @pytest.mark.parametrize("n", [2, 10, 300])
 @pytest.mark.parametrize("scale", [0.01, 1.0, 10.0, 40.0])
 def test_entropy(n, scale, dtype):
@@ -100,6 +105,7 @@ def test_entropy(n, scale, dtype):
     assert roundings(actual, entropy(exact(x)), entropy(exact(x))) <= 5 + gap
 
 
+@compiled_fully
 @pytest.mark.parametrize("gap", [1, 6, 20, 40, 80])
 def test_entropy_of_a_sure_distribution_keeps_its_digits(gap, dtype):
     x = np.array([0, -gap], dtype)
@@ -116,6 +122,7 @@ def test_entropy_where_the_definition_in_float32_is_wrong():
     assert abs(information.entropy(x) / 4.3284228e-8 - 1) < 3e-7
 
 
+@compiled_fully
 def test_cross_entropy_and_kl_divergence(dtype):
     for t, x in pairs(dtype):
         h, kl = cross_entropy(exact(t), exact(x)), kl_divergence(exact(t), exact(x))
@@ -132,6 +139,7 @@ def test_kl_divergence_far_beyond_the_range_of_exp(dtype):
     assert information.kl_divergence(np.array([0, -INF], dtype), x) == 2000
 
 
+@compiled_fully
 @pytest.mark.x64_once
 def test_kl_divergence_is_zero_for_the_same_logits_and_never_negative(dtype):
     for scale in (0.1, 10.0, 100.0):
@@ -155,6 +163,7 @@ def test_cross_entropy_is_entropy_and_kl_divergence(dtype):
         )
 
 
+@compiled_fully
 @pytest.mark.x64_once
 def test_surprisal_is_the_loss(dtype):
     x, labels = logits(dtype, 6, 5, scale=4), np.arange(6) % 5
@@ -190,6 +199,7 @@ def test_joint_entropy_of_independent_draws(n, dtype):
     np.testing.assert_allclose(information.joint_entropy(x, n), reference, 10 * eps)
 
 
+@compiled_fully
 def test_nats_and_bits(dtype):
     x = logits(dtype, 50, scale=100)
     bits, nats = information.nats_to_bits(x), information.bits_to_nats(x)
@@ -203,6 +213,7 @@ def test_nats_and_bits(dtype):
 # Derivatives
 
 
+@compiled_fully
 @modes
 @pytest.mark.parametrize("n", [2, 10, 100])
 def test_entropy_gradient(mode, n, dtype):
@@ -217,6 +228,7 @@ def test_entropy_gradient(mode, n, dtype):
         assert error <= 8 + rounded(np.abs(d)).max()
 
 
+@compiled_fully
 @pytest.mark.x64_once
 def test_gradients_of_two(dtype):
     gradients = [
@@ -251,7 +263,6 @@ SECOND_T = [[0, -20, -18], [0, -20, -25], [0.5, 0, 0.25], [1, 0.5, -1], [0, 3, -
 SECOND_X = [[0, -18, -20], [0.5, 9, 0], [0, -20, -25], [1, 0.5 + 2**-12, -1], [2, -1, 0]]
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 @pytest.mark.parametrize(
     "hessian",
@@ -279,7 +290,6 @@ def test_second_derivatives(hessian, dtype):
         check(f, 1, [oracles.hessian(row) for row in each_x], covariance_x)
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 def test_mixed_derivatives_of_two(dtype):
     t, x = (np.array(rows[0], dtype) for rows in (SECOND_T, SECOND_X))
@@ -288,7 +298,6 @@ def test_mixed_derivatives_of_two(dtype):
         assert oracles.ulps(mixed, -oracles.hessian(exact(t))).max() <= 8
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.x64_once(True)  # finite differences say something in float64 only
 @pytest.mark.parametrize("f", [*OF_ONE.values(), *OF_TWO.values(), information.temper])
 def test_two_orders_in_both_modes(f):
@@ -300,6 +309,7 @@ def test_two_orders_in_both_modes(f):
     check_two_orders(f, *arguments)
 
 
+@compiled_fully
 @pytest.mark.x64_once
 @of_two
 def test_differentiating_does_not_change_the_value(f, dtype):

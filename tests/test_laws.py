@@ -13,6 +13,10 @@ from orders import check_two_orders
 
 import softjax
 
+# Where digits or equal bits are asserted, programs are compiled as users have them.
+pytestmark = pytest.mark.compiled_quickly
+compiled_fully = pytest.mark.compiled_quickly(False)
+
 # On both sides of where the implementation changes its method, and a length that no tile divides,
 # 50257 = 29 * 1733; tests/test_numerics.py has more.
 SIZES = (1, 2, 24, 25, 63, 64, 1000, 50257)
@@ -100,6 +104,7 @@ def close(actual, desired, dtype, ulps=12.0) -> None:
 # Values
 
 
+@compiled_fully
 @core_functions
 @pytest.mark.parametrize("size", SIZES)
 def test_value(f, size, dtype):
@@ -107,6 +112,7 @@ def test_value(f, size, dtype):
     close(f.call(x), f.oracle(x), dtype)
 
 
+@compiled_fully
 @every_function
 @pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
 def test_value_at_scales(f, scale, dtype):
@@ -114,6 +120,7 @@ def test_value_at_scales(f, scale, dtype):
     close(f.call(x), f.oracle(x), dtype)
 
 
+@compiled_fully
 @pytest.mark.x64_once
 @every_function
 def test_half_precision_is_rounded_once(f):
@@ -146,6 +153,7 @@ def test_integers_and_booleans_are_promoted_first(f, dtype):
 # Laws of the functions
 
 
+@compiled_fully
 @pytest.mark.x64_once
 @every_function
 @pytest.mark.parametrize("size", [7, 40])
@@ -180,6 +188,7 @@ def test_axes_move(f, dtype):
         close(moved, y if f.reduces else np.moveaxis(y, -1, axis), dtype)
 
 
+@compiled_fully
 @pytest.mark.x64_once
 @over([f for f in FUNCTIONS if not f.reduces])
 def test_rows_sum_to_one(f, dtype):
@@ -211,6 +220,7 @@ def test_keepdims(f, axis, dtype):
     np.testing.assert_array_equal(np.reshape(kept, dropped.shape), dropped)
 
 
+@compiled_fully
 @pytest.mark.x64_once
 @every_function
 def test_where_is_slicing(f, dtype):
@@ -238,6 +248,7 @@ def test_where_of_each_row(f, dtype):
 # Laws of transformations, in one precision: the rules do not depend on it.
 
 
+@compiled_fully
 @pytest.mark.x64_once
 @every_function
 def test_eager_jit_and_vmap_agree(f, dtype):
@@ -247,7 +258,6 @@ def test_eager_jit_and_vmap_agree(f, dtype):
     close(jax.vmap(f.call)(x), y, dtype)
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 @every_function
 def test_scan_and_checkpoint(f):
@@ -264,7 +274,6 @@ def test_scan_and_checkpoint(f):
     close(jax.jit(jax.grad(scanned))(x), gradient, "float32", ulps=200)
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.x64_once(True)  # central differences say little in float32
 @every_function
 def test_derivatives_agree_with_differences(f):
@@ -273,6 +282,7 @@ def test_derivatives_agree_with_differences(f):
     jax.test_util.check_grads(jax.jit(f.call), (x,), order=2, modes=("fwd",))
 
 
+@compiled_fully
 @pytest.mark.x64_once
 @core_functions
 @pytest.mark.parametrize("size", [3, 40, 4096])
@@ -282,7 +292,6 @@ def test_differentiating_keeps_the_value(f, size):
     np.testing.assert_array_equal(jax.jit(lambda x: jax.jvp(f.call, (x,), (x,))[0])(x), f.call(x))
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.x64_once(True)
 @every_function
 def test_orders_of_differentiation_agree(f):
@@ -340,7 +349,6 @@ def test_logsumexp_with_factors_is_that_of_jax(keepdims, return_sign, kind):
         assert factored(softjax.logsumexp, b) == factored(jax.nn.logsumexp, b)
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 @every_function
 def test_an_empty_batch(f, dtype):
@@ -350,7 +358,6 @@ def test_an_empty_batch(f, dtype):
     assert gradient.shape == (0, 5)
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 @every_function
 def test_traces_once(f, dtype):
@@ -369,6 +376,7 @@ def test_traces_once(f, dtype):
 # Factors and signs
 
 
+@compiled_fully
 def test_factors_and_signs(dtype):
     rng = np.random.default_rng(5)
     x = logits(dtype, 20, 9)
@@ -385,7 +393,6 @@ def test_factors_and_signs(dtype):
     np.testing.assert_array_equal(plain[expected_sign > 0], value[expected_sign > 0])
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.x64_once(True)
 def test_factors_broadcast_and_differentiate():
     dtype = "float64"
@@ -419,13 +426,13 @@ def test_temperature_is_traced_and_differentiated(dtype):
         close(slope, -entropy(t), dtype, ulps=40)
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.x64_once(True)
 def test_derivatives_with_respect_to_temperature():
     x, t = jnp.asarray(logits("float64", 7)), jnp.asarray(1.5)
     check_two_orders(lambda x, t: softjax.log_softmax(x, temperature=t), x, t)
 
 
+@compiled_fully
 @pytest.mark.x64_once
 def test_smooth_max_is_within_its_bounds(dtype):
     rng = np.random.default_rng(6)
@@ -448,6 +455,7 @@ def test_smooth_max_is_within_its_bounds(dtype):
 # Losses
 
 
+@compiled_fully
 @pytest.mark.x64_once
 def test_labels_of_every_kind_give_one_loss(dtype):
     x = logits(dtype, 30, 12, scale=8.0)
@@ -502,6 +510,7 @@ def test_options_of_the_loss(as_distribution, dtype):
             close(gradient, expected, dtype, ulps=40)  # weights up to 2, z_loss * lse of some ten
 
 
+@compiled_fully
 @pytest.mark.x64_once
 def test_two_classes_are_the_logistic_function(dtype):
     x = logits(dtype, 50, scale=10.0)
