@@ -1,7 +1,8 @@
-"""What the weights of examples mean in every statistic: a table of functions times one of laws.
+"""What no statistic may depend on: a table of functions times one of laws.
 
-As many examples have weights 0, 1 and 2 as there are rows, so that rows in place of weights are as
-many, and one compiled program serves both.
+The laws: a weight is so many rows, rows come in any order, classes have any numbers, and features
+any units. As many examples have weights 0, 1 and 2 as there are rows, so that rows in place of
+weights are as many, and one compiled program serves both.
 """
 
 from functools import cache, partial
@@ -21,6 +22,7 @@ L2 = 0.1
 PARAMS = regression.SoftmaxRegression(*np.split(np.linspace(-1, 1, (D + 1) * K), [D * K]))
 PARAMS = PARAMS._replace(kernel=PARAMS.kernel.reshape(D, K))
 CLUSTERS = 7
+V = np.eye((D + 1) * K)  # the covariance of PARAMS, for the statistics that take one
 
 
 def data():
@@ -47,8 +49,7 @@ def covariance(x, y, c, w, **options):
 
 
 def effects(x, y, c, w):
-    v = np.eye(PARAMS.kernel.size + PARAMS.bias.size)
-    return inference.average_marginal_effects(PARAMS, v, x, sample_weights=w)
+    return inference.average_marginal_effects(PARAMS, V, x, sample_weights=w)
 
 
 def of_probabilities(function, x, y, c, w, **options):
@@ -95,15 +96,15 @@ SUMS = {
 }
 
 
+def assert_same(ours, expected):
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
+
+
 @pytest.mark.parametrize("name", [*MEANS, *SUMS])
 def test_a_weight_is_so_many_rows_in_any_order(name):
     function = (MEANS | SUMS)[name]
     x, y, c, w = data()
-
-    def assert_same(ours, expected):
-        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
-
     expected = function(x, y, c, w)
     copies = np.repeat(np.arange(N), w.astype(int))
     assert_same(function(x[copies], y[copies], c[copies], np.ones(N)), expected)
@@ -114,3 +115,52 @@ def test_a_weight_is_so_many_rows_in_any_order(name):
     assert_same(function(*others, c, w), expected)
     if name in MEANS:
         assert_same(function(x, y, c, 1e-30 * w), expected)
+
+
+# Parameters are divided by `UNITS` where features are multiplied by them; the bias has none.
+UNITS = np.append(10.0 ** np.linspace(-1, 2, D), 1)
+ORDER = np.roll(np.arange(K), 1)
+TURN = np.kron(np.diag(1 / UNITS), np.eye(K)[ORDER])  # of the flat parameters, [(D + 1) K]
+
+
+def turned(params):
+    flat = TURN @ np.concatenate([np.ravel(params.kernel), params.bias])
+    return regression.SoftmaxRegression(flat[: D * K].reshape(D, K), flat[D * K :])
+
+
+def with_units(name, expected):
+    """What `expected` becomes in other units and with the classes in another order."""
+    if name == "gradient":
+        # The gradient is a covector: it is multiplied where parameters are divided.
+        kernel = expected.kernel[:, ORDER] * UNITS[:-1, None]
+        return regression.SoftmaxRegression(kernel, expected.bias[ORDER])
+    if name in ("hessian", "fisher_information"):
+        inverse = np.linalg.inv(TURN)
+        return inverse.T @ expected @ inverse
+    if name.startswith("covariance"):
+        return TURN @ expected @ TURN.T
+    if name == "average_marginal_effects":
+        scaled = {"value", "standard_error", "lower", "upper"}
+        return type(expected)(
+            *(
+                a[:, ORDER] / (UNITS[:-1, None] if field in scaled else 1)
+                for field, a in expected._asdict().items()
+            )
+        )
+    return expected
+
+
+# But for `lipschitz_constant`, which is a curvature per squared unit.
+@pytest.mark.parametrize("name", sorted({*MEANS, *SUMS} - {"lipschitz_constant"}))
+def test_classes_have_any_numbers_and_features_any_units(name, monkeypatch):
+    function, (x, y, c, w) = (MEANS | SUMS)[name], data()
+    monkeypatch.setattr(f"{__name__}.L2", 0.0)
+    best = regression.fit(x, y, sample_weights=w, tol=1e-10).params
+    monkeypatch.setattr(f"{__name__}.optimum", lambda: best)
+    expected = with_units(name, jax.tree.map(np.asarray, function(x, y, c, w)))
+    for module_name, value in (("PARAMS", turned(PARAMS)), ("V", TURN @ V @ TURN.T)):
+        monkeypatch.setattr(f"{__name__}.{module_name}", value)
+    monkeypatch.setattr(f"{__name__}.optimum", lambda: turned(best))
+    ours = function(x * UNITS[:-1], np.argsort(ORDER)[y], c, w)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-11 * np.nanmax(np.abs(b)))
