@@ -159,9 +159,22 @@ TABLE = {
             "sample_weights": [*NO_OPTIONAL, jnp.ones(3), -S - 1],
         },
     ),
+    "calibration.calibrate_vector": (
+        {"logits": X, "labels": Y},
+        {
+            "logits": [*NO_ARRAY, 1.0],
+            "labels": NO_LABELS,
+            "l2": [*NO_SCALAR, -1.0],
+            "sample_weights": [*NO_OPTIONAL, jnp.ones(3), -S - 1],
+        },
+    ),
     **{
         f"calibration.{name}": ({"probabilities": P, "labels": Y}, CALIBRATION)
-        for name in ("reliability_diagram", "expected_calibration_error")
+        for name in (
+            "reliability_diagram",
+            "expected_calibration_error",
+            "classwise_calibration_error",
+        )
     },
     "choice.bradley_terry_probability": (
         {"score_i": S, "score_j": S},
@@ -258,7 +271,7 @@ def test_the_table_has_every_function():
         for module in modules
         for name, value in vars(module).items()
         if inspect.isfunction(value)
-        and value.__module__ == module.__name__
+        and value.__module__.startswith(module.__name__)
         and not name.startswith("_")
     }
     assert public <= set(TABLE)

@@ -74,6 +74,12 @@ MEANS = {
     "calibrate_temperature": lambda x, y, c, w: calibration.calibrate_temperature(
         x @ PARAMS.kernel, y, sample_weights=w
     ),
+    "calibrate_vector": lambda x, y, c, w: calibration.calibrate_vector(
+        x @ PARAMS.kernel, y, l2=0.1, sample_weights=w
+    ),
+    "classwise_calibration_error": partial(
+        of_probabilities, calibration.classwise_calibration_error, num_bins=5
+    ),
     "expected_calibration_error": partial(
         of_probabilities, calibration.expected_calibration_error, num_bins=5
     ),

@@ -1,0 +1,315 @@
+"""Calibration errors and the reliability diagram: predictions in bins of their probability."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from softjax import _checks
+from softjax._labels import ClassIndices, Labels
+from softjax._weights import in_unit, is_zero, sums_by_class
+from softjax.calibration._arguments import probabilities_of, rows, targets
+
+T = TypeVar("T")
+
+
+class ReliabilityDiagram(NamedTuple):
+    """What a reliability diagram shows, one entry per bin [M]; NaN where a bin is empty.
+
+    Attributes:
+        confidence: mean probability of the predicted class.
+        accuracy: share of the examples whose predicted class is right.
+        weight: the number of examples, or the sum of their weights.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> p = jnp.array([[0.75, 0.25], [0.25, 0.75]])
+        >>> softjax.calibration.reliability_diagram(p, jnp.array([0, 0]), num_bins=2).accuracy
+        Array([nan, 0.5], dtype=float32)
+    """
+
+    confidence: Array
+    accuracy: Array
+    weight: Array
+
+
+def reliability_diagram(
+    probabilities: ArrayLike,
+    labels: Labels,
+    *,
+    num_bins: int = 15,
+    adaptive: bool = False,
+    sample_weights: ArrayLike | None = None,
+) -> ReliabilityDiagram:
+    """Confidence and accuracy of predictions, in bins of the confidence.
+
+        confidence_i = max_k p_ik,  bin m holds those in [m / M, (m + 1) / M), the last one 1 too
+
+    `adaptive` bins hold the same number of examples each instead, up to ties, which stay together.
+
+    Derivative: none of use, the bins jump.
+    Edge cases: the first of equal probabilities is the prediction; a row of weight 0 takes no
+    part; a NaN or a label out of range under a trace: NaN in its bin.
+
+    Args:
+        probabilities: real [..., K], in [0, 1].
+        labels: class indices [...], a distribution [..., K], or TopKLabels: what is right with
+            some probability counts as much.
+        num_bins: M >= 1.
+        adaptive: whether the bins have equal numbers rather than equal widths.
+        sample_weights: real [...], >= 0: 2 is the example twice, 0 as if it were not there; None
+            for equal weights.
+
+    Returns:
+        `ReliabilityDiagram` of arrays [M], at least float32.
+
+    Raises:
+        TypeError, ValueError: shapes or dtypes that do not fit, a known label outside [0, K).
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> p = jnp.array([[0.75, 0.25], [0.25, 0.75]])
+        >>> softjax.calibration.reliability_diagram(p, jnp.array([0, 0]), num_bins=2).confidence
+        Array([ nan, 0.75], dtype=float32)
+
+    Source: A. Niculescu-Mizil and R. Caruana, "Predicting good probabilities with supervised
+        learning" (2005), section 4.
+    """
+    return _binned(
+        _reliability_diagram,
+        "reliability_diagram",
+        probabilities,
+        labels,
+        num_bins,
+        adaptive,
+        sample_weights,
+    )
+
+
+@partial(jax.jit, static_argnames=("num_bins", "adaptive"))
+def _reliability_diagram(
+    p: Array, targets: ClassIndices | Array, w: Array | None, num_bins: int, adaptive: bool
+) -> ReliabilityDiagram:
+    bins, confidence, right = _placed(p, targets, w, num_bins, adaptive)
+    counted, unit = _counted(w, confidence)
+    sums = partial(sums_by_class, bins, num_classes=num_bins)
+    if w is None:
+        weight = sums(jnp.ones(p.shape[:1], jnp.int32)).astype(p.dtype)
+        filled = weight
+    else:
+        weight, filled = sums(w), sums(unit)
+    filled = jnp.where(filled > 0, filled, jnp.nan)
+
+    def mean(x):
+        return sums(jnp.where(counted, unit * x, 0)) / filled
+
+    return ReliabilityDiagram(mean(confidence), mean(right), weight)
+
+
+def expected_calibration_error(
+    probabilities: ArrayLike,
+    labels: Labels,
+    *,
+    num_bins: int = 15,
+    adaptive: bool = False,
+    sample_weights: ArrayLike | None = None,
+) -> Array:
+    """Expected calibration error: how far confidence is from accuracy, on average over the bins.
+
+        ECE = sum_m weight_m / sum_m weight_m |accuracy_m - confidence_m|
+
+    of the predicted class, in the bins of `reliability_diagram`. Chance keeps it above 0 in small
+    bins: compare at equal numbers of examples and bins.
+
+    Derivative: none of use, the bins jump.
+    Edge cases: no examples, or all weights 0: 0; else those of `reliability_diagram`.
+
+    Args:
+        probabilities: real [..., K], in [0, 1].
+        labels: class indices [...], a distribution [..., K], or TopKLabels.
+        num_bins: M >= 1.
+        adaptive: whether the bins have equal numbers rather than equal widths.
+        sample_weights: real [...], >= 0: 2 is the example twice, 0 as if it were not there; None
+            for equal weights.
+
+    Returns:
+        A scalar in [0, 1], at least float32.
+
+    Raises:
+        TypeError, ValueError: shapes or dtypes that do not fit, a known label outside [0, K).
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> p = jnp.array([[0.75, 0.25], [0.25, 0.75]])
+        >>> softjax.calibration.expected_calibration_error(p, jnp.array([0, 0]))
+        Array(0.25, dtype=float32)
+
+    Source: Guo et al. (2017), eq. (3); M. P. Naeini, G. F. Cooper, M. Hauskrecht (2015).
+    """
+    return _binned(
+        _calibration_error,
+        "expected_calibration_error",
+        probabilities,
+        labels,
+        num_bins,
+        adaptive,
+        sample_weights,
+    )
+
+
+@partial(jax.jit, static_argnames=("num_bins", "adaptive"))
+def _calibration_error(
+    p: Array, targets: ClassIndices | Array, w: Array | None, num_bins: int, adaptive: bool
+) -> Array:
+    """sum_m |sum over bin m of w (right - confidence)| / sum w: no empty bin is divided by 0."""
+    bins, confidence, right = _placed(p, targets, w, num_bins, adaptive)
+    counted, unit = _counted(w, confidence)
+    gaps = sums_by_class(bins, jnp.where(counted, unit * (right - confidence), 0), num_bins)
+    total = jnp.sum(unit)
+    return jnp.sum(jnp.abs(gaps)) / jnp.where(total == 0, 1, total)
+
+
+def classwise_calibration_error(
+    probabilities: ArrayLike,
+    labels: Labels,
+    *,
+    num_bins: int = 15,
+    adaptive: bool = False,
+    sample_weights: ArrayLike | None = None,
+) -> Array:
+    """Class-wise calibration error: the calibration error of each class, averaged over the classes.
+
+        CW-ECE = 1 / K sum_k sum_m |sum_{i in bin m of class k} w_i (y_ik - p_ik)| / sum_i w_i
+
+    Bin m of class k holds the examples whose probability of class k is in [m / M, (m + 1) / M).
+    `expected_calibration_error` sees the predicted class alone; this error also sees how much
+    probability the other classes are given. Where most probabilities are near 0, as for many
+    classes, it is small for any model: compare it at equal K, N and M.
+
+    Derivative: none of use, the bins jump.
+    Edge cases: no examples, or all weights 0: 0; a row of weight 0 takes no part; NaN beside a NaN,
+    and for a label out of range under a trace.
+
+    Args:
+        probabilities: real [..., K], in [0, 1].
+        labels: class indices [...], a distribution [..., K], or TopKLabels.
+        num_bins: M >= 1.
+        adaptive: whether the bins of a class have equal numbers of examples, up to ties, rather
+            than equal widths.
+        sample_weights: real [...], >= 0: 2 is the example twice, 0 as if it were not there; None
+            for equal weights.
+
+    Returns:
+        A scalar in [0, 2 / K], at least float32.
+
+    Raises:
+        TypeError, ValueError: shapes or dtypes that do not fit, a known label outside [0, K).
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> p = jnp.array([[0.75, 0.25, 0.0], [0.75, 0.0, 0.25]])
+        >>> softjax.calibration.classwise_calibration_error(p, jnp.array([0, 0]))
+        Array(0.16666667, dtype=float32)
+
+    Source: M. Kull, M. Perello-Nieto, M. Kaengsepp, T. Silva Filho, H. Song, P. Flach, "Beyond
+        temperature scaling: obtaining well-calibrated multiclass probabilities with Dirichlet
+        calibration" (2019), eq. (2).
+    """
+    return _binned(
+        _classwise_error,
+        "classwise_calibration_error",
+        probabilities,
+        labels,
+        num_bins,
+        adaptive,
+        sample_weights,
+    )
+
+
+@partial(jax.jit, static_argnames=("num_bins", "adaptive"))
+def _classwise_error(
+    p: Array, targets: ClassIndices | Array, w: Array | None, num_bins: int, adaptive: bool
+) -> Array:
+    counted, unit = _counted(w, p[:, 0])
+    total = jnp.sum(unit)
+
+    def error(p: Array, y: Array) -> Array:
+        bins = _bins(p, w, num_bins, adaptive)
+        gaps = sums_by_class(bins, jnp.where(counted, unit * (y - p), 0), num_bins)
+        return jnp.sum(jnp.abs(gaps)) / jnp.where(total == 0, 1, total)
+
+    return jnp.mean(jax.vmap(error, 1)(p, probabilities_of(targets, p)))
+
+
+def _binned(
+    compute: Callable[..., T],
+    function: str,
+    probabilities: ArrayLike,
+    labels: Labels,
+    num_bins: int,
+    adaptive: bool,
+    sample_weights: ArrayLike | None,
+) -> T:
+    """`compute` of the checked arguments."""
+    function = f"calibration.{function}"
+    p, w = rows(function, "probabilities", probabilities, sample_weights)
+    if not _checks.holds(_is_probability, probabilities):
+        values = np.asarray(probabilities)
+        outside = ~_is_probability(values)
+        _checks.refuse_first(function, "probabilities", "in [0, 1]", values, outside)
+    num_bins = _checks.at_least(function, "num_bins", num_bins, 1)
+    adaptive = _checks.flag(function, "adaptive", adaptive)
+    y = targets(function, labels, jnp.shape(probabilities), p.dtype)
+    return compute(p, y, w, num_bins, adaptive)
+
+
+def _counted(w: Array | None, like: Array) -> tuple[Array, Array]:
+    """Which examples have a weight, and the weights in a unit in which their sum is finite."""
+    if w is None:
+        return jnp.ones(like.shape, bool), jnp.ones_like(like)
+    return ~is_zero(w), in_unit(w)
+
+
+def _placed(
+    p: Array, targets: ClassIndices | Array, w: Array | None, num_bins: int, adaptive: bool
+) -> tuple[Array, Array, Array]:
+    """The bin of each example, its confidence, and how right it is: 0, 1, or a probability."""
+    predicted = jnp.argmax(p, -1).astype(jnp.int32)
+    confidence = jnp.max(p, -1)
+    if isinstance(targets, ClassIndices):
+        right = (predicted == targets.index).astype(p.dtype)
+        right = _checks.nan_where(targets.bad, right)
+    else:
+        right = jnp.take_along_axis(targets, predicted[:, None], -1)[:, 0]
+    return _bins(confidence, w, num_bins, adaptive), confidence, right
+
+
+def _bins(x: Array, w: Array | None, num_bins: int, adaptive: bool) -> Array:
+    """The bin of each probability x [N]."""
+    place = _rank_below(x, w, num_bins) if adaptive else x * num_bins
+    return jnp.minimum(jnp.where(jnp.isnan(place), 0, place).astype(jnp.int32), num_bins - 1)
+
+
+def _rank_below(x: Array, w: Array | None, scale: int) -> Array:
+    """The share of the weight at smaller entries of x, out of `scale`; equal for equal entries."""
+    order = jnp.argsort(x)
+    ranked = x[order]
+    # Of equal entries the first one's place; `searchsorted` wants to know how many there are.
+    place = jnp.arange(x.shape[0], dtype=jnp.int32)
+    is_new = jnp.concatenate([jnp.ones_like(ranked[:1], bool), ranked[1:] != ranked[:-1]])
+    place = lax.cummax(jnp.where(is_new, place, 0))
+    place = jnp.zeros_like(place).at[order].set(place)
+    if w is None:
+        count = jnp.maximum(jnp.sum(jnp.ones(x.shape, jnp.int32)), 1)
+        return place.astype(x.dtype) * scale / count.astype(x.dtype)
+    below = jnp.concatenate([jnp.zeros(1, w.dtype), jnp.cumsum(in_unit(w)[order])])
+    return below[place] * scale / jnp.where(below[-1] == 0, 1, below[-1])
+
+
+def _is_probability(p: Any) -> Any:
+    return ~((p < 0) | (p > 1.001))  # sums of rounded exponentials may pass 1

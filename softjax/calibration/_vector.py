@@ -1,0 +1,247 @@
+"""Vector scaling: a scale and a bias for the logits of each class."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.scipy.linalg import cho_factor, cho_solve
+from jax.typing import ArrayLike
+
+from softjax import _checks
+from softjax._labels import Labels
+from softjax._sharding import while_loop
+from softjax._softmax import log_softmax_core
+from softjax._weights import is_zero, shares
+from softjax.calibration._arguments import probabilities_of, rows, targets
+from softjax.calibration._temperature import optimal_temperature
+
+# Newton's method needs some ten steps; without an optimum the loss falls to 1 / e with each step,
+# as long as rounding leaves the Hessian its digits.
+_MAX_STEPS = 100
+# The line search halves the step until the loss falls by this part of what its slope promises.
+_ARMIJO, _MAX_HALVINGS = 1e-4, 30
+
+
+class VectorScaling(NamedTuple):
+    """A scale and a bias for each class, a pytree.
+
+    Attributes:
+        scale: [K].
+        bias: [K], nats, of sum 0.
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> scaling = softjax.calibration.VectorScaling(jnp.array([2.0, 1.0]), jnp.zeros(2))
+        >>> scaling.logits(jnp.array([3.0, -jnp.inf]))
+        Array([  6., -inf], dtype=float32)
+    """
+
+    scale: Array
+    bias: Array
+
+    def logits(self, logits: ArrayLike) -> Array:
+        """The calibrated logits, scale * logits + bias [..., K]; -inf stays -inf."""
+        x = _checks.real_array("calibration.VectorScaling.logits", "logits", logits)
+        absent = jnp.isneginf(x)
+        return jnp.where(absent, -jnp.inf, self.scale * jnp.where(absent, 0, x) + self.bias)
+
+
+def calibrate_vector(
+    logits: ArrayLike,
+    labels: Labels,
+    *,
+    l2: ArrayLike = 0.0,
+    sample_weights: ArrayLike | None = None,
+) -> VectorScaling:
+    """The scale and bias of each class at which softmax explains held-out labels best.
+
+        argmin sum_i w_i cross_entropy(s x_i + b, y_i) / sum_i w_i + l2 / 2 (|s - 1|^2 + |b|^2)
+
+    The objective is convex in s and b. Newton's method with a line search starts at the optimal
+    temperature, s = 1 / T and b = 0, so that the loss without a penalty is never above that of
+    temperature scaling. Unlike a temperature, the result depends on a constant that is added to
+    all logits of a row, and it may change predictions. A step costs N K^2 operations and K^2
+    numbers.
+
+    Derivative: by the implicit function theorem, of first order, both modes.
+    Edge cases: without a penalty there is no optimum where some scale and bias separate a class
+    from the others, as they do for a class without examples: then the scales and biases are finite,
+    and so large that the loss is near its infimum; l2 > 0 keeps them small. NaN where all weights
+    are 0, beside NaN or +inf, for a label of logit -inf, and for a label out of range under a
+    trace. A class of logit -inf keeps probability 0.
+
+    Args:
+        logits: real [..., K], nats; of examples that the model was not fitted to.
+        labels: class indices [...], a distribution [..., K], or TopKLabels.
+        l2: scalar >= 0, the strength of the penalty on what changes the logits.
+        sample_weights: real [...], >= 0: 2 is the example twice, 0 as if it were not there; None
+            for equal weights.
+
+    Returns:
+        `VectorScaling`, at least float32.
+
+    Raises:
+        TypeError, ValueError: shapes or dtypes that do not fit, a known label outside [0, K).
+
+    Example:
+        >>> import jax.numpy as jnp, softjax
+        >>> logits = jnp.array([[0.0, 1.0], [0.0, 1.0], [0.0, -1.0], [0.0, -1.0], [0.0, -1.0]])
+        >>> labels = jnp.array([1, 0, 0, 0, 1])
+        >>> scaling = softjax.calibration.calibrate_vector(logits, labels)
+        >>> softjax.softmax(scaling.logits(logits))[::2, 1].round(3)
+        Array([0.5  , 0.333, 0.333], dtype=float32)
+
+    Source: C. Guo, G. Pleiss, Y. Sun, K. Q. Weinberger, "On calibration of modern neural networks"
+        (2017), section 4.2.
+    """
+    function = "calibration.calibrate_vector"
+    x, w = rows(function, "logits", logits, sample_weights)
+    strength = _checks.not_negative_scalar(function, "l2", l2, x.dtype)
+    y = probabilities_of(targets(function, labels, jnp.shape(logits), x.dtype), x)
+    return _scaled(x, y, jnp.ones(x.shape[:1], x.dtype) if w is None else w, strength)
+
+
+@jax.jit
+def _scaled(x: Array, y: Array, w: Array, l2: Array) -> VectorScaling:
+    """Newton's method for theta = (s, c), the biases c of logits less their mean m: b = c - s m."""
+    counted = ~is_zero(w)
+    absent = jnp.isneginf(x) & counted[:, None]
+    x = jnp.where(counted[:, None] & ~absent, x, 0)
+    y, shares_of_rows = jnp.where(counted[:, None], y, 0), shares(w)
+    impossible = jnp.any(absent & (y > 0))
+    mean = lax.stop_gradient(shares_of_rows @ x)
+    problem = _Problem(x, y, shares_of_rows, absent, mean, l2)
+    start = _start(lax.stop_gradient(problem), w)
+    theta = _minimum(lax.stop_gradient(problem), start)
+    # One step more, whose derivative is that of the optimum.
+    gradient, hessian = _derivatives(problem, theta)
+    step = _solved(lax.stop_gradient(hessian), gradient)
+    # Without an optimum the Hessian may be singular, and the step must not undo what was reached.
+    better = _value(problem, theta - step) <= _value(problem, theta)
+    theta = theta - jnp.where(better, step, step - lax.stop_gradient(step))
+    scale, bias = theta[0], _centred_bias(problem, theta)
+    unknown = impossible | (jnp.sum(shares_of_rows) == 0)
+    return VectorScaling(*(_checks.nan_where(unknown, part) for part in (scale, bias)))
+
+
+class _Problem(NamedTuple):
+    """The data: logits, labels and `absent` [N, K], weights of sum 1 [N], mean [K], and l2."""
+
+    x: Array
+    y: Array
+    w: Array
+    absent: Array
+    mean: Array
+    l2: Array
+
+
+def _start(problem: _Problem, w: Array) -> Array:
+    """The scales 1 / T of the optimal temperature, [2, K]; those of equal predictions for T = 0."""
+    x = jnp.where(problem.absent, -jnp.inf, problem.x)
+    temperature = optimal_temperature(x, problem.y, w)
+    largest = jnp.max(jnp.abs(problem.x))
+    sure = 1 / jnp.where(largest > 0, largest, 1)
+    scale = jnp.where(temperature > 0, 1 / temperature, sure)
+    scale = jnp.where(jnp.isfinite(scale), scale, 0)
+    return jnp.stack([jnp.full_like(problem.mean, scale), scale * problem.mean])
+
+
+def _log_probabilities(problem: _Problem, theta: Array) -> Array:
+    z = theta[0] * (problem.x - problem.mean) + theta[1]
+    return log_softmax_core(jnp.where(problem.absent, -jnp.inf, z), (1,))
+
+
+def _centred_bias(problem: _Problem, theta: Array) -> Array:
+    """b = c - s m less its mean over the classes, which is 0 at the optimum for any l2 > 0."""
+    bias = theta[1] - theta[0] * problem.mean
+    return bias - jnp.mean(bias)
+
+
+def _value(problem: _Problem, theta: Array) -> Array:
+    """The objective, of the biases less their mean: a constant in all of them changes nothing."""
+    log_p, y = _log_probabilities(problem, theta), problem.y
+    losses = -jnp.sum(jnp.where(y == 0, 0, y * log_p), 1)
+    change = jnp.square(theta[0] - 1) + jnp.square(_centred_bias(problem, theta))
+    return jnp.sum(problem.w * losses) + problem.l2 / 2 * jnp.sum(change)
+
+
+def _derivatives(problem: _Problem, theta: Array) -> tuple[Array, Array]:
+    """Gradient [2, K] and Hessian [2 K, 2 K] of the objective.
+
+    d / dz_k = Q p_k - y_k,    d^2 / dz_k dz_j = Q p_k ((k = j) - p_j),    Q = sum_k y_k
+
+    Both are computed with 1 - p_k by itself, since p_k is 1 but for rounding where the model is
+    sure. A constant in all biases changes nothing, so that the Hessian is singular along v: the
+    outer product of v, which is added, moves no step.
+    """
+    y, w, mean, l2 = problem.y, problem.w[:, None], problem.mean, problem.l2
+    log_p = _log_probabilities(problem, theta)
+    p, others = jnp.exp(log_p), -jnp.expm1(log_p)
+    mass, k = jnp.sum(y, 1, keepdims=True), len(mean)
+    slope, centred = w * ((mass - y) * p - y * others), problem.x - mean
+    bias = _centred_bias(problem, theta)
+    gradient = jnp.stack([jnp.sum(slope * centred, 0), jnp.sum(slope, 0)])
+    gradient += l2 * jnp.stack([theta[0] - 1 - bias * mean, bias])
+
+    q = w * mass * p
+    crossed = jnp.sum(q * others * centred, 0) - l2 * mean
+    blocks = [
+        [jnp.sum(q * others * centred**2, 0) + l2 * (1 + mean**2), crossed],
+        [crossed, jnp.sum(q * others, 0) + l2],
+    ]
+    own = jnp.block([[jnp.diag(part) for part in line] for line in blocks])
+    half = jnp.concatenate([p * centred, p], 1)
+    mixed = jnp.matmul((w * mass * half).T, half, precision=lax.Precision.HIGHEST)
+    mixed = jnp.where(jnp.tile(jnp.eye(k, dtype=bool), (2, 2)), 0, mixed)
+    of_bias = jnp.concatenate([-mean, jnp.ones_like(mean)])
+    v = jnp.repeat(jnp.array([0, 1], p.dtype), k)
+    hessian = own - mixed - l2 / k * jnp.outer(of_bias, of_bias)
+    return gradient, hessian + (jnp.sum(w * mass) + l2) / k**2 * jnp.outer(v, v)
+
+
+def _solved(hessian: Array, gradient: Array) -> Array:
+    """H^-1 g by Cholesky's factor of the Hessian with a unit diagonal.
+
+    A ridge of some roundings stands for directions in which the objective does not change, as
+    where all logits of a class are equal: the step does not move along them.
+    """
+    diagonal = jnp.diag(hessian)
+    root = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1))
+    ridge = 4 * len(root) ** 0.5 * jnp.finfo(root.dtype).eps
+    unit = hessian / root[:, None] / root + ridge * jnp.eye(len(root), dtype=root.dtype)
+    return (cho_solve(cho_factor(unit), gradient.ravel() / root) / root).reshape(gradient.shape)
+
+
+def _minimum(problem: _Problem, start: Array) -> Array:
+    """Newton's method with a line search, until the next step would gain less than rounding."""
+    eps = jnp.finfo(start.dtype).eps
+
+    def running(state: tuple[Array, Array, Array, Array]) -> Array:
+        _, value, gain, step = state
+        return (gain > eps * value) & (value > eps) & (step < _MAX_STEPS)
+
+    def advance(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        theta, value, _, step = state
+        gradient, hessian = _derivatives(problem, theta)
+        direction = _solved(hessian, gradient)
+        gain = jnp.sum(gradient * direction)
+
+        def too_long(state: tuple[Array, Array, Array]) -> Array:
+            t, reached, halvings = state
+            enough = reached <= value - _ARMIJO * t * gain + eps * value
+            return ~enough & (halvings < _MAX_HALVINGS)
+
+        def halved(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            t, _, halvings = state
+            return t / 2, _value(problem, theta - t / 2 * direction), halvings + 1
+
+        whole = (jnp.ones_like(value), _value(problem, theta - direction), jnp.zeros_like(step))
+        t, reached, _ = while_loop(too_long, halved, whole)
+        better = reached <= value + eps * value  # False beside NaN
+        theta = jnp.where(better, theta - t * direction, theta)
+        return theta, jnp.where(better, reached, value), jnp.where(better, gain, 0), step + 1
+
+    value = _value(problem, start)
+    state = (start, value, jnp.full_like(value, jnp.inf), jnp.zeros((), jnp.int32))
+    return while_loop(running, advance, state)[0]
