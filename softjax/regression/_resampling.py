@@ -18,6 +18,7 @@ from softjax import _checks
 from softjax._cross_entropy import cross_entropy
 from softjax.regression._arguments import FIT, at_least, checked_data, error, penalties
 from softjax.regression._batched import Lane
+from softjax.regression._buckets import in_bucket
 from softjax.regression._data import Data
 from softjax.regression._groups import Outcome, mean_one, no_report, run
 from softjax.regression._model import SoftmaxRegression
@@ -291,13 +292,20 @@ def cross_validated(
 ) -> tuple[Array, list[Outcome]]:
     """The folds, and the fits at each penalty to all examples and to all folds but one."""
     folds, num_folds = folds_array(folds, seed, data)
-    ones = jnp.ones(data.features.shape[0], data.features.dtype)
+    examples = data.features.shape[0]
+    data = in_bucket(data, num_classes * (1 + num_folds))
+    added = data.features.shape[0] - examples
+    ones = jnp.ones(examples, data.features.dtype)
     weights = ones if data.weights is None else data.weights
+    # The rows of a bucket have weight 0 and are held out in no fold.
+    places = (
+        jnp.asarray(np.pad(np.asarray(folds), (0, added), constant_values=-1)) if added else folds
+    )
     outcomes = run(
         data._replace(l2=jnp.atleast_1d(data.l2)),
         num_classes,
-        Partial(_all_but_a_fold, folds, data.labels, weights),
-        Partial(held_out, folds, data.labels, weights),
+        Partial(_all_but_a_fold, places, data.labels, weights),
+        Partial(held_out, places, data.labels, weights),
         num_folds,
         tol=tol,
         max_steps=max_steps,

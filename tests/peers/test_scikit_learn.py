@@ -1,8 +1,9 @@
 """scikit-learn's own checks of estimators and tests of LogisticRegression, run on softjax.sklearn.
 
-No check of an estimator is expected to fail. One is skipped by scikit-learn itself: it needs
-SCIPY_ARRAY_API=1. Of the tests of LogisticRegression those are taken that are about what it fits
-and not about its solvers, its deprecated parameters or its messages.
+No check of an estimator is expected to fail. One of each is skipped by scikit-learn itself: it
+needs SCIPY_ARRAY_API=1. SoftmaxClassifierCV is checked with a small grid and two folds. Of the
+tests of LogisticRegression those are taken that are about what it fits and not about its solvers,
+its deprecated parameters or its messages.
 """
 
 import pytest
@@ -22,7 +23,7 @@ from sklearn.linear_model.tests.test_logistic import (
 )
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from softjax.sklearn import SoftmaxClassifier
+from softjax.sklearn import SoftmaxClassifier, SoftmaxClassifierCV
 
 __all__ = [
     "test_elastic_net_coeffs",
@@ -95,6 +96,6 @@ def global_random_seed():
     return 42
 
 
-@parametrize_with_checks([SoftmaxClassifier()])
+@parametrize_with_checks([SoftmaxClassifier(), SoftmaxClassifierCV(Cs=2, cv=2)])
 def test_estimator(estimator, check):
     check(estimator)
