@@ -30,6 +30,12 @@ def loss_of_outputs(hidden, kernel, labels):
     return jnp.mean(softjax.linear_cross_entropy_outputs(hidden, kernel, labels).loss)
 
 
+def loss_with_metrics(hidden, kernel, labels):
+    outputs = softjax.linear_cross_entropy_outputs(hidden, kernel, labels, reduction="mean")
+    hits = jnp.mean(outputs.top_classes[:, 0] == labels)
+    return outputs.loss, (jnp.mean(outputs.logsumexp**2), jnp.mean(outputs.entropy), hits)
+
+
 def gradient(f):
     return lambda h, w, y: jax.value_and_grad(f, (0, 1))(h, w, y)
 
@@ -115,6 +121,9 @@ def test_only_what_is_asked_for_is_multiplied():
     assert products(compiled(gradient(f), *shapes)) == 3
     assert products(compiled(gradient(loss("none")), *shapes)) == 4
     assert products(compiled(gradient(loss_of_outputs), *shapes)) == 4
+    for by, count in (((0, 1), 3), (0, 2), (1, 2)):
+        step = jax.value_and_grad(loss_with_metrics, by, has_aux=True)
+        assert products(compiled(step, *shapes)) == count
     assert products(compiled(gradient(loss(max_temp_bytes=300_000)), *shapes)) == 4
 
 

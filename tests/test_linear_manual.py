@@ -41,6 +41,9 @@ def every_loss(point, labels, ids, top, class_axis=None):
     outputs = softjax.linear_cross_entropy_outputs(
         **of_head, labels=ids, top_k=5, class_axis=class_axis
     )
+    beside = softjax.linear_cross_entropy_outputs(
+        **point, labels=labels, ignore_index=-1, top_k=4, reduction="sum", class_axis=class_axis
+    )
     distilled = softjax.linear_distillation_loss(**of_head, teacher=top, class_axis=class_axis)
     rows = {
         "none": loss(),
@@ -51,7 +54,12 @@ def every_loss(point, labels, ids, top, class_axis=None):
         "logsumexp": softjax.linear_logsumexp(**of_head, class_axis=class_axis),
         "distilled": distilled,
     }
-    return {**rows, "sum": loss(reduction="sum")}
+    rows |= {
+        "beside": beside.entropy + beside.logsumexp,
+        "top beside": (beside.top_log_probabilities * jnp.arange(4.0)).sum(-1),
+        "classes beside": beside.top_classes.astype(float).sum(-1),
+    }
+    return {**rows, "sum": loss(reduction="sum") + 2 * beside.loss}
 
 
 def weighted(losses, weights):

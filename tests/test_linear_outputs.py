@@ -222,6 +222,71 @@ def test_the_loss_among_the_outputs_is_that_of_linear_cross_entropy(dtype):
         close(actual, desired)
 
 
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize(
+    ("reduction", "options"),
+    [("mean", {}), ("class_weighted_mean", {"max_temp_bytes": 1}), ("sum", {"max_active": 7})],
+)
+def test_a_reduced_loss_has_all_outputs_beside_it(reduction, options):
+    """Those of single losses, in every mode; by pieces of classes, and packed."""
+    point, labels = head("float64"), np.arange(N) % V - 1
+    weights = np.where(np.arange(N) == 3, 0, np.arange(N) + 1.0)
+    part = (labels >= 0) & (weights > 0)
+    costs, factors = np.arange(V) / 4, np.linspace(-1, 2, N)
+    direction = jax.tree.map(jnp.cos, point)
+    arguments = {
+        "ignore_index": -1,
+        "label_smoothing": 0.1,
+        "class_weights": costs,
+        "z_loss": 0.01,
+        "top_k": 3,
+        **OPTIONS[1],
+    }
+
+    def by_hand(*point):
+        outputs = softjax.linear_cross_entropy_outputs(*point[:2], labels, point[2], **arguments)
+        total = jnp.sum(jnp.where(part, weights * outputs.loss, 0))
+        over = {"sum": 1, "mean": weights[part].sum()}.get(
+            reduction, (weights * costs[labels])[part].sum()
+        )
+        return outputs._replace(loss=total / over)
+
+    def at_once(*point):
+        return softjax.linear_cross_entropy_outputs(
+            *point[:2], labels, point[2], reduction=reduction, weights=weights,
+            **arguments, **options,
+        )  # fmt: skip
+
+    @partial(jax.jit, static_argnums=0)
+    def modes(function, *point):
+        def f(*point):
+            outputs = function(*point)
+            if options.get("max_active"):  # the others are 0
+                keep = outputs._replace(loss=True)
+                keep = jax.tree.map(lambda a: part[(...,) + (None,) * (jnp.ndim(a) - 1)], keep)
+                outputs = jax.tree.map(
+                    lambda a, k: jnp.where(k, a, 0) if a.ndim else a, outputs, keep
+                )
+            log_p, lse, entropy, top, _, loss = outputs
+            slopes = jnp.sum(factors * (jnp.sin(log_p) + lse**2 + entropy + top @ jnp.arange(3.0)))
+            return jnp.cos(loss) + slopes, outputs
+
+        gradient = jax.grad(f, (0, 1, 2), has_aux=True)
+        return jax.jvp(gradient, point, direction)
+
+    actual, desired = modes(at_once, *point), modes(by_hand, *point)
+    compared = partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(desired), strict=True):
+        if a.dtype != jax.dtypes.float0:
+            compared(a, b)
+
+    spoiled = point[0].at[np.flatnonzero(~part)].set(NAN)
+    slopes, outputs = jax.grad(
+        lambda *point: (lambda out: (out.loss, out))(at_once(*point)), (0, 1), has_aux=True
+    )(spoiled, *point[1:])
+    assert all(np.isfinite(a).all() for a in (*slopes, outputs.loss, outputs.logsumexp))
+
+
 # The curvature
 
 

@@ -148,10 +148,15 @@ def test_the_outputs_are_those_of_one_device():
     @jax.jit
     def of(labels, *point):
         def total(hidden, kernel, bias):
-            found = softjax.linear_cross_entropy_outputs(
-                hidden, kernel, labels, bias, top_k=7, temperature=0.7, softcap=3.0
+            outputs = partial(
+                softjax.linear_cross_entropy_outputs,
+                *(hidden, kernel, labels, bias),
+                top_k=7,
+                temperature=0.7,
+                softcap=3.0,
             )
-            return sum(jnp.sum(jnp.sin(a)) for a in found[:4]), found
+            found, beside = outputs(), outputs(reduction="mean")
+            return sum(jnp.sum(jnp.sin(a)) for a in found[:4]) + beside.loss, (found, beside)
 
         return jax.grad(total, (0, 1), has_aux=True)(*point)
 

@@ -9,6 +9,8 @@ the rows that count, and invariant.py as many at a time whatever the batch. layo
 is on a mesh, shards.py joins what devices with different classes know of a row, and sharded.py has
 the losses there; unseen.py warns where the mesh is not known.
 
-outputs.py and curvature.py are more functions of the same logits. distillation.py compares two
-heads, with pairs.py for some of their rows and divergences.py for the terms.
+outputs.py and curvature.py are more functions of the same logits: readings.py is what they say of
+some classes, and beside.py of all, beside the gradients of a loss too. scales.py says what each
+example counts in a sum. distillation.py compares two heads, with pairs.py for some of their rows
+and divergences.py for the terms.
 """

@@ -11,7 +11,7 @@ the logits again: four products.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,12 @@ from softjax._linear_cross_entropy.plans import (
     rows_of_tangents,
     rows_of_values,
 )
+from softjax._linear_cross_entropy.readings import (
+    Readings,
+    merged_readings,
+    no_readings,
+    readings,
+)
 from softjax._linear_cross_entropy.shards import first_class, joined, once
 from softjax._numerics import compute_dtype
 from softjax._sharding import varying
@@ -83,12 +89,62 @@ def total(
 @partial(total.defjvp, symbolic_zeros=True)
 def _total_jvp(budget, axes, primals, tangents):
     (arguments, scale), (dots, scale_dot) = primals, dots_of(tangents)
+    found = total_with_gradients(arguments, scale, budget, axes, dots)
+    return slope_of_total(found, axes, dots, scale_dot)
+
+
+class Asked(NamedTuple):
+    """What a sum with its gradients has to give.
+
+    Attributes:
+        dots: a shape for each of the arguments that has a gradient.
+        axes: those that the classes are over.
+        best: how many of the best classes of each row are wanted, with its statistics; 0 for no
+            such readings.
+    """
+
+    dots: Arguments
+    axes: tuple[str, ...]
+    best: int = 0
+
+
+class Found(NamedTuple):
+    """A sum with its gradients; or their shapes.
+
+    Where the classes are over axes, each is the part of this device in a sum over them, but for the
+    statistics, which are those of all classes, and for the readings, which are below their tops.
+    """
+
+    value: Any
+    bars: Arguments
+    values: Any  # [N], the losses
+    statistics: Statistics | None
+    readings: Readings | None
+
+
+def total_with_gradients(
+    arguments: Arguments,
+    scale: Array,
+    budget: int | None,
+    axes: tuple[str, ...],
+    dots: Arguments,
+    best: int = 0,
+) -> Found:
+    """sum_i scale_i l_i, its gradients by what has a tangent in `dots`, and readings of rows."""
     with_kernel = dots.classes.kernel is not None
     plans = plan_of_gradients(shapes_of(arguments), budget, with_kernel=with_kernel)
     # A function that is kept for its derivative may not keep the tangents themselves.
     like_dots = jax.tree.map(lambda dot: ShapeDtypeStruct(dot.shape, dot.dtype), dots)
-    gradients = partial(_gradients, axes, like_dots)
-    value, bars, values = by_platform(gradients, plans, *varying((arguments, scale), axes))
+    asked = Asked(like_dots, axes, min(best, arguments.classes.length))
+    gradients = partial(_gradients, asked)
+    return by_platform(gradients, plans, *varying((arguments, scale), axes))
+
+
+def slope_of_total(
+    found: Found, axes: tuple[str, ...], dots: Arguments, scale_dot: Array | None
+) -> tuple[Array, Array]:
+    """The value and its tangent, of all classes."""
+    value, bars, values = found[:3]
     pairs = zip(jax.tree.leaves(bars), jax.tree.leaves(varying(dots, axes)), strict=True)
     value_dot = sum((inner(bar, dot, value.dtype) for bar, dot in pairs), jnp.zeros_like(value))
     if scale_dot is not None:
@@ -190,12 +246,8 @@ def _losses_tangent(part: Arguments, dots: Arguments) -> Array:
     return of_rows + block_tangent(part, dots, block, s, 0)
 
 
-def _gradients(
-    axes: tuple[str, ...], dots: Arguments, plan: Plan, arguments: Arguments, scale: Array
-) -> tuple[Array, Arguments, Array]:
-    """sum scale_i l_i, its gradients by what has a tangent in `dots`, of shapes, and the l_i.
-
-    Where the classes are over axes, each result is the part of this device in a sum over them.
+def _gradients(asked: Asked, plan: Plan, arguments: Arguments, scale: Array) -> Found:
+    """sum scale_i l_i with what is asked for beside it.
 
     Of some rows at a time, the statistics of all classes come first, then the gradients of some
     classes at a time. These take the logits of the statistics, three products in all, or multiply
@@ -204,24 +256,32 @@ def _gradients(
     """
     count, classes = scale.shape[0], arguments.classes
     adds_up = not isinstance(count, int) or plan.rows < count
-    beside = _with_kernel(dots, None) if plan.apart else dots
-    sums = (
+    beside = asked._replace(dots=_with_kernel(asked.dots, None)) if plan.apart else asked
+    seen = None
+    if asked.best:
+        seen = jax.eval_shape(lambda: no_readings(count, asked.best, scale.dtype))
+    sums = Found(
         ShapeDtypeStruct((), scale.dtype),
-        shapes_of_bars(arguments, beside, adds_up),
+        shapes_of_bars(arguments, beside.dots, adds_up),
         ShapeDtypeStruct(scale.shape, scale.dtype),
-        jax.eval_shape(_statistics, arguments) if plan.apart else None,
+        jax.eval_shape(_statistics, arguments) if plan.apart or asked.best else None,
+        seen,
     )
-    step, sizes = partial(_step_of_gradients, axes, beside, plan), (plan.rows, plan.second)
-    value, bars, values, s = accumulated(step, sums, count, sizes, (arguments, scale))
+    step, sizes = partial(_step_of_gradients, beside, plan), (plan.rows, plan.second)
+    found = accumulated(step, sums, count, sizes, (arguments, scale))
+    bars = found.bars
     if plan.apart:
-        alone = _with_kernel(jax.tree.map(lambda _: None, dots), dots.classes.kernel)
-        shapes, operands = shapes_of_bars(arguments, alone, False), (arguments, None, s, scale)
-        step, sizes = partial(_bars_of_classes, axes, alone), (plan.classes, -(-plan.classes // 4))
-        new = accumulated(step, shapes, classes.length, sizes, operands)
+        nothing = jax.tree.map(lambda _: None, asked.dots)
+        alone = Asked(_with_kernel(nothing, asked.dots.classes.kernel), asked.axes)
+        shapes = shapes_of_bars(arguments, alone.dots, False)
+        step, sizes = partial(_bars_of_classes, alone), (plan.classes, -(-plan.classes // 4))
+        operands = arguments, None, found.statistics, scale
+        new, _ = accumulated(step, (shapes, None), classes.length, sizes, operands)
         bars = _with_kernel(bars, new.classes.kernel)
     # Of one type, whatever the plan.
     rounded = jax.tree.map(lambda a: a.astype(classes.kernel.dtype), bars.classes.kernel)
-    return value, _with_kernel(bars, rounded), values
+    every_s = found.statistics if asked.best else None
+    return found._replace(bars=_with_kernel(bars, rounded), statistics=every_s)
 
 
 def _with_kernel(a: Arguments, kernel: Any) -> Arguments:
@@ -229,19 +289,14 @@ def _with_kernel(a: Arguments, kernel: Any) -> Arguments:
 
 
 def _step_of_gradients(
-    axes: tuple[str, ...],
-    dots: Arguments,
-    plan: Plan,
-    sums,
-    operands,
-    start: Array | int,
-    size: int,
-):
+    asked: Asked, plan: Plan, sums: Found, operands, start: Array | int, size: int
+) -> Found:
     """`sums`, with what the rows from `start` on add to the value and its gradients.
 
-    Their losses are put in their places, and their statistics, where these are asked for.
+    Their losses are put in their places, and their statistics and readings, where these are asked
+    for.
     """
-    value, bars, values, every_s = sums
+    axes, (value, bars, values, every_s, seen) = asked.axes, sums
     part, c = some_rows(operands[0], start, size), cut(operands[1], start, size, 0)
     (rows, classes, scalars), dtype = part, c.dtype
     logits = None
@@ -254,7 +309,7 @@ def _step_of_gradients(
     s = varying(joined(s, axes, scalars.temperature), axes) if axes else s
     # What belongs to no class counts on one of the devices that share the classes.
     some_losses = once(losses(s, rows.mass, rows.active, scalars), axes)
-    mass_bar, scalar_bars = _bars_of_rows(part, s, once(c, axes), dots)
+    mass_bar, scalar_bars = _bars_of_rows(part, s, once(c, axes), asked.dots)
     some = bars.rows._replace(
         hidden=jax.tree.map(lambda a: jnp.zeros((size, a.shape[1]), dtype), bars.rows.hidden),
         mass=mass_bar,
@@ -262,12 +317,16 @@ def _step_of_gradients(
     )
     some = Arguments(some, bars.classes, jax.tree.map(jnp.add, bars.scalars, scalar_bars))
     width = classes.length if plan.apart else plan.classes
-    of_classes = partial(_bars_of_classes, axes, dots)
-    some = sweep(of_classes, some, (part, logits, s, c), classes.length, width)
+    new = no_readings(size, asked.best, dtype) if asked.best else None
+    of_classes = partial(_bars_of_classes, asked)
+    some, new = sweep(of_classes, (some, new), (part, logits, s, c), classes.length, width)
     put_rows = partial(put, start=start, axis=0)
     bars = some._replace(rows=jax.tree.map(put_rows, bars.rows, some.rows))
     every_s = None if every_s is None else jax.tree.map(put_rows, every_s, s)
-    return value + jnp.sum(c * some_losses), bars, put_rows(values, some_losses), every_s
+    seen = jax.tree.map(put_rows, seen, new)
+    return Found(
+        value + jnp.sum(c * some_losses), bars, put_rows(values, some_losses), every_s, seen
+    )
 
 
 def _statistics(part: Arguments) -> Statistics:
@@ -295,19 +354,24 @@ def _bars_of_rows(part: Arguments, s: Statistics, scale: Array, dots: Arguments)
 
 
 def _bars_of_classes(
-    axes: tuple[str, ...],
-    dots: Arguments,
-    bars: Arguments,
+    asked: Asked,
+    sums: tuple[Arguments, Readings | None],
     operands,
     start: Array | int,
     size: int,
-) -> Arguments:
-    """`bars`, with the gradients that come from the classes from `start` on."""
+) -> tuple[Arguments, Readings | None]:
+    """`sums`, with the gradients that come from the classes from `start` on, and their readings."""
+    (bars, seen), dots = sums, asked.dots
     part, logits, s, scale = operands
     rows, classes, scalars = some_classes(part, start, size)
     logits = None if logits is None else cut(logits, start, size, 1)
     block = block_of(rows, classes, scalars, logits)
-    first = start + first_class(axes, part)
+    first = start + first_class(asked.axes, part)
+    if seen is not None:
+        # Their derivative is not taken here: see beside.py.
+        seen = merged_readings(
+            seen, readings(*lax.stop_gradient((block, s.top)), first, asked.best)
+        )
     linear = partial(tangent, block, s, rows.index, first, rows.active)
     new = transposed(linear, wanted_of(block, dots)._replace(mass=None), scale)
 
@@ -323,11 +387,12 @@ def _bars_of_classes(
         kernel_bar = place(kernel_bar, new_bar, start, classes.axis)
     dense_bar = jax.tree.map(plus_classes, bars.rows.dense, new.dense)
     class_bars = jax.tree.map(plus_classes, bars.classes[1:], new[1:4])
-    return Arguments(
+    bars = Arguments(
         bars.rows._replace(hidden=hidden_bar, dense=dense_bar),
         type(classes)(kernel_bar, *class_bars),
         jax.tree.map(jnp.add, bars.scalars, new.scalars),
     )
+    return bars, seen
 
 
 def shapes_of_bars(arguments: Arguments, dots: Arguments, adds_up: bool) -> Arguments:

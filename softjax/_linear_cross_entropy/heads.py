@@ -169,14 +169,14 @@ def checked_labels(
     ignore_index: int | None,
     class_axis: str | tuple[str, ...] | None,
     **of_loss: Any,
-) -> tuple[Rows, Array | None]:
-    """Rows with all labels of each, and what smoothing spreads.
+) -> tuple[Rows, Array | None, Array | None]:
+    """Rows with all labels of each, what smoothing spreads, and the costs of the examples.
 
     The mass of a label is 1, or 0 where it is ignored, and NaN where it is bad. A single label
     stands twice, at last with its mass in the loss.
     """
     if labels is None:
-        return Rows(head.hidden, None, None, None, None), None
+        return Rows(head.hidden, None, None, None, None), None, None
     if not is_class_indices(labels, name):
         is_sparse = isinstance(labels, TopKLabels)
         got = "TopKLabels" if is_sparse else f"dtype {jnp.asarray(labels).dtype}"
@@ -188,14 +188,14 @@ def checked_labels(
         targets = checked_targets(name, head, labels, **options)
         index, mass = _twice(targets.index, targets.mass, targets.ignored)
         active = None if targets.ignored is None else ~targets.ignored
-        return Rows(head.hidden, index, mass, None, active), targets.spread
+        return Rows(head.hidden, index, mass, None, active), targets.spread, targets.costs
     if ignore_index is not None:
         ignore_index = _checks.integer(name, "ignore_index", ignore_index)
     classes = all_classes(head.classes, class_axis)
     index, bad, ignored = class_indices(name, labels, classes, ignore_index)
     mass = _checks.nan_where(bad, jnp.ones(shape, compute_dtype(head.hidden.dtype)))
     mass = mass if ignored is None else jnp.where(ignored, 0, mass)
-    return Rows(head.hidden, index, mass, None, None), None
+    return Rows(head.hidden, index, mass, None, None), None, None
 
 
 @jax.jit

@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 
 from softjax import _checks
+from softjax._cross_entropy import Reduction, checked_reduction
+from softjax._linear_cross_entropy.beside import read, read_over
 from softjax._linear_cross_entropy.blocks import (
     Rows,
     Scalars,
     Statistics,
     block_of,
-    class_logits,
-    distance,
     log_partition,
     log_total,
     losses,
@@ -30,14 +30,16 @@ from softjax._linear_cross_entropy.heads import (
     checked_head,
     checked_labels,
     checked_scalars,
+    checked_weights,
 )
 from softjax._linear_cross_entropy.invariant import checked_invariance, in_tiles
 from softjax._linear_cross_entropy.layout import Layout, alike, all_classes, layout_of
+from softjax._linear_cross_entropy.packing import Packed, checked_room, packed, unpacked
 from softjax._linear_cross_entropy.pieces import Arguments
-from softjax._linear_cross_entropy.sharded import cast, rows_on
-from softjax._linear_cross_entropy.shards import first_class, joined
+from softjax._linear_cross_entropy.scales import scale_of, scaled_total, taking_part
+from softjax._linear_cross_entropy.sharded import cast, rows_on, total_beside_on
 from softjax._numerics import compute_dtype, not_negative
-from softjax._sharding import Lead, axes_of, mesh_of, varying
+from softjax._sharding import Lead, mesh_of
 
 
 class LinearOutputs(NamedTuple):
@@ -49,7 +51,7 @@ class LinearOutputs(NamedTuple):
         entropy: [...], of the distribution over the classes.
         top_log_probabilities: [..., top_k], of the most probable classes, in falling order.
         top_classes: int32 [..., top_k], these classes; the first is the predicted class.
-        loss: [...], as linear_cross_entropy; None without labels of the shape [...].
+        loss: as linear_cross_entropy, [...] or one number; None without labels of the shape [...].
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -117,10 +119,10 @@ def linear_logsumexp(
     scalars = checked_scalars(name, compute_dtype(head.hidden.dtype), softcap, temperature)
     rows = Rows(head.hidden, None, None, None, None)
     arguments = Arguments(rows, head.classes, scalars)
-    lead, layout = _places(name, arguments, class_axis, feature_axis)
+    lead, layout = _places(name, (arguments, None, None), class_axis, feature_axis)
     batch_invariant = checked_invariance(name, batch_invariant, layout.classes if layout else ())
-    places = lead, layout, max_temp_bytes, batch_invariant
-    y, _ = _mapped(_log_partitions, _log_partitions_over, arguments, *places)
+    places = lead, layout, max_temp_bytes, batch_invariant, None
+    y, _ = _mapped(_log_partitions, _log_partitions_over, arguments, None, *places)
     return y
 
 
@@ -138,9 +140,12 @@ def linear_cross_entropy_outputs(
     softcap: ArrayLike | None = None,
     temperature: ArrayLike = 1.0,
     top_k: int = 1,
+    reduction: Reduction = "none",
+    weights: ArrayLike | None = None,
     class_axis: str | tuple[str, ...] | None = None,
     feature_axis: str | tuple[str, ...] | None = None,
     max_temp_bytes: int | None = None,
+    max_active: int | None = None,
     batch_invariant: bool = False,
 ) -> LinearOutputs:
     """Log-probabilities of labels, loss, logsumexp, entropy and top k of hidden @ kernel + bias.
@@ -149,10 +154,13 @@ def linear_cross_entropy_outputs(
         log_probability = x_y - logsumexp(x),  for each label y of an example
         loss = linear_cross_entropy(hidden, kernel, labels, bias), with its options
 
-    Derivative: that of each output, both modes, any order, without all logits, value and gradient
-    in four matrix products; top_classes has none.
+    Derivative: that of each output, both modes, any order, without all logits; top_classes has
+    none. Value and gradient take four matrix products. With a reduction the loss and its gradient
+    take three, as in linear_cross_entropy, with all other outputs beside them: metrics cost
+    nothing more. A gradient by those then takes three more.
     Edge cases: a label out of range: NaN under a trace. An ignored label: log_probability and loss
-    are 0, with gradient 0. Equal logits: the first class comes first.
+    are 0, with gradient 0. Equal logits: the first class comes first. With a reduction, the
+    features of an example that takes no part count as 0 where they are not finite.
 
     Args:
         hidden: real [..., D].
@@ -168,9 +176,13 @@ def linear_cross_entropy_outputs(
         softcap: scalar s > 0.
         temperature: scalar T > 0.
         top_k: how many classes to return, in [1, V].
+        reduction: of the loss, as in linear_cross_entropy.
+        weights: of the loss, as in linear_cross_entropy.
         class_axis: as in linear_cross_entropy.
         feature_axis: as in linear_cross_entropy.
         max_temp_bytes: as in linear_cross_entropy.
+        max_active: how many examples may take part, as in linear_cross_entropy; of k labels, one
+            that is not ignored is enough. All outputs of the others are then 0.
         batch_invariant: as in linear_cross_entropy.
 
     Returns:
@@ -178,7 +190,8 @@ def linear_cross_entropy_outputs(
 
     Raises:
         TypeError, ValueError: shapes, dtypes or options that do not fit, a known label outside
-            [0, V), an option of the loss without labels [...].
+            [0, V), an option of the loss without labels [...], more than `max_active` examples
+            that are known to take part.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -189,6 +202,7 @@ def linear_cross_entropy_outputs(
     Source: the definitions; entropy as log sum exp(x - m) + sum p (m - x), which does not cancel.
     """
     name = "linear_cross_entropy_outputs"
+    checked_reduction(name, reduction)
     checked_budget(name, max_temp_bytes)
     head = checked_head(name, hidden, kernel, bias, transpose_kernel)
     dtype = compute_dtype(head.hidden.dtype)
@@ -198,26 +212,42 @@ def linear_cross_entropy_outputs(
     one_each = getattr(labels, "ndim", rank) == rank and not isinstance(labels, tuple)
     has_loss = labels is not None and one_each
     if not has_loss:
-        _refuse_options(name, {**of_loss, "z_loss": z_loss})
-    rows, spread = checked_labels(name, head, labels, ignore_index, class_axis, **of_loss)
+        _refuse_options(name, {**of_loss, "z_loss": z_loss, "weights": weights}, reduction)
+    of_loss["with_costs"] = reduction == "class_weighted_mean"
+    rows, spread, costs = checked_labels(name, head, labels, ignore_index, class_axis, **of_loss)
+    weights = checked_weights(name, weights, head)
+    if ignore_index is not None and not has_loss and rows.mass is not None:
+        rows = rows._replace(active=jnp.any(rows.mass != 0, -1))
+    ignored = None if rows.active is None else ~rows.active
+    max_active = checked_room(name, max_active, head.lead, ignored, weights)
     arguments = Arguments(rows, head.classes._replace(spread=spread), scalars)
-    lead, layout = _places(name, arguments, class_axis, feature_axis)
+    lead, layout = _places(name, (arguments, weights, costs), class_axis, feature_axis)
     classes = all_classes(head.classes, class_axis)
     is_integer = isinstance(top_k, (int, np.integer)) and not isinstance(top_k, bool)
     if not is_integer or not 1 <= top_k <= classes:
         expected = f"an integer in [1, {classes}]"
         raise ValueError(_checks.message(name, "top_k", expected, repr(top_k)))
     batch_invariant = checked_invariance(name, batch_invariant, layout.classes if layout else ())
-    options = max_temp_bytes, batch_invariant, int(top_k), has_loss
-    reals, top_classes = _mapped(_outputs, _outputs_over, arguments, lead, layout, *options)
+    if reduction != "none":
+        if batch_invariant:
+            expected = f'False for the reduction "{reduction}"'
+            raise ValueError(_checks.message(name, "batch_invariant", expected, True))
+        places = lead, layout, max_temp_bytes, max_active
+        return _reduced(arguments, weights, costs, reduction, *places, int(top_k))
+    options = max_temp_bytes, batch_invariant, max_active, int(top_k), has_loss
+    reals, top_classes = _mapped(
+        _outputs, _outputs_over, arguments, weights, lead, layout, *options
+    )
     log_probability, lse, entropy, top_log_probabilities, loss = reals
     if has_loss:
         log_probability = log_probability[..., 0]
+        loss = loss if weights is None else loss * weights
     return LinearOutputs(log_probability, lse, entropy, top_log_probabilities, top_classes, loss)
 
 
-def _refuse_options(name: str, options: dict[str, Any]) -> None:
+def _refuse_options(name: str, options: dict[str, Any], reduction: str) -> None:
     """Refuses what acts on a loss that there is not."""
+    options = options if reduction == "none" else options | {"reduction": reduction}
     for option, value in options.items():
         if value is not None and not (isinstance(value, (int, float)) and value == 0):
             expected = "left out where there are no labels [...], and so no loss"
@@ -225,32 +255,41 @@ def _refuse_options(name: str, options: dict[str, Any]) -> None:
 
 
 def _places(
-    name: str, arguments: Arguments, class_axis, feature_axis
+    name: str, arguments: tuple[Arguments, Array | None, Array | None], class_axis, feature_axis
 ) -> tuple[Lead, Layout | None]:
     """Where the examples are, and where all is."""
-    rows, classes, _ = arguments
-    ndim, arrays = rows.hidden.ndim - 1, jax.tree.leaves(rows)
+    (rows, classes, _), *others = arguments
+    ndim, arrays = rows.hidden.ndim - 1, jax.tree.leaves((rows, others))
     lead = Lead.of(mesh_of(arguments), ndim, classes.kernel, classes.axis, *arrays)
     return lead, layout_of(name, lead, classes, class_axis, feature_axis)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 3, 4, 5, 6, 7, 8))
+@partial(jax.jit, static_argnums=(0, 1, 4, 5, 6, 7, 8, 9, 10))
 def _mapped(
     function: Callable,
     over: Callable,
     arguments: Arguments,
+    weights: Array | None,
     lead: Lead,
     layout: Layout | None,
     budget: int | None,
     batch_invariant: bool,
+    max_active: int | None,
     *options: int,
 ) -> Any:
     """The reals and the integers of `function`, some rows at a time, for the examples as they came.
 
     Where the classes are sharded, `over` gives them, from those of a device.
     """
-    arguments = alike(layout, arguments)
-    arguments = arguments._replace(rows=jax.tree.map(lead.flat, arguments.rows))
+    arguments, weights = alike(layout, (arguments, weights))
+    rows, weights = jax.tree.map(lead.flat, (arguments.rows, weights))
+    arguments = arguments._replace(rows=rows)
+    packing = None
+    if max_active is not None:
+        part = arguments._replace(rows=taking_part(rows, weights))
+        ones = jnp.ones_like(rows.hidden[:, 0], compute_dtype(rows.hidden.dtype))
+        packing = packed(layout, (part,), ones, max_active)
+        (arguments,) = packing.heads
 
     def of_part(part: Arguments) -> Any:
         return function(part, *options)
@@ -260,15 +299,70 @@ def _mapped(
             return in_tiles(of_part, partial(by_rows, of_part, budget), arguments)
         return by_rows(of_part, budget, arguments)
 
-    if layout is None:
-        return jax.tree.map(lead.back, whole(arguments))
-    axes = layout.classes
-
     def local(arguments: Arguments) -> Any:
-        arguments = cast(layout, arguments)
+        assert layout is not None
+        arguments, axes = cast(layout, arguments), layout.classes
         return over(axes, budget, arguments, *options) if axes else whole(arguments)
 
-    return jax.tree.map(lead.back, rows_on(layout, local, arguments))
+    results = whole(arguments) if layout is None else rows_on(layout, local, arguments)
+    return jax.tree.map(lead.back, _in_their_places(layout, results, packing, rows.hidden.shape[0]))
+
+
+def _in_their_places(
+    layout: Layout | None, results: Any, packing: Packed | None, count: int
+) -> Any:
+    """The reals and the integers of all rows, from those of the rows that were packed."""
+    if packing is None:
+        return results
+    reals, integers = unpacked(layout, results, packing.places, count)
+    return jax.tree.map(lambda a: a * packing.spoiled, reals), integers
+
+
+@partial(jax.jit, static_argnums=(3, 4, 5, 6, 7, 8))
+def _reduced(
+    arguments: Arguments,
+    weights: Array | None,
+    costs: Array | None,
+    reduction: str,
+    lead: Lead,
+    layout: Layout | None,
+    budget: int | None,
+    max_active: int | None,
+    top_k: int,
+) -> LinearOutputs:
+    """The reduced loss and the other outputs, from one pass over the logits."""
+    arguments, weights, costs = alike(layout, (arguments, weights, costs))
+    rows, weights, costs = jax.tree.map(lead.flat, (arguments.rows, weights, costs))
+    rows, count = taking_part(rows, weights), rows.hidden.shape[0]
+    scale, packing = scale_of(rows, weights, costs, reduction), None
+    if rows.active is not None and max_active is None:
+        finite = jnp.all(jnp.isfinite(rows.hidden), -1)
+        rows = rows._replace(hidden=jnp.where((rows.active | finite)[:, None], rows.hidden, 0))
+    arguments = arguments._replace(rows=rows)
+    if max_active is not None:
+        packing = packed(layout, (arguments,), scale, max_active)
+        (arguments,), scale, *_ = packing
+    rows = arguments.rows
+    assert rows.index is not None
+    assert rows.mass is not None
+    # The last label is that of the loss, with its mass there.
+    of_loss = rows._replace(index=rows.index[:, -1:], mass=rows.mass[:, -1:])
+    every: Any = None
+
+    def total(scale: Array) -> Array:
+        nonlocal every
+        operands = arguments._replace(rows=of_loss), scale
+        value, every = total_beside_on(layout, *operands, budget, top_k)
+        return value
+
+    value = scaled_total(total, scale, rows.hidden.dtype)
+    (s, surprise, top_d), top_classes = every
+    of_labels = arguments._replace(rows=rows._replace(index=None, mass=rows.mass[:, :-1]))
+    reals = _of_rows(of_labels, s, surprise, top_d, has_loss=False)
+    results = _in_their_places(layout, (reals, top_classes), packing, count)
+    (log_p, lse, entropy, top_log_p, _), top_classes = jax.tree.map(lead.back, results)
+    value = value if packing is None else value * packing.spoiled
+    return LinearOutputs(log_p[..., 0], lse, entropy, top_log_p, top_classes, value)
 
 
 def _log_partitions(part: Arguments):
@@ -284,7 +378,7 @@ def _log_partition(s: Statistics, scalars: Scalars) -> Array:
 
 
 def _outputs(part: Arguments, top_k: int, has_loss: bool):
-    s, surprise, top_d, top_classes = _of_classes(part, 0, top_k)
+    (s, surprise, top_d), top_classes = read(part, 0, top_k)
     return _of_rows(part, s, surprise, top_d, has_loss), top_classes
 
 
@@ -295,22 +389,7 @@ def _outputs_over(
     top_k: int,
     has_loss: bool,
 ):
-    """With d = (m_s - M) / T for the shard s: sum e^d (surprise - (1 + r_s) d) is that of all."""
-    scalars = arguments.scalars
-    own_k = min(top_k, arguments.classes.length)
-
-    def local(part: Arguments):
-        first = first_class(axes, part)
-        s, surprise, top_d, top_classes = _of_classes(part, first, own_k)
-        return (s, surprise, top_d), top_classes + first
-
-    (own, surprise, top_d), top_classes = by_rows(local, budget, varying(arguments, axes))
-    s = joined(own, axes, scalars.temperature)
-    d = distance(jnp.where(own.excess < 0, s.top, own.top), s.top, scalars.temperature)
-    surprise = lax.psum(jnp.exp(d) * (surprise - (1 + own.excess) * d), axes)
-    every_d = _side_by_side(axes, top_d + d[:, None])
-    top_d, at = lax.top_k(every_d, top_k)
-    top_classes = jnp.take_along_axis(_side_by_side(axes, top_classes), at, -1)
+    (s, surprise, top_d), top_classes = read_over(axes, budget, arguments, top_k)
     return _of_rows(arguments, s, surprise, top_d, has_loss), top_classes
 
 
@@ -332,22 +411,3 @@ def _of_rows(
     entropy = log_total(s) + surprise / (1 + not_negative(s.excess))
     lse, top_log_probabilities = _log_partition(s, scalars), top_d - log_total(s)[:, None]
     return log_probability, lse, entropy, top_log_probabilities, loss
-
-
-def _of_classes(part: Arguments, start: Array | int, top_k: int):
-    """The statistics of a block, sum_k e^d_k (-d_k) and the largest d, with their places."""
-    rows, _, scalars = part
-    block = block_of(*part)
-    s = statistics(block, rows.index, start)
-    x = class_logits(block.product, block.bias, scalars.softcap)
-    d = distance(x, s.top[:, None], scalars.temperature)
-    e = jnp.exp(d)
-    return s, jnp.sum(jnp.where(e == 0, 0, e * -d), -1), *lax.top_k(d, top_k)
-
-
-def _side_by_side(axes: tuple[str, ...], a: Array) -> Array:
-    """[n, k] of every device in the order of the classes, the same on each."""
-    (n, k), shards = a.shape, lax.axis_size(axes)
-    every = varying(jnp.zeros((n, k * shards), a.dtype), axes_of(a))
-    placed = lax.dynamic_update_slice_in_dim(every, a, k * lax.axis_index(axes), axis=1)
-    return lax.psum(placed, axes)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.custom_derivatives import SymbolicZero
+from jax.custom_derivatives import SymbolicZero, zero_from_primal
 
 from softjax._linear_cross_entropy.blocks import Block, Classes, Rows, Scalars
 from softjax._linear_cross_entropy.plans import MANY_ROWS, Choice, Shapes, by_platform
@@ -149,12 +149,24 @@ def _accumulated_jvp(step, shapes, length, sizes, primals, tangents):
     def step_dot(sums_dot, operands, start, size):
         operands, dots = operands
         # Any sums do as the point, for the tangent does not depend on it.
-        point, dots = (sums_dot, operands), (sums_dot, dots)
-        return jvp_along(lambda sums, operands: step(sums, operands, start, size), point, dots)
+        point, dots = (sums_dot, operands), (_of_reals(sums_dot), dots)
+        new = jvp_along(lambda sums, operands: step(sums, operands, start, size), point, dots)
+        return jax.tree.map(lambda a, dot: dot if _is_real(a) else a, sums_dot, new)
 
     sums, dots = accumulated(step, shapes, length, sizes, primals[0]), dots_of(tangents[0])
     zeros = jax.tree.map(jnp.zeros_like, sums)
-    return sums, sweep(step_dot, zeros, (primals[0], dots), length, sizes[1])
+    sums_dot = sweep(step_dot, zeros, (primals[0], dots), length, sizes[1])
+    none = partial(zero_from_primal, symbolic_zeros=True)
+    return sums, jax.tree.map(lambda a: a if _is_real(a) else none(a), sums_dot)
+
+
+def _of_reals(tree: Any) -> Any:
+    """The tree with None for what is of integers, which has no tangent."""
+    return jax.tree.map(lambda a: a if _is_real(a) else None, tree)
+
+
+def _is_real(a: Array) -> bool:
+    return jnp.issubdtype(a.dtype, jnp.floating)
 
 
 def dots_of(tangents: Any) -> Any:

@@ -15,6 +15,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 from jax.sharding import use_abstract_mesh
 
+from softjax._linear_cross_entropy.beside import Read, total_beside
 from softjax._linear_cross_entropy.blocks import (
     Rows,
     Scalars,
@@ -80,6 +81,26 @@ def total_on(
     if layout.is_manual:
         return local(arguments, scale)
     return mapped(layout, local, padded(layout, arguments), (scale,), (P(layout.rows),), P())
+
+
+def total_beside_on(
+    layout: Layout | None, arguments: Arguments, scale: Array, budget: int | None, k: int
+) -> tuple[Array, Read]:
+    """sum_i scale_i l_i, and what all classes say of each row."""
+    if layout is None:
+        return total_beside(arguments, scale, budget, (), k)
+
+    def local(arguments: Arguments, scale: Array) -> tuple[Array, Read]:
+        arguments = cast(layout, arguments)
+        value, every = total_beside(arguments, scale, budget, layout.classes, k)
+        return lax.psum(value, layout.rows), every
+
+    if layout.is_manual:
+        return local(arguments, scale)
+    count, spec = scale.shape[0], P(layout.rows)
+    operands = padded(layout, arguments), (scale,), (spec,)
+    value, every = mapped(layout, local, *operands, (P(), spec))
+    return value, jax.tree.map(lambda a: layout.as_rows(a[:count]), every)
 
 
 def mapped(

@@ -1,0 +1,110 @@
+"""What the logits of all rows say, and the sum of their losses with its gradients beside it.
+
+A sum with its gradients has the logits of each row once, three products in all. What else they say
+is read there: `total_beside`. The derivative of that computes the logits again, where it is asked
+for.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.custom_derivatives import zero_from_primal
+
+from softjax._linear_cross_entropy.blocks import Statistics, block_of, distance, losses, statistics
+from softjax._linear_cross_entropy.gradients import by_rows, slope_of_total, total_with_gradients
+from softjax._linear_cross_entropy.pieces import Arguments, dots_of, jvp_along
+from softjax._linear_cross_entropy.readings import best, readings
+from softjax._linear_cross_entropy.shards import first_class, joined, once
+from softjax._sharding import varying
+
+# Reals and integers of each row: its statistics, its surprise and its largest d; their classes.
+Read = tuple[tuple[Statistics, Array, Array], Array]
+
+
+def read(part: Arguments, start: Array | int, k: int) -> Read:
+    """What the classes of an argument say, of which the first is `start`."""
+    block = block_of(*part)
+    s = statistics(block, part.rows.index, start)
+    surprise, top_d, top_classes = readings(block, s.top, start, k)
+    return (s, surprise, top_d), top_classes
+
+
+def read_over(axes: tuple[str, ...], budget: int | None, arguments: Arguments, k: int) -> Read:
+    """What all classes say, some rows at a time.
+
+    With d = (m_s - M) / T for the shard s of the classes, sum e^d (surprise - (1 + r_s) d) is the
+    surprise of all.
+    """
+
+    def local(part: Arguments) -> Read:
+        return read(part, first_class(axes, part), min(k, part.classes.length))
+
+    if not axes:
+        return by_rows(local, budget, arguments)
+    temperature = arguments.scalars.temperature
+    (own, surprise, top_d), top_classes = by_rows(local, budget, varying(arguments, axes))
+    s = joined(own, axes, temperature)
+    d = distance(jnp.where(own.excess < 0, s.top, own.top), s.top, temperature)
+    surprise = lax.psum(jnp.exp(d) * (surprise - (1 + own.excess) * d), axes)
+    top_d, top_classes = best(top_d + d[:, None], top_classes, axes, k)
+    return (s, surprise, top_d), top_classes
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def total_beside(
+    arguments: Arguments, scale: Array, budget: int | None, axes: tuple[str, ...], k: int
+) -> tuple[Array, Read]:
+    """sum_i scale_i l_i, and what `read_over` gives."""
+    rows, _, scalars = arguments
+    every = read_over(axes, budget, arguments, k)
+    return jnp.sum(scale * losses(every[0][0], rows.mass, rows.active, scalars)), every
+
+
+@partial(total_beside.defjvp, symbolic_zeros=True)
+def _total_beside_jvp(budget, axes, k, primals, tangents):
+    (arguments, scale), (dots, scale_dot) = primals, dots_of(tangents)
+    found = total_with_gradients(arguments, scale, budget, axes, dots, k)
+    value, value_dot = slope_of_total(found, axes, dots, scale_dot)
+    assert found.statistics is not None
+    assert found.readings is not None
+    s, (surprise, top_d, top_classes) = found.statistics, found.readings
+    if axes:
+        s, surprise = lax.psum((jax.tree.map(lambda a: once(a, axes), s), surprise), axes)
+        top_d, top_classes = best(top_d, top_classes, axes, k)
+    every = _with_slope(((s, surprise, top_d), top_classes), arguments, budget, axes, k)
+    return (value, every), (value_dot, _slope(every, arguments, budget, axes, k, dots))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def _with_slope(
+    every: Read, arguments: Arguments, budget: int | None, axes: tuple[str, ...], k: int
+) -> Read:
+    """`every`, which is what `read_over` gives, with the derivative of that."""
+    return every
+
+
+@partial(_with_slope.defjvp, symbolic_zeros=True)
+def _with_slope_jvp(budget, axes, k, primals, tangents):
+    every, arguments = primals
+    every = _with_slope(every, arguments, budget, axes, k)
+    return every, _slope(every, arguments, budget, axes, k, dots_of(tangents[1]))
+
+
+def _slope(
+    every: Read,
+    arguments: Arguments,
+    budget: int | None,
+    axes: tuple[str, ...],
+    k: int,
+    dots: Arguments,
+) -> Any:
+    """The tangent of `read_over` along `dots`; the classes have none."""
+
+    def reals(arguments: Arguments) -> tuple[Statistics, Array, Array]:
+        return read_over(axes, budget, arguments, k)[0]
+
+    none = partial(zero_from_primal, symbolic_zeros=True)
+    return jvp_along(reals, (arguments,), (dots,)), jax.tree.map(none, every[1])
