@@ -3,53 +3,36 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import track
 
 from benchmarks import (
-    accuracy,
     aot,
     aot_cases,
     baselines,
-    cold,
     compare,
+    core,
     docs,
-    fit,
-    fused,
-    inference,
-    many,
     measure,
     memory,
     results,
     roofline,
-    scale,
     tables,
     targets,
 )
-from benchmarks.cases import SUITES
 from benchmarks.environment import environment
 from benchmarks.peers import PEERS
-from benchmarks.run import measured
+from benchmarks.results import ResultError, Row
+from benchmarks.suites import APART, SUITES, measured
 from softjax import _files
 
-# Who prints the records of a suite; `tables` those of `core`.
-PRINTERS = {
-    "accuracy": accuracy,
-    "fused": fused,
-    "fit": fit,
-    "many": many,
-    "cold": cold,
-    "inference": inference,
-    "scale": scale,
-    "aot": aot,
-}
 # Missing cases that are named; the others are counted.
 SHOWN = 10
-# Whose records hold the work of their cases.
+# The suites whose rows hold the work of their cases.
 WITH_ROOFLINE = ("core", "fused")
 
 
@@ -57,75 +40,81 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command. Exit status: 1 where a figure is wrong, 2 for a bad file, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="show suites, shapes and peers")
+    commands.add_parser("list", help="show suites, shapes and peers").set_defaults(do=_list)
 
     run = commands.add_parser("run", help="measure softjax beside its peers")
-    run.add_argument("suites", nargs="*", metavar="SUITE", help="all of them where none is named")
+    apart = " and ".join(APART)
+    run.add_argument("suites", nargs="*", metavar="SUITE", help=f"all but {apart} if none is named")
     quick = f"{measure.QUICK_PAIRS} pairs, not {measure.PAIRS}, and the short cases"
     run.add_argument("--quick", action="store_true", help=quick)
-    run.add_argument("--only", default="", metavar="TEXT", help="only cases whose name holds TEXT")
-    run.add_argument("--out", type=Path, metavar="FILE", help="where to write the JSON lines")
+    run.set_defaults(do=_run)
     compiling = commands.add_parser("aot", help="compile for a device that is not there, and count")
     compiling.add_argument("suites", nargs="*", metavar="SUITE", help=", ".join(aot_cases.SUITES))
     place = "tpu:v5e:2x2, tpu:v5p:2x2x1, gpu:h100 and the like"
     compiling.add_argument("--target", required=True, help=place)
-    compiling.add_argument("--only", default="", metavar="TEXT", help="cases whose name holds TEXT")
-    compiling.add_argument("--out", type=Path, metavar="FILE", help="where to write the JSON lines")
     held = "fail where one of a few programs costs more than its committed figures"
     compiling.add_argument("--gate", action="store_true", help=held)
     anew = "write the figures that --gate holds anew"
     compiling.add_argument("--write-gate", action="store_true", help=anew)
+    compiling.set_defaults(do=_aot)
+    for command in (run, compiling):
+        command.add_argument(
+            "--only", default="", metavar="TEXT", help="cases whose name holds TEXT"
+        )
+        command.add_argument(
+            "--out", type=Path, metavar="FILE", help="where to write the JSON lines"
+        )
     comparison = commands.add_parser("compare", help="what got slower or larger beyond the noise")
     comparison.add_argument("before", type=Path, metavar="A", help="a result file")
     comparison.add_argument("after", type=Path, metavar="B", help="a later one")
-    page = commands.add_parser("report", help="one page of tables and pictures")
+    comparison.set_defaults(do=_compare)
+    page = commands.add_parser("report", help="one page of verdicts, tables and pictures")
     page.add_argument("files", nargs="*", type=Path, metavar="FILE", help="results, or folders")
     page.add_argument("--out", type=Path, default=Path("benchmarks.html"), help="the HTML page")
     page.add_argument("--markdown", type=Path, metavar="FILE", help="its tables as Markdown")
     page.add_argument("--github", type=Path, metavar="FILE", help="for github-action-benchmark")
+    page.set_defaults(do=_report)
     write = commands.add_parser("docs", help="write the figures in README and docs anew")
     write.add_argument("--check", action="store_true", help="write nothing; fail where one differs")
-    commands.add_parser("baselines", help="write the figures that the tests hold anew")
+    write.set_defaults(do=_docs)
+    anew = "write the figures that the tests hold anew"
+    commands.add_parser("baselines", help=anew).set_defaults(do=_baselines)
     options = parser.parse_args(arguments)
-
+    # A pipe has no width of its own; the tables need this much.
+    console = Console(width=None if sys.stdout.isatty() else 230, highlight=False, soft_wrap=True)
     try:
-        return _do(options, parsers=(run, compiling))
-    except results.ResultError as error:
+        return options.do(options, console)
+    except ResultError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
 
 
-def _do(
-    options: argparse.Namespace,
-    parsers: tuple[argparse.ArgumentParser, argparse.ArgumentParser],
-) -> int:
-    """Run the command; the parsers of `run` and `aot` say what is wrong with their options."""
-    run, compiling = parsers
-    # A pipe has no width of its own; the tables need this much.
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    if options.command == "list":
-        console.print(tables.cases_table())
-        return 0
-    if options.command == "compare":
-        return _compare(results.read(options.before), results.read(options.after), console)
-    if options.command == "docs":
-        return _docs(options.check, console)
-    if options.command == "baselines":
-        baselines.write()
-        console.print(f"Written to {baselines.FILE}", highlight=False, soft_wrap=True)
-        return 0
-    if options.command == "report":
-        return _report(options, console)
-    if options.command == "aot":
-        return _aot(options, compiling)
-    return _run(options, run, console)
+def _list(options: argparse.Namespace, console: Console) -> int:
+    """The suites, the shapes and the peers, with those that cannot be measured here."""
+    table = tables.rich_table("What can be run", "kind", "name", "")
+    for suite, cases in SUITES.items():
+        quick = sum(getattr(case, "quick", True) for case in cases)
+        table.add_row("suite", suite, f"{len(cases)} cases, {quick} of them with --quick")
+    for shape in core.SHAPES:
+        table.add_row("shape", shape.name, f"({shape.examples}, {shape.classes}): {shape.origin}")
+    for peer in PEERS:
+        table.add_row("peer", peer.name, peer.absence or f"{peer.distribution} {peer.version}")
+    console.print(table)
+    return 0
 
 
-def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: Console) -> int:
-    """Measure the cases, write each record as soon as it is there, and print the tables."""
-    suites = options.suites or list(SUITES)
-    if unknown := set(suites) - set(SUITES):
-        parser.error(f"unknown suite {', '.join(sorted(unknown))}; there is {', '.join(SUITES)}")
+def _known(asked: Sequence[str], suites: Iterable[str]) -> list[str]:
+    """The suites that were asked for, or all; an unknown one is an error."""
+    if unknown := set(asked) - set(suites):
+        there = ", ".join(suites)
+        raise ResultError(f"unknown suite {', '.join(sorted(unknown))}; there is {there}.")
+    return list(asked or suites)
+
+
+def _run(options: argparse.Namespace, console: Console) -> int:
+    """Measure the cases, write each row as soon as it is there, and print the tables."""
+    suites = _known(options.suites, SUITES)
+    suites = suites if options.suites else [suite for suite in suites if suite not in APART]
     cases = [
         (suite, case)
         for suite in suites
@@ -136,126 +125,89 @@ def _run(options: argparse.Namespace, parser: argparse.ArgumentParser, console: 
     ]
     if not cases:
         name = SUITES[suites[0]][0].name
-        parser.error(f"no case's name holds {options.only!r}; one name is {name}")
-
+        raise ResultError(f"no case's name holds {options.only!r}; one name is {name}.")
     head = environment() | {"suite": "-".join(suites), "quick": options.quick, "only": options.only}
     stamp = head["date"][:19].replace(":", "-")
     kind = "-quick" if options.quick else ""
     out = options.out or results.RESULTS / f"{stamp}-{head['platform']}-{head['suite']}{kind}.jsonl"
-    file = _opened(out, parser)
-    console.print(f"{head['device']}, {head['processor']}, {head['cores']} cores", highlight=False)
+    console.print(f"{head['device']}, {head['processor']}, {head['cores']} cores")
     for peer in PEERS:
         if peer.absence:
-            console.print(f"absent: {peer.name}, {peer.absence}", highlight=False)
-    with file:
-        results.write(head, file)
-        records, status = _measure(cases, options.quick, file, console)
-    _print(records, console)
-    console.print(f"Written to {out}", highlight=False, soft_wrap=True)
-    return status or int(any(map(_is_bad, records)))
+            console.print(f"absent: {peer.name}, {peer.absence}")
+    pairs = measure.QUICK_PAIRS if options.quick else measure.PAIRS
+
+    def records(file: TextIO) -> Iterable[Row]:
+        if any(suite in WITH_ROOFLINE for suite in suites):
+            results.write(roofline.ceilings(), file)
+        for suite, case in track(cases, "Measuring", console=Console(stderr=True)):
+            yield from measured(suite, case, pairs)
+
+    return _write(out, head, records, console)
 
 
-def _aot(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _aot(options: argparse.Namespace, console: Console) -> int:
     """Compile for the target; the exit status is 1 where a case fails or the gate is closed."""
-    # The table of two programs a row is wide.
-    console = Console(width=None if sys.stdout.isatty() else 230)
-    suites = options.suites or list(aot_cases.SUITES)
-    if unknown := set(suites) - set(aot_cases.SUITES):
-        known = ", ".join(aot_cases.SUITES)
-        parser.error(f"unknown suite {', '.join(sorted(unknown))}; there is {known}")
-    try:
-        target = targets.target(options.target)
-    except targets.UnknownTarget as error:
-        parser.error(str(error))
+    suites = _known(options.suites, aot_cases.SUITES)
+    target = targets.target(options.target)
     if options.gate or options.write_gate:
         lines, compared = aot.gate(target, write=options.write_gate)
         for line in [*lines, compared]:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+            console.print(line, markup=False)
         return int(bool(lines))
-
     head = environment() | aot.environment_of(target) | {"only": options.only, "quick": False}
     head["versions"] |= aot.versions_of(target)
-    name = f"{head['date'][:10]}-{aot.file_name(target)}-aot.jsonl"
-    out = options.out or results.RESULTS / name
-    console.print(f"{target.name}: {head['device']}, {target.compiler}", highlight=False)
-    found = []
-    with _opened(out, parser) as file:
-        results.write(head, file)
-        try:
-            for record in aot.records(target, suites, options.only):
-                results.write(record, file)
-                found.append(record)
-                status = record.get("error", "").split("\n")[0][:150] or ""
-                print(f"{record['case']} {status}", file=sys.stderr, flush=True)
-        except KeyboardInterrupt:
-            console.print("Interrupted: what was compiled so far is kept.")
-            return 130
-    _print(found, console)
-    console.print(f"Written to {out}", highlight=False, soft_wrap=True)
-    return int(any(record["record"] == "failure" for record in found))
+    out = options.out or results.RESULTS / f"{head['date'][:10]}-{aot.file_name(target)}-aot.jsonl"
+    console.print(f"{target.name}: {head['device']}, {target.compiler}")
+    found = lambda _: aot.records(target, suites, options.only)  # noqa: E731
+    return _write(out, head, found, console)
 
 
-def _opened(out: Path, parser: argparse.ArgumentParser) -> TextIO:
-    """The file to write to, or one line on why it cannot be."""
+def _write(out: Path, head: Row, records, console: Console) -> int:
+    """Write the records as they come, and print their tables: an interrupt keeps what there is."""
+    found, status = [], 0
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        return out.open("w")
+        file = out.open("w")
     except OSError as error:
-        parser.error(f"cannot write to {out} ({error.strerror}); name another place by --out FILE")
-
-
-def _is_bad(record: results.Record) -> bool:
-    """Whether a case raised or softjax is wrong; a peer that is wrong is reported, no more."""
-    if record["record"] == "failure":
-        return True
-    ours = record.get("softjax", {})
-    return not ours.get("correct", not record.get("wrong", False))
-
-
-def _measure(
-    cases: Sequence[tuple[str, Any]], quick: bool, file: TextIO, console: Console
-) -> tuple[list[results.Record], int]:
-    """The records of all cases, each written at once: an interrupt keeps what there is."""
-    records = []
-    pairs = measure.QUICK_PAIRS if quick else measure.PAIRS
-    try:
-        if any(suite in WITH_ROOFLINE for suite, _ in cases):
-            results.write(roofline.ceilings(), file)
-        for suite, case in track(cases, "Measuring", console=Console(stderr=True)):
-            for record in measured(suite, case, pairs):
+        reason = f"cannot write to {out} ({error.strerror})"
+        raise ResultError(f"{reason}; name another place by --out FILE.") from error
+    with file:
+        results.write(head, file)
+        try:
+            for record in records(file):
                 results.write(record, file)
-                records.append(record)
-    except KeyboardInterrupt:
-        console.print("Interrupted: what was measured so far is kept.")
-        return records, 130
-    return records, 0
+                found.append(record)
+        except KeyboardInterrupt:
+            console.print("Interrupted: what was measured so far is kept.")
+            status = 130
+    rows = [record for record in found if record["record"] == "result"]
+    failures = [record for record in found if record["record"] == "failure"]
+    for suite in dict.fromkeys(record["suite"] for record in found):
+        own = [row for row in rows if row["suite"] == suite]
+        console.print(tables.suite_table(suite, own))
+        failed = sum(record["suite"] == suite for record in failures)
+        console.print(f"{suite}: {results.verdict(own, failed)}")
+    for record in failures:
+        asked = f", {record['bytes']} bytes asked" if record["bytes"] else ""
+        line = f"{record['kind']}{asked}: {record['case']}: {record['error'].splitlines()[0]}"
+        console.print(line, style="red", markup=False)
+    console.print(f"Written to {out}")
+    # A peer that is wrong is reported, no more.
+    wrong = any(row.get("wrong") and results.is_softjax(row) for row in rows)
+    return status or int(bool(failures) or wrong)
 
 
-def _print(records: Sequence[results.Record], console: Console) -> None:
-    found = [record for record in records if record["record"] == "result"]
-    for suite in dict.fromkeys(map(results.suite_of, found)):
-        printer = PRINTERS.get(suite, tables)
-        own = [record for record in found if results.suite_of(record) == suite]
-        for table in printer.results_tables(own):
-            console.print(table)
-        console.print(printer.summary(own), highlight=False, soft_wrap=True)
-    for record in records:
-        if record["record"] == "failure":
-            asked = f", {record['bytes']} bytes asked" if record["bytes"] else ""
-            line = f"{record['kind']}{asked}: {record['case']}: {record['error'].splitlines()[0]}"
-            console.print(line, style="red", highlight=False, markup=False, soft_wrap=True)
-
-
-def _compare(before: results.Run, after: results.Run, console: Console) -> int:
+def _compare(options: argparse.Namespace, console: Console) -> int:
     """Print what changed; the exit status is 1 where anything got worse."""
+    before, after = results.read(options.before), results.read(options.after)
     changes = compare.compare(before, after)
     for line in compare.differences(before, after):
-        console.print(f"differs: {line}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"differs: {line}", markup=False)
     missing = compare.missing(before, after)
     for name in missing[:SHOWN]:
-        console.print(f"missing in the second: {name}", highlight=False, soft_wrap=True)
+        console.print(f"missing in the second: {name}")
     if len(missing) > SHOWN:
-        console.print(f"and {len(missing) - SHOWN} more", highlight=False)
+        console.print(f"and {len(missing) - SHOWN} more")
     for name, found in (
         ("Worse", [change for change in changes if change.worse]),
         ("Better", [change for change in changes if change.better]),
@@ -265,43 +217,49 @@ def _compare(before: results.Run, after: results.Run, console: Console) -> int:
     worse = sum(change.worse for change in changes)
     verdict = f"{worse} got worse" if worse else "nothing got slower, larger or less accurate"
     for suite, factor in compare.sensitivity(changes).items():
-        console.print(
-            f"{suite}: only slowdowns above {factor:.2f}x can be detected in this run",
-            highlight=False,
-        )
-    console.print(f"{len(changes)} figures compared: {verdict} beyond the noise", highlight=False)
+        console.print(f"{suite}: only slowdowns above {factor:.2f}x can be detected in this run")
+    console.print(f"{len(changes)} figures compared: {verdict} beyond the noise")
     return int(worse > 0)
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:
     """Write the page, and what else is asked for."""
-    from benchmarks import page, report  # matplotlib, which nothing else here needs
+    from benchmarks import report  # pandas and Altair, which nothing else here needs
 
     for path in filter(None, (options.out, options.markdown, options.github)):
         try:
             _files.try_file(path)
         except OSError as error:
-            raise results.ResultError(f"{path}: {error.strerror}.") from error
+            raise ResultError(f"{path}: {error.strerror}.") from error
     runs = results.read_all(options.files)
     sections = report.sections(runs)
-    texts = {options.out: page.page(sections)}
+    texts = {options.out: report.page(sections)}
     if options.markdown:
-        texts[options.markdown] = page.markdown(sections)
+        texts[options.markdown] = report.markdown(sections)
     if options.github:
         texts[options.github] = json.dumps(results.github(runs), indent=1)
     for path, text in texts.items():
         with _files.whole(path) as draft:
             draft.write_text(text, encoding="utf-8")
-        console.print(f"Written to {path}", highlight=False, soft_wrap=True)
+        console.print(f"Written to {path}")
     return 0
 
 
-def _docs(check: bool, console: Console) -> int:
+def _docs(options: argparse.Namespace, console: Console) -> int:
     """Bring the figures of the documentation up to date; with `check`, 1 where they are not."""
-    stale = docs.stale() if check else docs.write()
+    stale = docs.stale() if options.check else docs.write()
+    if not options.check:
+        docs.draw()
     for path in stale:
-        console.print(f"{'Stale' if check else 'Written'}: {path}", highlight=False, soft_wrap=True)
-    return int(check and bool(stale))
+        console.print(f"{'Stale' if options.check else 'Written'}: {path}")
+    return int(options.check and bool(stale))
+
+
+def _baselines(options: argparse.Namespace, console: Console) -> int:
+    """Make the figures of this tree those that the tests hold."""
+    baselines.write()
+    console.print(f"Written to {baselines.FILE}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -10,19 +10,16 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from rich import box
-from rich.table import Table
 
-from benchmarks import hlo, traffic
+from benchmarks import hlo, measure, traffic
 from benchmarks.aot_cases import SMALL_BUDGET, Case, cases, largest
 from benchmarks.environment import version
-from benchmarks.run import failure
+from benchmarks.results import Row
 from benchmarks.targets import Target
 
 FILE = Path(__file__).with_name("aot_baselines.json")
@@ -41,66 +38,44 @@ HEAD_PASSES, HEAD_TIME, HEAD_KERNELS, HEAD_TEMPORARIES = 1.3, 1.05, 250, 1 / 6
 HEAD_PRODUCTS = {"head": 1.0, "head, each": 4 / 3}
 # What the gate holds.
 GATED = ("temporary_bytes", "moved_bytes", "launches")
-# Figures are compared to two digits after the point: a few bytes a row more are no pass.
-HUNDREDTH = 0.005
 
-Record = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A figure of ours and what it may be at most."""
-
-    name: str
-    got: float
-    bound: float
-
-    @property
-    def met(self) -> bool:
-        """Whether it is, to the two digits that are shown."""
-        return self.got <= self.bound + HUNDREDTH
+# What is measured, and the most that is asked, by name.
+Checks = dict[str, list[float]]
 
 
-def records(target: Target, suites: Sequence[str], only: str = "") -> Iterator[Record]:
-    """A record of each case, as soon as it is compiled; of one that does not compile, why."""
+def records(target: Target, suites: Sequence[str], only: str = "") -> Iterator[Row]:
+    """The rows of each case, as soon as it is compiled; of one that does not compile, why."""
     program(jnp.negative, (jax.ShapeDtypeStruct((8,), "float32"),), target)  # starts the compiler
     for case in cases(target, suites):
         if only not in case.full_name:
             continue
         try:
-            yield record(case, target)
+            yield from rows(case, target)
         except Exception as error:  # what the compiler refuses is a result of the case
-            yield failure("aot", case.full_name, error)
+            yield measure.failure("aot", case.full_name, error)
 
 
-def record(case: Case, target: Target) -> Record:
-    """Both programs of a case, and how ours stands beside the bounds."""
-    ours = {"name": "softjax", **program(case.ours, case.arguments, target)}
-    result = {
-        "record": "result",
-        "suite": "aot",
-        "case": case.full_name,
-        "target": target.name,
-        "kind": case.kind,
-        "rows": case.rows,
-        "softjax": ours,
-    }
+def rows(case: Case, target: Target) -> Iterator[Row]:
+    """Both programs of a case; the row of the peer says how ours stands beside the bounds."""
+    head = {"record": "result", "suite": "aot", "case": case.full_name, "target": target.name}
+    head["kind"] = case.kind
+    ours = program(case.ours, case.arguments, target)
+    yield head | {"side": "softjax"} | ours
     if case.peer is None:
-        return result
+        return
     try:
-        theirs = {"name": case.peer_name, **program(case.peer, case.arguments, target)}
+        theirs = program(case.peer, case.arguments, target)
     except Exception as error:  # a peer that does not compile is no fault of ours
         text = f"{type(error).__name__}: {error}"[:300]
-        return result | {"peer": {"name": case.peer_name, "failure": text}}
-    found = verdicts(case, ours, theirs, target.platform)
-    return result | {
-        "peer": theirs,
-        "verdicts": [{"name": v.name, "got": v.got, "bound": v.bound, "met": v.met} for v in found],
-        "met": all(verdict.met for verdict in found),
-    }
+        yield head | {"side": case.peer_name, "failure": text}
+        return
+    # Figures are compared to two digits after the point: a few bytes a row more are no pass.
+    found = checks(case, ours, theirs, target.platform).items()
+    rounded = {name: [round(got, 2), most] for name, (got, most) in found}
+    yield head | {"side": case.peer_name, "checks": rounded} | theirs
 
 
-def program(function: Callable[..., Any], arguments: tuple[Any, ...], target: Target) -> Record:
+def program(function: Callable[..., Any], arguments: tuple[Any, ...], target: Target) -> Row:
     """What one compiled program costs; with the time to lower and to compile it here."""
     place = jax.sharding.SingleDeviceSharding(target.devices[0])
     placed = jax.tree.map(lambda a: a if a.sharding else a.update(sharding=place), arguments)
@@ -128,47 +103,48 @@ def program(function: Callable[..., Any], arguments: tuple[Any, ...], target: Ta
     }
 
 
-def verdicts(case: Case, ours: Record, theirs: Record, platform: str) -> list[Verdict]:
+def checks(case: Case, ours: Row, theirs: Row, platform: str) -> Checks:
     """The figures of a case that have a bound."""
     if not case.kind:
-        return []
+        return {}
     if case.kind.startswith("head"):
-        return head_verdicts(case, ours, theirs)
+        return head_checks(case, ours, theirs)
     few = 4 * FLOATS_A_ROW * case.rows
-    found = [
-        Verdict("ratio of passes", ours["passes"] / theirs["passes"], PASSES[case.kind]),
-        Verdict("temp.", ours["temporary_bytes"], theirs["temporary_bytes"] + few),
-        Verdict("kernels", ours["launches"], theirs["launches"] + MORE_KERNELS),
-    ]
+    found = {
+        "ratio of passes": [ours["passes"] / theirs["passes"], PASSES[case.kind]],
+        "temporaries": [ours["temporary_bytes"], theirs["temporary_bytes"] + few],
+        "kernels": [ours["launches"], theirs["launches"] + MORE_KERNELS],
+    }
     if case.kind == "loss and gradient" and LOSS_SHAPE in case.name:
-        found.append(Verdict("passes", ours["passes"], LOSS_PASSES))
+        found["passes"] = [ours["passes"], LOSS_PASSES]
     if platform == "tpu":
         # Of the CPU, which other processes on the machine disturb less.
         ratio = ours["compile_cpu_seconds"] / theirs["compile_cpu_seconds"]
-        found.append(Verdict("compile", ratio, COMPILING_ON_TPU))
+        found["compile"] = [ratio, COMPILING_ON_TPU]
     return found
 
 
-def head_verdicts(case: Case, ours: Record, theirs: Record) -> list[Verdict]:
+def head_checks(case: Case, ours: Row, theirs: Row) -> Checks:
     """The figures of the value and gradient of a head."""
     if case.kind == "head, small":
-        return [Verdict("temp.", ours["temporary_bytes"], SMALL_BUDGET)]
-    products = Verdict("products", ours["flops"] / theirs["flops"], HEAD_PRODUCTS[case.kind])
+        return {"temporaries": [ours["temporary_bytes"], SMALL_BUDGET]}
+    products = {"products": [ours["flops"] / theirs["flops"], HEAD_PRODUCTS[case.kind]]}
     if case.kind == "head, each":
-        return [products]
+        return products
     kernel = case.arguments[1]
     summed = 4 * kernel.size if kernel.dtype.itemsize < 4 else 0
-    beside = ours["temporary_bytes"] - summed
-    return [
-        products,
-        Verdict("ratio of passes", ours["passes"] / theirs["passes"], HEAD_PASSES),
-        Verdict("time", ours["estimated_seconds"] / theirs["estimated_seconds"], HEAD_TIME),
-        Verdict("kernels", ours["launches"], HEAD_KERNELS),
-        Verdict("temp.", beside, HEAD_TEMPORARIES * theirs["temporary_bytes"]),
-    ]
+    return products | {
+        "ratio of passes": [ours["passes"] / theirs["passes"], HEAD_PASSES],
+        "time": [ours["estimated_seconds"] / theirs["estimated_seconds"], HEAD_TIME],
+        "kernels": [ours["launches"], HEAD_KERNELS],
+        "temporaries": [
+            ours["temporary_bytes"] - summed,
+            HEAD_TEMPORARIES * theirs["temporary_bytes"],
+        ],
+    }
 
 
-def environment_of(target: Target) -> Record:
+def environment_of(target: Target) -> Row:
     """What replaces the fields of the machine in the environment of a run that compiles only."""
     return {
         "platform": target.platform,
@@ -178,62 +154,6 @@ def environment_of(target: Target) -> Record:
         "target": target.name,
         "suite": "aot",
     }
-
-
-COLUMNS = (
-    *("case", "peer", "passes", "ratio", "kernels (launched)", "temp., MB", "GB", "ms"),
-    *("products", "sent, MB", "compile, s", "missed"),
-)
-
-
-def results_tables(found: Sequence[Record]) -> list[Table]:
-    """One table a suite, softjax before the peer in each pair of figures."""
-    tables: dict[str, Table] = {}
-    for one in found:
-        suite = one["case"].partition("/")[0]
-        if suite not in tables:
-            title = f"{suite}, compiled for {one['target']} and not run"
-            tables[suite] = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-            for column in COLUMNS:
-                tables[suite].add_column(column, no_wrap=column not in ("products", "sent, MB"))
-        tables[suite].add_row(*cells(one))
-    return list(tables.values())
-
-
-def summary(found: Sequence[Record]) -> str:
-    """One line: how many cases are within all of their bounds."""
-    bounded = [one for one in found if one.get("verdicts")]
-    met = sum(one["met"] for one in bounded)
-    return f"aot: {met} of {len(bounded)} cases within their bounds, {len(found)} compiled"
-
-
-def cells(one: Record) -> tuple[str, ...]:
-    """A record as the cells of a row."""
-    ours, theirs = one["softjax"], one.get("peer", {})
-    both = [side for side in (ours, theirs) if "passes" in side]
-
-    def shown(of: Callable[[Record], str]) -> str:
-        return " / ".join(map(of, both))
-
-    return (
-        one["case"].partition("/")[2].replace("/", " "),
-        theirs.get("name", "") + (", fails" if "failure" in theirs else ""),
-        shown(lambda side: f"{side['passes']:.1f}"),
-        f"{ours['passes'] / theirs['passes']:.2f}" if len(both) == 2 else "",
-        shown(lambda side: f"{side['kernels']} ({side['launches']})"),
-        shown(lambda side: f"{side['temporary_bytes'] / 1e6:.3g}"),
-        shown(lambda side: f"{side['moved_bytes'] / 1e9:.3g}"),
-        shown(lambda side: f"{1e3 * side['estimated_seconds']:.3g}"),
-        ", ".join(f"{count} {kind}" for kind, count in ours["products"].items()),
-        shown(_sent) if any(side["collectives"] for side in both) else "",
-        shown(lambda side: f"{side['lower_seconds'] + side['compile_seconds']:.1f}"),
-        ", ".join(v["name"] for v in one.get("verdicts", ()) if not v["met"]),
-    )
-
-
-def _sent(side: Record) -> str:
-    kinds = (f"{kind} {size / 1e6:.3g}" for kind, size in side["collectives"].items())
-    return ", ".join(kinds) or "0"
 
 
 def gate(target: Target, write: bool = False) -> tuple[list[str], str]:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from benchmarks import fused, peers
-from benchmarks.cases import CORE, GPT_2, IMAGENET, Case, Shape
+from benchmarks.core import CORE, GPT_2, IMAGENET, Case, Shape
 from benchmarks.environment import version
 from benchmarks.reference import inputs, reference
 

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from benchmarks.results import Record, Run, case_of, peer_of, ratio, sides, suite_of
+from benchmarks.results import Row, Run, is_softjax
 
 FREEDOM = 5
 LEVEL = 0.05
@@ -70,9 +70,9 @@ class Change:
 def compare(before: Run, after: Run) -> list[Change]:
     """Every figure that both runs have."""
     first, second = _by_key(before), _by_key(after)
-    shared = [key for key in first if key in second]
-    pairs = [(first[key], second[key]) for key in shared]
-    return _times(pairs) + _sizes(pairs) + _errors(pairs) + _correctness(pairs)
+    pairs = [(first[key], second[key]) for key in first if key in second]
+    ours = [(a, b) for a, b in pairs if is_softjax(a)]
+    return _times(pairs) + _sizes(ours) + _errors(ours) + _correctness(ours)
 
 
 def differences(before: Run, after: Run) -> list[str]:
@@ -99,43 +99,41 @@ def sensitivity(changes: Sequence[Change]) -> dict[str, float]:
 
 def missing(before: Run, after: Run) -> list[str]:
     """What the first run has and the second does not."""
-    return [" ".join(filter(None, key)) for key in _by_key(before) if key not in _by_key(after)]
+    return [" ".join(key) for key in _by_key(before) if key not in _by_key(after)]
 
 
-def _by_key(run: Run) -> dict[tuple, Record]:
-    return {(suite_of(r), case_of(r), _first_peer(r)): r for r in run.results()}
+def _by_key(run: Run) -> dict[tuple[str, str, str], Row]:
+    return {(row["suite"], row["case"], row["side"]): row for row in run.rows()}
 
 
-def _first_peer(record: Record) -> str | None:
-    """The peer of a pair; solvers are one record, whichever is the fastest."""
-    return None if "solvers" in record else peer_of(record)
+def _where(row: Row) -> str:
+    return f"{row['suite']} {row['case']}"
 
 
-def _times(pairs: Sequence[tuple[Record, Record]]) -> list[Change]:
-    both = [(a, b, ratio(a), ratio(b)) for a, b in pairs]
-    timed = [(a, b, x, y) for a, b, x, y in both if x and y]
-    if not timed:
-        return []
+def _times(pairs: Sequence[tuple[Row, Row]]) -> list[Change]:
+    timed = [(a, b) for a, b in pairs if a.get("ratio") and b.get("ratio")]
+    quantile = float(stats.t.ppf(1 - LEVEL / (2 * max(len(timed), 1)), FREEDOM))
     changes: list[Change] = []
-    quantile = float(stats.t.ppf(1 - LEVEL / (2 * len(timed)), FREEDOM))
-    for suite in dict.fromkeys(suite_of(a) for a, *_ in timed):
-        own = [entry for entry in timed if suite_of(entry[0]) == suite]
+    for suite in dict.fromkeys(a["suite"] for a, _ in timed):
+        own = [(a, b) for a, b in timed if a["suite"] == suite]
         # A suite of few cases learns from all of them what the machine does.
         told = own if len(own) >= FEWEST else timed
-        moves = [math.log(y[0] / x[0]) for _, _, x, y in told]
-        within = [math.hypot(_error(x), _error(y)) for _, _, x, y in told]
-        noise, tail = _noise(moves, _moves_of_peers([(a, b) for a, b, _, _ in told]), within)
+        cases = {(a["suite"], a["case"]) for a, _ in told}
+        peers = [(a, b) for a, b in pairs if (a["suite"], a["case"]) in cases]
+        moves = [math.log(b["ratio"] / a["ratio"]) for a, b in told]
+        within = [math.hypot(_error(a), _error(b)) for a, b in told]
+        noise, tail = _noise(moves, _moves_of_peers(peers), within)
         least = max(math.log(LEAST), SAFETY * tail)
-        for a, _, x, y in own:
-            move = math.log(y[0] / x[0])
-            margin = max(quantile * math.hypot(noise, _error(x), _error(y)), least)
+        for a, b in own:
+            move = math.log(b["ratio"] / a["ratio"])
+            margin = max(quantile * math.hypot(noise, _error(a), _error(b)), least)
             low, high = math.exp(move - margin), math.exp(move + margin)
             changes.append(
                 Change(
-                    "time over that of " + (peer_of(a) or ""),
-                    f"{suite} {case_of(a)}",
-                    x[0],
-                    y[0],
+                    f"time over that of {a['side']}",
+                    _where(a),
+                    a["ratio"],
+                    b["ratio"],
                     f"x {math.exp(move):.2f} ({low:.2f}, {high:.2f})",
                     worse=low > 1,
                     better=high < 1,
@@ -165,16 +163,13 @@ def _deviations(moves: Sequence[float], share: float) -> float:
     return float(np.quantile([abs(move - middle) for move in moves], share))
 
 
-def _moves_of_peers(pairs: Sequence[tuple[Record, Record]]) -> list[float]:
+def _moves_of_peers(pairs: Sequence[tuple[Row, Row]]) -> list[float]:
     """The changes of the peers' times, each less the median of those that it stands beside."""
-    cases: dict[tuple[str, str], list[float]] = {}
+    cases: dict[str, list[float]] = {}
     for a, b in pairs:
-        after = {side.name: side.seconds for side in sides(b)}
-        for side in sides(a):
-            if not side.is_softjax and side.seconds and (new := after.get(side.name)):
-                cases.setdefault((suite_of(a), case_of(a)), []).append(
-                    math.log(new[0] / side.seconds[0])
-                )
+        if not is_softjax(a) and a.get("seconds") and b.get("seconds"):
+            move = math.log(b["seconds"] / a["seconds"])
+            cases.setdefault(_where(a), []).append(move)
     everywhere = statistics.median([move for own in cases.values() for move in own] or [0.0])
     return [
         move - (statistics.median(own[:k] + own[k + 1 :]) if len(own) > 1 else everywhere)
@@ -183,46 +178,40 @@ def _moves_of_peers(pairs: Sequence[tuple[Record, Record]]) -> list[float]:
     ]
 
 
-def _error(estimate: tuple[float, float, float]) -> float:
-    """The standard error of the logarithm, from an interval of 95 %."""
-    return math.log(estimate[2] / estimate[1]) / (2 * 1.96)
+def _error(row: Row) -> float:
+    """The standard error of the logarithm of a ratio, from its interval of 95 %."""
+    low, high = (row.get(key) or row["ratio"] for key in ("ratio_low", "ratio_high"))
+    return math.log(high / low) / (2 * 1.96)
 
 
-def _sizes(pairs: Sequence[tuple[Record, Record]]) -> list[Change]:
-    changes = {}
-    for a, b in pairs:
-        old, new = sides(a)[0], sides(b)[0]
-        name = f"{old.suite} {old.case}"
-        for kind, x, y in (
-            ("temporary bytes", old.temporary_bytes, new.temporary_bytes),
-            ("bytes on the wire", old.wire_bytes, new.wire_bytes),
-            ("bytes read and written", old.moved_bytes, new.moved_bytes),
-        ):
-            if x is not None and y is not None:
-                changes[kind, name] = Change(kind, name, x, y, worse=y > x, better=y < x)
-    return list(changes.values())
+SIZES = {
+    "temporary_bytes": "temporary bytes",
+    "wire_bytes": "bytes on the wire",
+    "moved_bytes": "bytes read and written",
+}
 
 
-def _errors(pairs: Sequence[tuple[Record, Record]]) -> list[Change]:
-    changes = {}
-    for a, b in pairs:
-        old, new = sides(a)[0], sides(b)[0]
-        if old.error is not None and new.error is not None:
-            x, y = old.error, new.error
-            name = f"{old.suite} {old.case}"
-            worse, better = y > ERROR_GROWTH * x, x > ERROR_GROWTH * y
-            changes[name] = Change("error", name, x, y, worse=worse, better=better)
-    return list(changes.values())
+def _sizes(pairs: Sequence[tuple[Row, Row]]) -> list[Change]:
+    return [
+        Change(kind, _where(a), a[key], b[key], worse=b[key] > a[key], better=b[key] < a[key])
+        for a, b in pairs
+        for key, kind in SIZES.items()
+        if a.get(key) is not None and b.get(key) is not None
+    ]
 
 
-def _correctness(pairs: Sequence[tuple[Record, Record]]) -> list[Change]:
+def _errors(pairs: Sequence[tuple[Row, Row]]) -> list[Change]:
+    known = [(_where(a), a.get("error"), b.get("error")) for a, b in pairs]
+    return [
+        Change("error", name, x, y, worse=y > ERROR_GROWTH * x, better=x > ERROR_GROWTH * y)
+        for name, x, y in known
+        if x is not None and y is not None
+    ]
+
+
+def _correctness(pairs: Sequence[tuple[Row, Row]]) -> list[Change]:
     """Results of softjax that became wrong, or right."""
-    changes = {}
-    for a, b in pairs:
-        old, new = sides(a)[0], sides(b)[0]
-        if old.wrong != new.wrong:
-            name = f"{old.suite} {old.case}"
-            changes[name] = Change(
-                "wrong results", name, old.wrong, new.wrong, worse=new.wrong, better=old.wrong
-            )
-    return list(changes.values())
+    known = [(_where(a), bool(a.get("wrong")), bool(b.get("wrong"))) for a, b in pairs]
+    return [
+        Change("wrong results", name, x, y, worse=y, better=x) for name, x, y in known if x != y
+    ]

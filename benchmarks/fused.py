@@ -1,22 +1,20 @@
 """The suite `fused`: linear_cross_entropy beside the plain loss, and beside a map over chunks."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from rich import box
-from rich.table import Table
 
 import softjax
 from benchmarks import measure, roofline
 from benchmarks.peers import PEERS as PACKAGES
 from benchmarks.peers import compiled_by_jax
+from benchmarks.results import Row
 
 # Rows of a chunk of the map: a quarter of the batch.
 CHUNK = 256
@@ -24,8 +22,6 @@ CHUNK = 256
 # The largest error, over the largest entry, that counts as the same result: the logits are sums of
 # 512 products in float32, and both sides sum them in another order.
 TOLERANCE = 1e-4
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -57,9 +53,70 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The case in one word, such as `fused/value/gpt-2-head/float32/plain`."""
-        against = self.peer or f"budget-{self.budget}"
-        return f"fused/{self.mode}/{self.shape.name}/{self.shape.dtype}/{against}"
+        """The case in one word, such as `value/gpt-2-head/float32`, and what is beside softjax."""
+        return f"{self.case} {self.peer or 'alone'}"
+
+    @property
+    def case(self) -> str:
+        """Without the peer."""
+        budget = f"/budget {self.budget // 10**6} MB" if self.budget else ""
+        return f"{self.mode}/{self.shape.name}/{self.shape.dtype}{budget}"
+
+    def run(self, pairs: int) -> Iterator[Row]:
+        """Measure a case. Both sides must first return the same; if not, the pair is not timed.
+
+        Beside a package that is absent there is nothing to measure.
+        """
+        ours, shape = in_mode(partial(fused, budget=self.budget), self.mode), self.shape
+        sizes = shape.rows, shape.features, shape.classes
+        head = {
+            "suite": "fused",
+            "case": self.case,
+            "mode": self.mode,
+            "shape": shape.name,
+            **dict(zip(("rows", "features", "classes"), sizes, strict=True)),
+            "dtype": shape.dtype,
+            "budget": self.budget,
+            **roofline.of_head(self.mode, *sizes, jnp.dtype(shape.dtype).itemsize).fields(),
+        }
+        if self.peer is None:
+            costs = measure.compile_ahead(ours, *structures(shape)).costs()
+            checks = {"temporaries": [costs["temporary_bytes"], self.temporaries]}
+            yield {"record": "result", **head, "side": "softjax", **costs, "checks": checks}
+            return
+        package = next((peer for peer in PACKAGES if peer.name == self.peer), None)
+        if package is not None and package.absence:
+            return
+        arguments = inputs(shape)
+        compiled = measure.compile_ahead(ours, *arguments)
+        operation = package.operations["linear_cross_entropy"] if package else PEERS[self.peer]
+        prepare = package.prepare if package else compiled_by_jax
+        if prepare is compiled_by_jax:
+            theirs = measure.compile_ahead(in_mode(operation, self.mode), *arguments)
+        else:
+            theirs = prepare(operation, self.mode, arguments, False)
+        error = measure.error(compiled.results(), jax.tree.leaves(theirs.results()))
+        tolerance = max(TOLERANCE, measure.TOLERANCES[shape.dtype])
+        mine, other = (
+            measure.Side(name, own, error, tolerance)
+            for name, own in (("softjax", compiled), (self.peer, theirs))
+        )
+        first, second = measure.beside(head, mine, other, pairs)
+        # A case with several peers has one row of softjax, beside the first of them.
+        if self.first:
+            yield first
+        yield second | {"checks": self._checks(first, second)}
+
+    @property
+    def first(self) -> bool:
+        """Whether no case before this one is the same with another peer."""
+        return next((c for c in CASES if c.case == self.case), self).peer == self.peer
+
+    def _checks(self, ours: Row, theirs: Row) -> dict[str, list]:
+        mine, other = ours.get("temporary_bytes"), theirs.get("temporary_bytes")
+        share = mine / other if mine is not None and other else None
+        asked = {"time": (theirs.get("ratio"), self.time), "temporaries": (share, self.temporaries)}
+        return {name: [got, most] for name, (got, most) in asked.items() if most is not None}
 
 
 HEAD = Shape("gpt-2-head", 1024, 512, 50257, "float32", "the vocabulary of GPT-2, a small width")
@@ -78,50 +135,6 @@ CASES = [
         if "linear_cross_entropy" in peer.operations
     ),
 ]
-
-
-def run(case: Case, pairs: int) -> Iterator[Record]:
-    """Measure a case. Both sides must first return the same; if not, the pair is not timed.
-
-    Beside a package that is absent there is nothing to measure.
-    """
-    ours = in_mode(partial(fused, budget=case.budget), case.mode)
-    shape = case.shape
-    sizes = shape.rows, shape.features, shape.classes, jnp.dtype(shape.dtype).itemsize
-    record = {"record": "result", "suite": "fused", "case": case.name, **asdict(case)}
-    record["work"] = asdict(roofline.of_head(case.mode, *sizes))
-    if case.peer is None:
-        compiled = measure.compile_ahead(ours, *structures(shape))
-        record["softjax"] = _side("softjax", compiled)
-        record["wrong"] = False
-        record["met"] = _within(compiled.temporary_bytes, case.temporaries)
-        yield record
-        return
-    package = next((peer for peer in PACKAGES if peer.name == case.peer), None)
-    if package is not None and package.absence:
-        return
-    arguments = inputs(shape)
-    compiled = measure.compile_ahead(ours, *arguments)
-    if package is None or package.prepare is compiled_by_jax:
-        loss = PEERS[case.peer] if package is None else package.operations["linear_cross_entropy"]
-        theirs = measure.compile_ahead(in_mode(loss, case.mode), *arguments)
-    else:
-        loss = package.operations["linear_cross_entropy"]
-        theirs = package.prepare(loss, case.mode, arguments, False)
-    error = measure.error(compiled.results(), jax.tree.leaves(theirs.results()))
-    record |= {"softjax": _side("softjax", compiled), "other": _side(case.peer, theirs)}
-    tolerance = max(TOLERANCE, measure.TOLERANCES[shape.dtype])
-    record |= {"error": error, "wrong": not error <= tolerance}
-    if not record["wrong"]:
-        timed = measure.time_in_pairs(compiled, theirs, pairs)
-        record["softjax"]["seconds"] = asdict(timed.first)
-        record["other"]["seconds"] = asdict(timed.second)
-        record |= {"pairs": timed.count, "ratio": asdict(timed.ratio)}
-        record["temporary_ratio"] = _ratio(compiled.temporary_bytes, theirs.temporary_bytes)
-        record["met"] = _within(timed.ratio.median, case.time) and _within(
-            record["temporary_ratio"], case.temporaries
-        )
-    yield record
 
 
 def inputs(shape: Shape, seed: int = 0) -> tuple[jax.Array, ...]:
@@ -180,79 +193,3 @@ def in_mode(loss: Callable, mode: str) -> Callable:
 
             return product
     raise ValueError(f"benchmarks: unknown mode {mode!r}.")
-
-
-def results_tables(records: Sequence[Record]) -> list[Table]:
-    """One table a shape."""
-    tables: dict[str, Table] = {}
-    for record in records:
-        shape = record["shape"]
-        sizes = shape["rows"], shape["features"], shape["classes"]
-        title = f"{shape['name']} {sizes} {shape['dtype']}"
-        if title not in tables:
-            tables[title] = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-            for column in COLUMNS:
-                tables[title].add_column(column, no_wrap=True)
-        tables[title].add_row(*cells(record))
-    return list(tables.values())
-
-
-def summary(records: Sequence[Record]) -> str:
-    """One line: how many bounds are met, and what is wrong."""
-    met = sum(record.get("met", False) for record in records)
-    wrong = sum(record["wrong"] for record in records)
-    return f"fused: {met} of {len(records)} within the asked bounds, {wrong} wrong results"
-
-
-COLUMNS = ("mode", "beside", "time, ms", "ratio (95 %)", "temp., MB", "ratio", "asked")
-
-
-def cells(record: Record) -> tuple[str, ...]:
-    """A record as the cells of a row."""
-    mode, ours = record["mode"].replace("_", " "), record["softjax"]
-    temporaries = f"{ours['temporary_bytes'] / 1e6:.1f}"
-    if record["peer"] is None:
-        budget = "" if record["budget"] is None else f"budget {record['budget'] / 1e6:.0f} MB"
-        asked = f"{record['temporaries'] / 1e6:.0f} MB"
-        return mode, budget or "compiled only", "", "", temporaries, "", asked
-    other = record["other"]
-    if record["wrong"]:
-        return mode, record["peer"], "wrong", f"error {record['error']:.1e}", "", "", ""
-    times = " / ".join(f"{1e3 * side['seconds']['median']:.0f}" for side in (ours, other))
-    ratio = "{median:.2f} ({low:.2f}, {high:.2f})".format(**record["ratio"])
-    asked = ", ".join(
-        f"{what} {bound:g}"
-        for what, bound in (("time", record["time"]), ("temp.", record["temporaries"]))
-        if bound is not None
-    )
-    if record["temporary_ratio"] is None:
-        return mode, record["peer"], times, ratio, temporaries, "", asked
-    temporaries += f" / {other['temporary_bytes'] / 1e6:.1f}"
-    return (
-        mode,
-        record["peer"],
-        times,
-        ratio,
-        temporaries,
-        f"{record['temporary_ratio']:.2f}",
-        asked,
-    )
-
-
-def markdown(records: Sequence[Record]) -> str:
-    """The records as one Markdown table."""
-    rows = [("shape", *COLUMNS), tuple("---" for _ in range(len(COLUMNS) + 1))]
-    rows += [(record["shape"]["name"], *cells(record)) for record in records]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _side(name: str, compiled: measure.Compiled) -> Record:
-    return {"name": name, **compiled.costs()}
-
-
-def _ratio(ours: int | None, theirs: int | None) -> float | None:
-    return ours / theirs if ours is not None and theirs else None
-
-
-def _within(value: float | None, bound: float | None) -> bool:
-    return bound is None or (value is not None and value <= bound)

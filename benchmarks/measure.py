@@ -1,10 +1,15 @@
 """How a function is measured: compiled ahead of time, checked against float64, timed in pairs."""
 
+import json
 import math
+import os
 import re
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from benchmarks.environment import ROOT
+from benchmarks.results import Row
 
 # The largest error that still counts as the same result, over the largest entry of the reference.
 # In float32 the rounding of x - max alone is 1e-6 relative where the logits span 20; a result in
@@ -75,6 +83,10 @@ class Estimate:
     low: float
     high: float
 
+    def fields(self, median: str, low: str, high: str) -> Row:
+        """The three as fields of a row."""
+        return {median: self.median, low: self.low, high: self.high}
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -84,6 +96,34 @@ class Pairs:
     second: Estimate
     ratio: Estimate
     count: int
+
+
+@dataclass(frozen=True)
+class Side:
+    """An implementation in a case, and how far it is from what it must return."""
+
+    name: str
+    compiled: Compiled
+    error: float
+    tolerance: float
+    version: str | None = None
+
+    def row(self) -> Row:
+        """All but its times."""
+        wrong = not self.error <= self.tolerance
+        named = {"side": self.name, "version": self.version, "error": self.error, "wrong": wrong}
+        return named | self.compiled.costs()
+
+
+def beside(head: Row, ours: Side, theirs: Side, pairs: int) -> tuple[Row, Row]:
+    """The rows of softjax and of a peer, which are timed in pairs unless one of them is wrong."""
+    first, second = ({"record": "result"} | head | side.row() for side in (ours, theirs))
+    if not (first["wrong"] or second["wrong"]):
+        timed = time_in_pairs(ours.compiled, theirs.compiled, pairs)
+        first |= timed.first.fields("seconds", "low", "high")
+        second |= timed.second.fields("seconds", "low", "high") | {"pairs": timed.count}
+        second |= timed.ratio.fields("ratio", "ratio_low", "ratio_high")
+    return first, second
 
 
 def compile_ahead(function: Callable, *arguments: Any, donate: bool = False) -> Compiled:
@@ -142,6 +182,20 @@ def bytes_asked(error: Exception) -> int | None:
     return round(float(size[1]) * 1024**power)
 
 
+def failure(suite: str, name: str, error: Exception) -> Row:
+    """The record of a case that raised; `bytes` is what it asked for where memory ran out."""
+    asked = bytes_asked(error)
+    return {
+        "record": "failure",
+        "suite": suite,
+        "case": name,
+        "kind": "error" if asked is None else "out of memory",
+        "bytes": asked,
+        "error": f"{type(error).__name__}: {error}"[:1000],
+        "traceback": "".join(traceback.format_tb(error.__traceback__)[-3:]),
+    }
+
+
 def device_peak_bytes() -> int | None:
     """The most memory of the device that was in use since the process began, where it tells."""
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
@@ -186,6 +240,44 @@ def estimate(samples: Sequence[float]) -> Estimate:
     while (outside := outside + 2 * math.comb(n, k) * 0.5**n) <= 0.05:
         k += 1
     return Estimate(statistics.median(ordered), ordered[k - 1], ordered[n - k])
+
+
+def process_times(command: Sequence[str], environment: Mapping[str, str] = {}) -> tuple:
+    """The CPU and the wall time of a process, from its start to its end."""
+    begin = time.perf_counter()
+    child = subprocess.Popen(command, env={**os.environ, **environment})
+    _, status, usage = os.wait4(child.pid, 0)
+    wall = time.perf_counter() - begin
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise RuntimeError(f"benchmarks: a process must end with 0, got {child.returncode}.")
+    return usage.ru_utime + usage.ru_stime, wall
+
+
+def elsewhere(
+    function: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] = {}
+) -> Any:
+    """What a function of a module returns in a process of its own; arguments and result as JSON."""
+    program = (
+        f"import json, sys; from {function.__module__} import {function.__name__} as function; "
+        "print(json.dumps(function(*json.loads(sys.argv[1]))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
+    if done.returncode:
+        raise RuntimeError(f"benchmarks: {function.__name__} failed: {done.stderr[-500:]}")
+    return json.loads(done.stdout)
+
+
+def peak_bytes() -> int:
+    """The largest memory of this process; that of `resource` begins with its parent's."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) * 1024 if found else 0
 
 
 def _repeats(compiled: Compiled) -> int:

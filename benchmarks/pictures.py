@@ -1,186 +1,119 @@
-"""Which pictures a suite has data for: the records of its devices as points of `figures.py`."""
+"""The pictures of a report: charts of Altair, as SVG that takes the colours of the page around it.
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+Text and axes are `currentColor` and grids `var(--grid)`, so that one picture is legible on light
+and on dark pages. A picture is no wider than `WIDTH`, and a page scrolls it where it is narrower.
+"""
 
-from benchmarks import figures
-from benchmarks.figures import Panel, Point, Roof
-from benchmarks.results import Record, Run, Side, case_of, peer_of, ratio, sides, suite_of
+from collections.abc import Sequence
+from typing import Any
 
-# What is drawn against the number of classes.
-CURVES = (
-    ("logsumexp", "value"),
-    ("softmax", "value"),
-    ("cross_entropy", "value"),
-    ("cross_entropy", "value_and_gradient"),
-)
+import altair as alt
+import pandas as pd
+import vl_convert
 
-
-@dataclass(frozen=True)
-class Device:
-    """One device and, for each suite, its figures, the newest of each case."""
-
-    label: str
-    runs: dict[str, Run]
-
-
-def pictures(suite: str, devices: Sequence[Device]) -> list[tuple[str, str]]:
-    """Captions and pictures; what no device has is left out."""
-    runs = [(device.label, device.runs[suite]) for device in devices]
-    if suite == "accuracy":
-        drawn = [("Errors; less is better", _dots(runs, _error_points, "error, ulp"))]
-    elif suite == "core":
-        drawn = [
-            (f"{name} against the number of classes, {dtype}", _curves(runs, dtype, value, ylabel))
-            for dtype in ("float32", "bfloat16")
-            for name, value, ylabel in (
-                ("Time", _time, "ns a logit"),
-                ("Temporaries", _temporaries, "bytes over those\nof the logits"),
-            )
-        ]
-    else:
-        drawn = [
-            ("Time; less is better", _dots(runs, _second_points, "seconds")),
-            ("Temporaries; less is better", _dots(runs, _memory_points, "MB")),
-            ("Sent by each device; less is better", _dots(runs, _wire_points, "MB")),
-        ]
-    caption = "Time of softjax over that of the peer; left of 1, softjax is faster"
-    drawn.append((caption, _dots(runs, _ratio_points, "ratio of times", line=1.0)))
-    drawn.append(("Roofline of float32: what softjax reaches", _rooflines(runs)))
-    return [(caption, picture) for caption, picture in drawn if picture]
+WIDTH = 325
+INK, GRID = "currentColor", "var(--grid)"
+# Colours of middle lightness are legible on white and on black; softjax has the first.
+PALETTE = ("#3b82f6", "#f08c00", "#2f9e44", "#e64980", "#9775fa", "#12a5b8", "#c0792a", "#868e96")
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
+AXIS = {"labelColor": INK, "titleColor": INK, "domainColor": INK, "tickColor": INK}
+STYLE = {
+    "background": "transparent",
+    "view": {"stroke": None},
+    "axis": AXIS | {"gridColor": GRID, "labelLimit": 340, "titleFontWeight": "normal"},
+    "legend": {
+        "labelColor": INK,
+        "title": None,
+        "labelLimit": 300,
+        "titleColor": INK,
+        "orient": "top",
+    },
+    "header": {"labelColor": INK, "titleColor": INK, "labelLimit": 400},
+}
 
 
-def row_of(record: Record) -> str:
-    """A case in words, without the peer."""
-    suite, case, peer = suite_of(record), case_of(record), peer_of(record)
-    if suite == "core":
-        donated = ", donated" if record.get("donated") else ""
-        place = f"{record['shape']['name']} {record['dtype']}{donated}"
-        return f"{record['operation']}, {words(record['mode'])} · {place}"
-    if suite == "accuracy":
-        return f"{record['operation']} · {record['dtype']}"
-    if suite == "scale":
-        devices = record["devices"]
-        parts = record["program"], record["form"], f"{devices} device{'s'[: devices != 1]}"
-        return words(" · ".join(parts))
-    if record.get("budget"):
-        case = case.replace(f"budget-{record['budget']}", f"budget {record['budget'] / 1e6:g} MB")
-    parts = [part for part in case.split("/") if part not in (suite, peer, "budget-None")]
-    return words(" · ".join(parts))
+def svg(chart: alt.TopLevelMixin) -> str:
+    """A chart as SVG, in the colours of the page."""
+    return vl_convert.vegalite_to_svg(chart.to_dict(validate=False) | {"config": STYLE})
 
 
-def words(name: str) -> str:
-    """A name without the underscores of code."""
-    return name.replace("_", " ")
+def look(sides: Sequence[str]) -> dict:
+    """A colour and a marker for each side."""
+    shapes = [SHAPES[k % len(SHAPES)] for k in range(len(sides))]
+    colours = [PALETTE[k % len(PALETTE)] for k in range(len(sides))]
+    legend = alt.Legend(columns=1 if max(map(len, sides)) > 20 else 2)
+    return {
+        "color": alt.Color(
+            "side:N", scale=alt.Scale(domain=list(sides), range=colours), legend=legend
+        ),
+        "shape": alt.Shape("side:N", scale=alt.Scale(domain=list(sides), range=shapes)),
+    }
 
 
-def _dots(
-    runs: Sequence[tuple[str, Run]],
-    points: Callable[[Record], list[Point]],
-    xlabel: str,
-    line: float | None = None,
-) -> str | None:
-    columns = [
-        (label, list(dict.fromkeys(p for record in run.results() for p in points(record))))
-        for label, run in runs
+def logarithmic(field: str, title: str) -> dict:
+    """A logarithmic axis whose numbers are plain."""
+    axis = alt.Axis(format=".3~g", tickCount=5)
+    scale = alt.Scale(type="log", nice=False)
+    return {"shorthand": f"{field}:Q", "title": title, "axis": axis, "scale": scale}
+
+
+def dots(
+    frame: pd.DataFrame, title: str, sides: Sequence[str], line: float | None = None
+) -> alt.TopLevelMixin:
+    """A line for each case below its name, a marker for each side with its interval.
+
+    Args:
+        frame: columns case, side, device, value, low and high.
+        title: what the values are.
+        sides: all that have a colour, in order.
+        line: where a rule stands.
+    """
+    above = alt.Axis(
+        labelAlign="left", labelPadding=0, labelOffset=-11, ticks=False, domain=False, grid=True
+    )
+    y = alt.Y("case:N", sort=None, title=None, axis=above)
+    base = alt.Chart(frame).encode(y=y, **look(sides))
+    layers: list[Any] = [
+        base.mark_rule().encode(x=alt.X(**logarithmic("low", title)), x2="high:Q"),
+        base.mark_point(filled=True, size=45, opacity=0.9).encode(
+            x=alt.X(**logarithmic("value", title))
+        ),
     ]
-    columns = [(label, found) for label, found in columns if found]
-    return figures.dots(columns, xlabel, line) if columns else None
+    if line is not None:
+        layers.append(alt.Chart(frame).mark_rule(color=INK).encode(x=alt.datum(line)))
+    chart: Any = alt.layer(*layers, data=frame).properties(width=WIDTH, height=alt.Step(32))
+    return by_device(chart, frame)
 
 
-def _ratio_points(record: Record) -> list[Point]:
-    found, peer = ratio(record), peer_of(record)
-    return [Point(row_of(record), peer, *found)] if found and peer else []
+def curves(frame: pd.DataFrame, x: str, title: str, sides: Sequence[str]) -> alt.TopLevelMixin:
+    """A line for each side against a number, in a panel for each panel of the frame."""
+    size = WIDTH // 2 - 25
+    one = (
+        alt.Chart(frame)
+        .mark_line(point=alt.OverlayMarkDef(filled=True, size=45))
+        .encode(x=alt.X(**logarithmic(x, x)), y=alt.Y(**logarithmic("value", title)), **look(sides))
+        .properties(width=size, height=size)
+    )
+    return one.facet(alt.Facet("panel:N", header=alt.Header(title=None)), columns=2)
 
 
-def _second_points(record: Record) -> list[Point]:
-    row = row_of(record)
-    return [Point(row, side.name, *side.seconds) for side in sides(record) if side.seconds]
+def roofline(frame: pd.DataFrame) -> alt.TopLevelMixin:
+    """Operations a second against operations a byte, below the ceilings of each run."""
+    x = alt.X(**logarithmic("intensity", "operations a byte"))
+    colour = alt.Color("operation:N", scale=alt.Scale(range=list(PALETTE)))
+    points = (
+        alt.Chart(frame)
+        .mark_point(filled=True, size=45)
+        .encode(x=x, y=alt.Y(**logarithmic("speed", "operations a second")), color=colour)
+    )
+    roof = alt.Chart(frame).mark_line(color=INK).encode(x=x, y="ceiling:Q", order="intensity:Q")
+    chart: Any = alt.layer(points, roof, data=frame).properties(width=WIDTH)
+    return by_device(chart, frame)
 
 
-def _memory_points(record: Record) -> list[Point]:
-    return [
-        Point(row_of(record), side.name, side.temporary_bytes / 1e6)
-        for side in sides(record)
-        if side.temporary_bytes
-    ]
-
-
-def _wire_points(record: Record) -> list[Point]:
-    return [
-        Point(row_of(record), side.name, side.wire_bytes / 1e6)
-        for side in sides(record)
-        if side.wire_bytes
-    ]
-
-
-def _error_points(record: Record) -> list[Point]:
-    if "ulp" not in record["unit"]:
-        return []
-    # Errors of 0 have no logarithm; a hundredth of a unit in the last place is as good.
-    return [
-        Point(row_of(record), side.name, None if side.error is None else max(side.error, 0.01))
-        for side in sides(record)
-    ]
-
-
-def _time(record: Record, side: Side) -> float | None:
-    entries = record["shape"]["examples"] * record["shape"]["classes"]
-    return side.seconds and 1e9 * side.seconds[0] / entries
-
-
-def _temporaries(record: Record, side: Side) -> float | None:
-    size = side.temporary_bytes
-    return None if size is None else size / record["logits_bytes"]
-
-
-def _curves(
-    runs: Sequence[tuple[str, Run]],
-    dtype: str,
-    value: Callable[[Record, Side], float | None],
-    ylabel: str,
-) -> str | None:
-    grid: list[tuple[str, list[Panel]]] = []
-    for label, run in runs:
-        panels = []
-        for curve in CURVES:
-            points = {
-                (side.name, record["shape"]["classes"]): y
-                for record in run.results()
-                if (record["operation"], record["mode"]) == curve
-                and record["dtype"] == dtype
-                and not record.get("donated")
-                for side in sides(record)
-                if (y := value(record, side)) is not None
-            }
-            panels.append(
-                Panel(
-                    f"{curve[0]}\n{words(curve[1])}",
-                    [(name, x, y) for (name, x), y in points.items()],
-                )
-            )
-        grid.append((label, panels))
-    if not any(panel.points for _, panels in grid for panel in panels):
-        return None
-    return figures.against_classes(grid, ylabel, logarithmic=value is _time)
-
-
-def _rooflines(runs: Sequence[tuple[str, Run]]) -> str | None:
-    roofs = []
-    for label, run in runs:
-        points = {
-            record["case"]: (
-                ", ".join((record.get("operation", suite_of(record)), words(record["mode"]))),
-                record["work"]["flops"] / record["work"]["bytes"],
-                record["work"]["flops"] / side.seconds[0],
-            )
-            for record in run.results()
-            if "work" in record and (record.get("dtype") or record["shape"]["dtype"]) == "float32"
-            for side in sides(record)[:1]
-            if side.seconds
-        }
-        if run.ceilings and points:
-            flops = run.ceilings["flops_per_second"]["float32"]
-            roof = Roof(run.ceilings["bytes_per_second"], flops, list(points.values()))
-            roofs.append((label, roof))
-    return figures.rooflines(roofs) if roofs else None
+def by_device(chart: alt.LayerChart, frame: pd.DataFrame) -> alt.TopLevelMixin:
+    """One panel for each device, below each other, where there is more than one."""
+    if frame.device.nunique() == 1:
+        return chart
+    facets = chart.facet(alt.Facet("device:N", header=alt.Header(title=None)), columns=1)
+    return facets.resolve_scale(y="independent")

@@ -1,12 +1,15 @@
 """The inputs of the suite `core`, and what its cases must return, in float64 and NumPy."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from benchmarks.cases import Case, Shape
+if TYPE_CHECKING:
+    from benchmarks.core import Case, Shape
 
 
 def inputs(
-    shape: Shape, dtype: str, seed: int = 0, operation: str = ""
+    shape: "Shape", dtype: str, seed: int = 0, operation: str = ""
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Logits with a standard deviation of 3, as of a model in training; labels; a tangent.
 
@@ -23,7 +26,7 @@ def inputs(
 
 
 def reference(
-    case: Case, logits: np.ndarray, labels: np.ndarray, tangent: np.ndarray
+    case: "Case", logits: np.ndarray, labels: np.ndarray, tangent: np.ndarray
 ) -> tuple[np.ndarray, ...]:
     """What a case must return: the value, the derivative or both, with p the softmax.
 

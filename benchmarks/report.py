@@ -1,83 +1,230 @@
-"""A set of result files as the sections of a page: several devices side by side."""
+"""A set of result files as one page, which opens with a verdict for each suite and loads nothing.
 
-from collections.abc import Sequence
-from dataclasses import replace
+The figures of several devices stand beside each other. Of a case that was measured more than once
+on a device, the last figures count; the share of the roofline of each is with the ceilings of the
+run that it was measured in.
+"""
+
+import html
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from benchmarks import aot
-from benchmarks.page import Section, Table
-from benchmarks.pictures import Device, pictures, row_of
-from benchmarks.results import (
-    Record,
-    Run,
-    Side,
-    case_of,
-    peer_of,
-    ratio,
-    share_of_roofline,
-    sides,
-    suite_of,
-)
+import pandas as pd
+
+from benchmarks import pictures, roofline, tables
+from benchmarks.results import Row, Run, is_softjax, verdict
 
 ABOUT = {
-    "core": "Normalizers and the loss on logits (examples, classes). Times are medians of pairs "
-    "that alternate in one process, with intervals of 95 %. The shapes are ",
-    "accuracy": "The largest error over lengths, scales and offsets of the logits, in units in the "
-    "last place of the exact result.",
+    "core": "Normalizers and the loss on logits. Times are medians of pairs that alternate in one "
+    "process, with intervals of 95 %.",
+    "accuracy": "The largest error over lengths, scales and offsets of the logits.",
     "fused": "The loss of hidden @ kernel without its logits, beside plain and chunked forms.",
-    "fit": "Whole fits of softmax regression to the same suboptimality, in CPU seconds; the ratio "
-    "is to the fastest peer.",
-    "many": "Many fits in one call, in CPU seconds; the ratio is to as many of the fastest peer.",
+    "fit": "Whole fits of softmax regression to the same suboptimality, in CPU seconds.",
+    "many": "Many fits in one call, in CPU seconds.",
     "cold": "Whole processes that import, compile and fit once, in CPU seconds.",
     "inference": "A fit without a penalty, and average marginal effects with standard errors, in "
     "float64.",
-    "scale": "The loss and the fit over several devices.",
+    "scale": "The loss over several devices: what each sends, and what it holds.",
+    "stream": "Training on a file beside training on arrays in memory; seconds for each row.",
+    "kills": "Processes that were killed while they trained, and were started again.",
     "aot": "Compiled, not run: what the programs for a device that is not there read and write, "
-    "hold, launch and send, softjax before the peer. The time is an estimate by the roofline.",
+    "hold, launch and send. The time is an estimate by the roofline.",
 }
-COLUMNS = ("time, ms", "ratio (95 %)", "roofline", "temporaries, MB", "sent, MB", "compile, s")
+# What is drawn of a row, with its factor, its title and its caption.
+DRAWN = (
+    ("seconds", 1e3, "ms", "Time; less is better"),
+    ("temporary_bytes", 1e-6, "MB", "Temporaries; less is better"),
+)
+# What is drawn against the number of classes.
+CURVES = (
+    ("logsumexp", "value"),
+    ("softmax", "value"),
+    ("cross_entropy", "value"),
+    ("cross_entropy", "value_and_gradient"),
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a verdict, a text, a table, and what draws its pictures: captions and SVG."""
+
+    title: str
+    verdict: str
+    text: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    draw: Callable[[], Iterable[tuple[str, str]]] = tuple
+
+
+def last_rows(runs: Sequence[Run]) -> dict[tuple[str, str, str, str], Row]:
+    """The last row of each suite, case and side on each device, by these four."""
+    found = {}
+    for run in runs:
+        for row in run.rows():
+            key = row["suite"], row["case"], row["side"], run.label
+            found[key] = row | {"device": run.label, "roofline": share(row, run.ceilings)}
+            if run.ceilings:
+                found[key]["ceilings"] = run.ceilings
+    return found
+
+
+def share(row: Row, ceilings: Row | None) -> float | None:
+    """The least time that the device needs for the work of a case, over the time that it took."""
+    if ceilings is None or not row.get("seconds") or not row.get("work_bytes"):
+        return None
+    return roofline.ideal_seconds(row, ceilings) / row["seconds"]
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
-    """The runs, one section a suite, then what failed."""
-    devices = by_device(runs)
-    suites = dict.fromkeys([*ABOUT, *(suite for device in devices for suite in device.runs)])
-    parts = [Section("Runs", CEILINGS, _environments(runs))]
-    for suite in suites:
-        having = [device for device in devices if suite in device.runs]
-        if having:
-            if suite == "aot":
-                parts.append(Section(suite, ABOUT[suite], _compiled_table(having)))
-                continue
-            table = _accuracy_table(having) if suite == "accuracy" else _table(suite, having)
-            text = ABOUT.get(suite, "")
-            if suite == "core":
-                text += _shapes(having)
-            parts.append(Section(suite, text, table, partial(pictures, suite, having)))
-    failures = [
-        (r["suite"], r["case"], r["kind"], str(r["bytes"] or ""), r["error"], run.label)
-        for run in runs
-        for r in run.failures()
-    ]
+    """One section for each suite, then what failed, then the runs."""
+    rows = list(last_rows(runs).values())
+    failures = [(record, run.label) for run in runs for record in run.failures()]
+    parts = []
+    for suite in dict.fromkeys([*ABOUT, *(row["suite"] for row in rows)]):
+        own = [row for row in rows if row["suite"] == suite]
+        failed = sum(record["suite"] == suite for record, _ in failures)
+        if own:
+            header, lines = side_by_side(own)
+            said = verdict(own, failed) + faster(own)
+            draw = partial(draw_suite, own)
+            parts.append(Section(suite, said, ABOUT.get(suite, ""), header, lines, draw))
     if failures:
         header = ("suite", "case", "what", "bytes asked", "error", "device")
-        parts.append(Section("What failed", "", Table(header, failures)))
-    return parts
+        lines = [
+            (r["suite"], r["case"], r["kind"], str(r["bytes"] or ""), r["error"], device)
+            for r, device in failures
+        ]
+        parts.append(Section("What failed", f"{len(lines)} failed", "", header, lines))
+    header, lines = _environments(runs)
+    return [*parts, Section("Runs", f"{len(runs)} files", CEILINGS, header, lines)]
 
 
-def by_device(runs: Sequence[Run]) -> list[Device]:
-    """The runs of each device; of a case that was measured more often, the last figures count."""
-    devices: dict[str, Device] = {}
-    for run in runs:
-        device = devices.setdefault(run.label, Device(run.label, {}))
-        for suite in dict.fromkeys(map(suite_of, run.results())):
-            earlier = device.runs.get(suite)
-            known = {_key(r): r for r in earlier.results()} if earlier else {}
-            known |= {_key(r): r for r in run.results(suite)}
-            ceilings = run.ceilings or (earlier and earlier.ceilings)
-            records = [*known.values(), *([ceilings] if ceilings else [])]
-            device.runs[suite] = replace(run, records=records)
-    return list(devices.values())
+def faster(rows: Sequence[Row]) -> str:
+    """The middle of the ratios to the peers, in words."""
+    ratios = [row["ratio"] for row in rows if row.get("ratio")]
+    if not ratios:
+        return ""
+    middle = pd.Series(ratios).median()
+    below = sum(ratio < 1 for ratio in ratios)
+    return (
+        f"; softjax takes {middle:.2f} of the peer's time (median), less than the peer in "
+        f"{below} of {len(ratios)} cases"
+    )
+
+
+def side_by_side(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """The table of a suite; on several devices each line names its device."""
+    header, lines = tables.cells(rows)
+    devices = [row["device"] for row in rows]
+    if len(set(devices)) == 1:
+        return header, lines
+    lines = [[*line[:2], device, *line[2:]] for line, device in zip(lines, devices, strict=True)]
+    return [*header[:2], "device", *header[2:]], sorted(lines, key=lambda line: line[0])
+
+
+def draw_suite(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    """Captions and pictures of what was measured; what was compiled only has a table alone."""
+    if rows[0]["suite"] != "aot":
+        for caption, chart in _charts(rows[0]["suite"], rows):
+            yield caption, pictures.svg(chart)
+
+
+def _charts(suite: str, rows: Sequence[Row]) -> Iterator[tuple[str, Any]]:
+    order = lambda side: (not side.startswith("softjax"), side)  # noqa: E731
+    sides = sorted({row["side"] for row in rows}, key=order)
+    ratios = _frame(rows, "ratio", 1, "ratio_low", "ratio_high")
+    if len(ratios):
+        caption = "Time of softjax over that of the peer; left of 1, softjax is faster"
+        yield caption, pictures.dots(ratios, "ratio of times", sides, line=1.0)
+    if suite == "core":
+        yield from _core(rows, sides)
+    elif suite == "scale":
+        yield "What a device sends and holds, MB, against devices", against_devices(rows)
+    elif suite == "accuracy":
+        errors = _frame([row for row in rows if "ulp" in row["unit"]], "error", 1)
+        # An error of 0 has no logarithm; a hundredth of a unit in the last place is as good.
+        errors[["value", "low", "high"]] = errors[["value", "low", "high"]].clip(lower=0.01)
+        yield "Errors; less is better", pictures.dots(errors, "error, ulp", sides)
+    else:
+        for key, factor, title, caption in DRAWN:
+            frame = _frame(rows, key, factor, *(("low", "high") if key == "seconds" else ()))
+            if len(frame):
+                yield caption, pictures.dots(frame, title, sides)
+
+
+def against_devices(rows: Sequence[Row]) -> Any:
+    """What each device sends, and its temporaries, against the number of devices."""
+    frame = pd.DataFrame(
+        {
+            "panel": panel,
+            "side": f"{row['program']}, {row['form']}, {row['side']}".replace("_", " "),
+            "devices": row["devices"],
+            "value": row[key] / 1e6,
+        }
+        for row in rows
+        for key, panel in (("wire_bytes", "sent"), ("temporary_bytes", "temporaries"))
+        if row.get(key)
+    )
+    return pictures.curves(frame, "devices", "MB", sorted(frame.side.unique()))
+
+
+def _frame(rows: Sequence[Row], key: str, factor: float, low: str = "", high: str = ""):
+    """What `pictures.dots` draws of some rows: those in which a figure is known."""
+    return pd.DataFrame(
+        [
+            {
+                "case": row["case"].replace("_", " "),
+                "side": row["side"],
+                "device": row["device"],
+                "value": factor * row[key],
+                "low": factor * row.get(low, row[key]),
+                "high": factor * row.get(high, row[key]),
+            }
+            for row in rows
+            if row.get(key) or (key == "error" and row.get(key) is not None)
+        ],
+        columns=["case", "side", "device", "value", "low", "high"],
+    )
+
+
+def _core(rows: Sequence[Row], sides: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Time and temporaries against the number of classes, and the rooflines."""
+    for caption, key, factor, title in (
+        ("Time", "seconds", lambda row: 1e9 / (row["examples"] * row["classes"]), "ns a logit"),
+        ("Temporaries", "temporary_bytes", lambda row: 1 / row["logits_bytes"], "of the logits"),
+    ):
+        frame = pd.DataFrame(
+            {
+                "panel": f"{row['operation']}, {row['mode']}".replace("_", " "),
+                "device": row["device"],
+                "side": row["side"],
+                "classes": row["classes"],
+                "value": factor(row) * row[key],
+            }
+            for row in rows
+            if (row["operation"], row["mode"]) in CURVES
+            and row["dtype"] == "float32"
+            and not row.get("donated")
+            and row.get(key)
+        )
+        for device, own in frame.groupby("device") if len(frame) else ():
+            text = f"{caption} against the number of classes, float32, {device}"
+            yield text, pictures.curves(own, "classes", title, sides)
+    frame = pd.DataFrame(
+        {
+            "operation": f"{row['operation']}, {row['mode']}".replace("_", " "),
+            "device": row["device"],
+            "intensity": row["flops"] / row["work_bytes"],
+            "speed": row["flops"] / row["seconds"],
+            "ceiling": row["flops"] / roofline.ideal_seconds(row, row["ceilings"]),
+        }
+        for row in rows
+        if is_softjax(row) and row.get("roofline") and row["dtype"] == "float32"
+    )
+    if len(frame):
+        yield "Roofline of float32: what softjax reaches", pictures.roofline(frame)
 
 
 CEILINGS = (
@@ -86,133 +233,107 @@ CEILINGS = (
 )
 
 
-def _environments(runs: Sequence[Run]) -> Table:
+def _environments(runs: Sequence[Run]) -> tuple[Sequence[str], list[Sequence[str]]]:
     header = ("device", "suites", "date", "commit", "jax", "jaxlib", "driver", "copy", "product")
-    rows = []
+    lines = []
     for run in runs:
         head, ceilings = run.environment, run.ceilings
-        # Scripts write records of other kinds.
-        found = list(map(suite_of, run.results())) or [r["record"] for r in run.records]
-        suites = ", ".join(dict.fromkeys(found))
-        copy = product = ""
-        if ceilings:
-            copy = f"{ceilings['bytes_per_second'] / 1e9:,.0f} GB/s"
-            product = f"{ceilings['flops_per_second']['float32'] / 1e9:,.0f} GFLOP/s"
-        rows.append(
+        suites = ", ".join(dict.fromkeys(row["suite"] for row in run.rows()))
+        speed = ceilings and ceilings["flops_per_second"]["float32"] / 1e9
+        lines.append(
             (
                 run.label,
                 suites + (", quick" if head.get("quick") else ""),
                 head["date"][:10],
-                (head["commit"] or "unknown")[:9] + ("" if head["clean"] else ", changed"),
-                head["versions"]["jax"],
-                head["versions"]["jaxlib"],
+                (head.get("commit") or "unknown")[:9] + ("" if head.get("clean") else ", changed"),
+                head["versions"].get("jax") or "",
+                head["versions"].get("jaxlib") or "",
                 head.get("driver", "")[:40],
-                copy,
-                product,
+                f"{ceilings['bytes_per_second'] / 1e9:,.0f} GB/s" if ceilings else "",
+                f"{speed:,.0f} GFLOP/s" if ceilings else "",
             )
         )
-    return Table(header, rows)
+    return header, lines
 
 
-def _shapes(devices: Sequence[Device]) -> str:
-    shapes = {
-        record["shape"]["name"]: record["shape"]
-        for device in devices
-        for record in device.runs["core"].results()
-    }
-    named = (f"{s['name']} ({s['examples']}, {s['classes']})" for s in shapes.values())
-    return ", ".join(named) + "."
+def markdown(parts: Sequence[Section]) -> str:
+    """The texts and the tables."""
+    texts = ["# softjax benchmarks", tables.markdown_table(("suite", "verdict"), _verdicts(parts))]
+    for part in parts:
+        table = tables.markdown_table(part.header, part.rows)
+        texts += [f"## {part.title}", part.verdict, part.text, table]
+    return "\n\n".join(filter(None, texts)) + "\n"
 
 
-def _key(record: Record) -> tuple:
-    return case_of(record), None if "solvers" in record else peer_of(record)
-
-
-def _table(suite: str, devices: Sequence[Device]) -> Table:
-    """One row for each case and peer, the columns of the devices side by side."""
-    header = ["case", "peer"]
-    rows: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {}
-    for device in devices:
-        prefix = f"{device.label}: " if len(devices) > 1 else ""
-        header += [f"{prefix}{name}" for name in COLUMNS]
-        run = device.runs[suite]
-        for record in run.results():
-            ours, *others = sides(record)
-            for other in others or [None]:
-                # A record of a peer alone, as those of `scale` are, has a row of its own.
-                alone = "" if ours.is_softjax else ours.name
-                key = row_of(record), other.name if other else alone
-                cells = _cells(record, ours, other, run.ceilings)
-                rows.setdefault(key, {})[device.label] = cells
-    blank = ("",) * len(COLUMNS)
-    lines = [
-        (*key, *(cell for device in devices for cell in row.get(device.label, blank)))
-        for key, row in rows.items()
+def page(parts: Sequence[Section]) -> str:
+    """One HTML page with everything in it, light or dark as the reader has it."""
+    contents = [
+        (f'<a href="#{_anchor(title)}">{html.escape(title)}</a>', html.escape(said))
+        for title, said in _verdicts(parts)
     ]
-    used = [k for k in range(len(header)) if any(line[k] for line in lines)]
-    return Table([header[k] for k in used], [[line[k] for k in used] for line in lines])
+    body = [f"<nav>{_table(('suite', 'verdict'), contents)}</nav>", *map(_section, parts)]
+    return PAGE.replace("BODY", "\n".join(body))
 
 
-def _cells(
-    record: Record, ours: Side, other: Side | None, ceilings: Record | None
-) -> tuple[str, ...]:
-    """What `COLUMNS` says, softjax before the peer; nothing where there is nothing to say."""
-    both = [ours, other] if other else [ours]
-    wrong = ", ".join(side.name for side in both if side.wrong)
-    share = share_of_roofline(record, ours, ceilings)
-    compiling = record.get("softjax", {}).get("compile_seconds")
+def _verdicts(parts: Sequence[Section]) -> list[tuple[str, str]]:
+    return [(part.title, part.verdict) for part in parts]
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def _section(part: Section) -> str:
+    title, said, text = map(html.escape, (part.title, part.verdict, part.text))
+    figures = "\n".join(
+        f"<figure><figcaption>{html.escape(caption)}</figcaption>{picture}</figure>"
+        for caption, picture in part.draw()
+    )
+    lines = [[html.escape(cell) for cell in line] for line in part.rows]
     return (
-        _slashed([side.seconds and 1e3 * side.seconds[0] for side in both]),
-        f"wrong: {wrong}" if wrong else _ratio(record, ours, other),
-        "" if share is None else f"{100 * share:.0f} %",
-        _slashed([None if s.temporary_bytes is None else s.temporary_bytes / 1e6 for s in both]),
-        "" if ours.wire_bytes is None else number(ours.wire_bytes / 1e6),
-        "" if compiling is None else f"{compiling:.2g}",
+        f'<section id="{_anchor(part.title)}"><h2>{title}</h2><p><b>{said}.</b></p><p>{text}</p>\n'
+        f"{figures}\n<details{' open' * (len(lines) < 20)}><summary>{len(lines)} rows</summary>"
+        f"<div>{_table([html.escape(cell) for cell in part.header], lines)}</div></details>"
+        "</section>"
     )
 
 
-def _ratio(record: Record, ours: Side, other: Side | None) -> str:
-    """The ratio of the record; to another solver than the fastest, that of the medians."""
-    found = ratio(record)
-    if found is None or other is None:
-        return ""
-    if other.name != peer_of(record):
-        return f"{ours.seconds[0] / other.seconds[0]:.2f}" if ours.seconds and other.seconds else ""
-    interval = f" ({found[1]:.2f}, {found[2]:.2f})" if found[1] < found[2] else ""
-    return f"{found[0]:.2f}{interval}"
+def _table(header: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
+    head = "".join(f"<th>{cell}</th>" for cell in header)
+    rows = ("<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in lines)
+    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
 
 
-def _slashed(values: Sequence[float | None]) -> str:
-    if all(value is None for value in values):
-        return ""
-    return " / ".join("-" if value is None else number(value) for value in values)
-
-
-def number(value: float) -> str:
-    """Three digits, without exponents."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _compiled_table(devices: Sequence[Device]) -> Table:
-    """One row for each device and case."""
-    rows = [
-        (device.label, record["case"].partition("/")[0], *aot.cells(record))
-        for device in devices
-        for record in device.runs["aot"].results()
-    ]
-    return Table(("device", "suite", *aot.COLUMNS), rows)
-
-
-def _accuracy_table(devices: Sequence[Device]) -> Table:
-    header = ["function", "dtype", "unit", "goal", "peer"]
-    rows: dict[tuple[str, ...], list[str]] = {}
-    for k, device in enumerate(devices):
-        prefix = f"{device.label}: " if len(devices) > 1 else ""
-        header += [f"{prefix}softjax", f"{prefix}peer"]
-        for r in device.runs["accuracy"].results():
-            key = r["operation"], r["dtype"], r["unit"], r["goal"], r["peer"]["name"]
-            row = rows.setdefault(key, [])
-            row += [""] * (2 * k - len(row))
-            errors = (r[side]["error"] for side in ("softjax", "peer"))
-            row += ["not finite" if error is None else f"{error:.3g}" for error in errors]
-    return Table(header, [(*key, *row) for key, row in rows.items()])
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark">
+<title>softjax benchmarks</title>
+<style>
+:root { --ink: #1a1a1a; --paper: #ffffff; --grid: #d8d8d8; --soft: #f4f4f4; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e6e6; --paper: #16181c; --grid: #34383f; --soft: #1f2228; }
+}
+body { color: var(--ink); background: var(--paper); font: 15px/1.5 system-ui, sans-serif;
+  margin: 1rem auto; max-width: 70rem; padding: 0 .8rem; overflow-wrap: break-word; }
+h1, h2 { line-height: 1.2; }
+h2 { margin-top: 3rem; }
+a { color: inherit; }
+figure { margin: 1.5rem 0; overflow-x: auto; }
+figcaption { font-weight: 600; margin-bottom: .3rem; }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+th { background: var(--soft); text-align: left; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--grid); vertical-align: top; }
+details div { overflow: auto; max-height: 40rem; border: 1px solid var(--grid); }
+details th { position: sticky; top: 0; }
+details th, details td { white-space: nowrap; }
+</style>
+</head>
+<body>
+<h1>softjax benchmarks</h1>
+BODY
+</body>
+</html>
+"""

@@ -1,32 +1,43 @@
-"""Result files: JSON lines, the environment first, then one record a measurement.
+"""Result files: JSON lines, the environment first, then a row for each measurement.
 
-The suites write records of their own; here they are read as one: who was measured in which case,
-how long it took, what it held, how accurate it was.
+A row is flat, and says who was measured in which case:
+
+    suite, case, side              `side` is "softjax", or begins with it, or is a peer
+    seconds, low, high             the median of the times, and its interval of 95 %
+    ratio, ratio_low, ratio_high   in the row of a peer: the time of softjax over that of the peer
+    temporary_bytes, wire_bytes, moved_bytes, peak_bytes
+    error, wrong                   who is wrong is not timed
+    checks                         {name: [what was measured, what was asked at most]}
+    flops, work_bytes              what the formula cannot do without (`roofline.py`)
+
+and whatever else a suite knows. What is not known is left out or None.
 """
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import roofline
-
 RESULTS = Path(__file__).parent / "results"
-# Whose quick runs leave out cases, and measure the others as in a full run.
+# The quick runs of these suites leave out cases, and measure the others as in a full run.
 ALIKE = ("fit", "many", "cold", "inference", "scale")
 
-Record = dict[str, Any]
+Row = dict[str, Any]
+
+
+class ResultError(ValueError):
+    """What is wrong with a file or a command, in one line."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A result file; `label` names the device and tells it from others."""
+    """A result file: its environment, and its lines of all kinds."""
 
     path: Path
-    environment: Record
-    records: list[Record]
+    environment: Row
+    records: list[Row]
 
     @property
     def label(self) -> str:
@@ -37,49 +48,52 @@ class Run:
         return head["device"]
 
     @property
-    def ceilings(self) -> Record | None:
+    def ceilings(self) -> Row | None:
         """What the device can do at most; None where it was not measured."""
         return next((r for r in self.records if r["record"] == "ceilings"), None)
 
-    def results(self, suite: str | None = None) -> list[Record]:
+    def rows(self, suite: str | None = None) -> list[Row]:
         """The measurements, of one suite or of all."""
-        results = [record for record in self.records if record["record"] == "result"]
-        return [record for record in results if suite in (None, suite_of(record))]
+        rows = [record for record in self.records if record["record"] == "result"]
+        return [row for row in rows if suite in (None, row["suite"])]
 
-    def holds(self, suite: str) -> bool:
-        """Whether there are measurements of a suite, or a script's records of that name."""
-        return any(record["record"] == suite for record in self.records) or bool(
-            self.results(suite)
-        )
-
-    def failures(self) -> list[Record]:
-        """The cases that raised or ran out of memory."""
+    def failures(self) -> list[Row]:
+        """The cases that raised an exception or ran out of memory."""
         return [record for record in self.records if record["record"] == "failure"]
 
 
-@dataclass(frozen=True)
-class Side:
-    """One implementation in one case; what is not known is None. Times are (median, low, high)."""
-
-    suite: str
-    case: str
-    name: str
-    is_softjax: bool
-    seconds: tuple[float, float, float] | None
-    temporary_bytes: int | None
-    wire_bytes: int | None
-    moved_bytes: int | None
-    error: float | None
-    wrong: bool
+def is_softjax(row: Row) -> bool:
+    """Whether a row measures softjax rather than a peer."""
+    return row["side"].startswith("softjax")
 
 
-def write(record: Record, file: Any) -> None:
-    """Append a record; what is not finite becomes null, for JSON knows no infinity."""
+def missed(row: Row) -> list[str]:
+    """The names of the checks that a row does not pass; what could not be measured does not."""
+    return [
+        name
+        for name, (got, most) in (row.get("checks") or {}).items()
+        if got is None or not got <= most
+    ]
+
+
+def verdict(rows: Sequence[Row], failed: int = 0) -> str:
+    """One line: how many bounds are met, and how many results are wrong."""
+    asked = sum(len(row.get("checks") or {}) for row in rows)
+    met = asked - sum(len(missed(row)) for row in rows)
+    wrong = [row["side"] for row in rows if row.get("wrong")]
+    parts = [f"{met} of {asked} bounds met"] if asked else ["no bound is asked"]
+    if wrong:
+        parts.append(f"{len(wrong)} wrong results ({', '.join(dict.fromkeys(wrong))})")
+    elif any("wrong" in row for row in rows):
+        parts.append("no wrong result")
+    if failed:
+        parts.append(f"{failed} failed")
+    return ", ".join(parts)
+
+
+def write(record: Row, file: Any) -> None:
+    """Append a record; what is not finite becomes null, because JSON has no infinity."""
     print(json.dumps(_finite(record), allow_nan=False), file=file, flush=True)
-
-
-class ResultError(ValueError):
-    """Why a file is not a result file, in one line."""
 
 
 def read(path: Path) -> Run:
@@ -105,27 +119,51 @@ def read(path: Path) -> Run:
         raise ResultError(
             f"{path}: must begin with the environment of a run, got {lines[:1]!s:.60}."
         )
-    run = Run(path, lines[0], lines[1:])
-    for record in run.results():
-        # What `compare` and `report` read of every result: whatever they would trip over.
-        try:
-            named = bool(case_of(record)) and (peer_of(record) is None or bool(sides(record)))
-            good = named and all(value > 0 for value in ratio(record) or ())
-        except Exception:
-            good = False
-        if not good:
-            number = lines.index(record) + 1
+    for number, record in enumerate(lines, 1):
+        kind = record["record"]
+        if kind in READABLE and not READABLE[kind](record):
             raise ResultError(
-                f"{path}: line {number} is not a result of `python -m benchmarks run`."
+                f"{path}: line {number} is not a {kind} of `python -m benchmarks run`."
             )
-    return run
+    return Run(path, lines[0], lines[1:])
 
 
-def _is_environment(record: Record) -> bool:
+def _is_environment(record: Row) -> bool:
     """Whether it says when, where and with which versions a run was made."""
-    if record["record"] != "environment" or not isinstance(record.get("versions"), dict):
-        return False
-    return isinstance(record.get("date"), str) and isinstance(record.get("platform"), str)
+    needed = {"date": str, "platform": str, "versions": dict}
+    needed |= {"processor": str, "cores": int} if record.get("platform") == "cpu" else {}
+    needed |= {"device": str} if record.get("platform") != "cpu" else {}
+    return record["record"] == "environment" and all(
+        isinstance(record.get(key), kind) for key, kind in needed.items()
+    )
+
+
+def _is_row(record: Row) -> bool:
+    """Whether it has the fields that every reader needs, and numbers where they calculate."""
+    named = all(isinstance(record.get(key), str) for key in ("suite", "case", "side"))
+    for start, keys in (("seconds", ("low", "high")), ("ratio", ("ratio_low", "ratio_high"))):
+        if record.get(start) is not None:
+            values = [record[start], *(record.get(key, record[start]) for key in keys)]
+            named &= all(isinstance(value, int | float) and value > 0 for value in values)
+    checks = record.get("checks") or {}
+    return (
+        named
+        and isinstance(checks, dict)
+        and all(
+            isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], int | float)
+            for pair in checks.values()
+        )
+    )
+
+
+def _is_ceilings(record: Row) -> bool:
+    """Whether it has the bandwidth and the throughput that the roofline takes."""
+    flops = record.get("flops_per_second")
+    found = [record.get("bytes_per_second"), isinstance(flops, dict) and flops.get("float32")]
+    return all(isinstance(value, int | float) and value > 0 for value in found)
+
+
+READABLE = {"result": _is_row, "ceilings": _is_ceilings}
 
 
 def read_all(paths: Sequence[Path] = ()) -> list[Run]:
@@ -135,12 +173,7 @@ def read_all(paths: Sequence[Path] = ()) -> list[Run]:
         files += sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     if not files:
         raise ResultError(f"{', '.join(map(str, paths))}: holds no result file (*.jsonl).")
-    runs = sorted(map(read, files), key=lambda run: run.environment["date"])
-    for run in runs:
-        needed = ("processor", "cores") if run.environment["platform"] == "cpu" else ("device",)
-        if not run.environment.keys() >= set(needed):
-            raise ResultError(f"{run.path}: the environment must name its {' and '.join(needed)}.")
-    return runs
+    return sorted(map(read, files), key=lambda run: run.environment["date"])
 
 
 def newest(runs: Sequence[Run], suite: str, platform: str) -> Run:
@@ -152,104 +185,30 @@ def newest(runs: Sequence[Run], suite: str, platform: str) -> Run:
         head = run.environment
         alike = suite in ALIKE and head.get("suite") == suite
         partial = (head.get("quick") and not alike) or head.get("only")
-        if head["platform"] == platform and not partial and run.holds(suite):
+        if head["platform"] == platform and not partial and run.rows(suite):
             return run
-    raise ValueError(f"benchmarks: there must be a full run of {suite} on {platform}, got none.")
+    raise ResultError(f"there must be a full run of {suite} on {platform}, got none.")
 
 
-def suite_of(record: Record) -> str:
-    """The suite of a record; the first files did not say `core`."""
-    return record.get("suite", "core")
-
-
-def case_of(record: Record) -> str:
-    """What tells a case from all others of its suite."""
-    return f"{record['case']}/{record['dtype']}" if suite_of(record) == "fit" else record["case"]
-
-
-def sides(record: Record) -> list[Side]:
-    """Who was measured in a record, softjax first."""
-    found = record.get("solvers") or [
-        record[key] for key in ("softjax", "peer", "other") if isinstance(record.get(key), dict)
-    ]
-    # A record of one implementation alone is flat.
-    found = found or [{"name": record.get("implementation", "softjax"), **record}]
-    return [
-        Side(
-            suite_of(record),
-            case_of(record),
-            side["name"],
-            side["name"].startswith("softjax"),
-            _seconds(side),
-            side.get("temporary_bytes"),
-            side.get("wire_bytes"),
-            side.get("moved_bytes"),
-            side.get("error"),
-            not side.get("correct", not record.get("wrong", False)),
-        )
-        for side in found
-    ]
-
-
-def ratio(record: Record) -> tuple[float, float, float] | None:
-    """The time of softjax over that of its peer: (median, low, high)."""
-    found = record.get("ratio")
-    if isinstance(found, dict):
-        return found["median"], found["low"], found["high"]
-    return None if found is None else (found, found, found)
-
-
-def peer_of(record: Record) -> str | None:
-    """The peer that the ratio of a record is to: of solvers, the fastest."""
-    others = [side for side in sides(record) if not side.is_softjax]
-    timed = [side for side in others if side.seconds]
-    if timed:
-        return min(timed, key=lambda side: side.seconds or (math.inf,)).name
-    return others[0].name if others else None
-
-
-def share_of_roofline(record: Record, side: Side, ceilings: Record | None) -> float | None:
-    """The least time that the device needs for the work of a case, over the time that it took."""
-    if ceilings is None or side.seconds is None or "work" not in record:
-        return None
-    dtype = record.get("dtype") or record["shape"]["dtype"]
-    return roofline.ideal_seconds(record["work"], ceilings, dtype) / side.seconds[0]
-
-
-def github(runs: Sequence[Run]) -> list[Record]:
+def github(runs: Iterable[Run]) -> list[Row]:
     """What github-action-benchmark reads as `customSmallerIsBetter`: our times and temporaries."""
     entries = []
     for run in runs:
-        for side in _once(side for record in run.results() for side in sides(record)):
-            name = f"{side.suite}/{side.case}"
-            extra = f"{run.label}, {run.environment['date']}"
-            if side.seconds:
-                median, low, high = (1e3 * value for value in side.seconds)
+        for row in filter(is_softjax, run.rows()):
+            entry = {"name": f"{row['suite']}/{row['case']}"}
+            entry["extra"] = f"{run.label}, {run.environment['date']}"
+            if row.get("seconds"):
+                value, low, high = (1e3 * row.get(k, row["seconds"]) for k in INTERVAL)
                 spread = f"{low:.4g} to {high:.4g}"
-                entries.append(
-                    {"name": name, "unit": "ms", "value": median, "range": spread, "extra": extra}
-                )
-            if side.temporary_bytes is not None:
-                size = {"unit": "bytes", "value": side.temporary_bytes, "extra": extra}
-                entries.append({"name": f"{name} temporaries", **size})
+                entries.append(entry | {"unit": "ms", "value": value, "range": spread})
+            if row.get("temporary_bytes") is not None:
+                name = f"{entry['name']} temporaries"
+                size = {"unit": "bytes", "value": row["temporary_bytes"], "name": name}
+                entries.append(entry | size)
     return entries
 
 
-def _once(found: Iterator[Side]) -> Iterator[Side]:
-    """Softjax in each case once, though it was measured beside every peer."""
-    seen = set()
-    for side in found:
-        if side.is_softjax and (side.suite, side.case) not in seen:
-            seen.add((side.suite, side.case))
-            yield side
-
-
-def _seconds(side: Record) -> tuple[float, float, float] | None:
-    if "seconds" in side:
-        return side["seconds"]["median"], side["seconds"]["low"], side["seconds"]["high"]
-    if "cpu_seconds" in side:
-        return (side["cpu_seconds"],) * 3
-    return None
+INTERVAL = ("seconds", "low", "high")
 
 
 def _finite(value: Any) -> Any:

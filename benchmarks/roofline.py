@@ -29,6 +29,10 @@ class Work:
     flops: float
     bytes: float
 
+    def fields(self) -> dict[str, float]:
+        """As fields of a row."""
+        return {"flops": self.flops, "work_bytes": self.bytes}
+
 
 def ceilings() -> dict[str, Any]:
     """The bandwidth of a large copy, and the throughput of a large matrix product in each dtype.
@@ -94,11 +98,11 @@ def of_head(mode: str, rows: int, features: int, classes: int, itemsize: int) ->
     )
 
 
-def ideal_seconds(work: dict[str, float], ceilings: dict[str, Any], dtype: str) -> float:
-    """The least time that a device with these ceilings needs."""
+def ideal_seconds(row: dict[str, Any], ceilings: dict[str, Any]) -> float:
+    """The least time that a device with these ceilings needs for the work of a row."""
     throughput = ceilings["flops_per_second"]
-    flops = throughput.get(dtype, throughput["float32"])
-    return max(work["bytes"] / ceilings["bytes_per_second"], work["flops"] / flops)
+    flops = throughput.get(row["dtype"], throughput["float32"])
+    return max(row["work_bytes"] / ceilings["bytes_per_second"], row["flops"] / flops)
 
 
 def _fastest(function, *arguments: jax.Array) -> float:

@@ -2,38 +2,27 @@
 
 Nothing is timed: programs are compiled for 1, 2, 4 and 8 CPU devices, in a process of their own,
 and their collectives are counted (benchmarks/wire.py). Each is also run, and its results compared
-with those of one device. `python -m benchmarks.scale FILE [PICTURE]` prints the table of a result
-file as Markdown, and draws it.
+with those of one device.
 """
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from rich import box
-from rich.table import Table
 
 import softjax
+from benchmarks import fused as fused_suite
 from benchmarks import measure, wire
+from benchmarks.results import Row
 
-ROOT = Path(__file__).parents[1]
 DEVICES = (1, 2, 4, 8)
 
 # Float32 sums over as many as 8192 classes, in another order, over the largest entry.
 TOLERANCE = 1e-5
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -58,8 +47,13 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The case in one word, such as `scale/value_and_gradient/fsdp/softjax`."""
-        return f"scale/{self.program}/{self.form}/{self.implementation}"
+        """The case in one word, such as `value_and_gradient/fsdp/softjax`."""
+        return f"{self.program}/{self.form}/{self.implementation}"
+
+    def run(self, pairs: int) -> Iterator[Row]:
+        """A row for each number of devices, from a process that has as many."""
+        environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(max(DEVICES))}
+        yield from measure.elsewhere(rows_of, asdict(self), environment=environment)
 
 
 @dataclass(frozen=True)
@@ -98,20 +92,10 @@ CASES = [
 ]
 
 
-def run(case: Case, pairs: int) -> Iterator[Record]:
-    """The records of a case, one for each number of devices, from a process that has as many."""
-    del pairs  # nothing is timed
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(max(DEVICES))}
-    command = [sys.executable, "-m", "benchmarks.scale", "--measure", json.dumps(asdict(case))]
-    process = subprocess.run(
-        command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True
-    )
-    yield from map(json.loads, process.stdout.splitlines())
-
-
-def records_of(case: Case) -> Iterator[Record]:
-    """The same, in a process that has the devices."""
-    expected: list[np.ndarray] = []
+def rows_of(fields: dict[str, Any]) -> list[Row]:
+    """The rows of a case, in a process that has the devices."""
+    case = Case(**fields)
+    rows, expected = [], []
     for devices in DEVICES:
         sizes = FORMS[case.form].sizes(devices)
         program, arguments = compiled(case, sizes)
@@ -119,13 +103,15 @@ def records_of(case: Case) -> Iterator[Record]:
         expected = expected or results
         error = measure.error(results, expected)
         sent = wire.collectives(program)
-        record = {
+        row = {
             "record": "result",
             "suite": "scale",
-            **asdict(case),
-            "case": f"{case.name}/{devices}",
+            "case": f"{case.program}/{case.form}/{devices} device{'s'[: devices != 1]}",
+            "side": case.implementation,
+            "program": case.program,
+            "form": case.form,
+            "shape": case.shape,
             "devices": devices,
-            "mesh": sizes,
             "wire_bytes": sum(one.bytes for one in sent),
             "collectives": sum(one.times for one in sent),
             "kinds": sorted({one.kind for one in sent}),
@@ -135,8 +121,9 @@ def records_of(case: Case) -> Iterator[Record]:
             "wrong": not error <= TOLERANCE,
         }
         if case.megabytes is not None and devices == max(DEVICES):
-            record["met"] = record["wire_bytes"] <= 1e6 * case.megabytes
-        yield record
+            row["checks"] = {"bytes sent": [row["wire_bytes"], 1e6 * case.megabytes]}
+        rows.append(row)
+    return rows
 
 
 def compiled(case: Case, sizes: dict[str, int]) -> tuple[Any, tuple[jax.Array, ...]]:
@@ -170,101 +157,12 @@ def compiled(case: Case, sizes: dict[str, int]) -> tuple[Any, tuple[jax.Array, .
             feature_axis=form.features,
         )
 
-    loss = fused if case.implementation == "softjax" else plain
+    loss = fused if case.implementation == "softjax" else fused_suite.plain
     step = jax.jit(jax.value_and_grad(loss, (0, 1)), out_shardings=(None, (h.sharding, w.sharding)))
     return step.lower(h, w, labels).compile(), (h, w, labels)
-
-
-def plain(hidden, kernel, labels) -> jax.Array:
-    """The mean loss of optax on all logits, as the partitioner shards it."""
-    losses = optax.losses.softmax_cross_entropy_with_integer_labels(hidden @ kernel, labels)
-    return jnp.mean(losses)
 
 
 VALUES: dict[str, Callable] = {
     "logsumexp": lambda logits, labels: softjax.logsumexp(logits, -1),
     "loss": softjax.cross_entropy,
 }
-
-COLUMNS = ("program", "sharded", "by", "devices", "wire, MB", "collectives", "temp., MB", "asked")
-
-
-def results_tables(records: Sequence[Record]) -> list[Table]:
-    """All in one table."""
-    table = Table(title="scale", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in COLUMNS:
-        table.add_column(column, no_wrap=True)
-    for record in records:
-        table.add_row(*cells(record))
-    return [table]
-
-
-def summary(records: Sequence[Record]) -> str:
-    """One line: how many bounds are met, and what is wrong."""
-    bounded = [record for record in records if "met" in record]
-    met = sum(record["met"] for record in bounded)
-    wrong = sum(record["wrong"] for record in records)
-    return f"scale: {met} of {len(bounded)} within the asked bounds, {wrong} wrong results"
-
-
-def cells(record: Record) -> tuple[str, ...]:
-    """A record as the cells of a row; bytes are those of one device."""
-    asked = f"{record['megabytes']:g}" if "met" in record else ""
-    return (
-        record["program"].replace("_", " "),
-        record["form"],
-        record["implementation"],
-        str(record["devices"]),
-        "wrong" if record["wrong"] else f"{record['wire_bytes'] / 1e6:.3f}",
-        str(record["collectives"]),
-        f"{record['temporary_bytes'] / 1e6:.1f}",
-        asked,
-    )
-
-
-def markdown(records: Sequence[Record]) -> str:
-    """The records as one Markdown table."""
-    rows = [COLUMNS, tuple("---" for _ in COLUMNS), *map(cells, records)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def draw(records: Sequence[Record], path: Path) -> None:
-    """Bytes on the wire and temporaries against devices, a line for each program and form."""
-    from matplotlib.figure import Figure
-
-    lines: dict[str, list[Record]] = {}
-    for record in records:
-        label = f"{record['program'].replace('_', ' ')}, {record['form']}"
-        label += "" if record["implementation"] == "softjax" else f", {record['implementation']}"
-        lines.setdefault(label, []).append(record)
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for label, line in lines.items():
-        devices = [record["devices"] for record in line]
-        for axes, quantity in ((left, "wire_bytes"), (right, "temporary_bytes")):
-            axes.plot(devices, [record[quantity] / 1e6 for record in line], "o-", label=label)
-    for axes, title in ((left, "sent by a device, MB"), (right, "temporaries of a device, MB")):
-        axes.set(xlabel="devices", title=title)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(DEVICES, [str(count) for count in DEVICES])
-        axes.set_ylim(bottom=0)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
-    figure.savefig(path)
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Measure a case, or print and draw a result file."""
-    if arguments[0] == "--measure":
-        case = json.loads(arguments[1])
-        for record in records_of(Case(**case | {"shape": tuple(case["shape"])})):
-            print(json.dumps(record), flush=True)
-        return
-    lines = [json.loads(line) for line in Path(arguments[0]).read_text().splitlines()]
-    records = [line for line in lines if line.get("suite") == "scale" and "case" in line]
-    print(markdown(records))
-    if len(arguments) > 1:
-        draw(records, Path(arguments[1]))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,108 +1,123 @@
-"""Cases and the records of the suite `core` as tables for a terminal."""
+"""Rows of results as tables: one set of columns for every suite, in a terminal and in a page."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from benchmarks.cases import SHAPES, SUITES
-from benchmarks.compare import Change
-from benchmarks.peers import PEERS
-from benchmarks.run import Record
+from benchmarks.results import Row, missed
 
 
-def cases_table() -> Table:
-    """The suites, the shapes and the peers, with those that cannot be measured here."""
-    table = _table("What can be run", "kind", "name", "")
-    for suite, cases in SUITES.items():
-        quick = sum(getattr(case, "quick", True) for case in cases)
-        table.add_row("suite", suite, f"{len(cases)} cases, {quick} of them with --quick")
-    for shape in SHAPES:
-        table.add_row("shape", shape.name, f"({shape.examples}, {shape.classes}): {shape.origin}")
-    for peer in PEERS:
-        table.add_row("peer", peer.name, peer.absence or f"{peer.distribution} {peer.version}")
-    return table
+def number(value: float | None) -> str:
+    """Three digits, or more where the number is larger than that."""
+    if value is None:
+        return "not finite"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def results_tables(records: Sequence[Record]) -> list[Table]:
-    """One table a shape, softjax before the peer in each pair of figures."""
-    tables: dict[str, Table] = {}
-    for record in records:
-        shape = record["shape"]
-        title = f"{shape['name']} ({shape['examples']}, {shape['classes']}) {record['dtype']}"
-        columns = ("peer", "time, ms", "ratio (95 %)", "asked", "compile, ms", "temp., MiB")
-        table = tables.setdefault(title, _table(title, "softjax / peer", *columns))
-        table.add_row(*_cells(record))
-    return list(tables.values())
+def interval(median: float | None, low: float | None, high: float | None) -> str:
+    """A ratio, and its interval where there is one."""
+    if median is None:
+        return ""
+    known = low is not None and high is not None and low < high
+    return f"{median:.2f} ({low:.2f}, {high:.2f})" if known else f"{median:.2f}"
 
 
-def summary(records: Sequence[Record]) -> str:
-    """One line: how many ratios are within their bound, and what is wrong."""
-    timed = [record for record in records if "ratio" in record]
-    asked = [record for record in timed if record["bound"] is not None]
-    met = sum(record["met"] for record in asked)
-    larger = sum(map(larger_temporaries, records))
-    return (
-        f"core: {met} of {len(asked)} ratios within the asked bound, "
-        f"{larger} temporaries the size of the input that the peer does without, "
-        f"{len(records) - len(timed)} wrong results"
+def scaled(key: str, factor: float) -> Callable[[Row], str]:
+    """A field of a row in another unit; nothing where it is not known."""
+    return lambda row: "" if row.get(key) is None else number(factor * row[key])
+
+
+def error(row: Row) -> str:
+    """The error, in its unit where it has one."""
+    if row.get("wrong"):
+        return "wrong" if row.get("error") is None else f"wrong: {number(row['error'])}"
+    if "error" not in row:
+        return row.get("failure", "")[:60]
+    return f"{number(row['error'])} {row.get('unit', '')}".strip()
+
+
+def checks(row: Row) -> str:
+    """What was measured beside the most that was asked."""
+    named = (row.get("checks") or {}).items()
+    return ", ".join(
+        f"{name} {'unknown' if got is None else number(got)} {'>' if name in missed(row) else '≤'} "
+        f"{number(most)}"
+        for name, (got, most) in named
     )
 
 
-def changes_table(title: str, changes: Sequence[Change]) -> Table:
-    """What changed beyond the noise, the worst first."""
-    table = _table(title, "what", "where", "before", "after", "change (interval)")
+def _counts(key: str) -> Callable[[Row], str]:
+    return lambda row: ", ".join(f"{number(v)} {k}" for k, v in (row.get(key) or {}).items())
+
+
+# What each column shows of a row; a table leaves out the columns in which nothing stands.
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "case": lambda row: row["case"].replace("_", " "),
+    "by": lambda row: row["side"],
+    "time, ms": scaled("seconds", 1e3),
+    "estimated, ms": scaled("estimated_seconds", 1e3),
+    "wall, ms": scaled("wall_seconds", 1e3),
+    "ratio (95 %)": lambda row: interval(*map(row.get, ("ratio", "ratio_low", "ratio_high"))),
+    "roofline": lambda row: f"{row['roofline']:.0%}" if row.get("roofline") else "",
+    "temporaries, MB": scaled("temporary_bytes", 1e-6),
+    "peak, MB": scaled("peak_bytes", 1e-6),
+    "first peak, MB": scaled("first_peak_bytes", 1e-6),
+    "passes": scaled("passes", 1),
+    "kernels": scaled("kernels", 1),
+    "launches": scaled("launches", 1),
+    "moved, MB": scaled("moved_bytes", 1e-6),
+    "products": _counts("products"),
+    "sent, MB": scaled("wire_bytes", 1e-6),
+    "collectives": lambda row: (
+        _counts("collectives")(row)
+        if isinstance(row.get("collectives"), dict)
+        else scaled("collectives", 1)(row)
+    ),
+    "compile, s": scaled("compile_seconds", 1),
+    "error": error,
+    "asked": checks,
+}
+
+
+def cells(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
+    """The header and the lines of a table of some rows."""
+    lines = [[show(row) for show in COLUMNS.values()] for row in rows]
+    used = [k for k in range(len(COLUMNS)) if any(line[k] for line in lines)]
+    names = list(COLUMNS)
+    return [names[k] for k in used], [[line[k] for k in used] for line in lines]
+
+
+def suite_table(suite: str, rows: Sequence[Row]) -> Table:
+    """The rows of a suite for a terminal; a line that misses a bound, or is wrong, is red."""
+    header, lines = cells(rows)
+    table = rich_table(suite, *header)
+    for row, line in zip(rows, lines, strict=True):
+        table.add_row(*line, style="red" if missed(row) or row.get("wrong") else None)
+    return table
+
+
+def changes_table(title: str, changes: Sequence[Any]) -> Table:
+    """What changed beyond the noise, the largest change first."""
+    table = rich_table(title, "what", "where", "before", "after", "change (interval)")
     for change in sorted(changes, key=lambda c: -abs(math.log((c.after or 1) / (c.before or 1)))):
         figures = (f"{value:.4g}" for value in (change.before, change.after))
         table.add_row(change.kind, change.name, *figures, change.interval)
     return table
 
 
-def larger_temporaries(record: Record) -> bool:
-    """Whether softjax holds a temporary the size of the input where the peer holds less."""
-    ours, theirs = (record[side]["temporary_bytes"] for side in ("softjax", "peer"))
-    return None not in (ours, theirs) and ours >= record["logits_bytes"] and ours > theirs
-
-
-def _table(title: str, first: str, *others: str) -> Table:
+def rich_table(title: str, *columns: str) -> Table:
+    """An empty table; only its first column breaks into lines."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column(first)
-    for column in others:
-        table.add_column(column, no_wrap=True)
+    for k, column in enumerate(columns):
+        table.add_column(column, no_wrap=k > 0)
     return table
 
 
-def _cells(record: Record) -> tuple[str, ...]:
-    sides = record["softjax"], record["peer"]
-    asked = "" if record["bound"] is None else f"<= {record['bound']}"
-    if "ratio" in record:
-        time = " / ".join(f"{1e3 * side['seconds']['median']:.3g}" for side in sides)
-        ratio = "{median:.2f} ({low:.2f}, {high:.2f})".format(**record["ratio"])
-        asked = asked if record["met"] else f"[red]> {record['bound']}[/]"
-    else:
-        wrong = [side["name"] for side in sides if not side["correct"]]
-        time, ratio, asked = "", f"[red]wrong: {', '.join(wrong)}[/]", ""
-    temporaries = " / ".join(_mebibytes(side["temporary_bytes"]) for side in sides)
-    if larger_temporaries(record):
-        temporaries = f"[red]{temporaries}[/]"
-    return (
-        f"{record['operation']} {record['mode'].replace('_', ' ')}"
-        + (", donated" if record.get("donated") else ""),
-        record["peer"]["name"],
-        time,
-        ratio,
-        asked,
-        " / ".join(map(_compiling, sides)),
-        temporaries,
-    )
-
-
-def _compiling(side: Record) -> str:
-    """Milliseconds to lower and compile; nothing where there is nothing to compile."""
-    seconds = [side[key] for key in ("lower_seconds", "compile_seconds") if side[key] is not None]
-    return f"{1e3 * sum(seconds):.0f}" if seconds else "-"
-
-
-def _mebibytes(size: int | None) -> str:
-    return "unknown" if size is None else f"{size / 2**20:.1f}"
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown; bars within cells are escaped."""
+    lines = [list(header), ["---"] * len(header), *rows]
+    escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)

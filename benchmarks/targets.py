@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from benchmarks.environment import version
+from benchmarks.results import ResultError
 from benchmarks.traffic import Chip
 
 DESCRIPTIONS = Path(__file__).with_name("devices")
@@ -42,7 +43,7 @@ GPU_FLAGS = "--xla_gpu_enable_triton_gemm=false"
 GPUS_OF_A_MESH = "1x1x8"
 
 
-class UnknownTarget(ValueError):
+class UnknownTarget(ResultError):
     """A target that cannot be compiled for here; the message says what is missing."""
 
 

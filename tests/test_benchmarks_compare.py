@@ -20,24 +20,20 @@ def environment(**changes):
     return head | {"processor": "P", "cores": 2, "versions": {"jax": "0.10.2"}} | changes
 
 
-def record(case, ratio, size=100, error=1e-7, correct=True, peer=1.0):
-    softjax = {"name": "softjax", "temporary_bytes": size, "error": error, "correct": correct}
-    softjax["seconds"] = estimate(ratio * peer)
-    other = {"name": "peer", "seconds": estimate(peer), "correct": True}
-    sides = {"softjax": softjax, "peer": other, "ratio": estimate(ratio)}
-    return {"record": "result", "suite": "core", "case": f"case {case}"} | sides
-
-
-def estimate(value):
-    low, high = (value * np.exp(sign * 1.96 * WITHIN) for sign in (-1, 1))
-    return {"median": value, "low": low, "high": high}
+def rows(case, ratio, size=100, error=1e-7, correct=True, peer=1.0):
+    head = {"record": "result", "suite": "core", "case": f"case {case}"}
+    ours = {"side": "softjax", "temporary_bytes": size, "error": error, "wrong": not correct}
+    theirs = {"side": "peer", "seconds": peer, "low": peer, "high": peer, "wrong": False}
+    ratios = (ratio * np.exp(sign * 1.96 * WITHIN) for sign in (0, -1, 1))
+    theirs |= dict(zip(("ratio", "ratio_low", "ratio_high"), ratios, strict=True))
+    return [head | ours | {"seconds": ratio * peer}, head | theirs]
 
 
 def run(rng, slower=(), factor=1.0, noise=BETWEEN):
     """The times of both are off by Student's t with 5 degrees of freedom: its tails are heavy."""
     ours, peers = np.exp(noise * rng.standard_t(5, size=(2, CASES)) / np.sqrt(5 / 3))
     ours[list(slower)] *= factor
-    records = [record(k, ours[k] / peers[k], peer=peers[k]) for k in range(CASES)]
+    records = [row for k in range(CASES) for row in rows(k, ours[k] / peers[k], peer=peers[k])]
     return results.Run(None, environment(), records)
 
 
@@ -68,22 +64,23 @@ def test_one_case_that_is_30_percent_slower_is_found_and_nothing_else():
 
 def test_a_peer_is_beside_the_others_of_its_case():
     def timed(*times):
-        names = ("softjax", "peer", "other", "third")
-        solvers = [
-            {"name": name, "cpu_seconds": time} for name, time in zip(names, times, strict=True)
-        ]
-        return {"record": "result", "suite": "fit", "case": "x", "dtype": "f", "solvers": solvers}
+        head = {"record": "result", "suite": "fit", "case": "x"}
+        sides = ("softjax", "peer", "other", "third")
+        return [head | {"side": s, "seconds": t} for s, t in zip(sides, times, strict=True)]
+
+    def moves(before, after):
+        return compare._moves_of_peers(list(zip(before, after, strict=True)))
 
     # Twice as slow a machine moves no peer; one of three that is slower still has moved.
     before, after = timed(1.0, 1.0, 2.0, 4.0), timed(9.0, 2.0, 4.0, 8.0)
-    assert np.abs(compare._moves_of_peers([(before, after)])).max() < 1e-12
-    moves = compare._moves_of_peers([(before, timed(9.0, 2.0, 4.0, 16.0))])
-    np.testing.assert_allclose(moves, [-np.log(2) / 2, -np.log(2) / 2, np.log(2)])
+    assert np.abs(moves(before, after)).max() < 1e-12
+    moved = moves(before, timed(9.0, 2.0, 4.0, 16.0))
+    np.testing.assert_allclose(moved, [-np.log(2) / 2, -np.log(2) / 2, np.log(2)])
 
 
 def test_few_figures_tell_no_noise_and_need_a_large_change():
     def one(ratio):
-        return results.Run(None, environment(), [record(0, ratio)])
+        return results.Run(None, environment(), rows(0, ratio))
 
     assert not compare.compare(one(1.0), one(1.2))[0].worse
     assert compare.compare(one(1.0), one(2.0))[0].worse
@@ -96,12 +93,12 @@ def write(path, records, **changes):
 
 
 def test_bytes_errors_and_wrong_results_need_no_interval(tmp_path, capsys):
-    before = write(tmp_path / "a", [record(0, 1.0), record(1, 1.0)])
-    same = write(tmp_path / "b", [record(0, 1.0), record(1, 1.0)])
+    before = write(tmp_path / "a", [*rows(0, 1.0), *rows(1, 1.0)])
+    same = write(tmp_path / "b", [*rows(0, 1.0), *rows(1, 1.0)])
     assert command_line.main(["compare", before, same]) == 0
     assert "nothing got slower, larger or less accurate" in capsys.readouterr().out
 
-    changed = [record(0, 1.0, size=101, error=2e-7, correct=False)]
+    changed = rows(0, 1.0, size=101, error=2e-7, correct=False)
     after = write(tmp_path / "c", changed, cores=4, versions={"jax": "0.11.0"})
     assert command_line.main(["compare", before, after]) == 1
     printed = capsys.readouterr().out
@@ -116,9 +113,9 @@ def test_bytes_errors_and_wrong_results_need_no_interval(tmp_path, capsys):
 
 def test_a_compiled_program_that_moves_more_is_worse():
     def compiled(moved):
-        ours = {"name": "softjax", "temporary_bytes": 0, "moved_bytes": moved}
-        case = {"record": "result", "suite": "aot", "case": "core/softmax", "softjax": ours}
-        return results.Run(None, environment(platform="tpu"), [case])
+        case = {"record": "result", "suite": "aot", "case": "core/softmax", "side": "softjax"}
+        costs = {"temporary_bytes": 0, "moved_bytes": moved}
+        return results.Run(None, environment(platform="tpu"), [case | costs])
 
     (change,) = [c for c in compare.compare(compiled(100), compiled(101)) if c.worse]
     assert (change.kind, change.before, change.after) == ("bytes read and written", 100, 101)

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from xml.etree import ElementTree
 
 import pytest
 
@@ -34,7 +35,9 @@ def test_a_wrong_figure_is_found_and_written_anew(tmp_path, monkeypatch, capsys)
     assert page.read_text() != right
     assert command_line.main(["docs", "--check"]) == 1
     assert "Stale" in capsys.readouterr().out
+    monkeypatch.setattr(docs, "PICTURE", tmp_path / "scaling.svg")
     assert command_line.main(["docs"]) == 0
+    ElementTree.parse(docs.PICTURE)
     assert page.read_text() == right
 
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import fused, measure, peers, torch_peers
-from benchmarks.cases import Case, Shape
+from benchmarks.core import Case, Shape
 from benchmarks.reference import inputs, reference
 
 pytestmark = pytest.mark.x64_once
@@ -41,8 +41,8 @@ def test_a_peer_returns_the_reference(peer):
             assert error <= measure.TOLERANCES[case.dtype], case.name
     if "linear_cross_entropy" in peer.operations:
         shape = fused.Shape("tiny", 8, 3, 5, "float32", "no model")
-        (record,) = fused.run(fused.Case("value_and_gradient", shape, peer.name), pairs=1)
-        assert not record["wrong"]
+        both = list(fused.Case("value_and_gradient", shape, peer.name).run(pairs=1))
+        assert not any(row["wrong"] for row in both)
 
 
 def test_a_peer_with_its_classes_first_gets_the_kernel_transposed():

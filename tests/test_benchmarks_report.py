@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks import __main__ as command_line
-from benchmarks import figures, report, results
+from benchmarks import report, results
 
 pytestmark = pytest.mark.x64_once
 
@@ -24,39 +24,38 @@ def environment(device, date, platform="gpu"):
     return head | {"commit": "0" * 40, "clean": True, "versions": versions}
 
 
-def side(name, seconds=None, **fields):
-    times = {"seconds": {"median": seconds, "low": seconds, "high": seconds}} if seconds else {}
-    return {"name": name, "temporary_bytes": 1000, "compile_seconds": 0.1} | times | fields
+def row(suite, case, side, **fields):
+    named = {"record": "result", "suite": suite, "case": case, "side": side}
+    return named | {"temporary_bytes": 1000, "wrong": False} | fields
 
 
-def core_record(classes, seconds, correct=True):
-    timed = {"ratio": {"median": 0.5, "low": 0.4, "high": 0.6}} if correct else {}
-    return {
-        "record": "result",
-        "suite": "core",
-        "case": f"softmax/value/shape-{classes}/float32",
+def core_rows(classes, seconds, correct=True):
+    about = {
         "operation": "softmax",
         "mode": "value",
-        "shape": {"name": f"shape-{classes}", "examples": 8, "classes": classes},
+        "examples": 8,
+        "classes": classes,
         "dtype": "float32",
         "logits_bytes": 32 * classes,
-        "work": {"flops": 40.0 * classes, "bytes": 64.0 * classes},
-        "softjax": side("softjax", seconds, correct=True),
-        "peer": side("jax.nn", 2 * seconds if correct else None, correct=correct),
-    } | timed
+        "flops": 40.0 * classes,
+        "work_bytes": 64.0 * classes,
+    }
+    case = "core", f"softmax/value/shape-{classes}/float32"
+    times = {"ratio": 0.5, "ratio_low": 0.4, "ratio_high": 0.6, "seconds": 2 * seconds}
+    peer = times | {"checks": {"time": [0.5, 0.45]}} if correct else {"wrong": True}
+    ours = row(*case, "softjax", **about, seconds=seconds, low=seconds, high=seconds)
+    return [ours, row(*case, "jax.nn", **about | peer)]
 
 
-def accuracy_record(error):
-    sides = {"softjax": side("softjax", error=1.5), "peer": side("jax.nn", error=error)}
-    named = {"case": "accuracy/softmax/float32", "operation": "softmax", "dtype": "float32"}
-    about = {"unit": "ulp", "goal": "5 + gap", "wrong": False}
-    return {"record": "result", "suite": "accuracy"} | named | about | sides
+def accuracy_rows(error):
+    about = {"unit": "ulp", "goal": "5 + gap"}
+    case = "accuracy", "softmax/float32"
+    return [row(*case, "softjax", error=1.5, **about), row(*case, "jax.nn", error=error, **about)]
 
 
-def scale_record(implementation, sent):
-    case = {"case": f"scale/loss/both/{implementation}/2", "program": "loss", "form": "both"}
-    about = {"implementation": implementation, "devices": 2, "wire_bytes": sent, "error": 0.0}
-    return {"record": "result", "suite": "scale"} | case | about
+def scale_row(side, sent):
+    about = {"program": "loss", "form": "both", "devices": 2, "wire_bytes": sent, "error": 0.0}
+    return row("scale", "loss/both/2 devices", side, **about)
 
 
 FAILURE = {
@@ -71,19 +70,22 @@ FAILURE = {
 
 @pytest.fixture
 def files(tmp_path):
+    fast = CEILINGS | {"bytes_per_second": 4e10}
     runs = {
-        "a": [environment("Card A", "2026-01-01"), CEILINGS, core_record(10, 1e-3), FAILURE],
-        "b": [environment("Card A", "2026-01-02"), CEILINGS, core_record(10, 2e-3)],
+        "a": [environment("Card A", "2026-01-01"), CEILINGS, *core_rows(10, 1e-3), FAILURE],
+        "b": [environment("Card A", "2026-01-02"), fast, *core_rows(10, 2e-3)],
         "c": [
             environment("Card B", "2026-01-03"),
             CEILINGS,
-            core_record(10, 4e-3),
-            core_record(100, 4e-3, correct=False),
-            accuracy_record(None),
-            {"record": "result", "suite": "many", "case": "many/new/x", "softjax": side("softjax")},
-            scale_record("softjax", 8e6),
-            scale_record("plain", 9e6),
+            *core_rows(10, 4e-3),
+            *core_rows(100, 4e-3, correct=False),
+            *accuracy_rows(None),
+            row("many", "new/x", "softjax"),
+            scale_row("softjax", 8e6),
+            scale_row("plain", 9e6),
         ],
+        # Without ceilings of its own it is no part of any roofline.
+        "d": [environment("Card B", "2026-01-04"), *core_rows(100, 1e-9)],
     }
     for name, lines in runs.items():
         text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -91,41 +93,61 @@ def files(tmp_path):
     return tmp_path
 
 
-def test_devices_stand_side_by_side_with_their_last_figures(files):
-    devices = report.by_device(results.read_all([files]))
-    assert [device.label for device in devices] == ["Card A", "Card B"]
-    (record,) = devices[0].runs["core"].results()
-    assert record["softjax"]["seconds"]["median"] == 2e-3
+def test_devices_stand_together_with_their_last_figures(files):
+    rows = report.last_rows(results.read_all([files]))
+    of_cards = [key for key in rows if key[:2] == ("core", "softmax/value/shape-10/float32")]
+    assert [key[2:] for key in of_cards] == [
+        (side, card) for card in ("Card A", "Card B") for side in ("softjax", "jax.nn")
+    ]
+    assert rows[of_cards[0]]["seconds"] == 2e-3
     parts = {part.title: part for part in report.sections(results.read_all([files]))}
     core, scale = parts["core"], parts["scale"]
-    assert "Card A: time, ms" in core.table.header
-    first, second = core.table.rows
-    assert first[2:4] == ["2 / 4", "0.50 (0.40, 0.60)"]
-    assert second[2] == ""  # the first card has no second case
-    assert "wrong: jax.nn" in second
-    assert scale.table.rows == [
-        ["loss · both · 2 devices", "", "8"],
-        ["loss · both · 2 devices", "plain", "9"],
+    assert core.header[:4] == ["case", "by", "device", "time, ms"]
+    (line,) = [line for line in core.rows if line[1:3] == ["jax.nn", "Card B"] and "10/" in line[0]]
+    assert "0.50 (0.40, 0.60)" in line
+    assert "time 0.5 > 0.45" in line
+    assert core.verdict.startswith(
+        "0 of 3 bounds met, no wrong result, 1 failed; softjax takes 0.50"
+    )
+    assert [line[1:] for line in scale.rows] == [
+        ["softjax", "0.001", "8", "0"],
+        ["plain", "0.001", "9", "0"],
     ]
 
 
-def test_the_page_is_one_file_that_loads_nothing(files, tmp_path):
+def test_the_roofline_of_a_time_is_that_of_its_own_run(files):
+    rows = report.last_rows(results.read_all([files]))
+    share = {key[1:]: row["roofline"] for key, row in rows.items() if key[2] == "softjax"}
+    first = "softmax/value/shape-10/float32", "softjax"
+    # 640 bytes at 40 GB/s in 2 ms, though an earlier run of the card had 10 GB/s.
+    assert share[(*first, "Card A")] == pytest.approx(640 / 4e10 / 2e-3)
+    assert share[(*first, "Card B")] == pytest.approx(640 / 1e10 / 4e-3)
+    assert share["softmax/value/shape-100/float32", "softjax", "Card B"] is None
+
+
+def test_the_page_is_one_file_that_loads_nothing_and_opens_with_the_verdicts(files, tmp_path):
     out, tables, github = (tmp_path / name for name in ("page.html", "page.md", "page.json"))
     arguments = ["report", str(files), "--out", str(out), "--markdown", str(tables)]
     assert command_line.main([*arguments, "--github", str(github)]) == 0
     text = out.read_text()
     pictures = re.findall("<svg.*?</svg>", text, re.DOTALL)
-    # Time and memory by classes, ratios and rooflines; errors; bytes sent; temporaries.
-    assert len(pictures) == 7
+    # Ratios, time and temporaries by classes for two devices, and rooflines; errors;
+    # temporaries of the unknown suite; what devices send and hold.
+    assert len(pictures) == 9
     for picture in pictures:
-        ElementTree.fromstring(picture.replace("xlink:", ""))
-    without_names = re.sub(r'xmlns(:\w+)?="[^"]*"|<metadata>.*?</metadata>', "", text, flags=re.S)
+        root = ElementTree.fromstring(picture.replace("xlink:", ""))
+        # No wider than a telephone, or else the page scrolls that picture alone.
+        assert float(root.attrib["width"]) <= 400
+        assert "currentColor" in picture
+    without_names = re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
     assert "http" not in without_names
-    assert "#010203" not in text  # every ink is the page's
     assert "not finite" in text
     assert "&lt;too large&gt;" in text
-    # Runs, core, accuracy, scale, many, what failed.
-    assert tables.read_text().count("## ") == 6
+    # Core, accuracy, many, scale, what failed, runs.
+    assert tables.read_text().count("\n## ") == 6
+    contents = text[text.index("<nav>") : text.index("</nav>")]
+    assert re.findall('href="#([^"]*)"', contents) == re.findall('<section id="([^"]*)"', text)
+    assert "0 of 3 bounds met" in contents
 
     entries = json.loads(github.read_text())
     assert {entry["unit"] for entry in entries} == {"ms", "bytes"}
@@ -134,19 +156,11 @@ def test_the_page_is_one_file_that_loads_nothing(files, tmp_path):
     assert len(set(names)) == len(names)
 
 
-def test_a_peer_looks_the_same_in_every_picture():
-    solvers = ["scikit-learn lbfgs", "scikit-learn newton-cg"]
-    both, one = figures._looks(["softjax auto", *solvers]), figures._looks(["unknown", solvers[1]])
-    assert both[solvers[1]] == one[solvers[1]]
-    assert len({*both.values()}) == 3
-    assert one["unknown"] != one[solvers[1]]
-
-
 def test_the_committed_results_make_a_report():
     runs = results.read_all()
     assert len(runs) >= 3
     titles = [section.title for section in report.sections(runs)]
-    assert {"core", "fused", "fit"} <= set(titles)
+    assert {"core", "fused", "fit", "many", "cold", "stream", "kills", "aot"} <= set(titles)
 
 
 HEAD = json.dumps(environment("H200", "2026-01-01"))
@@ -163,8 +177,10 @@ HEAD = json.dumps(environment("H200", "2026-01-01"))
         (b"\xff\xfe", "is not text in UTF-8"),
         (b"[" * 100_000, "must begin with the environment"),
         (f'{HEAD}\n{{"record": "result"}}\n', "line 2 is not a result"),
-        (f'{HEAD}\n{{"record": "result", "case": "c", "ratio": 0}}\n', "line 2 is not a result"),
-        (f'{HEAD}\n{{"record": "result", "case": "c", "ratio": {{}}}}\n', "line 2 is not a result"),
+        (f"{HEAD}\n{json.dumps(row('core', 'c', 'p', ratio=0))}\n", "line 2 is not a result"),
+        (f"{HEAD}\n{json.dumps(row('core', 'c', 'p', ratio={}))}\n", "line 2 is not a result"),
+        (f"{HEAD}\n{json.dumps(row('core', 'c', 'p', checks=[1]))}\n", "line 2 is not a result"),
+        (f'{HEAD}\n{{"record": "ceilings"}}\n', "line 2 is not a ceilings"),
         (None, "No such file"),
     ],
 )

@@ -181,7 +181,7 @@ def test_a_file_that_is_cut_during_a_run_ends_all_with_its_name(tmp_path, cache)
 
 
 def test_kills_end_all_and_change_no_bit(tmp_path, cache, two):
-    """At any moment, of any process; `python -m benchmarks.kills` does two hundred."""
+    """At any moment, of any process; `python -m benchmarks run kills` does two hundred."""
     expected, seconds = two
     chance = random.Random(0)
     for _ in range(4):

@@ -1,0 +1,441 @@
+"""Fits of softmax regression beside those of scikit-learn: the suites `fit`, `many` and `cold`.
+
+Each solver first finds its loosest tolerance at which the relative suboptimality, against the best
+optimum that any of them knows, is small enough in every one of the fits of a case; then whole runs
+take turns, in an order that alternates. `seconds` are CPU seconds, which are the ones to compare
+beside other processes; the wall clock is kept too. The peers' threads are pinned to one; for those
+of XLA,
+
+    taskset -c 0 python -m benchmarks run fit
+
+In `fit` each solver then fits twice more in a process of its own, which tells its peak memory. In
+`many` one call makes many fits. In `cold` each fit is a process that starts Python, imports,
+compiles, fits and ends; a second case of softjax finds its programs in JAX's persistent cache.
+"""
+
+import contextlib
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import fit_data, measure
+from benchmarks.fit_data import Arrays
+from benchmarks.results import Row
+
+PEERS = ("lbfgs", "newton-cg", "newton-cholesky")
+TOLERANCES = [10.0**-k for k in range(3, 13)]
+REPEATS, QUICK_REPEATS = 7, 3  # a quick run ends within five minutes
+# A solver that has once taken this many seconds is not tried at a tighter tolerance.
+PATIENCE = 120.0
+# A peer that takes this many times as long as the fastest one is not timed again.
+RIVAL = 2.0
+RESAMPLES = 100
+FOLDS = 5
+# scikit-learn's own grid, of which 10 is its own number.
+INVERSE_PENALTIES = np.logspace(-4, 4, 10)
+
+Clocks = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """B fits of the same data, which differ in the weights of the rows and in l2.
+
+    Attributes:
+        x: features [N, D].
+        y: labels [N].
+        l2: the strength of the penalty of each fit [B].
+        solve: the parameters [B, D + 1, K] that a solver finds at a tolerance.
+        optima: parameters that come nearer to the optimum than anything that is measured.
+        weights: the weights of the rows of each fit [B, N]; None where all are 1.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    l2: np.ndarray
+    solve: Callable[[str, float], np.ndarray]
+    optima: Callable[[], Sequence[np.ndarray]]
+    weights: np.ndarray | None = None
+
+    def objectives(self, theta: np.ndarray) -> np.ndarray:
+        """The objective of each fit."""
+        weights = [None] * len(self.l2) if self.weights is None else self.weights
+        own = zip(theta, weights, self.l2, strict=True)
+        return np.array([objective(t, self.x, self.y, l2, w) for t, w, l2 in own])
+
+
+@dataclass(frozen=True)
+class Case:
+    """A task and what is asked: the CPU time of softjax over that of the fastest peer.
+
+    Attributes:
+        task: makes the task in a dtype.
+        bound: the asked ratio.
+        quick: whether it is in quick runs.
+        short: whether it is in the quick runs of all the suites too.
+        cached: in `cold`, whether programs come from the cache; None in the other suites.
+    """
+
+    suite: str
+    label: str
+    task: Callable[[str], Task]
+    bound: float
+    dtype: str = "float64"
+    peers: tuple[str, ...] = PEERS
+    quick: bool = True
+    short: bool = True
+    cached: bool | None = None
+
+    @property
+    def name(self) -> str:
+        """The case in one word, such as `digits/float64`."""
+        return f"{self.label}/{self.dtype}"
+
+    @property
+    def asked(self) -> float:
+        """The relative suboptimality that every solver has to reach."""
+        return 1e-8 if self.dtype == "float64" else 1e-6
+
+    def run(self, pairs: int) -> Iterator[Row]:
+        """A row for each solver: its tolerance, suboptimality, times and memory."""
+        with precise_and_alone(), tempfile.TemporaryDirectory() as folder:
+            task = self.task(self.dtype)
+            solvers = [
+                Solver(name) for name in ("softjax", *map("scikit-learn {}".format, self.peers))
+            ]
+            best = np.min([task.objectives(theta) for theta in task.optima()], axis=0)
+            for solver in solvers:
+                solver.find_tolerance(task, best, self.asked)
+            run = partial(timed, task.solve)
+            if self.cached is not None:
+                run = _in_processes(task, Path(folder), solvers[0].tol if self.cached else None)
+            repeats = QUICK_REPEATS if pairs < measure.PAIRS else REPEATS
+            _take_turns(run, solvers, repeats, everybody=self.cached is not None)
+            peaks = {}
+            if self.suite == "fit":
+                able = [solver for solver in solvers if solver.tol is not None]
+                peaks = {s.name: _peaks(s, task, Path(folder)) for s in able}
+            yield from self._rows(task, solvers, peaks)
+
+    def _rows(
+        self, task: Task, solvers: Sequence["Solver"], peaks: dict[str, Row]
+    ) -> Iterator[Row]:
+        ours, *peers = solvers
+        head = {
+            "record": "result",
+            "suite": self.suite,
+            "case": self.name,
+            "dtype": self.dtype,
+            "shape": (*task.x.shape, len(np.unique(task.y))),
+            "fits": len(task.l2),
+            "asked_suboptimality": self.asked,
+            "feature_bytes": task.x.nbytes,
+        }
+        timed = [peer for peer in peers if peer.times]
+        fastest = min(timed, key=Solver.cpu, default=None)
+        yield head | ours.row() | peaks.get(ours.name, {})
+        for peer in peers:
+            row = head | peer.row() | peaks.get(peer.name, {})
+            pairs = list(zip(ours.times, peer.times, strict=False))
+            if pairs:
+                ratio = measure.estimate([a / b for (a, _), (b, _) in pairs])
+                row |= ratio.fields("ratio", "ratio_low", "ratio_high")
+            if peer is (fastest or peers[0]):
+                row["checks"] = {"time": [row.get("ratio"), self.bound]}
+            yield row
+
+
+@dataclass
+class Solver:
+    """The tolerance that a solver needs, what it reaches there, and its times."""
+
+    name: str
+    tol: float | None = None
+    suboptimality: float = np.inf
+    first_seconds: float | None = None
+    times: list[Clocks] = field(default_factory=list)
+
+    def find_tolerance(self, task: Task, best: np.ndarray, asked: float) -> None:
+        """The loosest tolerance at which every fit is near enough to its best objective."""
+        for tol in TOLERANCES:
+            start = time.process_time(), time.perf_counter()
+            theta = task.solve(self.name, tol)
+            clocks = time.process_time() - start[0], time.perf_counter() - start[1]
+            self.first_seconds = self.first_seconds or clocks[1]
+            reached = float(np.max((task.objectives(theta) - best) / best))
+            self.suboptimality = min(self.suboptimality, reached)
+            if reached <= asked:
+                self.tol, self.suboptimality, self.times = tol, reached, [clocks]
+            if reached <= asked or clocks[1] > PATIENCE:
+                return
+
+    def cpu(self) -> float:
+        """The median of the CPU times."""
+        return statistics.median(cpu for cpu, _ in self.times)
+
+    def row(self) -> Row:
+        """What became of the solver."""
+        row: Row = {"side": self.name, "tol": self.tol, "suboptimality": self.suboptimality}
+        row |= {"first_seconds": self.first_seconds, "wrong": False}
+        if self.times:
+            cpu, wall = (list(clock) for clock in zip(*self.times, strict=True))
+            row |= measure.estimate(cpu).fields("seconds", "low", "high")
+            row["wall_seconds"] = statistics.median(wall)
+        return row
+
+
+def _take_turns(
+    run: Callable[[str, float], Clocks], solvers: Sequence[Solver], repeats: int, everybody: bool
+) -> None:
+    """Time softjax and the peers that may be the fastest, so many times, in alternating order."""
+    able = [solver for solver in solvers if solver.tol is not None]
+    least = min((peer.cpu() for peer in able if peer is not solvers[0]), default=np.inf)
+    turns = [
+        solver
+        for solver in able
+        if everybody or solver is solvers[0] or solver.cpu() <= RIVAL * least
+    ]
+    for solver in turns:
+        solver.times = []
+    for repeat in range(repeats):
+        for solver in turns[:: -1 if repeat % 2 else 1]:
+            if not solver.times or solver.times[0][1] < PATIENCE / repeats:
+                solver.times.append(run(solver.name, solver.tol or 0.0))
+
+
+def timed(solve: Callable[[str, float], Any], name: str, tol: float) -> Clocks:
+    """The CPU and the wall time of a run."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    solve(name, tol)
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+@contextlib.contextmanager
+def precise_and_alone() -> Iterator[None]:
+    """Float64, the peers' threads pinned to one, and no warning of theirs."""
+    from threadpoolctl import threadpool_limits
+
+    with jax.enable_x64(True), threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def objective(
+    theta: np.ndarray, x: np.ndarray, y: np.ndarray, l2: float, weights: np.ndarray | None = None
+) -> float:
+    """In float64 and NumPy, whoever found `theta` [D + 1, K]."""
+    theta = theta.astype(np.float64)
+    z = x.astype(np.float64) @ theta[:-1] + theta[-1]
+    z -= z.max(axis=-1, keepdims=True)
+    losses = np.log(np.exp(z).sum(-1)) - z[np.arange(len(y)), y]
+    return float(np.average(losses, weights=weights) + l2 / 2 * np.sum(theta[:-1] ** 2))
+
+
+def joined(params: Any) -> np.ndarray:
+    """The kernel and the bias of softjax in one array [..., D + 1, K]."""
+    kernel, bias = map(np.asarray, params)
+    return np.concatenate([kernel, bias[..., None, :]], -2)
+
+
+def solve(name: str, x: Any, y: np.ndarray, l2: float, tol: float, weights=None) -> np.ndarray:
+    """The parameters of one fit [D + 1, K]; the solver of a name is after the package."""
+    package, _, solver = name.partition(" ")
+    if package == "softjax":
+        from softjax import regression
+
+        return joined(regression.fit(x, y, solver=solver or "auto", l2=l2, tol=tol).params)
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=1 / (l2 * len(y)), solver=solver, tol=tol, max_iter=10_000)
+    model.fit(x, y, sample_weight=weights)
+    coefficients, intercept = np.asarray(model.coef_), np.asarray(model.intercept_)
+    return np.concatenate([coefficients.T, intercept[None]])
+
+
+def single(data: Callable[[], Arrays], dtype: str) -> Task:
+    """One fit, with scikit-learn's C = 1; the optimum is found in float64."""
+    exact, y = data()
+    x, l2 = exact.astype(dtype), 1 / len(y)
+
+    def optima() -> list[np.ndarray]:
+        names = "softjax newton-cg", "softjax lbfgs"
+        return [solve(name, x.astype(np.float64), y, l2, 1e-10)[None] for name in names]
+
+    return Task(x, y, np.array([l2]), lambda name, tol: solve(name, x, y, l2, tol)[None], optima)
+
+
+def bootstrap(dtype: str) -> Task:
+    """100 resamples of the digits, by `bootstrap` and by a fit for each with its counts."""
+    from softjax import regression
+    from softjax.regression._resampling import resample_counts
+
+    x, y = fit_data.digits()
+    l2 = 1 / len(y)
+    draw = jax.vmap(partial(resample_counts, jax.random.key(0), num_examples=len(y)))
+    weights = np.asarray(draw(jnp.arange(RESAMPLES, dtype=jnp.int32)), np.float64)
+
+    def run(name: str, tol: float) -> np.ndarray:
+        if name == "softjax":
+            result = regression.bootstrap(x, y, resamples=RESAMPLES, l2=l2, tol=tol)
+            return joined(result.resamples.params)
+        return np.stack([solve(name, x, y, l2, tol, counts) for counts in weights])
+
+    return Task(x, y, np.full(RESAMPLES, l2), run, lambda: [run("softjax", 1e-11)], weights)
+
+
+def path(dtype: str) -> Task:
+    """10 penalties and 5 folds of the digits, by `fit_path` and by `LogisticRegressionCV`.
+
+    Without the last two images, so that the folds are of one size and C is one l2 in all of them.
+    """
+    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.model_selection import PredefinedSplit, StratifiedKFold
+
+    from softjax import regression
+
+    x, y = (part[:-2] for part in fit_data.digits())
+    l2 = FOLDS / (FOLDS - 1) / len(y) / INVERSE_PENALTIES
+    folds = np.empty(len(y), int)
+    split = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
+    for fold, (_, held_out) in enumerate(split.split(x, y)):
+        folds[held_out] = fold
+    kept = folds != np.arange(FOLDS)[:, None]
+
+    def run(name: str, tol: float) -> np.ndarray:
+        if name == "softjax":
+            result = jax.block_until_ready(regression.fit_path(x, y, l2=l2, folds=folds, tol=tol))
+            theta = joined(result.cross_validation.fits.params)
+            return theta.reshape(-1, *theta.shape[2:])
+        model = LogisticRegressionCV(
+            Cs=INVERSE_PENALTIES,  # pyright: ignore[reportArgumentType]
+            cv=PredefinedSplit(folds),
+            solver=name.split()[1],
+            tol=tol,
+            max_iter=10_000,
+            scoring="neg_log_loss",
+        )
+        model.fit(x, y)
+        classes: Any = model.coefs_paths_
+        paths = np.stack([classes[name] for name in sorted(classes)], -1)  # [F, P, D + 1, K]
+        return paths.swapaxes(0, 1).reshape(-1, *paths.shape[2:])
+
+    weights = np.tile(kept, (len(l2), 1)).astype(float)
+    return Task(x, y, np.repeat(l2, FOLDS), run, lambda: [run("softjax", 1e-11)], weights)
+
+
+# What a person writes: the data is loaded, the rest of the process is the library's.
+SOFTJAX = """
+import sys, numpy, jax
+jax.config.update("jax_enable_x64", True)
+from softjax import regression
+x, y = numpy.load(sys.argv[1] + "/x.npy"), numpy.load(sys.argv[1] + "/y.npy")
+regression.fit(x, y, l2=float(sys.argv[2]), tol=float(sys.argv[3]))
+"""
+SCIKIT_LEARN = """
+import sys, numpy
+from sklearn.linear_model import LogisticRegression
+x, y = numpy.load(sys.argv[1] + "/x.npy"), numpy.load(sys.argv[1] + "/y.npy")
+C, tol, solver = 1 / (float(sys.argv[2]) * len(y)), float(sys.argv[3]), sys.argv[4]
+LogisticRegression(C=C, tol=tol, solver=solver, max_iter=10_000).fit(x, y)
+"""
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def _in_processes(task: Task, folder: Path, cached: float | None) -> Callable[..., Clocks]:
+    """Runs a fit in a process of its own; one at the tolerance `cached` fills the cache before."""
+    np.save(folder / "x", task.x)
+    np.save(folder / "y", task.y)
+    environment = dict(ONE_THREAD)
+    if cached is not None:  # as docs/fitting.md has it, beside the folder
+        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / "cache")
+
+    def run(name: str, tol: float) -> Clocks:
+        script = SOFTJAX if name == "softjax" else SCIKIT_LEARN
+        own = str(folder), str(task.l2[0]), str(tol), name.split()[-1]
+        return measure.process_times([sys.executable, "-c", script, *own], environment)
+
+    if cached is not None:
+        run("softjax", cached)
+    return run
+
+
+# What is freed goes back to the kernel, so that a peak is of what is held.
+FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
+
+
+def _peaks(solver: Solver, task: Task, folder: Path) -> Row:
+    """The peak memory of a fit in a process of its own, above Python, packages and data."""
+    np.savez(folder / "data.npz", x=task.x, y=task.y)
+    own = solver.name, str(folder / "data.npz"), task.l2[0], solver.tol
+    return measure.elsewhere(peaks, *own, environment=FREED)
+
+
+def peaks(name: str, data: str, l2: float, tol: float) -> Row:
+    """The memory of the first fit of this process, and of the next.
+
+    The first has features of NumPy, and what a package does once is contained in it: XLA's
+    compilation, the copy on the device. The next has the features where the package has them:
+    NumPy's for scikit-learn, on the device for softjax.
+    """
+    from threadpoolctl import threadpool_limits
+
+    def peak_of(x: Any) -> int:
+        time.sleep(1)  # what held the fit before lets go of it after its result is there
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
+        before = measure.peak_bytes()
+        solve(name, x, y, l2, tol)
+        return measure.peak_bytes() - before
+
+    jax.config.update("jax_enable_x64", True)
+    with threadpool_limits(1):
+        jax.block_until_ready(jax.device_put(np.zeros(8)) + 1)  # starts the backend
+        with np.load(data) as arrays:
+            x, y = arrays["x"], arrays["y"]
+        where_it_is = jax.device_put(x) if name.startswith("softjax") else x
+        first = peak_of(x)
+        return {
+            "first_peak_bytes": first,
+            "peak_bytes": peak_of(jax.block_until_ready(where_it_is)),
+        }
+
+
+def _fit(data: Callable[[], Arrays], bound: float, **options: Any) -> Case:
+    # A name, not the function, so that what a test puts in its place is found.
+    name = data.__name__
+    task = lambda dtype: single(getattr(fit_data, name), dtype)  # noqa: E731
+    return Case("fit", name.replace("_", "-"), task, bound, **options)
+
+
+TWO: Any = {"peers": ("lbfgs", "newton-cg")}
+HALF: Any = {"dtype": "float32", "peers": ("newton-cg",)}
+FIT = (
+    _fit(fit_data.digits, 0.5),
+    _fit(fit_data.mnist, 0.6, short=False, **TWO),
+    _fit(fit_data.wide, 0.45, short=False, **TWO),
+    _fit(fit_data.digits, 0.4, **HALF),
+    _fit(fit_data.wide, 0.75, short=False, **HALF),
+    _fit(fit_data.covtype_like, 0.15, quick=False),
+    _fit(fit_data.mnist_like, 0.4, quick=False, **TWO),
+    _fit(fit_data.covtype_like, 0.4, quick=False, **HALF),
+    _fit(fit_data.mnist_like, 0.4, quick=False, **HALF),
+)
+MANY = (
+    Case("many", "digits-bootstrap", bootstrap, 0.2, short=False),
+    Case("many", "digits-path", path, 0.5, short=False),
+)
+COLD = tuple(
+    Case("cold", f"digits{kind}", FIT[0].task, 2.0, short=False, cached=cached)
+    for kind, cached in (("", False), ("-cached", True))
+)
