@@ -508,7 +508,7 @@ def test_the_summary_is_a_table_and_rows(dtype):
     assert str(ours) == ours.text
     for piece in (
         "120 examples, 4 classes, 12 parameters",
-        "Covariance robust",
+        "Covariance: robust",
         "Class x against y",
     ):
         assert piece in ours.text

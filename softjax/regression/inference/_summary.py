@@ -350,15 +350,13 @@ def summary(
         for c, name in enumerate(shown)
         for j, feature in enumerate(feature_names + ["bias"] * bool(fit_intercept))
     ]
-    kind = "clustered" if clusters is not None else "robust" if robust else "of the model"
+    kind = "clustered" if clusters is not None else "robust" if robust else "model-based"
     kind = f"robust ({robust})" if isinstance(robust, str) and clusters is None else kind
     strengths = np.unique(np.asarray(l2))
     spoken = f"{strengths[0]:g}" + (f" to {strengths[-1]:g}" if len(strengths) > 1 else "")
-    penalty = "" if not strengths.any() else f", of the penalised fit (l2 = {spoken})"
+    penalty = "" if not strengths.any() else f", for the penalised fit (l2 = {spoken})"
     against = "the mean of all" if reference is None else class_names[reference]
-    plain = fit_intercept and offset is None
-    null = "of the class shares alone" if plain else "of the null model"
-    head = _head(fit, k, null, f"{kind}{penalty}")
+    head = _head(fit, k, f"{kind}{penalty}")
     return Summary(rows, fit, "\n".join([*head, *_table(rows, against, level)]))
 
 
@@ -473,17 +471,17 @@ def _latex(text: str) -> str:
     return "".join(special.get(character, character) for character in text)
 
 
-def _head(fit: GoodnessOfFit, num_classes: int, null: str, kind: str) -> list[str]:
+def _head(fit: GoodnessOfFit, num_classes: int, kind: str) -> list[str]:
     n, test = float(fit.num_examples), fit.likelihood_ratio
     size = f"{num_classes} classes, {fit.num_parameters} parameters"
-    null = f"{null} {fit.null_log_likelihood:.6g}"
+    null = f"(null model: {fit.null_log_likelihood:.6g})"
     degrees = f"{int(test.degrees_of_freedom)} degrees of freedom"
     return [
         f"Softmax regression: {n:g} examples, {size}",
-        f"Log-likelihood {fit.log_likelihood:.6g}, {null}: pseudo-R2 {fit.pseudo_r2:.4g}",
-        f"Likelihood ratio {test.statistic:.5g} on {degrees}: p {test.p_value:.3g}",
-        f"AIC {fit.aic:.6g}, BIC {fit.bic:.6g}",
-        f"Covariance {kind}",
+        f"Log-likelihood: {fit.log_likelihood:.6g} {null}, pseudo-R2: {fit.pseudo_r2:.4g}",
+        f"Likelihood ratio: {test.statistic:.5g} on {degrees}, p = {test.p_value:.3g}",
+        f"AIC: {fit.aic:.6g}, BIC: {fit.bic:.6g}",
+        f"Covariance: {kind}",
     ]
 
 
