@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -154,9 +155,9 @@ def _aot(options: argparse.Namespace, console: Console) -> int:
         for line in [*lines, compared]:
             console.print(line, markup=False)
         return int(bool(lines))
-    head = environment() | aot.environment_of(target) | {"only": options.only, "quick": False}
-    head["versions"] |= aot.versions_of(target)
-    out = options.out or results.RESULTS / f"{head['date'][:10]}-{aot.file_name(target)}-aot.jsonl"
+    head = aot.environment_of(target) | {"only": options.only}
+    name = re.sub(r"[^\w.]+", "-", target.name)
+    out = options.out or results.RESULTS / f"{head['date'][:10]}-{name}-aot.jsonl"
     console.print(f"{target.name}: {head['device']}, {target.compiler}")
     found = lambda _: aot.records(target, suites, options.only)  # noqa: E731
     return _write(out, head, found, console)

@@ -7,7 +7,6 @@ fails where one costs more than it did when its figures were committed.
 """
 
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 
 from benchmarks import hlo, measure, traffic
 from benchmarks.aot_cases import SMALL_BUDGET, Case, cases, largest
-from benchmarks.environment import version
+from benchmarks.environment import environment, version
 from benchmarks.results import Row
 from benchmarks.targets import Target
 
@@ -144,18 +143,6 @@ def head_checks(case: Case, ours: Row, theirs: Row) -> Checks:
     }
 
 
-def environment_of(target: Target) -> Row:
-    """What replaces the fields of the machine in the environment of a run that compiles only."""
-    return {
-        "platform": target.platform,
-        "device": f"{target.kind}, compiled, not run",
-        "devices": len(target.devices),
-        "driver": target.compiler,
-        "target": target.name,
-        "suite": "aot",
-    }
-
-
 def gate(target: Target, write: bool = False) -> tuple[list[str], str]:
     """What costs more than its committed figures, and a line on what was compared.
 
@@ -187,12 +174,17 @@ def gate(target: Target, write: bool = False) -> tuple[list[str], str]:
     return lines, f"{len(figures)} programs of {target.name} compared"
 
 
-def file_name(target: Target) -> str:
-    """A target in the name of a file."""
-    return re.sub(r"[^\w.]+", "-", target.name)
-
-
-def versions_of(target: Target) -> dict[str, str | None]:
-    """The compiler beside the packages that the environment names."""
+def environment_of(target: Target) -> Row:
+    """The environment of a run that compiles only."""
+    head = environment()
     package = target.compiler.split()[0]
-    return {package: version(package)}
+    return head | {
+        "platform": target.platform,
+        "device": f"{target.kind}, compiled, not run",
+        "devices": len(target.devices),
+        "driver": target.compiler,
+        "versions": head["versions"] | {package: version(package)},
+        "target": target.name,
+        "suite": "aot",
+        "quick": False,
+    }

@@ -72,7 +72,7 @@ def compare(before: Run, after: Run) -> list[Change]:
     first, second = _by_key(before), _by_key(after)
     pairs = [(first[key], second[key]) for key in first if key in second]
     ours = [(a, b) for a, b in pairs if is_softjax(a)]
-    return _times(pairs) + _sizes(ours) + _errors(ours) + _correctness(ours)
+    return _times(pairs) + _fixed(ours)
 
 
 def differences(before: Run, after: Run) -> list[str]:
@@ -184,34 +184,22 @@ def _error(row: Row) -> float:
     return math.log(high / low) / (2 * 1.96)
 
 
-SIZES = {
-    "temporary_bytes": "temporary bytes",
-    "wire_bytes": "bytes on the wire",
-    "moved_bytes": "bytes read and written",
+# What is the same in every run, in words, and the factor above which it is worse.
+FIXED = {
+    "temporary_bytes": ("temporary bytes", 1.0),
+    "wire_bytes": ("bytes on the wire", 1.0),
+    "moved_bytes": ("bytes read and written", 1.0),
+    "error": ("error", ERROR_GROWTH),
+    "wrong": ("wrong results", 1.0),
 }
 
 
-def _sizes(pairs: Sequence[tuple[Row, Row]]) -> list[Change]:
-    return [
-        Change(kind, _where(a), a[key], b[key], worse=b[key] > a[key], better=b[key] < a[key])
+def _fixed(pairs: Sequence[tuple[Row, Row]]) -> list[Change]:
+    """Bytes and errors of softjax, and results that became wrong or right."""
+    found = [
+        Change(kind, _where(a), x, y, worse=y > growth * x, better=x > growth * y)
         for a, b in pairs
-        for key, kind in SIZES.items()
-        if a.get(key) is not None and b.get(key) is not None
+        for key, (kind, growth) in FIXED.items()
+        if (x := a.get(key)) is not None and (y := b.get(key)) is not None
     ]
-
-
-def _errors(pairs: Sequence[tuple[Row, Row]]) -> list[Change]:
-    known = [(_where(a), a.get("error"), b.get("error")) for a, b in pairs]
-    return [
-        Change("error", name, x, y, worse=y > ERROR_GROWTH * x, better=x > ERROR_GROWTH * y)
-        for name, x, y in known
-        if x is not None and y is not None
-    ]
-
-
-def _correctness(pairs: Sequence[tuple[Row, Row]]) -> list[Change]:
-    """Results of softjax that became wrong, or right."""
-    known = [(_where(a), bool(a.get("wrong")), bool(b.get("wrong"))) for a, b in pairs]
-    return [
-        Change("wrong results", name, x, y, worse=y, better=x) for name, x, y in known if x != y
-    ]
+    return [c for c in found if c.kind != "wrong results" or c.before != c.after]

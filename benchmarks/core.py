@@ -14,7 +14,7 @@ from benchmarks import measure, roofline
 from benchmarks.environment import version
 from benchmarks.peers import JAX_NN, OPTAX, SOFTJAX, Implementation, compiled_by_jax, peers_of
 from benchmarks.reference import inputs, reference
-from benchmarks.results import Row
+from benchmarks.results import INTERVAL, RATIO, Row
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,10 @@ class Import:
         ours, theirs = zip(*samples, strict=True)
         ratio = measure.estimate([a / b for a, b in samples])
         named = {"side": "softjax", "version": version("softjax-regression"), "wrong": False}
-        yield head | named | measure.estimate(ours).fields("seconds", "low", "high")
+        yield head | named | measure.estimate(ours).fields(INTERVAL)
         named = {"side": "jax and optax", "version": version("jax"), "wrong": False}
-        row = head | named | measure.estimate(theirs).fields("seconds", "low", "high")
-        row |= ratio.fields("ratio", "ratio_low", "ratio_high") | {"pairs": len(samples)}
+        row = head | named | measure.estimate(theirs).fields(INTERVAL)
+        row |= ratio.fields(RATIO) | {"pairs": len(samples)}
         yield row | {"checks": {"time": [ratio.median, self.bound]}}
 
 

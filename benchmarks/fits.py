@@ -26,12 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import fit_data, measure
-from benchmarks.fit_data import Arrays
-from benchmarks.results import Row
+from benchmarks import measure
+from benchmarks.fit_tasks import Task, bootstrap, path, single, solve
+from benchmarks.results import INTERVAL, RATIO, Row
 
 PEERS = ("lbfgs", "newton-cg", "newton-cholesky")
 TOLERANCES = [10.0**-k for k in range(3, 13)]
@@ -40,39 +39,7 @@ REPEATS, QUICK_REPEATS = 7, 3  # a quick run ends within five minutes
 PATIENCE = 120.0
 # A peer that takes this many times as long as the fastest one is not timed again.
 RIVAL = 2.0
-RESAMPLES = 100
-FOLDS = 5
-# scikit-learn's own grid, of which 10 is its own number.
-INVERSE_PENALTIES = np.logspace(-4, 4, 10)
-
 Clocks = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Task:
-    """B fits of the same data, which differ in the weights of the rows and in l2.
-
-    Attributes:
-        x: features [N, D].
-        y: labels [N].
-        l2: the strength of the penalty of each fit [B].
-        solve: the parameters [B, D + 1, K] that a solver finds at a tolerance.
-        optima: parameters that come nearer to the optimum than anything that is measured.
-        weights: the weights of the rows of each fit [B, N]; None where all are 1.
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-    l2: np.ndarray
-    solve: Callable[[str, float], np.ndarray]
-    optima: Callable[[], Sequence[np.ndarray]]
-    weights: np.ndarray | None = None
-
-    def objectives(self, theta: np.ndarray) -> np.ndarray:
-        """The objective of each fit."""
-        weights = [None] * len(self.l2) if self.weights is None else self.weights
-        own = zip(theta, weights, self.l2, strict=True)
-        return np.array([objective(t, self.x, self.y, l2, w) for t, w, l2 in own])
 
 
 @dataclass(frozen=True)
@@ -150,7 +117,7 @@ class Case:
             pairs = list(zip(ours.times, peer.times, strict=False))
             if pairs:
                 ratio = measure.estimate([a / b for (a, _), (b, _) in pairs])
-                row |= ratio.fields("ratio", "ratio_low", "ratio_high")
+                row |= ratio.fields(RATIO)
             if peer is (fastest or peers[0]):
                 row["checks"] = {"time": [row.get("ratio"), self.bound]}
             yield row
@@ -190,7 +157,7 @@ class Solver:
         row |= {"first_seconds": self.first_seconds, "wrong": False}
         if self.times:
             cpu, wall = (list(clock) for clock in zip(*self.times, strict=True))
-            row |= measure.estimate(cpu).fields("seconds", "low", "high")
+            row |= measure.estimate(cpu).fields(INTERVAL)
             row["wall_seconds"] = statistics.median(wall)
         return row
 
@@ -229,109 +196,6 @@ def precise_and_alone() -> Iterator[None]:
     with jax.enable_x64(True), threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def objective(
-    theta: np.ndarray, x: np.ndarray, y: np.ndarray, l2: float, weights: np.ndarray | None = None
-) -> float:
-    """In float64 and NumPy, whoever found `theta` [D + 1, K]."""
-    theta = theta.astype(np.float64)
-    z = x.astype(np.float64) @ theta[:-1] + theta[-1]
-    z -= z.max(axis=-1, keepdims=True)
-    losses = np.log(np.exp(z).sum(-1)) - z[np.arange(len(y)), y]
-    return float(np.average(losses, weights=weights) + l2 / 2 * np.sum(theta[:-1] ** 2))
-
-
-def joined(params: Any) -> np.ndarray:
-    """The kernel and the bias of softjax in one array [..., D + 1, K]."""
-    kernel, bias = map(np.asarray, params)
-    return np.concatenate([kernel, bias[..., None, :]], -2)
-
-
-def solve(name: str, x: Any, y: np.ndarray, l2: float, tol: float, weights=None) -> np.ndarray:
-    """The parameters of one fit [D + 1, K]; the solver of a name is after the package."""
-    package, _, solver = name.partition(" ")
-    if package == "softjax":
-        from softjax import regression
-
-        return joined(regression.fit(x, y, solver=solver or "auto", l2=l2, tol=tol).params)
-    from sklearn.linear_model import LogisticRegression
-
-    model = LogisticRegression(C=1 / (l2 * len(y)), solver=solver, tol=tol, max_iter=10_000)
-    model.fit(x, y, sample_weight=weights)
-    coefficients, intercept = np.asarray(model.coef_), np.asarray(model.intercept_)
-    return np.concatenate([coefficients.T, intercept[None]])
-
-
-def single(data: Callable[[], Arrays], dtype: str) -> Task:
-    """One fit, with scikit-learn's C = 1; the optimum is found in float64."""
-    exact, y = data()
-    x, l2 = exact.astype(dtype), 1 / len(y)
-
-    def optima() -> list[np.ndarray]:
-        names = "softjax newton-cg", "softjax lbfgs"
-        return [solve(name, x.astype(np.float64), y, l2, 1e-10)[None] for name in names]
-
-    return Task(x, y, np.array([l2]), lambda name, tol: solve(name, x, y, l2, tol)[None], optima)
-
-
-def bootstrap(dtype: str) -> Task:
-    """100 resamples of the digits, by `bootstrap` and by a fit for each with its counts."""
-    from softjax import regression
-    from softjax.regression._resampling import resample_counts
-
-    x, y = fit_data.digits()
-    l2 = 1 / len(y)
-    draw = jax.vmap(partial(resample_counts, jax.random.key(0), num_examples=len(y)))
-    weights = np.asarray(draw(jnp.arange(RESAMPLES, dtype=jnp.int32)), np.float64)
-
-    def run(name: str, tol: float) -> np.ndarray:
-        if name == "softjax":
-            result = regression.bootstrap(x, y, resamples=RESAMPLES, l2=l2, tol=tol)
-            return joined(result.resamples.params)
-        return np.stack([solve(name, x, y, l2, tol, counts) for counts in weights])
-
-    return Task(x, y, np.full(RESAMPLES, l2), run, lambda: [run("softjax", 1e-11)], weights)
-
-
-def path(dtype: str) -> Task:
-    """10 penalties and 5 folds of the digits, by `fit_path` and by `LogisticRegressionCV`.
-
-    Without the last two images, so that the folds are of one size and C is one l2 in all of them.
-    """
-    from sklearn.linear_model import LogisticRegressionCV
-    from sklearn.model_selection import PredefinedSplit, StratifiedKFold
-
-    from softjax import regression
-
-    x, y = (part[:-2] for part in fit_data.digits())
-    l2 = FOLDS / (FOLDS - 1) / len(y) / INVERSE_PENALTIES
-    folds = np.empty(len(y), int)
-    split = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    for fold, (_, held_out) in enumerate(split.split(x, y)):
-        folds[held_out] = fold
-    kept = folds != np.arange(FOLDS)[:, None]
-
-    def run(name: str, tol: float) -> np.ndarray:
-        if name == "softjax":
-            result = jax.block_until_ready(regression.fit_path(x, y, l2=l2, folds=folds, tol=tol))
-            theta = joined(result.cross_validation.fits.params)
-            return theta.reshape(-1, *theta.shape[2:])
-        model = LogisticRegressionCV(
-            Cs=INVERSE_PENALTIES,  # pyright: ignore[reportArgumentType]
-            cv=PredefinedSplit(folds),
-            solver=name.split()[1],
-            tol=tol,
-            max_iter=10_000,
-            scoring="neg_log_loss",
-        )
-        model.fit(x, y)
-        classes: Any = model.coefs_paths_
-        paths = np.stack([classes[name] for name in sorted(classes)], -1)  # [F, P, D + 1, K]
-        return paths.swapaxes(0, 1).reshape(-1, *paths.shape[2:])
-
-    weights = np.tile(kept, (len(l2), 1)).astype(float)
-    return Task(x, y, np.repeat(l2, FOLDS), run, lambda: [run("softjax", 1e-11)], weights)
 
 
 # What a person writes: the data is loaded, the rest of the process is the library's.
@@ -411,25 +275,22 @@ def peaks(name: str, data: str, l2: float, tol: float) -> Row:
         }
 
 
-def _fit(data: Callable[[], Arrays], bound: float, **options: Any) -> Case:
-    # A name, not the function, so that what a test puts in its place is found.
-    name = data.__name__
-    task = lambda dtype: single(getattr(fit_data, name), dtype)  # noqa: E731
-    return Case("fit", name.replace("_", "-"), task, bound, **options)
+def _fit(data: str, bound: float, **options: Any) -> Case:
+    return Case("fit", data.replace("_", "-"), partial(single, data), bound, **options)
 
 
 TWO: Any = {"peers": ("lbfgs", "newton-cg")}
 HALF: Any = {"dtype": "float32", "peers": ("newton-cg",)}
 FIT = (
-    _fit(fit_data.digits, 0.5),
-    _fit(fit_data.mnist, 0.6, short=False, **TWO),
-    _fit(fit_data.wide, 0.45, short=False, **TWO),
-    _fit(fit_data.digits, 0.4, **HALF),
-    _fit(fit_data.wide, 0.75, short=False, **HALF),
-    _fit(fit_data.covtype_like, 0.15, quick=False),
-    _fit(fit_data.mnist_like, 0.4, quick=False, **TWO),
-    _fit(fit_data.covtype_like, 0.4, quick=False, **HALF),
-    _fit(fit_data.mnist_like, 0.4, quick=False, **HALF),
+    _fit("digits", 0.5),
+    _fit("mnist", 0.6, short=False, **TWO),
+    _fit("wide", 0.45, short=False, **TWO),
+    _fit("digits", 0.4, **HALF),
+    _fit("wide", 0.75, short=False, **HALF),
+    _fit("covtype_like", 0.15, quick=False),
+    _fit("mnist_like", 0.4, quick=False, **TWO),
+    _fit("covtype_like", 0.4, quick=False, **HALF),
+    _fit("mnist_like", 0.4, quick=False, **HALF),
 )
 MANY = (
     Case("many", "digits-bootstrap", bootstrap, 0.2, short=False),

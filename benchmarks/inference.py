@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import fit_data, fits, measure
+from benchmarks import fit_tasks, fits, measure
 from benchmarks.peers import STATSMODELS
 from benchmarks.results import Row
 
@@ -72,8 +72,8 @@ def _fits(x: np.ndarray, y: np.ndarray) -> tuple[Pair, Callable]:
 
     def errors(ours: Any, theirs: Any) -> tuple[float, float]:
         reference = np.zeros((x.shape[1] + 1, 1))  # the class that statsmodels leaves out
-        both = fits.joined(ours.params), np.hstack([reference, theirs.params])
-        reached = [fits.objective(theta, x, y, 0.0) for theta in both]
+        both = fit_tasks.joined(ours.params), np.hstack([reference, theirs.params])
+        reached = [fit_tasks.objective(theta, x, y, 0.0) for theta in both]
         own, other = (value / min(reached) - 1 for value in reached)
         return own, other
 
@@ -111,9 +111,9 @@ def _solved(model: Any) -> Any:
     return model.fit(method="newton", tol=TOL, maxiter=100, disp=False)
 
 
-def _data(examples: int, features: int, classes: int) -> fit_data.Arrays:
+def _data(examples: int, features: int, classes: int) -> fit_tasks.Arrays:
     """Labels with the probabilities of a logit, which overlap: an optimum exists."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(examples, features))
     logits = x @ rng.normal(size=(features, classes)) / np.sqrt(features)
-    return x, fit_data.draw(logits, rng)
+    return x, fit_tasks.draw(logits, rng)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.environment import ROOT
-from benchmarks.results import Row
+from benchmarks.results import INTERVAL, RATIO, Row
 
 # The largest error that still counts as the same result, over the largest entry of the reference.
 # In float32 the rounding of x - max alone is 1e-6 relative where the logits span 20; a result in
@@ -83,9 +83,9 @@ class Estimate:
     low: float
     high: float
 
-    def fields(self, median: str, low: str, high: str) -> Row:
+    def fields(self, names: Sequence[str]) -> Row:
         """The three as fields of a row."""
-        return {median: self.median, low: self.low, high: self.high}
+        return dict(zip(names, (self.median, self.low, self.high), strict=True))
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ def beside(head: Row, ours: Side, theirs: Side, pairs: int) -> tuple[Row, Row]:
     first, second = ({"record": "result"} | head | side.row() for side in (ours, theirs))
     if not (first["wrong"] or second["wrong"]):
         timed = time_in_pairs(ours.compiled, theirs.compiled, pairs)
-        first |= timed.first.fields("seconds", "low", "high")
-        second |= timed.second.fields("seconds", "low", "high") | {"pairs": timed.count}
-        second |= timed.ratio.fields("ratio", "ratio_low", "ratio_high")
+        first |= timed.first.fields(INTERVAL)
+        second |= timed.second.fields(INTERVAL) | {"pairs": timed.count}
+        second |= timed.ratio.fields(RATIO)
     return first, second
 
 

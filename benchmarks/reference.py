@@ -45,57 +45,38 @@ def reference(
     total = p.sum(axis=-1, keepdims=True)
     y = (top + np.log(total))[:, 0]
     p /= total
-
-    def along() -> np.ndarray:
-        return np.sum(p * t, axis=-1)
+    along = np.sum(p * t, axis=-1)
 
     def centred() -> np.ndarray:
-        return p * (t - along()[:, None])
+        return p * (t - along[:, None])
 
-    def value() -> np.ndarray:
-        match case.operation:
-            case "logsumexp":
-                return y
-            case "softmax":
-                return p
-            case "log_softmax":
-                return x - y[:, None]
-            case "distribution_cross_entropy":
-                q = labels.astype(np.float64)
-                return q.sum(axis=-1) * y - np.sum(q * x, axis=-1)
-        return y - x[rows]
+    def less_label() -> np.ndarray:
+        difference = p.copy()
+        difference[rows] -= 1
+        return difference
 
-    def gradient() -> np.ndarray:
-        match case.operation:
-            case "logsumexp":
-                return p
-            case "softmax":
-                return centred()
-            case "log_softmax":
-                return t - p * t.sum(axis=-1, keepdims=True)
-        less_label = p.copy()
-        less_label[rows] -= 1
-        return less_label
+    def of_distribution() -> np.ndarray:
+        q = labels.astype(np.float64)
+        return q.sum(axis=-1) * y - np.sum(q * x, axis=-1)
 
-    def change() -> np.ndarray:
-        match case.operation:
-            case "logsumexp":
-                return along()
-            case "softmax":
-                return centred()
-            case "log_softmax":
-                return t - along()[:, None]
-        return along() - t[rows]
-
-    match case.mode:
-        case "value" | "eager":
-            return (value(),)
-        case "gradient":
-            return (gradient(),)
-        case "value_and_gradient":
-            return value().mean(), gradient() / len(labels)
-        case "jvp":
-            return value(), change()
-        case "hvp":
-            return (centred(),)
-    return (p[:, :, None] * (np.eye(p.shape[-1]) - p[:, None, :]),)
+    # The value, the gradient and the change along t; of a loss of distributions the value alone.
+    value, gradient, change = {
+        "logsumexp": (lambda: y, lambda: p, lambda: along),
+        "softmax": (lambda: p, centred, centred),
+        "log_softmax": (
+            lambda: x - y[:, None],
+            lambda: t - p * t.sum(axis=-1, keepdims=True),
+            lambda: t - along[:, None],
+        ),
+        "cross_entropy": (lambda: y - x[rows], less_label, lambda: along - t[rows]),
+        "distribution_cross_entropy": (of_distribution, less_label, centred),
+    }[case.operation]
+    return {
+        "value": lambda: (value(),),
+        "eager": lambda: (value(),),
+        "gradient": lambda: (gradient(),),
+        "value_and_gradient": lambda: (value().mean(), gradient() / len(labels)),
+        "jvp": lambda: (value(), change()),
+        "hvp": lambda: (centred(),),
+        "hessian": lambda: (p[:, :, None] * (np.eye(p.shape[-1]) - p[:, None, :]),),
+    }[case.mode]()

@@ -25,6 +25,9 @@ RESULTS = Path(__file__).parent / "results"
 ALIKE = ("fit", "many", "cold", "inference", "scale")
 
 Row = dict[str, Any]
+INTERVAL = ("seconds", "low", "high")
+RATIO = ("ratio", "ratio_low", "ratio_high")
+OF_RUN = "of `python -m benchmarks run`"
 
 
 class ResultError(ValueError):
@@ -112,19 +115,14 @@ def read(path: Path) -> Run:
             break
     for number, record in enumerate(lines, 1):
         if not isinstance(record, dict) or not isinstance(record.get("record"), str):
-            raise ResultError(
-                f"{path}: line {number} is not a record of `python -m benchmarks run`."
-            )
+            raise ResultError(f"{path}: line {number} is not a record {OF_RUN}.")
     if not lines or not _is_environment(lines[0]):
-        raise ResultError(
-            f"{path}: must begin with the environment of a run, got {lines[:1]!s:.60}."
-        )
+        got = f"{lines[:1]!s:.60}"
+        raise ResultError(f"{path}: must begin with the environment of a run, got {got}.")
     for number, record in enumerate(lines, 1):
         kind = record["record"]
         if kind in READABLE and not READABLE[kind](record):
-            raise ResultError(
-                f"{path}: line {number} is not a {kind} of `python -m benchmarks run`."
-            )
+            raise ResultError(f"{path}: line {number} is not a {kind} {OF_RUN}.")
     return Run(path, lines[0], lines[1:])
 
 
@@ -141,7 +139,7 @@ def _is_environment(record: Row) -> bool:
 def _is_row(record: Row) -> bool:
     """Whether it has the fields that every reader needs, and numbers where they calculate."""
     named = all(isinstance(record.get(key), str) for key in ("suite", "case", "side"))
-    for start, keys in (("seconds", ("low", "high")), ("ratio", ("ratio_low", "ratio_high"))):
+    for start, *keys in (INTERVAL, RATIO):
         if record.get(start) is not None:
             values = [record[start], *(record.get(key, record[start]) for key in keys)]
             named &= all(isinstance(value, int | float) and value > 0 for value in values)
@@ -206,9 +204,6 @@ def github(runs: Iterable[Run]) -> list[Row]:
                 size = {"unit": "bytes", "value": row["temporary_bytes"], "name": name}
                 entries.append(entry | size)
     return entries
-
-
-INTERVAL = ("seconds", "low", "high")
 
 
 def _finite(value: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measure
-from benchmarks.results import Row
+from benchmarks.results import INTERVAL, RATIO, Row
 
 FEATURES, CLASSES, BATCH = 64, 10, 1024
 RUN_ROWS = 1 << 18
@@ -54,8 +54,8 @@ class Case:
             if kind == "memory":
                 both = zip(seconds["stream"], seconds["memory"], strict=True)
                 ratio = measure.estimate([a / b for a, b in both])
-                row |= ratio.fields("ratio", "ratio_low", "ratio_high")
-            yield row | measure.estimate(seconds[kind]).fields("seconds", "low", "high")
+                row |= ratio.fields(RATIO)
+            yield row | measure.estimate(seconds[kind]).fields(INTERVAL)
 
 
 def write(folder: Path, gigabytes: float) -> None:

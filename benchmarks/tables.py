@@ -7,7 +7,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from benchmarks.results import Row, missed
+from benchmarks.results import RATIO, Row, missed
 
 
 def number(value: float | None) -> str:
@@ -60,7 +60,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "time, ms": scaled("seconds", 1e3),
     "estimated, ms": scaled("estimated_seconds", 1e3),
     "wall, ms": scaled("wall_seconds", 1e3),
-    "ratio (95 %)": lambda row: interval(*map(row.get, ("ratio", "ratio_low", "ratio_high"))),
+    "ratio (95 %)": lambda row: interval(*map(row.get, RATIO)),
     "roofline": lambda row: f"{row['roofline']:.0%}" if row.get("roofline") else "",
     "temporaries, MB": scaled("temporary_bytes", 1e-6),
     "peak, MB": scaled("peak_bytes", 1e-6),

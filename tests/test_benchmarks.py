@@ -115,12 +115,12 @@ def test_softjax_out_of_memory_is_recorded_with_the_bytes_and_the_run_goes_on(
     def exhausted(logits, labels):  # as XLA says it of an accelerator
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: trying to allocate 1.50GiB")
 
-    monkeypatch.setitem(peers.SOFTJAX.operations, "outer", outer)
-    monkeypatch.setitem(peers.SOFTJAX.operations, "exhausted", exhausted)
+    monkeypatch.setitem(peers.SOFTJAX.operations, "log_softmax", outer)
+    monkeypatch.setitem(peers.SOFTJAX.operations, "cross_entropy", exhausted)
     huge = Shape("huge", 2**46, 5, "not even the logits fit")
     failing = [
-        Case("outer", "value", TINY),
-        Case("exhausted", "value", TINY),
+        Case("log_softmax", "value", TINY),
+        Case("cross_entropy", "value", TINY),
         Case("softmax", "value", huge),
     ]
     monkeypatch.setitem(SUITES, "core", [*failing, TINY_CASES[0]])
@@ -134,7 +134,7 @@ def test_softjax_out_of_memory_is_recorded_with_the_bytes_and_the_run_goes_on(
     assert asked[2] == 5 * 2**48
     assert len(run.rows()) >= 1
     printed = capsys.readouterr().out
-    assert f"out of memory, {asked[0]} bytes asked: outer/value/tiny/float32" in printed
+    assert f"out of memory, {asked[0]} bytes asked: log_softmax/value/tiny/float32" in printed
 
 
 def test_what_was_measured_before_an_interrupt_is_kept(tiny_core, monkeypatch, tmp_path, capsys):
