@@ -13,14 +13,17 @@ import softjax
 pytestmark = pytest.mark.x64_once
 
 N, D = 70, 48
-COUNTS = (1, 7, 33, 64)
+# One row, less than a vector and more, full vectors and tiles, and one beside them. All sizes up to
+# 70 are tried by `python -m tests.campaign --only invariance`.
+COUNTS = (1, 2, 7, 8, 33, 64, 69)
+OF_HEADS = (1, 7, 33, 64)
 RNG = np.random.default_rng(0)
 
 
-def same_in_any_company(function, *rows):
+def same_in_any_company(function, *rows, counts=COUNTS):
     """Of the first rows alone, and of all rows in another order."""
     every = function(*rows)
-    for count in COUNTS:
+    for count in counts:
         some = function(*(a[:count] for a in rows))
         jax.tree.map(
             lambda a, b, n=count: np.testing.assert_array_equal(a, b[:n], err_msg=str(n)),
@@ -46,7 +49,8 @@ def test_the_normalizers_and_the_loss(name):
     for classes in (63, 131) if name == "softmax" else (131,):
         x = (3 * RNG.standard_normal((N, classes))).astype(np.float32)
         function = jax.jit(FUNCTIONS[name])
-        same_in_any_company(function, x, RNG.integers(classes, size=N))
+        counts = COUNTS if classes == 131 else OF_HEADS
+        same_in_any_company(function, x, RNG.integers(classes, size=N), counts=counts)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +70,7 @@ def test_the_linear_heads(transposed, dtype):
         return outputs, losses, softjax.linear_logsumexp(hidden, kernel, **options)
 
     hidden = jnp.asarray(RNG.standard_normal((N, D)), dtype)
-    same_in_any_company(function, hidden, RNG.integers(131, size=N))
+    same_in_any_company(function, hidden, RNG.integers(131, size=N), counts=OF_HEADS)
 
 
 def test_gradients_are_those_without_the_option_and_any_device_has_the_same_bits():

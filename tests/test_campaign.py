@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once(True)]
     [
         ("functions", (0, 5)),
         ("linear", (1,)),
+        ("invariance", (0,)),
         ("fits", (1,)),
         ("data-files", (4,)),
         ("model-files", (0,)),

@@ -1,4 +1,4 @@
-"""What the logits of all rows say, and the sum of their losses with its gradients beside it.
+"""What the logits of all rows say, also beside the sum of their losses with its gradients.
 
 A sum with its gradients has the logits of each row once, three products in all. What else they say
 is read there: `total_beside`. The derivative of that computes the logits again, where it is asked
@@ -13,11 +13,23 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import zero_from_primal
 
-from softjax._linear_cross_entropy.blocks import Statistics, block_of, distance, losses, statistics
-from softjax._linear_cross_entropy.gradients import by_rows, slope_of_total, total_with_gradients
+from softjax._linear_cross_entropy.blocks import (
+    Scalars,
+    Statistics,
+    block_of,
+    distance,
+    log_partition,
+    log_total,
+    losses,
+    statistics,
+    surprisals,
+)
+from softjax._linear_cross_entropy.gradients import by_rows
 from softjax._linear_cross_entropy.pieces import Arguments, dots_of, jvp_along
 from softjax._linear_cross_entropy.readings import best, readings
 from softjax._linear_cross_entropy.shards import first_class, joined, once
+from softjax._linear_cross_entropy.sums import slope_of_total, total_with_gradients
+from softjax._numerics import not_negative
 from softjax._sharding import varying
 
 # Reals and integers of each row: its statistics, its surprise and its largest d; their classes.
@@ -108,3 +120,27 @@ def _slope(
 
     none = partial(zero_from_primal, symbolic_zeros=True)
     return jvp_along(reals, (arguments,), (dots,)), jax.tree.map(none, every[1])
+
+
+def log_partition_of(s: Statistics, scalars: Scalars) -> Array:
+    return jnp.where(s.excess < 0, -jnp.inf, log_partition(s, scalars))
+
+
+def outputs_of_rows(
+    arguments: Arguments, s: Statistics, surprise: Array, top_d: Array, has_loss: bool
+) -> tuple[Array | None, ...]:
+    """What is returned of each row, from the statistics of all classes."""
+    rows, _, scalars = arguments
+    log_probability = loss = None
+    if rows.mass is not None:
+        mass, at_labels = rows.mass, s.label_logits
+        assert at_labels is not None
+        if has_loss:
+            # The last label is that of the loss, with its mass there.
+            of_loss = s._replace(label_logits=at_labels[:, -1:])
+            loss = losses(of_loss, mass[:, -1:], rows.active, scalars)
+            s, mass = s._replace(label_logits=at_labels[:, :-1]), mass[:, :-1]
+        log_probability = jnp.where(mass == 0, 0, -mass * surprisals(s, scalars))
+    entropy = log_total(s) + surprise / (1 + not_negative(s.excess))
+    lse, top_log_probabilities = log_partition_of(s, scalars), top_d - log_total(s)[:, None]
+    return log_probability, lse, entropy, top_log_probabilities, loss

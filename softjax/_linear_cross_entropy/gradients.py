@@ -1,30 +1,23 @@
-"""The losses in pieces, of rows or of classes, without all logits at once; and their derivatives.
-
-`total` is the sum of scale_i l_i. Its rule computes the gradients in the same pass as the value
-and returns their inner product with the tangents: linear, so that it transposes to the gradient,
-and plain JAX, so that it is differentiated again. Where several devices have the classes of a row,
-they join their statistics of each piece of rows before they compute its gradients.
+"""The losses in pieces of rows, without all logits at once; and their derivative.
 
 `each` gives the losses themselves. Their cotangents are not known beforehand, so its rule computes
-the logits again: four products.
+the logits again: four products. `of_rows` does the same for any function of the logits of a row.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, ShapeDtypeStruct, lax
+from jax import Array
 from jax.custom_derivatives import zero_from_primal
 
 from softjax._linear_cross_entropy.blocks import (
     Block,
-    Scalars,
     Statistics,
     block_of,
     losses,
-    merged,
     row_tangent,
     statistics,
     tangent,
@@ -32,131 +25,31 @@ from softjax._linear_cross_entropy.blocks import (
 from softjax._linear_cross_entropy.invariant import in_tiles
 from softjax._linear_cross_entropy.pieces import (
     Arguments,
-    accumulated,
     block_dots,
-    cut,
     dots_like,
     dots_of,
     jvp_along,
-    plus,
     product_tangent,
     put,
     shapes_of,
-    some_classes,
     some_rows,
     sweep,
-    times_classes,
-    times_rows,
     transposed,
-    wanted_of,
 )
 from softjax._linear_cross_entropy.plans import (
-    Plan,
-    by_platform,
-    plan_of_gradients,
     rows_of_tangents,
     rows_of_values,
 )
-from softjax._linear_cross_entropy.readings import (
-    Readings,
-    merged_readings,
-    no_readings,
-    readings,
-)
-from softjax._linear_cross_entropy.shards import first_class, joined, once
+from softjax._linear_cross_entropy.shards import first_class, joined
 from softjax._numerics import compute_dtype
 from softjax._sharding import varying
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def total(
-    arguments: Arguments, scale: Array, budget: int | None, axes: tuple[str, ...] = ()
-) -> Array:
-    """sum_i scale_i l_i; the classes are those of a device, where others are over the axes."""
-    if axes:
-        (rows, _, scalars), s = arguments, statistics_over(axes, budget, arguments)
-        return jnp.sum(scale * losses(s, rows.mass, rows.active, scalars))
-
-    def step(value, operands, start, size):
-        part, c = some_rows(operands[0], start, size), cut(operands[1], start, size, 0)
-        return value + jnp.sum(c * _losses(part))
-
-    shapes, zero = shapes_of(arguments), jnp.zeros((), scale.dtype)
-    size = rows_of_values(shapes, budget)
-    return sweep(step, zero, (arguments, scale), scale.shape[0], size)
-
-
-@partial(total.defjvp, symbolic_zeros=True)
-def _total_jvp(budget, axes, primals, tangents):
-    (arguments, scale), (dots, scale_dot) = primals, dots_of(tangents)
-    found = total_with_gradients(arguments, scale, budget, axes, dots)
-    return slope_of_total(found, axes, dots, scale_dot)
-
-
-class Asked(NamedTuple):
-    """What a sum with its gradients has to give.
-
-    Attributes:
-        dots: a shape for each of the arguments that has a gradient.
-        axes: those that the classes are over.
-        best: how many of the best classes of each row are wanted, with its statistics; 0 for no
-            such readings.
-    """
-
-    dots: Arguments
-    axes: tuple[str, ...]
-    best: int = 0
-
-
-class Found(NamedTuple):
-    """A sum with its gradients; or their shapes.
-
-    Where the classes are over axes, each is the part of this device in a sum over them, but for the
-    statistics, which are those of all classes, and for the readings, which are below their tops.
-    """
-
-    value: Any
-    bars: Arguments
-    values: Any  # [N], the losses
-    statistics: Statistics | None
-    readings: Readings | None
-
-
-def total_with_gradients(
-    arguments: Arguments,
-    scale: Array,
-    budget: int | None,
-    axes: tuple[str, ...],
-    dots: Arguments,
-    best: int = 0,
-) -> Found:
-    """sum_i scale_i l_i, its gradients by what has a tangent in `dots`, and readings of rows."""
-    with_kernel = dots.classes.kernel is not None
-    plans = plan_of_gradients(shapes_of(arguments), budget, with_kernel=with_kernel)
-    # A function that is kept for its derivative may not keep the tangents themselves.
-    like_dots = jax.tree.map(lambda dot: ShapeDtypeStruct(dot.shape, dot.dtype), dots)
-    asked = Asked(like_dots, axes, min(best, arguments.classes.length))
-    gradients = partial(_gradients, asked)
-    return by_platform(gradients, plans, *varying((arguments, scale), axes))
-
-
-def slope_of_total(
-    found: Found, axes: tuple[str, ...], dots: Arguments, scale_dot: Array | None
-) -> tuple[Array, Array]:
-    """The value and its tangent, of all classes."""
-    value, bars, values = found[:3]
-    pairs = zip(jax.tree.leaves(bars), jax.tree.leaves(varying(dots, axes)), strict=True)
-    value_dot = sum((inner(bar, dot, value.dtype) for bar, dot in pairs), jnp.zeros_like(value))
-    if scale_dot is not None:
-        value_dot += inner(values, varying(scale_dot, axes), value.dtype)
-    return (lax.psum(value, axes), lax.psum(value_dot, axes)) if axes else (value, value_dot)
 
 
 def each(arguments: Arguments, budget: int | None, batch_invariant: bool = False) -> Array:
     """l_i."""
 
     def of_part(part: Arguments) -> tuple[Array, tuple]:
-        return _losses(part), ()
+        return losses_of_part(part), ()
 
     whole = partial(of_rows, of_part, _losses_tangent, budget)
     return (in_tiles(of_part, whole, arguments) if batch_invariant else whole(arguments))[0]
@@ -233,9 +126,9 @@ def block_tangent(
     return l_dot + product_tangent(g, part, dots, l_dot.dtype)
 
 
-def _losses(part: Arguments) -> Array:
+def losses_of_part(part: Arguments) -> Array:
     rows, _, scalars = part
-    return losses(_statistics(part), rows.mass, rows.active, scalars)
+    return losses(statistics(block_of(*part), rows.index, 0), rows.mass, rows.active, scalars)
 
 
 def _losses_tangent(part: Arguments, dots: Arguments) -> Array:
@@ -244,180 +137,3 @@ def _losses_tangent(part: Arguments, dots: Arguments) -> Array:
     s = statistics(block, rows.index, 0)
     of_rows = row_tangent(s, rows.mass, rows.active, scalars, block_dots(None, dots))
     return of_rows + block_tangent(part, dots, block, s, 0)
-
-
-def _gradients(asked: Asked, plan: Plan, arguments: Arguments, scale: Array) -> Found:
-    """sum scale_i l_i with what is asked for beside it.
-
-    Of some rows at a time, the statistics of all classes come first, then the gradients of some
-    classes at a time. These take the logits of the statistics, three products in all, or multiply
-    again, four, where that would be too many logits. Where the gradient of the kernel is computed
-    apart, it multiplies again too, for all rows and some classes at a time.
-    """
-    count, classes = scale.shape[0], arguments.classes
-    adds_up = not isinstance(count, int) or plan.rows < count
-    beside = asked._replace(dots=_with_kernel(asked.dots, None)) if plan.apart else asked
-    seen = None
-    if asked.best:
-        seen = jax.eval_shape(lambda: no_readings(count, asked.best, scale.dtype))
-    sums = Found(
-        ShapeDtypeStruct((), scale.dtype),
-        shapes_of_bars(arguments, beside.dots, adds_up),
-        ShapeDtypeStruct(scale.shape, scale.dtype),
-        jax.eval_shape(_statistics, arguments) if plan.apart or asked.best else None,
-        seen,
-    )
-    step, sizes = partial(_step_of_gradients, beside, plan), (plan.rows, plan.second)
-    found = accumulated(step, sums, count, sizes, (arguments, scale))
-    bars = found.bars
-    if plan.apart:
-        nothing = jax.tree.map(lambda _: None, asked.dots)
-        alone = Asked(_with_kernel(nothing, asked.dots.classes.kernel), asked.axes)
-        shapes = shapes_of_bars(arguments, alone.dots, False)
-        step, sizes = partial(_bars_of_classes, alone), (plan.classes, -(-plan.classes // 4))
-        operands = arguments, None, found.statistics, scale
-        new, _ = accumulated(step, (shapes, None), classes.length, sizes, operands)
-        bars = _with_kernel(bars, new.classes.kernel)
-    # Of one type, whatever the plan.
-    rounded = jax.tree.map(lambda a: a.astype(classes.kernel.dtype), bars.classes.kernel)
-    every_s = found.statistics if asked.best else None
-    return found._replace(bars=_with_kernel(bars, rounded), statistics=every_s)
-
-
-def _with_kernel(a: Arguments, kernel: Any) -> Arguments:
-    return a._replace(classes=a.classes._replace(kernel=kernel))
-
-
-def _step_of_gradients(
-    asked: Asked, plan: Plan, sums: Found, operands, start: Array | int, size: int
-) -> Found:
-    """`sums`, with what the rows from `start` on add to the value and its gradients.
-
-    Their losses are put in their places, and their statistics and readings, where these are asked
-    for.
-    """
-    axes, (value, bars, values, every_s, seen) = asked.axes, sums
-    part, c = some_rows(operands[0], start, size), cut(operands[1], start, size, 0)
-    (rows, classes, scalars), dtype = part, c.dtype
-    logits = None
-    if plan.keep:
-        block = block_of(*part)
-        logits, s = block.product, statistics(block, rows.index, first_class(axes, part))
-    else:
-        merge = partial(_merged, axes)
-        s = sweep(merge, _no_class(part), part, classes.length, plan.classes)
-    s = varying(joined(s, axes, scalars.temperature), axes) if axes else s
-    # What belongs to no class counts on one of the devices that share the classes.
-    some_losses = once(losses(s, rows.mass, rows.active, scalars), axes)
-    mass_bar, scalar_bars = _bars_of_rows(part, s, once(c, axes), asked.dots)
-    some = bars.rows._replace(
-        hidden=jax.tree.map(lambda a: jnp.zeros((size, a.shape[1]), dtype), bars.rows.hidden),
-        mass=mass_bar,
-        dense=jax.tree.map(lambda a: jnp.zeros((size, a.shape[1]), dtype), bars.rows.dense),
-    )
-    some = Arguments(some, bars.classes, jax.tree.map(jnp.add, bars.scalars, scalar_bars))
-    width = classes.length if plan.apart else plan.classes
-    new = no_readings(size, asked.best, dtype) if asked.best else None
-    of_classes = partial(_bars_of_classes, asked)
-    some, new = sweep(of_classes, (some, new), (part, logits, s, c), classes.length, width)
-    put_rows = partial(put, start=start, axis=0)
-    bars = some._replace(rows=jax.tree.map(put_rows, bars.rows, some.rows))
-    every_s = None if every_s is None else jax.tree.map(put_rows, every_s, s)
-    seen = jax.tree.map(put_rows, seen, new)
-    return Found(
-        value + jnp.sum(c * some_losses), bars, put_rows(values, some_losses), every_s, seen
-    )
-
-
-def _statistics(part: Arguments) -> Statistics:
-    return statistics(block_of(*part), part.rows.index, 0)
-
-
-def _merged(
-    axes: tuple[str, ...], s: Statistics, part: Arguments, start: Array | int, size: int
-) -> Statistics:
-    rows, classes, scalars = some_classes(part, start, size)
-    start += first_class(axes, part)
-    new = statistics(block_of(rows, classes, scalars), rows.index, start)
-    return merged(s, new, scalars.temperature)
-
-
-def _bars_of_rows(part: Arguments, s: Statistics, scale: Array, dots: Arguments):
-    """What the gradients by masses and scalars have from no class."""
-    rows, _, scalars = part
-    mass = rows.mass if dots.rows.mass is not None else None
-    kept = [None if dot is None else a for a, dot in zip(scalars, dots.scalars, strict=True)]
-    linear = partial(row_tangent, s, rows.mass, rows.active, scalars)
-    wanted = Block(None, None, None, None, None, mass, Scalars(*kept))
-    new = transposed(linear, wanted, scale)
-    return new.mass, new.scalars
-
-
-def _bars_of_classes(
-    asked: Asked,
-    sums: tuple[Arguments, Readings | None],
-    operands,
-    start: Array | int,
-    size: int,
-) -> tuple[Arguments, Readings | None]:
-    """`sums`, with the gradients that come from the classes from `start` on, and their readings."""
-    (bars, seen), dots = sums, asked.dots
-    part, logits, s, scale = operands
-    rows, classes, scalars = some_classes(part, start, size)
-    logits = None if logits is None else cut(logits, start, size, 1)
-    block = block_of(rows, classes, scalars, logits)
-    first = start + first_class(asked.axes, part)
-    if seen is not None:
-        # Their derivative is not taken here: see beside.py.
-        seen = merged_readings(
-            seen, readings(*lax.stop_gradient((block, s.top)), first, asked.best)
-        )
-    linear = partial(tangent, block, s, rows.index, first, rows.active)
-    new = transposed(linear, wanted_of(block, dots)._replace(mass=None), scale)
-
-    hidden_bar, kernel_bar, dtype = bars.rows.hidden, bars.classes.kernel, scale.dtype
-    g = None if new.product is None else new.product.astype(rows.hidden.dtype)
-    if g is not None and hidden_bar is not None:
-        hidden_bar += times_classes(g, classes.kernel, classes.axis, dtype)
-    plus_classes = partial(plus, start=start, axis=-1)
-    if g is not None and kernel_bar is not None:
-        # One that is not wide is of all rows at once, and XLA:CPU would copy it to read it.
-        place = plus if kernel_bar.dtype == dtype else put
-        new_bar = times_rows(rows.hidden, g, classes.axis, dtype)
-        kernel_bar = place(kernel_bar, new_bar, start, classes.axis)
-    dense_bar = jax.tree.map(plus_classes, bars.rows.dense, new.dense)
-    class_bars = jax.tree.map(plus_classes, bars.classes[1:], new[1:4])
-    bars = Arguments(
-        bars.rows._replace(hidden=hidden_bar, dense=dense_bar),
-        type(classes)(kernel_bar, *class_bars),
-        jax.tree.map(jnp.add, bars.scalars, new.scalars),
-    )
-    return bars, seen
-
-
-def shapes_of_bars(arguments: Arguments, dots: Arguments, adds_up: bool) -> Arguments:
-    """What the gradients are like: wide, but hidden's, and the kernel's unless it adds up."""
-    hidden, kernel = arguments.rows.hidden.dtype, arguments.classes.kernel.dtype
-    wide = compute_dtype(hidden)
-    shapes = jax.tree.map(lambda dot: ShapeDtypeStruct(dot.shape, wide), dots)
-    rows, classes, _ = shapes
-    of_hidden = jax.tree.map(lambda s: s.update(dtype=hidden), rows.hidden)
-    of_kernel = jax.tree.map(lambda s: s.update(dtype=wide if adds_up else kernel), classes.kernel)
-    return shapes._replace(
-        rows=rows._replace(hidden=of_hidden), classes=classes._replace(kernel=of_kernel)
-    )
-
-
-def _no_class(arguments: Arguments) -> Statistics:
-    """The statistics of no class."""
-    rows, classes, _ = arguments
-    zeros = jnp.zeros(rows.hidden.shape[0], compute_dtype(rows.hidden.dtype))
-    at_index = None if rows.mass is None else jnp.zeros_like(rows.mass)
-    spread = None if rows.dense is None and classes.spread is None else zeros
-    top = jnp.full_like(zeros, jnp.finfo(zeros.dtype).min)
-    return Statistics(top, zeros - 1, at_index, spread, spread)
-
-
-def inner(a: Array, b: Array, dtype) -> Array:
-    """<a, b>, in the given dtype."""
-    return jnp.sum(a.astype(dtype) * b.astype(dtype))

@@ -12,17 +12,11 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._cross_entropy import Reduction, checked_reduction
-from softjax._linear_cross_entropy.beside import read, read_over
+from softjax._linear_cross_entropy.beside import log_partition_of, outputs_of_rows, read, read_over
 from softjax._linear_cross_entropy.blocks import (
     Rows,
-    Scalars,
-    Statistics,
     block_of,
-    log_partition,
-    log_total,
-    losses,
     statistics,
-    surprisals,
 )
 from softjax._linear_cross_entropy.gradients import by_rows, statistics_over
 from softjax._linear_cross_entropy.heads import (
@@ -38,7 +32,7 @@ from softjax._linear_cross_entropy.packing import Packed, checked_room, packed, 
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.scales import scale_of, scaled_total, taking_part
 from softjax._linear_cross_entropy.sharded import cast, rows_on, total_beside_on
-from softjax._numerics import compute_dtype, not_negative
+from softjax._numerics import compute_dtype
 from softjax._sharding import Lead, mesh_of
 
 
@@ -358,7 +352,7 @@ def _reduced(
     value = scaled_total(total, scale, rows.hidden.dtype)
     (s, surprise, top_d), top_classes = every
     of_labels = arguments._replace(rows=rows._replace(index=None, mass=rows.mass[:, :-1]))
-    reals = _of_rows(of_labels, s, surprise, top_d, has_loss=False)
+    reals = outputs_of_rows(of_labels, s, surprise, top_d, has_loss=False)
     results = _in_their_places(layout, (reals, top_classes), packing, count)
     (log_p, lse, entropy, top_log_p, _), top_classes = jax.tree.map(lead.back, results)
     value = value if packing is None else value * packing.spoiled
@@ -366,20 +360,16 @@ def _reduced(
 
 
 def _log_partitions(part: Arguments):
-    return _log_partition(statistics(block_of(*part), None, 0), part.scalars), ()
+    return log_partition_of(statistics(block_of(*part), None, 0), part.scalars), ()
 
 
 def _log_partitions_over(axes: tuple[str, ...], budget: int | None, arguments: Arguments):
-    return _log_partition(statistics_over(axes, budget, arguments), arguments.scalars), ()
-
-
-def _log_partition(s: Statistics, scalars: Scalars) -> Array:
-    return jnp.where(s.excess < 0, -jnp.inf, log_partition(s, scalars))
+    return log_partition_of(statistics_over(axes, budget, arguments), arguments.scalars), ()
 
 
 def _outputs(part: Arguments, top_k: int, has_loss: bool):
     (s, surprise, top_d), top_classes = read(part, 0, top_k)
-    return _of_rows(part, s, surprise, top_d, has_loss), top_classes
+    return outputs_of_rows(part, s, surprise, top_d, has_loss), top_classes
 
 
 def _outputs_over(
@@ -390,24 +380,4 @@ def _outputs_over(
     has_loss: bool,
 ):
     (s, surprise, top_d), top_classes = read_over(axes, budget, arguments, top_k)
-    return _of_rows(arguments, s, surprise, top_d, has_loss), top_classes
-
-
-def _of_rows(
-    arguments: Arguments, s: Statistics, surprise: Array, top_d: Array, has_loss: bool
-) -> tuple[Array | None, ...]:
-    """What is returned of each row, from the statistics of all classes."""
-    rows, _, scalars = arguments
-    log_probability = loss = None
-    if rows.mass is not None:
-        mass, at_labels = rows.mass, s.label_logits
-        assert at_labels is not None
-        if has_loss:
-            # The last label is that of the loss, with its mass there.
-            of_loss = s._replace(label_logits=at_labels[:, -1:])
-            loss = losses(of_loss, mass[:, -1:], rows.active, scalars)
-            s, mass = s._replace(label_logits=at_labels[:, :-1]), mass[:, :-1]
-        log_probability = jnp.where(mass == 0, 0, -mass * surprisals(s, scalars))
-    entropy = log_total(s) + surprise / (1 + not_negative(s.excess))
-    lse, top_log_probabilities = _log_partition(s, scalars), top_d - log_total(s)[:, None]
-    return log_probability, lse, entropy, top_log_probabilities, loss
+    return outputs_of_rows(arguments, s, surprise, top_d, has_loss), top_classes

@@ -24,7 +24,6 @@ from softjax._linear_cross_entropy.blocks import (
     top_and_excess,
 )
 from softjax._linear_cross_entropy.divergences import Divergence, divergence_terms
-from softjax._linear_cross_entropy.gradients import inner, shapes_of_bars
 from softjax._linear_cross_entropy.pieces import (
     Arguments,
     accumulated,
@@ -49,6 +48,7 @@ from softjax._linear_cross_entropy.plans import (
     sizes_of_pairs,
 )
 from softjax._linear_cross_entropy.shards import first_class, joined
+from softjax._linear_cross_entropy.sums import inner, shapes_of_bars
 from softjax._numerics import compute_dtype
 
 

@@ -23,7 +23,7 @@ from softjax._linear_cross_entropy.blocks import (
     losses,
     row_tangent,
 )
-from softjax._linear_cross_entropy.gradients import block_tangent, each, statistics_over, total
+from softjax._linear_cross_entropy.gradients import block_tangent, each, statistics_over
 from softjax._linear_cross_entropy.layout import Layout
 from softjax._linear_cross_entropy.pieces import (
     Arguments,
@@ -37,6 +37,7 @@ from softjax._linear_cross_entropy.pieces import (
 )
 from softjax._linear_cross_entropy.plans import rows_of_tangents
 from softjax._linear_cross_entropy.shards import first_class
+from softjax._linear_cross_entropy.sums import total
 from softjax._numerics import compute_dtype
 from softjax._sharding import Names, varying
 

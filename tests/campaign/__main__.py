@@ -15,10 +15,20 @@ from types import ModuleType
 import jax
 import numpy as np
 
-from tests.campaign import Failure, convergence, data_files, fits, functions, linear, model_files
+from tests.campaign import (
+    Failure,
+    convergence,
+    data_files,
+    fits,
+    functions,
+    invariance,
+    linear,
+    model_files,
+)
 
 KINDS: dict[str, ModuleType] = {
-    kind.NAME: kind for kind in (functions, linear, fits, convergence, data_files, model_files)
+    kind.NAME: kind
+    for kind in (functions, linear, invariance, fits, convergence, data_files, model_files)
 }
 # Cases after which compiled programs are forgotten: each has shapes of its own.
 CASES_IN_MEMORY = 100
