@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from softjax import streaming
-from softjax.streaming import _train
+from softjax.streaming import _feeds
 from softjax.tables import DataError
 
 pytest.importorskip("orbax.checkpoint")
@@ -60,7 +60,7 @@ def without_seconds(history):
 
 def test_a_run_that_was_stopped_ends_bit_for_bit_as_one_that_was_not(files, monkeypatch):
     whole = train(files, saved=None)
-    monkeypatch.setattr(_train, "LONGEST_CHUNK", 3)
+    monkeypatch.setattr(_feeds, "LONGEST_CHUNK", 3)
     asked = iter([False, False, True])
     with pytest.raises(streaming.Preempted) as stopped:  # between two events
         train(files, preempted=lambda: next(asked))

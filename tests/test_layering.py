@@ -39,11 +39,22 @@ def modules() -> dict[str, list[Path]]:
     return found
 
 
+def is_for_types(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
 @cache
 def imported(file: Path) -> set[str]:
-    """The modules directly below softjax that a file imports, at any place in it."""
+    """The modules directly below softjax that a file imports, at any place in it.
+
+    Imports below `if TYPE_CHECKING:` in an `__init__.py` do not run: a name that is loaded by its
+    first use has its type there.
+    """
     names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    tree = ast.parse(file.read_text())
+    if file.name == "__init__.py":
+        tree.body = [node for node in tree.body if not is_for_types(node)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

@@ -9,7 +9,8 @@ import scipy.optimize
 import scipy.special
 
 from softjax import regression
-from softjax.regression import _first_order
+from softjax.regression._batches import Batch as Rows
+from softjax.regression._batches import Held, batches_per_epoch, epoch_order
 
 pytestmark = pytest.mark.compiled_quickly
 
@@ -202,15 +203,17 @@ def test_separable_data_without_penalty_end_with_a_reason():
 @pytest.mark.x64_once
 @pytest.mark.parametrize("batch_size", [1, 7, 30, 59, 60])
 def test_an_epoch_visits_every_example_once(batch_size):
-    steps = _first_order.batches_per_epoch(N, batch_size)
+    steps, rows = batches_per_epoch(N, batch_size), Rows(np.zeros((N, 1)), np.arange(N), None)
     orders = []
     for epoch in range(2):
-        order = _first_order.epoch_order(jax.random.key(0), jnp.int32(epoch), N)
+        order = epoch_order(jax.random.key(0), np.int32(epoch), N, batch_size)
+        assert order.shape == (steps, batch_size)
         seen = []
         for step in range(epoch * steps, (epoch + 1) * steps):
-            rows, inside = _first_order.batch_rows(order, jnp.int32(step), batch_size)
-            assert rows.shape == (batch_size,)
-            seen += np.asarray(rows)[np.asarray(inside)].tolist()
+            batch = jax.tree.map(np.asarray, Held(rows, order).batch(step, 0))
+            assert batch.labels.shape == (batch_size,)
+            np.testing.assert_array_equal(batch.weights, batch.counts)
+            seen += batch.labels[batch.weights].tolist()
         assert sorted(seen) == list(range(N))
         orders.append(seen)
     assert orders[0] != orders[1]
@@ -235,8 +238,9 @@ def test_minibatch_steps_are_those_of_numpy():
     theta = np.zeros((D + 1) * K)
     w = weights / weights.mean()
     for epoch in range(epochs):
-        order = _first_order.epoch_order(jax.random.key(seed), jnp.int32(epoch), N)
-        for rows in np.split(np.asarray(order), range(batch_size, N, batch_size)):
+        order = epoch_order(jax.random.key(seed), np.int32(epoch), N, batch_size)
+        for rows in np.asarray(order):
+            rows = rows[rows >= 0]
             scale = w[rows].mean()  # the mean loss divides by the number of rows, not the weights
             _, gradient = objective(theta, x[rows], np.eye(K)[y[rows]], L2 / scale, w[rows])
             theta -= rate * scale * gradient

@@ -12,8 +12,10 @@ from jax.sharding import Mesh
 from meshes import put
 
 from softjax import regression, streaming, tables
-from softjax.streaming import _devices, _fit, _steps
-from softjax.streaming._blocks import Layout
+from softjax.regression import _steps
+from softjax.regression._batches import Stacked
+from softjax.streaming import _devices, _fit
+from softjax.streaming._reproducible_sums import ReproducibleSums
 from softjax.streaming._rows import Standardised
 from softjax.streaming._survey import survey
 from softjax.tables import DataError
@@ -23,6 +25,7 @@ from softjax.tables._rows import HeldRows
 pytestmark = pytest.mark.compiled_quickly
 
 K = 4
+TERMS = _steps.Terms(np.float32(0), None, None, None, None, np.float32(-1))
 
 
 def data(n=257, d=5, seed=0, dtype=np.float32):
@@ -308,12 +311,12 @@ def test_functions_and_iterables_give_batches_too():
         for source in (list_of_them, lambda step: list_of_them[step % len(list_of_them)])
     ]
     np.testing.assert_array_equal(*kernels)
-    with pytest.raises(ValueError, match="an iterable that begins again"):
+    with pytest.raises(ValueError, match="an iterable must begin again"):
         streaming.train(iter(list_of_them), num_classes=K, optimizer=optimizer, steps=13)
     sizes = [(x[:3], y[:3]), (x[:4], y[:4])]
     with pytest.raises(ValueError, match="batch 1 must be of at most 3 rows"):
         streaming.train(sizes, num_classes=K, optimizer=optimizer, steps=3)
-    with pytest.raises(TypeError, match="`batches` must be"):
+    with pytest.raises(TypeError, match="`features` must be arrays with `labels`, or `Batches`"):
         streaming.train(3, num_classes=K, optimizer=optimizer, steps=3)
     with pytest.raises(ValueError, match="`num_classes` must be >= 2"):
         streaming.train(read, num_classes=1, optimizer=optimizer, steps=3)
@@ -424,13 +427,10 @@ def test_a_batch_of_fewer_rows_than_classes_has_the_same_bits_and_one_gradient(m
     monkeypatch.setattr(jax, "devices", lambda: devices[:1])
     optimizer = optax.sgd(0.1)
     program = _steps.advance.lower(
-        _devices.Devices(32, classes).layout,
-        optimizer,
-        None,
-        False,
-        (np.float32(0), None),
+        _steps.Form(_devices.Devices(32, classes).sums, optimizer),
+        TERMS,
         _steps.start(optimizer, regression.init(width, classes)),
-        jax.tree.map(lambda part: part[None], first),
+        Stacked(jax.tree.map(lambda part: part[None], first)),
         np.int32(1),
         np.zeros(1, np.int32),
     )
@@ -440,18 +440,15 @@ def test_a_batch_of_fewer_rows_than_classes_has_the_same_bits_and_one_gradient(m
 
 @once
 def test_a_step_sends_what_an_all_reduce_does():
-    optimizer, layout = optax.adam(0.1), _devices.Devices(64, 10).layout
+    optimizer, sums = optax.adam(0.1), _devices.Devices(64, 10).sums
     batch = batches_of(*data(), 64).read(0)
     program = _steps.advance.lower(
-        layout,
-        optimizer,
-        None,
-        False,
-        (np.float32(0), None),
+        _steps.Form(sums, optimizer),
+        TERMS,
         _steps.start(optimizer, regression.init(5, K)),
-        jax.tree.map(lambda part: put(layout.mesh, part[None], None, "rows"), batch),
+        Stacked(jax.tree.map(lambda part: put(sums.mesh, part[None], None, "rows"), batch)),
         np.int32(1),
-        put(layout.mesh, np.zeros(8, np.int32), "rows"),
+        put(sums.mesh, np.zeros(8, np.int32), "rows"),
     ).compile()
     found = re.findall(r"= (.*?) ((?:all|collective|reduce)-[a-z-]+)\(", program.as_text())
     # Of 26 numbers: kernel, bias, loss and weight; the flag goes alone, once a chunk.
@@ -472,14 +469,12 @@ def test_the_second_run_does_not_compile_and_a_callback_stops_it():
     result = streaming.train(batches, steps=20, **options, callback=lambda e: e.step >= 6)
     assert _steps.advance._cache_size() == programs
     assert (result.stop_reason, result.steps) == ("callback", 6)
+    mesh = Mesh(np.array(jax.devices()[:1]), ("rows",))
     text = _steps.advance.lower(
-        Layout(Mesh(np.array(jax.devices()[:1]), ("rows",)), 1, of_classes=False),
-        optimizer,
-        None,
-        False,
-        (np.float32(0), None),
+        _steps.Form(ReproducibleSums(mesh, 1, of_classes=False), optimizer),
+        TERMS,
         _steps.start(optimizer, regression.init(5, K)),
-        jax.tree.map(lambda part: part[None], batches.read(0)),
+        Stacked(jax.tree.map(lambda part: part[None], batches.read(0))),
         np.int32(1),
         np.zeros(1, np.int32),
     ).as_text()

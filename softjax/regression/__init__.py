@@ -1,5 +1,8 @@
 """Softmax regression (multinomial logistic regression): the model, its objective and its fit."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from softjax.regression import inference as inference
 from softjax.regression._curvature import fisher_information as fisher_information
 from softjax.regression._curvature import gradient as gradient
@@ -33,6 +36,20 @@ from softjax.regression._result import Event as Event
 from softjax.regression._result import FitResult as FitResult
 from softjax.regression._result import ManyEvent as ManyEvent
 from softjax.regression.inference._covariance import leave_one_out as leave_one_out
+
+if TYPE_CHECKING:
+    from softjax.streaming import train as train
+else:
+
+    def __getattr__(name):
+        if name == "train":  # it reads files too, and so lies in a layer above this one
+            globals()[name] = import_module("softjax.streaming").train
+            return globals()[name]
+        raise AttributeError(f"module 'softjax.regression' has no attribute {name!r}")
+
+    def __dir__():
+        return sorted({*globals(), "train"})
+
 
 __all__ = [
     "CALLBACK",
@@ -68,4 +85,5 @@ __all__ = [
     "predict",
     "predict_log_proba",
     "predict_proba",
+    "train",
 ]

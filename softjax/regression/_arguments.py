@@ -1,7 +1,9 @@
 """The arguments of a fit, checked and put on the device."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -30,9 +32,26 @@ if TYPE_CHECKING:
 
 FIT = "regression.fit"
 
+_called: ContextVar[str] = ContextVar("called", default=FIT)
+
+
+@contextmanager
+def errors_name(function: str) -> Iterator[None]:
+    """Within it, errors name `function`: the one that was called, not the one that checks."""
+    token = _called.set(function)
+    try:
+        yield
+    finally:
+        _called.reset(token)
+
+
+def called() -> str:
+    """The function that errors about arguments name."""
+    return _called.get()
+
 
 def error(argument: str, expected: str, got: object) -> ValueError:
-    return ValueError(_checks.message(FIT, argument, expected, got))
+    return ValueError(_checks.message(called(), argument, expected, got))
 
 
 def checked_data(
@@ -59,7 +78,7 @@ def checked_data(
     none: Any = np.zeros((), x.dtype)
     count = None
     if sample_weights is not None:
-        given = _checks.real_array(FIT, "sample_weights", sample_weights).astype(x.dtype)
+        given = _checks.real_array(called(), "sample_weights", sample_weights).astype(x.dtype)
         count = np.asarray(given).sum() if is_at_hand(given) else jnp.sum(given)
     intercept = constant(fit_intercept, x.dtype)
     offset = offset_array("offset", offset, x, num_classes)
@@ -70,7 +89,7 @@ def checked_data(
 
 def constant(fit_intercept: bool, dtype: DTypeLike) -> Any:
     """What the bias is multiplied with: 1, or 0 without an intercept; one program takes both."""
-    return np.asarray(_checks.flag(FIT, "fit_intercept", fit_intercept), dtype)
+    return np.asarray(_checks.flag(called(), "fit_intercept", fit_intercept), dtype)
 
 
 def offset_array(
@@ -79,8 +98,8 @@ def offset_array(
     """The offset of examples [N, K], finite, as the logits [K, N] of a fit lie in memory."""
     if offset is None:
         return None
-    array = _checks.real_array(FIT, argument, offset)
-    _checks.same_shape(FIT, argument, array, (x.shape[0], num_classes))
+    array = _checks.real_array(called(), argument, offset)
+    _checks.same_shape(called(), argument, array, (x.shape[0], num_classes))
     array = array.astype(x.dtype)
     _refuse_not_finite(argument, array)
     return array.T
@@ -89,13 +108,15 @@ def offset_array(
 def features_array(argument: str, features: Any) -> "Array | BCOO":
     """Finite numbers [N, D], N >= 1, at least float32, dense or BCOO."""
     if is_sparse_matrix(features):
-        x = without_duplicates(sparse_array(FIT, argument, features))
+        x = without_duplicates(sparse_array(called(), argument, features))
         if not x.shape[0]:
             raise error(argument, "of one example or more", f"shape {x.shape}")
         _refuse_not_finite(argument, x.data)
         return x
     with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
-        x = _checks.real_array(FIT, argument, _placed(_checks.native(FIT, argument, features)))
+        x = _checks.real_array(
+            called(), argument, _placed(_checks.native(called(), argument, features))
+        )
     if x.ndim != 2 or not len(x):
         raise error(argument, "of shape (examples, features)", f"shape {x.shape}")
     x = x.astype(compute_dtype(x.dtype))
@@ -107,19 +128,19 @@ def labels_array(argument: str, labels: Any, num_examples: int) -> Array:
     """Class indices [N], int32, or a distribution [N, K], finite and >= 0."""
     expected = "class indices (integer) or a distribution over the classes (floating)"
     # In NumPy, since an int64 must not wrap, and since the dtypes of pandas are none of JAX's.
-    labels = _checks.native(FIT, argument, labels, expected)
+    labels = _checks.native(called(), argument, labels, expected)
     y = labels if isinstance(labels, Array) else np.asarray(labels)
     if jnp.issubdtype(y.dtype, jnp.integer):
-        _checks.same_shape(FIT, argument, y, (num_examples,))
+        _checks.same_shape(called(), argument, y, (num_examples,))
         _refuse(argument, "in [0, 2^31)", y, _not_int32_index)
         if isinstance(y, Tracer):
             y = jnp.where(_not_int32_index(y), -1, y)
         y = y.astype(np.int32)
         return y if isinstance(y, Array) else jax.device_put(y)
     if not jnp.issubdtype(y.dtype, jnp.floating):
-        raise TypeError(_checks.message(FIT, argument, expected, f"dtype {y.dtype}"))
+        raise TypeError(_checks.message(called(), argument, expected, f"dtype {y.dtype}"))
     if y.ndim == 1 and isinstance(y, np.ndarray):
-        _checks.refuse_first(FIT, argument, "without missing values", y, np.isnan(y))
+        _checks.refuse_first(called(), argument, "without missing values", y, np.isnan(y))
     y = jnp.asarray(y)
     if y.ndim != 2 or len(y) != num_examples:
         expected = f"integer of shape ({num_examples},) or floating of shape ({num_examples}, K)"
@@ -136,7 +157,7 @@ def class_count(argument: str, labels: Array, num_classes: int | None) -> int:
         num_classes = at_least("num_classes", num_classes, 2)
     if labels.ndim == 2:
         if num_classes is not None:
-            _checks.same_shape(FIT, argument, labels, (len(labels), num_classes))
+            _checks.same_shape(called(), argument, labels, (len(labels), num_classes))
         return labels.shape[1]
     if num_classes is None:
         if isinstance(labels, Tracer):
@@ -251,11 +272,11 @@ def initial_params(
         hint = ": pass its `params`" if hasattr(init, "params") else ""
         got = f"{type(init).__name__}{hint}"
         expected = "a SoftmaxRegression, which has a kernel and a bias"
-        raise TypeError(_checks.message(FIT, "init", expected, got))
-    kernel = _checks.real_array(FIT, "init.kernel", init.kernel)
-    bias = _checks.real_array(FIT, "init.bias", init.bias)
-    _checks.same_shape(FIT, "init.kernel", kernel, (num_features, num_classes))
-    _checks.same_shape(FIT, "init.bias", bias, (num_classes,))
+        raise TypeError(_checks.message(called(), "init", expected, got))
+    kernel = _checks.real_array(called(), "init.kernel", init.kernel)
+    bias = _checks.real_array(called(), "init.bias", init.bias)
+    _checks.same_shape(called(), "init.kernel", kernel, (num_features, num_classes))
+    _checks.same_shape(called(), "init.bias", bias, (num_classes,))
     params = SoftmaxRegression(kernel.astype(dtype), bias.astype(dtype))
     _refuse_not_finite("init.kernel", params.kernel)
     _refuse_not_finite("init.bias", params.bias)
@@ -268,9 +289,9 @@ def initial_params(
 def not_negative(argument: str, value: Any) -> Any:
     """A finite number >= 0 as a float; a traced scalar as it is."""
     if isinstance(value, Tracer):
-        _checks.same_shape(FIT, argument, value, ())
+        _checks.same_shape(called(), argument, value, ())
         return value
-    return _checks.not_negative_number(FIT, argument, value)
+    return _checks.not_negative_number(called(), argument, value)
 
 
 def penalty(argument: str, value: Any, dtype: DTypeLike) -> Any:
@@ -285,23 +306,23 @@ def penalty(argument: str, value: Any, dtype: DTypeLike) -> Any:
 
 def penalties(l2: ArrayLike, dtype, argument: str = "l2") -> Array:
     """A scalar or [P], finite and >= 0."""
-    array = _checks.real_array(FIT, argument, l2)
+    array = _checks.real_array(called(), argument, l2)
     if array.ndim > 1 or not array.size:
         raise error(argument, "a scalar or of shape (penalties,)", f"shape {array.shape}")
     values = _checks.known(l2)
     if values is not None:
         bad = ~((values >= 0) & (values < np.inf))
-        _checks.refuse_first(FIT, argument, "finite and >= 0", values, bad)
+        _checks.refuse_first(called(), argument, "finite and >= 0", values, bad)
     return array.astype(dtype)
 
 
 def at_least(argument: str, value: int, bound: int) -> int:
-    return _checks.at_least(FIT, argument, value, bound)
+    return _checks.at_least(called(), argument, value, bound)
 
 
 def _weights(argument: str, weights: ArrayLike, length: int) -> Array:
-    w = _checks.real_array(FIT, argument, weights)
-    _checks.same_shape(FIT, argument, w, (length,))
+    w = _checks.real_array(called(), argument, weights)
+    _checks.same_shape(called(), argument, w, (length,))
     _refuse(argument, "finite and >= 0", w, lambda w: _not_finite(w) | (w < 0))
     return w
 
@@ -332,7 +353,7 @@ def _refuse_scales(argument: str, x: Any) -> None:
     else:
         host: Any = np.asarray(x) if is_at_hand(x) else x
         size = np.maximum(host.max(0), -host.min(0))
-    refuse_scales(FIT, argument, size, x.dtype)
+    refuse_scales(called(), argument, size, x.dtype)
 
 
 def refuse_scales(function: str, argument: str, size: np.ndarray, dtype: DTypeLike) -> None:
@@ -360,7 +381,7 @@ def _refuse(argument: str, expected: str, x: Array | np.ndarray, bad: Callable) 
         return
     if is_at_hand(x):
         x = np.asarray(x)  # NumPy has nothing to compile
-    _checks.refuse_first(FIT, argument, expected, x, bad(x))
+    _checks.refuse_first(called(), argument, expected, x, bad(x))
 
 
 def is_traced(tree: Any) -> bool:

@@ -1,8 +1,8 @@
 """Arrays on meshes with Explicit axes, which a fit computes with on Auto axes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -24,7 +24,8 @@ def on_auto_axes(function: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(function)
     def of_auto(*args: P.args, **kwargs: P.kwargs) -> T:
-        explicit = next(filter(None, map(_explicit_mesh, jax.tree.leaves((args, kwargs)))), None)
+        leaves = jax.tree.leaves((args, kwargs), is_leaf=_is_iterator)
+        explicit = next(filter(None, map(_explicit_mesh, leaves)), None)
         if explicit is None:
             return function(*args, **kwargs)
         auto = _with_axes(explicit, AxisType.Auto)
@@ -34,12 +35,18 @@ def on_auto_axes(function: Callable[P, T]) -> Callable[P, T]:
                 return leaf
             return jax.device_put(leaf, NamedSharding(mesh, leaf.sharding.spec))
 
-        args, kwargs = jax.tree.map(lambda leaf: moved(leaf, auto), (args, kwargs))
+        to_auto = partial(moved, mesh=auto)
+        args, kwargs = jax.tree.map(to_auto, (args, kwargs), is_leaf=_is_iterator)
         with nullcontext() if jax.sharding.get_abstract_mesh().empty else jax.set_mesh(auto):
             result = function(*args, **kwargs)
         return jax.tree.map(lambda leaf: moved(leaf, explicit), result)
 
     return of_auto
+
+
+def _is_iterator(x: Any) -> bool:
+    """Whether JAX would warn that `x` is not a pytree."""
+    return isinstance(x, Iterator)
 
 
 def _mesh_of(leaf: Any) -> Mesh | None:

@@ -1,9 +1,10 @@
-"""Batches of rows in an order that (seed, step) determines, from reads that are sequential.
+"""Batches of rows, in an order that (seed, step) determines, from reads that are sequential.
 
-N rows are cut into blocks of nearly one size. An epoch is a random order of the blocks; W blocks
-after another are a group, which is in memory while its batches are drawn. Each block of a group
-is shuffled, and every batch takes an equal share of each: the rows of W distant places. Nothing
-depends on the number of processes, each of which reads the blocks that are its own.
+The N rows are cut into blocks of nearly one size. An epoch is a random order of the blocks, W of
+which at a time are a group: they are in memory while the batches of the group are drawn. The rows
+of each block are shuffled, and every batch takes an equal share of each block, so that its rows
+come from W distant places. Nothing depends on the number of processes, each of which reads its own
+blocks only.
 """
 
 import zlib
@@ -14,37 +15,21 @@ import jax
 import numpy as np
 
 from softjax import _checks
+from softjax.regression._batches import Batch as Batch
 from softjax.streaming._rows import (
     Rows,
-    as_indices,
+    as_labels,
     computed_in,
+    parts_of,
     real_array,
     row_numbers,
 )
 
+BATCHES = "streaming.Batches"
+TRAIN = "regression.train"
 BLOCKS = 16
 BUFFER_BYTES = 1 << 26
-
-
-class Batch(NamedTuple):
-    """The part of a batch that a process reads, padded to one size.
-
-    Attributes:
-        features: [B, D], at least float32.
-        labels: int32 [B].
-        weights: [B]; 0 for padding and for what is held out.
-
-    Example:
-        >>> import numpy as np, softjax
-        >>> rows = softjax.streaming.ArrayRows(np.arange(3.0)[:, None], np.arange(3))
-        >>> batch = softjax.streaming.Batches(rows, 3).read(0)
-        >>> sorted(batch.labels[batch.weights > 0].tolist()), float(batch.weights.sum())
-        ([0, 1, 2], 3.0)
-    """
-
-    features: Any
-    labels: Any
-    weights: Any
+PARTS = ("features", "labels", "weights", "offset", "counts")
 
 
 class Source(Protocol):
@@ -58,11 +43,11 @@ class Source(Protocol):
         ...
 
     def read(self, step: int, out: Batch | None = None) -> Batch:
-        """The batch of a step, or this process's part of it, into `out` where it is given."""
+        """The batch of a step, or this process's part of it, written into `out` if given."""
         ...
 
     def row_numbers(self, step: int) -> np.ndarray:
-        """Where the entries of `read(step)` stand in the data; -1 for padding."""
+        """The row numbers, within the data, of the entries of `read(step)`; -1 for padding."""
         ...
 
 
@@ -70,17 +55,18 @@ class Batches:
     """Shuffled batches of rows; each is a pure function of (seed, step).
 
     Args:
-        rows: `ArrayRows`, what `open_rows` gives, or anything like them.
-        batch_size: about as many rows a batch: an epoch is divided evenly.
-        seed: of the order.
-        held_out: row numbers that count nothing.
-        buffer_bytes: of the rows that are held in memory; a few times as much is used.
-        process_index: None for that of JAX.
-        process_count: None for that of JAX.
+        rows: `ArrayRows`, the result of `open_rows`, or anything like them.
+        batch_size: the number of rows of a batch, about: the rows of an epoch are divided evenly.
+        seed: determines the order of the rows.
+        held_out: the numbers of rows whose weight is 0, as those of a validation set.
+        buffer_bytes: the size of the rows that are in memory at a time. Some three times as much
+            memory is used.
+        process_index: the number of this process; None for the one that JAX gives it.
+        process_count: the number of processes; None for the one that JAX knows.
 
     Raises:
-        TypeError, ValueError: `batch_size`, `seed` or `buffer_bytes` is too small or no integer,
-            or `held_out` has a number that no row has, or all rows.
+        TypeError, ValueError: `batch_size`, `seed` or `buffer_bytes` is too small or not an
+            integer; `held_out` has a number that is no row's, or has all rows.
 
     Example:
         >>> import numpy as np, softjax
@@ -102,17 +88,17 @@ class Batches:
         process_index: int | None = None,
         process_count: int | None = None,
     ):
-        name = "streaming.Batches"
-        self.batch_size = min(_checks.at_least(name, "batch_size", batch_size, 1), rows.num_rows)
-        self.seed = _checks.at_least(name, "seed", seed, 0)
-        buffer_bytes = _checks.at_least(name, "buffer_bytes", buffer_bytes, 1)
+        batch_size = _checks.at_least(BATCHES, "batch_size", batch_size, 1)
+        self.batch_size = min(batch_size, rows.num_rows)
+        self.seed = _checks.at_least(BATCHES, "seed", seed, 0)
+        buffer_bytes = _checks.at_least(BATCHES, "buffer_bytes", buffer_bytes, 1)
         self.rows = rows
-        self.held_out = row_numbers(name, held_out, rows.num_rows)
+        self.held_out = row_numbers(BATCHES, held_out, rows.num_rows)
         index = jax.process_index() if process_index is None else process_index
         count = jax.process_count() if process_count is None else process_count
 
-        sample = rows.read(0, 1)[0]
-        self.dtype = computed_in(sample.dtype)
+        self.sample = parts_of(rows.read(0, 1))
+        self.dtype = computed_in(self.sample[0].dtype)
         row_bytes = max(rows.num_features, 1) * self.dtype.itemsize
         in_buffer = max(buffer_bytes // (row_bytes * self.batch_size), 1)
         self.num_groups = -(-rows.num_rows // (in_buffer * self.batch_size))
@@ -121,8 +107,9 @@ class Batches:
         self.width = min(BLOCKS, self.batch_size)
         num_blocks = self.num_groups * self.width
         self.bounds = np.linspace(0, rows.num_rows, num_blocks + 1).astype(np.int64)
-        # One share of a block, and the places of the group whose blocks this process reads: pairs
-        # of them, for those are what is summed. A row has the same place in a batch at any count.
+        # The rows that a batch takes of a block, and the places, among the blocks of a group, of
+        # those that this process reads. These come in pairs, as sums over a batch take them, and a
+        # row has the same place in a batch whatever the number of processes.
         self.share = -(-int(np.diff(self.bounds).max()) // self.group_steps)
         self.slots = 2 * -(-BLOCKS // 2 // count) if count < BLOCKS else 1
         self.own = range(self.width)[index * self.slots : (index + 1) * self.slots]
@@ -130,7 +117,7 @@ class Batches:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """What determines the batches."""
+        """What determines the batches, as JSON can hold it."""
         return {
             "data": self.rows.fingerprint,
             "rows": self.rows.num_rows,
@@ -144,21 +131,42 @@ class Batches:
             },
         }
 
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes, if the rows know it."""
+        return getattr(self.rows, "num_classes", None)
+
     def read(self, step: int, out: Batch | None = None) -> Batch:
-        """The rows of a step that are this process's, into arrays where they are given."""
+        """This process's rows of the batch of a step, written into `out` if given."""
         if out is None:
-            size = self.slots * self.share
-            features = np.zeros((size, self.rows.num_features), self.dtype)
-            out = Batch(features, np.zeros(size, np.int32), np.zeros(size, self.dtype))
+            out = self._zeros(self.slots * self.share)
         group, drawn = self._drawn(step)
-        for held, part in zip(group.held, out, strict=True):
-            np.take(held, drawn, 0, part, "clip")
+        for name in PARTS:
+            held = getattr(group.held, name)
+            if held is not None:
+                np.take(held, drawn, 0, getattr(out, name), "clip")
         return out
 
     def row_numbers(self, step: int) -> np.ndarray:
-        """Where the rows of `read(step)` stand in the data; -1 for padding."""
+        """The row numbers, within the data, of the entries of `read(step)`; -1 for padding."""
         group, drawn = self._drawn(step)
         return group.numbers[drawn]
+
+    def _zeros(self, size: int) -> Batch:
+        """A batch of zeros; it has counts where the rows have weights of their own."""
+        _, labels, weights, offset = self.sample
+        soft = np.ndim(labels) == 2
+
+        def zeros(like: np.ndarray, dtype: Any = self.dtype) -> np.ndarray:
+            return np.zeros((size, *np.shape(like)[1:]), dtype)
+
+        return Batch(
+            np.zeros((size, self.rows.num_features), self.dtype),
+            zeros(labels, self.dtype if soft else np.int32),
+            np.zeros(size, self.dtype),
+            None if offset is None else zeros(offset),
+            None if weights is None else zeros(weights),
+        )
 
     def _drawn(self, step: int) -> "tuple[_Group, np.ndarray]":
         """The group of a step, in memory, and the places of its rows there."""
@@ -168,28 +176,19 @@ class Batches:
         return self.group, self.group.order[batch]
 
     def _load(self, number: int, held: Batch | None) -> "_Group":
-        """Reads the own blocks of a group, into the memory of the group before."""
+        """Reads this process's blocks of a group, into the memory of the group before."""
         epoch, in_epoch = divmod(number, self.num_groups)
         blocks = np.random.default_rng([self.seed, epoch]).permutation(len(self.bounds) - 1)
         size = len(self.own) * int(np.diff(self.bounds).max())
-        if held is None:
-            features = np.empty((size + 1, self.rows.num_features), self.dtype)
-            held = Batch(features, np.empty(size + 1, np.int32), np.empty(size + 1, self.dtype))
-            for part in held:
-                part[size] = 0
+        held = self._zeros(size + 1) if held is None else held
         end, numbers = 0, np.full(size + 1, -1)
         order = np.full((self.group_steps, self.slots, self.share), size, np.int32)
         for slot, place in enumerate(self.own):
             block = int(blocks[in_epoch * self.width + place])
             start, stop = self.bounds[block : block + 2].tolist()
             begin, end = end, end + stop - start
-            features, labels = self.rows.read(start, stop)
-            with np.errstate(over="ignore"):  # infinite now, and found so
-                held.features[begin:end] = real_array("streaming.Batches", "features", features)
-            held.labels[begin:end] = as_indices("streaming.Batches", labels)
-            held.weights[begin:end] = 1
-            first, last = np.searchsorted(self.held_out, [start, stop])
-            held.weights[begin + self.held_out[first:last] - start] = 0
+            with np.errstate(over="ignore"):  # what is infinite now is found to be so by the step
+                self._read_into(held, begin, start, stop)
             numbers[begin:end] = np.arange(start, stop)
             n = np.arange(stop - start)
             batch = self._batch_of(n, stop - start, place)
@@ -198,12 +197,28 @@ class Batches:
             order[batch, slot, n - np.searchsorted(batch, batch)] = drawn
         return _Group(number, held, numbers, order.reshape(self.group_steps, -1))
 
+    def _read_into(self, held: Batch, begin: int, start: int, stop: int) -> None:
+        """Reads rows start, ..., stop - 1 into `held`, from the place `begin` on."""
+        features, labels, weights, offset = parts_of(self.rows.read(start, stop))
+        places = slice(begin, begin + stop - start)
+        held.features[places] = real_array(BATCHES, "features", features)
+        held.labels[places] = as_labels(BATCHES, labels)
+        held.weights[places] = 1 if weights is None else real_array(BATCHES, "weights", weights)
+        if held.offset is not None:
+            held.offset[places] = real_array(BATCHES, "offset", offset)
+        if held.counts is not None:
+            held.counts[places] = 1
+        first, last = np.searchsorted(self.held_out, [start, stop])
+        for part in (held.weights, held.counts):
+            if last > first and part is not None:
+                part[begin + self.held_out[first:last] - start] = 0
+
     def _batch_of(self, n: np.ndarray, size: int, place: int) -> np.ndarray:
-        """The batch of the group that the n-th row drawn from a block of `size` rows is in.
+        """The batch, within its group, that takes the n-th row drawn from a block of `size` rows.
 
         Batch j draws floor((j + 1) R / m + b / W) - floor(j R / m + b / W) of the R rows of block
-        b. By Hermite's identity sum_b floor(x + b / W) = floor(W x): batches of blocks of one size
-        differ in size by one row at most.
+        b. Hermite's identity sum_b floor(x + b / W) = floor(W x) says that, where all blocks have
+        one size, batches differ in size by one row at most.
         """
         w, m = self.width, self.group_steps
         # n < floor((j + 1) R / m + b / W)  <=>  (n + 1) W m - b m <= (j + 1) R W
@@ -214,10 +229,10 @@ class _Group(NamedTuple):
     """The blocks of a group in memory.
 
     Attributes:
-        number: of the group, counted from the first epoch.
-        held: the rows, one block after another, and at the end one of zeros.
-        numbers: where they stand in the data; -1 for the last.
-        order: of each batch the places of its rows in `held`.
+        number: the number of the group, counted from the first epoch.
+        held: the rows, one block after another, and at the end one row of zeros.
+        numbers: the numbers of these rows within the data; -1 for the last.
+        order: for each batch the places of its rows in `held`.
     """
 
     number: int
@@ -227,13 +242,14 @@ class _Group(NamedTuple):
 
 
 class FromFunction:
-    """Batches of a function of the step."""
+    """Batches that a function of the step gives."""
 
     epoch_steps = 1
+    num_classes = None
 
     def __init__(self, function: Callable[[int], Any]):
         self.function = function
-        self.shape: tuple[int, ...] | None = None
+        self.shapes: Batch | None = None
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -241,44 +257,58 @@ class FromFunction:
         return {}
 
     def read(self, step: int, out: Batch | None = None) -> Batch:
-        """What the function gives, padded to the size of what it gives first."""
-        name = "streaming.train"
-        if self.shape is None and step:  # a run that goes on may begin with a smaller batch
-            self.shape = np.shape(self.function(0)[0])
-        features, labels, *weights = self.function(step)
-        features, labels = real_array(name, "features", features), as_indices(name, labels)
-        self.shape = features.shape if self.shape is None else self.shape
-        dtype = computed_in(features.dtype)
-        weights = real_array(
-            name, "weights", weights[0] if weights else np.ones(len(labels), dtype)
-        )
-        fits = len(self.shape) == 2 and features.shape[1:] == self.shape[1:]
-        fits = fits and len(features) <= self.shape[0]
-        if not fits or not labels.shape == weights.shape == features.shape[:1]:
-            shapes = ", ".join(str(part.shape) for part in (features, labels, weights))
-            raise ValueError(
-                f"softjax.{name}: batch {step} must be of at most {self.shape[0]} rows, each of as "
-                f"many features as in the first batch, with as many labels and weights, got shapes "
-                f"{shapes}."
-            )
-        _checks.refuse_first(name, "weights", ">= 0", weights, weights < 0)
+        """The batch that the function gives, padded to the size of the first one."""
+        if self.shapes is None and step:  # a run that goes on may begin with a smaller batch
+            self._given(0)
+        given = self._given(step)
+        shapes: Any = self.shapes
         if out is None:
-            zeros = np.zeros(self.shape, dtype)
-            out = Batch(zeros, np.zeros(len(zeros), np.int32), np.zeros(len(zeros), dtype))
-        for part, given in zip(out, (features, labels, weights), strict=True):
-            with np.errstate(over="ignore"):  # infinite now, and found so
-                part[: len(given)] = given
+            out = Batch(*(s and np.zeros(s.shape, s.dtype) for s in shapes))
+
+        def write(part: np.ndarray, values: np.ndarray) -> None:
+            part[: len(values)] = values
+
+        with np.errstate(over="ignore"):  # what is infinite now is found to be so by the step
+            jax.tree.map(write, out, given)
         return out
 
     def row_numbers(self, step: int) -> np.ndarray:
-        """The places in the batch."""
-        return np.arange(self.shape[0] if self.shape else 0)
+        """The places in the batch: a function has no other numbers for its rows."""
+        return np.arange(self.shapes.labels.shape[0] if self.shapes else 0)
+
+    def _given(self, step: int) -> Batch:
+        """The batch of a step as the function gives it, checked; the first one sets the shapes."""
+        features, labels, weights, offset = parts_of(self.function(step))
+        features, labels = real_array(TRAIN, "features", features), as_labels(TRAIN, labels)
+        dtype = computed_in(features.dtype)
+        weights = np.ones(len(labels), dtype) if weights is None else weights
+        weights = real_array(TRAIN, "weights", weights)
+        offset = None if offset is None else real_array(TRAIN, "offset", offset)
+        given = Batch(features, labels, weights, offset)
+        if self.shapes is None:
+            dtypes = (dtype, dtype if labels.ndim == 2 else np.int32, dtype, dtype)
+            shapes = map(_shape, (features, labels, weights, offset), dtypes)
+            self.shapes = Batch(*shapes)
+        parts, shapes = jax.tree.leaves(given), jax.tree.leaves(self.shapes)
+        fits = features.ndim == 2 and weights.ndim == 1 and len(parts) == len(shapes)
+        fits = fits and len(features) <= self.shapes.features.shape[0]
+        for part, shape in zip(parts, shapes, strict=False):
+            fits = fits and part.shape == (len(features), *shape.shape[1:])
+        if not fits:
+            found = ", ".join(str(part.shape) for part in parts)
+            raise ValueError(
+                f"softjax.{TRAIN}: batch {step} must be of at most {self.shapes.features.shape[0]} "
+                f"rows, each of as many features as in the first batch, with as many labels, "
+                f"weights and offsets, got shapes {found}."
+            )
+        _checks.refuse_first(TRAIN, "weights", ">= 0", weights, weights < 0)
+        return given
 
 
 class FromIterable(FromFunction):
-    """Batches of an iterable, from its beginning again when it is exhausted.
+    """Batches of an iterable, which begins again when it is exhausted.
 
-    After a restart the batches before are read and dropped, for nothing else gives their number.
+    After a restart the batches before are read and dropped, since an iterable does not number them.
     """
 
     def __init__(self, iterable: Iterable[Any]):
@@ -296,21 +326,25 @@ class FromIterable(FromFunction):
                     self.last = next(self.iterator)
                 except StopIteration:
                     raise ValueError(
-                        f"softjax.streaming.train: `batches` must be an iterable that begins "
-                        f"again, or of more than {self.position} batches."
+                        f"softjax.{TRAIN}: an iterable must begin again when it is exhausted, or "
+                        f"have more than {self.position} batches."
                     ) from None
             self.position += 1
         return self.last
 
 
+def _shape(part: np.ndarray | None, dtype: Any) -> jax.ShapeDtypeStruct | None:
+    return None if part is None else jax.ShapeDtypeStruct(part.shape, dtype)
+
+
 def source_of(batches: Any) -> Source:
-    """Anything that gives batches."""
+    """Anything that gives batches, as a `Source`."""
     if hasattr(batches, "read") and hasattr(batches, "row_numbers"):
         return batches
     if callable(batches):
         return FromFunction(batches)
-    if isinstance(batches, Iterable):
+    if isinstance(batches, Iterable) and not hasattr(batches, "shape"):
         return FromIterable(batches)
-    expected = "`Batches`, a function of the step or an iterable"
+    expected = "arrays with `labels`, or `Batches`, a function of the step or an iterable"
     got = type(batches).__name__
-    raise TypeError(_checks.message("streaming.train", "batches", expected, got))
+    raise TypeError(_checks.message(TRAIN, "features", expected, got))

@@ -11,30 +11,30 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from softjax.streaming._batches import Batch, Source
-from softjax.streaming._blocks import ROWS, Layout
-from softjax.streaming._steps import State
+from softjax.regression._batches import Batch, Held, Stacked
+from softjax.streaming._batches import PARTS, Source
+from softjax.streaming._reproducible_sums import ROWS, ReproducibleSums
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 
 class Chunk(NamedTuple):
-    """The batches of steps first, ..., stop - 1, in arrays of one size for every chunk.
+    """What the steps first, ..., stop - 1 need, in arrays of one size for every chunk.
 
     Attributes:
-        first: the first step.
-        stop: the last, plus one.
+        first: the number of the first step.
+        stop: the number of the last step, plus one.
         count: the number of steps, on the devices.
-        host: the part of this process.
-        batches: on the devices of all.
+        feed: the batches, on the devices.
+        host: the batches of this process in its memory; None where nothing was read.
     """
 
     first: int
     stop: int
     count: Any
-    host: Batch
-    batches: Batch
+    feed: Held | Stacked
+    host: Batch | None
 
 
 class Devices:
@@ -42,15 +42,15 @@ class Devices:
 
     def __init__(self, rows: int, num_classes: int) -> None:
         mesh, processes = Mesh(np.array(jax.devices()), (ROWS,)), jax.process_count()
-        layout = Layout(mesh, processes, of_classes=False)
-        rows_of_all = layout.blocks * -(-rows // layout.of_process)
-        self.layout = layout._replace(of_classes=num_classes > rows_of_all)
+        sums = ReproducibleSums(mesh, processes, of_classes=False)
+        rows_of_all = sums.blocks * -(-rows // sums.of_process)
+        self.sums = sums._replace(of_classes=num_classes > rows_of_all)
         self.everywhere = NamedSharding(mesh, PartitionSpec())
         self.rows = NamedSharding(mesh, PartitionSpec(ROWS))
         self.rows_of_steps = NamedSharding(mesh, PartitionSpec(None, ROWS))
 
-    def replicated(self, tree: T) -> T:
-        """The same arrays on every device."""
+    def placed(self, tree: T) -> T:
+        """The arrays of a tree, whole, on every device."""
 
         def put(x: Any) -> Array:
             x = np.asarray(x)
@@ -58,27 +58,24 @@ class Devices:
 
         return jax.tree.map(put, tree)
 
-    def forgotten(self, state: State) -> State:
-        """The state with nothing summed."""
-        zeros = {name: np.zeros_like(getattr(state, name)) for name in ("total", "taken")}
-        return state._replace(**self.replicated(zeros))
-
     def flag(self, raised: bool) -> Array:
-        """Whether a flag is raised, by process."""
-        raised_here = np.full(self.layout.mesh.local_mesh.size, raised, np.int32)
+        """Whether this process raises its flag, as an array over the devices of all."""
+        raised_here = np.full(self.sums.mesh.local_mesh.size, raised, np.int32)
         return jax.make_array_from_process_local_data(self.rows, raised_here)
 
     def chunk(self, source: Source, like: Batch, size: int, span: tuple[int, int]) -> Chunk:
-        """Reads the batches of the steps of `span`, of the shape `like`, onto the devices."""
+        """Reads the batches of the steps of `span`, of the shape of `like`, onto the devices."""
         first, stop = span
         rows = len(like.labels)
-        of_block = -(-rows // self.layout.of_process)
-        padded = of_block * self.layout.of_device * self.layout.mesh.local_mesh.size
-        host = Batch(*(np.zeros((size, padded, *p.shape[1:]), p.dtype) for p in like))
+        of_block = -(-rows // self.sums.of_process)
+        padded = of_block * self.sums.of_device * self.sums.mesh.local_mesh.size
+        host = jax.tree.map(lambda p: np.zeros((size, padded, *p.shape[1:]), p.dtype), like)
         for place in range(stop - first):
-            source.read(first + place, Batch(*(part[place, :rows] for part in host)))
-        count = self.replicated(np.int32(stop - first))
-        return Chunk(first, stop, count, host, Batch(*map(self._sharded, host)))
+            out = (getattr(host, name) for name in PARTS)
+            out = (None if part is None else part[place, :rows] for part in out)
+            source.read(first + place, Batch(*out))
+        count = self.placed(np.int32(stop - first))
+        return Chunk(first, stop, count, Stacked(jax.tree.map(self._sharded, host)), host)
 
     def _sharded(self, part: np.ndarray) -> Array:
         shape = (len(part), part.shape[1] * jax.process_count(), *part.shape[2:])
@@ -86,9 +83,9 @@ class Devices:
 
 
 def ahead(function: Callable[[T], U], arguments: Iterable[T], depth: int = 2) -> Generator[U]:
-    """function(a) for every argument in order, up to `depth` of them before they are asked for.
+    """function(a) for every argument in order; up to `depth` results are computed ahead.
 
-    One thread does it, so that `function` may keep a state. What it raises is raised here.
+    One thread computes them, so that `function` may keep a state. Its errors are raised here.
     """
     remaining = iter(arguments)
     pool = ThreadPoolExecutor(1)

@@ -292,7 +292,7 @@ class _Passes:
         last = self.rows.num_rows - size
         starts = np.unique(np.linspace(0, last, RUNS).astype(np.int64)).tolist()
         parts = [self._chunk(size, self.rows.num_rows, start) for start in starts]
-        return Batch(*map(jnp.concatenate, zip(*parts, strict=True)))
+        return jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
 
     def _chunk(self, size: int, end: int, start: int) -> Batch:
         """Rows from `start` on, `size` of them, on the device; of weight 0 from `end` on."""

@@ -1,4 +1,4 @@
-"""Where rows come from: arrays that slice, and files, read in runs of rows."""
+"""Sources of rows: arrays that can be sliced, and files, both read in runs of rows."""
 
 import zlib
 from pathlib import Path
@@ -13,6 +13,7 @@ from softjax._numerics import compute_dtype
 from softjax.regression._result import Validation
 from softjax.tables import FileRows
 
+ARRAY_ROWS = "streaming.ArrayRows"
 SAMPLES = 64
 
 
@@ -22,7 +23,7 @@ class Rows(Protocol):
     Attributes:
         num_rows: N.
         num_features: D.
-        fingerprint: what a change of the data changes, as JSON can hold it.
+        fingerprint: a value that differs where the data do, as JSON can hold it.
     """
 
     num_rows: int
@@ -31,20 +32,26 @@ class Rows(Protocol):
     @property
     def fingerprint(self) -> dict[str, Any]: ...
 
-    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """The features [n, D] and the labels [n] of rows start, start + 1, ..., stop - 1."""
+    def read(self, start: int, stop: int) -> tuple[Any, ...]:
+        """The features [n, D] and the labels [n] or [n, K] of rows start, ..., stop - 1.
+
+        Weights [n], of mean 1 over all rows, and offsets [n, K] may follow; None for none.
+        """
         ...
 
 
 class ArrayRows:
-    """Rows of anything that has a shape and slices: NumPy, a memmap, h5py, zarr, pandas.
+    """Rows of anything that has a shape and can be sliced: NumPy, a memmap, h5py, zarr, pandas.
 
     Args:
         features: real [N, D].
-        labels: [N], class indices.
+        labels: class indices [N], or distributions over the classes, floating [N, K].
+        sample_weights: real [N], >= 0; None for equal weights.
+        offset: real [N, K], nats, what is added to the logits; None for zeros.
 
     Raises:
-        ValueError: the shapes do not agree.
+        TypeError, ValueError: the shapes do not agree; weights that are not numbers >= 0, or zeros
+            only.
 
     Example:
         >>> import numpy as np, softjax
@@ -53,47 +60,76 @@ class ArrayRows:
         (5, [1, 2])
     """
 
-    def __init__(self, features: Any, labels: Any):
+    def __init__(self, features: Any, labels: Any, sample_weights: Any = None, offset: Any = None):
         features, labels = (
             part if hasattr(part, "shape") else np.asarray(part) for part in (features, labels)
         )
         if len(features.shape) != 2 or not features.shape[0]:
             raise _error("features", "of shape (examples, features)", f"shape {features.shape}")
-        if tuple(labels.shape) != (features.shape[0],):
-            expected = f"of shape ({features.shape[0]},)"
-            raise _error("labels", expected, f"shape {tuple(labels.shape)}")
+        shape, count = tuple(labels.shape), features.shape[0]
+        if len(shape) not in (1, 2) or shape[0] != count:
+            expected = f"of shape ({count},)" + f" or ({count}, classes)" * (len(shape) != 1)
+            raise _error("labels", expected, f"shape {shape}")
         self.features, self.labels = features, labels
         self.num_rows, self.num_features = features.shape
+        self.weights = None if sample_weights is None else self._mean_one(sample_weights)
+        self.offset = offset
+        if offset is not None and (len(offset.shape) != 2 or offset.shape[0] != self.num_rows):
+            raise _error("offset", f"of shape ({self.num_rows}, classes)", f"shape {offset.shape}")
+
+    @property
+    def num_classes(self) -> int | None:
+        """The number of classes that the labels show."""
+        if len(self.labels.shape) == 2:
+            return self.labels.shape[1]
+        return int(as_labels(ARRAY_ROWS, self.labels[:]).max()) + 1
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """The shape, and a checksum of rows that are spread over the arrays."""
+        """The shape, and a checksum of rows from all over the arrays."""
         places = np.linspace(0, self.num_rows - 1, min(SAMPLES, self.num_rows)).astype(int)
         checksum = 0
         for place in places.tolist():
             for part in self.read(place, place + 1):
-                checksum = zlib.crc32(np.ascontiguousarray(part).tobytes(), checksum)
+                if part is not None:
+                    checksum = zlib.crc32(np.ascontiguousarray(part).tobytes(), checksum)
         return {"shape": list(self.features.shape), "sample": checksum}
 
-    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """The features and the labels of a run of rows."""
+    def read(self, start: int, stop: int) -> tuple[Any, ...]:
+        """The features and labels of a run of rows, and weights and offsets if there are any."""
         features, labels = (
-            _in_memory(_checks.native("streaming.ArrayRows", name, part[start:stop]))
+            _in_memory(_checks.native(ARRAY_ROWS, name, part[start:stop]))
             for name, part in (("features", self.features), ("labels", self.labels))
         )
-        return features, labels
+        if self.weights is None and self.offset is None:
+            return features, labels
+        weights = None if self.weights is None else self.weights[start:stop]
+        offset = None if self.offset is None else _in_memory(self.offset[start:stop])
+        return features, labels, weights, offset
+
+    def _mean_one(self, sample_weights: Any) -> np.ndarray:
+        """The weights over their mean."""
+        name = "sample_weights"
+        weights = real_array(ARRAY_ROWS, name, sample_weights).astype(np.float64)
+        _checks.same_shape(ARRAY_ROWS, name, weights, (self.num_rows,))
+        bad = ~((weights >= 0) & np.isfinite(weights))
+        _checks.refuse_first(ARRAY_ROWS, name, "finite and >= 0", weights, bad)
+        if not weights.any():
+            raise _error(name, "> 0 somewhere", "zeros only")
+        weights = np.ldexp(weights, -np.frexp(weights.max())[1])
+        return weights / weights.mean()
 
 
 class Standardised:
-    """Rows of a file as they are fitted: (features - mean) / scale, and indices of classes.
+    """The rows of a file as they are fitted: (features - mean) / scale, and class indices.
 
-    The differences are taken before the features are rounded to float32, which holds no small
-    differences far from 0.
+    The means are subtracted before the features are rounded to float32, which cannot hold small
+    differences between large numbers.
 
     Args:
-        rows: of a file.
-        mean: of the features, float64 [D].
-        scale: float64 [D].
+        rows: the rows of a file.
+        mean: the means of the features, float64 [D].
+        scale: their standard deviations, float64 [D].
         classes: the names of all classes, in order.
     """
 
@@ -101,37 +137,38 @@ class Standardised:
         self.rows, self.mean, self.scale = rows, mean, scale
         self.place = {name: i for i, name in enumerate(classes)}
         self.num_rows, self.num_features = rows.num_rows, rows.num_features
+        self.num_classes = len(classes)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Of the rows."""
+        """The fingerprint of the rows of the file."""
         return self.rows.fingerprint
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """The features and the indices of the classes of a run of rows; -1 for no class."""
+        """The features and the class indices of a run of rows; -1 where there is no label."""
         features, labels = self.rows.read(start, stop)
         names, codes = tables.as_classes(self.rows.path, str(self.rows.label), labels, start)
         places = np.array([*(self.place.get(name, -1) for name in names), -1], np.int32)
         x = np.subtract(features, self.mean, dtype=np.float64)
         x /= self.scale
-        with np.errstate(over="ignore"):  # infinite now, and found so
+        with np.errstate(over="ignore"):  # what is infinite now is found to be so by the step
             return x.astype(computed_in(np.dtype(np.float64))), places[codes]
 
 
 def open_rows(path: str | Path, labels: str | Path | int) -> FileRows:
-    """The rows of a file: `.npy` and `.parquet` need not fit into memory.
+    """Opens a file of rows; `.npy` and `.parquet` files need not fit into memory.
 
     Args:
         path: a `.npy`, `.parquet`, `.csv` or `.npz` file; the latter two are read whole.
-        labels: the name of the column of the labels, which of `.npy` is its number; of `.npy` it
-            may also be the path of another with the labels [N].
+        labels: the name of the column of the labels. For a `.npy` file it is the number of the
+            column, or the path of another `.npy` file, which has the labels [N].
 
     Returns:
-        `Rows`: what `Batches` and `fit` read. The features are all other columns, but for an index
+        Rows, as `Batches` and `fit` read them. The features are all other columns except an index
         of pandas and columns of row numbers.
 
     Raises:
-        softjax.tables.DataError: the file cannot be read, or is not as it has to be.
+        softjax.tables.DataError: the file cannot be read, or does not have the expected form.
 
     Example:
         >>> import tempfile, numpy as np, softjax
@@ -144,7 +181,7 @@ def open_rows(path: str | Path, labels: str | Path | int) -> FileRows:
 
 
 def row_numbers(function: str, held_out: Any, num_rows: int) -> np.ndarray:
-    """`held_out` in order, each once; every one of them is a row, and not all rows are."""
+    """`held_out` in order and without repetitions; refused if a number is no row's, or has all."""
     numbers = np.asarray([] if held_out is None else held_out)
     if numbers.size and numbers.dtype.kind not in "iu":  # a mask, or fractions of rows
         expected = "row numbers (integer)"
@@ -160,23 +197,23 @@ def row_numbers(function: str, held_out: Any, num_rows: int) -> np.ndarray:
 
 
 def _in_memory(part: Any) -> np.ndarray:
-    """An array; of a map a copy, so that it is read in the order of the file."""
+    """An array in memory; a memmap is copied, so that it is read in the order of the file."""
     return np.array(part) if isinstance(part, np.memmap) else np.asarray(part)
 
 
 def _error(argument: str, expected: str, got: str) -> ValueError:
-    return ValueError(_checks.message("streaming.ArrayRows", argument, expected, got))
+    return ValueError(_checks.message(ARRAY_ROWS, argument, expected, got))
 
 
 def computed_in(dtype: np.dtype) -> np.dtype:
-    """float64 where the features are and it is on, else float32."""
+    """The dtype to compute in: float64 for such features where JAX has it on, else float32."""
     if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize > 8:
         dtype = np.dtype(float)
     return np.dtype(compute_dtype(jax.dtypes.canonicalize_dtype(dtype.newbyteorder("="))))
 
 
 def real_array(function: str, argument: str, x: Any) -> np.ndarray:
-    """An array of real numbers in NumPy, by the rule of `regression.fit`."""
+    """Real numbers as a NumPy array; what `regression.fit` refuses is refused."""
     x = _in_memory(_checks.native(function, argument, x))
     if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
         expected = "an array of real numbers"
@@ -195,7 +232,7 @@ def penalty(function: str, l2: Any, dtype: np.dtype) -> float:
 def checked_validation(
     function: str, validation: Validation | None, num_features: int, num_classes: int
 ) -> Validation | None:
-    """Features [n, D], and class indices [n] or distributions [n, K], by the rule of a fit."""
+    """Features [n, D], and class indices [n] or distributions [n, K]; refused as by a fit."""
     if validation is None:
         return None
     x, y = (real_array(function, "validation", part) for part in validation)
@@ -215,10 +252,28 @@ def checked_validation(
     return x, indices
 
 
-def as_indices(function: str, labels: Any) -> np.ndarray:
-    """Class indices in int32; -1, which no class has, for what is none.
+def parts_of(read: Any) -> tuple[Any, Any, Any, Any]:
+    """Features, labels, weights and offset; None for the last two where they do not follow."""
+    features, labels, *rest = read
+    weights, offset = [*rest, None, None][:2]
+    return features, labels, weights, offset
 
-    A column of a `.npy` file of floating numbers holds labels too: those that are whole are taken.
+
+def as_labels(function: str, labels: Any) -> np.ndarray:
+    """Distributions over the classes [n, K] as they are, or class indices by `as_indices`."""
+    if len(np.shape(labels)) != 2:
+        return as_indices(function, labels)
+    y = real_array(function, "labels", labels)
+    if not jnp.issubdtype(y.dtype, jnp.floating):
+        expected = "class indices [n], or distributions over the classes, floating [n, K]"
+        raise TypeError(_checks.message(function, "labels", expected, f"{y.dtype} of two axes"))
+    return y
+
+
+def as_indices(function: str, labels: Any) -> np.ndarray:
+    """Class indices in int32; -1, which is no class, for anything that is not an index.
+
+    Labels may be a column of a `.npy` file of floating numbers: whole numbers are indices.
     """
     y = _in_memory(_checks.native(function, "labels", labels, "class indices"))
     if y.dtype.kind not in "iuf":

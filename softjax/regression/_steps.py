@@ -1,0 +1,258 @@
+"""The compiled steps of every trainer: a batch, its gradient and the update of an optax optimizer.
+
+A step evaluates the objective and its gradient on its batch, at the parameters that the step before
+gave, and takes the update of the optimizer. A chunk of steps is one program, whose loop ends early
+where the gradient is small or where a number is not finite. Such a step is not taken: the
+parameters of a state are always finite, and so is the objective there, unless a row is not.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from softjax.regression._batches import Batch, Held, Stacked, Transform, without_bad_rows
+from softjax.regression._model import SoftmaxRegression, penalty
+from softjax.regression._result import Status
+
+# More than a batch has examples, or a kernel entries, as a rule.
+MOST = 2.0**30
+
+
+class Sums(Protocol):
+    """How the mean loss of a batch is added up; hashable, since it is a part of the program."""
+
+    def mean_loss(
+        self, batch: Batch, class_weights: Array | None, params: SoftmaxRegression
+    ) -> Array:
+        """sum_i w_i loss_i / sum_i c_i, nats; 0 where the counts c are 0."""
+        ...
+
+
+class Form(NamedTuple):
+    """What a program is compiled for.
+
+    Attributes:
+        sums: how the mean loss is added up.
+        optimizer: an optax optimizer.
+        transform: a function of the features of a batch, or None.
+        skip_nonfinite: whether rows that are not finite, or of no class, are left out.
+    """
+
+    sums: Sums
+    optimizer: optax.GradientTransformation
+    transform: Transform = None
+    skip_nonfinite: bool = False
+
+
+class Terms(NamedTuple):
+    """The terms of the objective that no batch holds, and what is known of all examples.
+
+    Attributes:
+        l2: the strength of the squared penalty, a scalar, or [D]: one for each feature.
+        class_weights: [K], or None.
+        constant: what the bias is multiplied with, 1, or 0 without an intercept; None for 1.
+        bound: what the entries of the gradient can be at most, [D + 1]; None for ones.
+        largest: the largest absolute value of each feature, [D]; None for ones.
+        tol: the steps end where no entry of a gradient, relative to `bound`, is larger.
+    """
+
+    l2: Array
+    class_weights: Array | None
+    constant: Array | None
+    bound: Array | None
+    largest: Array | None
+    tol: Array
+
+
+class State(NamedTuple):
+    """All that a step needs of the steps before it; what a checkpoint holds.
+
+    Attributes:
+        params: kernel [D, K] and bias [K], finite.
+        optimizer_state: the state of the optax optimizer.
+        step: the number of steps taken.
+        total: the objectives of the batches since the last event, summed.
+        taken: the number of these batches.
+        norm: the largest entry of the last gradient, relative to `Terms.bound`.
+    """
+
+    params: SoftmaxRegression
+    optimizer_state: optax.OptState
+    step: Array
+    total: Array
+    taken: Array
+    norm: Array
+
+
+@partial(jax.jit, static_argnames="optimizer")
+def start(optimizer: optax.GradientTransformation, params: SoftmaxRegression) -> State:
+    """The state before the first step, in arrays of its own."""
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+        optimizer_state = optimizer.init(params)
+    zero = jnp.zeros((), params.kernel.dtype)
+    none = jnp.zeros((), jnp.int32)
+    return _with_dtypes(State(params, optimizer_state, none, zero, none, zero))
+
+
+@partial(jax.jit, static_argnames="form", donate_argnames="state")
+def advance(
+    form: Form,
+    terms: Terms,
+    state: State,
+    feed: Held | Stacked,
+    count: Array,
+    flags: Array,
+) -> tuple[State, Array, Array]:
+    """Takes `count` steps, or fewer where one of them ends the loop.
+
+    Args:
+        form: what the program is compiled for.
+        terms: the terms of the objective.
+        state: given up, so that the result can lie where it lay.
+        feed: what holds the batches of these steps.
+        count: the number of steps.
+        flags: 0 or 1 of every process.
+
+    Returns:
+        The state; RUNNING, CONVERGED or NON_FINITE of `Status`; and whether any process raised its
+        flag: it travels with the gradients, so that all learn of it after the same step.
+    """
+    first = state.step
+    last = first + count
+
+    def body(carry: tuple[State, Array]) -> tuple[State, Array]:
+        state, _ = carry
+        objective = _objective(form, terms, feed.batch(state.step, first), state)
+        value, grad = _value_and_grad(form, feed, objective, state)
+        norm = largest_entry(terms.bound, grad)
+
+        def update() -> tuple[SoftmaxRegression, optax.OptState]:
+            stepped = updated(form.optimizer, state, value, grad, objective)
+            return _with_dtypes(stepped, (state.params, state.optimizer_state))
+
+        small = norm <= terms.tol
+        if _is_cached(form, feed, state):  # a line search that nobody needs evaluates all examples
+            params, optimizer_state = lax.cond(small, lambda: state[:2], update)
+        else:
+            params, optimizer_state = update()
+        finite = jnp.isfinite(value) & jnp.isfinite(norm) & _is_safe(terms, params)
+        taken = State(
+            params, optimizer_state, state.step + 1, state.total + value, state.taken + 1, norm
+        )
+        status = jnp.where(small, Status.CONVERGED, Status.RUNNING)
+        status = jnp.where(finite, status, Status.NON_FINITE).astype(jnp.int32)
+        good = status == Status.RUNNING
+        kept = state._replace(norm=jnp.where(finite, norm, state.norm))
+        return jax.tree.map(partial(jnp.where, good), _with_dtypes(taken, kept), kept), status
+
+    def running(carry: tuple[State, Array]) -> Array:
+        return (carry[1] == Status.RUNNING) & (carry[0].step < last)
+
+    status = jnp.asarray(Status.RUNNING, jnp.int32)
+    state, status = lax.while_loop(running, body, (state, status))
+    return state, status, jnp.max(flags)
+
+
+@partial(jax.jit, static_argnames="form")
+def look(form: Form, terms: Terms, state: State, feed: Held) -> tuple[Array, Array]:
+    """The objective at the parameters of a state, on the batch of its step, and its gradient.
+
+    Returns:
+        The objective, and the largest entry of the gradient, relative to `Terms.bound`.
+    """
+    objective = _objective(form, terms, feed.batch(state.step, state.step), state)
+    value, grad = _value_and_grad(form, feed, objective, state)
+    return value, largest_entry(terms.bound, grad)
+
+
+def updated(
+    optimizer: optax.GradientTransformation,
+    state: State,
+    value: Array,
+    grad: SoftmaxRegression,
+    objective: Callable[[SoftmaxRegression], Array],
+) -> tuple[SoftmaxRegression, optax.OptState]:
+    """The parameters after a step of the optimizer, and its state."""
+    with jax.numpy_dtype_promotion("standard"):
+        updates, optimizer_state = optax.with_extra_args_support(optimizer).update(
+            grad, state.optimizer_state, state.params, value=value, grad=grad, value_fn=objective
+        )
+        stepped: Any = optax.apply_updates(state.params, updates)
+    return stepped, optimizer_state
+
+
+def largest_entry(bound: Array | None, grad: SoftmaxRegression) -> Array:
+    """max |g|, relative to `bound` [D + 1]."""
+    if bound is not None:
+        grad = SoftmaxRegression(grad.kernel / bound[:-1, None], grad.bias / bound[-1])
+    norm = jnp.max(jnp.abs(grad.kernel), initial=0)  # there may be no features
+    return jnp.maximum(norm, jnp.max(jnp.abs(grad.bias)))
+
+
+def stores_gradient(optimizer_state: optax.OptState) -> bool:
+    """Whether a line search left the objective and the gradient at the new parameters there."""
+    try:
+        found = [optax.tree.get(optimizer_state, name) for name in ("value", "grad")]
+    except KeyError:  # more than one of a name
+        return False
+    return all(entry is not None for entry in found)
+
+
+def _objective(
+    form: Form, terms: Terms, batch: Batch, state: State
+) -> Callable[[SoftmaxRegression], Array]:
+    """The objective on a batch, as a function of the parameters."""
+    if form.skip_nonfinite:
+        batch = without_bad_rows(batch, state.params.bias.size)
+
+    def objective(params: SoftmaxRegression) -> Array:
+        features = batch.features if form.transform is None else form.transform(batch.features)
+        inner = params
+        if terms.constant is not None:
+            inner = params._replace(bias=terms.constant * params.bias)
+        transformed = replace(batch, features=features)
+        loss = form.sums.mean_loss(transformed, terms.class_weights, inner)
+        return loss + penalty(params, terms.l2)
+
+    return objective
+
+
+def _is_cached(form: Form, feed: Held | Stacked, state: State) -> bool:
+    """Whether the optimizer knows the objective of the next step, which is of all examples too."""
+    whole = isinstance(feed, Held) and feed.order is None
+    return whole and stores_gradient(state.optimizer_state)
+
+
+def _value_and_grad(
+    form: Form,
+    feed: Held | Stacked,
+    objective: Callable[[SoftmaxRegression], Array],
+    state: State,
+) -> tuple[Array, SoftmaxRegression]:
+    if _is_cached(form, feed, state):
+        known: Any = optax.value_and_grad_from_state(objective)
+        return known(state.params, state=state.optimizer_state)
+    return jax.value_and_grad(objective)(state.params)
+
+
+def _is_safe(terms: Terms, params: SoftmaxRegression) -> Array:
+    """Whether parameters are finite, and so small that no loss and no penalty overflows."""
+    kernel = jnp.abs(params.kernel)
+    entry = reach = jnp.max(kernel, initial=0)
+    if terms.largest is not None:
+        reach = jnp.max(terms.largest[:, None] * kernel, initial=0)
+    # Logits are sums of fewer than MOST such terms, and a mean adds fewer than MOST losses.
+    loss = MOST * (MOST * (reach + jnp.max(jnp.abs(params.bias))))
+    return jnp.isfinite(loss) & jnp.isfinite(MOST * (jnp.max(terms.l2) * entry * entry))
+
+
+def _with_dtypes(new: Any, old: Any = None) -> Any:
+    """`new` with the dtypes of `old`, and no weak types: the next chunk is the same program."""
+    old = new if old is None else old
+    return jax.tree.map(lambda x, y: lax.convert_element_type(x, jnp.result_type(y)), new, old)

@@ -1,0 +1,259 @@
+"""What feeds the steps of `train`: arrays in memory, or batches that are read ahead.
+
+Both feeds give the loop of `train` the same things: chunks of steps, whose batches are on the
+devices, and what is known of the examples.
+"""
+
+import zlib
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from softjax import _checks, processes
+from softjax.regression import SoftmaxRegression
+from softjax.regression._arguments import checked_data, errors_name
+from softjax.regression._batches import (
+    Held,
+    OneSum,
+    Transform,
+    batches_per_epoch,
+    good_rows,
+)
+from softjax.regression._first_order import held_at, rows_of, scales, separation
+from softjax.regression._sparse import is_sparse
+from softjax.regression._steps import Form, State, Sums, Terms, look
+from softjax.streaming._batches import TRAIN, source_of
+from softjax.streaming._devices import Chunk, Devices, ahead
+from softjax.tables import DataError
+
+T = TypeVar("T")
+Spans = Iterable[tuple[int, int]]
+CHUNK_BYTES = 1 << 23
+LONGEST_CHUNK = 64
+SAMPLES = 64
+
+
+class Feed(Protocol):
+    """What feeds the steps of `train`.
+
+    Attributes:
+        num_classes: K.
+        epoch_steps: the number of steps of a pass over the data, 1 if nothing says it.
+        chunk_steps: no chunk has more steps, and none goes past a multiple of this number.
+        takes_all: whether every step takes all examples.
+        sums: how the mean loss is added up.
+    """
+
+    num_classes: int
+    epoch_steps: int
+    chunk_steps: int
+    takes_all: bool
+    sums: Sums
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What determines the batches, as JSON can hold it."""
+        ...
+
+    def begin(self, step: int, every: int) -> jax.ShapeDtypeStruct:
+        """Prepares for the steps from `step` on; the shape of the features of a batch.
+
+        No chunk goes past a multiple of `every` steps.
+        """
+        ...
+
+    def known(self, terms: Terms) -> Terms:
+        """The terms, with what is known of all examples, on the devices."""
+        ...
+
+    def placed(self, tree: T) -> T:
+        """The arrays of a tree on the devices."""
+        ...
+
+    def flag(self, raised: bool) -> Any:
+        """Whether this process raises its flag, for all devices."""
+        ...
+
+    def chunks(self, spans: Spans) -> Generator[Chunk]:
+        """What the steps of each span need."""
+        ...
+
+    def bad_rows(self, chunk: Chunk, step: int) -> list[int]:
+        """The rows of the batch of `step` that are not finite or of no class."""
+        ...
+
+    def value_and_norm(self, form: Form, terms: Terms, state: State) -> tuple[float, float] | None:
+        """The objective of all examples and its gradient; None if they are not at hand."""
+        ...
+
+    def separated(self, terms: Terms, params: SoftmaxRegression) -> bool:
+        """Whether `params` are known to separate the classes of all examples."""
+        ...
+
+
+class ArrayFeed:
+    """Arrays in memory: each chunk is of one epoch, whose order is drawn on the device."""
+
+    def __init__(
+        self,
+        features: Any,
+        labels: Any,
+        num_classes: int | None,
+        transform: Transform,
+        batch_size: int | None,
+        seed: int,
+        sample_weights: ArrayLike | None,
+        offset: ArrayLike | None,
+    ):
+        with errors_name(TRAIN):
+            data, self.num_classes = checked_data(
+                features, labels, num_classes, sample_weights, None, offset=offset
+            )
+        if is_sparse(data.features):
+            expected = "dense; rows of a SciPy CSR matrix may be streamed, by `Batches`"
+            raise ValueError(_checks.message(TRAIN, "features", expected, "a sparse array"))
+        if transform is not None:
+            data = data._replace(features=jax.jit(transform)(data.features))
+        num_examples = len(data.labels)
+        if batch_size is not None:
+            batch_size = min(_checks.at_least(TRAIN, "batch_size", batch_size, 1), num_examples)
+        self.data, self.rows, self.batch_size = data, rows_of(data), batch_size
+        self.seed, self.key = seed, jax.random.key(seed)
+        self.epoch_steps = batches_per_epoch(num_examples, batch_size)
+        self.takes_all = batch_size is None
+        self.chunk_steps = LONGEST_CHUNK if self.takes_all else self.epoch_steps
+        self.sums: Sums = OneSum()
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """The shape, a checksum of examples from all over the arrays, and their order."""
+        count, width = self.rows.features.shape
+        places = np.linspace(0, count - 1, min(SAMPLES, count)).astype(int)
+        checksum = 0
+        for part in jax.tree.leaves(jax.tree.map(lambda part: part[places], self.rows)):
+            checksum = zlib.crc32(np.asarray(part).tobytes(), checksum)
+        order = {"batch_size": self.batch_size or count, "seed": self.seed}
+        return {"data": {"sample": checksum}, "rows": count, "features": width} | order
+
+    def begin(self, step: int, every: int) -> jax.ShapeDtypeStruct:
+        size = len(self.rows.labels) if self.batch_size is None else self.batch_size
+        return jax.ShapeDtypeStruct((size, self.rows.features.shape[1]), self.rows.features.dtype)
+
+    def known(self, terms: Terms) -> Terms:
+        self.data = self.data._replace(class_weights=terms.class_weights, l2=terms.l2)
+        bound, largest = scales(self.num_classes, self.data)
+        constant = self.data.constant if terms.constant is None else terms.constant
+        self.data = self.data._replace(constant=constant)
+        return terms._replace(constant=constant, bound=bound, largest=largest)
+
+    def placed(self, tree: T) -> T:
+        sharding = self.rows.features.sharding
+        mesh = getattr(sharding, "mesh", None)
+        if mesh is None:
+            return jax.tree.map(jnp.asarray, tree)
+        everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        return jax.device_put(tree, everywhere)
+
+    def flag(self, raised: bool) -> np.ndarray:
+        return np.array([any(processes.gather(raised))], np.int32)
+
+    def chunks(self, spans: Spans) -> Generator[Chunk]:
+        for first, stop in spans:
+            held = held_at(self.rows, self.key, first, self.batch_size)
+            yield Chunk(first, stop, np.int32(stop - first), held, None)
+
+    def bad_rows(self, chunk: Chunk, step: int) -> list[int]:
+        return []  # they have been refused
+
+    def value_and_norm(self, form: Form, terms: Terms, state: State) -> tuple[float, float]:
+        value, norm = look(form, terms, state, Held(self.rows, None))
+        return float(value), float(norm)
+
+    def separated(self, terms: Terms, params: SoftmaxRegression) -> bool:
+        return bool(separation(self.num_classes, self.data, params, np.int32(0))[0])
+
+
+class BatchFeed:
+    """Batches that a thread reads onto the devices of all processes, ahead of the steps."""
+
+    def __init__(self, batches: Any, num_classes: int | None):
+        self.source = source_of(batches)
+        if num_classes is None:
+            num_classes = getattr(self.source, "num_classes", None)
+        if num_classes is None:
+            expected = "given, since the batches do not say how many classes there are"
+            raise ValueError(_checks.message(TRAIN, "num_classes", expected, None))
+        self.num_classes = _checks.at_least(TRAIN, "num_classes", num_classes, 2)
+        self.epoch_steps = self.source.epoch_steps
+        self.takes_all = False
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What determines the batches; refused where it differs between the processes."""
+        configuration = self.source.configuration
+        first, *others = map(_without_times, processes.gather(configuration))
+        for index, other in enumerate(others, 1):
+            form = f"{{}} is {{}} of process 0 and {{}} of process {index}"
+            if difference := "; ".join(_checks.differences(first, other, form)):
+                raise DataError(f"the processes have different batches: {difference}.")
+        return configuration
+
+    def begin(self, step: int, every: int) -> jax.ShapeDtypeStruct:
+        first = self.source.read(step)
+        if first.labels.ndim == 2:
+            shape = (len(first.labels), self.num_classes)
+            _checks.same_shape(TRAIN, "labels", first.labels, shape)
+        self.like, self.devices = first, Devices(len(first.labels), self.num_classes)
+        self.sums: Sums = self.devices.sums
+        size = sum(part.nbytes for part in jax.tree.leaves(first))
+        self.chunk_steps = max(min(CHUNK_BYTES // max(size, 1), LONGEST_CHUNK, every), 1)
+        return jax.ShapeDtypeStruct(first.features.shape, first.features.dtype)
+
+    def known(self, terms: Terms) -> Terms:
+        return self.devices.placed(terms)
+
+    def placed(self, tree: T) -> T:
+        return self.devices.placed(tree)
+
+    def flag(self, raised: bool) -> Array:
+        return self.devices.flag(raised)
+
+    def chunks(self, spans: Spans) -> Generator[Chunk]:
+        read = partial(self.devices.chunk, self.source, self.like, self.chunk_steps)
+        with closing(ahead(read, spans)) as chunks:
+            yield from chunks
+
+    def bad_rows(self, chunk: Chunk, step: int) -> list[int]:
+        batch = jax.tree.map(lambda part: part[step - chunk.first], chunk.host)
+        good = good_rows(np, batch, self.num_classes)
+        numbers = self.source.row_numbers(step)
+        return numbers[~good[: len(numbers)]].tolist()
+
+    def value_and_norm(self, form: Form, terms: Terms, state: State) -> None:
+        return None
+
+    def separated(self, terms: Terms, params: SoftmaxRegression) -> bool:
+        return False  # only a pass over all rows would tell
+
+
+def spans(first: int, last: int, size: int, every: int) -> Iterator[tuple[int, int]]:
+    """Runs of steps that end at the multiples of `size` and of `every`."""
+    while first < last:
+        stop = min(first - first % size + size, first - first % every + every, last)
+        yield first, stop
+        first = stop
+
+
+def _without_times(configuration: Any) -> Any:
+    """What is the same for all copies of a file."""
+    if not isinstance(configuration, dict):
+        return configuration
+    kept = {name: part for name, part in configuration.items() if name != "changed_ns"}
+    return {name: _without_times(part) for name, part in kept.items()}

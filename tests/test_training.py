@@ -1,0 +1,263 @@
+"""The one trainer, beside NumPy: arrays in memory and batches take the same steps."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import oracles
+import pytest
+from meshes import mesh_of, put
+
+from softjax import regression, streaming
+from softjax.tables import DataError
+
+pytestmark = pytest.mark.compiled_quickly
+
+N, D, K = 40, 3, 4
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(N, D))
+Y = RNG.integers(K, size=N)
+SHARES = RNG.dirichlet(np.ones(K), size=N)
+WEIGHTS = RNG.uniform(size=N)
+CLASS_WEIGHTS = np.array([1.0, 2.0, 0.5, 0.0])
+OFFSET = RNG.normal(size=(N, K))
+FACTORS = np.array([1.0, 0.0, 2.0])
+SGD, RATE, STEPS = optax.sgd(0.5), 0.5, 3
+
+
+def steps_of_numpy(y, w, divisor, class_weights, offset, l2, constant):
+    """SGD on all rows, from zeros, in float64."""
+    shares = np.eye(K)[y] if y.ndim == 1 else y
+    shares = shares * class_weights
+    kernel, bias = np.zeros((D, K)), np.zeros(K)
+    for _ in range(STEPS):
+        p = oracles.softmax(X @ kernel + bias + offset)
+        g = w[:, None] * (shares.sum(1, keepdims=True) * p - shares) / divisor
+        kernel = kernel - RATE * (X.T @ g + l2[:, None] * kernel)
+        bias = bias - RATE * constant * g.sum(0)
+    return kernel, bias
+
+
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize("labels", [Y, SHARES], ids=["indices", "distributions"])
+@pytest.mark.parametrize("plain", [True, False])
+def test_arrays_rows_and_functions_take_the_steps_of_numpy(labels, plain):
+    """Weights, class weights, offset, penalty factors and no intercept, or none of these."""
+    options = {"optimizer": SGD, "steps": STEPS, "num_classes": K, "l2": 0.1}
+    arrays = {} if plain else {"sample_weights": WEIGHTS, "offset": OFFSET}
+    if not plain:
+        options |= {"class_weights": CLASS_WEIGHTS, "penalty_factors": FACTORS}
+        options |= {"fit_intercept": False}
+    w, offset = (np.ones(N), np.zeros((N, K))) if plain else (WEIGHTS, OFFSET)
+    model = (
+        (np.ones(K), offset, np.full(D, 0.1), 1.0)
+        if plain
+        else (CLASS_WEIGHTS, offset, 0.1 * FACTORS, 0.0)
+    )
+    rows = streaming.ArrayRows(X, labels, **arrays)
+    batch = (X, labels) if plain else (X, labels, WEIGHTS, OFFSET)
+    found = {
+        "arrays": regression.train(X, labels, **options, **arrays),
+        "rows": regression.train(streaming.Batches(rows, N), **options),
+        "function": regression.train(lambda step: batch, **options),
+    }
+    for name, result in found.items():
+        divisor = w.sum() if name == "function" else N * w.mean()
+        expected = steps_of_numpy(labels, w, divisor, *model)
+        np.testing.assert_allclose(result.params.kernel, expected[0], rtol=1e-10, atol=1e-13)
+        np.testing.assert_allclose(result.params.bias, expected[1], rtol=1e-10, atol=1e-13)
+    whole = regression.objective(
+        found["arrays"].params,
+        X,
+        labels,
+        l2=model[2],
+        sample_weights=w,
+        class_weights=model[0],
+        offset=offset,
+    )
+    assert found["arrays"].objective == pytest.approx(float(whole), rel=1e-12)
+
+
+@pytest.mark.x64_once
+def test_minibatches_of_arrays_are_those_of_a_fit():
+    """They have the same order and the same bits, and nothing is traced again."""
+    adam, traces = optax.adam(0.05), []
+
+    def update(*arguments):
+        traces.append(1)
+        return adam.update(*arguments)
+
+    optimizer = optax.GradientTransformation(adam.init, update)
+    options = {"optimizer": optimizer, "batch_size": 7, "epochs": 3, "seed": 5, "l2": 0.01}
+    trained = regression.train(X, Y, **options, every=4)
+    once = len(traces)
+    fitted = regression.fit(X, Y, **options)
+    again = regression.train(X[::-1], Y[::-1], **options)
+    assert len(traces) == once > 0
+    for part, other in zip(trained.params, fitted.params, strict=True):
+        np.testing.assert_array_equal(part, other)
+    assert trained.objective == fitted.objective
+    assert [event["step"] for event in trained.history] == [4, 8, 12, 16, 18]
+    assert [event["epoch"] for event in again.history] == [1, 2, 3]
+
+
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.lbfgs(),
+        optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(20)),
+        optax.adam(optax.cosine_decay_schedule(0.3, 300)),
+    ],
+    ids=["lbfgs", "backtracking", "schedule"],
+)
+def test_any_optimizer_reaches_the_optimum_that_fit_finds(optimizer):
+    options = {"l2": 0.1, "sample_weights": WEIGHTS, "tol": 1e-7}
+    expected = regression.fit(X, Y, **options)
+    result = regression.train(X, Y, optimizer=optimizer, steps=600, **options)
+    assert (result.stop_reason, result.converged) == ("converged", True)
+    assert result.steps < 600
+    assert result.gradient_norm <= 1e-7
+    assert result.objective == pytest.approx(expected.objective, rel=1e-10)
+    np.testing.assert_allclose(result.params.kernel, expected.params.kernel, atol=1e-5)
+
+
+@pytest.mark.x64_once
+def test_a_run_on_arrays_goes_on_bit_for_bit(tmp_path):
+    pytest.importorskip("orbax.checkpoint")
+    from softjax.checkpoints import Checkpoints
+
+    def run(steps, seed=0, features=X, **options):
+        checkpoints = Checkpoints(tmp_path, {"rate": 0.1})
+        return regression.train(
+            features,
+            Y,
+            optimizer=optax.adam(0.1),
+            batch_size=16,
+            seed=seed,
+            steps=steps,
+            every=2,
+            checkpoints=checkpoints,
+            **options,
+        )
+
+    whole = regression.train(X, Y, optimizer=optax.adam(0.1), batch_size=16, steps=9, every=2)
+    asked = iter([False, True])
+    with pytest.raises(streaming.Preempted) as stopped:
+        run(9, preempted=lambda: next(asked))
+    assert stopped.value.step == 3  # the end of an epoch
+    resumed = run(9)
+    for part, other in zip(resumed.params, whole.params, strict=True):
+        np.testing.assert_array_equal(part, other)
+    with pytest.raises(DataError, match=r"batches\.seed was 0 and is 1"):
+        run(9, seed=1)
+    with pytest.raises(DataError, match=r"batches\.data\.sample was"):
+        run(9, features=X + 1)
+
+
+@pytest.mark.x64_once
+def test_arrays_on_a_mesh_take_the_steps_of_one_device():
+    options = {"optimizer": SGD, "batch_size": 8, "epochs": 2, "l2": 0.1}
+    alone = regression.train(X, Y, **options)
+    mesh = mesh_of("explicit", d=8)
+    over = regression.train(put(mesh, X, "d"), put(mesh, Y, "d"), **options)
+    for part, other in zip(over.params, alone.params, strict=True):
+        np.testing.assert_allclose(part, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.x64_once
+def test_steps_that_are_too_long_stop_and_are_not_taken():
+    def rate(step):  # good for six steps
+        return jnp.where(step < 6, 0.1, 1e38)
+
+    with pytest.raises(streaming.NonFiniteError, match="take shorter steps") as caught:
+        regression.train(X, Y, optimizer=optax.sgd(rate), batch_size=16, epochs=9)
+    assert (caught.value.step, caught.value.rows) == (6, [])
+    good = regression.train(X, Y, optimizer=optax.sgd(0.1), batch_size=16, steps=6)
+    np.testing.assert_allclose(caught.value.params.kernel, good.params.kernel, rtol=1e-5)
+
+
+@pytest.mark.x64_once
+def test_it_has_one_name_and_counts_classes_and_epochs():
+    assert regression.train is streaming.train
+    assert "train" in dir(regression)
+    with pytest.raises(AttributeError, match=r"softjax\.regression' has no attribute 'trane'"):
+        regression.trane  # noqa: B018
+    separable = np.eye(K, dtype=np.float32)[Y]
+    batches = streaming.Batches(streaming.ArrayRows(separable, Y), 8)
+    result = regression.train(batches, optimizer=SGD, epochs=2)
+    assert (result.steps, result.params.bias.shape) == (2 * batches.epoch_steps, (K,))
+    result = regression.train(separable, Y, optimizer=optax.lbfgs(), steps=5)
+    assert result.separated
+
+
+@pytest.mark.x64_once
+def test_what_does_not_fit_is_refused_by_name():
+    batches, both = streaming.Batches(streaming.ArrayRows(X, Y), 8), (X, Y)
+    refused = {
+        "`epochs` must be given, or `steps`, but not both, got neither": (both, {}),
+        "but not both, got both": (both, {"epochs": 1, "steps": 1}),
+        "`batch_size` must be None where `features` are batches": (
+            (batches,),
+            {"batch_size": 3, "steps": 1},
+        ),
+        "`epochs` must be None for batches of a function": (
+            (lambda step: both,),
+            {"epochs": 2, "num_classes": K},
+        ),
+        "`num_classes` must be given": ((lambda step: both,), {"steps": 2}),
+        "`skip_nonfinite` must be False": (both, {"steps": 1, "skip_nonfinite": True}),
+        "softjax.regression.train: `features` must be finite": ((X * np.nan, Y), {"steps": 1}),
+        "softjax.regression.train: `labels` must be of two": ((X, Y * 0), {"steps": 1}),
+        "`optimizer` must be an optax optimizer": (both, {"steps": 1, "optimizer": "adam"}),
+        "`penalty_factors` must be finite and >= 0": (
+            both,
+            {"steps": 1, "penalty_factors": [1, -1, 1]},
+        ),
+        "`tol` must be a finite number >= 0": (both, {"steps": 1, "tol": -1.0}),
+        "`features` must be arrays with `labels`": ((X,), {"steps": 1}),
+        "`labels` must be of shape (40, 3), got": (
+            (lambda step: (X, SHARES),),
+            {"steps": 1, "num_classes": 3},
+        ),
+        "`init.bias` must be 0 where": (
+            both,
+            {
+                "steps": 1,
+                "fit_intercept": False,
+                "init": regression.SoftmaxRegression(np.zeros((D, K)), np.ones(K)),
+            },
+        ),
+    }
+    for words, (arguments, options) in refused.items():
+        with pytest.raises((TypeError, ValueError), match=re.escape(words)):
+            regression.train(*arguments, **{"optimizer": SGD} | options)
+    with pytest.raises(TypeError, match="floating"):
+        streaming.Batches(streaming.ArrayRows(X, np.eye(K, dtype=int)[Y]), 8).read(0)
+    with pytest.raises(ValueError, match="`sample_weights` must be > 0 somewhere"):
+        streaming.ArrayRows(X, Y, sample_weights=np.zeros(N))
+
+
+@pytest.mark.x64_once
+def test_batches_of_rows_with_weights_hold_out_and_leave_out(monkeypatch):
+    """A row that is held out or bad is as if it were not there, on any number of devices."""
+    x, labels, offset = X.astype(np.float32), SHARES.copy(), OFFSET.copy()
+    weights = np.ones(N)
+    labels[5, 1], offset[7, 2] = -1.0, np.nan
+    gone = np.array([5, 7, 30])
+    keep = np.delete(np.arange(N), gone)
+    options = {"optimizer": SGD, "steps": STEPS, "num_classes": K}
+    expected = regression.train(x[keep], labels[keep], offset=offset[keep], **options).params
+    rows = streaming.ArrayRows(x, labels, sample_weights=weights, offset=offset)
+    batches = streaming.Batches(rows, N, held_out=gone[2:])
+    devices = jax.devices()
+    for count in (1, 4):
+        monkeypatch.setattr(jax, "devices", lambda count=count: devices[:count])
+        found = regression.train(batches, skip_nonfinite=True, **options).params
+        for part, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(part, other, rtol=1e-5, atol=1e-6)
+    with pytest.raises(streaming.NonFiniteError) as caught:
+        regression.train(batches, **options)
+    assert caught.value.rows == [5, 7]
