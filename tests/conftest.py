@@ -7,8 +7,10 @@ sums over devices, and two devices that take them in different orders wait for e
 """
 
 import contextlib
+import ctypes
 import functools
 import gc
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -83,6 +85,15 @@ class Compiler:
 compiler.get_compile_options = Compiler.get_compile_options
 
 
+def give_memory_back() -> None:
+    """Gives what was freed to the system: glibc keeps it, some half of what a module has taken."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _programs_of_a_module(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compiles the module fixtures as the module is marked, and forgets all programs at the end."""
@@ -91,6 +102,7 @@ def _programs_of_a_module(request: pytest.FixtureRequest) -> Iterator[None]:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
     yield
     jax.clear_caches()
+    give_memory_back()
 
 
 @pytest.fixture(autouse=True)
