@@ -88,6 +88,7 @@ compiler.get_compile_options = Compiler.get_compile_options
 def give_memory_back() -> None:
     """Gives what was freed to the system: glibc keeps it, some half of what a module has taken."""
     gc.collect()
+    gc.freeze()  # what is left lives on
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
         if trim is not None:

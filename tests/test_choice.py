@@ -14,6 +14,10 @@ from orders import check_two_orders
 import softjax
 from softjax.choice import bradley_terry_loss, bradley_terry_probability, plackett_luce_loss
 
+# Where digits or equal bits are asserted, programs are compiled as users have them.
+pytestmark = pytest.mark.compiled_quickly
+compiled_fully = pytest.mark.compiled_quickly(False)
+
 INF, NAN = np.inf, np.nan
 modes = pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev])
 
@@ -56,6 +60,7 @@ def near(actual, desired, dtype, size=12.0):
 # Bradley and Terry
 
 
+@compiled_fully
 def test_the_probabilities_are_a_softmax(dtype):
     i, j, neither = random_scores(dtype, 3, 20, scale=3)
     two, three = bradley_terry_probability(i, j), bradley_terry_probability(i, j, neither)
@@ -86,6 +91,7 @@ def test_neither_never_wins_with_a_score_of_minus_infinity(dtype):
     np.testing.assert_array_equal(three[:, 2], 0)
 
 
+@compiled_fully
 def test_the_loss_is_the_log_likelihood_and_its_gradient_the_surprise(dtype):
     i, j, neither = random_scores(dtype, 3, 6, scale=3)
     outcome = np.arange(6) % 3
@@ -97,6 +103,7 @@ def test_the_loss_is_the_log_likelihood_and_its_gradient_the_surprise(dtype):
     near(np.stack(gradients(i, j, neither), -1), expected, dtype)
 
 
+@compiled_fully
 def test_a_sure_win_keeps_its_digits(dtype):
     i, zero = np.asarray(20, dtype), np.asarray(0, dtype)
     loss, gradients = jax.value_and_grad(bradley_terry_loss, (0, 1))(i, zero, jnp.array(0))
@@ -133,7 +140,6 @@ def test_half_precision():
     near(loss, plackett_luce([0, 6, 3], ranking)[0], jnp.float32)
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 @pytest.mark.parametrize("neither", [None, 0.0])
 def test_bad_outcomes(neither, dtype):
@@ -156,7 +162,6 @@ def test_bad_outcomes(neither, dtype):
 # Plackett and Luce
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_the_probabilities_of_all_rankings_sum_to_one(n, dtype):
@@ -167,6 +172,7 @@ def test_the_probabilities_of_all_rankings_sum_to_one(n, dtype):
         near(np.sum(np.exp(-np.asarray(losses, np.float64))), 1, dtype, 20)
 
 
+@compiled_fully
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
 @pytest.mark.parametrize("k", [1, 3, 6])
 def test_loss_and_gradient(k, scale, dtype):
@@ -179,6 +185,7 @@ def test_loss_and_gradient(k, scale, dtype):
         near(gradient, expected[1], dtype, 40)
 
 
+@compiled_fully
 def test_a_sure_ranking_keeps_its_digits(dtype):
     scores = np.array([0, 50, 20], dtype)
     ranking = np.array([1, 2, 0])
@@ -188,7 +195,6 @@ def test_a_sure_ranking_keeps_its_digits(dtype):
     assert oracles.ulps(gradient, expected[1]).max() <= 4
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 @modes
 def test_second_derivatives(mode, dtype):
@@ -200,7 +206,6 @@ def test_second_derivatives(mode, dtype):
         assert np.linalg.eigvalsh(hessian).min() >= -8 * float(jnp.finfo(dtype).eps)
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.x64_once(True)  # finite differences say something in float64 only
 def test_two_orders_in_both_modes():
     scores = random_scores("float64", 4)
@@ -211,6 +216,7 @@ def test_two_orders_in_both_modes():
         check_two_orders(f, scores)
 
 
+@compiled_fully
 @pytest.mark.x64_once
 def test_one_choice_is_the_cross_entropy(dtype):
     scores, labels = random_scores(dtype, 6, 5), np.arange(6) % 5
@@ -218,6 +224,7 @@ def test_one_choice_is_the_cross_entropy(dtype):
     np.testing.assert_array_equal(losses, softjax.cross_entropy(scores, labels))
 
 
+@compiled_fully
 @pytest.mark.x64_once
 def test_two_items_are_a_comparison(dtype):
     scores, winner = random_scores(dtype, 6, 2), np.arange(6) % 2
@@ -245,7 +252,6 @@ def test_only_differences_and_names_matter(dtype):
     np.testing.assert_array_equal(plackett_luce_loss(scores, full), short)
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 def test_padding_adds_nothing(dtype):
     scores = random_scores(dtype, 3, 5)
@@ -294,7 +300,6 @@ def test_an_impossible_item_before_others(dtype):
     near(plackett_luce_loss(scores, np.array([2, 0, 1])), math.log1p(math.exp(-1)), dtype)
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 def test_jit_and_vmap(dtype):
     scores = random_scores(dtype, 4, 5)
@@ -307,7 +312,6 @@ def test_jit_and_vmap(dtype):
     np.testing.assert_array_equal(batches.ravel(), losses)
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 @pytest.mark.parametrize(
     ("ranking", "got"),

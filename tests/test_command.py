@@ -23,7 +23,7 @@ from softjax import _files, _interrupt, cli, models, plots, regression, tables
 from softjax.cli import _fit, _memory, _predict, _stream
 from softjax.cli._split import Split
 
-pytestmark = pytest.mark.x64_once
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
 
 @pytest.fixture(autouse=True)

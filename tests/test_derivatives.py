@@ -11,6 +11,10 @@ import pytest
 import softjax
 from softjax import derivatives
 
+# Where digits or equal bits are asserted, programs are compiled as users have them.
+pytestmark = pytest.mark.compiled_quickly
+compiled_fully = pytest.mark.compiled_quickly(False)
+
 # Rows of 6 classes: ordinary, dominated by 20 to 60, two on top, a tie, and one class without mass.
 ROWS = np.array(
     [
@@ -62,6 +66,7 @@ def cross_terms(y):
 # Against 200 bits
 
 
+@compiled_fully
 @pytest.mark.parametrize(
     "closed_form", [derivatives.softmax_jacobian, derivatives.logsumexp_hessian]
 )
@@ -85,6 +90,7 @@ def assert_positive_semidefinite(hessian):
     assert np.all(eigenvalues[..., 0] >= -1e-6 * eigenvalues[..., -1])
 
 
+@compiled_fully
 def test_gradients_are_exact_entry_by_entry(x):
     exact = oracles.exact(ROWS)
     within(derivatives.logsumexp_gradient(x), oracles.softmax(exact), 5 + gaps())
@@ -97,6 +103,7 @@ def test_gradients_are_exact_entry_by_entry(x):
     within(derivatives.cross_entropy_gradient(x, sparse), expected, 6 + gaps())
 
 
+@compiled_fully
 def test_products_with_the_hessian_are_exact(x, v):
     hessian = oracles.hessian(oracles.exact(ROWS))
     expected = oracles.rounded(hessian @ oracles.exact(V))
@@ -114,6 +121,7 @@ def test_products_with_the_hessian_are_exact(x, v):
         np.testing.assert_array_less(error, eps * scale + 1e-37)
 
 
+@compiled_fully
 def test_square_root(x):
     root = np.asarray(derivatives.logsumexp_hessian_sqrt(x), np.float64)
     hessian = oracles.rounded(oracles.hessian(oracles.exact(ROWS)))
@@ -124,7 +132,6 @@ def test_square_root(x):
     assert np.all(np.abs(root @ root.swapaxes(-1, -2) - hessian) <= bound + 1e-37)
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.x64_once(True)
 def test_pseudoinverse_meets_the_conditions_of_penrose(dtype):
     # In 200 bits, with the error of the rounded inverse magnified by the condition number.
@@ -139,6 +146,7 @@ def test_pseudoinverse_meets_the_conditions_of_penrose(dtype):
             assert np.linalg.norm(oracles.rounded(left - right)) <= eps * size
 
 
+@compiled_fully
 def test_cumulants_are_exact(x, v):
     exact = oracles.exact(ROWS)
     expected = oracles.cumulants(exact, v, 4)
@@ -169,7 +177,6 @@ def test_jacobian_is_that_of_autodiff(x):
         within(jax.jit(jax.vmap(mode(softjax.softmax)))(x), expected, units)
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 def test_hessian_is_that_of_autodiff(x):
     expected = derivatives.logsumexp_hessian(x)
@@ -183,7 +190,6 @@ def test_hessian_is_that_of_autodiff(x):
     within(jax.jit(loss)(x, jnp.asarray(LABELS)), expected, units)
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.x64_once
 def test_gradients_are_those_of_autodiff(x):
     gradient = jax.vmap(jax.grad(softjax.logsumexp))(x)
@@ -193,7 +199,6 @@ def test_gradients_are_those_of_autodiff(x):
     within(gradient, derivatives.cross_entropy_gradient(x, labels), 10 + 2 * gaps())
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.x64_once(True)
 def test_products_and_cumulants_are_those_of_autodiff():
     x, v = jnp.asarray(ROWS[0]), jnp.asarray(V)
@@ -214,7 +219,6 @@ def test_products_and_cumulants_are_those_of_autodiff():
     np.testing.assert_allclose(derivatives.softmax_vjp(x, v), product, rtol=1e-13)
 
 
-@pytest.mark.compiled_quickly
 @pytest.mark.x64_once(True)
 def test_a_distribution_of_any_mass():
     x, v = jnp.asarray(ROWS[:2]), jnp.asarray(V)
@@ -243,6 +247,7 @@ CLOSED_FORMS = {
 }
 
 
+@compiled_fully
 @pytest.mark.x64_once
 @pytest.mark.parametrize("name", CLOSED_FORMS)
 def test_half_precision_batches_and_misuse(name):

@@ -1,5 +1,7 @@
 """Sparse features: whatever a fit takes, every function of the fitted model takes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,8 @@ import scipy.sparse
 from jax.experimental.sparse import BCOO, BCSR, CSR
 
 from softjax import regression
+
+pytestmark = pytest.mark.compiled_quickly
 
 N, D, K = 40, 4, 3
 
@@ -35,8 +39,18 @@ x, y, w = data()
 params = regression.SoftmaxRegression(
     *(np.random.default_rng(1).normal(size=shape).astype("f4") for shape in ((D, K), (K,)))
 )
-fitted = regression.fit(x, y, l2=0.1, solver="newton", tol=1e-5).params
-covariance = inference.covariance(fitted, x, y, l2=0.1)
+
+
+@functools.cache
+def fitted():
+    return regression.fit(x, y, l2=0.1, solver="newton", tol=1e-5).params
+
+
+@functools.cache
+def covariance():
+    return inference.covariance(fitted(), x, y, l2=0.1)
+
+
 FUNCTIONS = {
     "logits": lambda x: regression.logits(params, x),
     "predict": lambda x: regression.predict(params, x),
@@ -49,10 +63,10 @@ FUNCTIONS = {
     "hessian": lambda x: regression.hessian(params, x, y, l2=0.1, sample_weights=w),
     "fisher_information": lambda x: regression.fisher_information(params, x, sample_weights=w),
     "lipschitz_constant": lambda x: regression.lipschitz_constant(x, y, K),
-    "leave_one_out": lambda x: regression.leave_one_out(fitted, x, y, l2=0.1),
-    "covariance": lambda x: inference.covariance(fitted, x, y, l2=0.1, robust=True),
-    "predictions": lambda x: inference.predictions(fitted, covariance, x),
-    "marginal": lambda x: inference.average_marginal_effects(fitted, covariance, x),
+    "leave_one_out": lambda x: regression.leave_one_out(fitted(), x, y, l2=0.1),
+    "covariance": lambda x: inference.covariance(fitted(), x, y, l2=0.1, robust=True),
+    "predictions": lambda x: inference.predictions(fitted(), covariance(), x),
+    "marginal": lambda x: inference.average_marginal_effects(fitted(), covariance(), x),
     "log_likelihood": lambda x: inference.log_likelihood(params, x, y, sample_weights=w),
     "goodness_of_fit": lambda x: inference.goodness_of_fit(params, x, y, sample_weights=w),
     "validation": lambda z: regression.fit(x, y, max_steps=1, validation=(z, y)).history[-1][

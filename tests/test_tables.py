@@ -20,7 +20,7 @@ from softjax.tables import DataError, _errors
 pyarrow = pytest.importorskip("pyarrow")
 from pyarrow import parquet  # noqa: E402
 
-pytestmark = pytest.mark.x64_once
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
 RNG = np.random.default_rng(0)
 N = 12
@@ -268,7 +268,6 @@ def test_rows_that_are_not_complete_are_left_out(tmp_path):
         np.testing.assert_allclose(getattr(seen, name), getattr(other, name), rtol=1e-8)
 
 
-@pytest.mark.compiled_quickly
 def test_a_stream_ends_at_the_model_of_a_fit_in_memory(tmp_path, monkeypatch):
     """Of the same rows: those that are held out and those that are skipped are the same."""
     monkeypatch.setitem(sys.modules, "matplotlib.axes", None)  # a picture takes long
