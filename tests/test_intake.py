@@ -244,7 +244,7 @@ def test_clusters_that_are_missing_are_refused_and_any_others_are_taken():
             ValueError, match=r"`clusters` must be without missing values, got .* at \(7,\)"
         ):
             inference.covariance(params, x, y, clusters=missing)
-    with pytest.raises(ValueError, match="of two clusters or more, got 1"):
+    with pytest.raises(ValueError, match="at least two different clusters, got 1"):
         inference.covariance(params, x, y, clusters=np.zeros(60))
 
 

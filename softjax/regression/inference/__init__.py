@@ -1,7 +1,7 @@
-"""Statistics of a fitted softmax regression: what its parameters are worth.
+"""Statistics of a fitted softmax regression: standard errors, tests, intervals and effects.
 
-`covariance` is where it starts: tests, intervals, marginal effects and predictions are functions of
-the parameters and of it. What they promise holds at the optimum, for many examples.
+Start with `covariance`: tests, intervals, marginal effects and predictions are functions of the
+parameters and of their covariance matrix. They are valid at the optimum, for many examples.
 """
 
 from softjax.regression.inference._changes import average_changes as average_changes

@@ -1,4 +1,4 @@
-"""What a step or a per cent of a feature changes: dummies, counts, elasticities, examples."""
+"""Effects of finite changes of a feature, elasticities, and marginal effects of each example."""
 
 from functools import partial
 from typing import TYPE_CHECKING
@@ -33,24 +33,25 @@ def average_changes(
     offset: ArrayLike | None = None,
     level: ArrayLike = 0.95,
 ) -> Estimates:
-    """Average discrete changes: what a step of a feature adds to the probabilities.
+    """Average discrete changes: the effect of a unit step of a feature on the probabilities.
 
         mean_i w_i (p(x_i with x_ij = 1) - p(x_i with x_ij = 0))     a dummy, 0 or 1
         mean_i w_i (p(x_i with x_ij + 1) - p(x_i))                   a count
 
-    Of features that do not vary continuously it is what `average_marginal_effects`, a derivative,
-    only comes near to. Standard errors are by the delta method. (statsmodels has for a count half
-    of the step from x - 1 to x + 1, and neither for more than two classes.)
+    For features that do not vary continuously these are the exact effects, which the derivatives of
+    `average_marginal_effects` only approximate. Standard errors come from the delta method. (For a
+    count, statsmodels takes half of the change from x - 1 to x + 1; it has neither effect for more
+    than two classes.)
 
-    Derivative: not the purpose.
-    Edge cases: changes sum to 0 over the classes.
+    Derivative: not supported.
+    Edge cases: the changes of all classes sum to 0.
 
     Args:
         params: kernel [D, K] and bias [K].
-        covariance: [P, P], of `covariance`.
+        covariance: [P, P], the result of `covariance`.
         features: real [N, D], dense, BCOO or BCSR: the population to average over.
-        columns: [J], the places of the features.
-        count: whether they count, and are not dummies.
+        columns: [J], the indices of the features.
+        count: True if these features are counts, False if they are dummies.
         sample_weights: real [N], >= 0; None for equal weights.
         offset: real [N, K], nats; None for zeros.
         level: the confidence level, in (0, 1).
@@ -59,8 +60,8 @@ def average_changes(
         `Estimates` [J, K].
 
     Raises:
-        TypeError, ValueError: an argument of the wrong dtype or shape, a column that is none, or as
-            a dummy holds another number than 0 and 1; a level outside (0, 1).
+        TypeError, ValueError: an argument of the wrong dtype or shape, a column out of range, a
+            dummy with a value other than 0 and 1, or a level outside (0, 1).
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -97,18 +98,19 @@ def average_elasticities(
     offset: ArrayLike | None = None,
     level: ArrayLike = 0.95,
 ) -> Estimates:
-    """Average elasticities: by how many per cent a per cent of a feature changes a probability.
+    """Average elasticities: the change of a probability in per cent for one per cent of a feature.
 
         mean_i w_i x_ij dlog p_ik / dx_ij = mean_i w_i x_ij (kernel_jk - <p_i, kernel_j>)
 
-    Standard errors are by the delta method.
+    Standard errors come from the delta method.
 
-    Derivative: not the purpose.
-    Edge cases: they depend on where the zero of a feature is, and mean little where it has none.
+    Derivative: not supported.
+    Edge cases: an elasticity depends on the zero point of its feature, and is meaningful only if
+        that zero point is.
 
     Args:
         params: kernel [D, K] and bias [K].
-        covariance: [P, P], of `covariance`.
+        covariance: [P, P], the result of `covariance`.
         features: real [N, D], dense, BCOO or BCSR: the population to average over.
         sample_weights: real [N], >= 0; None for equal weights.
         offset: real [N, K], nats; None for zeros.
@@ -139,14 +141,14 @@ def average_elasticities(
 def marginal_effects(
     params: SoftmaxRegression, features: "Features", *, offset: ArrayLike | None = None
 ) -> Array:
-    """Marginal effects of every example: what a unit of a feature adds to its probabilities.
+    """Marginal effects of every example: derivatives of its probabilities by its features.
 
         dp_ik / dx_ij = p_ik (kernel_jk - <p_i, kernel_j>)
 
-    Their mean is that of `average_marginal_effects`, which has standard errors.
+    `average_marginal_effects` computes their mean, with standard errors.
 
-    Derivative: differentiable.
-    Edge cases: effects sum to 0 over the classes.
+    Derivative: by automatic differentiation.
+    Edge cases: the effects of all classes sum to 0.
 
     Args:
         params: kernel [D, K] and bias [K].
@@ -154,7 +156,7 @@ def marginal_effects(
         offset: real [N, K], nats; None for zeros.
 
     Returns:
-        [N, D, K], probability for a unit of the feature, at least float32.
+        [N, D, K], probability per unit of the feature, at least float32.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape.
@@ -188,7 +190,7 @@ def _averages(
     rows: Rows,
     level: ArrayLike,
 ) -> Estimates:
-    """Changes, or elasticities where no places are given, [J, K], by the delta method."""
+    """Changes, or elasticities if no columns are given, [J, K], by the delta method."""
     params = jax.tree.map(lambda leaf: leaf.astype(rows.x.dtype), params)
 
     def means(params):
@@ -198,7 +200,7 @@ def _averages(
 
     value, pull_back = jax.vjp(means, params)
 
-    def variance_of(unit):  # one after the other, so that no more than one gradient is held
+    def variance_of(unit):  # called for one unit after the other: one gradient is in memory
         (slope,) = pull_back(unit)
         slope = jnp.append(slope.kernel, slope.bias)
         return slope @ jnp.matmul(v, slope, precision=EXACT)

@@ -1,9 +1,10 @@
 """The Hessian at an optimum, and its inverse: covariance of the parameters, and leave-one-out.
 
-The total objective F = sum_i w_i loss_i + W l2 / 2 |kernel|^2, W = sum_i w_i, does not change with
-what every class has in common. So the most frequent class is taken as the reference, phi = 0: the
-information about the other K - 1 is then entry by entry that of `information`, with its accuracy,
-and the parameters between classes that are centred are theta = T phi, T phi = phi less its mean.
+The loss in F = sum_i w_i loss_i + W l2 / 2 |kernel|^2, W = sum_i w_i, does not change if the same
+vector is added to the parameters of every class. The computation therefore uses coordinates phi in
+which the most frequent class is the reference, with phi = 0. The information about the other K - 1
+classes is then computed by `information`, with its accuracy. The centred parameters are
+theta = T phi, where T phi is phi minus its mean over the classes.
 """
 
 from functools import partial
@@ -36,7 +37,7 @@ from softjax.regression.inference._leverage import pulled
 if TYPE_CHECKING:
     from softjax.regression._sparse import Features
 
-# At an optimum a Newton step does nothing; on separable data it moves a margin by 1 nat for ever.
+# At an optimum, Newton's step is 0. On separable data every step moves the logits by about 1 nat.
 _STILL = 0.1
 
 
@@ -52,41 +53,42 @@ def covariance(
     sample_weights: ArrayLike | None = None,
     offset: ArrayLike | None = None,
 ) -> Array:
-    """Covariance matrix of the parameters of a fit, between classes that are centred.
+    """Covariance matrix of the parameters of a fit, for parameters that are centred over classes.
 
         V = H^+ J H^+,  H = I + W diag(l2 on the kernel),  W = sum_i w_i
-        J = I, the Fisher information                      the model is right
+        J = I, the Fisher information                      valid if the model is right
         J = sum_i w_i s_i s_i^T                            robust: "HC0", the sandwich
-        J = sum_g (sum_{i in g} w_i s_i)(...)^T c          clusters that are independent
+        J = sum_g (sum_{i in g} w_i s_i)(...)^T c          for independent clusters
 
-    with the scores s_i = (y_i - p_i) kron (x_i, 1). Without a penalty the first is I^+, what
-    maximum likelihood promises. With one, it is the variance of the penalised estimate, whose bias
-    it does not know; the Bayesian answer would be H^+ alone. c = G / (G - 1) (n - 1) / (n - k)
-    for G > 1 clusters, those of weight 0 not counted, n > k examples and k = (D + 1) (K - 1), which
-    is D (K - 1) without an intercept: then the rows and columns of the bias, known to be 0, are 0.
+    with the scores s_i = (y_i - p_i) kron (x_i, 1). Without a penalty the first form is I^+, the
+    covariance of maximum likelihood. With a penalty it is the covariance of the penalised estimate
+    and does not include the bias of that estimate; the Bayesian posterior covariance is H^+. The
+    correction is c = G / (G - 1) (n - 1) / (n - k) for G > 1 clusters with positive weight, n > k
+    examples and k = (D + 1) (K - 1) parameters. Without an intercept k = D (K - 1), and the rows
+    and columns of the bias are 0.
 
-    A vector added to every class changes no probability: V is that of theta less its mean over
-    the classes, and singular along such a vector. Contrasts between classes and probabilities
-    have the same variance whatever the gauge of `params`.
+    A vector that is added to every class changes no probability. V is the covariance of theta minus
+    its mean over the classes, and is singular along such vectors. The variances of differences
+    between classes and of probabilities do not depend on which of these `params` was used.
 
-    Derivative: not the purpose.
-    Edge cases: under a trace NaN takes the place of the last three errors below; one class: 0.
+    Derivative: not supported.
+    Edge cases: under a trace, the last three errors below become NaN. With one class V is 0.
 
     Args:
-        params: kernel [D, K] and bias [K], at the optimum. In float64, where it can be: collinear
-            features cost digits.
+        params: kernel [D, K] and bias [K], at the optimum; in float64 if possible, because nearly
+            collinear features cost digits.
         features: real [N, D], dense, BCOO or BCSR.
-        labels: class indices, integer [N], or counts or a distribution, floating [N, K]. A row of
-            counts is as many examples; to `robust` it is one.
-        robust: whether the labels may vary otherwise than the model says: True or "HC0"; for few
-            examples "HC1", HC0 times n / (n - k), or "HC2" or "HC3", with (I - A_i B_i)^(-1/2) or
-            (I - A_i B_i)^-1 before y_i - p_i, by which an example drew the fit towards itself; A_i
-            and B_i are those of `influence`.
-        clusters: [N], known, equal within a cluster, none of them missing; implies `robust`.
-        l2: >= 0, the penalty of the fit, a scalar or [D], as of `regression.objective`.
+        labels: class indices, integer [N], or counts or a distribution, floating [N, K]. Each count
+            is one example; `robust` treats a row of counts as one example.
+        robust: True or "HC0" if the labels may vary in another way than the model says. For few
+            examples: "HC1", which is HC0 times n / (n - k), or "HC2" or "HC3", which multiply
+            y_i - p_i by (I - A_i B_i)^(-1/2) or (I - A_i B_i)^-1 to correct for the pull of an
+            example on the fit; `influence` defines A_i and B_i.
+        clusters: [N], known values, equal within a cluster, none missing; implies `robust`.
+        l2: >= 0, the penalty of the fit, a scalar or [D], as in `regression.objective`.
         fit_intercept: as in the fit.
-        sample_weights: real [N], >= 0: how often each row was seen (frequency weights); a scale of
-            the weights is a scale of the number of examples.
+        sample_weights: real [N], >= 0: how often each row was seen (frequency weights). Scaling the
+            weights scales the number of examples.
         offset: real [N, K], as in the fit.
 
     Returns:
@@ -94,8 +96,8 @@ def covariance(
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, a label out of range;
-            clusters or examples too few for c; features that are collinear in this dtype; `params`
-            that are not at the optimum, as on separable data with l2 = 0, where there is none.
+            too few clusters or examples for c; features that are collinear in this dtype; `params`
+            that are not at the optimum. Separable data with l2 = 0 have no optimum.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -130,10 +132,11 @@ def covariance(
     )
     matrix = only_at_optimum(function, matrix, regular, move)
     if _checks.is_concrete(correction) and jnp.isnan(correction):
-        expected = "two or more with weight, of more examples than there are parameters"
-        named = "robust" if codes is None else "clusters"
-        expected = "'HC0', 'HC2' or 'HC3' for no more examples" if codes is None else expected
-        raise ValueError(_checks.message(function, named, expected, "fewer"))
+        if codes is None:
+            expected = "'HC0', 'HC2' or 'HC3' if there are no more examples than parameters"
+            raise ValueError(_checks.message(function, "robust", expected, repr(robust)))
+        expected = "two or more with positive weight, and more examples than parameters"
+        raise ValueError(_checks.message(function, "clusters", expected, "fewer"))
     return matrix
 
 
@@ -148,32 +151,33 @@ def leave_one_out(
     class_weights: ArrayLike | None = None,
     offset: ArrayLike | None = None,
 ) -> Array:
-    """Logits of every example under a fit to the others, without fitting again.
+    """Logits of every example under a fit to all other examples, without fitting again.
 
         z_i + (I - w_i B_i A_i)^-1 w_i (B_i g_i + c_i)
 
         B_i = X~_i^T H^-1 X~_i,  A_i = Q_i (diag(p_i) - p_i p_i^T),  g_i = dloss_i / dz_i
         X~_i = (x_i, 1) kron I,  c_i = X~_i^T H^-1 (l2 kernel, 0)
 
-    with the Hessian H of the total objective. One Newton step for the objective without the
-    example, from the optimum with it: the example changes H by rank K, so that one inverse serves
-    them all. (By l2 w_i too, which is left out: of second order in 1 / N, as the step's own
-    error.) The losses estimate that on new data, without setting any aside.
+    with the Hessian H of the total objective. This is one Newton step for the objective without the
+    example, starting from the optimum with it. Leaving out an example changes H by a matrix of rank
+    K, so that one inverse serves all examples. (The penalty changes by l2 w_i too. This change is
+    left out: it is of second order in 1 / N, like the error of the step.) The losses of these
+    logits estimate the loss on new data without a held-out set.
 
-    Derivative: not the purpose.
-    Edge cases: an example without which there is no optimum, as the only one of its class, is far
-    off; a row of weight 0 has its plain logits, NaN included. Under a trace NaN takes the place of
-    the last error below.
+    Derivative: not supported.
+    Edge cases: if there is no optimum without an example, for example without the only one of its
+    class, its logits are far off. A row of weight 0 has its plain logits, which may be NaN. Under a
+    trace, the last error below becomes NaN.
 
     Args:
         params: kernel [D, K] and bias [K], at the optimum.
         features: real [N, D], dense, BCOO or BCSR.
         labels: class indices, integer [N], a distribution, floating [N, K], or TopKLabels.
-        l2: >= 0, the penalty of the fit, a scalar or [D], as of `regression.objective`.
+        l2: >= 0, the penalty of the fit, a scalar or [D], as in `regression.objective`.
         fit_intercept: as in the fit.
-        sample_weights: real [N], >= 0; None for equal weights. A row is left out whole.
+        sample_weights: real [N], >= 0; None for equal weights. A row is left out with its weight.
         class_weights: real [K], >= 0; None for equal weights.
-        offset: real [N, K], as in the fit; the logits hold it.
+        offset: real [N, K], as in the fit; the returned logits include it.
 
     Returns:
         [N, K], nats, at least float32.
@@ -212,19 +216,19 @@ def leave_one_out(
 
 
 class _Optimum(NamedTuple):
-    """F at fitted parameters, in R = (D + 1) (K - 1) coordinates phi.
+    """Derivatives of F at fitted parameters, in R = (D + 1) (K - 1) coordinates phi.
 
     Attributes:
         x: features [N, D], 0 in a row of weight 0.
         weights: w [N].
         counts: w_i sum_k c_k y_ik, [N].
         scores: -dloss_i / dphi_i, [N, K - 1].
-        probabilities: of the classes of phi, [N, K - 1].
+        probabilities: probabilities of the classes of phi, [N, K - 1].
         fisher: the information, [R, R].
-        inverse: of the Hessian, [R, R].
-        classes: [K], the order of the classes in phi, the reference last.
+        inverse: the inverse of the Hessian, [R, R].
+        classes: [K], the order of the classes in phi, with the reference last.
         regular: whether the Hessian has an inverse in this dtype.
-        move: by how many nats Newton's step moves a logit.
+        move: the largest change of a logit by Newton's step, nats.
     """
 
     x: Array
@@ -240,7 +244,7 @@ class _Optimum(NamedTuple):
 
 
 def _kind_of(function: str, robust: bool | str, clustered: bool) -> str | None:
-    """The name of a robust covariance; None for that of the model."""
+    """The name of a robust covariance; None for the model-based covariance."""
     kinds = ("HC0", "HC1", "HC2", "HC3")
     if isinstance(robust, (bool, np.bool_)):
         return "HC0" if robust or clustered else None
@@ -261,7 +265,7 @@ def _covariance(params: SoftmaxRegression, rows: Rows, l2, codes, groups: int, r
         scores = optimum.scores
         if robust in ("HC2", "HC3"):
             power = 1 if robust == "HC3" else 0.5
-            # A row of weight 2 is two examples, each of which draws the fit for itself.
+            # A row of weight 2 is two examples, and each of them is corrected by itself.
             weights = optimum.weights
             mass = jnp.where(weights > 0, optimum.counts / jnp.where(weights > 0, weights, 1), 0)
             arrays = (optimum.x, mass, optimum.probabilities, scores, v, v)
@@ -283,7 +287,7 @@ def _covariance(params: SoftmaxRegression, rows: Rows, l2, codes, groups: int, r
 
 
 def _meat(x: Array, scores: Array, weights: Array, codes, groups: int) -> Array:
-    """sum_i w_i s_i s_i^T, or that of the sums over the clusters."""
+    """sum_i w_i s_i s_i^T, or the same sum with the summed scores of each cluster."""
     size = (x.shape[1] + 1) * scores.shape[1]
 
     def of_rows(x, scores):
@@ -339,7 +343,7 @@ def _leave_one_out(params: SoftmaxRegression, rows: Rows, l2):
 
 
 def at_optimum(params: SoftmaxRegression, rows: Rows, l2: Array | None) -> _Optimum:
-    """What F is like at `params`, which should be its optimum; K >= 2."""
+    """The derivatives of F at `params`, which should be its optimum; K >= 2."""
     x, _ = counted(rows.x, rows.w)
     weights = jnp.ones(len(x), x.dtype) if rows.w is None else rows.w
     z = logits_of(rows, x, params)
@@ -366,7 +370,7 @@ def at_optimum(params: SoftmaxRegression, rows: Rows, l2: Array | None) -> _Opti
         h += jnp.kron(jnp.diag(jnp.append(strength, 0)), centring)
         kernel = _centred(params.kernel.astype(x.dtype))
         slope = slope.at[:-1].add(-strength * jnp.take(kernel, others, 1))
-    # In the place of a bias that is not fitted there is 1 to invert, and 0 in the inverse.
+    # A bias that is not fitted has 1 on the diagonal of the matrix to invert, and 0 in the inverse.
     inverse, regular = _inverse(h + jnp.diag(1 - is_fitted))
     inverse = inverse * is_fitted[:, None] * is_fitted
 
@@ -378,7 +382,7 @@ def at_optimum(params: SoftmaxRegression, rows: Rows, l2: Array | None) -> _Opti
 
 
 def _lifted(matrix: Array, classes: Array) -> Array:
-    """T M T^T for M [R, R], in the order of the parameters, [D + 1, K, D + 1, K]."""
+    """T M T^T for M [R, R], ordered as the parameters are, [D + 1, K, D + 1, K]."""
     k = len(classes)
     lift = _centred(jnp.eye(k, k - 1, dtype=matrix.dtype), 0)
     lift = jnp.zeros_like(lift).at[classes].set(lift)
@@ -393,37 +397,38 @@ def _centred(x: Array, axis: int = -1) -> Array:
 
 
 def only_at_optimum(function: str, result: Array, regular: Array, move: Array) -> Array:
-    """`result`, if the parameters are at a regular optimum: an error else, NaN under a trace."""
+    """`result` if the parameters are at a regular optimum, else an error (NaN under a trace)."""
     if not _checks.is_concrete(regular):
         return jnp.where(regular & (move < _STILL), result, jnp.nan)
     if not regular:
         expected = f"such that the information has an inverse in {result.dtype}"
-        got = "features that are collinear, with the constant perhaps, or separable classes"
+        got = "features that are collinear, possibly with the intercept, or separable classes"
         raise ValueError(_checks.message(function, "features", expected, got))
     if not float(move) < _STILL:
-        got = f"a point from which Newton's step moves a logit by {float(move):.2g} nats: fit "
-        got += "further; separable classes, or one without examples, have their optimum at infinity"
+        got = "a fit that has not converged (the classes may be separable, or one may have no "
+        got += "examples; try l2 > 0): the next Newton step changes a logit by "
+        got += f"{float(move):.2g} nats"
         raise ValueError(_checks.message(function, "params", "at the optimum", got))
     return result
 
 
 def _inverse(h: Array) -> tuple[Array, Array]:
-    """The inverse of a positive definite matrix, and whether it has one in this dtype.
+    """The inverse of a positive definite matrix, and whether the inverse exists in this dtype.
 
-    Scaled to a unit diagonal, a pivot is the share 1 - R^2 of a parameter's information that the
-    parameters before it do not account for.
+    The matrix is scaled to a unit diagonal. A pivot of its Cholesky factor is then the share
+    1 - R^2 of a parameter's information that the parameters before it do not explain.
     """
     size = len(h)
     scale = jax.lax.rsqrt(jnp.diag(h))
     factor = jnp.linalg.cholesky(scale[:, None] * h * scale)
     pivots = jnp.square(jnp.diag(factor))
-    regular = jnp.all(pivots > size * jnp.finfo(h.dtype).eps)  # False beside NaN
+    regular = jnp.all(pivots > size * jnp.finfo(h.dtype).eps)  # NaN pivots give False
     inverse = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(size, dtype=h.dtype))
     return scale[:, None] * inverse * scale, regular
 
 
 def penalty_or_none(function: str, l2: ArrayLike) -> ArrayLike | None:
-    """None for a penalty that is known to be 0."""
+    """The penalty, or None if it is known to be 0."""
     _checks.not_negative(function, "l2", l2)
     return None if isinstance(l2, (int, float)) and l2 == 0 else l2
 
@@ -434,7 +439,7 @@ def _cluster_codes(function: str, clusters: ArrayLike, num_examples: int) -> np.
         expected = "known, not traced"
         raise TypeError(_checks.message(function, "clusters", expected, "a traced array"))
     _checks.same_shape(function, "clusters", values, (num_examples,))
-    # By hashes, since text beside numbers has no order.
+    # A dictionary finds the distinct values, since text and numbers together cannot be sorted.
     entries, place = list(values), {}
     missing = [_checks.is_missing(e) or (isinstance(e, (str, bytes)) and not e) for e in entries]
     _checks.refuse_first(function, "clusters", "without missing values", values, np.array(missing))
@@ -444,6 +449,6 @@ def _cluster_codes(function: str, clusters: ArrayLike, num_examples: int) -> np.
         expected = "numbers or text"
         raise TypeError(_checks.message(function, "clusters", expected, values[0])) from error
     if len(place) < 2:
-        expected = "of two clusters or more"
+        expected = "at least two different clusters"
         raise ValueError(_checks.message(function, "clusters", expected, len(place)))
     return codes

@@ -1,4 +1,4 @@
-"""What the parameters mean for the probabilities: marginal effects, predictions."""
+"""Average marginal effects on the probabilities, and predictions with their uncertainty."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -37,10 +37,10 @@ class Predictions(NamedTuple):
     """Predicted probabilities with their uncertainty, arrays [..., K].
 
     Attributes:
-        probability: rows that sum to 1.
-        standard_error: of the probability.
-        lower: of the confidence interval, in [0, 1].
-        upper: of the confidence interval, in [0, 1].
+        probability: the predicted probabilities; each row sums to 1.
+        standard_error: the standard error of the probability.
+        lower: the lower end of the confidence interval, in [0, 1].
+        upper: the upper end of the confidence interval, in [0, 1].
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -66,32 +66,33 @@ def average_marginal_effects(
     offset: ArrayLike | None = None,
     level: ArrayLike = 0.95,
 ) -> Estimates:
-    """Average marginal effects: what a unit of a feature adds to the probabilities.
+    """Average marginal effects: mean derivatives of the probabilities by the features.
 
         m_jk = sum_i w_i u_ijk / sum_i w_i
         u_ijk = dp_ik / dx_ij = p_ik (kernel_jk - <p_i, kernel_j>)
 
-    Their standard errors are those of the delta method, whose Jacobian
+    The standard errors come from the delta method. Its Jacobian
 
         dm_jk / dtheta_el = mean_i [e = j] (diag(p) - p p^T)_kl
                             + mean_i x~_ie ([k = l] u_ijk - u_ijk p_il - p_ik u_ijl)
 
-    is one matrix product over the rows, so that N counts once, not once an effect.
+    is one matrix product over the rows, so that the function passes over the N rows once, and not
+    once per effect.
 
-    Derivative: not the purpose.
-    Edge cases: effects sum to 0 over the classes; the features count as continuous, also where
-        they are 0 or 1; one class: 0, with z and p-value NaN.
+    Derivative: not supported.
+    Edge cases: the effects of all classes sum to 0. Features are treated as continuous, even if
+        they are 0 or 1. With one class, effects are 0, and z and p-value are NaN.
 
     Args:
         params: kernel [D, K] and bias [K].
-        covariance: [P, P], of `covariance`.
+        covariance: [P, P], the result of `covariance`.
         features: real [N, D], dense, BCOO or BCSR: the population to average over.
         sample_weights: real [N], >= 0; None for equal weights.
         offset: real [N, K], nats; None for zeros.
         level: the confidence level, in (0, 1).
 
     Returns:
-        `Estimates` [D, K], probability for a unit of the feature.
+        `Estimates` [D, K], probability per unit of the feature.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, a level outside (0, 1).
@@ -127,15 +128,15 @@ def predictions(
         se(logit p_k)^2 = g^T Cov(z) g,  g_k = 1, g_l = -p_l / (1 - p_k)
         se(p_k) = p_k (1 - p_k) se(logit p_k)
 
-    by the delta method. The interval is that of the log odds, mapped to probabilities, so that it
-    does not leave [0, 1].
+    by the delta method. The interval is computed for the log odds and mapped to probabilities, so
+    that it stays in [0, 1].
 
-    Derivative: not the purpose.
-    Edge cases: one class: probability 1 without uncertainty.
+    Derivative: not supported.
+    Edge cases: with one class, the probability is 1 and the standard error 0.
 
     Args:
         params: kernel [D, K] and bias [K].
-        covariance: [P, P], of `covariance`.
+        covariance: [P, P], the result of `covariance`.
         features: real [N, D], dense, BCOO or BCSR.
         offset: real [N, K], nats; None for zeros.
         level: the confidence level, in (0, 1).
@@ -173,7 +174,7 @@ def population(
     offset: ArrayLike | None,
     level: ArrayLike,
 ) -> tuple[Rows, Array]:
-    """The examples of an average or of predictions, and the covariance, checked."""
+    """Checks the examples of an average or of predictions, and the covariance."""
     v = covariance_array(function, params, covariance)
     x = features_array(function, params, features)
     w = weights_array(function, "sample_weights", sample_weights, (len(x),), x.dtype)

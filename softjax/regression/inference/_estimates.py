@@ -17,15 +17,16 @@ from softjax.regression._rows import EXACT
 
 
 class Estimates(NamedTuple):
-    """Estimates, each with its standard error and the test of its being 0; arrays of one shape.
+    """Estimates with standard errors, tests against 0 and intervals; arrays of one shape.
 
     Attributes:
         value: the estimate.
         standard_error: the square root of its variance.
-        z: value / standard_error, standard normal where the truth is 0; NaN where the error is 0.
-        p_value: of |z|, two-sided.
-        lower: of the confidence interval.
-        upper: of the confidence interval.
+        z: value / standard_error, standard normal if the true value is 0; NaN if the standard error
+            is 0.
+        p_value: the two-sided p-value of |z|.
+        lower: the lower end of the confidence interval.
+        upper: the upper end of the confidence interval.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -44,12 +45,12 @@ class Estimates(NamedTuple):
 
 
 class ChiSquareTest(NamedTuple):
-    """A test that refers its statistic to a chi-square distribution.
+    """The result of a chi-square test.
 
     Attributes:
-        statistic: >= 0.
-        degrees_of_freedom: of the chi-square distribution.
-        p_value: the probability of a statistic as large or larger under the hypothesis.
+        statistic: the test statistic, >= 0.
+        degrees_of_freedom: degrees of freedom of the chi-square distribution.
+        p_value: the probability of a statistic at least as large under the hypothesis.
 
     Example:
         >>> import softjax
@@ -63,11 +64,11 @@ class ChiSquareTest(NamedTuple):
 
 
 def estimates(value: ArrayLike, variance: ArrayLike, *, level: ArrayLike = 0.95) -> Estimates:
-    """Estimates from values and their variances: what is asymptotically normal.
+    """Estimates from values and variances of anything that is asymptotically normal.
 
         z = value / sqrt(variance),  p = erfc(|z| / sqrt 2),  value -+ ndtri((1 + level) / 2) se
 
-    Derivative: not the purpose.
+    Derivative: not supported.
     Edge cases: the p-value is accurate in the far tail, down to the smallest number of the dtype.
 
     Args:
@@ -105,18 +106,19 @@ def coefficients(
 ) -> Estimates:
     """Coefficients with standard errors, tests and confidence intervals.
 
-        theta_jk - mean_l theta_jl      without a reference class, all K of them
-        theta_jk - theta_jr             against class r, the K - 1 others: log odds ratios
+        theta_jk - mean_l theta_jl      without a reference class, for all K classes
+        theta_jk - theta_jr             against class r, for the K - 1 others: log odds ratios
 
-    The second is the parametrisation of statsmodels' MNLogit (r = 0) and of the textbooks: the
-    change of log p_k / p_r for a unit of the feature.
+    The second form is the parametrisation of statsmodels' MNLogit (r = 0) and of the textbooks: the
+    change of log p_k / p_r for one unit of the feature.
 
-    Derivative: not the purpose.
-    Edge cases: one class: 0, with z and p-value NaN, or nothing against itself.
+    Derivative: not supported.
+    Edge cases: with one class, coefficients are 0, and z and p-value are NaN; against itself as the
+        reference there are no coefficients.
 
     Args:
         params: kernel [D, K] and bias [K].
-        covariance: [P, P], of `covariance`.
+        covariance: [P, P], the result of `covariance`.
         reference: r in [0, K), or None.
         level: the confidence level, in (0, 1).
 
@@ -151,20 +153,21 @@ def odds_ratios(
     reference: int,
     level: ArrayLike = 0.95,
 ) -> Estimates:
-    """Odds ratios against a reference class: what a unit of a feature multiplies p_k / p_r with.
+    """Odds ratios against a reference class: factors of p_k / p_r for one unit of a feature.
 
         exp(theta_jk - theta_jr),  standard error exp(...) se(theta_jk - theta_jr)
 
-    z, p-value and interval are those of the logarithm, which is nearer to normal: the interval is
-    that of `coefficients`, exponentiated, and the hypothesis is a ratio of 1. They are also called
-    relative risk ratios. The last row, of the bias, has the odds where all features are 0.
+    z, p-value and interval are computed for the logarithm, whose distribution is closer to normal:
+    the interval is the exponential of the interval of `coefficients`, and the hypothesis is a ratio
+    of 1. Odds ratios are also called relative risk ratios. The last row belongs to the bias: it has
+    the odds for features that are all 0.
 
-    Derivative: not the purpose.
-    Edge cases: a ratio beyond the dtype is infinite.
+    Derivative: not supported.
+    Edge cases: a ratio beyond the range of the dtype is infinite.
 
     Args:
         params: kernel [D, K] and bias [K].
-        covariance: [P, P], of `covariance`.
+        covariance: [P, P], the result of `covariance`.
         reference: r in [0, K).
         level: the confidence level, in (0, 1).
 
@@ -172,7 +175,7 @@ def odds_ratios(
         `Estimates` [D + 1, K - 1].
 
     Raises:
-        TypeError, ValueError: as `coefficients`.
+        TypeError, ValueError: see `coefficients`.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -205,21 +208,21 @@ def wald_test(
     restrictions: ArrayLike,
     values: ArrayLike = 0.0,
 ) -> ChiSquareTest:
-    """Wald test of linear restrictions of the parameters.
+    """Wald test of linear restrictions on the parameters.
 
         R theta = v;  W = (R theta - v)^T (R V R^T)^+ (R theta - v),  chi-square of rank(R V R^T)
 
-    Restrictions may repeat each other: that no feature of a set matters, say, is K restrictions a
-    feature, of which K - 1 are independent.
+    Restrictions may be linearly dependent. For example, the hypothesis that a feature has no effect
+    is K restrictions, of which K - 1 are independent.
 
-    Derivative: not the purpose.
-    Edge cases: no restriction: statistic 0, p-value 1.
+    Derivative: not supported.
+    Edge cases: without restrictions the statistic is 0 and the p-value 1.
 
     Args:
         params: kernel [D, K] and bias [K].
-        covariance: [P, P], of `covariance`.
-        restrictions: R, real [R, D + 1, K], each sums to 0 over the classes, for anything else
-            depends on the gauge; the last row of each is for the bias.
+        covariance: [P, P], the result of `covariance`.
+        restrictions: R, real [R, D + 1, K]. Each restriction must sum to 0 over the classes, since
+            only differences between classes are determined; its last row is for the bias.
         values: v, real [R] or a scalar.
 
     Returns:
@@ -242,7 +245,7 @@ def wald_test(
     function = "regression.inference.wald_test"
     v = covariance_array(function, params, covariance)
     r = _checks.real_array(function, "restrictions", restrictions)
-    # The one of fewer digits: restrictions of float32 sum to 0 but for its rounding.
+    # The tolerance follows the less precise dtype: float32 restrictions sum to 0 up to rounding.
     eps = max(jnp.finfo(r.dtype).eps, jnp.finfo(v.dtype).eps)
     r = r.astype(v.dtype)
     d, k = jnp.shape(params.kernel)
@@ -251,7 +254,7 @@ def wald_test(
     if known is not None:
         largest = np.max(np.abs(known), -1, initial=0)
         if np.any(np.abs(np.sum(known, -1)) > k * eps * largest):
-            expected = "contrasts, which sum to 0 over the classes"
+            expected = "contrasts that sum to 0 over the classes"
             raise ValueError(_checks.message(function, "restrictions", expected, "others"))
     values = _checks.real_array(function, "values", values).astype(v.dtype)
     return _wald_test(params, v, r, _checks.broadcast(function, "values", values, (len(r),)))
@@ -260,17 +263,17 @@ def wald_test(
 def likelihood_ratio_test(
     restricted: ArrayLike, full: ArrayLike, degrees_of_freedom: ArrayLike
 ) -> ChiSquareTest:
-    """Likelihood-ratio test of a model within a larger one.
+    """Likelihood-ratio test of a model against a larger model that contains it.
 
-        LR = 2 (l_full - l_restricted),  chi-square of as many degrees as parameters are left out
+        LR = 2 (l_full - l_restricted),  chi-square with one degree for each omitted parameter
 
-    Derivative: not the purpose.
-    Edge cases: an LR below 0, from fits that stopped early, counts as 0.
+    Derivative: not supported.
+    Edge cases: fits that stopped early can give an LR below 0, which counts as 0.
 
     Args:
         restricted: the log-likelihood of the smaller model at its optimum, nats.
-        full: that of the larger one, on the same examples.
-        degrees_of_freedom: a feature left out is K - 1.
+        full: the log-likelihood of the larger model on the same examples, nats.
+        degrees_of_freedom: the number of omitted parameters: K - 1 for each omitted feature.
 
     Returns:
         `ChiSquareTest`.
@@ -295,7 +298,8 @@ def likelihood_ratio_test(
 @jax.jit
 def estimates_core(value: Array, variance: Array, level: ArrayLike) -> Estimates:
     error = jnp.sqrt(variance)
-    # No error is no information, as of a constant feature that a penalty holds near 0.
+    # A standard error of 0 means that the data tell nothing, for example about a constant feature
+    # that a penalty holds near 0; z is NaN then.
     z = jnp.where(error > 0, value / error, jnp.nan)
     p_value = erfc(jnp.abs(z) / jnp.asarray(2, z.dtype) ** 0.5)
     half_width = normal_quantile(level, z.dtype) * error
@@ -335,7 +339,8 @@ def _wald_test(params: SoftmaxRegression, v: Array, r: Array, values: Array) -> 
     scale = jnp.sqrt(jnp.diag(variance))
     scale = jnp.where(scale > 0, scale, 1)
     eigenvalues, vectors = jnp.linalg.eigh(variance / (scale[:, None] * scale))
-    # Of a unit diagonal, so that what repetition leaves is rounding.
+    # The matrix is scaled to a unit diagonal. Dependent restrictions then leave eigenvalues of the
+    # size of rounding errors.
     used = eigenvalues > theta.size * jnp.finfo(theta.dtype).eps * jnp.max(eigenvalues, initial=0)
     along = jnp.matmul(vectors.T, distance / scale, precision=EXACT)
     statistic = jnp.sum(jnp.where(used, along**2 / jnp.where(used, eigenvalues, 1), 0))
@@ -374,6 +379,6 @@ def check_level(function: str, level: ArrayLike) -> None:
 
 
 def normal_quantile(level: ArrayLike, dtype) -> Array:
-    """How many standard errors an interval of this level reaches to each side."""
-    # The tail, not 1 less it, keeps its digits where the level is near 1.
+    """The half-width of an interval of this level, in standard errors."""
+    # The tail probability keeps its digits if the level is near 1; 1 minus the tail would not.
     return -ndtri((1 - jnp.asarray(level, dtype)) / 2)

@@ -1,4 +1,4 @@
-"""What each example does to a fit."""
+"""The influence of each example on a fit: leverage and Cook's distance."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class Influence(NamedTuple):
-    """What each example does to a fit, arrays [N].
+    """The influence of each example on a fit, as arrays [N].
 
     Attributes:
-        leverage: how much of its own fitted logits an example determines; in all the number of
-            parameters where there is no penalty.
-        cooks_distance: how far the parameters move without it, in the metric of the information and
-            over the number of parameters.
+        leverage: how strongly an example determines its own fitted logits. Without a penalty all
+            leverages sum to the number of parameters.
+        cooks_distance: how far the parameters move without the example: the squared distance in the
+            metric of the information, divided by the number of parameters.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -49,24 +49,24 @@ def influence(
     sample_weights: ArrayLike | None = None,
     offset: ArrayLike | None = None,
 ) -> Influence:
-    """Leverage and Cook's distance of every example, from the one Hessian.
+    """Leverage and Cook's distance of every example, computed from one Hessian.
 
         h_i = tr(A_i B_i),  A_i = w_i (diag p_i - p_i p_i^T) sum_k y_ik,  B_i = X~_i^T H^-1 X~_i
         D_i = d_i^T I d_i / k,  d_i = H^-1 X~_i (I - A_i B_i)^-1 w_i (y_i - p_i sum_k y_ik)
 
     with X~_i = (x_i, 1) kron I, the Hessian H of the total objective, the information I and the
-    number k of parameters. d_i is by what the parameters move without example i, in one step of
-    Newton's method.
+    number k of parameters. d_i is the change of the parameters without example i, computed by one
+    step of Newton's method.
 
-    Derivative: not the purpose.
-    Edge cases: a row of weight 0 has neither; an example without which there is no optimum is far.
-        Under a trace NaN takes the place of the last error below.
+    Derivative: not supported.
+    Edge cases: a row of weight 0 has leverage 0 and distance 0. The distance is large if there is
+        no optimum without the example. Under a trace, the last error below becomes NaN.
 
     Args:
         params: kernel [D, K] and bias [K], at the optimum.
         features: real [N, D], dense, BCOO or BCSR.
         labels: class indices, integer [N], or counts or a distribution, floating [N, K].
-        l2: >= 0, the penalty of the fit, a scalar or [D], as of `regression.objective`.
+        l2: >= 0, the penalty of the fit, a scalar or [D], as in `regression.objective`.
         fit_intercept: as in the fit.
         sample_weights: real [N], >= 0; None for equal weights.
         offset: real [N, K], as in the fit.

@@ -1,17 +1,19 @@
-"""How far each example pulls the fit towards itself: leverage, and scores as if it did not.
+"""Leverage of each example, and scores that are corrected for it.
 
-With A_i = w_i q_i (diag p_i - p_i p_i^T), B_i = X~_i^T H^-1 X~_i, X~_i = (x_i, 1) kron I, and the
-score r_i of an example with respect to its logits, all in the coordinates of K - 1 classes beside
-the reference,
+Each example pulls the fit towards itself, which makes its residual too small. Let
+A_i = w_i q_i (diag p_i - p_i p_i^T), B_i = X~_i^T H^-1 X~_i and X~_i = (x_i, 1) kron I, and let r_i
+be the score of an example with respect to its logits. All of them are in the coordinates of the
+K - 1 classes other than the reference. The leverage and the corrected scores are
 
     leverage_i = tr(A_i B_i),  r_i -> (I - A_i B_i)^(-power) r_i
 
-The second with power 1 is the score at the fit to the others, of the first order, and with 1/2 the
-one whose expected square is that of the example. By M = A^(1/2) B A^(1/2), which is symmetric,
+With power 1 the corrected score is, to first order, the score at the fit to the other examples.
+With power 1/2 its expected square is A_i, the information of the example. By
+M = A^(1/2) B A^(1/2), which is symmetric,
 
     f(A B) = f(0) I + A^(1/2) g(M) A^(1/2) B,  g(m) = (f(m) - f(0)) / m,
 
-so that no A, which is nearly 0 where an example is decided, has to be inverted.
+so that A need not be inverted; A is nearly 0 if the model predicts a probability close to 1.
 """
 
 from typing import NamedTuple
@@ -24,12 +26,12 @@ from softjax.regression._rows import EXACT
 
 
 class Pulled(NamedTuple):
-    """Of each example.
+    """Leverages and corrected scores of all examples.
 
     Attributes:
         leverage: [N].
-        scores: r_i, adjusted, [N, K - 1].
-        squares: r^T X~^T V X~ r with the adjusted r and the V that was given, [N].
+        scores: the corrected r_i, [N, K - 1].
+        squares: r^T X~^T V X~ r with the corrected r and the given V, [N].
     """
 
     leverage: Array
@@ -46,14 +48,14 @@ def pulled(
     v: Array,
     power: float,
 ) -> Pulled:
-    """The leverages and the adjusted scores.
+    """The leverages and the corrected scores.
 
     Args:
         x: features [N, D].
         mass: w_i q_i, [N].
-        p: probabilities of the classes beside the reference, [N, K - 1].
+        p: probabilities of the classes other than the reference, [N, K - 1].
         scores: r_i, [N, K - 1].
-        inverse: H^-1 [R, R], by feature and then by class.
+        inverse: H^-1 [R, R], ordered by feature and then by class.
         v: [R, R].
         power: 0, 1/2 or 1.
     """

@@ -1,4 +1,4 @@
-"""How well a model fits, and the table of a fit, as text and as rows."""
+"""The goodness of fit of a model, and the summary of a fit as text and as rows."""
 
 import html
 from collections.abc import Sequence
@@ -38,25 +38,27 @@ from softjax.regression.inference._estimates import (
 if TYPE_CHECKING:
     from softjax.regression._sparse import Features
 
-# Newton's steps to the bias of the null model, where there is an offset: until the expected class
-# shares are those of the labels but for so many roundings.
+# With an offset, Newton's method fits the bias of the null model. It takes at most NULL_STEPS steps
+# and stops when the expected class shares agree with the shares of the labels up to NULL_TOLERANCE
+# roundings.
 NULL_STEPS, NULL_TOLERANCE = 100, 64
 
 
 class GoodnessOfFit(NamedTuple):
-    """How well a softmax regression fits, beside the model that knows the class shares only.
+    """The goodness of fit of a softmax regression, compared with a model without features.
 
     Attributes:
         log_likelihood: sum_i w_i log p_i(y_i), nats.
-        null_log_likelihood: that of the class shares, sum_k n_k log(n_k / n), where there is a bias
-            and no offset; else as `goodness_of_fit` says.
-        num_examples: n = sum_i w_i, counts of labels included.
-        num_parameters: k = (D + 1) (K - 1), what the gauge leaves; D (K - 1) without intercept.
-        degrees_of_freedom: n - k, of the residuals.
+        null_log_likelihood: log-likelihood of the null model. With a bias and without an offset it
+            is sum_k n_k log(n_k / n); `goodness_of_fit` defines the other cases.
+        num_examples: n = sum_i w_i, where counts in the labels count too.
+        num_parameters: k = (D + 1) (K - 1), the number of independent parameters; D (K - 1) without
+            an intercept.
+        degrees_of_freedom: n - k, the degrees of freedom of the residuals.
         aic: 2 k - 2 log_likelihood.
         bic: k log n - 2 log_likelihood.
         pseudo_r2: McFadden's 1 - log_likelihood / null_log_likelihood.
-        likelihood_ratio: test against the null model, D (K - 1) degrees of freedom.
+        likelihood_ratio: the test against the null model, with D (K - 1) degrees of freedom.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -79,13 +81,13 @@ class GoodnessOfFit(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """The table of a fit; `print` shows its text.
+    """The summary table of a fit; `print` shows its text.
 
     Attributes:
-        rows: one dictionary a coefficient: class, feature, coefficient, standard_error, z,
-            p_value, lower, upper. A list of rows for pandas, csv or json.
-        goodness_of_fit: what stands above the table.
-        text: all of it.
+        rows: one dictionary per coefficient: class, feature, coefficient, standard_error, z,
+            p_value, lower, upper. pandas, csv and json accept this list of rows.
+        goodness_of_fit: the figures above the table.
+        text: the figures and the table as text.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -103,17 +105,17 @@ class Summary(NamedTuple):
     def __str__(self) -> str:
         return self.text
 
-    def _repr_html_(self) -> str:  # how a notebook shows it
+    def _repr_html_(self) -> str:  # a notebook calls this
         return self.to_html()
 
     def to_frame(self) -> Any:
-        """The rows as a DataFrame of pandas, by class and feature; it has to be installed."""
+        """The rows as a DataFrame of pandas, which must be installed, by class and feature."""
         import pandas as pd
 
         return pd.DataFrame(self.rows).set_index(["class", "feature"])
 
     def to_html(self) -> str:
-        """The rows as a table of HTML, with what stands above them as its caption."""
+        """The rows as an HTML table, with the figures above the table as its caption."""
         head, *body = self._cells()
         lines = ["<table>", f"<caption>{html.escape(self._caption())}</caption>", "<thead>"]
         for tag, row in [("th", head), *(("td", row) for row in body)]:
@@ -122,7 +124,7 @@ class Summary(NamedTuple):
         return "\n".join([*lines, "</tbody>", "</table>"])
 
     def to_latex(self) -> str:
-        """The rows as a `tabular` of LaTeX, with what stands above them as comments."""
+        """The rows as a LaTeX `tabular`, with the figures above the table as comments."""
         head, *body = ([_latex(cell) for cell in row] for row in self._cells())
         lines = [f"% {line}" for line in self._caption().splitlines()]
         lines += ["\\begin{tabular}{ll" + "r" * (len(head) - 2) + "}", "\\hline"]
@@ -151,14 +153,15 @@ def log_likelihood(
     sample_weights: ArrayLike | None = None,
     offset: ArrayLike | None = None,
 ) -> Array:
-    """Log-likelihood of a softmax regression: a sum, not a mean, and without penalty.
+    """Log-likelihood of a softmax regression: the sum over the examples, without a penalty.
 
         l = sum_i w_i sum_k y_ik log p_ik
 
-    Of counts it leaves out the multinomial coefficients, which no parameter changes.
+    If the labels are counts, the multinomial coefficients are left out; they do not depend on the
+    parameters.
 
-    Derivative: with respect to the logits w_i (y_i - p_i sum_k y_ik); both modes, any order.
-    Edge cases: a row of weight 0 takes no part, NaN included.
+    Derivative: w_i (y_i - p_i sum_k y_ik) with respect to the logits; both modes, any order.
+    Edge cases: a row of weight 0 is ignored, even if it contains NaN.
 
     Args:
         params: kernel [D, K] and bias [K].
@@ -198,14 +201,14 @@ def goodness_of_fit(
     sample_weights: ArrayLike | None = None,
     offset: ArrayLike | None = None,
 ) -> GoodnessOfFit:
-    """How well a softmax regression fits: log-likelihoods, AIC, BIC, pseudo-R2.
+    """Goodness of fit of a softmax regression: log-likelihoods, AIC, BIC, pseudo-R2.
 
-    They are those of maximum likelihood: with a penalty the parameters count for less than one
-    each, so that AIC, BIC and the test are no more than an orientation. The null model has the
-    bias and the offset alone, each where the model has it, as in `glm` of R.
+    The formulas are those of maximum likelihood. A penalised fit has fewer effective parameters
+    than these formulas count, so that AIC, BIC and the test are then only approximate. The null
+    model has no features; it has a bias and an offset if the model has them, as in R's `glm`.
 
-    Derivative: not the purpose.
-    Edge cases: one class only in the labels: pseudo-R2 is NaN, 0 / 0, or below 0.
+    Derivative: not supported.
+    Edge cases: if the labels contain one class only, pseudo-R2 is NaN (0 / 0) or below 0.
 
     Args:
         params: kernel [D, K] and bias [K], at the optimum.
@@ -262,25 +265,25 @@ def summary(
     feature_names: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Summary:
-    """Summary of a fit: coefficients with standard errors, tests and intervals, and its goodness.
+    """Summary of a fit: coefficients, standard errors, tests, intervals and goodness of fit.
 
-    What statsmodels prints for its MNLogit: `covariance`, `coefficients` and `goodness_of_fit` in
-    one table.
+    The table combines `covariance`, `coefficients` and `goodness_of_fit`, like the summary that
+    statsmodels prints for its MNLogit.
 
-    Derivative: none: a table is text.
-    Edge cases: those of `covariance`.
+    Derivative: none, since the result is text.
+    Edge cases: see `covariance`.
 
     Args:
         params: kernel [D, K] and bias [K], at the optimum.
         features: real [N, D], dense, BCOO or BCSR.
         labels: class indices, integer [N], or counts or a distribution, floating [N, K].
-        reference: the class that the others are compared with, by its number or by its name among
-            `class_names`; None for each class beside the mean of all.
+        reference: the class that the others are compared with, given as its number or its name in
+            `class_names`; None compares each class with the mean of all classes.
         level: the confidence level, in (0, 1).
-        robust: as `covariance`.
-        clusters: as `covariance`.
-        l2: >= 0, the penalty of the fit, a scalar or [D], as of `regression.objective`.
-        fit_intercept: as in the fit; without one the table has no bias.
+        robust: see `covariance`.
+        clusters: see `covariance`.
+        l2: >= 0, the penalty of the fit, a scalar or [D], as in `regression.objective`.
+        fit_intercept: as in the fit; without an intercept the table has no bias.
         sample_weights: real [N], >= 0, how often each row was seen; None for once.
         offset: real [N, K], as in the fit.
         feature_names: D names; None for x0, x1, ...
@@ -290,7 +293,7 @@ def summary(
         `Summary`.
 
     Raises:
-        TypeError, ValueError: those of `covariance`; names that are too many or too few.
+        TypeError, ValueError: see `covariance`; also too many or too few names.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -382,7 +385,7 @@ def _goodness_of_fit(params: SoftmaxRegression, rows: Rows, fit_intercept: bool)
 
 
 def _null_log_likelihood(rows: Rows, counts: Array, fit_intercept: bool) -> Array:
-    """The largest log-likelihood of a bias and the offset alone, each where the model has it."""
+    """The largest log-likelihood of a model with only the bias and the offset of this model."""
     k, n = len(counts), jnp.sum(counts)
     if rows.offset is None:
         shares = counts / n if fit_intercept else jnp.full_like(counts, 1 / k)
@@ -399,12 +402,12 @@ def _null_log_likelihood(rows: Rows, counts: Array, fit_intercept: bool) -> Arra
         jnp.ones(len(x), x.dtype) if rows.w is None else rows.w,
         masses(rows.targets, None, x.dtype),
     )
-    # A class without examples has no share, and log 0 would be its bias.
+    # The bias of a class without examples would be log 0, so such a class is left out.
     present = counts > 0
     least = jnp.finfo(counts.dtype).min / 8
 
     def matched(bias):
-        """Raises the bias by the log of what the class lacks: it never lowers the likelihood."""
+        """Adds log(counts / expected counts) to the bias, which never lowers the likelihood."""
         p = softmax_core(null.offset + bias, (1,))
         expected = weights @ p
         return jnp.where(present, bias + jnp.log(counts / expected), least), p, expected
@@ -464,7 +467,7 @@ def _names(
 
 
 def _latex(text: str) -> str:
-    """Text with what LaTeX would read as a command or as mathematics escaped."""
+    """The text, in which characters with a special meaning in LaTeX are escaped."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {character: f"\\{character}" for character in "&%$#_{}"}
     special |= {"<": "$<$", ">": "$>$", "|": "$|$"}
