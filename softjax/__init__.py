@@ -1,9 +1,9 @@
-"""The softmax layer of JAX: accurate, safe to differentiate, linear in memory."""
+"""Accurate softmax, log-sum-exp, cross-entropy and softmax regression for JAX."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from softjax import _interrupt as _interrupt  # first, for it guards the time of the others
+from softjax import _interrupt as _interrupt  # first, so that Ctrl-C works during other imports
 from softjax._checks import checks as checks
 from softjax._cross_entropy import cross_entropy as cross_entropy
 from softjax._cross_entropy import weighted_mean as weighted_mean
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from softjax._linear_cross_entropy.outputs import linear_logsumexp as linear_logsumexp
     from softjax.models import load_model as load_model
 else:
-    # A program that calls only the normalizers and the loss does not wait for the rest of the
-    # package: these names are imported when they are first used.
+    # These names are imported when they are first used, so that a program that calls only the
+    # normalizers and the loss does not wait for the rest of the package.
     _SUBMODULES = (
         "calibration",
         "checkpoints",
@@ -86,7 +86,7 @@ else:
     )
 
     def __getattr__(name):
-        if name == "__all__":  # `import *` and editors ask for it, and then for every name in it
+        if name == "__all__":  # `import *` and editors read it, and then every name in it
             for lazy in _MODULE_OF:
                 __getattr__(lazy)
             globals()["__all__"] = sorted((*_EAGER, *_SUBMODULES, *_MODULE_OF))
@@ -95,7 +95,7 @@ else:
             return import_module(f"softjax.{name}")
         if name in _MODULE_OF:
             value = getattr(import_module(f"softjax.{_MODULE_OF[name]}"), name)
-            globals()[name] = value  # the next use finds it without this function
+            globals()[name] = value  # later uses find the name without calling this function
             return value
         raise AttributeError(f"module 'softjax' has no attribute {name!r}")
 

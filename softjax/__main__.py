@@ -1,4 +1,4 @@
-"""The command `softjax`, also as `python -m softjax`."""
+"""The command `softjax`, which can also be run as `python -m softjax`."""
 
 import sys
 from io import TextIOWrapper
@@ -9,9 +9,9 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Runs the command line, or says which extra it needs."""
+    """Runs the command line, or prints which extra it needs."""
     _interrupt.install()
-    if isinstance(sys.stdout, TextIOWrapper):  # a name that the terminal cannot show is escaped
+    if isinstance(sys.stdout, TextIOWrapper):  # escapes characters that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         from softjax.cli import app

@@ -1,4 +1,4 @@
-"""Argument checks, with one message for all of them: the name, what was expected, what came."""
+"""Argument checks. Every message has one form: the argument, what was expected, what was passed."""
 
 import contextlib
 import json
@@ -19,26 +19,27 @@ from jax.typing import ArrayLike, DTypeLike
 
 Axis = int | Sequence[int] | None
 
-# Of an array of more numbers, an accelerator says itself whether they are good.
+# An array with more numbers than this is checked on its accelerator instead of being copied.
 MOST_READ = 4096
 _CHECKS_ON: ContextVar[bool] = ContextVar("softjax.checks", default=True)
 
 
 @contextlib.contextmanager
 def checks(enabled: bool) -> Iterator[None]:
-    """A context in which losses and normalizers check the values of arguments, or do not.
+    """Context manager that switches checks of argument values in losses and normalizers on or off.
 
-    A call on arrays looks whether each label is a class, each weight and probability >= 0, each
-    temperature > 0, and raises ValueError where one is not. For that it waits for the device to
-    compute them, and so a loop of calls waits in every turn. With `checks(False)` a call does not
-    wait, and a bad value does what it does under `jax.jit`, where no value is known: a label
-    outside of the classes gives NaN, a temperature <= 0 too. Shapes and dtypes are checked always,
-    and so are the arguments of whole fits.
+    By default a call on arrays checks that each label is a class, each weight and probability is
+    >= 0, and each temperature is > 0, and raises ValueError otherwise. To do so it waits until the
+    device has computed these values, so that a loop of calls waits in every iteration. With
+    `checks(False)` a call does not wait. A bad value then has the same effect as under `jax.jit`,
+    where values are unknown: a label out of range gives NaN, and so does a temperature <= 0. Shapes
+    and dtypes are always checked, and so are the arguments of fits.
 
-    It holds for the thread (or asyncio task) that enters it, and can decorate a function.
+    The setting applies to the thread (or asyncio task) that enters the context. `checks` can also
+    decorate a function.
 
     Args:
-        enabled: whether values are checked; they are where nothing is said.
+        enabled: whether values are checked; they are checked by default.
 
     Returns:
         A context manager.
@@ -49,7 +50,7 @@ def checks(enabled: bool) -> Iterator[None]:
         ...     softjax.cross_entropy(jnp.zeros((2, 3)), jnp.array([0, 7]))
         Array([1.0986123,       nan], dtype=float32)
 
-    Source: `jax.debug_nans` and its kin, which are switched in the same way.
+    Source: `jax.debug_nans` and similar settings, which are switched in the same way.
     """
     token = _CHECKS_ON.set(bool(enabled))
     try:
@@ -63,7 +64,7 @@ def message(function: str, argument: str, expected: str, got: object) -> str:
 
 
 def needs_extra(what: str, package: str, extra: str) -> str:
-    """The message where an optional package is missing."""
+    """The message for a missing optional package."""
     return (
         f"{what} needs {package}: run pip install '.[{extra}]' in a checkout of softjax, or "
         f"pip install 'softjax-regression[{extra}]'"
@@ -71,41 +72,41 @@ def needs_extra(what: str, package: str, extra: str) -> str:
 
 
 def is_concrete(x: Any) -> bool:
-    """Whether the values of `x` can be read now, on this process, without a trace."""
+    """Whether this process can read the values of `x` now, because `x` is not traced."""
     if isinstance(x, (list, tuple)):
         return all(map(is_concrete, x))
     return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
 
 
 def known(x: Any) -> np.ndarray | None:
-    """The values of `x`, or None where they cannot be read.
+    """The values of `x` as a NumPy array, or None if they cannot be read.
 
-    In NumPy: inside of a trace even an operation of jax.numpy on known values is traced.
+    NumPy is used because inside a trace even jax.numpy operations on known values are traced.
     """
     return np.asarray(x) if is_concrete(x) else None
 
 
 def checks_values(x: Any) -> bool:
-    """Whether the values of `x` are to be checked: they can be read, and `checks` is on."""
+    """Whether the values of `x` are checked: they can be read, and `checks` is on."""
     return _CHECKS_ON.get() and is_concrete(x)
 
 
 def holds(good: Callable[..., Any], x: Any, *bounds: Any) -> bool:
-    """Whether `good(x, *bounds)` is true everywhere, or the values of `x` are not to be checked.
+    """Whether `good(x, *bounds)` is true everywhere, or the values of `x` are not checked.
 
-    `good` is a function of the module and not a lambda, which would be compiled in every call. The
-    values of a large array on an accelerator stay there, and one boolean is transferred.
+    `good` must be a function of the module: a lambda would be compiled in every call. A large array
+    on an accelerator is checked there, and only one boolean is transferred.
     """
     if not checks_values(x):
         return True
     if _is_far(x):
-        with jax.ensure_compile_time_eval():  # within a trace too
+        with jax.ensure_compile_time_eval():  # computes the value even within a trace
             return bool(_holds_everywhere(good, bounds, x))
     return bool(good(np.asarray(x), *bounds).all())
 
 
 def _is_far(x: Any) -> bool:
-    """Whether reading `x` copies many numbers; NumPy reads those of a CPU in place."""
+    """Whether reading `x` copies many numbers; NumPy reads arrays on a CPU in place."""
     if not isinstance(x, Array) or x.size <= MOST_READ:
         return False
     return any(device.platform != "cpu" for device in x.devices())
@@ -120,10 +121,11 @@ REAL = "an array of real numbers"
 
 
 def native(function: str, argument: str, x: Any, expected: str = REAL) -> Any:
-    """`x` in a dtype that JAX has, where its values are numbers: else a TypeError that names it.
+    """`x` in a dtype of JAX if its values are numbers; otherwise a TypeError that names `x`.
 
-    Takes arrays of the other byte order, long doubles, Python's numbers in arrays of objects, and
-    tables, as of pandas, column by column, each of a dtype of its own. A missing entry is NaN.
+    `x` may be an array of the other byte order, of long doubles or of Python numbers as objects. It
+    may also be a table, such as a pandas DataFrame, whose columns have different dtypes. Missing
+    entries become NaN.
     """
     if isinstance(x, Array) or hasattr(x, "__jax_array__") or not hasattr(x, "__array__"):
         return x
@@ -144,7 +146,7 @@ def native(function: str, argument: str, x: Any, expected: str = REAL) -> Any:
 
 
 def _numbers(x: np.ndarray) -> np.ndarray | None:
-    """`x` in a dtype that JAX has; None where it is not of numbers."""
+    """`x` in a dtype of JAX; None if its values are not numbers."""
     if x.dtype != object:
         if x.dtype.kind == "f" and x.dtype.itemsize > 8:
             return x.astype(np.float64)
@@ -160,7 +162,7 @@ def _numbers(x: np.ndarray) -> np.ndarray | None:
         if all(isinstance(entry, kind) for entry in entries):
             try:
                 return np.array(entries, dtype).reshape(x.shape)
-            except OverflowError:  # of an integer beyond int64
+            except OverflowError:  # an integer beyond int64
                 continue
     return None
 
@@ -169,14 +171,14 @@ def is_missing(entry: Any) -> bool:
     """Whether an entry is None, NaN or pandas' NA, whose comparisons have no truth value."""
     try:
         return entry is None or bool(entry != entry)
-    except ValueError:  # an array, of many comparisons
+    except ValueError:  # an array, whose comparison has many results
         return False
     except TypeError:
         return not isinstance(entry, Array)
 
 
 def array(function: str, argument: str, expected: str, x: Any) -> Array:
-    """`x` as an array; what no array can be made of is refused by its type."""
+    """`x` as an array; if JAX cannot convert it, a TypeError that names its type."""
     if isinstance(x, Array):
         return x
     x = native(function, argument, x, expected)
@@ -195,7 +197,7 @@ def real_array(function: str, argument: str, x: ArrayLike) -> Array:
     if not isinstance(x, Array):
         x = native(function, argument, x)
         if isinstance(x, (int, np.ndarray, np.generic)) and np.asarray(x).dtype.kind in "iu":
-            x = np.asarray(x).astype(default)  # as an array of JAX, int64 would wrap to int32
+            x = np.asarray(x).astype(default)  # in a JAX array, int64 could overflow to int32
         x = array(function, argument, REAL, x)
     if jnp.issubdtype(x.dtype, jnp.floating):
         return x
@@ -233,7 +235,7 @@ def one_axis(function: str, axis: int, ndim: int) -> int:
 
 
 def last(x: Array, axis: int) -> Array:
-    """`x` with an axis >= 0 moved to the end, and `x` itself where it is there."""
+    """`x` with an axis >= 0 moved to the end; `x` itself if the axis is there already."""
     return x if axis == x.ndim - 1 else jnp.moveaxis(x, axis, -1)
 
 
@@ -245,7 +247,7 @@ def flag(function: str, argument: str, value: Any) -> bool:
 
 
 def integer(function: str, argument: str, value: Any) -> int:
-    """`value` as an integer that is known; a float, a boolean or a traced value is none."""
+    """`value` as a known integer; floats, booleans and traced values raise a TypeError."""
     try:
         if isinstance(value, (bool, np.bool_)):
             raise TypeError
@@ -277,8 +279,9 @@ def mask(function: str, where: ArrayLike | None, shape: tuple[int, ...]) -> Arra
 def mask_of_classes(function: str, where: ArrayLike | None, shape: tuple[int, ...]) -> Array | None:
     """`where` as a boolean array of `shape`: a scalar, or an array with every axis of `shape`.
 
-    An array with fewer axes would be a mask of classes, and is often meant to be one of examples,
-    as in optax: with as many examples as classes nobody would see the difference.
+    An array with fewer axes would broadcast as a mask of classes, but users often mean a mask of
+    examples, as in optax. With as many examples as classes the mistake would not be noticed, so
+    such arrays are refused.
     """
     if where is not None:
         where = array(function, "where", "an array of booleans", where)
@@ -293,7 +296,7 @@ def mask_of_classes(function: str, where: ArrayLike | None, shape: tuple[int, ..
 
 
 def broadcast(function: str, argument: str, x: Array, shape: tuple[int, ...]) -> Array:
-    """`x` broadcast to `shape`, and never `shape` to `x`."""
+    """`x` broadcast to `shape`; an error if the result would have a larger shape."""
     try:
         return jnp.broadcast_to(x, shape)
     except ValueError as error:
@@ -302,16 +305,16 @@ def broadcast(function: str, argument: str, x: Array, shape: tuple[int, ...]) ->
 
 
 def same_shape(function: str, argument: str, x: ArrayLike, shape: tuple[int, ...]) -> None:
-    known = getattr(x, "shape", None)  # which sparse features have, that asarray does not take
+    known = getattr(x, "shape", None)  # sparse features have a shape, but asarray refuses them
     given = jnp.asarray(x).shape if known is None else known
     if given != shape:
         raise ValueError(message(function, argument, f"of shape {shape}", f"shape {given}"))
 
 
 def scalar(function: str, argument: str, x: ArrayLike, dtype: DTypeLike) -> Any:
-    """`x` as a real scalar of `dtype`, traced or not; infinite where `dtype` does not hold it."""
+    """`x` as a real scalar of `dtype`, traced or not; infinite if it overflows `dtype`."""
     with np.errstate(over="ignore"):
-        if type(x) in (int, float):  # an array of JAX would take as long to make as many calls
+        if type(x) in (int, float):  # making a JAX array would take as long as many calls
             return np.asarray(x, dtype)
         number = real_array(function, argument, x)
     if number.ndim:
@@ -320,9 +323,9 @@ def scalar(function: str, argument: str, x: ArrayLike, dtype: DTypeLike) -> Any:
 
 
 def positive_scalar(function: str, argument: str, x: ArrayLike, dtype: DTypeLike) -> Any:
-    """`x` as a scalar > 0 of `dtype`; under a trace a value that is not becomes NaN.
+    """`x` as a scalar > 0 of `dtype`; under a trace a value <= 0 becomes NaN.
 
-    A subnormal number is refused too: XLA:CPU reads it as 0, and what is divided by it is lost.
+    A subnormal number is refused too: XLA:CPU reads it as 0, and quotients by it are infinite.
     """
     number = scalar(function, argument, x, dtype)
     least = float(jnp.finfo(dtype).tiny)
@@ -332,7 +335,7 @@ def positive_scalar(function: str, argument: str, x: ArrayLike, dtype: DTypeLike
     if not value > 0:
         raise ValueError(message(function, argument, "> 0", value))
     if value < least:
-        expected = f">= {least:.3g}, the least positive number of {jnp.dtype(dtype)}"
+        expected = f">= {least:.3g}, the smallest positive normal number of {jnp.dtype(dtype)}"
         raise ValueError(message(function, argument, expected, value))
     return number
 
@@ -340,7 +343,7 @@ def positive_scalar(function: str, argument: str, x: ArrayLike, dtype: DTypeLike
 def nan_where(bad: Array | None, x: Array) -> Array:
     """`x`, with NaN where it is `bad`.
 
-    Where nothing is known to be bad no NaN is made: `jax_debug_nans` would stop at the constant.
+    If no entry can be bad, no NaN constant is made: `jax_debug_nans` would stop at it.
     """
     if bad is None or (is_concrete(bad) and not np.any(bad)):
         return x
@@ -348,12 +351,12 @@ def nan_where(bad: Array | None, x: Array) -> Array:
 
 
 def unit_interval(function: str, argument: str, x: ArrayLike, dtype: DTypeLike) -> Any:
-    """`x` as a scalar in [0, 1] of `dtype`; under a trace a value that is not becomes NaN."""
+    """`x` as a scalar in [0, 1] of `dtype`; under a trace a value outside becomes NaN."""
     return _between(function, argument, x, dtype, 1, "a number in [0, 1]")
 
 
 def not_negative_scalar(function: str, argument: str, x: ArrayLike, dtype: DTypeLike) -> Any:
-    """`x` as a finite scalar >= 0 of `dtype`; under a trace a value that is not becomes NaN."""
+    """`x` as a finite scalar >= 0 of `dtype`; under a trace any other value becomes NaN."""
     largest = float(jnp.finfo(dtype).max)
     return _between(function, argument, x, dtype, largest, "a finite number >= 0")
 
@@ -384,7 +387,7 @@ def not_negative_number(function: str, argument: str, value: Any) -> float:
 
 
 def not_negative(function: str, argument: str, x: ArrayLike) -> None:
-    """Refuses known values below 0, and NaN."""
+    """Raises ValueError if a known value is negative or NaN."""
     if not holds(_is_not_negative, x):
         raise ValueError(message(function, argument, ">= 0", np.asarray(x).min()))
 
@@ -394,7 +397,7 @@ def _is_not_negative(x: Any) -> Any:
 
 
 def refuse_first(function: str, argument: str, expected: str, values, bad) -> None:
-    """Refuses known values where `bad` holds, with the first of them and its place."""
+    """Raises ValueError if any known value is bad, and names the first one with its index."""
     if bad.any():
         place = tuple(np.argwhere(np.asarray(bad))[0].tolist())
         raise ValueError(message(function, argument, expected, f"{values[place]} at {place}"))
@@ -408,7 +411,7 @@ def same_rank(function: str, argument: str, x: Array, ndim: int) -> None:
 def differences(
     first: Any, second: Any, form: str = "{} was {} and is {}", name: str = ""
 ) -> Iterator[str]:
-    """What is not the same in two configurations, by name and both values."""
+    """The differences between two configurations: the name and both values of each."""
     if isinstance(first, dict) and isinstance(second, dict):
         for key in dict.fromkeys([*first, *second]):
             below = f"{name}.{key}" if name else key

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and places that are tried before the work begins."""
+"""Files are written completely or not at all, and output paths are tested before work begins."""
 
 import contextlib
 import errno
@@ -12,12 +12,12 @@ from softjax import _interrupt
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """A path to write to, beside `path`, that takes its place when all is written.
+    """Gives a temporary path beside `path`, which is renamed to `path` when it is complete.
 
-    Where writing fails, what was at `path` is still there. A device or a pipe is written directly.
+    If writing fails, an existing file at `path` is kept. A device or a pipe is written directly.
 
     Raises:
-        OSError: with `path` as its file name.
+        OSError: the file cannot be written; the error names `path`.
     """
     target = _real(path)
     with _naming(path), _interrupt.held_back():
@@ -33,7 +33,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def try_file(path: Path) -> None:
-    """Raises the OSError that writing this file would raise, before there is anything to write."""
+    """Raises the OSError that writing this file would raise, before the work begins."""
     target = _real(path)
     with _naming(path):
         if target.is_file() or not target.exists():
@@ -41,14 +41,14 @@ def try_file(path: Path) -> None:
 
 
 def try_folder(path: Path, *names: str) -> None:
-    """Makes a folder, and raises the OSError that writing these files in it would raise."""
+    """Makes a folder, and raises the OSError that writing these files into it would raise."""
     path.mkdir(parents=True, exist_ok=True)
     for name in names:
         try_file(path / name)
 
 
 def _real(path: Path) -> Path:
-    """What a symbolic link leads to, so that it stays one; no folder."""
+    """The target of a symbolic link, so that the link is kept; an error if it is a folder."""
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -71,7 +71,7 @@ def _draft(target: Path) -> Path:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """An OSError within names `path`, not a draft of it."""
+    """Makes an OSError in this context name `path` instead of its temporary file."""
     try:
         yield
     except OSError as error:

@@ -1,14 +1,15 @@
-"""What Ctrl-C does to a command of softjax: one line, exit status 130, at any moment.
+"""Ctrl-C ends a softjax command at any moment, with one line and exit status 130.
 
-Python raises KeyboardInterrupt in the main thread, between any two of its instructions. A program
-on JAX is not safe there. A compilation of seconds is not interrupted at all. In a callback of XLA
-or of the garbage collector the exception is printed and dropped, and the fit goes on. And an
-exception that unwinds through a tracing keeps objects of jaxlib alive until the interpreter ends,
-which then often ends in a segmentation fault (exit status 139).
+By default Python raises KeyboardInterrupt in the main thread, between any two of its instructions.
+Programs that use JAX are not safe against this. A compilation, which can take seconds, is not
+interrupted at all. In a callback of XLA or of the garbage collector, the exception is printed and
+dropped, and the fit continues. An exception that unwinds through a trace keeps objects of jaxlib
+alive until the interpreter ends, which then often crashes with a segmentation fault (exit status
+139).
 
-Here a thread waits for the signal and ends the process at once, without unwinding anything. Files
-are whole all the same: `softjax._files` writes each of them under another name first, and holds
-the signal back meanwhile.
+Here a thread waits for the signal instead and ends the process at once, without unwinding the
+stack. Files are complete nevertheless: `softjax._files` writes each file under another name first
+and delays the signal while it writes.
 """
 
 import contextlib
@@ -22,41 +23,43 @@ from typing import NoReturn
 
 STATUS = 128 + signal.SIGINT
 
-# What is told of an interrupt: the innermost of these says what was reached.
+# The last of these functions returns the line that reports an interrupt.
 _reports: list[Callable[[], str]] = []
+# The line without such a function.
 _words = ["interrupted; nothing was written."]
-# Given the line first: they end all processes of a run, and return where there is but one.
+# These functions get the line and end all processes of a run; with one process they return.
 _ends: list[Callable[[str], None]] = []
-# Held while a file is being written.
+# The lock is held while a file is being written.
 _writing = threading.RLock()
-# Where the work itself stops after its current step: it only has to know.
+# These events tell running work to stop after its current step.
 _postponed: list[threading.Event] = []
 
 
 def install() -> None:
-    """Lets a thread end this process on SIGINT; called again, it changes nothing.
+    """Starts a thread that ends this process on SIGINT; a second call has no effect.
 
-    A process that was started with SIGINT ignored, as by `nohup`, goes on ignoring it.
+    A process that was started with SIGINT ignored, for example by `nohup`, continues to ignore it.
     """
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    # The interpreter writes the number of a signal to the pipe only where Python handles it.
+    # The interpreter writes a signal number to the pipe only if Python has a handler for it.
     signal.signal(signal.SIGINT, _ignore)
     threading.Thread(target=_listen, args=(reading,), daemon=True).start()
-    if hasattr(signal, "pthread_sigmask"):  # `softjax.launch` starts its processes with it blocked
+    # `softjax.launch` starts its processes with SIGINT blocked.
+    if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def uninstall() -> None:
-    """Gives SIGINT back to the program, which has set a handler of its own."""
+    """Stops handling SIGINT here, because the program has set its own handler."""
     signal.set_wakeup_fd(-1)
 
 
 def finish() -> None:
-    """Ignores SIGINT from here on: the work is done, and its exit status is known."""
+    """Ignores SIGINT from now on: the work is done, and its exit status is known."""
     if signal.getsignal(signal.SIGINT) is _ignore:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -64,7 +67,7 @@ def finish() -> None:
 
 @contextlib.contextmanager
 def reported_by(report: Callable[[], str]) -> Iterator[None]:
-    """Meanwhile an interrupt is told in the words of `report`, which may save what was reached."""
+    """In this context `report` returns the line for an interrupt; it may save the work so far."""
     _reports.append(report)
     try:
         yield
@@ -74,7 +77,7 @@ def reported_by(report: Callable[[], str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def ended_by(end: Callable[[str], None]) -> Iterator[None]:
-    """Meanwhile an interrupt calls `end` with the line; where it returns, this process ends."""
+    """In this context an interrupt calls `end` with the line; if it returns, this process ends."""
     _ends.append(end)
     try:
         yield
@@ -84,7 +87,7 @@ def ended_by(end: Callable[[str], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def postponed() -> Iterator[threading.Event]:
-    """Meanwhile the first interrupt only sets this event, and the second ends the process."""
+    """In this context the first interrupt only sets this event; the second ends the process."""
     event = threading.Event()
     _postponed.append(event)
     try:
@@ -94,17 +97,17 @@ def postponed() -> Iterator[threading.Event]:
 
 
 def held_back() -> contextlib.AbstractContextManager:
-    """Meanwhile an interrupt waits."""
+    """In this context an interrupt waits."""
     return _writing
 
 
 def tell(words: str) -> None:
-    """From here on an interrupt is told in these words, where no report is at hand."""
+    """Sets the line that reports an interrupt if there is no report function."""
     _words[:] = [words]
 
 
 def _ignore(*_: object) -> None:
-    """The thread has heard it."""
+    """Does nothing: the thread handles the signal."""
 
 
 def _listen(reading: int) -> None:
@@ -125,7 +128,7 @@ def _interrupted() -> None:
         if _reports:
             try:
                 words = _reports[-1]()
-            except Exception as error:  # what was reached cannot be saved: say that
+            except Exception as error:  # the work so far cannot be saved
                 words = f"interrupted; nothing was saved: {' '.join(str(error).split())}"
         for end in reversed(_ends):
             end(words)
@@ -133,8 +136,8 @@ def _interrupted() -> None:
 
 
 def _say_and_exit(words: str) -> NoReturn:
-    # Of several processes the first speaks. Neither the buffers of Python nor its locks are used,
-    # for the main thread may hold them.
+    # Of several processes, only process 0 prints. `os.write` needs no buffers or locks of Python,
+    # which the main thread may hold.
     if os.environ.get("JAX_PROCESS_ID", "0") == "0":
         with contextlib.suppress(OSError):
             os.write(2, f"softjax: {words}\n".encode())
@@ -144,12 +147,13 @@ def _say_and_exit(words: str) -> NoReturn:
 def _is_command() -> bool:
     """Whether this process was started as `softjax`, or as `python -m softjax[.launch]`."""
     name = sys.argv[0] if getattr(sys, "argv", None) else ""
-    if name == "-m":  # so while Python looks for the module
+    if name == "-m":  # Python has not found the module yet
         modules = [after for flag, after in pairwise(sys.orig_argv) if flag == "-m"]
         return modules[:1] in (["softjax"], ["softjax.launch"])
     return os.path.basename(name) in ("softjax", "softjax.exe")
 
 
-# The first import of the package, so that no moment of the others, seconds long, is without it.
+# The package imports this module first, so that Ctrl-C also works during the other imports, which
+# take seconds.
 if _is_command():
     install()

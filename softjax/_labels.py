@@ -1,4 +1,4 @@
-"""What a label can be: a class index, a distribution over the classes, or a sparse one."""
+"""The kinds of labels: class indices, distributions over the classes, and sparse distributions."""
 
 import operator
 from functools import cache, partial, reduce
@@ -28,11 +28,12 @@ from softjax._sharding import brought_to
 
 
 class TopKLabels(NamedTuple):
-    """A sparse distribution over the classes, as a teacher's k best (distillation).
+    """A sparse distribution over the classes, such as the top k of a teacher (distillation).
 
     Attributes:
-        indices: integers [..., k], class indices; an index that stands twice adds up.
-        probabilities: real [..., k], >= 0; what they leave out of 1 is not put anywhere.
+        indices: integers [..., k], class indices; probabilities of a repeated index are added.
+        probabilities: real [..., k], >= 0; if they sum to less than 1, the missing probability mass
+            is not redistributed.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -49,12 +50,12 @@ Labels = ArrayLike | TopKLabels
 
 
 class ClassIndices(NamedTuple):
-    """Integer labels, made safe to look up with.
+    """Integer labels as indices that are safe to look up.
 
     Attributes:
-        index: int32, every entry in [0, K); 0 where there is nothing to look up.
-        bad: where the label is outside [0, K); None where all are known to be inside.
-        ignored: where the label is `ignore_index`; None without one.
+        index: int32, every entry in [0, K); 0 where the label is bad or ignored.
+        bad: True where the label is outside [0, K); None if all labels are known to be inside.
+        ignored: True where the label is `ignore_index`; None without an `ignore_index`.
     """
 
     index: Array
@@ -65,10 +66,10 @@ class ClassIndices(NamedTuple):
 def class_indices(
     function: str, labels: ArrayLike, num_classes: int, ignore_index: int | None = None
 ) -> ClassIndices:
-    """Integer `labels` as indices in [0, num_classes), with what is bad or ignored beside them.
+    """Integer `labels` as indices in [0, num_classes), with masks of bad and ignored labels.
 
-    A label that is out of range raises ValueError where the values are known; under a trace it
-    is marked as bad. It never wraps.
+    A label out of range raises ValueError if its value is known; under a trace it is marked as bad.
+    Negative labels never count from the end.
     """
     if not is_concrete(labels):
         labels = jnp.asarray(labels)  # a list with a traced label
@@ -80,7 +81,7 @@ def class_indices(
             index = labels if labels.dtype == jnp.int32 else labels.astype(jnp.int32)
             return ClassIndices(index, None, None)
         return _safe(labels, num_classes, ignore_index, good)
-    # In NumPy, which holds labels that a 32-bit array of JAX would cut.
+    # NumPy checks the labels, because a 32-bit JAX array would truncate 64-bit labels.
     y = np.asarray(native(function, "labels", labels, "class indices (integer)"))
     is_class, ignored = _is_class(y, num_classes, ignore_index), None
     if checks_values(y) and not is_class.all():
@@ -105,7 +106,7 @@ def _safe(y: Array, num_classes: int, ignore_index: int | None, good: bool) -> C
 
 
 def _is_class(labels: Any, num_classes: int, ignore_index: int | None) -> Any:
-    """Where a label is in [0, num_classes), or the one that is ignored."""
+    """Whether each label is in [0, num_classes) or is `ignore_index`."""
     is_class = (labels >= 0) & ~_at_least(labels, num_classes)
     return is_class if ignore_index is None else is_class | _equals(labels, ignore_index)
 
@@ -137,9 +138,9 @@ def is_class_indices(labels: Labels, function: str) -> TypeGuard[ArrayLike]:
 def distribution(
     function: str, labels: Labels, shape: tuple[int, ...], dtype, axis: int = -1
 ) -> Array:
-    """A distribution over the last axis of `shape`, dense; NaN where a traced index is bad.
+    """A dense distribution over the last axis of `shape`; NaN where a traced index is bad.
 
-    A dense one is given with its classes on `axis`.
+    If `labels` are dense already, `axis` is their class axis.
     """
     if isinstance(labels, TopKLabels):
         return _scattered(function, labels, shape, dtype)
@@ -157,7 +158,7 @@ def sparse_distribution(
 ) -> tuple[Array, Array]:
     """Indices in [0, K) and probabilities of a distribution over the last axis of `shape`.
 
-    A probability is NaN where the index is bad, under a trace.
+    Under a trace, the probability of a bad index is NaN.
     """
     expected = "an array of integers"
     indices = array(function, "labels.indices", expected, labels.indices)
@@ -176,7 +177,7 @@ def sparse_distribution(
 def _scattered(function: str, labels: TopKLabels, shape: tuple[int, ...], dtype) -> Array:
     index, probabilities = sparse_distribution(function, labels, shape)
     if any(jax.typeof(index).sharding.spec):
-        # Rows on Explicit axes, over which nothing is scattered.
+        # JAX cannot scatter over rows on Explicit axes, so the classes are compared instead.
         is_class = index[..., None] == jnp.arange(shape[-1], dtype=index.dtype)
         return jnp.sum(jnp.where(is_class, probabilities.astype(dtype)[..., None], 0), -2)
     rows = (
@@ -187,7 +188,7 @@ def _scattered(function: str, labels: TopKLabels, shape: tuple[int, ...], dtype)
 
 
 def _at_least(labels: Any, bound: int) -> Any:
-    """labels >= bound, also for a bound that the dtype of the labels does not hold."""
+    """labels >= bound, also for a bound that the dtype of the labels cannot represent."""
     return labels >= bound if bound <= _range(labels.dtype)[1] else labels != labels
 
 
@@ -198,6 +199,6 @@ def _equals(labels: Any, value: int) -> Any:
 
 @cache
 def _range(dtype: np.dtype) -> tuple[int, int]:
-    """The least and the largest integer of a dtype, of which `jnp.iinfo` is slow to tell."""
+    """The smallest and the largest integer of a dtype, cached because `jnp.iinfo` is slow."""
     info = jnp.iinfo(dtype)
     return int(info.min), int(info.max)

@@ -1,10 +1,10 @@
-"""How the processes of a run find each other, and how what befalls one of them ends all.
+"""How the processes of a run find each other, and how the failure of one ends all of them.
 
-Each of them connects to process 0 before the runtime of JAX starts, which would wait for minutes
-for one that is gone, and stays connected until it has ended. The system closes the connection of
-one that dies, at any moment, so that process 0 knows at once and tells the others. What one has to
-say of its end it gives to process 0, which prints the first such message and no other; all end
-with the exit status of that one.
+Each process connects to process 0 before the JAX runtime starts, because the runtime would wait for
+minutes for a process that is gone. The connection stays open until the process has ended. If a
+process dies, the operating system closes its connection, so that process 0 knows at once and tells
+the others. A process that fails sends its error message to process 0. Process 0 prints only the
+first such message, and all processes end with the exit status that came with it.
 """
 
 import contextlib
@@ -17,31 +17,32 @@ import threading
 import time
 from typing import NoReturn
 
-# What a process says at the end of its connection, and process 0 to each: an exit status, 0 for
-# an end without a fault; and that all have met.
+# The bytes on a connection are exit statuses: a process sends its own before it ends, 0 without a
+# failure, and process 0 sends one to each process. MET means that all processes have connected.
 MET = 255
 LOST = 70
 HELLO = struct.Struct("!7sII")
 NAME = b"softjax"
-# The variable with the descriptor that `softjax.launch` gives: what is read ends when that ends.
+# This environment variable holds the descriptor of a pipe that `softjax.launch` opened. Reading
+# from the pipe returns when `softjax.launch` has ended.
 LAUNCHER = "SOFTJAX_LAUNCHER"
-# For those who come when the run is lost already, and for an answer.
+# Seconds to wait for an answer, and for processes that connect after the run has failed.
 LINGER = 10.0
 PAUSE = 0.05
 
 
 class Meeting:
-    """The connections of this process to the others: of process 0 to all, of all to process 0.
+    """The connections of this process: process 0 is connected to all others, the others to it.
 
     Args:
-        address: HOST:PORT at which process 0 can be reached; free again when all have met.
+        address: HOST:PORT at which process 0 listens; free again once all are connected.
         count: the number of processes, 2 or more.
-        index: of this one.
+        index: the number of this process, from 0.
         patience: seconds to wait for the others.
 
     Raises:
-        SystemExit: one of them ended before all had met, or did not come.
-        OSError: process 0 cannot listen there.
+        SystemExit: a process did not connect, or ended before all had connected.
+        OSError: process 0 cannot listen at the address.
     """
 
     def __init__(self, address: str, count: int, index: int, patience: float):
@@ -55,21 +56,21 @@ class Meeting:
         threading.Thread(target=self._listen if index else self._watch, daemon=True).start()
 
     def find_service(self) -> None:
-        """Waits for the runtime of JAX at the address: it waits longer where it finds nobody."""
+        """Waits until the JAX runtime of process 0 listens, so that JAX connects without delay."""
         if self.index:
             with contextlib.suppress(OSError):
                 _connected(self.place, time.monotonic() + LINGER).close()
 
     def leave(self) -> None:
-        """Ends the connection without a fault: this process is not missed from here on."""
-        self.ending.acquire()  # the thread must not take an end for a loss any more
+        """Closes the connections without a failure: the others no longer wait for this process."""
+        self.ending.acquire()  # from now on the thread must not report a lost process
         self._tell(0)
         for connection in self.connections:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_WR)
 
     def fail(self, status: int, words: str) -> NoReturn:
-        """Ends all processes with an exit status; process 0 says why, once."""
+        """Ends all processes with an exit status; process 0 prints the reason, once."""
         if self.index == 0:
             self._end(status, words)
         self.last_words = words
@@ -77,11 +78,11 @@ class Meeting:
         with contextlib.suppress(OSError):
             connection.sendall(bytes([status]) + words.encode())
             connection.shutdown(socket.SHUT_WR)
-        time.sleep(LINGER)  # the thread ends this process when process 0 has heard
+        time.sleep(LINGER)  # the thread ends this process as soon as process 0 has answered
         self._end(status, words)
 
     def name(self, index: int) -> str:
-        """As messages have it."""
+        """The name of a process in messages."""
         return f"process {index} of {self.count}"
 
     def _receive(self, deadline: float) -> None:
@@ -91,9 +92,9 @@ class Meeting:
             selector.register(listener, selectors.EVENT_READ, None)
             while len(self.connections) < self.count - 1 and time.monotonic() < deadline:
                 for key, _ in selector.select(max(deadline - time.monotonic(), 0)):
-                    if key.data is not None:  # nobody says anything before all have met
+                    if key.data is not None:  # before all have connected, only an end is readable
                         selector.unregister(key.fileobj)
-                        found = f"{self.name(key.data)} ended before all had met."
+                        found = f"{self.name(key.data)} ended before all had connected."
                     elif (came := self._welcome(listener)) is not None:
                         connection, found = came
                         index = self.connections[connection]
@@ -109,7 +110,7 @@ class Meeting:
                         deadline = min(deadline, time.monotonic() + LINGER)
         missing = set(range(1, self.count)) - set(self.connections.values())
         if missing and not fault:
-            fault = f"of {self.count} processes these did not come: {sorted(missing)}."
+            fault = f"these of the {self.count} processes did not connect: {sorted(missing)}."
             _print(fault)
             self._tell(LOST)
         if fault:
@@ -117,7 +118,7 @@ class Meeting:
         self._tell(MET)
 
     def _welcome(self, listener: socket.socket) -> tuple[socket.socket, str] | None:
-        """The next connection, and what is wrong with it; None for one that is not of a run."""
+        """The next connection and its error, if any; None if it is not from softjax."""
         connection, _ = listener.accept()
         connection.settimeout(1)
         said = _received(connection, HELLO.size)
@@ -127,20 +128,21 @@ class Meeting:
         _, count, index = HELLO.unpack(said)
         wrong = ""
         if count != self.count or not 0 < index < count:
-            wrong = f"process {index} of {count} came to {self.name(0)}."
+            wrong = f"process {index} of {count} connected to {self.name(0)}."
         elif index in self.connections.values():
-            wrong = f"two processes say that they are {self.name(index)}."
+            wrong = f"two processes were started as {self.name(index)}."
         _keep(connection)
         self.connections[connection] = index
         return connection, wrong
 
     def _come(self, deadline: float) -> None:
-        """All others come to process 0, and wait until all have met."""
+        """The other processes connect to process 0, and wait until all have connected."""
         try:
             connection = _connected(self.place, deadline)
         except OSError as error:
             host, port = self.place
-            _print(f"{self.name(self.index)}: no process 0 at {host}:{port}: {error}.")
+            name = self.name(self.index)
+            _print(f"{name}: cannot connect to process 0 at {host}:{port}: {error}.")
             sys.exit(LOST)
         _keep(connection)
         self.connections[connection] = 0
@@ -156,7 +158,7 @@ class Meeting:
         connection.settimeout(None)
 
     def _listen(self) -> None:
-        """Waits for the word of process 0, or for its end."""
+        """Waits for a message from process 0, or for its end."""
         connection = next(iter(self.connections))
         status = _received(connection, 1)
         if not status:
@@ -165,12 +167,12 @@ class Meeting:
             self._end(status[0])
 
     def _lost_first(self) -> NoReturn:
-        """One of the others has to say what befell process 0."""
+        """Ends this process after process 0 was lost, which process 1 reports for all others."""
         words = f"lost {self.name(0)}." if self.index == 1 else ""
         self._end(LOST, self.last_words or words)
 
     def _watch(self) -> None:
-        """Process 0 waits for the end of any other."""
+        """Process 0 waits for the end of any other process."""
         with selectors.DefaultSelector() as selector:
             for connection in self.connections:
                 selector.register(connection, selectors.EVENT_READ, connection)
@@ -184,7 +186,7 @@ class Meeting:
                 selector.unregister(key.fileobj)
 
     def _end(self, status: int, words: str = "") -> NoReturn:
-        """Ends this process, and by process 0 all; the first to come says why."""
+        """Ends this process; process 0 ends all. Only the first call prints its reason."""
         self.ending.acquire()
         if words:
             _print(words)
@@ -206,11 +208,11 @@ def _listener(host: str, port: int) -> socket.socket:
 
 
 def _connected(place: tuple[str, int], deadline: float) -> socket.socket:
-    """A connection as soon as somebody listens there."""
+    """A connection to a place, as soon as a process listens there."""
     while True:
         try:
             connection = socket.create_connection(place, max(deadline - time.monotonic(), PAUSE))
-            # On one machine, a port that nobody listens at may connect to itself.
+            # On one machine, a socket can connect to itself if no process listens at the port.
             if connection.getsockname() != connection.getpeername():
                 return connection
             connection.close()
@@ -221,19 +223,19 @@ def _connected(place: tuple[str, int], deadline: float) -> socket.socket:
 
 
 def _keep(connection: socket.socket) -> None:
-    """Something goes to and fro on it every minute, so that nothing between forgets it."""
+    """Sends keep-alive packets every minute, so that no router drops the idle connection."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
 
 
 def _send(connection: socket.socket, status: int) -> None:
-    with contextlib.suppress(OSError):  # it has gone
+    with contextlib.suppress(OSError):  # the other process may have ended
         connection.sendall(bytes([status]))
 
 
 def _received(connection: socket.socket, size: int | None = None) -> bytes:
-    """What comes until so many bytes are there, or until the connection ends."""
+    """The next `size` bytes, or fewer if the connection ends; without a size, all bytes."""
     data = b""
     with contextlib.suppress(OSError):
         while size is None or len(data) < size:
@@ -245,6 +247,6 @@ def _received(connection: socket.socket, size: int | None = None) -> bytes:
 
 
 def _print(words: str) -> None:
-    """At once, and whatever another thread is writing; to a disk that is full, not at all."""
+    """Prints without a buffer or a lock that another thread may hold; ignores a full disk."""
     with contextlib.suppress(OSError):
         os.write(2, f"softjax: {words}\n".encode())

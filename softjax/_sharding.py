@@ -1,8 +1,9 @@
-"""Where the entries of an array are, on a mesh of devices, as a trace can see it.
+"""How arrays are distributed over a mesh of devices, as far as a trace can see it.
 
-Within `jax.shard_map` a type says over which axes of the mesh an array varies. What a loop carries
-must be of one type, and so must the results of a choice: `while_loop` and `cond` are those of
-`jax.lax`, of arrays that are first cast to vary over the axes that any of them varies over.
+Within `jax.shard_map` the type of an array says over which mesh axes it varies. The carry of a loop
+must keep its type, and both branches of a `cond` must return the same type. `while_loop` and `cond`
+here first cast all arrays to vary over the axes over which any of them varies, and then call
+`jax.lax`.
 """
 
 import math
@@ -26,10 +27,10 @@ Names = tuple[str, ...]
 
 
 def shards(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
-    """In how many equal parts the devices of a mesh may hold each of the axes; 1 without a mesh.
+    """The numbers of equal parts into which a mesh may split each of the axes; 1 without a mesh.
 
-    The sharding on Explicit axes is in the type. Auto axes hide theirs: a count that all of them
-    divide has the true one as a divisor, for JAX shards into equal parts.
+    The type shows the sharding over Explicit axes. Auto axes hide theirs, so the product of the
+    sizes of all Auto axes is used: since JAX shards into equal parts, the true number divides it.
     """
     sharding = jax.typeof(x).sharding
     mesh = sharding.mesh
@@ -37,23 +38,23 @@ def shards(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
 
     def count(axis: int) -> int:
         names = hidden + entry_names(sharding.spec[axis])
-        # An axis without entries, which anything divides, is not split.
+        # An axis of length 0, which every number divides, is not split.
         return math.gcd(x.shape[axis] or 1, math.prod(mesh.shape[name] for name in names))
 
     return tuple(map(count, axes))
 
 
 class Lead(NamedTuple):
-    """The leading axes of arrays whose rows, in whatever order, their function takes as one axis.
+    """The leading axes of arrays, which a function of rows flattens to one axis in any order.
 
-    A reshape keeps their order. Where an axis behind the first is over devices, it moves rows from
-    one to another, and JAX refuses it on Explicit axes. Each device then flattens its own part,
-    nothing is sent, and the rows of the first device come first.
+    A reshape would keep the order of the rows. If an axis after the first is sharded, this would
+    move rows between devices, and JAX refuses it on Explicit axes. Instead, each device flattens
+    its own part: nothing is sent, and the rows of the first device come first.
 
     Attributes:
-        shape: that of the leading axes.
-        mesh: as `mesh_of`.
-        names: the Explicit axes of the mesh that each of the leading axes is over.
+        shape: the shape of the leading axes.
+        mesh: the mesh, as `mesh_of` finds it.
+        names: for each leading axis, the Explicit mesh axes over which it is sharded.
     """
 
     shape: tuple[int, ...]
@@ -62,9 +63,10 @@ class Lead(NamedTuple):
 
     @classmethod
     def of(cls, mesh: AbstractMesh, ndim: int, kernel: Array, axis: int, *arrays: Array) -> "Lead":
-        """The first `ndim` axes, as the first array has them that is over devices there.
+        """The first `ndim` axes, with the sharding of the first array that is sharded there.
 
-        But for the axes of the classes, on `axis` of the kernel, which have all of the rows.
+        Mesh axes that shard the classes, which are on `axis` of the kernel, hold all rows and are
+        left out.
         """
         taken = entry_names(jax.typeof(kernel).sharding.spec[axis])
         specs = [jax.typeof(a).sharding.spec[:ndim] for a in arrays]
@@ -74,11 +76,11 @@ class Lead(NamedTuple):
 
     @property
     def every(self) -> Names:
-        """The axes of the mesh that the rows are over."""
+        """The mesh axes over which the rows are sharded."""
         return sum(self.names, ())
 
     def flat(self, a: Array) -> Array:
-        """`a` [*shape, ...] as [N, ...], brought where the rows are."""
+        """`a` [*shape, ...] as [N, ...], with the sharding of the rows."""
         ndim, spec = len(self.shape), jax.typeof(a).sharding.spec
 
         def flattened(a: Array) -> Array:
@@ -95,7 +97,7 @@ class Lead(NamedTuple):
         return self._on_devices(flattened, P(*self.names), P(self.every), a)
 
     def back(self, a: Array) -> Array:
-        """`a` [N, ...] as [*shape, ...], where the rows were."""
+        """`a` [N, ...] as [*shape, ...], with the original sharding of the rows."""
         if not any(self.names[1:]):
             return a.reshape(*self.shape, *a.shape[1:])
         sizes = (math.prod(self.mesh.shape[name] for name in names) for names in self.names)
@@ -110,7 +112,7 @@ class Lead(NamedTuple):
         return self._on_devices(unflattened, here, P(*self.names), a)
 
     def _on_devices(self, function: Callable, in_specs: P, out_specs: P, a: Array) -> Array:
-        """`function` of what each device has of `a`."""
+        """`function` of the part of `a` on each device."""
         with use_abstract_mesh(self.mesh):
             names = set(self.every)
             each = jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, axis_names=names)
@@ -118,13 +120,13 @@ class Lead(NamedTuple):
 
 
 def mesh_of(tree: Any) -> AbstractMesh:
-    """The mesh that an array of the tree is on, or else the one that is set; it may be empty."""
+    """The mesh of the first array of the tree that has one, else the current mesh or no mesh."""
     meshes = (jax.typeof(a).sharding.mesh for a in jax.tree.leaves(tree))
     return next((mesh for mesh in meshes if not mesh.empty), get_abstract_mesh())
 
 
 def visible_spec(a: Array) -> tuple[Any, ...]:
-    """The axes of the mesh that each axis of `a` is over; of a tracer the Explicit ones alone."""
+    """The mesh axes over which each axis of `a` is sharded; for a tracer only Explicit axes."""
     sharding = jax.typeof(a).sharding
     if not isinstance(a, Tracer) and isinstance(a.sharding, NamedSharding):
         sharding = a.sharding
@@ -132,7 +134,7 @@ def visible_spec(a: Array) -> tuple[Any, ...]:
 
 
 def brought_to(a: Array, other: Array) -> Array:
-    """`a` where `other`, of the same shape, is on Explicit axes."""
+    """`a` with the sharding of `other`, an array of the same shape, over Explicit axes."""
     here, there = (jax.typeof(x).sharding for x in (a, other))
     if here.spec == there.spec:
         return a
@@ -141,7 +143,7 @@ def brought_to(a: Array, other: Array) -> Array:
 
 
 def looked_up(table: Array, index: Array) -> Array:
-    """table[index]; on Explicit axes, where that is no operation, from a table that is whole."""
+    """table[index]; on Explicit axes the table is first replicated, since JAX requires it."""
     specs = [jax.typeof(a).sharding.spec for a in (table, index)]
     if not any(map(any, specs)):
         return table[index]
@@ -151,15 +153,15 @@ def looked_up(table: Array, index: Array) -> Array:
 
 
 def axes_of(tree: Any) -> frozenset[str]:
-    """The axes of a mesh, within a `shard_map`, over which any array of the tree varies."""
+    """The mesh axes, within a `shard_map`, over which any array of the tree varies."""
     every = (jax.typeof(a).manual_axis_type.varying for a in jax.tree.leaves(tree))
     return frozenset[str]().union(*every)
 
 
 def varying(tree: Any, axes: Collection[str]) -> Any:
-    """The tree with arrays that vary over `axes`: what is the same everywhere is so by accident.
+    """The tree, with types that allow every array to vary over `axes`; values do not change.
 
-    The transpose of the cast is the sum over `axes`.
+    The transpose of this cast is the sum over `axes`.
     """
 
     def cast(a: Array) -> Array:
@@ -170,25 +172,25 @@ def varying(tree: Any, axes: Collection[str]) -> Any:
 
 
 def varying_alike(tree: Any) -> Any:
-    """The tree with arrays that all vary over the axes that any of them varies over."""
+    """The tree, in which all arrays vary over every axis over which one of them varies."""
     return varying(tree, axes_of(tree))
 
 
 def while_loop(running: Callable[[Any], Array], step: Callable[[Any], Any], carry: Any) -> Any:
-    """As `lax.while_loop`, also within a `shard_map`."""
+    """`lax.while_loop`, which also works within a `shard_map`."""
     axes = axes_of(carry) | _axes_after(step, carry)
     return lax.while_loop(running, lambda carry: varying(step(carry), axes), varying(carry, axes))
 
 
 def fori_loop(first: int, stop: int | Array, step: Callable[[Any, Any], Any], carry: Any) -> Any:
-    """As `lax.fori_loop`, also within a `shard_map`."""
+    """`lax.fori_loop`, which also works within a `shard_map`."""
     axes = axes_of(carry) | _axes_after(step, first, carry)
     carry = varying(carry, axes)
     return lax.fori_loop(first, stop, lambda i, carry: varying(step(i, carry), axes), carry)
 
 
 def cond(predicate: Array, if_true: Callable, if_false: Callable, *operands: Any) -> Any:
-    """As `lax.cond`, also within a `shard_map`."""
+    """`lax.cond`, which also works within a `shard_map`."""
     axes = _axes_after(if_true, *operands) | _axes_after(if_false, *operands)
     chosen = (lambda *args, f=f: varying(f(*args), axes) for f in (if_true, if_false))
     return lax.cond(predicate, *chosen, *operands)
@@ -208,13 +210,13 @@ def _axes_after(function: Callable, *operands: Any) -> frozenset[str]:
 
 
 def entry_names(entry: Any) -> Names:
-    """The axes of one entry of a PartitionSpec."""
+    """The names of the mesh axes in one entry of a PartitionSpec."""
     if entry is None:
         return ()
     return entry if isinstance(entry, tuple) else (entry,)
 
 
 def axes_of_type(mesh: AbstractMesh, kind: AxisType) -> Names:
-    """The axes of a mesh that are of this kind."""
+    """The names of the mesh axes of this kind."""
     pairs = zip(mesh.axis_names, mesh.axis_types, strict=True)
     return tuple(name for name, axis_type in pairs if axis_type == kind)

@@ -1,7 +1,7 @@
-"""Weights and factors of any size, and sums by class over any number of examples.
+"""Weights and factors of any magnitude, and sums by class over any number of examples.
 
-XLA:CPU reads a subnormal number, in float32 one below 1.2e-38, as 0, in comparisons too. A weight
-can be subnormal, so what is done here with such numbers is done with their bits.
+XLA:CPU reads a subnormal number (in float32: below 1.2e-38) as 0, also in comparisons. Weights can
+be subnormal, so the functions here work with the bits of such numbers.
 """
 
 import jax.numpy as jnp
@@ -12,14 +12,15 @@ LIFT = 64
 
 
 def is_zero(x: Array) -> Array:
-    """Whether x is 0; a subnormal number is not."""
+    """Whether x is 0; subnormal numbers are not 0."""
     return _bits_of_size(x) == 0
 
 
 def shares(weights: Array, counted: Array | bool = True, costs: Array | None = None) -> Array:
-    """w / sum(w c) over what is counted, and 0 elsewhere and where the sum is 0; c is 1 for None.
+    """w / sum(w c) over the counted entries, with c = `costs` or 1; 0 for all other entries.
 
-    The weights are >= 0, of any size: their sum may overflow, and all of them may be subnormal.
+    If the sum is 0, all results are 0. The weights are >= 0 and may have any magnitude: their sum
+    may overflow, and all of them may be subnormal.
     """
     w = in_unit(weights, counted)
     total = jnp.sum(w if costs is None else jnp.where(counted, w * costs, 0))
@@ -27,10 +28,10 @@ def shares(weights: Array, counted: Array | bool = True, costs: Array | None = N
 
 
 def in_unit(weights: Array, counted: Array | bool = True) -> Array:
-    """What is counted of weights >= 0, over a power of two: the largest is in [2, 4), or 0.
+    """Counted weights >= 0, divided by a power of two such that the largest is in [2, 4) or is 0.
 
-    The choice is made among bits and among quotients: XLA:CPU makes a subnormal number that it
-    chooses 0.
+    `where` selects among bits and among quotients, because XLA:CPU turns a subnormal number that it
+    selects into 0.
     """
     largest = jnp.max(jnp.where(counted, _bits_of_size(weights), 0), initial=0)
     is_small = (largest > 0) & (largest >> jnp.finfo(weights.dtype).nmant < LIFT)
@@ -54,7 +55,7 @@ def significand_and_exponent(x: Array) -> tuple[Array, Array]:
 
 
 def power_of_two(exponent: Array) -> Array:
-    """2^k for whole numbers k: 0 where that is subnormal; k must not be too large."""
+    """2^k for whole numbers k; 0 if that is subnormal. 2^k must not overflow."""
     info = jnp.finfo(exponent.dtype)
     biased = jnp.maximum(exponent + (info.maxexp - 1), 0).astype(_integer(exponent.dtype))
     return lax.bitcast_convert_type(biased << info.nmant, exponent.dtype)
@@ -63,20 +64,20 @@ def power_of_two(exponent: Array) -> Array:
 def sums_by_class(classes: Array, x: Array, num_classes: int) -> Array:
     """The sums of x [N] over the examples of each class, [num_classes]; integers stay exact.
 
-    A scatter adds one number after the other, and a float32 sum of ones stays at 2^24 for ever. So
-    it sums blocks of examples, and a tree of sums adds the blocks.
+    A scatter adds one number after the other, so that a float32 sum of ones never exceeds 2^24.
+    The scatter therefore sums blocks of examples only, and a tree of sums adds the blocks.
     """
     if jnp.issubdtype(x.dtype, jnp.integer):
         return jnp.zeros(num_classes, x.dtype).at[classes].add(x)
-    size = max(32, num_classes)  # the sums of the blocks are no more numbers than the examples
-    (rows,) = x.shape  # which need not be a number where the program is exported
+    size = max(32, num_classes)  # then there are no more sums of blocks than examples
+    (rows,) = x.shape  # a symbol, not a number, if the program is exported
     count = -(-rows // size)
     block = jnp.arange(rows, dtype=jnp.int32) // size
     return jnp.sum(jnp.zeros((count, num_classes), x.dtype).at[block, classes].add(x), 0)
 
 
 def _lifted(x: Array) -> Array:
-    """2^LIFT x, where it does not overflow, for subnormal x too; linear in x for autodiff."""
+    """2^LIFT x, if it does not overflow, also for subnormal x; autodiff sees a linear function."""
     info = jnp.finfo(x.dtype)
     bits = _bits_of_size(x)
     of_subnormal = jnp.copysign(bits.astype(x.dtype) * 2.0 ** (LIFT + info.minexp - info.nmant), x)
@@ -85,7 +86,7 @@ def _lifted(x: Array) -> Array:
 
 
 def _power_of_two_below(x: Array) -> Array:
-    """The largest power of two that is not above |x|; 0 where x is 0 or subnormal."""
+    """The largest power of two <= |x|; 0 if x is 0 or subnormal."""
     nmant = jnp.finfo(x.dtype).nmant
     return lax.bitcast_convert_type(_bits_of_size(x) >> nmant << nmant, x.dtype)
 

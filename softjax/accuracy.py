@@ -1,8 +1,9 @@
-"""How accurate softjax, jax.nn and optax are on the device at hand, against exact references.
+"""The accuracy of softjax, jax.nn and optax on the current device, against exact references.
 
-The unit is the last place (ulp) of the exact result. Since exp has the condition number |x - max|,
-an implementation that does not compensate the rounding of x - max may be off by the gap between
-the two largest logits, in ulp, on top of a constant: that is the bound in the rows below.
+Errors are measured in units in the last place (ulp) of the exact result. The condition number of
+exp(x - max) is |x - max|. An implementation that does not compensate the rounding of x - max can
+therefore have an error, in ulp, of a constant plus the gap between the two largest logits. This is
+the bound in the rows below.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,21 +28,22 @@ QUICK_SIZES = (2, 10, 1000)
 SCALES = (0.1, 1.0, 8.0, 40.0)
 OFFSETS = (0.0, -30.0, 1e3, 1e5)
 GAPS = (5.0, 10.0, 20.0, 40.0, 60.0)
-EXACT_ENTRIES = 15_000  # of 200-bit numbers in one sweep, some 40 us each
+EXACT_ENTRIES = 15_000  # the number of 200-bit entries in one sweep, about 40 us each
 
 
 class Row(NamedTuple):
     """The accuracy of one function in one dtype.
 
     Attributes:
-        function: what is computed.
-        dtype: of the logits.
-        unit: of the errors: "ulp", "relative", or "of lambda_max" for the eigenvalues.
+        function: the name of the function.
+        dtype: the dtype of the logits.
+        unit: the unit of the errors: "ulp", "float32 ulp", "relative" or "of the largest"
+            (eigenvalue).
         softjax: the largest error of softjax.
         peer: the largest error of the peer.
         peer_name: "jax.nn" or "optax".
         goal: the bound, in words.
-        ratio: the largest ratio of error to bound of softjax.
+        ratio: the largest ratio of an error of softjax to its bound.
         ok: whether every error of softjax is within its bound.
     """
 
@@ -56,11 +58,11 @@ class Row(NamedTuple):
     ok: bool
 
 
-_Function = Callable[[Array, Array], Array]  # of logits and labels
+_Function = Callable[[Array, Array], Array]  # a function of logits and labels
 
 
 class _Sweep(NamedTuple):
-    """Logits [N, K], labels [N], and what the exact results are made of, all but x of rank 2."""
+    """Logits [N, K], labels [N], and parts of the exact results, which have rank 2 like x."""
 
     x: np.ndarray
     labels: np.ndarray
@@ -69,13 +71,13 @@ class _Sweep(NamedTuple):
     d: np.ndarray  # x - m
     e: np.ndarray  # exp(d)
     r: np.ndarray  # sum of e over all entries but the top
-    gap: np.ndarray  # from the top to the runner-up; 0 without one
+    gap: np.ndarray  # the top minus the second largest entry; 0 if that is -inf
 
 
 class _Exact(NamedTuple):
     value: np.ndarray
-    scale: np.ndarray  # whose last place is the unit
-    slack: np.ndarray  # what the bound allows beyond 5 ulp
+    scale: np.ndarray  # the number whose last place is the unit of the error
+    slack: np.ndarray  # the part of the bound beyond 5 ulp
 
 
 class _Quantity(NamedTuple):
@@ -83,7 +85,7 @@ class _Quantity(NamedTuple):
     goal: str
     peer_name: str
     exact: Callable[[_Sweep], _Exact]
-    functions: tuple[_Function, ...]  # softjax, the peer
+    functions: tuple[_Function, ...]  # the functions of softjax and of the peer
     at_least_float32: bool = False
 
 
@@ -93,18 +95,18 @@ def measure(quick: bool = False, progress: Callable[[int, int], None] | None = N
         error = max |computed - exact|,   over logits of many lengths, scales and offsets,
                                           with dominated rows, ties, near ties and -inf
 
-    The references are NumPy float64 for float32 and half precision, 200-bit arithmetic for float64,
-    which is measured where 64-bit types are on.
+    The reference is NumPy float64 for float32 and half precision, and 200-bit arithmetic for
+    float64. float64 is measured only if 64-bit types are on.
 
     Args:
-        quick: three lengths instead of eight: seconds instead of a minute.
-        progress: called with the steps done and the steps in all.
+        quick: use three lengths instead of eight, which takes seconds instead of a minute.
+        progress: a function that is called with the number of finished steps and of all steps.
 
     Returns:
         One row for each function and dtype.
 
     Raises:
-        ModuleNotFoundError: without mpmath, which the extra `cli` brings.
+        ModuleNotFoundError: mpmath is not installed; the extra `cli` installs it.
 
     Example:
         >>> from softjax.accuracy import measure
@@ -210,11 +212,11 @@ _QUANTITIES = (
 
 
 def _errors(quantity: _Quantity, sweep: _Sweep, dtype: np.dtype) -> np.ndarray:
-    """The largest error of softjax and of the peer, in ulp, and of softjax in its bound."""
+    """The largest errors of softjax and of the peer in ulp, and of softjax over its bound."""
     exact = quantity.exact(sweep)
     result = np.promote_types(dtype, np.float32) if quantity.at_least_float32 else dtype
     unit = np.spacing(np.abs(_finite(exact.scale)).astype(result)).astype(np.float64)
-    # XLA flushes results below the smallest normal number to zero: at most K terms of that size.
+    # XLA flushes results below the smallest normal number to zero, in at most K terms of a sum.
     floor = sweep.x.shape[-1] * float(_info(np.promote_types(dtype, np.float32)).tiny)
     allowed = 5 + exact.slack if result.itemsize >= 4 else 0.51
 
@@ -246,7 +248,7 @@ def _row(quantity: _Quantity, dtype: np.dtype, ours: float, theirs: float, ratio
 def _sweep(size: int, dtype: np.dtype) -> _Sweep:
     rng = np.random.default_rng(size)
     x = np.concatenate([block.astype(dtype) for block in _logits(rng, size, dtype)])
-    # One of each pair of top entries is moved to the neighbouring number: a near tie.
+    # For a near tie, the second largest entry is set to the number just below the largest.
     near = np.sort(x[:4], -1)
     near[:, -2] = np.nextafter(near[:, -1], dtype.type(-np.inf))
     x = np.concatenate([x, rng.permuted(near, axis=-1)])
@@ -345,7 +347,7 @@ def _hessian_rows(dtype: np.dtype) -> list[Row]:
 
 def _context() -> Any:
     try:
-        import mpmath  # nothing else here needs it
+        import mpmath  # imported here because only the exact references need it
     except ModuleNotFoundError as error:
         needs = _checks.needs_extra("softjax.accuracy", "mpmath", "cli")
         raise ModuleNotFoundError(f"{needs}.", name="mpmath") from error

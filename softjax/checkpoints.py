@@ -1,8 +1,8 @@
-"""Checkpoints of a training run, by orbax: what is read again is exactly what was saved.
+"""Checkpoints of a training run, written with orbax, that are read exactly as they were saved.
 
-Each holds the state, the history and the configuration of a run. Orbax writes beside the place and
-renames when all is there, so that what is found is whole, unless the disk has spoiled it since:
-then the digests of its files say so, and the checkpoint before is the one to use.
+A checkpoint holds the state, the history and the configuration of a run. Orbax writes it under a
+temporary name and renames it when it is complete, so that a checkpoint is never half written. If a
+file was damaged later, its digest does not match, and the previous checkpoint is used.
 """
 
 import hashlib
@@ -29,12 +29,12 @@ DIGESTS = "sha256.json"
 
 
 class Saved(NamedTuple):
-    """What a checkpoint holds.
+    """The contents of a checkpoint.
 
     Attributes:
-        step: of the state.
-        leaves: the arrays of the state by their paths.
-        history: of the run so far.
+        step: the step of the state.
+        leaves: the arrays of the state, by their paths in the pytree.
+        history: the events of the run so far.
 
     Example:
         >>> import numpy as np
@@ -48,7 +48,7 @@ class Saved(NamedTuple):
     history: list[dict[str, float]]
 
     def state_like(self, state: Any) -> Any:
-        """The state, in the structure of one that begins."""
+        """The saved state as a pytree with the structure of `state`."""
         paths, structure = jax.tree_util.tree_flatten_with_path(state)
         begun = {jax.tree_util.keystr(path): leaf for path, leaf in paths}
         saved, now = (
@@ -57,24 +57,25 @@ class Saved(NamedTuple):
         )
         if saved != now:
             difference = "; ".join(_checks.differences(saved, now))
-            raise DataError(f"the checkpoint of step {self.step} is of another run: {difference}.")
+            words = f"the checkpoint of step {self.step} belongs to another run"
+            raise DataError(f"{words}: {difference}.")
         return jax.tree.unflatten(structure, [self.leaves[name] for name in begun])
 
 
 class Checkpoints:
-    """The checkpoints of a run in a directory, the last few of them.
+    """The last few checkpoints of a run, in a directory.
 
-    Process 0 writes and reads; the others get from it what it has read. Needs the extra
-    `checkpoint`.
+    Process 0 writes and reads the files, and sends what it has read to the other processes. Needs
+    the extra `checkpoint`.
 
     Args:
-        directory: made where it is not there.
-        configuration: what makes the run what it is, as JSON can hold it: a run of another one
-            does not go on from here.
+        directory: the folder of the checkpoints; it is created if it does not exist.
+        configuration: the settings of the run, as values for JSON. A run with other settings cannot
+            resume from these checkpoints.
 
     Raises:
-        softjax.tables.DataError: orbax is missing.
-        OSError: nothing can be written there.
+        softjax.tables.DataError: orbax is not installed.
+        OSError: the directory cannot be written.
 
     Example:
         >>> import tempfile, numpy as np
@@ -93,17 +94,18 @@ class Checkpoints:
         processes.of_first(self._open)
 
     def restore(self, batches: Mapping[str, Any] | None = None) -> Saved | None:
-        """The last checkpoint that is whole, on every process; None where there is none.
+        """The last undamaged checkpoint, on every process; None if there is no checkpoint.
 
         Args:
-            batches: what determines the batches, to be compared with the configuration.
+            batches: the settings that determine the batches, which become part of the
+                configuration.
 
         Returns:
             `Saved`, or None.
 
         Raises:
-            softjax.tables.DataError: it is of a run of another configuration, or none of those
-                that there are is whole.
+            softjax.tables.DataError: the checkpoint belongs to a run with another configuration, or
+                all checkpoints are damaged.
         """
         if batches:
             self.configuration["batches"] = dict(batches)
@@ -112,15 +114,15 @@ class Checkpoints:
         return saved
 
     def save(self, step: int, state: Any, history: list[dict[str, float]]) -> None:
-        """Writes a checkpoint, unless the last is of the same step.
+        """Writes a checkpoint, unless the last one has the same step.
 
         Args:
-            step: of the state.
-            state: a pytree of arrays that process 0 has whole.
-            history: of the run so far.
+            step: the step of the state.
+            state: a pytree of arrays, complete on process 0.
+            history: the events of the run so far.
 
         Raises:
-            softjax.tables.DataError: it cannot be written. Those before are as they were.
+            softjax.tables.DataError: it cannot be written. Earlier checkpoints are kept.
         """
         if step == self.last_step:
             return
@@ -129,15 +131,15 @@ class Checkpoints:
         self.last_step = step
 
     def _open(self) -> None:
-        """Only process 0 has a manager; it must not wait for the others."""
+        """Opens the manager on process 0, which must not wait for the other processes."""
         try:
             import orbax.checkpoint as ocp
         except ModuleNotFoundError:
             needs = _checks.needs_extra("a checkpoint", "orbax-checkpoint", "checkpoint")
             raise DataError(f"{self.directory}: {needs}.") from None
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what is an error is also raised
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors are raised, not only logged
         self.directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=self.directory):  # raises where nothing can be written
+        with tempfile.TemporaryFile(dir=self.directory):  # raises if nothing can be written
             pass
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT,
@@ -167,14 +169,16 @@ class Checkpoints:
             (path / "new").write_text(json.dumps(_digests(path)))
             os.replace(path / "new", path / DIGESTS)
         except Exception as error:
-            kept = "none" if self.last_step is None else f"that of step {self.last_step}"
+            kept = "no earlier one exists"
+            if self.last_step is not None:
+                kept = f"the last one is of step {self.last_step}"
             raise DataError(
-                f"{self.directory}: the checkpoint of step {step} cannot be written; the last one "
-                f"is {kept}: {_first_line(error)}"
+                f"{self.directory}: the checkpoint of step {step} cannot be written ({kept}): "
+                f"{_first_line(error)}"
             ) from error
 
     def _reserve(self, size: int) -> None:
-        """Raises where the disk has no room for so many bytes, which orbax says in many words."""
+        """Raises a short error if the disk has no room; the error of orbax would be long."""
         if hasattr(os, "posix_fallocate") and size:
             with tempfile.TemporaryFile(dir=self.directory) as file:
                 os.posix_fallocate(file.fileno(), 0, size)
@@ -190,16 +194,16 @@ class Checkpoints:
                 aside = self._aside(step)
                 self._manager.reload()
                 print(
-                    f"softjax: {aside}: the checkpoint of step {step} is spoiled and was put "
-                    f"aside: {_first_line(error)}",
+                    f"softjax: {aside}: the checkpoint of step {step} is damaged and was renamed "
+                    f"to this: {_first_line(error)}",
                     file=sys.stderr,
                 )
         if steps:
-            raise DataError(f"{self.directory}: none of the {len(steps)} checkpoints is whole.")
+            raise DataError(f"{self.directory}: all checkpoints are damaged ({len(steps)} found).")
         return None
 
     def _aside(self, step: int) -> Path:
-        """Gives a spoiled checkpoint another name, under which it is kept and not found."""
+        """Renames a damaged checkpoint, so that it is kept but no longer found."""
         for number in count():
             aside = self.directory / (f"bad-{step}.{number}" if number else f"bad-{step}")
             if not aside.exists():
@@ -209,7 +213,8 @@ class Checkpoints:
 
     def _read(self, step: int) -> Saved:
         path, arguments = self.directory / str(step), self._ocp.args
-        # They come last, and are missing where the process died just before: then all is there.
+        # The digests are written last. They are missing if the process ended just before; the
+        # checkpoint itself is complete then.
         if (path / DIGESTS).exists():
             expected = json.loads((path / DIGESTS).read_text())
             spoiled = [name for name, _ in expected.items() ^ _digests(path).items()]
@@ -228,12 +233,12 @@ class Checkpoints:
         configuration = json.loads(json.dumps(self.configuration))
         if record["configuration"] != configuration:
             difference = "; ".join(_checks.differences(record["configuration"], configuration))
-            raise DataError(f"{self.directory}: holds another run: {difference}.")
+            raise DataError(f"{self.directory}: belongs to another run: {difference}.")
         return Saved(record["step"], leaves, record["history"])
 
 
 def _is_record(record: Any, step: int) -> bool:
-    """Whether it holds what `save` was given: without digests nothing else vouches for it."""
+    """Whether a record has the form that `save` writes; without digests there is no other check."""
     if not isinstance(record, dict) or record.keys() != {"step", "history", "configuration"}:
         return False
     if record["step"] != step or not isinstance(record["configuration"], dict):
@@ -246,7 +251,7 @@ def _is_record(record: Any, step: int) -> bool:
 
 
 def _digests(path: Path) -> dict[str, str]:
-    """SHA-256 of all files below a folder, but for that of the digests."""
+    """SHA-256 of all files below a folder, except the file of the digests."""
     files = [
         file for file in path.rglob("*") if file.is_file() and file.name not in (DIGESTS, "new")
     ]

@@ -1,6 +1,7 @@
 """Models of choice: Bradley-Terry (one of two, or neither) and Plackett-Luce (rankings).
 
-Each is a softmax over what can be chosen, so each loss is a cross-entropy, or a sum of some.
+Each choice is a softmax over the items that can be chosen, so that each loss is a cross-entropy or
+a sum of cross-entropies.
 """
 
 from contextlib import nullcontext
@@ -26,18 +27,20 @@ def bradley_terry_probability(
 ) -> Array:
     """Probabilities of the outcomes of a comparison of i and j.
 
-        softmax(s_i, s_j)  or, where neither may win,  softmax(s_i, s_j, s_0)
+        softmax(s_i, s_j)  or, if neither may win,  softmax(s_i, s_j, s_0)
 
-    Without `neither`, P(i beats j) = sigmoid(s_i - s_j). With it the odds of i against j stay
-    exp(s_i - s_j): the third outcome takes from both in proportion.
+    Without `neither`, P(i beats j) = sigmoid(s_i - s_j). With `neither`, the odds of i against j
+    are still exp(s_i - s_j), because the third outcome reduces both probabilities by the same
+    factor.
 
-    Derivative: that of softmax.
-    Edge cases: those of softmax; a score -inf never wins.
+    Derivative: as for `softmax`.
+    Edge cases: as for `softmax`; an item with score -inf never wins.
 
     Args:
         score_i: real, nats: score of i.
         score_j: real, nats: score of j; it broadcasts with `score_i`.
-        neither: real, nats: score of neither; it broadcasts with the others. None: one wins.
+        neither: real, nats: score of the outcome "neither"; it broadcasts with the others. None if
+            one of the two always wins.
 
     Returns:
         [..., 2] or, with `neither`, [..., 3]: probabilities of i, of j and of neither, in the
@@ -68,21 +71,23 @@ def bradley_terry_loss(
         l = -log softmax(s_i, s_j[, s_0])_outcome
 
     Derivative: p - [outcome]. Both modes, any order.
-    Edge cases: those of cross_entropy; an outcome out of range under a trace: NaN in loss and
+    Edge cases: as for `cross_entropy`; under a trace, an outcome out of range gives NaN in loss and
     gradient.
 
     Args:
         score_i: real, nats: score of i.
         score_j: real, nats: score of j; it broadcasts with `score_i`.
-        outcome: integers, the shape that the scores broadcast to: 0 where i won, 1 where j won,
-            and, with `neither`, 2 where neither did.
-        neither: real, nats: score of neither; it broadcasts with the others. None: one wins.
+        outcome: integers, the shape that the scores broadcast to: 0 if i won, 1 if j won and, with
+            `neither`, 2 if neither won.
+        neither: real, nats: score of the outcome "neither"; it broadcasts with the others. None if
+            one of the two always wins.
 
     Returns:
         Losses in nats, shape of `outcome`, at least float32.
 
     Raises:
-        TypeError, ValueError: arguments that do not fit, or a known outcome out of range.
+        TypeError, ValueError: an argument of the wrong dtype or shape, or a known outcome out of
+            range.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -90,7 +95,7 @@ def bradley_terry_loss(
         Array([2.0611537e-09, 6.9314718e-01], dtype=float32)
 
     Source: Bradley and Terry (1952); R. R. Davidson, "On Extending the Bradley-Terry Model to
-        Accommodate Ties" (1970), for other ways to let neither win.
+        Accommodate Ties" (1970), for other models in which neither may win.
     """
     function = "bradley_terry_loss"
     logits = _outcomes(function, score_i, score_j, neither)
@@ -106,28 +111,30 @@ def bradley_terry_loss(
 def plackett_luce_loss(
     scores: ArrayLike, ranking: ArrayLike, where: ArrayLike | None = None
 ) -> Array:
-    """Negative log-likelihood of rankings: a softmax choice, again and again, from what is left.
+    """Negative log-likelihood of rankings: repeated softmax choices from the remaining items.
 
         l = sum_t (logsumexp(s_i, i not yet chosen before t) - s_(i_t)),  i_1, ..., i_k = ranking
 
-    A ranking may be partial: the items that it does not name come after those that it names. With
-    k = 1 this is the cross-entropy, with two items the Bradley-Terry loss.
+    A ranking may be partial: items that it does not name come after those that it names. With k = 1
+    this is the cross-entropy, with two items the Bradley-Terry loss.
 
-    Derivative: sum_t (p_t - [i_t]), p_t the softmax over what is left at t. Both modes, any order.
-    Edge cases: a position of -1 is padding: it adds nothing. An index out of range, an item named
-    twice and an item that `where` leaves out are errors: ValueError where they are known, else
-    NaN in loss and gradient. An item of score -inf before others: +inf.
+    Derivative: sum_t (p_t - [i_t]), where p_t is the softmax over the items left at t. Both modes,
+    any order.
+    Edge cases: an entry of -1 is padding and adds nothing. An index out of range, an item named
+    twice and an item that `where` leaves out raise ValueError if their values are known; otherwise
+    they give NaN in loss and gradient. An item with score -inf before others gives +inf.
 
     Args:
-        scores: real [..., n], nats: one score an item.
+        scores: real [..., n], nats: one score per item.
         ranking: signed integers [..., k], k <= n, best item first; -1 for padding.
         where: booleans of the rank of `scores`, which broadcast to it: the items that take part.
 
     Returns:
-        Losses [...] in nats, at least float32. Time and memory are in O(k n).
+        Losses [...] in nats, at least float32. Time and memory are O(k n).
 
     Raises:
-        TypeError, ValueError: arguments that do not fit, or a ranking known to be wrong.
+        TypeError, ValueError: an argument of the wrong dtype or shape, or a ranking that is known
+            to be invalid.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -146,7 +153,7 @@ def plackett_luce_loss(
     if not (same_rows and ranking.shape[-1] <= x.shape[-1]):
         expected = f"of shape {x.shape[:-1]} + (k,) with k <= {x.shape[-1]}"
         raise ValueError(_checks.message(function, "ranking", expected, f"shape {ranking.shape}"))
-    # What is known is checked within a trace too; of tracers even the shape may be symbolic.
+    # Known values are checked even within a trace. Traced arrays may have symbolic shapes.
     is_known = _checks.is_concrete(ranking) and _checks.is_concrete(where)
     with jax.ensure_compile_time_eval() if is_known else nullcontext():
         where = True if where is None else where
@@ -157,12 +164,12 @@ def plackett_luce_loss(
 
 
 class _Stages(NamedTuple):
-    """The choices that make up a ranking.
+    """The sequence of choices in a ranking.
 
     Attributes:
         chosen: [..., k], the item chosen; -1 for none.
         left: [..., k, n], the items that can still be chosen.
-        bad: [..., k], whether the ranking is wrong there.
+        bad: [..., k], whether this entry of the ranking is invalid.
     """
 
     chosen: Array
@@ -201,7 +208,7 @@ def _outcomes(function: str, score_i, score_j, neither) -> Array:
         expected = "of shapes that broadcast"
         got = ", ".join(str(shape) for shape in shapes)
         raise ValueError(_checks.message(function, "`, `".join(given), expected, got)) from error
-    # Python numbers and integers follow the floating arrays.
+    # Python numbers and integers take the dtype of the floating arrays.
     arrays = [jnp.asarray(_checks.native(function, name, s)) for name, s in given.items()]
     dtypes = [a.dtype for a in arrays if jnp.issubdtype(a.dtype, jnp.floating) and not a.weak_type]
     dtype = reduce(jnp.promote_types, dtypes or [scores[0].dtype])
@@ -209,7 +216,7 @@ def _outcomes(function: str, score_i, score_j, neither) -> Array:
 
 
 def _integers(function: str, argument: str, x: ArrayLike, *, signed: bool = False) -> Array:
-    """`x` as integers of at least 32 bits; what is known stays known inside of a trace."""
+    """`x` as integers of at least 32 bits; known values stay known inside a trace."""
     with jax.ensure_compile_time_eval():
         expected = f"an array of {'signed ' if signed else ''}integers"
         x = _checks.array(function, argument, expected, x)
@@ -219,7 +226,7 @@ def _integers(function: str, argument: str, x: ArrayLike, *, signed: bool = Fals
 
 
 def _refuse(function: str, argument: str, expected: str, x: Array, bad: Array) -> None:
-    """Raises ValueError for the first entry of `x` that is known to be bad."""
+    """Raises ValueError if an entry of `x` is known to be bad, and names the first one."""
     if _checks.checks_values(x) and not _checks.holds(_is_good, bad):
         _checks.refuse_first(function, argument, expected, np.asarray(x), np.asarray(bad))
 

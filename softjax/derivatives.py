@@ -1,11 +1,12 @@
-"""The closed forms: what people call in place of autodiff, and what the losses use themselves.
+"""Derivatives of softmax, logsumexp and cross-entropy in closed form.
 
-Everything is over the last axis, K classes, with p = softmax(logits) and the covariance of the
-one-hot label as the one matrix behind it all,
+Users can call them in place of automatic differentiation; the losses use the same formulas. All
+functions work over the last axis, which has K classes, with p = softmax(logits). They share one
+matrix, the covariance of the one-hot label,
 
     H = diag(p) - p p^T = Hessian of logsumexp = Jacobian of softmax = Cov[one-hot].
 
-1 - p is never a difference where p is near 1: there it is r / (1 + r), with r the excess.
+Where p is near 1, 1 - p is computed without cancellation as r / (1 + r), with the excess r.
 """
 
 import jax.numpy as jnp
@@ -45,8 +46,8 @@ def softmax_jacobian(logits: ArrayLike) -> Array:
 
         J_ij = dp_i / dx_j = p_i (delta_ij - p_j)
 
-    Derivative: not the purpose; differentiable.
-    Edge cases: a class of probability 0 has a zero row and column; +inf or NaN: NaN.
+    Derivative: by automatic differentiation.
+    Edge cases: a class of probability 0 has a zero row and column; +inf or NaN in a row gives NaN.
 
     Args:
         logits: real [..., K], nats.
@@ -74,7 +75,7 @@ def softmax_jvp(logits: ArrayLike, tangent: ArrayLike) -> Array:
 
         J v = p (v - <p, v>)
 
-    Derivative: not the purpose; differentiable.
+    Derivative: by automatic differentiation.
     Edge cases: a class of probability 0 gives 0.
 
     Args:
@@ -92,19 +93,19 @@ def softmax_jvp(logits: ArrayLike, tangent: ArrayLike) -> Array:
         >>> softjax.derivatives.softmax_jvp(jnp.array([0.0, 0.0]), jnp.array([1.0, 0.0]))
         Array([ 0.25, -0.25], dtype=float32)
 
-    Source: as softmax_jacobian.
+    Source: see softmax_jacobian.
     """
     x = _logits("softmax_jvp", logits)
     return _covariance_product(x, _beside("softmax_jvp", "tangent", tangent, x)).astype(x.dtype)
 
 
 def softmax_vjp(logits: ArrayLike, cotangent: ArrayLike) -> Array:
-    """A vector times the Jacobian of softmax, which is symmetric: softmax_jvp by another name.
+    """A vector times the Jacobian of softmax, in O(K); equal to softmax_jvp, since J is symmetric.
 
         u^T J = p (u - <p, u>)
 
-    Derivative: not the purpose; differentiable.
-    Edge cases: as softmax_jvp.
+    Derivative: by automatic differentiation.
+    Edge cases: as in softmax_jvp.
 
     Args:
         logits: real [..., K], nats.
@@ -121,7 +122,7 @@ def softmax_vjp(logits: ArrayLike, cotangent: ArrayLike) -> Array:
         >>> softjax.derivatives.softmax_vjp(jnp.array([0.0, 0.0]), jnp.array([1.0, 0.0]))
         Array([ 0.25, -0.25], dtype=float32)
 
-    Source: as softmax_jacobian.
+    Source: see softmax_jacobian.
     """
     x = _logits("softmax_vjp", logits)
     cotangent = _beside("softmax_vjp", "cotangent", cotangent, x)
@@ -161,8 +162,8 @@ def logsumexp_hessian(logits: ArrayLike) -> Array:
 
         H = diag(p) - p p^T,    H_ii = p_i (1 - p_i)
 
-    Derivative: not the purpose; differentiable.
-    Edge cases: as softmax_jacobian. H is positive semidefinite and H 1 = 0.
+    Derivative: by automatic differentiation.
+    Edge cases: as in softmax_jacobian. H is positive semidefinite and H 1 = 0.
 
     Args:
         logits: real [..., K], nats.
@@ -190,8 +191,8 @@ def logsumexp_hvp(logits: ArrayLike, v: ArrayLike) -> Array:
 
         H v = p (v - <p, v>)
 
-    Derivative: not the purpose; differentiable.
-    Edge cases: as softmax_jvp.
+    Derivative: by automatic differentiation.
+    Edge cases: as in softmax_jvp.
 
     Args:
         logits: real [..., K], nats.
@@ -208,7 +209,7 @@ def logsumexp_hvp(logits: ArrayLike, v: ArrayLike) -> Array:
         >>> softjax.derivatives.logsumexp_hvp(jnp.array([0.0, 0.0]), jnp.array([1.0, 0.0]))
         Array([ 0.25, -0.25], dtype=float32)
 
-    Source: as logsumexp_hessian.
+    Source: see logsumexp_hessian.
     """
     x = _logits("logsumexp_hvp", logits)
     return _covariance_product(x, _beside("logsumexp_hvp", "v", v, x)).astype(x.dtype)
@@ -219,8 +220,8 @@ def logsumexp_hessian_sqrt(logits: ArrayLike) -> Array:
 
         S = diag(sqrt p) - p sqrt(p)^T,    S S^T = H
 
-    Derivative: not the purpose; infinite where a probability is 0.
-    Edge cases: as softmax_jacobian.
+    Derivative: by automatic differentiation; infinite where a probability is 0.
+    Edge cases: as in softmax_jacobian.
 
     Args:
         logits: real [..., K], nats.
@@ -252,9 +253,9 @@ def logsumexp_hessian_pinv(logits: ArrayLike) -> Array:
 
         H^+ = C diag(1 / p) C,    C = I - 1 1^T / K
 
-    Derivative: not the purpose; infinite where a probability is 0.
-    Edge cases: classes of probability 0 are outside the support: zero rows and columns, and K
-    counts the others.
+    Derivative: by automatic differentiation; infinite where a probability is 0.
+    Edge cases: classes of probability 0 have zero rows and columns, and K counts only the other
+        classes.
 
     Args:
         logits: real [..., K], nats.
@@ -293,15 +294,16 @@ def log_partition_cumulants(logits: ArrayLike, direction: ArrayLike, order: int 
         kappa_n = d^n/dt^n logsumexp(x + t v) at t = 0
         kappa_1 = <p, v>, kappa_2 = mu_2, kappa_3 = mu_3, kappa_4 = mu_4 - 3 mu_2^2
 
-    with mu_n the central moments: mean, variance, skewness and kurtosis before normalization.
+    where mu_n are the central moments. The cumulants are the mean, the variance, and the skewness
+    and excess kurtosis before normalization.
 
-    Derivative: not the purpose; differentiable.
+    Derivative: by automatic differentiation.
     Edge cases: a class of probability 0 adds nothing; its v must be finite.
 
     Args:
         logits: real [..., K], nats.
         direction: v, real, shape of `logits`.
-        order: how many, 1 to 4.
+        order: the number of cumulants, 1 to 4.
 
     Returns:
         [..., order] in the dtype of `logits`.
@@ -312,7 +314,7 @@ def log_partition_cumulants(logits: ArrayLike, direction: ArrayLike, order: int 
     Example:
         >>> import jax.numpy as jnp, softjax
         >>> x, v = jnp.array([0.0, 0.0]), jnp.array([1.0, -1.0])
-        >>> softjax.derivatives.log_partition_cumulants(x, v, 4)  # of log cosh t
+        >>> softjax.derivatives.log_partition_cumulants(x, v, 4)  # derivatives of log cosh t
         Array([ 0.,  1.,  0., -2.], dtype=float32)
 
     Source: M. J. Wainwright, M. I. Jordan, "Graphical models, exponential families, and
@@ -325,7 +327,7 @@ def log_partition_cumulants(logits: ArrayLike, direction: ArrayLike, order: int 
     if order not in (1, 2, 3, 4):
         raise ValueError(_checks.message(function, "order", "1, 2, 3 or 4", order))
     p, _ = softmax_and_complement(masked(x, None))
-    # Moments about the dominant class, where there is one: no cancellation in its row.
+    # Moments about the dominant class, if there is one, do not cancel.
     dominant = p > 0.5
     w = relative_to_dominant(dominant, v, (x.ndim - 1,))
     offset = jnp.sum(jnp.where(dominant, v, 0), -1)
@@ -336,12 +338,13 @@ def log_partition_cumulants(logits: ArrayLike, direction: ArrayLike, order: int 
 
 
 def cross_entropy_gradient(logits: ArrayLike, labels: Labels) -> Array:
-    """Gradient of the cross-entropy with respect to the logits: what is predicted less what is.
+    """Gradient of the cross-entropy with respect to the logits: predicted minus true probabilities.
 
         g = p - y,  with g_y = -(1 - p_y) for the label y of a class index
 
-    Derivative: H v for integer labels, Q H v for a distribution of mass Q; -v with respect to it.
-    Edge cases: a row of -inf: 0; a label that is out of range under a trace: NaN.
+    Derivative: H v for integer labels, and Q H v for a distribution with sum Q; -v with respect to
+        the distribution.
+    Edge cases: a row of -inf gives 0; under a trace, a label out of range gives NaN.
 
     Args:
         logits: real [..., K], nats.
@@ -371,12 +374,12 @@ def cross_entropy_gradient(logits: ArrayLike, labels: Labels) -> Array:
 
 
 def cross_entropy_hessian(logits: ArrayLike, labels: Labels) -> Array:
-    """Hessian of the cross-entropy with respect to the logits: the variance of the one-hot label.
+    """Hessian of the cross-entropy with respect to the logits: covariance of the one-hot label.
 
         d^2 l / dx dx^T = Q H,    H = diag(p) - p p^T,    Q = sum_k y_k = 1
 
-    Derivative: not the purpose; differentiable.
-    Edge cases: as softmax_jacobian; a label that is out of range under a trace: NaN.
+    Derivative: by automatic differentiation.
+    Edge cases: as in softmax_jacobian; under a trace, a label out of range gives NaN.
 
     Args:
         logits: real [..., K], nats.
@@ -406,8 +409,8 @@ def cross_entropy_hvp(logits: ArrayLike, labels: Labels, v: ArrayLike) -> Array:
 
         Q H v = Q p (v - <p, v>)
 
-    Derivative: not the purpose; differentiable.
-    Edge cases: as cross_entropy_hessian.
+    Derivative: by automatic differentiation.
+    Edge cases: as in cross_entropy_hessian.
 
     Args:
         logits: real [..., K], nats.
@@ -426,7 +429,7 @@ def cross_entropy_hvp(logits: ArrayLike, labels: Labels, v: ArrayLike) -> Array:
         >>> softjax.derivatives.cross_entropy_hvp(x, jnp.array(1), v)
         Array([ 0.25, -0.25], dtype=float32)
 
-    Source: as cross_entropy_hessian.
+    Source: see cross_entropy_hessian.
     """
     x = _logits("cross_entropy_hvp", logits)
     v = _beside("cross_entropy_hvp", "v", v, x)
@@ -467,7 +470,7 @@ def _indices(function: str, labels: ArrayLike, x: Array) -> tuple[Array, Array |
 
 
 def _mass(function: str, labels: Labels, x: Array) -> Array:
-    """The sum Q of the target probabilities: 1 for a class index, NaN for a bad one."""
+    """The sum Q of the target probabilities: 1 for a class index, NaN for a bad index."""
     dtype = compute_dtype(x.dtype)
     if not is_class_indices(labels, function):
         return jnp.sum(distribution(function, labels, x.shape, dtype), -1)

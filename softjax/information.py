@@ -1,7 +1,7 @@
-"""Entropy, cross-entropy, Kullback-Leibler divergence and their kin, from logits, in nats.
+"""Entropy, cross-entropy, Kullback-Leibler divergence and related quantities of logits, in nats.
 
-All of them are computed in at least float32 and returned so: they are sums that losses and
-averages are made of. Here p = softmax(target_logits) and q = softmax(logits).
+They are computed and returned in at least float32, because losses and averages sum them. Here
+p = softmax(target_logits) and q = softmax(logits).
 """
 
 import math
@@ -40,12 +40,12 @@ def entropy(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
 
         H = -sum_i p_i log p_i = log1p(r) + sum_i p_i (m - x_i),  m = max x
 
-    No term is negative and log p is accurate where p is near 1, so nothing cancels:
+    No term is negative, and log p is accurate where p is near 1, so nothing cancels:
     entropy([0, -20]) is 4.328e-8 in float32.
 
     Derivative: dH/dx_i = -p_i (log p_i + H) = -p_i (x_i - <p, x>). Both modes, any order.
-    Edge cases: 0 log 0 = 0; a row of -inf, or nothing left by `where`: 0 with zero gradient;
-    +inf or NaN in a row: NaN.
+    Edge cases: 0 log 0 = 0; a row of -inf, or one in which `where` masks every class, gives 0 with
+    zero gradient; +inf or NaN in a row gives NaN.
 
     Args:
         logits: real, any shape, nats; integers and booleans become the default float.
@@ -74,14 +74,14 @@ def cross_entropy(
     axis: Axis = -1,
     where: ArrayLike | None = None,
 ) -> Array:
-    """Cross-entropy of two distributions: the mean surprisal under q of what p draws.
+    """Cross-entropy of two distributions: the mean surprisal under q of draws from p.
 
         H(p, q) = -sum_i p_i log q_i = H(p) + KL(p || q)
 
-    Derivative: q - p with respect to `logits`, -p_i (x_i - <p, x>) with respect to
-    `target_logits`, x the logits. Both modes, any order.
-    Edge cases: 0 log 0 = 0, also where p_i underflows; p_i > 0 = q_i: +inf, with zero gradient
-    with respect to `target_logits`; p without a class: 0 with zero gradient.
+    Derivative: q - p with respect to `logits`, and -p_i (x_i - <p, x>) with respect to
+    `target_logits`, where x are the logits. Both modes, any order.
+    Edge cases: 0 log 0 = 0, also if p_i underflows; p_i > 0 with q_i = 0 gives +inf, with zero
+    gradient with respect to `target_logits`; if p has no class, the result is 0 with zero gradient.
 
     Args:
         target_logits: real, any shape, nats: the logits of p.
@@ -112,17 +112,17 @@ def kl_divergence(
     axis: Axis = -1,
     where: ArrayLike | None = None,
 ) -> Array:
-    """Kullback-Leibler divergence: what it costs to code draws of p as if they were of q.
+    """Kullback-Leibler divergence: the extra nats to encode draws from p with a code for q.
 
         KL(p || q) = sum_i p_i (log p_i - log q_i) = log1p(sum_i p_i phi(u_i)),
         u = c - <p, c>,  c = logits - target_logits,  phi(u) = exp(u) - 1 - u >= 0
 
-    It is a sum of non-negative terms: 0 exactly for the same logits, never below 0, and accurate
-    where p and q nearly agree, where the definition cancels.
+    The last form sums non-negative terms. It is exactly 0 for equal logits, never negative, and
+    accurate if p and q nearly agree, where the definition cancels.
 
-    Derivative: q - p with respect to `logits`, -p u with respect to `target_logits`. Both modes,
-    any order; q - p = p expm1(u - KL) where they are near.
-    Edge cases: those of `cross_entropy`.
+    Derivative: q - p with respect to `logits`, and -p u with respect to `target_logits`. Both
+    modes, any order. Where p and q are close, q - p is computed as p expm1(u - KL).
+    Edge cases: as for `cross_entropy`.
 
     Args:
         target_logits: real, any shape, nats: the logits of p.
@@ -151,14 +151,14 @@ def kl_divergence(
 def surprisal(
     logits: ArrayLike, labels: ArrayLike, axis: int = -1, where: ArrayLike | None = None
 ) -> Array:
-    """Surprisal (self-information) of the classes that came up.
+    """Surprisal (self-information) of the observed classes.
 
         I = -log p_y = log1p(r) - (x_y - m),  m = max x
 
     Derivative: p - [i = y]. Both modes, any order.
-    Edge cases: a class that is masked or -inf: +inf; nothing left by `where`: 0 with zero
-    gradient. A label out of range: ValueError where its value is known, else NaN, the gradient
-    too.
+    Edge cases: a class that is masked or -inf gives +inf; if `where` masks every class, the result
+    is 0 with zero gradient. A label out of range raises ValueError if its value is known, else it
+    gives NaN in value and gradient.
 
     Args:
         logits: real, any shape, nats; integers and booleans become the default float.
@@ -196,7 +196,7 @@ def perplexity(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = Non
         exp(H),  between 1 and the number of classes
 
     Derivative: exp(H) dH/dx. Both modes, any order.
-    Edge cases: those of `entropy`; nothing left by `where`: 1.
+    Edge cases: as for `entropy`; if `where` masks every class, the result is 1.
 
     Args:
         logits: real, any shape, nats; integers and booleans become the default float.
@@ -226,10 +226,11 @@ def joint_entropy(
 
         H(X_1, ..., X_n) = n H(X)
 
-    No code can spend fewer nats on the n draws, and coding them together comes within one bit.
+    No code needs fewer nats for n draws on average, and a code for all of them together needs less
+    than one bit more.
 
     Derivative: n dH/dx. Both modes, any order.
-    Edge cases: those of `entropy`.
+    Edge cases: as for `entropy`.
 
     Args:
         logits: real, any shape, nats; integers and booleans become the default float.
@@ -261,17 +262,18 @@ def temper(
 
         log q_i = alpha x_i - logsumexp(alpha x),  alpha = 1 / T
 
-    alpha = 2 halves the temperature, alpha = 1/2 doubles it, alpha = 0 is infinitely hot: Q is
-    then uniform on the support of P. As alpha grows, Q gathers on the most probable classes.
+    alpha = 2 halves the temperature, and alpha = 1/2 doubles it. alpha = 0 is an infinite
+    temperature, at which Q is uniform on the support of P. As alpha grows, Q concentrates on the
+    most probable classes.
 
-    Derivative: d log q_i / d alpha = x_i - <q, x>; with respect to `logits`, alpha times that of
-    log_softmax at alpha x. Both modes, any order.
-    Edge cases: a class that is masked or -inf stays -inf for every alpha; nothing left by
-    `where`: -inf with zero gradient.
+    Derivative: d log q_i / d alpha = x_i - <q, x>; with respect to `logits`, alpha times the
+    derivative of log_softmax at alpha x. Both modes, any order.
+    Edge cases: a class that is masked or -inf stays -inf for every alpha; if `where` masks every
+    class, the result is -inf with zero gradient.
 
     Args:
         logits: real, any shape, nats; integers and booleans become the default float.
-        alpha: finite scalar, may be traced; a negative one favours what P makes rare.
+        alpha: finite scalar, may be traced; a negative alpha favours the rare classes of P.
         axis: axis or axes of the classes; None for all.
         where: booleans of the rank of `logits`, which broadcast to it; False leaves the class out.
 
@@ -298,10 +300,10 @@ def temper(
 
 
 def nats_to_bits(nats: ArrayLike) -> Array:
-    """Nats in bits: nats / log 2.
+    """Converts nats to bits: nats / log 2.
 
     Derivative: 1 / log 2.
-    Edge cases: infinities and NaN stay.
+    Edge cases: infinities and NaN are unchanged.
 
     Args:
         nats: real, any shape; integers and booleans become the default float.
@@ -324,10 +326,10 @@ def nats_to_bits(nats: ArrayLike) -> Array:
 
 
 def bits_to_nats(bits: ArrayLike) -> Array:
-    """Bits in nats: bits * log 2.
+    """Converts bits to nats: bits * log 2.
 
     Derivative: log 2.
-    Edge cases: infinities and NaN stay.
+    Edge cases: infinities and NaN are unchanged.
 
     Args:
         bits: real, any shape; integers and booleans become the default float.
@@ -385,7 +387,7 @@ def _cross_entropy_jvp(axes, primals, tangents):
 
 # --- Kullback-Leibler divergence ---
 
-# exp(FAR) is far from overflow, and exp(FAR) times a probability that underflows far from 1.
+# exp(FAR) is far below overflow, and exp(FAR) times a probability that underflows is far below 1.
 FAR = 40
 
 
@@ -393,8 +395,9 @@ FAR = 40
 def _kl_divergence(t: Array, x: Array, axes: tuple[int, ...]) -> Array:
     """log1p(sum_i p_i phi(u_i)), with p_i phi(u_i) = exp(a_i) - p_i (1 + u_i), a = log p + u.
 
-    a = log q + KL as well. From that its differences between classes are those of x, so that a is
-    known, once at the most probable class, also where p_i is 0: there the term is exp(a_i).
+    Since also a = log q + KL, the differences of a between classes are the differences of x. So a
+    is computed at the most probable class, and for the others from x. This also works where p_i is
+    0; the term is exp(a_i) there.
     """
     p = softmax(t, axes)
     u = _centred_ratio(p, t, x, axes)
@@ -420,9 +423,9 @@ def _kl_divergence_jvp(axes, primals, tangents):
 
 
 def _centred_ratio(p: Array, t: Array, x: Array, axes: tuple[int, ...]) -> Array:
-    """u = c - <p, c> for c = x - t, which is log q - log p + KL(p || q).
+    """u = c - <p, c> for c = x - t, which equals log q - log p + KL(p || q).
 
-    The rounding error of c is added after c is centred, so that neither a common offset nor a
+    The rounding error of c is added after c has been centred, so that neither a common offset nor a
     large logit costs digits.
     """
     absent = (p == 0) | jnp.isneginf(x)
@@ -452,7 +455,7 @@ def _difference_jvp(axes, primals, tangents):
 
 
 def _exp_less_tangent(u: Array) -> Array:
-    """exp(u) - 1 - u, by u^2/2! + u^3/3! + ... + u^16/16! where it would cancel."""
+    """exp(u) - 1 - u; near 0, where this cancels, the series u^2/2! + ... + u^16/16!."""
     series = jnp.ones_like(u)
     for k in range(16, 2, -1):
         series = 1 + u / k * series
@@ -472,10 +475,10 @@ def _surprisal(x: Array, index: Array, bad: Array | None, where: Array | None, a
 
 @partial(jax.jit, static_argnums=3)
 def _tempered(x: Array, alpha: Array, where: Array | None, axes: tuple[int, ...]) -> Array:
-    """log_softmax(alpha (x - m)), with m the end of x that alpha favours.
+    """log_softmax(alpha (x - m)), where m is max x for alpha >= 0 and min x for alpha < 0.
 
-    Every alpha (x - m) is then <= 0, and overflow is -inf: a class that has no probability. An
-    alpha that this dtype does not hold is infinite here, and takes no part at m.
+    Every alpha (x - m) is then <= 0. It can overflow only to -inf, a class without probability. An
+    alpha that overflows this dtype is infinite here; the product at x = m is still 0.
     """
     wide = masked(x, where)
     absent = jnp.isneginf(wide)
@@ -487,7 +490,7 @@ def _tempered(x: Array, alpha: Array, where: Array | None, axes: tuple[int, ...]
     return log_softmax(jnp.where(absent, -jnp.inf, scaled), axes).astype(x.dtype)
 
 
-# --- what they share ---
+# --- shared helpers ---
 
 
 def _of_one(function, logits, axis, where) -> Array:
@@ -506,21 +509,21 @@ def _of_two(core, function, target_logits, logits, axis, where) -> Array:
 
 @partial(jax.jit, static_argnums=(0, 3))
 def _over_classes(core, logits: tuple[Array, ...], where: Array | None, axes) -> Array:
-    """core(*logits, axes) in one dtype for all, with -inf for a class that is left out."""
+    """core(*logits, axes) with all logits in one dtype, and -inf for masked classes."""
     dtype = compute_dtype(reduce(jnp.promote_types, (x.dtype for x in logits)))
     wide = [masked(x.astype(dtype), where) for x in logits]
     return jnp.squeeze(core(*wide, axes), axes)
 
 
 def _at_top(p: Array, values: Array, axes: tuple[int, ...]) -> Array:
-    """`values` at the most probable class: their mean over several."""
+    """`values` at the most probable class, or their mean if several classes are most probable."""
     top = p == jnp.max(p, axes, keepdims=True, initial=0)
     count = jnp.sum(top.astype(p.dtype), axes, keepdims=True)
     return jnp.sum(jnp.where(top, values, 0), axes, keepdims=True) / count
 
 
 def _centred(p: Array, x: Array, axes: tuple[int, ...]) -> Array:
-    """x - <p, x>, measured from x at the most probable class: no cancellation where it has all."""
+    """x - <p, x>, computed relative to x at the most probable class, which avoids cancellation."""
     x = jnp.where(p == 0, 0, x)
     x = jnp.where(p == 0, 0, x - _at_top(p, x, axes))
     return x - inner(p, x, axes)

@@ -1,7 +1,7 @@
 """Run softjax in several processes on this machine: `python -m softjax.launch -n 2 -- fit ...`.
 
-All of them run `softjax` with the arguments after `--`. If any process fails, the others are ended,
-and one line says which it was and how it ended. Ctrl-C and SIGTERM are passed on to all of them.
+Every process runs `softjax` with the arguments after `--`. If any process fails, the others are
+ended, and one line says which process failed and how. Ctrl-C and SIGTERM are passed on to all.
 """
 
 import argparse
@@ -24,7 +24,7 @@ PAUSE = 0.05
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs them; returns the exit status of the first that failed, 128 + n after signal n."""
+    """Runs the processes; returns the exit status of the first failure, 128 + n after signal n."""
     parser = argparse.ArgumentParser(prog="python -m softjax.launch", description=__doc__)
     parser.add_argument("-n", type=int, required=True, metavar="N", help="number of processes")
     parser.add_argument(
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _interrupt.uninstall()
     try:
         running += start([sys.executable, "-m", "softjax", *options.arguments], options.n)
-        if interrupted:  # while they started
+        if interrupted:  # while the processes were started
             pass_on(signal.SIGINT, None)
         return wait(running)
     finally:
@@ -61,19 +61,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def start(command: Sequence[str], count: int) -> list[subprocess.Popen[bytes]]:
-    """Starts a command so many times, as the processes of one run.
+    """Starts a command `count` times, as the processes of one run.
 
-    They are a process group of their own each: Ctrl-C on a terminal reaches this process alone, so
-    that they hear it once, from here. They start with SIGINT blocked, until they listen for it.
+    Each process is in its own process group. Ctrl-C on a terminal then reaches only the launcher,
+    which passes it on once. The processes start with SIGINT blocked, and unblock it when their
+    handler is ready.
     """
     shared = {"JAX_COORDINATOR_ADDRESS": free_address(), "JAX_NUM_PROCESSES": str(count)}
-    # What ends a run is said once, by softjax; the runtime would say it again in every process.
-    # JAX has set 1 here, unless another level was asked for.
+    # softjax prints the reason for the end of a run once; the runtime would print it again in every
+    # process. JAX has set level 1, unless the user has set another one.
     level = os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1")
     shared["TF_CPP_MIN_LOG_LEVEL"] = "3" if level == "1" else level
-    # One GPU for each process, where there are any.
+    # Each process gets one GPU, if there are GPUs.
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
-    # Nothing is ever written: they read the end of it when this process ends, however it does.
+    # Nothing is ever written to this pipe. The processes read its end when this process ends.
     reading, _ = os.pipe()
     shared[LAUNCHER] = str(reading)
     running = []
@@ -90,14 +91,14 @@ def start(command: Sequence[str], count: int) -> list[subprocess.Popen[bytes]]:
 
 
 def free_address() -> str:
-    """A HOST:PORT of this machine that nobody listens at."""
+    """A HOST:PORT of this machine at which no process listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 def wait(running: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Waits for all of them, or for the first that fails, and ends the others then."""
+    """Waits until all processes have ended, or until one fails; then it ends the others."""
     while True:
         codes = [process.poll() for process in running]
         failed = [(index, code) for index, code in enumerate(codes) if code]
@@ -106,10 +107,10 @@ def wait(running: Sequence[subprocess.Popen[bytes]]) -> int:
         if None not in codes:
             return 0
         time.sleep(PAUSE)
-    # One that was killed is the cause; JAX aborts those that have lost another.
+    # JAX aborts processes that have lost another one, so a process with another end is the cause.
     index, code = min(failed, key=lambda entry: (entry[1] == -signal.SIGABRT, entry[1]))
     end(running, PATIENCE)
-    if code == _interrupt.STATUS:  # process 0 has said it
+    if code == _interrupt.STATUS:  # process 0 has printed the message
         return code
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
     others = "" if len(running) == 1 else "; the others were ended"
@@ -118,7 +119,7 @@ def wait(running: Sequence[subprocess.Popen[bytes]]) -> int:
 
 
 def end(running: Sequence[subprocess.Popen[bytes]], patience: float) -> None:
-    """Kills those that do not end by themselves."""
+    """Kills the processes that do not end by themselves within `patience` seconds."""
     last = time.monotonic() + patience
     while time.monotonic() < last and any(process.poll() is None for process in running):
         time.sleep(PAUSE)

@@ -1,4 +1,4 @@
-"""model.npz, which `softjax fit` writes: the parameters, and how a table becomes features."""
+"""The file model.npz of `softjax fit`: the parameters and the encoding of a table as features."""
 
 import json
 import math
@@ -29,9 +29,9 @@ class Model(NamedTuple):
         kernel: float64 [D, K], for the features as they are in the data.
         bias: float64 [K].
         classes: K names.
-        features: D names; a category of a column has the name column=category.
-        columns: those of the table, with their categories and with what fills missing cells; empty
-            where each feature is a column of numbers.
+        features: D names; the feature of a category is named column=category.
+        columns: the columns of the table, with their categories and the values that fill missing
+            cells; empty if each feature is a column of numbers.
 
     Example:
         >>> import numpy as np
@@ -49,52 +49,52 @@ class Model(NamedTuple):
 
     @property
     def is_finite(self) -> bool:
-        """Whether all parameters are."""
+        """Whether all parameters are finite."""
         return bool(np.isfinite(self.kernel).all() and np.isfinite(self.bias).all())
 
     @property
     def params(self) -> SoftmaxRegression:
-        """The parameters, for the functions of `softjax.regression`; float64 of NumPy."""
+        """The parameters for the functions of `softjax.regression`, as float64 NumPy arrays."""
         kernel: Any = self.kernel
         bias: Any = self.bias
         return SoftmaxRegression(kernel, bias)
 
     @property
     def table(self) -> list[Column]:
-        """The columns that a table needs."""
+        """The columns that a table must have."""
         return list(self.columns) or [Column(name) for name in self.features]
 
     def encode(self, data: Any, reading: tables.Reading = tables.PLAIN) -> np.ndarray:
         """The features of a table.
 
         Args:
-            data: the path of a file, or what has columns by name, such as a DataFrame or a
-                dictionary. Other columns than those of the model are ignored.
-            reading: how the file is to be read.
+            data: the path of a file, or an object with named columns, such as a DataFrame or a
+                dictionary. Columns that the model does not use are ignored.
+            reading: options for reading the file.
 
         Returns:
             float64 [N, D].
 
         Raises:
-            softjax.tables.DataError: a column is missing; a cell is missing, where the fit had
-                none, or is no number, or no category of the fit.
+            softjax.tables.DataError: a column is missing; a cell is missing in a column in which
+                the fit had no missing cells; a cell is not a number, or not a category of the fit.
         """
         if isinstance(data, (str, Path)):
             return tables.features(Path(data), self.table, reading)
         return tables.features_of(data, self.table)
 
     def predict(self, data: Any) -> list[str]:
-        """The name of the most probable class of each row; `data` as of `encode`."""
+        """The name of the most probable class of each row; `encode` describes `data`."""
         places = self.logits(self.encode(data)).argmax(axis=1)
         return [self.classes[place] for place in places.tolist()]
 
     def predict_proba(self, data: Any) -> np.ndarray:
-        """The probabilities of the classes, float64 [N, K]; `data` as of `encode`."""
-        with jax.enable_x64(True):  # features as they are may be far from 0
+        """The probabilities of the classes, float64 [N, K]; `encode` describes `data`."""
+        with jax.enable_x64(True):  # features are not standardised and may be far from 0
             return np.asarray(regression.predict_proba(self.params, self.encode(data)))
 
     def save(self, path: str | Path) -> Path:
-        """Writes the model to a file, whole or not at all, as `softjax fit` does."""
+        """Writes the model to a file as `softjax fit` does, completely or not at all."""
         arrays: dict[str, Any] = dict(zip(self._fields, map(np.asarray, self[:4]), strict=False))
         arrays["columns"] = np.array([json.dumps(column._asdict()) for column in self.table])
         with _files.whole(Path(path)) as draft, draft.open("wb") as file:
@@ -108,16 +108,16 @@ class Model(NamedTuple):
 
 
 def load_model(path: str | Path) -> Model:
-    """Reads the model that `softjax fit` wrote.
+    """Reads a model that `softjax fit` has written.
 
     Args:
-        path: of model.npz.
+        path: the path of model.npz.
 
     Returns:
-        `Model`, which predicts for files and tables, and has the parameters.
+        `Model`, which holds the parameters and predicts for files and tables.
 
     Raises:
-        softjax.tables.DataError: the file is no model that can predict.
+        softjax.tables.DataError: the file is missing, or is not a valid model.
 
     Example:
         >>> import pathlib, tempfile, numpy as np, softjax
@@ -133,7 +133,7 @@ def load_model(path: str | Path) -> Model:
     with path.open("rb") as file:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error")  # NumPy warns of what it only guesses
+                warnings.simplefilter("error")  # NumPy only warns if it guesses a format
                 with zipfile.ZipFile(file) as archive:
                     kernel, bias, classes, features = (
                         _array(archive, name) for name in Model._fields[:4]
@@ -141,8 +141,8 @@ def load_model(path: str | Path) -> Model:
                     columns = None
                     if "columns.npy" in archive.namelist():
                         columns = _array(archive, "columns")
-        # The bytes may be anything, and each layer that reads them raises errors of its own. What
-        # it does not understand is not a model.
+        # The file may contain anything, and each layer that reads it raises its own kinds of
+        # errors. Every such error means that the file is not a model.
         except Exception as error:
             raise _not_a_model(path, _first_line(error)) from error
     if kernel.ndim != 2 or kernel.shape[0] < 1 or kernel.shape[1] < 2:
@@ -163,7 +163,7 @@ def load_model(path: str | Path) -> Model:
 
 
 def _columns(path: Path, array: np.ndarray, features: list[str]) -> list[Column]:
-    """The columns, each of which is text in JSON, and which together have the features."""
+    """The columns, decoded from JSON; together they must have the features of the model."""
     try:
         columns = []
         for text in _names(path, "columns", array, len(array)):
@@ -185,12 +185,12 @@ def _columns(path: Path, array: np.ndarray, features: list[str]) -> list[Column]
     except Exception as error:
         raise _not_a_model(path, f"`columns` cannot be read: {_first_line(error)}") from error
     if known != features or not distinct:
-        raise _not_a_model(path, "`columns` and `features` do not fit each other")
+        raise _not_a_model(path, "`columns` and `features` do not match")
     return columns
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """One array, whose header is checked before memory is taken for what it promises."""
+    """One array; its header is checked against its size before memory is allocated for it."""
     if f"{name}.npy" not in archive.namelist():
         raise ValueError(f"it has no array `{name}`")
     entry = archive.getinfo(f"{name}.npy")
@@ -200,7 +200,7 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
             raise ValueError(f"`{name}` must be numbers or text, got {dtype}")
         size = math.prod(shape) * dtype.itemsize
         if size != entry.file_size - file.tell():
-            raise ValueError(f"`{name}` has another size than its header says")
+            raise ValueError(f"`{name}` does not have the size that its header says")
         array = np.frombuffer(file.read(), dtype, math.prod(shape))
     return array.reshape(shape, order="F" if by_columns else "C")
 
@@ -209,7 +209,7 @@ def _numbers(path: Path, name: str, array: np.ndarray, shape: tuple[int, ...]) -
     if array.dtype.kind == "U" or array.shape != shape:
         got = f"{array.dtype} of shape {array.shape}"
         raise _not_a_model(path, f"`{name}` must be numbers of shape {shape}, got {got}")
-    with np.errstate(over="ignore", invalid="ignore"):  # seen by `is_finite`
+    with np.errstate(over="ignore", invalid="ignore"):  # `is_finite` detects the result
         return array.astype(np.float64)
 
 
@@ -220,10 +220,10 @@ def _names(path: Path, name: str, array: np.ndarray, count: int) -> list[str]:
     try:
         names = array.tolist()
         "".join(names).encode()
-    except ValueError as error:  # numbers that are no characters
+    except ValueError as error:  # code points that are not characters
         raise _not_a_model(path, f"`{name}` must be text, got {_first_line(error)}") from error
     if len(set(names)) != count:
-        raise _not_a_model(path, f"`{name}` must be different from each other, got one name twice")
+        raise _not_a_model(path, f"`{name}` must be distinct, got one name twice")
     return names
 
 

@@ -1,6 +1,6 @@
 """The picture of a fit: learning curve, weights, confusion matrix and reliability diagram.
 
-Needs matplotlib, of the extra `plot`.
+This module needs matplotlib, which the extra `plot` installs.
 """
 
 import unicodedata
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 __all__ = ["reliability", "report"]
 
 BINS = 10
-# The numbers of classes from which and up to which the picture grows.
+# The picture grows with the number of classes between FEW and MANY.
 FEW, MANY = 25, 40
-# What the colours of the weights mean, and the width of a letter as a share of the font size.
+# The meaning of the colours of the weights.
 SIGNS = "red raises the probability of the class, blue lowers it"
+# The width of a letter, as a share of the font size.
 EM = 0.62
 
 
@@ -40,24 +41,24 @@ def report(
     *,
     name: str | None = None,
 ) -> None:
-    """Writes four panels on held-out examples: curve, weights, confusion and reliability.
+    """Draws a fit in four panels: learning curve, weights, confusion matrix and reliability.
 
-    The picture grows with the number of classes, up to 40; of more classes or features some of the
-    names are shown. Long names are shortened in their middle.
+    The picture grows with the number of classes, up to 40. With more classes or features only some
+    of the names are shown. Long names are shortened in the middle.
 
     Args:
-        path: the PNG to write, or a binary file that is open for writing.
-        history: of a fit with validation data.
-        kernel: [D, K], of pixels or of standardised features.
+        path: the PNG file to write, or a binary file that is open for writing.
+        history: the history of a fit with validation data.
+        kernel: [D, K], the weights of pixels or of standardised features.
         feature_names: D names.
         class_names: K names.
-        labels: [N], held-out class indices.
-        probabilities: [N, K], predicted for them.
-        image_shape: where the features are the pixels of an image.
-        name: of the data, for the title.
+        labels: [N], class indices of held-out examples.
+        probabilities: [N, K], predicted probabilities of these examples.
+        image_shape: the shape of the image, if the features are its pixels.
+        name: the name of the data, for the title.
 
     Raises:
-        ModuleNotFoundError: without matplotlib; the message names the extra.
+        ModuleNotFoundError: matplotlib is not installed; the message names the extra.
 
     Example:
         >>> import io, numpy as np, softjax
@@ -87,15 +88,15 @@ def report(
 
 
 def reliability(path: Path | BinaryIO, labels: np.ndarray, probabilities: np.ndarray) -> None:
-    """Writes the reliability diagram of held-out examples: accuracy against confidence.
+    """Draws the reliability diagram of held-out examples: accuracy against confidence.
 
     Args:
-        path: the PNG to write, or a binary file that is open for writing.
-        labels: [N], held-out class indices.
-        probabilities: [N, K], predicted for them.
+        path: the PNG file to write, or a binary file that is open for writing.
+        labels: [N], class indices of held-out examples.
+        probabilities: [N, K], predicted probabilities of these examples.
 
     Raises:
-        ModuleNotFoundError: without matplotlib; the message names the extra.
+        ModuleNotFoundError: matplotlib is not installed; the message names the extra.
 
     Example:
         >>> import io, numpy as np, softjax
@@ -111,7 +112,7 @@ def reliability(path: Path | BinaryIO, labels: np.ndarray, probabilities: np.nda
 
 
 def _figure(function: str, size: tuple[float, float]) -> Any:
-    """An empty figure; matplotlib is loaded by the first one."""
+    """An empty figure; the first call imports matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
@@ -122,16 +123,16 @@ def _figure(function: str, size: tuple[float, float]) -> Any:
 
 def _save(figure: Any, path: Path | BinaryIO) -> None:
     with warnings.catch_warnings():
-        # A name in a script that the font lacks is shown as boxes.
+        # Characters that the font lacks are drawn as boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(path, format="png")  # a name of any suffix
+        figure.savefig(path, format="png")  # whatever the suffix of the path is
 
 
 def _learning_curve(figure, history: Sequence[dict[str, float]]) -> None:
     axes = figure.subplots()
     epochs = [event["epoch"] for event in history]
     steps = [event.get("step", event["epoch"]) for event in history]
-    # Where every step sees all examples, the two are one number.
+    # If every step uses all examples, a step is an epoch.
     unit = "step" if steps == epochs else "epoch: pass over the training examples"
     marker = "o" if len(history) < 10 else ""
     positive = False
@@ -141,7 +142,7 @@ def _learning_curve(figure, history: Sequence[dict[str, float]]) -> None:
         positive |= max(values) > 0
     axes.set(title="Learning curve", xlabel=unit, ylabel="nats per example")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    if positive:  # a loss of 0 alone has no logarithm
+    if positive:  # a logarithmic axis needs a positive loss
         axes.set_yscale("log")
         _plain_numbers(axes.yaxis)
     right = axes.twinx()
@@ -153,7 +154,7 @@ def _learning_curve(figure, history: Sequence[dict[str, float]]) -> None:
 
 
 def _plain_numbers(axis) -> None:
-    """0.5 in place of a power of ten, wherever a logarithmic axis has numbers."""
+    """Makes a logarithmic axis show numbers such as 0.5 instead of powers of ten."""
     from matplotlib.ticker import LogFormatter
 
     class Plain(LogFormatter):
@@ -165,7 +166,7 @@ def _plain_numbers(axis) -> None:
 
 
 def _images(figure, kernel: np.ndarray, class_names: Sequence[str], shape: tuple[int, int]) -> None:
-    """One image of weights for each class, with its name above where there is room for it."""
+    """One image of weights for each class, with the name above it if there is room."""
     k, font = len(class_names), 8
     columns = max(min(5, k), int(np.ceil(np.sqrt(1.3 * k))))
     grid = figure.subplots(-(-k // columns), columns, squeeze=False).ravel()
@@ -193,7 +194,7 @@ def _heat_map(
 
 
 def _red_and_blue(kernel: np.ndarray) -> dict[str, Any]:
-    """Colours of weights, white at 0."""
+    """The colours of the weights, with white at 0."""
     largest = np.abs(kernel).max()
     return {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest}
 
@@ -201,7 +202,7 @@ def _red_and_blue(kernel: np.ndarray) -> dict[str, Any]:
 def _confusion(
     axes: "Axes", labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
 ) -> None:
-    """Of the examples of each true class, how many percent are predicted to be of each class."""
+    """Draws, for each true class, the percentages of its examples that each class is predicted."""
     k = len(class_names)
     counts = np.zeros((k, k), int)
     np.add.at(counts, (labels, probabilities.argmax(-1)), 1)
@@ -209,7 +210,7 @@ def _confusion(
     percent = 100 * counts / np.maximum(totals, 1)[:, None]
     shown = np.ma.masked_where(np.broadcast_to(totals[:, None] == 0, (k, k)), percent)
     image = axes.imshow(shown, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-    axes.set_facecolor("0.9")  # of a class without examples
+    axes.set_facecolor("0.9")  # the colour of a class without examples
     axes.set(title="Confusion of the held-out examples, %")
     axes.set(xlabel="predicted class", ylabel="true class (examples)")
     _name_ticks(axes, "x", class_names)
@@ -232,7 +233,7 @@ def _reliability(axes: "Axes", labels: np.ndarray, probabilities: np.ndarray) ->
     axes.plot(confidence[filled], accuracy[filled], marker="o", label="held-out examples")
     axes.set(title="Reliability", xlim=(0, 1), ylim=(0, 1.05))
     axes.set(xlabel="confidence: probability of the predicted class", ylabel="share that is right")
-    # The counts stand above the bins, where they cannot run into the curve or into each other.
+    # The counts stand above the bins, where they overlap neither the curve nor each other.
     top = axes.secondary_xaxis("top")
     top.set_ticks((np.arange(BINS) + 0.5) / BINS, [_count(w) if w else "" for w in weight])
     top.tick_params(length=0, labelsize=8)
@@ -251,15 +252,15 @@ def _count(number: float) -> str:
 def _name_ticks(
     axes: "Axes", along: Literal["x", "y"], names: Sequence[str], after: Sequence[str] = ()
 ) -> None:
-    """Names along an axis, as they are: a $ begins no formula.
+    """Labels the entries along an axis with names, in which a $ does not begin a formula.
 
-    Of more names than have room every second is shown, or every third, and so on.
+    If there is not enough room for all names, every second or every third name is shown, and so on.
 
     Args:
-        axes: whose panel is a quarter of the figure.
-        along: which axis.
-        names: of its entries.
-        after: what stands after each name, which is not shortened.
+        axes: axes in a panel that is a quarter of the figure.
+        along: the axis to label.
+        names: the names of its entries.
+        after: text after each name, which is not shortened.
     """
     # A panel keeps at least this share of the figure for its entries; a line is 8 points high.
     room = _points(axes.figure, 0.3)
@@ -277,15 +278,15 @@ def _name_ticks(
 
 
 def _points(figure, share: float) -> float:
-    """A share of the side of the whole figure, in points; of its height, the smaller one."""
+    """A share of the height of the whole figure, its smaller side, in points."""
     return share * 72 * figure.get_figure(root=True).get_size_inches()[1]
 
 
 def _short(names: Sequence[str], width: int) -> list[str]:
-    """Names in one line each, at most `width` letters wide.
+    """The names, each in one line that is at most `width` letters wide.
 
-    Of long names the beginning and the end that all of them share are left out, if they are then
-    short enough to be told apart, and else the middle of each.
+    The middle of a long name is left out. If different names would then look the same, the
+    beginning and the end that all names share are left out first.
     """
     lines = [" ".join(name.split()) for name in names]
     if all(_width(line) <= width for line in lines):
@@ -301,7 +302,7 @@ def _short(names: Sequence[str], width: int) -> list[str]:
 
 
 def _shared(lines: Sequence[str]) -> int:
-    """How many letters all lines begin with."""
+    """The number of letters in the common beginning of all lines."""
     columns = zip(*lines, strict=False)
     return sum(1 for _ in takewhile(lambda letters: len(set(letters)) == 1, columns))
 
@@ -318,5 +319,5 @@ def _without_middle(line: str, width: int) -> str:
 
 
 def _width(text: str) -> int:
-    """The width in letters; letters of Chinese, Japanese and Korean are two wide."""
+    """The width of a text in letters; Chinese, Japanese and Korean letters count twice."""
     return sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text)

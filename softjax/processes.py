@@ -1,4 +1,4 @@
-"""Many processes: how they find each other, agree, and end together."""
+"""Runs with several processes: the processes find each other, exchange values and end together."""
 
 import contextlib
 import os
@@ -29,13 +29,13 @@ __all__ = [
     "start",
 ]
 
-# Where the processes did not meet by an address, one that is gone is noticed after HEARTBEAT
-# seconds at the latest, if no collective notices it before.
+# If the processes were found by JAX and not by an address, a lost process is noticed after at most
+# HEARTBEAT seconds, unless a collective fails before.
 HEARTBEAT = 10
 SHUTDOWN = 10
-# Before all have met nobody knows who is missing: machines may start minutes apart.
+# Seconds to wait until all processes have connected; machines may start minutes apart.
 PATIENCE = 300
-# What may tell more of a lost process than a collective that has failed, in seconds.
+# Seconds to wait, after a collective has failed, for a more precise message about a lost process.
 VERDICT = 2.0
 
 _meeting: Meeting | None = None
@@ -44,24 +44,25 @@ _meeting: Meeting | None = None
 def start(
     coordinator: str | None, count: int | None, index: int | None, patience: int = PATIENCE
 ) -> None:
-    """Joins the processes of a run; must come before anything else of JAX.
+    """Joins the processes of a run; must be called before any other use of JAX.
 
     Args:
-        coordinator: HOST:PORT, reachable by all, at which process 0 listens; "auto" for what JAX
-            detects, as under Slurm, Open MPI and Kubernetes; None for one process alone.
-        count: the number of processes; None for what JAX detects.
-        index: of this one, from 0; None for what JAX detects.
-        patience: seconds to wait for the others.
+        coordinator: HOST:PORT at which process 0 listens, reachable by all processes; "auto" for
+            the cluster that JAX detects, such as Slurm, Open MPI or Kubernetes; None for a single
+            process.
+        count: the number of processes; None for the number that JAX detects.
+        index: the number of this process, from 0; None for the number that JAX detects.
+        patience: seconds to wait for the other processes.
 
     Raises:
-        SystemExit: the others did not come, or one of them ended before all had met; the reason
-            has been printed, once.
+        SystemExit: a process did not connect, or ended before all had connected; the reason has
+            been printed once.
     """
     global _meeting
     if coordinator is None:
         return
     end_with_launcher()
-    # `Sigterm` is what hears it, and the steps themselves carry it to the others.
+    # `Sigterm` handles SIGTERM, and the training steps pass it on to the other processes.
     jax.config.update("jax_enable_preemption_service", False)
     address = None if coordinator == "auto" else coordinator
     loopback = address is not None and address.split(":")[0] in ("127.0.0.1", "localhost")
@@ -79,11 +80,14 @@ def start(
             shutdown_timeout_seconds=SHUTDOWN,
         )
     except ValueError as error:
-        fail(2, f"the coordinator {coordinator!r} is of no cluster that JAX knows: {error}")
+        reason = "the processes cannot be joined"
+        if address is None:
+            reason = "no supported cluster was detected; pass HOST:PORT"
+        fail(2, f"--coordinator {coordinator}: {reason}: {error}")
 
 
 def end_with_launcher() -> None:
-    """Ends this process when `softjax.launch`, where it was started by that, has ended."""
+    """Ends this process when `softjax.launch` has ended, if `softjax.launch` has started it."""
     descriptor = os.environ.get(LAUNCHER)
     if descriptor is None:
         return
@@ -91,14 +95,14 @@ def end_with_launcher() -> None:
     def wait() -> None:
         os.read(int(descriptor), 1)
         if _meeting is not None:
-            fail(LOST, "lost softjax.launch.")
+            fail(LOST, "softjax.launch has ended.")
         os._exit(LOST)
 
     threading.Thread(target=wait, daemon=True).start()
 
 
 def given_index(arguments: Sequence[str]) -> int:
-    """Of this process, by its arguments, which may be wrong, or its environment; else 0."""
+    """The number of this process from its arguments, which may be wrong, or its environment."""
     given = os.environ.get("JAX_PROCESS_ID", "0")
     for argument, after in pairwise([*arguments, ""]):
         name, _, value = argument.partition("=")
@@ -108,19 +112,19 @@ def given_index(arguments: Sequence[str]) -> int:
 
 
 def gather(value: Any) -> list[Any]:
-    """What every process gives, in the order of the processes: the same list on each of them."""
+    """The list of the values of all processes, in their order; every process gets this list."""
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(pickle.dumps(value), np.uint8)
     sizes = np.ravel(multihost_utils.process_allgather(np.array([data.size], np.int32)))
-    length = max(1 << int(sizes.max() - 1).bit_length(), 1024)  # few lengths, few programs
+    length = max(1 << int(sizes.max() - 1).bit_length(), 1024)  # few lengths need few programs
     padded = np.pad(data, (0, length - data.size))
     rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
     return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
 def of_first(function: Any) -> Any:
-    """What `function` gives on process 0; where it raises there, it raises everywhere."""
+    """The result of `function` on process 0, for all processes; its error is raised on all."""
     value: Any = None
     error: Exception | None = None
     if jax.process_index() == 0:
@@ -136,10 +140,10 @@ def of_first(function: Any) -> Any:
 
 @contextlib.contextmanager
 def ending_together() -> Iterator[None]:
-    """Ends all processes at once where one fails, with its exit status and its message, once.
+    """If one process fails in this context, ends all with its exit status and prints its message.
 
-    A process that waits for the others at its end, as JAX makes it, would wait for the very ones
-    that wait for it.
+    By default JAX makes each process wait for the others at its end. A process that has failed and
+    the others, which wait in a collective, would then wait for each other.
     """
     try:
         with _interrupt.ended_by(_end_interrupted):
@@ -161,7 +165,7 @@ def ending_together() -> Iterator[None]:
 
 
 def fail(status: int, words: str = "") -> NoReturn:
-    """Ends this process, and all others of its run, with a message in one line."""
+    """Ends this process and all others of its run, with a message of one line."""
     words = " ".join(words.split())
     with contextlib.suppress(OSError):
         sys.stdout.flush()
@@ -181,7 +185,7 @@ def _end_interrupted(words: str) -> None:
     """Ends all processes of a run after Ctrl-C in one of them, or in all at once."""
     if _alone():
         return
-    if jax.process_index():  # the first one says what was reached, where it has heard it too
+    if jax.process_index():  # process 0, if it was interrupted too, reports what was saved
         time.sleep(VERDICT)
     fail(_interrupt.STATUS, words)
 
@@ -191,7 +195,7 @@ def _alone() -> bool:
 
 
 class Sigterm:
-    """Whether SIGTERM came, in place of its ending the process: a warning to save what there is.
+    """A context in which SIGTERM does not end the process but is recorded, so that it can save.
 
     Example:
         >>> from softjax.processes import Sigterm
@@ -211,7 +215,7 @@ class Sigterm:
         signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)
 
     def came(self) -> bool:
-        """Whether SIGTERM came since."""
+        """Whether SIGTERM has been received in this context."""
         return self._came
 
     def _note(self, *_: object) -> None:

@@ -121,12 +121,12 @@ def test_the_last_checkpoint_that_is_whole_is_used(files, capfd):
     np.testing.assert_array_equal(resumed.params.kernel, whole.params.kernel)
     said = capfd.readouterr().err
     for step in (18, 16):
-        assert f"bad-{step}: the checkpoint of step {step} is spoiled" in said
+        assert f"bad-{step}: the checkpoint of step {step} is damaged" in said
         assert (files / "saved" / f"bad-{step}").is_dir()
     assert "step 12" not in said
     for step in steps_in(files / "saved"):
         spoil(files / "saved" / str(step), "empty")
-    with pytest.raises(DataError, match="none of the 3 checkpoints is whole"):
+    with pytest.raises(DataError, match=r"all checkpoints are damaged \(3 found\)"):
         train(files)
 
 
@@ -153,7 +153,7 @@ def test_a_record_that_no_run_writes_is_put_aside(tmp_path, capfd, change):
     restored = Checkpoints(tmp_path, {"seed": 1}).restore()
     assert restored is not None
     assert restored.step == 1
-    assert "the checkpoint of step 2 is spoiled and was put aside" in capfd.readouterr().err
+    assert "the checkpoint of step 2 is damaged and was renamed" in capfd.readouterr().err
 
 
 def test_what_is_left_of_a_save_that_was_cut_short_is_not_read(files):
@@ -221,7 +221,7 @@ def test_the_same_command_goes_on():
     assert softjax(*saving, "--seed", 1).exit_code == 2
     refused = softjax(*saving, "--learning-rate", 0.5)
     assert refused.exit_code == 2
-    assert "holds another run: learning_rate was 0.01 and is 0.5." in refused.stderr
+    assert "belongs to another run: learning_rate was 0.01 and is 0.5." in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
     assert "holds step 28, beyond the 7 to be" in softjax(*saving, "--epochs", 1).stderr
 

@@ -306,7 +306,7 @@ GOOD = {
         ({"bias": np.zeros((3, 1))}, "`bias` must be numbers of shape (3,)"),
         ({"classes": np.array(["x"])}, "`classes` must be text of shape (3,)"),
         ({"classes": np.array(list("xyzabcde"))}, "`classes` must be text of shape (3,)"),
-        ({"classes": np.array(list("xxz"))}, "`classes` must be different from each other"),
+        ({"classes": np.array(list("xxz"))}, "`classes` must be distinct, got one name twice"),
         ({"features": np.arange(2)}, "`features` must be text of shape (2,), got int64"),
         ({"features": np.array(["a", "\ud800"])}, "`features` must be text, got"),
     ],

@@ -103,7 +103,7 @@ def test_all_go_on_from_the_last_checkpoint_that_is_whole(tmp_path, cache, two, 
     codes = worker.wait(worker.start(tmp_path, 2, cache=cache), worker.ALL_DONE)
     assert codes == [0, 0], worker.words(tmp_path)
     (words,) = said(tmp_path)
-    assert f"bad-{last}: the checkpoint of step {last} is spoiled and was put aside" in words
+    assert f"bad-{last}: the checkpoint of step {last} is damaged and was renamed" in words
     np.testing.assert_array_equal(worker.result(tmp_path), two[0])
 
 
@@ -116,7 +116,7 @@ def test_all_end_where_no_checkpoint_is_whole(tmp_path, cache, stopped):
     assert worker.wait_from_meeting(tmp_path, running) == [70, 70]
     *each, last = said(tmp_path)
     assert len(each) == len(steps)
-    assert last.endswith(f"none of the {len(steps)} checkpoints is whole.")
+    assert last.endswith(f"all checkpoints are damaged ({len(steps)} found).")
 
 
 @pytest.mark.parametrize("saved", ["file/saved", "/proc/softjax"])
@@ -140,7 +140,7 @@ def change(path, how):
 @pytest.mark.parametrize(
     ("how", "who", "words"),
     [
-        ("changed", (0, 1), r"process \d of 2: .*holds another run: batches\.data\.x"),
+        ("changed", (0, 1), r"process \d of 2: .*belongs to another run: batches\.data\.x"),
         ("changed", (0,), r"different batches: data\.x\.sample is \d+ of process 0 and \d+ of"),
         ("changed", (1,), r"different batches: data\.x\.sample is \d+ of process 0 and \d+ of"),
         ("cut", (0,), r"process 0 of 2: .*x-0\.npy: is shorter than its header says"),
@@ -207,7 +207,7 @@ def test_kills_end_all_and_change_no_bit(tmp_path, cache, two):
         (
             ("die waiting", "leave", "come late"),
             [9, 70, 70],
-            ["lost process 0 of 3.", "process 2 of 3: no process 0 at 127.0.0.1:"],
+            ["lost process 0 of 3.", "process 2 of 3: cannot connect to process 0 at 127.0.0.1:"],
         ),
         (("wait", "die", "wait"), [70, 9, 70], ["lost process 1 of 3."]),
         (("die", "wait", "wait"), [9, 70, 70], ["lost process 0 of 3."]),
@@ -215,12 +215,16 @@ def test_kills_end_all_and_change_no_bit(tmp_path, cache, two):
         (("fail", "wait", "wait"), [3, 3, 3], ["the disk is gone"]),
         (("fail", "fail", "fail"), [3, 3, 3], ["the disk is gone"]),
         # What is wrong with how they were started.
-        (("leave", "of five", "leave"), [70, 70, 70], ["process 1 of 5 came to process 0 of 3."]),
-        (("leave", "as process 2", "leave"), [70, 70, 70], ["two processes say that they are"]),
+        (
+            ("leave", "of five", "leave"),
+            [70, 70, 70],
+            ["process 1 of 5 connected to process 0 of 3."],
+        ),
+        (("leave", "as process 2", "leave"), [70, 70, 70], ["two processes were started as"]),
         (
             ("have no patience", "leave", "never come"),
             [70, 70, 0],
-            ["of 3 processes these did not come: [2]."],
+            ["these of the 3 processes did not connect: [2]."],
         ),
     ],
 )

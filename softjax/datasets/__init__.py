@@ -9,8 +9,8 @@ import numpy as np
 __all__ = ["PASSENGERS", "Digits", "load_digits"]
 
 NUM_TRAIN = 1437
-# A CSV file of 800 invented passengers of a ship, with categories, missing cells and a number of
-# each row; `_passengers.py` has made it.
+# A CSV file of 800 invented passengers of a ship, with categories, missing cells and row numbers;
+# `_passengers.py` has generated it.
 PASSENGERS = Path(str(files("softjax.datasets").joinpath("passengers.csv")))
 
 
@@ -18,11 +18,11 @@ class Digits(NamedTuple):
     """Handwritten digits, split into a training part and a held-out part.
 
     Attributes:
-        train_features: float32 [1437, 64], ink from 0 to 1, the rows of an image one after another.
-        train_labels: int32 [1437], the digit shown.
+        train_features: float32 [1437, 64], ink from 0 to 1, with the rows of an image in sequence.
+        train_labels: int32 [1437], the digit in the image.
         test_features: float32 [360, 64].
         test_labels: int32 [360], 36 of each digit.
-        image_shape: (8, 8), the shape that turns a row of features back into an image.
+        image_shape: (8, 8); reshaping a row of features to this shape gives the image.
 
     Example:
         >>> import softjax

@@ -1,9 +1,9 @@
-"""Makes passengers.csv: invented passengers of a ship, with categories and missing cells.
+"""Generates passengers.csv: invented passengers of a ship, with categories and missing cells.
 
     python -m softjax.datasets._passengers FILE
 
-Nobody in it is real: every cell is drawn here, from uniform numbers alone, so that any version of
-NumPy draws the same.
+None of the passengers is real. Every cell is drawn here from uniform random numbers only, so that
+every version of NumPy generates the same file.
 """
 
 import csv
@@ -18,7 +18,7 @@ HEADER = ("id", "deck", "sex", "age", "family", "fare", "harbour", "survived")
 
 
 def passengers() -> str:
-    """The file as text.
+    """The contents of the file as text.
 
         logit of survived = -0.3 + deck + 2.4 female - 0.03 age - 0.35 family
 
