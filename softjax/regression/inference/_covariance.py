@@ -135,7 +135,7 @@ def covariance(
         if codes is None:
             expected = "'HC0', 'HC2' or 'HC3' if there are no more examples than parameters"
             raise ValueError(_checks.message(function, "robust", expected, repr(robust)))
-        expected = "two or more with positive weight, and more examples than parameters"
+        expected = "two or more with positive weight, in more examples than there are parameters"
         raise ValueError(_checks.message(function, "clusters", expected, "fewer"))
     return matrix
 
