@@ -67,7 +67,7 @@ class Case:
 
 
 def cases(target: Target, suites: Sequence[str]) -> Iterator[Case]:
-    """Those of some suites; a suite builds its cases when it comes to it."""
+    """The cases of some suites; a suite builds its cases when it is reached."""
     for suite in suites:
         yield from SUITES[suite](target)
 
@@ -117,12 +117,12 @@ def optax_distribution(x, labels) -> jax.Array:
 
 
 def logsumexp(x) -> jax.Array:
-    """Of the last axis, as the others have it by default."""
+    """The log-sum-exp of softjax over the last axis, as the other functions have it."""
     return softjax.logsumexp(x, -1)
 
 
 def nn_logsumexp(x) -> jax.Array:
-    """The peer's."""
+    """The log-sum-exp of `jax.nn` over the last axis."""
     return jax.nn.logsumexp(x, -1)
 
 

@@ -21,7 +21,7 @@ from benchmarks.results import Row, Run, is_softjax, missed
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 PICTURE = ROOT / "docs" / "scaling.svg"
-# Not where a page quotes one.
+# A mark that a page quotes, after a backtick, is none.
 MARK = re.compile(r"(?<!`)(<!-- benchmarks: ([\w-]+) (\w+) -->)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -153,13 +153,13 @@ def fused_head(run: Run) -> tuple[Row, Row]:
 
 
 def fused_memory(run: Run) -> str:
-    """Its temporaries, MB."""
+    """The temporaries of that loss, in MB."""
     ours, plain = (row["temporary_bytes"] / 1e6 for row in fused_head(run))
     return f"{ours:.0f} MB | {plain:.0f} MB (all logits at once)"
 
 
 def fused_shape(run: Run) -> str:
-    """Its shape."""
+    """The shape of that loss."""
     row, _ = fused_head(run)
     return f"{row['rows']:,} tokens, {row['features']} features, {row['classes']:,} classes"
 

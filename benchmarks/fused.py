@@ -170,7 +170,7 @@ def plain(hidden, kernel, labels) -> jax.Array:
 
 
 def mapped(hidden, kernel, labels) -> jax.Array:
-    """The same over chunks of rows, each computed again in the backward pass."""
+    """The mean loss of optax over chunks of rows, which the backward pass computes again."""
     chunks = hidden.reshape(-1, CHUNK, hidden.shape[-1]), labels.reshape(-1, CHUNK)
     return lax.map(jax.checkpoint(lambda c: plain(c[0], kernel, c[1])), chunks).mean()
 

@@ -36,12 +36,12 @@ class Array:
 
     @property
     def size(self) -> int:
-        """Its bytes without padding."""
+        """The bytes of the array without padding."""
         return -(-self.elements * _bits(self.dtype) // 8)
 
     @property
     def padded_size(self) -> int:
-        """Its bytes where the fastest dimensions are filled up to whole tiles."""
+        """The bytes of the array where the fastest dimensions are filled up to whole tiles."""
         order = self.minor_to_major or tuple(reversed(range(len(self.shape))))
         lengths = [self.shape[k] for k in order]
         for k, tile in enumerate(reversed(self.tile[-len(lengths) :] if lengths else ())):
@@ -168,7 +168,7 @@ def _integers(text: str) -> tuple[int, ...]:
 
 
 def _bits(dtype: str) -> int:
-    """Of names such as f32, bf16, s4 and f8e4m3fn: the first number."""
+    """The bits of a number, from a name such as f32, bf16, s4 or f8e4m3fn: its first number."""
     if dtype in BITS:
         return BITS[dtype]
     found = re.search(r"\d+", dtype)

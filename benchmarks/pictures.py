@@ -50,10 +50,10 @@ def look(sides: Sequence[str]) -> dict:
     }
 
 
-def logarithmic(field: str, title: str) -> dict:
+def logarithmic(field: str, title: str, base: int = 10) -> dict:
     """A logarithmic axis whose numbers are plain."""
     axis = alt.Axis(format=".3~g", tickCount=5)
-    scale = alt.Scale(type="log", nice=False)
+    scale = alt.Scale(type="log", base=base, nice=False)
     return {"shorthand": f"{field}:Q", "title": title, "axis": axis, "scale": scale}
 
 
@@ -85,13 +85,19 @@ def dots(
     return by_device(chart, frame)
 
 
-def curves(frame: pd.DataFrame, x: str, title: str, sides: Sequence[str]) -> alt.TopLevelMixin:
+def curves(
+    frame: pd.DataFrame, x: str, title: str, sides: Sequence[str], base: int = 10
+) -> alt.TopLevelMixin:
     """A line for each side against a number, in a panel for each panel of the frame."""
     size = WIDTH // 2 - 25
     one = (
         alt.Chart(frame)
         .mark_line(point=alt.OverlayMarkDef(filled=True, size=45))
-        .encode(x=alt.X(**logarithmic(x, x)), y=alt.Y(**logarithmic("value", title)), **look(sides))
+        .encode(
+            x=alt.X(**logarithmic(x, x, base)),
+            y=alt.Y(**logarithmic("value", title)),
+            **look(sides),
+        )
         .properties(width=size, height=size)
     )
     return one.facet(alt.Facet("panel:N", header=alt.Header(title=None)), columns=2)
@@ -100,7 +106,8 @@ def curves(frame: pd.DataFrame, x: str, title: str, sides: Sequence[str]) -> alt
 def roofline(frame: pd.DataFrame) -> alt.TopLevelMixin:
     """Operations a second against operations a byte, below the ceilings of each run."""
     x = alt.X(**logarithmic("intensity", "operations a byte"))
-    colour = alt.Color("operation:N", scale=alt.Scale(range=list(PALETTE)))
+    scale, legend = alt.Scale(range=list(PALETTE)), alt.Legend(columns=1)
+    colour = alt.Color("operation:N", scale=scale, legend=legend)
     points = (
         alt.Chart(frame)
         .mark_point(filled=True, size=45)

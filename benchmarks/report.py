@@ -167,7 +167,7 @@ def against_devices(rows: Sequence[Row]) -> Any:
         for key, panel in (("wire_bytes", "sent"), ("temporary_bytes", "temporaries"))
         if row.get(key)
     )
-    return pictures.curves(frame, "devices", "MB", sorted(frame.side.unique()))
+    return pictures.curves(frame, "devices", "MB", sorted(frame.side.unique()), base=2)
 
 
 def _frame(rows: Sequence[Row], key: str, factor: float, low: str = "", high: str = ""):
@@ -210,7 +210,7 @@ def _core(rows: Sequence[Row], sides: Sequence[str]) -> Iterator[tuple[str, Any]
             and row.get(key)
         )
         for device, own in frame.groupby("device") if len(frame) else ():
-            text = f"{caption} against the number of classes, float32, {device}"
+            text = f"{caption} against the number of classes (0 left out), float32, {device}"
             yield text, pictures.curves(own, "classes", title, sides)
     frame = pd.DataFrame(
         {
@@ -321,8 +321,9 @@ body { color: var(--ink); background: var(--paper); font: 15px/1.5 system-ui, sa
 h1, h2 { line-height: 1.2; }
 h2 { margin-top: 3rem; }
 a { color: inherit; }
-figure { margin: 1.5rem 0; overflow-x: auto; }
-figcaption { font-weight: 600; margin-bottom: .3rem; }
+figure { display: inline-block; vertical-align: top; margin: 1rem 1.5rem 1rem 0; max-width: 100%;
+  overflow-x: auto; }
+figcaption { font-weight: 600; margin-bottom: .3rem; max-width: 23rem; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
 th { background: var(--soft); text-align: left; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--grid); vertical-align: top; }

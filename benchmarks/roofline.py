@@ -30,7 +30,7 @@ class Work:
     bytes: float
 
     def fields(self) -> dict[str, float]:
-        """As fields of a row."""
+        """The work as fields of a row."""
         return {"flops": self.flops, "work_bytes": self.bytes}
 
 

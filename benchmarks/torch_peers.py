@@ -1,4 +1,4 @@
-"""The peers that are written in PyTorch. It is imported where one of them is measured only.
+"""The peers that are written in PyTorch. PyTorch is imported only where one of them is measured.
 
 Tensors are made from the same arrays, on the GPU where there is one, and every call is waited for.
 """
@@ -65,7 +65,7 @@ def classes_first(operation, mode, arguments, donate) -> measure.Compiled:
 
 
 def compiled(operation, mode, arguments, donate) -> measure.Compiled:
-    """The same, by `torch.compile`, which compiles in the first call."""
+    """An operation in a mode by `torch.compile`, which compiles in the first call."""
     import torch  # pyright: ignore[reportMissingImports]
 
     bound = _bound(torch.compile(operation, dynamic=False), mode, arguments)
@@ -107,7 +107,7 @@ def _bound(function: Callable, mode: str, arguments: Sequence[jax.Array]) -> mea
 
 
 def _tensor(torch, array: jax.Array) -> Any:
-    """The same numbers; NumPy and torch share no half precision but float16."""
+    """A tensor of the numbers of an array; NumPy and torch share no half precision but float16."""
     if array.dtype == "bfloat16":
         return torch.tensor(np.asarray(array, np.float32)).bfloat16()
     return torch.tensor(np.array(array, np.int64 if array.dtype == "int32" else None))

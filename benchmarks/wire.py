@@ -56,7 +56,7 @@ class Collective:
 
 
 def collectives(compiled: Any) -> list[Collective]:
-    """Those of a compiled program, as from `jax.jit(f).lower(...).compile()`."""
+    """The collectives of a compiled program, as from `jax.jit(f).lower(...).compile()`."""
     program = hlo.read(compiled.as_text())
     return list(_within(program, program.entry, 1))
 
