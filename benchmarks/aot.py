@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks import hlo, measure, traffic
+from benchmarks import baselines, hlo, measure, traffic
 from benchmarks.aot_cases import SMALL_BUDGET, Case, cases, largest
 from benchmarks.environment import environment, version
 from benchmarks.results import Row
@@ -165,12 +165,7 @@ def gate(target: Target, write: bool = False) -> tuple[list[str], str]:
         committed[target.name] = {"versions": belonging, "figures": figures}
         FILE.write_text(json.dumps(committed, indent=1) + "\n")
         return [], f"written to {FILE}"
-    lines = [
-        f"{name}: {key} {known['figures'][name][key]} -> {figures[name][key]}"
-        for name in figures
-        for key in GATED
-        if figures[name][key] > known["figures"].get(name, {}).get(key, -1)
-    ]
+    lines = baselines.growth(known["figures"], figures)
     return lines, f"{len(figures)} programs of {target.name} compared"
 
 

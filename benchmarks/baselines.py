@@ -74,7 +74,7 @@ def growth(before: Figures, after: Figures) -> list[str]:
             if new is None or new > old:
                 lines.append(f"{name}: {kind} {old} -> {new}")
     unknown = [name for name in after if name not in before]
-    return lines + [f"{name}: not in {FILE.name}" for name in unknown]
+    return lines + [f"{name}: not in the committed figures" for name in unknown]
 
 
 def _programs() -> Iterator[tuple[str, tuple[Callable, tuple]]]:

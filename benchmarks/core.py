@@ -61,7 +61,7 @@ class Case:
         head = self.head() | {"logits_bytes": host[0].nbytes}
         if self.mode != "eager":  # whose time is that of the call
             sizes = self.shape.examples, self.shape.classes, host[0].itemsize
-            head |= roofline.of_logits(self.operation, self.mode, *sizes).fields()
+            head |= roofline.of_logits(self.operation, self.mode, *sizes)
 
         def prepare(who: Implementation) -> measure.Side:
             operation = who.operations[self.operation]

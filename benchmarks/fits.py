@@ -84,7 +84,7 @@ class Case:
             best = np.min([task.objectives(theta) for theta in task.optima()], axis=0)
             for solver in solvers:
                 solver.find_tolerance(task, best, self.asked)
-            run = partial(timed, task.solve)
+            run = lambda name, tol: timed(task.solve, name, tol)[0]  # noqa: E731
             if self.cached is not None:
                 run = _in_processes(task, Path(folder), solvers[0].tol if self.cached else None)
             repeats = QUICK_REPEATS if pairs < measure.PAIRS else REPEATS
@@ -136,9 +136,7 @@ class Solver:
     def find_tolerance(self, task: Task, best: np.ndarray, asked: float) -> None:
         """The loosest tolerance at which every fit is near enough to its best objective."""
         for tol in TOLERANCES:
-            start = time.process_time(), time.perf_counter()
-            theta = task.solve(self.name, tol)
-            clocks = time.process_time() - start[0], time.perf_counter() - start[1]
+            clocks, theta = timed(task.solve, self.name, tol)
             self.first_seconds = self.first_seconds or clocks[1]
             reached = float(np.max((task.objectives(theta) - best) / best))
             self.suboptimality = min(self.suboptimality, reached)
@@ -181,11 +179,11 @@ def _take_turns(
                 solver.times.append(run(solver.name, solver.tol or 0.0))
 
 
-def timed(solve: Callable[[str, float], Any], name: str, tol: float) -> Clocks:
-    """The CPU and the wall time of a run."""
+def timed(solve: Callable[[str, float], Any], name: str, tol: float) -> tuple[Clocks, Any]:
+    """The CPU and the wall time of a run, and what it found."""
     cpu, wall = time.process_time(), time.perf_counter()
-    solve(name, tol)
-    return time.process_time() - cpu, time.perf_counter() - wall
+    found = solve(name, tol)
+    return (time.process_time() - cpu, time.perf_counter() - wall), found
 
 
 @contextlib.contextmanager

@@ -77,7 +77,7 @@ class Case:
             **dict(zip(("rows", "features", "classes"), sizes, strict=True)),
             "dtype": shape.dtype,
             "budget": self.budget,
-            **roofline.of_head(self.mode, *sizes, jnp.dtype(shape.dtype).itemsize).fields(),
+            **roofline.of_head(self.mode, *sizes, jnp.dtype(shape.dtype).itemsize),
         }
         if self.peer is None:
             costs = measure.compile_ahead(ours, *structures(shape)).costs()

@@ -169,51 +169,28 @@ OPTAX = Implementation(
     },
 )
 STATSMODELS = Implementation("statsmodels", "statsmodels", {}, platforms=("cpu",))  # `inference`
+IN_TRITON: dict[str, Any] = {
+    "prepare": torch_peers.classes_first,
+    "modes": IN_TORCH,
+    "platforms": ("gpu",),
+    "dtypes": ("bfloat16",),
+}
+OF_SCIPY = {name: _scipy(name) for name in ("logsumexp", "softmax", "log_softmax")}
+CUT = {"linear_cross_entropy": torch_peers.cut_cross_entropy}
+LIGER = {"linear_cross_entropy": torch_peers.liger}
+TORCH = "torch", torch_peers.OPERATIONS
 PEERS = (
     JAX_NN,
     OPTAX,
     Implementation("jaxopt", "jaxopt", {"cross_entropy": _jaxopt}),
     Implementation("tokamax", "tokamax", {"linear_cross_entropy": _tokamax}),
-    Implementation(
-        "scipy",
-        "scipy",
-        {name: _scipy(name) for name in ("logsumexp", "softmax", "log_softmax")},
-        **IN_NUMPY,
-    ),
-    Implementation(
-        "scikit-learn",
-        "scikit-learn",
-        {"softmax": _scikit_learn},
-        **IN_NUMPY,
-    ),
+    Implementation("scipy", "scipy", OF_SCIPY, **IN_NUMPY),
+    Implementation("scikit-learn", "scikit-learn", {"softmax": _scikit_learn}, **IN_NUMPY),
     STATSMODELS,
-    Implementation("torch", "torch", torch_peers.OPERATIONS, torch_peers.eager, IN_TORCH),
-    Implementation(
-        "torch compiled",
-        "torch",
-        torch_peers.OPERATIONS,
-        torch_peers.compiled,
-        IN_TORCH,
-        in_quick_runs=False,
-    ),
-    Implementation(
-        "cut-cross-entropy",
-        "cut-cross-entropy",
-        {"linear_cross_entropy": torch_peers.cut_cross_entropy},
-        torch_peers.classes_first,
-        IN_TORCH,
-        ("gpu",),
-        ("bfloat16",),
-    ),
-    Implementation(
-        "Liger",
-        "liger-kernel",
-        {"linear_cross_entropy": torch_peers.liger},
-        torch_peers.classes_first,
-        IN_TORCH,
-        ("gpu",),
-        ("bfloat16",),
-    ),
+    Implementation("torch", *TORCH, torch_peers.eager, IN_TORCH),
+    Implementation("torch compiled", *TORCH, torch_peers.compiled, IN_TORCH, in_quick_runs=False),
+    Implementation("cut-cross-entropy", "cut-cross-entropy", CUT, **IN_TRITON),
+    Implementation("Liger", "liger-kernel", LIGER, **IN_TRITON),
 )
 
 

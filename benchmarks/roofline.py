@@ -6,13 +6,12 @@ with less, so that
 
     max(bytes / bandwidth, operations / throughput) / time
 
-is the share of the roofline that it reaches. The compiler's own count would not do: it counts the
-body of a loop once. Where an array stays in the cache from call to call, as small ones do, the
-share may exceed one.
+is the share of the roofline that it reaches; a row has the two as `work_bytes` and `flops`. The
+compiler's own count would not do: it counts the body of a loop once. Where an array stays in the
+cache from call to call, as small ones do, the share may exceed one.
 """
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -20,18 +19,6 @@ import jax.numpy as jnp
 
 REPEATS = 5
 DTYPES = ("float32", "bfloat16")
-
-
-@dataclass(frozen=True)
-class Work:
-    """Floating point operations and bytes that a formula cannot do without."""
-
-    flops: float
-    bytes: float
-
-    def fields(self) -> dict[str, float]:
-        """The work as fields of a row."""
-        return {"flops": self.flops, "work_bytes": self.bytes}
 
 
 def ceilings() -> dict[str, Any]:
@@ -61,7 +48,9 @@ def ceilings() -> dict[str, Any]:
     }
 
 
-def of_logits(operation: str, mode: str, examples: int, classes: int, itemsize: int) -> Work:
+def of_logits(
+    operation: str, mode: str, examples: int, classes: int, itemsize: int
+) -> dict[str, float]:
     """The work of a normalizer or the loss on logits [examples, classes].
 
     Per logit: the largest, x - max, exp and sum make four operations. A tangent t adds p t and its
@@ -78,10 +67,10 @@ def of_logits(operation: str, mode: str, examples: int, classes: int, itemsize: 
         "hvp": (8, 3 * logits),
         "hessian": (5 + classes, logits + logits * classes),
     }[mode]
-    return Work(flops * logits, entries * itemsize)
+    return {"flops": flops * logits, "work_bytes": entries * itemsize}
 
 
-def of_head(mode: str, rows: int, features: int, classes: int, itemsize: int) -> Work:
+def of_head(mode: str, rows: int, features: int, classes: int, itemsize: int) -> dict[str, float]:
     """The work of the loss on hidden [rows, features] @ kernel [features, classes].
 
     Products of rows x features x classes: one in the value, two more in the gradients, and seven in
@@ -93,9 +82,10 @@ def of_head(mode: str, rows: int, features: int, classes: int, itemsize: int) ->
         "hessian_product": (7, 2, 1),
     }[mode]
     parameters = (rows + classes) * features
-    return Work(
-        2.0 * products * rows * features * classes, (reads + writes) * parameters * itemsize
-    )
+    return {
+        "flops": 2.0 * products * rows * features * classes,
+        "work_bytes": (reads + writes) * parameters * itemsize,
+    }
 
 
 def ideal_seconds(row: dict[str, Any], ceilings: dict[str, Any]) -> float:

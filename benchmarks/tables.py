@@ -77,6 +77,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
         else scaled("collectives", 1)(row)
     ),
     "compile, s": scaled("compile_seconds", 1),
+    "suboptimality": scaled("suboptimality", 1),
     "error": error,
     "asked": checks,
 }

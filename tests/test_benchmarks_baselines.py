@@ -22,5 +22,5 @@ def test_what_grew_is_named_and_what_shrank_is_not():
     assert baselines.growth(before, after) == [
         "a: temporary_bytes 10 -> 11",
         "c: ulp 1 -> None",
-        "d: not in baselines.json",
+        "d: not in the committed figures",
     ]
