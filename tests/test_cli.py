@@ -39,8 +39,15 @@ def held_out_accuracy(output):
 
 
 @pytest.fixture(autouse=True)
-def _no_files_here(tmp_path, monkeypatch):
+def _no_files_here(tmp_path, monkeypatch, request):
     monkeypatch.chdir(tmp_path)
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+
+
+@pytest.fixture
+def pictures():
+    """Lets a test draw the picture of a fit, which takes longer than the rest of it."""
 
 
 @pytest.fixture
@@ -59,6 +66,7 @@ def flowers(tmp_path):
     return path
 
 
+@pytest.mark.usefixtures("pictures")
 def test_fit_digits_writes_the_model_the_history_and_a_picture():
     result = run("fit", "digits", "--out", "run")
     assert result.exit_code == 0, result.output
@@ -73,6 +81,7 @@ def test_fit_digits_writes_the_model_the_history_and_a_picture():
     assert Path("run/report.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("pictures")
 def test_fit_and_predict_a_csv_file_with_named_classes(flowers):
     result = run("fit", flowers, "--label-column", "kind", "--out", "run", "--epochs", 50)
     assert result.exit_code == 0, result.output
@@ -281,8 +290,7 @@ def test_without_typer_the_command_names_the_extra(monkeypatch):
         main()
 
 
-def test_without_matplotlib_the_fit_says_which_extra_gives_the_picture(flowers, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+def test_without_matplotlib_the_fit_says_which_extra_gives_the_picture(flowers):
     result = run("fit", flowers, "--label-column", "kind")
     assert result.exit_code == 0
     assert "pip install 'softjax-regression[plot]'" in result.output

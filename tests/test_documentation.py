@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import softjax
+from softjax import accuracy
 
 NUMBER = re.compile(r"-?\d+\.\d*(?:e[+-]?\d+)?")
 
@@ -34,7 +35,8 @@ def modules() -> list[str]:
 
 
 @pytest.mark.parametrize("name", modules())
-def test_docstrings_run(name):
+def test_docstrings_run(name, monkeypatch):
+    monkeypatch.setattr(accuracy, "QUICK_SIZES", (2,))  # test_accuracy.py measures all
     runner = doctest.DocTestRunner(FloatChecker())
     for test in doctest.DocTestFinder().find(importlib.import_module(name)):
         runner.run(test)
