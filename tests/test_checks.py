@@ -10,6 +10,8 @@ import pytest
 import softjax
 from softjax import _checks
 
+pytestmark = pytest.mark.compiled_quickly
+
 LOGITS = np.random.default_rng(0).standard_normal((8, 5), np.float32)
 LABELS = np.arange(8, dtype=np.int32) % 5
 SHARES = np.full((8, 5), 0.2, np.float32)

@@ -10,6 +10,10 @@ import pytest
 
 import softjax
 
+# What depends on the code of XLA:CPU for a reduction is compiled as users have it.
+pytestmark = pytest.mark.compiled_quickly
+compiled_fully = pytest.mark.compiled_quickly(False)
+
 INF, NAN = np.inf, np.nan
 REDUCTIONS = (softjax.logsumexp, softjax.logmeanexp, softjax.smooth_max)
 LOSS_OPTIONS: list[dict[str, Any]] = [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1}]
@@ -38,6 +42,7 @@ def all_zero(arrays):
 # Infinities and NaN
 
 
+@compiled_fully
 @pytest.mark.x64_once
 @pytest.mark.parametrize("size", [3, 40, 4096])
 def test_a_row_of_minus_infinity(size, dtype):
@@ -53,6 +58,7 @@ def test_a_row_of_minus_infinity(size, dtype):
         all_zero(derivatives([*REDUCTIONS, softjax.softmax, loss], x))
 
 
+@compiled_fully
 @pytest.mark.x64_once
 @pytest.mark.parametrize("size", [3, 40, 4096])
 def test_plus_infinity(size, dtype):
@@ -66,6 +72,7 @@ def test_plus_infinity(size, dtype):
     assert not np.isfinite(softjax.cross_entropy(x, 0))
 
 
+@compiled_fully
 @pytest.mark.x64_once
 @pytest.mark.parametrize("size", [3, 40, 4096])
 def test_nan_spreads_over_its_row_only(size, dtype):
@@ -81,6 +88,7 @@ def test_nan_spreads_over_its_row_only(size, dtype):
         np.testing.assert_array_equal(np.isnan(losses), [True, False])
 
 
+@compiled_fully
 @pytest.mark.x64_once
 def test_minus_infinity_is_a_class_without_mass(dtype):
     x = array(0.0, -INF, 1.0, dtype=dtype)
@@ -94,6 +102,7 @@ def test_minus_infinity_is_a_class_without_mass(dtype):
         np.testing.assert_array_equal(hessian[1], 0)
 
 
+@compiled_fully
 def test_one_thousand_against_985(dtype):
     x = array(1000.0, 985.0, dtype=dtype)
     small = np.exp(-15.0)
@@ -104,6 +113,7 @@ def test_one_thousand_against_985(dtype):
     np.testing.assert_allclose(softjax.logsumexp(x), 1000 + small, 2 * eps)
 
 
+@compiled_fully
 def test_the_largest_numbers(dtype):
     big = float(jnp.finfo(dtype).max)
     for values in ([big, big], [-big, -big]):
@@ -178,6 +188,7 @@ def test_everything_masked(dtype):
     all_zero(derivatives(losses, x))
 
 
+@compiled_fully
 @pytest.mark.x64_once
 @pytest.mark.parametrize("size", [5, 40, 4096])
 def test_what_is_masked_never_matters(size, dtype):
@@ -399,6 +410,7 @@ def test_misuse_of_the_normalizers():
 # The weighted mean
 
 
+@compiled_fully
 def test_weighted_mean(dtype):
     losses = array(1.0, 2.0, NAN, INF, dtype=dtype)
     weights = array(1.0, 3.0, 0.0, 0.0, dtype=dtype)
@@ -443,6 +455,7 @@ def test_residuals_are_at_most_one_array_of_probabilities():
         assert residuals(function, x) <= 4 * (n * k + 4 * n) + n * k // 8
 
 
+@compiled_fully
 @pytest.mark.x64_once
 def test_no_temporary_as_large_as_the_logits():
     x, labels = jnp.zeros((256, 8192)), jnp.zeros(256, jnp.int32)

@@ -8,6 +8,8 @@ import pytest
 
 import softjax
 
+pytestmark = pytest.mark.compiled_quickly
+
 INF, NAN = np.inf, np.nan
 N, D, V = 4, 2, 5
 

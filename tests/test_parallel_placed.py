@@ -9,6 +9,8 @@ from meshes import mesh_of, put
 
 import softjax
 
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
+
 N, D, V = 8, 4, 8
 RNG = np.random.default_rng(0)
 REALS = {
@@ -78,7 +80,6 @@ def outputs(arrays: dict, kind: str, reduction: str):
 FUNCTIONS = (gradient, derivatives, gradient, outputs)
 
 
-@pytest.mark.x64_once
 @pytest.mark.parametrize("seed", range(16))
 def test_every_placement_has_its_types(seed):
     rng = np.random.default_rng(seed)
@@ -92,7 +93,6 @@ def test_every_placement_has_its_types(seed):
         jax.eval_shape(lambda a: FUNCTIONS[seed % 4](a, kind, reduction), placed)
 
 
-@pytest.mark.x64_once
 def test_whole_arrays_and_weights_elsewhere_change_no_number():
     """Hidden whole or over its features, labels and weights over axes that differ; eager too."""
     mesh = mesh_of("explicit", data=2, model=2)
@@ -106,7 +106,6 @@ def test_whole_arrays_and_weights_elsewhere_change_no_number():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6), actual, desired)
 
 
-@pytest.mark.x64_once
 def test_labels_of_the_best_of_a_teacher_are_taken_outside_of_jit():
     mesh = mesh_of("explicit", data=8)
     logits, index, shares = (
