@@ -1,4 +1,4 @@
-"""cross_entropy on logits, and the weighted mean of its losses."""
+"""cross_entropy of logits, and the weighted mean of losses."""
 
 from functools import partial
 from typing import Literal
@@ -33,7 +33,7 @@ def cross_entropy(
     reduction: Reduction = "none",
     weights: ArrayLike | None = None,
 ) -> Array:
-    """Cross-entropy of labels and softmax(logits): one loss an example, or their sum or mean.
+    """Cross-entropy of labels and softmax(logits): one loss per example, or their sum or mean.
 
         l = -log p_y = logsumexp(x) - x_y                         a class index y
         l = -sum_k q_k log p_k                                    a distribution q
@@ -42,31 +42,33 @@ def cross_entropy(
         none: w_i l_i        sum: sum_i w_i l_i        mean: sum_i w_i l_i / sum_i w_i
         class_weighted_mean: sum_i w_i l_i / sum_i w_i c_y(i)
 
-    The mean over k is one over the unmasked classes. For a class index the loss is the negative
-    log-likelihood; as log1p(r) - (x_y - max x) it neither cancels nor feels an offset.
+    The mean over k runs over the unmasked classes. For a class index the loss is the negative
+    log-likelihood. It is computed as log1p(r) - (x_y - max x), which does not cancel and does not
+    depend on an offset of the logits.
 
-    Derivative: p - y, at the label minus the sum of the others. Both modes, any order; the
-    Hessian is diag(p) - p p^T. The backward pass keeps the gradient.
-    Edge cases: every class masked or -inf: 0; a target on a masked or -inf class: +inf;
-    0 * inf = 0; a label out of range under a trace: NaN in loss and gradient. An example of weight
-    0 or with the ignored label takes no part, NaN and inf included; nothing left for a mean: 0.
+    Derivative: p - y; the entry at the label is minus the sum of the other entries. Both modes, any
+    order; the Hessian is diag(p) - p p^T. The backward pass keeps the gradient.
+    Edge cases: if every class is masked or -inf, the loss is 0; a target on a masked or -inf class
+    gives +inf; 0 * inf = 0; under a trace, a label out of range gives NaN in loss and gradient.
+    An example with weight 0 or with the ignored label is left out, even if it contains NaN or inf;
+    a mean over no examples is 0.
 
-    Two things differ from optax on purpose. `where` masks classes here; optax's masks examples
-    where labels are integers. A target with mass on a masked class has loss +inf here; optax
-    drops the mass. `label_smoothing` spreads its mass over the unmasked classes only. The options
-    and reductions that `linear_cross_entropy` has too mean the same there. The mean of PyTorch and
+    Two behaviours differ from optax on purpose. `where` masks classes here, whereas for integer
+    labels optax's `where` masks examples. A target with mass on a masked class has loss +inf here,
+    whereas optax drops the mass. `label_smoothing` spreads its mass over the unmasked classes only.
+    Options and reductions have the same meaning in `linear_cross_entropy`. The mean of PyTorch and
     Liger is "class_weighted_mean" for class indices, and "mean" for distributions.
 
     Args:
         logits: real, any shape with classes along `axis`, nats.
         labels: class indices, shape of `logits` without `axis`; or a distribution over the
-            classes, floating, shape of `logits`, used as it is, whatever its sum; or TopKLabels
-            [..., k], for classes on the last axis.
+            classes, floating, shape of `logits`, which is not normalised; or TopKLabels [..., k],
+            for classes on the last axis.
         axis: the axis of the classes.
         where: booleans of the rank of `logits`, which broadcast to it; False leaves the class
             out. To leave examples out, give them the weight 0.
         label_smoothing: e in [0, 1], scalar.
-        class_weights: real [K], >= 0: the cost of class k counts c_k times.
+        class_weights: real [K], >= 0: the cost of class k is multiplied by c_k.
         ignore_index: examples with this label have loss 0 and gradient 0, and a mean leaves them
             out; integer labels only.
         z_loss: z >= 0, scalar: adds z logsumexp(x)^2, which keeps logits near log-probabilities.
@@ -79,8 +81,8 @@ def cross_entropy(
         Losses in nats, shape of `logits` without `axis`, or one number; at least float32.
 
     Raises:
-        TypeError, ValueError: shapes or dtypes that do not fit, a known label outside [0, K),
-            an option outside its range.
+        TypeError, ValueError: wrong shapes or dtypes, a known label outside [0, K), an option
+            outside its range.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -124,13 +126,14 @@ def cross_entropy(
 
 
 def weighted_mean(losses: ArrayLike, weights: ArrayLike | None = None) -> Array:
-    """Mean of the losses, weighted.
+    """Weighted mean of the losses.
 
-        sum_i w_i l_i / sum_i w_i,  and 0 where all weights are 0
+        sum_i w_i l_i / sum_i w_i,  and 0 if all weights are 0
 
     Derivative: w_i / sum(w) with respect to l_i; both modes, any order.
-    Edge cases: a loss of weight 0 takes no part, NaN and inf included; no examples: 0. The scale
-    of the weights does not matter: their sum may overflow, and all may be subnormal.
+    Edge cases: a loss with weight 0 is left out, even if it is NaN or inf; without examples the
+    mean is 0. The scale of the weights does not matter: their sum may overflow, and all of them may
+    be subnormal.
 
     Args:
         losses: real, any shape.
@@ -153,7 +156,7 @@ def weighted_mean(losses: ArrayLike, weights: ArrayLike | None = None) -> Array:
     losses = _checks.real_array("weighted_mean", "losses", losses)
     losses = losses.astype(compute_dtype(losses.dtype))
     if weights is None:
-        size = jnp.asarray(losses.size, losses.dtype)  # which may be symbolic
+        size = jnp.asarray(losses.size, losses.dtype)  # the size may be symbolic
         return jnp.sum(losses) / jnp.maximum(size, 1)
     w = _checks.real_array("weighted_mean", "weights", weights)
     _checks.same_shape("weighted_mean", "weights", w, losses.shape)
@@ -171,7 +174,7 @@ def checked_reduction(function: str, reduction: str) -> None:
 def checked_weights(
     function: str, argument: str, weights: ArrayLike, shape: tuple[int, ...], dtype
 ) -> Array:
-    """Weights >= 0 of a shape, in a dtype."""
+    """The weights as an array of a given shape and dtype; they must be >= 0."""
     w = _checks.real_array(function, argument, weights)
     _checks.same_shape(function, argument, w, shape)
     _checks.not_negative(function, argument, weights)
@@ -180,10 +183,10 @@ def checked_weights(
 
 @jax.jit
 def _weighted_mean(losses: Array, weights: Array, counted: Array, costs: Array | None) -> Array:
-    """sum_i w_i l_i / sum_i w_i c_i over what is counted; each c_i is 1 where there are none."""
+    """sum_i w_i l_i / sum_i w_i c_i over the counted examples; without costs every c_i is 1."""
     w = in_unit(weights, counted).astype(losses.dtype)
     losses = jnp.where(counted, losses, 0)
-    # A weight that is tiny beside the others is 0 in their unit, and an infinite loss stays.
+    # A weight that is tiny relative to the others becomes 0, but an infinite loss still counts.
     infinite = jnp.isinf(losses) & (w == 0)
     terms = jnp.where(infinite, losses, w * jnp.where(infinite, 0, losses))
     total = jnp.sum(w if costs is None else jnp.where(counted, w * costs, 0))
@@ -209,7 +212,7 @@ def _cross_entropy(
             costs = looked_up(class_weights, index)
             loss = _times(costs, loss)
     if absent is not None:
-        # What an example brings that takes no part may be anything; in an empty row all is 0.
+        # Examples that are left out may contain any values; in an empty row all terms are 0.
         x = jnp.where(absent[..., None], -jnp.inf, x)
         bad = None if bad is None else bad & ~absent
     if q is not None:
@@ -234,7 +237,7 @@ def _cross_entropy(
 
 
 def _times(factor: Array, loss: Array) -> Array:
-    """factor * loss with 0 * inf = 0; a NaN stays."""
+    """factor * loss with 0 * inf = 0; NaN stays NaN."""
     return factor * jnp.where((factor == 0) & (loss == jnp.inf), 0, loss)
 
 

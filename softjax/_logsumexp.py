@@ -24,7 +24,7 @@ from softjax._reductions import shift
 from softjax._softmax import place_of_top, softmax_core, softmax_tangent
 from softjax._weights import is_zero, power_of_two, significand_and_exponent
 
-# log 2, its leading ten bits and the rest: a whole number times the former is exact.
+# log 2, split into its leading ten bits and the rest. An integer times the first part is exact.
 LOG_2_LEADING, LOG_2_REST = 0.693359375, -2.121944400546906e-4
 # exp(-FAR) times the quotient of any two numbers of float64 is 0.
 FAR = 3000
@@ -63,15 +63,16 @@ def logsumexp(
 ) -> Array | tuple[Array, Array]:
     """Logarithm of a sum of exponentials: the log-partition function.
 
-        y = log(sum_i b_i exp(a_i)) = m + log1p(r),  m = max a,  r = sum of exp(a - m) less the top
+        y = log(sum_i b_i exp(a_i)) = m + log1p(r),  m = max a,  r = sum of exp(a - m) without top
 
-    The top is left out before the sum rounds, so that a row that one entry dominates keeps its
-    digits: logsumexp([0, -20]) is 2.06e-9 in float32.
+    The largest term is left out before the sum is rounded, so that a row with one dominant entry
+    keeps its digits: logsumexp([0, -20]) is 2.06e-9 in float32.
 
-    Derivative: dy/da_i = b_i exp(a_i - y), without `b` the softmax; dy/db_i = exp(a_i - y). Both
-    modes, any order; without `b` the Hessian diag(p) - p p^T is accurate entry by entry.
-    Edge cases: a row of -inf, or nothing left by `where`: -inf with zero gradient; +inf: +inf;
-    NaN: NaN. A negative sum is NaN unless `return_sign`.
+    Derivative: dy/da_i = b_i exp(a_i - y), which without `b` is the softmax, and
+    dy/db_i = exp(a_i - y). Both modes, any order; without `b` the Hessian diag(p) - p p^T is
+    accurate entry by entry.
+    Edge cases: a row of -inf, or one in which `where` masks every entry, gives -inf with zero
+    gradient; +inf gives +inf and NaN gives NaN. A negative sum gives NaN unless `return_sign`.
 
     Args:
         a: real, any shape, nats; integers and booleans become the default float.
@@ -83,8 +84,8 @@ def logsumexp(
         where: booleans that broadcast to `a`; False leaves the entry out.
 
     Returns:
-        `a` without `axis`, in nats, in the dtype of `a`, or float64 where `b` is an array of
-        float64; with `return_sign` a pair (y, sign).
+        `a` without `axis`, in nats, in the dtype of `a`, or float64 if `b` is a float64 array; with
+        `return_sign` a pair (y, sign).
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape or axis.
@@ -135,12 +136,12 @@ def logmeanexp(
         y = log(1/n sum_i exp(x_i)) = logsumexp(x) - log n
 
     Derivative: softmax(x), both modes, any order.
-    Edge cases: as logsumexp; nothing left by `where`: -inf.
+    Edge cases: as for logsumexp; if `where` masks every entry, the result is -inf.
 
     Args:
         x: real, any shape, nats.
         axis: axis or axes to reduce; None for all.
-        where: booleans that broadcast to `x`; n counts the entries that it leaves.
+        where: booleans that broadcast to `x`; n is the number of entries that are not masked.
         keepdims: keep the reduced axes with size 1.
 
     Returns:
@@ -164,14 +165,14 @@ def logmeanexp(
 
 
 def _takes_dtype_of_other(argument: str, x: ArrayLike) -> bool:
-    """Whether promotion lets `x` follow a floating array: integers, booleans, Python numbers."""
+    """Whether `x` takes the dtype of a floating array: integers, booleans and Python numbers do."""
     x = jnp.asarray(_checks.native("logsumexp", argument, x))
     return x.weak_type or not jnp.issubdtype(x.dtype, jnp.floating)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))
 def logsumexp_core(x: Array, axes: tuple[int, ...], exact: DTypeLike | None = None) -> Array:
-    """log sum exp(x), the axes kept; `exact` as in `maximum`."""
+    """log sum exp(x), which keeps the axes; `maximum` explains `exact`."""
     m, r = excess(x, axes, exact)
     return m + jnp.log1p(r)
 
@@ -185,7 +186,7 @@ def _logsumexp_jvp(axes, exact, primals, tangents):
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _logsumexp_and_gradient(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """log sum exp(x) and softmax(x), on a CPU of the same exponentials."""
+    """log sum exp(x) and softmax(x), which share their exponentials on a CPU."""
 
     def on_cpu(x: Array) -> tuple[Array, Array]:
         m, r, e = excess_and_exponentials(x, axes)
@@ -211,16 +212,16 @@ def _logsumexp_where(x: Array, where: Array | None, axes: tuple[int, ...], keepd
 
 
 class _Terms(NamedTuple):
-    """The terms of sum_i b_i exp(x_i), with b = f 2^k, in a unit of the size of a largest one.
+    """The terms of sum_i b_i exp(x_i), with b = f 2^k, relative to one of the largest terms, t.
 
         b_i exp(x_i) = 2^k_t exp(x_t) c_i,  sum_i c_i = tops f_t + rest
 
     Attributes:
         log_unit: x_t + k_t log 2.
-        f_top: |f_t|, in [1, 2): the size of this term, of which no other is many times as large.
-        c: the terms.
-        tops: how many terms are f_t, less how many are -f_t.
-        rest: the sum of the others.
+        f_top: |f_t|, in [1, 2), the magnitude of term t; no other term is many times as large.
+        c: the terms c_i.
+        tops: the number of terms equal to f_t minus the number of terms equal to -f_t.
+        rest: the sum of the other terms.
     """
 
     log_unit: Array
@@ -231,15 +232,15 @@ class _Terms(NamedTuple):
 
 
 def _terms(x: Array, b: Array, axes: tuple[int, ...]) -> _Terms:
-    """c_i = f_i 2^(k_i - k_t) exp(x_i - x_t): exact where x_i = x_t.
+    """c_i = f_i 2^(k_i - k_t) exp(x_i - x_t), which is exact where x_i = x_t.
 
-    No logarithm of b is taken: in an exponent its rounding error would grow where terms cancel.
-    With n = round((x_i - x_t) / log 2), 2^n exp(x_i - x_t - n log 2) keeps in range what
-    2^(k_i - k_t) brings back to the size of c.
+    No logarithm of b is computed: in an exponent, its rounding error would be amplified if terms
+    cancel. With n = round((x_i - x_t) / log 2), the form 2^n exp(x_i - x_t - n log 2) keeps the
+    exponential in range until it is multiplied by 2^(k_i - k_t).
     """
-    x = lax.optimization_barrier(x)  # a product that is contracted with x - x_t would not be x
+    x = lax.optimization_barrier(x)  # x must not be contracted with x - x_t into one operation
     f, k = significand_and_exponent(b)
-    # Of the size to a factor of some 2: an exact product, so that no contraction changes it.
+    # The magnitude up to a factor of about 2. The product is exact, so no contraction changes it.
     log_size = x + jnp.where(jnp.isfinite(f), k * LOG_2_LEADING, jnp.abs(f))
     log_size = jnp.where(is_zero(b), -jnp.inf, log_size)
     is_top = log_size == maximum(log_size, axes)
@@ -255,7 +256,7 @@ def _terms(x: Array, b: Array, axes: tuple[int, ...]) -> _Terms:
     e = jnp.exp((d - n * LOG_2_LEADING) - n * LOG_2_REST)
     c = jnp.where(jnp.isneginf(log_size), 0, f * e * power_of_two(n + (k - k_top)))
 
-    # Beside an infinite term the finite ones are 0. Infinite ones of both signs are NaN.
+    # If a term is infinite, the finite terms count as 0. Infinite terms of both signs give NaN.
     is_infinite = log_size == jnp.inf
     some_infinite = jnp.any(is_infinite, axes, keepdims=True)
     c = jnp.where(some_infinite, jnp.where(is_infinite, jnp.sign(f), 0), c)
@@ -273,8 +274,8 @@ def _terms(x: Array, b: Array, axes: tuple[int, ...]) -> _Terms:
 def _scaled_logsumexp(x: Array, b: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     """log|sum b exp(x)| and the sign of the sum.
 
-    The sum is f_t (1 + r) up to its sign, and the whole number `tops` leaves one top out of r
-    before that rounds. Where the terms cancel, nothing is near 1, and the sum itself is accurate.
+    Up to its sign the sum is f_t (1 + r). The integer `tops` allows one top to be left out of r
+    before r is rounded. If the terms cancel, 1 + r is not near 1, and the sum itself is accurate.
     """
     log_unit, f_top, _, tops, rest = _terms(x, b, axes)
     r = (jnp.abs(tops) - 1) + jnp.sign(tops) * rest / f_top
@@ -300,7 +301,7 @@ def _scaled_tangent(primals, tangents, axes: tuple[int, ...]) -> Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _share_of_sum(x: Array, b: Array, axes: tuple[int, ...]) -> Array:
-    """dy/dx_i = b_i exp(x_i) / sum_j b_j exp(x_j): 0 where b_i is 0, however large x_i is."""
+    """dy/dx_i = b_i exp(x_i) / sum_j b_j exp(x_j), which is 0 where b_i is 0, for any x_i."""
     _, f_top, c, tops, rest = _terms(x, b, axes)
     return jnp.where(c == 0, 0, c / (tops * f_top + rest))
 
@@ -316,8 +317,8 @@ def _share_of_sum_jvp(axes, primals, tangents):
 def _times_slope(x: Array, b: Array, b_dot: Array, axes: tuple[int, ...]) -> Array:
     """b_dot_i dy/db_i, with dy/db_i = sign exp(x_i - y).
 
-    The slope overflows where b_i = 0 leaves out a large entry. It is applied as its root, twice:
-    0 times it is then 0.
+    The slope overflows if b_i = 0 leaves out a large entry. Therefore its square root is applied
+    twice: a tangent of 0 times this root is then 0.
     """
     y, sign = _scaled_logsumexp(x, b, axes)
     present = x > -jnp.inf
@@ -346,9 +347,10 @@ def _scaled_logsumexp_where(
 
 
 def log1p(x: Array) -> Array:
-    """log(1 + x). XLA's own of float64 is off by up to 126 ulp between -1 and 0.
+    """log(1 + x). The float64 log1p of XLA has errors of up to 126 ulp between -1 and 0.
 
-    From -1 to -1/2 the sum 1 + x is exact; up to 0, log(1 + x) = -log(1 + y) with y = -x / (1 + x).
+    Between -1 and -1/2 the sum 1 + x is exact. Between -1/2 and 0, log(1 + x) = -log(1 + y) with
+    y = -x / (1 + x).
     """
     below_half, below_zero = x < -0.5, (x >= -0.5) & (x < 0)
     y = jnp.where(below_zero, -x / jnp.where(below_zero, 1 + x, 1), jnp.where(below_half, 0, x))

@@ -1,10 +1,10 @@
-"""The two losses that cross-entropy is made of, each with the gradient that is its rule.
+"""The two losses from which cross-entropy is built, each with its gradient as derivative rule.
 
-    index_loss     l = log1p(r) - d_y                     the class y is known
-    expected_loss  l = Q log1p(r) - sum_k q_k d_k         a distribution q of mass Q is known
+    index_loss     l = log1p(r) - d_y                     for a class y
+    expected_loss  l = Q log1p(r) - sum_k q_k d_k         for a distribution q with sum Q
 
-with d = x - max x and r the excess: both terms are >= 0, no large number is subtracted from
-another, and an offset of the logits is gone before anything is summed. All over the last axis.
+with d = x - max x and the excess r. Both terms are >= 0, no large numbers are subtracted from each
+other, and an offset of the logits cancels before anything is summed. Classes are the last axis.
 """
 
 from functools import partial
@@ -36,7 +36,7 @@ from softjax._softmax import (
 
 @jax.custom_jvp
 def index_loss(x: Array, index: Array, ignored: Array | None) -> Array:
-    """-log softmax(x)[index], and 0 where `ignored` or where the row is empty."""
+    """-log softmax(x)[index]; 0 where `ignored`, and in an empty row."""
     return _loss(_around_label(x, index), ignored)
 
 
@@ -48,7 +48,7 @@ def _index_loss_jvp(primals, tangents):
 
 @jax.custom_jvp
 def index_loss_gradient(x: Array, index: Array, ignored: Array | None) -> Array:
-    """softmax(x) - onehot(index): at the label minus the sum of the others, never p - 1."""
+    """softmax(x) - onehot(index); the entry at the label is minus the sum of the other entries."""
     return _gradient(index, *_around_label_and_exponentials(x, index), ignored)
 
 
@@ -59,7 +59,7 @@ def _index_loss_gradient_jvp(primals, tangents):
 
 @jax.custom_jvp
 def _index_loss_and_gradient(x: Array, index: Array, ignored: Array | None) -> tuple[Array, Array]:
-    """Both of the same sums, which the devices of sharded classes send once for the two."""
+    """The loss and its gradient from the same sums; with sharded classes they are sent once."""
     around, e = _around_label_and_exponentials(x, index)
     return _loss(around, ignored), _gradient(index, around, e, ignored)
 
@@ -73,7 +73,7 @@ def _index_loss_and_gradient_jvp(primals, tangents):
 
 @jax.custom_jvp
 def expected_loss(x: Array, q: Array) -> Array:
-    """sum_k q_k (-log softmax(x)_k), with 0 * inf = 0, and 0 where the row is empty."""
+    """sum_k q_k (-log softmax(x)_k), with 0 * inf = 0; 0 in an empty row."""
     m, r = excess(x, (x.ndim - 1,))
     cost = jnp.where(q == 0, 0, q * -shift(x, m))
     loss = jnp.sum(q, -1) * log_total(m, r)[..., 0] + jnp.sum(cost, -1)
@@ -89,7 +89,7 @@ def _expected_loss_jvp(primals, tangents):
     if not isinstance(x_dot, SymbolicZero):
         loss_dot += inner(expected_loss_gradient(x, q), x_dot, axes)[..., 0]
     if not isinstance(q_dot, SymbolicZero):
-        # dl/dq_k = -log p_k. A class that has no mass on either side takes no part.
+        # dl/dq_k = -log p_k. A class with neither probability nor target mass is ignored.
         *_, mass_of_p = probabilities(x, axes)
         nothing = (q == 0) & jnp.isneginf(x) | (mass_of_p == 0)
         cost = jnp.where(nothing, 0, -log_softmax_core(x, axes))
@@ -99,9 +99,10 @@ def _expected_loss_jvp(primals, tangents):
 
 @jax.custom_jvp
 def expected_loss_gradient(x: Array, q: Array) -> Array:
-    """Q softmax(x) - q; where the top class dominates both, its q and p enter by the others'.
+    """Q softmax(x) - q; if the top class t dominates both, computed from the other classes.
 
-    There it is (Q - q_t) - Q (1 - p_t), and neither difference is taken.
+    The entry at t is then (Q - q_t) - Q (1 - p_t), where Q - q_t and 1 - p_t are sums over the
+    other classes and not differences.
     """
     axes = (x.ndim - 1,)
     p, rest, mass_of_p = probabilities(x, axes)
@@ -130,7 +131,7 @@ def _expected_loss_gradient_jvp(primals, tangents):
 
 
 def spoiled(loss: Array, bad: Array | None) -> Array:
-    """`loss`, with NaN in value and gradient where `bad`: a product does it, a choice would not."""
+    """`loss` with NaN in value and gradient where `bad`; a product with NaN changes both."""
     return loss if bad is None else loss * _checks.nan_where(bad, jnp.ones((), loss.dtype))
 
 
@@ -158,7 +159,7 @@ def _gradient_tangent(primals: tuple[Array, Array, Array | None], x_dot: Array) 
 
 
 def _around_label(x: Array, index: Array) -> Around:
-    """m, r, d_y and the sum of exp(d) over the other classes, all with the axis kept."""
+    """m, r, d_y and the sum of exp(d) over the other classes, all of which keep the axis."""
     axes = (x.ndim - 1,)
 
     def looked_up(x: Array, index: Array) -> Around:
@@ -169,7 +170,7 @@ def _around_label(x: Array, index: Array) -> Around:
 
 
 def _around_label_and_exponentials(x: Array, index: Array) -> tuple[Around, Array]:
-    """`_around_label`, and exp(x - m), which XLA:CPU computes once for the two."""
+    """The results of `_around_label`, and exp(x - m), which XLA:CPU computes once for both."""
     axes = (x.ndim - 1,)
 
     def looked_up(x: Array, index: Array) -> tuple[Around, Array]:
@@ -192,5 +193,5 @@ def _looked_up(x: Array, index: Array, m: Array, r: Array) -> Around:
 def _summed(x: Array, index: Array) -> Around:
     m = maximum(x, (x.ndim - 1,))
     d, others = sums_beside_label(x, m, index[..., None])
-    # Where the label is not the top, the others have it, and the loss is at least log 2.
+    # If the label is not the top, the top is among the others, and the loss is at least log 2.
     return m, jnp.where(d == 0, others, (others - 1) + jnp.exp(d)), d, others

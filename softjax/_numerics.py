@@ -1,11 +1,11 @@
-"""The dtype policy, and the excess that every normalizer shares.
+"""The dtype policy, and the excess that all normalizers use.
 
 With m = max x, everything here is a function of m and of the *excess*
 
     r = (sum of exp(x - m) over all entries but one maximal one),   sum exp(x) = e^m (1 + r).
 
-The 1 of the maximal entry is left out before the sum rounds, not subtracted after it: in a row
-whose top is far above the rest, 1 + r is 1 and all the information is in r.
+The 1 of the maximal entry is left out before the sum is rounded, and not subtracted afterwards: in
+a row whose top is far above the other entries, 1 + r rounds to 1, and only r holds information.
 """
 
 from functools import partial
@@ -26,24 +26,24 @@ from softjax._row_maps import row_map
 
 
 def compute_dtype(dtype) -> jnp.dtype:
-    """At least float32: half precision is computed there and rounded once, at the end."""
+    """The dtype of computations, at least float32; half precision is rounded once, at the end."""
     return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
 
 
 def masked(x: Array, where: Array | None) -> Array:
-    """x in the dtype of the computation, -inf where it is left out."""
+    """x in the dtype of the computation, with -inf where it is masked."""
     wide = x.astype(compute_dtype(x.dtype))
     return wide if where is None else jnp.where(where, wide, -jnp.inf)
 
 
 def maximum(x: Array, axes: Axes, exact: DTypeLike | None = None) -> Array:
-    """max x over `axes`, kept; the lowest finite number where every entry is -inf.
+    """max x over `axes`, which are kept; the lowest finite number if every entry is -inf.
 
-    `exact` is a narrower dtype that holds x: XLA:CPU finds the maximum there 20 times as fast, and
-    without a wide copy. NaN may be lost here; the excess has it.
+    `exact` is a narrower dtype that represents x exactly. XLA:CPU finds the maximum in it 20 times
+    as fast, and without a copy in the wide dtype. The maximum may lose NaN; the excess keeps it.
 
-    The finite floor makes x - m = -inf, not NaN, in a row of -inf: its exponentials are then 0
-    and its excess is -1, from which logsumexp = m + log1p(-1) = -inf needs no case of its own.
+    In a row of -inf, the finite m makes x - m = -inf instead of NaN. The exponentials are then 0
+    and the excess is -1, so that logsumexp = m + log1p(-1) = -inf without a special case.
     """
     narrow = x if exact is None else x.astype(exact)
     lowest = jnp.finfo(narrow.dtype).min
@@ -51,44 +51,44 @@ def maximum(x: Array, axes: Axes, exact: DTypeLike | None = None) -> Array:
 
 
 def excess(x: Array, axes: Axes, exact: DTypeLike | None = None) -> tuple[Array, Array]:
-    """The maximum m, as `maximum`, and the excess r of x over `axes`, both with the axes kept.
+    """The result m of `maximum`, and the excess r of x over `axes`, which both keep.
 
-    r >= 0; -1 in a row of -inf or without entries; NaN beside NaN. Entries of +inf are maximal, so
-    that m + log1p(r) is +inf by itself.
+    r >= 0; r = -1 in a row of -inf or without entries; r is NaN if an entry is NaN. Entries of +inf
+    are maximal, so that m + log1p(r) is +inf without a special case.
     """
-    # Behind the barrier XLA:CPU computes the maximum once, and no sums of logits that it knows.
+    # Because of the barrier, XLA:CPU computes the maximum once and does not fuse it into the sums.
     m = behind_barrier_on_cpu(maximum(x, axes, exact))
     rest, tops = sums_beside_top(x, m, axes)
     return m, rest + (tops - 1)
 
 
 def excess_and_exponentials(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
-    """m and r as `excess`, and exp(x - m), of which value and gradient are both made."""
+    """The results m and r of `excess`, and exp(x - m), which value and gradient share."""
     m = behind_barrier_on_cpu(maximum(x, axes))
     e, (rest, tops) = exponentials_and_sums(x, m, axes)
     return m, rest + (tops - 1), e
 
 
 def total(m: Array, r: Array) -> Array:
-    """sum exp(x - m) = 1 + r: 1 in an empty row, NaN beside +inf, where no probability is left."""
+    """sum exp(x - m) = 1 + r; 1 in an empty row, NaN if an entry is +inf."""
     return 1 + not_negative(r) + 0 * m  # 0 m is NaN where m is infinite
 
 
 def log_total(m: Array, r: Array) -> Array:
-    """log sum exp(x - m) = log1p(r): 0 in an empty row, NaN beside +inf."""
+    """log sum exp(x - m) = log1p(r); 0 in an empty row, NaN if an entry is +inf."""
     return jnp.log1p(not_negative(r)) + 0 * m
 
 
 def not_negative(r: Array) -> Array:
-    """max(r, 0), NaN where r is NaN: the maximum that XLA:CPU computes may lose it."""
+    """max(r, 0), and NaN where r is NaN, which the maximum of XLA:CPU may lose."""
     return (r + jnp.abs(r)) / 2
 
 
 def inner(a: Array, b: Array, axes: Axes) -> Array:
-    """<a, b> over `axes`, kept, with 0 b = 0: a class without probability has no tangent.
+    """<a, b> over `axes`, which are kept, with 0 b = 0: a class of probability 0 has no tangent.
 
-    The map is linear in b. In the derivative with respect to a, the tangent of a stands in the
-    place of a, so that the Hessian of a loss times a vector does not compute the gradient.
+    The map is linear in b. The derivative with respect to a replaces a by its tangent, so that a
+    product with the Hessian of a loss does not compute the gradient.
     """
     return jnp.sum(row_map(_product_with, _product_with, b, (a,), axes), axes, keepdims=True)
 
@@ -99,7 +99,7 @@ def _product_with(v: Array, c: Array, *, axes: Axes) -> Array:
 
 
 def _product_of(v: Array, c: Array, *, axes: Axes) -> Array:
-    """v c with 0 c = 0, taken as linear in v: where v is 0, c has no say."""
+    """v c with 0 c = 0, linear in v: where v is 0, the result is 0 for every c."""
     return jnp.where(v == 0, 0, v * c)
 
 
@@ -107,9 +107,9 @@ def _product_of(v: Array, c: Array, *, axes: Axes) -> Array:
 def _product(a: Array, b: Array) -> Array:
     """a b with 0 b = 0.
 
-    XLA:CPU of jaxlib 0.10 gets p (v - sum(p v)) wrong, by as much as the result, where p is the
-    same for a batch of v, as in a Jacobian; with a choice that it does not know in the sum it does
-    not.
+    XLA:CPU of jaxlib 0.10 computes p (v - sum(p v)) wrongly, with an error as large as the result,
+    if p is the same for a batch of v, as in a Jacobian. A data-dependent `where` in the sum avoids
+    this.
     """
     return jnp.where(behind_barrier_on_cpu(a) == 0, 0, a * b)
 
@@ -119,7 +119,7 @@ def _product_jvp(primals, tangents):
     (a, b), (a_dot, b_dot) = primals, tangents
     value, parts = _product(a, b), []
     if not isinstance(a_dot, SymbolicZero):
-        a_dot = jnp.broadcast_to(a_dot, value.shape)  # `row_map` has the rank and sizes of its v
+        a_dot = jnp.broadcast_to(a_dot, value.shape)  # `row_map` needs arguments of the shape of v
         parts.append(row_map(_product_of, _product_of, a_dot, (b,), ()))
     if not isinstance(b_dot, SymbolicZero):
         b_dot = jnp.broadcast_to(b_dot, value.shape)

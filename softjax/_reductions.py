@@ -1,12 +1,12 @@
-"""How each compiler wants a row to be reduced: one result, one form for each backend.
+"""Reductions of rows, in the form that compiles best on each backend; the results are the same.
 
-The mathematics is in `_numerics`. It asks for x - max x, for the sums over a row beside its maximal
-entries, and for the place of one of these. For GPU and TPU the plain expressions compile into as
-few passes over the memory as there can be. XLA:CPU needs other forms, which stand here and are
-lowered for the CPU alone.
+The mathematics is in `_numerics`. It needs x - max x, the sums over a row without its maximal
+entries, and the index of a maximal entry. On GPU and TPU the plain expressions compile into the
+smallest possible number of passes over the memory. XLA:CPU needs other forms, which are defined
+here and are lowered for the CPU alone.
 
-What is said here of XLA:CPU holds for jaxlib 0.10 to 0.12. What is said of XLA:GPU and of TPUs was
-seen in programs that jaxlib 0.10 compiled for an H100 and a v5e (`python -m benchmarks aot`).
+Comments about XLA:CPU are true for jaxlib 0.10 to 0.12. Comments about XLA:GPU and TPUs describe
+programs that jaxlib 0.10 compiled for an H100 and a v5e (`python -m benchmarks aot`).
 """
 
 import math
@@ -19,17 +19,18 @@ from jax import Array, lax
 
 from softjax._sharding import shards
 
-# XLA:CPU writes out a reduction of up to about this many terms, and vectorizes over its results.
-# A longer one is a loop of single additions, eight times slower. Of bfloat16 the limit is 21 terms.
+# XLA:CPU unrolls a reduction of up to about this many terms, and vectorizes over its results. A
+# longer reduction is a loop of single additions, which is eight times slower. For bfloat16 the
+# limit is 21 terms.
 UNROLLED = 21
-# From this many classes on, the results that it vectorizes over are classes, below they are rows.
+# With at least this many classes it vectorizes over classes, with fewer over rows.
 WIDE = 64
-# From this many results on behind the classes, it vectorizes over those.
+# With at least this many results on the axes after the classes, it vectorizes over those axes.
 LONG = 16
-# XLA:CPU looks for the place of a maximum entry by entry, but for a maximum at the speed of memory.
-# So it looks in which block of up to this many entries the maximum is.
+# XLA:CPU finds a maximum at the speed of memory, but searches for its index entry by entry. So the
+# block of up to this many entries that contains the maximum is found first.
 BLOCK = 64
-# XLA:GPU holds a row of up to about this many entries in one kernel.
+# XLA:GPU processes a row of up to about this many entries within one kernel.
 ROW_OF_ONE_KERNEL = 16384
 
 Axes = tuple[int, ...]
@@ -37,29 +38,30 @@ Pair = tuple[Array, Array]
 
 
 def shift(x: Array, m: Array) -> Array:
-    """x - m for m = max x: exactly 0 at a maximal entry, nowhere above 0; NaN at NaN and +inf.
+    """x - m for m = max x: exactly 0 at a maximal entry and never above 0; NaN at NaN and +inf.
 
-    Where x is a product, a compiler may contract x - m into one multiply-add, which does not
-    round the product as m was rounded. The maximal entry would not be at 0 then: a confident row
-    of logits * scale would lose its digits, and at 2e10 its exponential would be infinite. Below m
-    the contraction does no harm.
+    If x is a product, a compiler may contract x - m into one multiply-add, in which the product is
+    not rounded as it was for m. The maximal entry would then not be 0: a confident row of
+    logits * scale would lose its digits, and the exponential of a logit of 2e10 would be infinite.
+    For entries below m the contraction does no harm.
     """
     return jnp.where(x < m, x - m, 0 * x)
 
 
 def shift_row(x: Array, m: Array, axes: Axes) -> Array:
-    """`shift` of whole rows, whose exponentials are to be summed over `axes`.
+    """`shift` of whole rows, whose exponentials will be summed over `axes`.
 
-    A choice keeps compilers from their fastest sums. min(x, m) is x, and not contracted either.
+    A `where` would keep compilers from their fastest sums. min(x, m) equals x and is not contracted
+    with the difference either.
     """
 
     def on_cpu(x: Array, m: Array) -> Array:
-        # In this order: of two numbers that do not compare, XLA:CPU takes the second as the lower.
+        # The order matters: if one argument is NaN, XLA:CPU returns the second as the minimum.
         return jnp.minimum(m, x) - m
 
     def in_one_kernel(x: Array, m: Array) -> Array:
-        # XLA:GPU keeps a row in one kernel where each maximum is subtracted once and used for
-        # nothing else. The maximum of min(x, m) is m again.
+        # XLA:GPU keeps a row in one kernel if each maximum is subtracted once and has no other use.
+        # So the maximum of min(x, m), which is m again, is computed.
         x = jnp.minimum(x, m)
         return x - jnp.max(x, axes, keepdims=True, initial=jnp.finfo(x.dtype).min)
 
@@ -71,25 +73,25 @@ def shift_row(x: Array, m: Array, axes: Axes) -> Array:
 
 
 def rows_fit_a_kernel(x: Array, axes: Axes) -> bool:
-    """Whether a kernel of a GPU holds whole rows."""
+    """Whether one kernel of a GPU processes whole rows."""
     return _rows_are_at_most(ROW_OF_ONE_KERNEL, x, axes)
 
 
 def sums_are_written_out(x: Array, axes: Axes) -> bool:
-    """Whether XLA:CPU adds up the few terms of a row one by one, in the same order in any row."""
+    """Whether rows are so short that XLA:CPU adds their terms one by one, always in one order."""
     return _rows_are_at_most(UNROLLED, x, axes)
 
 
 def _rows_are_at_most(length: int, x: Array, axes: Axes) -> bool:
-    """Whether rows over `axes` are no longer; not known of rows whose size is a symbol."""
+    """Whether rows over `axes` have at most this length; False if the length is a symbol."""
     sizes = [x.shape[axis] for axis in axes]
     return all(isinstance(n, int) for n in sizes) and math.prod(sizes) <= length
 
 
 def sums_beside_top(x: Array, m: Array, axes: Axes) -> Pair:
-    """Two sums over `axes`, kept: of exp(x - m) without the maximal entries, and of their number.
+    """The sum of exp(x - m) without maximal entries, and the number of these; `axes` are kept.
 
-    An entry of +inf is maximal. Beside NaN the first sum is NaN.
+    An entry of +inf is maximal. If an entry is NaN, the first result is NaN.
     """
 
     def plain(x: Array, m: Array) -> Pair:
@@ -99,10 +101,10 @@ def sums_beside_top(x: Array, m: Array, axes: Axes) -> Pair:
 
 
 def exponentials_and_sums(x: Array, m: Array, axes: Axes) -> tuple[Array, Pair]:
-    """exp(x - m), and its sums as `sums_beside_top`, for who needs both.
+    """exp(x - m), and the sums of `sums_beside_top`, for callers that need both.
 
-    XLA:CPU would compute each exponential twice, and writes them out here instead. Beside +inf the
-    exponentials mean nothing.
+    XLA:CPU would compute each exponential twice; here it writes them to memory instead. If an entry
+    is +inf, the exponentials are meaningless.
     """
 
     def on_cpu(x: Array, m: Array) -> tuple[Array, Pair]:
@@ -118,23 +120,23 @@ def exponentials_and_sums(x: Array, m: Array, axes: Axes) -> tuple[Array, Pair]:
 
 
 def plain_sums(d: Array, axes: Axes) -> Pair:
-    """The sums of `sums_beside_top` from d = x - m as a GPU or TPU wants them; NaN beside +inf."""
+    """The sums of `sums_beside_top` from d = x - m, for GPU and TPU; NaN if an entry is +inf."""
     is_top = d == 0
     rest = jnp.sum(jnp.where(is_top, 0, jnp.exp(d)), axes, keepdims=True)
     return rest, jnp.sum(is_top.astype(d.dtype), axes, keepdims=True)
 
 
 def _finite(m: Array, sums: Pair) -> Pair:
-    """`plain_sums`, and in a row with +inf one maximal entry and nothing beside it."""
+    """`plain_sums`; for a row with +inf, the result for one maximal entry and no others."""
     rest, tops = sums
     return jnp.where(m == jnp.inf, 0, rest), jnp.where(m == jnp.inf, 1, tops)
 
 
 def sums_beside_label(x: Array, m: Array, index: Array) -> Pair:
-    """x - m at the class `index` of the last axis, and the sum of exp(x - m) over the others, kept.
+    """x - m at the class `index` of the last axis, and the sum of exp(x - m) over the others.
 
-    `index` has the axis too, of size 1. For classes on many devices these are two sums and a
-    maximum, where the sums beside the top and a look-up are three.
+    The last axis is kept, and `index` has it too, with size 1. With sharded classes this takes two
+    sums and a maximum between devices; `sums_beside_top` and a look-up would take three sums.
     """
     axes = (x.ndim - 1,)
 
@@ -147,17 +149,17 @@ def sums_beside_label(x: Array, m: Array, index: Array) -> Pair:
 
 
 def weighted_sum(p: Array, v: Array, axes: Axes) -> Array:
-    """sum p v over `axes`, kept, with 0 v = 0: a class without probability has no tangent.
+    """sum p v over `axes`, which are kept, with 0 v = 0: a class of probability 0 has no tangent.
 
-    On a CPU a sum with a choice in it takes three times as long, and so it is taken only where the
-    sum without one is not finite. On a mesh the devices would have to agree on that.
+    On a CPU a sum with a `where` takes three times as long, so it is computed only if the plain sum
+    is not finite. On a mesh this is not done, because the devices would have to agree.
     """
 
     def plain(p: Array, v: Array) -> Array:
         return jnp.sum(jnp.where(p == 0, 0, p * v), axes, keepdims=True)
 
     def on_cpu(p: Array, v: Array) -> Array:
-        # XLA:CPU of jaxlib 0.10 computes p (v - sum(p v)) wrong where p is the same for a batch of
+        # XLA:CPU of jaxlib 0.10 computes p (v - sum(p v)) wrongly if p is the same for a batch of
         # v, as in a Jacobian, unless the sum is behind a barrier.
         whole = lax.optimization_barrier(jnp.sum(p * v, axes, keepdims=True))
         return lax.cond(jnp.all(jnp.isfinite(whole)), lambda p, v: whole, plain, p, v)
@@ -167,7 +169,7 @@ def weighted_sum(p: Array, v: Array, axes: Axes) -> Array:
 
 
 def sum_and_rest(v: Array, left_out: Array, axes: Axes) -> Pair:
-    """sum v over `axes`, kept, and the same sum without the entries that are left out."""
+    """sum v over `axes`, which are kept, and the sum of those v that are not left out."""
 
     def plain(v: Array, left_out: Array) -> Pair:
         rest = jnp.sum(jnp.where(left_out, 0, v), axes, keepdims=True)
@@ -186,12 +188,12 @@ def sum_and_rest(v: Array, left_out: Array, axes: Axes) -> Pair:
 
 
 def behind_barrier_on_cpu(x: Array) -> Array:
-    """x, which XLA:CPU has to compute before what uses it."""
+    """x behind a barrier, so that XLA:CPU computes it before the operations that use it."""
     return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
 
 
 def index_of_maximum(x: Array, m: Array, axis: int) -> Array:
-    """The place of one maximal entry along an axis, kept, as int32; any place beside NaN."""
+    """The index of a maximal entry along an axis, which is kept, as int32; with NaN, any index."""
 
     def plain(x: Array, m: Array) -> Array:
         place = lax.broadcasted_iota(jnp.int32, x.shape, axis)
@@ -205,16 +207,16 @@ def index_of_maximum(x: Array, m: Array, axis: int) -> Array:
 
 
 def taken(v: Array, index: Array, axis: int) -> Array:
-    """v at `index` along an axis, both of one rank, kept."""
+    """v at `index` along an axis, which is kept; both arguments have the same rank."""
 
     def gathered(v: Array, index: Array) -> Array:
         return jnp.take_along_axis(v, index, axis, mode="clip")
 
     def on_cpu(v: Array, index: Array) -> Array:
-        return lax.optimization_barrier(gathered(v, index))  # not again for each entry of the row
+        return lax.optimization_barrier(gathered(v, index))  # computed once for the whole row
 
     def summed(v: Array, index: Array) -> Array:
-        # A TPU gathers slowly; XLA:GPU keeps short rows in one kernel where nothing is gathered.
+        # A TPU gathers slowly, and XLA:GPU keeps short rows in one kernel only without a gather.
         return jnp.sum(jnp.where(is_place(index, v, axis), v, 0), axis, keepdims=True)
 
     on_gpu = summed if rows_fit_a_kernel(v, (axis,)) else gathered
@@ -222,7 +224,7 @@ def taken(v: Array, index: Array, axis: int) -> Array:
 
 
 def is_place(index: Array, x: Array, axis: int) -> Array:
-    """Whether an entry of x stands at `index` along an axis."""
+    """Whether each entry of x is the one at `index` along an axis."""
     return lax.broadcasted_iota(index.dtype, x.shape, axis) == index
 
 
@@ -233,19 +235,19 @@ Terms = Callable[[Array, Array], Pair]
 
 
 def _terms(x: Array, m: Array) -> Pair:
-    """exp(x - m) beside the maximal entries, and where those are; NaN where x is NaN."""
+    """exp(x - m) with 0 at the maximal entries, and a mask of these; NaN where x is NaN."""
     is_top = x == m
     return jnp.where(is_top, 0, jnp.exp(x - m)), is_top.astype(x.dtype)
 
 
 def _terms_of_exponentials(e: Array, one: Array) -> Pair:
-    """`_terms` of exp(x - m). An entry of 1 that is not the maximal one counts as much as that."""
+    """`_terms` from exp(x - m). An entry that rounds to 1 counts as a maximal entry."""
     is_top = e == one
     return jnp.where(is_top, 0, e), is_top.astype(e.dtype)
 
 
 def _on_cpu(x: Array, m: Array, axes: Axes, terms: Terms = _terms) -> Pair:
-    """`sums_beside_top`, in tiles of the row: the sums of `terms`."""
+    """`sums_beside_top`, computed as sums of `terms` over tiles of the row."""
     counts = shards(x, axes)
     if math.prod(counts) > 1:
         rows, top = by_shard(x, axes, counts), by_shard(m, axes, (1,) * len(axes))
@@ -256,11 +258,11 @@ def _on_cpu(x: Array, m: Array, axes: Axes, terms: Terms = _terms) -> Pair:
     rows = x.transpose(order).reshape(shape)
     shape[axis] = 1
     top = m.reshape(shape)
-    if not isinstance(rows.shape[axis], int):  # a symbol, in an exported program
+    if not isinstance(rows.shape[axis], int):  # the size is a symbol in an exported program
         parts = terms(rows, top)
         rest, tops = (jnp.sum(a, axis) for a in parts)
     elif _is_odd(rows, axis):
-        # XLA:CPU vectorizes over rows, but only over an even number of them.
+        # XLA:CPU vectorizes over rows only if their number is even.
         even = _tiled(terms, rows[..., :-1, :], top[..., :-1, :], axis)
         odd = _tiled(terms, rows[..., -1:, :], top[..., -1:, :], axis)
         rest, tops = (jnp.concatenate(parts, -1) for parts in zip(even, odd, strict=True))
@@ -270,7 +272,7 @@ def _on_cpu(x: Array, m: Array, axes: Axes, terms: Terms = _terms) -> Pair:
 
 
 def _beside_label_on_cpu(x: Array, m: Array, index: Array) -> Pair:
-    """`sums_beside_label`, in tiles of what each device has."""
+    """`sums_beside_label`, computed over tiles of the part on each device."""
     axes = (x.ndim - 1,)
     counts = shards(x, axes)
     is_label = is_place(index, x, x.ndim - 1)
@@ -285,7 +287,7 @@ def _beside_label_on_cpu(x: Array, m: Array, index: Array) -> Pair:
 
 
 def _is_odd(rows: Array, axis: int) -> bool:
-    """Whether an odd number of rows, of a few classes each, lie behind each other."""
+    """Whether there is an odd number of rows with few classes, one after the other in memory."""
     if not 0 < axis == rows.ndim - 1 or rows.shape[-1] >= WIDE:
         return False
     count = rows.shape[-2]
@@ -307,10 +309,10 @@ def _tiled(terms: Terms, rows: Array, m: Array, axis: int) -> Pair:
 
 
 def _layout(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """An order of all axes that has `axes` as neighbours, and the place of their first.
+    """An order of all axes in which `axes` are adjacent, and the position of the first of them.
 
-    The order that there is, where the axes behind are long enough to vectorize over: an image's
-    classes stay where they are. Otherwise `axes` come last.
+    If the axes after them are long enough to vectorize over, the order stays as it is, as for the
+    classes of an image. Otherwise `axes` come last.
     """
     given, axes = tuple(range(len(shape))), tuple(sorted(axes))
     if axes and axes == given[axes[0] : axes[-1] + 1] and math.prod(shape[axes[-1] + 1 :]) >= LONG:
@@ -319,21 +321,21 @@ def _layout(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[tuple[int, .
 
 
 def by_shard(x: Array, axes: tuple[int, ...], counts: tuple[int, ...]) -> Array:
-    """x as [..., *counts, what one device holds]: sums over the last axis need no other device."""
+    """x as [..., *counts, size per device]: sums over the last axis need no other device."""
     kept = [axis for axis in range(x.ndim) if axis not in axes]
     x = x.transpose(*kept, *axes)
     for axis, count in zip(range(len(kept), x.ndim), counts, strict=True):
-        # Split where it stands, for Explicit axes take one step at a time, then to its place.
+        # The axis is split first and moved afterwards, as Explicit axes allow one step at a time.
         axis = axis + (axis - len(kept))
         x = x.reshape(*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])
     outer, inner = (range(len(kept) + i, x.ndim, 2) for i in (0, 1))
     x = x.transpose(*range(len(kept)), *outer, *inner)
     parts = len(kept) + len(axes)
-    return x.reshape(*x.shape[:parts], math.prod(x.shape[parts:]))  # -1 is unknown of no rows
+    return x.reshape(*x.shape[:parts], math.prod(x.shape[parts:]))  # -1 fails if there are no rows
 
 
 def over_shards(sums: Pair, axes: tuple[int, ...]) -> Pair:
-    """The sums of all shards, with the axes kept."""
+    """The sums over all shards, which keep the axes."""
     a, b = (jnp.sum(x, range(x.ndim - len(axes), x.ndim)) for x in sums)
     return jnp.expand_dims(a, axes), jnp.expand_dims(b, axes)
 
@@ -341,10 +343,10 @@ def over_shards(sums: Pair, axes: tuple[int, ...]) -> Pair:
 def sums_of_tiles(terms: Callable[[slice], Pair], length: int, axis: int, last: bool) -> Pair:
     """The sums of two arrays over an axis, both in one loop, as a tree.
 
-    The axis is cut into tiles [height, width], which are summed down their columns, then over
-    the columns, then over the tiles. This is exact to a few ulp and vectorizes, and the first
-    loop, which has all the exponentials, writes 1 / height of what it reads. `terms` gives the
-    arrays part by part: an expression that is sliced in two places would be an array in memory.
+    The axis is divided into tiles [height, width], which are summed down their columns, then over
+    the columns, then over the tiles. This is accurate to a few ulp and vectorizes. The first loop,
+    which computes all exponentials, writes only 1 / height of the numbers that it reads. `terms`
+    returns the arrays part by part, because an expression that is sliced twice would be stored.
     """
     sums, start = [], 0
     for count, height, width in _tiling(length, last):
@@ -352,7 +354,7 @@ def sums_of_tiles(terms: Callable[[slice], Pair], length: int, axis: int, last: 
         a, b = terms(slice(start, stop))
         start = stop
         if count == width == 1:
-            # Results [rows, 1, 1] in place of [rows] would not be vectorized over the rows.
+            # XLA:CPU would not vectorize over the rows if results were [rows, 1, 1], not [rows].
             sums.append(_sums_down(a, b, axis))
             continue
         tiles = (*a.shape[:axis], count, height, width, *a.shape[axis + 1 :])
@@ -384,9 +386,9 @@ def _sums_down(a: Array, b: Array, axis: int) -> Pair:
 
 @cache
 def _tiling(length: int, last: bool) -> list[tuple[int, int, int]]:
-    """(count, height, width) of the tiles that cover an axis, one kind after the other.
+    """(count, height, width) of each kind of tile; the kinds together cover an axis.
 
-    Narrow ones vectorize over rows, wide ones over classes too, which must be the last axis.
+    Narrow tiles vectorize over rows. Wide tiles also vectorize over classes, which must be last.
     """
     if length < WIDE:
         starts = range(0, max(length, 1), UNROLLED)
@@ -402,7 +404,7 @@ def _tiling(length: int, last: bool) -> list[tuple[int, int, int]]:
 
 
 def _argmax_on_cpu(x: Array, axis: int) -> Array:
-    """The place of a maximal entry: in which of equal blocks, and then where in that block."""
+    """The index of a maximal entry: first the block that contains it, then its index there."""
     length = x.shape[axis]
     width = _divisor(length) if axis == x.ndim - 1 and isinstance(length, int) else 1
     if width == 1:
@@ -414,6 +416,6 @@ def _argmax_on_cpu(x: Array, axis: int) -> Array:
 
 
 def _divisor(length: int) -> int:
-    """The largest divisor of a length up to BLOCK; 1 where the row is as short itself."""
+    """The largest divisor of a length that is at most BLOCK; 1 if the row itself is that short."""
     widths = range(BLOCK, 1, -1)
     return next((width for width in widths if length % width == 0), 1) if length > BLOCK else 1

@@ -1,13 +1,14 @@
 """Linear maps of rows that know their transpose.
 
-JAX transposes a linear map operation by operation, which need not be accurate where the map is, and
-passes over the memory again for each sum. The maps here are given together with their transpose:
+JAX transposes a linear map operation by operation. The result may be inaccurate even if the map is
+accurate, and it passes over the memory again for each sum. Maps here are defined together with
+their transpose:
 
     forward(v, *coefficients, axes)  ->  A v       transposed(v, *coefficients, axes)  ->  A^T v
 
 Both are elementwise over all axes but `axes`, and differentiable in the coefficients. Forward and
-reverse mode then cost and round alike, to any order. `jax.custom_derivatives.linear_call` does the
-same, but cannot be batched (jax 0.12).
+reverse mode then have the same cost and the same rounding, at every order.
+`jax.custom_derivatives.linear_call` has the same purpose, but cannot be batched (jax 0.12).
 """
 
 from collections.abc import Callable

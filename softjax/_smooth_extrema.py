@@ -1,4 +1,4 @@
-"""smooth_max and smooth_min: RealSoftMax with a temperature, and how far it can be off."""
+"""smooth_max and smooth_min, which are RealSoftMax with a temperature, and their bounds."""
 
 from functools import partial
 
@@ -30,7 +30,7 @@ def smooth_max(
     to the maximum as T -> 0.
 
     Derivative: dy/dx = softmax(x / T), dy/dT = entropy of softmax(x / T). Both modes, any order.
-    Edge cases: as logsumexp; of a row of -inf, dy/dT is 0 too.
+    Edge cases: as for logsumexp; in a row of -inf, dy/dT is 0 too.
 
     Args:
         x: real, any shape.
@@ -69,7 +69,7 @@ def smooth_min(
         y = -T log sum_i exp(-x_i / T),     min x - T log n <= y <= min x
 
     Derivative: dy/dx = softmin(x / T), dy/dT = -(entropy of softmin(x / T)).
-    Edge cases: those of smooth_max at -x; nothing left by `where`: +inf.
+    Edge cases: as for smooth_max at -x; if `where` masks every entry, the result is +inf.
 
     Args:
         x: real, any shape.
@@ -89,7 +89,7 @@ def smooth_min(
         >>> softjax.smooth_min(jnp.array([2.0, 4.0]), temperature=0.1)
         Array(2., dtype=float32)
 
-    Source: as smooth_max, with min x = -max(-x).
+    Source: see smooth_max, with min x = -max(-x).
     """
     negated = -_checks.real_array("smooth_min", "x", x)
     return -_smooth_max("smooth_min", negated, axis, where, keepdims, temperature)
@@ -103,17 +103,17 @@ def smooth_max_bounds(
     *,
     temperature: ArrayLike = 1.0,
 ) -> tuple[Array, Array]:
-    """The bounds that hold smooth_max: it is at the upper one where all entries are equal.
+    """Lower and upper bounds of smooth_max; the upper bound is reached if all entries are equal.
 
         max x <= smooth_max(x) <= max x + T log n
 
-    Derivative: that of max, and of the expression.
-    Edge cases: nothing left by `where`: (-inf, -inf).
+    Derivative: the derivative of max for the lower bound, and of max x + T log n for the upper one.
+    Edge cases: if `where` masks every entry, the bounds are (-inf, -inf).
 
     Args:
         x: real, any shape.
         axis: axis or axes to reduce; None for all.
-        where: booleans that broadcast to `x`; n counts the entries that it leaves.
+        where: booleans that broadcast to `x`; n is the number of entries that are not masked.
         keepdims: keep the reduced axes with size 1.
         temperature: scalar T > 0 in the units of `x`, may be traced.
 
@@ -159,11 +159,11 @@ def _smooth_max(function, x, axis, where, keepdims, temperature) -> Array:
 def _scaled(x: Array, where: Array | None, temperature: Array, axes, keepdims: bool) -> Array:
     wide = masked(x, where)
     m = jax.lax.stop_gradient(maximum(wide, axes))
-    # m keeps +inf, and its difference to itself is not NaN but 0.
+    # m keeps +inf, and the difference of +inf and m is set to 0 instead of NaN.
     finite = jnp.where(wide == jnp.inf, jnp.finfo(wide.dtype).max, wide)
     z = tempered(finite, temperature, axes)
     log_sum = logsumexp_core(z, axes)
-    # In a row without entries the derivative by T would be its logarithm of a sum, which is -inf.
+    # In a row without entries the derivative with respect to T would be log 0 = -inf.
     empty = jnp.isneginf(log_sum)
     y = jnp.where(empty, -jnp.inf, m + temperature * jnp.where(empty, 0, log_sum)).astype(x.dtype)
     return y if keepdims else jnp.squeeze(y, axes)

@@ -49,11 +49,11 @@ def softmax(
 
         p_i = exp(x_i / T) / sum_j exp(x_j / T)
 
-    Derivative: p_dot = p (w - <p, w>) / T with w the tangent relative to that of a dominant
-    entry, so that 1 - p_i is never a difference where p_i is near 1. Both modes, any order; the
-    backward pass keeps p.
-    Edge cases: a masked entry, a row of -inf, nothing left by `where`: 0 with zero gradient;
-    +inf or NaN in a row: NaN.
+    Derivative: p_dot = p (w - <p, w>) / T, where w is the tangent minus the tangent of a dominant
+    entry. The difference 1 - p_i is then never computed where p_i is near 1. Both modes, any order;
+    the backward pass keeps p.
+    Edge cases: masked entries, and all entries of a row of -inf, are 0 with zero gradient; +inf or
+    NaN in a row gives NaN.
 
     Args:
         x: real, any shape, nats; integers and booleans become the default float.
@@ -87,12 +87,12 @@ def log_softmax(
 ) -> Array:
     """Logarithm of softmax: the log-probabilities with logits x / T.
 
-        y_i = (x_i - m) / T - log1p(r),  m = max x,  r = sum of exp((x - m) / T) less the top
+        y_i = (x_i - m) / T - log1p(r),  m = max x,  r = sum of exp((x - m) / T) without the top
 
-    Derivative: y_dot = w - <p, w>, w the tangent relative to that of a dominant entry. Both
-    modes, any order; the backward pass keeps p.
-    Edge cases: a masked or -inf entry: -inf; nothing left by `where`: -inf with zero gradient;
-    +inf or NaN in a row: NaN.
+    Derivative: y_dot = w - <p, w>, where w is the tangent minus the tangent of a dominant entry.
+    Both modes, any order; the backward pass keeps p.
+    Edge cases: a masked or -inf entry gives -inf; if `where` masks every entry, the results are
+    -inf with zero gradient; +inf or NaN in a row gives NaN.
 
     Args:
         x: real, any shape, nats; integers and booleans become the default float.
@@ -127,7 +127,7 @@ def softmin(
 
         p_i = exp(-x_i / T) / sum_j exp(-x_j / T)
 
-    Derivative and edge cases: those of softmax at -x; +inf is a class that has probability 0.
+    Derivative and edge cases: as for softmax at -x; a class with x = +inf has probability 0.
 
     Args:
         x: real, any shape, nats (energies in units of T).
@@ -158,16 +158,16 @@ def softmax_core(x: Array, axes: Axes) -> Array:
 
     def plain(x: Array) -> Array:
         e = jnp.exp(shift_row(x, maximum(x, axes), axes))
-        # A sum is at least 1, and nothing is added to it, or 0 in a row of -inf.
+        # The sum is at least 1, or 0 in a row of -inf, and no other number is added to it.
         return e / (jnp.sum(e, axes, keepdims=True) + jnp.finfo(x.dtype).tiny)
 
     def on_cpu(x: Array) -> Array:
-        # XLA:CPU adds the entries of a row in an order that depends on how many rows there are,
-        # unless it writes them all out. By tiles a row has the same sum in any company.
+        # XLA:CPU adds the entries of a row in an order that depends on the number of rows, unless
+        # the row is short. With tiles the sum of a row does not depend on the other rows.
         m, r, e = excess_and_exponentials(x, axes)
         return e / total(m, r)
 
-    # Over the devices of sharded classes one sum goes, not two.
+    # If the classes are sharded, the devices send one sum instead of two.
     is_plain = sums_are_written_out(x, axes) or math.prod(shards(x, axes)) > 1
     on_cpu = plain if is_plain else on_cpu
     return lax.platform_dependent(x, cpu=on_cpu, default=plain)
@@ -185,15 +185,16 @@ def _softmax_jvp(axes, primals, tangents):
 def softmax_tangent(p: Array, v: Array, axes: Axes, top: Array | None = None) -> Array:
     """H v for the Jacobian H = diag(p) - p p^T of softmax, accurate entry by entry.
 
-    H 1 = 0, so that tangents count relative to that of any one entry. Relative to that of the top
-    entry, w = v - v_top, the mean <p, w> is a sum over the others:
+    Since H 1 = 0, a constant may be subtracted from v. With w = v - v_top, the mean <p, w> is a sum
+    over the other entries:
 
         (H v)_i = p_i (w_i - <p, w>),    (H v)_top = -p_top <p, w>
 
-    Where the top entry has nearly all of the probability, 1 - p_top is then nowhere a difference of
-    near equals. H is its own transpose, and forward and reverse mode are the same map.
+    If the top entry has nearly all of the probability, this never computes 1 - p_top as a
+    difference of nearly equal numbers. H is symmetric, so that forward and reverse mode are the
+    same map.
 
-    `top` is the place of the top entry (`place_of_top`); None where it has to be found from p.
+    `top` is the index of the top entry (`place_of_top`), or None if it must be found from p.
     """
     top = place_of_top(p, axes) if top is None else top
     return row_map(_covariance_product, _covariance_product, v, (p, *_given(top)), axes)
@@ -206,7 +207,7 @@ def _covariance_product(v: Array, p: Array, top: Array | None = None, *, axes: A
 
 
 def place_of_top(x: Array, axes: Axes) -> Array | None:
-    """The place of a maximal entry; None over several axes or devices, where no one looks it up."""
+    """The index of a maximal entry; None over several axes or devices, where none is needed."""
     if len(axes) != 1 or math.prod(shards(x, axes)) > 1:
         return None
     x = lax.stop_gradient(x)
@@ -218,7 +219,7 @@ def _given(top: Array | None) -> tuple[Array, ...]:
 
 
 def _at_top(v: Array, p: Array, top: Array | None, axes: Axes) -> Array:
-    """v at the top entry. Without its place: v where p > 1/2, and 0 where no entry dominates."""
+    """v at the top entry. Without its index: v where p > 1/2, and 0 if no entry dominates."""
     if top is not None:
         return taken(v, top, axes[0])
     return jnp.sum(jnp.where(p > 0.5, v, 0), axes, keepdims=True)
@@ -244,10 +245,10 @@ def _log_softmax_jvp(axes, primals, tangents):
 
 
 def probabilities(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
-    """p = softmax(x); what all entries but one maximal one have of it, r / (1 + r); and its sum.
+    """p = softmax(x); the share r / (1 + r) of all entries but one maximal entry; the sum of p.
 
-    The second is 1 - p at the top, without a difference. The sum is 1, and 0 in an empty row, whose
-    classes are all -inf, masked, or not there. Both have the axes kept.
+    The share is 1 - p at the top, computed without a difference. The sum is 1, or 0 in an empty
+    row, in which all classes are -inf or masked, or which has no classes. Both keep the axes.
     """
     _, p, rest, mass = _logarithms_and_probabilities(x, axes)
     return p, rest, mass
@@ -255,7 +256,7 @@ def probabilities(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _logarithms_and_probabilities(x: Array, axes: Axes) -> tuple[Array, Array, Array, Array]:
-    """log softmax(x), and what `probabilities` has, of the same sums."""
+    """log softmax(x), and the results of `probabilities`, from the same sums."""
 
     def parts(d: Array, e: Array, r: Array) -> tuple[Array, Array, Array, Array]:
         others = not_negative(r)
@@ -291,7 +292,7 @@ def _logarithms_and_probabilities_jvp(axes, primals, tangents):
 def _centred(
     v: Array, p: Array, rest: Array, mass: Array, top: Array | None = None, *, axes: Axes
 ) -> Array:
-    """v - <p, v>: the tangent of log_softmax; 0 in a row without probabilities."""
+    """v - <p, v>, the tangent of log_softmax; 0 in an empty row."""
     w = v - _at_top(v, p, top, axes)
     return jnp.where(mass == 0, 0, w - weighted_sum(p, w, axes))
 
@@ -299,7 +300,7 @@ def _centred(
 def _centred_transposed(
     v: Array, p: Array, rest: Array, mass: Array, top: Array | None = None, *, axes: Axes
 ) -> Array:
-    """v - p sum(v); at a top entry that dominates, (1 - p) sum(v) less the v of the others."""
+    """v - p sum(v); at a dominant entry computed as (1 - p) sum(v) minus the sum of the other v."""
     dominates = p > 0.5 if top is None else is_place(top, v, axes[0]) & (rest < 0.5)
     whole, others = sum_and_rest(v, dominates, axes)
     return jnp.where(mass == 0, 0, jnp.where(dominates, rest * whole - others, v - p * whole))
@@ -309,8 +310,8 @@ def _centred_transposed(
 def softmax_and_complement(x: Array) -> tuple[Array, Array]:
     """p = softmax(x) over the last axis, and 1 - p.
 
-    An entry with p > 1/2 is the only maximal one: there 1 - p is the share r / (1 + r) of all the
-    others, elsewhere the difference loses nothing.
+    An entry with p > 1/2 is the only maximal one, and its 1 - p is the share r / (1 + r) of all
+    others. For other entries the difference 1 - p is accurate.
     """
     p, rest, _ = probabilities(x, (x.ndim - 1,))
     return p, jnp.where(p > 0.5, rest, 1 - p)
@@ -326,20 +327,20 @@ def _softmax_and_complement_jvp(primals, tangents):
 
 
 def is_empty(p: Array, axes: Axes) -> Array:
-    """Whether no class of a row has a probability: all are -inf, masked, or not there."""
+    """Whether a row is empty: all its classes are -inf or masked, or it has no classes."""
     return jnp.all(p == 0, axes, keepdims=True)
 
 
 def relative_to_dominant(dominant: Array, x_dot: Array, axes: Axes) -> Array:
-    """x_dot less that of the dominant entry, where there is one: exactly 0 at that entry."""
+    """x_dot minus x_dot of the dominant entry, if there is one; exactly 0 at that entry."""
     reference = jnp.sum(jnp.where(dominant, x_dot, 0), axes, keepdims=True)
     return jnp.where(dominant, 0, x_dot - reference)
 
 
 def tempered(x: Array, temperature: Array, axes: Axes) -> Array:
-    """z = (x - max x) / T: dividing after the subtraction keeps the offset out of z.
+    """z = (x - max x) / T; the subtraction comes first, so that an offset of x does not change z.
 
-    The maximum carries no derivative: every use adds it back, or does not depend on it.
+    The maximum has no derivative here: every caller adds it back, or does not depend on it.
     """
     m = jax.lax.stop_gradient(maximum(x, axes))
     return _divided(x, m, temperature)
@@ -356,7 +357,7 @@ def _divided_jvp(primals, tangents):
     x, m, temperature = primals
     x_dot, _, temperature_dot = tangents
     z = _divided(x, m, temperature)
-    z_known = jnp.where(jnp.isneginf(z), 0, z)  # a class without mass does not feel T
+    z_known = jnp.where(jnp.isneginf(z), 0, z)  # T has no effect on a class without mass
     return z, (x_dot - z_known * temperature_dot) / temperature
 
 
@@ -377,7 +378,7 @@ def _probabilities(function, core, x, axis, where, temperature) -> Array:
 
 @partial(jax.jit, static_argnums=(0, 1, 3))
 def _along_one_axis(function: str, core, x: Array, axis: int) -> Array:
-    """What most calls ask for, whose checks are of shape and dtype: made once, in the trace."""
+    """The most frequent form of a call, whose checks of shape and dtype run once, in the trace."""
     x = _checks.real_array(function, "x", x)
     return _normalized(core, x, None, None, _checks.axes(function, axis, x.ndim))
 
