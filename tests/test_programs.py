@@ -18,7 +18,7 @@ from meshes import mesh_of
 import softjax
 from softjax import calibration, choice, derivatives, information, regression
 from softjax.regression._data import Data
-from softjax.regression._solvers import SOLVERS
+from softjax.regression._solvers import SOLVERS, start
 
 pytestmark = pytest.mark.compiled_quickly
 
@@ -335,6 +335,6 @@ def test_nothing_that_is_computed_on_the_way_is_nan(name):
 @pytest.mark.x64_once
 def test_no_state_of_a_fit_is_infinite():
     data = Data(H, Y, None, None, *np.zeros((2, 1), np.float32))
-    for solver in SOLVERS.values():
-        for leaf in jax.tree.leaves(solver.start(data, np.zeros((K, D + 1), np.float32))):
+    for solver in SOLVERS:
+        for leaf in jax.tree.leaves(start(solver, data, np.zeros((K, D + 1), np.float32))):
             assert np.isfinite(leaf).all()

@@ -36,7 +36,7 @@ def fits(solver, problems):
     def one(x, targets, weights, class_weights, l2, l1, theta):
         mean = jnp.mean(weights)
         data = Data(x, targets, weights / mean, class_weights, l2, l1, mean * N)
-        state = jax.tree.map(jnp.asarray, _solvers.SOLVERS[solver].start(data, theta))
+        state = jax.tree.map(jnp.asarray, _solvers.start(solver, data, theta))
         outcome = advance(data, jnp.asarray(TOL), state, limit)
         floor = jnp.int32(_programs.Status.PRECISION_FLOOR)
         status = jnp.where(outcome.suspected | outcome.hidden, floor, outcome.status)

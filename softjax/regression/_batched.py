@@ -19,13 +19,13 @@ from softjax.regression import _data, _existence, _objective, _preconditioner, _
 from softjax.regression._conjugate_gradients import truncated
 from softjax.regression._convergence import (
     State,
-    after_step,
     check_convergence,
     hides_something,
     initial,
 )
 from softjax.regression._data import Data, Problem, with_targets
-from softjax.regression._line_search import add_step, largest_move, step_length
+from softjax.regression._line_search import take_step
+from softjax.regression._newton import NewtonCG
 from softjax.regression._objective import (
     Point,
     centred,
@@ -42,8 +42,6 @@ from softjax.regression._standardised import Standardised
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
-# As many steps without a smaller gradient are rounding.
-PATIENCE = 5
 # A slot takes the place of so many logits of all examples. The slots together take what a cache
 # holds or, if that is more, what the features take: these are read once for all of them.
 SLOT_ARRAYS, CACHE_BYTES = 8, 2**24
@@ -216,20 +214,11 @@ def _stepped(lanes: Lanes, tol: Array, slot: Active, running: Array) -> Active:
     here = here._replace(gradient=jnp.where(running, here.gradient, 0))
     d, passes = _direction(lanes, problem, here, state.norm)
     d_logits = class_scores(problem, d)
-    first = jnp.vdot(here.gradient, d)
-    t = step_length(problem, here.theta, here.logits, first, d, d_logits)
-    theta, logits = add_step(here.theta, t, d), add_step(here.logits, t, d_logits)
-    state = after_step(
-        state,
-        theta,
-        (),
-        decrement=-first / 2,
-        move=t * largest_move(d_logits),
-        passes=passes + 2,
-        patience=PATIENCE,
-        stuck=t == 0,
+    slope = jnp.vdot(here.gradient, d)
+    state, logits, _ = take_step(
+        problem, state, here.logits, d, d_logits, slope, passes + 2, NewtonCG.patience
     )
-    there = _point(problem, theta, logits)
+    there = _point(problem, state.theta, logits)
     return slot._replace(state=_judged(lanes, tol, problem, state, there), point=there)
 
 

@@ -26,6 +26,9 @@ from softjax.regression._result import Status
 NEAR = 1e-4
 # A quadratic model says how far the optimum is only where its step moves the logits little.
 STILL = 0.1
+# Logits that are sums over steps are rounded otherwise than those of the parameters, which may move
+# a gradient of the size of `tol` by as much: an end is confirmed within this multiple of `tol`.
+CONFIRMED = 2
 # An objective that changes by no more than so many roundings has not changed.
 ROUNDINGS = 8
 

@@ -22,18 +22,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from softjax._sharding import cond, while_loop
+from softjax._sharding import while_loop
 from softjax.regression import _standardised
-from softjax.regression._convergence import State, after_step, check_convergence, initial
+from softjax.regression._convergence import State, check_convergence
 from softjax.regression._data import Data, Problem
 from softjax.regression._dense_hessian import factor, factored_solve
 from softjax.regression._existence import has_bounded_optimum
-from softjax.regression._line_search import add_step, largest_move, step_length
+from softjax.regression._line_search import add_step, take_step
+from softjax.regression._loop import Solver
 from softjax.regression._objective import (
     centred,
     class_scores,
     example_weights,
-    gradient_bound,
     logits_at,
     point,
     probabilities,
@@ -47,15 +47,13 @@ from softjax.regression._objective import (
 from softjax.regression._products import product
 from softjax.regression._reduced_basis import is_wide
 from softjax.regression._result import Status
-from softjax.regression._standardised import Standardised
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
 CG_STEPS = 1000
-# The residual of a direction, relative: a step costs no more than two or three of its own.
+# The relative residual of a direction: a step costs no more than two or three of its own.
 ROUGH, FINE = 0.1, 1e-3
-PATIENCE = 5
 
 
 class DualMemory(NamedTuple):
@@ -73,130 +71,141 @@ class DualMemory(NamedTuple):
 
 
 def takes(problem: Problem | Data, num_classes: int) -> bool:
-    """Whether steps in the span of the examples pay, which penalty factors leave.
+    """Whether steps in the span of the examples pay; penalty factors lead out of it.
 
-    They factor a K x K matrix, which of no more classes than examples is smaller than the logits.
+    A step factors a K x K matrix. With no more classes than examples it is smaller than the logits.
     """
     x = problem.features
     return problem.factors is None and is_wide(x) and num_classes <= x.shape[0]
 
 
-def start(features: "Array | BCOO", theta: Any) -> State:
-    zeros = np.zeros((len(theta), features.shape[0]), theta.dtype)
-    return initial(theta, DualMemory(zeros, np.zeros(theta.shape, theta.dtype), zeros))
+class Dual(Solver):
+    """Newton's steps in the span of the examples, without the gradient [K, D + 1].
 
-
-def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array]:
-    """As `_descent.advance`, without the gradient [K, D + 1], which costs one more product.
-
-    sum_i rho_ik x_ij, relative to (sum_i w_i x_ij^2)^(1/2), is no larger than
-    (sum_i rho_ik^2 / w_i)^(1/2): that is judged.
+    The gradient costs one more product. With the residual rho of the dual problem its entries
+    sum_i rho_ik x_ij, relative to (sum_i w_i x_ij^2)^(1/2), are no larger than
+    (sum_i rho_ik^2 / w_i)^(1/2), which is what is judged.
     """
-    weights, q = example_weights(problem.targets), problem.targets
-    counted = weights > 0
-    bound = gradient_bound(problem)
-    # Examples less their mean, in a unit that float32 holds.
-    size = jnp.linalg.norm(bound)
-    mean = problem.constant * product(weights / jnp.sum(weights), problem.features)
-    s = _standardised.scaled(problem, mean, jnp.full_like(mean, size), mean)
-    squares = _standardised.squared(s, jnp.ones_like(s.ridge).at[-1].set(0))
 
-    def dual_residual(p, span):
-        return jnp.where(counted[None], weights[None] * p - q + problem.l2 * span.beta, 0)
+    def __init__(self, problem: Problem):
+        super().__init__(problem)
+        self.weights = weights = example_weights(problem.targets)
+        self.counted = weights > 0
+        # The examples less their mean, in a unit that float32 holds.
+        self.size = jnp.linalg.norm(self.bound)
+        mean = problem.constant * product(weights / jnp.sum(weights), problem.features)
+        unit = jnp.full_like(mean, self.size)
+        self.standardised = s = _standardised.scaled(problem, mean, unit, mean)
+        # The diagonal of G, [N].
+        self.squares = _standardised.squared(s, jnp.ones_like(s.ridge).at[-1].set(0))
 
-    def judged(state, logits):
-        objective = value(problem, state.theta, logits)
-        rho = dual_residual(probabilities(logits), state.memory)
-        size = jnp.sum(rho * rho / jnp.where(counted, weights, 1)[None], 1)
-        outside = relative_norm(problem.l2 * state.memory.rest, bound)
-        return check_convergence(
-            state, objective, jnp.maximum(jnp.sqrt(jnp.max(size)), outside), tol
+    @staticmethod
+    def memory(features: "Array | BCOO", theta: Any) -> DualMemory:
+        zeros = np.zeros((len(theta), features.shape[0]), theta.dtype)
+        return DualMemory(zeros, np.zeros(theta.shape, theta.dtype), zeros)
+
+    def init(self, state: State) -> tuple[State, Array]:
+        theta, span = centred(state.theta), state.memory
+        scores = class_scores(self.problem, theta)
+        fresh = jnp.all(span.beta == 0)
+        span = span._replace(
+            rest=jnp.where(fresh, without_bias(theta), span.rest),
+            rest_logits=jnp.where(fresh, scores - theta[:, -1:], span.rest_logits),
         )
+        strict = state.strict | has_bounded_optimum(self.problem)
+        state = state._replace(theta=theta, memory=span, strict=strict, passes=state.passes + 2)
+        return state, with_offset(self.problem, scores)
 
-    def stepped(state, logits):
-        span = state.memory
-        p = probabilities(logits)
-        rho = dual_residual(p, span)
-        tolerance = jnp.clip(3 * jnp.sqrt(state.norm), FINE, ROUGH).astype(jnp.float32)
-        y, steps = _coefficients(
-            s, squares, weights, p, rho / state.norm, span.rest_logits / state.norm, tolerance
-        )
-        y = centred(y.astype(rho.dtype)) * (state.norm / size / size)
+    def terminate(self, state: State, known: Array, tol: Array) -> tuple[State, Array]:
+        """The state, and the residual rho = w p - q + l2 beta of the dual problem, [K, N]."""
+        targets, l2, span = self.problem.targets, self.problem.l2, state.memory
+        rho = self.weights[None] * probabilities(known) - targets + l2 * span.beta
+        rho = jnp.where(self.counted[None], rho, 0)
+        size = jnp.sum(rho * rho / jnp.where(self.counted, self.weights, 1)[None], 1)
+        norm = jnp.maximum(jnp.sqrt(jnp.max(size)), relative_norm(l2 * span.rest, self.bound))
+        objective = value(self.problem, state.theta, known)
+        return check_convergence(state, objective, norm, tol), rho
+
+    def step(self, state: State, known: Array, here: Array) -> tuple[State, Array]:
+        problem, span, rho, p = self.problem, state.memory, here, probabilities(known)
+        y, steps = self._coefficients(p, rho / state.norm, span.rest_logits / state.norm, state)
+        y = centred(y.astype(rho.dtype)) * (state.norm / self.size / self.size)
         y = y - problem.constant * jnp.mean(y, 1, keepdims=True)
         d = without_bias(pull_back(problem, y)) - span.rest
         d_logits = class_scores(problem, d)
         # The bias that is best for this kernel: sum_i W_i (x_i d + b) + rho_i = 0.
-        slope = jnp.sum(softmax_hvp(weights, p, d_logits) + rho, 1)
-        b = -problem.constant * _between_classes(weights[None] * p)(slope)[:, None]
+        bias_slope = jnp.sum(softmax_hvp(self.weights, p, d_logits) + rho, 1)
+        b = -problem.constant * _between_classes(self.weights[None] * p)(bias_slope)[:, None]
         d, d_logits = d.at[:, -1:].set(b), d_logits + b
-        first = jnp.vdot(rho, d_logits) + problem.l2 * jnp.vdot(span.rest, d)
-        t = step_length(problem, state.theta, logits, first, d, d_logits)
+        slope = jnp.vdot(rho, d_logits) + problem.l2 * jnp.vdot(span.rest, d)
+        state, logits, t = take_step(
+            problem, state, known, d, d_logits, slope, 2 * steps + 2, self.patience
+        )
         span = DualMemory(
             add_step(span.beta, t, y),
             add_step(span.rest, t, -span.rest),
             add_step(span.rest_logits, t, -span.rest_logits),
         )
-        theta = add_step(state.theta, t, d)
-        state = after_step(
-            state,
-            theta,
-            span,
-            decrement=-first / 2,
-            move=t * largest_move(d_logits),
-            passes=2 * steps + 2,
-            patience=PATIENCE,
-            stuck=t == 0,
+        return state._replace(memory=span), logits
+
+    def postprocess(self, state: State, known: Array, tol: Array) -> tuple[State, Array]:
+        """The logits and beta are sums over steps: the parameters themselves judge the end."""
+        logits = logits_at(self.problem, state.theta)
+        gradient = centred(point(self.problem, state.theta, logits).gradient)
+        norm = relative_norm(gradient, self.bound)
+        missed = (state.status == Status.CONVERGED) & ~(norm <= tol)
+        status = jnp.where(missed, Status.PRECISION_FLOOR, state.status).astype(jnp.int32)
+        return state._replace(norm=norm, status=status, passes=state.passes + 2), logits
+
+    def _coefficients(
+        self, p: Array, rho: Array, rest_logits: Array, state: State
+    ) -> tuple[Array, Array]:
+        """y of the direction, in the unit of the features, in float32, and the number of steps.
+
+        Conjugate gradients on diag(1 / e) + G - diag(G), preconditioned by e, among coefficients
+        whose sum is 0. The image of y under diag(1 / e) is the residual that y came from, so that
+        nothing is divided by p.
+        """
+        s, squares = self.standardised, self.squares
+        tol = jnp.clip(3 * jnp.sqrt(state.norm), FINE, ROUGH).astype(jnp.float32)
+        weights, p, rho, rest_logits = (
+            a.astype(jnp.float32) for a in (self.weights, p, rho, rest_logits)
         )
-        return state, add_step(logits, t, d_logits)
+        f = 1 / (s.ridge[0] + (squares * weights)[None] * p)
+        e = weights[None] * p * f
+        common = _common_part(e, s.constant.astype(jnp.float32))
 
-    def body(carry):
-        state, logits, _ = carry
-        state = judged(state, logits)
-        running = (state.status == Status.RUNNING) & (state.step < stop)
-        state, logits = cond(running, stepped, lambda *carry: carry, state, logits)
-        return state, logits, running
+        def beside_diagonal(y):
+            pulled = without_bias(_standardised.pull_back(s, y))
+            return _standardised.scores(s, pulled) - squares[None] * y
 
-    theta = centred(state.theta)
-    scores = class_scores(problem, theta)
-    logits = with_offset(problem, scores)
-    span = state.memory
-    fresh = jnp.all(span.beta == 0)
-    span = span._replace(
-        rest=jnp.where(fresh, without_bias(theta), span.rest),
-        rest_logits=jnp.where(fresh, scores - theta[:, -1:], span.rest_logits),
-    )
-    strict = state.strict | has_bounded_optimum(problem)
-    state = state._replace(theta=theta, memory=span, strict=strict, passes=state.passes + 2)
-    state, logits, _ = while_loop(lambda carry: carry[-1], body, (state, logits, jnp.asarray(True)))
-    # The logits and beta are sums over steps: the end is judged by what the parameters give.
-    logits = logits_at(problem, state.theta)
-    norm = relative_norm(centred(point(problem, state.theta, logits).gradient), bound)
-    missed = (state.status == Status.CONVERGED) & ~(norm <= tol)
-    status = jnp.where(missed, Status.PRECISION_FLOOR, state.status).astype(jnp.int32)
-    return state._replace(norm=norm, status=status, passes=state.passes + 2), logits
+        def unsolved(carry):
+            *_, product, step = carry
+            return (product > bound) & (step < CG_STEPS)
+
+        def body(carry):
+            y, r, direction, pulled, product, step = carry
+            image = pulled + beside_diagonal(direction)
+            length = product / jnp.vdot(direction, image)
+            y, r = y + length * direction, r - length * image
+            r = r - common(e * r)
+            following = jnp.vdot(r, e * r)
+            ratio = following / product
+            return y, r, e * r + ratio * direction, r + ratio * pulled, following, step + 1
+
+        y = e * rest_logits - f * rho
+        y = y - e * common(y)
+        r = -beside_diagonal(y)
+        r = r - common(e * r)
+        alone = squares[None] * y  # the logits of each example's own
+        bound = tol * tol * jnp.vdot(alone, e * alone)
+        carry = (y, r, e * r, r, jnp.vdot(r, e * r), jnp.ones((), jnp.int32))
+        y, *_, steps = while_loop(unsolved, body, carry)
+        return y, steps
 
 
-def _coefficients(
-    s: Standardised,
-    squares: Array,
-    weights: Array,
-    p: Array,
-    rho: Array,
-    rest_logits: Array,
-    tol: Array,
-) -> tuple[Array, Array]:
-    """y of the direction, in the unit of `s`, in float32, and how many steps it took.
-
-    `squares` is the diagonal of G, [N].
-
-    Conjugate gradients on diag(1 / e) + G - diag(G), preconditioned by e, among coefficients whose
-    sum is 0. The image of y under diag(1 / e) is the residual that y came from, so that nothing is
-    divided by p.
-    """
-    weights, p, rho, rest_logits = (a.astype(jnp.float32) for a in (weights, p, rho, rest_logits))
-    constant = s.constant.astype(jnp.float32)
-    f = 1 / (s.ridge[0] + (squares * weights)[None] * p)
-    e = weights[None] * p * f
+def _common_part(e: Array, constant: Array) -> Callable[[Array], Array]:
+    """What e r has to lose of e for sums of 0 over classes and examples, as a function of e r."""
     total = jnp.sum(e, 0, keepdims=True)
     best_bias = _between_classes(e)
 
@@ -204,45 +213,17 @@ def _coefficients(
         return jnp.sum(moved, 0, keepdims=True) / jnp.where(total > 0, total, 1)
 
     def common(moved):
-        """[K, N], of an example and of a class: what e r has to lose of e for sums of 0."""
         b = constant * best_bias(jnp.sum(moved - e * mean(moved), 1))[:, None]
         return b + mean(moved - e * b)
 
-    def beside_diagonal(y):
-        return (
-            _standardised.scores(s, without_bias(_standardised.pull_back(s, y))) - squares[None] * y
-        )
-
-    def unsolved(carry):
-        *_, product, step = carry
-        return (product > bound) & (step < CG_STEPS)
-
-    def body(carry):
-        y, r, direction, pulled, product, step = carry
-        image = pulled + beside_diagonal(direction)
-        length = product / jnp.vdot(direction, image)
-        y, r = y + length * direction, r - length * image
-        r = r - common(e * r)
-        following = jnp.vdot(r, e * r)
-        ratio = following / product
-        return y, r, e * r + ratio * direction, r + ratio * pulled, following, step + 1
-
-    y = e * rest_logits - f * rho
-    y = y - e * common(y)
-    r = -beside_diagonal(y)
-    r = r - common(e * r)
-    alone = squares[None] * y  # the logits of each example's own
-    bound = tol * tol * jnp.vdot(alone, e * alone)
-    carry = (y, r, e * r, r, jnp.vdot(r, e * r), jnp.ones((), jnp.int32))
-    y, *_, steps = while_loop(unsolved, body, carry)
-    return y, steps
+    return common
 
 
 def _between_classes(e: Array) -> Callable[[Array], Array]:
     """The inverse of sum_i diag(e_i) - e_i e_i^T / sum(e_i), on what sums to 0, as a function.
 
-    The Laplacian of a graph of the classes, so that its diagonal is no difference. It is grounded
-    at the class with the largest.
+    This is the Laplacian of a graph of the classes, whose diagonal is no difference. The graph is
+    grounded at the class with the largest degree.
     """
     total = jnp.sum(e, 0, keepdims=True)
     edges = product(e / jnp.where(total > 0, total, 1), e.T)

@@ -22,21 +22,19 @@ from jax import Array
 
 from softjax.regression import _preconditioner, _separation, _standardised
 from softjax.regression._conjugate_gradients import conjugate_gradients
-from softjax.regression._convergence import STILL, converged
+from softjax.regression._convergence import CONFIRMED, STILL, converged
 from softjax.regression._data import Data, Problem, normalised, problem_of
-from softjax.regression._descent import CONFIRMED
 from softjax.regression._line_search import largest_move
 from softjax.regression._objective import (
     centred,
     class_scores,
     example_weights,
     gradient_bound,
+    hessian_times,
     logits_at,
     penalised,
     point,
-    pull_back,
     relative_norm,
-    softmax_hvp,
     uncertainty,
     value,
 )
@@ -133,9 +131,7 @@ def looked(num_classes: int, data: Data, theta: Array, first: Array, tol: Array)
     )
     size = jnp.where(norm > 0, norm, 1)
 
-    def hvp(v):
-        moved = softmax_hvp(weights, p, class_scores(problem, v))
-        return pull_back(problem, moved) + problem.l2 * penalised(problem, v)
+    hvp = partial(hessian_times, problem, p)
 
     def precondition(g):
         return _preconditioner.precondition(s, preconditioner, g, size)

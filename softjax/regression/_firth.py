@@ -19,7 +19,7 @@ Source: D. Firth, "Bias reduction of maximum likelihood estimates" (1993).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +29,13 @@ from jax import Array, lax
 from softjax._sharding import axes_of, varying, while_loop
 from softjax.regression import (
     _dense_hessian,
-    _implicit,
     _standardised,
 )
-from softjax.regression._convergence import ROUNDINGS, State, after_step, check_convergence, initial
+from softjax.regression._convergence import ROUNDINGS, State, after_step, check_convergence
 from softjax.regression._data import Problem
+from softjax.regression._implicit import Stationarity, solve_within
 from softjax.regression._line_search import largest_move
+from softjax.regression._loop import Solver
 from softjax.regression._objective import (
     centred,
     class_scores,
@@ -46,37 +47,54 @@ from softjax.regression._objective import (
     value,
 )
 from softjax.regression._products import by_columns, product
-from softjax.regression._result import Status
 
 HALVINGS = 20
-PATIENCE = 10
 
 
-def start(features: Array, theta: Any) -> State:
-    return initial(theta, ())
+def _gradient(theta: Array, problem: Problem) -> Array:
+    return centred(jax.grad(_likelihood(problem).objective)(theta))
 
 
-def objective(problem: Problem, theta: Array) -> Array:
-    """f*, but for a constant."""
-    return _likelihood(problem).objective(theta)
+def _solve(theta: Array, problem: Problem, b: Array) -> Array:
+    """With the Hessian of f*, and the information for the preconditioner."""
+    _, hvp = jax.linearize(lambda theta: _gradient(theta, problem), theta)
+    scoring = _likelihood(problem).scoring(theta)
+    return solve_within(centred, hvp, lambda g, size: scoring(g), b)
 
 
-def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array]:
+class Firth(Solver):
     """Newton's steps with the information for the Hessian, halved until they go down."""
-    bound = gradient_bound(problem)
-    likelihood = _likelihood(problem)
-    objective = likelihood.objective
 
-    def judged(state):
-        current, gradient = jax.value_and_grad(objective)(state.theta)
+    patience, rotates, takes_sparse, needs_optimum = 10, False, False, False
+    condition = Stationarity(_gradient, _solve)
+
+    def __init__(self, problem: Problem):
+        super().__init__(problem)
+        self.likelihood = _likelihood(problem)
+
+    @staticmethod
+    def objective(problem: Problem, theta: Array) -> Array:
+        """f*, up to a constant."""
+        return _likelihood(problem).objective(theta)
+
+    def init(self, state: State) -> tuple[State, tuple[()]]:
+        return state._replace(theta=centred(state.theta)), ()
+
+    def terminate(
+        self, state: State, known: tuple[()], tol: Array
+    ) -> tuple[State, tuple[Array, Array]]:
+        """The state, and f* and its gradient at its parameters."""
+        current, gradient = jax.value_and_grad(self.likelihood.objective)(state.theta)
         gradient = centred(gradient)
-        norm = relative_norm(gradient, bound)
-        state = check_convergence(state, current, norm, tol, likelihood.unseen)
-        return state, current, gradient
+        norm = relative_norm(gradient, self.bound)
+        state = check_convergence(state, current, norm, tol, self.likelihood.unseen)
+        return state, (current, gradient)
 
-    def body(carry):
-        state, current, gradient = carry
-        d = -likelihood.scoring(state.theta)(gradient)
+    def step(
+        self, state: State, known: tuple[()], here: tuple[Array, Array]
+    ) -> tuple[State, tuple[()]]:
+        (current, gradient), objective = here, self.likelihood.objective
+        d = -self.likelihood.scoring(state.theta)(gradient)
         slack = 4 * jnp.finfo(d.dtype).eps * jnp.abs(current)
 
         def too_high(t):
@@ -88,43 +106,16 @@ def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[St
             state.theta + t * d,
             (),
             decrement=-jnp.vdot(gradient, d) / 2,
-            move=t * largest_move(class_scores(problem, d)),
+            move=t * largest_move(class_scores(self.problem, d)),
             passes=2,
-            patience=PATIENCE,
+            patience=self.patience,
         )
-        return judged(state)
+        return state, ()
 
-    def running(carry):
-        return (carry[0].status == Status.RUNNING) & (carry[0].step < stop)
-
-    state = state._replace(theta=centred(state.theta))
-    state, _, _ = while_loop(running, body, judged(state))
-    logits = logits_at(problem, state.theta)
-    return state._replace(value=value(problem, state.theta, logits)), logits
-
-
-@jax.custom_jvp
-def stationary(theta: Array, problem: Problem) -> Array:
-    """`theta`, known to be the optimum, as a function of `problem`.
-
-    As `_implicit.stationary`, with the Hessian of f*, and the information for the preconditioner.
-    """
-    return theta
-
-
-@stationary.defjvp
-def _stationary_jvp(primals, tangents):
-    theta, problem = primals
-    theta = stationary(theta, problem)
-
-    def gradient(theta, problem):
-        return centred(jax.grad(_likelihood(problem).objective)(theta))
-
-    _, gradient_dot = jax.jvp(lambda problem: gradient(theta, problem), (problem,), tangents[1:])
-    _, hvp = jax.linearize(lambda theta: gradient(theta, problem), theta)
-    scoring = _likelihood(problem).scoring(theta)
-    solution = _implicit.solve_within(centred, hvp, lambda g, size: scoring(g), gradient_dot)
-    return theta, -solution
+    def postprocess(self, state: State, known: tuple[()], tol: Array) -> tuple[State, Array]:
+        """The value is that of the objective, without the determinant."""
+        logits = logits_at(self.problem, state.theta)
+        return state._replace(value=value(self.problem, state.theta, logits)), logits
 
 
 class _Likelihood(NamedTuple):

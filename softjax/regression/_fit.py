@@ -30,6 +30,7 @@ from softjax.regression._data import Data
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._products import in_full_precision
 from softjax.regression._result import Event, FitResult, Status, record, with_validation
+from softjax.regression._solvers import SOLVERS
 from softjax.regression._sparse import is_sparse
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def _solver_name(
     solver: str, data: Data, l2: ArrayLike, has_corners: bool, first_order: bool
 ) -> str:
     """What "auto" stands for; refuses what a solver does not take."""
-    names = ("auto", *_solve.SOLVERS, OPTAX)
+    names = ("auto", *SOLVERS, OPTAX)
     if solver not in names:
         raise error("solver", f"one of {', '.join(names)}", repr(solver))
     if solver == "auto":
@@ -234,7 +235,7 @@ def _solver_name(
         raise error("solver", "'optax' with `optimizer`, `batch_size` or `epochs`", repr(solver))
     if has_corners and solver != "proximal":
         raise error("solver", "'proximal' with `l1`", repr(solver))
-    sparse = solver != OPTAX and _solve.SOLVERS[solver].takes_sparse
+    sparse = solver != OPTAX and SOLVERS[solver].takes_sparse
     if solver == "firth" and (isinstance(l2, Tracer) or l2 != 0):
         raise error("l2", "0 for 'firth', which has a penalty of its own", l2)
     if is_sparse(data.features) and not sparse:

@@ -17,13 +17,7 @@ from jax import Array, lax
 from jax.tree_util import Partial
 
 from softjax.regression import _batched, _ending, _frame, _preconditioner, _standardised
-from softjax.regression._arguments import (
-    at_least,
-    error,
-    initial_params,
-    is_traced,
-    not_negative,
-)
+from softjax.regression._arguments import at_least, error, initial_params, is_traced, not_negative
 from softjax.regression._batched import Lanes, Schedule
 from softjax.regression._data import Data, normalised, problem_of
 from softjax.regression._dense_hessian import factored_hessian

@@ -4,13 +4,15 @@ At the optimum F(theta, problem) = gradient of the objective = 0, so that
 
     H d theta = -(dF / d problem) d problem.
 
-This takes one linear solve, by preconditioned conjugate gradients, whatever found the optimum. H is
-symmetric: the solve is its own transpose, and serves both modes. With l1 the same holds among the
-entries of the kernel that are not 0, where F contains l1 sign(theta); the other entries stay at 0,
-unless they are just about to leave it.
+One rule serves every solver: it says what F is, and how to solve with H = dF / d theta. H is
+symmetric, so that the solve, by preconditioned conjugate gradients, is its own transpose and serves
+both modes. With l1 the same holds among the entries of the kernel that are not 0, where F contains
+l1 sign(theta); the other entries stay at 0, unless they are just about to leave it.
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,75 +23,53 @@ from softjax.regression._conjugate_gradients import conjugate_gradients
 from softjax.regression._data import Problem
 from softjax.regression._objective import (
     centred,
-    class_scores,
     example_weights,
     gradient_bound,
+    hessian_times,
     logits_at,
     penalised,
     point,
-    pull_back,
+    probabilities,
     row_norms,
-    softmax_hvp,
 )
 
 CG_STEPS = 1000
 
 
-@jax.custom_jvp
-def stationary(theta: Array, problem: Problem) -> Array:
-    """`theta`, known to be the optimum of `problem` without l1, as a function of `problem`."""
+class Stationarity(NamedTuple):
+    """What an optimum fulfils, as functions that know no data.
+
+    Attributes:
+        gradient: of (theta, problem): F [K, D + 1], which is 0 at the optimum.
+        solve: of (theta, problem, b): H^-1 b, with H = dF / d theta.
+    """
+
+    gradient: Callable[[Array, Problem], Array]
+    solve: Callable[[Array, Problem, Array], Array]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def stationary(condition: Stationarity, theta: Array, problem: Problem) -> Array:
+    """`theta`, known to fulfil the condition, as a function of the problem."""
     return theta
 
 
 @stationary.defjvp
-def _stationary_jvp(primals, tangents):
+def _stationary_jvp(condition, primals, tangents):
     theta, problem = primals
-    theta = stationary(theta, problem)
-    p, gradient_dot = _moved_gradient(theta, problem, tangents[1])
-    return theta, -solve(problem, p, gradient_dot)
+    theta = stationary(condition, theta, problem)
+    gradient = partial(condition.gradient, theta)
+    _, gradient_dot = jax.jvp(gradient, (problem,), tangents[1:])
+    return theta, -condition.solve(theta, problem, gradient_dot)
 
 
-@jax.custom_jvp
-def stationary_l1(theta: Array, problem: Problem) -> Array:
-    """As `stationary`, with l1."""
-    return theta
+def gradient(theta: Array, problem: Problem) -> Array:
+    """The gradient of the objective; that of a penalty with a corner is 0 at the corner."""
+    here = point(problem, theta, logits_at(problem, theta))
+    return here.gradient + corner_gradient(theta, problem)
 
 
-@stationary_l1.defjvp
-def _stationary_l1_jvp(primals, tangents):
-    theta, problem = primals
-    theta = stationary_l1(theta, problem)
-    p, gradient_dot = _moved_gradient(theta, problem, tangents[1])
-    active = (theta != 0).at[:, -1].set(True)
-    # Along what all classes have in common there is no curvature but that of l2.
-    l2 = problem.l2 * penalised(problem, jnp.ones_like(theta[:1]))[0]
-    held = jnp.all(active, 0) & (l2 > 0)
-    loose = jnp.all(active, 0) & ~held
-
-    def inside(v):
-        v = jnp.where(active, v, 0)
-        return jnp.where(loose, centred(v), v)
-
-    def beside(v):
-        mean = jnp.mean(v, 0, keepdims=True)
-        return jnp.where(held[None], mean / jnp.where(held, l2, 1)[None], 0)
-
-    _, bend = jax.linearize(lambda theta: _subgradient(problem, theta), theta)
-    return theta, -inside(solve(problem, p, inside(gradient_dot), inside, beside, bend=bend))
-
-
-def _moved_gradient(theta: Array, problem: Problem, problem_dot: Problem) -> tuple[Array, Array]:
-    """The probabilities, and how the gradient at `theta` changes with the problem."""
-    p = point(problem, theta, logits_at(problem, theta)).probabilities
-
-    def gradient(problem):
-        here = point(problem, theta, logits_at(problem, theta))
-        return here.gradient + _subgradient(problem, theta)
-
-    return p, jax.jvp(gradient, (problem,), (problem_dot,))[1]
-
-
-def _subgradient(problem: Problem, theta: Array) -> Array:
+def corner_gradient(theta: Array, problem: Problem) -> Array:
     """The gradient of the penalties with corners; 0 at a corner."""
     slope = problem.l1 * penalised(problem, jnp.sign(theta))
     if problem.l1_rows is None:
@@ -97,6 +77,19 @@ def _subgradient(problem: Problem, theta: Array) -> Array:
     norms = row_norms(theta)
     unit = jnp.where(norms > 0, theta / jnp.where(norms > 0, norms, 1), 0)
     return slope + problem.l1_rows * penalised(problem, unit)
+
+
+def probabilities_at(theta: Array, problem: Problem) -> Array:
+    """The probabilities [K, N] of the parameters."""
+    return probabilities(logits_at(problem, theta))
+
+
+def _solve_smooth(theta: Array, problem: Problem, b: Array) -> Array:
+    return solve(problem, probabilities_at(theta, problem), b)
+
+
+# The optimum of an objective without corners.
+SMOOTH = Stationarity(gradient, _solve_smooth)
 
 
 def solve(
@@ -114,15 +107,13 @@ def solve(
     know. The residual is `tol` times the first one, or rounding. `bend` is the Hessian of penalties
     that are not quadratic.
     """
-    weights = example_weights(problem.targets)
 
     def hvp(v):
-        moved = softmax_hvp(weights, p, class_scores(problem, v))
-        return pull_back(problem, moved) + problem.l2 * penalised(problem, v) + bend(v)
+        return hessian_times(problem, p, v) + bend(v)
 
     s = _standardised.standardise(problem, gradient_bound(problem))
     empty = _preconditioner.empty(problem.features, len(p))
-    preconditioner = _preconditioner.build(empty, s, weights, p)
+    preconditioner = _preconditioner.build(empty, s, example_weights(problem.targets), p)
 
     def precondition(g, size):
         return _preconditioner.precondition(s, preconditioner, g, size) + beside(g)
@@ -139,7 +130,8 @@ def solve_within(
 ) -> Array:
     """H^-1 b on what `inside` projects to, b beside it, by conjugate gradients.
 
-    `precondition` is of a gradient and the size of b, the preconditioner's inverse times the first.
+    `precondition` takes a gradient and the size of b, and gives the inverse of the preconditioner
+    times the gradient.
     """
 
     def extended(function: Callable[[Array], Array]) -> Callable[[Array], Array]:

@@ -20,8 +20,9 @@ from jax import Array, lax
 
 from softjax._sharding import cond
 from softjax.regression import _preconditioner
+from softjax.regression._convergence import State
 from softjax.regression._data import Problem
-from softjax.regression._newton import Method
+from softjax.regression._descent import Descent
 from softjax.regression._objective import Point, example_weights
 from softjax.regression._preconditioner import Preconditioner
 from softjax.regression._standardised import Standardised
@@ -29,7 +30,7 @@ from softjax.regression._standardised import Standardised
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
-# The steps that L-BFGS remembers.
+# The number of steps that L-BFGS remembers.
 LENGTH = 10
 
 
@@ -50,29 +51,41 @@ class Memory(NamedTuple):
     images: Any
 
 
-def _lbfgs_start(features: "Array | BCOO", theta: Any) -> Memory:
-    zeros = np.zeros(theta.shape, theta.dtype)
-    history = np.zeros((LENGTH, theta.size), theta.dtype)
-    preconditioner = _preconditioner.empty(features, len(theta))
-    return Memory(preconditioner, zeros, zeros, history, history, history)
+class LBFGS(Descent):
+    """The direction of L-BFGS."""
+
+    max_steps, chunk, patience, by_newton = 5000, 50, 30, False
+
+    @staticmethod
+    def memory(features: "Array | BCOO", theta: Any) -> Memory:
+        zeros = np.zeros(theta.shape, theta.dtype)
+        history = np.zeros((LENGTH, theta.size), theta.dtype)
+        preconditioner = _preconditioner.empty(features, len(theta))
+        return Memory(preconditioner, zeros, zeros, history, history, history)
+
+    def direction(self, here: Point, state: State) -> tuple[Array, Memory, Array]:
+        d, memory = lbfgs(
+            self.problem, self.standardised, here, state.memory, state.step, state.norm
+        )
+        return d, memory, jnp.zeros((), jnp.int32)
+
+    def unseen(self, memory: Memory, gradient: Array) -> Array:
+        return _preconditioner.unseen(self.standardised, memory.preconditioner, gradient)
 
 
 def lbfgs(
-    problem: Problem, s: Standardised, point: Point, memory: Memory, step: Array, norm: Array
-) -> tuple[Array, Memory, Array]:
+    problem: Problem, s: Standardised, here: Point, memory: Memory, step: Array, norm: Array
+) -> tuple[Array, Memory]:
     """The direction -H^-1 g with the H^-1 of the compact form, in the dtype of the fit."""
-    shape = point.gradient.shape
+    shape = here.gradient.shape
 
     def precondition(preconditioner, gradient):
-        return _preconditioner.precondition(
-            s, preconditioner, gradient.reshape(shape), norm
-        ).ravel()
+        gradient = gradient.reshape(shape)
+        return _preconditioner.precondition(s, preconditioner, gradient, norm).ravel()
 
     def refreshed():
-        weights = example_weights(problem.targets)
-        preconditioner = _preconditioner.build(
-            memory.preconditioner, s, weights, point.probabilities
-        )
+        weights, p = example_weights(problem.targets), here.probabilities
+        preconditioner = _preconditioner.build(memory.preconditioner, s, weights, p)
         return preconditioner, jax.vmap(lambda y: precondition(preconditioner, y))(memory.changes)
 
     # Early, where the first step may lead far, and again while the probabilities settle.
@@ -81,8 +94,8 @@ def lbfgs(
         refreshed,
         lambda: (memory.preconditioner, memory.images),
     )
-    moved = (point.theta - memory.theta).ravel()
-    change = (point.gradient - memory.gradient).ravel()
+    moved = (here.theta - memory.theta).ravel()
+    change = (here.gradient - memory.gradient).ravel()
     new = (step > 0) & (jnp.vdot(moved, change) > 0)
 
     def pushed(rows, row):
@@ -91,26 +104,21 @@ def lbfgs(
     changes = pushed(memory.changes, change)
     steps = pushed(memory.steps, moved)
     images = pushed(images, precondition(preconditioner, change))
-    gradient = point.gradient.ravel()
-    d = -_inverse_hessian(steps, changes, images, gradient, precondition(preconditioner, gradient))
-    memory = Memory(preconditioner, point.theta, point.gradient, steps, changes, images)
-    return d.reshape(shape), memory, jnp.zeros((), jnp.int32)
-
-
-def _unseen_by_lbfgs(s: Standardised, memory: Memory, gradient: Array) -> Array:
-    return _preconditioner.unseen(s, memory.preconditioner, gradient)
-
-
-LBFGS = Method(_lbfgs_start, lbfgs, 30, _unseen_by_lbfgs)
+    gradient = here.gradient.ravel()
+    first = precondition(preconditioner, gradient)
+    d = -_inverse_hessian(steps, changes, images, gradient, first)
+    memory = Memory(preconditioner, here.theta, here.gradient, steps, changes, images)
+    return d.reshape(shape), memory
 
 
 def _inverse_hessian(
-    steps: Array, changes: Array, images: Array, gradient: Array, precondition: Array
+    steps: Array, changes: Array, images: Array, gradient: Array, first: Array
 ) -> Array:
+    """H^-1 gradient by the compact form; `first` is M^-1 gradient."""
     products = steps @ changes.T
     e = jnp.diag(products)
     r = jnp.triu(products) + jnp.diag(jnp.where(e > 0, 0, 1).astype(e.dtype))
-    # The preconditioner is right in its shape, not in its size: as measured along the last step.
+    # The preconditioner has the right shape; its size is measured along the last step.
     last = jnp.vdot(changes[-1], images[-1])
     size = jnp.where(last > 0, e[-1] / jnp.where(last > 0, last, 1), 1)
     a, b = steps @ gradient, size * (images @ gradient)
@@ -119,4 +127,4 @@ def _inverse_hessian(
     top = lax.linalg.triangular_solve(
         r, inner @ low - b[:, None], left_side=True, lower=False, transpose_a=True
     )
-    return size * precondition + (top[:, 0] @ steps) - size * (low[:, 0] @ images)
+    return size * first + (top[:, 0] @ steps) - size * (low[:, 0] @ images)

@@ -6,10 +6,13 @@ phi(t) = f(theta + t d) decides: its minimum is where the slope vanishes. Differ
 objectives, which cancel near the optimum, are not formed.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import Array
 
 from softjax._sharding import while_loop
+from softjax.regression._convergence import State, after_step
 from softjax.regression._data import Problem
 from softjax.regression._objective import (
     balanced,
@@ -20,19 +23,55 @@ from softjax.regression._objective import (
 )
 
 TRIALS = 20
-# A step ends where the slope has halved at least; beyond the minimum, where what has been gained
-# might be lost again, only where the slope is a tenth of the first and, by the curvature there,
-# the minimum is no less than half as far.
+# A step ends where the slope has at least halved. Beyond the minimum, where the gain might be lost
+# again, it ends only where the slope is no more than a tenth of the first one, and the curvature
+# there puts the minimum at no less than half of the length.
 SLOPE_LEFT, OVERSHOOT, MIN_FRACTION = 0.5, 0.1, 0.5
 
 
+def take_step(
+    problem: Problem,
+    state: State,
+    logits: Array,
+    d: Array,
+    d_logits: Array,
+    slope: Array,
+    passes: Any,
+    patience: int,
+) -> tuple[State, Array, Array]:
+    """A step from `state` along d: the state after it, its logits, and the length.
+
+    Args:
+        problem: what is solved.
+        state: where the step begins.
+        logits: at its parameters, [K, N].
+        d: the direction, [K, D + 1].
+        d_logits: what it adds to the logits, [K, N].
+        slope: of the objective along d.
+        passes: the products with the features that the step takes.
+        patience: that of the solver.
+    """
+    t = step_length(problem, state.theta, logits, slope, d, d_logits)
+    state = after_step(
+        state,
+        add_step(state.theta, t, d),
+        state.memory,
+        decrement=-slope / 2,
+        move=t * largest_move(d_logits),
+        passes=passes,
+        patience=patience,
+        stuck=t == 0,
+    )
+    return state, add_step(logits, t, d_logits), t
+
+
 def largest_move(d_logits: Array) -> Array:
-    """By how much a direction moves one class of an example against another, at most."""
+    """By how many nats a direction moves one class of an example against another, at most."""
     return jnp.max(jnp.max(d_logits, 0) - jnp.min(d_logits, 0))
 
 
 def add_step(a: Array, t: Array, step: Array) -> Array:
-    """a + t step; a direction that is not finite leads nowhere: 0 * inf would be NaN."""
+    """a + t step, and a where t is 0: there the direction may be infinite, and 0 * inf is NaN."""
     return a + jnp.where(t == 0, 0, t * step)
 
 

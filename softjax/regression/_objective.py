@@ -166,6 +166,12 @@ def point(problem: Problem, theta: Array, logits: Array) -> Point:
     return Point(theta, logits, p, gradient, jnp.sum(uncertainty(weights, p)))
 
 
+def hessian_times(problem: Problem, p: Array, v: Array) -> Array:
+    """The Hessian of the smooth part of the objective at probabilities p, times v [K, D + 1]."""
+    moved = softmax_hvp(example_weights(problem.targets), p, class_scores(problem, v))
+    return pull_back(problem, moved) + problem.l2 * penalised(problem, v)
+
+
 def value(problem: Problem, theta: Array, logits: Array) -> Array:
     """The objective: sum_ik q_ik (-log p_ik) and the penalties."""
     kernel = penalised(problem, theta)

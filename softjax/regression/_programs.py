@@ -16,14 +16,20 @@ from softjax.regression import (
     _preconditioner,
     _separation,
 )
-from softjax.regression._convergence import STILL, State, converged, hides_something, rounding_of
+from softjax.regression._convergence import (
+    CONFIRMED,
+    STILL,
+    State,
+    converged,
+    hides_something,
+    rounding_of,
+)
 from softjax.regression._data import Data, Problem, normalised, problem_of
-from softjax.regression._descent import CONFIRMED
 from softjax.regression._existence import is_separated, status_where_separated
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import no_worse_than_zeros, objective, unpack
 from softjax.regression._result import Status
-from softjax.regression._solvers import ALL, PRECISELY
+from softjax.regression._solvers import ALL, PRECISELY, run
 
 
 class Outcome(NamedTuple):
@@ -57,7 +63,7 @@ def advance(
     solver = ALL[name]
     begun = partial(solver.objective, problem)
     state = state._replace(theta=no_worse_than_zeros(begun, state.theta, state.step == 0))
-    state, logits = solver.advance(problem, tol, state, stop)
+    state, logits = run(name, problem, tol, state, stop)
     separated = is_separated(problem, logits)
     status, suspected, hidden = state.status, jnp.asarray(False), jnp.asarray(False)
     if solver.needs_optimum:

@@ -30,9 +30,9 @@ their backtracking; B. O'Donoghue and E. Candes, "Adaptive restart for accelerat
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -43,15 +43,21 @@ from softjax.regression._convergence import (
     State,
     after_step,
     check_convergence,
-    initial,
     rounding_of,
 )
 from softjax.regression._data import Problem
+from softjax.regression._implicit import (
+    Stationarity,
+    corner_gradient,
+    gradient,
+    probabilities_at,
+    solve,
+)
 from softjax.regression._line_search import largest_move
+from softjax.regression._loop import Solver
 from softjax.regression._objective import (
     centred,
     example_weights,
-    gradient_bound,
     logits_at,
     penalised,
     point,
@@ -73,7 +79,6 @@ SQUARINGS = 4
 # The part of a feature that others do not explain, of its variance: with less, inner steps are not
 # enough.
 COLLINEAR = 1e-5
-PATIENCE = 2000
 # The minimum in the preconditioner: its slope, relative to the first, and no more steps than these.
 INNER, INNER_STEPS = 0.1, 500
 
@@ -112,100 +117,168 @@ class Bound(NamedTuple):
     unseen: Array
 
 
-def start(features: "Array | BCOO", theta: Any) -> State:
-    one = np.ones((), theta.dtype)
-    return initial(theta, Memory(theta, theta, one, one))
+def _solve_among_active(theta: Array, problem: Problem, b: Array) -> Array:
+    """H^-1 b among the entries that are not 0: no others move with the problem."""
+    active = (theta != 0).at[:, -1].set(True)
+    # Along what all classes have in common there is no curvature but that of l2.
+    l2 = problem.l2 * penalised(problem, jnp.ones_like(theta[:1]))[0]
+    held = jnp.all(active, 0) & (l2 > 0)
+    loose = jnp.all(active, 0) & ~held
+
+    def inside(v):
+        v = jnp.where(active, v, 0)
+        return jnp.where(loose, centred(v), v)
+
+    def beside(v):
+        mean = jnp.mean(v, 0, keepdims=True)
+        return jnp.where(held[None], mean / jnp.where(held, l2, 1)[None], 0)
+
+    _, bend = jax.linearize(lambda theta: corner_gradient(theta, problem), theta)
+    p = probabilities_at(theta, problem)
+    return inside(solve(problem, p, inside(b), inside, beside, bend=bend))
 
 
-def advance(problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array]:
-    x, weights = problem.features, example_weights(problem.targets)
-    size = gradient_bound(problem)
-    s = _standardised.standardise(problem, size, x.dtype)
-    bound = _bound(problem, s)
-    shrink, uncommon = _shrink, partial(_without_what_is_common, bound, s.ridge)
-    if problem.l1_rows is not None:
-        shrink, uncommon = _shrink_rows, centred  # as the norms and squares are smallest
-    smooth = problem._replace(l1=jnp.zeros_like(problem.l1), l1_rows=None)
+class Trial(NamedTuple):
+    """The minimum of the model from the point ahead, and what is known there and at the point.
 
-    def of_features(v):
-        """The parameters of the features as they are, and their logits."""
-        theta = _standardised.from_standard(s.mean, s.scale, v)
-        return theta, logits_at(problem, theta)
+    Attributes:
+        ahead: the parameters of the features at the point, [K, D + 1].
+        gradient: of the standardised features there, [K, D + 1].
+        least: the minimum, in standardised features.
+        step: from the point to it.
+        image: c M step.
+        new: the minimum, without what all classes have in common.
+        theta: the same as parameters of the features.
+        logits: at theta, [K, N].
+        moved: by how much the step moves the logits, each less the mean of its example.
+        reached: whether the point has converged, but for the momentum.
+    """
 
-    def body(carry):
-        state, logits, ahead_logits = carry
-        v, ahead, t, growth = state.memory
-        here = point(problem, _standardised.from_standard(s.mean, s.scale, ahead), ahead_logits)
+    ahead: Array
+    gradient: Array
+    least: Array
+    step: Array
+    image: Array
+    new: Array
+    theta: Array
+    logits: Array
+    moved: Array
+    reached: Array
+
+
+class Proximal(Solver):
+    """Accelerated proximal steps. What is known are the logits and the logits ahead of them."""
+
+    max_steps, chunk, patience, rotates, by_newton = 20000, 200, 2000, False, False
+    condition = Stationarity(gradient, _solve_among_active)
+
+    def __init__(self, problem: Problem):
+        super().__init__(problem)
+        self.standardised = s = _standardised.standardise(
+            problem, self.bound, problem.features.dtype
+        )
+        self.model = _bound(problem, s)
+        self.smooth = problem._replace(l1=jnp.zeros_like(problem.l1), l1_rows=None)
+        self.shrink = _shrink if problem.l1_rows is None else _shrink_rows
+
+    @staticmethod
+    def memory(features: "Array | BCOO", theta: Any) -> Memory:
+        one = np.ones((), theta.dtype)
+        return Memory(theta, theta, one, one)
+
+    def init(self, state: State) -> tuple[State, tuple[Array, Array]]:
+        s, first = self.standardised, state.step == 0
+        v = self._without_what_is_common(_standardised.of_standard(s.mean, s.scale, state.theta))
+        v, ahead = (jnp.where(first, v, old) for old in state.memory[:2])
+        state = state._replace(
+            theta=self._of_features(v), memory=state.memory._replace(v=v, ahead=ahead)
+        )
+        logits, ahead_logits = (
+            logits_at(self.problem, theta) for theta in (state.theta, self._of_features(ahead))
+        )
+        return state, (logits, ahead_logits)
+
+    def terminate(
+        self, state: State, known: tuple[Array, Array], tol: Array
+    ) -> tuple[State, Trial]:
+        """Judges the point ahead, by the decrement of the step from it."""
+        problem, s, ahead_logits = self.problem, self.standardised, known[1]
+        v, ahead, _, growth = state.memory
+        here = point(problem, self._of_features(ahead), ahead_logits)
         gradient = _standardised.to_standard(s.mean, s.scale, here.gradient)
-        least = _least(bound, shrink, growth, ahead, gradient)
+        least = _least(self.model, self.shrink, growth, ahead, gradient)
         step = least - ahead
-        image = growth * _times(bound, step)
-        new = uncommon(least)
-        theta, new_logits = of_features(new)
+        image = growth * _times(self.model, step)
+        new = self._without_what_is_common(least)
+        theta = self._of_features(new)
+        logits = logits_at(problem, theta)
 
         # The model's curvature is too large: along the step the Hessian's promises this much.
-        moved = new_logits - ahead_logits
+        moved = logits - ahead_logits
         moved -= jnp.sum(here.probabilities * moved, 0, keepdims=True)
         variance = jnp.sum(here.probabilities * moved * moved, 0)
-        curvature = jnp.vdot(weights, variance) + jnp.vdot(s.ridge[None] * step, step)
+        curvature = jnp.vdot(example_weights(problem.targets), variance)
+        curvature += jnp.vdot(s.ridge[None] * step, step)
         squared = jnp.vdot(image, step)
         decrement = jnp.where(squared > 0, squared * squared / (2 * curvature), 0)
 
-        norm = relative_norm(smallest_subgradient(problem, here.theta, here.gradient), size)
+        slope = smallest_subgradient(problem, here.theta, here.gradient)
+        norm = relative_norm(slope, self.bound)
         objective = value(problem, here.theta, ahead_logits)
-        now = check_convergence(
-            state._replace(decrement=decrement), objective, norm, tol, bound.unseen
-        )
+        now = state._replace(decrement=decrement)
+        now = check_convergence(now, objective, norm, tol, self.model.unseen)
         # Only the parameters themselves converge: where the momentum is ahead of them, it rests.
-        resting = jnp.all(ahead == v)
-        reached = (now.status != Status.RUNNING) & (now.status != Status.NON_FINITE)
-        ended = resting & reached | (now.status == Status.NON_FINITE)
+        resting, broken = jnp.all(ahead == v), now.status == Status.NON_FINITE
+        reached = (now.status != Status.RUNNING) & ~broken
+        ended = resting & reached | broken
+        now = now._replace(status=jnp.where(ended, now.status, state.status))
+        ahead = here.theta
+        return now, Trial(ahead, gradient, least, step, image, new, theta, logits, moved, reached)
 
-        before = value(smooth, here.theta, ahead_logits)
-        model = before + jnp.vdot(gradient, step) + squared / 2
+    def step(
+        self, state: State, known: tuple[Array, Array], here: Trial
+    ) -> tuple[State, tuple[Array, Array]]:
+        """To the minimum of the model, unless the objective is above the model there."""
+        (logits, ahead_logits), (v, ahead, t, growth) = known, state.memory
+        before = value(self.smooth, here.ahead, ahead_logits)
+        model = before + jnp.vdot(here.gradient, here.step)
+        model += jnp.vdot(here.image, here.step) / 2
         # The model is that of `least`: what is common changes the loss nowhere, but may raise l2.
-        reached_value = value(
-            smooth, _standardised.from_standard(s.mean, s.scale, least), new_logits
-        )
+        reached_value = value(self.smooth, self._of_features(here.least), here.logits)
         too_high = ~(reached_value <= model + 4 * rounding_of(before))
-        next_t, speed = _speed(t, reached | (jnp.vdot(image, new - v) < 0))
-        taken = Memory(new, new + speed * (new - v), next_t, growth)
-        stepped = after_step(
-            now._replace(status=state.status),
-            theta,
-            taken,
-            decrement=decrement,
-            move=largest_move(moved),
+
+        uphill = jnp.vdot(here.image, here.new - v) < 0
+        next_t, speed = _speed(t, here.reached | uphill)
+        accepted = Memory(here.new, here.new + speed * (here.new - v), next_t, growth)
+        refused = Memory(v, ahead, t, 2 * growth)
+        after = after_step(
+            state,
+            jnp.where(too_high, state.theta, here.theta),
+            Memory(*(jnp.where(too_high, *pair) for pair in zip(refused, accepted, strict=True))),
+            decrement=state.decrement,
+            move=largest_move(here.moved),
             passes=2,
-            patience=PATIENCE,
+            patience=self.patience,
         )
-        again = stepped._replace(theta=state.theta, memory=Memory(v, ahead, t, 2 * growth))
-        state = _chosen(ended, now, _chosen(too_high, again, stepped))
-        kept = ended | too_high
-        ahead_logits = jnp.where(kept, ahead_logits, new_logits + speed * (new_logits - logits))
-        return state, jnp.where(kept, logits, new_logits), ahead_logits
+        ahead_of_new = here.logits + speed * (here.logits - logits)
+        return after, (
+            jnp.where(too_high, logits, here.logits),
+            jnp.where(too_high, ahead_logits, ahead_of_new),
+        )
 
-    def running(carry):
-        return (carry[0].status == Status.RUNNING) & (carry[0].step < stop)
+    def postprocess(
+        self, state: State, known: tuple[Array, Array], tol: Array
+    ) -> tuple[State, Array]:
+        return state._replace(value=value(self.problem, state.theta, known[0])), known[0]
 
-    v = _standardised.of_standard(s.mean, s.scale, state.theta)
-    v = uncommon(v)
-    v, ahead = (jnp.where(state.step == 0, v, old) for old in state.memory[:2])
-    state = state._replace(theta=_standardised.from_standard(s.mean, s.scale, v))
-    state = state._replace(memory=state.memory._replace(v=v, ahead=ahead))
-    carry = (state, of_features(v)[1], of_features(ahead)[1])
-    state, logits, _ = while_loop(running, body, carry)
-    return state._replace(value=value(problem, state.theta, logits)), logits
+    def _of_features(self, v: Array) -> Array:
+        """The parameters of the features as they are."""
+        return _standardised.from_standard(self.standardised.mean, self.standardised.scale, v)
 
-
-def _chosen(condition: Array, new: State, old: State) -> State:
-    return State(*(_where(condition, a, b) for a, b in zip(new, old, strict=True)))
-
-
-def _where(condition: Array, new: Any, old: Any) -> Any:
-    if isinstance(new, Memory):
-        return Memory(*(jnp.where(condition, a, b) for a, b in zip(new, old, strict=True)))
-    return jnp.where(condition, new, old)
+    def _without_what_is_common(self, v: Array) -> Array:
+        if self.problem.l1_rows is not None:
+            return centred(v)  # as the norms and squares are smallest
+        return _without_what_is_common(self.model, self.standardised.ridge, v)
 
 
 def _least(bound: Bound, shrink: Callable, growth: Array, ahead: Array, gradient: Array) -> Array:

@@ -17,10 +17,11 @@ from softjax.regression import (
 from softjax.regression._convergence import STILL
 from softjax.regression._data import Data, problem_of
 from softjax.regression._existence import is_loose
+from softjax.regression._implicit import stationary
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import logits_at, pack, unpack, value
 from softjax.regression._result import FitResult, Progress, Status
-from softjax.regression._solvers import SOLVERS
+from softjax.regression._solvers import SOLVERS, start
 
 
 class Run:
@@ -48,7 +49,7 @@ class Run:
         self.data, self.tol = data, np.asarray(tol, data.features.dtype)
         kernel, bias = map(np.asarray, params)
         theta = np.concatenate([kernel, bias[None]]).T
-        self.state = SOLVERS[name].start(data, theta)
+        self.state = start(name, data, theta)
 
     def advance(self, stop: int) -> Progress:
         """Steps until `stop`, or until there is nothing left to do."""
@@ -139,7 +140,7 @@ def traced(
     theta = lax.stop_gradient(pack(_frame.expand(frame, fit.params)))
     shifted = data._replace(features=_frame.less(data.features, frame.centre))
     problem = problem_of(shifted, num_classes)
-    theta = SOLVERS[name].stationary(theta, problem)
+    theta = stationary(SOLVERS[name].condition, theta, problem)
     objective = value(problem, theta, logits_at(problem, theta))
     params, moved = _frame.outside(frame.centre, unpack(theta))
     moved = lax.stop_gradient(moved)
@@ -159,7 +160,7 @@ def to_the_end(
     """A fit inside of a trace, in the coordinates of `data`, and its value over the mass."""
     solver = SOLVERS[name]
     limit = jnp.asarray(solver.max_steps if max_steps is None else max_steps, jnp.int32)
-    state = solver.start(data, pack(params))
+    state = start(name, data, pack(params))
     tol = jnp.asarray(tol, data.features.dtype)
     outcome = _programs.within_trace(name, num_classes, data, tol, state, limit)
     if not penalised and not solver.by_newton and data.l1_rows is None:

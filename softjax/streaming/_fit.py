@@ -23,7 +23,7 @@ from softjax.regression._arguments import refuse_scales
 from softjax.regression._convergence import NEAR, STILL, converged, progressed
 from softjax.regression._data import Data, Problem, problem_of
 from softjax.regression._existence import is_separated
-from softjax.regression._lbfgs import LBFGS, Memory
+from softjax.regression._lbfgs import LBFGS, Memory, lbfgs
 from softjax.regression._line_search import OVERSHOOT, SLOPE_LEFT, TRIALS, largest_move
 from softjax.regression._objective import (
     centred,
@@ -146,7 +146,7 @@ def fit(
     no_rows = jnp.empty((0, rows.num_features), dtype)
     # A pass over the rows costs more than a direction: it is computed in the dtype of the fit.
     preconditioner = _preconditioner.empty(no_rows, num_classes, dtype)
-    memory = LBFGS.start(no_rows, theta)._replace(preconditioner=preconditioner)
+    memory = LBFGS.memory(no_rows, theta)._replace(preconditioner=preconditioner)
     decrement, first, lowest, best, stalled, step = np.inf, here.value, np.inf, np.inf, 0, 0
     # Where no penalty holds them, parameters that still move, since the gradient has been NEAR or
     # in the last step, may have no optimum.
@@ -430,7 +430,7 @@ def _direction(
     s = _standardised.standardise(problem, gradient_bound(problem), problem.features.dtype)
     here = point(problem, theta, class_scores(problem, theta))
     here = here._replace(gradient=centred(gradient))
-    d, memory, _ = LBFGS.direction(problem, s, here, memory, step, norm)
+    d, memory = lbfgs(problem, s, here, memory, step, norm)
     return centred(d), memory, _preconditioner.unseen(s, memory.preconditioner, here.gradient)
 
 
