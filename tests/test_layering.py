@@ -1,6 +1,7 @@
 """Imports go downwards in the table of CONTRIBUTING.md, and `import softjax` needs no extra."""
 
 import ast
+import graphlib
 import importlib
 import re
 import subprocess
@@ -87,6 +88,46 @@ def test_imports_never_come_back(module):
 
 def test_the_table_has_no_module_more():
     assert set().union(*LAYERS) == set(modules())
+
+
+# The rows of the files inside a package: {package: [names of row 0, names of row 1, ...]}.
+INSIDE: dict[str, list[set[str]]] = {}
+for package, _, row in re.findall(
+    r"^\| `(\w+)` (\d) \| ([^|]+) \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE
+):
+    INSIDE.setdefault(package, []).append(set(re.findall(r"`(\w+)`", row)))
+
+
+@cache
+def inside(package: str) -> dict[str, set[str]]:
+    """Each file and folder of a package, and which others of the package it imports."""
+    folder, prefix = PACKAGE / package, f"softjax.{package}."
+    found: dict[str, set[str]] = {}
+    for file in folder.rglob("*.py"):
+        own = file.relative_to(folder).parts[0].removesuffix(".py")
+        nodes = ast.walk(ast.parse(file.read_text()))
+        imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+        names = {f"{node.module}.{alias.name}" for node in imports for alias in node.names}
+        below = {n.removeprefix(prefix).split(".")[0] for n in names if n.startswith(prefix)}
+        found.setdefault(own, set()).update(below - {own})
+    del found["__init__"]
+    return {own: below & set(found) for own, below in found.items()}
+
+
+@pytest.mark.parametrize("package", sorted(INSIDE))
+def test_imports_inside_a_package_go_downwards(package):
+    rows = {name: n for n, names in enumerate(INSIDE[package]) for name in names}
+    assert set(rows) == set(inside(package)), "give each file one row in CONTRIBUTING.md"
+    assert len(rows) == sum(map(len, INSIDE[package]))
+    for name, below in inside(package).items():
+        for other in below:
+            assert rows[other] <= rows[name], f"{name} imports {other}, of a later row"
+
+
+@pytest.mark.parametrize("package", sorted(INSIDE))
+def test_imports_inside_a_package_never_come_back(package):
+    sorter = graphlib.TopologicalSorter(inside(package))
+    sorter.prepare()  # raises where files import each other
 
 
 def test_the_init_file_only_names():
