@@ -26,8 +26,8 @@ from softjax.regression._rows import (
     logits_of,
     masses,
     offset_array,
-    product,
     residuals,
+    scores,
     times,
     weights_array,
     with_offset,
@@ -333,7 +333,7 @@ def _hvp(
     both = jax.tree.map(
         lambda p, t: jnp.concatenate([p.astype(x.dtype), t.astype(x.dtype)], -1), params, tangent
     )
-    z, u = jnp.split(product(x, both), 2, -1)
+    z, u = jnp.split(scores(x, both), 2, -1)
     z = with_offset(rows, z)
     v = a[:, None] * softmax_tangent(softmax_core(z, (1,)), u, (1,))
     return _pulled_back(params, x, v, tangent, l2)

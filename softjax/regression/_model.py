@@ -11,6 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 from softjax import _checks
 from softjax._cross_entropy import cross_entropy, weighted_mean
 from softjax._softmax import log_softmax, softmax
+from softjax.regression._products import linear
 from softjax.regression._sparse import is_sparse_matrix, sparse_array
 
 if TYPE_CHECKING:
@@ -235,17 +236,12 @@ def _logits(
 ) -> Array:
     function = f"regression.{function}"
     kernel, bias = jnp.asarray(params.kernel), jnp.asarray(params.bias)
-    sparse = is_sparse_matrix(features)
-    read = sparse_array if sparse else _checks.real_array
+    read = sparse_array if is_sparse_matrix(features) else _checks.real_array
     x: Any = read(function, "features", features)
     if x.ndim == 0 or x.shape[-1] != kernel.shape[0]:
         expected = f"of shape (..., {kernel.shape[0]})"
         raise ValueError(_checks.message(function, "features", expected, f"shape {x.shape}"))
-    # Accelerators round float32 factors to ten bits or fewer by default, which would show in the
-    # third digit of a loss. The product is bound by memory, so that exact factors cost little.
-    x = x.astype(kernel.dtype)
-    z = x @ kernel if sparse else jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
-    z = z + jnp.expand_dims(bias.astype(z.dtype), range(z.ndim - 1))
+    z = linear(x.astype(kernel.dtype), kernel, bias.astype(kernel.dtype))
     if offset is None:
         return z
     known = _checks.real_array(function, "offset", offset).astype(z.dtype)

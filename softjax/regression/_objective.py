@@ -26,7 +26,7 @@ from softjax._sharding import cond
 from softjax._softmax import log_softmax_core
 from softjax.regression._data import Data, Problem
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._products import by_columns, product
+from softjax.regression._products import by_columns, linear_by_class, product
 from softjax.regression._sparse import is_sparse, with_data
 
 
@@ -66,8 +66,8 @@ def centred(theta: Array) -> Array:
 
 def class_scores(problem: Problem, theta: Array) -> Array:
     """theta x~_i, [K, N], linear in theta: one product with the features."""
-    scores = product(problem.features, theta[:, :-1].T).T
-    return scores + problem.constant * theta[:, -1:]
+    bias = problem.constant * theta[:, -1:]
+    return linear_by_class(problem.features, theta[:, :-1], bias)
 
 
 def logits_at(problem: Problem, theta: Array) -> Array:

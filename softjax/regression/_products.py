@@ -33,10 +33,25 @@ def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def product(a: Any, b: Any) -> Array:
-    """a @ b, one of which may be BCOO."""
+    """a @ b, one of which may be BCOO.
+
+    Accelerators round float32 factors to ten bits or fewer by default, which would show in the
+    third digit of a loss. The products are bound by memory, so that exact factors cost little.
+    """
     if is_sparse(a) or is_sparse(b):
         return a @ b
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def linear(x: Any, kernel: Array, bias: Array) -> Array:
+    """x kernel + bias, [..., K], of dense features [..., D] or BCOO [N, D]."""
+    z = product(x, kernel)
+    return z + jnp.expand_dims(bias, range(z.ndim - 1))
+
+
+def linear_by_class(x: Any, kernel: Array, bias: Array) -> Array:
+    """As `linear` with the classes first, [K, N]: of a kernel [K, D] and a bias [K, 1]."""
+    return product(x, kernel.T).T + bias
 
 
 def by_columns(function: Callable[..., Array], x: Array, *of_column: Array) -> Array:

@@ -13,6 +13,7 @@ from softjax._losses import expected_loss_gradient, index_loss_gradient
 from softjax._numerics import compute_dtype
 from softjax._weights import is_zero, shares
 from softjax.regression._model import SoftmaxRegression
+from softjax.regression._products import linear
 from softjax.regression._sparse import is_sparse, is_sparse_matrix, sparse_array, with_data
 
 if TYPE_CHECKING:
@@ -146,17 +147,14 @@ def times(share: Array, x: Array) -> Array:
     return jnp.where(share == 0, 0, share * x)
 
 
-def product(x: Any, params: SoftmaxRegression) -> Array:
-    """The logits, in the dtype of x."""
-    kernel, bias = (leaf.astype(x.dtype) for leaf in params)
-    if is_sparse(x):
-        return x @ kernel + bias[None]
-    return jnp.matmul(x, kernel, precision=EXACT) + bias[None]
+def scores(x: Any, params: SoftmaxRegression) -> Array:
+    """The logits without an offset, in the dtype of x."""
+    return linear(x, *(leaf.astype(x.dtype) for leaf in params))
 
 
 def logits_of(rows: Rows, x: Any, params: SoftmaxRegression) -> Array:
     """The logits with the offset of the rows, of their features `x` as they are counted."""
-    return with_offset(rows, product(x, params))
+    return with_offset(rows, scores(x, params))
 
 
 def with_offset(rows: Rows, z: Array) -> Array:

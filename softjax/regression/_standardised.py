@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from softjax.regression._data import Problem
 from softjax.regression._objective import example_weights, ridge
-from softjax.regression._products import by_columns, product
+from softjax.regression._products import by_columns, linear_by_class, product
 from softjax.regression._sparse import column_of, is_sparse, stored_mass, with_data
 
 # The middle of a feature is the median of so many examples.
@@ -123,7 +123,7 @@ def scores(s: Standardised, v: Array) -> Array:
     """The logits [K, N] of the parameters v [K, D + 1] of s: one product with the features."""
     kernel = v[:, :-1] / s.unit[None]
     bias = s.constant.astype(v.dtype) * v[:, -1:] - product(kernel, s.offset[:, None])
-    return product(s.features, kernel.T).T + bias
+    return linear_by_class(s.features, kernel, bias)
 
 
 def pull_back(s: Standardised, residual: Array) -> Array:
