@@ -196,7 +196,18 @@ def fit(
         chunk = at_least("steps_per_chunk", steps_per_chunk, 1)
     elif callback is None and validation is None and name != OPTAX:
         stop = run.limit
+    return _in_chunks(run, chunk, stop, callback, held_out, begin)
 
+
+def _in_chunks(
+    run: _solve.Run | _first_order.Run,
+    chunk: int,
+    stop: int,
+    callback: Callable[[Event], bool | None] | None,
+    held_out: "tuple[Array | BCOO, Array, Array | None] | None",
+    begin: float,
+) -> FitResult:
+    """Runs a fit to step `stop` and on in chunks of steps, with an event after each."""
     history: list[dict[str, float]] = []
     while True:
         progress = run.advance(stop)
