@@ -48,7 +48,7 @@ SLOT_ARRAYS, CACHE_BYTES = 8, 2**24
 
 
 class Lane(NamedTuple):
-    """What is a lane's own: labels, weights of mean 1, penalty."""
+    """What a lane does not share with others: its labels, weights of mean 1 and penalty."""
 
     labels: Any
     weights: Any
@@ -82,15 +82,15 @@ class Lanes(NamedTuple):
 
 
 class Active(NamedTuple):
-    """What is worked on, [S, ...].
+    """The lanes that are worked on, each in a slot: arrays [S, ...].
 
     Attributes:
-        lane: its number; that of all lanes where the slot is empty.
-        targets: of its `Problem`.
-        l2: of its `Problem`.
-        mass: that its objective was divided by.
-        state: without memory.
-        point: at the parameters of `state`.
+        lane: the number of the lane; the number of all lanes where the slot is empty.
+        targets: the targets of its `Problem`.
+        l2: the penalty of its `Problem`.
+        mass: what its objective was divided by.
+        state: where it stands, without a memory.
+        point: what is known at the parameters of `state`.
     """
 
     lane: Array
@@ -139,7 +139,7 @@ def slot_count(features: "Array | BCOO", num_classes: int, count: int) -> int:
 
 @jax.jit
 def advance(lanes: Lanes, work: Schedule, tol: Array, max_steps: Array, rounds: Array) -> Schedule:
-    """So many steps in all slots, or until no lane is left."""
+    """Takes `rounds` steps in all slots, or fewer where no lane is left."""
     count = len(work.results[0].separated)
 
     def running(slots):
@@ -210,7 +210,7 @@ def _loaded(lanes: Lanes, tol: Array, lane: Array) -> Active:
 def _stepped(lanes: Lanes, tol: Array, slot: Active, running: Array) -> Active:
     """A step of a lane that is running."""
     problem, state, here = _problem_in(lanes, slot), slot.state, slot.point
-    # Without a gradient conjugate gradients and line search have nothing to wait for.
+    # With a gradient of 0, conjugate gradients and the line search end at once.
     here = here._replace(gradient=jnp.where(running, here.gradient, 0))
     d, passes = _direction(lanes, problem, here, state.norm)
     d_logits = class_scores(problem, d)
@@ -223,7 +223,7 @@ def _stepped(lanes: Lanes, tol: Array, slot: Active, running: Array) -> Active:
 
 
 def _direction(lanes: Lanes, problem: Problem, here: Point, norm: Array) -> tuple[Array, Array]:
-    """As `newton_cg`, in the preconditioner of all lanes and with the penalty of its own."""
+    """Newton's direction, with the preconditioner of all lanes and the penalty of this one."""
     s = _of_lane(lanes, problem)
     weights = _objective.example_weights(problem.targets).astype(jnp.float32)
     p = here.probabilities.astype(jnp.float32)
@@ -245,7 +245,7 @@ def _point(problem: Problem, theta: Array, logits: Array) -> Point:
 
 
 def _judged(lanes: Lanes, tol: Array, problem: Problem, state: State, here: Point) -> State:
-    """As a single fit is judged, but for the bound, which is that of all lanes."""
+    """Judges a lane as a single fit is judged, but with the bound of all lanes."""
     objective = _objective.value(problem, here.theta, here.logits)
     norm = _objective.relative_norm(here.gradient, lanes.bound)
     s = _of_lane(lanes, problem)

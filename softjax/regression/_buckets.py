@@ -75,7 +75,7 @@ def _taken(x: Any, places: np.ndarray) -> Array:
 
 
 def _with_entries(x: "BCOO", size: int) -> "BCOO":
-    """Of `size` rows, of which the new ones are empty; new entries are outside of the matrix."""
+    """`x` with `size` rows. New rows are empty, and new entries lie outside of the matrix."""
     entries = max(_power_of_two(x.nse), FEWEST_ENTRIES)
     shape = (size, x.shape[1])
     data, indices = np.zeros(entries, x.dtype), np.full((entries, 2), shape, np.int32)

@@ -22,14 +22,16 @@ from jax import Array
 
 from softjax.regression._result import Status
 
-# Below this relative gradient a fit is near its end: from here on the farthest move counts.
+# A fit is near its end where the relative gradient is below this. From there on the largest move of
+# its steps counts.
 NEAR = 1e-4
-# A quadratic model says how far the optimum is only where its step moves the logits little.
+# Only where its step moves the logits by less, in nats, does a quadratic model say how far away the
+# optimum is.
 STILL = 0.1
 # Logits that are sums over steps are rounded otherwise than those of the parameters, which may move
 # a gradient of the size of `tol` by as much: an end is confirmed within this multiple of `tol`.
 CONFIRMED = 2
-# An objective that changes by no more than so many roundings has not changed.
+# An objective that changes by no more than this number of roundings has not changed.
 ROUNDINGS = 8
 
 
@@ -42,11 +44,11 @@ class State(NamedTuple):
         value: the objective at `theta`.
         norm: the gradient at `theta`, relative to what it can be at most.
         decrement: half of what the model promised for the last step, nats.
-        move: by how many nats the last step moved one class of an example against another, at most.
+        move: how far, at most, the last step moved one class of an example against another, nats.
         farthest: the largest such move of all the steps since the gradient has been NEAR.
-        strict: whether a fit that still moves so much is not at its end. Where there is no optimum
-            it always does: it ends, and a proof of separation is looked for.
-        unseen: at most so much may be left where rounding hides the curvature, nats.
+        strict: whether a fit that still moves by so much has not ended. Where there is no optimum
+            every fit does: it ends, and a proof of separation is looked for.
+        unseen: how much, at most, may be left where rounding hides the curvature, nats.
         first: the objective at the start.
         lowest: the smallest objective before the last step.
         best: the smallest `norm` before the last step.
@@ -83,7 +85,7 @@ def initial(theta: Any, memory: Any) -> State:
 
 
 def converged(objective: Any, first: Any, norm: Any, decrement: Any, tol: Any) -> Any:
-    """The rule above, of numbers or arrays; an objective below `tol` nats counts as `tol`."""
+    """The rule above, for numbers or arrays. An objective below `tol` nats counts as `tol`."""
     promised_little = (decrement <= tol * objective) | (decrement <= tol * tol)
     reached = (norm <= tol) & promised_little | (norm == 0)
     return reached & (objective <= first + rounding_of(first))
@@ -99,7 +101,7 @@ def check_convergence(
 ) -> State:
     """The state with what was found at its parameters, and the status that follows from it.
 
-    A solver that `goes_on` is not at its end where something is hidden: its next steps find it.
+    A solver that `goes_on` has not ended where something is hidden, since its next steps find it.
     """
     first = jnp.where(state.step == 0, objective, state.first)
     at_rest = (state.move < STILL) | ~state.strict | (norm == 0)
@@ -162,5 +164,5 @@ def progressed(objective: Any, lowest: Any, norm: Any, best: Any) -> Any:
 
 
 def rounding_of(objective: Any) -> Any:
-    """What an objective may be off by."""
+    """How far rounding may have moved an objective."""
     return ROUNDINGS * np.finfo(np.result_type(objective)).eps * abs(objective)

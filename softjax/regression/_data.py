@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Data(NamedTuple):
-    """What is fitted to.
+    """The data of a fit.
 
     Attributes:
         features: [N, D].
@@ -50,7 +50,7 @@ class Data(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What is made small.
+    """The problem that a solver solves: it makes the objective of `_objective` small.
 
     Attributes:
         features: [N, D], dense or BCOO.

@@ -41,7 +41,7 @@ def factored_hessian(s: Standardised, weights: Array, p: Array) -> tuple[Array, 
     """
     h = hessian(partial(_standardised.gram, s), weights, p, s.ridge)
     num_classes, width = h.shape[:2]
-    # Without an intercept there is no curvature in the place of the bias, and no gradient.
+    # Without an intercept the bias has neither curvature nor gradient: 1 keeps the factor regular.
     unit = (1 - s.constant).astype(h.dtype) * jnp.eye(num_classes, dtype=h.dtype)
     h = h.at[:, -1, :, -1].add(unit)
     mean = jnp.mean(jnp.einsum("kdkd->kd", h), 0)

@@ -50,7 +50,7 @@ class Descent(Solver):
         raise NotImplementedError
 
     def unseen(self, memory: Any, gradient: Array) -> Array:
-        """What rounding may hide of the decrement, as `_preconditioner.unseen`."""
+        """How much rounding may hide of the decrement; see `_preconditioner.unseen`."""
         raise NotImplementedError
 
     def init(self, state: State) -> tuple[State, Array]:

@@ -205,7 +205,10 @@ class Dual(Solver):
 
 
 def _common_part(e: Array, constant: Array) -> Callable[[Array], Array]:
-    """What e r has to lose of e for sums of 0 over classes and examples, as a function of e r."""
+    """The function of e r that says which multiples of e to subtract from it.
+
+    The difference sums to 0 over the classes of each example, and over the examples of each class.
+    """
     total = jnp.sum(e, 0, keepdims=True)
     best_bias = _between_classes(e)
 

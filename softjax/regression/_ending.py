@@ -1,4 +1,4 @@
-"""What may be left where a fit says that it is at its end.
+"""A check of the end of a fit: how far the objective may still be above the optimum.
 
 The gradient g of parameters near the optimum is small, and Newton's model says by how much the
 objective is above it: g^T H^-1 g / 2. Where features are nearly collinear that is not small, and a
@@ -101,7 +101,7 @@ def is_proven(num_classes: int, data: Data, theta: Any) -> bool:
 
 @partial(jax.jit, static_argnames="num_classes")
 def quasi_separated(num_classes: int, data: Data, theta: Array, suspected: Array) -> Array:
-    """In a program of its own: most fits have no need of it."""
+    """Whether there is a proof; a program of its own, since most fits do not need it."""
     data, _ = normalised(data, num_classes)
     return _separation.is_quasi_separated(problem_of(data, num_classes), theta, suspected)
 

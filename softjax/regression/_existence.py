@@ -61,7 +61,7 @@ def is_separated(problem: Problem, logits: Array) -> Array:
 def status_where_separated(
     problem: Problem, theta: Array, status: Array, separated: Array
 ) -> Array:
-    """In place of the end of a fit that has no optimum: SEPARATED or QUASI_SEPARATED.
+    """SEPARATED or QUASI_SEPARATED in place of the end of a fit that has no optimum.
 
     The first where parameters that no penalty holds separate the classes, which `theta` does where
     it is `separated`; the second where a class has no examples.

@@ -56,7 +56,7 @@ def _gradient(theta: Array, problem: Problem) -> Array:
 
 
 def _solve(theta: Array, problem: Problem, b: Array) -> Array:
-    """With the Hessian of f*, and the information for the preconditioner."""
+    """H^-1 b with the Hessian of f*; the information preconditions the solve."""
     _, hvp = jax.linearize(lambda theta: _gradient(theta, problem), theta)
     scoring = _likelihood(problem).scoring(theta)
     return solve_within(centred, hvp, lambda g, size: scoring(g), b)
@@ -119,7 +119,7 @@ class Firth(Solver):
 
 
 class _Likelihood(NamedTuple):
-    """What is made small.
+    """The functions of the penalised likelihood.
 
     Attributes:
         objective: f*, but for a constant.
@@ -133,7 +133,7 @@ class _Likelihood(NamedTuple):
 
 
 def _likelihood(problem: Problem) -> _Likelihood:
-    """By the information of standardised features, whose determinant differs by a constant."""
+    """Uses the information of standardised features, whose determinant differs by a constant."""
     bound = gradient_bound(problem)
     # Cast here: within a `shard_map` no linear solve takes a constant that varies less than b.
     basis = varying(_contrasts(len(problem.targets), bound.dtype), axes_of(bound))
@@ -151,7 +151,7 @@ def _likelihood(problem: Problem) -> _Likelihood:
         p = probabilities(logits_at(problem, theta))
         h = _dense_hessian.hessian(gram, weights, p, jnp.zeros_like(bound))
         h = jnp.einsum("kr,kdle,ls->rdse", basis, h, basis)
-        # Without an intercept the place of the bias adds log 1 to the determinant.
+        # Without an intercept the bias has no information: 1 adds nothing to the log determinant.
         h = h.at[:, -1, :, -1].add((1 - problem.constant) * jnp.eye(len(h), dtype=h.dtype))
         rows = np.arange(len(h))
         h = h.at[rows, :, rows].add(collinear[None])

@@ -169,7 +169,7 @@ def _weights(sample_weights: ArrayLike | None, x: "Array | BCOO") -> Array | Non
 
 
 def _parted(lanes: Lane) -> tuple[Lane, Lane]:
-    """What all lanes share, and what is stacked; None in the place of the other."""
+    """What all lanes share, and what each has of its own; None takes the place of the other."""
     floating = jnp.issubdtype(lanes.labels.dtype, jnp.floating)
     ranks = Lane(3 if floating else 2, 2, 1)
     is_stacked = [a is not None and a.ndim == rank for a, rank in zip(lanes, ranks, strict=True)]

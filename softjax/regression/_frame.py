@@ -45,7 +45,7 @@ ROWS = 65
 
 
 class Frame(NamedTuple):
-    """What the features were changed by; each None where they were not.
+    """How the features were changed; a part is None where they were not.
 
     Attributes:
         centre: c [D].

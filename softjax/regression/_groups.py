@@ -110,7 +110,7 @@ def run(
 
 @jax.jit
 def _mean_mass(groups: Groups) -> Array:
-    """What the objectives of the lanes were divided by, in the mean of the lanes."""
+    """The mean, over the lanes, of what their objectives were divided by."""
     return normalised(groups.data, groups.num_classes)[1]
 
 
@@ -125,7 +125,7 @@ def no_report(lane: Array, logits: Array) -> tuple[()]:
 
 
 def _in_a_scan(groups: Groups, params: SoftmaxRegression, limit: int) -> list[Outcome]:
-    """Inside of a trace, where a loop of Python would be as many programs."""
+    """Runs all groups inside of a trace, in one loop: a loop in Python would trace each group."""
 
     def of_group(params, l2):
         whole, lanes, work = _begun(groups, l2, params, limit)
@@ -149,7 +149,7 @@ def _on_the_host(
     limit: int,
     callback: Callable[[ManyEvent], bool | None] | None,
 ) -> list[Outcome]:
-    """As long as `callback` lets it run."""
+    """Runs the groups until `callback` stops them."""
     begin, count, penalties = time.perf_counter(), groups.count, np.asarray(groups.data.l2)
     total = count * len(penalties)
 
@@ -165,7 +165,7 @@ def _on_the_host(
         while callback is not None and not interrupted and work.done < count:
             work = _batched.advance(lanes, work, groups.tol, limit, 1)
             interrupted = stops(done * count + int(work.done))
-        # What is left after an interrupt ends where it stands.
+        # After an interrupt the remaining lanes end where they stand.
         work = _batched.advance(lanes, work, groups.tol, 0 if interrupted else limit, ALL)
         fits, report, doubtful = work.results
         fits = _looked_at(groups, lanes, fits, np.flatnonzero(doubtful))

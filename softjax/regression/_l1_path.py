@@ -51,7 +51,7 @@ DENSE = 2**23
 
 
 class Look(NamedTuple):
-    """What all features have to say about parameters.
+    """What all features, also those that took no part, say about the parameters of a fit.
 
     Attributes:
         slopes: |g_j| of the loss, [D].

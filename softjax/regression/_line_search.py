@@ -66,7 +66,7 @@ def take_step(
 
 
 def largest_move(d_logits: Array) -> Array:
-    """By how many nats a direction moves one class of an example against another, at most."""
+    """The largest move, in nats, of one class of an example against another along a direction."""
     return jnp.max(jnp.max(d_logits, 0) - jnp.min(d_logits, 0))
 
 

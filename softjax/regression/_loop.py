@@ -74,12 +74,12 @@ class Solver:
 
     @staticmethod
     def memory(features: "Array | BCOO", theta: Any) -> Any:
-        """What the solver remembers, before the first step; in NumPy."""
+        """What the solver remembers before the first step, in NumPy, which compiles nothing."""
         return ()
 
     @staticmethod
     def objective(problem: Problem, theta: Array) -> Array:
-        """What is made small."""
+        """The function that the solver makes small."""
         return objective(problem, theta)
 
     def init(self, state: State) -> tuple[State, Any]:

@@ -166,7 +166,10 @@ def least_curvature(s: Standardised, weights: Array) -> Array:
 
 
 def known_curvature(least: Array) -> Array:
-    """What Hessians have along all features of this `least_curvature`; 0 where it is rounding."""
+    """A curvature that every Hessian has along all features; 0 where `least` is only rounding.
+
+    `least` is the `least_curvature` of the features.
+    """
     told = least > JITTER * jnp.finfo(least.dtype).eps / BLURRED
     return jnp.where(told, SHARED * least, 0)
 
@@ -187,7 +190,7 @@ def _kronecker(s: Standardised, uncertainty: Array) -> Kronecker:
 
     diagonal_of_a = jnp.diag(a)
     size = diagonal_of_a + s.ridge
-    # What varies no more than by rounding is no direction, whatever the ridge of others.
+    # A feature that varies no more than by rounding is no direction, however large the ridge is.
     unit = jnp.where(size > ROUNDING * jnp.mean(diagonal_of_a), lax.rsqrt(size), 0)
     a = unit[:, None] * a * unit[None]
     jitter = JITTER * s.rounding
@@ -242,7 +245,7 @@ def unseen(
     gradient: Array,
     least: Array | float = 0.0,
 ) -> Array:
-    """What Newton's model may promise, at most, where features are nearly collinear.
+    """The most that Newton's model may promise where features are nearly collinear.
 
     Along a direction whose curvature is lost in the jitter, g^2 / 2 over the least curvature that
     float64 can tell from 0. A gradient that vanishes there, as it does where features are collinear

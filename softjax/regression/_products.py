@@ -13,7 +13,8 @@ from softjax.regression._sparse import is_sparse
 
 P = ParamSpec("P")
 R = TypeVar("R")
-# What is made of features beyond SMALL numbers is made of some columns at a time, BLOCK numbers.
+# A function of features with more than SMALL numbers is computed for BLOCK numbers at a time, some
+# columns of them.
 SMALL, BLOCK, FEWEST_COLUMNS = 2**20, 2**19, 16
 
 

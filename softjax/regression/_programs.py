@@ -33,13 +33,13 @@ from softjax.regression._solvers import ALL, PRECISELY, run
 
 
 class Outcome(NamedTuple):
-    """What a program comes to: the state, and what is known of it as arrays.
+    """The result of a program: the last state, and what is known about it, as arrays.
 
     Attributes:
-        state: the last one.
+        state: the last state.
         params: its parameters.
-        objective: there, of the data and not over their mass.
-        status: that of the state, or SEPARATED.
+        objective: the objective of the data there, not divided by their mass.
+        status: the status of the state, or SEPARATED.
         separated: whether the parameters separate the classes.
         suspected: whether quasi-complete separation should be looked for.
         hidden: whether `PRECISELY` may find more.
@@ -57,7 +57,7 @@ class Outcome(NamedTuple):
 def advance(
     name: str, num_classes: int, data: Data, tol: Array, state: State, stop: Array
 ) -> Outcome:
-    """To step `stop`: all of a fit in one program."""
+    """Runs a fit to step `stop`, in one program."""
     data, mass = normalised(data, num_classes)
     problem = problem_of(data, num_classes)
     solver = ALL[name]

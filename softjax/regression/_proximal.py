@@ -120,7 +120,7 @@ class Bound(NamedTuple):
 def _solve_among_active(theta: Array, problem: Problem, b: Array) -> Array:
     """H^-1 b among the entries that are not 0: no others move with the problem."""
     active = (theta != 0).at[:, -1].set(True)
-    # Along what all classes have in common there is no curvature but that of l2.
+    # The loss has no curvature along what all classes have in common: only l2 has.
     l2 = problem.l2 * penalised(problem, jnp.ones_like(theta[:1]))[0]
     held = jnp.all(active, 0) & (l2 > 0)
     loose = jnp.all(active, 0) & ~held
@@ -238,7 +238,7 @@ class Proximal(Solver):
     def step(
         self, state: State, known: tuple[Array, Array], here: Trial
     ) -> tuple[State, tuple[Array, Array]]:
-        """To the minimum of the model, unless the objective is above the model there."""
+        """Goes to the minimum of the model, unless the objective is above the model there."""
         (logits, ahead_logits), (v, ahead, t, growth) = known, state.memory
         before = value(self.smooth, here.ahead, ahead_logits)
         model = before + jnp.vdot(here.gradient, here.step)

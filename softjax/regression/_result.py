@@ -1,4 +1,4 @@
-"""What a fit says on the way, why it stopped, and what it gives back."""
+"""The events of a fit, its status and its result."""
 
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -104,7 +104,7 @@ class ManyEvent(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What a solver has come to, as numbers of the host."""
+    """How far a solver has come, as numbers of the host."""
 
     params: SoftmaxRegression
     objective: float

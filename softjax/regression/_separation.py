@@ -112,7 +112,7 @@ def _parallel(problem: Problem, tied: Array, d: Array) -> Array:
     # An example without weight parts nothing, and its rounding is none of the others'.
     logits = jnp.where(counted[None], class_scores(problem, d), 0)
     parted = softmax_hvp(jnp.ones(len(logits[0]), d.dtype), p, logits)
-    # What parts them is known but for the rounding of the logits: no more of it can be solved for.
+    # The rounding of the logits limits how well their difference is known, and so the tolerance.
     among = jnp.where(jnp.sum(tied, 0, keepdims=True) > 1, jnp.abs(centred(logits)), 0)
     rounding = 64 * jnp.finfo(d.dtype).eps * jnp.max(among)
     tol = jnp.clip(rounding / jnp.max(jnp.abs(parted)), max=0.1)

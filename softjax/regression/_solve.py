@@ -1,4 +1,4 @@
-"""The solvers by name, each run in chunks for the host or to the end under a trace."""
+"""A fit by one solver: in chunks for a caller that looks on, or to its end inside of a trace."""
 
 from typing import Any
 
@@ -64,7 +64,7 @@ class Run:
             status = int(self.outcome.status)
             proven = bool(self.outcome.suspected) and self._quasi_separated()
         elif not proven and self.outcome.suspected and not self.state.strict:
-            # Then there may be an optimum.
+            # Without a proof there may be an optimum.
             going_on = {"strict": np.bool_(True), "status": np.int32(Status.RUNNING)}
             before, self.state = int(self.state.step), self.state._replace(**going_on)
             status = self._status_at(stop)
@@ -185,7 +185,7 @@ def to_the_end(
             lambda: _ending.quasi_separated(num_classes, data, state.theta, outcome.suspected),
             lambda: jnp.asarray(False),
         )
-        # What moves on has no optimum that is known, and no proof that there is none.
+        # Parameters that move on have no known optimum, and no proof says that there is none.
         moving = outcome.suspected & (state.move >= STILL)
         unproven = jnp.where(moving, Status.PRECISION_FLOOR, status)
         status = jnp.where(proven, Status.QUASI_SEPARATED, unproven).astype(jnp.int32)

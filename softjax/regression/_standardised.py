@@ -98,10 +98,10 @@ def reweighted(s: Standardised, weights: Array) -> Standardised:
     total = jnp.sum(weights)
     shares = weights / jnp.where(total > 0, total, 1)
     mean, variance = _moments(s.features, shares, s.constant, s.offset)
-    # What does not vary among these examples, but for rounding, keeps its scale.
+    # A feature that varies among these examples only by rounding keeps its scale.
     least = 64 * jnp.finfo(variance.dtype).eps
     varies = variance > least * least * (variance + mean * mean)
-    # One example alone, as where all are decided and this one the least, says nothing.
+    # One example alone says nothing; it has all of the weight where every class is certain.
     known = varies & (total > 0) & (jnp.max(weights) <= 0.6 * total)
     offset = jnp.where(known, mean, s.offset)
     unit = jnp.where(known, jnp.sqrt(jnp.where(known, variance, 1)), s.unit)
