@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import numpy as np
 
 from softjax import _checks
+from softjax._scores import scores
 from softjax.calibration import reliability_diagram
 
 if TYPE_CHECKING:
@@ -211,7 +212,11 @@ def _confusion(
     shown = np.ma.masked_where(np.broadcast_to(totals[:, None] == 0, (k, k)), percent)
     image = axes.imshow(shown, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     axes.set_facecolor("0.9")  # the colour of a class without examples
-    axes.set(title="Confusion of the held-out examples, %")
+    found, most = scores(labels, probabilities.argmax(-1), k), int(np.argmax(totals))
+    figures = f"accuracy {found.accuracy:.1%}, mean F1 {found.macro_f1:.1%}"
+    share, (name,) = totals[most] / max(len(labels), 1), _short([class_names[most]], 20)
+    title = f"Confusion of the held-out examples, %\n{figures}; {share:.1%} are {name}"
+    axes.set_title(title, fontsize=10, parse_math=False)
     axes.set(xlabel="predicted class", ylabel="true class (examples)")
     _name_ticks(axes, "x", class_names)
     _name_ticks(axes, "y", class_names, [f" ({total})" for total in totals])

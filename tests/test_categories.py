@@ -129,6 +129,53 @@ def test_columns_that_are_no_features_are_refused_with_a_hint(name):
     assert re.search(words, one_line(run("fit", "x.csv", "--label-column", "y")))
 
 
+@pytest.mark.parametrize(
+    ("labels", "doubt"),
+    [
+        (1 + RNG.permutation(80), "80 different labels in 80 rows"),
+        (RNG.integers(1, 81, 300), r"different whole numbers, from \d+ to \d+, in 300 rows"),
+        (np.floor(np.exp(RNG.normal(3, 1, 300))), r"different whole numbers, from \d+\.0 to"),
+        (np.abs(RNG.normal(size=300)).round(1), "numbers that are not whole are measurements"),
+        ([f"name {i // 2}" for i in range(300)], None),
+        ([f"name {i}" for i in range(150)] * 2, None),
+        (np.arange(1000) % 100, None),
+        (np.arange(300) % 150, None),
+        (RNG.poisson(4, 300), None),
+    ],
+    ids=[
+        "ages",
+        "ages again",
+        "counts",
+        "amounts",
+        "pairs",
+        "names",
+        "indices",
+        "rare indices",
+        "few counts",
+    ],
+)
+def test_amounts_and_counts_are_no_classes_unless_one_says_so(labels, doubt):
+    """Whole numbers of which each occurs a few times; class indices and rare names are classes."""
+    path = Path("x.csv")
+    pd.DataFrame({"x": RNG.normal(size=len(labels)), "y": labels}).to_csv(path, index=False)
+    if doubt is not None:
+        with pytest.raises(DataError, match=f"{doubt}.* --any-classes takes"):
+            tables.dataset(path, "y")
+    found = tables.dataset(path, "y", reading=Reading(any_classes=doubt is not None))
+    assert len(found.class_names) == len(set(np.asarray(labels).tolist()))
+
+
+@pytest.mark.parametrize("options", [[], ["--stream"]], ids=["in memory", "stream"])
+def test_whole_numbers_as_classes_are_told(options):
+    rows = RNG.integers(0, 25, 200)
+    pd.DataFrame({"x": rows + RNG.normal(size=200), "y": 2 * rows}).to_csv("x.csv", index=False)
+    command = ("fit", "x.csv", "--label-column", "y", "--l2", 0.1, *options)
+    assert "--any-classes takes these labels as classes" in one_line(run(*command))
+    result = run(*command, "--any-classes")
+    assert result.exit_code == 0, result.output
+    assert "The labels are 25 numbers, 0 to 48: taken as classes without an order" in result.stdout
+
+
 def test_columns_that_are_dropped_or_taken_as_categories():
     codes = [str(10 * (i % 3)) for i in range(30)]
     rows = "".join(f"{i},{c},{'ab'[c == '10' or i % 4 == 0]}\n" for i, c in enumerate(codes))
@@ -170,6 +217,11 @@ def test_passengers_from_the_command_line():
     ]
     curve = list(csv.DictReader(Path("run/cross_validation.csv").read_text().splitlines()))
     assert [(row["l2"], row["chosen"]) for row in curve] == [("0.001", "1"), ("0.1", "0")]
+    for row in curve:
+        accuracy, f1, majority = (
+            float(row[name]) for name in ("accuracy", "macro_f1", "majority_accuracy")
+        )
+        assert majority < f1 <= accuracy
     assert re.search(r"^sex=male +-2\.\d+", Path("run/summary.txt").read_text(), re.MULTILINE)
 
     model = softjax.load_model("run/model.npz")
@@ -179,8 +231,14 @@ def test_passengers_from_the_command_line():
     frame = pd.read_csv(datasets.PASSENGERS)
     predicted = model.predict(frame)
     assert predicted == model.predict(str(datasets.PASSENGERS))
-    printed = run("predict", "run/model.npz", datasets.PASSENGERS).stdout.split()
-    assert printed == ["class", *predicted]
+    command = ("predict", "run/model.npz", datasets.PASSENGERS, "--label-column", "survived")
+    scored = run(*command)
+    assert scored.stdout.split() == ["class", *predicted]
+    assert "accuracy of 'no' alone" in scored.stderr
+    assert "precision" in scored.stderr
+    Path("other.csv").write_text(datasets.PASSENGERS.read_text().replace(",yes", ",maybe"))
+    line = one_line(run("predict", "run/model.npz", "other.csv", "--label-column", "survived"))
+    assert "has the label 'maybe'; the classes are no, yes" in line
     assert np.mean(np.array(predicted) == frame["survived"]) > 0.75
     p = model.predict_proba(frame.astype({"sex": "category"}))
     np.testing.assert_allclose(p.sum(1), 1)

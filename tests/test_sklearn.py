@@ -43,8 +43,8 @@ def peer(**options):
     return LogisticRegression(tol=1e-12, max_iter=100_000, **options)
 
 
-def fitted(y=Y, sample_weight=None, **options):
-    return SoftmaxClassifier(**options).fit(X, y, sample_weight)
+def fitted(y=Y, sample_weight=None, offset=None, **options):
+    return SoftmaxClassifier(**options).fit(X, y, sample_weight, offset)
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +255,7 @@ def test_a_warm_start_continues(classifier):
         ({"sample_weight": -WEIGHTS}, "[Nn]egative"),
         ({"X": np.where(X > 3, np.nan, X)}, "NaN"),
         ({"y": X[:, 0]}, "continuous"),
+        ({"y": [*Y[:-1], None]}, "Input y contains None among texts: a label is missing"),
         ({"C": 0}, "'C' parameter"),
         ({"solver": "saga"}, "'solver' parameter"),
         ({"solver": "firth"}, "penalty of its own"),
@@ -307,6 +308,31 @@ def test_cross_validation_with_one_standard_error_and_accuracy():
         SoftmaxClassifierCV(cv=ShuffleSplit(5, test_size=0.5)).fit(X, Y)
     with pytest.raises(ValueError, match="Cs must be numbers > 0"):
         SoftmaxClassifierCV(Cs=[1.0, -1.0]).fit(X, Y)
+
+
+def test_an_offset_is_a_known_part_of_the_logits():
+    """The first feature, held at coefficients that are known, in the fit and in the predictions."""
+    weak = SoftmaxClassifier(C=1e6).fit(X, Y)
+    known = X[:, :1] @ weak.coef_[:, :1].T
+    ours = SoftmaxClassifier(C=1e6).fit(X[:, 1:], Y, offset=known)
+    np.testing.assert_allclose(ours.coef_, weak.coef_[:, 1:], atol=1e-4)
+    np.testing.assert_allclose(
+        ours.predict_proba(X[:, 1:], offset=known), weak.predict_proba(X), atol=1e-4
+    )
+    assert ours.predict(X[:, 1:], known).tolist() == weak.predict(X).tolist()
+    assert ours.score(X[:, 1:], Y, offset=known) == weak.score(X, Y)
+    assert ours.summary().text == ours.summary(X[:, 1:], Y, offset=known).text
+    two = SoftmaxClassifier().fit(X, TWO, WEIGHTS, offset=np.log(1 + WEIGHTS))
+    both = np.stack([0 * WEIGHTS, np.log(1 + WEIGHTS)], 1)
+    np.testing.assert_allclose(two.coef_, fitted(TWO, WEIGHTS, offset=both).coef_, rtol=1e-9)
+    moved = two.decision_function(X, np.log(1 + WEIGHTS)) - two.decision_function(X)
+    np.testing.assert_allclose(moved, np.log(1 + WEIGHTS), rtol=1e-6)
+    chosen = SoftmaxClassifierCV(Cs=[1.0], cv=3).fit(X, TWO, WEIGHTS, offset=both)
+    np.testing.assert_allclose(chosen.coef_, two.coef_, atol=1e-6)
+    with pytest.raises(ValueError, match=r"offset must be of shape \(90, 3\), got shape \(90,\)"):
+        SoftmaxClassifier().fit(X, Y, offset=WEIGHTS)
+    with pytest.raises(ValueError, match="Input offset contains NaN"):
+        two.predict(X, np.full(N, np.nan))
 
 
 def test_without_scikit_learn_the_import_names_the_extra():

@@ -28,7 +28,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from softjax import __version__, _files, _interrupt, models, plots, processes, regression
-from softjax.cli._metrics import MOST_SHOWN, metrics, metrics_table
+from softjax.cli._metrics import MOST_SHOWN, metrics, metrics_table, overall
 from softjax.tables import Column, DataError, IncompleteError, NumberError
 
 # The exception class for wrong usage belongs to click, which typer may carry within itself.
@@ -343,15 +343,12 @@ def print_result(
     """
     found, reason = written.metrics, result.stop_reason
     if len(found["classes"]) <= MOST_SHOWN:
-        console.print(metrics_table(found))
+        console.print(metrics_table(found, "Held-out examples"))
     table = Table(show_header=False)
     table.add_row("status", f"{reason} after {result.steps} step{'s'[: result.steps != 1]}")
     table.add_row("training objective", f"{result.objective:.4f} nats")
-    table.add_row("held-out loss", f"{found['loss']:.4f} nats")
-    table.add_row("held-out accuracy", f"{found['accuracy']:.4f}")
-    most = f"accuracy of {found['majority_class']!r} alone"
-    table.add_row(escape(most), f"{found['majority_accuracy']:.4f}")
-    table.add_row("mean F1 of the classes", f"{found['macro_f1']:.4f}")
+    for row in overall(found, "held-out "):
+        table.add_row(*row)
     table.add_row("written", escape("\n".join(map(str, [*written.files, *more]))))
     console.print(table)
     if console.quiet or reason == regression.CONVERGED:

@@ -5,10 +5,10 @@ from typing import Annotated
 
 import typer
 
-from softjax.cli import _memory, _options, _stream
+from softjax.cli import _combinations, _memory, _options, _stream
 from softjax.cli._app import Optimizer, Solver, app, try_out
 from softjax.datasets import PASSENGERS
-from softjax.processes import PATIENCE, fail, start
+from softjax.processes import PATIENCE, start
 
 # The headings below which --help shows the options.
 DATA, MODEL, SEARCH = "The data", "The model", "The solver"
@@ -77,6 +77,15 @@ def fit(
             "utf-16 with a byte order mark).",
         ),
     ] = None,
+    any_classes: Annotated[
+        bool,
+        typer.Option(
+            "--any-classes",
+            rich_help_panel=DATA,
+            help="Take the labels as classes even if they look like identifiers, measurements or "
+            "counts, because many of them occur once or few times.",
+        ),
+    ] = False,
     class_weight: Annotated[
         list[str] | None,
         typer.Option(
@@ -296,10 +305,13 @@ def fit(
             categories=tuple(category or ()),
             separator=separator,
             encoding=encoding,
+            any_classes=any_classes,
         )
         plan.check()
-        _check_effect(context, data, seeded=plan.stochastic, several=coordinator is not None)
-        _check_coordinator(coordinator, processes, process_id)
+        _combinations.check_effect(
+            context, data, seeded=plan.stochastic, several=coordinator is not None
+        )
+        _combinations.check_coordinator(coordinator, processes, process_id)
         start(coordinator, processes, process_id, patience)
         _stream.run(plan)
         return
@@ -308,26 +320,12 @@ def fit(
     options = (optimizer, epochs, batch_size, learning_rate)
     if solver is Solver.AUTO and any(option is not None for option in options):
         solver = Solver.OPTAX
-    first_order = solver is Solver.OPTAX
-    if not first_order and any(option is not None for option in options):
-        raise typer.BadParameter(
-            "--optimizer, --epochs, --batch-size and --learning-rate need --solver optax"
-        )
-    if first_order and max_steps is not None:
-        raise typer.BadParameter("--solver optax takes --epochs, not --max-steps")
-    if l1 > 0 and solver not in (Solver.AUTO, Solver.PROXIMAL):
-        raise typer.BadParameter("--l1 needs --solver proximal")
-    if summary and (l1 > 0 or solver is Solver.FIRTH):
-        raise typer.BadParameter("--summary goes with neither --l1 nor --solver firth")
-    if len(penalties) > 1 and (l1 > 0 or first_order or solver is Solver.FIRTH):
-        raise typer.BadParameter("several --l2 go with neither --l1 nor --solver optax or firth")
-    if solver is Solver.FIRTH and penalties != [0.0]:
-        raise typer.BadParameter("--solver firth has a penalty of its own and takes no --l2 but 0")
+    _combinations.check_in_memory(solver, options, penalties, l1, max_steps, summary)
     optimizer = optimizer or Optimizer.LBFGS
     if optimizer is Optimizer.LBFGS and (batch_size is not None or learning_rate is not None):
         raise typer.BadParameter("--batch-size and --learning-rate need --optimizer adam or sgd")
     seeded = batch_size is not None or len(penalties) > 1
-    _check_effect(context, data, seeded=seeded, several=False)
+    _combinations.check_effect(context, data, seeded=seeded, several=False)
     try_out(out)
     _memory.run(
         _memory.Plan(
@@ -353,47 +351,6 @@ def fit(
             categories=tuple(category or ()),
             separator=separator,
             encoding=encoding,
+            any_classes=any_classes,
         )
     )
-
-
-def _check_effect(context: typer.Context, data: str, *, seeded: bool, several: bool) -> None:
-    """Refuses an option of the command line that would change nothing.
-
-    Args:
-        context: of the command.
-        data: the file, or "digits".
-        seeded: whether the seed has a use besides the draw of the held-out rows.
-        several: whether there is a coordinator. The environment may hold the number of processes
-            for other programs too.
-    """
-    without: dict[str, str] = {}
-    if data == "digits":
-        why = "the digits come with labels and held-out examples"
-        names = ("label_column", "test_fraction", "skip_nonfinite", "impute", "drop", "category")
-        names += ("separator", "encoding")
-        without |= dict.fromkeys(names, why)
-        if not seeded:
-            without["seed"] = "nothing of this fit to the digits is drawn at random"
-    if not several:
-        names = ("processes", "process_id", "patience")
-        without |= dict.fromkeys(names, "without --coordinator there is one process")
-    for name, why in without.items():
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter(f"--{name.replace('_', '-')} has no effect: {why}")
-
-
-def _check_coordinator(
-    coordinator: str | None, processes: int | None, process_id: int | None
-) -> None:
-    """Refuses what JAX and the sockets would refuse in many lines."""
-    if processes is not None and process_id is not None and process_id >= processes:
-        fail(2, f"--process-id must be below --processes ({processes}), got {process_id}.")
-    if coordinator in (None, "auto"):
-        return
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        fail(2, f"--coordinator must be HOST:PORT or auto, got {coordinator!r}.")
-    if processes is None or process_id is None:
-        fail(2, "--coordinator HOST:PORT needs --processes and --process-id.")

@@ -8,9 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from softjax import regression, tables
+from softjax._scores import scores
 from softjax.cli._app import (
     FOLDS,
     SUMMARY,
@@ -57,6 +59,7 @@ class Plan(NamedTuple):
     categories: tuple[str, ...]
     separator: str | None
     encoding: str | None
+    any_classes: bool
 
 
 class Parts(NamedTuple):
@@ -88,9 +91,12 @@ def run(plan: Plan) -> None:
         train.columns,
     )
     console.print(f"{len(train.labels)} examples to fit, {len(test.labels)} held out.")
-    categories = tables.described(train.columns)
-    if categories:
-        console.print(categories, markup=False, highlight=False, soft_wrap=True)
+    for line in (
+        tables.described(train.columns),
+        tables.numbers_as_classes(train.class_names),
+    ):
+        if line:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     weights = weights_of_classes(plan.class_weight, plan.data, plan.label_column, train)
     more = []
     penalty = plan.penalties[0]
@@ -157,7 +163,7 @@ def _load(console: Console, plan: Plan) -> Parts:
     if plan.label_column is None:
         raise DataError(f"{plan.data}: --label-column must name the column with the labels.")
     path = Path(plan.data)
-    how = (plan.drop, plan.categories, plan.separator, plan.encoding)
+    how = (plan.drop, plan.categories, plan.separator, plan.encoding, plan.any_classes)
     with remedies_offered(), reading(console, *how) as options:
         whole = tables.dataset(
             path,
@@ -237,23 +243,47 @@ def _chosen_penalty(
             class_weights=weights,
             callback=show if console.is_terminal else None,
         )
-    figures = (validated.mean_loss, validated.standard_error, validated.mean_accuracy)
-    loss, error, hits = (np.asarray(values, np.float64) for values in figures)
-    best = int(np.argmin(loss))
-    table = Table(title=f"{folds} folds", title_justify="left", box=box.SIMPLE_HEAD)
-    for column in ("l2", "loss, nats", "standard error", "accuracy", ""):
+    best = int(np.argmin(validated.mean_loss))
+    curve = _curve(validated, features, train)
+    counts = np.bincount(train.labels)
+    most, majority = train.class_names[int(counts.argmax())], counts.max() / len(train.labels)
+    caption = f"accuracy of {most!r} alone: {majority:.4f}"
+    table = Table(
+        title=f"{folds} folds", title_justify="left", box=box.SIMPLE_HEAD, caption=escape(caption)
+    )
+    for column in ("l2", "loss, nats", "standard error", "accuracy", "mean F1", ""):
         table.add_column(column)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["l2", "loss", "standard_error", "accuracy", "chosen"])
-    for k, l2 in enumerate(grid):
+    names = ("loss", "standard_error", "accuracy", "macro_f1", "majority_accuracy")
+    writer.writerow(["l2", *names, "chosen"])
+    for k, (l2, figures) in enumerate(zip(grid.tolist(), curve.tolist(), strict=True)):
         chosen = "chosen" if k == best else ""
-        table.add_row(f"{l2:g}", f"{loss[k]:.4f}", f"{error[k]:.4f}", f"{hits[k]:.4f}", chosen)
-        writer.writerow(
-            [l2.item(), loss[k].item(), error[k].item(), hits[k].item(), int(k == best)]
-        )
+        table.add_row(f"{l2:g}", *(f"{figure:.4f}" for figure in figures), chosen)
+        writer.writerow([l2, *figures, majority.item(), int(k == best)])
     console.print(table)
     return float(grid[best]), text.getvalue()
+
+
+def _curve(
+    validated: regression.CrossValidation, features: np.ndarray, train: Dataset
+) -> np.ndarray:
+    """Loss, its standard error, accuracy and mean F1 of each penalty, [P, 4].
+
+    The F1 is that of all examples together, each as it is predicted by the fit without its fold.
+    """
+    folds = np.asarray(validated.folds)
+    kernels, biases = map(np.asarray, validated.fits.params)
+    f1 = []
+    for kernel, bias in zip(kernels, biases, strict=True):
+        predicted = np.empty_like(train.labels)
+        for fold in range(len(kernel)):
+            held_out = folds == fold
+            logits = features[held_out] @ kernel[fold] + bias[fold]
+            predicted[held_out] = np.argmax(logits, axis=1)
+        f1.append(scores(train.labels, predicted, len(train.class_names)).macro_f1)
+    figures = (validated.mean_loss, validated.standard_error, validated.mean_accuracy, f1)
+    return np.stack([np.asarray(values, np.float64) for values in figures], axis=1)
 
 
 def _summary(

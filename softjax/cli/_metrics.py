@@ -1,11 +1,15 @@
-"""How a model does on the held-out examples, beside the class that is most frequent."""
+"""How well a model predicts labels, beside the class that is most frequent."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from rich import box
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from softjax._scores import scores
 
 # A table of more classes than this is in the file alone.
 MOST_SHOWN = 20
@@ -24,44 +28,38 @@ def metrics(
         F1_k = 2 hits_k / (predicted_k + examples_k)
 
     Args:
-        labels: [N], held-out class indices.
+        labels: [N], class indices.
         probabilities: [N, K], predicted for them.
         class_names: K names.
-        majority: the class that is most frequent among the examples to fit.
-        loss: the mean loss of the held-out examples, nats.
+        majority: the class that is most frequent among the examples to fit, or, where these are
+            not known, among those that are predicted for.
+        loss: the mean loss of the examples, nats.
 
     Returns:
         What JSON can hold; None for a precision or a recall that is 0 / 0.
     """
-    k = len(class_names)
-    predicted = probabilities.argmax(axis=1)
-    hits = np.bincount(labels[predicted == labels], minlength=k)
-    chosen, there = np.bincount(predicted, minlength=k), np.bincount(labels, minlength=k)
-
-    def share(part: int, whole: int) -> float | None:
-        return part / whole if whole else None
-
+    found = scores(labels, probabilities.argmax(axis=1), len(class_names))
+    columns = (found.precision, found.recall, found.f1)
+    shares = np.stack(columns, axis=1).astype(object)
+    shares[np.isnan(shares.astype(float))] = None
     classes = {}
-    for i, name in enumerate(class_names):
-        h, p, n = hits[i].item(), chosen[i].item(), there[i].item()
-        f1 = share(2 * h, p + n)
-        figures = {"precision": share(h, p), "recall": share(h, n), "f1": f1, "examples": n}
-        classes[name] = figures
-    f1 = [figures["f1"] for figures in classes.values() if figures["f1"] is not None]
+    for name, figures, count in zip(class_names, shares, found.examples.tolist(), strict=True):
+        precision, recall, f1 = figures.tolist()
+        classes[name] = {"precision": precision, "recall": recall, "f1": f1, "examples": count}
     return {
         "examples": len(labels),
         "loss": loss,
-        "accuracy": float(np.mean(predicted == labels)),
+        "accuracy": found.accuracy,
         "majority_class": class_names[majority],
         "majority_accuracy": float(np.mean(labels == majority)),
-        "macro_f1": float(np.mean(f1)),
+        "macro_f1": found.macro_f1,
         "classes": classes,
     }
 
 
-def metrics_table(found: dict[str, Any]) -> Table:
+def metrics_table(found: dict[str, Any], title: str) -> Table:
     """The figures of each class."""
-    table = Table(title="Held-out examples", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("class", "precision", "recall", "F1", "examples"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for name, figures in found["classes"].items():
@@ -69,3 +67,29 @@ def metrics_table(found: dict[str, Any]) -> Table:
         cells = ("-" if share is None else f"{share:.3f}" for share in shares)
         table.add_row(name, *cells, str(figures["examples"]))
     return table
+
+
+def print_metrics(console: Console, found: dict[str, Any], title: str) -> None:
+    """Prints the figures of the classes, unless there are too many, and the means over them."""
+    if len(found["classes"]) <= MOST_SHOWN:
+        console.print(metrics_table(found, title))
+    table = Table(show_header=False)
+    for row in overall(found):
+        table.add_row(*row)
+    console.print(table)
+
+
+def overall(found: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """The figures of all classes together, as rows of a table.
+
+    Args:
+        found: of `metrics`.
+        prefix: before "loss" and "accuracy".
+    """
+    most = f"accuracy of {found['majority_class']!r} alone"
+    return [
+        (f"{prefix}loss", f"{found['loss']:.4f} nats"),
+        (f"{prefix}accuracy", f"{found['accuracy']:.4f}"),
+        (escape(most), f"{found['majority_accuracy']:.4f}"),
+        ("mean F1 of the classes", f"{found['macro_f1']:.4f}"),
+    ]

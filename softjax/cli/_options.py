@@ -107,6 +107,7 @@ def reading(
     categories: Sequence[str] | None,
     separator: str | None,
     encoding: str | None,
+    any_classes: bool = False,
 ) -> Iterator[Reading]:
     """How a file is read by these options, with a bar while it is."""
     with progress_bar(console, "reading") as progress:
@@ -114,4 +115,5 @@ def reading(
         def told(done: int, total: int) -> None:
             progress.update(progress.task_ids[0], completed=done, total=total)
 
-        yield Reading(tuple(drop or ()), tuple(categories or ()), separator, encoding, told)
+        columns = (tuple(drop or ()), tuple(categories or ()))
+        yield Reading(*columns, separator, encoding, any_classes, told)

@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from softjax import _files, _interrupt, accuracy, models, regression
+from softjax import _files, _interrupt, accuracy, models, regression, tables
 from softjax.cli import _options
 from softjax.cli._app import app
+from softjax.cli._metrics import metrics, print_metrics
 from softjax.tables import DataError
 
 
@@ -36,6 +37,12 @@ def predict(
     out: Annotated[
         Path | None,
         typer.Option(help="CSV file to write, in UTF-8 (default: print to the terminal)."),
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of a column with the true classes: says how many predictions are right."
+        ),
     ] = None,
     proba: Annotated[
         bool, typer.Option("--proba", help="Add a column with the probability of each class.")
@@ -59,7 +66,8 @@ def predict(
     """Predict the class of each row of a file.
 
     Writes one row for each row of the file, with the class in the column named class. Columns are
-    found by their names; categories are encoded, and missing cells filled, as in the fit.
+    found by their names; categories are encoded, and missing cells filled, as in the fit. With
+    --label-column it prints accuracy, precision, recall and F1 to the standard error.
     """
     jax.config.update("jax_enable_x64", True)  # features as they are may be far from 0
     if out is not None:
@@ -68,6 +76,9 @@ def predict(
     errors = Console(stderr=True)
     with _options.reading(errors, None, None, separator, encoding) as reading:
         x = jnp.asarray(fitted.encode(data, reading))
+        labels = None
+        if label_column is not None:
+            labels = _labels(fitted, Path(data), label_column, reading)
     params = regression.SoftmaxRegression(jnp.asarray(fitted.kernel), jnp.asarray(fitted.bias))
     logits = np.asarray(regression.logits(params, x))
     beyond = np.flatnonzero(~np.isfinite(logits).all(axis=1))
@@ -80,6 +91,27 @@ def predict(
     header = ["class", *(f"p({name})" for name in fitted.classes)] if proba else ["class"]
     with _printing() if out is None else _writing(out) as file:
         csv.writer(file).writerows([header, *rows])
+    if labels is not None:
+        log_p = np.asarray(regression.predict_log_proba(params, x))
+        loss = -float(np.mean(np.take_along_axis(log_p, labels[:, None], axis=1)))
+        majority = int(np.bincount(labels).argmax())
+        found = metrics(labels, np.exp(log_p), fitted.classes, majority, loss)
+        print_metrics(errors, found, f"{len(labels)} rows of {Path(data).name}")
+
+
+def _labels(fitted: models.Model, path: Path, column: str, reading: tables.Reading) -> np.ndarray:
+    """The place of each row's label among the classes of the model, [N]."""
+    rows = tables.open_file(path, column, fitted.table, reading)
+    names, codes = tables.as_classes(path, column, rows.read(0, rows.num_rows)[1])
+    where = f"{path}: column {column!r}"
+    if (codes < 0).any():
+        raise DataError(f"{where}, row {np.argmax(codes < 0) + 1}: the label is missing.")
+    place = {name: index for index, name in enumerate(fitted.classes)}
+    for name in names:
+        if name not in place:
+            known = ", ".join(fitted.classes[:10]) + (", ..." if len(place) > 10 else "")
+            raise DataError(f"{where}: has the label {name!r}; the classes are {known}.")
+    return np.array([place[name] for name in names])[codes]
 
 
 @contextlib.contextmanager

@@ -66,6 +66,7 @@ class Plan(NamedTuple):
     categories: tuple[str, ...]
     separator: str | None
     encoding: str | None
+    any_classes: bool
 
     @property
     def stochastic(self) -> bool:
@@ -237,7 +238,7 @@ def _data(plan: Plan, console: Console, preempted: Callable[[], bool]) -> Data |
     if plan.label_column is None:
         raise DataError(f"{plan.data}: --label-column must name the column with the labels.")
     path = Path(plan.data)
-    how = (plan.drop, plan.categories, plan.separator, plan.encoding)
+    how = (plan.drop, plan.categories, plan.separator, plan.encoding, plan.any_classes)
     with remedies_offered(impute=False):
         with reading(console, *how) as options:
             rows = tables.open_file(path, plan.label_column, reading=options)
@@ -254,9 +255,9 @@ def _data(plan: Plan, console: Console, preempted: Callable[[], bool]) -> Data |
     held_out = split.held_out()
     if not len(held_out):
         raise DataError(too_few(plan.data, rows.num_rows, plan.test_fraction))
-    categories = tables.described(rows.columns)
-    if categories:
-        console.print(categories, markup=False, highlight=False, soft_wrap=True)
+    for line in (tables.described(rows.columns), tables.numbers_as_classes(seen.classes)):
+        if line:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     fitted = Standardised(rows, seen.mean, seen.scale, seen.classes)
     parts = [fitted.read(row, row + 1) for row in held_out.tolist()]
     x, y = map(np.concatenate, zip(*parts, strict=True))

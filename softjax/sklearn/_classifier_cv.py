@@ -10,8 +10,8 @@ from sklearn.model_selection import check_cv
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from softjax import regression
-from softjax.sklearn._classifier import TOL, SoftmaxModel, penalties
 from softjax.sklearn._examples import as_jax, examples
+from softjax.sklearn._model import TOL, SoftmaxModel, penalties
 
 
 class SoftmaxClassifierCV(SoftmaxModel):
@@ -97,13 +97,16 @@ class SoftmaxClassifierCV(SoftmaxModel):
         self.max_iter = max_iter
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "SoftmaxClassifierCV":
+    def fit(
+        self, X: Any, y: Any, sample_weight: Any = None, offset: Any = None
+    ) -> "SoftmaxClassifierCV":
         """Fits to all folds but one and to all examples, for every C, and chooses one.
 
         Args:
             X: features [N, D]: NumPy, a DataFrame, or SciPy's sparse arrays and matrices.
             y: labels [N]: numbers, text, truth values or pandas categories.
             sample_weight: [N], >= 0, of the fits and of the scores; None for 1.
+            offset: of the fits and of the scores, as of `SoftmaxClassifier.fit`; None for 0.
 
         Returns:
             The classifier.
@@ -111,7 +114,7 @@ class SoftmaxClassifierCV(SoftmaxModel):
         Raises:
             ValueError: what `SoftmaxClassifier` refuses; folds that overlap.
         """
-        data = examples(self, X, y, sample_weight)
+        data = examples(self, X, y, sample_weight, offset=offset)
         grid = self._grid()
         l2, l1 = penalties(data, grid, self.l1_ratio)
         with jax.enable_x64(True):
@@ -126,6 +129,7 @@ class SoftmaxClassifierCV(SoftmaxModel):
                 num_classes=len(data.classes),
                 sample_weights=data.weights,
                 fit_intercept=self.fit_intercept,
+                offset=data.offset,
             )
         validated = path.cross_validation
         loss, accuracy = np.asarray(validated.loss), np.asarray(validated.accuracy)
@@ -144,7 +148,7 @@ class SoftmaxClassifierCV(SoftmaxModel):
         reason, steps = path.fits.stop_reason[place], int(path.fits.steps[place])
         self.n_iter_ = np.array([steps], np.int32)
         self.stop_reason_, self.objective_ = reason, float(path.fits.objective[place])
-        self._data = X, y, sample_weight
+        self._data = X, y, sample_weight, offset
         self._warn_unless_converged(reason, steps)
         return self
 

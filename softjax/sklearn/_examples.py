@@ -7,7 +7,7 @@ from scipy import sparse
 from sklearn.preprocessing import LabelEncoder
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_array, validate_data
 
 
 class Examples(NamedTuple):
@@ -18,12 +18,14 @@ class Examples(NamedTuple):
         labels: [N], integer, the place of each label in `classes`.
         weights: [N], the sample weights times those of the classes; None where all are 1.
         classes: [K], the distinct labels in order.
+        offset: [N, K], nats; None for 0.
     """
 
     features: Any
     labels: np.ndarray
     weights: np.ndarray | None
     classes: np.ndarray
+    offset: np.ndarray | None = None
 
     @property
     def mass(self) -> float:
@@ -32,7 +34,12 @@ class Examples(NamedTuple):
 
 
 def examples(
-    estimator: Any, X: Any, y: Any, sample_weight: Any, classes: np.ndarray | None = None
+    estimator: Any,
+    X: Any,
+    y: Any,
+    sample_weight: Any,
+    classes: np.ndarray | None = None,
+    offset: Any = None,
 ) -> Examples:
     """The arguments of `estimator.fit`, checked by scikit-learn's own helpers.
 
@@ -42,6 +49,7 @@ def examples(
         y: labels [N] of any type that has an order.
         sample_weight: [N], >= 0, a number, or None.
         classes: those of a fit, to which the labels have to belong; None for a new fit.
+        offset: as `offset_array` takes it, or None.
     """
     validated: Any = validate_data(
         estimator,
@@ -53,7 +61,11 @@ def examples(
         reset=classes is None,
     )
     X, y = validated
-    check_classification_targets(y)
+    # scikit-learn sorts the labels to see of which type they are. Texts are classes, and to sort
+    # them takes longer than to encode them; where many are distinct it warns.
+    are_texts = len(y) > 0 and isinstance(y[0], str)
+    if not are_texts:
+        check_classification_targets(y)
     encoder: Any = LabelEncoder()
     if classes is not None:
         encoder.classes_ = classes
@@ -61,6 +73,10 @@ def examples(
     else:
         labels = encoder.fit_transform(y)
     classes = np.asarray(encoder.classes_)
+    if are_texts and not isinstance(classes[-1], str):  # missing ones come last
+        raise ValueError(f"Input y contains {classes[-1]!r} among texts: a label is missing.")
+    if are_texts and 2 * len(classes) > len(y):
+        check_classification_targets(y)
     if len(classes) < 2:
         name = type(estimator).__name__
         only = f"the data contains only one class: {classes.tolist()[0]!r}"
@@ -74,7 +90,21 @@ def examples(
         )
         factors = factors.astype(X.dtype)[labels]
         weights = factors if weights is None else weights * factors
-    return Examples(X, labels, weights, classes)
+    if offset is not None:
+        offset = offset_array(offset, len(labels), len(classes), X.dtype)
+    return Examples(X, labels, weights, classes, offset)
+
+
+def offset_array(offset: Any, num_rows: int, num_classes: int, dtype: Any) -> np.ndarray:
+    """The known part of the logits [N, K]; [N] of two classes is that of the second one."""
+    known = check_array(offset, ensure_2d=False, dtype=dtype, input_name="offset")
+    if known.ndim == 1 and num_classes == 2:
+        known = np.stack([np.zeros_like(known), known], axis=1)
+    if known.shape != (num_rows, num_classes):
+        or_one = f" or ({num_rows},)" if num_classes == 2 else ""
+        expected = f"of shape ({num_rows}, {num_classes}){or_one}"
+        raise ValueError(f"offset must be {expected}, got shape {known.shape}")
+    return known
 
 
 def as_jax(features: Any) -> Any:

@@ -90,7 +90,7 @@ def survey(
     moments, counts = parts[0][:2]
     for part in parts[1:]:
         moments, counts = _joined(moments, part[0]), counts + part[1]
-    classes = tables.check_classes(path, label, counts, moments.count)
+    classes = tables.check_classes(path, label, counts, moments.count, rows.any_classes)
     # The sums of a constant are off by roundings, which are no scale.
     varies = (moments.high > moments.low) & (moments.squares > 0) & ~rows.coded
     scale = np.where(varies, np.sqrt(moments.squares / moments.count), 1)

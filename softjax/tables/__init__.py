@@ -16,6 +16,7 @@ from softjax.tables._cells import (
     as_features,
     check_classes,
     good_rows,
+    numbers_as_classes,
 )
 from softjax.tables._columns import (
     PLAIN,
@@ -66,6 +67,7 @@ __all__ = [
     "good_rows",
     "is_text",
     "missing_cells",
+    "numbers_as_classes",
     "open_file",
     "suffix",
     "with_fills",
@@ -142,7 +144,9 @@ def open_file(
             raise FileNotFoundError
         if not path.is_file():
             raise DataError(f"{path}: is no file, but a folder or a device.")
-    return reader(path, label, names, reading)
+    rows = reader(path, label, names, reading)
+    rows.any_classes = reading.any_classes
+    return rows
 
 
 def dataset(
@@ -170,7 +174,8 @@ def dataset(
             raise error_of_rows(rows, np.flatnonzero(~good), missing_cells(x))
         x, codes = x[kept], codes[kept]
     refuse_identifiers(path, rows.columns, x)
-    classes = check_classes(path, label_column, {names[code] for code in np.unique(codes)}, len(x))
+    there = {names[code] for code in np.unique(codes)}
+    classes = check_classes(path, label_column, there, len(x), reading.any_classes)
     place = {name: i for i, name in enumerate(classes)}
     indices = np.array([place.get(name, -1) for name in names], np.int32)[codes]
     return Dataset(x, indices, rows.names, classes, kept, rows.columns)

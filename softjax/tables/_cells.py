@@ -12,8 +12,9 @@ from softjax.tables._errors import DataError
 
 LARGEST = float(np.finfo(np.float32).max)
 
-# Numbers that are not whole and take more values than this are measurements, not classes.
-MOST_FRACTIONS = 20
+# More different numbers than this are measurements, unless they are whole and each has so many
+# rows on average.
+MOST_NUMBERS, ROWS_OF_A_NUMBER = 20, 10
 # What CSV files of pandas, R, SQL and the archives of data sets hold where there is no value.
 MISSING = frozenset(("", "NA", "N/A", "<NA>", "NaN", "nan", "NULL", "null", "?"))
 TRUTHS = {"true": 1.0, "false": 0.0}
@@ -141,17 +142,22 @@ def in_order(names: Iterable[str]) -> list[str]:
     return sorted(names)
 
 
-def check_classes(path: Path, name: str, names: Iterable[str], count: int) -> list[str]:
+def check_classes(
+    path: Path, name: str, names: Iterable[str], count: int, any_classes: bool = False
+) -> list[str]:
     """The names of all classes in order, or an error where they are not classes.
 
-    A column of row numbers, identifiers or measurements is no column of labels: more than two
-    classes need two rows each on average, and numbers that are not whole may take 20 values.
+    A column of row numbers, identifiers, measurements or counts is no column of labels. More than
+    two classes need two rows each on average; of numbers that are not whole there may be 20; and
+    more than 20 whole numbers need ten rows each on average, unless they are all of 0, 1, ... or
+    of 1, 2, ..., as class indices are and ages hardly.
 
     Args:
         path: the file, for the error.
         name: the column of the labels, for the error.
         names: the distinct names.
         count: the number of rows with a label.
+        any_classes: whether none of these rules holds.
     """
     classes = in_order(names)
     where = f"{path}: column {name!r}"
@@ -159,20 +165,52 @@ def check_classes(path: Path, name: str, names: Iterable[str], count: int) -> li
         raise DataError(f"{where}: there is no label.")
     if len(classes) < 2:
         raise DataError(f"{where}: all labels are {classes[0]}, one class only.")
-    if len(classes) > MOST_CLASSES or len(classes) > max(2, count / 2):
-        what = f"{len(classes)} different labels in {count} rows"
+    if len(classes) > MOST_CLASSES:
         raise DataError(
-            f"{where}: has {what}; there may be {MOST_CLASSES} classes, with two rows each on "
-            f"average. Choose a column of classes, not one of identifiers or measurements."
+            f"{where}: has {len(classes)} different labels; there may be {MOST_CLASSES} classes."
         )
-    fractions = [name for name in classes if not _is_whole(name)]
-    if len(classes) > MOST_FRACTIONS and fractions and _are_numbers(classes):
-        what = f"{len(classes)} different numbers, such as {fractions[0]}"
+    doubt = None if any_classes else _doubt(classes, count)
+    if doubt is not None:
         raise DataError(
-            f"{where}: has {what}; numbers that are not whole may be at most {MOST_FRACTIONS} "
-            f"classes. Choose a column of classes, or give the classes names."
+            f"{where}: has {doubt} Choose a column of classes; --any-classes takes these labels as "
+            f"classes."
         )
     return classes
+
+
+def _doubt(classes: list[str], count: int) -> str | None:
+    """Why the labels of `count` rows are hardly classes; None where they may be."""
+    number = len(classes)
+    if number > max(2, count / 2):
+        return (
+            f"{number} different labels in {count} rows; classes have two rows each on average, "
+            f"and identifiers and measurements fewer."
+        )
+    if number <= MOST_NUMBERS or not _are_numbers(classes):
+        return None
+    fractions = [name for name in classes if not _is_whole(name)]
+    if fractions:
+        return (
+            f"{number} different numbers, such as {fractions[0]}; more than {MOST_NUMBERS} numbers "
+            f"that are not whole are measurements."
+        )
+    values = sorted(map(float, classes))
+    are_indices = values[0] in (0, 1) and values[-1] - values[0] == number - 1
+    if count < ROWS_OF_A_NUMBER * number and not are_indices:
+        return (
+            f"{number} different whole numbers, from {classes[0]} to {classes[-1]}, in {count} "
+            f"rows; with fewer than {ROWS_OF_A_NUMBER} rows each they look like an amount or a "
+            f"count, and softmax regression knows no order of its classes."
+        )
+    return None
+
+
+def numbers_as_classes(classes: list[str]) -> str | None:
+    """A line which says that many whole numbers are classes; None where the labels are not such."""
+    if len(classes) <= MOST_NUMBERS or not _are_numbers(classes):
+        return None
+    ends = f"{classes[0]} to {classes[-1]}"
+    return f"The labels are {len(classes)} numbers, {ends}: taken as classes without an order."
 
 
 def good_rows(features: np.ndarray, codes: np.ndarray | None = None) -> np.ndarray:

@@ -26,6 +26,8 @@ class Reading(NamedTuple):
         categories: columns whose cells are categories even if they are numbers.
         separator: between the cells of a CSV file; None to find it in the header.
         encoding: of a CSV file; None for UTF-8, or UTF-16 with a byte order mark.
+        any_classes: whether the labels are classes even if they look like identifiers or
+            measurements.
         progress: called with the bytes that were read, and all of them.
     """
 
@@ -33,6 +35,7 @@ class Reading(NamedTuple):
     categories: Sequence[str] = ()
     separator: str | None = None
     encoding: str | None = None
+    any_classes: bool = False
     progress: Callable[[int, int], None] = lambda done, total: None
 
 

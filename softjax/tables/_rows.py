@@ -31,7 +31,10 @@ class FileRows(ABC):
         num_rows: N.
         num_features: D.
         fingerprint: what a change of the file changes, as JSON can hold it.
+        any_classes: as of `Reading`.
     """
+
+    any_classes = False
 
     def __init__(self, path: Path, label: str | None, columns: list[Column], num_rows: int):
         if not num_rows:

@@ -1,0 +1,42 @@
+"""How many predictions are right: accuracy, and precision, recall and F1 of each class."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Scores(NamedTuple):
+    """Shares of predictions; those of a class are [K], NaN where they are 0 / 0.
+
+    Attributes:
+        accuracy: the share of the examples whose predicted class is right.
+        precision: the share of a class's predictions that are right.
+        recall: the share of a class's examples that are found.
+        f1: the harmonic mean of precision and recall, 2 hits / (predictions + examples).
+        examples: the number of the examples of each class.
+        macro_f1: the mean F1 of the classes that have examples or predictions.
+    """
+
+    accuracy: float
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+    examples: np.ndarray
+    macro_f1: float
+
+
+def scores(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> Scores:
+    """The scores of predicted class indices [N], of which the labels [N] are the true ones."""
+    right = labels == predicted
+    hits, predictions, examples = (
+        np.bincount(indices, minlength=num_classes)
+        for indices in (labels[right], predicted, labels)
+    )
+
+    def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        return np.where(whole > 0, part / np.maximum(whole, 1), np.nan)
+
+    f1 = share(2 * hits, predictions + examples)
+    accuracy = float(np.mean(right)) if len(labels) else float("nan")
+    macro = float(np.nanmean(f1)) if len(labels) else float("nan")
+    return Scores(accuracy, share(hits, predictions), share(hits, examples), f1, examples, macro)
