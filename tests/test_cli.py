@@ -148,9 +148,8 @@ def test_of_several_penalties_the_best_in_cross_validation_is_taken(flowers):
     options = ("--label-column", "kind", "--max-steps", 50)
     result = run("fit", flowers, *options, "--l2", 10, "--l2", 1e-3, "--folds", 3, "--out", "grid")
     assert result.exit_code == 0, result.output
-    rows = re.findall(
-        r"^ *(0\.001|10) +(\d\.\d+) +\d\.\d+ +\d\.\d+ +(chosen)?", result.output, re.M
-    )
+    rows = re.findall(r"^ *(0\.001|10) +(\d\.\d+)(?: +\d\.\d+){3} +(chosen)?", result.output, re.M)
+    assert "accuracy of 'lily' alone: 0.3333" in result.output
     assert [(l2, chosen) for l2, _, chosen in rows] == [("0.001", "chosen"), ("10", "")]
     assert float(rows[0][1]) < float(rows[1][1])
     many = ("--l2", 1, "--l2", 2, "--folds", 73)

@@ -1,7 +1,7 @@
 """Softmax regression as scikit-learn estimators: for tables, string labels and pipelines.
 
-Needs scikit-learn, of the extra `sklearn`, and an import of its own: `import softjax` does not load
-it.
+This module needs scikit-learn (extra `sklearn`). `import softjax` does not load it, so that it has
+to be imported by its own name.
 """
 
 try:

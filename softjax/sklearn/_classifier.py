@@ -21,43 +21,46 @@ class SoftmaxClassifier(SoftmaxModel):
 
         argmin C sum_i w_i loss_i + (1 - l1_ratio) / 2 |coef|^2 + l1_ratio |coef|_1
 
-    with w_i the sample weight times the weight of the class, as `LogisticRegression` has it; the
-    intercept is not penalised. In the terms of `softjax.regression.fit`, whose loss is a mean, and
-    whose kernel has two columns for two classes:
+    where w_i is the sample weight times the class weight, as in `LogisticRegression`; the intercept
+    is not penalised. `softjax.regression.fit` has a mean in place of the sum, and a kernel with two
+    columns for two classes, so that its penalties are
 
         l2 = (1 - l1_ratio) / (C sum_i w_i),      l1 = l1_ratio / (C sum_i w_i)     for K > 2
         l2 = 2 (1 - l1_ratio) / (C sum_i w_i),    l1 = l1_ratio / (C sum_i w_i)     for K = 2
 
-    since a coefficient c of two classes is -c / 2 and c / 2 in two columns, of half the square.
+    since the coefficient c of two classes becomes the columns -c / 2 and c / 2, whose squares sum
+    to c^2 / 2.
 
-    float64 features are computed with in float64 whether or not `jax_enable_x64` is on, float32 in
-    float32. SciPy's sparse arrays are not made dense. The fit warns by `ConvergenceWarning` where
-    it has not found the optimum, and says why.
+    Features in float64 are fitted in float64 whether or not `jax_enable_x64` is on, and features in
+    float32 in float32. Sparse SciPy arrays stay sparse. If the fit has not found the optimum, it
+    gives a `ConvergenceWarning` that says why.
 
     Args:
         C: > 0, the inverse strength of the penalty; `np.inf` for none.
         l2: >= 0, the penalty of `softjax.regression.fit` in place of `C`; None to use `C`.
-        l1_ratio: in [0, 1], the part of l1 in the penalty; 0 is ridge and 1 the lasso.
-        fit_intercept: whether there is an intercept; without one `intercept_` is 0.
-        class_weight: a dictionary {label: weight}, or "balanced" for N / (K N_k); None for 1.
-        tol: that of `softjax.regression.fit`; None for 1e-10 in float64 and 1e-6 in float32.
-        max_iter: the largest number of steps; None for that of the solver.
-        warm_start: whether a fit starts at the coefficients of the one before.
+        l1_ratio: in [0, 1], the share of l1 in the penalty: 0 is ridge, 1 the lasso.
+        fit_intercept: whether to fit an intercept; without one `intercept_` is 0.
+        class_weight: a dictionary {label: weight}, or "balanced" for the weights N / (K N_k);
+            None for weights of 1.
+        tol: the tolerance of `softjax.regression.fit`; None for 1e-10 in float64 and 1e-6 in
+            float32.
+        max_iter: the largest number of steps; None for the limit of the solver.
+        warm_start: whether a fit starts at the coefficients of the previous fit.
         solver: "auto", "newton-cg", "newton", "lbfgs", "proximal" or "firth", as
-            `softjax.regression.fit` has them. All find the same optimum; only "proximal" takes l1,
-            and "firth" has a penalty of its own, so that it needs `C=np.inf`.
-        random_state: without effect, for no solver draws anything at random. It is there for
-            programs that set it on every estimator.
+            in `softjax.regression.fit`. All find the same optimum, but "firth", which has a penalty
+            of its own and needs `C=np.inf`. Only "proximal" takes l1.
+        random_state: has no effect, since no solver draws random numbers. Programs that set it on
+            every estimator can set it here.
 
     Attributes:
-        coef_: [K, D], or [1, D] of two classes: those of the second class against the first.
-        intercept_: [K] or [1].
-        classes_: the labels [K], in order.
+        coef_: [K, D]; for two classes [1, D], of the second class against the first.
+        intercept_: [K]; for two classes [1].
+        classes_: the distinct labels [K], sorted.
         n_features_in_: D.
-        feature_names_in_: the names [D] of the columns, where X had such.
+        feature_names_in_: the names [D] of the columns, if X has column names.
         n_iter_: [1], the number of steps.
-        stop_reason_: why the fit stopped: "converged", or as `FitResult.stop_reason` has it.
-        objective_: the objective of `softjax.regression.fit` at the optimum, nats.
+        stop_reason_: why the fit stopped: "converged" or another value of `FitResult.stop_reason`.
+        objective_: the objective of `softjax.regression.fit` at the fitted coefficients, nats.
         l2_, l1_: the penalties of `softjax.regression.fit`.
         params_: kernel [D, K] and bias [K], for the functions of `softjax.regression`.
 
@@ -122,17 +125,17 @@ class SoftmaxClassifier(SoftmaxModel):
             X: features [N, D]: NumPy, a DataFrame, or SciPy's sparse arrays and matrices.
             y: labels [N]: numbers, text, truth values or pandas categories.
             sample_weight: [N], >= 0; None for 1.
-            offset: a part of the logits that is known and not fitted, nats: [N, K] in the order of
-                the sorted labels, or [N] of two classes, of the second against the first; as the
-                logarithm of an exposure, or a part of the model that is held. The predictions take
-                that of their rows. None for 0.
+            offset: a part of the logits that is known and not fitted, nats, such as the logarithm
+                of an exposure: [N, K] in the order of the sorted labels, or, for two classes, [N]
+                of the second class against the first; None for 0. The predictions take the offset
+                of their own rows.
 
         Returns:
             The classifier.
 
         Raises:
-            ValueError: what scikit-learn's checks refuse, as NaN or labels of one class only; a
-                parameter that contradicts another one.
+            ValueError: input that scikit-learn's checks refuse, such as NaN or labels of one class
+                only; parameters that contradict each other.
         """
         data = examples(self, X, y, sample_weight, offset=offset)
         l2, l1 = self._penalties(data)
@@ -176,7 +179,7 @@ class SoftmaxClassifier(SoftmaxModel):
         return l2, l1
 
     def _start(self, data: Examples) -> SoftmaxRegression | None:
-        """The parameters of the fit before, where they have the shape of this one."""
+        """The parameters of the previous fit, if they have the shape of this one."""
         params = self.params_
         if params.kernel.shape != (data.features.shape[1], len(data.classes)):
             return None

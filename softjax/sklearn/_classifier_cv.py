@@ -20,34 +20,36 @@ class SoftmaxClassifierCV(SoftmaxModel):
         C = argmax_c mean_f score_cf, or the smallest C whose mean score is within one standard
             error of the largest one
 
-    For every C the objective is that of `SoftmaxClassifier`, with the loss of a fold as a mean, so
-    that C stands for one penalty on folds of any size. `softjax.regression.fit_path` makes the fits
-    to all folds and penalties, each from the one before; those to all examples are among them.
+    The objective at each C is that of `SoftmaxClassifier`, but with the mean loss of a fold, so
+    that C means the same penalty for folds of any size. `softjax.regression.fit_path` fits all
+    folds and penalties, each fit from the one at the penalty before, and all examples as well.
 
     Args:
         Cs: the values of C, each > 0, or how many of them there are between 1e-4 and 1e4.
         cv: the number of stratified folds (None: 5), a splitter of scikit-learn, or an iterable of
-            (train, test). Test sets must not overlap, and to train on is all that is not tested.
+            (train, test). The test sets must be disjoint, and each training set must hold all
+            examples that are not in its test set.
         scoring: "neg_log_loss", the mean log-probability of the labels held out, or "accuracy".
-            Other scores are those of `GridSearchCV` with a `SoftmaxClassifier`.
-        selection: "best", or "one_standard_error" for the strongest penalty that is hardly worse.
-        l1_ratio: as of `SoftmaxClassifier`; above 0 the fits are those of a path that looks at the
-            features which may be in the model.
-        fit_intercept: as of `SoftmaxClassifier`.
-        class_weight: as of `SoftmaxClassifier`; the weights of the classes are those of all
-            examples, and take part in the scores.
-        tol: as of `SoftmaxClassifier`.
-        max_iter: the largest number of steps of each fit; None for that of the solver.
+            For other scores use `GridSearchCV` with a `SoftmaxClassifier`.
+        selection: "best", or "one_standard_error" for the strongest penalty whose mean score is
+            within one standard error of the best.
+        l1_ratio: the parameter of `SoftmaxClassifier`; above 0 the fits follow an l1 path, which
+            works on the features that may be in the model.
+        fit_intercept: the parameter of `SoftmaxClassifier`.
+        class_weight: the parameter of `SoftmaxClassifier`; "balanced" counts the labels of all
+            examples, and the scores are weighted too.
+        tol: the parameter of `SoftmaxClassifier`.
+        max_iter: the largest number of steps of each fit; None for the limit of the solver.
 
     Attributes:
-        C_: the chosen one.
-        Cs_: those that were compared, [P], from the smallest.
-        scores_: of each fold and C, [F, P].
-        coefs_paths_: the coefficients [P, K, D] of the fits to all examples; [P, 1, D] of two
-            classes.
+        C_: the chosen value of C.
+        Cs_: the values of C that were compared, [P], in ascending order.
+        scores_: the score of each fold at each C, [F, P].
+        coefs_paths_: the coefficients [P, K, D] of the fits to all examples; for two classes
+            [P, 1, D].
         coef_, intercept_, classes_, n_features_in_, feature_names_in_, n_iter_, stop_reason_,
-            objective_, l2_, l1_, params_: those of `SoftmaxClassifier`, of the fit to all examples
-            at `C_`.
+            objective_, l2_, l1_, params_: the attributes of a `SoftmaxClassifier` that is fitted to
+            all examples at `C_`.
 
     Example:
         >>> import numpy as np
@@ -106,7 +108,7 @@ class SoftmaxClassifierCV(SoftmaxModel):
             X: features [N, D]: NumPy, a DataFrame, or SciPy's sparse arrays and matrices.
             y: labels [N]: numbers, text, truth values or pandas categories.
             sample_weight: [N], >= 0, of the fits and of the scores; None for 1.
-            offset: of the fits and of the scores, as of `SoftmaxClassifier.fit`; None for 0.
+            offset: of the fits and of the scores, as in `SoftmaxClassifier.fit`; None for 0.
 
         Returns:
             The classifier.
@@ -153,7 +155,7 @@ class SoftmaxClassifierCV(SoftmaxModel):
         return self
 
     def _grid(self) -> np.ndarray:
-        """The values of C, from the smallest."""
+        """The values of C in ascending order."""
         if isinstance(self.Cs, Integral):
             return np.logspace(-4, 4, int(self.Cs))
         grid = np.sort(np.asarray(self.Cs, np.float64).ravel())
@@ -162,7 +164,7 @@ class SoftmaxClassifierCV(SoftmaxModel):
         return grid
 
     def _folds(self, X: Any, labels: np.ndarray) -> np.ndarray:
-        """The fold in which each example is held out, [N]; -1 of one that never is."""
+        """The fold in which each example is held out, [N]; -1 where an example never is."""
         folds = np.full(len(labels), -1, np.int32)
         everything = np.arange(len(labels))
         splitter: Any = check_cv(self.cv, labels, classifier=True)
@@ -176,7 +178,7 @@ class SoftmaxClassifierCV(SoftmaxModel):
 
 
 def _chosen(scores: np.ndarray, selection: str) -> int:
-    """Where in the grid, from the strongest penalty to the weakest, the chosen fit is.
+    """The index of the chosen fit in the grid, which runs from the strongest penalty down.
 
     Args:
         scores: [P, F].

@@ -1,4 +1,4 @@
-"""What scikit-learn's estimators are given, as softjax.regression takes it."""
+"""The arguments of scikit-learn's estimators in the form that softjax.regression takes."""
 
 from typing import Any, NamedTuple
 
@@ -15,9 +15,9 @@ class Examples(NamedTuple):
 
     Attributes:
         features: [N, D], float64 or float32, dense, or a SciPy CSR array or matrix.
-        labels: [N], integer, the place of each label in `classes`.
-        weights: [N], the sample weights times those of the classes; None where all are 1.
-        classes: [K], the distinct labels in order.
+        labels: integer [N], the index of each label in `classes`.
+        weights: [N], the sample weights times the class weights; None where all are 1.
+        classes: [K], the distinct labels, sorted.
         offset: [N, K], nats; None for 0.
     """
 
@@ -44,12 +44,13 @@ def examples(
     """The arguments of `estimator.fit`, checked by scikit-learn's own helpers.
 
     Args:
-        estimator: whose names and number of features are set; with `classes` they are compared.
+        estimator: gets the names and the number of the features; with `classes` they are compared
+            with those of its fit.
         X: features [N, D], as `validate_data` takes them.
         y: labels [N] of any type that has an order.
         sample_weight: [N], >= 0, a number, or None.
-        classes: those of a fit, to which the labels have to belong; None for a new fit.
-        offset: as `offset_array` takes it, or None.
+        classes: the classes of a fit, to which the labels have to belong; None for a new fit.
+        offset: the argument of `offset_array`, or None.
     """
     validated: Any = validate_data(
         estimator,
@@ -96,7 +97,7 @@ def examples(
 
 
 def offset_array(offset: Any, num_rows: int, num_classes: int, dtype: Any) -> np.ndarray:
-    """The known part of the logits [N, K]; [N] of two classes is that of the second one."""
+    """The known part of the logits [N, K]; for two classes [N] is that of the second class."""
     known = check_array(offset, ensure_2d=False, dtype=dtype, input_name="offset")
     if known.ndim == 1 and num_classes == 2:
         known = np.stack([np.zeros_like(known), known], axis=1)
@@ -108,7 +109,7 @@ def offset_array(offset: Any, num_rows: int, num_classes: int, dtype: Any) -> np
 
 
 def as_jax(features: Any) -> Any:
-    """SciPy's CSR in the sparse format of JAX; anything else as it is."""
+    """SciPy's CSR in the sparse format of JAX; dense features as they are."""
     if not sparse.issparse(features):
         return features
     from jax.experimental.sparse import BCOO

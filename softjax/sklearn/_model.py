@@ -1,4 +1,4 @@
-"""What the classifiers have in common: the penalties, the predictions and the statistics."""
+"""What the classifiers share: the penalties, the predictions and the statistics."""
 
 import warnings
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from softjax.sklearn._examples import Examples, as_jax, examples, offset_array
 # step; the rounding of float32 would hide them.
 TOL = {"float64": 1e-10, "float32": 1e-6}
 
-# What a user may do where the fit has stopped without an optimum.
+# What a user may do if the fit has stopped before the optimum.
 ADVICE = {
     regression.STEP_LIMIT: "it took all the steps that `max_iter` allows",
     regression.PRECISION_FLOOR: "the rounding of {dtype} hides any further progress",
@@ -39,15 +39,15 @@ ADVICE = {
 def penalties(data: Examples, C: Any, l1_ratio: float) -> tuple[Any, Any]:
     """l2 and l1 of `softjax.regression.fit` for C, a number or a grid.
 
-    The loss of scikit-learn is a sum, and its coefficients of two classes are one column:
-    c / 2 |w|^2 is l2 / 2 |(-w / 2, w / 2)|^2 for l2 = 2 c.
+    The loss of scikit-learn is a sum, and its model of two classes has one column w of
+    coefficients: c / 2 |w|^2 is l2 / 2 |(-w / 2, w / 2)|^2 for l2 = 2 c.
     """
     columns = 2 if len(data.classes) == 2 else 1
     return (1 - l1_ratio) * (columns / data.mass) / C, l1_ratio / (data.mass * C)
 
 
 class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
-    """What the classifiers have in common once they are fitted: predictions and statistics."""
+    """The methods that all fitted classifiers share: predictions and statistics."""
 
     classes_: np.ndarray
     coef_: Any
@@ -127,7 +127,7 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         coef = self.coef_.toarray() if hasattr(self.coef_, "toarray") else self.coef_
         if len(self.classes_) > 2:
             return SoftmaxRegression(coef.T, self.intercept_)
-        # Of two classes only the difference of the columns counts: half of it is for each.
+        # For two classes only the difference of the columns counts: each column gets half of it.
         halves: Any = np.array([-0.5, 0.5], coef.dtype)
         return SoftmaxRegression(coef.T * halves, self.intercept_ * halves)
 
@@ -143,27 +143,27 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         clusters: Any = None,
         offset: Any = None,
     ) -> inference.Summary:
-        """The table of the fit: coefficients with standard errors, tests, intervals, and its fit.
+        """A table of the coefficients with standard errors, tests and intervals, and of the fit.
 
-        Features and classes have the names that they had in the data.
+        Features and classes have the names that they have in the data.
 
         Args:
-            X: the features that the classifier was fitted to; None for those of the last `fit`, to
-                which a reference is kept that is not pickled or copied.
+            X: the features that the classifier was fitted to; None for the data of the last `fit`,
+                to which the classifier keeps a reference, but not when it is pickled or copied.
             y: the labels that it was fitted to.
-            sample_weight: the weights that it was fitted with. They count as numbers of examples.
-            reference: the class that the others are compared with; None for the first.
+            sample_weight: the weights of the fit. They count as numbers of examples.
+            reference: the class with which the others are compared; None for the first.
             level: the confidence level, in (0, 1).
-            robust: whether the labels may vary otherwise than the model says.
-            clusters: [N], equal within a cluster; implies `robust`.
+            robust: whether to use the sandwich covariance, which does not trust the model.
+            clusters: [N], equal within a cluster, for clustered standard errors; implies `robust`.
             offset: the offset that it was fitted with.
 
         Returns:
             `softjax.regression.inference.Summary`.
 
         Raises:
-            ValueError: features that are collinear; a fit with l1, by "firth", or that is not at
-                its optimum; no data.
+            ValueError: the features are collinear; the fit has l1, is by "firth", or is not at its
+                optimum; there are no data.
         """
         check_is_fitted(self)
         if X is None:
@@ -196,21 +196,21 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
             )
 
     def _normalised(self, normalizer: Callable, X: Any, offset: Any) -> np.ndarray:
-        """The normalizer of every row of logits."""
+        """Applies `softmax` or `log_softmax` to the logits of every row."""
         z = self.decision_function(X, offset)
         if z.ndim == 1:
             z = np.stack([np.zeros_like(z), z], axis=1)
-        # The rows are padded to a power of two: few programs serve all numbers of rows.
+        # The rows are padded to a power of two, so that few programs serve any number of rows.
         padded = np.zeros((1 << max(len(z) - 1, 63).bit_length(), z.shape[1]), z.dtype)
         padded[: len(z)] = z
         with jax.enable_x64(True):
             return np.array(normalizer(padded))[: len(z)]
 
     def _set_params(self, params: SoftmaxRegression, l2: float, l1: float) -> None:
-        """Sets the coefficients, of two classes as those of the second against the first."""
+        """Sets the coefficients; for two classes those of the second class against the first."""
         kernel, bias = (np.asarray(part) for part in params)
-        # A vector added to all classes changes no probability: the mean over the classes is 0,
-        # as l2 makes it. With l1 it would undo the zeros of the kernel.
+        # A vector added to all classes changes no probability. It is chosen such that the mean over
+        # the classes is 0, as l2 makes it; with l1 that would undo the zeros of the kernel.
         bias = bias - bias.mean()
         if l1 == 0:
             kernel = kernel - kernel.mean(axis=1, keepdims=True)
@@ -233,7 +233,7 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         return self.__dict__["_data"]
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled and copied: all but the data of the fit."""
+        """The state for pickle and copy, without the data of the fit."""
         state: Any = super().__getstate__()
         return {name: value for name, value in state.items() if name != "_data"}
 
