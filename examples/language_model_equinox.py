@@ -1,11 +1,11 @@
 # %% [markdown]
 # # A language-model head in Equinox
 #
-# Here the head shares its matrix with the embedding of the tokens, as in many language models,
-# and two more options of real models join: a soft cap of the logits, and a penalty that keeps
-# them from drifting (z-loss). The model computes in bfloat16, forgets the values inside its
-# blocks and computes them again (`eqx.filter_checkpoint`), and adds up the gradients of the parts
-# of a batch.
+# In this model the head shares its matrix with the embedding of the tokens, as in many language
+# models. It also has two more options of real models: a soft cap of the logits, and a penalty
+# that keeps the logits from drifting (z-loss). The model computes in bfloat16, does not keep the
+# values inside its blocks but computes them again (`eqx.filter_checkpoint`), and adds up the
+# gradients of the parts of a batch.
 
 # %%
 import equinox as eqx
@@ -161,8 +161,8 @@ plt.legend()
 # %% [markdown]
 # ## What the model knows
 #
-# For reports one wants more than the loss: here the two most probable successors of each token,
-# and the entropy of the prediction, from `linear_cross_entropy_outputs`, which does not hold all
+# A report needs more than the loss. `linear_cross_entropy_outputs` also computes the two most
+# probable successors of each token, and the entropy of the prediction, and does not hold all
 # logits either.
 
 # %%

@@ -71,10 +71,10 @@ plt.legend()
 # The bars are one standard error long. A difference between layers that is smaller than the bars
 # says nothing about the network.
 #
-# ## How sure may the probe be?
+# ## Are the probabilities right?
 #
-# Accuracy does not say whether the probabilities mean what they say. One temperature for all
-# logits, found on held-out examples, changes no prediction, only how sure they are.
+# Accuracy does not tell whether the probabilities are right. One temperature for all logits,
+# fitted to held-out examples, corrects the probabilities and changes no prediction.
 
 # %%
 path = paths["layer 1"]

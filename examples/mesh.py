@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Over a mesh of devices
 #
-# One program for many devices: place the arrays on a mesh, and call the same functions. This
-# notebook pretends that the computer has eight devices, so that it runs anywhere.
+# One program works for any number of devices: place the arrays on a mesh, and call the same
+# functions. This notebook pretends that the computer has eight devices, so that it runs anywhere.
 
 # %%
 import jax
@@ -51,14 +51,14 @@ for one, eight in zip(on_one[1], on_eight[1], strict=True):
     assert np.allclose(one, eight, atol=1e-6)
 
 # %% [markdown]
-# Nothing had to be said: on an Explicit mesh the sharding is a part of the type,
+# No argument was needed for this: on an Explicit mesh the sharding is a part of the type,
 # `float32[32,4096@model]`. The gradients come back sharded as their arguments are, so that the
 # optimizer needs no communication.
 #
 # ## What each device needs
 #
-# With the classes over four devices, and the tokens over two, each device has an eighth of the
-# work. The compiler says how much temporary memory a device needs:
+# The classes are divided over four devices and the tokens over two, so that each device has an
+# eighth of the work. The compiler reports how much temporary memory a device needs:
 
 
 # %%
@@ -98,8 +98,8 @@ assert value < on_one[0]
 # %% [markdown]
 # ## Logits that are sharded
 #
-# The functions that take logits accept them as they are. Here the classes are over four devices:
-# each computes its share, and only two numbers for each row go over the wire.
+# The functions that take logits also accept sharded logits. Here the classes are divided over
+# four devices: each computes its share, and sends only two numbers for each row.
 
 # %%
 logits = put(hidden @ kernel, "data", "model")

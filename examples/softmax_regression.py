@@ -37,8 +37,8 @@ for digit, axis in enumerate(axes):
 # $$ p_k = \frac{e^{o_k}}{\sum_j e^{o_j}}. $$
 #
 # The loss of an example is $-\log p_y$, where $y$ is the right class. Its gradient with respect
-# to the logits is $p - y$, with the label as a one-hot vector: what is predicted less what is
-# true. So everything fits into a few lines of NumPy.
+# to the logits is $p - y$, the predicted probabilities minus the label as a one-hot vector. So
+# everything fits into a few lines of NumPy.
 
 
 # %%

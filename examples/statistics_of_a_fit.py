@@ -1,9 +1,9 @@
 # %% [markdown]
 # # The statistics of a fit
 #
-# A fit gives numbers. How sure are they, and what do they mean? This notebook asks a survey of
-# 600 travellers how income and age change the choice of bus, train or car. The data are
-# simulated, so that the truth is known.
+# A fit gives numbers. How precise are they, and what do they mean? This notebook uses a survey of
+# 600 travellers to find out how income and age change the choice of bus, train or car. The data
+# are simulated, so that the truth is known.
 
 # %%
 import jax.numpy as jnp
@@ -30,9 +30,9 @@ result = regression.fit(features, choice)
 print(inference.summary(result.params, features, choice, **names))
 
 # %% [markdown]
-# A coefficient is a difference of log odds. That of income for the car is about 1.0: one standard
-# deviation more income multiplies the odds of car against bus by $e^{1.0} = 2.7$. The truth was
-# 1, and the interval covers it.
+# A coefficient is a difference of log odds. The coefficient of income for the car is about 1.0: one
+# standard deviation more income multiplies the odds of car against bus by $e^{1.0} = 2.7$. The
+# true coefficient is 1, and the interval covers it.
 
 # %%
 covariance = inference.covariance(result.params, features, choice)
