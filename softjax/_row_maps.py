@@ -1,17 +1,18 @@
-"""Linear maps of rows that know their transpose.
+"""Linear maps that know their transpose.
 
 JAX transposes a linear map operation by operation. The result may be inaccurate even if the map is
-accurate, and it passes over the memory again for each sum. Maps here are defined together with
-their transpose:
+accurate, it passes over the memory again for each sum, and its products have an order of the
+operands and a rounding that nobody chose. Maps here are defined together with their transpose:
 
-    forward(v, *coefficients, axes)  ->  A v       transposed(v, *coefficients, axes)  ->  A^T v
+    forward(v, *coefficients)  ->  A v        transposed(u, *coefficients)  ->  A^T u
 
-Both are elementwise over all axes but `axes`, and differentiable in the coefficients. Forward and
-reverse mode then have the same cost and the same rounding, at every order.
-`jax.custom_derivatives.linear_call` has the same purpose, but cannot be batched (jax 0.12).
+Both are differentiable in the coefficients. Forward and reverse mode then have the same cost and
+the same rounding, at every order. `jax.custom_derivatives.linear_call` has the same purpose, but
+cannot be batched (jax 0.12).
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,38 +25,77 @@ from softjax._sharding import varying_alike
 Map = Callable[..., Array]
 
 
+class Form(NamedTuple):
+    """A map or its transpose.
+
+    Attributes:
+        function: of v and the coefficients.
+        like: which of these has the shape and dtype of the result.
+    """
+
+    function: Map
+    like: int
+
+
+class _Over(NamedTuple):
+    """A function with its axes; of the same function and axes it is equal."""
+
+    function: Map
+    axes: tuple[int, ...]
+
+    def __call__(self, *operands: Array) -> Array:
+        return self.function(*operands, axes=self.axes)
+
+
+class _Batched(NamedTuple):
+    """A function of operands whose first axis is a batch, where `is_batched` says so."""
+
+    function: Map
+    is_batched: tuple[bool, ...]
+
+    def __call__(self, *operands: Array) -> Array:
+        in_axes = tuple(0 if batched else None for batched in self.is_batched)
+        return jax.vmap(self.function, in_axes)(*operands)
+
+
 def row_map(
     forward: Map, transposed: Map, v: Array, coefficients: tuple[Array, ...], axes: tuple[int, ...]
 ) -> Array:
-    """A v, an array like v; the transpose with respect to v is `transposed`.
+    """A v, an array like v, with the transpose `transposed` with respect to v.
 
-    The coefficients have the rank of v, and on each axis its size or 1.
+    Both functions take the axes by name, and are elementwise over all others. The coefficients
+    have the rank of v, and on each axis its size or 1.
     """
+    there, back = (Form(_Over(function, axes), 0) for function in (forward, transposed))
+    return linear_map(there, back, v, *coefficients)
+
+
+def linear_map(forward: Form, transposed: Form, v: Array, *coefficients: Array) -> Array:
+    """A v; the transpose with respect to v is `transposed`."""
     operands = varying_alike((v, *coefficients))
-    return _row_map_p.bind(*operands, forward=forward, transposed=transposed, axes=axes)
+    return _linear_map_p.bind(*operands, forward=forward, transposed=transposed)
 
 
-_row_map_p = Primitive("row_map")
+_linear_map_p = Primitive("linear_map")
 
 
-def _apply(*operands: Array, forward: Map, transposed: Map, axes: tuple[int, ...]) -> Array:
-    return forward(*operands, axes=axes)
+def _apply(*operands: Array, forward: Form, transposed: Form) -> Array:
+    return forward.function(*operands)
 
 
-_row_map_p.def_impl(_apply)
-mlir.register_lowering(_row_map_p, mlir.lower_fun(_apply, multiple_results=False))
+_linear_map_p.def_impl(_apply)
+mlir.register_lowering(_linear_map_p, mlir.lower_fun(_apply, multiple_results=False))
 
 
-@_row_map_p.def_abstract_eval
-def _type_of_result(v, *coefficients, **_):
-    return v
+@_linear_map_p.def_abstract_eval
+def _type_of_result(*operands, forward: Form, **_):
+    return operands[forward.like]
 
 
-def _jvp(primals, tangents, *, forward, transposed, axes):
+def _jvp(primals, tangents, **forms: Any):
     v, *coefficients = primals
     v_dot, *dots = tangents
-    maps = {"forward": forward, "transposed": transposed, "axes": axes}
-    value = _row_map_p.bind(*primals, **maps)
+    value = _linear_map_p.bind(*primals, **forms)
     moved = [
         n
         for n, (c, dot) in enumerate(zip(coefficients, dots, strict=True))
@@ -63,14 +103,14 @@ def _jvp(primals, tangents, *, forward, transposed, axes):
     ]
     parts = []
     if not isinstance(v_dot, ad.Zero):
-        parts.append(_row_map_p.bind(v_dot, *coefficients, **maps))
+        parts.append(_linear_map_p.bind(v_dot, *coefficients, **forms))
     if moved:
 
         def of_moved(*values):
             all_of_them = list(coefficients)
             for n, value in zip(moved, values, strict=True):
                 all_of_them[n] = value
-            return forward(v, *all_of_them, axes=axes)
+            return forms["forward"].function(v, *all_of_them)
 
         points, directions = [coefficients[n] for n in moved], [dots[n] for n in moved]
         parts.append(jax.jvp(of_moved, points, directions)[1])
@@ -79,26 +119,31 @@ def _jvp(primals, tangents, *, forward, transposed, axes):
     return value, sum(parts[1:], parts[0])
 
 
-def _transpose(cotangent, v, *coefficients, forward, transposed, axes):
+def _transpose(cotangent, v, *coefficients, forward: Form, transposed: Form):
     if isinstance(cotangent, ad.Zero):
         return (ad.Zero(v.aval), *(None for _ in coefficients))
-    maps = {"forward": transposed, "transposed": forward, "axes": axes}
-    return (_row_map_p.bind(cotangent, *coefficients, **maps), *(None for _ in coefficients))
+    forms = {"forward": transposed, "transposed": forward}
+    return (_linear_map_p.bind(cotangent, *coefficients, **forms), *(None for _ in coefficients))
 
 
-def _batched(operands, batch_axes, *, forward, transposed, axes):
+def _batched(operands, batch_axes, *, forward: Form, transposed: Form):
     size = next(
         a.shape[axis] for a, axis in zip(operands, batch_axes, strict=True) if axis is not None
     )
-    v, *coefficients = (
-        a[None] if axis is None else jnp.moveaxis(a, axis, 0)
-        for a, axis in zip(operands, batch_axes, strict=True)
+    # Each result has the batch, and so have the operands that say what it is like.
+    with_batch, moved = {0, forward.like, transposed.like}, []
+    for n, (a, axis) in enumerate(zip(operands, batch_axes, strict=True)):
+        if axis is not None:
+            moved.append(jnp.moveaxis(a, axis, 0))
+        else:
+            moved.append(jnp.broadcast_to(a, (size, *a.shape)) if n in with_batch else a)
+    is_batched = tuple(axis is not None or n in with_batch for n, axis in enumerate(batch_axes))
+    there, back = (
+        Form(_Batched(form.function, is_batched), form.like) for form in (forward, transposed)
     )
-    v = jnp.broadcast_to(v, (size, *v.shape[1:]))
-    axes = tuple(axis + 1 for axis in axes)
-    return row_map(forward, transposed, v, tuple(coefficients), axes), 0
+    return linear_map(there, back, moved[0], *moved[1:]), 0
 
 
-ad.primitive_jvps[_row_map_p] = _jvp
-ad.primitive_transposes[_row_map_p] = _transpose
-batching.primitive_batchers[_row_map_p] = _batched
+ad.primitive_jvps[_linear_map_p] = _jvp
+ad.primitive_transposes[_linear_map_p] = _transpose
+batching.primitive_batchers[_linear_map_p] = _batched

@@ -153,7 +153,8 @@ def of_loss(reduction, hidden, kernel, labels):
 
 
 @pytest.mark.parametrize(
-    ("reduction", "dtype"), [("none", "float32"), ("mean", "float32"), ("mean", "bfloat16")]
+    ("reduction", "dtype"),
+    [("none", "float32"), ("none", "bfloat16"), ("mean", "float32"), ("mean", "bfloat16")],
 )
 def test_no_copy_of_the_kernel_is_turned(reduction, dtype):
     f = jax.value_and_grad(partial(of_loss, reduction), (0, 1))

@@ -19,6 +19,7 @@ from softjax._linear_cross_entropy.blocks import Block, Classes, Rows, Scalars
 from softjax._linear_cross_entropy.plans import MANY_ROWS, Choice, Shapes, by_platform
 from softjax._linear_cross_entropy.unseen import watched
 from softjax._numerics import compute_dtype
+from softjax._row_maps import Form, linear_map
 from softjax._sharding import axes_of, varying
 
 # step(sums, operands, start, size) -> sums, with what the pieces from `start` on add
@@ -232,9 +233,34 @@ def product_tangent(g: Array, part: Arguments, dots: Arguments, dtype) -> Array 
         back = times_classes(g, classes.kernel, classes.axis, dtype)
         l_dot += jnp.sum(hidden_dot * back, -1)
     if (kernel_dot := dots.classes.kernel) is not None:
-        back = times_classes(g, kernel_dot.astype(g.dtype), classes.axis, g.dtype)
-        l_dot += jnp.sum((rows.hidden * back).astype(dtype), -1)
+        likes = jnp.zeros(g.shape[:1], dtype), jnp.zeros_like(kernel_dot)
+        there, back = Form(_Paired(classes.axis), 3), Form(_Unpaired(classes.axis), 4)
+        l_dot += linear_map(there, back, kernel_dot, rows.hidden, g, *likes)
     return l_dot
+
+
+class _Paired(NamedTuple):
+    """<h, g W_dot^T> of each row; the last operands are like the result and like W_dot."""
+
+    axis: int  # of the classes in the kernel
+
+    def __call__(self, kernel_dot: Array, hidden: Array, g: Array, like: Array, _: Array) -> Array:
+        back = times_classes(g, kernel_dot.astype(g.dtype), self.axis, like.dtype)
+        return jnp.sum(hidden.astype(like.dtype) * back, -1)
+
+
+class _Unpaired(NamedTuple):
+    """Its transpose (l_bar h)^T g, with the classes where the kernel has them.
+
+    JAX would have the features first and turn the product, which XLA:CPU does by a copy in half
+    precision, and would round it before it adds up over the pieces.
+    """
+
+    axis: int
+
+    def __call__(self, l_bar: Array, hidden: Array, g: Array, _: Array, like: Array) -> Array:
+        scaled = (hidden.astype(l_bar.dtype) * l_bar[:, None]).astype(g.dtype)
+        return times_rows(scaled, g, self.axis, like.dtype)
 
 
 def times_classes(g: Array, kernel: Array, axis: int, dtype) -> Array:

@@ -154,7 +154,7 @@ def plan_of_accelerator(
         # All rows need no sums, and may take what those would have taken.
         return _of_whole_rows(shapes, n if 0 < row * n <= row * rows + sums else rows)
     if platform == "tpu" and not half and size == 4:
-        # A TPU multiplies float32 in bfloat16, and XLA copies the kernel for all pieces of any plan.
+        # A TPU multiplies float32 in bfloat16: XLA keeps such a copy of the kernel in any plan.
         copied = 2 * d * classes
         budget = budget - copied if copied < budget else budget
     fitting = _fitting(budget, row)
