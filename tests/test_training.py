@@ -261,3 +261,44 @@ def test_batches_of_rows_with_weights_hold_out_and_leave_out(monkeypatch):
     with pytest.raises(streaming.NonFiniteError) as caught:
         regression.train(batches, **options)
     assert caught.value.rows == [5, 7]
+
+
+@pytest.mark.x64_once(True)
+def test_a_streamed_fit_takes_weights_soft_labels_and_offsets(monkeypatch):
+    monkeypatch.setattr(streaming._fit, "CHUNK_BYTES", 700)
+    held_out = np.array([3, 20])
+    keep = np.delete(np.arange(N), held_out)
+    expected = regression.fit(
+        X[keep],
+        SHARES[keep],
+        l2=0.1,
+        tol=1e-10,
+        sample_weights=WEIGHTS[keep],
+        offset=OFFSET[keep],
+    )
+    rows = streaming.ArrayRows(X, SHARES, sample_weights=WEIGHTS, offset=OFFSET)
+    got = streaming.fit(rows, num_classes=K, l2=0.1, tol=1e-10, held_out=held_out)
+    assert got.stop_reason == "converged"
+    np.testing.assert_allclose(got.objective, expected.objective, rtol=1e-10)
+    np.testing.assert_allclose(got.params.kernel, expected.params.kernel, atol=1e-6)
+    bad = OFFSET.copy()
+    bad[9, 1] = np.inf
+    rows = streaming.ArrayRows(X, SHARES, offset=bad)
+    with pytest.raises(ValueError, match=r"`offset` must be finite in float64, got .* at \(9,\)"):
+        streaming.fit(rows, num_classes=K)
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("kind", ["csr_matrix", "csr_array", "csc_array", "coo_array"])
+def test_sparse_rows_of_scipy_are_read_as_their_numbers(kind):
+    sparse = pytest.importorskip("scipy.sparse")
+    x = np.where(RNG.random((N, D)) < 0.4, X, 0).astype(np.float32)
+    rows = streaming.ArrayRows(getattr(sparse, kind)(x), Y)
+    np.testing.assert_array_equal(rows.read(5, 17)[0], x[5:17])
+    dense = streaming.ArrayRows(x, Y)
+    assert rows.fingerprint == dense.fingerprint
+    results = [
+        regression.train(streaming.Batches(each, 8, seed=1), optimizer=SGD, epochs=2)
+        for each in (rows, dense)
+    ]
+    np.testing.assert_array_equal(*(result.params.kernel for result in results))

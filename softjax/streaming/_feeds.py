@@ -243,6 +243,32 @@ class BatchFeed:
         return False  # only a pass over all rows would tell
 
 
+def array_feed(
+    features: Any,
+    labels: Any,
+    num_classes: int | None,
+    transform: Transform,
+    of_arrays: dict[str, Any],
+    skip_nonfinite: bool,
+) -> ArrayFeed:
+    """Arrays in memory, with the options that only they have."""
+    if _checks.flag(TRAIN, "skip_nonfinite", skip_nonfinite):
+        expected = "False for arrays in memory; leave such rows out of the arrays"
+        raise ValueError(_checks.message(TRAIN, "skip_nonfinite", expected, True))
+    seed = of_arrays["seed"]
+    seed = 0 if seed is None else _checks.at_least(TRAIN, "seed", seed, 0)
+    return ArrayFeed(features, labels, num_classes, transform, **of_arrays | {"seed": seed})
+
+
+def batch_feed(batches: Any, num_classes: int | None, of_arrays: dict[str, Any]) -> BatchFeed:
+    """Batches, which have no need of the options for arrays."""
+    for name, value in of_arrays.items():
+        if value is not None:
+            expected = "None where `features` are batches, which have their own"
+            raise ValueError(_checks.message(TRAIN, name, expected, type(value).__name__))
+    return BatchFeed(batches, num_classes)
+
+
 def spans(first: int, last: int, size: int, every: int) -> Iterator[tuple[int, int]]:
     """Runs of steps that end at the multiples of `size` and of `every`."""
     while first < last:

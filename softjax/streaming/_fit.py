@@ -20,6 +20,7 @@ from jax import Array
 from softjax import _checks, processes
 from softjax.regression import Event, FitResult, _ending, _frame, _preconditioner, _standardised
 from softjax.regression._arguments import refuse_scales
+from softjax.regression._batches import Batch, good_rows
 from softjax.regression._convergence import NEAR, STILL, converged, progressed
 from softjax.regression._data import Data, Problem, problem_of
 from softjax.regression._existence import is_separated
@@ -29,19 +30,20 @@ from softjax.regression._objective import (
     centred,
     class_scores,
     gradient_bound,
+    logits_at,
     point,
     unpack,
     value,
 )
 from softjax.regression._products import in_full_precision
 from softjax.regression._result import Status, Validation, record, with_validation
-from softjax.streaming._batches import Batch
 from softjax.streaming._devices import ahead
 from softjax.streaming._rows import (
     Rows,
-    as_indices,
+    as_labels,
     checked_validation,
     computed_in,
+    parts_of,
     penalty,
     real_array,
     row_numbers,
@@ -89,35 +91,37 @@ def fit(
 ) -> FitResult:
     """Fits a softmax regression to rows that need not fit in memory: the exact optimum.
 
-        argmin sum_i loss_i / N + l2 / 2 |kernel|^2
+        argmin sum_i w_i loss_i / sum_i w_i + l2 / 2 |kernel|^2
 
-    Each pass streams all rows once; of many processes each streams its own part of them, and all
-    have the same parameters. It is as accurate as `regression.fit` is, since sums over chunks are
-    kept in float64.
+    Each pass streams all rows once. With many processes each streams its own part of the rows, and
+    all have the same parameters. Sums over chunks are kept in float64, so that the result is as
+    accurate as that of `regression.fit`.
 
     Edge cases: what `regression.fit` refuses in features and labels is refused after the first
-        pass. Floating labels that are whole are class indices. Separated classes, and a class
-        without examples: see `regression.fit`.
+        pass. Floating labels [N] that are whole numbers are class indices. For separated classes,
+        and for a class without examples, see `regression.fit`.
 
     Args:
-        rows: `ArrayRows`, what `open_rows` gives, or anything like them.
+        rows: `ArrayRows`, with their weights w and their offset if they have them, the result of
+            `open_rows`, or anything like them.
         num_classes: K.
         l2: the strength of the penalty.
         fit_intercept: whether there is a bias; without one it stays 0.
         tol: stop where the gradient is no larger, relative to what it can be at most, and neither
             is what the last step promised, relative to the objective.
         max_steps: the largest number of steps.
-        transform: of the features [n, D] on the device, as to standardise them, to as many.
-        held_out: row numbers that count nothing.
+        transform: a function of the features [n, D] on the device, as to standardise them; it
+            keeps their number.
+        held_out: the numbers of rows that take no part in the fit.
         validation: features, as they are after `transform`, and labels to evaluate on.
         callback: called with an `Event` before each step; True, on any process, stops.
 
     Returns:
-        `FitResult`, with two products with the features a pass.
+        `FitResult`, whose `passes` counts two products with the features for each pass.
 
     Raises:
         TypeError, ValueError: an argument that does not fit; a feature that is not finite, a label
-            that is no class, or labels of one class only.
+            that is not a class, or labels of one class only.
 
     Example:
         >>> import numpy as np, softjax
@@ -220,7 +224,10 @@ class _Passes:
         self.num_classes, self.fixed = num_classes, (num_classes, transform)
         self.held_out = row_numbers(FIT, held_out, rows.num_rows)
         self.row_bytes = (rows.num_features + num_classes) * self.dtype.itemsize
-        self.weight = rows.num_rows - len(self.held_out)
+        weights = getattr(rows, "weights", None)
+        self.weight = float(rows.num_rows - len(self.held_out))
+        if weights is not None:
+            self.weight = float(np.sum(weights) - np.sum(weights[self.held_out]))
         self.count = 0
         # What is taken off the features, as arrays of the host and of the device.
         self.centre, self.shift = None, jnp.zeros(rows.num_features, dtype)
@@ -247,10 +254,9 @@ class _Passes:
         count = self.rows.num_rows
         if count * self.row_bytes > SAMPLE_BYTES:
             return False
-        features, labels, weights = self._chunk(count, count, 0)
-        features = _frame.less(_transformed(self.fixed[1], features), self.shift)
-        zero, constant = jnp.zeros((), features.dtype), jnp.asarray(self.constant)
-        data = Data(features, labels, weights, None, zero, zero, constant=constant)
+        batch = self._chunk(count, count, 0)
+        features = _frame.less(_transformed(self.fixed[1], batch.features), self.shift)
+        data = _data(features, jnp.asarray(self.constant), batch)
         return _ending.is_proven(self.num_classes, data, jnp.asarray(theta))
 
     def at(self, theta: np.ndarray) -> Sums:
@@ -297,34 +303,49 @@ class _Passes:
     def _chunk(self, size: int, end: int, start: int) -> Batch:
         """Rows from `start` on, `size` of them, on the device; of weight 0 from `end` on."""
         stop = min(start + size, end)
-        x, labels = self.rows.read(start, stop)
-        x = real_array(FIT, "features", x)
-        padded = np.zeros((size, x.shape[1]), self.dtype)
-        with np.errstate(over="ignore"):  # infinite now, and found so
-            padded[: stop - start] = x
-        indices, weights = np.zeros(size, np.int32), np.zeros(size, self.dtype)
-        indices[: stop - start], weights[: stop - start] = as_indices(FIT, labels), 1
+        x, labels, weights, offset = parts_of(self.rows.read(start, stop))
+        x, y = real_array(FIT, "features", x), as_labels(FIT, labels)
+        weights = np.ones(len(y)) if weights is None else real_array(FIT, "weights", weights)
         first, last = np.searchsorted(self.held_out, [start, stop])
-        out = self.held_out[first:last] - start
-        padded[out], indices[out], weights[out] = 0, 0, 0
-        if not self.count:
-            self._look(start, padded, indices, labels)
-        return Batch(*map(jnp.asarray, (padded, indices, weights)))
 
-    def _look(self, start: int, x: np.ndarray, indices: np.ndarray, labels: Any) -> None:
+        def padded(part: np.ndarray, dtype: np.dtype = self.dtype) -> np.ndarray:
+            whole = np.zeros((size, *part.shape[1:]), dtype)
+            whole[: stop - start] = part
+            whole[self.held_out[first:last] - start] = 0
+            return whole
+
+        with np.errstate(over="ignore"):  # what is infinite now is found to be so by `_look`
+            if y.ndim == 2:
+                _checks.same_shape(FIT, "labels", y, (len(y), self.num_classes))
+            batch = Batch(
+                padded(x),
+                padded(y, self.dtype if y.ndim == 2 else np.dtype(np.int32)),
+                padded(weights),
+                None if offset is None else padded(real_array(FIT, "offset", offset)),
+            )
+        if not self.count:
+            self._look(start, batch, labels)
+        return jax.tree.map(jnp.asarray, batch)
+
+    def _look(self, start: int, batch: Batch, labels: Any) -> None:
         """Notes the first bad row of a run of rows."""
-        finite, known = np.isfinite(x), (indices >= 0) & (indices < self.num_classes)
-        wrong = np.flatnonzero(~(finite.all(1) & known))
+        wrong = np.flatnonzero(~good_rows(np, batch, self.num_classes))
         if not len(wrong) or start + wrong[0] >= self.bad[0]:
             return
         row = int(wrong[0])
-        if known[row]:
-            column = int(np.argmin(finite[row]))
-            expected, got = f"finite in {self.dtype}", f"{x[row, column]} at {start + row, column}"
-            self.bad = start + row, _checks.message(FIT, "features", expected, got)
+        x, place = batch.features, start + row
+        if not np.isfinite(x[row]).all():
+            column = int(np.argmin(np.isfinite(x[row])))
+            got = f"{x[row, column]} at {place, column}"
+            fault = _checks.message(FIT, "features", f"finite in {self.dtype}", got)
+        elif batch.offset is not None and not np.isfinite(batch.offset[row]).all():
+            got = f"{batch.offset[row]} at {(place,)}"
+            fault = _checks.message(FIT, "offset", f"finite in {self.dtype}", got)
         else:
-            expected, got = f"in [0, {self.num_classes})", f"{labels[row]} at {(start + row,)}"
-            self.bad = start + row, _checks.message(FIT, "labels", expected, got)
+            soft = batch.labels.ndim == 2
+            expected = "finite and >= 0" if soft else f"in [0, {self.num_classes})"
+            fault = _checks.message(FIT, "labels", expected, f"{labels[row]} at {(place,)}")
+        self.bad = place, fault
 
     def _refuse(self, sums: Sums) -> None:
         """Refuses on every process what `regression.fit` refuses, after the first pass of all."""
@@ -363,10 +384,17 @@ def _transformed(transform: Callable[[Array], Array] | None, features: Array) ->
 
 
 def _problem(num_classes: int, features: Array, constant: Array, batch: Batch) -> Problem:
-    """Of targets that sum to the mean weight, without a penalty."""
+    """The problem without a penalty, whose targets sum to the mean weight."""
+    return problem_of(_data(features, constant, batch), num_classes)
+
+
+def _data(features: Array, constant: Array, batch: Batch) -> Data:
+    """The rows of a batch, whose features may have been changed, without a penalty."""
     zero = jnp.zeros((), features.dtype)
-    data = Data(features, batch.labels, batch.weights, None, zero, zero, constant=constant)
-    return problem_of(data, num_classes)
+    offset = None if batch.offset is None else batch.offset.T
+    return Data(
+        features, batch.labels, batch.weights, None, zero, zero, constant=constant, offset=offset
+    )
 
 
 @partial(jax.jit, static_argnames=("num_classes", "transform"))
@@ -380,7 +408,7 @@ def _sums(
 ) -> Sums:
     features = _transformed(transform, batch.features)
     problem = _problem(num_classes, _frame.less(features, shift), constant, batch)
-    logits = class_scores(problem, theta)
+    logits = logits_at(problem, theta)
     size = jnp.asarray(len(batch.labels), theta.dtype)
     bound = gradient_bound(problem)
     return Sums(
@@ -428,7 +456,7 @@ def _direction(
     features = _frame.less(_transformed(transform, sample.features), shift)
     problem = _problem(num_classes, features, constant, sample)._replace(l2=l2)
     s = _standardised.standardise(problem, gradient_bound(problem), problem.features.dtype)
-    here = point(problem, theta, class_scores(problem, theta))
+    here = point(problem, theta, logits_at(problem, theta))
     here = here._replace(gradient=centred(gradient))
     d, memory = lbfgs(problem, s, here, memory, step, norm)
     return centred(d), memory, _preconditioner.unseen(s, memory.preconditioner, here.gradient)

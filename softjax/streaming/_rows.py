@@ -43,8 +43,10 @@ class Rows(Protocol):
 class ArrayRows:
     """Rows of anything that has a shape and can be sliced: NumPy, a memmap, h5py, zarr, pandas.
 
+    SciPy's sparse matrices stay sparse in memory; only the rows that are read become dense.
+
     Args:
-        features: real [N, D].
+        features: real [N, D]; a sparse matrix is best in the format CSR.
         labels: class indices [N], or distributions over the classes, floating [N, K].
         sample_weights: real [N], >= 0; None for equal weights.
         offset: real [N, K], nats, what is added to the logits; None for zeros.
@@ -64,6 +66,8 @@ class ArrayRows:
         features, labels = (
             part if hasattr(part, "shape") else np.asarray(part) for part in (features, labels)
         )
+        if hasattr(features, "tocsr"):
+            features = features.tocsr()  # rows are read from it one after the other
         if len(features.shape) != 2 or not features.shape[0]:
             raise _error("features", "of shape (examples, features)", f"shape {features.shape}")
         shape, count = tuple(labels.shape), features.shape[0]
@@ -97,9 +101,11 @@ class ArrayRows:
 
     def read(self, start: int, stop: int) -> tuple[Any, ...]:
         """The features and labels of a run of rows, and weights and offsets if there are any."""
+        features = self.features[start:stop]
+        features = features.toarray() if hasattr(features, "tocsr") else features
         features, labels = (
-            _in_memory(_checks.native(ARRAY_ROWS, name, part[start:stop]))
-            for name, part in (("features", self.features), ("labels", self.labels))
+            _in_memory(_checks.native(ARRAY_ROWS, name, part))
+            for name, part in (("features", features), ("labels", self.labels[start:stop]))
         )
         if self.weights is None and self.offset is None:
             return features, labels

@@ -14,7 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from softjax import _checks, processes
-from softjax.checkpoints import Checkpoints
+from softjax.checkpoints import Checkpoints, Saved
 from softjax.regression import Event, FitResult, SoftmaxRegression
 from softjax.regression import init as zeros
 from softjax.regression._auto_axes import on_auto_axes
@@ -22,7 +22,8 @@ from softjax.regression._products import in_full_precision
 from softjax.regression._result import Status, Validation, record, with_validation
 from softjax.regression._steps import Form, State, Terms, advance, start
 from softjax.streaming._batches import TRAIN, Source
-from softjax.streaming._feeds import ArrayFeed, BatchFeed, Feed, spans
+from softjax.streaming._devices import Chunk
+from softjax.streaming._feeds import BatchFeed, Feed, array_feed, batch_feed, spans
 from softjax.streaming._rows import checked_validation, penalty
 from softjax.tables import DataError
 
@@ -173,103 +174,138 @@ def train(
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         expected = "an optax optimizer, as optax.adam(0.01)"
         raise TypeError(_checks.message(TRAIN, "optimizer", expected, repr(optimizer)))
-    for_arrays = {
-        "batch_size": batch_size,
-        "seed": seed,
-        "sample_weights": sample_weights,
-        "offset": offset,
-    }
+    of_arrays = {"batch_size": batch_size, "seed": seed}
+    of_arrays |= {"sample_weights": sample_weights, "offset": offset}
     feed: Feed
     if labels is None:
-        feed = _batch_feed(features, num_classes, for_arrays)
+        feed = batch_feed(features, num_classes, of_arrays)
     else:
-        if _checks.flag(TRAIN, "skip_nonfinite", skip_nonfinite):
-            expected = "False for arrays in memory; leave such rows out of the arrays"
-            raise ValueError(_checks.message(TRAIN, "skip_nonfinite", expected, True))
-        for_arrays["seed"] = 0 if seed is None else _checks.at_least(TRAIN, "seed", seed, 0)
-        feed = ArrayFeed(features, labels, num_classes, transform, **for_arrays)
+        feed = array_feed(features, labels, num_classes, transform, of_arrays, skip_nonfinite)
         transform = None  # the feed has transformed all features
-    num_classes = feed.num_classes
     steps = _steps(feed, epochs, steps)
     if every is None:
         every = feed.epoch_steps if feed.epoch_steps > 1 else max(steps, 1)
     every = _checks.at_least(TRAIN, "every", every, 1)
-
-    saved = None
-    if checkpoints is not None:
-        saved = checkpoints.restore(feed.configuration)
-    elif jax.process_count() > 1:
-        _ = feed.configuration  # refused where it differs between the processes
-    if checkpoints is not None and saved is not None and saved.step > steps:
-        raise DataError(
-            f"{checkpoints.directory}: holds step {saved.step}, beyond the {steps} to be taken."
-        )
+    saved = _saved(checkpoints, feed, steps)
     batch = feed.begin(0 if saved is None else saved.step, every)
-    params = _initial(init, transform, batch, num_classes, fit_intercept)
-    dtype, width = params.kernel.dtype, params.kernel.shape[0]
+    intercept = _checks.flag(TRAIN, "fit_intercept", fit_intercept)
+    params = _initial(init, transform, batch, feed.num_classes, intercept)
+    (width, _), dtype = params.kernel.shape, params.kernel.dtype
+    validation = checked_validation(TRAIN, validation, width, feed.num_classes)
+    terms = Terms(
+        _ridge(l2, penalty_factors, width, dtype),
+        _not_negative("class_weights", class_weights, feed.num_classes, dtype),
+        None if intercept else jnp.zeros((), dtype),
+        bound=None,
+        largest=None,
+        tol=jnp.asarray(_tolerance(tol), dtype),
+    )
     state, history = start(optimizer, params), []
     if saved is not None:
         state, history = saved.state_like(state), saved.history
-    state = feed.placed(state)
-    validation = checked_validation(TRAIN, validation, width, num_classes)
-    terms = feed.known(
-        Terms(
-            _ridge(l2, penalty_factors, width, dtype),
-            _not_negative("class_weights", class_weights, num_classes, dtype),
-            None if _checks.flag(TRAIN, "fit_intercept", fit_intercept) else jnp.zeros((), dtype),
-            None,
-            None,
-            jnp.asarray(-1 if tol is None else _tolerance(tol), dtype),
-        )
+    run = _Run(
+        feed,
+        Form(feed.sums, optimizer, transform, skip_nonfinite),
+        feed.known(terms),
+        feed.placed(state),
+        history,
+        checkpoints,
+        begin - (history[-1]["seconds"] if history else 0.0),
     )
-    form = Form(feed.sums, optimizer, transform, skip_nonfinite)
-    before, zero = history[-1]["seconds"] if history else 0.0, np.zeros((), dtype)
-
-    def save() -> None:
-        if checkpoints is not None:
-            checkpoints.save(int(state.step), state, history)
-
-    status = Status.RUNNING
-    runs = spans(int(state.step), steps, feed.chunk_steps, every)
+    status, runs = Status.RUNNING, spans(run.step, steps, feed.chunk_steps, every)
     with closing(feed.chunks(runs)) as chunks:
         for chunk in chunks:
-            flag = feed.flag(preempted is not None and preempted())
-            state, reached, flag = advance(form, terms, state, chunk.feed, chunk.count, flag)
-            step, status = int(state.step), int(reached)
-            if status == Status.NON_FINITE:
-                save()
-                rows = processes.gather(feed.bad_rows(chunk, step))
-                params = jax.tree.map(np.asarray, state.params)
-                raise NonFiniteError(step, sorted(chain(*rows)), params)
-            if step % every == 0 or step == steps or status == Status.CONVERGED:
-                seconds = before + time.perf_counter() - begin
-                event = with_validation(_event(feed, form, terms, state, seconds), validation)
-                history.append(record(event))
-                state = state._replace(**feed.placed({"total": zero, "taken": np.int32(0)}))
-                save()
-                if callback is not None and any(processes.gather(bool(callback(event)))):
-                    status = Status.CALLBACK if status == Status.RUNNING else status
-                    break
-            if status == Status.CONVERGED:
+            status, stops = run.take(chunk, preempted)
+            if run.step % every == 0 or run.step == steps or status == Status.CONVERGED:
+                event = run.event(validation)
+                interrupted = callback is not None and any(processes.gather(bool(callback(event))))
+                if interrupted and status == Status.RUNNING:
+                    status = Status.CALLBACK
+            if status != Status.RUNNING:
                 break
-            if int(flag):
-                save()
-                raise Preempted(step)
-    value = history[-1]["objective"] if history else np.nan
-    norm, seen = float(state.norm), feed.value_and_norm(form, terms, state)
-    if seen is not None:
-        value, norm = seen
-    separated = feed.separated(terms, state.params)
-    return FitResult(state.params, value, status, int(state.step), None, norm, separated, history)
+            if stops:
+                run.save()
+                raise Preempted(run.step)
+    return run.result(status)
 
 
-def _batch_feed(batches: Any, num_classes: int | None, for_arrays: dict[str, Any]) -> BatchFeed:
-    """Batches, which have no need of the options for arrays."""
-    for name, value in for_arrays.items():
-        if value is not None:
-            expected = "None where `features` are batches, which have their own"
-            raise ValueError(_checks.message(TRAIN, name, expected, type(value).__name__))
-    return BatchFeed(batches, num_classes)
+class _Run:
+    """A training run: where it stands, and the steps, events and checkpoints that follow."""
+
+    def __init__(
+        self,
+        feed: Feed,
+        form: Form,
+        terms: Terms,
+        state: State,
+        history: list[dict[str, float]],
+        checkpoints: Checkpoints | None,
+        begin: float,
+    ):
+        self.feed, self.form, self.terms, self.state = feed, form, terms, state
+        self.history, self.checkpoints, self.begin = history, checkpoints, begin
+        self.step = int(state.step)
+
+    def take(self, chunk: Chunk, preempted: Callable[[], bool] | None) -> tuple[int, bool]:
+        """Takes the steps of a chunk: RUNNING or CONVERGED, and whether any process is to stop."""
+        flag = self.feed.flag(preempted is not None and preempted())
+        self.state, status, flag = advance(
+            self.form, self.terms, self.state, chunk.feed, chunk.count, flag
+        )
+        self.step = int(self.state.step)
+        if int(status) == Status.NON_FINITE:
+            self.save()
+            rows = processes.gather(self.feed.bad_rows(chunk, self.step))
+            raise NonFiniteError(self.step, sorted(chain(*rows)), self._params())
+        return int(status), bool(int(flag))
+
+    def event(self, validation: Validation | None) -> Event:
+        """Ends the sum of objectives, records it, and saves a checkpoint."""
+        state, feed = self.state, self.feed
+        value, norm = float(state.total) / max(int(state.taken), 1), float(state.norm)
+        if feed.takes_all:
+            value, norm = feed.value_and_norm(self.form, self.terms, state) or (value, norm)
+        seconds = time.perf_counter() - self.begin
+        epoch = self.step / feed.epoch_steps
+        event = Event(self.step, epoch, value, norm, seconds, self._params(), None, None)
+        event = with_validation(event, validation)
+        self.history.append(record(event))
+        nothing = {"total": np.zeros((), state.total.dtype), "taken": np.int32(0)}
+        self.state = state._replace(**feed.placed(nothing))
+        self.save()
+        return event
+
+    def save(self) -> None:
+        """Saves a checkpoint, if there are any."""
+        if self.checkpoints is not None:
+            self.checkpoints.save(self.step, self.state, self.history)
+
+    def result(self, status: int) -> FitResult:
+        """The result of a run that has ended."""
+        value = self.history[-1]["objective"] if self.history else np.nan
+        norm, params = float(self.state.norm), self.state.params
+        seen = self.feed.value_and_norm(self.form, self.terms, self.state)
+        value, norm = (value, norm) if seen is None else seen
+        separated = self.feed.separated(self.terms, params)
+        return FitResult(params, value, status, self.step, None, norm, separated, self.history)
+
+    def _params(self) -> SoftmaxRegression:
+        """The parameters, in the memory of the host: the next chunk overwrites those of a state."""
+        return jax.tree.map(np.asarray, self.state.params)
+
+
+def _saved(checkpoints: Checkpoints | None, feed: Feed, steps: int) -> Saved | None:
+    """The last checkpoint, where there is one; refuses processes with different batches."""
+    if checkpoints is None:
+        if jax.process_count() > 1:
+            _ = feed.configuration
+        return None
+    saved = checkpoints.restore(feed.configuration)
+    if saved is not None and saved.step > steps:
+        raise DataError(
+            f"{checkpoints.directory}: holds step {saved.step}, beyond the {steps} to be taken."
+        )
+    return saved
 
 
 def _steps(feed: Feed, epochs: int | None, steps: int | None) -> int:
@@ -336,14 +372,6 @@ def _not_negative(
     return array
 
 
-def _tolerance(tol: float) -> float:
-    return _checks.not_negative_number(TRAIN, "tol", tol)
-
-
-def _event(feed: Feed, form: Form, terms: Terms, state: State, seconds: float) -> Event:
-    step = int(state.step)
-    value, norm = float(state.total) / max(int(state.taken), 1), float(state.norm)
-    if feed.takes_all:
-        value, norm = feed.value_and_norm(form, terms, state) or (value, norm)
-    params = jax.tree.map(np.asarray, state.params)
-    return Event(step, step / feed.epoch_steps, value, norm, seconds, params, None, None)
+def _tolerance(tol: float | None) -> float:
+    """The tolerance; no gradient is as small as -1."""
+    return -1.0 if tol is None else _checks.not_negative_number(TRAIN, "tol", tol)
