@@ -61,7 +61,7 @@ class Stacked(NamedTuple):
     batches: Batch
 
     def batch(self, step: Array, first: Array) -> Batch:
-        """The batch of `step`, where the first of the stack is that of the step `first`."""
+        """The batch of `step`; the stack begins with the batch of the step `first`."""
         place = step - first
         pick = partial(lax.dynamic_index_in_dim, index=place, keepdims=False)
         return jax.tree.map(pick, self.batches)

@@ -119,7 +119,7 @@ class Run:
         return held_at(self.rows, self.key, step, self.batch_size)
 
     def _value_and_norm(self, step: int) -> tuple[float, float]:
-        """At the parameters, or with minibatches over the steps of the chunk."""
+        """The objective and the gradient at the parameters, or of the minibatches of the chunk."""
         state = self.state
         if self.batch_size is None or not int(state.taken):
             seen = look(self.form, self.terms, state, self._held(step))
@@ -127,7 +127,7 @@ class Run:
         return float(state.total) / int(state.taken), float(state.norm)
 
     def _status_at_end(self) -> int:
-        """That of a small gradient: an optimizer has no model of the objective, Newton's has."""
+        """The status where the gradient is small, by Newton's model, which no optimizer has."""
         theta, first = pack(self.state.params), self.first / self.mass
         ending = _ending.look(self.num_classes, self.data, theta, first, self.tol)
         if ending.moving and is_loose(self.data):

@@ -1,4 +1,4 @@
-"""fit: the exact optimum over rows that are streamed from where they lie, a pass a gradient.
+"""fit: the exact optimum for rows that are streamed, with one pass over them for each gradient.
 
 L-BFGS as in memory, preconditioned by a sample of the rows. A preconditioner only steers: the
 gradient, which is that of all rows, decides. The objective is convex, so that a step length is good
@@ -229,13 +229,13 @@ class _Passes:
         if weights is not None:
             self.weight = float(np.sum(weights) - np.sum(weights[self.held_out]))
         self.count = 0
-        # What is taken off the features, as arrays of the host and of the device.
+        # What is subtracted from the features, in the memory of the host and of the device.
         self.centre, self.shift = None, jnp.zeros(rows.num_features, dtype)
-        # The number of the first bad row that this process has streamed, and what is wrong with it.
+        # The number of the first bad row that this process has read, and what is wrong with it.
         self.bad = (rows.num_rows, "")
 
     def look_for_centre(self, sample: Batch) -> bool:
-        """Whether features are far from 0; from now on they are taken around their middle."""
+        """Whether features are far from 0. If so, their middle is subtracted from now on."""
         features = _transformed(self.fixed[1], sample.features)
         self.centre = _frame.centre_of(features, sample.weights) if self.constant else None
         if self.centre is not None:
@@ -243,7 +243,7 @@ class _Passes:
         return self.centre is not None
 
     def move(self, d: np.ndarray) -> float:
-        """By how many nats `d` moves one class of a row against another, at most: one pass."""
+        """The largest number of nats by which `d` moves a class of a row against another class."""
         fixed = (*self.fixed, self.shift, self.constant, jnp.asarray(d))
         moves = [_move(*fixed, chunk) for chunk in self._own()]
         self.count += 1
@@ -260,7 +260,7 @@ class _Passes:
         return _ending.is_proven(self.num_classes, data, jnp.asarray(theta))
 
     def at(self, theta: np.ndarray) -> Sums:
-        """The objective and its gradient: one pass."""
+        """The objective and its gradient, from one pass."""
         on_device = jnp.asarray(theta)
         width = self.rows.num_features + 1
         zero = (0.0, np.zeros((self.num_classes, width)), np.zeros(width), True)
@@ -348,7 +348,7 @@ class _Passes:
         self.bad = place, fault
 
     def _refuse(self, sums: Sums) -> None:
-        """Refuses on every process what `regression.fit` refuses, after the first pass of all."""
+        """Refuses, after the first pass of all processes, what `regression.fit` refuses."""
         _, fault = min(processes.gather(self.bad))
         if fault:
             raise ValueError(fault)
@@ -449,7 +449,7 @@ def _direction(
     step: Array,
     norm: Array,
 ) -> tuple[Array, Memory, Array]:
-    """The direction and the memory of L-BFGS, and what its preconditioner does not see.
+    """The direction and the memory of L-BFGS, and the decrement its preconditioner does not see.
 
     The gradients are those of all rows, the preconditioner is that of the sample.
     """

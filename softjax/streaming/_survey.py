@@ -1,4 +1,4 @@
-"""What has to be known of a file before a fit, from one pass: scales, classes and bad rows."""
+"""A first pass over a file, which finds scales, classes and bad rows before a fit."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -13,15 +13,17 @@ RUN_BYTES = 1 << 23
 
 
 class Survey(NamedTuple):
-    """What a pass over all rows shows.
+    """What a pass over all rows has found.
 
     Attributes:
-        mean: of each feature, over the rows that are good, float64 [D], to 2^-30 of the scale; 0
-            for a category, which is 0 or 1.
-        scale: the standard deviation, to 2^-30 of it; 1 for a constant feature and a category.
+        mean: the mean of each feature over the good rows, float64 [D], rounded to 2^-30 of the
+            scale; 0 for a category, whose features are 0 or 1.
+        scale: the standard deviation of each feature, rounded to 2^-30 of itself; 1 for a constant
+            feature and for a category.
         classes: the names of the classes, in order.
         counts: the number of good rows of each class.
-        bad: the rows with a feature that is no finite number of float32, or without a label.
+        bad: the numbers of the rows that have no label, or a feature that is not a finite number of
+            float32.
     """
 
     mean: np.ndarray
@@ -32,7 +34,7 @@ class Survey(NamedTuple):
 
 
 class _Moments(NamedTuple):
-    """Count, mean, sum of squared differences to it, and bounds, of each feature."""
+    """The number of rows, and for each feature its mean, sum of squared deviations and bounds."""
 
     count: int
     mean: np.ndarray
@@ -47,16 +49,24 @@ def survey(
     preempted: Callable[[], bool] = lambda: False,
     see: Callable[[np.ndarray, list[str], np.ndarray], None] = lambda rows, names, codes: None,
 ) -> Survey | None:
-    """One pass over the rows, each process over its own; None where one of them was preempted.
+    """Makes one pass over the rows; each process reads its own part of them.
 
-    `see` is given, run by run, the numbers of the good rows, the names of classes, and the places
-    of the rows' labels among these.
+    The moments of runs of rows are joined by a formula that subtracts no large numbers: T. F. Chan,
+    G. H. Golub and R. J. LeVeque, "Algorithms for Computing the Sample Variance" (1983), equation
+    2.1.
 
-    Moments of runs of rows are joined as T. F. Chan, G. H. Golub and R. J. LeVeque do, "Algorithms
-    for Computing the Sample Variance" (1983), equation 2.1: no difference that cancels.
+    Args:
+        rows: the rows of a file.
+        skip_bad: whether bad rows are reported in the result; otherwise they are an error.
+        preempted: called before each run of rows; True, on any process, ends the pass.
+        see: called after each run of rows with the numbers of its good rows, the names of their
+            classes, and for each row the place of its class among these names.
+
+    Returns:
+        `Survey`, the same on all processes; None where one of them was preempted.
 
     Raises:
-        DataError: as `tables.dataset`; with `skip_bad`, not for rows that are bad.
+        DataError: what `tables.dataset` refuses, except bad rows with `skip_bad`.
     """
     zeros = np.zeros(rows.num_features)
     moments, counts, bad = _Moments(0, zeros, zeros, zeros, zeros), Counter(), []
@@ -91,10 +101,10 @@ def survey(
     for part in parts[1:]:
         moments, counts = _joined(moments, part[0]), counts + part[1]
     classes = tables.check_classes(path, label, counts, moments.count, rows.any_classes)
-    # The sums of a constant are off by roundings, which are no scale.
+    # The squared deviations of a constant are rounding errors, and no scale.
     varies = (moments.high > moments.low) & (moments.squares > 0) & ~rows.coded
     scale = np.where(varies, np.sqrt(moments.squares / moments.count), 1)
-    # The number of processes changes the order of the sums, and, after rounding, nothing else.
+    # The order of the sums depends on the number of processes; rounding removes the difference.
     unit = np.ldexp(1.0, np.maximum(np.frexp(scale)[1] - 30, -1000))
     mean, scale = (np.round(part / unit) * unit for part in (moments.mean, scale))
     mean = np.where(varies, mean, np.where(rows.coded, 0, moments.low))

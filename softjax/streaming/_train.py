@@ -102,8 +102,8 @@ def train(
 
         params <- params - step of the optimizer on mean loss + sum_j f_j l2 / 2 |kernel_j|^2
 
-    where the mean loss is that of a batch, sum_i w_i loss_i / sum_i c_i, and f_j the penalty factor
-    of feature j. c_i is 1 for the rows of arrays and of `Batches`, whose weights w have the mean 1,
+    where sum_i w_i loss_i / sum_i c_i is the mean loss of a batch, and f_j the penalty factor of
+    feature j. c_i is 1 for the rows of arrays and of `Batches`, whose weights w have the mean 1,
     and w_i for batches of a function or an iterable. `fit` is what finds the optimum.
 
     The first argument is an array of features, with `labels`, or batches. Arrays stay where they
