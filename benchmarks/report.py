@@ -139,11 +139,12 @@ def _charts(suite: str, rows: Sequence[Row]) -> Iterator[tuple[str, Any]]:
         caption = "Time of softjax over that of the peer; left of 1, softjax is faster"
         yield caption, pictures.dots(ratios, "ratio of times", sides, line=1.0)
     if suite == "core":
-        yield from _core(rows, sides)
+        yield from _core(_having(rows, "operation", "mode", "dtype", "examples", "classes"), sides)
     elif suite == "scale":
+        rows = _having(rows, "program", "form", "devices")
         yield "What a device sends and holds, MB, against devices", against_devices(rows)
     elif suite == "accuracy":
-        errors = _frame([row for row in rows if "ulp" in row["unit"]], "error", 1)
+        errors = _frame([row for row in rows if "ulp" in row.get("unit", "")], "error", 1)
         # An error of 0 has no logarithm; a hundredth of a unit in the last place is as good.
         errors[["value", "low", "high"]] = errors[["value", "low", "high"]].clip(lower=0.01)
         yield "Errors; less is better", pictures.dots(errors, "error, ulp", sides)
@@ -152,6 +153,11 @@ def _charts(suite: str, rows: Sequence[Row]) -> Iterator[tuple[str, Any]]:
             frame = _frame(rows, key, factor, *(("low", "high") if key == "seconds" else ()))
             if len(frame):
                 yield caption, pictures.dots(frame, title, sides)
+
+
+def _having(rows: Sequence[Row], *fields: str) -> list[Row]:
+    """The rows that have some fields, without which they cannot be drawn."""
+    return [row for row in rows if all(row.get(field) for field in fields)]
 
 
 def against_devices(rows: Sequence[Row]) -> Any:
@@ -245,10 +251,11 @@ def _environments(runs: Sequence[Run]) -> tuple[Sequence[str], list[Sequence[str
                 run.label,
                 suites + (", quick" if head.get("quick") else ""),
                 head["date"][:10],
-                (head.get("commit") or "unknown")[:9] + ("" if head.get("clean") else ", changed"),
+                str(head.get("commit") or "unknown")[:9]
+                + ("" if head.get("clean") else ", changed"),
                 head["versions"].get("jax") or "",
                 head["versions"].get("jaxlib") or "",
-                head.get("driver", "")[:40],
+                str(head.get("driver") or "")[:40],
                 f"{ceilings['bytes_per_second'] / 1e9:,.0f} GB/s" if ceilings else "",
                 f"{speed:,.0f} GFLOP/s" if ceilings else "",
             )

@@ -27,6 +27,13 @@ ALIKE = ("fit", "many", "cold", "inference", "scale")
 Row = dict[str, Any]
 INTERVAL = ("seconds", "low", "high")
 RATIO = ("ratio", "ratio_low", "ratio_high")
+# The fields that tables and pictures calculate with.
+NUMBERS = (
+    *("temporary_bytes", "wire_bytes", "moved_bytes", "peak_bytes", "first_peak_bytes", "error"),
+    *("flops", "work_bytes", "logits_bytes", "examples", "classes", "devices", "suboptimality"),
+    *("estimated_seconds", "wall_seconds", "compile_seconds", "passes", "kernels", "launches"),
+)
+KINDS = {"wrong": bool, "unit": str, "failure": str, "products": dict, "collectives": dict | int}
 OF_RUN = "of `python -m benchmarks run`"
 
 
@@ -139,29 +146,41 @@ def _is_environment(record: Row) -> bool:
 def _is_row(record: Row) -> bool:
     """Whether it has the fields that every reader needs, and numbers where they calculate."""
     named = all(isinstance(record.get(key), str) for key in ("suite", "case", "side"))
+    named &= all(_is_number(record.get(key), unknown=True) for key in NUMBERS)
+    named &= all(isinstance(record[key], kind) for key, kind in KINDS.items() if key in record)
     for start, *keys in (INTERVAL, RATIO):
         if record.get(start) is not None:
             values = [record[start], *(record.get(key, record[start]) for key in keys)]
-            named &= all(isinstance(value, int | float) and value > 0 for value in values)
+            named &= all(_is_number(value) and value > 0 for value in values)
     checks = record.get("checks") or {}
     return (
         named
+        and (not record.get("work_bytes") or isinstance(record.get("dtype"), str))
         and isinstance(checks, dict)
-        and all(
-            isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], int | float)
-            for pair in checks.values()
-        )
+        and all(isinstance(pair, list) and len(pair) == 2 for pair in checks.values())
+        and all(_is_number(got, unknown=True) and _is_number(most) for got, most in checks.values())
     )
+
+
+def _is_number(value: Any, unknown: bool = False) -> bool:
+    """Whether a value is a number, or None where it may be unknown."""
+    return (isinstance(value, int | float) and math.isfinite(value)) or (unknown and value is None)
 
 
 def _is_ceilings(record: Row) -> bool:
     """Whether it has the bandwidth and the throughput that the roofline takes."""
     flops = record.get("flops_per_second")
     found = [record.get("bytes_per_second"), isinstance(flops, dict) and flops.get("float32")]
-    return all(isinstance(value, int | float) and value > 0 for value in found)
+    return all(_is_number(value) and value > 0 for value in found)
 
 
-READABLE = {"result": _is_row, "ceilings": _is_ceilings}
+def _is_failure(record: Row) -> bool:
+    """Whether it says what failed and why."""
+    named = all(isinstance(record.get(key), str) for key in ("suite", "case", "kind", "error"))
+    return named and _is_number(record.get("bytes"), unknown=True)
+
+
+READABLE = {"result": _is_row, "ceilings": _is_ceilings, "failure": _is_failure}
 
 
 def read_all(paths: Sequence[Path] = ()) -> list[Run]:

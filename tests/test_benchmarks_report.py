@@ -1,13 +1,15 @@
 """The report of made-up runs and of the committed ones: complete, self-contained, well-formed."""
 
 import json
+import math
+import random
 import re
 from xml.etree import ElementTree
 
 import pytest
 
 from benchmarks import __main__ as command_line
-from benchmarks import report, results
+from benchmarks import compare, report, results
 
 pytestmark = pytest.mark.x64_once
 
@@ -196,6 +198,29 @@ def test_a_file_that_is_no_result_is_one_line(tmp_path, capsys, command, content
     assert line.startswith(f"benchmarks: {path}: ")
     assert words in line
     assert not out.exists()
+
+
+@pytest.mark.filterwarnings("ignore")  # pandas and Altair on odd numbers
+def test_a_field_that_is_missing_or_of_another_type_is_refused_or_left_out(tmp_path):
+    """Whatever one field of a committed run holds: `read` refuses it, or the report is made."""
+    rng = random.Random(0)
+    path, refused = tmp_path / "odd.jsonl", 0
+    for run in results.read_all():
+        for _ in range(4):
+            lines = [dict(line) for line in (run.environment, *run.records[:5])]
+            line = rng.choice(lines)
+            line[rng.choice(list(line))] = rng.choice([None, "x", [], {}, -1, 0, True, math.inf])
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            try:
+                odd = results.read(path)
+            except results.ResultError:
+                refused += 1
+                continue
+            report.markdown(report.sections([odd]))
+            rows = list(report.last_rows([odd]).values())
+            assert all(chart for _, chart in report._charts(rows[0]["suite"], rows))
+            compare.compare(run, odd)
+    assert 10 < refused < 50
 
 
 def test_a_page_that_cannot_be_written_is_refused_first(tmp_path, capsys):
