@@ -63,7 +63,7 @@ def test_a_disk_that_is_full_ends_all_with_the_last_checkpoint(tmp_path, cache):
     (words,) = said(tmp_path)
     assert "process 0 of 2: DataError: " in words
     failed, last = re.search(
-        r"of step (\d+) cannot be .* that of step (\d+): .*large", words
+        r"of step (\d+) cannot be .* is of step (\d+)\): .*large", words
     ).groups()
     assert int(failed) == int(last) + worker.EVERY  # batches are read ahead
 
