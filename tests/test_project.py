@@ -179,6 +179,20 @@ def test_a_module_names_all_that_is_public_in_it(name):
     assert not missing, f"{missing}: in `__all__`, or with an underscore"
 
 
+def test_contributing_says_where_each_file_is_tested():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    table = text.partition("## Where a file is tested")[2].partition("\n## ")[0]
+    _, *rows = re.findall(r"^\| (.+) \| (.+) \|$", table, re.MULTILINE)
+    sources, tests = (set(re.findall(r"`([\w/]+)`", " ".join(c))) for c in zip(*rows, strict=True))
+    modules = {
+        path.stem
+        for path in (ROOT / "softjax").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert modules - {"__init__", "__main__"} - sources == set()
+    assert [name for name in tests if not any((ROOT / "tests").glob(f"{name}*"))] == []
+
+
 # --- packaging ---
 
 
