@@ -11,10 +11,10 @@ from benchmarks.results import RATIO, Row, missed
 
 
 def number(value: float | None) -> str:
-    """Three digits, or more where the number is larger than that."""
+    """Three digits, or all of them in front of the point where these are more, up to ten."""
     if value is None:
         return "not finite"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if 100 <= abs(value) < 1e10 else f"{value:.3g}"
 
 
 def interval(median: float | None, low: float | None, high: float | None) -> str:
