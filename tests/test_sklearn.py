@@ -141,6 +141,14 @@ def test_sparse_features_stay_sparse(kind, classifier, monkeypatch):
     np.testing.assert_allclose(ours.predict_proba(features), classifier.predict_proba(X), atol=1e-7)
 
 
+def test_a_lasso_of_sparse_features_is_that_of_dense_ones():
+    """To the digits that the default tolerance gives."""
+    options = {"l1_ratio": 1.0, "C": 2.0, "fit_intercept": False}
+    dense, ours = (SoftmaxClassifier(**options).fit(x, Y) for x in (X, scipy.sparse.csr_array(X)))
+    np.testing.assert_array_equal(ours.coef_ == 0, dense.coef_ == 0)
+    np.testing.assert_allclose(ours.coef_, dense.coef_, rtol=1e-7)
+
+
 def test_float32_stays_float32(classifier):
     ours = SoftmaxClassifier().fit(X.astype(np.float32), Y)
     assert ours.coef_.dtype == ours.predict_proba(X.astype(np.float32)).dtype == np.float32

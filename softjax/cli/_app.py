@@ -1,4 +1,4 @@
-"""What the commands share: the application, its choices, and what a fit shows and writes."""
+"""The parts that the commands share: the application, its choices, and the output of a fit."""
 
 import contextlib
 import json
@@ -41,12 +41,12 @@ UNFINISHED = "unfinished.npz"
 
 
 class FitError(Exception):
-    """Why a fit has no model, in one line; the exit status is 1."""
+    """A fit has no model: one line that says why, and exit status 1."""
 
 
 @contextlib.contextmanager
 def remedies_offered(impute: bool = True) -> Iterator[None]:
-    """Names the options for rows that are not complete and for cells that are no numbers.
+    """Names the options for incomplete rows and for cells that are no numbers.
 
     Args:
         impute: whether missing cells can be imputed.
@@ -63,7 +63,7 @@ def remedies_offered(impute: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _usage_in_one_line() -> Iterator[None]:
-    """Makes one line of what is wrong with the options; the first of several processes says it."""
+    """Prints errors of the options in one line, of several processes by the first one."""
     try:
         yield
     except USAGE_ERROR as error:
@@ -77,7 +77,7 @@ def _usage_in_one_line() -> Iterator[None]:
 
 
 class _OneLineErrors(TyperGroup):
-    """Ends with one line: status 2 where a file is wrong, status 1 where a fit has no model."""
+    """Ends with one line on errors: status 2 for a bad file, status 1 for a fit without a model."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with _usage_in_one_line():
@@ -150,28 +150,28 @@ LEARNING_RATES = {Optimizer.ADAM: 0.01, Optimizer.SGD: 0.5}
 
 
 def optax_optimizer(name: Optimizer, learning_rate: float) -> optax.GradientTransformation:
-    """The optimizer of a name, but for L-BFGS, which a fit takes without being told."""
+    """The optimizer of this name; L-BFGS needs none, since it is the default of a fit."""
     if name is Optimizer.ADAM:
         return optax.adam(learning_rate)
     return optax.sgd(learning_rate, momentum=0.9)
 
 
 def rate_of(name: Optimizer, learning_rate: float | None) -> float:
-    """The learning rate that was given, or that of the optimizer."""
+    """The given learning rate, or the default of the optimizer."""
     return LEARNING_RATES[name] if learning_rate is None else learning_rate
 
 
 class Task(NamedTuple):
-    """What was fitted.
+    """The data of a fit, as its report needs them.
 
     Attributes:
-        mean, scale: [D], of the features; the fit is of (features - mean) / scale.
+        mean, scale: [D], of the features; (features - mean) / scale is fitted.
         feature_names, class_names: D and K names.
         held_out: features as they were fitted, float32, and labels.
-        image_shape: where the features are the pixels of an image.
-        name: of the data.
-        majority: the class that is most frequent among the examples to fit.
-        columns: of the file; empty where each feature is a column of numbers.
+        image_shape: the shape of an image whose pixels are the features; else None.
+        name: the name of the data.
+        majority: the most frequent class among the examples to fit.
+        columns: the columns of the file; empty if each feature is a column of numbers.
     """
 
     mean: np.ndarray
@@ -186,10 +186,10 @@ class Task(NamedTuple):
 
 
 class FitProgress:
-    """A bar on a terminal; elsewhere a line each time that the number of steps has doubled.
+    """A progress bar on a terminal; elsewhere a line whenever the number of steps has doubled.
 
-    The bar has the time that remains, where the number of steps is known. After Ctrl-C it saves the
-    parameters that the fit has reached, and names them.
+    The bar shows the remaining time if the number of steps is known. Ctrl-C saves the current
+    parameters and prints the path of their file.
     """
 
     def __init__(self, console: Console, steps: int | None, out: Path, task: Task):
@@ -227,7 +227,7 @@ class FitProgress:
             self.next_line = 2 * max(event.step, 1)
 
     def reached(self) -> str:
-        """What an interrupt says; called by another thread, whatever this one is doing."""
+        """The message of an interrupt; another thread calls this at any moment."""
         if self.console.is_terminal:
             os.write(1, b"\x1b[?25h\n")  # shows the cursor, and leaves the line of the bar
         event = self.event
@@ -241,7 +241,7 @@ class FitProgress:
 
 
 def try_out(out: Path) -> None:
-    """Raises where a fit could not write its files, before it begins."""
+    """Raises an error before the fit begins if its files cannot be written."""
     _files.try_folder(out, MODEL, HISTORY, METRICS, PICTURE, SUMMARY, FOLDS)
 
 
@@ -253,14 +253,14 @@ class Written(NamedTuple):
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Writes a file in UTF-8, whole or not at all."""
+    """Writes a file in UTF-8, completely or not at all."""
     with _files.whole(path) as draft:
         draft.write_text(text, encoding="utf-8")
     return path
 
 
 def write(console: Console, out: Path, task: Task, result: regression.FitResult) -> Written:
-    """Writes the model, for features as they are, the history, the metrics and the picture."""
+    """Writes the model for the features of the file, the history, the metrics and the picture."""
     features, labels = task.held_out
     params = regression.SoftmaxRegression(*map(jnp.asarray, map(np.asarray, result.params)))
     probabilities = np.asarray(regression.predict_proba(params, jnp.asarray(features)))
@@ -293,14 +293,14 @@ def write(console: Console, out: Path, task: Task, result: regression.FitResult)
 
 
 def model_of(task: Task, params: regression.SoftmaxRegression) -> models.Model:
-    """The model for features as they are: the standardisation becomes a part of it."""
+    """The model for the features of the file: kernel and bias include the standardisation."""
     kernel = np.asarray(params.kernel, np.float64) / task.scale[:, None]
     bias = np.asarray(params.bias, np.float64) - task.mean @ kernel
     return models.Model(kernel, bias, task.class_names, task.feature_names, task.columns)
 
 
 def check_finite(out: Path, task: Task, result: regression.FitResult) -> None:
-    """Raises a FitError where the fit has no model, and saves the parameters if they are finite."""
+    """Raises a FitError if the fit has no model, and saves the parameters if they are finite."""
     model = model_of(task, result.params)
     not_finite = result.stop_reason == regression.NON_FINITE or not np.isfinite(result.objective)
     if not not_finite and model.is_finite:
@@ -313,7 +313,7 @@ def check_finite(out: Path, task: Task, result: regression.FitResult) -> None:
     raise FitError(f"{message}; the last finite parameters are in {path}.")
 
 
-# What the user may do where the fit has stopped without an optimum.
+# What the user may do if the fit has stopped before the optimum.
 ADVICE = {
     regression.STEP_LIMIT: "it stopped at its limit of steps, which {limit} sets",
     regression.PRECISION_FLOOR: "the rounding of float32 hides any further progress",
@@ -331,14 +331,14 @@ def print_result(
     limit: str | None,
     more: Sequence[Path] = (),
 ) -> None:
-    """Prints what the fit came to, and one line of advice where that is no optimum.
+    """Prints the result of the fit, and one line of advice if it is not the optimum.
 
     Args:
         console: to print to.
-        result: of the fit.
+        result: the result of the fit.
         written: the files and the metrics.
-        limit: the option that sets the number of steps; None where the fit always takes all of
-            them, as Adam does.
+        limit: the option that sets the number of steps; None if the fit always takes all of them,
+            as Adam does.
         more: other files.
     """
     found, reason = written.metrics, result.stop_reason

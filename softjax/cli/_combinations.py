@@ -1,4 +1,4 @@
-"""Which options of `softjax fit` go together, and which have an effect."""
+"""Checks that the options of `softjax fit` go together and have an effect."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -74,7 +74,7 @@ def check_effect(context: typer.Context, data: str, *, seeded: bool, several: bo
 def check_coordinator(
     coordinator: str | None, processes: int | None, process_id: int | None
 ) -> None:
-    """Refuses what JAX and the sockets would refuse in many lines."""
+    """Refuses addresses and numbers on which JAX or the sockets would fail with a traceback."""
     if processes is not None and process_id is not None and process_id >= processes:
         fail(2, f"--process-id must be below --processes ({processes}), got {process_id}.")
     if coordinator in (None, "auto"):

@@ -1,4 +1,4 @@
-"""`softjax fit`: the options, which of them go together, and the fit in memory or of a stream."""
+"""`softjax fit`: its options, and the choice of a fit in memory or of a stream."""
 
 from pathlib import Path
 from typing import Annotated

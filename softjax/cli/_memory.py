@@ -1,4 +1,4 @@
-"""The fit to data in memory: the rows that are held out, the penalty, the fit and its report."""
+"""The fit to data in memory: held-out rows, choice of the penalty, fit and report."""
 
 import csv
 import io
@@ -63,7 +63,7 @@ class Plan(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The examples to fit and those that are held out; the shape of an image, of the digits."""
+    """The examples to fit, the held-out examples, and the image shape if the data are digits."""
 
     train: Dataset
     test: Dataset
@@ -71,7 +71,7 @@ class Parts(NamedTuple):
 
 
 def run(plan: Plan) -> None:
-    """Fits, writes the files and prints what came of it."""
+    """Fits, writes the files and prints the results."""
     console = Console()
     train, test, image_shape = _load(console, plan)
     mean, scale = _standardisation(train, image_shape is not None)
@@ -125,7 +125,7 @@ def _fitted(
     task: Task,
     plan: Plan,
 ) -> tuple[regression.FitResult, str | None]:
-    """The fit, and the option that limits its steps."""
+    """The result of the fit, and the option that limits its steps."""
     first_order = plan.solver is Solver.OPTAX
     steps, epochs, limit = plan.max_steps, plan.epochs, "--max-steps"
     if first_order:
@@ -157,7 +157,7 @@ def _fitted(
 
 
 def _load(console: Console, plan: Plan) -> Parts:
-    """The examples of the digits, or of a file, of which some are held out."""
+    """Loads the digits or a file, and splits the examples."""
     if plan.data == "digits":
         return _digits()
     if plan.label_column is None:
@@ -204,7 +204,7 @@ def _digits() -> Parts:
 
 
 def _standardisation(train: Dataset, as_they_are: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each number; 0 and 1 for categories and constants' scale."""
+    """Mean and scale of each feature: 0 and 1 for categories, and the scale 1 for constants."""
     features = train.features
     if as_they_are:
         return np.zeros(features.shape[1]), np.ones(features.shape[1])
@@ -221,7 +221,7 @@ def _chosen_penalty(
     weights: np.ndarray | None,
     plan: Plan,
 ) -> tuple[float, str]:
-    """The penalty with the smallest mean loss on the folds, and the curve as CSV."""
+    """The penalty with the smallest mean loss on the folds, and all figures as CSV."""
     folds = plan.folds or 5
     if folds > len(train.labels):
         raise DataError(
@@ -270,7 +270,7 @@ def _curve(
 ) -> np.ndarray:
     """Loss, its standard error, accuracy and mean F1 of each penalty, [P, 4].
 
-    The F1 is that of all examples together, each as it is predicted by the fit without its fold.
+    The F1 is computed from all examples, each predicted by the fit that has not seen its fold.
     """
     folds = np.asarray(validated.folds)
     kernels, biases = map(np.asarray, validated.fits.params)
@@ -294,7 +294,7 @@ def _summary(
     weights: np.ndarray | None,
     l2: float,
 ) -> str | None:
-    """The coefficients and their statistics, for the features as they were fitted."""
+    """The table of coefficients and statistics, for the standardised features."""
     try:
         table = regression.inference.summary(
             params,

@@ -1,4 +1,4 @@
-"""How well a model predicts labels, beside the class that is most frequent."""
+"""How well a model predicts labels, compared with the most frequent class alone."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,12 +31,12 @@ def metrics(
         labels: [N], class indices.
         probabilities: [N, K], predicted for them.
         class_names: K names.
-        majority: the class that is most frequent among the examples to fit, or, where these are
-            not known, among those that are predicted for.
+        majority: the most frequent class of the examples to fit, or, if these are not known, of
+            the examples that are predicted.
         loss: the mean loss of the examples, nats.
 
     Returns:
-        What JSON can hold; None for a precision or a recall that is 0 / 0.
+        A dictionary for JSON; None for a precision or a recall that is 0 / 0.
     """
     found = scores(labels, probabilities.argmax(axis=1), len(class_names))
     columns = (found.precision, found.recall, found.f1)
@@ -58,7 +58,7 @@ def metrics(
 
 
 def metrics_table(found: dict[str, Any], title: str) -> Table:
-    """The figures of each class."""
+    """The table of the figures of each class."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("class", "precision", "recall", "F1", "examples"):
         table.add_column(column, justify="left" if column == "class" else "right")
@@ -70,7 +70,7 @@ def metrics_table(found: dict[str, Any], title: str) -> Table:
 
 
 def print_metrics(console: Console, found: dict[str, Any], title: str) -> None:
-    """Prints the figures of the classes, unless there are too many, and the means over them."""
+    """Prints the figures of each class, unless there are too many classes, and the overall ones."""
     if len(found["classes"]) <= MOST_SHOWN:
         console.print(metrics_table(found, title))
     table = Table(show_header=False)

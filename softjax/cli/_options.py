@@ -1,4 +1,4 @@
-"""What options may be, and how a file is read by them."""
+"""Checks of single options, and the reading of files with them."""
 
 import codecs
 import contextlib
@@ -15,14 +15,14 @@ SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "space":
 
 
 def finite(value: float | None) -> float | None:
-    """Refuses NaN and infinity, which Python reads as numbers."""
+    """Refuses NaN and infinity, which Python parses as numbers."""
     if value is not None and not np.isfinite(value):
         raise typer.BadParameter("must be a finite number")
     return value
 
 
 def positive(value: float | None) -> float | None:
-    """Refuses what is no finite number above 0."""
+    """Refuses all but finite numbers above 0."""
     if value is not None and not 0 < value < np.inf:
         raise typer.BadParameter("must be a finite number above 0")
     return value
@@ -36,7 +36,7 @@ def all_finite(values: list[float] | None) -> list[float] | None:
 
 
 def separator(value: str | None) -> str | None:
-    """One character, or its name."""
+    """The separator: one character, or its name."""
     if value is None:
         return None
     value = SEPARATORS.get(value, value)
@@ -46,7 +46,7 @@ def separator(value: str | None) -> str | None:
 
 
 def encoding(value: str | None) -> str | None:
-    """The name of an encoding that Python knows."""
+    """The encoding, by a name that Python knows."""
     if value is None:
         return None
     try:
@@ -58,7 +58,7 @@ def encoding(value: str | None) -> str | None:
 
 
 def class_weights(values: Sequence[str] | None) -> list[str] | None:
-    """Refuses what is neither "balanced" nor several of CLASS=WEIGHT."""
+    """Refuses values that are neither "balanced" nor of the form CLASS=WEIGHT."""
     for value in values or ():
         name, _, weight = value.rpartition("=")
         if value == "balanced" and len(values or ()) == 1:
@@ -75,7 +75,7 @@ def class_weights(values: Sequence[str] | None) -> list[str] | None:
 def weights_of_classes(
     options: Sequence[str] | None, data: str, label: str | None, train: Dataset
 ) -> np.ndarray | None:
-    """The weight of each class, [K]; of "balanced" N / (K N_k). None where all are 1."""
+    """The weight of each class, [K]; N / (K N_k) for "balanced", None if all are 1."""
     if not options:
         return None
     if list(options) == ["balanced"]:
@@ -92,7 +92,7 @@ def weights_of_classes(
 
 @contextlib.contextmanager
 def progress_bar(console: Console, title: str) -> Iterator[Progress]:
-    """A bar on a terminal, with the time that remains, which goes when the work is done."""
+    """A progress bar with the remaining time on a terminal, removed when the work is done."""
     columns = (TextColumn(title), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     shown = console.is_terminal and not console.quiet
     with Progress(*columns, console=console, transient=True, disable=not shown) as progress:
@@ -109,7 +109,7 @@ def reading(
     encoding: str | None,
     any_classes: bool = False,
 ) -> Iterator[Reading]:
-    """How a file is read by these options, with a bar while it is."""
+    """The options of reading a file, with a progress bar while it is read."""
     with progress_bar(console, "reading") as progress:
 
         def told(done: int, total: int) -> None:

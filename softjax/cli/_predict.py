@@ -1,4 +1,4 @@
-"""`softjax predict` and `softjax check`: the classes of a file, and the accuracy on this device."""
+"""The commands `softjax predict` and `softjax check`."""
 
 import contextlib
 import csv
@@ -100,7 +100,7 @@ def predict(
 
 
 def _labels(fitted: models.Model, path: Path, column: str, reading: tables.Reading) -> np.ndarray:
-    """The place of each row's label among the classes of the model, [N]."""
+    """The index of the label of each row among the classes of the model, [N]."""
     rows = tables.open_file(path, column, fitted.table, reading)
     names, codes = tables.as_classes(path, column, rows.read(0, rows.num_rows)[1])
     where = f"{path}: column {column!r}"
@@ -116,14 +116,14 @@ def _labels(fitted: models.Model, path: Path, column: str, reading: tables.Readi
 
 @contextlib.contextmanager
 def _writing(out: Path) -> Iterator[TextIO]:
-    """A file in UTF-8, written whole or not at all."""
+    """A file in UTF-8 that is written completely or not at all."""
     with _files.whole(out) as draft, draft.open("w", newline="", encoding="utf-8") as file:
         yield file
 
 
 @contextlib.contextmanager
 def _printing() -> Iterator[TextIO]:
-    """The standard output, in UTF-8 whatever the locale, as the files that `softjax fit` reads."""
+    """The standard output in UTF-8 under any locale, as `softjax fit` reads files."""
     _interrupt.tell("interrupted.")
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")

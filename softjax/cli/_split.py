@@ -1,4 +1,4 @@
-"""Which rows are held out: the same share of every class, in memory and from a stream."""
+"""The choice of the held-out rows: the same share of every class, in memory and in a stream."""
 
 from collections import Counter
 
@@ -12,7 +12,7 @@ SPARE = 20
 
 
 class Split:
-    """Draws the rows to hold out, from rows that are seen in runs, by one process or many.
+    """Draws the rows to hold out, from rows that one or many processes read in runs.
 
     Every row has a pseudo-random key that depends on the seed and its number alone; of each class
     the rows of the smallest keys are held out. The same rows are drawn, therefore, however the
@@ -34,7 +34,7 @@ class Split:
         self.candidates: dict[str, list[np.ndarray]] = {}
 
     def see(self, rows: np.ndarray, names: list[str], codes: np.ndarray) -> None:
-        """Takes these rows into account, whose labels are `names[codes]`."""
+        """Adds rows whose labels are `names[codes]`."""
         found = np.bincount(codes, minlength=len(names)).tolist()
         self.counts.update(dict(zip(names, found, strict=True)))
         near = _keys(rows, self.seed) <= np.uint64(self.share * (2**64 - 2**12))
@@ -88,7 +88,7 @@ def _keys(rows: np.ndarray, seed: int) -> np.ndarray:
 
 
 def too_few(data: str, num_rows: int, fraction: float) -> str:
-    """The message where no row can be held out."""
+    """The message of the error that no row can be held out."""
     return (
         f"{data}: {num_rows} rows cannot be split: with a share of {fraction} held out, a row of "
         f"each class must be left to fit."

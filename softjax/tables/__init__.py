@@ -1,6 +1,7 @@
-"""Data files as features and labels: CSV, NumPy and Parquet, with errors that name the place.
+"""Features and labels from CSV, NumPy and Parquet files, with errors that name row and column.
 
-One reader serves a fit in memory and one that streams: both take, and refuse, the same files.
+A fit in memory and a streamed fit use the same readers, so that both accept and refuse the same
+files.
 """
 
 from collections.abc import Sequence
@@ -89,11 +90,11 @@ class Dataset(NamedTuple):
 
     Attributes:
         features: float64 [N, D].
-        labels: int32 [N], the index of the class.
+        labels: int32 [N], class indices.
         feature_names: D names.
         class_names: K names, in the order of the indices.
         rows: the number of each example in the file, counted from 0, int64 [N].
-        columns: those of the file, of which categories have several features or none.
+        columns: the columns of the file. A column of categories becomes several features or none.
     """
 
     features: np.ndarray
@@ -110,13 +111,13 @@ class Dataset(NamedTuple):
 
 
 def suffix(path: Path) -> str:
-    """The suffix that says how a file is read, with that of its compression."""
+    """The suffix that determines the format of a file, such as .csv or .csv.gz."""
     name = path.name.lower()
     return next((s for s in sorted(READERS, key=len, reverse=True) if name.endswith(s)), "")
 
 
 def is_text(path: Path) -> bool:
-    """Whether a file is read as CSV, which has a separator and an encoding."""
+    """Whether a file is read as CSV, so that a separator and an encoding make sense."""
     return READERS.get(suffix(path)) is CsvRows
 
 
@@ -131,7 +132,7 @@ def open_file(
     Args:
         path: the file.
         label: the column of the labels; None to read none.
-        names: the columns of the features; None for all others that are no row numbers.
+        names: the columns of the features; None for all columns but the labels and row numbers.
         reading: how the file is to be read.
     """
     reader = READERS.get(suffix(path))
@@ -157,7 +158,7 @@ def dataset(
     keep_missing: bool = False,
     reading: Reading = PLAIN,
 ) -> Dataset:
-    """The column of labels, and all the others as features.
+    """Reads one column as the labels and all other columns as the features.
 
     Rows without a label, or with a feature that is no finite number of float32, are refused by an
     `IncompleteError`, or skipped. With `keep_missing` a feature may be NaN, for a missing cell.
@@ -193,17 +194,17 @@ def features(path: Path, names: Sequence[str | Column], reading: Reading = PLAIN
 
 
 def missing_cells(features: np.ndarray) -> np.ndarray:
-    """How many entries of each feature are no finite number of float32, [D]."""
+    """The number of entries of each feature that are no finite number of float32, [D]."""
     return np.sum(~good_rows(features.reshape(-1, 1)).reshape(features.shape), axis=0)
 
 
 def error_of_rows(rows: FileRows, wrong: np.ndarray, counts: np.ndarray) -> IncompleteError:
-    """What is wrong with the first of the rows `wrong`, and how many others are not complete.
+    """The error of the first incomplete row, with the number of the other incomplete rows.
 
     Args:
-        rows: of the file.
-        wrong: the numbers of the rows that are not complete.
-        counts: how many entries of each feature are no finite number, [D].
+        rows: the rows of the file.
+        wrong: the numbers of the incomplete rows.
+        counts: the number of entries of each feature that are no finite number, [D].
     """
     first = int(wrong[0])
     x, _ = rows.read(first, first + 1)
@@ -240,9 +241,9 @@ def _all(rows: FileRows) -> tuple[np.ndarray, np.ndarray]:
 
 
 def features_of(data: Any, columns: Sequence[Column]) -> np.ndarray:
-    """The features of what has columns by name, such as a DataFrame, float64 [N, D].
+    """The features of a DataFrame or another table with named columns, float64 [N, D].
 
-    Its errors name columns and rows as those of files do.
+    The errors name columns and rows, as those of files do.
     """
     path = Path("data")
     there = list(getattr(data, "columns", data))

@@ -1,4 +1,4 @@
-"""What a cell of a table may be: a feature is a number, and a label is the name of a class."""
+"""The cells of a table: a feature is a number, and a label is the name of a class."""
 
 import numbers
 from collections.abc import Iterable
@@ -15,15 +15,15 @@ LARGEST = float(np.finfo(np.float32).max)
 # More different numbers than this are measurements, unless they are whole and each has so many
 # rows on average.
 MOST_NUMBERS, ROWS_OF_A_NUMBER = 20, 10
-# What CSV files of pandas, R, SQL and the archives of data sets hold where there is no value.
+# The texts that pandas, R, SQL and archives of data sets write for a missing value.
 MISSING = frozenset(("", "NA", "N/A", "<NA>", "NaN", "nan", "NULL", "null", "?"))
 TRUTHS = {"true": 1.0, "false": 0.0}
-# A kernel has a column for each class, and has to fit into memory.
+# The kernel has a column for each class and has to fit into memory.
 MOST_CLASSES = 100_000
 
 
 class NumberError(DataError):
-    """A cell that is no number where the others are."""
+    """A cell that is no number in a column of numbers."""
 
     def __init__(self, path: Path, name: str, row: int, cell: object):
         where = f"column {name!r}, row {row}"
@@ -74,7 +74,7 @@ def number(path: Path, name: str, row: int, cell: object) -> float:
 
 
 def reads_as_number(text: str) -> bool:
-    """Whether `number` takes the text."""
+    """Whether `number` accepts the text."""
     try:
         number(Path(), "", 0, text)
     except NumberError:
@@ -94,7 +94,7 @@ def is_missing(cell: object) -> bool:
 def as_classes(
     path: Path, name: str, labels: np.ndarray, first: int = 0
 ) -> tuple[list[str], np.ndarray]:
-    """The names of the classes in a column of labels, and the place of each label among them.
+    """The names of the classes in a column of labels, and the index of each label among them.
 
     Returns:
         Distinct names in any order, and integers [n]: -1 where the label is missing.
@@ -127,10 +127,10 @@ def as_classes(
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """The names of classes in the order of numbers, or of text.
+    """The names of classes, sorted as numbers or as text.
 
-    The order is that of numbers where all names are whole numbers, or all are numbers, each as
-    Python writes it. The names 01, 1 and +1 are three classes, in the order of text.
+    They are sorted as numbers if all names are whole numbers, or all are numbers, in the form in
+    which Python writes them. The names 01, 1 and +1 are three classes, which are sorted as text.
     """
     names = list(names)
     for kind in (int, float):
@@ -157,7 +157,7 @@ def check_classes(
         name: the column of the labels, for the error.
         names: the distinct names.
         count: the number of rows with a label.
-        any_classes: whether none of these rules holds.
+        any_classes: whether to apply none of these rules.
     """
     classes = in_order(names)
     where = f"{path}: column {name!r}"
@@ -206,7 +206,7 @@ def _doubt(classes: list[str], count: int) -> str | None:
 
 
 def numbers_as_classes(classes: list[str]) -> str | None:
-    """A line which says that many whole numbers are classes; None where the labels are not such."""
+    """A line that says that many numbers are taken as classes; None for other labels."""
     if len(classes) <= MOST_NUMBERS or not _are_numbers(classes):
         return None
     ends = f"{classes[0]} to {classes[-1]}"
@@ -214,7 +214,7 @@ def numbers_as_classes(classes: list[str]) -> str | None:
 
 
 def good_rows(features: np.ndarray, codes: np.ndarray | None = None) -> np.ndarray:
-    """Which rows have finite numbers of float32 alone, and a label."""
+    """Which rows have a label and only finite numbers of float32."""
     good = np.all(np.abs(features) <= LARGEST, axis=1)
     return good if codes is None else good & (codes >= 0)
 

@@ -11,7 +11,7 @@ import numpy as np
 from softjax.tables._cells import class_name, in_order, is_missing
 from softjax.tables._errors import DataError
 
-# Columns of this name that hold whole numbers, all different, say who a row is, not how it is.
+# Columns with such a name that hold distinct whole numbers identify the rows.
 IDENTIFIER = re.compile(
     r"(.*[ _.-])?(id|uuid|guid|identifier|index|row ?num(ber)?)|.*[a-z](Id|ID)", re.IGNORECASE
 )
@@ -22,13 +22,13 @@ class Reading(NamedTuple):
     """How a file is to be read.
 
     Attributes:
-        drop: columns that are no features.
-        categories: columns whose cells are categories even if they are numbers.
+        drop: columns that are not features.
+        categories: columns whose numbers are names of categories.
         separator: between the cells of a CSV file; None to find it in the header.
         encoding: of a CSV file; None for UTF-8, or UTF-16 with a byte order mark.
         any_classes: whether the labels are classes even if they look like identifiers or
             measurements.
-        progress: called with the bytes that were read, and all of them.
+        progress: called with the number of bytes read so far and the total.
     """
 
     drop: Sequence[str] = ()
@@ -49,7 +49,7 @@ class Column(NamedTuple):
         name: of the column.
         levels: the categories in order; None for numbers. Each but the first, which is the
             reference, becomes a feature that is 1 in its rows and 0 in the others.
-        fill: what a missing cell counts as, a number or a category; None where it is refused.
+        fill: the number or category that replaces a missing cell; None to refuse missing cells.
     """
 
     name: str
@@ -65,14 +65,14 @@ class Column(NamedTuple):
 
     @property
     def filling(self) -> np.ndarray:
-        """Its features where a cell is missing."""
+        """The features of a row in which the cell of this column is missing."""
         if self.levels is None or self.fill is None:
             return np.array([np.nan if self.fill is None else self.fill] * len(self.features))
         return np.array([level == self.fill for level in self.levels[1:]], np.float64)
 
 
 class Levels:
-    """The categories of a column: numbered as they are seen, or as a model knows them.
+    """The categories of a column, numbered in the order of appearance or as in a model.
 
     Args:
         path: the file, for errors.
@@ -86,7 +86,7 @@ class Levels:
         self.first_rows: dict[str, int] = {}
 
     def code(self, cell: object, row: int) -> float:
-        """The number of the category of a cell; NaN where it is missing."""
+        """The number of the category of a cell; NaN if the cell is missing."""
         try:
             if is_missing(cell):
                 return np.nan
@@ -105,12 +105,12 @@ class Levels:
         return float(code)
 
     def codes(self, cells: Sequence[object], first: int) -> np.ndarray:
-        """The numbers of a run of cells, which begins with row `first`, counted from 0."""
+        """The category numbers of cells, of which the first is in row `first`, counted from 0."""
         rows = range(first + 1, first + 1 + len(cells))
         return np.array([self.code(c, r) for c, r in zip(cells, rows, strict=True)], np.float64)
 
     def column(self, present: int) -> tuple[Column, np.ndarray]:
-        """The column with its categories in order, and the place there of each number.
+        """The column with its categories in order, and the position of each number in that order.
 
         Args:
             present: the number of cells that are not missing.
@@ -126,7 +126,7 @@ class Levels:
 
 
 def feature_names(path: Path, columns: Sequence[Column]) -> list[str]:
-    """The names of all features, each one once."""
+    """The names of all features; an error if two are equal."""
     names = [name for column in columns for name in column.features]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
@@ -135,7 +135,7 @@ def feature_names(path: Path, columns: Sequence[Column]) -> list[str]:
 
 
 def encoded(columns: Sequence[Column], table: np.ndarray) -> np.ndarray:
-    """The features [n, D] of a table [n, columns] of numbers and numbers of categories.
+    """The features [n, D] of a table [n, columns] of numbers and category numbers.
 
     A missing cell, NaN, makes all features of its column NaN.
     """
@@ -160,7 +160,7 @@ def filled(columns: Sequence[Column], features: np.ndarray) -> np.ndarray:
 
 
 def with_fills(path: Path, columns: Sequence[Column], features: np.ndarray) -> list[Column]:
-    """The columns with what fills missing cells: the median, or the most frequent category.
+    """The columns with the fill of missing cells: the median or the most frequent category.
 
     Args:
         path: the file, for the error.
@@ -184,7 +184,7 @@ def with_fills(path: Path, columns: Sequence[Column], features: np.ndarray) -> l
 
 
 def refuse_identifiers(path: Path, columns: Sequence[Column], features: np.ndarray) -> None:
-    """Refuses a column of whole numbers, all different, that is named as an identifier."""
+    """Refuses a column of distinct whole numbers whose name is that of an identifier."""
     place = 0
     for column in columns:
         if column.levels is None and IDENTIFIER.fullmatch(column.name) and len(features) >= 10:
@@ -200,7 +200,7 @@ def refuse_identifiers(path: Path, columns: Sequence[Column], features: np.ndarr
 
 
 def described(columns: Sequence[Column]) -> str | None:
-    """What the categories are, in one line; None where there are none."""
+    """The categories of all columns in one line; None if there are none."""
     coded = [column for column in columns if column.levels is not None]
     if not coded:
         return None

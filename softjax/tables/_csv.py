@@ -62,13 +62,13 @@ class CsvRows(HeldRows):
 
 
 class _Cells:
-    """The cells of the features, row by row, as numbers and numbers of categories.
+    """The cells of the features, row by row, as numbers and category numbers.
 
     Args:
         path: the file, for errors.
         columns: of the features.
-        known: whether a model says which of them are categories.
-        categories: the names of columns that are categories even if their cells are numbers.
+        known: whether a model determines which columns are categories.
+        categories: the names of columns whose numbers are names of categories.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class _Cells:
         self.values.extend(self._numbers(row, cells))
 
     def _numbers(self, row: int, cells: list[str]) -> list[float]:
-        """By the rule of `number`, which is asked only where it may differ from `float`."""
+        """The cells as `number` reads them; `float` is faster and agrees on plain text."""
         text = "".join(cells)
         if text.isascii() and "_" not in text:
             try:
@@ -110,7 +110,7 @@ class _Cells:
         return self.levels[i].code(cell, row)
 
     def table(self, num_rows: int) -> tuple[list[Column], np.ndarray]:
-        """The columns, and the cells [rows, columns]; the numbers of categories are in order."""
+        """The columns and the cells [rows, columns], with the categories numbered in order."""
         columns = list(self.columns)
         # A view of no numbers is refused.
         cells = np.frombuffer(self.values, np.float64) if num_rows else np.empty(0)
@@ -171,14 +171,14 @@ class _Lines:
 
 
 def _encoding(file: Any) -> str:
-    """UTF-16 where the file begins with its byte order mark, as Excel writes text; else UTF-8."""
+    """UTF-16 if the file begins with its byte order mark, as Excel writes text; else UTF-8."""
     start = file.read(2)
     file.seek(0)
     return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def _separator(path: Path, header: str) -> str:
-    """Of tab in .tsv and comma elsewhere, or the one that cuts the header into most names."""
+    """The tab in .tsv files and else the comma, or the one that gives the header most names."""
     usual = "\t" if ".tsv" in [suffix.lower() for suffix in path.suffixes] else ","
 
     def fields(separator: str) -> int:
@@ -191,7 +191,7 @@ def _separator(path: Path, header: str) -> str:
 
 
 def _typed(labels: list[str], texts: Iterable[str]) -> np.ndarray:
-    """Labels as integers where each is one, as Python writes it; else as text."""
+    """Labels as integers if each is written as Python writes integers; else as text."""
     try:
         if all(str(int(text)) == text for text in texts):
             return np.array([int(label) for label in labels], np.int64)

@@ -1,4 +1,4 @@
-"""What is wrong with a file, in one line that begins with its path."""
+"""Errors of data files, each in one line that begins with the path."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ LONGEST_LINE = 1000
 
 
 class DataError(Exception):
-    """What is wrong with a data file, in one line.
+    """An error of a data file, in one line.
 
     Names and cells of a file, which the line may show, can hold line breaks and any length of text.
     """
@@ -28,7 +28,7 @@ class IncompleteError(DataError):
 
 @contextmanager
 def understood(path: Path) -> Iterator[None]:
-    """Makes one line of whatever a library raises on bytes that it does not understand."""
+    """Turns any exception of a library that cannot read the bytes into a one-line error."""
     try:
         yield
     except DataError:
@@ -41,7 +41,7 @@ def understood(path: Path) -> Iterator[None]:
 
 
 def refuse_bytes(path: Path, size: int, packed: int | None = None) -> None:
-    """Refuses `size` bytes that memory does not hold, or that `packed` bytes would unpack to."""
+    """Refuses `size` bytes if memory does not hold them or `packed` bytes unpack to too many."""
     if packed is not None and size > max(LARGEST_UNPACKED, LARGEST_RATIO * packed):
         form = f"{size / 1e9:.1f} GB from a file of {packed / 1e6:.1f} MB"
         raise DataError(f"{path}: would unpack to {form}. Save the arrays without compression.")

@@ -1,4 +1,4 @@
-"""Rows of `.npy` and `.npz` files, read by what is understood of the headers of their arrays."""
+"""Rows of `.npy` and `.npz` files, whose array headers are parsed strictly."""
 
 import re
 import zipfile
@@ -28,9 +28,9 @@ class Header(NamedTuple):
 
     Attributes:
         shape: of the array.
-        fortran_order: whether the first index runs fastest.
+        fortran_order: whether the first index varies fastest.
         dtype: of numbers, truth values or text.
-        offset: where the array begins.
+        offset: the byte at which the array begins.
     """
 
     shape: tuple[int, ...]
@@ -40,7 +40,7 @@ class Header(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The bytes of the array."""
+        """The number of bytes of the array."""
         size = self.dtype.itemsize
         for length in self.shape:
             size *= length  # in Python's integers, which do not overflow
@@ -48,7 +48,7 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path, file: IO[bytes], file_size: int) -> Header:
-    """The header of an array that takes all of a file of `file_size` bytes."""
+    """Reads the header of an array that fills a file of `file_size` bytes."""
     start = file.read(8)
     length_bytes = {1: 2, 2: 4, 3: 4}.get(start[6] if len(start) == 8 else 0)
     if start[:6] != MAGIC or length_bytes is None:
@@ -62,7 +62,7 @@ def read_header(path: Path, file: IO[bytes], file_size: int) -> Header:
     descr, order, shape = found.groups()
     try:
         dtype = np.dtype(descr) if DTYPE.fullmatch(descr) else None
-    except TypeError:  # a long double, which this machine has not
+    except TypeError:  # a long double that this machine lacks
         dtype = None
     if dtype is None or not dtype.itemsize:
         raise DataError(f"{path}: expected numbers or text, got dtype {descr!r}.")
@@ -75,7 +75,7 @@ def read_header(path: Path, file: IO[bytes], file_size: int) -> Header:
 
 
 def read_array(path: Path, file: IO[bytes], file_size: int) -> np.ndarray:
-    """The whole array of an open file."""
+    """Reads the whole array of an open file."""
     header = read_header(path, file, file_size)
     data = file.read()  # to the end, where a checksum of the file is compared
     if len(data) != header.size:
@@ -85,10 +85,10 @@ def read_array(path: Path, file: IO[bytes], file_size: int) -> np.ndarray:
 
 
 class NpyFile:
-    """An array in a `.npy` file, sliced by reads in place of a map.
+    """An array in a `.npy` file that is sliced by reads instead of a memory map.
 
-    What is read does not stay in the memory of the process, and a file that has been cut short
-    since is an error with a name, where a map of it would end the process.
+    The bytes do not stay in the memory of the process, and a file that was cut short gives an error
+    with its name, whereas a memory map of it would kill the process.
     """
 
     def __init__(self, path: Path):
@@ -178,7 +178,7 @@ class NpyRows(FileRows):
 
 
 class NpzRows(HeldRows):
-    """Rows of a `.npz` file, which names its arrays; columns of one of rank 2 are 0, 1, 2, ..."""
+    """Rows of a `.npz` file of named arrays; the columns of a matrix are named 0, 1, 2, ..."""
 
     def __init__(
         self,
@@ -222,7 +222,7 @@ class NpzRows(HeldRows):
 
 
 def _column(path: Path, name: str, cells: np.ndarray, categories: Sequence[str]) -> Column:
-    """One of categories where it is named, or where no cell reads as a number."""
+    """The column, of categories if `categories` has its name or no cell is a number."""
     if name not in categories:
         if cells.dtype.kind not in "SU":
             return Column(name)

@@ -20,8 +20,8 @@ class ParquetRows(FileRows):
     Args:
         path: the file.
         label: the name of the column of the labels.
-        names: those of the features; None for all the other columns, without an index of pandas.
-        reading: which columns are no features, and which are categories.
+        names: the columns of the features; None for all other columns but an index of pandas.
+        reading: which columns are not features, and which are categories.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class ParquetRows(FileRows):
             self.file = parquet.ParquetFile(path)
             schema = self.file.schema_arrow
             metadata = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
-            # A range is told by its bounds in place of a name; it is no column of the file.
+            # A range index is described by its bounds and has no column in the file.
             index = [name for name in metadata.get("index_columns", ()) if isinstance(name, str)]
             meta = self.file.metadata
             sizes = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
@@ -66,9 +66,9 @@ class ParquetRows(FileRows):
         return np.concatenate(features), np.concatenate(labels)
 
     def _column(self, path: Path, name: str, reading: Reading) -> Column:
-        """One of categories where it is named, or where it is of text and no cell is a number.
+        """The column, of categories if it is named as such or holds texts that are no numbers.
 
-        It takes a pass over the column, a row group at a time.
+        This takes one pass over the column, one row group at a time.
         """
         from pyarrow import types
 
@@ -108,7 +108,7 @@ class ParquetRows(FileRows):
 
 
 def _decoded(column: Any) -> np.ndarray:
-    """A column of Arrow in NumPy; integers stay integers where some are missing."""
+    """A column of Arrow as a NumPy array; integers stay integers if some are missing."""
     import pyarrow
 
     if pyarrow.types.is_dictionary(column.type):

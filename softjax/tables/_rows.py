@@ -1,4 +1,4 @@
-"""Rows of a file, read in runs, whatever its format, and the choice of its columns."""
+"""The rows of a file of any format, read in runs, and the choice of its columns."""
 
 import re
 import zlib
@@ -25,13 +25,13 @@ class FileRows(ABC):
 
     Attributes:
         path: the file.
-        label: the column of the labels; None where none are read.
-        columns: those of the features.
-        names: of the features, of which a column of categories has several or none.
+        label: the column of the labels; None if none are read.
+        columns: the columns of the features.
+        names: the names of the features; a column of categories has several or none.
         num_rows: N.
         num_features: D.
-        fingerprint: what a change of the file changes, as JSON can hold it.
-        any_classes: as of `Reading`.
+        fingerprint: values that change when the file does, for JSON.
+        any_classes: the attribute of `Reading`.
     """
 
     any_classes = False
@@ -52,12 +52,12 @@ class FileRows(ABC):
 
     @property
     def coded(self) -> np.ndarray:
-        """Which features are 0 or 1 for a category, [D]."""
+        """Which features are indicators of a category, [D]."""
         return np.array([c.levels is not None for c in self.columns for _ in c.features], bool)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """Of the files."""
+        """The fingerprints of the files by their names."""
         return {path.name: file_fingerprint(path) for path in self.paths}
 
     @abstractmethod
@@ -71,7 +71,7 @@ class HeldRows(FileRows):
     Args:
         path: the file.
         label: the column of the labels, or None.
-        columns: those of the features.
+        columns: the columns of the features.
         features: [N, D].
         labels: [N], or None.
     """
@@ -101,7 +101,7 @@ def chosen_columns(
     index: Collection[str] = (),
     drop: Collection[str] = (),
 ) -> list[Column]:
-    """The columns of the features: `names`, or all but the labels, the index and row numbers."""
+    """The columns of the features: `names`, or all but labels, index and row numbers."""
     repeated = [name for name, count in Counter(known).items() if count > 1]
     if repeated:
         raise DataError(f"{path}: two columns have one name, {repeated[0]!r}.")
@@ -137,9 +137,9 @@ def stacked(
 
     Args:
         path: the file, for errors.
-        columns: of the features.
-        cells: the cells of each.
-        levels: the categories, by the name of the column.
+        columns: the columns of the features.
+        cells: the cells of each column.
+        levels: the categories by the name of their column.
         first: the number of the first row in the file.
     """
     parts = []
@@ -152,12 +152,12 @@ def stacked(
 
 
 def known_levels(path: Path, columns: Sequence[Column]) -> dict[str, Levels]:
-    """The categories of columns that are known."""
+    """The categories of the columns whose categories are known."""
     return {c.name: Levels(path, c.name, c.levels) for c in columns if c.levels is not None}
 
 
 def file_fingerprint(path: Path) -> dict[str, int]:
-    """Size, time of change and a checksum of blocks that are spread over a file."""
+    """The size, the modification time and a checksum of blocks spread over a file."""
     status = path.stat()
     checksum = 0
     with path.open("rb", buffering=0) as file:
