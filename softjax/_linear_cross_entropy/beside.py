@@ -37,7 +37,7 @@ Read = tuple[tuple[Statistics, Array, Array], Array]
 
 
 def read(part: Arguments, start: Array | int, k: int) -> Read:
-    """What the classes of an argument say, of which the first is `start`."""
+    """Statistics and readings of the rows from the classes of an argument, the first `start`."""
     block = block_of(*part)
     s = statistics(block, part.rows.index, start)
     surprise, top_d, top_classes = readings(block, s.top, start, k)
@@ -45,7 +45,7 @@ def read(part: Arguments, start: Array | int, k: int) -> Read:
 
 
 def read_over(axes: tuple[str, ...], budget: int | None, arguments: Arguments, k: int) -> Read:
-    """What all classes say, some rows at a time.
+    """Statistics and readings of the rows from all classes, some rows at a time.
 
     With d = (m_s - M) / T for the shard s of the classes, sum e^d (surprise - (1 + r_s) d) is the
     surprise of all.
@@ -113,7 +113,7 @@ def _slope(
     k: int,
     dots: Arguments,
 ) -> Any:
-    """The tangent of `read_over` along `dots`; the classes have none."""
+    """The tangent of `read_over` along `dots`; the classes have no tangent."""
 
     def reals(arguments: Arguments) -> tuple[Statistics, Array, Array]:
         return read_over(axes, budget, arguments, k)[0]
@@ -129,14 +129,14 @@ def log_partition_of(s: Statistics, scalars: Scalars) -> Array:
 def outputs_of_rows(
     arguments: Arguments, s: Statistics, surprise: Array, top_d: Array, has_loss: bool
 ) -> tuple[Array | None, ...]:
-    """What is returned of each row, from the statistics of all classes."""
+    """The outputs of each row, computed from the statistics of all classes."""
     rows, _, scalars = arguments
     log_probability = loss = None
     if rows.mass is not None:
         mass, at_labels = rows.mass, s.label_logits
         assert at_labels is not None
         if has_loss:
-            # The last label is that of the loss, with its mass there.
+            # The last label, with its mass, is the label of the loss.
             of_loss = s._replace(label_logits=at_labels[:, -1:])
             loss = losses(of_loss, mass[:, -1:], rows.active, scalars)
             s, mass = s._replace(label_logits=at_labels[:, :-1]), mass[:, :-1]

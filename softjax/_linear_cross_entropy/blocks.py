@@ -25,7 +25,7 @@ from softjax._reductions import is_place, shift
 
 
 class Rows(NamedTuple):
-    """What each row brings. Its targets are a few classes, or `dense`."""
+    """The data of the rows. The targets of a row are a few classes, or `dense`."""
 
     hidden: Array  # [n, D]
     index: Array | None  # [n, k], in [0, V)
@@ -35,7 +35,7 @@ class Rows(NamedTuple):
 
 
 class Classes(NamedTuple):
-    """What each class brings, over the last axis; the kernel over `axis`."""
+    """The data of the classes, which are on the last axis; in the kernel they are on `axis`."""
 
     kernel: Array  # [D, V]
     bias: Array | None = None  # [V]
@@ -54,7 +54,7 @@ class Classes(NamedTuple):
 
 
 class TransposedClasses(Classes):
-    """The same with a kernel [V, D]. What is made of it by `_replace` or by JAX is of this type."""
+    """`Classes` with a kernel [V, D]. `_replace` and JAX's tree functions keep this type."""
 
     __slots__ = ()
 
@@ -64,7 +64,7 @@ class TransposedClasses(Classes):
 
 
 class Scalars(NamedTuple):
-    """The options that are one number; None where there is none."""
+    """The options that are one number; None for an option that is not used."""
 
     softcap: Array | None
     temperature: Array | None
@@ -72,7 +72,7 @@ class Scalars(NamedTuple):
 
 
 class Block(NamedTuple):
-    """n rows by v classes, and all that the losses are differentiated by."""
+    """n rows by v classes, with every array that the losses are differentiated by."""
 
     product: Array | None  # [n, v], h W; None among tangents
     bias: Array | None  # [v]
@@ -84,7 +84,7 @@ class Block(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What the loss of a row is made of."""
+    """The numbers per row that its loss is computed from."""
 
     top: Array  # [n], m
     excess: Array  # [n], r; -1 where every class so far is -inf
@@ -94,9 +94,9 @@ class Statistics(NamedTuple):
 
 
 def block_of(rows: Rows, classes: Classes, scalars: Scalars, product: Array | None = None) -> Block:
-    """The block of these rows and these classes; their product, where it is there already."""
+    """The block of these rows and classes; a product that is already computed is used as it is."""
     if product is None:
-        # Multiplied in the dtype of the inputs, summed in that of the computation.
+        # The operands keep the dtype of the inputs; the sums are in that of the computation.
         wide = compute_dtype(rows.hidden.dtype)
         product = times_features(rows.hidden, classes.kernel, classes.axis, wide)
     dense = None if rows.dense is None else rows.dense.astype(product.dtype)
@@ -110,7 +110,7 @@ def times_features(hidden: Array, kernel: Array, axis: int, dtype) -> Array:
 
 
 def statistics(block: Block, index: Array | None, start: Array | int) -> Statistics:
-    """Those of the classes from `start` on."""
+    """The statistics of a block whose first class is `start`."""
     temperature = block.scalars.temperature
     x = class_logits(block.product, block.bias, block.scalars.softcap)
     top, r = top_and_excess(x, temperature)
@@ -185,7 +185,7 @@ def tangent(
     active: Array | None,
     dots: Block,
 ) -> Array:
-    """What the tangents `dots` of a block, None where there are none, add to that of the losses."""
+    """The tangent of the losses along `dots` of a block; None in `dots` is a zero tangent."""
     top, taking_part = s.top[:, None], alive(s, block.mass, active)
     x = class_logits(block.product, block.bias, block.scalars.softcap)
     d = distance(x, top, block.scalars.temperature)
@@ -204,7 +204,7 @@ def tangent(
 def row_tangent(
     s: Statistics, mass: Array | None, active: Array | None, scalars: Scalars, dots: Block
 ) -> Array:
-    """The same for what belongs to no block: the masses at `index`, z-loss, and m / T."""
+    """The tangent of the losses by what no block holds: masses at `index`, z-loss, and m / T."""
     lse = log_partition(s, scalars)
     l_dot = jnp.zeros_like(lse)
     if dots.mass is not None:
@@ -215,7 +215,7 @@ def row_tangent(
         l_dot += lse**2 * dots.scalars.z_loss
     temperature, z_loss = scalars.temperature, scalars.z_loss
     if dots.scalars.temperature is not None and temperature is not None and z_loss is not None:
-        # sum_k g_k is 2 z lse: the offset that d is without counts.
+        # sum_k g_k is 2 z lse, so that the offset m / T, which d does not contain, counts.
         slope = 2 * z_loss * lse * offset(s, scalars) / temperature
         l_dot -= slope * dots.scalars.temperature
     return jnp.where(alive(s, mass, active), l_dot, 0)

@@ -67,12 +67,12 @@ def linear_cross_entropy_ggn_vp(
         G v = J^T H J v,  H = diag(p) - p p^T,  J = d logits / d (hidden, kernel, bias)
         H z_dot = p * (z_dot - <p, z_dot>),  z_dot = J v
 
-    Also the Fisher information times a vector, for H is the covariance of the label. Symmetric and
-    positive semidefinite, whatever the labels, which it does not need. The logits of some rows at
-    a time exist, and no others.
-    Derivative: by JAX, both modes, any order.
-    Over a mesh: five numbers an example and the products go over the wire.
-    Edge cases: an example of weight 0 takes no part.
+    It is also the Fisher information times a vector, since H is the covariance of the label. G is
+    symmetric and positive semidefinite, and does not depend on the labels. Only the logits of some
+    rows exist at a time.
+    Derivative: by JAX, in both modes, at any order.
+    Over a mesh: five numbers per example and the products go over the wire.
+    Edge cases: an example with weight 0 takes no part.
 
     Args:
         hidden: real [..., D].
@@ -183,7 +183,7 @@ def _reduced(
 def _products_on(
     layout: Layout, budget: int | None, arguments: Arguments, scale: Array, tangents: Tangents
 ) -> Tangents:
-    """The same on the devices of a mesh, each of whom has its rows and its classes."""
+    """The products on a mesh, where each device has some of the rows and of the classes."""
     rows, features, classes = layout.rows, layout.features, layout.classes
     axis = 1 - arguments.classes.axis
 
@@ -207,7 +207,7 @@ def _products_on(
     products = mapped(
         layout, local, padded(layout, arguments), (scale, tangents), (P(rows), specs), specs
     )
-    # Without the rows and the classes that were added to share them equally.
+    # Cut off the rows and classes that were added so that all devices have equally many.
     h, w, b = jax.tree.map(lambda a, dot: a[tuple(map(slice, dot.shape))], products, tangents)
     return jax.tree.map(layout.as_rows, h), w, b
 

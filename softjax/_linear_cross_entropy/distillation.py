@@ -87,18 +87,19 @@ def linear_distillation_loss(
         forward_kl: T^2 sum_k p_k log(p_k / q_k)        reverse_kl: T^2 sum_k q_k log(q_k / p_k)
         jensen_shannon: T^2 (b KL(p, m) + (1 - b) KL(q, m)),  m = b p + (1 - b) q,  b: beta
 
-    From a teacher's k most probable classes, all other classes are one, with the probability that
-    is left of 1: no mass is dropped, and none of that of the student.
+    With the k most probable classes of a teacher, all other classes together are one class, with
+    the probability that is left of 1. No mass of the teacher or of the student is dropped.
 
-    Derivative: both modes, any order, by every array of real numbers among the arguments, without
-    all logits either. A sum or mean and its gradients by the student take four matrix products,
-    one of them for the teacher; "none" takes six. The gradients by a teacher take two more, and
-    none where it has no tangent: for jax.grad by arguments that hold both, stop the gradient,
-    jax.lax.stop_gradient(teacher).
-    Over a mesh: as linear_cross_entropy; five numbers an example go over the wire.
-    Edge cases: equal students and teachers: exactly 0, with zero gradient; mass on a class that the
-    other takes out by a bias of -inf: +inf. An example of weight 0 takes no part. A class twice
-    among the k, or more than 1 in all: NaN under a trace.
+    Derivative: both modes work at any order for every real argument, and never hold all logits. A
+    sum or mean and its gradients by the student take four matrix products, one of them for the
+    teacher; the reduction "none" takes six. The gradients by a teacher take two more, and none if
+    it has no tangent: if jax.grad differentiates by arguments that hold both, stop the gradient of
+    the teacher by jax.lax.stop_gradient(teacher).
+    Over a mesh: as linear_cross_entropy; five numbers per example go over the wire.
+    Edge cases: the divergence of equal students and teachers is exactly 0, with zero gradient. It
+    is +inf if one has mass on a class that the other takes out by a bias of -inf. An example with
+    weight 0 takes no part. A class that is twice among the k, or probabilities that sum to more
+    than 1, give NaN under a trace.
 
     Args:
         hidden: real [..., D], of the student.
@@ -117,7 +118,7 @@ def linear_distillation_loss(
         class_axis: as in linear_cross_entropy; the kernel of the teacher has its classes there too.
         feature_axis: as in linear_cross_entropy, for both kernels.
         max_temp_bytes: as in linear_cross_entropy.
-        max_active: as in linear_cross_entropy: how many examples may have a weight.
+        max_active: as in linear_cross_entropy: the largest number of examples with a weight.
 
     Returns:
         Divergences [...] in nats, or one number, at least float32.
@@ -207,7 +208,7 @@ def _is_part(mass: Array) -> Array:
 
 
 def _is_set(index: Array) -> Array:
-    """Whether no index stands twice."""
+    """Whether all indices of a row are different."""
     ordered = jnp.sort(index, -1)
     return jnp.all(ordered[..., 1:] != ordered[..., :-1], -1)
 
@@ -255,7 +256,7 @@ def _on_mesh(
     heads: tuple[Arguments, ...],
     scale: Array | None,
 ) -> Array:
-    """The losses of all rows, where they are; or their sum, with a scale for each."""
+    """The losses of all rows on their devices; with a `scale`, the scaled sum of the losses."""
     axes = () if layout is None else layout.classes
     of_blocks = partial(divergences, axes, *kind)
 

@@ -66,14 +66,14 @@ def linear_cross_entropy(
         none: w_i l_i        sum: sum_i w_i l_i        mean: sum_i w_i l_i / sum_i w_i
         class_weighted_mean: sum_i w_i l_i / sum_i w_i c_y(i)
 
-    Derivative: that of cross_entropy, times W^T and h. Both modes, any order, by every array of
-    real numbers among the arguments, never with all logits either. Sums and means compute value
-    and gradient in one pass, in three matrix products; in four on a CPU in half precision, and
-    within few `max_temp_bytes`. "none" takes four.
+    Derivative: the derivative of cross_entropy, times W^T and h. Both modes work at any order for
+    every real argument, and never hold all logits. Sums and means compute value and gradient in
+    one pass of three matrix products; of four on a CPU in half precision, or if `max_temp_bytes`
+    is small. The reduction "none" takes four.
     Over a mesh: three numbers per example and the gradients go over the wire, once. Where the
     classes are sharded, the numbers are sent with each piece of the rows.
-    Edge cases: as cross_entropy. An example of weight 0 or with the ignored label takes no part,
-    NaN and inf included; nothing left for a mean: 0.
+    Edge cases: as for cross_entropy. An example with weight 0 or with the ignored label takes no
+    part, even if it holds NaN or inf. The mean of no examples is 0.
 
     Args:
         hidden: real [..., D].
@@ -102,14 +102,17 @@ def linear_cross_entropy(
             is one of the examples of this device.
         feature_axis: the same for the features of the kernel, where they are sharded too (FSDP):
             its gradient is then scattered as it was, in place of one on every device.
-        max_temp_bytes: the aim for the memory beside arguments, result and gradients; None for
-            what is fastest on the platform. Smaller pieces reach it, down to one row or class.
-        max_active: how many examples may take part, by their weights and labels, which are then
-            put together: the others cost no product. More than that: ValueError where the labels
-            and weights are known, else NaN. Over a mesh each device has room for its share.
-        batch_invariant: whether the loss of an example, with the reduction "none", is to have the
-            same bits whatever examples it is computed with, and however many. They are taken a
-            fixed number at a time, whatever `max_temp_bytes`. Not where the classes are sharded.
+        max_temp_bytes: the target for the memory beside arguments, result and gradients; None for
+            the fastest plan of the platform. The pieces are made as small as the target needs,
+            down to one row or class.
+        max_active: the largest number of examples that take part, as their weights and labels
+            say. These are gathered first, so that the others cost no product. If there are more,
+            the function raises a ValueError where labels and weights are known, and returns NaN
+            elsewhere. On a mesh each device has room for its share.
+        batch_invariant: whether the loss of an example, with the reduction "none", has the same
+            bits in every batch, of any size and order. The examples are then computed a fixed
+            number at a time, and `max_temp_bytes` has no effect. Not available for sharded
+            classes.
 
     Returns:
         Losses [...] in nats, or one number, at least float32.
@@ -161,7 +164,7 @@ def plain_linear_cross_entropy(
     temperature: ArrayLike = 1.0,
     **options: Any,
 ) -> Array:
-    """The same as a user would write it, all logits and then the loss: what tests compare with."""
+    """The loss computed from all logits, as a user would write it; tests compare with it."""
     dtype = compute_dtype(hidden.dtype)
     kernel = kernel.T if transpose_kernel else kernel
     x = jnp.matmul(hidden, kernel, preferred_element_type=dtype)

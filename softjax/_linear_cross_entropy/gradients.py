@@ -1,4 +1,4 @@
-"""The losses in pieces of rows, without all logits at once; and their derivative.
+"""The losses in pieces of rows, without all logits at once, and their derivative.
 
 `each` gives the losses themselves. Their cotangents are not known beforehand, so its rule computes
 the logits again: four products. `of_rows` does the same for any function of the logits of a row.
@@ -57,9 +57,10 @@ def each(arguments: Arguments, budget: int | None, batch_invariant: bool = False
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def of_rows(function: Callable, tangent: Callable, budget: int | None, arguments: Arguments) -> Any:
-    """function(arguments), some rows at a time: trees of real numbers and of integers, each a row.
+    """function(arguments), computed some rows at a time.
 
-    The derivative of the real ones is tangent(arguments, dots), some rows at a time.
+    The function returns a tree of real and a tree of integer arrays, whose first axis are the
+    rows. The derivative of the real arrays is tangent(arguments, dots), some rows at a time.
     """
 
     def step(values, arguments, start, size):
@@ -93,7 +94,7 @@ def _of_rows_jvp(function, tangent, budget, primals, tangents):
 
 
 def by_rows(function: Callable, budget: int | None, arguments: Arguments) -> Any:
-    """The same, with the derivative by JAX."""
+    """`of_rows` of a function whose derivative JAX computes."""
 
     def tangent(part: Arguments, dots: Arguments):
         return jvp_along(lambda part: function(part)[0], (part,), (dots_like(part, dots),))
@@ -102,7 +103,7 @@ def by_rows(function: Callable, budget: int | None, arguments: Arguments) -> Any
 
 
 def statistics_over(axes: tuple[str, ...], budget: int | None, arguments: Arguments) -> Statistics:
-    """Those of all classes, of which every device has its own."""
+    """The statistics of all classes, where each device has some of them."""
 
     def local(part: Arguments) -> tuple[Statistics, tuple]:
         return statistics(block_of(*part), part.rows.index, first_class(axes, part)), ()
@@ -114,7 +115,7 @@ def statistics_over(axes: tuple[str, ...], budget: int | None, arguments: Argume
 def block_tangent(
     part: Arguments, dots: Arguments, block: Block, s: Statistics, start: Array | int
 ) -> Array:
-    """What the classes of a block, those from `start` on, add to the tangent of the losses."""
+    """The part of the tangent of the losses from a block of classes, the first of them `start`."""
     rows = part.rows
     linear = partial(tangent, block, s, rows.index, start, rows.active)
     l_dot = linear(block_dots(None, dots))

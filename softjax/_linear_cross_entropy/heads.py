@@ -42,7 +42,7 @@ class Targets(NamedTuple):
 
     @property
     def of_examples(self) -> tuple[Array | None, ...]:
-        """Those with the shape of the examples in front."""
+        """The arrays whose leading axes are those of the examples."""
         return self.index, self.mass, self.dense, self.ignored, self.costs
 
 
@@ -91,7 +91,7 @@ def checked_scalars(
     temperature: ArrayLike,
     z_loss: ArrayLike = 0.0,
 ) -> Scalars:
-    """The options that are one number, and None where they change nothing."""
+    """The options that are one number; None for an option that changes nothing."""
     cap = t = z = None
     if softcap is not None:
         cap = _checks.positive_scalar(function, "softcap", softcap, dtype)
@@ -200,7 +200,7 @@ def checked_labels(
 
 @jax.jit
 def _twice(index: Array, mass: Array, ignored: Array | None) -> tuple[Array, Array]:
-    """Index and mass of a label, once with the mass 1, 0 or NaN, and then as they are."""
+    """Index and mass of a label twice: first with the mass 1, 0 or NaN, then with its own mass."""
     mark = jnp.where(jnp.isnan(mass), mass, 1)
     mark = mark if ignored is None else jnp.where(ignored[..., None], 0, mark)
     return jnp.concatenate((index, index), -1), jnp.concatenate((mark, mass), -1)

@@ -1,4 +1,4 @@
-"""The same bits for a row in any company: rows in tiles of one size, the last of them filled up.
+"""Results of a row with the same bits in any batch: rows in tiles of one size, the last padded.
 
 A product of n rows is computed by different programs for different n, which add in different
 orders. Here n is always the same, and a row stands nowhere beside rows that matter to it.
@@ -32,9 +32,10 @@ def checked_invariance(function: str, batch_invariant: bool, classes: tuple[str,
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def in_tiles(function: Callable, whole: Callable, arguments: Arguments) -> Any:
-    """function(arguments), a tile of rows at a time: trees of reals and of integers, each a row.
+    """function(arguments), computed one tile of rows at a time.
 
-    The derivative of the real ones is that of `whole`, the same function of all rows.
+    The function returns a tree of real and a tree of integer arrays, whose first axis are the
+    rows. The derivative of the real arrays is that of `whole`, the same function of all rows.
     """
 
     def of_size(size: int, arguments: Arguments) -> Any:
@@ -43,7 +44,7 @@ def in_tiles(function: Callable, whole: Callable, arguments: Arguments) -> Any:
             return jax.tree.map(partial(put, start=i * size, axis=0), values, new)
 
         count = arguments.rows.hidden.shape[0]
-        # Of a single tile a compiler would see that it is all rows, and take it out of the loop.
+        # A compiler would unroll the loop over a single tile and fuse it with its surroundings.
         more = -count % size + (size if count <= size else 0)
         rows = jax.tree.map(lambda a: _filled(a, more), arguments.rows)
         padded = arguments._replace(rows=rows)

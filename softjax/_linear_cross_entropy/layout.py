@@ -114,7 +114,7 @@ def layout_of(
         expected = f"over devices that divide the {count} features"
         raise ValueError(_checks.message(function, "feature_axis", expected, repr(feature_axis)))
     if not told and _has_explicit(mesh) and math.prod(lead.shape) % layout.size(rows):
-        # More axes than the examples can be over: the kernel is gathered before.
+        # The examples cannot be over so many axes: the kernel is gathered beforehand.
         layout = Layout(mesh, given, given, (), classes)
     if not told:
         _warn_of_hidden_axes(function, layout, kernel)
@@ -172,7 +172,7 @@ def _checked_names(
 
 
 def _warn_of_hidden_axes(function: str, layout: Layout, kernel: Array) -> None:
-    """Warns where the kernel may be sharded over one of several Auto axes, unseen."""
+    """Warns where the kernel may be sharded over one of several Auto axes without our knowledge."""
     auto = axes_of_type(layout.mesh, AxisType.Auto)
     auto = tuple(name for name in auto if layout.size((name,)) > 1)
     if isinstance(kernel, Tracer) and len(auto) > 1 and set(auto) <= set(layout.rows):

@@ -79,8 +79,8 @@ def linear_logsumexp(
 
         y = logsumexp(x),  x = s tanh((h W + b) / s) / T
 
-    Derivative: softmax(x) times W^T and h. Both modes, any order, without all logits either.
-    Edge cases: as logsumexp; every class at -inf: -inf with zero gradient.
+    Derivative: softmax(x) times W^T and h. Both modes work at any order and never hold all logits.
+    Edge cases: as for logsumexp. If every class is at -inf, the result is -inf with zero gradient.
 
     Args:
         hidden: real [..., D].
@@ -148,13 +148,13 @@ def linear_cross_entropy_outputs(
         log_probability = x_y - logsumexp(x),  for each label y of an example
         loss = linear_cross_entropy(hidden, kernel, labels, bias), with its options
 
-    Derivative: that of each output, both modes, any order, without all logits; top_classes has
-    none. Value and gradient take four matrix products. With a reduction the loss and its gradient
-    take three, as in linear_cross_entropy, with all other outputs beside them: metrics cost
-    nothing more. A gradient by those then takes three more.
-    Edge cases: a label out of range: NaN under a trace. An ignored label: log_probability and loss
-    are 0, with gradient 0. Equal logits: the first class comes first. With a reduction, the
-    features of an example that takes no part count as 0 where they are not finite.
+    Derivative: every output but top_classes has one, in both modes, at any order, without all
+    logits. Value and gradient take four matrix products. With a reduction the loss and its
+    gradient take three, as in linear_cross_entropy, and all other outputs come with them, so that
+    metrics cost no product. The gradient of those other outputs then takes three more.
+    Edge cases: a label out of range gives NaN under a trace. For an ignored label log_probability
+    and loss are 0, with gradient 0. Of equal logits the first class comes first. With a
+    reduction, features that are not finite count as 0 in an example that takes no part.
 
     Args:
         hidden: real [..., D].
@@ -175,8 +175,8 @@ def linear_cross_entropy_outputs(
         class_axis: as in linear_cross_entropy.
         feature_axis: as in linear_cross_entropy.
         max_temp_bytes: as in linear_cross_entropy.
-        max_active: how many examples may take part, as in linear_cross_entropy; of k labels, one
-            that is not ignored is enough. All outputs of the others are then 0.
+        max_active: as in linear_cross_entropy. An example with k labels takes part if one of them
+            is not ignored. All outputs of the other examples are then 0.
         batch_invariant: as in linear_cross_entropy.
 
     Returns:
@@ -240,7 +240,7 @@ def linear_cross_entropy_outputs(
 
 
 def _refuse_options(name: str, options: dict[str, Any], reduction: str) -> None:
-    """Refuses what acts on a loss that there is not."""
+    """Raises an error for options of the loss where there is no loss."""
     options = options if reduction == "none" else options | {"reduction": reduction}
     for option, value in options.items():
         if value is not None and not (isinstance(value, (int, float)) and value == 0):
@@ -251,7 +251,7 @@ def _refuse_options(name: str, options: dict[str, Any], reduction: str) -> None:
 def _places(
     name: str, arguments: tuple[Arguments, Array | None, Array | None], class_axis, feature_axis
 ) -> tuple[Lead, Layout | None]:
-    """Where the examples are, and where all is."""
+    """The axes of the mesh that the examples are over, and the layout of all arguments."""
     (rows, classes, _), *others = arguments
     ndim, arrays = rows.hidden.ndim - 1, jax.tree.leaves((rows, others))
     lead = Lead.of(mesh_of(arguments), ndim, classes.kernel, classes.axis, *arrays)
@@ -305,7 +305,7 @@ def _mapped(
 def _in_their_places(
     layout: Layout | None, results: Any, packing: Packed | None, count: int
 ) -> Any:
-    """The reals and the integers of all rows, from those of the rows that were packed."""
+    """The results of all rows, reals and integers, from those of the packed rows."""
     if packing is None:
         return results
     reals, integers = unpacked(layout, results, packing.places, count)
@@ -339,7 +339,7 @@ def _reduced(
     rows = arguments.rows
     assert rows.index is not None
     assert rows.mass is not None
-    # The last label is that of the loss, with its mass there.
+    # The last label, with its mass, is the label of the loss.
     of_loss = rows._replace(index=rows.index[:, -1:], mass=rows.mass[:, -1:])
     every: Any = None
 

@@ -23,7 +23,7 @@ from softjax._sharding import axes_of, varying
 
 
 class Packed(NamedTuple):
-    """The rows that take part, over a mesh those of each device.
+    """The rows that take part, gathered; on a mesh each device gathers its own.
 
     Attributes:
         heads: with as many rows as there is room for.

@@ -166,7 +166,7 @@ def _filled(block: Block | None, wanted: Block | None) -> Block | None:
 
 
 def _plus(head: Arguments, bars: Arguments, new: Block, start: Array | int) -> Arguments:
-    """The gradients by a head, with what its rows from `start` on add."""
+    """The gradients by a head, plus the contribution of its rows from `start` on."""
     (rows, classes, _), dtype = head, compute_dtype(head.rows.hidden.dtype)
     hidden_bar, kernel_bar = bars.rows.hidden, bars.classes.kernel
     g = None if new.product is None else new.product.astype(rows.hidden.dtype)
@@ -190,7 +190,7 @@ def _plus(head: Arguments, bars: Arguments, new: Block, start: Array | int) -> A
 def _through_product(
     losses: Callable, n: int, head: Arguments, dots: Arguments, blocks: list[Block | None]
 ) -> Array | float:
-    """The tangent of the losses by the product of a head."""
+    """The tangent of the losses with respect to the product of a head."""
     if dots.rows.hidden is None and dots.classes.kernel is None:
         return 0.0
     block = blocks[n]
@@ -225,7 +225,7 @@ def divergences(
     part: Pair,
     blocks: list[Block | None],
 ) -> Array:
-    """What the classes of a device, which are all where there are no axes, add to the losses."""
+    """The part of the losses from the classes of this device; without axes it has all classes."""
     student, teacher = blocks
     assert student is not None
     x, s, log_q = _log_probabilities(axes, student)

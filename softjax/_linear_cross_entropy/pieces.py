@@ -136,7 +136,7 @@ def sweep(step: Step, sums: Any, operands: Any, length: int, size: int | Choice)
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
 def accumulated(step: Step, shapes: Any, length: int, sizes: tuple[int, int], operands: Any) -> Any:
-    """The same from zeros, for a step whose derivative does not depend on `sums`.
+    """`sweep` starting from zeros, for a step whose derivative does not depend on `sums`.
 
     Its derivative is accumulated too, in pieces of the second size: nothing is kept for it, and
     the first sums are not computed beside it.
@@ -149,7 +149,7 @@ def accumulated(step: Step, shapes: Any, length: int, sizes: tuple[int, int], op
 def _accumulated_jvp(step, shapes, length, sizes, primals, tangents):
     def step_dot(sums_dot, operands, start, size):
         operands, dots = operands
-        # Any sums do as the point, for the tangent does not depend on it.
+        # The tangent does not depend on the sums, so that any may be the point of the derivative.
         point, dots = (sums_dot, operands), (_of_reals(sums_dot), dots)
         new = jvp_along(lambda sums, operands: step(sums, operands, start, size), point, dots)
         return jax.tree.map(lambda a, dot: dot if _is_real(a) else a, sums_dot, new)
@@ -162,7 +162,7 @@ def _accumulated_jvp(step, shapes, length, sizes, primals, tangents):
 
 
 def _of_reals(tree: Any) -> Any:
-    """The tree with None for what is of integers, which has no tangent."""
+    """The tree with None in place of integer arrays, which have no tangent."""
     return jax.tree.map(lambda a: a if _is_real(a) else None, tree)
 
 
@@ -176,7 +176,7 @@ def dots_of(tangents: Any) -> Any:
 
 
 def dots_like(primals: Any, dots: Any) -> Any:
-    """The tangents in the dtypes of what they are of; None stays."""
+    """The tangents in the dtypes of their primals; None stays None."""
     return jax.tree.map(
         lambda a, dot: None if dot is None else dot.astype(a.dtype),
         primals,
@@ -186,7 +186,7 @@ def dots_like(primals: Any, dots: Any) -> Any:
 
 
 def jvp_along(function: Callable, primals: tuple, dots: tuple) -> Any:
-    """The tangent of function(*primals); what is None in `dots` has none."""
+    """The tangent of function(*primals); None in `dots` is a zero tangent."""
     leaves, tree = jax.tree.flatten(primals)
     dots_of_leaves = tree.flatten_up_to(dots)
     varies = [dot is not None for dot in dots_of_leaves]
@@ -202,7 +202,7 @@ def jvp_along(function: Callable, primals: tuple, dots: tuple) -> Any:
 
 
 def block_dots(product: Array | None, dots: Arguments) -> Block:
-    """The tangents `dots` of all but hidden and kernel, for a block, and that of their product."""
+    """The tangents of a block: those of `dots` without hidden and kernel, and of their product."""
     return Block(product, *dots.classes[1:], dots.rows.dense, dots.rows.mass, dots.scalars)
 
 
@@ -250,7 +250,7 @@ class _Paired(NamedTuple):
 
 
 class _Unpaired(NamedTuple):
-    """Its transpose (l_bar h)^T g, with the classes where the kernel has them.
+    """The transpose of `_Paired`, (l_bar h)^T g, with the classes on the axis of the kernel.
 
     JAX would have the features first and turn the product, which XLA:CPU does by a copy in half
     precision, and would round it before it adds up over the pieces.

@@ -95,7 +95,7 @@ class Plan(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What each platform takes: numbers of rows, or plans."""
+    """The choice for each platform: a number of rows, or a plan."""
 
     cpu: Any
     gpu: Any
@@ -151,7 +151,7 @@ def plan_of_accelerator(
     sums = size * d * classes if half and with_kernel else 0
     if budget is None:
         rows = _fastest_rows(shapes, platform, memory, row)
-        # All rows need no sums, and may take what those would have taken.
+        # With all rows in one piece nothing adds up, and the memory of the sums is free.
         return _of_whole_rows(shapes, n if 0 < row * n <= row * rows + sums else rows)
     if platform == "tpu" and not half and size == 4:
         # A TPU multiplies float32 in bfloat16: XLA keeps such a copy of the kernel in any plan.
@@ -176,14 +176,14 @@ def plan_of_accelerator(
 
 
 def _of_whole_rows(shapes: Shapes, rows: int) -> Plan:
-    """Three products. In one piece nothing adds up, and so it must be for the derivative."""
+    """Three products. If all rows are one piece, they are one in the derivative too."""
     second = rows if rows >= shapes.rows else _quarter(rows)
     return Plan(rows, second, shapes.classes, keep=True)
 
 
 @cache
 def device_memory() -> int | None:
-    """The bytes that JAX may use on the default device; None for a CPU, or where it is not told."""
+    """The bytes that JAX may use on the default device; None for a CPU, or if it is not known."""
     if jax.default_backend() == "cpu":
         return None
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
@@ -212,7 +212,7 @@ def _plan_of_cpu(shapes: Shapes, budget: int | None, *, whole: bool) -> Plan:
 
 
 def _rows(shapes: Shapes, wanted: int, pieces: int, fitting: int | None) -> int:
-    """For a CPU, `wanted` in the limits, for at least as many pieces."""
+    """The rows of a piece on a CPU: `wanted` within the limits, in at least `pieces` pieces."""
     n = shapes.rows
     wanted = min(max(wanted, FEWEST_LOGITS // max(shapes.classes, 1)), MOST_ROWS, -(-n // pieces))
     size = max(wanted, FEWEST_ROWS)
@@ -244,7 +244,7 @@ def _quarter(size: int) -> int:
 
 
 def _fitting(budget: int, bytes_of_one: int) -> int:
-    """How many fit into the budget."""
+    """How many items fit into the budget."""
     return max(budget, 0) // max(bytes_of_one, 1)
 
 

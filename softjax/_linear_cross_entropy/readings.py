@@ -1,4 +1,4 @@
-"""What the logits of a row say beside its loss: the entropy of its classes, and the best of them.
+"""Readings of the logits of a row: the entropy of its distribution, and its best classes.
 
 With d = (x - m) / T below the largest logit m of a row, the entropy is
 
@@ -17,7 +17,7 @@ from softjax._linear_cross_entropy.blocks import Block, class_logits, distance
 
 
 class Readings(NamedTuple):
-    """What some classes of each row say."""
+    """The readings of each row from some of its classes."""
 
     surprise: Array  # [n], sum_k e^d_k (-d_k)
     top_d: Array  # [n, k], the largest d, in falling order
@@ -25,7 +25,7 @@ class Readings(NamedTuple):
 
 
 def readings(block: Block, top: Array, start: Array | int, k: int) -> Readings:
-    """Those of the classes of a block, from `start` on, below the given tops."""
+    """The readings of a block whose first class is `start`, relative to the given tops."""
     x = class_logits(block.product, block.bias, block.scalars.softcap)
     d = distance(x, top[:, None], block.scalars.temperature)
     e = jnp.exp(d)
@@ -34,13 +34,13 @@ def readings(block: Block, top: Array, start: Array | int, k: int) -> Readings:
 
 
 def no_readings(rows: int, k: int, dtype: jnp.dtype) -> Readings:
-    """Those of no class: behind every class that may come."""
+    """The readings of no class, which sort behind every class that may be merged with them."""
     last = jnp.full((rows, k), jnp.iinfo(jnp.int32).max, jnp.int32)
     return Readings(jnp.zeros(rows, dtype), jnp.full((rows, k), -jnp.inf, dtype), last)
 
 
 def merged_readings(a: Readings, b: Readings) -> Readings:
-    """Those of the classes of both, as many of the best as `a` has.
+    """The readings of the classes of both, with as many of the best as `a` has.
 
     Of equal logits the first class comes first, and NaN before every number, as in `lax.top_k`.
     """

@@ -13,7 +13,7 @@ from softjax._weights import is_zero, shares
 
 
 def taking_part(rows: Rows, weights: Array | None) -> Rows:
-    """The rows of which only those with a weight are active."""
+    """The rows with those of weight 0 inactive."""
     if weights is None:
         return rows
     counted = ~is_zero(weights)
@@ -21,9 +21,9 @@ def taking_part(rows: Rows, weights: Array | None) -> Rows:
 
 
 def without_the_others(rows: Rows) -> Rows:
-    """The rows with the features 0 where they take no part.
+    """The rows with the features of those that take no part set to 0.
 
-    What they bring may be anything, and 0 * inf is not 0.
+    These features may be anything, and 0 * inf is not 0.
     """
     if rows.active is None:
         return rows
@@ -38,7 +38,7 @@ def scale_of(rows: Rows, weights: Array | None, costs: Array | None, reduction: 
     if reduction in ("none", "sum"):
         return scale if active is None else jnp.where(active, scale, 0)
     if weights is active is costs is None:
-        # Their number is known, and on a mesh nothing is sent for it.
+        # The number of examples is known without any communication on a mesh.
         return scale / jnp.maximum(jnp.asarray(count, scale.dtype), 1)
     return shares(scale, True if active is None else active, costs)
 

@@ -130,7 +130,7 @@ def mapped(
 
 
 def specs_of(layout: Layout, arguments: Arguments) -> Arguments:
-    """Where each of the arguments is."""
+    """The partition of each argument over the axes of the mesh."""
     rows, features, classes = layout.rows, layout.features, layout.classes
     p: Any = P
     every = Arguments(
@@ -152,7 +152,7 @@ def cast(layout: Layout, arguments: Arguments) -> Arguments:
     """The arguments with a whole shard of the kernel, cast to what varies over the rows."""
     rows, classes, scalars = arguments
     if layout.features:
-        # Cast before it is gathered: dW is scattered first, and the other axes sum what is left.
+        # Cast before gathering, so that dW is scattered first and then summed over the other axes.
         kernel = varying(classes.kernel, layout.rows)
         kernel = gathered(kernel, layout.features, 1 - classes.axis)
         classes = classes._replace(kernel=kernel)
@@ -208,7 +208,7 @@ def _each_over_jvp(axes, budget, primals, tangents):
 
 
 def padded(layout: Layout, arguments: Arguments) -> Arguments:
-    """As many rows and classes as the devices can share; rows more are inactive, classes out."""
+    """The arguments with inactive rows and classes at -inf added, so that all shards are equal."""
     (rows, classes, scalars), length = arguments, arguments.classes.length
     count = rows.hidden.shape[0]
     more = -count % layout.size(layout.rows)

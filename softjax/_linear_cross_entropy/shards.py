@@ -16,7 +16,7 @@ from softjax._linear_cross_entropy.pieces import Arguments
 
 
 def joined(s: Statistics, axes: tuple[str, ...], temperature: Array | None) -> Statistics:
-    """The statistics of all shards as one: one maximum and one sum over the devices.
+    """The statistics of all shards merged, by one maximum and one sum over the devices.
 
     A shard that holds the top counts without it, (1 + r) e^d - 1 = r + (1 + r) expm1(d) at d = 0.
     """
@@ -50,7 +50,7 @@ def _top_over(top: Array, axes: tuple[str, ...]) -> Array:
 
 @_top_over.defjvp
 def _top_over_jvp(axes, primals, tangents):
-    """That of the shard that holds it, the mean where several do: the excess counts on it."""
+    """The tangent of the shard with the largest top; the mean of several, as the excess assumes."""
     top = _top_over(primals[0], axes)
     is_top = (primals[0] == top).astype(top.dtype)
     share = is_top / lax.psum(is_top, axes)

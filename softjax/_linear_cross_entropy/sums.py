@@ -84,7 +84,7 @@ def _total_jvp(budget, axes, primals, tangents):
 
 
 class Asked(NamedTuple):
-    """What a sum with its gradients has to give.
+    """The results that are asked of a sum with its gradients.
 
     Attributes:
         dots: a shape for each of the arguments that has a gradient.
@@ -133,7 +133,7 @@ def total_with_gradients(
 def slope_of_total(
     found: Found, axes: tuple[str, ...], dots: Arguments, scale_dot: Array | None
 ) -> tuple[Array, Array]:
-    """The value and its tangent, of all classes."""
+    """The value and its tangent, summed over all classes."""
     value, bars, values = found[:3]
     pairs = zip(jax.tree.leaves(bars), jax.tree.leaves(varying(dots, axes)), strict=True)
     value_dot = sum((inner(bar, dot, value.dtype) for bar, dot in pairs), jnp.zeros_like(value))
@@ -174,7 +174,7 @@ def _gradients(asked: Asked, plan: Plan, arguments: Arguments, scale: Array) -> 
         operands = arguments, None, found.statistics, scale
         new, _ = accumulated(step, (shapes, None), classes.length, sizes, operands)
         bars = _with_kernel(bars, new.classes.kernel)
-    # Of one type, whatever the plan.
+    # Every plan returns the same dtype.
     rounded = jax.tree.map(lambda a: a.astype(classes.kernel.dtype), bars.classes.kernel)
     every_s = found.statistics if asked.best else None
     return found._replace(bars=_with_kernel(bars, rounded), statistics=every_s)
@@ -203,7 +203,7 @@ def _step_of_gradients(
         merge = partial(_merged, axes)
         s = sweep(merge, _no_class(part), part, classes.length, plan.classes)
     s = varying(joined(s, axes, scalars.temperature), axes) if axes else s
-    # What belongs to no class counts on one of the devices that share the classes.
+    # What belongs to no class is counted on one of the devices that share the classes.
     some_losses = once(losses(s, rows.mass, rows.active, scalars), axes)
     mass_bar, scalar_bars = _bars_of_rows(part, s, once(c, axes), asked.dots)
     some = bars.rows._replace(
@@ -239,7 +239,7 @@ def _merged(
 
 
 def _bars_of_rows(part: Arguments, s: Statistics, scale: Array, dots: Arguments):
-    """What the gradients by masses and scalars have from no class."""
+    """The part of the gradients by masses and scalars that belongs to no class."""
     rows, _, scalars = part
     mass = rows.mass if dots.rows.mass is not None else None
     kept = [None if dot is None else a for a, dot in zip(scalars, dots.scalars, strict=True)]
@@ -277,7 +277,8 @@ def _bars_of_classes(
         hidden_bar += times_classes(g, classes.kernel, classes.axis, dtype)
     plus_classes = partial(plus, start=start, axis=-1)
     if g is not None and kernel_bar is not None:
-        # One that is not wide is of all rows at once, and XLA:CPU would copy it to read it.
+        # A gradient that is not wide comes from all rows at once, so that nothing is added; and
+        # XLA:CPU would copy an array of half precision to read it.
         place = plus if kernel_bar.dtype == dtype else put
         new_bar = times_rows(rows.hidden, g, classes.axis, dtype)
         kernel_bar = place(kernel_bar, new_bar, start, classes.axis)
@@ -292,7 +293,7 @@ def _bars_of_classes(
 
 
 def shapes_of_bars(arguments: Arguments, dots: Arguments, adds_up: bool) -> Arguments:
-    """What the gradients are like: wide, but hidden's, and the kernel's unless it adds up."""
+    """The shapes of the gradients. All are wide, but hidden's, and the kernel's in one piece."""
     hidden, kernel = arguments.rows.hidden.dtype, arguments.classes.kernel.dtype
     wide = compute_dtype(hidden)
     shapes = jax.tree.map(lambda dot: ShapeDtypeStruct(dot.shape, wide), dots)
