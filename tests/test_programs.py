@@ -17,7 +17,7 @@ from meshes import mesh_of
 
 import softjax
 from softjax import calibration, choice, derivatives, information, regression
-from softjax.regression._data import Data
+from softjax.regression._objective import Data
 from softjax.regression._solvers import SOLVERS, start
 
 pytestmark = pytest.mark.compiled_quickly

@@ -6,7 +6,7 @@ import pytest
 
 from softjax import regression, streaming
 from softjax.regression import _programs, _solvers
-from softjax.regression._data import Data
+from softjax.regression._objective import Data
 
 pytestmark = pytest.mark.compiled_quickly
 

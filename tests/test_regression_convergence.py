@@ -14,7 +14,7 @@ from jax.experimental.sparse import BCOO
 
 from softjax import regression, streaming
 from softjax.regression import _programs, _solvers
-from softjax.regression._data import Data
+from softjax.regression._objective import Data
 
 pytestmark = [pytest.mark.x64_once(True), pytest.mark.compiled_quickly]
 

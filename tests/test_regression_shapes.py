@@ -67,8 +67,8 @@ def test_targets_are_those_of_the_rows_alone_to_the_last_bit():
     x, labels = drawn()
     weights = np.arange(N) % 5 / 3.0
     data, _ = regression._arguments.checked_data(x, labels, K, weights, None)
-    alone = regression._data.problem_of(data, K)
-    padded = regression._data.problem_of(_buckets.in_bucket(data, K), K)
+    alone = regression._objective.problem_of(data, K)
+    padded = regression._objective.problem_of(_buckets.in_bucket(data, K), K)
     rows, width = padded.features.shape
     assert rows & (rows - 1) == 0
     assert rows > N

@@ -10,7 +10,7 @@ from test_regression import L2, D, K, N, assert_optimal, optimum, problem
 
 from softjax import regression
 from softjax.regression import _products, _programs, _solvers
-from softjax.regression._data import Data
+from softjax.regression._objective import Data
 
 pytestmark = pytest.mark.compiled_quickly
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.tree_util import Partial
 
-from softjax.regression import _data, _existence, _objective, _preconditioner, _standardised
+from softjax.regression import _existence, _objective, _preconditioner, _standardised
 from softjax.regression._conjugate_gradients import truncated
 from softjax.regression._convergence import (
     State,
@@ -23,16 +23,18 @@ from softjax.regression._convergence import (
     hides_something,
     initial,
 )
-from softjax.regression._data import Data, Problem, with_targets
 from softjax.regression._line_search import take_step
 from softjax.regression._newton import NewtonCG
 from softjax.regression._objective import (
+    Data,
     Point,
+    Problem,
     centred,
     class_scores,
     logits_at,
     value,
     with_offset,
+    with_targets,
 )
 from softjax.regression._result import FitResult, Status
 from softjax.regression._separation import suspected
@@ -195,8 +197,8 @@ def _loaded(lanes: Lanes, tol: Array, lane: Array) -> Active:
     """A lane at its start; whatever beyond the last."""
     own = lanes.lane_of(lanes.data.l2, lane)
     data = lanes.data._replace(labels=own.labels, weights=own.weights, l2=own.l2)
-    data, mass = _data.normalised(data, len(lanes.start))
-    problem = _data.problem_of(data, len(lanes.start))
+    data, mass = _objective.normalised(data, len(lanes.start))
+    problem = _objective.problem_of(data, len(lanes.start))
     zeros, logits = jnp.zeros_like(lanes.start), logits_at(problem, lanes.start)
     of_zeros = with_offset(problem, jnp.zeros_like(logits))
     good = value(problem, lanes.start, logits) <= value(problem, zeros, of_zeros)

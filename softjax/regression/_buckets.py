@@ -20,7 +20,7 @@ from jax import Array
 
 from softjax import _checks
 from softjax.regression._arguments import is_at_hand
-from softjax.regression._data import Data
+from softjax.regression._objective import Data
 from softjax.regression._sparse import is_sparse
 
 if TYPE_CHECKING:

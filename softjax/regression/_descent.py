@@ -11,12 +11,12 @@ from jax import Array
 
 from softjax.regression import _preconditioner, _standardised
 from softjax.regression._convergence import State, check_convergence
-from softjax.regression._data import Problem
 from softjax.regression._existence import has_bounded_optimum
 from softjax.regression._line_search import take_step
 from softjax.regression._loop import Solver
 from softjax.regression._objective import (
     Point,
+    Problem,
     centred,
     class_scores,
     logits_at,

@@ -25,12 +25,13 @@ from jax import Array
 from softjax._sharding import while_loop
 from softjax.regression import _standardised
 from softjax.regression._convergence import State, check_convergence
-from softjax.regression._data import Data, Problem
 from softjax.regression._dense_hessian import factor, factored_solve
 from softjax.regression._existence import has_bounded_optimum
 from softjax.regression._line_search import add_step, take_step
 from softjax.regression._loop import Solver
 from softjax.regression._objective import (
+    Data,
+    Problem,
     centred,
     class_scores,
     example_weights,

@@ -23,17 +23,20 @@ from jax import Array
 from softjax.regression import _preconditioner, _separation, _standardised
 from softjax.regression._conjugate_gradients import conjugate_gradients
 from softjax.regression._convergence import CONFIRMED, STILL, converged
-from softjax.regression._data import Data, Problem, normalised, problem_of
 from softjax.regression._line_search import largest_move
 from softjax.regression._objective import (
+    Data,
+    Problem,
     centred,
     class_scores,
     example_weights,
     gradient_bound,
     hessian_times,
     logits_at,
+    normalised,
     penalised,
     point,
+    problem_of,
     relative_norm,
     uncertainty,
     value,

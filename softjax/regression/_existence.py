@@ -10,8 +10,14 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from softjax.regression._data import Data, Problem
-from softjax.regression._objective import class_scores, penalised, with_offset, without_offset
+from softjax.regression._objective import (
+    Data,
+    Problem,
+    class_scores,
+    penalised,
+    with_offset,
+    without_offset,
+)
 from softjax.regression._result import Status
 
 

@@ -10,10 +10,17 @@ from jax import Array
 
 from softjax.regression import _ending, _frame
 from softjax.regression._batches import Batch, Held, OneSum, batches_per_epoch, epoch_order
-from softjax.regression._data import Data, normalised, problem_of
 from softjax.regression._existence import is_loose, is_separated, status_where_separated
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._objective import gradient_bound, logits_at, pack, ridge
+from softjax.regression._objective import (
+    Data,
+    gradient_bound,
+    logits_at,
+    normalised,
+    pack,
+    problem_of,
+    ridge,
+)
 from softjax.regression._result import FitResult, Progress, Status
 from softjax.regression._steps import Form, State, Terms, advance, look, start, stores_gradient
 

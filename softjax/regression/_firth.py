@@ -32,11 +32,11 @@ from softjax.regression import (
     _standardised,
 )
 from softjax.regression._convergence import ROUNDINGS, State, after_step, check_convergence
-from softjax.regression._data import Problem
 from softjax.regression._implicit import Stationarity, solve_within
 from softjax.regression._line_search import largest_move
 from softjax.regression._loop import Solver
 from softjax.regression._objective import (
+    Problem,
     centred,
     class_scores,
     example_weights,

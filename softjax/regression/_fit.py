@@ -26,8 +26,8 @@ from softjax.regression._arguments import (
     penalty,
 )
 from softjax.regression._auto_axes import on_auto_axes
-from softjax.regression._data import Data
 from softjax.regression._model import SoftmaxRegression
+from softjax.regression._objective import Data
 from softjax.regression._products import in_full_precision
 from softjax.regression._result import Event, FitResult, Status, record, with_validation
 from softjax.regression._solvers import SOLVERS

@@ -30,8 +30,8 @@ from jax import Array
 from softjax import _checks
 from softjax.regression import _reduced_basis
 from softjax.regression._arguments import is_at_hand
-from softjax.regression._data import Data
 from softjax.regression._model import SoftmaxRegression
+from softjax.regression._objective import Data
 from softjax.regression._result import Status
 from softjax.regression._sparse import column_of, is_sparse, stored_mass, with_data
 

@@ -19,16 +19,18 @@ from jax.tree_util import Partial
 from softjax.regression import _batched, _ending, _frame, _preconditioner, _standardised
 from softjax.regression._arguments import at_least, error, initial_params, is_traced, not_negative
 from softjax.regression._batched import Lanes, Schedule
-from softjax.regression._data import Data, normalised, problem_of
 from softjax.regression._dense_hessian import factored_hessian
 from softjax.regression._existence import is_loose
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import (
+    Data,
     example_weights,
     gradient_bound,
     logits_at,
+    normalised,
     pack,
     probabilities,
+    problem_of,
     uncertainty,
 )
 from softjax.regression._products import in_full_precision

@@ -20,8 +20,8 @@ from jax import Array, lax
 
 from softjax.regression import _preconditioner, _standardised
 from softjax.regression._conjugate_gradients import conjugate_gradients
-from softjax.regression._data import Problem
 from softjax.regression._objective import (
+    Problem,
     centred,
     example_weights,
     gradient_bound,

@@ -30,14 +30,16 @@ from jax.tree_util import Partial
 
 from softjax._softmax import log_softmax_core
 from softjax.regression import _solve
-from softjax.regression._data import Data, normalised, problem_of
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import (
+    Data,
     example_weights,
     gradient_bound,
     logits_at,
+    normalised,
     pack,
     point,
+    problem_of,
     row_norms,
     value,
 )

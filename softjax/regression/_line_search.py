@@ -13,8 +13,8 @@ from jax import Array
 
 from softjax._sharding import while_loop
 from softjax.regression._convergence import State, after_step
-from softjax.regression._data import Problem
 from softjax.regression._objective import (
+    Problem,
     balanced,
     example_weights,
     penalised,

@@ -22,9 +22,9 @@ from softjax.regression._arguments import (
     not_negative,
     penalties,
 )
-from softjax.regression._data import Data
 from softjax.regression._groups import mean_one
 from softjax.regression._model import SoftmaxRegression
+from softjax.regression._objective import Data
 from softjax.regression._resampling import (
     CrossValidation,
     cross_validated,

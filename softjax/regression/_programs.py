@@ -24,10 +24,17 @@ from softjax.regression._convergence import (
     hides_something,
     rounding_of,
 )
-from softjax.regression._data import Data, Problem, normalised, problem_of
 from softjax.regression._existence import is_separated, status_where_separated
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._objective import no_worse_than_zeros, objective, unpack
+from softjax.regression._objective import (
+    Data,
+    Problem,
+    no_worse_than_zeros,
+    normalised,
+    objective,
+    problem_of,
+    unpack,
+)
 from softjax.regression._result import Status
 from softjax.regression._solvers import ALL, PRECISELY, run
 

@@ -45,7 +45,6 @@ from softjax.regression._convergence import (
     check_convergence,
     rounding_of,
 )
-from softjax.regression._data import Problem
 from softjax.regression._implicit import (
     Stationarity,
     corner_gradient,
@@ -56,6 +55,7 @@ from softjax.regression._implicit import (
 from softjax.regression._line_search import largest_move
 from softjax.regression._loop import Solver
 from softjax.regression._objective import (
+    Problem,
     centred,
     example_weights,
     logits_at,

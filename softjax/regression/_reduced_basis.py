@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from softjax.regression._data import Data
 from softjax.regression._model import SoftmaxRegression
+from softjax.regression._objective import Data
 from softjax.regression._preconditioner import LARGEST_FACTOR
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from softjax._cross_entropy import cross_entropy
 from softjax.regression._arguments import FIT, at_least, checked_data, error, penalties
 from softjax.regression._batched import Lane
 from softjax.regression._buckets import in_bucket
-from softjax.regression._data import Data
 from softjax.regression._groups import Outcome, mean_one, no_report, run
 from softjax.regression._model import SoftmaxRegression
+from softjax.regression._objective import Data
 from softjax.regression._result import FitResult, ManyEvent
 from softjax.regression.inference._estimates import check_level
 

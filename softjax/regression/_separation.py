@@ -25,11 +25,11 @@ from jax import Array, lax
 from softjax._sharding import while_loop
 from softjax.regression import _preconditioner, _standardised
 from softjax.regression._convergence import STILL, State
-from softjax.regression._data import Problem
 from softjax.regression._existence import free, is_loose
 from softjax.regression._implicit import solve
 from softjax.regression._newton import newton_cg
 from softjax.regression._objective import (
+    Problem,
     centred,
     class_scores,
     example_weights,

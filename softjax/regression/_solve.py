@@ -15,11 +15,10 @@ from softjax.regression import (
     _programs,
 )
 from softjax.regression._convergence import STILL
-from softjax.regression._data import Data, problem_of
 from softjax.regression._existence import is_loose
 from softjax.regression._implicit import stationary
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._objective import logits_at, pack, unpack, value
+from softjax.regression._objective import Data, logits_at, pack, problem_of, unpack, value
 from softjax.regression._result import FitResult, Progress, Status
 from softjax.regression._solvers import SOLVERS, start
 

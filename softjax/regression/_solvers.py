@@ -6,12 +6,12 @@ from jax import Array
 
 from softjax._sharding import cond
 from softjax.regression._convergence import State
-from softjax.regression._data import Data, Problem
 from softjax.regression._dual import Dual, takes
 from softjax.regression._firth import Firth
 from softjax.regression._lbfgs import LBFGS
 from softjax.regression._loop import Solver, advance
 from softjax.regression._newton import Newton, NewtonCG, PreciseNewtonCG
+from softjax.regression._objective import Data, Problem
 from softjax.regression._proximal import Proximal
 from softjax.regression._result import Status
 

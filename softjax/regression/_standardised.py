@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from softjax.regression._data import Problem
-from softjax.regression._objective import example_weights, ridge
+from softjax.regression._objective import Problem, example_weights, ridge
 from softjax.regression._products import by_columns, linear_by_class, product
 from softjax.regression._sparse import column_of, is_sparse, stored_mass, with_data
 

@@ -22,16 +22,18 @@ from softjax.regression import Event, FitResult, _ending, _frame, _preconditione
 from softjax.regression._arguments import refuse_scales
 from softjax.regression._batches import Batch, good_rows
 from softjax.regression._convergence import NEAR, STILL, converged, progressed
-from softjax.regression._data import Data, Problem, problem_of
 from softjax.regression._existence import is_separated
 from softjax.regression._lbfgs import LBFGS, Memory, lbfgs
 from softjax.regression._line_search import OVERSHOOT, SLOPE_LEFT, TRIALS, largest_move
 from softjax.regression._objective import (
+    Data,
+    Problem,
     centred,
     class_scores,
     gradient_bound,
     logits_at,
     point,
+    problem_of,
     unpack,
     value,
 )
