@@ -153,27 +153,11 @@ def fit(
     # A pass over the rows costs more than a direction: it is computed in the dtype of the fit.
     preconditioner = _preconditioner.empty(no_rows, num_classes, dtype)
     memory = LBFGS.memory(no_rows, theta)._replace(preconditioner=preconditioner)
-    decrement, first, lowest, best, stalled, step = np.inf, here.value, np.inf, np.inf, 0, 0
-    # Where no penalty holds them, parameters that still move, since the gradient has been NEAR or
-    # in the last step, may have no optimum.
-    near, suspected = None, False
+    rule, step = _StopRule(passes, tol, here.value), 0
     history: list[dict[str, float]] = []
     while True:
         norm = float(np.max(np.abs(here.gradient) / bound))
-        status = Status.RUNNING
-        if not np.isfinite(here.value) or not np.isfinite(norm):
-            status = Status.NON_FINITE
-        elif converged(here.value, first, norm, decrement, tol):
-            known = l2 or here.separated or near is None
-            moving = not known and passes.move(theta - near) >= STILL
-            suspected = suspected or moving
-            near = theta if moving else near
-            status = Status.RUNNING if moving else Status.CONVERGED
-        if status == Status.RUNNING and stalled >= LBFGS.patience:
-            status = Status.PRECISION_FLOOR
-        near = theta if near is None or best >= NEAR else near
-        stalled = 0 if progressed(here.value, lowest, norm, best) else stalled + 1
-        lowest, best = min(here.value, lowest), min(norm, best)
+        status = rule.status_at(theta, here, norm)
         seconds = time.perf_counter() - begin
         params, moved = _frame.outside(passes.centre, unpack(jnp.asarray(theta)))
         event = Event(step, passes.count, here.value, norm, seconds, params, None, None)
@@ -190,23 +174,70 @@ def fit(
         if trial is None:
             status = Status.PRECISION_FLOOR
             break
-        decrement = -np.vdot(here.gradient, d) / 2 + float(unseen)
+        rule.decrement = -np.vdot(here.gradient, d) / 2 + float(unseen)
         (theta, here), step = trial, step + 1
 
     if passes.centre is not None:
         status = int(_frame.status_outside(np.int32(status), moved, here.value, tol))
-    done = status in (Status.CONVERGED, Status.PRECISION_FLOOR)
-    if done and here.separated and l2 == 0:
-        status = Status.SEPARATED
-    elif (done and fit_intercept and not np.all(here.classes)) or (
-        suspected and passes.is_proven(theta)
-    ):
-        status = Status.QUASI_SEPARATED
+    status = rule.status_at_end(status, theta, here)
     if status == Status.RUNNING and interrupted:
         status = Status.CALLBACK
     return FitResult(
         params, here.value, status, step, 2 * passes.count, norm, bool(here.separated), history
     )
+
+
+class _StopRule:
+    """The stop rule of `regression`, for a loop on the host that looks at one pass at a time.
+
+    Where no penalty holds them, parameters that still move, since the gradient has been NEAR or in
+    the last step, may have no optimum: then quasi-complete separation is suspected.
+
+    Attributes:
+        decrement: half of what the model promised for the last step, nats; the loop sets it.
+        suspected: whether quasi-complete separation is suspected.
+    """
+
+    def __init__(self, passes: "_Passes", tol: float, first: float):
+        self._passes, self._tol, self._first = passes, tol, first
+        self._lowest, self._best, self._stalled = np.inf, np.inf, 0
+        self._near: np.ndarray | None = None
+        self.decrement, self.suspected = np.inf, False
+
+    def status_at(self, theta: np.ndarray, here: Sums, norm: float) -> int:
+        """The status at parameters with these sums and this relative gradient."""
+        status = Status.RUNNING
+        if not np.isfinite(here.value) or not np.isfinite(norm):
+            status = Status.NON_FINITE
+        elif converged(here.value, self._first, norm, self.decrement, self._tol):
+            moving = self._may_move(theta, here)
+            self.suspected = self.suspected or moving
+            self._near = theta if moving else self._near
+            status = Status.RUNNING if moving else Status.CONVERGED
+        if status == Status.RUNNING and self._stalled >= LBFGS.patience:
+            status = Status.PRECISION_FLOOR
+        if self._near is None or self._best >= NEAR:
+            self._near = theta
+        better = progressed(here.value, self._lowest, norm, self._best)
+        self._stalled = 0 if better else self._stalled + 1
+        self._lowest, self._best = min(here.value, self._lowest), min(norm, self._best)
+        return status
+
+    def status_at_end(self, status: int, theta: np.ndarray, here: Sums) -> int:
+        """SEPARATED or QUASI_SEPARATED where there is no optimum, else `status`."""
+        done = status in (Status.CONVERGED, Status.PRECISION_FLOOR)
+        if done and here.separated and self._passes.l2 == 0:
+            return Status.SEPARATED
+        lacks_examples = bool(self._passes.constant) and not np.all(here.classes)
+        if (done and lacks_examples) or (self.suspected and self._passes.is_proven(theta)):
+            return Status.QUASI_SEPARATED
+        return status
+
+    def _may_move(self, theta: np.ndarray, here: Sums) -> bool:
+        """Whether the parameters have moved some example since they were near their end."""
+        if self._passes.l2 or here.separated or self._near is None:
+            return False
+        return self._passes.move(theta - self._near) >= STILL
 
 
 class _Passes:
