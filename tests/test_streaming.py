@@ -14,7 +14,7 @@ from meshes import put
 from softjax import regression, streaming, tables
 from softjax.regression import _steps
 from softjax.regression._batches import Stacked
-from softjax.streaming import _devices, _fit
+from softjax.streaming import _devices, _passes
 from softjax.streaming._reproducible_sums import ReproducibleSums
 from softjax.streaming._rows import Standardised
 from softjax.streaming._survey import survey
@@ -489,7 +489,7 @@ def test_the_second_run_does_not_compile_and_a_callback_stops_it():
 @pytest.mark.x64_once(True)
 @pytest.mark.parametrize("l2", [1e-2, 1e-4])
 def test_the_streamed_fit_is_the_fit_in_memory(l2, monkeypatch):
-    monkeypatch.setattr(_fit, "CHUNK_BYTES", 2000)
+    monkeypatch.setattr(_passes, "CHUNK_BYTES", 2000)
     x, y = data(dtype=np.float64)
     x[:, 3] = 7.0  # constant
     held_out = np.array([3, 4, 250])
@@ -557,7 +557,7 @@ REFUSED = {
 @once
 @pytest.mark.parametrize("name", REFUSED)
 def test_the_streamed_fit_refuses_what_the_fit_in_memory_refuses(name, monkeypatch):
-    monkeypatch.setattr(_fit, "CHUNK_BYTES", 800)  # the row stands in the second chunk
+    monkeypatch.setattr(_passes, "CHUNK_BYTES", 800)  # the row stands in the second chunk
     x, y, l2 = REFUSED[name]
     with pytest.raises((TypeError, ValueError)) as plain:
         regression.fit(x, y, num_classes=3, l2=l2)

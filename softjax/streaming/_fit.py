@@ -7,10 +7,8 @@ the next step, so that most steps take one pass.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,63 +16,27 @@ import numpy as np
 from jax import Array
 
 from softjax import _checks, processes
-from softjax.regression import Event, FitResult, _ending, _frame, _preconditioner, _standardised
-from softjax.regression._arguments import refuse_scales
-from softjax.regression._batches import Batch, good_rows
+from softjax.regression import Event, FitResult, _frame, _preconditioner, _standardised
+from softjax.regression._batches import Batch
 from softjax.regression._convergence import NEAR, STILL, converged, progressed
-from softjax.regression._existence import is_separated
 from softjax.regression._lbfgs import LBFGS, Memory, lbfgs
-from softjax.regression._line_search import OVERSHOOT, SLOPE_LEFT, TRIALS, largest_move
+from softjax.regression._line_search import OVERSHOOT, SLOPE_LEFT, TRIALS
 from softjax.regression._objective import (
-    Data,
-    Problem,
     centred,
-    class_scores,
     gradient_bound,
     logits_at,
     point,
-    problem_of,
     unpack,
-    value,
 )
 from softjax.regression._products import in_full_precision
 from softjax.regression._result import Status, Validation, record, with_validation
-from softjax.streaming._devices import ahead
+from softjax.streaming._passes import FIT, Passes, Sums, problem_of_batch, transformed
 from softjax.streaming._rows import (
     Rows,
-    as_labels,
     checked_validation,
     computed_in,
-    parts_of,
     penalty,
-    real_array,
-    row_numbers,
 )
-
-FIT = "streaming.fit"
-CHUNK_BYTES = 1 << 23
-SAMPLE_BYTES = 1 << 25
-RUNS = 16
-
-
-class Sums(NamedTuple):
-    """What a pass adds up, over all rows of all processes, in float64.
-
-    Attributes:
-        value: the objective.
-        gradient: [K, D + 1].
-        squares: w x^2, and w, summed, [D + 1].
-        separated: whether every row has its own class strictly on top.
-        largest: the largest |x| of each feature, [D], after the transform.
-        classes: the weight of the rows of each class, [K].
-    """
-
-    value: Any
-    gradient: Any
-    squares: Any
-    separated: Any
-    largest: Any
-    classes: Any
 
 
 @in_full_precision
@@ -141,7 +103,7 @@ def fit(
     l2 = penalty(FIT, l2, dtype)
     validation = checked_validation(FIT, validation, rows.num_features, num_classes)
     constant = np.asarray(_checks.flag(FIT, "fit_intercept", fit_intercept), dtype)
-    passes = _Passes(rows, num_classes, l2, constant, transform, held_out, dtype)
+    passes = Passes(rows, num_classes, l2, constant, transform, held_out, dtype)
 
     theta = np.zeros((num_classes, rows.num_features + 1), dtype)
     here = passes.at(theta)
@@ -149,10 +111,7 @@ def fit(
     if passes.look_for_centre(sample):
         here = passes.at(theta)
     bound = np.sqrt(np.where(here.squares > 0, here.squares, 1))
-    no_rows = jnp.empty((0, rows.num_features), dtype)
-    # A pass over the rows costs more than a direction: it is computed in the dtype of the fit.
-    preconditioner = _preconditioner.empty(no_rows, num_classes, dtype)
-    memory = LBFGS.memory(no_rows, theta)._replace(preconditioner=preconditioner)
+    memory = _first_memory(theta)
     rule, step = _StopRule(passes, tol, here.value), 0
     history: list[dict[str, float]] = []
     while True:
@@ -166,10 +125,9 @@ def fit(
         interrupted = callback is not None and any(processes.gather(bool(callback(event))))
         if status != Status.RUNNING or interrupted or step == max_steps:
             break
-        gradient = here.gradient.astype(dtype)
-        arguments = (theta, gradient, memory, np.int32(step), dtype.type(norm))
         problem = (*passes.fixed, passes.shift, constant, sample, dtype.type(l2))
-        d, memory, unseen = _direction(*problem, *arguments)
+        point = (theta, here.gradient.astype(dtype), memory, np.int32(step), dtype.type(norm))
+        d, memory, unseen = _direction(*problem, *point)
         trial = _line_search(passes, theta, here, np.asarray(d))
         if trial is None:
             status = Status.PRECISION_FLOOR
@@ -187,6 +145,16 @@ def fit(
     )
 
 
+def _first_memory(theta: np.ndarray) -> Memory:
+    """What L-BFGS remembers before the first step.
+
+    A pass over the rows costs more than a direction, which is computed in the dtype of the fit.
+    """
+    no_rows = jnp.empty((0, theta.shape[1] - 1), theta.dtype)
+    preconditioner = _preconditioner.empty(no_rows, len(theta), theta.dtype)
+    return LBFGS.memory(no_rows, theta)._replace(preconditioner=preconditioner)
+
+
 class _StopRule:
     """The stop rule of `regression`, for a loop on the host that looks at one pass at a time.
 
@@ -198,7 +166,7 @@ class _StopRule:
         suspected: whether quasi-complete separation is suspected.
     """
 
-    def __init__(self, passes: "_Passes", tol: float, first: float):
+    def __init__(self, passes: Passes, tol: float, first: float):
         self._passes, self._tol, self._first = passes, tol, first
         self._lowest, self._best, self._stalled = np.inf, np.inf, 0
         self._near: np.ndarray | None = None
@@ -240,234 +208,6 @@ class _StopRule:
         return self._passes.move(theta - self._near) >= STILL
 
 
-class _Passes:
-    """Passes over the rows of this process, and their sums over all."""
-
-    def __init__(
-        self,
-        rows: Rows,
-        num_classes: int,
-        l2: float,
-        constant: np.ndarray,
-        transform: Callable[[Array], Array] | None,
-        held_out: np.ndarray | None,
-        dtype: np.dtype,
-    ):
-        self.rows, self.l2, self.constant, self.dtype = rows, l2, constant, dtype
-        self.num_classes, self.fixed = num_classes, (num_classes, transform)
-        self.held_out = row_numbers(FIT, held_out, rows.num_rows)
-        self.row_bytes = (rows.num_features + num_classes) * self.dtype.itemsize
-        weights = getattr(rows, "weights", None)
-        self.weight = float(rows.num_rows - len(self.held_out))
-        if weights is not None:
-            self.weight = float(np.sum(weights) - np.sum(weights[self.held_out]))
-        self.count = 0
-        # What is subtracted from the features, in the memory of the host and of the device.
-        self.centre, self.shift = None, jnp.zeros(rows.num_features, dtype)
-        # The number of the first bad row that this process has read, and what is wrong with it.
-        self.bad = (rows.num_rows, "")
-
-    def look_for_centre(self, sample: Batch) -> bool:
-        """Whether features are far from 0. If so, their middle is subtracted from now on."""
-        features = _transformed(self.fixed[1], sample.features)
-        self.centre = _frame.centre_of(features, sample.weights) if self.constant else None
-        if self.centre is not None:
-            self.shift = self.centre
-        return self.centre is not None
-
-    def move(self, d: np.ndarray) -> float:
-        """The largest number of nats by which `d` moves a class of a row against another class."""
-        fixed = (*self.fixed, self.shift, self.constant, jnp.asarray(d))
-        moves = [_move(*fixed, chunk) for chunk in self._own()]
-        self.count += 1
-        return max(map(float, processes.gather(max(map(float, moves), default=0.0))))
-
-    def is_proven(self, theta: np.ndarray) -> bool:
-        """Whether the rows prove that they are quasi-separated, if all are few enough to hold."""
-        count = self.rows.num_rows
-        if count * self.row_bytes > SAMPLE_BYTES:
-            return False
-        batch = self._chunk(count, count, 0)
-        features = _frame.less(_transformed(self.fixed[1], batch.features), self.shift)
-        data = _data(features, jnp.asarray(self.constant), batch)
-        return _ending.is_proven(self.num_classes, data, jnp.asarray(theta))
-
-    def at(self, theta: np.ndarray) -> Sums:
-        """The objective and its gradient, from one pass."""
-        on_device = jnp.asarray(theta)
-        width = self.rows.num_features + 1
-        zero = (0.0, np.zeros((self.num_classes, width)), np.zeros(width), True)
-        total = Sums(*zero, np.zeros(width - 1), np.zeros(self.num_classes))
-        for chunk in self._own():
-            total = _added(total, _sums(*self.fixed, self.shift, self.constant, on_device, chunk))
-        everywhere = Sums(*zero, np.zeros(width - 1), np.zeros(self.num_classes))
-        for part in processes.gather(total):
-            everywhere = _added(everywhere, part)
-        if not self.count:
-            self._refuse(everywhere)
-        self.count += 1
-        kernel = theta.astype(np.float64)
-        kernel[:, -1] = 0  # the bias
-        return Sums(
-            float(everywhere.value / self.weight + self.l2 / 2 * np.vdot(kernel, kernel)),
-            everywhere.gradient / self.weight + self.l2 * kernel,
-            everywhere.squares / self.weight,
-            everywhere.separated,
-            everywhere.largest,
-            everywhere.classes,
-        )
-
-    def _own(self) -> Iterator[Batch]:
-        """The rows of this process, in chunks."""
-        own = own_rows(self.rows.num_rows)
-        size = max(min(CHUNK_BYTES // self.row_bytes, len(own)), 1)
-        starts = range(own.start, own.stop, size)
-        with closing(ahead(partial(self._chunk, size, own.stop), starts)) as chunks:
-            yield from chunks
-
-    def sample(self) -> Batch:
-        """Runs of rows from all over the data."""
-        size = max(min(SAMPLE_BYTES // self.row_bytes, self.rows.num_rows) // RUNS, 1)
-        last = self.rows.num_rows - size
-        starts = np.unique(np.linspace(0, last, RUNS).astype(np.int64)).tolist()
-        parts = [self._chunk(size, self.rows.num_rows, start) for start in starts]
-        return jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
-
-    def _chunk(self, size: int, end: int, start: int) -> Batch:
-        """Rows from `start` on, `size` of them, on the device; of weight 0 from `end` on."""
-        stop = min(start + size, end)
-        x, labels, weights, offset = parts_of(self.rows.read(start, stop))
-        x, y = real_array(FIT, "features", x), as_labels(FIT, labels)
-        weights = np.ones(len(y)) if weights is None else real_array(FIT, "weights", weights)
-        first, last = np.searchsorted(self.held_out, [start, stop])
-
-        def padded(part: np.ndarray, dtype: np.dtype = self.dtype) -> np.ndarray:
-            whole = np.zeros((size, *part.shape[1:]), dtype)
-            whole[: stop - start] = part
-            whole[self.held_out[first:last] - start] = 0
-            return whole
-
-        with np.errstate(over="ignore"):  # what is infinite now is found to be so by `_look`
-            if y.ndim == 2:
-                _checks.same_shape(FIT, "labels", y, (len(y), self.num_classes))
-            batch = Batch(
-                padded(x),
-                padded(y, self.dtype if y.ndim == 2 else np.dtype(np.int32)),
-                padded(weights),
-                None if offset is None else padded(real_array(FIT, "offset", offset)),
-            )
-        if not self.count:
-            self._look(start, batch, labels)
-        return jax.tree.map(jnp.asarray, batch)
-
-    def _look(self, start: int, batch: Batch, labels: Any) -> None:
-        """Notes the first bad row of a run of rows."""
-        wrong = np.flatnonzero(~good_rows(np, batch, self.num_classes))
-        if not len(wrong) or start + wrong[0] >= self.bad[0]:
-            return
-        row = int(wrong[0])
-        x, place = batch.features, start + row
-        if not np.isfinite(x[row]).all():
-            column = int(np.argmin(np.isfinite(x[row])))
-            got = f"{x[row, column]} at {place, column}"
-            fault = _checks.message(FIT, "features", f"finite in {self.dtype}", got)
-        elif batch.offset is not None and not np.isfinite(batch.offset[row]).all():
-            got = f"{batch.offset[row]} at {(place,)}"
-            fault = _checks.message(FIT, "offset", f"finite in {self.dtype}", got)
-        else:
-            soft = batch.labels.ndim == 2
-            expected = "finite and >= 0" if soft else f"in [0, {self.num_classes})"
-            fault = _checks.message(FIT, "labels", expected, f"{labels[row]} at {(place,)}")
-        self.bad = place, fault
-
-    def _refuse(self, sums: Sums) -> None:
-        """Refuses, after the first pass of all processes, what `regression.fit` refuses."""
-        _, fault = min(processes.gather(self.bad))
-        if fault:
-            raise ValueError(fault)
-        classes = np.flatnonzero(sums.classes)
-        if len(classes) < 2:
-            got = f"class {classes[0]} only"
-            raise ValueError(_checks.message(FIT, "labels", "of two classes or more", got))
-        refuse_scales(FIT, "features", sums.largest, self.dtype)
-
-
-def own_rows(num_rows: int) -> range:
-    """The rows that this process streams."""
-    index, count = jax.process_index(), jax.process_count()
-    return range(num_rows)[num_rows * index // count : num_rows * (index + 1) // count]
-
-
-def _added(total: Sums, part: Sums) -> Sums:
-    def add(a: Any, b: Any) -> Any:
-        return a + np.asarray(b, np.float64)
-
-    return Sums(
-        add(total.value, part.value),
-        add(total.gradient, part.gradient),
-        add(total.squares, part.squares),
-        total.separated and bool(part.separated),
-        np.maximum(total.largest, np.asarray(part.largest, np.float64)),
-        add(total.classes, part.classes),
-    )
-
-
-def _transformed(transform: Callable[[Array], Array] | None, features: Array) -> Array:
-    return features if transform is None else transform(features)
-
-
-def _problem(num_classes: int, features: Array, constant: Array, batch: Batch) -> Problem:
-    """The problem without a penalty, whose targets sum to the mean weight."""
-    return problem_of(_data(features, constant, batch), num_classes)
-
-
-def _data(features: Array, constant: Array, batch: Batch) -> Data:
-    """The rows of a batch, whose features may have been changed, without a penalty."""
-    zero = jnp.zeros((), features.dtype)
-    offset = None if batch.offset is None else batch.offset.T
-    return Data(
-        features, batch.labels, batch.weights, None, zero, zero, constant=constant, offset=offset
-    )
-
-
-@partial(jax.jit, static_argnames=("num_classes", "transform"))
-def _sums(
-    num_classes: int,
-    transform: Callable[[Array], Array] | None,
-    shift: Array,
-    constant: Array,
-    theta: Array,
-    batch: Batch,
-) -> Sums:
-    features = _transformed(transform, batch.features)
-    problem = _problem(num_classes, _frame.less(features, shift), constant, batch)
-    logits = logits_at(problem, theta)
-    size = jnp.asarray(len(batch.labels), theta.dtype)
-    bound = gradient_bound(problem)
-    return Sums(
-        size * value(problem, theta, logits),
-        size * point(problem, theta, logits).gradient,
-        size * bound * bound,
-        is_separated(problem, logits),
-        jnp.max(jnp.where(batch.weights[:, None] > 0, jnp.abs(features), 0), 0, initial=0),
-        size * jnp.sum(problem.targets, 1),
-    )
-
-
-@partial(jax.jit, static_argnames=("num_classes", "transform"))
-def _move(
-    num_classes: int,
-    transform: Callable[[Array], Array] | None,
-    shift: Array,
-    constant: Array,
-    d: Array,
-    batch: Batch,
-) -> Array:
-    features = _frame.less(_transformed(transform, batch.features), shift)
-    problem = _problem(num_classes, features, constant, batch)
-    return largest_move(jnp.where(batch.weights[None] > 0, class_scores(problem, d), 0))
-
-
 @partial(jax.jit, static_argnames=("num_classes", "transform"))
 def _direction(
     num_classes: int,
@@ -486,8 +226,8 @@ def _direction(
 
     The gradients are those of all rows, the preconditioner is that of the sample.
     """
-    features = _frame.less(_transformed(transform, sample.features), shift)
-    problem = _problem(num_classes, features, constant, sample)._replace(l2=l2)
+    features = _frame.less(transformed(transform, sample.features), shift)
+    problem = problem_of_batch(num_classes, features, constant, sample)._replace(l2=l2)
     s = _standardised.standardise(problem, gradient_bound(problem), problem.features.dtype)
     here = point(problem, theta, logits_at(problem, theta))
     here = here._replace(gradient=centred(gradient))
@@ -496,7 +236,7 @@ def _direction(
 
 
 def _line_search(
-    passes: _Passes, theta: np.ndarray, here: Sums, d: np.ndarray
+    passes: Passes, theta: np.ndarray, here: Sums, d: np.ndarray
 ) -> tuple[np.ndarray, Sums] | None:
     """Parameters along d where the slope has fallen enough, or None where d does not go down.
 

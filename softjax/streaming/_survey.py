@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from softjax import processes, tables
-from softjax.streaming._fit import own_rows
+from softjax.streaming._passes import own_rows
 
 RUN_BYTES = 1 << 23
 
