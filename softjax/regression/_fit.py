@@ -158,17 +158,11 @@ def fit(
         offset,
         penalty_factors,
     )
-    num_examples, dtype = data.features.shape[0], data.features.dtype
-    data = data._replace(l2=penalty("l2", l2, dtype), l1=penalty("l1", l1, dtype))
-    has_corners = isinstance(l1, Tracer) or bool(l1 != 0)
-    if _checks.flag(FIT, "grouped", grouped) and has_corners:
-        data = data._replace(l1=penalty("l1", 0.0, dtype), l1_rows=data.l1)
+    data, has_corners = _with_penalties(data, l2, l1, grouped)
     first_order = any(option is not None for option in (optimizer, batch_size, epochs))
     name = _solver_name(solver, data, l2, has_corners, first_order)
     params = initial_params(init, data, num_classes)
-    if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        expected = "a gradient transformation of optax, as optax.adam(0.01)"
-        raise TypeError(_checks.message(FIT, "optimizer", expected, repr(optimizer)))
+    _refuse_optimizer(optimizer)
     tol = not_negative("tol", tol)
     held_out = None if validation is None else _validation(validation, data, num_classes)
     seed = at_least("seed", seed, 0)
@@ -187,7 +181,7 @@ def fit(
             raise error("max_steps", "None for 'optax', which has `epochs`", max_steps)
         epochs = 1000 if epochs is None else at_least("epochs", epochs, 0)
         if batch_size is not None:
-            batch_size = min(at_least("batch_size", batch_size, 1), num_examples)
+            batch_size = min(at_least("batch_size", batch_size, 1), data.features.shape[0])
         run = _first_order.Run(data, num_classes, params, tol, optimizer, batch_size, epochs, seed)
     else:
         run = _solve.Run(name, data, num_classes, params, tol, max_steps)
@@ -231,6 +225,23 @@ def _in_chunks(
     if status == Status.RUNNING and interrupted:
         status = Status.CALLBACK
     return run.result(progress, status, history)
+
+
+def _with_penalties(data: Data, l2: ArrayLike, l1: ArrayLike, grouped: bool) -> tuple[Data, bool]:
+    """The data with their penalties, and whether one of these has corners."""
+    dtype = data.features.dtype
+    data = data._replace(l2=penalty("l2", l2, dtype), l1=penalty("l1", l1, dtype))
+    has_corners = isinstance(l1, Tracer) or bool(l1 != 0)
+    if _checks.flag(FIT, "grouped", grouped) and has_corners:
+        data = data._replace(l1=penalty("l1", 0.0, dtype), l1_rows=data.l1)
+    return data, has_corners
+
+
+def _refuse_optimizer(optimizer: object) -> None:
+    """Refuses what is neither None nor an optimizer of optax."""
+    if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        expected = "a gradient transformation of optax, as optax.adam(0.01)"
+        raise TypeError(_checks.message(FIT, "optimizer", expected, repr(optimizer)))
 
 
 def _solver_name(

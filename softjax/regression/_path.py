@@ -279,13 +279,11 @@ def _with_corners(
     strengths = np.asarray(l1)
     ridges = np.broadcast_to(np.asarray(data.l2), strengths.shape)
     order = np.lexsort((-ridges, -strengths))
-    count, num_folds = len(order), 0
-    if folds is not None:
-        folds, num_folds = folds_array(folds, seed, data)
+    folds, num_folds = (None, 0) if folds is None else folds_array(folds, seed, data)
     data = _of_kind(data, grouped)
-    weights = np.ones(data.features.shape[0], data.features.dtype)
-    weights = weights if data.weights is None else np.asarray(data.weights)
-    watch = _Watch(callback, count * (1 + num_folds))
+    ones = np.ones(data.features.shape[0], data.features.dtype)
+    weights = ones if data.weights is None else np.asarray(data.weights)
+    watch = _Watch(callback, len(order) * (1 + num_folds))
 
     def path(own: Data, place: Array, fold: int) -> list[_l1_path.Step]:
         report = Partial(held_out, place, data.labels, jnp.asarray(weights), jnp.int32(fold))
