@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from softjax import _checks, processes
@@ -53,13 +54,14 @@ class Saved(NamedTuple):
         begun = {jax.tree_util.keystr(path): leaf for path, leaf in paths}
         saved, now = (
             {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
-            for leaves in (self.leaves, begun)
+            for leaves in (self.leaves, {name: _data(leaf) for name, leaf in begun.items()})
         )
         if saved != now:
             difference = "; ".join(_checks.differences(saved, now))
             words = f"the checkpoint of step {self.step} belongs to another run"
             raise DataError(f"{words}: {difference}.")
-        return jax.tree.unflatten(structure, [self.leaves[name] for name in begun])
+        leaves = [_as_begun(leaf, self.leaves[name]) for name, leaf in begun.items()]
+        return jax.tree.unflatten(structure, leaves)
 
 
 class Checkpoints:
@@ -154,7 +156,7 @@ class Checkpoints:
 
     def _write(self, step: int, state: Any, history: list[dict[str, float]]) -> None:
         paths, _ = jax.tree_util.tree_flatten_with_path(state)
-        leaves = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in paths}
+        leaves = {jax.tree_util.keystr(path): np.asarray(_data(leaf)) for path, leaf in paths}
         record = {"step": step, "history": history, "configuration": self.configuration}
         arguments = self._ocp.args
         try:
@@ -258,6 +260,23 @@ def _digests(path: Path) -> dict[str, str]:
     return {
         str(file.relative_to(path)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files
     }
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is an array of typed random keys, which NumPy cannot hold."""
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _data(leaf: Any) -> Any:
+    """A leaf of a state as files can hold it: the words of a typed random key."""
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
+
+
+def _as_begun(begun: Any, saved: np.ndarray) -> Any:
+    """The saved numbers, as a typed random key where the state began with one."""
+    if not is_key(begun):
+        return saved
+    return jax.random.wrap_key_data(jnp.asarray(saved), impl=jax.random.key_impl(begun))
 
 
 def _first_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ import oracles
 import pytest
 from meshes import mesh_of, put
 
-from softjax import regression, streaming
+from softjax import checkpoints, regression, streaming
 from softjax.tables import DataError
 
 pytestmark = pytest.mark.compiled_quickly
@@ -158,6 +158,26 @@ def test_a_run_on_arrays_goes_on_bit_for_bit(tmp_path):
 
 
 @pytest.mark.x64_once
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_an_optimizer_may_hold_a_random_key(tmp_path, impl):
+    pytest.importorskip("orbax.checkpoint")
+    noisy = optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(3, impl=impl)), SGD)
+
+    def run(data, steps, name=None):
+        saved = None if name is None else checkpoints.Checkpoints(tmp_path / name, {})
+        return regression.train(*data, optimizer=noisy, steps=steps, every=2, checkpoints=saved)
+
+    batches = streaming.Batches(streaming.ArrayRows(X, Y), N)
+    for name, data in {"arrays": (X, Y), "batches": (batches,)}.items():
+        whole = run(data, 6)
+        run(data, 2, name)
+        for part, other in zip(run(data, 6, name).params, whole.params, strict=True):
+            np.testing.assert_array_equal(part, other)
+        quiet = regression.train(*data, optimizer=SGD, steps=6)
+        assert np.abs(np.asarray(whole.params.kernel - quiet.params.kernel)).max() > 1e-3
+
+
+@pytest.mark.x64_once
 def test_arrays_on_a_mesh_take_the_steps_of_one_device():
     options = {"optimizer": SGD, "batch_size": 8, "epochs": 2, "l2": 0.1}
     alone = regression.train(X, Y, **options)
@@ -218,6 +238,16 @@ def test_what_does_not_fit_is_refused_by_name():
         ),
         "`tol` must be a finite number >= 0": (both, {"steps": 1, "tol": -1.0}),
         "`features` must be arrays with `labels`": ((X,), {"steps": 1}),
+        "`labels` must be None where `features` are batches": ((batches, Y), {"steps": 1}),
+        "a batch must be (features, labels), and weights and an offset if there are any, got 5": (
+            (lambda step: (X, Y, np.ones(N), SHARES, SHARES),),
+            {"steps": 1, "num_classes": K},
+        ),
+        "if there are any, got str": (("x.npy",), {"steps": 1, "num_classes": K}),
+        "if there are any, got NoneType": (
+            (lambda step: None,),
+            {"steps": 1, "num_classes": K},
+        ),
         "`labels` must be of shape (40, 3), got": (
             (lambda step: (X, SHARES),),
             {"steps": 1, "num_classes": 3},

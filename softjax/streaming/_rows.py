@@ -1,6 +1,7 @@
 """Sources of rows: arrays that can be sliced, and files, both read in runs of rows."""
 
 import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -260,8 +261,13 @@ def checked_validation(
 
 def parts_of(read: Any) -> tuple[Any, Any, Any, Any]:
     """Features, labels, weights and offset; None for the last two where they do not follow."""
-    features, labels, *rest = read
-    weights, offset = [*rest, None, None][:2]
+    named = isinstance(read, str | bytes | Mapping)
+    parts = tuple(read) if isinstance(read, Iterable) and not named else ()
+    if not 2 <= len(parts) <= 4:
+        expected = "(features, labels), and weights and an offset if there are any"
+        got = f"{len(parts)} parts" if parts else type(read).__name__
+        raise TypeError(f"softjax.streaming: a batch must be {expected}, got {got}.")
+    features, labels, weights, offset = (*parts, None, None)[:4]
     return features, labels, weights, offset
 
 

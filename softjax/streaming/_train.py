@@ -177,6 +177,9 @@ def train(
     of_arrays = {"batch_size": batch_size, "seed": seed}
     of_arrays |= {"sample_weights": sample_weights, "offset": offset}
     feed: Feed
+    if labels is not None and (callable(features) or hasattr(features, "row_numbers")):
+        expected = "None where `features` are batches, which have their own"
+        raise ValueError(_checks.message(TRAIN, "labels", expected, type(labels).__name__))
     if labels is None:
         feed = batch_feed(features, num_classes, of_arrays)
     else:
