@@ -295,7 +295,7 @@ def test_batches_of_rows_with_weights_hold_out_and_leave_out(monkeypatch):
 
 @pytest.mark.x64_once(True)
 def test_a_streamed_fit_takes_weights_soft_labels_and_offsets(monkeypatch):
-    monkeypatch.setattr(streaming._fit, "CHUNK_BYTES", 700)
+    monkeypatch.setattr(streaming._passes, "CHUNK_BYTES", 700)
     held_out = np.array([3, 20])
     keep = np.delete(np.arange(N), held_out)
     expected = regression.fit(
