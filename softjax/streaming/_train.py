@@ -163,11 +163,11 @@ def train(
         >>> x, y, *_ = softjax.datasets.load_digits()
         >>> adam = optax.adam(1e-2)
         >>> result = softjax.regression.train(x, y, optimizer=adam, batch_size=256, epochs=20)
-        >>> result.objective < 0.3
+        >>> result.objective < 0.35
         True
         >>> batches = softjax.streaming.Batches(softjax.streaming.ArrayRows(x, y), 256)
         >>> result = softjax.regression.train(batches, optimizer=adam, epochs=20)
-        >>> result.objective < 0.3
+        >>> result.objective < 0.35
         True
     """
     begin = time.perf_counter()
