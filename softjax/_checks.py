@@ -246,6 +246,12 @@ def flag(function: str, argument: str, value: Any) -> bool:
     return bool(value)
 
 
+def refuse_uncallable(function: str, argument: str, value: Any) -> None:
+    """Refuses an optional function that is neither None nor a function."""
+    if value is not None and not callable(value):
+        raise TypeError(message(function, argument, "a function or None", repr(value)))
+
+
 def integer(function: str, argument: str, value: Any) -> int:
     """`value` as a known integer; floats, booleans and traced values raise a TypeError."""
     try:

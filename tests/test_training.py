@@ -10,7 +10,7 @@ import oracles
 import pytest
 from meshes import mesh_of, put
 
-from softjax import checkpoints, regression, streaming
+from softjax import checkpoints, cross_entropy, regression, streaming
 from softjax.tables import DataError
 
 pytestmark = pytest.mark.compiled_quickly
@@ -332,3 +332,43 @@ def test_sparse_rows_of_scipy_are_read_as_their_numbers(kind):
         for each in (rows, dense)
     ]
     np.testing.assert_array_equal(*(result.params.kernel for result in results))
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"init": (np.zeros((3, 3)), np.zeros(3))},
+        {"init": "zeros"},
+        {"callback": 3},
+        {"preempted": True},
+        {"transform": "standardise"},
+        {"validation": (np.zeros((4, 3)),)},
+        {"validation": 4},
+        {"sample_weights": "traced"},
+    ],
+    ids=lambda options: "-".join(f"{k} {type(v).__name__}" for k, v in options.items()),
+)
+def test_what_is_no_argument_is_refused_before_the_first_step(options):
+    x, y = np.random.default_rng(0).normal(size=(12, 3)).astype("f4"), np.arange(12) % 3
+    given = {"optimizer": optax.sgd(0.1), "epochs": 1, "num_classes": 3, **options}
+
+    def train(weights):
+        if "sample_weights" in options:
+            given["sample_weights"] = weights
+        return regression.train(x, y, **given).objective
+
+    with pytest.raises(TypeError, match=r"softjax\.regression\.train: `\w+` must be "):
+        jax.grad(train)(np.ones(12, "f4"))
+
+
+def test_validation_has_the_offset_of_its_rows(dtype):
+    rng = np.random.default_rng(0)
+    x, y, offset = rng.normal(size=(24, 2)), np.arange(24) % 3, rng.normal(size=(24, 3))
+    x, offset = x.astype(dtype), offset.astype(dtype)
+    given = {"optimizer": optax.sgd(0.1), "epochs": 2, "num_classes": 3}
+    result = regression.train(x, y, offset=offset, validation=(x, y, offset), **given)
+    event, ours = result.history[-1], regression.logits(result.params, x, offset=offset)
+    assert event["validation_loss"] == pytest.approx(
+        float(np.mean(cross_entropy(ours, y))), rel=1e-6
+    )

@@ -145,6 +145,8 @@ def with_units(name, expected):
         return inverse.T @ expected @ inverse
     if name.startswith("covariance"):
         return TURN @ expected @ TURN.T
+    if name == "calibrate_vector":
+        return type(expected)(*(a[..., ORDER] for a in expected))
     if name == "average_marginal_effects":
         scaled = {"value", "standard_error", "lower", "upper"}
         return type(expected)(

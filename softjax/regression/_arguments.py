@@ -262,10 +262,10 @@ def factors_array(penalty_factors: ArrayLike | None, x: "Array | BCOO") -> Array
 
 
 def initial_params(
-    init: SoftmaxRegression | None, data: Data, num_classes: int
+    init: SoftmaxRegression | None, features: Any, num_classes: int, constant: Any
 ) -> SoftmaxRegression:
-    """`init` in the dtype of the features, or zeros."""
-    num_features, dtype = data.features.shape[1], data.features.dtype
+    """`init` in the dtype of the features, or zeros; its bias is 0 where `constant` is."""
+    num_features, dtype = features.shape[1], features.dtype
     if init is None:
         return zeros(num_features, num_classes, dtype)
     if not (hasattr(init, "kernel") and hasattr(init, "bias")):
@@ -273,17 +273,17 @@ def initial_params(
         got = f"{type(init).__name__}{hint}"
         expected = "a SoftmaxRegression, which has a kernel and a bias"
         raise TypeError(_checks.message(called(), "init", expected, got))
-    kernel = _checks.real_array(called(), "init.kernel", init.kernel)
-    bias = _checks.real_array(called(), "init.bias", init.bias)
-    _checks.same_shape(called(), "init.kernel", kernel, (num_features, num_classes))
-    _checks.same_shape(called(), "init.bias", bias, (num_classes,))
-    params = SoftmaxRegression(kernel.astype(dtype), bias.astype(dtype))
-    _refuse_not_finite("init.kernel", params.kernel)
-    _refuse_not_finite("init.bias", params.bias)
-    if data.constant is not None and data.constant == 0:
-        _refuse("init.bias", "0 where `fit_intercept` is False", params.bias, lambda b: b != 0)
-        params = params._replace(bias=jnp.zeros_like(params.bias))
-    return params
+    parts = []
+    for name, shape in (("kernel", (num_features, num_classes)), ("bias", (num_classes,))):
+        part = _checks.real_array(called(), f"init.{name}", getattr(init, name))
+        _checks.same_shape(called(), f"init.{name}", part, shape)
+        parts.append(part.astype(dtype))
+        _refuse_not_finite(f"init.{name}", parts[-1])
+    kernel, bias = parts
+    if constant is not None and constant == 0:
+        _refuse("init.bias", "0 where `fit_intercept` is False", bias, lambda b: b != 0)
+        bias = jnp.zeros_like(bias)
+    return SoftmaxRegression(kernel, bias)
 
 
 def not_negative(argument: str, value: Any) -> Any:

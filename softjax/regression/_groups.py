@@ -16,8 +16,16 @@ import numpy as np
 from jax import Array, lax
 from jax.tree_util import Partial
 
+from softjax import _checks
 from softjax.regression import _batched, _ending, _frame, _preconditioner, _standardised
-from softjax.regression._arguments import at_least, error, initial_params, is_traced, not_negative
+from softjax.regression._arguments import (
+    at_least,
+    called,
+    error,
+    initial_params,
+    is_traced,
+    not_negative,
+)
 from softjax.regression._batched import Lanes, Schedule
 from softjax.regression._dense_hessian import factored_hessian
 from softjax.regression._existence import is_loose
@@ -86,7 +94,8 @@ def run(
     """
     known_tol = not_negative("tol", tol)
     limit = MAX_STEPS if max_steps is None else at_least("max_steps", max_steps, 0)
-    params = initial_params(init, data, num_classes)
+    params = initial_params(init, data.features, num_classes, data.constant)
+    _checks.refuse_uncallable(called(), "callback", callback)
     data, frame = _frame.framed(data, True)
     params = _frame.inside(frame, params)
     tolerance = jnp.asarray(known_tol, data.features.dtype)

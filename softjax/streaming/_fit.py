@@ -99,6 +99,8 @@ def fit(
     num_classes = _checks.at_least(FIT, "num_classes", num_classes, 2)
     max_steps = _checks.at_least(FIT, "max_steps", max_steps, 0)
     tol = _checks.not_negative_number(FIT, "tol", tol)
+    for name, function in (("transform", transform), ("callback", callback)):
+        _checks.refuse_uncallable(FIT, name, function)
     dtype = computed_in(rows.read(0, 1)[0].dtype)
     l2 = penalty(FIT, l2, dtype)
     validation = checked_validation(FIT, validation, rows.num_features, num_classes)

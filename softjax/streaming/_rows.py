@@ -239,24 +239,35 @@ def penalty(function: str, l2: Any, dtype: np.dtype) -> float:
 def checked_validation(
     function: str, validation: Validation | None, num_features: int, num_classes: int
 ) -> Validation | None:
-    """Features [n, D], and class indices [n] or distributions [n, K]; refused as by a fit."""
+    """Features [n, D], class indices [n] or distributions [n, K], and an offset [n, K] if given."""
     if validation is None:
         return None
-    x, y = (real_array(function, "validation", part) for part in validation)
+    if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
+        expected = "(features, labels), and an offset if there is one"
+        got = f"{len(validation)} parts" if hasattr(validation, "__len__") else repr(validation)
+        raise TypeError(_checks.message(function, "validation", expected, got))
+    x, y, *offset = (real_array(function, "validation", part) for part in validation)
     if x.ndim != 2 or not len(x) or x.shape[1] != num_features:
         expected = f"of features of shape (examples, {num_features})"
         raise ValueError(_checks.message(function, "validation", expected, f"shape {x.shape}"))
     x = x.astype(computed_in(x.dtype), copy=False)
     _checks.refuse_first(function, "validation", f"finite in {x.dtype}", x, ~np.isfinite(x))
+    offset = [part.astype(x.dtype, copy=False) for part in offset]
+    for part in offset:
+        if part.shape != (len(x), num_classes):
+            expected = f"of an offset of shape ({len(x)}, {num_classes})"
+            got = f"shape {part.shape}"
+            raise ValueError(_checks.message(function, "validation", expected, got))
+        _checks.refuse_first(function, "validation", "of a finite offset", part, ~np.isfinite(part))
     if y.shape == (len(x), num_classes):
-        return x, y.astype(x.dtype, copy=False)
+        return x, y.astype(x.dtype, copy=False), *offset
     if y.shape != (len(x),):
         expected = f"of labels of shape ({len(x)},) or ({len(x)}, {num_classes})"
         raise ValueError(_checks.message(function, "validation", expected, f"shape {y.shape}"))
     indices = as_indices(function, y)
     bad = (indices < 0) | (indices >= num_classes)
     _checks.refuse_first(function, "validation", f"of labels in [0, {num_classes})", y, bad)
-    return x, indices
+    return x, indices, *offset
 
 
 def parts_of(read: Any) -> tuple[Any, Any, Any, Any]:

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from softjax import _checks, processes
 from softjax.checkpoints import Checkpoints, Saved
 from softjax.regression import Event, FitResult, SoftmaxRegression
-from softjax.regression import init as zeros
+from softjax.regression._arguments import errors_name, initial_params, is_traced
 from softjax.regression._auto_axes import on_auto_axes
 from softjax.regression._products import in_full_precision
 from softjax.regression._result import Status, Validation, record, with_validation
@@ -174,6 +174,16 @@ def train(
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         expected = "an optax optimizer, as optax.adam(0.01)"
         raise TypeError(_checks.message(TRAIN, "optimizer", expected, repr(optimizer)))
+    for name, function in (
+        ("transform", transform),
+        ("callback", callback),
+        ("preempted", preempted),
+    ):
+        _checks.refuse_uncallable(TRAIN, name, function)
+    numbers = (features, labels, sample_weights, class_weights, offset, init)
+    if is_traced([a for a in numbers if not callable(a)]):
+        expected = "concrete, since the steps are called one chunk after the other; use `fit`"
+        raise TypeError(_checks.message(TRAIN, "features", expected, "a tracer among the data"))
     of_arrays = {"batch_size": batch_size, "seed": seed}
     of_arrays |= {"sample_weights": sample_weights, "offset": offset}
     feed: Feed
@@ -333,17 +343,8 @@ def _initial(
 ) -> SoftmaxRegression:
     """`init`, or zeros, in the dtype and for the number of the features."""
     seen = features if transform is None else jax.eval_shape(transform, features)
-    params = zeros(seen.shape[1], num_classes, seen.dtype) if init is None else init
-    expected = (seen.shape[1], num_classes)
-    _checks.same_shape(TRAIN, "init.kernel", params.kernel, expected)
-    _checks.same_shape(TRAIN, "init.bias", params.bias, expected[1:])
-    for name, part in zip(("init.kernel", "init.bias"), params, strict=True):
-        values = np.asarray(part)
-        _checks.refuse_first(TRAIN, name, "finite", values, ~np.isfinite(values))
-        if name == "init.bias" and not fit_intercept:
-            expected_bias = "0 where `fit_intercept` is False"
-            _checks.refuse_first(TRAIN, name, expected_bias, values, values != 0)
-    return SoftmaxRegression(*(jnp.asarray(part, seen.dtype) for part in params))
+    with errors_name(TRAIN):
+        return initial_params(init, seen, num_classes, int(fit_intercept))
 
 
 def _ridge(l2: float, penalty_factors: ArrayLike | None, width: int, dtype: Any) -> Array:
