@@ -23,7 +23,13 @@ from softjax._numerics import (
     maximum,
     total,
 )
-from softjax._reductions import is_place, shift, sums_beside_label
+from softjax._reductions import (
+    is_place,
+    mass_and_cost,
+    shift,
+    sum_and_rest,
+    sums_beside_label,
+)
 from softjax._sharding import shards
 from softjax._softmax import (
     log_softmax_core,
@@ -75,9 +81,8 @@ def _index_loss_and_gradient_jvp(primals, tangents):
 def expected_loss(x: Array, q: Array) -> Array:
     """sum_k q_k (-log softmax(x)_k), with 0 * inf = 0; 0 in an empty row."""
     m, r = excess(x, (x.ndim - 1,))
-    cost = jnp.where(q == 0, 0, q * -shift(x, m))
-    loss = jnp.sum(q, -1) * log_total(m, r)[..., 0] + jnp.sum(cost, -1)
-    return jnp.where(r[..., 0] < 0, 0, loss)
+    mass, cost = mass_and_cost(q, x, m)
+    return jnp.where(r < 0, 0, mass * log_total(m, r) + cost)[..., 0]
 
 
 @partial(expected_loss.defjvp, symbolic_zeros=True)
@@ -106,9 +111,8 @@ def expected_loss_gradient(x: Array, q: Array) -> Array:
     """
     axes = (x.ndim - 1,)
     p, rest, mass_of_p = probabilities(x, axes)
-    mass = jnp.sum(q, -1, keepdims=True)
     is_top = x == maximum(x, axes)
-    others = jnp.sum(jnp.where(is_top, 0, q), -1, keepdims=True)
+    mass, others = sum_and_rest(q, is_top, axes)
     dominant = is_top & (rest < 0.5) & (q > 0.5 * mass)
     g = jnp.where(dominant, others - mass * rest, mass * p - q)
     return jnp.where(mass_of_p == 0, 0, g)

@@ -187,6 +187,28 @@ def sum_and_rest(v: Array, left_out: Array, axes: Axes) -> Pair:
     return lax.platform_dependent(v, left_out, cpu=on_cpu, default=plain)
 
 
+def mass_and_cost(q: Array, x: Array, m: Array) -> Pair:
+    """sum q and sum q (m - x) over the last axis, which is kept, with 0 * inf = 0."""
+
+    def terms(q: Array, x: Array) -> Pair:
+        return q, jnp.where(q == 0, 0, q * -shift(x, m))
+
+    def plain(q: Array, x: Array) -> Pair:
+        mass, cost = (jnp.sum(a, -1, keepdims=True) for a in terms(q, x))
+        return mass, cost
+
+    def in_tiles(q: Array, x: Array) -> Pair:
+        def of_part(part: slice) -> Pair:
+            return terms(q[..., part], x[..., part])
+
+        mass, cost = sums_of_tiles(of_part, x.shape[-1], x.ndim - 1, last=True)
+        return mass[..., None], cost[..., None]
+
+    # The order of additions of a tree depends on the length of the row alone, not on other rows.
+    is_whole = isinstance(x.shape[-1], int) and jax.typeof(x).sharding.mesh.empty
+    return lax.platform_dependent(q, x, cpu=in_tiles if is_whole else plain, default=plain)
+
+
 def behind_barrier_on_cpu(x: Array) -> Array:
     """x behind a barrier, so that XLA:CPU computes it before the operations that use it."""
     return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)

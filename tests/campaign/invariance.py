@@ -1,5 +1,7 @@
 """The same bits for a row in any company: some of 70 rows in any order, beside all of them."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,8 @@ FUNCTIONS = {
     "log_softmax": lambda x, labels: softjax.log_softmax(x),
     "logsumexp": lambda x, labels: softjax.logsumexp(x, -1),
     "cross_entropy": softjax.cross_entropy,
+    "label smoothing": partial(softjax.cross_entropy, label_smoothing=0.1),
+    "distribution": lambda x, labels: softjax.cross_entropy(x, softjax.softmax(x[:, ::-1])),
 }
 OF_HEADS = {
     "linear_logsumexp": lambda h, w, labels, **options: softjax.linear_logsumexp(h, w, **options),
