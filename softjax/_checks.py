@@ -78,6 +78,11 @@ def is_concrete(x: Any) -> bool:
     return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
 
 
+def is_random_key(x: Any) -> bool:
+    """Whether `x` is an array of typed random keys, which NumPy cannot hold."""
+    return isinstance(x, Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
 def known(x: Any) -> np.ndarray | None:
     """The values of `x` as a NumPy array, or None if they cannot be read.
 

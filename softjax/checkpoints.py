@@ -262,19 +262,14 @@ def _digests(path: Path) -> dict[str, str]:
     }
 
 
-def is_key(leaf: Any) -> bool:
-    """Whether a leaf is an array of typed random keys, which NumPy cannot hold."""
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _data(leaf: Any) -> Any:
     """A leaf of a state as files can hold it: the words of a typed random key."""
-    return jax.random.key_data(leaf) if is_key(leaf) else leaf
+    return jax.random.key_data(leaf) if _checks.is_random_key(leaf) else leaf
 
 
 def _as_begun(begun: Any, saved: np.ndarray) -> Any:
     """The saved numbers, as a typed random key where the state began with one."""
-    if not is_key(begun):
+    if not _checks.is_random_key(begun):
         return saved
     return jax.random.wrap_key_data(jnp.asarray(saved), impl=jax.random.key_impl(begun))
 
