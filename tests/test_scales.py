@@ -107,7 +107,7 @@ def test_a_temperature_that_the_dtype_reads_as_0_is_refused(name, x64):
         x = jnp.array([1.0, 2.0, 3.0], dtype)
         least = float(np.finfo("float64" if dtype == "float64" else "float32").tiny)
         assert not np.isnan(f(x, least * 1.01)).any()
-        with pytest.raises(ValueError, match=r"`temperature` must be >= .*, the least positive"):
+        with pytest.raises(ValueError, match=r"`temperature` must be >= .*, the smallest positive"):
             f(x, least * 0.9)
     traced = jax.jit(f)
     for t in (1e-40, 0.0, -1.0):
