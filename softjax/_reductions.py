@@ -148,24 +148,27 @@ def sums_beside_label(x: Array, m: Array, index: Array) -> Pair:
     return lax.platform_dependent(x, m, index, cpu=_beside_label_on_cpu, default=plain)
 
 
-def weighted_sum(p: Array, v: Array, axes: Axes) -> Array:
-    """sum p v over `axes`, which are kept, with 0 v = 0: a class of probability 0 has no tangent.
+def weighted_sum(p: Array, v: Array, origin: Array, axes: Axes) -> Array:
+    """sum p w of w = v - origin over `axes`, which are kept, with 0 w = 0.
 
-    On a CPU a sum with a `where` takes three times as long, so it is computed only if the plain sum
-    is not finite. On a mesh this is not done, because the devices would have to agree.
+    A class of probability 0 has no tangent. On a CPU a sum with a `where` takes three times as
+    long, so it is computed only if the plain sum is not finite. The operands of that choice are
+    stored, so they are p and v, which are stored anyway, and not w. On a mesh the choice is not
+    made, because the devices would have to agree.
     """
 
-    def plain(p: Array, v: Array) -> Array:
-        return jnp.sum(jnp.where(p == 0, 0, p * v), axes, keepdims=True)
+    def plain(p: Array, v: Array, origin: Array) -> Array:
+        return jnp.sum(jnp.where(p == 0, 0, p * (v - origin)), axes, keepdims=True)
 
-    def on_cpu(p: Array, v: Array) -> Array:
+    def on_cpu(p: Array, v: Array, origin: Array) -> Array:
         # XLA:CPU of jaxlib 0.10 computes p (v - sum(p v)) wrongly if p is the same for a batch of
         # v, as in a Jacobian, unless the sum is behind a barrier.
-        whole = lax.optimization_barrier(jnp.sum(p * v, axes, keepdims=True))
-        return lax.cond(jnp.all(jnp.isfinite(whole)), lambda p, v: whole, plain, p, v)
+        whole = lax.optimization_barrier(jnp.sum(p * (v - origin), axes, keepdims=True))
+        is_finite = jnp.all(jnp.isfinite(whole))
+        return lax.cond(is_finite, lambda *operands: whole, plain, p, v, origin)
 
-    on_one_device = jax.typeof(v).sharding.mesh.empty
-    return lax.platform_dependent(p, v, cpu=on_cpu if on_one_device else plain, default=plain)
+    form = on_cpu if _on_no_mesh(p, v) else plain
+    return lax.platform_dependent(p, v, origin, cpu=form, default=plain)
 
 
 def sum_and_rest(v: Array, left_out: Array, axes: Axes) -> Pair:
@@ -183,7 +186,7 @@ def sum_and_rest(v: Array, left_out: Array, axes: Axes) -> Pair:
         return a[..., None], b[..., None]
 
     rows = axes == (v.ndim - 1,) and isinstance(v.shape[-1], int)
-    on_cpu = in_tiles if rows and jax.typeof(v).sharding.mesh.empty else plain
+    on_cpu = in_tiles if rows and _on_no_mesh(v, left_out) else plain
     return lax.platform_dependent(v, left_out, cpu=on_cpu, default=plain)
 
 
@@ -205,8 +208,13 @@ def mass_and_cost(q: Array, x: Array, m: Array) -> Pair:
         return mass[..., None], cost[..., None]
 
     # The order of additions of a tree depends on the length of the row alone, not on other rows.
-    is_whole = isinstance(x.shape[-1], int) and jax.typeof(x).sharding.mesh.empty
-    return lax.platform_dependent(q, x, cpu=in_tiles if is_whole else plain, default=plain)
+    has_tiles = isinstance(x.shape[-1], int) and _on_no_mesh(q, x)
+    return lax.platform_dependent(q, x, cpu=in_tiles if has_tiles else plain, default=plain)
+
+
+def _on_no_mesh(*arrays: Array) -> bool:
+    """Whether no array is typed with a mesh of devices."""
+    return all(jax.typeof(a).sharding.mesh.empty for a in arrays)
 
 
 def behind_barrier_on_cpu(x: Array) -> Array:

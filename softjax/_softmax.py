@@ -202,8 +202,8 @@ def softmax_tangent(p: Array, v: Array, axes: Axes, top: Array | None = None) ->
 
 def _covariance_product(v: Array, p: Array, top: Array | None = None, *, axes: Axes) -> Array:
     p = behind_barrier_on_cpu(p)  # computed once
-    w = v - _at_top(v, p, top, axes)
-    return p * (w - weighted_sum(p, w, axes))
+    at_top = _at_top(v, p, top, axes)
+    return p * ((v - at_top) - weighted_sum(p, v, at_top, axes))
 
 
 def place_of_top(x: Array, axes: Axes) -> Array | None:
@@ -293,8 +293,8 @@ def _centred(
     v: Array, p: Array, rest: Array, mass: Array, top: Array | None = None, *, axes: Axes
 ) -> Array:
     """v - <p, v>, the tangent of log_softmax; 0 in an empty row."""
-    w = v - _at_top(v, p, top, axes)
-    return jnp.where(mass == 0, 0, w - weighted_sum(p, w, axes))
+    at_top = _at_top(v, p, top, axes)
+    return jnp.where(mass == 0, 0, (v - at_top) - weighted_sum(p, v, at_top, axes))
 
 
 def _centred_transposed(
