@@ -49,6 +49,28 @@ def test_newton_on_explicit_axes_that_are_set():
     assert jax.typeof(z).sharding.spec[0] == "d"
 
 
+def test_a_fit_within_a_trace_on_explicit_axes():
+    """With arrays that are sharded, and others that are not.
+
+    At an optimum the parameters do not move the objective, so that its derivative by the features
+    is that of the loss: w_i / sum(w) (p_i - y_i) W^T.
+    """
+
+    def objective(x, w):
+        result = regression.fit(x, SHARES, sample_weights=w, l2=L2, tol=1e-10)
+        return result.objective, result.params
+
+    mesh = mesh_of("explicit", d=4, c=2)
+    with jax.set_mesh(mesh):
+        derivative = jax.jit(jax.grad(objective, has_aux=True))
+        slope, params = derivative(put(mesh, FEATURES, "d"), WEIGHTS)
+    assert_optimal(params, SHARES)
+    kernel, bias = map(np.asarray, params)
+    p = oracles.softmax(FEATURES @ kernel + bias)
+    expected = (WEIGHTS / WEIGHTS.sum())[:, None] * (p - SHARES) @ kernel.T
+    np.testing.assert_allclose(slope, expected, atol=1e-9)
+
+
 def test_minibatches_are_those_of_one_device():
     options = {"l2": L2, "optimizer": optax.adam(0.05), "batch_size": 16, "epochs": 2}
     alone = regression.fit(FEATURES, LABELS, **options)

@@ -597,7 +597,7 @@ def test_training_refuses_weights_features_and_starts_that_a_fit_refuses():
         "`class_weights` must be finite and >= 0, got nan at (0,)": {"class_weights": [np.nan] * 3},
         "`class_weights` must be > 0 somewhere": {"class_weights": [0, 0, 0]},
         "`class_weights` must be of shape (3,)": {"class_weights": [1, 1]},
-        "`init.kernel` must be finite, got nan at (0, 0)": {"init": bad_start},
+        "`init.kernel` must be finite in float32, got nan at (0, 0)": {"init": bad_start},
         "`validation` must be of features of shape (examples, 3), got": {
             "validation": (X[:, 1:], Y)
         },

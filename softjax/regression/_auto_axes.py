@@ -8,7 +8,16 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 from jax import Array
 from jax.core import Tracer
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import (
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    auto_axes,
+    use_abstract_mesh,
+)
+
+from softjax._sharding import mesh_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,7 +33,10 @@ def on_auto_axes(function: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(function)
     def of_auto(*args: P.args, **kwargs: P.kwargs) -> T:
-        leaves = jax.tree.leaves((args, kwargs), is_leaf=_is_iterator)
+        leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=_is_iterator)
+        places = [n for n, leaf in enumerate(leaves) if _is_typed(leaf)]
+        if any(isinstance(leaves[n], Tracer) for n in places):
+            return _within_trace(function, leaves, structure, places)
         explicit = next(filter(None, map(_explicit_mesh, leaves)), None)
         if explicit is None:
             return function(*args, **kwargs)
@@ -42,6 +54,29 @@ def on_auto_axes(function: Callable[P, T]) -> Callable[P, T]:
         return jax.tree.map(lambda leaf: moved(leaf, explicit), result)
 
     return of_auto
+
+
+def _within_trace(
+    function: Callable[..., T], leaves: list[Any], structure: Any, places: list[int]
+) -> T:
+    """The result of `function`, whole on every device, where a trace knows the shardings."""
+
+    def of_typed(typed: list[Array]) -> T:
+        given = dict(zip(places, typed, strict=True))
+        all_leaves = [given.get(n, leaf) for n, leaf in enumerate(leaves)]
+        args, kwargs = jax.tree.unflatten(structure, all_leaves)
+        return function(*args, **kwargs)
+
+    typed = [leaves[n] for n in places]
+    on_auto: Any = auto_axes(of_typed, out_sharding=PartitionSpec())
+    with use_abstract_mesh(mesh_of(typed)):
+        return on_auto(typed)
+
+
+def _is_typed(leaf: Any) -> bool:
+    """Whether the type of an array names Explicit axes."""
+    is_array = isinstance(leaf, Array)
+    return is_array and AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types
 
 
 def _is_iterator(x: Any) -> bool:

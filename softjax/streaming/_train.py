@@ -180,8 +180,8 @@ def train(
         ("preempted", preempted),
     ):
         _checks.refuse_uncallable(TRAIN, name, function)
-    numbers = (features, labels, sample_weights, class_weights, offset, init)
-    if is_traced([a for a in numbers if not callable(a)]):
+    arrays = (None if labels is None else features, labels, sample_weights, offset)
+    if is_traced((*arrays, class_weights, init)):
         expected = "concrete, since the steps are called one chunk after the other; use `fit`"
         raise TypeError(_checks.message(TRAIN, "features", expected, "a tracer among the data"))
     of_arrays = {"batch_size": batch_size, "seed": seed}
