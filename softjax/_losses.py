@@ -30,7 +30,7 @@ from softjax._reductions import (
     sum_and_rest,
     sums_beside_label,
 )
-from softjax._sharding import shards
+from softjax._sharding import is_split
 from softjax._softmax import (
     log_softmax_core,
     place_of_top,
@@ -169,7 +169,7 @@ def _around_label(x: Array, index: Array) -> Around:
     def looked_up(x: Array, index: Array) -> Around:
         return _looked_up(x, index, *excess(x, axes))
 
-    on_cpu = looked_up if shards(x, axes) == (1,) else _summed
+    on_cpu = _summed if is_split(x, axes) else looked_up
     return lax.platform_dependent(x, index, cpu=on_cpu, default=_summed)
 
 
@@ -185,7 +185,7 @@ def _around_label_and_exponentials(x: Array, index: Array) -> tuple[Around, Arra
         around = _summed(x, index)
         return around, jnp.exp(shift(x, around[0]))
 
-    on_cpu = looked_up if shards(x, axes) == (1,) else summed
+    on_cpu = summed if is_split(x, axes) else looked_up
     return lax.platform_dependent(x, index, cpu=on_cpu, default=summed)
 
 

@@ -44,6 +44,16 @@ def shards(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(map(count, axes))
 
 
+def is_split(x: Array, axes: tuple[int, ...]) -> bool:
+    """Whether the type of x names a mesh axis for one of the axes, or Auto axes may split one.
+
+    JAX takes no entry by its index from an axis with such a name, also where the mesh axis has the
+    size 1 and so splits nothing.
+    """
+    spec = jax.typeof(x).sharding.spec
+    return any(entry_names(spec[axis]) for axis in axes) or math.prod(shards(x, axes)) > 1
+
+
 class Lead(NamedTuple):
     """The leading axes of arrays, which a function of rows flattens to one axis in any order.
 

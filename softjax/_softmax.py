@@ -35,7 +35,7 @@ from softjax._reductions import (
     weighted_sum,
 )
 from softjax._row_maps import row_map
-from softjax._sharding import shards
+from softjax._sharding import is_split, shards
 
 
 def softmax(
@@ -208,7 +208,7 @@ def _covariance_product(v: Array, p: Array, top: Array | None = None, *, axes: A
 
 def place_of_top(x: Array, axes: Axes) -> Array | None:
     """The index of a maximal entry; None over several axes or devices, where none is needed."""
-    if len(axes) != 1 or math.prod(shards(x, axes)) > 1:
+    if len(axes) != 1 or is_split(x, axes):
         return None
     x = lax.stop_gradient(x)
     return index_of_maximum(x, maximum(x, axes), axes[0])

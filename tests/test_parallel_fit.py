@@ -7,7 +7,7 @@ import oracles
 import pytest
 from meshes import mesh_of, put
 
-from softjax import regression
+from softjax import calibration, regression, softmax
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once(True)]
 
@@ -69,6 +69,27 @@ def test_a_fit_within_a_trace_on_explicit_axes():
     p = oracles.softmax(FEATURES @ kernel + bias)
     expected = (WEIGHTS / WEIGHTS.sum())[:, None] * (p - SHARES) @ kernel.T
     np.testing.assert_allclose(slope, expected, atol=1e-9)
+
+
+def test_calibration_on_explicit_axes():
+    """Eagerly and in a trace, with labels and weights that are sharded otherwise than logits."""
+    rng = np.random.default_rng(1)
+    logits = 3 * rng.standard_normal((N, K))
+
+    def statistics(x, y, w):
+        p = softmax(x)
+        return (
+            calibration.calibrate_temperature(x, y, sample_weights=w),
+            calibration.expected_calibration_error(p, y, sample_weights=w),
+        )
+
+    mesh = mesh_of("explicit", d=8, c=1)
+    with jax.set_mesh(mesh):
+        placed = put(mesh, logits, "d", "c"), LABELS, put(mesh, WEIGHTS, "c")
+        over = statistics(*placed), jax.jit(statistics)(*placed)
+    alone = statistics(logits, LABELS, WEIGHTS)
+    for ours in over:
+        np.testing.assert_allclose(ours, alone, rtol=1e-9)
 
 
 def test_minibatches_are_those_of_one_device():

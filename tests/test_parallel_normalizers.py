@@ -244,3 +244,20 @@ def test_no_rows_on_a_mesh(kind):
         assert (loss.shape, slope(loss)[0].shape) == ((0,), (0, 8))
         assert softjax.logsumexp(logits, -1).shape == (0,)
         np.testing.assert_array_equal(softjax.logsumexp(logits, 0), np.full(8, -np.inf))
+
+
+@pytest.mark.x64_once
+def test_a_mesh_axis_of_size_1_splits_nothing():
+    """As on a mesh for data and model parallelism with one device per model."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(16, 5)).astype("f4"), rng.integers(5, size=16)
+    mesh = mesh_of("explicit", d=8, c=1)
+
+    def loss(x):
+        return jnp.mean(softjax.cross_entropy(x, y, label_smoothing=0.1))
+
+    with jax.set_mesh(mesh):
+        placed = put(mesh, x, "d", "c")
+        over = softjax.cross_entropy(placed, y), jax.grad(loss)(placed)
+    for ours, alone in zip(over, (softjax.cross_entropy(x, y), jax.grad(loss)(x)), strict=True):
+        np.testing.assert_allclose(ours, alone, rtol=1e-5, atol=1e-7)

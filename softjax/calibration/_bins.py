@@ -11,6 +11,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from softjax import _checks
+from softjax._auto_axes import on_auto_axes
 from softjax._labels import ClassIndices, Labels
 from softjax._weights import in_unit, is_zero, sums_by_class
 from softjax.calibration._arguments import probabilities_of, rows, targets
@@ -38,6 +39,7 @@ class ReliabilityDiagram(NamedTuple):
     weight: Array
 
 
+@on_auto_axes
 def reliability_diagram(
     probabilities: ArrayLike,
     labels: Labels,
@@ -111,6 +113,7 @@ def _reliability_diagram(
     return ReliabilityDiagram(mean(confidence), mean(right), weight)
 
 
+@on_auto_axes
 def expected_calibration_error(
     probabilities: ArrayLike,
     labels: Labels,
@@ -174,6 +177,7 @@ def _calibration_error(
     return jnp.sum(jnp.abs(gaps)) / jnp.where(total == 0, 1, total)
 
 
+@on_auto_axes
 def classwise_calibration_error(
     probabilities: ArrayLike,
     labels: Labels,

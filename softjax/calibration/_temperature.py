@@ -6,6 +6,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from softjax import _checks
+from softjax._auto_axes import on_auto_axes
 from softjax._labels import ClassIndices, Labels
 from softjax._numerics import inner, maximum
 from softjax._reductions import shift
@@ -18,6 +19,7 @@ from softjax.calibration._arguments import rows, targets
 _MAX_STEPS = 200
 
 
+@on_auto_axes
 def calibrate_temperature(
     logits: ArrayLike, labels: Labels, *, sample_weights: ArrayLike | None = None
 ) -> Array:

@@ -9,6 +9,7 @@ from jax.scipy.linalg import cho_factor, cho_solve
 from jax.typing import ArrayLike
 
 from softjax import _checks
+from softjax._auto_axes import on_auto_axes
 from softjax._labels import Labels
 from softjax._sharding import while_loop
 from softjax._softmax import log_softmax_core
@@ -47,6 +48,7 @@ class VectorScaling(NamedTuple):
         return jnp.where(absent, -jnp.inf, self.scale * jnp.where(absent, 0, x) + self.bias)
 
 
+@on_auto_axes
 def calibrate_vector(
     logits: ArrayLike,
     labels: Labels,

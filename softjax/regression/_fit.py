@@ -10,6 +10,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from softjax import _checks
+from softjax._auto_axes import on_auto_axes
 from softjax.regression import _first_order, _solve
 from softjax.regression._arguments import (
     FIT,
@@ -25,7 +26,6 @@ from softjax.regression._arguments import (
     offset_array,
     penalty,
 )
-from softjax.regression._auto_axes import on_auto_axes
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import Data
 from softjax.regression._products import in_full_precision

@@ -14,10 +14,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from softjax import _checks, processes
+from softjax._auto_axes import on_auto_axes
 from softjax.checkpoints import Checkpoints, Saved
 from softjax.regression import Event, FitResult, SoftmaxRegression
 from softjax.regression._arguments import errors_name, initial_params, is_traced
-from softjax.regression._auto_axes import on_auto_axes
 from softjax.regression._products import in_full_precision
 from softjax.regression._result import Status, Validation, record, with_validation
 from softjax.regression._steps import Form, State, Terms, advance, start

@@ -1,4 +1,4 @@
-"""Arrays on meshes with Explicit axes, which a fit computes with on Auto axes."""
+"""Arrays on meshes with Explicit axes, which fits and calibration compute with on Auto axes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -26,7 +26,7 @@ T = TypeVar("T")
 def on_auto_axes(function: Callable[P, T]) -> Callable[P, T]:
     """`function` of the arrays among its arguments with Auto axes; its result has the given ones.
 
-    The products of a fit sum over the examples, and on Explicit axes the sharding of every such sum
+    Fits and statistics sum over the examples, and on Explicit axes the sharding of every such sum
     would have to be said where it stands. Nothing is copied: only the names of the axes are of
     another kind.
     """
@@ -35,7 +35,7 @@ def on_auto_axes(function: Callable[P, T]) -> Callable[P, T]:
     def of_auto(*args: P.args, **kwargs: P.kwargs) -> T:
         leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=_is_iterator)
         places = [n for n, leaf in enumerate(leaves) if _is_typed(leaf)]
-        if any(isinstance(leaves[n], Tracer) for n in places):
+        if places and any(isinstance(leaf, Tracer) for leaf in leaves):
             return _within_trace(function, leaves, structure, places)
         explicit = next(filter(None, map(_explicit_mesh, leaves)), None)
         if explicit is None:
