@@ -159,8 +159,7 @@ def _aot(options: argparse.Namespace, console: Console) -> int:
     name = re.sub(r"[^\w.]+", "-", target.name)
     out = options.out or results.RESULTS / f"{head['date'][:10]}-{name}-aot.jsonl"
     console.print(f"{target.name}: {head['device']}, {target.compiler}")
-    found = lambda _: aot.records(target, suites, options.only)  # noqa: E731
-    return _write(out, head, found, console)
+    return _write(out, head, lambda _: aot.records(target, suites, options.only), console)
 
 
 def _write(out: Path, head: Row, records, console: Console) -> int:

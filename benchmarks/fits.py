@@ -84,7 +84,11 @@ class Case:
             best = np.min([task.objectives(theta) for theta in task.optima()], axis=0)
             for solver in solvers:
                 solver.find_tolerance(task, best, self.asked)
-            run = lambda name, tol: timed(task.solve, name, tol)[0]  # noqa: E731
+
+            def here(name: str, tol: float) -> Clocks:
+                return timed(task.solve, name, tol)[0]
+
+            run = here
             if self.cached is not None:
                 run = _in_processes(task, Path(folder), solvers[0].tol if self.cached else None)
             repeats = QUICK_REPEATS if pairs < measure.PAIRS else REPEATS

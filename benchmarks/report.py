@@ -132,8 +132,8 @@ def draw_suite(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
 
 
 def _charts(suite: str, rows: Sequence[Row]) -> Iterator[tuple[str, Any]]:
-    order = lambda side: (not side.startswith("softjax"), side)  # noqa: E731
-    sides = sorted({row["side"] for row in rows}, key=order)
+    of_rows = {row["side"] for row in rows}
+    sides = sorted(of_rows, key=lambda side: (not side.startswith("softjax"), side))
     ratios = _frame(rows, "ratio", 1, "ratio_low", "ratio_high")
     if len(ratios):
         caption = "Time of softjax over that of the peer; left of 1, softjax is faster"

@@ -174,20 +174,10 @@ def weighted_sum(p: Array, v: Array, origin: Array, axes: Axes) -> Array:
 def sum_and_rest(v: Array, left_out: Array, axes: Axes) -> Pair:
     """sum v over `axes`, which are kept, and the sum of those v that are not left out."""
 
-    def plain(v: Array, left_out: Array) -> Pair:
-        rest = jnp.sum(jnp.where(left_out, 0, v), axes, keepdims=True)
-        return jnp.sum(v, axes, keepdims=True), rest
+    def terms(v: Array, left_out: Array) -> Pair:
+        return v, jnp.where(left_out, 0, v)
 
-    def in_tiles(v: Array, left_out: Array) -> Pair:
-        def terms(part: slice) -> Pair:
-            return v[..., part], jnp.where(left_out[..., part], 0, v[..., part])
-
-        a, b = sums_of_tiles(terms, v.shape[-1], v.ndim - 1, last=True)
-        return a[..., None], b[..., None]
-
-    rows = axes == (v.ndim - 1,) and isinstance(v.shape[-1], int)
-    on_cpu = in_tiles if rows and _on_no_mesh(v, left_out) else plain
-    return lax.platform_dependent(v, left_out, cpu=on_cpu, default=plain)
+    return _sums_of_terms(terms, v, left_out, axes)
 
 
 def mass_and_cost(q: Array, x: Array, m: Array) -> Pair:
@@ -196,20 +186,30 @@ def mass_and_cost(q: Array, x: Array, m: Array) -> Pair:
     def terms(q: Array, x: Array) -> Pair:
         return q, jnp.where(q == 0, 0, q * -shift(x, m))
 
-    def plain(q: Array, x: Array) -> Pair:
-        mass, cost = (jnp.sum(a, -1, keepdims=True) for a in terms(q, x))
-        return mass, cost
+    return _sums_of_terms(terms, q, x, (x.ndim - 1,))
 
-    def in_tiles(q: Array, x: Array) -> Pair:
+
+def _sums_of_terms(terms: Callable[[Array, Array], Pair], a: Array, b: Array, axes: Axes) -> Pair:
+    """The sums over `axes`, which are kept, of both results of `terms`, computed entry by entry.
+
+    On a CPU the sums over the last axis are trees, whose order of additions depends on the length
+    of a row and not on the other rows.
+    """
+
+    def plain(a: Array, b: Array) -> Pair:
+        first, second = (jnp.sum(term, axes, keepdims=True) for term in terms(a, b))
+        return first, second
+
+    def in_tiles(a: Array, b: Array) -> Pair:
         def of_part(part: slice) -> Pair:
-            return terms(q[..., part], x[..., part])
+            return terms(a[..., part], b[..., part])
 
-        mass, cost = sums_of_tiles(of_part, x.shape[-1], x.ndim - 1, last=True)
-        return mass[..., None], cost[..., None]
+        first, second = sums_of_tiles(of_part, a.shape[-1], a.ndim - 1, last=True)
+        return first[..., None], second[..., None]
 
-    # The order of additions of a tree depends on the length of the row alone, not on other rows.
-    has_tiles = isinstance(x.shape[-1], int) and _on_no_mesh(q, x)
-    return lax.platform_dependent(q, x, cpu=in_tiles if has_tiles else plain, default=plain)
+    is_last = axes == (a.ndim - 1,) and isinstance(a.shape[-1], int)
+    on_cpu = in_tiles if is_last and _on_no_mesh(a, b) else plain
+    return lax.platform_dependent(a, b, cpu=on_cpu, default=plain)
 
 
 def _on_no_mesh(*arrays: Array) -> bool:

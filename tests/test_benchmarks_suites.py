@@ -108,7 +108,10 @@ def tiny(monkeypatch):
     monkeypatch.setattr(stream, "BATCH", 4)
     monkeypatch.setattr(measure, "QUICK_PAIRS", 2)
     monkeypatch.setattr(measure, "SAMPLE_SECONDS", 1e-4)
-    here = lambda function, *arguments, environment=None: function(*arguments)  # noqa: E731
+
+    def here(function, *arguments, environment=None):
+        return function(*arguments)
+
     monkeypatch.setattr(measure, "elsewhere", here)
     # A process that imports nothing takes a tenth of the time.
     monkeypatch.setattr(core, "OURS", "import json")

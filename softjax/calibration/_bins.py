@@ -169,12 +169,8 @@ def expected_calibration_error(
 def _calibration_error(
     p: Array, targets: ClassIndices | Array, w: Array | None, num_bins: int, adaptive: bool
 ) -> Array:
-    """sum_m |sum over bin m of w (right - confidence)| / sum w: no empty bin is divided by 0."""
     bins, confidence, right = _placed(p, targets, w, num_bins, adaptive)
-    counted, unit = _counted(w, confidence)
-    gaps = sums_by_class(bins, jnp.where(counted, unit * (right - confidence), 0), num_bins)
-    total = jnp.sum(unit)
-    return jnp.sum(jnp.abs(gaps)) / jnp.where(total == 0, 1, total)
+    return _mean_gap(bins, right - confidence, w, num_bins)
 
 
 @on_auto_axes
@@ -239,15 +235,18 @@ def classwise_calibration_error(
 def _classwise_error(
     p: Array, targets: ClassIndices | Array, w: Array | None, num_bins: int, adaptive: bool
 ) -> Array:
-    counted, unit = _counted(w, p[:, 0])
-    total = jnp.sum(unit)
-
     def error(p: Array, y: Array) -> Array:
-        bins = _bins(p, w, num_bins, adaptive)
-        gaps = sums_by_class(bins, jnp.where(counted, unit * (y - p), 0), num_bins)
-        return jnp.sum(jnp.abs(gaps)) / jnp.where(total == 0, 1, total)
+        return _mean_gap(_bins(p, w, num_bins, adaptive), y - p, w, num_bins)
 
     return jnp.mean(jax.vmap(error, 1)(p, probabilities_of(targets, p)))
+
+
+def _mean_gap(bins: Array, gaps: Array, w: Array | None, num_bins: int) -> Array:
+    """sum_m |sum over bin m of w gap| / sum w: no empty bin is divided by 0."""
+    counted, unit = _counted(w, gaps)
+    sums = sums_by_class(bins, jnp.where(counted, unit * gaps, 0), num_bins)
+    total = jnp.sum(unit)
+    return jnp.sum(jnp.abs(sums)) / jnp.where(total == 0, 1, total)
 
 
 def _binned(

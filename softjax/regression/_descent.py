@@ -4,6 +4,7 @@ Logits are carried from step to step: along theta + t d they are Z + t Q with Q 
 step takes one product with the features for its logits and one for its gradient.
 """
 
+from abc import abstractmethod
 from typing import Any
 
 import jax.numpy as jnp
@@ -45,13 +46,13 @@ class Descent(Solver):
         dtype = problem.features.dtype if self.precise else jnp.float32
         self.standardised = _standardised.standardise(problem, self.bound, dtype)
 
+    @abstractmethod
     def direction(self, here: Point, state: State) -> tuple[Array, Any, Array]:
         """The direction, the new memory and the number of products with the features."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unseen(self, memory: Any, gradient: Array) -> Array:
         """How much rounding may hide of the decrement; see `_preconditioner.unseen`."""
-        raise NotImplementedError
 
     def init(self, state: State) -> tuple[State, Array]:
         theta = centred(state.theta)

@@ -16,6 +16,7 @@ Source: J. Rader, T. Lyons and P. Kidger, "Optimistix: modular optimisation in J
 (2024), whose solvers have the same parts.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 STOP, REFRESH, STEP = range(3)
 
 
-class Solver:
+class Solver(ABC):
     """A way to the optimum of one problem. `__init__` computes what is the same at every step.
 
     Attributes:
@@ -81,17 +82,17 @@ class Solver:
         """The function that the solver makes small."""
         return objective(problem, theta)
 
+    @abstractmethod
     def init(self, state: State) -> tuple[State, Any]:
         """The state at the start of the loop, and what is known there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def terminate(self, state: State, known: Any, tol: Array) -> tuple[State, Any]:
         """The state with what is found at its parameters, and what a step needs of it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self, state: State, known: Any, here: Any) -> tuple[State, Any]:
         """The state after a step from the point that `terminate` has looked at."""
-        raise NotImplementedError
 
     def postprocess(self, state: State, known: Any, tol: Array) -> tuple[State, Array]:
         """The state after the loop, and its logits."""
