@@ -18,7 +18,7 @@ from meshes import mesh_of
 import softjax
 from softjax import calibration, choice, derivatives, information, regression
 from softjax.regression._objective import Data
-from softjax.regression._solvers import SOLVERS, start
+from softjax.regression._programs import SOLVERS, start
 
 pytestmark = pytest.mark.compiled_quickly
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from softjax import regression, streaming
-from softjax.regression import _programs, _solvers
+from softjax.regression import _programs
 from softjax.regression._objective import Data
 
 pytestmark = pytest.mark.compiled_quickly
@@ -109,6 +109,6 @@ def test_no_array_of_a_fit_is_of_classes_by_classes(shape, solver):
     labels = jax.ShapeDtypeStruct(shape[:1], "int32")
     data = Data(features, labels, None, None, scalar, scalar)
     theta = np.zeros((num_classes, shape[1] + 1), np.float32)
-    state = _solvers.start(solver, data, theta)
+    state = _programs.start(solver, data, theta)
     program = _programs.within_trace.lower(solver, num_classes, data, scalar, state, np.int32(9))
     assert f"{num_classes}x{num_classes}" not in program.as_text()

@@ -13,7 +13,7 @@ import scipy.special
 from jax.experimental.sparse import BCOO
 
 from softjax import regression, streaming
-from softjax.regression import _programs, _solvers
+from softjax.regression import _programs
 from softjax.regression._objective import Data
 
 pytestmark = [pytest.mark.x64_once(True), pytest.mark.compiled_quickly]
@@ -36,7 +36,7 @@ def fits(solver, problems):
     def one(x, targets, weights, class_weights, l2, l1, theta):
         mean = jnp.mean(weights)
         data = Data(x, targets, weights / mean, class_weights, l2, l1, mean * N)
-        state = jax.tree.map(jnp.asarray, _solvers.start(solver, data, theta))
+        state = jax.tree.map(jnp.asarray, _programs.start(solver, data, theta))
         outcome = advance(data, jnp.asarray(TOL), state, limit)
         floor = jnp.int32(_programs.Status.PRECISION_FLOOR)
         status = jnp.where(outcome.suspected | outcome.hidden, floor, outcome.status)

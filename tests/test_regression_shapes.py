@@ -6,7 +6,7 @@ import pytest
 from jax.experimental.sparse import BCOO
 
 from softjax import regression
-from softjax.regression import _buckets, _programs
+from softjax.regression import _frame, _programs
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once(True)]
 N, D, K = 90, 4, 3
@@ -51,7 +51,7 @@ def test_the_fit_is_that_of_the_rows_alone(case, monkeypatch):
         kinds += [(x, counts), (BCOO.fromdense(np.where(x > 0, x, 0)), labels)]
     for features, y in kinds:
         padded = regression.fit(features, y, tol=1e-7, **CASES[case])
-        monkeypatch.setattr(_buckets, "LARGEST", 0)
+        monkeypatch.setattr(_frame, "LARGEST", 0)
         alone = regression.fit(features, y, tol=1e-7, **CASES[case])
         monkeypatch.undo()
         assert padded.converged
@@ -68,7 +68,7 @@ def test_targets_are_those_of_the_rows_alone_to_the_last_bit():
     weights = np.arange(N) % 5 / 3.0
     data, _ = regression._arguments.checked_data(x, labels, K, weights, None)
     alone = regression._objective.problem_of(data, K)
-    padded = regression._objective.problem_of(_buckets.in_bucket(data, K), K)
+    padded = regression._objective.problem_of(_frame.in_bucket(data, K), K)
     rows, width = padded.features.shape
     assert rows & (rows - 1) == 0
     assert rows > N
@@ -92,9 +92,9 @@ def test_what_stays_as_it_is():
     x, labels = drawn(20)
     few = np.tile(x, 20)  # fewer rows than half of the columns
     data, _ = regression._arguments.checked_data(few, labels, K, None, None)
-    assert _buckets.in_bucket(data, K).features.shape in {few.shape, (32, few.shape[1])}
+    assert _frame.in_bucket(data, K).features.shape in {few.shape, (32, few.shape[1])}
     large = np.zeros((2**18, D)) + np.arange(D)
     data, _ = regression._arguments.checked_data(large, np.arange(2**18) % K, K, None, None)
-    assert _buckets.in_bucket(data, K) is data
-    leaves = jax.tree.leaves(_buckets.in_bucket(data, K))
+    assert _frame.in_bucket(data, K) is data
+    leaves = jax.tree.leaves(_frame.in_bucket(data, K))
     assert all(a is b for a, b in zip(leaves, jax.tree.leaves(data), strict=True))

@@ -9,7 +9,7 @@ from jax.experimental.sparse import BCOO
 from test_regression import L2, D, K, N, assert_optimal, optimum, problem
 
 from softjax import regression
-from softjax.regression import _products, _programs, _solvers
+from softjax.regression import _features, _programs
 from softjax.regression._objective import Data
 
 pytestmark = pytest.mark.compiled_quickly
@@ -289,12 +289,12 @@ def test_a_fit_takes_some_of_the_logits_and_parameters_and_no_copy_of_float32_fe
         scalar, labels = jax.ShapeDtypeStruct((), dtype), jax.ShapeDtypeStruct((examples,), "int32")
         features = jax.ShapeDtypeStruct((examples, width), dtype)
         data = Data(features, labels, None, None, scalar, scalar)
-        state = _solvers.start("newton-cg", data, np.zeros((K, width + 1), dtype))
+        state = _programs.start("newton-cg", data, np.zeros((K, width + 1), dtype))
         program = _programs.quickly_compiled().lower(
             "newton-cg", K, data, scalar, state, np.int32(10)
         )
         temporaries = program.compile().memory_analysis().temp_size_in_bytes
-    block = 2 * max(_products.BLOCK, _products.FEWEST_COLUMNS * examples)
+    block = 2 * max(_features.BLOCK, _features.FEWEST_COLUMNS * examples)
     numbers = 20 * (examples + width) * K + block
     copy = 4 * examples * width if dtype == "float64" else 0
     assert temporaries <= copy + np.dtype(dtype).itemsize * numbers
@@ -330,12 +330,12 @@ def test_float32_features_far_from_0_are_fitted_as_if_they_were_not(shape, solve
 @pytest.mark.x64_once(True)
 def test_columns_are_taken_some_at_a_time(monkeypatch):
     x = np.random.default_rng(11).normal(size=(50, 13))
-    monkeypatch.setattr(_products, "SMALL", 100)
-    monkeypatch.setattr(_products, "BLOCK", 200)
+    monkeypatch.setattr(_features, "SMALL", 100)
+    monkeypatch.setattr(_features, "BLOCK", 200)
     for fewest in (1, 5, 13, 20):  # blocks of 4, 5 and 13 columns
-        monkeypatch.setattr(_products, "FEWEST_COLUMNS", fewest)
+        monkeypatch.setattr(_features, "FEWEST_COLUMNS", fewest)
         scale = jnp.arange(1.0, 14.0)
-        gram = _products.by_columns(lambda c, s: c.T @ x / s[:, None], jnp.asarray(x), scale)
+        gram = _features.by_columns(lambda c, s: c.T @ x / s[:, None], jnp.asarray(x), scale)
         np.testing.assert_allclose(gram, x.T @ x / scale[:, None], rtol=1e-12)
 
 

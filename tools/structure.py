@@ -198,6 +198,14 @@ def calls(root: Path) -> Iterator[Row]:
         yield f"{name}: names", f"{len(seen)} in {len({file for file, _ in seen})} files"
 
 
+def names(root: Path, call: str) -> str:
+    """A line for each file that a call enters, with the functions that it enters there."""
+    files: dict[str, list[str]] = {}
+    for file, name in sorted(entered(root, CALLS[call])):
+        files.setdefault(Path(file).relative_to(root).as_posix(), []).append(name)
+    return "\n".join(f"{file} ({len(own)}): {', '.join(own)}" for file, own in files.items())
+
+
 def measured(root: Path) -> dict[str, str]:
     """Every row of the table of one checkout."""
     return dict([*sizes(root), *calls(root), *shape(root)])
@@ -223,7 +231,12 @@ def main() -> None:
     """Prints the table of this checkout, and beside it that of another revision."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--against", metavar="REVISION", help="a revision to compare with")
-    revision = parser.parse_args().against
+    parser.add_argument("--names", choices=CALLS, help="list the functions that a call enters")
+    arguments = parser.parse_args()
+    if arguments.names is not None:
+        print(names(ROOT, arguments.names))
+        return
+    revision = arguments.against
     columns = {}
     if revision is not None:
         with tempfile.TemporaryDirectory() as folder:

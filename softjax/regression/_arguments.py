@@ -16,16 +16,16 @@ from jax.typing import ArrayLike, DTypeLike
 from softjax import _checks
 from softjax._numerics import compute_dtype
 from softjax._weights import in_unit
-from softjax.regression._model import SoftmaxRegression
-from softjax.regression._model import init as zeros
-from softjax.regression._objective import Data
-from softjax.regression._sparse import (
+from softjax.regression._features import (
     is_sparse,
     is_sparse_matrix,
     largest_entries,
     sparse_array,
     without_duplicates,
 )
+from softjax.regression._model import SoftmaxRegression
+from softjax.regression._model import init as zeros
+from softjax.regression._objective import Data
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO

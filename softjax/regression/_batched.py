@@ -15,15 +15,17 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.tree_util import Partial
 
-from softjax.regression import _existence, _objective, _preconditioner, _standardised
-from softjax.regression._conjugate_gradients import truncated
+from softjax.regression import _convergence, _objective, _preconditioner, _standardised
 from softjax.regression._convergence import (
     State,
     check_convergence,
     hides_something,
     initial,
 )
-from softjax.regression._line_search import take_step
+from softjax.regression._descent import take_step
+from softjax.regression._ending import suspected
+from softjax.regression._features import is_sparse
+from softjax.regression._linear_solves import truncated
 from softjax.regression._newton import NewtonCG
 from softjax.regression._objective import (
     Data,
@@ -37,8 +39,6 @@ from softjax.regression._objective import (
     with_targets,
 )
 from softjax.regression._result import FitResult, Status
-from softjax.regression._separation import suspected
-from softjax.regression._sparse import is_sparse
 from softjax.regression._standardised import Standardised
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def _loaded(lanes: Lanes, tol: Array, lane: Array) -> Active:
     good = value(problem, lanes.start, logits) <= value(problem, zeros, of_zeros)
     theta, logits = jnp.where(good, lanes.start, 0), jnp.where(good, logits, of_zeros)
     here = _point(problem, theta, logits)
-    state = initial(theta, ())._replace(strict=_existence.has_bounded_optimum(problem))
+    state = initial(theta, ())._replace(strict=_convergence.has_bounded_optimum(problem))
     state = _judged(lanes, tol, problem, state, here)
     return Active(lane, problem.targets, problem.l2, mass, state, here)
 
@@ -265,8 +265,8 @@ def _of_lane(lanes: Lanes, problem: Problem) -> Standardised:
 
 def _result(lanes: Lanes, tol: Array, slot: Active) -> tuple[FitResult, Any, Array]:
     problem, state, logits = _problem_in(lanes, slot), slot.state, slot.point.logits
-    separated = _existence.is_separated(problem, logits)
-    status = _existence.status_where_separated(problem, state.theta, state.status, separated)
+    separated = _convergence.is_separated(problem, logits)
+    status = _convergence.status_where_separated(problem, state.theta, state.status, separated)
     params = _objective.unpack(state.theta)
     objective = state.value * slot.mass
     fit = FitResult(params, objective, status, state.step, state.passes, state.norm, separated, [])

@@ -12,6 +12,7 @@ from softjax import _checks
 from softjax._labels import Labels
 from softjax._numerics import compute_dtype
 from softjax._softmax import softmax_core, softmax_tangent
+from softjax.regression._features import is_sparse
 from softjax.regression._information import augmented, information, sum_of_chunks
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import (
@@ -32,10 +33,9 @@ from softjax.regression._rows import (
     weights_array,
     with_offset,
 )
-from softjax.regression._sparse import is_sparse
 
 if TYPE_CHECKING:
-    from softjax.regression._sparse import Features
+    from softjax.regression._features import Features
 
 
 def gradient(

@@ -24,13 +24,12 @@ from jax import Array
 
 from softjax._sharding import while_loop
 from softjax.regression import _standardised
-from softjax.regression._convergence import State, check_convergence
-from softjax.regression._dense_hessian import factor, factored_solve
-from softjax.regression._existence import has_bounded_optimum
-from softjax.regression._line_search import add_step, take_step
+from softjax.regression._convergence import State, check_convergence, has_bounded_optimum
+from softjax.regression._descent import add_step, take_step
+from softjax.regression._features import product
+from softjax.regression._linear_solves import factor, factored_solve
 from softjax.regression._loop import Solver
 from softjax.regression._objective import (
-    Data,
     Problem,
     centred,
     class_scores,
@@ -45,8 +44,6 @@ from softjax.regression._objective import (
     with_offset,
     without_bias,
 )
-from softjax.regression._products import product
-from softjax.regression._reduced_basis import is_wide
 from softjax.regression._result import Status
 
 if TYPE_CHECKING:
@@ -69,15 +66,6 @@ class DualMemory(NamedTuple):
     beta: Any
     rest: Any
     rest_logits: Any
-
-
-def takes(problem: Problem | Data, num_classes: int) -> bool:
-    """Whether steps in the span of the examples pay; penalty factors lead out of it.
-
-    A step factors a K x K matrix. With no more classes than examples it is smaller than the logits.
-    """
-    x = problem.features
-    return problem.factors is None and is_wide(x) and num_classes <= x.shape[0]
 
 
 class Dual(Solver):

@@ -1,4 +1,4 @@
-"""A check of the end of a fit: how far the objective may still be above the optimum.
+"""The end of a fit, looked at once more: is it the optimum, and is there one?
 
 The gradient g of parameters near the optimum is small, and Newton's model says by how much the
 objective is above it: g^T H^-1 g / 2. Where features are nearly collinear that is not small, and a
@@ -10,6 +10,24 @@ gradients whose residual r is so small that
 
 is small as well, with c M <= H for the curvatures that float64 can tell from 0. Where there is no
 optimum, the same direction d moves an example by a nat, whatever steps the solver took.
+
+Without a penalty there is no optimum where along some direction d no example's own class falls
+behind another, z_iy(d) >= z_ij(d), and one gets ahead. Where all do, the separation is complete;
+where not, quasi-complete: some parameters grow for ever while the loss stays above 0.
+
+Newton's step shows d: it goes on moving by a nat what diverges, while everything else comes to
+rest. A projection makes tie what is at rest: let p be uniform between the classes that tie; then
+
+    H = sum_i w_i (diag p_i - p_i p_i^T) kron x_i x_i^T,  d <- d - H^+ H d
+
+removes what would part them. If then no example falls behind, except by rounding, and one gets
+ahead by far more, d is a proof: what rounding left of the ties could be removed as well, and would
+not bring the others back. Each margin is compared with the size of its own terms, around means and
+scales that an enormous entry elsewhere does not change: those of all examples, with weights that
+fall with their distance.
+
+Source: A. Albert and J. A. Anderson, "On the existence of maximum likelihood estimates in logistic
+regression models" (1984), theorems 1 to 3.
 """
 
 from functools import partial
@@ -18,12 +36,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
-from softjax.regression import _preconditioner, _separation, _standardised
-from softjax.regression._conjugate_gradients import conjugate_gradients
-from softjax.regression._convergence import CONFIRMED, STILL, converged
-from softjax.regression._line_search import largest_move
+from softjax._sharding import while_loop
+from softjax.regression import _preconditioner, _standardised
+from softjax.regression._convergence import CONFIRMED, STILL, State, converged, free, is_loose
+from softjax.regression._descent import largest_move
+from softjax.regression._implicit import solve
+from softjax.regression._linear_solves import conjugate_gradients
+from softjax.regression._newton import newton_cg
 from softjax.regression._objective import (
     Data,
     Problem,
@@ -37,13 +58,23 @@ from softjax.regression._objective import (
     penalised,
     point,
     problem_of,
+    pull_back,
     relative_norm,
+    softmax_hvp,
     uncertainty,
     value,
 )
 from softjax.regression._proximal import smallest_subgradient
+from softjax.regression._result import Status
 
 CG_STEPS = 1000
+# A class that is so many nats behind does not influence a step: it need not tie, nor move away.
+DECIDED = 12
+# The ties of Newton's step are tried, and the ties of the parameters; each once, and once more with
+# the classes added that fell behind.
+ATTEMPTS = 4
+# Each turn leaves an enormous entry, in a share f of the examples, about (4 f)^(1/2) of its scale.
+ROBUST_TURNS = 12
 
 
 class Ending(NamedTuple):
@@ -102,13 +133,6 @@ def is_proven(num_classes: int, data: Data, theta: Any) -> bool:
         return bool(quasi_separated(num_classes, data, theta, jnp.asarray(True)))
 
 
-@partial(jax.jit, static_argnames="num_classes")
-def quasi_separated(num_classes: int, data: Data, theta: Array, suspected: Array) -> Array:
-    """Whether there is a proof; a program of its own, since most fits do not need it."""
-    data, _ = normalised(data, num_classes)
-    return _separation.is_quasi_separated(problem_of(data, num_classes), theta, suspected)
-
-
 def _doubled(tree: Any) -> Any:
     def doubled(leaf):
         floating = jnp.issubdtype(leaf.dtype, jnp.floating)
@@ -151,3 +175,107 @@ def looked(num_classes: int, data: Data, theta: Array, first: Array, tol: Array)
     reached = converged(objective, first, norm, decrement, CONFIRMED * tol)
     moving = largest_move(class_scores(problem, d)) >= STILL
     return Ending(reached, moving, objective)
+
+
+def suspected(problem: Problem, state: State, status: Array) -> Array:
+    """Whether a fit with parameters that no penalty holds came to its end, and still moved."""
+    done = (status == Status.CONVERGED) | (status == Status.PRECISION_FLOOR)
+    return done & is_loose(problem) & (state.farthest >= STILL)
+
+
+@partial(jax.jit, static_argnames="num_classes")
+def quasi_separated(num_classes: int, data: Data, theta: Array, suspected: Array) -> Array:
+    """Whether there is a proof of it at `theta`; not looked for where it is not suspected.
+
+    It is a program of its own, since most fits do not need it.
+    """
+    problem = problem_of(normalised(data, num_classes)[0], num_classes)
+    bound = gradient_bound(problem)
+    s = _robust(problem, _standardised.standardise(problem, bound))
+    here = point(problem, theta, logits_at(problem, theta))
+    here = here._replace(gradient=jnp.where(suspected, centred(here.gradient), 0))
+    norm = relative_norm(here.gradient, bound)
+    empty = _preconditioner.empty(problem.features, len(theta))
+    first = jnp.zeros((), jnp.int32)
+    newton, _, _ = newton_cg(problem, s, here, empty, first, norm)
+    among_free = free(problem)
+    newton, theta = centred(newton) * among_free, theta * among_free
+    moves = _leads(problem, class_scores(problem, newton))
+    resting = (moves < STILL) & (_leads(problem, here.logits) < DECIDED)
+    eps = jnp.finfo(theta.dtype).eps
+    ahead, behind = eps**0.5, -(eps**0.75)  # relative
+
+    def searching(carry):
+        attempt, _, proven = carry
+        return (attempt < ATTEMPTS) & ~proven
+
+    def body(carry):
+        attempt, tied, _ = carry
+        along = jnp.where(attempt < ATTEMPTS // 2, newton, theta)
+        tied = jnp.where(attempt == ATTEMPTS // 2, resting, tied)
+        d = _parallel(problem, tied, _parallel(problem, tied, along))  # to the last digits
+        lead = _leads(problem, class_scores(problem, d)) / _size(s, d)[None]
+        proven = (jnp.min(lead) >= behind) & (jnp.max(lead) > 10 * ahead)
+        # Where all was taken away, what is left is rounding, and its signs are no proof.
+        proven &= jnp.max(_sizes(s, d)) > -behind * jnp.max(_sizes(s, along))
+        return attempt + 1, tied | (lead < ahead), proven
+
+    begin = jnp.where(suspected, first, ATTEMPTS)
+    return while_loop(searching, body, (begin, resting, jnp.asarray(False)))[2]
+
+
+def _leads(problem: Problem, logits: Array) -> Array:
+    """[K, N]: by how much an example's own class is above each, the worst of many own ones.
+
+    -|difference| between those that are its own; 0 for an example without weight.
+    """
+    own = problem.targets > 0
+    lowest = jnp.min(jnp.where(own, logits, jnp.inf), 0, keepdims=True)
+    highest = jnp.max(jnp.where(own, logits, -jnp.inf), 0, keepdims=True)
+    leads = jnp.where(own, lowest - highest, lowest - logits)
+    return jnp.where(jnp.any(own, 0, keepdims=True), leads, 0)
+
+
+def _parallel(problem: Problem, tied: Array, d: Array) -> Array:
+    """`d` without what would part classes that tie."""
+    tied = tied.astype(d.dtype)
+    p, counted = tied / jnp.sum(tied, 0, keepdims=True), example_weights(problem.targets) > 0
+    # An example without weight parts nothing, and its rounding is none of the others'.
+    logits = jnp.where(counted[None], class_scores(problem, d), 0)
+    parted = softmax_hvp(jnp.ones(len(logits[0]), d.dtype), p, logits)
+    # The rounding of the logits limits how well their difference is known, and so the tolerance.
+    among = jnp.where(jnp.sum(tied, 0, keepdims=True) > 1, jnp.abs(centred(logits)), 0)
+    rounding = 64 * jnp.finfo(d.dtype).eps * jnp.max(among)
+    tol = jnp.clip(rounding / jnp.max(jnp.abs(parted)), max=0.1)
+    image = pull_back(problem, example_weights(problem.targets)[None] * parted)
+    among_free = free(problem)
+
+    def inside(v):
+        return centred(v) * among_free
+
+    return inside(d - solve(problem, p, image, inside, tol=tol))
+
+
+def _robust(problem: Problem, s: _standardised.Standardised) -> _standardised.Standardised:
+    """`s` with means and scales of the midst of the examples: weights 1 / |s_i|^2, in turns."""
+    weights = example_weights(problem.targets).astype(jnp.float32)
+
+    def turn(_, s):
+        distances = _standardised.squared(s, jnp.full_like(s.ridge, 1 / len(s.ridge)))
+        return _standardised.reweighted(s, weights / distances)
+
+    return lax.fori_loop(0, ROBUST_TURNS, turn, s)
+
+
+def _sizes(s: _standardised.Standardised, d: Array) -> Array:
+    """[D + 1]: the largest parameters of the standardised features, over the classes."""
+    bias = d[:, -1:] + d[:, :-1] @ s.mean[:, None]
+    return jnp.max(jnp.abs(jnp.concatenate([d[:, :-1] * s.scale[None], bias], 1)), 0)
+
+
+def _size(s: _standardised.Standardised, d: Array) -> Array:
+    """[N]: the size of the terms of the logits along d, no less than that of usual examples."""
+    largest = _sizes(s, d)
+    unit = jnp.max(largest)  # within what float32 holds
+    squares = jnp.square(largest / unit).astype(jnp.float32)
+    return unit * (1 + jnp.sqrt(_standardised.squared(s, squares)).astype(d.dtype))

@@ -10,7 +10,7 @@ from jax import Array
 
 from softjax.regression import _ending, _frame
 from softjax.regression._batches import Batch, Held, OneSum, batches_per_epoch, epoch_order
-from softjax.regression._existence import is_loose, is_separated, status_where_separated
+from softjax.regression._convergence import is_loose, is_separated, status_where_separated
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import (
     Data,

@@ -28,12 +28,13 @@ from jax import Array, lax
 
 from softjax._sharding import axes_of, varying, while_loop
 from softjax.regression import (
-    _dense_hessian,
+    _linear_solves,
     _standardised,
 )
 from softjax.regression._convergence import ROUNDINGS, State, after_step, check_convergence
+from softjax.regression._descent import largest_move
+from softjax.regression._features import by_columns, product
 from softjax.regression._implicit import Stationarity, solve_within
-from softjax.regression._line_search import largest_move
 from softjax.regression._loop import Solver
 from softjax.regression._objective import (
     Problem,
@@ -46,7 +47,6 @@ from softjax.regression._objective import (
     relative_norm,
     value,
 )
-from softjax.regression._products import by_columns, product
 
 HALVINGS = 20
 
@@ -149,13 +149,13 @@ def _likelihood(problem: Problem) -> _Likelihood:
 
     def factor(theta):
         p = probabilities(logits_at(problem, theta))
-        h = _dense_hessian.hessian(gram, weights, p, jnp.zeros_like(bound))
+        h = _linear_solves.hessian(gram, weights, p, jnp.zeros_like(bound))
         h = jnp.einsum("kr,kdle,ls->rdse", basis, h, basis)
         # Without an intercept the bias has no information: 1 adds nothing to the log determinant.
         h = h.at[:, -1, :, -1].add((1 - problem.constant) * jnp.eye(len(h), dtype=h.dtype))
         rows = np.arange(len(h))
         h = h.at[rows, :, rows].add(collinear[None])
-        return _dense_hessian.factor(h.reshape(h.shape[0] * h.shape[1], -1))
+        return _linear_solves.factor(h.reshape(h.shape[0] * h.shape[1], -1))
 
     def objective(theta):
         loss = value(problem, theta, logits_at(problem, theta))
@@ -167,7 +167,7 @@ def _likelihood(problem: Problem) -> _Likelihood:
 
         def solved(gradient):
             g = basis.T @ _standardised.to_standard(mean, scale, gradient)
-            d = _dense_hessian.factored_solve(lower, unit, g.ravel()).reshape(g.shape)
+            d = _linear_solves.factored_solve(lower, unit, g.ravel()).reshape(g.shape)
             return _standardised.from_standard(mean, scale, basis @ d)
 
         return solved

@@ -26,17 +26,16 @@ from softjax.regression._arguments import (
     offset_array,
     penalty,
 )
+from softjax.regression._features import in_full_precision, is_sparse
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import Data
-from softjax.regression._products import in_full_precision
+from softjax.regression._programs import SOLVERS
 from softjax.regression._result import Event, FitResult, Status, record, with_validation
-from softjax.regression._solvers import SOLVERS
-from softjax.regression._sparse import is_sparse
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
-    from softjax.regression._sparse import Features
+    from softjax.regression._features import Features
 
 OPTAX = "optax"
 

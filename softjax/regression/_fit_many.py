@@ -36,7 +36,7 @@ from softjax.regression._result import FitResult, ManyEvent
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
-    from softjax.regression._sparse import Features
+    from softjax.regression._features import Features
 
 
 def fit_many(

@@ -1,8 +1,8 @@
-"""The coordinates that a fit works in: features around a middle of theirs, in few dimensions.
+"""The form in which a fit sees its data: its coordinates, its dimensions and its rows.
 
-A feature far from 0, as a year in float32, is rounded to steps that are no small part of what it
-varies by, and each product with it adds as much noise to the logits. Around a middle c nothing is
-rounded: x' = x - 1 c^T is exact where x is near c, and with it
+**Coordinates.** A feature far from 0, as a year in float32, is rounded to steps that are no small
+part of what it varies by, and each product with it adds as much noise to the logits. Around a
+middle c nothing is rounded: x' = x - 1 c^T is exact where x is near c, and with it
 
     X kernel + bias = X' kernel + (bias + kernel^T c).
 
@@ -13,11 +13,27 @@ keep what they store: their standard deviation is no smaller than their mean / N
 
 On the way back the bias, of the size of kernel^T c, is rounded to the dtype. Where that alone costs
 more than the tolerance, the parameters are at the floor of the precision. A shift d of the bias
-raises the mean loss by no more than range(d)^2 / 8, half of the largest variance of d.
+raises the mean loss by no more than range(d)^2 / 8, half of the largest variance of d. Without an
+intercept no bias could take kernel^T c, and the features stay what they are.
 
-Without an intercept no bias could take kernel^T c, and the features stay what they are.
+**Dimensions.** With fewer examples than features, every gradient lies in the span of the rows of X
+less their mean m, since its residuals sum to 0 over the examples. With the QR factorization
+(X - 1 m^T)^T = Q R,
 
-What rotates the features into N < D dimensions is in `_dual`.
+    kernel = Q V,  X kernel + 1 bias^T = R^T V + 1 c^T,  c = bias + kernel^T m,
+
+and |kernel| = |V|, so that an l2 penalty stays what it is. The factorization is that of X and not
+of X X^T, which would square the condition number; and of X less its mean, which float32 could not
+subtract from the kernel afterwards.
+
+**Rows.** A program is compiled once for each shape, which takes a hundred times as long as a fit
+to a small table. So the rows are brought to a power of two, and no fewer than a pass over them is
+free of: the folds of a cross-validation, and tables of nearly any size, share one program. What is
+added are rows that are there already, of weight 0: no sum changes, nor any extreme, and the targets
+are those of the rows alone to the last bit, since w / N is multiplied with a power of two and
+divided by it. Data beyond LARGEST numbers stay as they are: their fits take longer than a
+compilation, and a copy of their features would take memory. So do those of fewer rows than half of
+the columns where the added rows would make them other than wide.
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,15 +41,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from softjax import _checks
-from softjax.regression import _reduced_basis
 from softjax.regression._arguments import is_at_hand
+from softjax.regression._features import column_of, is_sparse, stored_mass, with_data
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import Data
+from softjax.regression._preconditioner import LARGEST_FACTOR
 from softjax.regression._result import Status
-from softjax.regression._sparse import column_of, is_sparse, stored_mass, with_data
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
@@ -42,6 +58,9 @@ if TYPE_CHECKING:
 FELT = 1e-5
 # The middle and the spread are those of so many rows.
 ROWS = 65
+# The rows of data are added to from and up to so many numbers, of the features and the logits.
+SMALLEST, LARGEST = 2**16, 2**20
+FEWEST_ROWS, FEWEST_ENTRIES = 2**11, 2**12
 
 
 class Frame(NamedTuple):
@@ -53,7 +72,7 @@ class Frame(NamedTuple):
     """
 
     centre: Any = None
-    rotation: _reduced_basis.Rotation | None = None
+    rotation: "Rotation | None" = None
 
 
 def framed(data: Data, rotates: bool) -> tuple[Data, Frame]:
@@ -62,15 +81,22 @@ def framed(data: Data, rotates: bool) -> tuple[Data, Frame]:
     if data.constant is None or data.constant > 0:
         centre = centre_of(x, data.weights)
     x = less(x, centre)
-    if is_sparse(x) or not (rotates and _reduced_basis.rotation_pays(data)):
+    if is_sparse(x) or not (rotates and _rotation_pays(data)):
         return data._replace(features=x), Frame(centre)
-    rotated, rotation = _reduced_basis.rotate(x, data.constant)
+    rotated, rotation = _rotate(x, data.constant)
     return data._replace(features=rotated), Frame(centre, rotation)
 
 
 def centre_of(x: Any, weights: Any) -> Any:
     """c [D]; None where no feature is shifted."""
-    centre = _means_of_whole_columns(x) if is_sparse(x) else _far_middle(x, weights)
+    if is_sparse(x):
+        centre = _means_of_whole_columns(x)
+    elif is_at_hand(x) and _checks.is_concrete(weights):
+        known_weights = None if weights is None else np.asarray(weights)
+        # NumPy has nothing to compile.
+        centre = jnp.asarray(_far_middle(np, np.asarray(x), known_weights))
+    else:
+        centre = _far_middle(jnp, x, weights)
     known = _checks.known(centre)
     return centre if known is None or known.any() else None
 
@@ -79,12 +105,12 @@ def inside(frame: Frame, params: SoftmaxRegression) -> SoftmaxRegression:
     """The parameters of the features in the coordinates of `frame`."""
     if frame.centre is not None:
         params = _moved(frame.centre, params)
-    return params if frame.rotation is None else _reduced_basis.project(frame.rotation, params)
+    return params if frame.rotation is None else _into_basis(frame.rotation, params)
 
 
 def expand(frame: Frame, params: SoftmaxRegression) -> SoftmaxRegression:
     """The parameters of the features that are only shifted; of a stack of fits too."""
-    return params if frame.rotation is None else _reduced_basis.expand(frame.rotation, params)
+    return params if frame.rotation is None else _out_of_basis(frame.rotation, params)
 
 
 def outside(centre: Any, params: SoftmaxRegression) -> tuple[SoftmaxRegression, Any]:
@@ -131,17 +157,11 @@ def _moved(centre: Array, params: SoftmaxRegression) -> SoftmaxRegression:
     return SoftmaxRegression(kernel, bias + jnp.einsum("d,...dk->...k", centre, kernel))
 
 
-def _far_middle(x: Any, weights: Any) -> Any:
-    """[D]: a middle of each dense feature that is far from 0, and 0 of the others."""
-    if not is_at_hand(x) or not _checks.is_concrete(weights):
-        return _far_middle_of(jnp, x, weights)
-    weights = None if weights is None else np.asarray(weights)
-    # NumPy has nothing to compile.
-    return jnp.asarray(_far_middle_of(np, np.asarray(x), weights))
+def _far_middle(xp: Any, x: Any, weights: Any) -> Any:
+    """[D]: a middle of each dense feature that is far from 0, and 0 of the others.
 
-
-def _far_middle_of(xp: Any, x: Any, weights: Any) -> Any:
-    """`xp` is NumPy or JAX's. What a few rows are, as of a sentinel, changes no median."""
+    `xp` is NumPy or JAX's. What a few rows are, as of a sentinel, changes no median.
+    """
     counted = xp.ones(len(x), bool) if weights is None else weights > 0
     places = xp.argsort(~counted)  # those without weight at the end
     last = xp.maximum(xp.sum(counted) - 1, 0)
@@ -170,3 +190,107 @@ def _means_of_whole_columns(x: "BCOO") -> Array:
         sums = jnp.zeros(width, x.dtype).at[x.indices[:, 1]].add(less(x, centre).data, mode="drop")
         centre = centre + jnp.where(whole, sums / examples, 0)
     return centre
+
+
+class Rotation(NamedTuple):
+    """Q as LAPACK keeps it, Householder's vectors [D, N] and their factors [N], and m [D]."""
+
+    reflectors: Array
+    factors: Array
+    mean: Array
+
+
+def is_wide(examples: int, width: int) -> bool:
+    """Whether there are so few examples that N dimensions do."""
+    return 2 * examples <= width
+
+
+def _rotation_pays(data: Data) -> bool:
+    """Whether N dimensions are worth the factorization, of 2 N^2 D operations.
+
+    Penalty factors do not turn with the features.
+    """
+    x = data.features
+    return data.factors is None and is_wide(*x.shape) and len(x) < LARGEST_FACTOR
+
+
+@jax.jit
+def _rotate(features: Array, constant: Array | None) -> tuple[Array, Rotation]:
+    """R^T [N, N], the features in N dimensions, and the way back; m = 0 without an intercept."""
+    mean = jnp.mean(features, 0)
+    mean = mean if constant is None else constant * mean
+    transposed, factors = jnp.linalg.qr((features - mean[None]).T, mode="raw")  # pyright: ignore
+    reflectors = transposed.T
+    r = jnp.triu(reflectors[: len(factors)])
+    # Where examples are collinear, rows of R are rounding: no feature to be standardised.
+    size = jnp.linalg.norm(r, axis=1, keepdims=True)
+    r = jnp.where(size > len(r) * jnp.finfo(r.dtype).eps * jnp.max(size), r, 0)
+    return r.T, Rotation(reflectors, factors, mean)
+
+
+@jax.jit
+def _into_basis(rotation: Rotation, params: SoftmaxRegression) -> SoftmaxRegression:
+    """V = Q^T kernel: of a kernel outside of the span, the part inside."""
+    q, mean = rotation[:2], rotation.mean
+    kernel = lax.linalg.ormqr(*q, params.kernel, transpose=True)[: len(rotation.factors)]
+    return SoftmaxRegression(kernel, params.bias + mean @ params.kernel)
+
+
+@jax.jit
+def _out_of_basis(rotation: Rotation, params: SoftmaxRegression) -> SoftmaxRegression:
+    """kernel = Q V, of every kernel of a stack in one product."""
+    q, mean = rotation[:2], rotation.mean
+    rank, *stack = jnp.moveaxis(params.kernel, -2, 0).shape
+    columns = jnp.moveaxis(params.kernel, -2, 0).reshape(rank, -1)
+    kernel = lax.linalg.ormqr(*q, jnp.pad(columns, ((0, len(mean) - rank), (0, 0))))
+    bias = params.bias - (mean @ kernel).reshape(params.bias.shape)
+    kernel = jnp.moveaxis(kernel.reshape(-1, *stack), 0, -2)
+    return SoftmaxRegression(kernel, bias)
+
+
+def in_bucket(data: Data, num_classes: int) -> Data:
+    """The data with as many rows of weight 0 as bring them to a usual shape."""
+    x, (examples, width) = data.features, data.features.shape
+    entries = x.nse if is_sparse(x) else examples * width
+    leaves = jax.tree.leaves(data)
+    on_one_device = all(_checks.is_concrete(leaf) for leaf in leaves) and all(
+        len(leaf.devices()) == 1 for leaf in leaves if isinstance(leaf, Array)
+    )
+    if not on_one_device or entries + examples * num_classes > LARGEST:
+        return data
+    row_size = entries // examples + num_classes
+    least = min(FEWEST_ROWS, _power_of_two(SMALLEST // row_size + 1) // 2)
+    size = max(_power_of_two(examples), least)
+    if is_wide(examples, width) != is_wide(size, width):
+        return data
+    places = np.arange(size) % examples  # rows that are there, so that no extreme changes
+    weights = np.ones(examples, x.dtype) if data.weights is None else np.asarray(data.weights)
+    padded = np.zeros(size, x.dtype)
+    padded[:examples] = weights / x.dtype.type(examples) * size
+    count = np.asarray(examples if data.count is None else data.count, x.dtype)
+    return data._replace(
+        features=_with_entries(x, size) if is_sparse(x) else _taken(x, places),
+        labels=_taken(data.labels, places),
+        weights=jnp.asarray(padded),
+        count=count,
+        offset=None if data.offset is None else _taken(data.offset.T, places).T,
+    )
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest one that is no smaller than `number`."""
+    return 1 << max(number - 1, 0).bit_length()
+
+
+def _taken(x: Any, places: np.ndarray) -> Array:
+    # NumPy has nothing to compile.
+    return jnp.asarray(np.asarray(x)[places]) if is_at_hand(x) else x[places]
+
+
+def _with_entries(x: "BCOO", size: int) -> "BCOO":
+    """`x` with `size` rows. New rows are empty, and new entries lie outside of the matrix."""
+    entries = max(_power_of_two(x.nse), FEWEST_ENTRIES)
+    shape = (size, x.shape[1])
+    data, indices = np.zeros(entries, x.dtype), np.full((entries, 2), shape, np.int32)
+    data[: x.nse], indices[: x.nse] = np.asarray(x.data), np.asarray(x.indices)
+    return type(x)((jnp.asarray(data), jnp.asarray(indices)), shape=shape, unique_indices=True)

@@ -27,8 +27,9 @@ from softjax.regression._arguments import (
     not_negative,
 )
 from softjax.regression._batched import Lanes, Schedule
-from softjax.regression._dense_hessian import factored_hessian
-from softjax.regression._existence import is_loose
+from softjax.regression._convergence import is_loose
+from softjax.regression._features import in_full_precision, is_sparse
+from softjax.regression._linear_solves import factored_hessian
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import (
     Data,
@@ -41,10 +42,8 @@ from softjax.regression._objective import (
     problem_of,
     uncertainty,
 )
-from softjax.regression._products import in_full_precision
 from softjax.regression._result import FitResult, ManyEvent, Status
 from softjax.regression._solve import to_the_end
-from softjax.regression._sparse import is_sparse
 from softjax.regression._standardised import Standardised
 
 MAX_STEPS, ALL = 200, np.iinfo(np.int32).max

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from softjax.regression import _preconditioner, _standardised
-from softjax.regression._conjugate_gradients import conjugate_gradients
+from softjax.regression._linear_solves import conjugate_gradients
 from softjax.regression._objective import (
     Problem,
     centred,

@@ -30,6 +30,7 @@ from jax.tree_util import Partial
 
 from softjax._softmax import log_softmax_core
 from softjax.regression import _solve
+from softjax.regression._features import is_sparse
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import (
     Data,
@@ -44,7 +45,6 @@ from softjax.regression._objective import (
     value,
 )
 from softjax.regression._result import FitResult, Status
-from softjax.regression._sparse import is_sparse
 
 # The numbers of columns that take part are these times powers of GROWTH, or all.
 FEWEST, GROWTH = 64, 4

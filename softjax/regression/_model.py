@@ -11,11 +11,10 @@ from jax.typing import ArrayLike, DTypeLike
 from softjax import _checks
 from softjax._cross_entropy import cross_entropy, weighted_mean
 from softjax._softmax import log_softmax, softmax
-from softjax.regression._products import linear
-from softjax.regression._sparse import is_sparse_matrix, sparse_array
+from softjax.regression._features import is_sparse_matrix, linear, sparse_array
 
 if TYPE_CHECKING:
-    from softjax.regression._sparse import Features
+    from softjax.regression._features import Features
 
 
 class SoftmaxRegression(NamedTuple):

@@ -17,10 +17,9 @@ from jax import Array
 
 from softjax._sharding import cond
 from softjax.regression import _preconditioner, _standardised
-from softjax.regression._conjugate_gradients import truncated
 from softjax.regression._convergence import State
-from softjax.regression._dense_hessian import factored_hessian, factored_solve
 from softjax.regression._descent import Descent
+from softjax.regression._linear_solves import factored_hessian, factored_solve, truncated
 from softjax.regression._objective import Point, Problem, example_weights, uncertainty
 from softjax.regression._preconditioner import Preconditioner
 from softjax.regression._standardised import Standardised

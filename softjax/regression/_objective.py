@@ -30,9 +30,8 @@ from jax import Array, lax
 from softjax._checks import nan_where
 from softjax._sharding import cond
 from softjax._softmax import log_softmax_core
+from softjax.regression._features import by_columns, is_sparse, linear_by_class, product, with_data
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._products import by_columns, linear_by_class, product
-from softjax.regression._sparse import is_sparse, with_data
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO

@@ -35,7 +35,7 @@ from softjax.regression._resampling import (
 from softjax.regression._result import FitResult, ManyEvent
 
 if TYPE_CHECKING:
-    from softjax.regression._sparse import Features
+    from softjax.regression._features import Features
 
 
 class PathResult(NamedTuple):

@@ -23,9 +23,8 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from softjax._sharding import while_loop
+from softjax.regression._features import is_sparse, product
 from softjax.regression._objective import centred, complements
-from softjax.regression._products import product
-from softjax.regression._sparse import is_sparse
 from softjax.regression._standardised import (
     Standardised,
     from_standard,

@@ -1,4 +1,8 @@
-"""The compiled programs of a fit: from a state to a later one, and on from an end in doubt."""
+"""The solvers by name, and the compiled programs of a fit.
+
+A program runs a fit from a state to a later one, or goes on from an end in doubt. Where there are
+fewer examples than features, Newton's steps go another way, in the span of the examples.
+"""
 
 import contextlib
 from collections.abc import Callable
@@ -13,8 +17,8 @@ from jax import Array
 from softjax._sharding import cond
 from softjax.regression import (
     _ending,
+    _loop,
     _preconditioner,
-    _separation,
 )
 from softjax.regression._convergence import (
     CONFIRMED,
@@ -22,10 +26,17 @@ from softjax.regression._convergence import (
     State,
     converged,
     hides_something,
+    is_separated,
     rounding_of,
+    status_where_separated,
 )
-from softjax.regression._existence import is_separated, status_where_separated
+from softjax.regression._dual import Dual
+from softjax.regression._firth import Firth
+from softjax.regression._frame import is_wide
+from softjax.regression._lbfgs import LBFGS
+from softjax.regression._loop import Solver
 from softjax.regression._model import SoftmaxRegression
+from softjax.regression._newton import Newton, NewtonCG, PreciseNewtonCG
 from softjax.regression._objective import (
     Data,
     Problem,
@@ -35,8 +46,59 @@ from softjax.regression._objective import (
     problem_of,
     unpack,
 )
+from softjax.regression._proximal import Proximal
 from softjax.regression._result import Status
-from softjax.regression._solvers import ALL, PRECISELY, run
+
+SOLVERS: dict[str, type[Solver]] = {
+    "newton-cg": NewtonCG,
+    "newton": Newton,
+    "lbfgs": LBFGS,
+    "proximal": Proximal,
+    "firth": Firth,
+}
+# Not offered by name: what `fit` goes on with where features are nearly collinear.
+PRECISELY = "precisely"
+ALL = SOLVERS | {PRECISELY: PreciseNewtonCG}
+
+
+def start(name: str, data: Data | Problem, theta: Any) -> State:
+    """The state before the first step of a solver."""
+    return _kind(name, data, len(theta)).start(data, theta)
+
+
+def run(name: str, problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array]:
+    """A solver up to step `stop`: the state and its logits.
+
+    Where steps in the span of the examples fail, Newton's steps among all parameters go on.
+    """
+    kind = _kind(name, problem, len(state.theta))
+    state, logits = _loop.advance(kind(problem), tol, state, stop)
+    if kind is not Dual:
+        return state, logits
+
+    def among_all(state, logits):
+        begin = NewtonCG.start(problem, state.theta)._replace(strict=state.strict)
+        end, logits = _loop.advance(NewtonCG(problem), tol, begin, stop - state.step)
+        return end._replace(
+            memory=Dual.memory(problem.features, end.theta),
+            first=state.first,
+            step=state.step + end.step,
+            passes=state.passes + end.passes,
+        ), logits
+
+    failed = state.status == Status.PRECISION_FLOOR
+    return cond(failed, among_all, lambda *same: same, state, logits)
+
+
+def _kind(name: str, problem: Data | Problem, num_classes: int) -> type[Solver]:
+    """The solver of a name; Newton's steps go in the span of few examples.
+
+    Penalty factors lead out of it. A step there factors a K x K matrix, which with no more classes
+    than examples is smaller than the logits.
+    """
+    examples, width = problem.features.shape
+    few = problem.factors is None and is_wide(examples, width) and num_classes <= examples
+    return Dual if name == "newton-cg" and few else ALL[name]
 
 
 class Outcome(NamedTuple):
@@ -75,7 +137,7 @@ def advance(
     status, suspected, hidden = state.status, jnp.asarray(False), jnp.asarray(False)
     if solver.needs_optimum:
         status = status_where_separated(problem, state.theta, status, separated)
-        suspected = _separation.suspected(problem, state, status)
+        suspected = _ending.suspected(problem, state, status)
     if solver.needs_optimum and name != PRECISELY:
         hidden = (status == Status.PRECISION_FLOOR) & hides_something(state, tol)
         if _preconditioner.is_diagonal(problem.features):

@@ -45,6 +45,8 @@ from softjax.regression._convergence import (
     check_convergence,
     rounding_of,
 )
+from softjax.regression._descent import largest_move
+from softjax.regression._features import product
 from softjax.regression._implicit import (
     Stationarity,
     corner_gradient,
@@ -52,7 +54,6 @@ from softjax.regression._implicit import (
     probabilities_at,
     solve,
 )
-from softjax.regression._line_search import largest_move
 from softjax.regression._loop import Solver
 from softjax.regression._objective import (
     Problem,
@@ -65,7 +66,6 @@ from softjax.regression._objective import (
     row_norms,
     value,
 )
-from softjax.regression._products import product
 from softjax.regression._result import Status
 from softjax.regression._standardised import Standardised
 

@@ -18,7 +18,7 @@ from softjax import _checks
 from softjax._cross_entropy import cross_entropy
 from softjax.regression._arguments import FIT, at_least, checked_data, error, penalties
 from softjax.regression._batched import Lane
-from softjax.regression._buckets import in_bucket
+from softjax.regression._frame import in_bucket
 from softjax.regression._groups import Outcome, mean_one, no_report, run
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import Data
@@ -26,7 +26,7 @@ from softjax.regression._result import FitResult, ManyEvent
 from softjax.regression.inference._estimates import check_level
 
 if TYPE_CHECKING:
-    from softjax.regression._sparse import Features
+    from softjax.regression._features import Features
 
 
 class Bootstrap(NamedTuple):

@@ -12,12 +12,17 @@ from softjax._labels import ClassIndices, Labels, class_indices, distribution, i
 from softjax._losses import expected_loss_gradient, index_loss_gradient
 from softjax._numerics import compute_dtype
 from softjax._weights import is_zero, shares
+from softjax.regression._features import (
+    is_sparse,
+    is_sparse_matrix,
+    linear,
+    sparse_array,
+    with_data,
+)
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._products import linear
-from softjax.regression._sparse import is_sparse, is_sparse_matrix, sparse_array, with_data
 
 if TYPE_CHECKING:
-    from softjax.regression._sparse import Features
+    from softjax.regression._features import Features
 
 EXACT = lax.Precision.HIGHEST  # accelerators round float32 factors otherwise
 

@@ -9,18 +9,16 @@ from jax import Array, lax
 
 from softjax._sharding import cond
 from softjax.regression import (
-    _buckets,
     _ending,
     _frame,
     _programs,
 )
-from softjax.regression._convergence import STILL
-from softjax.regression._existence import is_loose
+from softjax.regression._convergence import STILL, is_loose
 from softjax.regression._implicit import stationary
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import Data, logits_at, pack, problem_of, unpack, value
+from softjax.regression._programs import SOLVERS, start
 from softjax.regression._result import FitResult, Progress, Status
-from softjax.regression._solvers import SOLVERS, start
 
 
 class Run:
@@ -43,7 +41,7 @@ class Run:
         data, self.frame = _frame.framed(data, rotates)
         params = _frame.inside(self.frame, params)
         if self.frame.rotation is None:
-            data = _buckets.in_bucket(data, num_classes)
+            data = _frame.in_bucket(data, num_classes)
         self.fixed = (name, num_classes)
         self.data, self.tol = data, np.asarray(tol, data.features.dtype)
         kernel, bias = map(np.asarray, params)

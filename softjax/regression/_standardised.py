@@ -13,9 +13,16 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from softjax.regression._features import (
+    by_columns,
+    column_of,
+    is_sparse,
+    linear_by_class,
+    product,
+    stored_mass,
+    with_data,
+)
 from softjax.regression._objective import Problem, example_weights, ridge
-from softjax.regression._products import by_columns, linear_by_class, product
-from softjax.regression._sparse import column_of, is_sparse, stored_mass, with_data
 
 # The middle of a feature is the median of so many examples.
 MEDIAN_ROWS = 32

@@ -26,8 +26,8 @@ from softjax.regression._batches import (
     batches_per_epoch,
     good_rows,
 )
+from softjax.regression._features import is_sparse
 from softjax.regression._first_order import held_at, rows_of, scales, separation
-from softjax.regression._sparse import is_sparse
 from softjax.regression._steps import Form, State, Sums, Terms, look
 from softjax.streaming._batches import TRAIN, source_of
 from softjax.streaming._devices import Chunk, Devices, ahead

@@ -19,8 +19,9 @@ from softjax import _checks, processes
 from softjax.regression import Event, FitResult, _frame, _preconditioner, _standardised
 from softjax.regression._batches import Batch
 from softjax.regression._convergence import NEAR, STILL, converged, progressed
+from softjax.regression._descent import OVERSHOOT, SLOPE_LEFT, TRIALS
+from softjax.regression._features import in_full_precision
 from softjax.regression._lbfgs import LBFGS, Memory, lbfgs
-from softjax.regression._line_search import OVERSHOOT, SLOPE_LEFT, TRIALS
 from softjax.regression._objective import (
     centred,
     gradient_bound,
@@ -28,7 +29,6 @@ from softjax.regression._objective import (
     point,
     unpack,
 )
-from softjax.regression._products import in_full_precision
 from softjax.regression._result import Status, Validation, record, with_validation
 from softjax.streaming._passes import FIT, Passes, Sums, problem_of_batch, transformed
 from softjax.streaming._rows import (

@@ -18,8 +18,8 @@ from softjax import _checks, processes
 from softjax.regression import _ending, _frame
 from softjax.regression._arguments import refuse_scales
 from softjax.regression._batches import Batch, good_rows
-from softjax.regression._existence import is_separated
-from softjax.regression._line_search import largest_move
+from softjax.regression._convergence import is_separated
+from softjax.regression._descent import largest_move
 from softjax.regression._objective import (
     Data,
     Problem,

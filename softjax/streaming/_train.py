@@ -18,7 +18,7 @@ from softjax._auto_axes import on_auto_axes
 from softjax.checkpoints import Checkpoints, Saved
 from softjax.regression import Event, FitResult, SoftmaxRegression
 from softjax.regression._arguments import errors_name, initial_params, is_traced
-from softjax.regression._products import in_full_precision
+from softjax.regression._features import in_full_precision
 from softjax.regression._result import Status, Validation, record, with_validation
 from softjax.regression._steps import Form, State, Terms, advance, start
 from softjax.streaming._batches import TRAIN, Source

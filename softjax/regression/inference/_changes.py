@@ -19,7 +19,7 @@ from softjax.regression.inference._estimates import Estimates, estimates_core
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from softjax.regression._sparse import Features
+    from softjax.regression._features import Features
 
 
 def average_changes(

@@ -35,7 +35,7 @@ from softjax.regression._rows import (
 from softjax.regression.inference._leverage import pulled
 
 if TYPE_CHECKING:
-    from softjax.regression._sparse import Features
+    from softjax.regression._features import Features
 
 # At an optimum, Newton's step is 0. On separable data every step moves the logits by about 1 nat.
 _STILL = 0.1

@@ -30,7 +30,7 @@ from softjax.regression.inference._estimates import (
 )
 
 if TYPE_CHECKING:
-    from softjax.regression._sparse import Features
+    from softjax.regression._features import Features
 
 
 class Predictions(NamedTuple):

@@ -14,7 +14,7 @@ from softjax.regression.inference._covariance import at_optimum, only_at_optimum
 from softjax.regression.inference._leverage import pulled
 
 if TYPE_CHECKING:
-    from softjax.regression._sparse import Features
+    from softjax.regression._features import Features
 
 
 class Influence(NamedTuple):

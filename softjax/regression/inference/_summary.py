@@ -36,7 +36,7 @@ from softjax.regression.inference._estimates import (
 )
 
 if TYPE_CHECKING:
-    from softjax.regression._sparse import Features
+    from softjax.regression._features import Features
 
 # With an offset, Newton's method fits the bias of the null model. It takes at most NULL_STEPS steps
 # and stops when the expected class shares agree with the shares of the labels up to NULL_TOLERANCE
