@@ -238,6 +238,8 @@ def test_other_bad_data_is_refused(tmp_path, flowers):
     path.write_text("height,kind\n1.5,a\n2,a\n")
     fails_with("'kind': all labels are a, one class only", "fit", path, "--label-column", "kind")
     fails_with("--label-column must name", "fit", path)
+    for options in ((), ("--stream",)):
+        fails_with("absent.csv: there is no such file", "fit", "absent.csv", *options)
     fails_with("no column 'colour'; it has height, kind", "fit", path, "--label-column", "colour")
     path.write_text("height,kind\n1.5,a\n2,\n")
     fails_with("row 2: the label is missing", "fit", path, "--label-column", "kind")

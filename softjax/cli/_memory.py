@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,6 @@ from softjax.cli._app import (
     SUMMARY,
     FitProgress,
     Optimizer,
-    Solver,
     Task,
     check_finite,
     optax_optimizer,
@@ -28,38 +28,11 @@ from softjax.cli._app import (
     write,
     write_text,
 )
-from softjax.cli._options import progress_bar, reading, weights_of_classes
+from softjax.cli._options import progress_bar, reading
+from softjax.cli._plan import Plan
 from softjax.cli._split import Split, too_few
 from softjax.datasets import load_digits
 from softjax.tables import DataError, Dataset
-
-
-class Plan(NamedTuple):
-    """The options of the command."""
-
-    data: str
-    label_column: str | None
-    test_fraction: float
-    penalties: list[float]
-    folds: int | None
-    l1: float
-    solver: Solver
-    max_steps: int | None
-    optimizer: Optimizer
-    epochs: int | None
-    batch_size: int | None
-    learning_rate: float | None
-    class_weight: list[str] | None
-    seed: int
-    summary: bool
-    out: Path
-    skip_nonfinite: bool
-    impute: bool
-    drop: tuple[str, ...]
-    categories: tuple[str, ...]
-    separator: str | None
-    encoding: str | None
-    any_classes: bool
 
 
 class Parts(NamedTuple):
@@ -97,7 +70,7 @@ def run(plan: Plan) -> None:
     ):
         if line:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-    weights = weights_of_classes(plan.class_weight, plan.data, plan.label_column, train)
+    weights = _weights_of_classes(plan.class_weight, plan.data, plan.label_column, train)
     more = []
     penalty = plan.penalties[0]
     if len(plan.penalties) > 1:
@@ -126,15 +99,14 @@ def _fitted(
     plan: Plan,
 ) -> tuple[regression.FitResult, str | None]:
     """The result of the fit, and the option that limits its steps."""
-    first_order = plan.solver is Solver.OPTAX
     steps, epochs, limit = plan.max_steps, plan.epochs, "--max-steps"
-    if first_order:
+    if plan.first_order:
         epochs = epochs or 300
         a_pass = 1 if plan.batch_size is None else -(-len(train.labels) // plan.batch_size)
         steps = epochs * a_pass
-        limit = "--epochs" if plan.optimizer is Optimizer.LBFGS else None
+        limit = "--epochs" if plan.by_lbfgs else None
     of_optax = None
-    if plan.optimizer is not Optimizer.LBFGS:
+    if plan.optimizer not in (None, Optimizer.LBFGS):
         of_optax = optax_optimizer(plan.optimizer, rate_of(plan.optimizer, plan.learning_rate))
     with FitProgress(console, steps, plan.out, task) as progress:
         result = regression.fit(
@@ -160,14 +132,12 @@ def _load(console: Console, plan: Plan) -> Parts:
     """Loads the digits or a file, and splits the examples."""
     if plan.data == "digits":
         return _digits()
-    if plan.label_column is None:
-        raise DataError(f"{plan.data}: --label-column must name the column with the labels.")
-    path = Path(plan.data)
-    how = (plan.drop, plan.categories, plan.separator, plan.encoding, plan.any_classes)
+    path, label = plan.file_and_label()
+    how = (plan.drop, plan.category, plan.separator, plan.encoding, plan.any_classes)
     with remedies_offered(), reading(console, *how) as options:
         whole = tables.dataset(
             path,
-            plan.label_column,
+            label,
             plan.skip_nonfinite,
             keep_missing=plan.impute,
             reading=options,
@@ -284,6 +254,24 @@ def _curve(
         f1.append(scores(train.labels, predicted, len(train.class_names)).macro_f1)
     figures = (validated.mean_loss, validated.standard_error, validated.mean_accuracy, f1)
     return np.stack([np.asarray(values, np.float64) for values in figures], axis=1)
+
+
+def _weights_of_classes(
+    options: Sequence[str] | None, data: str, label: str | None, train: Dataset
+) -> np.ndarray | None:
+    """The weight of each class, [K]; N / (K N_k) for "balanced", None if all are 1."""
+    if not options:
+        return None
+    if list(options) == ["balanced"]:
+        counts = np.bincount(train.labels, minlength=len(train.class_names))
+        return len(train.labels) / (len(counts) * counts)
+    weights = np.ones(len(train.class_names))
+    for name, _, weight in (option.rpartition("=") for option in options):
+        if name not in train.class_names:
+            there = ", ".join(train.class_names[:10])
+            raise DataError(f"{data}: column {label!r}: has no class {name!r}; it has {there}.")
+        weights[train.class_names.index(name)] = float(weight)
+    return weights
 
 
 def _summary(

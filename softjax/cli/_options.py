@@ -1,15 +1,18 @@
-"""Checks of single options, and the reading of files with them."""
+"""The options of the commands, each with its check, and the reading of files with them."""
 
 import codecs
 import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from softjax.tables import DataError, Dataset, Reading
+from softjax.cli._app import Optimizer, Solver
+from softjax.tables import Reading
 
 SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "space": " ", "pipe": "|"}
 
@@ -72,22 +75,264 @@ def class_weights(values: Sequence[str] | None) -> list[str] | None:
     return list(values) if values else None
 
 
-def weights_of_classes(
-    options: Sequence[str] | None, data: str, label: str | None, train: Dataset
-) -> np.ndarray | None:
-    """The weight of each class, [K]; N / (K N_k) for "balanced", None if all are 1."""
-    if not options:
-        return None
-    if list(options) == ["balanced"]:
-        counts = np.bincount(train.labels, minlength=len(train.class_names))
-        return len(train.labels) / (len(counts) * counts)
-    weights = np.ones(len(train.class_names))
-    for name, _, weight in (option.rpartition("=") for option in options):
-        if name not in train.class_names:
-            there = ", ".join(train.class_names[:10])
-            raise DataError(f"{data}: column {label!r}: has no class {name!r}; it has {there}.")
-        weights[train.class_names.index(name)] = float(weight)
-    return weights
+# The options of `softjax fit`, by the headings below which --help shows them.
+DATA, MODEL, SEARCH = "The data", "The model", "The solver"
+OUTPUT, LARGE = "Output", "Large data and many processes"
+
+# What is fitted to.
+DataFile = Annotated[
+    str,
+    typer.Argument(
+        help="A .csv, .tsv (also .gz), .npy, .npz or .parquet file; or the word digits or "
+        "passengers, for an example."
+    ),
+]
+
+# How the file is read, and which of its rows are held out.
+LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=DATA,
+        help="Name of the column with the labels; for a .npy file its number, counted from 0.",
+    ),
+]
+Drop = Annotated[
+    list[str] | None,
+    typer.Option(
+        rich_help_panel=DATA,
+        help="Column that is no feature, such as an identifier. Repeat the option for more.",
+    ),
+]
+Category = Annotated[
+    list[str] | None,
+    typer.Option(
+        rich_help_panel=DATA,
+        help="Column whose numbers are names of categories, such as a postcode. Repeat the "
+        "option for more. Columns of text are categories without it.",
+    ),
+]
+Impute = Annotated[
+    bool,
+    typer.Option(
+        "--impute",
+        rich_help_panel=DATA,
+        help="Fill missing cells with the median or the most frequent category of the rows to "
+        "fit; the model does the same (default: missing cells are refused).",
+    ),
+]
+Separator = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=DATA,
+        callback=separator,
+        help="Separator of a .csv or .tsv file: a character, or tab, comma, semicolon, pipe or "
+        "space (default: found in the header).",
+    ),
+]
+Encoding = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=DATA,
+        callback=encoding,
+        help="Encoding of a .csv or .tsv file, such as cp1252 or latin-1 (default: utf-8, or "
+        "utf-16 with a byte order mark).",
+    ),
+]
+AnyClasses = Annotated[
+    bool,
+    typer.Option(
+        "--any-classes",
+        rich_help_panel=DATA,
+        help="Take the labels as classes even if they look like identifiers, measurements or "
+        "counts, because many of them occur once or few times.",
+    ),
+]
+TestFraction = Annotated[
+    float,
+    typer.Option(
+        rich_help_panel=DATA,
+        min=0.01,
+        max=0.99,
+        callback=finite,
+        help="Share of the rows of each class to hold out from the fit and report on.",
+    ),
+]
+SkipNonfinite = Annotated[
+    bool,
+    typer.Option(
+        "--skip-nonfinite",
+        rich_help_panel=DATA,
+        help="Skip rows that contain NaN or infinity or an empty cell, or have no label.",
+    ),
+]
+
+# The model.
+ClassWeight = Annotated[
+    list[str] | None,
+    typer.Option(
+        rich_help_panel=MODEL,
+        callback=class_weights,
+        help="Weight of a class in the loss, as CLASS=WEIGHT, repeated for more; or balanced, "
+        "for the same total weight of every class (default: 1 each).",
+    ),
+]
+L2 = Annotated[
+    list[float] | None,
+    typer.Option(
+        rich_help_panel=MODEL,
+        min=0.0,
+        callback=all_finite,
+        help="L2 penalty: adds l2 / 2 |kernel|^2 to the loss (default: 0.0001; 0 for --solver "
+        "firth). Repeat the option to choose by cross-validation: --l2 1e-4 --l2 1e-2.",
+    ),
+]
+Folds = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=MODEL,
+        min=2,
+        help="Number of folds of the cross-validation of several --l2 (default: 5).",
+    ),
+]
+L1 = Annotated[
+    float,
+    typer.Option(
+        rich_help_panel=MODEL,
+        min=0.0,
+        callback=finite,
+        help="L1 penalty: adds l1 |kernel|_1 to the loss; the solver is then proximal.",
+    ),
+]
+
+# The solver.
+SolverName = Annotated[
+    Solver,
+    typer.Option(
+        rich_help_panel=SEARCH,
+        help="Solver. auto is newton-cg, or proximal with --l1, or optax with --optimizer, "
+        "--epochs, --batch-size or --learning-rate.",
+    ),
+]
+MaxSteps = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=SEARCH,
+        min=1,
+        help="Largest number of steps of any solver but optax (default: set by the solver).",
+    ),
+]
+OptimizerName = Annotated[
+    Optimizer | None,
+    typer.Option(
+        rich_help_panel=SEARCH,
+        help="Optimizer of --solver optax (default: lbfgs; with --stream: adam, not lbfgs).",
+    ),
+]
+Epochs = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=SEARCH,
+        min=1,
+        help="Largest number of passes of --solver optax over the data (default: 300; with "
+        "--stream: 10).",
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=SEARCH,
+        min=1,
+        help="Examples in each step of --optimizer adam or sgd (default: all; with --stream: "
+        "1024).",
+    ),
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(
+        rich_help_panel=SEARCH,
+        callback=positive,
+        help="Learning rate of adam (default: 0.01) or sgd (default: 0.5).",
+    ),
+]
+Seed = Annotated[
+    int,
+    typer.Option(
+        rich_help_panel=SEARCH,
+        min=0,
+        help="Seed of the held-out rows, the batches and the folds.",
+    ),
+]
+
+# The output.
+Summary = Annotated[
+    bool,
+    typer.Option(
+        "--summary",
+        rich_help_panel=OUTPUT,
+        help="Print the coefficients with their standard errors.",
+    ),
+]
+Out = Annotated[
+    Path,
+    typer.Option(
+        rich_help_panel=OUTPUT,
+        help="Folder for model.npz, metrics.json, history.jsonl and report.png.",
+    ),
+]
+
+# Large data, and many processes.
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        rich_help_panel=LARGE,
+        help="Read the file in runs of rows: it need not fit into memory.",
+    ),
+]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        rich_help_panel=LARGE,
+        help="Folder for checkpoints, of a stream by --solver optax. The same command resumes "
+        "from the last of them.",
+    ),
+]
+Every = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=LARGE,
+        min=1,
+        help="Steps from one checkpoint or line of the history to the next, of a stream by "
+        "--solver optax (default: an epoch).",
+    ),
+]
+Coordinator = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=LARGE,
+        envvar="JAX_COORDINATOR_ADDRESS",
+        help="HOST:PORT of process 0 of a run of several processes, each of which streams a "
+        "part of the rows; or auto, to detect a cluster such as Slurm.",
+    ),
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=LARGE, min=1, envvar="JAX_NUM_PROCESSES", help="Number of processes."
+    ),
+]
+ProcessId = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=LARGE, min=0, envvar="JAX_PROCESS_ID", help="Which one this is, from 0."
+    ),
+]
+Patience = Annotated[
+    int,
+    typer.Option(
+        rich_help_panel=LARGE, min=1, help="Seconds to wait for the other processes to start."
+    ),
+]
 
 
 @contextlib.contextmanager

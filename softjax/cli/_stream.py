@@ -19,7 +19,6 @@ from softjax.cli._app import (
     FitError,
     FitProgress,
     Optimizer,
-    Solver,
     Task,
     check_finite,
     model_of,
@@ -31,6 +30,7 @@ from softjax.cli._app import (
     write,
 )
 from softjax.cli._options import progress_bar, reading
+from softjax.cli._plan import Plan
 from softjax.cli._split import Split, too_few
 from softjax.datasets import load_digits
 from softjax.regression import FitResult
@@ -42,48 +42,6 @@ EPOCHS = 10
 BATCH_SIZE = 1024
 # More of them would hardly make the report more precise, and they have to fit into memory.
 MOST_HELD_OUT = 10_000
-
-
-class Plan(NamedTuple):
-    """The options of the command."""
-
-    data: str
-    label_column: str | None
-    test_fraction: float
-    l2: float
-    solver: Solver
-    max_steps: int | None
-    optimizer: Optimizer | None
-    epochs: int | None
-    batch_size: int | None
-    learning_rate: float | None
-    seed: int
-    out: Path
-    checkpoint: Path | None
-    every: int | None
-    skip_nonfinite: bool
-    drop: tuple[str, ...]
-    categories: tuple[str, ...]
-    separator: str | None
-    encoding: str | None
-    any_classes: bool
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether --solver optax was asked for, or one of its options was given."""
-        options = (self.optimizer, self.epochs, self.batch_size, self.learning_rate, self.every)
-        given = any(option is not None for option in (*options, self.checkpoint))
-        return given or self.solver is Solver.OPTAX
-
-    def check(self) -> None:
-        """Refuses options that do not go together."""
-        if self.stochastic and (self.solver is Solver.LBFGS or self.max_steps is not None):
-            raise typer.BadParameter(
-                "--solver lbfgs and --max-steps go with none of --solver optax, --optimizer, "
-                "--epochs, --batch-size, --learning-rate, --checkpoint and --every"
-            )
-        if self.optimizer is Optimizer.LBFGS:
-            raise typer.BadParameter("--stream takes --optimizer adam or sgd, or --solver lbfgs")
 
 
 class Data(NamedTuple):
@@ -166,7 +124,7 @@ def _fit(plan: Plan, data: Data, console: Console) -> FitResult:
         return streaming.fit(
             data.rows,
             num_classes=len(data.task.class_names),
-            l2=plan.l2,
+            l2=plan.penalties[0],
             max_steps=plan.max_steps or 1000,
             held_out=np.union1d(data.held_out, data.bad),
             validation=data.task.held_out,
@@ -189,7 +147,7 @@ def _train(
             "test_fraction": plan.test_fraction,
             "optimizer": str(optimizer),
             "learning_rate": rate,
-            "l2": plan.l2,
+            "l2": plan.penalties[0],
         }
     with FitProgress(console, steps, plan.out, data.task) as progress:
         try:
@@ -198,7 +156,7 @@ def _train(
                 num_classes=len(data.task.class_names),
                 optimizer=optax_optimizer(optimizer, rate),
                 steps=steps,
-                l2=plan.l2,
+                l2=plan.penalties[0],
                 every=plan.every,
                 skip_nonfinite=plan.skip_nonfinite,
                 checkpoints=checkpoints,
@@ -235,13 +193,11 @@ def _data(plan: Plan, console: Console, preempted: Callable[[], bool]) -> Data |
     """Opens the data, passes over it once, and holds rows out; None where the run is to stop."""
     if plan.data == "digits":
         return _digits()
-    if plan.label_column is None:
-        raise DataError(f"{plan.data}: --label-column must name the column with the labels.")
-    path = Path(plan.data)
-    how = (plan.drop, plan.categories, plan.separator, plan.encoding, plan.any_classes)
+    path, label = plan.file_and_label()
+    how = (plan.drop, plan.category, plan.separator, plan.encoding, plan.any_classes)
     with remedies_offered(impute=False):
         with reading(console, *how) as options:
-            rows = tables.open_file(path, plan.label_column, reading=options)
+            rows = tables.open_file(path, label, reading=options)
         split = Split(rows.num_rows, plan.test_fraction, plan.seed, MOST_HELD_OUT)
         with progress_bar(console, "first pass") as progress:
 

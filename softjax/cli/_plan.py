@@ -1,0 +1,162 @@
+"""The options of `softjax fit` as one plan, and checks that they go together and have an effect."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import typer
+
+from softjax.cli._app import Optimizer, Solver
+from softjax.processes import fail
+from softjax.tables import DataError
+
+
+class Plan(NamedTuple):
+    """The options of the command, by the names of its arguments."""
+
+    data: str
+    label_column: str | None
+    drop: list[str] | None
+    category: list[str] | None
+    impute: bool
+    separator: str | None
+    encoding: str | None
+    any_classes: bool
+    class_weight: list[str] | None
+    test_fraction: float
+    l2: list[float] | None
+    folds: int | None
+    l1: float
+    solver: Solver
+    max_steps: int | None
+    optimizer: Optimizer | None
+    epochs: int | None
+    batch_size: int | None
+    learning_rate: float | None
+    seed: int
+    summary: bool
+    out: Path
+    checkpoint: Path | None
+    every: int | None
+    skip_nonfinite: bool
+
+    @property
+    def penalties(self) -> list[float]:
+        """The penalties of --l2."""
+        return self.l2 or [0.0 if self.solver is Solver.FIRTH else 1e-4]
+
+    @property
+    def of_optax(self) -> bool:
+        """Whether an option of --solver optax is given."""
+        options = (self.optimizer, self.epochs, self.batch_size, self.learning_rate)
+        return any(option is not None for option in options)
+
+    @property
+    def first_order(self) -> bool:
+        """Whether a fit in memory is one by --solver optax, or by auto with an option of it."""
+        auto = self.solver is Solver.AUTO
+        return self.solver is Solver.OPTAX or (auto and self.of_optax)
+
+    @property
+    def by_lbfgs(self) -> bool:
+        """Whether --solver optax takes its default optimizer."""
+        return self.optimizer in (None, Optimizer.LBFGS)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether a stream is fitted by --solver optax, since it or one of its options is given."""
+        given = self.every is not None or self.checkpoint is not None
+        return given or self.of_optax or self.solver is Solver.OPTAX
+
+    def file_and_label(self) -> tuple[Path, str]:
+        """The file, which must be there, and the column with its labels, which must be named."""
+        path = Path(self.data)
+        if not path.exists():
+            raise DataError(f"{path}: there is no such file.")
+        if self.label_column is None:
+            raise DataError(f"{self.data}: --label-column must name the column with the labels.")
+        return path, self.label_column
+
+
+def check_stream(plan: Plan) -> None:
+    """Refuses options of a stream that do not go together."""
+    if len(plan.penalties) > 1:
+        raise typer.BadParameter("--stream takes one --l2, not several")
+    if plan.impute or plan.class_weight:
+        raise typer.BadParameter("--stream takes neither --impute nor --class-weight")
+    known = plan.solver in (Solver.AUTO, Solver.LBFGS, Solver.OPTAX)
+    if plan.l1 > 0 or plan.summary or not known:
+        raise typer.BadParameter(
+            "--stream takes --solver lbfgs or optax, and neither --l1 nor --summary"
+        )
+    if plan.stochastic and (plan.solver is Solver.LBFGS or plan.max_steps is not None):
+        raise typer.BadParameter(
+            "--solver lbfgs and --max-steps go with none of --solver optax, --optimizer, "
+            "--epochs, --batch-size, --learning-rate, --checkpoint and --every"
+        )
+    if plan.optimizer is Optimizer.LBFGS:
+        raise typer.BadParameter("--stream takes --optimizer adam or sgd, or --solver lbfgs")
+
+
+def check_in_memory(plan: Plan) -> None:
+    """Refuses options of a fit in memory that do not go together."""
+    if plan.every is not None:
+        raise typer.BadParameter("--every needs --stream or --checkpoint")
+    if plan.of_optax and not plan.first_order:
+        raise typer.BadParameter(
+            "--optimizer, --epochs, --batch-size and --learning-rate need --solver optax"
+        )
+    if plan.first_order and plan.max_steps is not None:
+        raise typer.BadParameter("--solver optax takes --epochs, not --max-steps")
+    if plan.l1 > 0 and (plan.first_order or plan.solver not in (Solver.AUTO, Solver.PROXIMAL)):
+        raise typer.BadParameter("--l1 needs --solver proximal")
+    if plan.summary and (plan.l1 > 0 or plan.solver is Solver.FIRTH):
+        raise typer.BadParameter("--summary goes with neither --l1 nor --solver firth")
+    other = plan.l1 > 0 or plan.first_order or plan.solver is Solver.FIRTH
+    if len(plan.penalties) > 1 and other:
+        raise typer.BadParameter("several --l2 go with neither --l1 nor --solver optax or firth")
+    if plan.solver is Solver.FIRTH and plan.penalties != [0.0]:
+        raise typer.BadParameter("--solver firth has a penalty of its own and takes no --l2 but 0")
+    if plan.by_lbfgs and (plan.batch_size is not None or plan.learning_rate is not None):
+        raise typer.BadParameter("--batch-size and --learning-rate need --optimizer adam or sgd")
+
+
+def check_effect(context: typer.Context, data: str, *, seeded: bool, several: bool) -> None:
+    """Refuses an option of the command line that would change nothing.
+
+    Args:
+        context: of the command.
+        data: the file, or "digits".
+        seeded: whether the seed has a use besides the draw of the held-out rows.
+        several: whether there is a coordinator. The environment may hold the number of processes
+            for other programs too.
+    """
+    without: dict[str, str] = {}
+    if data == "digits":
+        why = "the digits come with labels and held-out examples"
+        names = ("label_column", "test_fraction", "skip_nonfinite", "impute", "drop", "category")
+        names += ("separator", "encoding", "any_classes")
+        without |= dict.fromkeys(names, why)
+        if not seeded:
+            without["seed"] = "nothing of this fit to the digits is drawn at random"
+    if not several:
+        names = ("processes", "process_id", "patience")
+        without |= dict.fromkeys(names, "without --coordinator there is one process")
+    for name, why in without.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(f"--{name.replace('_', '-')} has no effect: {why}")
+
+
+def check_coordinator(
+    coordinator: str | None, processes: int | None, process_id: int | None
+) -> None:
+    """Refuses addresses and numbers on which JAX or the sockets would fail with a traceback."""
+    if processes is not None and process_id is not None and process_id >= processes:
+        fail(2, f"--process-id must be below --processes ({processes}), got {process_id}.")
+    if coordinator in (None, "auto"):
+        return
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        fail(2, f"--coordinator must be HOST:PORT or auto, got {coordinator!r}.")
+    if processes is None or process_id is None:
+        fail(2, "--coordinator HOST:PORT needs --processes and --process-id.")
