@@ -1,7 +1,8 @@
 """Every test runs with 64-bit types off and on, and under strict dtype promotion.
 
 Most of the time of the tests is compilation. The programs are kept in the cache of pytest, for the
-workers and for the next run (`--cache-clear` removes them), and in memory only during one module.
+workers and for the next run (`--cache-clear` removes them), and in memory only during one module,
+or less of it where they take too much.
 Programs for several devices are not kept: what jaxlib 0.10 loads for CPUs has lost the order of the
 sums over devices, and two devices that take them in different orders wait for each other for ever.
 """
@@ -10,13 +11,19 @@ import contextlib
 import ctypes
 import functools
 import gc
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+# Each worker has one core: the threads of OpenBLAS, which NumPy starts, would wait in busy loops.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import pytest
 from jax._src import compiler
+from jax._src.interpreters import mlir
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_num_cpu_devices", 8)  # for test_parallel*.py; the others use the first
@@ -84,9 +91,28 @@ class Compiler:
 
 compiler.get_compile_options = Compiler.get_compile_options
 
+# JAX lowers each program in an MLIR context of its own, and to load the dialects into a context
+# takes a third of the time of lowering. Here the programs share one until they are forgotten.
+mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
-def give_memory_back() -> None:
-    """Gives what was freed to the system: glibc keeps it, some half of what a module has taken."""
+# Programs are also forgotten between two tests of one module where the worker has more than this,
+# in bytes.
+MOST_BYTES = 1.2e9
+
+
+def resident_bytes() -> int:
+    """The memory that this process has now, or 0 where the system does not say."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
+
+
+def forget_programs() -> None:
+    """Forgets all programs, and gives their memory to the system.
+
+    Of what was freed, glibc keeps some half.
+    """
+    jax.clear_caches()
+    mlir.make_ir_context.cache_clear()
     gc.collect()
     gc.freeze()  # what is left lives on
     if sys.platform == "linux":
@@ -102,13 +128,15 @@ def _programs_of_a_module(request: pytest.FixtureRequest) -> Iterator[None]:
     least_seconds = float("inf") if hasattr(request.module, "mesh_of") else 0
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
     yield
-    jax.clear_caches()
-    give_memory_back()
+    forget_programs()
 
 
 @pytest.fixture(autouse=True)
-def _programs_of_a_test(request: pytest.FixtureRequest) -> None:
+def _programs_of_a_test(request: pytest.FixtureRequest) -> Iterator[None]:
     Compiler.set(request.node)
+    yield
+    if resident_bytes() > MOST_BYTES:
+        forget_programs()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
