@@ -334,7 +334,7 @@ def test_nothing_that_is_computed_on_the_way_is_nan(name):
 
 @pytest.mark.x64_once
 def test_no_state_of_a_fit_is_infinite():
-    data = Data(H, Y, None, None, *np.zeros((2, 1), np.float32))
+    data = Data(K, H, Y, None, None, *np.zeros((2, 1), np.float32))
     for solver in SOLVERS:
         for leaf in jax.tree.leaves(start(solver, data, np.zeros((K, D + 1), np.float32))):
             assert np.isfinite(leaf).all()

@@ -30,12 +30,12 @@ def fits(solver, problems):
 
     An end that `fit` doubts, and for which it looks for a proof of separation, is none here.
     """
-    advance = partial(_programs.advance, solver, K)
+    advance = partial(_programs.advance, solver)
     limit = jnp.int32(200)  # all wait for the slowest
 
     def one(x, targets, weights, class_weights, l2, l1, theta):
         mean = jnp.mean(weights)
-        data = Data(x, targets, weights / mean, class_weights, l2, l1, mean * N)
+        data = Data(K, x, targets, weights / mean, class_weights, l2, l1, mean * N)
         state = jax.tree.map(jnp.asarray, _programs.start(solver, data, theta))
         outcome = advance(data, jnp.asarray(TOL), state, limit)
         floor = jnp.int32(_programs.Status.PRECISION_FLOOR)

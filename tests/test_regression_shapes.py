@@ -66,9 +66,9 @@ def test_the_fit_is_that_of_the_rows_alone(case, monkeypatch):
 def test_targets_are_those_of_the_rows_alone_to_the_last_bit():
     x, labels = drawn()
     weights = np.arange(N) % 5 / 3.0
-    data, _ = regression._arguments.checked_data(x, labels, K, weights, None)
-    alone = regression._objective.problem_of(data, K)
-    padded = regression._objective.problem_of(_frame.in_bucket(data, K), K)
+    data = regression._arguments.checked_data(x, labels, K, weights, None)
+    alone = regression._objective.problem_of(data)
+    padded = regression._objective.problem_of(_frame.in_bucket(data))
     rows, width = padded.features.shape
     assert rows & (rows - 1) == 0
     assert rows > N
@@ -91,10 +91,10 @@ def test_separation_is_seen_in_the_rows_alone():
 def test_what_stays_as_it_is():
     x, labels = drawn(20)
     few = np.tile(x, 20)  # fewer rows than half of the columns
-    data, _ = regression._arguments.checked_data(few, labels, K, None, None)
-    assert _frame.in_bucket(data, K).features.shape in {few.shape, (32, few.shape[1])}
+    data = regression._arguments.checked_data(few, labels, K, None, None)
+    assert _frame.in_bucket(data).features.shape in {few.shape, (32, few.shape[1])}
     large = np.zeros((2**18, D)) + np.arange(D)
-    data, _ = regression._arguments.checked_data(large, np.arange(2**18) % K, K, None, None)
-    assert _frame.in_bucket(data, K) is data
-    leaves = jax.tree.leaves(_frame.in_bucket(data, K))
+    data = regression._arguments.checked_data(large, np.arange(2**18) % K, K, None, None)
+    assert _frame.in_bucket(data) is data
+    leaves = jax.tree.leaves(_frame.in_bucket(data))
     assert all(a is b for a, b in zip(leaves, jax.tree.leaves(data), strict=True))

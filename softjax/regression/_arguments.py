@@ -63,8 +63,8 @@ def checked_data(
     fit_intercept: bool = True,
     offset: ArrayLike | None = None,
     penalty_factors: ArrayLike | None = None,
-) -> tuple[Data, int]:
-    """What is fitted to, as yet without penalties, and the number of classes."""
+) -> Data:
+    """What is fitted to, as yet without penalties."""
     x = features_array("features", features)
     _refuse_scales("features", x)
     num_examples = x.shape[0]
@@ -83,8 +83,10 @@ def checked_data(
     intercept = constant(fit_intercept, x.dtype)
     offset = offset_array("offset", offset, x, num_classes)
     factors = factors_array(penalty_factors, x)
-    data = Data(x, y, weights, class_weights, none, none, count, intercept, offset, factors)
-    return data, num_classes
+    penalties = (none, none)
+    return Data(
+        num_classes, x, y, weights, class_weights, *penalties, count, intercept, offset, factors
+    )
 
 
 def constant(fit_intercept: bool, dtype: DTypeLike) -> Any:

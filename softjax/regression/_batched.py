@@ -7,6 +7,7 @@ lanes start at an optimum near to theirs, with a preconditioner that was factore
 all of them.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -196,9 +197,9 @@ def _retire_and_refill(lanes: Lanes, tol: Array, work: Schedule, idle: Array) ->
 def _loaded(lanes: Lanes, tol: Array, lane: Array) -> Active:
     """A lane at its start; whatever beyond the last."""
     own = lanes.lane_of(lanes.data.l2, lane)
-    data = lanes.data._replace(labels=own.labels, weights=own.weights, l2=own.l2)
-    data, mass = _objective.normalised(data, len(lanes.start))
-    problem = _objective.problem_of(data, len(lanes.start))
+    data = replace(lanes.data, labels=own.labels, weights=own.weights, l2=own.l2)
+    data, mass = _objective.normalised(data)
+    problem = _objective.problem_of(data)
     zeros, logits = jnp.zeros_like(lanes.start), logits_at(problem, lanes.start)
     of_zeros = with_offset(problem, jnp.zeros_like(logits))
     good = value(problem, lanes.start, logits) <= value(problem, zeros, of_zeros)
@@ -276,7 +277,7 @@ def _result(lanes: Lanes, tol: Array, slot: Active) -> tuple[FitResult, Any, Arr
 
 
 def _problem_in(lanes: Lanes, slot: Active) -> Problem:
-    return with_targets(lanes.data._replace(l2=slot.l2), slot.targets)
+    return with_targets(replace(lanes.data, l2=slot.l2), slot.targets)
 
 
 def _chosen(condition: Array, new: Active, old: Active) -> Active:

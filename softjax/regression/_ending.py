@@ -115,22 +115,22 @@ def seen(problem: Problem, theta: Array, logits: Array, tol: Array) -> Array:
     return little | (threshold * threshold > least + _preconditioner.JITTER * jnp.max(s.rounding))
 
 
-def look(num_classes: int, data: Data, theta: Any, first: Any, tol: Any) -> Ending:
+def look(data: Data, theta: Any, first: Any, tol: Any) -> Ending:
     """The end of a fit without l1, in float64 whatever its dtype.
 
     `first` is the objective at the start, over the mass.
     """
     with jax.enable_x64(True):
         data, theta = _doubled((data, theta))
-        ending = looked(num_classes, data, theta, np.float64(first), np.float64(tol))
+        ending = looked(data, theta, np.float64(first), np.float64(tol))
         return jax.tree.map(np.asarray, ending)
 
 
-def is_proven(num_classes: int, data: Data, theta: Any) -> bool:
+def is_proven(data: Data, theta: Any) -> bool:
     """Whether there is a proof of quasi-complete separation, in float64 whatever the dtype."""
     with jax.enable_x64(True):
         data, theta = _doubled((data, theta))
-        return bool(quasi_separated(num_classes, data, theta, jnp.asarray(True)))
+        return bool(quasi_separated(data, theta, jnp.asarray(True)))
 
 
 def _doubled(tree: Any) -> Any:
@@ -141,10 +141,10 @@ def _doubled(tree: Any) -> Any:
     return jax.tree.map(doubled, tree)
 
 
-@partial(jax.jit, static_argnames="num_classes")
-def looked(num_classes: int, data: Data, theta: Array, first: Array, tol: Array) -> Ending:
-    data, _ = normalised(data, num_classes)
-    problem, theta = problem_of(data, num_classes), centred(theta)
+@jax.jit
+def looked(data: Data, theta: Array, first: Array, tol: Array) -> Ending:
+    data, _ = normalised(data)
+    problem, theta = problem_of(data), centred(theta)
     bound, weights = gradient_bound(problem), example_weights(problem.targets)
     logits = logits_at(problem, theta)
     here = point(problem, theta, logits)
@@ -154,7 +154,7 @@ def looked(num_classes: int, data: Data, theta: Array, first: Array, tol: Array)
     dtype = theta.dtype
     s = _standardised.standardise(problem, bound, dtype)
     preconditioner = _preconditioner.build(
-        _preconditioner.empty(problem.features, num_classes, dtype), s, weights, p
+        _preconditioner.empty(problem.features, data.num_classes, dtype), s, weights, p
     )
     size = jnp.where(norm > 0, norm, 1)
 
@@ -183,13 +183,13 @@ def suspected(problem: Problem, state: State, status: Array) -> Array:
     return done & is_loose(problem) & (state.farthest >= STILL)
 
 
-@partial(jax.jit, static_argnames="num_classes")
-def quasi_separated(num_classes: int, data: Data, theta: Array, suspected: Array) -> Array:
+@jax.jit
+def quasi_separated(data: Data, theta: Array, suspected: Array) -> Array:
     """Whether there is a proof of it at `theta`; not looked for where it is not suspected.
 
     It is a program of its own, since most fits do not need it.
     """
-    problem = problem_of(normalised(data, num_classes)[0], num_classes)
+    problem = problem_of(normalised(data)[0])
     bound = gradient_bound(problem)
     s = _robust(problem, _standardised.standardise(problem, bound))
     here = point(problem, theta, logits_at(problem, theta))

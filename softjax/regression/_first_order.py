@@ -1,7 +1,5 @@
 """The optimum by any optax optimizer: the steps of a trainer within the loop of `fit`."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +37,6 @@ class Run:
     def __init__(
         self,
         data: Data,
-        num_classes: int,
         params: SoftmaxRegression,
         tol: float,
         optimizer: optax.GradientTransformation | None,
@@ -54,16 +51,16 @@ class Run:
             optimizer = _LBFGS if batch_size is None else _ADAM
             if optimizer is _LBFGS and (data.labels.ndim == 2 or data.class_weights is not None):
                 # Its line search has tolerances of its own, which know no scale of the objective.
-                data, scale = _normalised(num_classes, data)
+                data, scale = _normalised(data)
                 self.scale = float(scale)
         self.epoch_steps = batches_per_epoch(len(data.features), batch_size)
         self.limit = epochs * self.epoch_steps
-        self.data, self.num_classes, self.batch_size = data, num_classes, batch_size
+        self.data, self.batch_size = data, batch_size
         self.key, self.tol = jax.random.key(seed), jnp.asarray(tol, data.features.dtype)
         self.form = Form(OneSum(), optimizer)
         self.rows = rows_of(data)
-        self.terms = terms_of(num_classes, data, tol if batch_size is None else -1.0)
-        self.mass = float(_normalised(num_classes, data)[1])
+        self.terms = terms_of(data, tol if batch_size is None else -1.0)
+        self.mass = float(_normalised(data)[1])
         self.state = start(optimizer, params)
         self.searches = batch_size is None and stores_gradient(self.state.optimizer_state)
         # The objective at the end of a chunk is known where a line search has just found it.
@@ -117,7 +114,7 @@ class Run:
             value = self.scale * self.objective()
         ended = jnp.asarray(status, jnp.int32)
         params = self.state.params
-        separated, status = map(int, separation(self.num_classes, self.data, params, ended))
+        separated, status = map(int, separation(self.data, params, ended))
         steps, norm = progress.step, progress.gradient_norm
         separated = bool(separated)
         return FitResult(progress.params, value, status, steps, None, norm, separated, history)
@@ -136,13 +133,13 @@ class Run:
     def _status_at_end(self) -> int:
         """The status where the gradient is small, by Newton's model, which no optimizer has."""
         theta, first = pack(self.state.params), self.first / self.mass
-        ending = _ending.look(self.num_classes, self.data, theta, first, self.tol)
+        ending = _ending.look(self.data, theta, first, self.tol)
         if ending.moving and is_loose(self.data):
             params, running = self.state.params, np.int32(Status.RUNNING)
-            separated, _ = separation(self.num_classes, self.data, params, running)
+            separated, _ = separation(self.data, params, running)
             if separated:
                 return Status.CONVERGED  # for `result`, which says what it means
-            proven = _ending.is_proven(self.num_classes, self.data, theta)
+            proven = _ending.is_proven(self.data, theta)
             return Status.QUASI_SEPARATED if proven else Status.RUNNING
         return Status.CONVERGED if ending.converged else Status.RUNNING
 
@@ -162,9 +159,9 @@ def held_at(rows: Batch, key: Array, step: int, batch_size: int | None) -> Held:
     return Held(rows, epoch_order(key, epoch, num_examples, batch_size))
 
 
-def terms_of(num_classes: int, data: Data, tol: float) -> Terms:
+def terms_of(data: Data, tol: float) -> Terms:
     """The terms of the objective of `data`, and what can be known of all its examples."""
-    bound, largest = scales(num_classes, data)
+    bound, largest = scales(data)
     tolerance = jnp.asarray(tol, data.features.dtype)
     return Terms(ridge(data), data.class_weights, data.constant, bound, largest, tolerance)
 
@@ -175,25 +172,23 @@ def without_sums(state: State) -> State:
     return state._replace(total=total, taken=taken)
 
 
-@partial(jax.jit, static_argnames="num_classes")
-def separation(
-    num_classes: int, data: Data, params: SoftmaxRegression, status: Array
-) -> tuple[Array, Array]:
+@jax.jit
+def separation(data: Data, params: SoftmaxRegression, status: Array) -> tuple[Array, Array]:
     """Whether `params` separate the classes, and the status with what that means for it."""
-    problem = problem_of(data, num_classes)
+    problem = problem_of(data)
     theta = pack(params)
     separated = is_separated(problem, logits_at(problem, theta))
     return separated, status_where_separated(problem, theta, status, separated)
 
 
-@partial(jax.jit, static_argnames="num_classes")
-def _normalised(num_classes: int, data: Data) -> tuple[Data, Array]:
-    return normalised(data, num_classes)
+@jax.jit
+def _normalised(data: Data) -> tuple[Data, Array]:
+    return normalised(data)
 
 
-@partial(jax.jit, static_argnames="num_classes")
-def scales(num_classes: int, data: Data) -> tuple[Array, Array]:
+@jax.jit
+def scales(data: Data) -> tuple[Array, Array]:
     """What the entries of the gradient can be at most, [D + 1], and the largest features, [D]."""
-    whole, mass = normalised(data, num_classes)
-    bound = mass * gradient_bound(problem_of(whole, num_classes))
+    whole, mass = normalised(data)
+    bound = mass * gradient_bound(problem_of(whole))
     return bound, jnp.max(jnp.abs(data.features), 0)

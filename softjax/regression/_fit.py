@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import optax
@@ -147,7 +148,7 @@ def fit(
     Source: J. Nocedal and S. J. Wright, "Numerical Optimization" (2006), algorithms 7.1 and 7.5.
     """
     begin = time.perf_counter()
-    data, num_classes = checked_data(
+    data = checked_data(
         features,
         labels,
         num_classes,
@@ -160,11 +161,11 @@ def fit(
     data, has_corners = _with_penalties(data, l2, l1, grouped)
     first_order = any(option is not None for option in (optimizer, batch_size, epochs))
     name = _solver_name(solver, data, l2, has_corners, first_order)
-    params = initial_params(init, data.features, num_classes, data.constant)
+    params = initial_params(init, data.features, data.num_classes, data.constant)
     _refuse_optimizer(optimizer)
     _checks.refuse_uncallable(FIT, "callback", callback)
     tol = not_negative("tol", tol)
-    held_out = None if validation is None else _validation(validation, data, num_classes)
+    held_out = None if validation is None else _validation(validation, data)
     seed = at_least("seed", seed, 0)
     if max_steps is not None:
         max_steps = at_least("max_steps", max_steps, 0)
@@ -175,16 +176,16 @@ def fit(
             raise error("features", expected, "a tracer among the data")
         penalised = any(not isinstance(a, Tracer) and a != 0 for a in (l2, l1))
         penalised &= data.factors is None
-        return _solve.traced(name, data, num_classes, params, tol, max_steps, penalised)
+        return _solve.traced(name, data, params, tol, max_steps, penalised)
     if name == OPTAX:
         if max_steps is not None:
             raise error("max_steps", "None for 'optax', which has `epochs`", max_steps)
         epochs = 1000 if epochs is None else at_least("epochs", epochs, 0)
         if batch_size is not None:
             batch_size = min(at_least("batch_size", batch_size, 1), data.features.shape[0])
-        run = _first_order.Run(data, num_classes, params, tol, optimizer, batch_size, epochs, seed)
+        run = _first_order.Run(data, params, tol, optimizer, batch_size, epochs, seed)
     else:
-        run = _solve.Run(name, data, num_classes, params, tol, max_steps)
+        run = _solve.Run(name, data, params, tol, max_steps)
     chunk, stop = run.chunk, 0
     if steps_per_chunk is not None:
         chunk = at_least("steps_per_chunk", steps_per_chunk, 1)
@@ -230,10 +231,10 @@ def _in_chunks(
 def _with_penalties(data: Data, l2: ArrayLike, l1: ArrayLike, grouped: bool) -> tuple[Data, bool]:
     """The data with their penalties, and whether one of these has corners."""
     dtype = data.features.dtype
-    data = data._replace(l2=penalty("l2", l2, dtype), l1=penalty("l1", l1, dtype))
+    data = replace(data, l2=penalty("l2", l2, dtype), l1=penalty("l1", l1, dtype))
     has_corners = isinstance(l1, Tracer) or bool(l1 != 0)
     if _checks.flag(FIT, "grouped", grouped) and has_corners:
-        data = data._replace(l1=penalty("l1", 0.0, dtype), l1_rows=data.l1)
+        data = replace(data, l1=penalty("l1", 0.0, dtype), l1_rows=data.l1)
     return data, has_corners
 
 
@@ -266,7 +267,7 @@ def _solver_name(
 
 
 def _validation(
-    validation: tuple[ArrayLike, ...], data: Data, num_classes: int
+    validation: tuple[ArrayLike, ...], data: Data
 ) -> "tuple[Array | BCOO, Array, Array | None]":
     parts = ("features", "labels", "offset")[: 2 if data.offset is None else 3]
     if len(validation) != len(parts):
@@ -276,6 +277,6 @@ def _validation(
         expected = f"of {data.features.shape[1]} features"
         raise error("validation", expected, f"{x.shape[1]} features")
     y = labels_array("validation", validation[1], x.shape[0])
-    class_count("validation", y, num_classes)
-    offset = offset_array("validation", [*validation, None][2], x, num_classes)
+    class_count("validation", y, data.num_classes)
+    offset = offset_array("validation", [*validation, None][2], x, data.num_classes)
     return x, y, None if offset is None else offset.T

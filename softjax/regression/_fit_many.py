@@ -116,6 +116,7 @@ def fit_many(
     class_weights = class_weights_array(class_weights, num_classes, x.dtype)
     ((_, fits, _),) = run(
         Data(
+            num_classes,
             x,
             mean_labels,
             None,
@@ -126,7 +127,6 @@ def fit_many(
             offset=offset_array("offset", offset, x, num_classes),
             factors=factors_array(penalty_factors, x),
         ),
-        num_classes,
         lane_of,
         Partial(no_report),
         count,
@@ -197,7 +197,7 @@ def _middle(
 
     def add(lane, total):
         labels, weights, l2 = lane_of(None, lane)
-        targets = problem_of(Data(x, labels, weights, None, l2, l2), num_classes).targets
+        targets = problem_of(Data(num_classes, x, labels, weights, None, l2, l2)).targets
         return total + jnp.where(jnp.isnan(targets), 0, targets)
 
     zeros = jnp.zeros((num_classes, x.shape[0]), x.dtype)

@@ -36,6 +36,7 @@ compilation, and a copy of their features would take memory. So do those of fewe
 the columns where the added rows would make them other than wide.
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -82,9 +83,9 @@ def framed(data: Data, rotates: bool) -> tuple[Data, Frame]:
         centre = centre_of(x, data.weights)
     x = less(x, centre)
     if is_sparse(x) or not (rotates and _rotation_pays(data)):
-        return data._replace(features=x), Frame(centre)
+        return replace(data, features=x), Frame(centre)
     rotated, rotation = _rotate(x, data.constant)
-    return data._replace(features=rotated), Frame(centre, rotation)
+    return replace(data, features=rotated), Frame(centre, rotation)
 
 
 def centre_of(x: Any, weights: Any) -> Any:
@@ -248,17 +249,21 @@ def _out_of_basis(rotation: Rotation, params: SoftmaxRegression) -> SoftmaxRegre
     return SoftmaxRegression(kernel, bias)
 
 
-def in_bucket(data: Data, num_classes: int) -> Data:
-    """The data with as many rows of weight 0 as bring them to a usual shape."""
+def in_bucket(data: Data, copies: int = 1) -> Data:
+    """The data with as many rows of weight 0 as bring them to a usual shape.
+
+    There are `copies` of the logits: one for each of the fits that are made at once.
+    """
     x, (examples, width) = data.features, data.features.shape
+    row_logits = copies * data.num_classes
     entries = x.nse if is_sparse(x) else examples * width
     leaves = jax.tree.leaves(data)
     on_one_device = all(_checks.is_concrete(leaf) for leaf in leaves) and all(
         len(leaf.devices()) == 1 for leaf in leaves if isinstance(leaf, Array)
     )
-    if not on_one_device or entries + examples * num_classes > LARGEST:
+    if not on_one_device or entries + examples * row_logits > LARGEST:
         return data
-    row_size = entries // examples + num_classes
+    row_size = entries // examples + row_logits
     least = min(FEWEST_ROWS, _power_of_two(SMALLEST // row_size + 1) // 2)
     size = max(_power_of_two(examples), least)
     if is_wide(examples, width) != is_wide(size, width):
@@ -268,7 +273,8 @@ def in_bucket(data: Data, num_classes: int) -> Data:
     padded = np.zeros(size, x.dtype)
     padded[:examples] = weights / x.dtype.type(examples) * size
     count = np.asarray(examples if data.count is None else data.count, x.dtype)
-    return data._replace(
+    return replace(
+        data,
         features=_with_entries(x, size) if is_sparse(x) else _taken(x, places),
         labels=_taken(data.labels, places),
         weights=jnp.asarray(padded),

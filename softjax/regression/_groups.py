@@ -6,7 +6,7 @@ groups go from the largest penalty to the smallest.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -55,7 +55,7 @@ LARGEST_DENSE, DENSE_A_LANE = 1500, 100
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("data", "lane_of", "report_of", "tol"),
-    meta_fields=("num_classes", "count"),
+    meta_fields=("count",),
 )
 @dataclass(frozen=True)
 class Groups:
@@ -65,7 +65,6 @@ class Groups:
     lane_of: Partial
     report_of: Partial
     tol: Array
-    num_classes: int
     count: int
 
 
@@ -76,7 +75,6 @@ Outcome = tuple[FitResult, FitResult, Any]
 @in_full_precision
 def run(
     data: Data,
-    num_classes: int,
     lane_of: Partial,
     report_of: Partial,
     count: int,
@@ -93,12 +91,12 @@ def run(
     """
     known_tol = not_negative("tol", tol)
     limit = MAX_STEPS if max_steps is None else at_least("max_steps", max_steps, 0)
-    params = initial_params(init, data.features, num_classes, data.constant)
+    params = initial_params(init, data.features, data.num_classes, data.constant)
     _checks.refuse_uncallable(called(), "callback", callback)
     data, frame = _frame.framed(data, True)
     params = _frame.inside(frame, params)
     tolerance = jnp.asarray(known_tol, data.features.dtype)
-    groups = Groups(data, lane_of, report_of, tolerance, num_classes, count)
+    groups = Groups(data, lane_of, report_of, tolerance, count)
     if is_traced((groups, params)):
         if callback is not None:
             raise error("callback", "None where the data are traced", callback)
@@ -121,7 +119,7 @@ def run(
 @jax.jit
 def _mean_mass(groups: Groups) -> Array:
     """The mean, over the lanes, of what their objectives were divided by."""
-    return normalised(groups.data, groups.num_classes)[1]
+    return normalised(groups.data)[1]
 
 
 def mean_one(weights: Array) -> Array:
@@ -191,12 +189,12 @@ def _looked_at(groups: Groups, lanes: Lanes, fits: FitResult, doubtful: np.ndarr
     status, theta = np.array(fits.status), None
     for lane in doubtful:
         labels, weights, l2 = groups.lane_of(lanes.data.l2, jnp.int32(lane))
-        data = lanes.data._replace(labels=labels, weights=weights, l2=l2)
+        data = replace(lanes.data, labels=labels, weights=weights, l2=l2)
         theta = pack(SoftmaxRegression(fits.params.kernel[lane], fits.params.bias[lane]))
         first = np.inf  # that no lane ends above its start, the loop has seen
-        ending = _ending.look(groups.num_classes, data, theta, first, groups.tol)
+        ending = _ending.look(data, theta, first, groups.tol)
         loose = bool(is_loose(data))
-        if loose and _ending.is_proven(groups.num_classes, data, theta):
+        if loose and _ending.is_proven(data, theta):
             status[lane] = Status.QUASI_SEPARATED
         else:
             settled = ending.converged and not (ending.moving and loose)
@@ -214,16 +212,16 @@ def _begun(
     groups: Groups, l2: Array, params: SoftmaxRegression, max_steps: Any
 ) -> tuple[FitResult, Lanes, Schedule]:
     """The fit to all the data at one penalty, and the lanes that start there."""
-    data, num_classes, tol = groups.data._replace(l2=l2), groups.num_classes, groups.tol
-    whole, _ = to_the_end("newton-cg", data, num_classes, params, tol, max_steps, True)
-    problem = problem_of(normalised(data, num_classes)[0], num_classes)
+    data, tol = replace(groups.data, l2=l2), groups.tol
+    whole, _ = to_the_end("newton-cg", data, params, tol, max_steps, True)
+    problem = problem_of(normalised(data)[0])
     start, bound = pack(whole.params), gradient_bound(problem)
     s = _standardised.standardise(problem, bound)
     weights = example_weights(problem.targets)
     p = probabilities(logits_at(problem, start))
     small = start.size <= min(LARGEST_DENSE, DENSE_A_LANE * groups.count)
     preconditioner = sight = _preconditioner.build(
-        _preconditioner.empty(data.features, num_classes), s, weights, p
+        _preconditioner.empty(data.features, data.num_classes), s, weights, p
     )
     least = jnp.zeros((), s.ridge.dtype)
     if _preconditioner.is_diagonal(data.features):
@@ -235,7 +233,7 @@ def _begun(
     else:
         s = _preconditioner.within(s, preconditioner)
     lanes = Lanes(
-        data._replace(labels=(), weights=None, count=None),
+        replace(data, labels=(), weights=None, count=None),
         s,
         bound,
         start,

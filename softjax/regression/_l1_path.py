@@ -19,7 +19,7 @@ Source: R. Tibshirani et al., "Strong rules for discarding predictors in lasso-t
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -79,7 +79,6 @@ class Step(NamedTuple):
 
 def steps(
     data: Data,
-    num_classes: int,
     l1: np.ndarray,
     l2: np.ndarray,
     report_of: Partial,
@@ -91,7 +90,7 @@ def steps(
 
     Those after `stopped` says so take no step.
     """
-    path = _Path(data, num_classes, report_of, tol, max_steps, stopped)
+    path = _Path(data, report_of, tol, max_steps, stopped)
     step = path.null()
     yield step
     before = path.largest(step.look)
@@ -101,9 +100,9 @@ def steps(
         before = min(before, float(strength))
 
 
-def largest_l1(data: Data, num_classes: int, tol: float, max_steps: int | None) -> float:
+def largest_l1(data: Data, tol: float, max_steps: int | None) -> float:
     """The smallest l1 that leaves no penalised feature in the model."""
-    path = _Path(data, num_classes, Partial(nothing), tol, max_steps, lambda: False)
+    path = _Path(data, Partial(nothing), tol, max_steps, lambda: False)
     return path.largest(path.null().look)
 
 
@@ -113,13 +112,12 @@ class _Path:
     def __init__(
         self,
         data: Data,
-        num_classes: int,
         report_of: Partial,
         tol: float,
         max_steps: int | None,
         stopped: Callable[[], bool],
     ):
-        self.data, self.num_classes, self.report_of = data, num_classes, report_of
+        self.data, self.report_of = data, report_of
         self.tol, self.max_steps, self.stopped = tol, max_steps, stopped
         self.width, dtype = data.features.shape[1], data.features.dtype
         self.factors = np.ones(self.width, dtype)
@@ -129,9 +127,10 @@ class _Path:
 
     def null(self) -> Step:
         """The fit of what is not penalised: of any feature, at a penalty beyond all slopes."""
+        data = self.data
         zeros = SoftmaxRegression(
-            jnp.zeros((self.width, self.num_classes), self.data.features.dtype),
-            jnp.zeros(self.num_classes, self.data.features.dtype),
+            jnp.zeros((self.width, data.num_classes), self.data.features.dtype),
+            jnp.zeros(data.num_classes, self.data.features.dtype),
         )
         strength = float(np.finfo(self.data.features.dtype).max) / 16
         return self._fitted(zeros, self.factors == 0, strength, 0.0)
@@ -158,12 +157,12 @@ class _Path:
         while True:
             places, data = self.columns.chosen(penalised, taking_part)
             own = _placed_in(params, places)
-            run = _solve.Run("proximal", data, self.num_classes, own, self.tol, limit)
+            run = _solve.Run("proximal", data, own, self.tol, limit)
             progress = run.advance(run.limit)
             fit = run.result(progress, progress.status, [])
             steps, passes = steps + fit.steps, passes + fit.passes + 2
             params = _placed_back(fit.params, places, self.width)
-            look = _look(self.num_classes, penalised, params, self.report_of)
+            look = _look(penalised, params, self.report_of)
             excess = np.asarray(look.slopes) - self.factors * l1
             missed = ~taking_part & (excess > self.tol * np.asarray(look.bound))
             ended = stopped or fit.status == Status.NON_FINITE
@@ -180,10 +179,10 @@ class _Path:
     def _with_penalties(self, l1: float, l2: float) -> Data:
         dtype = self.data.features.dtype
         strength = np.asarray(l1, dtype)
-        data = self.data._replace(l2=np.asarray(l2, dtype))
+        data = replace(self.data, l2=np.asarray(l2, dtype))
         if data.l1_rows is not None:
-            return data._replace(l1_rows=strength)
-        return data._replace(l1=strength)
+            return replace(data, l1_rows=strength)
+        return replace(data, l1=strength)
 
 
 class _Columns:
@@ -219,7 +218,7 @@ class _Columns:
         if data.factors is not None:
             factors = np.ones(size, self.x.dtype)
             factors[: len(places)] = np.asarray(data.factors)[places]
-        return places, data._replace(features=jnp.asarray(x), factors=factors)
+        return places, replace(data, features=jnp.asarray(x), factors=factors)
 
 
 def _usual_number(count: int) -> int:
@@ -256,10 +255,10 @@ def _placed_back(
     return params._replace(kernel=jnp.asarray(kernel))
 
 
-@partial(jax.jit, static_argnames="num_classes")
-def _look(num_classes: int, data: Data, params: SoftmaxRegression, report_of: Partial) -> Look:
-    data, mass = normalised(data, num_classes)
-    problem, theta = problem_of(data, num_classes), pack(params)
+@jax.jit
+def _look(data: Data, params: SoftmaxRegression, report_of: Partial) -> Look:
+    data, mass = normalised(data)
+    problem, theta = problem_of(data), pack(params)
     logits = logits_at(problem, theta)
     of_loss = problem._replace(l2=jnp.zeros_like(problem.l2))
     gradient = point(of_loss, theta, logits).gradient[:, :-1]

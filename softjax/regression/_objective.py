@@ -21,8 +21,11 @@ vectors, and both products, X @ theta^T and R @ X, read the rows of X as they li
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -37,10 +40,29 @@ if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
 
-class Data(NamedTuple):
-    """The data of a fit.
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=(
+        "features",
+        "labels",
+        "weights",
+        "class_weights",
+        "l2",
+        "l1",
+        "count",
+        "constant",
+        "offset",
+        "factors",
+        "l1_rows",
+    ),
+    meta_fields=("num_classes",),
+)
+@dataclass(frozen=True)
+class Data:
+    """The data of a fit, a pytree of arrays.
 
     Attributes:
+        num_classes: K.
         features: [N, D].
         labels: integer [N] or floating [N, K].
         weights: [N], of mean 1; None for ones.
@@ -54,8 +76,9 @@ class Data(NamedTuple):
         l1_rows: scalar, of the Euclidean norms over the classes; None for 0.
     """
 
+    num_classes: int
     features: Any
-    labels: Array
+    labels: Any
     weights: Array | None
     class_weights: Array | None
     l2: Array
@@ -93,9 +116,9 @@ class Problem(NamedTuple):
     l1_rows: Array | None
 
 
-def problem_of(data: Data, num_classes: int) -> Problem:
+def problem_of(data: Data) -> Problem:
     """Labels and weights as targets; NaN at a class index out of range."""
-    return with_targets(data, _weighted_labels(data, num_classes) / len(data.labels))
+    return with_targets(data, _weighted_labels(data) / len(data.labels))
 
 
 def with_targets(data: Data, targets: Array) -> Problem:
@@ -114,7 +137,7 @@ def with_targets(data: Data, targets: Array) -> Problem:
     )
 
 
-def normalised(data: Data, num_classes: int) -> tuple[Data, Array]:
+def normalised(data: Data) -> tuple[Data, Array]:
     """The data with labels or class weights over the mass of the targets, and this mass.
 
     The optimum is the same, the targets sum to 1, and the objective is that of `data` over the
@@ -126,7 +149,7 @@ def normalised(data: Data, num_classes: int) -> tuple[Data, Array]:
 
     def over(data, name, factor):
         scaled = {name: getattr(data, name).astype(mass.dtype) / factor}
-        return with_penalties(data._replace(**scaled), lambda penalty: penalty / factor)
+        return with_penalties(replace(data, **scaled), lambda penalty: penalty / factor)
 
     # First over their largest entries: products of small factors might be 0 in the dtype.
     names = ["class_weights"] if data.class_weights is not None else []
@@ -134,26 +157,26 @@ def normalised(data: Data, num_classes: int) -> tuple[Data, Array]:
     for name in names:
         largest = jnp.max(getattr(data, name)).astype(mass.dtype)
         data, mass = over(data, name, largest), mass * largest
-    rest = jnp.sum(_weighted_labels(data, num_classes)) / len(data.labels)
+    rest = jnp.sum(_weighted_labels(data)) / len(data.labels)
     data, mass = over(data, names[0], rest), mass * rest
     # A penalty beyond what the dtype holds leaves no kernel, and neither does its largest number.
     limit = jnp.finfo(mass.dtype).max / 8
     data = with_penalties(data, lambda penalty: jnp.minimum(penalty, limit))
-    return data._replace(count=_count(data) * mass), mass
+    return replace(data, count=_count(data) * mass), mass
 
 
 def with_penalties(data: Data, function: Callable[[Array], Array]) -> Data:
     """The data with a function of each penalty in its place."""
     rows = None if data.l1_rows is None else function(data.l1_rows)
-    return data._replace(l2=function(data.l2), l1=function(data.l1), l1_rows=rows)
+    return replace(data, l2=function(data.l2), l1=function(data.l1), l1_rows=rows)
 
 
-def _weighted_labels(data: Data, num_classes: int) -> Array:
+def _weighted_labels(data: Data) -> Array:
     """w_i c_k y_ik, [K, N]; NaN at a class index out of range."""
     labels, dtype = data.labels, data.features.dtype
     if labels.ndim == 1:
-        classes = jnp.arange(num_classes, dtype=labels.dtype)[:, None]
-        bad = (labels < 0) | (labels >= num_classes)
+        classes = jnp.arange(data.num_classes, dtype=labels.dtype)[:, None]
+        bad = (labels < 0) | (labels >= data.num_classes)
         targets = nan_where(bad, (labels[None] == classes).astype(dtype))
     else:
         targets = labels.T.astype(dtype)

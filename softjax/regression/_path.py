@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -166,7 +167,7 @@ def fit_path(
         section 7.10; J. Friedman, T. Hastie and R. Tibshirani, "Regularization paths for
         generalized linear models via coordinate descent" (2010).
     """
-    data, num_classes = checked_data(
+    data = checked_data(
         features,
         labels,
         num_classes,
@@ -176,19 +177,17 @@ def fit_path(
         offset,
         penalty_factors,
     )
-    data = data._replace(l2=penalties(l2, data.features.dtype))
+    data = replace(data, l2=penalties(l2, data.features.dtype))
     grouped = _checks.flag(FIT, "grouped", grouped)
     if l1 is not None:
         grid = penalties(l1, data.features.dtype, "l1")
-        return _with_corners(
-            data, num_classes, grid, grouped, folds, seed, tol, max_steps, callback
-        )
+        return _with_corners(data, grid, grouped, folds, seed, tol, max_steps, callback)
     if data.l2.ndim != 1:
         raise error("l2", "of shape (penalties,)", f"shape {data.l2.shape}")
     if grouped or folds is None:
         named, got = ("grouped", True) if grouped else ("folds", None)
         raise error(named, "used with `l1` only", got)
-    folds, outcomes = cross_validated(data, num_classes, folds, seed, tol, max_steps, callback)
+    folds, outcomes = cross_validated(data, folds, seed, tol, max_steps, callback)
     whole, fits, (loss, accuracy) = stacked(outcomes)
     return PathResult(data.l2, whole, CrossValidation(fits, loss, accuracy, folds))
 
@@ -242,7 +241,7 @@ def largest_l1(
 
     Source: J. Friedman, T. Hastie and R. Tibshirani (2010), section 2.5.
     """
-    data, num_classes = checked_data(
+    data = checked_data(
         features,
         labels,
         num_classes,
@@ -254,12 +253,11 @@ def largest_l1(
     )
     _refuse_tracers(data)
     data = _of_kind(data, _checks.flag(FIT, "grouped", grouped))
-    return _l1_path.largest_l1(data, num_classes, not_negative("tol", tol), None)
+    return _l1_path.largest_l1(data, not_negative("tol", tol), None)
 
 
 def _with_corners(
     data: Data,
-    num_classes: int,
     l1: Array,
     grouped: bool,
     folds: int | ArrayLike | None,
@@ -288,14 +286,14 @@ def _with_corners(
     def path(own: Data, place: Array, fold: int) -> list[_l1_path.Step]:
         report = Partial(held_out, place, data.labels, jnp.asarray(weights), jnp.int32(fold))
         options = (report, tol, max_steps, watch.has_stopped)
-        walk = _l1_path.steps(own, num_classes, strengths[order], ridges[order], *options)
+        walk = _l1_path.steps(own, strengths[order], ridges[order], *options)
         return [watch.seen(step, i) for i, step in enumerate(walk)]
 
     def without(fold: int) -> Data:
         kept = np.where(np.asarray(folds) == fold, 0, weights).astype(weights.dtype)
-        return data._replace(weights=mean_one(jnp.asarray(kept)))
+        return replace(data, weights=mean_one(jnp.asarray(kept)))
 
-    everything = data._replace(weights=jnp.asarray(weights))
+    everything = replace(data, weights=jnp.asarray(weights))
     whole = path(everything, jnp.zeros(len(weights), jnp.int32), 0)
     null = float(whole[0].look.loss)
     explained = [1 - float(step.look.loss) / null if null > 0 else np.nan for step in whole[1:]]
@@ -344,7 +342,7 @@ class _Watch:
 
 def _of_kind(data: Data, grouped: bool) -> Data:
     """The data with a place for the penalty on the norms of rows, where that is asked for."""
-    return data._replace(l1_rows=np.zeros((), data.features.dtype)) if grouped else data
+    return replace(data, l1_rows=np.zeros((), data.features.dtype)) if grouped else data
 
 
 def _in_order(places: np.ndarray, parts: list[Any]) -> Any:

@@ -123,12 +123,10 @@ class Outcome(NamedTuple):
     hidden: Array
 
 
-def advance(
-    name: str, num_classes: int, data: Data, tol: Array, state: State, stop: Array
-) -> Outcome:
+def advance(name: str, data: Data, tol: Array, state: State, stop: Array) -> Outcome:
     """Runs a fit to step `stop`, in one program."""
-    data, mass = normalised(data, num_classes)
-    problem = problem_of(data, num_classes)
+    data, mass = normalised(data)
+    problem = problem_of(data)
     solver = ALL[name]
     begun = partial(solver.objective, problem)
     state = state._replace(theta=no_worse_than_zeros(begun, state.theta, state.step == 0))
@@ -168,11 +166,11 @@ def _seen(problem: Problem, tol: Array, state: State, logits: Array, hidden: Arr
     return cond(hidden & at_end, looked, lambda: jnp.asarray(False))
 
 
-def continued(num_classes: int, data: Data, tol: Array, ended: Outcome, limit: Array) -> Outcome:
+def continued(data: Data, tol: Array, ended: Outcome, limit: Array) -> Outcome:
     """The fit goes on, up to step `limit`, with directions in the dtype of the features."""
     solver, state = ALL[PRECISELY], ended.state
     begin = solver.start(data, state.theta)._replace(strict=jnp.asarray(True))
-    outcome = within_trace(PRECISELY, num_classes, data, tol, begin, limit - state.step)
+    outcome = within_trace(PRECISELY, data, tol, begin, limit - state.step)
     end = outcome.state._replace(
         memory=(),
         first=state.first,
@@ -182,9 +180,7 @@ def continued(num_classes: int, data: Data, tol: Array, ended: Outcome, limit: A
     return outcome._replace(state=end)
 
 
-def more_precisely(
-    num_classes: int, data: Data, tol: np.ndarray, ended: Outcome, limit: np.int32
-) -> Outcome:
+def more_precisely(data: Data, tol: np.ndarray, ended: Outcome, limit: np.int32) -> Outcome:
     """The fit goes on, up to step `limit`, in float64 whatever the dtype of the data.
 
     Its parameters are rounded to this dtype, and have converged if the rounded ones have. What
@@ -199,15 +195,12 @@ def more_precisely(
     def judged(theta):
         # Before and after a step, which says how much is left.
         begin = ALL[PRECISELY].start(data, theta)
-        return (
-            within_trace(PRECISELY, num_classes, data, within, begin, np.int32(stop))
-            for stop in (0, 1)
-        )
+        return (within_trace(PRECISELY, data, within, begin, np.int32(stop)) for stop in (0, 1))
 
     with jax.enable_x64(True):
         data, before = jax.tree.map(precise, (data, ended._replace(state=old)))
         within = np.float64(tol)
-        outcome = _continuing()(num_classes, data, within, before, limit)
+        outcome = _continuing()(data, within, before, limit)
         status, end = int(outcome.status), outcome.state
         if dtype != np.float64:
             rounded = np.asarray(end.theta, dtype).astype(np.float64)
@@ -233,15 +226,14 @@ def more_precisely(
     return outcome._replace(state=state, params=params, status=np.int32(status))
 
 
-@partial(jax.jit, static_argnames="num_classes")
-def objective_of(num_classes: int, data: Data, theta: Array) -> Array:
-    return objective(problem_of(data, num_classes), theta)
+@jax.jit
+def objective_of(data: Data, theta: Array) -> Array:
+    return objective(problem_of(data), theta)
 
 
-_STATIC = ("name", "num_classes")
-within_trace = jax.jit(advance, static_argnames=_STATIC)
-_continuing = cache(lambda: jax.jit(continued, static_argnames="num_classes"))
-_in_place = {"static_argnames": _STATIC, "donate_argnames": "state"}
+within_trace = jax.jit(advance, static_argnames="name")
+_continuing = cache(lambda: jax.jit(continued))
+_in_place: dict[str, Any] = {"static_argnames": "name", "donate_argnames": "state"}
 
 
 @cache

@@ -4,6 +4,7 @@ All are fits to the same examples with other weights, made at once as those of `
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -161,7 +162,7 @@ def bootstrap(
         and 13.3.
     """
     count = at_least("resamples", resamples, 2)
-    data, num_classes = checked_data(
+    data = checked_data(
         features,
         labels,
         num_classes,
@@ -171,15 +172,14 @@ def bootstrap(
         offset,
         penalty_factors,
     )
-    data = data._replace(l2=penalties(l2, data.features.dtype))
+    data = replace(data, l2=penalties(l2, data.features.dtype))
     if data.l2.ndim:
         raise error("l2", "a scalar", f"shape {data.l2.shape}")
     ones = jnp.ones(data.features.shape[0], data.features.dtype)
     weights = ones if data.weights is None else data.weights
     lane_of = Partial(_resample, _random_key(seed), data.labels, weights)
     ((whole, fits, _),) = run(
-        data._replace(l2=data.l2[None]),
-        num_classes,
+        replace(data, l2=data.l2[None]),
         lane_of,
         Partial(no_report),
         count,
@@ -253,7 +253,7 @@ def cross_validate(
 
     Source: M. Stone, "Cross-validatory choice and assessment of statistical predictions" (1974).
     """
-    data, num_classes = checked_data(
+    data = checked_data(
         features,
         labels,
         num_classes,
@@ -263,8 +263,8 @@ def cross_validate(
         offset,
         penalty_factors,
     )
-    data = data._replace(l2=penalties(l2, data.features.dtype))
-    folds, outcomes = cross_validated(data, num_classes, folds, seed, tol, max_steps, callback)
+    data = replace(data, l2=penalties(l2, data.features.dtype))
+    folds, outcomes = cross_validated(data, folds, seed, tol, max_steps, callback)
     _, fits, (loss, accuracy) = stacked(outcomes) if data.l2.ndim else outcomes[0]
     return CrossValidation(fits, loss, accuracy, folds)
 
@@ -283,7 +283,6 @@ def resample_counts(key: Array, resample: Array, num_examples: int) -> Array:
 
 def cross_validated(
     data: Data,
-    num_classes: int,
     folds: int | ArrayLike,
     seed: ArrayLike,
     tol: float,
@@ -293,7 +292,7 @@ def cross_validated(
     """The folds, and the fits at each penalty to all examples and to all folds but one."""
     folds, num_folds = folds_array(folds, seed, data)
     examples = data.features.shape[0]
-    data = in_bucket(data, num_classes * (1 + num_folds))
+    data = in_bucket(data, 1 + num_folds)
     added = data.features.shape[0] - examples
     ones = jnp.ones(examples, data.features.dtype)
     weights = ones if data.weights is None else data.weights
@@ -302,8 +301,7 @@ def cross_validated(
         jnp.asarray(np.pad(np.asarray(folds), (0, added), constant_values=-1)) if added else folds
     )
     outcomes = run(
-        data._replace(l2=jnp.atleast_1d(data.l2)),
-        num_classes,
+        replace(data, l2=jnp.atleast_1d(data.l2)),
         Partial(_all_but_a_fold, places, data.labels, weights),
         Partial(held_out, places, data.labels, weights),
         num_folds,

@@ -1,5 +1,6 @@
 """A fit by one solver: in chunks for a caller that looks on, or to its end inside of a trace."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -30,7 +31,6 @@ class Run:
         self,
         name: str,
         data: Data,
-        num_classes: int,
         params: SoftmaxRegression,
         tol: float,
         max_steps: int | None,
@@ -41,8 +41,8 @@ class Run:
         data, self.frame = _frame.framed(data, rotates)
         params = _frame.inside(self.frame, params)
         if self.frame.rotation is None:
-            data = _frame.in_bucket(data, num_classes)
-        self.fixed = (name, num_classes)
+            data = _frame.in_bucket(data)
+        self.name = name
         self.data, self.tol = data, np.asarray(tol, data.features.dtype)
         kernel, bias = map(np.asarray, params)
         theta = np.concatenate([kernel, bias[None]]).T
@@ -54,9 +54,7 @@ class Run:
         proven = bool(self.outcome.suspected) and self._quasi_separated()
         if not proven and self.outcome.hidden:
             limit = np.int32(self.limit)
-            self.outcome = _programs.more_precisely(
-                self.fixed[1], self.data, self.tol, self.outcome, limit
-            )
+            self.outcome = _programs.more_precisely(self.data, self.tol, self.outcome, limit)
             self.state = self.outcome.state
             status = int(self.outcome.status)
             proven = bool(self.outcome.suspected) and self._quasi_separated()
@@ -74,7 +72,7 @@ class Run:
             at_end = _frame.status_outside(np.int32(status), moved, self.state.value, self.tol)
             if int(at_end) != status:
                 status, theta = int(at_end), self.state.theta.at[:, -1].add(moved)
-                objective = _programs.objective_of(self.fixed[1], self.data, theta)
+                objective = _programs.objective_of(self.data, theta)
         return Progress(
             params,
             float(self.outcome.objective if objective is None else objective),
@@ -85,22 +83,20 @@ class Run:
 
     def _status_at(self, stop: int) -> int:
         program = _programs.quickly_compiled()
-        self.outcome = program(*self.fixed, self.data, self.tol, self.state, np.int32(stop))
+        self.outcome = program(self.name, self.data, self.tol, self.state, np.int32(stop))
         self.state = self.outcome.state
         if self.outcome.status == Status.CONVERGED and self._is_unseen():
-            looked = _ending.look(
-                self.fixed[1], self.data, self.state.theta, self.state.first, self.tol
-            )
+            looked = _ending.look(self.data, self.state.theta, self.state.first, self.tol)
             self.outcome = _programs.doubted(self.outcome, looked)
         return int(self.outcome.status)
 
     def _is_unseen(self) -> bool:
         """Whether the solver takes no step of Newton's, and no penalty holds some parameters."""
         smooth = not self.data.l1 and self.data.l1_rows is None
-        return smooth and not SOLVERS[self.fixed[0]].by_newton and bool(is_loose(self.data))
+        return smooth and not SOLVERS[self.name].by_newton and bool(is_loose(self.data))
 
     def _quasi_separated(self) -> bool:
-        return _ending.is_proven(self.fixed[1], self.data, self.state.theta)
+        return _ending.is_proven(self.data, self.state.theta)
 
     def result(self, progress: Progress, status: int, history: list[dict[str, float]]) -> FitResult:
         return FitResult(
@@ -118,7 +114,6 @@ class Run:
 def traced(
     name: str,
     data: Data,
-    num_classes: int,
     params: SoftmaxRegression,
     tol: Any,
     max_steps: int | None,
@@ -129,14 +124,14 @@ def traced(
     Where it is known to be `penalised`, quasi-complete separation is not looked for.
     """
     fixed, start = lax.stop_gradient((data, params))
-    fixed = fixed._replace(constant=data.constant)  # a number, not a tracer of it
+    fixed = replace(fixed, constant=data.constant)  # a number, not a tracer of it
     fixed, frame = _frame.framed(fixed, SOLVERS[name].rotates)
     start = _frame.inside(frame, start)
-    fit, value_over_mass = to_the_end(name, fixed, num_classes, start, tol, max_steps, penalised)
+    fit, value_over_mass = to_the_end(name, fixed, start, tol, max_steps, penalised)
 
     theta = lax.stop_gradient(pack(_frame.expand(frame, fit.params)))
-    shifted = data._replace(features=_frame.less(data.features, frame.centre))
-    problem = problem_of(shifted, num_classes)
+    shifted = replace(data, features=_frame.less(data.features, frame.centre))
+    problem = problem_of(shifted)
     theta = stationary(SOLVERS[name].condition, theta, problem)
     objective = value(problem, theta, logits_at(problem, theta))
     params, moved = _frame.outside(frame.centre, unpack(theta))
@@ -148,7 +143,6 @@ def traced(
 def to_the_end(
     name: str,
     data: Data,
-    num_classes: int,
     params: SoftmaxRegression,
     tol: Any,
     max_steps: Any,
@@ -159,10 +153,10 @@ def to_the_end(
     limit = jnp.asarray(solver.max_steps if max_steps is None else max_steps, jnp.int32)
     state = start(name, data, pack(params))
     tol = jnp.asarray(tol, data.features.dtype)
-    outcome = _programs.within_trace(name, num_classes, data, tol, state, limit)
+    outcome = _programs.within_trace(name, data, tol, state, limit)
     if not penalised and not solver.by_newton and data.l1_rows is None:
         unseen = (outcome.status == Status.CONVERGED) & is_loose(data) & (data.l1 == 0)
-        at_end = (num_classes, data, outcome.state.theta, outcome.state.first, tol)
+        at_end = (data, outcome.state.theta, outcome.state.first, tol)
         outcome = cond(
             unseen,
             lambda: _programs.doubted(outcome, _ending.looked(*at_end)),
@@ -172,14 +166,14 @@ def to_the_end(
         ended = outcome._replace(state=outcome.state._replace(memory=()))
         outcome = cond(
             outcome.hidden,
-            lambda: _programs.continued(num_classes, data, tol, ended, limit),
+            lambda: _programs.continued(data, tol, ended, limit),
             lambda: ended,
         )
     state, status = outcome.state, outcome.status
     if not penalised:
         proven = cond(
             outcome.suspected,
-            lambda: _ending.quasi_separated(num_classes, data, state.theta, outcome.suspected),
+            lambda: _ending.quasi_separated(data, state.theta, outcome.suspected),
             lambda: jnp.asarray(False),
         )
         # Parameters that move on have no known optimum, and no proof says that there is none.

@@ -7,6 +7,7 @@ devices, and what is known of the examples.
 import zlib
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -113,14 +114,13 @@ class ArrayFeed:
         offset: ArrayLike | None,
     ):
         with errors_name(TRAIN):
-            data, self.num_classes = checked_data(
-                features, labels, num_classes, sample_weights, None, offset=offset
-            )
+            data = checked_data(features, labels, num_classes, sample_weights, None, offset=offset)
+        self.num_classes = data.num_classes
         if is_sparse(data.features):
             expected = "dense; rows of a SciPy CSR matrix may be streamed, by `Batches`"
             raise ValueError(_checks.message(TRAIN, "features", expected, "a sparse array"))
         if transform is not None:
-            data = data._replace(features=jax.jit(transform)(data.features))
+            data = replace(data, features=jax.jit(transform)(data.features))
         num_examples = len(data.labels)
         if batch_size is not None:
             batch_size = min(_checks.at_least(TRAIN, "batch_size", batch_size, 1), num_examples)
@@ -147,10 +147,10 @@ class ArrayFeed:
         return jax.ShapeDtypeStruct((size, self.rows.features.shape[1]), self.rows.features.dtype)
 
     def known(self, terms: Terms) -> Terms:
-        self.data = self.data._replace(class_weights=terms.class_weights, l2=terms.l2)
-        bound, largest = scales(self.num_classes, self.data)
+        self.data = replace(self.data, class_weights=terms.class_weights, l2=terms.l2)
+        bound, largest = scales(self.data)
         constant = self.data.constant if terms.constant is None else terms.constant
-        self.data = self.data._replace(constant=constant)
+        self.data = replace(self.data, constant=constant)
         return terms._replace(constant=constant, bound=bound, largest=largest)
 
     def placed(self, tree: T) -> T:
@@ -177,7 +177,7 @@ class ArrayFeed:
         return float(value), float(norm)
 
     def separated(self, terms: Terms, params: SoftmaxRegression) -> bool:
-        return bool(separation(self.num_classes, self.data, params, np.int32(0))[0])
+        return bool(separation(self.data, params, np.int32(0))[0])
 
 
 class BatchFeed:

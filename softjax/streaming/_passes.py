@@ -116,8 +116,8 @@ class Passes:
             return False
         batch = self._chunk(count, count, 0)
         features = _frame.less(transformed(self.fixed[1], batch.features), self.shift)
-        data = _data(features, jnp.asarray(self.constant), batch)
-        return _ending.is_proven(self.num_classes, data, jnp.asarray(theta))
+        data = _data(self.num_classes, features, jnp.asarray(self.constant), batch)
+        return _ending.is_proven(data, jnp.asarray(theta))
 
     def at(self, theta: np.ndarray) -> Sums:
         """The objective and its gradient, from one pass."""
@@ -245,15 +245,23 @@ def transformed(transform: Callable[[Array], Array] | None, features: Array) -> 
 
 def problem_of_batch(num_classes: int, features: Array, constant: Array, batch: Batch) -> Problem:
     """The problem without a penalty, whose targets sum to the mean weight."""
-    return problem_of(_data(features, constant, batch), num_classes)
+    return problem_of(_data(num_classes, features, constant, batch))
 
 
-def _data(features: Array, constant: Array, batch: Batch) -> Data:
+def _data(num_classes: int, features: Array, constant: Array, batch: Batch) -> Data:
     """The rows of a batch, whose features may have been changed, without a penalty."""
     zero = jnp.zeros((), features.dtype)
     offset = None if batch.offset is None else batch.offset.T
     return Data(
-        features, batch.labels, batch.weights, None, zero, zero, constant=constant, offset=offset
+        num_classes,
+        features,
+        batch.labels,
+        batch.weights,
+        None,
+        zero,
+        zero,
+        constant=constant,
+        offset=offset,
     )
 
 
