@@ -20,6 +20,7 @@ from softjax._numerics import (
     maximum,
     total,
 )
+from softjax._platforms import platform_dependent
 from softjax._reductions import shift
 from softjax._softmax import place_of_top, softmax_core, softmax_tangent
 from softjax._weights import is_zero, power_of_two, significand_and_exponent
@@ -195,7 +196,7 @@ def _logsumexp_and_gradient(x: Array, axes: tuple[int, ...]) -> tuple[Array, Arr
     def plain(x: Array) -> tuple[Array, Array]:
         return logsumexp_core(x, axes), softmax_core(x, axes)
 
-    return lax.platform_dependent(x, cpu=on_cpu, default=plain)
+    return platform_dependent(x, cpu=on_cpu, default=plain)
 
 
 @_logsumexp_and_gradient.defjvp

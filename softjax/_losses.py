@@ -11,7 +11,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from softjax import _checks
@@ -23,6 +23,7 @@ from softjax._numerics import (
     maximum,
     total,
 )
+from softjax._platforms import platform_dependent
 from softjax._reductions import (
     is_place,
     mass_and_cost,
@@ -170,7 +171,7 @@ def _around_label(x: Array, index: Array) -> Around:
         return _looked_up(x, index, *excess(x, axes))
 
     on_cpu = _summed if is_split(x, axes) else looked_up
-    return lax.platform_dependent(x, index, cpu=on_cpu, default=_summed)
+    return platform_dependent(x, index, cpu=on_cpu, default=_summed)
 
 
 def _around_label_and_exponentials(x: Array, index: Array) -> tuple[Around, Array]:
@@ -186,7 +187,7 @@ def _around_label_and_exponentials(x: Array, index: Array) -> tuple[Around, Arra
         return around, jnp.exp(shift(x, around[0]))
 
     on_cpu = summed if is_split(x, axes) else looked_up
-    return lax.platform_dependent(x, index, cpu=on_cpu, default=summed)
+    return platform_dependent(x, index, cpu=on_cpu, default=summed)
 
 
 def _looked_up(x: Array, index: Array, m: Array, r: Array) -> Around:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from softjax._platforms import platform_dependent
 from softjax._sharding import shards
 
 # XLA:CPU unrolls a reduction of up to about this many terms, and vectorizes over its results. A
@@ -69,7 +70,7 @@ def shift_row(x: Array, m: Array, axes: Axes) -> Array:
         return jnp.minimum(x, m) - m
 
     on_gpu = in_one_kernel if rows_fit_a_kernel(x, axes) else plain
-    return lax.platform_dependent(x, m, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=plain)
+    return platform_dependent(x, m, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=plain)
 
 
 def rows_fit_a_kernel(x: Array, axes: Axes) -> bool:
@@ -97,7 +98,7 @@ def sums_beside_top(x: Array, m: Array, axes: Axes) -> Pair:
     def plain(x: Array, m: Array) -> Pair:
         return _finite(m, plain_sums(shift_row(x, m, axes), axes))
 
-    return lax.platform_dependent(x, m, cpu=partial(_on_cpu, axes=axes), default=plain)
+    return platform_dependent(x, m, cpu=partial(_on_cpu, axes=axes), default=plain)
 
 
 def exponentials_and_sums(x: Array, m: Array, axes: Axes) -> tuple[Array, Pair]:
@@ -116,7 +117,7 @@ def exponentials_and_sums(x: Array, m: Array, axes: Axes) -> tuple[Array, Pair]:
         d = shift_row(x, m, axes)
         return jnp.exp(d), _finite(m, plain_sums(d, axes))
 
-    return lax.platform_dependent(x, m, cpu=on_cpu, default=plain)
+    return platform_dependent(x, m, cpu=on_cpu, default=plain)
 
 
 def plain_sums(d: Array, axes: Axes) -> Pair:
@@ -145,7 +146,7 @@ def sums_beside_label(x: Array, m: Array, index: Array) -> Pair:
         at_label = jnp.sum(jnp.where(is_label, d, 0), axes, keepdims=True)
         return at_label, jnp.sum(jnp.where(is_label, 0, jnp.exp(d)), axes, keepdims=True)
 
-    return lax.platform_dependent(x, m, index, cpu=_beside_label_on_cpu, default=plain)
+    return platform_dependent(x, m, index, cpu=_beside_label_on_cpu, default=plain)
 
 
 def weighted_sum(p: Array, v: Array, origin: Array, axes: Axes) -> Array:
@@ -168,7 +169,7 @@ def weighted_sum(p: Array, v: Array, origin: Array, axes: Axes) -> Array:
         return lax.cond(is_finite, lambda *operands: whole, plain, p, v, origin)
 
     form = on_cpu if _on_no_mesh(p, v) else plain
-    return lax.platform_dependent(p, v, origin, cpu=form, default=plain)
+    return platform_dependent(p, v, origin, cpu=form, default=plain)
 
 
 def sum_and_rest(v: Array, left_out: Array, axes: Axes) -> Pair:
@@ -209,7 +210,7 @@ def _sums_of_terms(terms: Callable[[Array, Array], Pair], a: Array, b: Array, ax
 
     is_last = axes == (a.ndim - 1,) and isinstance(a.shape[-1], int)
     on_cpu = in_tiles if is_last and _on_no_mesh(a, b) else plain
-    return lax.platform_dependent(a, b, cpu=on_cpu, default=plain)
+    return platform_dependent(a, b, cpu=on_cpu, default=plain)
 
 
 def _on_no_mesh(*arrays: Array) -> bool:
@@ -219,7 +220,7 @@ def _on_no_mesh(*arrays: Array) -> bool:
 
 def behind_barrier_on_cpu(x: Array) -> Array:
     """x behind a barrier, so that XLA:CPU computes it before the operations that use it."""
-    return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
+    return platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
 
 
 def index_of_maximum(x: Array, m: Array, axis: int) -> Array:
@@ -233,7 +234,7 @@ def index_of_maximum(x: Array, m: Array, axis: int) -> Array:
     def on_cpu(x: Array, m: Array) -> Array:
         return _argmax_on_cpu(x, axis)
 
-    return lax.platform_dependent(x, m, cpu=on_cpu, default=plain)
+    return platform_dependent(x, m, cpu=on_cpu, default=plain)
 
 
 def taken(v: Array, index: Array, axis: int) -> Array:
@@ -250,7 +251,7 @@ def taken(v: Array, index: Array, axis: int) -> Array:
         return jnp.sum(jnp.where(is_place(index, v, axis), v, 0), axis, keepdims=True)
 
     on_gpu = summed if rows_fit_a_kernel(v, (axis,)) else gathered
-    return lax.platform_dependent(v, index, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=summed)
+    return platform_dependent(v, index, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=summed)
 
 
 def is_place(index: Array, x: Array, axis: int) -> Array:

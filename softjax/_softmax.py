@@ -20,6 +20,7 @@ from softjax._numerics import (
     not_negative,
     total,
 )
+from softjax._platforms import platform_dependent
 from softjax._reductions import (
     Axes,
     behind_barrier_on_cpu,
@@ -170,7 +171,7 @@ def softmax_core(x: Array, axes: Axes) -> Array:
     # If the classes are sharded, the devices send one sum instead of two.
     is_plain = sums_are_written_out(x, axes) or math.prod(shards(x, axes)) > 1
     on_cpu = plain if is_plain else on_cpu
-    return lax.platform_dependent(x, cpu=on_cpu, default=plain)
+    return platform_dependent(x, cpu=on_cpu, default=plain)
 
 
 @softmax_core.defjvp
@@ -236,7 +237,7 @@ def log_softmax_core(x: Array, axes: Axes) -> Array:
     def plain(x: Array) -> Array:
         return _logarithms_and_probabilities(x, axes)[0]
 
-    return lax.platform_dependent(x, cpu=on_cpu, default=plain)
+    return platform_dependent(x, cpu=on_cpu, default=plain)
 
 
 @log_softmax_core.defjvp
@@ -274,7 +275,7 @@ def _logarithms_and_probabilities(x: Array, axes: Axes) -> tuple[Array, Array, A
         rest, tops = plain_sums(d, axes)
         return parts(d, jnp.exp(d), rest + (tops - 1))
 
-    return lax.platform_dependent(x, cpu=on_cpu, default=plain)
+    return platform_dependent(x, cpu=on_cpu, default=plain)
 
 
 @_logarithms_and_probabilities.defjvp

@@ -7,31 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from jax import lax
 
 import softjax
 from softjax import accuracy, choice, derivatives, information, regression
+from softjax._platforms import tracing_for
 from softjax.regression import _preconditioner
 
 pytestmark = pytest.mark.x64_once
 
 
-@pytest.fixture(params=["cpu", "cuda", "default"])
-def backend(request, monkeypatch):
-    """The functions as they are lowered for a backend; `default` is a TPU's form."""
-
-    def chosen(*arguments, default, **forms):
-        return forms.get(request.param, default)(*arguments)
-
-    if request.param != "cpu":
-        jax.clear_caches()
-        monkeypatch.setattr(lax, "platform_dependent", chosen)
-    yield request.param
-    if request.param != "cpu":
-        jax.clear_caches()
+@pytest.fixture(params=["cpu", "cuda", "tpu"])
+def backend(request):
+    """The functions as they are lowered for a backend."""
+    with tracing_for(request.param):
+        yield request.param
 
 
-@pytest.mark.parametrize("backend", ["cuda", "default"], indirect=True)  # cpu: test_accuracy.py
+@pytest.mark.parametrize("backend", ["cuda", "tpu"], indirect=True)  # cpu: test_accuracy.py
 def test_every_goal_of_accuracy_holds(backend, monkeypatch):
     monkeypatch.setattr(accuracy, "QUICK_SIZES", (2, 10, 257))
     rows = accuracy.measure(quick=True)
@@ -167,7 +159,6 @@ def test_nan_is_nan_beside_any_number_of_rows(rows):
 @pytest.mark.compiled_quickly
 def test_a_tpu_needs_no_eigenvectors_of_large_matrices(monkeypatch):
     """Its form, here for any width: as few steps to the optimum, and no eigenvectors in them."""
-    monkeypatch.setattr(lax, "platform_dependent", lambda *a, default, **forms: default(*a))
     monkeypatch.setattr(_preconditioner, "LARGEST_EIGH_OF_TPU", 0)
     jax.clear_caches()
     rng = np.random.default_rng(0)
@@ -177,7 +168,8 @@ def test_a_tpu_needs_no_eigenvectors_of_large_matrices(monkeypatch):
     def fit(x, y):
         return regression.fit(x, y, num_classes=3, l2=0.1, solver="newton-cg")
 
-    lowered = jax.jit(fit).lower(x, y)
+    with tracing_for("tpu"):
+        lowered = jax.jit(fit).lower(x, y)
     assert "eigh" not in lowered.as_text().lower()
     result = lowered.compile()(x, y)
     assert result.stop_reason == "converged"

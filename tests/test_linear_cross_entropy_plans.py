@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 import softjax
 from softjax._linear_cross_entropy import plans
 from softjax._linear_cross_entropy.entry import plain_linear_cross_entropy
-from softjax._linear_cross_entropy.plans import Choice, Plan, Shapes
+from softjax._linear_cross_entropy.plans import Plan, Shapes
+from softjax._platforms import tracing_for
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
@@ -79,20 +79,6 @@ def test_a_budget_is_kept_and_used():
             assert without.rows >= with_kernel.rows or not with_kernel.keep
 
 
-def test_what_platforms_share_is_traced_once(monkeypatch):
-    seen = []
-
-    def recorded(of, a):
-        seen.append(of)
-        return a + of
-
-    one = jax.jit(lambda a: plans.by_platform(recorded, Choice(1, 2, 2), a))(1.0)
-    assert one == 2.0
-    assert sorted(seen) == [1, 2]
-    assert plans.by_platform(recorded, Choice(3, 3, 3), 1.0) == 4.0
-    assert seen[2:] == [3]
-
-
 N, D, V = 7, 3, 61
 RNG = np.random.default_rng(0)
 POINT = RNG.standard_normal((N, D)), RNG.standard_normal((D, V)), RNG.standard_normal(V)
@@ -118,20 +104,15 @@ def derivatives(loss, dtype, reduction, **options):
     [
         ("cuda", "float32", None, Plan(3, 1, V, keep=True)),
         ("cuda", "bfloat16", None, Plan(3, 1, V, keep=True)),
-        ("default", "bfloat16", None, Plan(2, 1, V, keep=True)),
-        ("default", "bfloat16", 2000, Plan(2, 1, V, keep=True)),
-        ("default", "bfloat16", 300, Plan(N, N, 2, keep=False)),
-        ("default", "float32", 150, Plan(1, 1, 1, keep=True, apart=True)),
-        ("default", "bfloat16", 150, Plan(1, 1, 1, keep=True, apart=True)),
+        ("tpu", "bfloat16", None, Plan(2, 1, V, keep=True)),
+        ("tpu", "bfloat16", 2000, Plan(2, 1, V, keep=True)),
+        ("tpu", "bfloat16", 300, Plan(N, N, 2, keep=False)),
+        ("tpu", "float32", 150, Plan(1, 1, 1, keep=True, apart=True)),
+        ("tpu", "bfloat16", 150, Plan(1, 1, 1, keep=True, apart=True)),
     ],
 )
 def test_the_form_of_every_platform(platform, dtype, budget, plan, monkeypatch):
-    """The programs as they are lowered for a GPU and, `default`, a TPU; in pieces of few rows."""
-
-    def chosen(*arguments, default, **forms):
-        return forms.get(platform, default)(*arguments)
-
-    monkeypatch.setattr(lax, "platform_dependent", chosen)
+    """The programs as they are lowered for a GPU and a TPU; in pieces of few rows."""
     for name, value in [
         ("FASTEST", 1600),
         ("FASTEST_WIDE", 1600),
@@ -141,12 +122,15 @@ def test_the_form_of_every_platform(platform, dtype, budget, plan, monkeypatch):
         monkeypatch.setattr(plans, name, value)
     monkeypatch.setattr(plans, "TILE", 1)
     jax.clear_caches()
-    shapes, name = Shapes(N, D, V, 4, dtype == "bfloat16"), {"cuda": "gpu", "default": "tpu"}
+    shapes, name = Shapes(N, D, V, 4, dtype == "bfloat16"), {"cuda": "gpu", "tpu": "tpu"}
     found = plans.plan_of_accelerator(shapes, name[platform], budget, None, with_kernel=True)
     assert found == plan
     for reduction in ("sum", "none") if budget is None else ("sum",):
         desired = derivatives(plain_linear_cross_entropy, "float32", reduction)
-        actual = derivatives(softjax.linear_cross_entropy, dtype, reduction, max_temp_bytes=budget)
+        with tracing_for(platform):
+            actual = derivatives(
+                softjax.linear_cross_entropy, dtype, reduction, max_temp_bytes=budget
+            )
         for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(desired), strict=True):
             size = max(float(jnp.max(jnp.abs(b))), 1)
             atol = (2e-6 if dtype == "float32" else 6 / 256) * size

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from softjax._numerics import compute_dtype, excess, not_negative
+from softjax._platforms import platform_dependent
 from softjax._reductions import is_place, shift
 
 
@@ -138,9 +139,7 @@ def _at_index(x: Array, index: Array) -> Array:
 
     # A TPU gathers slowly, and sums beside the other sums over the row.
     on_tpu = summed if index.shape[-1] == 1 else gathered
-    return lax.platform_dependent(
-        x, index, cpu=gathered, cuda=gathered, rocm=gathered, default=on_tpu
-    )
+    return platform_dependent(x, index, cpu=gathered, cuda=gathered, rocm=gathered, default=on_tpu)
 
 
 def merged(a: Statistics, b: Statistics, temperature: Array | None) -> Statistics:

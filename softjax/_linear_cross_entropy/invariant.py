@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.custom_derivatives import zero_from_primal
 
 from softjax import _checks
 from softjax._linear_cross_entropy.pieces import Arguments, dots_of, jvp_along, put, some_rows
+from softjax._platforms import platform_dependent
 from softjax._sharding import fori_loop
 
 # Rows of a tile: as many as a CPU and a GPU or TPU want for a product at full speed.
@@ -55,7 +56,7 @@ def in_tiles(function: Callable, whole: Callable, arguments: Arguments) -> Any:
         return jax.tree.map(lambda a: a[:count], values)
 
     on_cpu, elsewhere = partial(of_size, ON_CPU), partial(of_size, ELSEWHERE)
-    return lax.platform_dependent(arguments, cpu=on_cpu, default=elsewhere)
+    return platform_dependent(arguments, cpu=on_cpu, default=elsewhere)
 
 
 @partial(in_tiles.defjvp, symbolic_zeros=True)

@@ -41,15 +41,11 @@ from softjax._linear_cross_entropy.pieces import (
     times_rows,
     wanted_of,
 )
-from softjax._linear_cross_entropy.plans import (
-    Shapes,
-    by_platform,
-    rows_of_pairs,
-    sizes_of_pairs,
-)
+from softjax._linear_cross_entropy.plans import Shapes, rows_of_pairs, sizes_of_pairs
 from softjax._linear_cross_entropy.shards import first_class, joined
 from softjax._linear_cross_entropy.sums import inner, shapes_of_bars
 from softjax._numerics import compute_dtype
+from softjax._platforms import lowered_for_platform
 
 
 class Pair(NamedTuple):
@@ -109,7 +105,9 @@ def _total_pair_jvp(losses, budget, primals, tangents):
     # A function that is kept for its derivative may not keep the tangents themselves.
     like_dots = jax.tree.map(lambda dot: ShapeDtypeStruct(dot.shape, dot.dtype), dots)
     gradients, sizes = partial(_gradients, losses, like_dots), sizes_of_pairs(_shapes(pair), budget)
-    value, bars, values = by_platform(gradients, sizes, pair, scale)
+    of_value, of_values = (ShapeDtypeStruct(shape, scale.dtype) for shape in ((), scale.shape))
+    like = of_value, like_dots, of_values
+    value, bars, values = lowered_for_platform(gradients, sizes, like, pair, scale)
     leaves = zip(jax.tree.leaves(bars), jax.tree.leaves(dots), strict=True)
     value_dot = sum((inner(bar, dot, value.dtype) for bar, dot in leaves), jnp.zeros_like(value))
     if scale_dot is not None:

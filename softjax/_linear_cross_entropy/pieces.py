@@ -16,9 +16,10 @@ from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
 
 from softjax._linear_cross_entropy.blocks import Block, Classes, Rows, Scalars
-from softjax._linear_cross_entropy.plans import MANY_ROWS, Choice, Shapes, by_platform
+from softjax._linear_cross_entropy.plans import MANY_ROWS, Shapes
 from softjax._linear_cross_entropy.unseen import watched
 from softjax._numerics import compute_dtype
+from softjax._platforms import Choice, lowered_for_platform, platform_dependent
 from softjax._row_maps import Form, linear_map
 from softjax._sharding import axes_of, varying
 
@@ -71,7 +72,7 @@ def cut(a: Array, start: Array | int, size: int, axis: int) -> Array:
         return _slice(a, start, size, axis)
     on_cpu = partial(_cut_half, size=size, axis=axis)
     other = partial(_slice, size=size, axis=axis)
-    return lax.platform_dependent(a, start, cpu=on_cpu, default=other)
+    return platform_dependent(a, start, cpu=on_cpu, default=other)
 
 
 def put(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
@@ -86,7 +87,7 @@ def put(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
     if a.dtype.itemsize != 2:
         return _update(a, piece, start, axis)
     on_cpu, other = partial(_put_half, axis=axis), partial(_update, axis=axis)
-    return lax.platform_dependent(a, piece, start, cpu=on_cpu, default=other)
+    return platform_dependent(a, piece, start, cpu=on_cpu, default=other)
 
 
 def plus(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
@@ -109,7 +110,8 @@ def sweep(step: Step, sums: Any, operands: Any, length: int, size: int | Choice)
         def of_size(size: int, sums: Any, operands: Any) -> Any:
             return sweep(step, sums, operands, length, size)
 
-        return by_platform(of_size, size, varying(sums, axes_of((sums, operands))), operands)
+        sums = varying(sums, axes_of((sums, operands)))
+        return lowered_for_platform(of_size, size, sums, sums, operands)
     step = jax.checkpoint(step, static_argnums=(3,), prevent_cse=False)
     sums = varying(sums, axes_of((sums, operands)))
 

@@ -25,12 +25,12 @@ pieces and their size are symbolic in turn: see `pieces.sweep`.
 """
 
 import math
-from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-from jax import lax
+
+from softjax._platforms import Choice
 
 # On a CPU, fewer rows or logits at a time cost more in steps than they save.
 FEWEST_ROWS = 8
@@ -92,23 +92,6 @@ class Plan(NamedTuple):
     classes: int
     keep: bool
     apart: bool = False
-
-
-class Choice(NamedTuple):
-    """The choice for each platform: a number of rows, or a plan."""
-
-    cpu: Any
-    gpu: Any
-    tpu: Any
-
-
-def by_platform(function: Callable, choice: Choice, *operands: Any) -> Any:
-    """function(the choice of the platform, *operands); what is the same is traced once."""
-    if choice.cpu == choice.gpu == choice.tpu:
-        return function(choice.cpu, *operands)
-    forms = {of: lambda *operands, of=of: function(of, *operands) for of in choice}
-    cpu, gpu, tpu = (forms[of] for of in choice)
-    return lax.platform_dependent(*operands, cpu=cpu, cuda=gpu, rocm=gpu, default=tpu)
 
 
 def rows_of_values(shapes: Shapes, budget: int | None) -> Choice:

@@ -41,12 +41,7 @@ from softjax._linear_cross_entropy.pieces import (
     transposed,
     wanted_of,
 )
-from softjax._linear_cross_entropy.plans import (
-    Plan,
-    by_platform,
-    plan_of_gradients,
-    rows_of_values,
-)
+from softjax._linear_cross_entropy.plans import Plan, plan_of_gradients, rows_of_values
 from softjax._linear_cross_entropy.readings import (
     Readings,
     merged_readings,
@@ -55,6 +50,7 @@ from softjax._linear_cross_entropy.readings import (
 )
 from softjax._linear_cross_entropy.shards import first_class, joined, once
 from softjax._numerics import compute_dtype
+from softjax._platforms import lowered_for_platform
 from softjax._sharding import varying
 
 
@@ -126,8 +122,8 @@ def total_with_gradients(
     # A function that is kept for its derivative may not keep the tangents themselves.
     like_dots = jax.tree.map(lambda dot: ShapeDtypeStruct(dot.shape, dot.dtype), dots)
     asked = Asked(like_dots, axes, min(best, arguments.classes.length))
-    gradients = partial(_gradients, asked)
-    return by_platform(gradients, plans, *varying((arguments, scale), axes))
+    gradients, operands = partial(_gradients, asked), varying((arguments, scale), axes)
+    return lowered_for_platform(gradients, plans, _shapes_of_found(asked, *operands), *operands)
 
 
 def slope_of_total(
@@ -153,16 +149,9 @@ def _gradients(asked: Asked, plan: Plan, arguments: Arguments, scale: Array) -> 
     count, classes = scale.shape[0], arguments.classes
     adds_up = not isinstance(count, int) or plan.rows < count
     beside = asked._replace(dots=_with_kernel(asked.dots, None)) if plan.apart else asked
-    seen = None
-    if asked.best:
-        seen = jax.eval_shape(lambda: no_readings(count, asked.best, scale.dtype))
-    sums = Found(
-        ShapeDtypeStruct((), scale.dtype),
-        shapes_of_bars(arguments, beside.dots, adds_up),
-        ShapeDtypeStruct(scale.shape, scale.dtype),
-        jax.eval_shape(_statistics, arguments) if plan.apart or asked.best else None,
-        seen,
-    )
+    sums = _shapes_of_found(beside, arguments, scale, adds_up)
+    if plan.apart:
+        sums = sums._replace(statistics=jax.eval_shape(_statistics, arguments))
     step, sizes = partial(_step_of_gradients, beside, plan), (plan.rows, plan.second)
     found = accumulated(step, sums, count, sizes, (arguments, scale))
     bars = found.bars
@@ -178,6 +167,19 @@ def _gradients(asked: Asked, plan: Plan, arguments: Arguments, scale: Array) -> 
     rounded = jax.tree.map(lambda a: a.astype(classes.kernel.dtype), bars.classes.kernel)
     every_s = found.statistics if asked.best else None
     return found._replace(bars=_with_kernel(bars, rounded), statistics=every_s)
+
+
+def _shapes_of_found(
+    asked: Asked, arguments: Arguments, scale: Array, adds_up: bool = False
+) -> Found:
+    """The shapes of what is asked for; or of the sums that add up to it."""
+    every_s = seen = None
+    if asked.best:
+        every_s = jax.eval_shape(_statistics, arguments)
+        seen = jax.eval_shape(lambda: no_readings(scale.shape[0], asked.best, scale.dtype))
+    bars = shapes_of_bars(arguments, asked.dots, adds_up)
+    value, values = (ShapeDtypeStruct(shape, scale.dtype) for shape in ((), scale.shape))
+    return Found(value, bars, values, every_s, seen)
 
 
 def _with_kernel(a: Arguments, kernel: Any) -> Arguments:

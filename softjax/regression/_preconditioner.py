@@ -22,6 +22,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from softjax._platforms import platform_dependent
 from softjax._sharding import while_loop
 from softjax.regression._features import is_sparse, product
 from softjax.regression._objective import centred, complements
@@ -226,7 +227,7 @@ def _diagonalised(lower: Array, a: Array) -> tuple[Array, Array]:
 
     on_tpu = by_diagonal if len(a) > LARGEST_EIGH_OF_TPU else by_eigenvectors
     exact = by_eigenvectors
-    return lax.platform_dependent(cpu=exact, cuda=exact, rocm=exact, default=on_tpu)
+    return platform_dependent(cpu=exact, cuda=exact, rocm=exact, default=on_tpu)
 
 
 def precondition(

@@ -1,0 +1,169 @@
+"""Forms of a computation for each platform.
+
+`jax.lax.platform_dependent` traces, differentiates and batches the forms for all platforms, and the
+lowering keeps one of them. `lowered_for_platform` is traced when the program is lowered, in the one
+form that is kept; within that form, `platform_dependent` traces one form too.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from softjax._sharding import mesh_of
+
+
+class Choice(NamedTuple):
+    """The choice for each platform: of a number of rows, of a plan."""
+
+    cpu: Any
+    gpu: Any
+    tpu: Any
+
+    def of(self, platform: str) -> Any:
+        """The choice for a platform, by the name that JAX has for it."""
+        return {"cpu": self.cpu, "cuda": self.gpu, "rocm": self.gpu}.get(platform, self.tpu)
+
+
+# The platform that is traced for; None where the forms for all platforms are wanted. JAX keeps what
+# it traced under the value of this context.
+tracing_for = jax.make_user_context(None)
+
+
+def platform_dependent(*operands: Any, default: Callable, **forms: Callable) -> Any:
+    """`jax.lax.platform_dependent`, or the form for the platform that is traced for."""
+    platform = tracing_for.value
+    if platform is None:
+        return lax.platform_dependent(*operands, default=default, **forms)
+    return forms.get(platform, default)(*operands)
+
+
+def lowered_for_platform(function: Callable, choice: Choice, like: Any, *operands: Any) -> Any:
+    """function(choice of the platform, *operands), traced when it is lowered.
+
+    The results have the shapes and dtypes of `like`. The function may depend on no other traced
+    values than the operands.
+    """
+    platform = tracing_for.value
+    if platform is None and choice.cpu == choice.gpu == choice.tpu:
+        platform = "cpu"
+    if platform is not None:
+        return function(choice.of(platform), *operands)
+    if not mesh_of(operands).empty:
+        # The axes of a mesh are known while the program around is traced, and not later.
+        forms = {of: lambda *operands, of=of: function(of, *operands) for of in choice}
+        cpu, gpu, tpu = (forms[of] for of in choice)
+        return lax.platform_dependent(*operands, cpu=cpu, cuda=gpu, rocm=gpu, default=tpu)
+    leaves, tree = jax.tree.flatten(operands)
+
+    def form(platform: str, *leaves: Array) -> Sequence[Array]:
+        return jax.tree.leaves(function(choice.of(platform), *jax.tree.unflatten(tree, leaves)))
+
+    shapes, tree_of_results = jax.tree.flatten(like)
+    return jax.tree.unflatten(tree_of_results, _bound(form, shapes, leaves))
+
+
+def _bound(form: Callable, shapes: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
+    like = tuple(ShapedArray(a.shape, a.dtype) for a in shapes)
+    return _form_p.bind(*operands, form=form, like=like)
+
+
+_form_p = Primitive("form_of_platform")
+_form_p.multiple_results = True
+
+
+def _traced_for(platform: str) -> Callable[..., Sequence[Array]]:
+    def apply(*operands: Array, form: Callable, like: Any) -> Sequence[Array]:
+        with tracing_for(platform):
+            return form(platform, *operands)
+
+    return apply
+
+
+for _name in ("cpu", "cuda", "rocm", ""):
+    _rule = mlir.lower_fun(_traced_for(_name or "tpu"))
+    mlir.register_lowering(_form_p, _rule, platform=_name or None)
+
+
+@_form_p.def_impl
+def _evaluated(*operands: Array, form: Callable, like: Any) -> Sequence[Array]:
+    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
+    return _traced_for(platform)(*operands, form=form, like=like)
+
+
+@_form_p.def_abstract_eval
+def _types_of_results(*_, form: Callable, like: Any):
+    return like
+
+
+def _jvp(primals, tangents, *, form: Callable, like: Any):
+    """The results, and their tangents as results of a form of their own.
+
+    That computes again what it needs of the results, and keeps nothing of them.
+    """
+    moved = [n for n, dot in enumerate(tangents) if not isinstance(dot, ad.Zero)]
+    reals = [n for n, a in enumerate(like) if jnp.issubdtype(a.dtype, jnp.inexact)]
+    count = len(primals)
+
+    def tangent(platform: str, *operands: Array) -> Sequence[Array]:
+        point, directions = operands[:count], operands[count:]
+
+        def of_moved(*values: Array) -> Sequence[Array]:
+            results = form(platform, *_with(point, moved, values))
+            return [results[n] for n in reals]
+
+        return jax.jvp(of_moved, [point[n] for n in moved], list(directions))[1]
+
+    values = _bound(form, like, primals)
+    operands = (*primals, *(tangents[n] for n in moved))
+    dots = _bound(tangent, [like[n] for n in reals], operands)
+    nothing = [ad.Zero(a.to_tangent_aval()) for a in like]
+    return values, _with(nothing, reals, dots)
+
+
+def _transpose(cotangents, *operands, form: Callable, like: Any):
+    linear = [n for n, a in enumerate(operands) if ad.is_undefined_primal(a)]
+    known = [n for n, _ in enumerate(operands) if n not in linear]
+    types = [operands[n].aval for n in linear]
+    count, length = len(known), len(operands)  # a form may keep no traced value
+
+    def transposed(platform: str, *values: Array) -> Sequence[Array]:
+        point = _with([None] * length, known, values[:count])
+
+        def of_linear(*values: Array) -> Sequence[Array]:
+            return form(platform, *_with(point, linear, values))
+
+        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in types]
+        return jax.linear_transpose(of_linear, *shapes)(list(values[count:]))
+
+    given = [ad.instantiate_zeros(a) for a in cotangents]
+    results = _bound(transposed, types, [*(operands[n] for n in known), *given])
+    return _with([None] * length, linear, results)
+
+
+def _batched(operands, axes, *, form: Callable, like: Any):
+    size = next(a.shape[axis] for a, axis in zip(operands, axes, strict=True) if axis is not None)
+
+    def of_batch(platform: str, *operands: Array) -> Sequence[Array]:
+        return jax.vmap(lambda *one: form(platform, *one), tuple(axes))(*operands)
+
+    shapes = [jax.ShapeDtypeStruct((size, *a.shape), a.dtype) for a in like]
+    return _bound(of_batch, shapes, operands), [0] * len(like)
+
+
+def _with(values: Sequence[Any], places: Sequence[int], new: Sequence[Any]) -> list[Any]:
+    """The values with new ones at some places."""
+    every = list(values)
+    for n, value in zip(places, new, strict=True):
+        every[n] = value
+    return every
+
+
+ad.primitive_jvps[_form_p] = _jvp
+ad.primitive_transposes[_form_p] = _transpose
+batching.primitive_batchers[_form_p] = _batched
