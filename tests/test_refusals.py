@@ -289,7 +289,7 @@ def test_arguments_of_a_fit_are_refused_by_their_names():
         ({"init": result}, "`init` must be a SoftmaxRegression, .* pass its `params`"),
         (
             {"optimizer": "adam"},
-            "`optimizer` must be a gradient transformation of optax, .* 'adam'",
+            "`optimizer` must be an optax optimizer, .* 'adam'",
         ),
     ):
         with pytest.raises(TypeError, match=said):

@@ -214,6 +214,26 @@ def test_it_has_one_name_and_counts_classes_and_epochs():
 
 
 @pytest.mark.x64_once
+def test_without_a_step_the_objective_is_that_of_the_start():
+    """Of all examples for arrays, and of the first batch for batches."""
+    x, kernel, bias = X.astype(np.float32), RNG.normal(size=(D, K)), RNG.normal(size=K)
+    start = regression.SoftmaxRegression(*(jnp.asarray(p, jnp.float32) for p in (kernel, bias)))
+    batches = streaming.Batches(streaming.ArrayRows(x, Y), 8)
+    first = batches.read(0)
+    some = (first.features[first.weights > 0], first.labels[first.weights > 0])
+    for data, rows in (((x, Y), (x, Y)), ((batches,), some)):
+        result = regression.train(*data, optimizer=SGD, epochs=0)
+        assert (result.steps, result.stop_reason, result.history) == (0, "step limit", [])
+        np.testing.assert_allclose(result.objective, np.log(K), rtol=1e-6)
+        result = regression.train(*data, optimizer=SGD, epochs=0, init=start, l2=0.1)
+        expected = regression.objective(start, *rows, l2=0.1)
+        np.testing.assert_allclose(result.objective, expected, rtol=1e-6)
+        gradient = regression.gradient(start, *rows, l2=0.1)
+        largest = max(float(abs(leaf).max()) for leaf in gradient)
+        assert len(data) == 2 or np.isclose(result.gradient_norm, largest, rtol=1e-5)
+
+
+@pytest.mark.x64_once
 def test_what_does_not_fit_is_refused_by_name():
     batches, both = streaming.Batches(streaming.ArrayRows(X, Y), 8), (X, Y)
     refused = {

@@ -82,7 +82,7 @@ def checked_data(
         count = np.asarray(given).sum() if is_at_hand(given) else jnp.sum(given)
     intercept = constant(fit_intercept, x.dtype)
     offset = offset_array("offset", offset, x, num_classes)
-    factors = factors_array(penalty_factors, x)
+    factors = factors_array(penalty_factors, x.shape[1], x.dtype)
     penalties = (none, none)
     return Data(
         num_classes, x, y, weights, class_weights, *penalties, count, intercept, offset, factors
@@ -230,7 +230,7 @@ def mean_one_weights(
     """The sample weights over their mean."""
     if sample_weights is None:
         return None
-    weights = _weights("sample_weights", sample_weights, num_examples).astype(dtype)
+    weights = _weights("sample_weights", sample_weights, num_examples, dtype)
     if is_at_hand(weights):  # NumPy has nothing to compile
         host = np.asarray(weights)
         weights = np.ldexp(host, -np.frexp(np.max(host, initial=0))[1])
@@ -248,17 +248,19 @@ def class_weights_array(
 ) -> Array | None:
     if class_weights is None:
         return None
-    weights = _weights("class_weights", class_weights, num_classes).astype(dtype)
+    weights = _weights("class_weights", class_weights, num_classes, dtype)
     if _checks.is_concrete(weights) and not np.asarray(weights).any():
         raise error("class_weights", "> 0 somewhere", "zeros only")
     return weights
 
 
-def factors_array(penalty_factors: ArrayLike | None, x: "Array | BCOO") -> Array | None:
+def factors_array(
+    penalty_factors: ArrayLike | None, num_features: int, dtype: DTypeLike
+) -> Array | None:
     """The factors of the penalties of the features, [D]; None where all of them are 1."""
     if penalty_factors is None:
         return None
-    factors = _weights("penalty_factors", penalty_factors, x.shape[1]).astype(x.dtype)
+    factors = _weights("penalty_factors", penalty_factors, num_features, dtype)
     known = _checks.known(factors)
     return None if known is not None and np.all(known == 1) else factors
 
@@ -318,12 +320,19 @@ def penalties(l2: ArrayLike, dtype, argument: str = "l2") -> Array:
     return array.astype(dtype)
 
 
-def at_least(argument: str, value: int, bound: int) -> int:
+def refuse_other_optimizers(optimizer: object) -> None:
+    """Refuses what is no optimizer of optax."""
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        expected = "an optax optimizer, as optax.adam(0.01)"
+        raise TypeError(_checks.message(called(), "optimizer", expected, repr(optimizer)))
+
+
+def at_least(argument: str, value: Any, bound: int) -> int:
     return _checks.at_least(called(), argument, value, bound)
 
 
-def _weights(argument: str, weights: ArrayLike, length: int) -> Array:
-    w = _checks.real_array(called(), argument, weights)
+def _weights(argument: str, weights: ArrayLike, length: int, dtype: DTypeLike) -> Array:
+    w = _checks.real_array(called(), argument, weights).astype(dtype)
     _checks.same_shape(called(), argument, w, (length,))
     _refuse(argument, "finite and >= 0", w, lambda w: _not_finite(w) | (w < 0))
     return w

@@ -7,6 +7,7 @@ import optax
 from jax import Array
 
 from softjax.regression import _ending, _frame
+from softjax.regression._arguments import at_least
 from softjax.regression._batches import Batch, Held, OneSum, batches_per_epoch, epoch_order
 from softjax.regression._convergence import is_loose, is_separated, status_where_separated
 from softjax.regression._model import SoftmaxRegression
@@ -41,9 +42,12 @@ class Run:
         tol: float,
         optimizer: optax.GradientTransformation | None,
         batch_size: int | None,
-        epochs: int,
+        epochs: int | None,
         seed: int,
     ):
+        epochs = 1000 if epochs is None else at_least("epochs", epochs, 0)
+        if batch_size is not None:
+            batch_size = min(at_least("batch_size", batch_size, 1), data.features.shape[0])
         data, self.frame = _frame.framed(data, False)
         params = _frame.inside(self.frame, params)
         self.scale = 1.0

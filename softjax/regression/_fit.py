@@ -26,12 +26,13 @@ from softjax.regression._arguments import (
     not_negative,
     offset_array,
     penalty,
+    refuse_other_optimizers,
 )
 from softjax.regression._features import in_full_precision, is_sparse
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import Data
 from softjax.regression._programs import SOLVERS
-from softjax.regression._result import Event, FitResult, Status, record, with_validation
+from softjax.regression._result import Event, FitResult, Status, recorded
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
@@ -148,21 +149,16 @@ def fit(
     Source: J. Nocedal and S. J. Wright, "Numerical Optimization" (2006), algorithms 7.1 and 7.5.
     """
     begin = time.perf_counter()
+    weights = (sample_weights, class_weights)
     data = checked_data(
-        features,
-        labels,
-        num_classes,
-        sample_weights,
-        class_weights,
-        fit_intercept,
-        offset,
-        penalty_factors,
+        features, labels, num_classes, *weights, fit_intercept, offset, penalty_factors
     )
     data, has_corners = _with_penalties(data, l2, l1, grouped)
     first_order = any(option is not None for option in (optimizer, batch_size, epochs))
     name = _solver_name(solver, data, l2, has_corners, first_order)
     params = initial_params(init, data.features, data.num_classes, data.constant)
-    _refuse_optimizer(optimizer)
+    if optimizer is not None:
+        refuse_other_optimizers(optimizer)
     _checks.refuse_uncallable(FIT, "callback", callback)
     tol = not_negative("tol", tol)
     held_out = None if validation is None else _validation(validation, data)
@@ -170,8 +166,9 @@ def fit(
     if max_steps is not None:
         max_steps = at_least("max_steps", max_steps, 0)
 
+    watched = callback is not None or validation is not None
     if is_traced((data, params)):
-        if name == OPTAX or callback is not None or validation is not None:
+        if name == OPTAX or watched:
             expected = "concrete where `callback`, `validation` or the solver 'optax' is used"
             raise error("features", expected, "a tracer among the data")
         penalised = any(not isinstance(a, Tracer) and a != 0 for a in (l2, l1))
@@ -180,16 +177,13 @@ def fit(
     if name == OPTAX:
         if max_steps is not None:
             raise error("max_steps", "None for 'optax', which has `epochs`", max_steps)
-        epochs = 1000 if epochs is None else at_least("epochs", epochs, 0)
-        if batch_size is not None:
-            batch_size = min(at_least("batch_size", batch_size, 1), data.features.shape[0])
         run = _first_order.Run(data, params, tol, optimizer, batch_size, epochs, seed)
     else:
         run = _solve.Run(name, data, params, tol, max_steps)
     chunk, stop = run.chunk, 0
     if steps_per_chunk is not None:
         chunk = at_least("steps_per_chunk", steps_per_chunk, 1)
-    elif callback is None and validation is None and name != OPTAX:
+    elif name != OPTAX and not watched:
         stop = run.limit
     return _in_chunks(run, chunk, stop, callback, held_out, begin)
 
@@ -206,23 +200,14 @@ def _in_chunks(
     history: list[dict[str, float]] = []
     while True:
         progress = run.advance(stop)
-        event = Event(
-            progress.step,
-            progress.step / run.epoch_steps,
-            progress.objective,
-            progress.gradient_norm,
-            time.perf_counter() - begin,
-            progress.params,
-            None,
-            None,
-        )
-        event = with_validation(event, held_out)
-        history.append(record(event))
+        params, value, norm, step, status = progress
+        seconds = time.perf_counter() - begin
+        event = Event(step, step / run.epoch_steps, value, norm, seconds, params)
+        event = recorded(event, held_out, history)
         interrupted = callback is not None and bool(callback(event))
-        if progress.status != Status.RUNNING or interrupted or progress.step >= run.limit:
+        if status != Status.RUNNING or interrupted or step >= run.limit:
             break
-        stop = min(progress.step + chunk, run.limit)
-    status = progress.status
+        stop = min(step + chunk, run.limit)
     if status == Status.RUNNING and interrupted:
         status = Status.CALLBACK
     return run.result(progress, status, history)
@@ -236,13 +221,6 @@ def _with_penalties(data: Data, l2: ArrayLike, l1: ArrayLike, grouped: bool) -> 
     if _checks.flag(FIT, "grouped", grouped) and has_corners:
         data = replace(data, l1=penalty("l1", 0.0, dtype), l1_rows=data.l1)
     return data, has_corners
-
-
-def _refuse_optimizer(optimizer: object) -> None:
-    """Refuses what is neither None nor an optimizer of optax."""
-    if optimizer is not None and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        expected = "a gradient transformation of optax, as optax.adam(0.01)"
-        raise TypeError(_checks.message(FIT, "optimizer", expected, repr(optimizer)))
 
 
 def _solver_name(

@@ -125,7 +125,7 @@ def fit_many(
             jnp.zeros((), x.dtype),
             constant=constant(fit_intercept, x.dtype),
             offset=offset_array("offset", offset, x, num_classes),
-            factors=factors_array(penalty_factors, x),
+            factors=factors_array(penalty_factors, x.shape[1], x.dtype),
         ),
         lane_of,
         Partial(no_report),

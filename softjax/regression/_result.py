@@ -79,8 +79,8 @@ class Event(NamedTuple):
     gradient_norm: float
     seconds: float
     params: SoftmaxRegression
-    validation_loss: float | None
-    validation_accuracy: float | None
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
 
 
 class ManyEvent(NamedTuple):
@@ -167,19 +167,17 @@ class FitResult(NamedTuple):
         return np.take([status.text for status in Status], np.asarray(self.status)).tolist()
 
 
-def with_validation(event: Event, validation: tuple[Any, ...] | None) -> Event:
-    """The event with the loss and the accuracy on held-out features, labels and their offset."""
-    if validation is None:
-        return event
-    loss, accuracy = map(float, _loss_and_accuracy(event.params, *validation))
-    return event._replace(validation_loss=loss, validation_accuracy=accuracy)
-
-
-def record(event: Event) -> dict[str, float]:
-    """The numbers of an event that there are."""
-    fields = event._asdict()
-    del fields["params"]
-    return {name: value for name, value in fields.items() if value is not None}
+def recorded(
+    event: Event, validation: tuple[Any, ...] | None, history: list[dict[str, float]]
+) -> Event:
+    """The event with the loss and accuracy on held-out data; its numbers join the history."""
+    if validation is not None:
+        loss, accuracy = map(float, _loss_and_accuracy(event.params, *validation))
+        event = event._replace(validation_loss=loss, validation_accuracy=accuracy)
+    numbers = event._asdict()
+    del numbers["params"]
+    history.append({name: value for name, value in numbers.items() if value is not None})
+    return event
 
 
 @jax.jit

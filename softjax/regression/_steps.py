@@ -160,7 +160,7 @@ def advance(
 
 
 @partial(jax.jit, static_argnames="form")
-def look(form: Form, terms: Terms, state: State, feed: Held) -> tuple[Array, Array]:
+def look(form: Form, terms: Terms, state: State, feed: Held | Stacked) -> tuple[Array, Array]:
     """The objective at the parameters of a state, on the batch of its step, and its gradient.
 
     Returns:

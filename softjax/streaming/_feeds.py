@@ -19,7 +19,13 @@ from jax.typing import ArrayLike
 
 from softjax import _checks, processes
 from softjax.regression import SoftmaxRegression
-from softjax.regression._arguments import checked_data, errors_name
+from softjax.regression._arguments import (
+    at_least,
+    checked_data,
+    constant,
+    initial_params,
+    is_traced,
+)
 from softjax.regression._batches import (
     Held,
     OneSum,
@@ -50,6 +56,7 @@ class Feed(Protocol):
         chunk_steps: no chunk has more steps, and none goes past a multiple of this number.
         takes_all: whether every step takes all examples.
         sums: how the mean loss is added up.
+        transform: what a step does to the features of its batch; None for nothing.
     """
 
     num_classes: int
@@ -57,14 +64,17 @@ class Feed(Protocol):
     chunk_steps: int
     takes_all: bool
     sums: Sums
+    transform: Transform
 
     @property
     def configuration(self) -> dict[str, Any]:
         """What determines the batches, as JSON can hold it."""
         ...
 
-    def begin(self, step: int, every: int) -> jax.ShapeDtypeStruct:
-        """Prepares for the steps from `step` on; the shape of the features of a batch.
+    def begin(
+        self, step: int, every: int, init: SoftmaxRegression | None, fit_intercept: bool
+    ) -> SoftmaxRegression:
+        """Prepares for the steps from `step` on; `init`, or zeros, as the features ask for.
 
         No chunk goes past a multiple of `every` steps.
         """
@@ -91,7 +101,7 @@ class Feed(Protocol):
         ...
 
     def value_and_norm(self, form: Form, terms: Terms, state: State) -> tuple[float, float] | None:
-        """The objective of all examples and its gradient; None if they are not at hand."""
+        """The objective and its gradient, of all examples where they are at hand; None if not."""
         ...
 
     def separated(self, terms: Terms, params: SoftmaxRegression) -> bool:
@@ -109,12 +119,11 @@ class ArrayFeed:
         num_classes: int | None,
         transform: Transform,
         batch_size: int | None,
-        seed: int,
+        seed: int | None,
         sample_weights: ArrayLike | None,
         offset: ArrayLike | None,
     ):
-        with errors_name(TRAIN):
-            data = checked_data(features, labels, num_classes, sample_weights, None, offset=offset)
+        data = checked_data(features, labels, num_classes, sample_weights, None, offset=offset)
         self.num_classes = data.num_classes
         if is_sparse(data.features):
             expected = "dense; rows of a SciPy CSR matrix may be streamed, by `Batches`"
@@ -123,9 +132,11 @@ class ArrayFeed:
             data = replace(data, features=jax.jit(transform)(data.features))
         num_examples = len(data.labels)
         if batch_size is not None:
-            batch_size = min(_checks.at_least(TRAIN, "batch_size", batch_size, 1), num_examples)
+            batch_size = min(at_least("batch_size", batch_size, 1), num_examples)
         self.data, self.rows, self.batch_size = data, rows_of(data), batch_size
-        self.seed, self.key = seed, jax.random.key(seed)
+        self.transform: Transform = None  # all features have been transformed
+        self.seed = 0 if seed is None else at_least("seed", seed, 0)
+        self.key = jax.random.key(self.seed)
         self.epoch_steps = batches_per_epoch(num_examples, batch_size)
         self.takes_all = batch_size is None
         self.chunk_steps = LONGEST_CHUNK if self.takes_all else self.epoch_steps
@@ -142,9 +153,11 @@ class ArrayFeed:
         order = {"batch_size": self.batch_size or count, "seed": self.seed}
         return {"data": {"sample": checksum}, "rows": count, "features": width} | order
 
-    def begin(self, step: int, every: int) -> jax.ShapeDtypeStruct:
-        size = len(self.rows.labels) if self.batch_size is None else self.batch_size
-        return jax.ShapeDtypeStruct((size, self.rows.features.shape[1]), self.rows.features.dtype)
+    def begin(
+        self, step: int, every: int, init: SoftmaxRegression | None, fit_intercept: bool
+    ) -> SoftmaxRegression:
+        intercept = constant(fit_intercept, self.rows.features.dtype)
+        return initial_params(init, self.rows.features, self.num_classes, intercept)
 
     def known(self, terms: Terms) -> Terms:
         self.data = replace(self.data, class_weights=terms.class_weights, l2=terms.l2)
@@ -183,14 +196,14 @@ class ArrayFeed:
 class BatchFeed:
     """Batches that a thread reads onto the devices of all processes, ahead of the steps."""
 
-    def __init__(self, batches: Any, num_classes: int | None):
-        self.source = source_of(batches)
+    def __init__(self, batches: Any, num_classes: int | None, transform: Transform):
+        self.source, self.transform = source_of(batches), transform
         if num_classes is None:
             num_classes = getattr(self.source, "num_classes", None)
         if num_classes is None:
             expected = "given, since the batches do not say how many classes there are"
             raise ValueError(_checks.message(TRAIN, "num_classes", expected, None))
-        self.num_classes = _checks.at_least(TRAIN, "num_classes", num_classes, 2)
+        self.num_classes = at_least("num_classes", num_classes, 2)
         self.epoch_steps = self.source.epoch_steps
         self.takes_all = False
 
@@ -205,7 +218,9 @@ class BatchFeed:
                 raise DataError(f"the processes have different batches: {difference}.")
         return configuration
 
-    def begin(self, step: int, every: int) -> jax.ShapeDtypeStruct:
+    def begin(
+        self, step: int, every: int, init: SoftmaxRegression | None, fit_intercept: bool
+    ) -> SoftmaxRegression:
         first = self.source.read(step)
         if first.labels.ndim == 2:
             shape = (len(first.labels), self.num_classes)
@@ -214,7 +229,11 @@ class BatchFeed:
         self.sums: Sums = self.devices.sums
         size = sum(part.nbytes for part in jax.tree.leaves(first))
         self.chunk_steps = max(min(CHUNK_BYTES // max(size, 1), LONGEST_CHUNK, every), 1)
-        return jax.ShapeDtypeStruct(first.features.shape, first.features.dtype)
+        seen = jax.ShapeDtypeStruct(first.features.shape, first.features.dtype)
+        if self.transform is not None:
+            seen = jax.eval_shape(self.transform, seen)
+        intercept = constant(fit_intercept, seen.dtype)
+        return initial_params(init, seen, self.num_classes, intercept)
 
     def known(self, terms: Terms) -> Terms:
         return self.devices.placed(terms)
@@ -236,37 +255,51 @@ class BatchFeed:
         numbers = self.source.row_numbers(step)
         return numbers[~good[: len(numbers)]].tolist()
 
-    def value_and_norm(self, form: Form, terms: Terms, state: State) -> None:
-        return None
+    def value_and_norm(self, form: Form, terms: Terms, state: State) -> tuple[float, float] | None:
+        """Those of the first batch before the first step; after it only a pass would tell."""
+        if int(state.step):
+            return None
+        first = self.devices.chunk(self.source, self.like, self.chunk_steps, (0, 1))
+        value, norm = look(form, terms, state, first.feed)
+        return float(value), float(norm)
 
     def separated(self, terms: Terms, params: SoftmaxRegression) -> bool:
         return False  # only a pass over all rows would tell
 
 
-def array_feed(
+def refuse_tracers(features: Any, labels: Any, *others: Any) -> None:
+    """Refuses data that are known to a trace only."""
+    if is_traced((None if labels is None else features, labels, *others)):
+        expected = "concrete, since the steps are called one chunk after the other; use `fit`"
+        raise TypeError(_checks.message(TRAIN, "features", expected, "a tracer among the data"))
+
+
+def feed_of(
     features: Any,
     labels: Any,
     num_classes: int | None,
     transform: Transform,
     of_arrays: dict[str, Any],
     skip_nonfinite: bool,
-) -> ArrayFeed:
-    """Arrays in memory, with the options that only they have."""
-    if _checks.flag(TRAIN, "skip_nonfinite", skip_nonfinite):
+) -> Feed:
+    """The feed of arrays or, where there are no `labels`, of batches.
+
+    Batches have no need of the options `of_arrays`, and no rows of arrays are left out.
+    """
+    skips = _checks.flag(TRAIN, "skip_nonfinite", skip_nonfinite)
+    if labels is None:
+        given = {name: value for name, value in of_arrays.items() if value is not None}
+    else:
+        given = {"labels": labels} if callable(features) or hasattr(features, "row_numbers") else {}
+    for name, value in given.items():
+        expected = "None where `features` are batches, which have their own"
+        raise ValueError(_checks.message(TRAIN, name, expected, type(value).__name__))
+    if labels is None:
+        return BatchFeed(features, num_classes, transform)
+    if skips:
         expected = "False for arrays in memory; leave such rows out of the arrays"
         raise ValueError(_checks.message(TRAIN, "skip_nonfinite", expected, True))
-    seed = of_arrays["seed"]
-    seed = 0 if seed is None else _checks.at_least(TRAIN, "seed", seed, 0)
-    return ArrayFeed(features, labels, num_classes, transform, **of_arrays | {"seed": seed})
-
-
-def batch_feed(batches: Any, num_classes: int | None, of_arrays: dict[str, Any]) -> BatchFeed:
-    """Batches, which have no need of the options for arrays."""
-    for name, value in of_arrays.items():
-        if value is not None:
-            expected = "None where `features` are batches, which have their own"
-            raise ValueError(_checks.message(TRAIN, name, expected, type(value).__name__))
-    return BatchFeed(batches, num_classes)
+    return ArrayFeed(features, labels, num_classes, transform, **of_arrays)
 
 
 def spans(first: int, last: int, size: int, every: int) -> Iterator[tuple[int, int]]:

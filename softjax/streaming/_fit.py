@@ -29,7 +29,7 @@ from softjax.regression._objective import (
     point,
     unpack,
 )
-from softjax.regression._result import Status, Validation, record, with_validation
+from softjax.regression._result import Status, Validation, recorded
 from softjax.streaming._passes import FIT, Passes, Sums, problem_of_batch, transformed
 from softjax.streaming._rows import (
     Rows,
@@ -121,9 +121,8 @@ def fit(
         status = rule.status_at(theta, here, norm)
         seconds = time.perf_counter() - begin
         params, moved = _frame.outside(passes.centre, unpack(jnp.asarray(theta)))
-        event = Event(step, passes.count, here.value, norm, seconds, params, None, None)
-        event = with_validation(event, validation)
-        history.append(record(event))
+        event = Event(step, passes.count, here.value, norm, seconds, params)
+        event = recorded(event, validation, history)
         interrupted = callback is not None and any(processes.gather(bool(callback(event))))
         if status != Status.RUNNING or interrupted or step == max_steps:
             break

@@ -17,14 +17,22 @@ from softjax import _checks, processes
 from softjax._auto_axes import on_auto_axes
 from softjax.checkpoints import Checkpoints, Saved
 from softjax.regression import Event, FitResult, SoftmaxRegression
-from softjax.regression._arguments import errors_name, initial_params, is_traced
+from softjax.regression._arguments import (
+    at_least,
+    class_weights_array,
+    errors_name,
+    factors_array,
+    not_negative,
+    penalty,
+    refuse_other_optimizers,
+)
 from softjax.regression._features import in_full_precision
-from softjax.regression._result import Status, Validation, record, with_validation
+from softjax.regression._result import Status, Validation, recorded
 from softjax.regression._steps import Form, State, Terms, advance, start
 from softjax.streaming._batches import TRAIN, Source
 from softjax.streaming._devices import Chunk
-from softjax.streaming._feeds import BatchFeed, Feed, array_feed, batch_feed, spans
-from softjax.streaming._rows import checked_validation, penalty
+from softjax.streaming._feeds import BatchFeed, Feed, feed_of, refuse_tracers, spans
+from softjax.streaming._rows import checked_validation
 from softjax.tables import DataError
 
 
@@ -149,7 +157,8 @@ def train(
     Returns:
         `FitResult`. The objectives of its history are means over the batches since the event
         before, or of all examples where each step takes all. Its own objective is that of all
-        examples for arrays, and for batches the last of the history; `separated` is False then.
+        examples for arrays, and for batches the last of the history, or that of the first batch
+        where no step was taken; `separated` is False then.
 
     Raises:
         NonFiniteError: a batch is not finite, or the steps are too long. What was reached before
@@ -171,75 +180,38 @@ def train(
         True
     """
     begin = time.perf_counter()
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        expected = "an optax optimizer, as optax.adam(0.01)"
-        raise TypeError(_checks.message(TRAIN, "optimizer", expected, repr(optimizer)))
-    for name, function in (
-        ("transform", transform),
-        ("callback", callback),
-        ("preempted", preempted),
-    ):
+    functions = {"transform": transform, "callback": callback, "preempted": preempted}
+    for name, function in functions.items():
         _checks.refuse_uncallable(TRAIN, name, function)
-    arrays = (None if labels is None else features, labels, sample_weights, offset)
-    if is_traced((*arrays, class_weights, init)):
-        expected = "concrete, since the steps are called one chunk after the other; use `fit`"
-        raise TypeError(_checks.message(TRAIN, "features", expected, "a tracer among the data"))
     of_arrays = {"batch_size": batch_size, "seed": seed}
     of_arrays |= {"sample_weights": sample_weights, "offset": offset}
-    feed: Feed
-    if labels is not None and (callable(features) or hasattr(features, "row_numbers")):
-        expected = "None where `features` are batches, which have their own"
-        raise ValueError(_checks.message(TRAIN, "labels", expected, type(labels).__name__))
-    if labels is None:
-        feed = batch_feed(features, num_classes, of_arrays)
-    else:
-        feed = array_feed(features, labels, num_classes, transform, of_arrays, skip_nonfinite)
-        transform = None  # the feed has transformed all features
-    steps = _steps(feed, epochs, steps)
-    if every is None:
-        every = feed.epoch_steps if feed.epoch_steps > 1 else max(steps, 1)
-    every = _checks.at_least(TRAIN, "every", every, 1)
-    saved = _saved(checkpoints, feed, steps)
-    batch = feed.begin(0 if saved is None else saved.step, every)
-    intercept = _checks.flag(TRAIN, "fit_intercept", fit_intercept)
-    params = _initial(init, transform, batch, feed.num_classes, intercept)
-    (width, _), dtype = params.kernel.shape, params.kernel.dtype
-    validation = checked_validation(TRAIN, validation, width, feed.num_classes)
-    terms = Terms(
-        _ridge(l2, penalty_factors, width, dtype),
-        _not_negative("class_weights", class_weights, feed.num_classes, dtype),
-        None if intercept else jnp.zeros((), dtype),
-        bound=None,
-        largest=None,
-        tol=jnp.asarray(_tolerance(tol), dtype),
-    )
-    state, history = start(optimizer, params), []
-    if saved is not None:
-        state, history = saved.state_like(state), saved.history
-    run = _Run(
-        feed,
-        Form(feed.sums, optimizer, transform, skip_nonfinite),
-        feed.known(terms),
-        feed.placed(state),
-        history,
-        checkpoints,
-        begin - (history[-1]["seconds"] if history else 0.0),
-    )
-    status, runs = Status.RUNNING, spans(run.step, steps, feed.chunk_steps, every)
-    with closing(feed.chunks(runs)) as chunks:
-        for chunk in chunks:
-            status, stops = run.take(chunk, preempted)
-            if run.step % every == 0 or run.step == steps or status == Status.CONVERGED:
-                event = run.event(validation)
-                interrupted = callback is not None and any(processes.gather(bool(callback(event))))
-                if interrupted and status == Status.RUNNING:
-                    status = Status.CALLBACK
-            if status != Status.RUNNING:
-                break
-            if stops:
-                run.save()
-                raise Preempted(run.step)
-    return run.result(status)
+    with errors_name(TRAIN):
+        refuse_other_optimizers(optimizer)
+        numbers = (sample_weights, offset, class_weights, penalty_factors, init, l2, tol)
+        refuse_tracers(features, labels, *numbers)
+        feed = feed_of(features, labels, num_classes, transform, of_arrays, skip_nonfinite)
+        steps = _steps(feed, epochs, steps)
+        if every is None:
+            every = feed.epoch_steps if feed.epoch_steps > 1 else max(steps, 1)
+        every = at_least("every", every, 1)
+        saved = _saved(checkpoints, feed, steps)
+        params = feed.begin(0 if saved is None else saved.step, every, init, fit_intercept)
+        (width, _), dtype = params.kernel.shape, params.kernel.dtype
+        validation = checked_validation(TRAIN, validation, width, feed.num_classes)
+        factors = factors_array(penalty_factors, width, dtype)
+        strength = jnp.asarray(penalty("l2", l2, dtype))
+        terms = Terms(
+            strength if factors is None else strength * factors,
+            class_weights_array(class_weights, feed.num_classes, dtype),
+            None if fit_intercept else jnp.zeros((), dtype),
+            bound=None,
+            largest=None,
+            # No gradient is as small as -1.
+            tol=jnp.asarray(-1.0 if tol is None else not_negative("tol", tol), dtype),
+        )
+    form = Form(feed.sums, optimizer, feed.transform, skip_nonfinite)
+    run = _Run(feed, form, feed.known(terms), start(optimizer, params), saved, checkpoints, begin)
+    return run.to(steps, every, validation, callback, preempted)
 
 
 class _Run:
@@ -251,13 +223,42 @@ class _Run:
         form: Form,
         terms: Terms,
         state: State,
-        history: list[dict[str, float]],
+        saved: Saved | None,
         checkpoints: Checkpoints | None,
         begin: float,
     ):
-        self.feed, self.form, self.terms, self.state = feed, form, terms, state
-        self.history, self.checkpoints, self.begin = history, checkpoints, begin
-        self.step = int(state.step)
+        self.feed, self.form, self.terms, self.checkpoints = feed, form, terms, checkpoints
+        self.history: list[dict[str, float]] = []
+        if saved is not None:
+            state, self.history = saved.state_like(state), saved.history
+        self.state, self.step = feed.placed(state), int(state.step)
+        self.begin = begin - (self.history[-1]["seconds"] if self.history else 0.0)
+
+    def to(
+        self,
+        steps: int,
+        every: int,
+        validation: Validation | None,
+        callback: Callable[[Event], bool | None] | None,
+        preempted: Callable[[], bool] | None,
+    ) -> FitResult:
+        """Trains until step `steps`, with an event at the multiples of `every`."""
+        status, runs = Status.RUNNING, spans(self.step, steps, self.feed.chunk_steps, every)
+        with closing(self.feed.chunks(runs)) as chunks:
+            for chunk in chunks:
+                status, stops = self.take(chunk, preempted)
+                if self.step % every == 0 or self.step == steps or status == Status.CONVERGED:
+                    event = self.event(validation)
+                    told = callback is not None and bool(callback(event))
+                    stopped = callback is not None and any(processes.gather(told))
+                    if stopped and status == Status.RUNNING:
+                        status = Status.CALLBACK
+                if status != Status.RUNNING:
+                    break
+                if stops:
+                    self.save()
+                    raise Preempted(self.step)
+        return self.result(status)
 
     def take(self, chunk: Chunk, preempted: Callable[[], bool] | None) -> tuple[int, bool]:
         """Takes the steps of a chunk: RUNNING or CONVERGED, and whether any process is to stop."""
@@ -280,9 +281,8 @@ class _Run:
             value, norm = feed.value_and_norm(self.form, self.terms, state) or (value, norm)
         seconds = time.perf_counter() - self.begin
         epoch = self.step / feed.epoch_steps
-        event = Event(self.step, epoch, value, norm, seconds, self._params(), None, None)
-        event = with_validation(event, validation)
-        self.history.append(record(event))
+        event = Event(self.step, epoch, value, norm, seconds, self._params())
+        event = recorded(event, validation, self.history)
         nothing = {"total": np.zeros((), state.total.dtype), "taken": np.int32(0)}
         self.state = state._replace(**feed.placed(nothing))
         self.save()
@@ -327,55 +327,8 @@ def _steps(feed: Feed, epochs: int | None, steps: int | None) -> int:
         given = "neither" if steps is None else "both"
         raise ValueError(_checks.message(TRAIN, "epochs", "given, or `steps`, but not both", given))
     if steps is not None:
-        return _checks.at_least(TRAIN, "steps", steps, 0)
+        return at_least("steps", steps, 0)
     if isinstance(feed, BatchFeed) and not hasattr(feed.source, "batch_size"):
         expected = "None for batches of a function or an iterable, whose epochs have no known end"
         raise ValueError(_checks.message(TRAIN, "epochs", expected, epochs))
-    return _checks.at_least(TRAIN, "epochs", epochs, 0) * feed.epoch_steps
-
-
-def _initial(
-    init: SoftmaxRegression | None,
-    transform: Callable[[Array], Array] | None,
-    features: jax.ShapeDtypeStruct,
-    num_classes: int,
-    fit_intercept: bool,
-) -> SoftmaxRegression:
-    """`init`, or zeros, in the dtype and for the number of the features."""
-    seen = features if transform is None else jax.eval_shape(transform, features)
-    with errors_name(TRAIN):
-        return initial_params(init, seen, num_classes, int(fit_intercept))
-
-
-def _ridge(l2: float, penalty_factors: ArrayLike | None, width: int, dtype: Any) -> Array:
-    """The strength of the squared penalty, a scalar, or [D] with penalty factors."""
-    strength = jnp.asarray(penalty(TRAIN, l2, dtype), dtype)
-    if penalty_factors is None:
-        return strength
-    factors = _checks.real_array(TRAIN, "penalty_factors", penalty_factors).astype(dtype)
-    _checks.same_shape(TRAIN, "penalty_factors", factors, (width,))
-    values = np.asarray(factors)
-    bad = ~((values >= 0) & np.isfinite(values))
-    _checks.refuse_first(TRAIN, "penalty_factors", "finite and >= 0", values, bad)
-    return strength * factors
-
-
-def _not_negative(
-    name: str, weights: ArrayLike | None, num_classes: int, dtype: Any
-) -> Array | None:
-    """Finite weights >= 0 of the classes, not all of them 0."""
-    if weights is None:
-        return None
-    array = _checks.real_array(TRAIN, name, weights).astype(dtype)
-    _checks.same_shape(TRAIN, name, array, (num_classes,))
-    values = np.asarray(array)
-    bad = ~((values >= 0) & np.isfinite(values))
-    _checks.refuse_first(TRAIN, name, "finite and >= 0", values, bad)
-    if not values.any():
-        raise ValueError(_checks.message(TRAIN, name, "> 0 somewhere", "zeros only"))
-    return array
-
-
-def _tolerance(tol: float | None) -> float:
-    """The tolerance; no gradient is as small as -1."""
-    return -1.0 if tol is None else _checks.not_negative_number(TRAIN, "tol", tol)
+    return at_least("epochs", epochs, 0) * feed.epoch_steps
