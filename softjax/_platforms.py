@@ -6,6 +6,7 @@ form that is kept; within that form, `platform_dependent` traces one form too.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import jax
@@ -33,6 +34,14 @@ class Choice(NamedTuple):
 # The platform that is traced for; None where the forms for all platforms are wanted. JAX keeps what
 # it traced under the value of this context.
 tracing_for = jax.make_user_context(None)
+
+# What JAX lets a user set for a part of a trace. That part is over when a program is lowered.
+SETTINGS = {
+    "jax_default_matmul_precision": jax.default_matmul_precision,
+    "jax_enable_x64": jax.enable_x64,
+    "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
+    "jax_numpy_rank_promotion": jax.numpy_rank_promotion,
+}
 
 
 def platform_dependent(*operands: Any, default: Callable, **forms: Callable) -> Any:
@@ -70,7 +79,20 @@ def lowered_for_platform(function: Callable, choice: Choice, like: Any, *operand
 
 def _bound(form: Callable, shapes: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
     like = tuple(ShapedArray(a.shape, a.dtype) for a in shapes)
-    return _form_p.bind(*operands, form=form, like=like)
+    return _form_p.bind(*operands, form=_as_set_now(form), like=like)
+
+
+def _as_set_now(form: Callable) -> Callable:
+    """The form, traced under the settings that hold now."""
+    values = {name: getattr(jax.config, name) for name in SETTINGS}
+
+    def apply(platform: str, *operands: Array) -> Sequence[Array]:
+        with ExitStack() as stack:
+            for name, value in values.items():
+                stack.enter_context(SETTINGS[name](value))
+            return form(platform, *operands)
+
+    return apply
 
 
 _form_p = Primitive("form_of_platform")

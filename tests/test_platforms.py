@@ -1,11 +1,14 @@
 """A form that is traced when it is lowered is differentiated, batched and exported as it stands."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
 
+import softjax
 from softjax._platforms import Choice, lowered_for_platform, platform_dependent, tracing_for
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
@@ -97,3 +100,25 @@ def test_a_platform_may_be_named():
             np.testing.assert_array_equal(
                 jax.jit(chosen)(X)["sum"], jax.jit(plain)(factor, X)["sum"]
             )
+
+
+@pytest.mark.parametrize("is_outside", [True, False])
+def test_the_precision_of_a_product_is_the_one_that_was_set_around_it(is_outside):
+    """Also where the setting ends before the program is lowered."""
+
+    def set_around(function):
+        def call(*operands):
+            with jax.default_matmul_precision("highest"):
+                return function(*operands)
+
+        return call
+
+    def loss(hidden, kernel):
+        return softjax.linear_cross_entropy(hidden, kernel, np.zeros(4, int), reduction="mean")
+
+    both = (0, 1)
+    gradient = jax.grad(set_around(loss), both) if is_outside else set_around(jax.grad(loss, both))
+    text = jax.jit(gradient).lower(X, np.ones((3, 5), np.float32)).as_text()
+    precisions = re.findall(r"precision = \[(\w+), (\w+)\]", text)
+    assert len(precisions) == text.count("dot_general") >= 3
+    assert set(precisions) == {("HIGHEST", "HIGHEST")}
