@@ -42,7 +42,9 @@ def parameters():
             yield pytest.param(case, name, id=title, marks=marks)
 
 
-@pytest.mark.x64_once
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
+
+
 @pytest.mark.parametrize(("case", "name"), list(parameters()))
 def test_optax(case, name, monkeypatch):
     np.random.seed(0)  # noqa: NPY002 - optax's tests draw from the global generator

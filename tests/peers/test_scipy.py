@@ -25,7 +25,7 @@ DIFFERENT_ON_PURPOSE = {
     "test_dtypes_ab[x64-int64-float32]": NUMPY_PROMOTION,
 }
 
-pytestmark = pytest.mark.x64_once(True)
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once(True)]
 
 
 def on_numpy(function):
