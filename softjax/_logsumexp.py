@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from softjax import _checks
@@ -21,7 +21,7 @@ from softjax._numerics import (
     total,
 )
 from softjax._platforms import platform_dependent
-from softjax._reductions import shift
+from softjax._reductions import relative_to, shift
 from softjax._softmax import place_of_top, softmax_core, softmax_tangent
 from softjax._weights import is_zero, power_of_two, significand_and_exponent
 
@@ -239,7 +239,6 @@ def _terms(x: Array, b: Array, axes: tuple[int, ...]) -> _Terms:
     cancel. With n = round((x_i - x_t) / log 2), the form 2^n exp(x_i - x_t - n log 2) keeps the
     exponential in range until it is multiplied by 2^(k_i - k_t).
     """
-    x = lax.optimization_barrier(x)  # x must not be contracted with x - x_t into one operation
     f, k = significand_and_exponent(b)
     # The magnitude up to a factor of about 2. The product is exact, so no contraction changes it.
     log_size = x + jnp.where(jnp.isfinite(f), k * LOG_2_LEADING, jnp.abs(f))
@@ -252,7 +251,7 @@ def _terms(x: Array, b: Array, axes: tuple[int, ...]) -> _Terms:
     f_top = maximum(jnp.where(is_top, jnp.abs(f), -jnp.inf), axes)
     is_top &= jnp.abs(f) == f_top
 
-    d = jnp.clip(x - x_top, -FAR, FAR)
+    d = jnp.clip(relative_to(x, x_top), -FAR, FAR)
     n = jnp.round(d / math.log(2))
     e = jnp.exp((d - n * LOG_2_LEADING) - n * LOG_2_REST)
     c = jnp.where(jnp.isneginf(log_size), 0, f * e * power_of_two(n + (k - k_top)))

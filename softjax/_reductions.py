@@ -49,6 +49,23 @@ def shift(x: Array, m: Array) -> Array:
     return jnp.where(x < m, x - m, 0 * x)
 
 
+@jax.custom_jvp
+def relative_to(x: Array, origin: Array) -> Array:
+    """x - origin for an entry `origin` of x, which need not be the largest: exactly 0 there.
+
+    As in `shift`, a compiler could contract the difference with a product in x. A barrier does not
+    prevent that, since XLA:CPU removes barriers before it fuses operations. The choice between x
+    and an origin that is equal to x changes no value, but it separates product and difference.
+    """
+    return jnp.where(x != origin, x, origin) - origin
+
+
+@relative_to.defjvp
+def _relative_to_jvp(primals, tangents):
+    x_dot, origin_dot = tangents
+    return relative_to(*primals), x_dot - origin_dot  # also where x and origin are tied
+
+
 def shift_row(x: Array, m: Array, axes: Axes) -> Array:
     """`shift` of whole rows, whose exponentials will be summed over `axes`.
 
@@ -159,12 +176,12 @@ def weighted_sum(p: Array, v: Array, origin: Array, axes: Axes) -> Array:
     """
 
     def plain(p: Array, v: Array, origin: Array) -> Array:
-        return jnp.sum(jnp.where(p == 0, 0, p * (v - origin)), axes, keepdims=True)
+        return jnp.sum(jnp.where(p == 0, 0, p * relative_to(v, origin)), axes, keepdims=True)
 
     def on_cpu(p: Array, v: Array, origin: Array) -> Array:
         # XLA:CPU of jaxlib 0.10 computes p (v - sum(p v)) wrongly if p is the same for a batch of
         # v, as in a Jacobian, unless the sum is behind a barrier.
-        whole = lax.optimization_barrier(jnp.sum(p * (v - origin), axes, keepdims=True))
+        whole = lax.optimization_barrier(jnp.sum(p * relative_to(v, origin), axes, keepdims=True))
         is_finite = jnp.all(jnp.isfinite(whole))
         return lax.cond(is_finite, lambda *operands: whole, plain, p, v, origin)
 

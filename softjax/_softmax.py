@@ -27,6 +27,7 @@ from softjax._reductions import (
     index_of_maximum,
     is_place,
     plain_sums,
+    relative_to,
     rows_fit_a_kernel,
     shift,
     shift_row,
@@ -178,8 +179,11 @@ def softmax_core(x: Array, axes: Axes) -> Array:
 def _softmax_jvp(axes, primals, tangents):
     (x,), (x_dot,) = primals, tangents
     p = softmax_core(x, axes)
-    # A kernel that holds whole rows of p need not read x again.
-    row = p if rows_fit_a_kernel(x, axes) else x
+    row = x
+    if rows_fit_a_kernel(x, axes):
+        # A kernel of a GPU that holds whole rows of p need not read x again. XLA:CPU would store p
+        # once more for the search.
+        row = platform_dependent(x, p, cpu=lambda x, p: x, default=lambda x, p: p)
     return p, softmax_tangent(p, x_dot, axes, place_of_top(row, axes))
 
 
@@ -204,7 +208,7 @@ def softmax_tangent(p: Array, v: Array, axes: Axes, top: Array | None = None) ->
 def _covariance_product(v: Array, p: Array, top: Array | None = None, *, axes: Axes) -> Array:
     p = behind_barrier_on_cpu(p)  # computed once
     at_top = _at_top(v, p, top, axes)
-    return p * ((v - at_top) - weighted_sum(p, v, at_top, axes))
+    return p * (relative_to(v, at_top) - weighted_sum(p, v, at_top, axes))
 
 
 def place_of_top(x: Array, axes: Axes) -> Array | None:
@@ -295,7 +299,7 @@ def _centred(
 ) -> Array:
     """v - <p, v>, the tangent of log_softmax; 0 in an empty row."""
     at_top = _at_top(v, p, top, axes)
-    return jnp.where(mass == 0, 0, (v - at_top) - weighted_sum(p, v, at_top, axes))
+    return jnp.where(mass == 0, 0, relative_to(v, at_top) - weighted_sum(p, v, at_top, axes))
 
 
 def _centred_transposed(

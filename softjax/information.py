@@ -19,7 +19,7 @@ from softjax._labels import TopKLabels, class_indices, is_class_indices
 from softjax._logsumexp import logsumexp_core
 from softjax._losses import index_loss, spoiled
 from softjax._numerics import compute_dtype, excess, inner, log_total, masked, maximum
-from softjax._reductions import shift
+from softjax._reductions import relative_to, shift
 from softjax._softmax import is_empty, log_softmax, softmax, softmax_tangent
 
 __all__ = [
@@ -401,7 +401,7 @@ def _kl_divergence(t: Array, x: Array, axes: tuple[int, ...]) -> Array:
     """
     p = softmax(t, axes)
     u = _centred_ratio(p, t, x, axes)
-    a = (x - _at_top(p, x, axes)) + _at_top(p, log_softmax(t, axes) + u, axes)
+    a = relative_to(x, _at_top(p, x, axes)) + _at_top(p, log_softmax(t, axes) + u, axes)
     far = jnp.exp(jnp.minimum(a, FAR)) - p * (1 + u)
     terms = jnp.where((p > 0) & (u < FAR), p * _exp_less_tangent(jnp.minimum(u, FAR)), far)
     near = jnp.log1p(jnp.sum(terms, axes, keepdims=True))
@@ -525,5 +525,5 @@ def _at_top(p: Array, values: Array, axes: tuple[int, ...]) -> Array:
 def _centred(p: Array, x: Array, axes: tuple[int, ...]) -> Array:
     """x - <p, x>, computed relative to x at the most probable class, which avoids cancellation."""
     x = jnp.where(p == 0, 0, x)
-    x = jnp.where(p == 0, 0, x - _at_top(p, x, axes))
+    x = jnp.where(p == 0, 0, relative_to(x, _at_top(p, x, axes)))
     return x - inner(p, x, axes)
