@@ -8,7 +8,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from softjax import regression
-from softjax.regression import _information
+from softjax.regression import _rows
 
 pytestmark = pytest.mark.compiled_quickly
 
@@ -126,11 +126,11 @@ def test_information_of_any_number_of_classes_and_features(k, d, dtype):
 @pytest.mark.x64_once
 @pytest.mark.parametrize("n", [0, 1, 7, 15])
 def test_chunks_of_rows_are_exact(n, dtype, monkeypatch):
-    monkeypatch.setattr(_information, "CHUNK_SIZE", 1)
-    monkeypatch.setattr(_information, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(_rows, "CHUNK_SIZE", 1)
+    monkeypatch.setattr(_rows, "CHUNK_ROWS", 7)
     params, x, labels, weights = problem(dtype, n)
     z = np.asarray(regression.logits(params, x))
-    ours = _information.information(jnp.asarray(x), jnp.asarray(z), jnp.asarray(weights))
+    ours = _rows.information(jnp.asarray(x), jnp.asarray(z), jnp.asarray(weights))
     expected = oracle(params, x, labels, sample_weights=weights)[1] * np.float64(weights.sum())
     np.testing.assert_allclose(ours, expected, atol=tolerance(dtype))
 

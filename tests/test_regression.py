@@ -9,8 +9,8 @@ import scipy.optimize
 import scipy.special
 
 from softjax import regression
-from softjax.regression._batches import Batch as Rows
-from softjax.regression._batches import Held, batches_per_epoch, epoch_order
+from softjax.regression._steps import Batch as Rows
+from softjax.regression._steps import Held, batches_per_epoch, epoch_order
 
 pytestmark = pytest.mark.compiled_quickly
 

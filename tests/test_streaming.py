@@ -13,7 +13,7 @@ from meshes import put
 
 from softjax import regression, streaming, tables
 from softjax.regression import _steps
-from softjax.regression._batches import Stacked
+from softjax.regression._steps import Stacked
 from softjax.streaming import _devices, _passes
 from softjax.streaming._reproducible_sums import ReproducibleSums
 from softjax.streaming._rows import Standardised

@@ -37,6 +37,10 @@ def nine(a, b, c, d, e, f, g, /, h, *, i): pass
 
 
 def exported_nine(a, b, c, d, e, f, g, h, i): pass
+
+
+class Exported:
+    def __init__(self, a, b, c, d, e, f, g, h, i): pass
 '''
 
 
@@ -45,7 +49,10 @@ def tree(tmp_path):
     package = tmp_path / "softjax" / "part"
     package.mkdir(parents=True)
     (package.parent / "__init__.py").write_text(
+        "from typing import TYPE_CHECKING\n"
         "from softjax.part._core import exported_nine as exported_nine\n"
+        "if TYPE_CHECKING:\n"
+        "    from softjax.part._core import Exported as Exported\n"
     )
     (package / "__init__.py").write_text("")
     (package / "_core.py").write_text(MODULE)
@@ -57,7 +64,7 @@ def tree(tmp_path):
 def test_sizes_and_shape_of_a_tree(tree):
     rows = dict([*structure.sizes(tree), *structure.shape(tree)])
     count = len(MODULE.splitlines())
-    assert rows["softjax"] == f"{count + 1} in 3"
+    assert rows["softjax"] == f"{count + 4} in 3"
     assert rows["  softjax/part/"] == f"{count} in 2"
     assert rows["tests"] == "401 in 1"
     assert rows["docs"] == "0 in 0"

@@ -115,8 +115,17 @@ def functions(file: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
             yield node
 
 
-def public(file: Path, name: str) -> bool:
-    """Whether people may call a function: its file, or a package above it, exports the name."""
+def public(file: Path, function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether people may call a function: its file, or a package above it, exports the name.
+
+    Whoever makes an object of a class calls its `__init__`.
+    """
+    name = function.name
+    if name == "__init__":
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        holders = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+        lines = [node.name for node in holders if function.lineno in {n.lineno for n in node.body}]
+        name = lines[0] if lines else name
     folder = file.parent
     exporters = [file]
     while (folder / "__init__.py").exists():
@@ -128,7 +137,7 @@ def public(file: Path, name: str) -> bool:
 def exported(file: Path) -> set[str]:
     """The names that a file exports: those of `__all__`, or of `from a import b as b`."""
     names: set[str] = set()
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):  # TYPE_CHECKING too
         if isinstance(node, ast.ImportFrom):
             names |= {alias.name for alias in node.names if alias.asname == alias.name}
         elif isinstance(node, ast.Assign) and "__all__" in [
@@ -163,7 +172,7 @@ def shape(root: Path) -> Iterator[Row]:
     above = sum(length(function) > LONG_FUNCTION for _, function in every)
     yield f"functions above {LONG_FUNCTION} lines", str(above)
     many = [pair for pair in every if arguments(pair[1]) > MANY_ARGUMENTS]
-    inner = sum(not public(file, function.name) for file, function in many)
+    inner = sum(not public(file, function) for file, function in many)
     yield f"not public, more than {MANY_ARGUMENTS} arguments", str(inner)
     for name in ("softjax", "tests", "benchmarks"):
         files = [file for file in sources(root / name) if file.suffix == ".py"]

@@ -23,6 +23,13 @@ from softjax.cli._app import app
 from softjax.cli._metrics import metrics, print_metrics
 from softjax.tables import DataError
 
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        help="Name of a column with the true classes: says how many predictions are right."
+    ),
+]
+
 
 @app.command(epilog="Example: softjax predict run/model.npz new.csv --proba --out predictions.csv")
 def predict(
@@ -38,12 +45,7 @@ def predict(
         Path | None,
         typer.Option(help="CSV file to write, in UTF-8 (default: print to the terminal)."),
     ] = None,
-    label_column: Annotated[
-        str | None,
-        typer.Option(
-            help="Name of a column with the true classes: says how many predictions are right."
-        ),
-    ] = None,
+    label_column: Labels = None,
     proba: Annotated[
         bool, typer.Option("--proba", help="Add a column with the probability of each class.")
     ] = False,
@@ -92,11 +94,15 @@ def predict(
     with _printing() if out is None else _writing(out) as file:
         csv.writer(file).writerows([header, *rows])
     if labels is not None:
-        log_p = np.asarray(regression.predict_log_proba(params, x))
-        loss = -float(np.mean(np.take_along_axis(log_p, labels[:, None], axis=1)))
-        majority = int(np.bincount(labels).argmax())
-        found = metrics(labels, np.exp(log_p), fitted.classes, majority, loss)
+        found = _metrics(fitted, np.asarray(regression.predict_log_proba(params, x)), labels)
         print_metrics(errors, found, f"{len(labels)} rows of {Path(data).name}")
+
+
+def _metrics(fitted: models.Model, log_p: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """The metrics of log-probabilities [N, K]."""
+    loss = -float(np.mean(np.take_along_axis(log_p, labels[:, None], axis=1)))
+    majority = int(np.bincount(labels).argmax())
+    return metrics(labels, np.exp(log_p), fitted.classes, majority, loss)
 
 
 def _labels(fitted: models.Model, path: Path, column: str, reading: tables.Reading) -> np.ndarray:

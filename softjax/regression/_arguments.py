@@ -37,7 +37,7 @@ _called: ContextVar[str] = ContextVar("called", default=FIT)
 
 @contextmanager
 def errors_name(function: str) -> Iterator[None]:
-    """Within it, errors name `function`: the one that was called, not the one that checks."""
+    """Errors within the context name `function`, which was called, not the one that checks."""
     token = _called.set(function)
     try:
         yield
@@ -64,9 +64,15 @@ def checked_data(
     offset: ArrayLike | None = None,
     penalty_factors: ArrayLike | None = None,
 ) -> Data:
-    """What is fitted to, as yet without penalties."""
+    """The checked data of a fit, as yet without penalties."""
     x = features_array("features", features)
-    _refuse_scales("features", x)
+    if is_sparse(x):
+        if _checks.is_concrete(x.data):
+            refuse_scales(called(), "features", np.asarray(largest_entries(x)), x.dtype)
+    elif _checks.is_concrete(x):
+        host: Any = np.asarray(x) if is_at_hand(x) else x
+        size = np.maximum(host.max(0), -host.min(0))
+        refuse_scales(called(), "features", size, x.dtype)
     num_examples = x.shape[0]
     y = labels_array("labels", labels, num_examples)
     named = "labels" if num_classes is None else "num_classes"
@@ -108,17 +114,20 @@ def offset_array(
 
 
 def features_array(argument: str, features: Any) -> "Array | BCOO":
-    """Finite numbers [N, D], N >= 1, at least float32, dense or BCOO."""
+    """Features [N, D], N >= 1, that are finite and at least float32, dense or BCOO."""
     if is_sparse_matrix(features):
         x = without_duplicates(sparse_array(called(), argument, features))
         if not x.shape[0]:
             raise error(argument, "of one example or more", f"shape {x.shape}")
         _refuse_not_finite(argument, x.data)
         return x
+    features = _checks.native(called(), argument, features)
     with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
-        x = _checks.real_array(
-            called(), argument, _placed(_checks.native(called(), argument, features))
-        )
+        if isinstance(features, np.ndarray) and np.issubdtype(features.dtype, np.floating):
+            # NumPy's numbers on the device, of which `jnp.asarray` would hold two copies.
+            placed = jax.device_put(features)
+            features = features if isinstance(placed, Tracer) else placed
+        x = _checks.real_array(called(), argument, features)
     if x.ndim != 2 or not len(x):
         raise error(argument, "of shape (examples, features)", f"shape {x.shape}")
     x = x.astype(compute_dtype(x.dtype))
@@ -209,19 +218,16 @@ def refuse_sizes(argument: str, x: "Array | BCOO", num_classes: int) -> None:
         return
     (examples, width), itemsize = x.shape, x.dtype.itemsize
     needed = 3 * itemsize * num_classes * (examples + width + 1)
-    memory = sum(map(_memory, data.devices()))
+    memory = 0.0
+    for device in data.devices():
+        limit = (device.memory_stats() or {}).get("bytes_limit")
+        if limit is None and hasattr(os, "sysconf"):
+            limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory += np.inf if limit is None else limit
     if needed > memory:
         expected = f"such that the logits and the parameters fit into {memory / 2**30:.0f} GiB"
         got = f"{num_classes} classes, {examples} examples and {width} features: "
         raise error(argument, expected, got + f"{needed / 2**30:.0f} GiB")
-
-
-def _memory(device: Any) -> float:
-    """The bytes that a device can hold."""
-    limit = (device.memory_stats() or {}).get("bytes_limit")
-    if limit is None and hasattr(os, "sysconf"):
-        limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return np.inf if limit is None else limit
 
 
 def mean_one_weights(
@@ -309,7 +315,7 @@ def penalty(argument: str, value: Any, dtype: DTypeLike) -> Any:
 
 
 def penalties(l2: ArrayLike, dtype, argument: str = "l2") -> Array:
-    """A scalar or [P], finite and >= 0."""
+    """Penalties, a scalar or [P], that are finite and >= 0."""
     array = _checks.real_array(called(), argument, l2)
     if array.ndim > 1 or not array.size:
         raise error(argument, "a scalar or of shape (penalties,)", f"shape {array.shape}")
@@ -338,14 +344,6 @@ def _weights(argument: str, weights: ArrayLike, length: int, dtype: DTypeLike) -
     return w
 
 
-def _placed(features: Any) -> Any:
-    """NumPy's numbers on the device, of which `jnp.asarray` holds two copies."""
-    if not isinstance(features, np.ndarray) or not np.issubdtype(features.dtype, np.floating):
-        return features
-    placed = jax.device_put(features)
-    return features if isinstance(placed, Tracer) else placed
-
-
 def _refuse_not_finite(argument: str, x: Array) -> None:
     if is_at_hand(x):
         # The extremes of finite numbers are finite, and take no array as large as the features.
@@ -355,20 +353,11 @@ def _refuse_not_finite(argument: str, x: Array) -> None:
     _refuse(argument, f"finite in {x.dtype}", x, _not_finite)
 
 
-def _refuse_scales(argument: str, x: Any) -> None:
-    """Refuses columns whose squares overflow or vanish: they would count as infinite, or as 0."""
-    if not _checks.is_concrete(x.data if is_sparse(x) else x):
-        return
-    if is_sparse(x):
-        size = np.asarray(largest_entries(x))
-    else:
-        host: Any = np.asarray(x) if is_at_hand(x) else x
-        size = np.maximum(host.max(0), -host.min(0))
-    refuse_scales(called(), argument, size, x.dtype)
-
-
 def refuse_scales(function: str, argument: str, size: np.ndarray, dtype: DTypeLike) -> None:
-    """Refuses columns by the size of their largest entry, [D]."""
+    """Refuses columns whose squares overflow or vanish: they would count as infinite, or as 0.
+
+    `size` is the size of their largest entries, [D].
+    """
     limits = np.finfo(dtype)
     least, most = 10 * np.sqrt(limits.tiny), np.sqrt(limits.max) / 10
     bad = np.flatnonzero((size > most) | (size > 0) & (size < least))

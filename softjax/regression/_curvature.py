@@ -13,22 +13,25 @@ from softjax._labels import Labels
 from softjax._numerics import compute_dtype
 from softjax._softmax import softmax_core, softmax_tangent
 from softjax.regression._features import is_sparse
-from softjax.regression._information import augmented, information, sum_of_chunks
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import (
     EXACT,
     Rows,
     _dense_or_sparse,
     _targets_array,
+    augmented,
     checked_rows,
     counted,
+    dense,
     feature_column,
     features_array,
+    information,
     logits_of,
     masses,
     offset_array,
     residuals,
     scores,
+    sum_of_chunks,
     times,
     weights_array,
     with_offset,
@@ -89,7 +92,6 @@ def gradient(
         sample_weights,
         class_weights,
         offset=offset,
-        takes_sparse=True,
     )
     return _gradient(params, rows, l2)
 
@@ -145,6 +147,7 @@ def hessian(
     rows = checked_rows(
         function, params, features, labels, sample_weights, class_weights, offset=offset
     )
+    rows = rows._replace(x=dense(rows.x))
     return _hessian(params, rows, l2)
 
 
@@ -201,7 +204,6 @@ def hvp(
         sample_weights,
         class_weights,
         offset=offset,
-        takes_sparse=True,
     )
     _checks.same_shape(function, "tangent.kernel", tangent.kernel, jnp.shape(params.kernel))
     _checks.same_shape(function, "tangent.bias", tangent.bias, jnp.shape(params.bias))
@@ -248,7 +250,7 @@ def fisher_information(
     Source: P. McCullagh and J. A. Nelder, "Generalized Linear Models" (1989), section 5.4.
     """
     function = "regression.fisher_information"
-    x = features_array(function, params, features)
+    x = dense(features_array(function, params, features))
     w = weights_array(function, "sample_weights", sample_weights, x.shape[:1], x.dtype)
     o = offset_array(function, params, x, offset)
     return _fisher_information(params, Rows(x, None, w, None, o))

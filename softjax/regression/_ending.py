@@ -121,7 +121,7 @@ def look(data: Data, theta: Any, first: Any, tol: Any) -> Ending:
     `first` is the objective at the start, over the mass.
     """
     with jax.enable_x64(True):
-        data, theta = _doubled((data, theta))
+        data, theta = in_float64((data, theta))
         ending = looked(data, theta, np.float64(first), np.float64(tol))
         return jax.tree.map(np.asarray, ending)
 
@@ -129,16 +129,16 @@ def look(data: Data, theta: Any, first: Any, tol: Any) -> Ending:
 def is_proven(data: Data, theta: Any) -> bool:
     """Whether there is a proof of quasi-complete separation, in float64 whatever the dtype."""
     with jax.enable_x64(True):
-        data, theta = _doubled((data, theta))
+        data, theta = in_float64((data, theta))
         return bool(quasi_separated(data, theta, jnp.asarray(True)))
 
 
-def _doubled(tree: Any) -> Any:
-    def doubled(leaf):
-        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-        return leaf.astype(np.float64) if floating else leaf
-
-    return jax.tree.map(doubled, tree)
+def in_float64(tree: Any) -> Any:
+    """The tree with its floating numbers in float64, which must be on."""
+    return jax.tree.map(
+        lambda leaf: leaf.astype(np.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
+        tree,
+    )
 
 
 @jax.jit
@@ -185,7 +185,7 @@ def suspected(problem: Problem, state: State, status: Array) -> Array:
 
 @jax.jit
 def quasi_separated(data: Data, theta: Array, suspected: Array) -> Array:
-    """Whether there is a proof of it at `theta`; not looked for where it is not suspected.
+    """Whether separation is proven at `theta`; no proof is looked for unless it is `suspected`.
 
     It is a program of its own, since most fits do not need it.
     """

@@ -139,11 +139,6 @@ def linear(x: Any, kernel: Array, bias: Array) -> Array:
     return z + jnp.expand_dims(bias, range(z.ndim - 1))
 
 
-def linear_by_class(x: Any, kernel: Array, bias: Array) -> Array:
-    """As `linear` with the classes first, [K, N]: of a kernel [K, D] and a bias [K, 1]."""
-    return product(x, kernel.T).T + bias
-
-
 def by_columns(function: Callable[..., Array], x: Array, *of_column: Array) -> Array:
     """function(x, *of_column), [D, ...], without a copy of x [N, D].
 

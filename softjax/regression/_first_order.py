@@ -8,7 +8,6 @@ from jax import Array
 
 from softjax.regression import _ending, _frame
 from softjax.regression._arguments import at_least
-from softjax.regression._batches import Batch, Held, OneSum, batches_per_epoch, epoch_order
 from softjax.regression._convergence import is_loose, is_separated, status_where_separated
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import (
@@ -21,7 +20,20 @@ from softjax.regression._objective import (
     ridge,
 )
 from softjax.regression._result import FitResult, Progress, Status
-from softjax.regression._steps import Form, State, Terms, advance, look, start, stores_gradient
+from softjax.regression._steps import (
+    Batch,
+    Form,
+    Held,
+    OneSum,
+    State,
+    Terms,
+    advance,
+    batches_per_epoch,
+    epoch_order,
+    look,
+    start,
+    stores_gradient,
+)
 
 # One object each, so that every fit finds the compiled program of the last.
 _LBFGS = optax.lbfgs()

@@ -102,7 +102,8 @@ def fit(
             floating [N, K].
         solver: one of those above.
         l2: scalar >= 0, the strength of the squared penalty on the kernel.
-        l1: scalar >= 0, that of the absolute one; "proximal" only. With l2 it is the elastic net.
+        l1: scalar >= 0, the strength of the absolute penalty; "proximal" only. With l2 it is the
+            elastic net.
         grouped: whether l1 is of |kernel_j|_2 in place of |kernel_j|_1, so that a feature is in the
             model for all classes or for none.
         penalty_factors: real [D], >= 0, f; None for ones. Features of factor 0 are not penalised.
@@ -163,8 +164,7 @@ def fit(
     tol = not_negative("tol", tol)
     held_out = None if validation is None else _validation(validation, data)
     seed = at_least("seed", seed, 0)
-    if max_steps is not None:
-        max_steps = at_least("max_steps", max_steps, 0)
+    max_steps = None if max_steps is None else at_least("max_steps", max_steps, 0)
 
     watched = callback is not None or validation is not None
     if is_traced((data, params)):
@@ -180,23 +180,22 @@ def fit(
         run = _first_order.Run(data, params, tol, optimizer, batch_size, epochs, seed)
     else:
         run = _solve.Run(name, data, params, tol, max_steps)
-    chunk, stop = run.chunk, 0
-    if steps_per_chunk is not None:
-        chunk = at_least("steps_per_chunk", steps_per_chunk, 1)
-    elif name != OPTAX and not watched:
-        stop = run.limit
-    return _in_chunks(run, chunk, stop, callback, held_out, begin)
+    in_one = name != OPTAX and not watched
+    return _in_chunks(run, steps_per_chunk, in_one, callback, held_out, begin)
 
 
 def _in_chunks(
     run: _solve.Run | _first_order.Run,
-    chunk: int,
-    stop: int,
+    steps_per_chunk: int | None,
+    in_one: bool,
     callback: Callable[[Event], bool | None] | None,
     held_out: "tuple[Array | BCOO, Array, Array | None] | None",
     begin: float,
 ) -> FitResult:
-    """Runs a fit to step `stop` and on in chunks of steps, with an event after each."""
+    """Runs a fit in chunks of steps, or `in_one` if nothing says how many, with events between."""
+    chunk, stop = run.chunk, run.limit if in_one and steps_per_chunk is None else 0
+    if steps_per_chunk is not None:
+        chunk = at_least("steps_per_chunk", steps_per_chunk, 1)
     history: list[dict[str, float]] = []
     while True:
         progress = run.advance(stop)

@@ -74,7 +74,7 @@ def fit_many(
         l2: >= 0, the strength of the penalty, a scalar or [B].
         penalty_factors: as `fit`, of all lanes.
         fit_intercept: as `fit`, of all lanes.
-        tol: as of `fit`; the gradient is relative to what it can be in the mean of the lanes.
+        tol: as `fit`; the gradient is relative to what it can be in the mean of the lanes.
         max_steps: of each lane; None for more than enough.
         num_classes: K, of all lanes; None for what the labels show.
         sample_weights: real [N] or [B, N], >= 0, in no lane all 0.
@@ -192,7 +192,7 @@ def _middle(
 ) -> tuple[Array, Array]:
     """The mean of the weighted labels of all lanes, [N, K], and the median of their penalties, [1].
 
-    Without labels that are out of range, which are to make their own lane NaN and no other.
+    Labels that are out of range are left out: they are to make their own lane NaN and no other.
     """
 
     def add(lane, total):

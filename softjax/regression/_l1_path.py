@@ -1,18 +1,18 @@
 """A path of penalties with corners, from the largest to the smallest, each fit from the one before.
 
-Most features are not in the model along most of a path, and a fit need not see them. At penalty
-l1 feature j stays out where the gradient of the loss keeps |g_j| <= f_j l1, the largest of its
-entries or, where the penalty is grouped, their norm. Since it seldom changes by more than the
-penalty does, the features with
+Most features are not in the model along most of a path, and a fit need not see them. Feature j
+stays out at the penalty l1 where |g_j| <= f_j l1. Here g_j [K] is the gradient of the loss, and
+|g_j| is its largest entry or, where the penalty is grouped, its norm. The gradient seldom changes
+by more than the penalty does. A fit therefore begins with the features that have
 
     |g_j| >= f_j (2 l1 - l1_before)    at the fit before (the strong rule),
 
-and those that were ever in the model, are all that a fit begins with. It is no proof: after the fit
-the gradient of all features is looked at, and those that should not have been left out join, until
-there are none. So every fit of the path is that to all features, to the same tolerance.
+and with those that were ever in the model. The rule proves nothing: after the fit the gradient of
+all features is computed, and the features that should not have been left out join the fit, until
+none is left. So every fit of the path is the fit to all features, to the same tolerance.
 
-The features that take part are brought to few numbers by columns of zeros, so that the fits of a
-path share some programs.
+Columns of zeros bring the number of features that take part to one of few numbers, so that the fits
+of a path share some programs.
 
 Source: R. Tibshirani et al., "Strong rules for discarding predictors in lasso-type problems"
 (2012), sections 3 and 7.
@@ -88,7 +88,7 @@ def steps(
 ) -> Iterator[Step]:
     """The fit without the features that are penalised, and those at the penalties, which fall.
 
-    Those after `stopped` says so take no step.
+    The fits after `stopped` says so take no step.
     """
     path = _Path(data, report_of, tol, max_steps, stopped)
     step = path.null()

@@ -33,7 +33,7 @@ from jax import Array, lax
 from softjax._checks import nan_where
 from softjax._sharding import cond
 from softjax._softmax import log_softmax_core
-from softjax.regression._features import by_columns, is_sparse, linear_by_class, product, with_data
+from softjax.regression._features import by_columns, is_sparse, product, with_data
 from softjax.regression._model import SoftmaxRegression
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def centred(theta: Array) -> Array:
 def class_scores(problem: Problem, theta: Array) -> Array:
     """theta x~_i, [K, N], linear in theta: one product with the features."""
     bias = problem.constant * theta[:, -1:]
-    return linear_by_class(problem.features, theta[:, :-1], bias)
+    return product(problem.features, theta[:, :-1].T).T + bias
 
 
 def logits_at(problem: Problem, theta: Array) -> Array:

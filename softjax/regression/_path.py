@@ -167,15 +167,9 @@ def fit_path(
         section 7.10; J. Friedman, T. Hastie and R. Tibshirani, "Regularization paths for
         generalized linear models via coordinate descent" (2010).
     """
+    weights = (sample_weights, class_weights)
     data = checked_data(
-        features,
-        labels,
-        num_classes,
-        sample_weights,
-        class_weights,
-        fit_intercept,
-        offset,
-        penalty_factors,
+        features, labels, num_classes, *weights, fit_intercept, offset, penalty_factors
     )
     data = replace(data, l2=penalties(l2, data.features.dtype))
     grouped = _checks.flag(FIT, "grouped", grouped)
@@ -241,15 +235,9 @@ def largest_l1(
 
     Source: J. Friedman, T. Hastie and R. Tibshirani (2010), section 2.5.
     """
+    weights = (sample_weights, class_weights)
     data = checked_data(
-        features,
-        labels,
-        num_classes,
-        sample_weights,
-        class_weights,
-        fit_intercept,
-        offset,
-        penalty_factors,
+        features, labels, num_classes, *weights, fit_intercept, offset, penalty_factors
     )
     _refuse_tracers(data)
     data = _of_kind(data, _checks.flag(FIT, "grouped", grouped))

@@ -189,16 +189,13 @@ def more_precisely(data: Data, tol: np.ndarray, ended: Outcome, limit: np.int32)
     dtype, state = tol.dtype, ended.state
     old = state._replace(memory=())
 
-    def precise(leaf: Any) -> Any:
-        return leaf.astype(np.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
-
     def judged(theta):
         # Before and after a step, which says how much is left.
         begin = ALL[PRECISELY].start(data, theta)
         return (within_trace(PRECISELY, data, within, begin, np.int32(stop)) for stop in (0, 1))
 
     with jax.enable_x64(True):
-        data, before = jax.tree.map(precise, (data, ended._replace(state=old)))
+        data, before = _ending.in_float64((data, ended._replace(state=old)))
         within = np.float64(tol)
         outcome = _continuing()(data, within, before, limit)
         status, end = int(outcome.status), outcome.state

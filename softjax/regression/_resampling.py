@@ -1,6 +1,7 @@
 """Fits to some of the examples: the bootstrap, and cross-validation, which chooses a penalty.
 
-All are fits to the same examples with other weights, made at once as those of `fit_many` are.
+All of these are fits to the same examples with other weights. They are made at once, as `fit_many`
+makes its fits.
 """
 
 from collections.abc import Callable
@@ -89,17 +90,17 @@ class CrossValidation(NamedTuple):
 
     @property
     def mean_loss(self) -> Array:
-        """Over the folds."""
+        """The mean of the loss over the folds."""
         return jnp.mean(self.loss, -1)
 
     @property
     def mean_accuracy(self) -> Array:
-        """Over the folds."""
+        """The mean of the accuracy over the folds."""
         return jnp.mean(self.accuracy, -1)
 
     @property
     def standard_error(self) -> Array:
-        """Of `mean_loss`: the standard deviation over the folds / sqrt(F); NaN of one fold."""
+        """The standard error of `mean_loss`: std over the folds / sqrt(F); NaN for one fold."""
         folds = self.loss.shape[-1]
         return jnp.std(self.loss, -1, ddof=1) / folds**0.5
 
@@ -162,15 +163,9 @@ def bootstrap(
         and 13.3.
     """
     count = at_least("resamples", resamples, 2)
+    weights = (sample_weights, class_weights)
     data = checked_data(
-        features,
-        labels,
-        num_classes,
-        sample_weights,
-        class_weights,
-        fit_intercept,
-        offset,
-        penalty_factors,
+        features, labels, num_classes, *weights, fit_intercept, offset, penalty_factors
     )
     data = replace(data, l2=penalties(l2, data.features.dtype))
     if data.l2.ndim:
@@ -253,15 +248,9 @@ def cross_validate(
 
     Source: M. Stone, "Cross-validatory choice and assessment of statistical predictions" (1974).
     """
+    weights = (sample_weights, class_weights)
     data = checked_data(
-        features,
-        labels,
-        num_classes,
-        sample_weights,
-        class_weights,
-        fit_intercept,
-        offset,
-        penalty_factors,
+        features, labels, num_classes, *weights, fit_intercept, offset, penalty_factors
     )
     data = replace(data, l2=penalties(l2, data.features.dtype))
     folds, outcomes = cross_validated(data, folds, seed, tol, max_steps, callback)
@@ -275,7 +264,7 @@ def _resample(key: Array, labels: Array, weights: Array, l2: Array, lane: Array)
 
 
 def resample_counts(key: Array, resample: Array, num_examples: int) -> Array:
-    """How often each example is drawn."""
+    """How often each example is drawn for a resample, [N]."""
     shape = (num_examples,)
     drawn = jax.random.randint(jax.random.fold_in(key, resample), shape, 0, num_examples)
     return jnp.zeros(shape, jnp.int32).at[drawn].add(1)
@@ -351,7 +340,7 @@ def folds_array(folds: int | ArrayLike, seed: ArrayLike, data: Data) -> tuple[Ar
 
 @partial(jax.jit, static_argnames="num_folds")
 def _stratified(key: Array, labels: Array, num_folds: int) -> Array:
-    """Dealt in turn, one class after the other, each shuffled."""
+    """The fold of each example: shuffled examples are dealt in turn, one class after another."""
     classes = labels if labels.ndim == 1 else jnp.argmax(labels, -1)
     shuffled = jax.random.permutation(key, len(classes))
     order = shuffled[jnp.argsort(classes[shuffled], stable=True)]

@@ -51,20 +51,20 @@ class Run:
     def advance(self, stop: int) -> Progress:
         """Steps until `stop`, or until there is nothing left to do."""
         status = self._status_at(stop)
-        proven = bool(self.outcome.suspected) and self._quasi_separated()
+        proven = bool(self.outcome.suspected) and _ending.is_proven(self.data, self.state.theta)
         if not proven and self.outcome.hidden:
             limit = np.int32(self.limit)
             self.outcome = _programs.more_precisely(self.data, self.tol, self.outcome, limit)
             self.state = self.outcome.state
             status = int(self.outcome.status)
-            proven = bool(self.outcome.suspected) and self._quasi_separated()
+            proven = bool(self.outcome.suspected) and _ending.is_proven(self.data, self.state.theta)
         elif not proven and self.outcome.suspected and not self.state.strict:
             # Without a proof there may be an optimum.
             going_on = {"strict": np.bool_(True), "status": np.int32(Status.RUNNING)}
             before, self.state = int(self.state.step), self.state._replace(**going_on)
             status = self._status_at(stop)
             moved = self.outcome.suspected and int(self.state.step) > before
-            proven = bool(moved) and self._quasi_separated()
+            proven = bool(moved) and _ending.is_proven(self.data, self.state.theta)
         status = Status.QUASI_SEPARATED if proven else status
         params, objective = _frame.expand(self.frame, self.outcome.params), None
         if self.frame.centre is not None:
@@ -94,9 +94,6 @@ class Run:
         """Whether the solver takes no step of Newton's, and no penalty holds some parameters."""
         smooth = not self.data.l1 and self.data.l1_rows is None
         return smooth and not SOLVERS[self.name].by_newton and bool(is_loose(self.data))
-
-    def _quasi_separated(self) -> bool:
-        return _ending.is_proven(self.data, self.state.theta)
 
     def result(self, progress: Progress, status: int, history: list[dict[str, float]]) -> FitResult:
         return FitResult(

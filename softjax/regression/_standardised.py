@@ -17,7 +17,6 @@ from softjax.regression._features import (
     by_columns,
     column_of,
     is_sparse,
-    linear_by_class,
     product,
     stored_mass,
     with_data,
@@ -129,7 +128,7 @@ def scores(s: Standardised, v: Array) -> Array:
     """The logits [K, N] of the parameters v [K, D + 1] of s: one product with the features."""
     kernel = v[:, :-1] / s.unit[None]
     bias = s.constant.astype(v.dtype) * v[:, -1:] - product(kernel, s.offset[:, None])
-    return linear_by_class(s.features, kernel, bias)
+    return product(s.features, kernel.T).T + bias
 
 
 def pull_back(s: Standardised, residual: Array) -> Array:

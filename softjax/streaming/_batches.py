@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from softjax import _checks
-from softjax.regression._batches import Batch as Batch
+from softjax.regression._steps import Batch as Batch
 from softjax.streaming._rows import (
     Rows,
     as_labels,

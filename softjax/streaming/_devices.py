@@ -12,7 +12,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from softjax import _checks
-from softjax.regression._batches import Batch, Held, Stacked
+from softjax.regression._steps import Batch, Held, Stacked
 from softjax.streaming._batches import PARTS, Source
 from softjax.streaming._reproducible_sums import ROWS, ReproducibleSums
 

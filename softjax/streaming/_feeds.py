@@ -26,16 +26,20 @@ from softjax.regression._arguments import (
     initial_params,
     is_traced,
 )
-from softjax.regression._batches import (
+from softjax.regression._features import is_sparse
+from softjax.regression._first_order import held_at, rows_of, scales, separation
+from softjax.regression._steps import (
+    Form,
     Held,
     OneSum,
+    State,
+    Sums,
+    Terms,
     Transform,
     batches_per_epoch,
     good_rows,
+    look,
 )
-from softjax.regression._features import is_sparse
-from softjax.regression._first_order import held_at, rows_of, scales, separation
-from softjax.regression._steps import Form, State, Sums, Terms, look
 from softjax.streaming._batches import TRAIN, source_of
 from softjax.streaming._devices import Chunk, Devices, ahead
 from softjax.tables import DataError

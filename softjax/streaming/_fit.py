@@ -9,6 +9,7 @@ the next step, so that most steps take one pass.
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,6 @@ from jax import Array
 
 from softjax import _checks, processes
 from softjax.regression import Event, FitResult, _frame, _preconditioner, _standardised
-from softjax.regression._batches import Batch
 from softjax.regression._convergence import NEAR, STILL, converged, progressed
 from softjax.regression._descent import OVERSHOOT, SLOPE_LEFT, TRIALS
 from softjax.regression._features import in_full_precision
@@ -30,6 +30,7 @@ from softjax.regression._objective import (
     unpack,
 )
 from softjax.regression._result import Status, Validation, recorded
+from softjax.regression._steps import Batch
 from softjax.streaming._passes import FIT, Passes, Sums, problem_of_batch, transformed
 from softjax.streaming._rows import (
     Rows,
@@ -99,8 +100,8 @@ def fit(
     num_classes = _checks.at_least(FIT, "num_classes", num_classes, 2)
     max_steps = _checks.at_least(FIT, "max_steps", max_steps, 0)
     tol = _checks.not_negative_number(FIT, "tol", tol)
-    for name, function in (("transform", transform), ("callback", callback)):
-        _checks.refuse_uncallable(FIT, name, function)
+    _checks.refuse_uncallable(FIT, "transform", transform)
+    _checks.refuse_uncallable(FIT, "callback", callback)
     dtype = computed_in(rows.read(0, 1)[0].dtype)
     l2 = penalty(FIT, l2, dtype)
     validation = checked_validation(FIT, validation, rows.num_features, num_classes)
@@ -112,12 +113,11 @@ def fit(
     sample = passes.sample()
     if passes.look_for_centre(sample):
         here = passes.at(theta)
-    bound = np.sqrt(np.where(here.squares > 0, here.squares, 1))
     memory = _first_memory(theta)
     rule, step = _StopRule(passes, tol, here.value), 0
     history: list[dict[str, float]] = []
     while True:
-        norm = float(np.max(np.abs(here.gradient) / bound))
+        norm = here.relative_norm
         status = rule.status_at(theta, here, norm)
         seconds = time.perf_counter() - begin
         params, moved = _frame.outside(passes.centre, unpack(jnp.asarray(theta)))
@@ -126,9 +126,10 @@ def fit(
         interrupted = callback is not None and any(processes.gather(bool(callback(event))))
         if status != Status.RUNNING or interrupted or step == max_steps:
             break
-        problem = (*passes.fixed, passes.shift, constant, sample, dtype.type(l2))
-        point = (theta, here.gradient.astype(dtype), memory, np.int32(step), dtype.type(norm))
-        d, memory, unseen = _direction(*problem, *point)
+        g, size = here.gradient.astype(dtype), dtype.type(norm)
+        problem = (passes.shift, constant, sample, dtype.type(l2))
+        at = _Position(theta, g, memory, np.int32(step), size)
+        d, memory, unseen = _direction(*passes.fixed, *problem, at)
         trial = _line_search(passes, theta, here, np.asarray(d))
         if trial is None:
             status = Status.PRECISION_FLOOR
@@ -139,11 +140,27 @@ def fit(
     if passes.centre is not None:
         status = int(_frame.status_outside(np.int32(status), moved, here.value, tol))
     status = rule.status_at_end(status, theta, here)
-    if status == Status.RUNNING and interrupted:
-        status = Status.CALLBACK
-    return FitResult(
-        params, here.value, status, step, 2 * passes.count, norm, bool(here.separated), history
-    )
+    status = Status.CALLBACK if status == Status.RUNNING and interrupted else status
+    counts = (step, 2 * passes.count, norm, bool(here.separated))
+    return FitResult(params, here.value, status, *counts, history)
+
+
+class _Position(NamedTuple):
+    """What a direction begins from.
+
+    Attributes:
+        theta: the parameters, [K, D + 1].
+        gradient: of all rows, there.
+        memory: of L-BFGS.
+        step: the number of steps taken.
+        norm: of the gradient, relative to what it can be at most.
+    """
+
+    theta: Any
+    gradient: Any
+    memory: Memory
+    step: Any
+    norm: Any
 
 
 def _first_memory(theta: np.ndarray) -> Memory:
@@ -217,11 +234,7 @@ def _direction(
     constant: Array,
     sample: Batch,
     l2: Array,
-    theta: Array,
-    gradient: Array,
-    memory: Memory,
-    step: Array,
-    norm: Array,
+    at: _Position,
 ) -> tuple[Array, Memory, Array]:
     """The direction and the memory of L-BFGS, and the decrement its preconditioner does not see.
 
@@ -230,9 +243,9 @@ def _direction(
     features = _frame.less(transformed(transform, sample.features), shift)
     problem = problem_of_batch(num_classes, features, constant, sample)._replace(l2=l2)
     s = _standardised.standardise(problem, gradient_bound(problem), problem.features.dtype)
-    here = point(problem, theta, logits_at(problem, theta))
-    here = here._replace(gradient=centred(gradient))
-    d, memory = lbfgs(problem, s, here, memory, step, norm)
+    here = point(problem, at.theta, logits_at(problem, at.theta))
+    here = here._replace(gradient=centred(at.gradient))
+    d, memory = lbfgs(problem, s, here, at.memory, at.step, at.norm)
     return centred(d), memory, _preconditioner.unseen(s, memory.preconditioner, here.gradient)
 
 

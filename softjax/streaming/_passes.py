@@ -17,7 +17,6 @@ from jax import Array
 from softjax import _checks, processes
 from softjax.regression import _ending, _frame
 from softjax.regression._arguments import refuse_scales
-from softjax.regression._batches import Batch, good_rows
 from softjax.regression._convergence import is_separated
 from softjax.regression._descent import largest_move
 from softjax.regression._objective import (
@@ -30,6 +29,7 @@ from softjax.regression._objective import (
     problem_of,
     value,
 )
+from softjax.regression._steps import Batch, good_rows
 from softjax.streaming._devices import ahead
 from softjax.streaming._rows import (
     Rows,
@@ -65,6 +65,12 @@ class Sums(NamedTuple):
     separated: Any
     largest: Any
     classes: Any
+
+    @property
+    def relative_norm(self) -> float:
+        """The largest entry of the gradient, relative to what it can be at most."""
+        bound = np.sqrt(np.where(self.squares > 0, self.squares, 1))
+        return float(np.max(np.abs(self.gradient) / bound))
 
 
 class Passes:

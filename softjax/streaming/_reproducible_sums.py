@@ -25,7 +25,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from softjax._cross_entropy import cross_entropy
 from softjax.regression import SoftmaxRegression
-from softjax.regression._batches import Batch
+from softjax.regression._steps import Batch
 from softjax.streaming._batches import BLOCKS as DRAWN
 
 # A block has the rows of two of the blocks that `Batches` draws from. More blocks are slower where

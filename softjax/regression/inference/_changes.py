@@ -12,7 +12,15 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._softmax import softmax_core
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._rows import EXACT, Rows, counted, features_array, logits_of, offset_array
+from softjax.regression._rows import (
+    EXACT,
+    Rows,
+    counted,
+    dense,
+    features_array,
+    logits_of,
+    offset_array,
+)
 from softjax.regression.inference._effects import effects_of, population
 from softjax.regression.inference._estimates import Estimates, estimates_core
 
@@ -170,7 +178,7 @@ def marginal_effects(
     Source: W. H. Greene, "Econometric Analysis" (2012), section 18.2.
     """
     function = "regression.inference.marginal_effects"
-    x = features_array(function, params, features)
+    x = dense(features_array(function, params, features))
     rows = Rows(x, None, None, None, offset_array(function, params, x, offset))
     return _marginal_effects(params, rows)
 

@@ -19,17 +19,21 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._labels import Labels
 from softjax._softmax import softmax_core
-from softjax.regression._information import CHUNK_SIZE, augmented, information, sum_of_chunks
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import (
+    CHUNK_SIZE,
     EXACT,
     Rows,
+    augmented,
     checked_rows,
     counted,
+    dense,
     feature_column,
+    information,
     logits_of,
     masses,
     residuals,
+    sum_of_chunks,
     times,
 )
 from softjax.regression.inference._leverage import pulled
@@ -121,6 +125,7 @@ def covariance(
         offset=offset,
         fit_intercept=fit_intercept,
     )
+    rows = rows._replace(x=dense(rows.x))
     codes = None if clusters is None else _cluster_codes(function, clusters, len(rows.x))
     groups = 0 if codes is None else int(codes.max()) + 1
     size = (rows.x.shape[1] + 1) * len(params.bias)
@@ -209,6 +214,7 @@ def leave_one_out(
         offset=offset,
         fit_intercept=fit_intercept,
     )
+    rows = rows._replace(x=dense(rows.x))
     if len(params.bias) < 2:
         return logits_of(rows, rows.x, params)
     z, regular, move = _leave_one_out(params, rows, penalty_or_none(function, l2))

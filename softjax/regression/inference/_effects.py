@@ -9,15 +9,18 @@ from jax.typing import ArrayLike
 
 from softjax._logsumexp import logsumexp_core
 from softjax._softmax import softmax_core, softmax_tangent
-from softjax.regression._information import CHUNK_SIZE, augmented, sum_of_chunks
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import (
+    CHUNK_SIZE,
     EXACT,
     Rows,
+    augmented,
     counted,
+    dense,
     features_array,
     logits_of,
     offset_array,
+    sum_of_chunks,
     weights_array,
 )
 from softjax.regression.inference._estimates import (
@@ -176,7 +179,7 @@ def population(
 ) -> tuple[Rows, Array]:
     """Checks the examples of an average or of predictions, and the covariance."""
     v = covariance_array(function, params, covariance)
-    x = features_array(function, params, features)
+    x = dense(features_array(function, params, features))
     w = weights_array(function, "sample_weights", sample_weights, (len(x),), x.dtype)
     check_level(function, level)
     return Rows(x, None, w, None, offset_array(function, params, x, offset)), v.astype(x.dtype)

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from softjax._labels import Labels
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._rows import EXACT, Rows, checked_rows
+from softjax.regression._rows import EXACT, Rows, checked_rows, dense
 from softjax.regression.inference._covariance import at_optimum, only_at_optimum, penalty_or_none
 from softjax.regression.inference._leverage import pulled
 
@@ -99,6 +99,7 @@ def influence(
         offset=offset,
         fit_intercept=fit_intercept,
     )
+    rows = rows._replace(x=dense(rows.x))
     if len(params.bias) < 2:
         zeros = jnp.zeros(len(rows.x), rows.x.dtype)
         return Influence(zeros, zeros)

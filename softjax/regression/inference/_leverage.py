@@ -21,8 +21,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from softjax.regression._information import CHUNK_SIZE, augmented
-from softjax.regression._rows import EXACT
+from softjax.regression._rows import CHUNK_SIZE, EXACT, augmented
 
 
 class Pulled(NamedTuple):

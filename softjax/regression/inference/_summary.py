@@ -30,6 +30,7 @@ from softjax.regression._rows import (
 from softjax.regression.inference._covariance import covariance
 from softjax.regression.inference._estimates import (
     ChiSquareTest,
+    Estimates,
     chi_square_test,
     class_index,
     coefficients,
@@ -186,9 +187,7 @@ def log_likelihood(
     Source: A. Agresti, "Categorical Data Analysis" (2013), section 8.1.4.
     """
     function = "regression.inference.log_likelihood"
-    rows = checked_rows(
-        function, params, features, labels, sample_weights, offset=offset, takes_sparse=True
-    )
+    rows = checked_rows(function, params, features, labels, sample_weights, offset=offset)
     return _log_likelihood(params, rows)
 
 
@@ -244,7 +243,6 @@ def goodness_of_fit(
         sample_weights,
         offset=offset,
         fit_intercept=fit_intercept,
-        takes_sparse=True,
     )
     return _goodness_of_fit(params, rows._replace(constant=1), bool(fit_intercept))
 
@@ -335,24 +333,10 @@ def summary(
         sample_weights=sample_weights,
         offset=offset,
     )
-    columns = jax.tree.map(np.asarray, table)
     shown = list(class_names)
     if reference is not None:
         del shown[class_index(function, "reference", reference, k)]
-    rows = [
-        {
-            "class": name,
-            "feature": feature,
-            "coefficient": columns.value[j, c].item(),
-            "standard_error": columns.standard_error[j, c].item(),
-            "z": columns.z[j, c].item(),
-            "p_value": columns.p_value[j, c].item(),
-            "lower": columns.lower[j, c].item(),
-            "upper": columns.upper[j, c].item(),
-        }
-        for c, name in enumerate(shown)
-        for j, feature in enumerate(feature_names + ["bias"] * bool(fit_intercept))
-    ]
+    rows = _rows(table, shown, feature_names + ["bias"] * bool(fit_intercept))
     kind = "clustered" if clusters is not None else "robust" if robust else "model-based"
     kind = f"robust ({robust})" if isinstance(robust, str) and clusters is None else kind
     strengths = np.unique(np.asarray(l2))
@@ -361,6 +345,20 @@ def summary(
     against = "the mean of all" if reference is None else class_names[reference]
     head = _head(fit, k, f"{kind}{penalty}")
     return Summary(rows, fit, "\n".join([*head, *_table(rows, against, level)]))
+
+
+def _rows(
+    table: Estimates, class_names: Sequence[str], feature_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """A dictionary for each coefficient."""
+    names = ("coefficient", *Estimates._fields[1:])
+    columns = dict(zip(names, map(np.asarray, table), strict=True))
+    return [
+        {"class": of_class, "feature": feature}
+        | {name: column[j, c].item() for name, column in columns.items()}
+        for c, of_class in enumerate(class_names)
+        for j, feature in enumerate(feature_names)
+    ]
 
 
 @partial(jax.jit, static_argnames="fit_intercept")
