@@ -6,10 +6,16 @@ import pytest
 from jax.experimental.sparse import BCOO
 
 from softjax import regression
-from softjax.regression import _frame, _programs
+from softjax.regression import _frame, _programs, _small
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once(True)]
 N, D, K = 90, 4, 3
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_small(monkeypatch):
+    """The tables here would be fitted in NumPy otherwise."""
+    monkeypatch.setattr(_small, "MOST_NUMBERS", 0)
 
 
 def drawn(examples=N):
@@ -51,9 +57,9 @@ def test_the_fit_is_that_of_the_rows_alone(case, monkeypatch):
         kinds += [(x, counts), (BCOO.fromdense(np.where(x > 0, x, 0)), labels)]
     for features, y in kinds:
         padded = regression.fit(features, y, tol=1e-7, **CASES[case])
-        monkeypatch.setattr(_frame, "LARGEST", 0)
-        alone = regression.fit(features, y, tol=1e-7, **CASES[case])
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(_frame, "LARGEST", 0)
+            alone = regression.fit(features, y, tol=1e-7, **CASES[case])
         assert padded.converged
         assert padded.stop_reason == alone.stop_reason
         # Of a step more or less where a rounding decides.

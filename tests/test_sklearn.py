@@ -13,13 +13,20 @@ pytest.importorskip("sklearn")
 
 import pandas as pd
 import scipy.sparse
+import sklearn
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
-from sklearn.exceptions import ConvergenceWarning
+from sklearn.exceptions import ConvergenceWarning, UnsetMetadataPassedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from sklearn.model_selection import GridSearchCV, GroupKFold, ShuffleSplit, cross_val_score
+from sklearn.model_selection import (
+    GridSearchCV,
+    GroupKFold,
+    ShuffleSplit,
+    cross_val_score,
+    cross_validate,
+)
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
@@ -234,6 +241,37 @@ def test_the_summary_has_the_names_of_the_data(classifier):
         fitted(TWO, l1_ratio=0.5).summary()
 
 
+def test_metadata_are_routed_to_fits_and_scores():
+    offset = RNG.normal(size=(N, 3))
+    metadata = {"sample_weight": WEIGHTS, "offset": offset}
+
+    def routed(**options):
+        model = SoftmaxClassifier(**options).set_fit_request(sample_weight=True, offset=True)
+        return model.set_score_request(sample_weight=True, offset=True)
+
+    with sklearn.config_context(enable_metadata_routing=True):
+        search = GridSearchCV(routed(), {"C": [0.1, 1.0]}, cv=3).fit(X, Y, **metadata)
+        validated = cross_validate(
+            routed(), X, Y, cv=3, params=metadata, return_estimator=True, return_indices=True
+        )
+        scaler = StandardScaler().set_fit_request(sample_weight=True)
+        pipeline = make_pipeline(scaler, routed().set_predict_proba_request(offset=True))
+        p = pipeline.fit(X, Y, **metadata).predict_proba(X, offset=offset)
+        with pytest.raises(UnsetMetadataPassedError, match="sample_weight"):
+            cross_validate(SoftmaxClassifier(), X, Y, cv=3, params={"sample_weight": WEIGHTS})
+    alone = fitted(Y, WEIGHTS, offset, C=search.best_params_["C"])
+    np.testing.assert_array_equal(search.best_estimator_.coef_, alone.coef_)
+    folds = zip(validated["estimator"], validated["indices"]["test"], strict=True)
+    for (model, test), score in zip(folds, validated["test_score"], strict=True):
+        train = np.setdiff1d(np.arange(N), test)
+        own = SoftmaxClassifier().fit(X[train], Y[train], WEIGHTS[train], offset[train])
+        np.testing.assert_array_equal(model.coef_, own.coef_)
+        assert score == own.score(X[test], Y[test], WEIGHTS[test], offset[test])
+    scaled = StandardScaler().fit(X, sample_weight=WEIGHTS).transform(X)
+    by_hand = SoftmaxClassifier().fit(scaled, Y, WEIGHTS, offset)
+    np.testing.assert_array_equal(p, by_hand.predict_proba(scaled, offset))
+
+
 def test_a_fit_that_has_not_converged_warns_and_says_why():
     with pytest.warns(ConvergenceWarning, match="'step limit' after 1 step: .*`max_iter`"):
         assert fitted(max_iter=1).n_iter_.tolist() == [1]
@@ -288,9 +326,11 @@ def test_cross_validation_chooses_the_penalty():
     np.testing.assert_allclose(ours.coef_, alone.coef_, atol=1e-6)
     np.testing.assert_allclose(ours.coefs_paths_[best], ours.coef_)
     # A fold by hand: the same penalty of the mean loss.
-    folds = GroupKFold(3).split(X, Y, np.arange(N) % 3)
-    splits = list(folds)
+    groups = np.arange(N) % 3
+    splits = list(GroupKFold(3).split(X, Y, groups))
     by_hand = SoftmaxClassifierCV(Cs=[1.0], cv=splits).fit(X, Y, WEIGHTS)
+    grouped = SoftmaxClassifierCV(Cs=[1.0], cv=GroupKFold(3)).fit(X, Y, WEIGHTS, groups=groups)
+    np.testing.assert_array_equal(grouped.scores_, by_hand.scores_)
     train, test = splits[0]
     fold = SoftmaxClassifier(l2=by_hand.l2_).fit(X[train], Y[train], WEIGHTS[train])
     loss = log_loss(Y[test], fold.predict_proba(X[test]), sample_weight=WEIGHTS[test])

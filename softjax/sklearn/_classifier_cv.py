@@ -100,7 +100,7 @@ class SoftmaxClassifierCV(SoftmaxModel):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
-        self, X: Any, y: Any, sample_weight: Any = None, offset: Any = None
+        self, X: Any, y: Any, sample_weight: Any = None, offset: Any = None, groups: Any = None
     ) -> "SoftmaxClassifierCV":
         """Fits to all folds but one and to all examples, for every C, and chooses one.
 
@@ -109,6 +109,7 @@ class SoftmaxClassifierCV(SoftmaxModel):
             y: labels [N]: numbers, text, truth values or pandas categories.
             sample_weight: [N], >= 0, of the fits and of the scores; None for 1.
             offset: of the fits and of the scores, as in `SoftmaxClassifier.fit`; None for 0.
+            groups: [N], for a `cv` that keeps groups together, as `GroupKFold`.
 
         Returns:
             The classifier.
@@ -125,7 +126,7 @@ class SoftmaxClassifierCV(SoftmaxModel):
                 data.labels,
                 l2=l2,
                 l1=l1 if self.l1_ratio else None,
-                folds=self._folds(data.features, data.labels),
+                folds=self._folds(data.features, data.labels, groups),
                 tol=TOL[data.features.dtype.name] if self.tol is None else self.tol,
                 max_steps=self.max_iter,
                 num_classes=len(data.classes),
@@ -163,12 +164,12 @@ class SoftmaxClassifierCV(SoftmaxModel):
             raise ValueError(f"Cs must be numbers > 0, got {self.Cs!r}")
         return grid
 
-    def _folds(self, X: Any, labels: np.ndarray) -> np.ndarray:
+    def _folds(self, X: Any, labels: np.ndarray, groups: Any) -> np.ndarray:
         """The fold in which each example is held out, [N]; -1 where an example never is."""
         folds = np.full(len(labels), -1, np.int32)
         everything = np.arange(len(labels))
         splitter: Any = check_cv(self.cv, labels, classifier=True)
-        for fold, (train, test) in enumerate(splitter.split(X, labels)):
+        for fold, (train, test) in enumerate(splitter.split(X, labels, groups)):
             train, test = everything[train], everything[test]
             if (folds[test] >= 0).any() or len(np.union1d(train, test)) < len(labels):
                 expected = "disjoint test sets, each fitted without it to all other examples"

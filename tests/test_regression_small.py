@@ -1,0 +1,124 @@
+"""Small tables are fitted in NumPy: the optimum where it is clear, and nothing is compiled.
+
+The reference is the formula of the gradient in NumPy float64: where it vanishes, a convex objective
+has its optimum.
+"""
+
+import numpy as np
+import pytest
+
+from softjax import regression
+from softjax.regression import _small, _solve
+
+pytestmark = pytest.mark.compiled_quickly
+N, D, K = 60, 3, 4
+
+
+def drawn(seed=0, examples=N, classes=K):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(examples, D)) * np.array([1.0, 1e-3, 30.0]) + np.array([0.0, 0.0, 100.0])
+    labels = np.argmax(rng.normal(size=(examples, classes)) + x[:, :1], 1)
+    labels[:classes] = np.arange(classes)
+    return x, labels.astype(np.int32)
+
+
+def gradient(params, x, q, l2, factors, offset):
+    """Of the objective over the mass of q [N, K], relative to what it can be at most."""
+    kernel, bias = (np.asarray(part, np.float64) for part in params)
+    z = x @ kernel + bias + offset
+    e = np.exp(z - z.max(1, keepdims=True))
+    p, weights = e / e.sum(1, keepdims=True), q.sum(1)
+    residual = weights[:, None] * p - q
+    g = x.T @ residual + l2 * factors[:, None] * kernel * q.sum()
+    size = np.sqrt(weights @ np.square(x) * q.sum())
+    return np.abs(g / size[:, None]).max(), np.abs(residual.sum(0)).max() / q.sum()
+
+
+@pytest.fixture
+def nothing_is_compiled(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a program was asked for")
+
+    monkeypatch.setattr(_solve, "Run", refuse)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"l2": 0.01},
+        {},
+        {"l2": 0.01, "sample_weights": np.arange(N) % 3},
+        {"l2": 0.3, "class_weights": np.array([1e-6, 1.0, 5.0, 2.0])},
+        {"l2": 0.01, "offset": np.linspace(-3, 3, N * K).reshape(N, K)},
+        {"l2": 0.1, "penalty_factors": np.array([1.0, 0.0, 4.0])},
+        {"l2": 0.01, "fit_intercept": False},
+    ],
+    ids=lambda options: ", ".join(list(options)) or "none",
+)
+def test_the_gradient_of_a_small_fit_vanishes(options, nothing_is_compiled, dtype):
+    x, labels = drawn()
+    x = x.astype(dtype)
+    one_hot = np.eye(K)[labels]
+    for y, q in ((labels, one_hot), ((one_hot + 0.1).astype(dtype), one_hot + 0.1)):
+        result = regression.fit(x, y, **options)
+        assert (result.stop_reason, result.params.kernel.dtype) == ("converged", dtype)
+        q = q * np.asarray(options.get("class_weights", np.ones(K)))
+        weights = options.get("sample_weights", np.ones(N))
+        q = q * (weights / weights.mean())[:, None]
+        factors, offset = options.get("penalty_factors", np.ones(D)), options.get("offset", 0)
+        # class weights do not enter the mean, the penalty does: l2 is beside a sum over N
+        l2 = options.get("l2", 0) * N / q.sum()
+        of_kernel, of_bias = gradient(result.params, x.astype(np.float64), q, l2, factors, offset)
+        assert of_kernel <= 1.1e-6
+        if options.get("fit_intercept", True):
+            assert of_bias <= 1.1e-6
+        else:
+            assert not np.asarray(result.params.bias).any()
+
+
+@pytest.mark.x64_once(True)
+def test_a_small_fit_is_that_of_the_compiled_solver(monkeypatch):
+    x, labels = drawn()
+    small = regression.fit(x, labels, l2=0.01, tol=1e-9)
+    monkeypatch.setattr(_small, "MOST_NUMBERS", 0)
+    compiled = regression.fit(x, labels, l2=0.01, tol=1e-9)
+    scale = x.std(0)[:, None]
+    np.testing.assert_allclose(
+        small.params.kernel * scale, compiled.params.kernel * scale, atol=1e-8
+    )
+    assert abs(small.objective - compiled.objective) < 1e-13
+    assert small.separated == compiled.separated
+    assert set(small.history[0]) == set(compiled.history[0])
+    assert type(small.params.kernel) is type(compiled.params.kernel)
+
+
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize("case", ["separated", "partly", "collinear", "absent", "few steps", "far"])
+def test_an_end_in_doubt_is_left_to_the_compiled_solvers(case, monkeypatch):
+    x, labels = drawn()
+    options = {}
+    if case == "separated":
+        labels = (x[:, 0] > 0).astype(np.int32)
+    elif case == "partly":  # one example of class 3 alone, at the border
+        x, labels = drawn(classes=3)
+        x[0], labels[0] = [50.0, 0.0, 0.0], 3
+    elif case == "collinear":
+        x[:, 1] = x[:, 0] * (1 + 1e-12)
+    elif case == "absent":
+        options = {"num_classes": K + 1, "l2": 0.1}
+    elif case == "few steps":
+        options = {"max_steps": 1}
+    else:
+        x = (x + 1e7).astype(np.float32)
+    asked = []
+
+    class Asked(Exception):
+        pass
+
+    def run(*arguments):
+        asked.append(arguments)
+        raise Asked
+
+    monkeypatch.setattr(_solve, "Run", run)
+    with pytest.raises(Asked):
+        regression.fit(x, labels, **options)
