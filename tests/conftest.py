@@ -95,10 +95,6 @@ compiler.get_compile_options = Compiler.get_compile_options
 # takes a third of the time of lowering. Here the programs share one until they are forgotten.
 mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 
-# Programs are also forgotten between two tests of one module where the worker has more than this,
-# in bytes.
-MOST_BYTES = 1.2e9
-
 
 def resident_bytes() -> int:
     """The memory that this process has now, or 0 where the system does not say."""
@@ -106,19 +102,31 @@ def resident_bytes() -> int:
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
-def forget_programs() -> None:
-    """Forgets all programs, and gives their memory to the system.
+class Memory:
+    """When programs are forgotten within a module: after a test that ends above `limit` bytes.
 
-    Of what was freed, glibc keeps some half.
+    The limit is 1.2 GB, or 0.4 GB more than what was left the last time, so that a worker which
+    needs much for other reasons does not compile each program again for every test.
     """
-    jax.clear_caches()
-    mlir.make_ir_context.cache_clear()
-    gc.collect()
-    gc.freeze()  # what is left lives on
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
-        if trim is not None:
-            trim(0)
+
+    limit = 1.2e9
+
+    @classmethod
+    def is_short(cls) -> bool:
+        return resident_bytes() > cls.limit
+
+    @classmethod
+    def forget_programs(cls) -> None:
+        """Forgets all programs, and gives their memory to the system: glibc keeps some half."""
+        jax.clear_caches()
+        mlir.make_ir_context.cache_clear()
+        gc.collect()
+        gc.freeze()  # what is left lives on
+        if sys.platform == "linux":
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+            if trim is not None:
+                trim(0)
+        cls.limit = max(1.2e9, resident_bytes() + 0.4e9)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -128,15 +136,15 @@ def _programs_of_a_module(request: pytest.FixtureRequest) -> Iterator[None]:
     least_seconds = float("inf") if hasattr(request.module, "mesh_of") else 0
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
     yield
-    forget_programs()
+    Memory.forget_programs()
 
 
 @pytest.fixture(autouse=True)
 def _programs_of_a_test(request: pytest.FixtureRequest) -> Iterator[None]:
     Compiler.set(request.node)
     yield
-    if resident_bytes() > MOST_BYTES:
-        forget_programs()
+    if Memory.is_short():
+        Memory.forget_programs()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
