@@ -13,7 +13,8 @@ import functools
 import gc
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,18 @@ class Compiler:
 
 compiler.get_compile_options = Compiler.get_compile_options
 
-# JAX lowers each program in an MLIR context of its own, and to load the dialects into a context
-# takes a third of the time of lowering. Here the programs share one until they are forgotten.
-mlir.make_ir_context = functools.cache(mlir.make_ir_context)
+
+@functools.cache
+def context_of(thread: int, make: Callable[[], Any] = mlir.make_ir_context) -> Any:
+    """The MLIR context of a thread, which its programs share until they are forgotten.
+
+    JAX 0.10 loads the dialects into a context of its own for each program, which takes a third of
+    the time of lowering; later versions have a context for each thread as well.
+    """
+    return make()
+
+
+mlir.make_ir_context = lambda: context_of(threading.get_ident())
 
 
 def resident_bytes() -> int:
@@ -119,7 +129,7 @@ class Memory:
     def forget_programs(cls) -> None:
         """Forgets all programs, and gives their memory to the system: glibc keeps some half."""
         jax.clear_caches()
-        mlir.make_ir_context.cache_clear()
+        context_of.cache_clear()
         gc.collect()
         gc.freeze()  # what is left lives on
         if sys.platform == "linux":

@@ -58,6 +58,7 @@ def test_an_unchecked_call_gives_what_it_gives_under_a_trace(name, put):
         call(x, put)
 
 
+@pytest.mark.x64_once
 def test_temperatures_and_weights_are_checked_and_unchecked():
     x, q = jnp.asarray(LOGITS), jnp.asarray(with_bad(SHARES, -1.0))
     for call in (
@@ -77,6 +78,7 @@ def test_temperatures_and_weights_are_checked_and_unchecked():
             softjax.cross_entropy(x, LABELS, axis="last")
 
 
+@pytest.mark.x64_once
 def test_only_the_thread_that_enters_is_unchecked():
     raised = []
 
@@ -94,6 +96,7 @@ def test_only_the_thread_that_enters_is_unchecked():
     assert len(raised) == 1
 
 
+@pytest.mark.x64_once
 def test_an_exception_and_a_decorated_function_leave_checks_as_they_were():
     call = softjax.checks(False)(lambda: softjax.cross_entropy(LOGITS, with_bad(LABELS, 5)))
     assert np.isnan(call()).any()
@@ -103,6 +106,7 @@ def test_an_exception_and_a_decorated_function_leave_checks_as_they_were():
         softjax.cross_entropy(LOGITS, with_bad(LABELS, 5))
 
 
+@pytest.mark.x64_once
 @pytest.mark.parametrize("name", BAD_CALLS)
 def test_an_accelerator_says_whether_its_values_are_good(name, monkeypatch):
     """There one boolean is read, and the values only for the message of an error."""
