@@ -115,11 +115,11 @@ def resident_bytes() -> int:
 class Memory:
     """When programs are forgotten within a module: after a test that ends above `limit` bytes.
 
-    The limit is 1.2 GB, or 0.4 GB more than what was left the last time, so that a worker which
+    The limit is 1.5 GB, or 0.4 GB more than what was left the last time, so that a worker which
     needs much for other reasons does not compile each program again for every test.
     """
 
-    limit = 1.2e9
+    limit = 1.5e9
 
     @classmethod
     def is_short(cls) -> bool:
@@ -136,7 +136,7 @@ class Memory:
             trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
             if trim is not None:
                 trim(0)
-        cls.limit = max(1.2e9, resident_bytes() + 0.4e9)
+        cls.limit = max(1.5e9, resident_bytes() + 0.4e9)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -35,7 +35,7 @@ from benchmarks import (
 from benchmarks.suites import SUITES
 from softjax import regression
 
-pytestmark = pytest.mark.x64_once
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
 CEILINGS = {"record": "ceilings", "bytes_per_second": 1e10, "flops_per_second": {"float32": 1e11}}
 HEAD = fused.Shape("tiny", 8, 3, 5, "float32", "no model")
