@@ -18,7 +18,7 @@ from meshes import mesh_of
 import softjax
 from softjax import calibration, choice, derivatives, information, regression
 from softjax.regression._objective import Data
-from softjax.regression._programs import SOLVERS, start
+from softjax.regression._programs import SOLVERS, solver_of
 
 pytestmark = pytest.mark.compiled_quickly
 
@@ -336,5 +336,7 @@ def test_nothing_that_is_computed_on_the_way_is_nan(name):
 def test_no_state_of_a_fit_is_infinite():
     data = Data(K, H, Y, None, None, *np.zeros((2, 1), np.float32))
     for solver in SOLVERS:
-        for leaf in jax.tree.leaves(start(solver, data, np.zeros((K, D + 1), np.float32))):
+        for leaf in jax.tree.leaves(
+            solver_of(solver, data).start(data, np.zeros((K, D + 1), np.float32))
+        ):
             assert np.isfinite(leaf).all()

@@ -109,6 +109,6 @@ def test_no_array_of_a_fit_is_of_classes_by_classes(shape, solver):
     labels = jax.ShapeDtypeStruct(shape[:1], "int32")
     data = Data(num_classes, features, labels, None, None, scalar, scalar)
     theta = np.zeros((num_classes, shape[1] + 1), np.float32)
-    state = _programs.start(solver, data, theta)
+    state = _programs.solver_of(solver, data).start(data, theta)
     program = _programs.within_trace.lower(solver, data, scalar, state, np.int32(9))
     assert f"{num_classes}x{num_classes}" not in program.as_text()

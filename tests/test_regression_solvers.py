@@ -289,7 +289,7 @@ def test_a_fit_takes_some_of_the_logits_and_parameters_and_no_copy_of_float32_fe
         scalar, labels = jax.ShapeDtypeStruct((), dtype), jax.ShapeDtypeStruct((examples,), "int32")
         features = jax.ShapeDtypeStruct((examples, width), dtype)
         data = Data(K, features, labels, None, None, scalar, scalar)
-        state = _programs.start("newton-cg", data, np.zeros((K, width + 1), dtype))
+        state = _programs.solver_of("newton-cg", data).start(data, np.zeros((K, width + 1), dtype))
         program = _programs.quickly_compiled().lower("newton-cg", data, scalar, state, np.int32(10))
         temporaries = program.compile().memory_analysis().temp_size_in_bytes
     block = 2 * max(_features.BLOCK, _features.FEWEST_COLUMNS * examples)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from softjax._sharding import while_loop
-from softjax.regression import _preconditioner, _standardised
+from softjax.regression import _standardised
 from softjax.regression._convergence import (
     State,
     after_step,
@@ -38,6 +38,7 @@ from softjax.regression._objective import (
     value,
     without_offset,
 )
+from softjax.regression._standardised import from_standard, to_standard
 
 TRIALS = 20
 # A step ends where the slope has at least halved. Beyond the minimum, where the gain might be lost
@@ -189,9 +190,12 @@ class Descent(Solver):
 
     def _downhill(self, here: Point, d: Array) -> tuple[Array, Array]:
         """A direction that goes down, `d` if it does, and what it adds to the logits."""
-        # A direction that is not finite, or goes up, comes from a model without curvature.
+        # A direction that is not finite, or goes up, comes from a model without curvature: then
+        # the gradient of the standardised features leads down.
         good = (jnp.vdot(here.gradient, d) < 0) & jnp.all(jnp.isfinite(d))
-        d = jnp.where(good, d, _preconditioner.descent(self.standardised, here.gradient))
+        s, dtype = self.standardised, here.gradient.dtype
+        g = to_standard(s.mean, s.scale, here.gradient) / (1 + s.ridge.astype(dtype))[None]
+        d = jnp.where(good, d, -centred(from_standard(s.mean, s.scale, g)))
         d_logits = class_scores(self.problem, d)
         # Where every example is certain, and some are wrong, no curvature says how far to go: then
         # the direction leads back to 0.

@@ -43,7 +43,7 @@ from softjax.regression import _preconditioner, _standardised
 from softjax.regression._convergence import CONFIRMED, STILL, State, converged, free, is_loose
 from softjax.regression._descent import largest_move
 from softjax.regression._implicit import solve
-from softjax.regression._linear_solves import conjugate_gradients
+from softjax.regression._linear_solves import JITTER, conjugate_gradients
 from softjax.regression._newton import newton_cg
 from softjax.regression._objective import (
     Data,
@@ -112,7 +112,7 @@ def seen(problem: Problem, theta: Array, logits: Array, tol: Array) -> Array:
     l1 = problem.l1 if problem.l1_rows is None else problem.l1_rows
     threshold = penalised(problem, l1 / jnp.append(s.scale, 1)[None])[0, :-1]
     threshold = jnp.min(threshold, initial=jnp.inf).astype(least.dtype)
-    return little | (threshold * threshold > least + _preconditioner.JITTER * jnp.max(s.rounding))
+    return little | (threshold * threshold > least + JITTER * jnp.max(s.rounding))
 
 
 def look(data: Data, theta: Any, first: Any, tol: Any) -> Ending:

@@ -7,17 +7,20 @@ Source: J. Nocedal and S. J. Wright, "Numerical Optimization" (2006), algorithms
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from softjax._sharding import while_loop
-from softjax.regression import _preconditioner, _standardised
+from softjax.regression import _standardised
 from softjax.regression._objective import Point, softmax_hvp
 from softjax.regression._standardised import Standardised
 
 CG_STEPS = 250
+# The jitter of a factor, in roundings, is more than the factor is off by.
+JITTER = 100
 # The relative residual of a direction, in the norm of the preconditioner. It is rough at first, so
 # that no work goes into directions far from the optimum, and becomes finer with the gradient.
 ROUGH, FINE = 0.25, 1e-3
@@ -45,7 +48,7 @@ def truncated(
 
 
 def conjugate_gradients(
-    hvp: Callable, precondition: Callable, b: Array, tol: Array, limit: int
+    hvp: Callable, precondition: Callable, b: Array, tol: Any, limit: int
 ) -> tuple[Array, Array]:
     """x with H x = b, and the number of steps.
 
@@ -121,9 +124,7 @@ def factor(
     diagonal = jnp.diag(h)
     eps = jnp.finfo(h.dtype).eps
     unit = lax.rsqrt(jnp.maximum(diagonal, eps * (jnp.mean(diagonal) if size is None else size)))
-    jitter = _preconditioner.JITTER * jnp.diag(
-        jnp.full(len(h), eps, h.dtype) if rounding is None else rounding
-    )
+    jitter = JITTER * jnp.diag(jnp.full(len(h), eps, h.dtype) if rounding is None else rounding)
     return jnp.linalg.cholesky(unit[:, None] * h * unit[None] + jitter), unit
 
 

@@ -19,7 +19,7 @@ from softjax._sharding import cond
 from softjax.regression import _preconditioner, _standardised
 from softjax.regression._convergence import State
 from softjax.regression._descent import Descent
-from softjax.regression._linear_solves import factored_hessian, factored_solve, truncated
+from softjax.regression._linear_solves import JITTER, factored_hessian, factored_solve, truncated
 from softjax.regression._objective import Point, Problem, example_weights, uncertainty
 from softjax.regression._preconditioner import Preconditioner
 from softjax.regression._standardised import Standardised
@@ -71,7 +71,7 @@ class Newton(Descent):
     def unseen(self, memory: Array, gradient: Array) -> Array:
         """The largest number where the Hessian is singular but for what was added to factor it."""
         eps = jnp.finfo(memory.dtype).eps
-        blurred = memory * _preconditioner.BLURRED < _preconditioner.JITTER * eps
+        blurred = memory * _preconditioner.BLURRED < JITTER * eps
         return jnp.where(blurred, jnp.finfo(gradient.dtype).max, 0).astype(gradient.dtype)
 
 

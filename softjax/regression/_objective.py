@@ -115,6 +115,11 @@ class Problem(NamedTuple):
     factors: Array | None
     l1_rows: Array | None
 
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.targets)
+
 
 def problem_of(data: Data) -> Problem:
     """Labels and weights as targets; NaN at a class index out of range."""

@@ -23,8 +23,8 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from softjax._platforms import platform_dependent
-from softjax._sharding import while_loop
 from softjax.regression._features import is_sparse, product
+from softjax.regression._linear_solves import JITTER, conjugate_gradients
 from softjax.regression._objective import centred, complements
 from softjax.regression._standardised import (
     Standardised,
@@ -45,9 +45,8 @@ if TYPE_CHECKING:
 LARGEST_FACTOR = 1024
 # The compiler of a TPU takes 272 s for the eigenvectors of a matrix of 785 rows.
 LARGEST_EIGH_OF_TPU = 256
-# The jitter of a factor, in roundings, is more than the factor is off by. The diagonal is held
-# above this part of its mean.
-JITTER, LEAST = 100, 1e-5
+# The diagonal is held above this part of its mean.
+LEAST = 1e-5
 # Conjugate gradients do not correct a curvature of which more than this part is jitter.
 BLURRED = 0.1
 # A feature whose curvature is below this part of the mean is constant.
@@ -145,21 +144,9 @@ def least_curvature(s: Standardised, weights: Array) -> Array:
     def image(v):
         return unit * pull_back(s, weights[None] * scores(s, unit * v))
 
-    def unsolved(carry):
-        _, r, _, step = carry
-        return (jnp.vdot(r, r) > bound) & (step < LEAST_STEPS)
-
-    def body(carry):
-        y, r, direction, step = carry
-        moved, before = image(direction), jnp.vdot(r, r)
-        length = before / jnp.vdot(direction, moved)
-        y, r = y + length * direction, r - length * moved
-        return y, r, r + jnp.vdot(r, r) / before * direction, step + 1
-
     b = jnp.asarray(np.random.default_rng(0).normal(size=diagonal.shape), diagonal.dtype)
     b = jnp.where(unit > 0, b, 0)
-    bound = RESIDUAL**2 * jnp.vdot(b, b)
-    y, *_ = while_loop(unsolved, body, (jnp.zeros_like(b), b, b, jnp.zeros((), jnp.int32)))
+    y, _ = conjugate_gradients(image, lambda r: r, b, RESIDUAL, LEAST_STEPS)
     y = y / jnp.max(jnp.abs(y))
     quotient = jnp.vdot(y, image(y)) / jnp.vdot(y, y)
     return jnp.where(quotient > 0, quotient, 0)  # NaN where there was nothing to divide by
@@ -266,12 +253,6 @@ def unseen(
     )
     ratio = float(jnp.finfo(preconditioner.inverse.dtype).eps / jnp.finfo(np.float64).eps)
     return JITTER * ratio / 2 * blurred
-
-
-def descent(s: Standardised, gradient: Array) -> Array:
-    """A direction down where no curvature is known: the gradient of standardised features."""
-    g = to_standard(s.mean, s.scale, gradient) / (1 + s.ridge.astype(gradient.dtype))[None]
-    return -centred(from_standard(s.mean, s.scale, g))
 
 
 def apply(preconditioner: Preconditioner, gradient: Array) -> Array:

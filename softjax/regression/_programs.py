@@ -61,9 +61,15 @@ PRECISELY = "precisely"
 ALL = SOLVERS | {PRECISELY: PreciseNewtonCG}
 
 
-def start(name: str, data: Data | Problem, theta: Any) -> State:
-    """The state before the first step of a solver."""
-    return _kind(name, data, len(theta)).start(data, theta)
+def solver_of(name: str, problem: Data | Problem) -> type[Solver]:
+    """The solver of a name; Newton's steps go in the span of few examples.
+
+    Penalty factors lead out of it. A step there factors a K x K matrix, which with no more classes
+    than examples is smaller than the logits.
+    """
+    examples, width = problem.features.shape
+    few = problem.factors is None and is_wide(examples, width) and problem.num_classes <= examples
+    return Dual if name == "newton-cg" and few else ALL[name]
 
 
 def run(name: str, problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array]:
@@ -71,7 +77,7 @@ def run(name: str, problem: Problem, tol: Array, state: State, stop: Array) -> t
 
     Where steps in the span of the examples fail, Newton's steps among all parameters go on.
     """
-    kind = _kind(name, problem, len(state.theta))
+    kind = solver_of(name, problem)
     state, logits = _loop.advance(kind(problem), tol, state, stop)
     if kind is not Dual:
         return state, logits
@@ -88,17 +94,6 @@ def run(name: str, problem: Problem, tol: Array, state: State, stop: Array) -> t
 
     failed = state.status == Status.PRECISION_FLOOR
     return cond(failed, among_all, lambda *same: same, state, logits)
-
-
-def _kind(name: str, problem: Data | Problem, num_classes: int) -> type[Solver]:
-    """The solver of a name; Newton's steps go in the span of few examples.
-
-    Penalty factors lead out of it. A step there factors a K x K matrix, which with no more classes
-    than examples is smaller than the logits.
-    """
-    examples, width = problem.features.shape
-    few = problem.factors is None and is_wide(examples, width) and num_classes <= examples
-    return Dual if name == "newton-cg" and few else ALL[name]
 
 
 class Outcome(NamedTuple):

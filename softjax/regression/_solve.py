@@ -18,7 +18,7 @@ from softjax.regression._convergence import STILL, is_loose
 from softjax.regression._implicit import stationary
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import Data, logits_at, pack, problem_of, unpack, value
-from softjax.regression._programs import SOLVERS, start
+from softjax.regression._programs import SOLVERS, solver_of
 from softjax.regression._result import FitResult, Progress, Status
 
 
@@ -37,35 +37,31 @@ class Run:
     ):
         self.limit = SOLVERS[name].max_steps if max_steps is None else max_steps
         self.chunk = SOLVERS[name].chunk
-        rotates = SOLVERS[name].rotates
-        data, self.frame = _frame.framed(data, rotates)
+        data, self.frame = _frame.framed(data, SOLVERS[name].rotates)
         params = _frame.inside(self.frame, params)
         if self.frame.rotation is None:
             data = _frame.in_bucket(data)
-        self.name = name
-        self.data, self.tol = data, np.asarray(tol, data.features.dtype)
+        self.name, self.data, self.tol = name, data, np.asarray(tol, data.features.dtype)
         kernel, bias = map(np.asarray, params)
         theta = np.concatenate([kernel, bias[None]]).T
-        self.state = start(name, data, theta)
+        self.state = solver_of(name, data).start(data, theta)
 
     def advance(self, stop: int) -> Progress:
         """Steps until `stop`, or until there is nothing left to do."""
-        status = self._status_at(stop)
-        proven = bool(self.outcome.suspected) and _ending.is_proven(self.data, self.state.theta)
+        self._step_to(stop)
+        proven = self._is_proven()
         if not proven and self.outcome.hidden:
             limit = np.int32(self.limit)
             self.outcome = _programs.more_precisely(self.data, self.tol, self.outcome, limit)
             self.state = self.outcome.state
-            status = int(self.outcome.status)
-            proven = bool(self.outcome.suspected) and _ending.is_proven(self.data, self.state.theta)
+            proven = self._is_proven()
         elif not proven and self.outcome.suspected and not self.state.strict:
             # Without a proof there may be an optimum.
             going_on = {"strict": np.bool_(True), "status": np.int32(Status.RUNNING)}
             before, self.state = int(self.state.step), self.state._replace(**going_on)
-            status = self._status_at(stop)
-            moved = self.outcome.suspected and int(self.state.step) > before
-            proven = bool(moved) and _ending.is_proven(self.data, self.state.theta)
-        status = Status.QUASI_SEPARATED if proven else status
+            self._step_to(stop)
+            proven = int(self.state.step) > before and self._is_proven()
+        status = Status.QUASI_SEPARATED if proven else int(self.outcome.status)
         params, objective = _frame.expand(self.frame, self.outcome.params), None
         if self.frame.centre is not None:
             params, moved = _frame.outside(self.frame.centre, params)
@@ -81,19 +77,20 @@ class Run:
             status,
         )
 
-    def _status_at(self, stop: int) -> int:
+    def _step_to(self, stop: int) -> None:
+        """Steps until `stop`, and looks at the end where no step says how much is left."""
         program = _programs.quickly_compiled()
         self.outcome = program(self.name, self.data, self.tol, self.state, np.int32(stop))
         self.state = self.outcome.state
-        if self.outcome.status == Status.CONVERGED and self._is_unseen():
+        smooth = not self.data.l1 and self.data.l1_rows is None
+        unseen = smooth and not SOLVERS[self.name].by_newton
+        if self.outcome.status == Status.CONVERGED and unseen and is_loose(self.data):
             looked = _ending.look(self.data, self.state.theta, self.state.first, self.tol)
             self.outcome = _programs.doubted(self.outcome, looked)
-        return int(self.outcome.status)
 
-    def _is_unseen(self) -> bool:
-        """Whether the solver takes no step of Newton's, and no penalty holds some parameters."""
-        smooth = not self.data.l1 and self.data.l1_rows is None
-        return smooth and not SOLVERS[self.name].by_newton and bool(is_loose(self.data))
+    def _is_proven(self) -> bool:
+        """Whether quasi-complete separation is suspected, and proven."""
+        return bool(self.outcome.suspected) and _ending.is_proven(self.data, self.state.theta)
 
     def result(self, progress: Progress, status: int, history: list[dict[str, float]]) -> FitResult:
         return FitResult(
@@ -148,7 +145,7 @@ def to_the_end(
     """A fit inside of a trace, in the coordinates of `data`, and its value over the mass."""
     solver = SOLVERS[name]
     limit = jnp.asarray(solver.max_steps if max_steps is None else max_steps, jnp.int32)
-    state = start(name, data, pack(params))
+    state = solver_of(name, data).start(data, pack(params))
     tol = jnp.asarray(tol, data.features.dtype)
     outcome = _programs.within_trace(name, data, tol, state, limit)
     if not penalised and not solver.by_newton and data.l1_rows is None:

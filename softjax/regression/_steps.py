@@ -272,8 +272,17 @@ def advance(
         norm = largest_entry(terms.bound, grad)
 
         def update() -> tuple[SoftmaxRegression, optax.OptState]:
-            stepped = updated(form.optimizer, state, value, grad, objective)
-            return _with_dtypes(stepped, (state.params, state.optimizer_state))
+            with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+                updates, optimizer_state = optax.with_extra_args_support(form.optimizer).update(
+                    grad,
+                    state.optimizer_state,
+                    state.params,
+                    value=value,
+                    grad=grad,
+                    value_fn=objective,
+                )
+                stepped: Any = optax.apply_updates(state.params, updates)
+            return _with_dtypes((stepped, optimizer_state), (state.params, state.optimizer_state))
 
         small = norm <= terms.tol
         if _is_cached(form, feed, state):  # a line search that nobody needs evaluates all examples
@@ -308,22 +317,6 @@ def look(form: Form, terms: Terms, state: State, feed: Held | Stacked) -> tuple[
     objective = _objective(form, terms, feed.batch(state.step, state.step), state)
     value, grad = _value_and_grad(form, feed, objective, state)
     return value, largest_entry(terms.bound, grad)
-
-
-def updated(
-    optimizer: optax.GradientTransformation,
-    state: State,
-    value: Array,
-    grad: SoftmaxRegression,
-    objective: Callable[[SoftmaxRegression], Array],
-) -> tuple[SoftmaxRegression, optax.OptState]:
-    """The parameters after a step of the optimizer, and its state."""
-    with jax.numpy_dtype_promotion("standard"):
-        updates, optimizer_state = optax.with_extra_args_support(optimizer).update(
-            grad, state.optimizer_state, state.params, value=value, grad=grad, value_fn=objective
-        )
-        stepped: Any = optax.apply_updates(state.params, updates)
-    return stepped, optimizer_state
 
 
 def largest_entry(bound: Array | None, grad: SoftmaxRegression) -> Array:
