@@ -95,6 +95,7 @@ def program(function: Callable[..., Any], arguments: tuple[Any, ...], target: Ta
         "products": dict(found.products),
         "collectives": dict(found.collectives),
         "wire_bytes": found.collectives.total(),
+        "asynchronous": dict(found.asynchronous),
         "estimated_seconds": found.seconds,
         "lower_seconds": lowered_at - start,
         "compile_seconds": compiled_at - lowered_at,

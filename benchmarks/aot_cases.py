@@ -203,6 +203,32 @@ def each(hidden, kernel, labels) -> jax.Array:
     return jnp.mean(softjax.linear_cross_entropy(hidden, kernel, labels))
 
 
+def with_metrics(hidden, kernel, labels) -> Any:
+    """The mean loss of softjax, with all other outputs beside it."""
+    found = softjax.linear_cross_entropy_outputs(hidden, kernel, labels, reduction="mean")
+    return found.loss, found._replace(loss=None)
+
+
+def packed(hidden, kernel, labels) -> jax.Array:
+    """The mean loss of a quarter of the examples; the others have the ignored label."""
+    labels = jnp.where(jnp.arange(len(labels)) % 4 == 0, labels, -100)
+    options = {"ignore_index": -100, "max_active": len(labels) // 4, "reduction": "mean"}
+    return softjax.linear_cross_entropy(hidden, kernel, labels, **options)
+
+
+def distilled(hidden, kernel, teacher) -> jax.Array:
+    """The mean divergence of a student from a teacher, of softjax."""
+    head = softjax.LinearHead(*teacher)
+    return softjax.linear_distillation_loss(hidden, kernel, head, reduction="mean")
+
+
+def plain_distilled(hidden, kernel, teacher) -> jax.Array:
+    """The mean divergence from all logits of both heads, which are rounded to bfloat16."""
+    pairs = ((hidden, kernel), teacher)
+    log_q, log_p = (jax.nn.log_softmax((h @ w).astype(jnp.float32)) for h, w in pairs)
+    return jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1))
+
+
 def outputs(top_k: int, hidden, kernel, labels) -> Any:
     """Log-probability of the label, logsumexp, entropy, and the k best."""
     return softjax.linear_cross_entropy_outputs(hidden, kernel, labels, top_k=top_k)
@@ -223,6 +249,11 @@ def fused_head(target: Target) -> Iterator[Case]:
         ("outputs", "bfloat16", "", partial(outputs, 1), None),
         ("outputs with the 8 best", "bfloat16", "", partial(outputs, 8), None),
     )
+    metrics = jax.value_and_grad(with_metrics, (0, 1), has_aux=True)
+    others += (
+        ("value and gradient with metrics", "bfloat16", "head", metrics, plain),
+        ("value and gradient of a quarter", "bfloat16", "", with_gradients(packed), plain),
+    )
     programs = [(head, asked + others) for head in HEADS]
     programs += [(head, asked) for head in PUBLISHED_HEADS]
     for (rows, features, classes), of_head in programs:
@@ -231,6 +262,13 @@ def fused_head(target: Target) -> Iterator[Case]:
             full = f"{name}/{rows}x{features}x{classes}/{dtype}"
             arguments = fused.structures(shape)
             yield Case("fused", full, kind, ours, peer, "optax", arguments, rows)
+    for n, d, v in HEADS:
+        # The teacher's head has the shape of the student's, and takes no gradient.
+        hidden, kernel, _ = fused.structures(fused.Shape("", n, d, v, "bfloat16", ""))
+        full = f"distillation value and gradient/{n}x{d}x{v}/bfloat16"
+        ours, peer = with_gradients(distilled), with_gradients(plain_distilled)
+        arguments = hidden, kernel, (hidden, kernel)
+        yield Case("fused", full, "", ours, peer, "jax.nn", arguments, n)
 
 
 def fit(target: Target) -> Iterator[Case]:

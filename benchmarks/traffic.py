@@ -63,11 +63,15 @@ class Kernel:
 
 @dataclass
 class Traffic:
-    """The sums over a program: `products` by their types, `collectives` in bytes that are sent."""
+    """The sums over a program: `products` by their types, `collectives` in bytes that are sent.
+
+    `asynchronous` has the part of these bytes that is sent while other kernels may run.
+    """
 
     kernels: list[Kernel] = field(default_factory=list)
     products: Counter[str] = field(default_factory=Counter)
     collectives: Counter[str] = field(default_factory=Counter)
+    asynchronous: Counter[str] = field(default_factory=Counter)
     flops: float = 0.0
 
     @property
@@ -115,7 +119,11 @@ class _Counting:
                 self.walk(self.computation(i, "body"), times * self.trips(i))
             elif found := self.collective(i):
                 operands = (body.instructions[o].arrays for o in i.operands)
-                self.traffic.collectives[found[0]] += round(times * self.sent(*found, operands))
+                sent = round(times * self.sent(*found, operands))
+                self.traffic.collectives[found[0]] += sent
+                # A TPU puts the start and the end into the kernels around, and leaves a name.
+                if i.operation.endswith("-start") or "async_collective_name" in found[1].attributes:
+                    self.traffic.asynchronous[found[0]] += sent
             elif i.operation in ("conditional", "call", "async-start"):
                 for name in i.computations:
                     if name in self.program.computations:
