@@ -216,14 +216,17 @@ GROUPS = "replica_groups={{0,1,2,3}}, to_apply=%add"
 def test_collectives_are_counted_in_bytes_that_a_device_sends(kind, result, sent):
     plain = costs(MATRIX, f"%c = {result} {kind}(%x), {GROUPS}")
     assert dict(plain.collectives) == {kind: sent}
+    assert not plain.asynchronous
     assert not plain.kernels
+    named = f'{GROUPS}, frontend_attributes={{async_collective_name="{kind}-start"}}'
+    assert costs(MATRIX, f"%c = {result} {kind}(%x), {named}").asynchronous == {kind: sent}
     types = f"(f32[1000,1000]{{1,0}}, {result})"
     started = costs(
         MATRIX,
         f"%c = {types} {kind}-start(%x), {GROUPS}",
         f"%d = {result} {kind}-done(%c)",
     )
-    assert dict(started.collectives) == {kind: sent}
+    assert started.collectives == started.asynchronous == {kind: sent}
     inside = "%wrapped (p: f32[]) -> f32[] {\n  %p = f32[1000,1000]{1,0} parameter(0)\n"
     inside += f"  ROOT %r = {result} {kind}(%p), {GROUPS}\n}}\n"
     wrapped = costs(
@@ -232,7 +235,7 @@ def test_collectives_are_counted_in_bytes_that_a_device_sends(kind, result, sent
         f"%d = {result} async-done(%c)",
         others=inside,
     )
-    assert dict(wrapped.collectives) == {kind: sent}
+    assert wrapped.collectives == wrapped.asynchronous == {kind: sent}
 
 
 def test_a_fusion_of_a_reduce_scatter_is_one():

@@ -1,5 +1,7 @@
 """How many rows and classes a large vocabulary takes at a time, and the forms of every platform."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,6 +79,26 @@ def test_a_budget_is_kept_and_used():
             )
             assert (without.keep, without.apart) == (True, False)
             assert without.rows >= with_kernel.rows or not with_kernel.keep
+
+
+def test_a_budget_has_room_for_what_no_piece_makes_smaller():
+    """The sum of the gradients of a kernel in half precision, and a TPU's copy in bfloat16."""
+    half, wide = (Shapes(*GEMMA_2_2B, 4, half=of) for of in (True, False))
+    kernel = 4 * math.prod(GEMMA_2_2B[1:])
+    budget = 2**30
+    of_values = plans.rows_of_values(half, budget)
+    assert plans.rows_of_values(wide, budget + kernel // 2).tpu == of_values.tpu
+    assert plans.rows_of_values(wide, budget).gpu == of_values.gpu
+    alone = plans.rows_of_tangents(half, budget, 0)
+    assert plans.rows_of_tangents(half, budget + kernel, 1) == alone
+    assert plans.rows_of_tangents(wide, budget, 1).gpu == alone.gpu
+    of_pairs = plans.rows_of_pairs(half, budget)
+    assert plans.rows_of_pairs(half, budget + 2 * kernel, 2) == of_pairs
+    # Where there is no such room, the pieces have the budget.
+    assert plans.rows_of_tangents(half, budget, 1) == alone
+    assert (
+        plans.rows_of_values(wide, kernel // 2).tpu == plans.rows_of_values(half, kernel // 2).tpu
+    )
 
 
 N, D, V = 7, 3, 61

@@ -259,7 +259,8 @@ def _products(
         return of_hidden, of_kernel, of_bias
 
     sums = jax.tree.map(lambda dot: jnp.zeros(dot.shape, dtype), tangents)
-    size = rows_of_pairs(shapes_of(arguments), budget)
+    kernels = int(tangents[1] is not None)
+    size = rows_of_pairs(shapes_of(arguments), budget, kernels)
     return sweep(step, sums, (arguments, scale, tangents), scale.shape[0], size)
 
 

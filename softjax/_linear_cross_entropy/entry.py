@@ -104,7 +104,10 @@ def linear_cross_entropy(
             its gradient is then scattered as it was, in place of one on every device.
         max_temp_bytes: the target for the memory beside arguments, result and gradients; None for
             the fastest plan of the platform. The pieces are made as small as the target needs,
-            down to one row or class.
+            down to one row or class. Two arrays do not become smaller, and a smaller target is
+            exceeded by them: in half precision, and where the losses are not reduced, the gradient
+            of the kernel adds up in float32; and a TPU multiplies a float32 kernel as a copy of it
+            in bfloat16.
         max_active: the largest number of examples that take part, as their weights and labels
             say. These are gathered first, so that the others cost no product. If there are more,
             the function raises a ValueError where labels and weights are known, and returns NaN

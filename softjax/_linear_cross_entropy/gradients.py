@@ -86,7 +86,8 @@ def _of_rows_jvp(function, tangent, budget, primals, tangents):
         new = tangent(part, part_dots)
         return jax.tree.map(partial(put, start=start, axis=0), values_dot, new)
 
-    zeros, size = jax.tree.map(jnp.zeros_like, values[0]), rows_of_tangents(shapes, budget)
+    zeros, kernels = jax.tree.map(jnp.zeros_like, values[0]), dots.classes.kernel is not None
+    size = rows_of_tangents(shapes, budget, int(kernels))
     count = arguments.rows.hidden.shape[0]
     reals_dot = sweep(step, zeros, (arguments, dots), count, size)
     no_tangents = jax.tree.map(partial(zero_from_primal, symbolic_zeros=True), values[1])

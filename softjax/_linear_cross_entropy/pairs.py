@@ -89,7 +89,7 @@ def _each_pair_jvp(losses, budget, primals, tangents):
                 new += _through_product(of_part, n, head, head_dots, blocks)
         return put(values_dot, new, start, 0)
 
-    zeros, size = jnp.zeros_like(values), rows_of_pairs(_shapes(pair), budget)
+    zeros, size = jnp.zeros_like(values), rows_of_pairs(_shapes(pair), budget, _kernels(dots))
     return values, sweep(step, zeros, (pair, dots), values.shape[0], size)
 
 
@@ -104,7 +104,8 @@ def _total_pair_jvp(losses, budget, primals, tangents):
     (pair, scale), (dots, scale_dot) = primals, dots_of(tangents)
     # A function that is kept for its derivative may not keep the tangents themselves.
     like_dots = jax.tree.map(lambda dot: ShapeDtypeStruct(dot.shape, dot.dtype), dots)
-    gradients, sizes = partial(_gradients, losses, like_dots), sizes_of_pairs(_shapes(pair), budget)
+    gradients = partial(_gradients, losses, like_dots)
+    sizes = sizes_of_pairs(_shapes(pair), budget, _kernels(dots))
     of_value, of_values = (ShapeDtypeStruct(shape, scale.dtype) for shape in ((), scale.shape))
     like = of_value, like_dots, of_values
     value, bars, values = lowered_for_platform(gradients, sizes, like, pair, scale)
@@ -204,6 +205,11 @@ def _through_product(
 
 def _shapes(pair: Pair) -> Shapes:
     return shapes_of(pair.student)
+
+
+def _kernels(dots: Pair) -> int:
+    """How many kernels have a tangent."""
+    return sum(head is not None and head.classes.kernel is not None for head in dots)
 
 
 def _some(pair: Any, start: Array | int, size: int) -> Pair:

@@ -100,20 +100,26 @@ def rows_of_values(shapes: Shapes, budget: int | None) -> Choice:
     return _choice_of_rows(shapes, budget, 2, _rows(shapes, shapes.features // 8, 16, fitting))
 
 
-def rows_of_tangents(shapes: Shapes, budget: int | None) -> Choice:
-    """n for the losses with derivatives: logits and their gradient, and again for second ones."""
+def rows_of_tangents(shapes: Shapes, budget: int | None, kernels: int) -> Choice:
+    """n for the losses with derivatives: logits and their gradient, and again for second ones.
+
+    So many kernels have a gradient.
+    """
+    budget = None if budget is None else _without(budget, _sums_of_kernels(shapes, kernels))
     fitting = None if budget is None else _fitting(budget, 2 * shapes.bytes * shapes.classes)
     return _choice_of_rows(shapes, budget, 2, _rows(shapes, shapes.features // 2, 4, fitting))
 
 
-def rows_of_pairs(shapes: Shapes, budget: int | None) -> Choice:
+def rows_of_pairs(shapes: Shapes, budget: int | None, kernels: int = 0) -> Choice:
     """n for twice as many logits: those of two heads, or with their tangents."""
-    return _choice_of_rows(shapes, budget, 4, -(-rows_of_tangents(shapes, budget).cpu // 2))
+    on_cpu = -(-rows_of_tangents(shapes, budget, kernels).cpu // 2)
+    budget = None if budget is None else _without(budget, _sums_of_kernels(shapes, kernels))
+    return _choice_of_rows(shapes, budget, 4, on_cpu)
 
 
-def sizes_of_pairs(shapes: Shapes, budget: int | None) -> Choice:
+def sizes_of_pairs(shapes: Shapes, budget: int | None, kernels: int) -> Choice:
     """n for a sum of losses of two heads with its gradients, and n for the derivative of these."""
-    return Choice(*((rows, _quarter(rows)) for rows in rows_of_pairs(shapes, budget)))
+    return Choice(*((rows, _quarter(rows)) for rows in rows_of_pairs(shapes, budget, kernels)))
 
 
 def plan_of_gradients(shapes: Shapes, budget: int | None, *, with_kernel: bool) -> Choice:
@@ -136,10 +142,7 @@ def plan_of_accelerator(
         rows = _fastest_rows(shapes, platform, memory, row)
         # With all rows in one piece nothing adds up, and the memory of the sums is free.
         return _of_whole_rows(shapes, n if 0 < row * n <= row * rows + sums else rows)
-    if platform == "tpu" and not half and size == 4:
-        # A TPU multiplies float32 in bfloat16: XLA keeps such a copy of the kernel in any plan.
-        copied = 2 * d * classes
-        budget = budget - copied if copied < budget else budget
+    budget = _without(budget, _copy_of_kernel(shapes, platform))
     fitting = _fitting(budget, row)
     if not with_kernel or fitting >= n:
         return _of_whole_rows(shapes, _fewest(n, fitting))
@@ -207,10 +210,36 @@ def _choice_of_rows(shapes: Shapes, budget: int | None, arrays: int, on_cpu: int
     """n of each platform, where there are so many arrays [n, V] at once on a GPU or TPU."""
     row, memory = shapes.bytes * (arrays * shapes.classes + shapes.features), device_memory()
     if budget is not None:
-        rows = _fewest(shapes.rows, _fitting(budget, row))
-        return Choice(on_cpu, rows, rows)
+        left = (_without(budget, _copy_of_kernel(shapes, of)) for of in ("gpu", "tpu"))
+        gpu, tpu = (_fewest(shapes.rows, _fitting(budget, row)) for budget in left)
+        return Choice(on_cpu, gpu, tpu)
     gpu, tpu = (_fastest_rows(shapes, platform, memory, row) for platform in ("gpu", "tpu"))
     return Choice(on_cpu, gpu, tpu)
+
+
+def _without(budget: int, used: int) -> int:
+    """What is left of a budget for pieces; all of it where something else takes more than it has.
+
+    No plan can then keep to it.
+    """
+    return budget - used if used < budget else budget
+
+
+def _sums_of_kernels(shapes: Shapes, kernels: int) -> int:
+    """The bytes of the sums of so many gradients of a kernel, where these are not what is returned.
+
+    Those of losses that are not reduced, and of two heads, add up over pieces of rows.
+    """
+    return shapes.bytes * shapes.features * shapes.classes * kernels if shapes.half else 0
+
+
+def _copy_of_kernel(shapes: Shapes, platform: str) -> int:
+    """The bytes of a copy of the kernel that XLA makes on a TPU, which multiplies in bfloat16.
+
+    It converts all of a float32 kernel before a loop, even if each step takes some classes only.
+    """
+    is_copied = platform == "tpu" and not shapes.half and shapes.bytes == 4
+    return 2 * shapes.features * shapes.classes if is_copied else 0
 
 
 def _fastest_rows(shapes: Shapes, platform: str, memory: int | None, row: int) -> int:

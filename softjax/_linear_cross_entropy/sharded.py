@@ -201,7 +201,8 @@ def _each_over_jvp(axes, budget, primals, tangents):
         return put(l_dot, new, start, 0)
 
     operands = varying((arguments, dots, s), axes)
-    size = rows_of_tangents(shapes_of(arguments), budget)
+    kernels = int(dots.classes.kernel is not None)
+    size = rows_of_tangents(shapes_of(arguments), budget, kernels)
     l_dot = sweep(step, jnp.zeros_like(values), operands, values.shape[0], size)
     of_rows = row_tangent(s, rows.mass, rows.active, scalars, block_dots(None, dots))
     return values, lax.psum(l_dot, axes) + of_rows
