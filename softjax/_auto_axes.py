@@ -1,4 +1,4 @@
-"""Arrays on meshes with Explicit axes, which fits and calibration compute with on Auto axes."""
+"""Arrays on meshes with Explicit axes: functions of examples compute with them on Auto axes."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext

@@ -13,7 +13,7 @@ from softjax._labels import Labels, class_indices, distribution, is_class_indice
 from softjax._logsumexp import logsumexp_core
 from softjax._losses import expected_loss, index_loss, spoiled
 from softjax._numerics import compute_dtype, masked
-from softjax._sharding import looked_up
+from softjax._sharding import beside, looked_up
 from softjax._weights import in_unit, is_zero
 
 Reduction = Literal["none", "sum", "mean", "class_weighted_mean"]
@@ -121,7 +121,7 @@ def cross_entropy(
         expected = "None where labels are a distribution"
         raise TypeError(_checks.message(name, "ignore_index", expected, ignore_index))
     else:
-        targets = distribution(name, labels, x.shape, dtype, axis)
+        targets = beside(distribution(name, labels, x.shape, dtype, axis), x)
     return _cross_entropy(x, targets, where, smoothing, of_classes, z, of_examples, reduction)
 
 

@@ -152,6 +152,26 @@ def brought_to(a: Array, other: Array) -> Array:
         return reshard(a, there.spec)
 
 
+def beside(a: Array, other: Array) -> Array:
+    """`a` with the sharding of `other` if both arrays are sharded over Explicit axes, or itself.
+
+    JAX combines a sharded array with one that is not, but not arrays that are sharded differently.
+    """
+    here, there = (jax.typeof(x).sharding.spec for x in (a, other))
+    return brought_to(a, other) if any(here) and any(there) else a
+
+
+def with_whole_axis(a: Array, axis: int) -> Array:
+    """`a`, with all of an axis on each device; only an Explicit mesh axis shards it before."""
+    sharding = jax.typeof(a).sharding
+    if not entry_names(sharding.spec[axis]):
+        return a
+    spec = list(sharding.spec)
+    spec[axis] = None
+    with use_abstract_mesh(sharding.mesh):
+        return reshard(a, P(*spec))
+
+
 def looked_up(table: Array, index: Array) -> Array:
     """table[index]; on Explicit axes the table is first replicated, since JAX requires it."""
     specs = [jax.typeof(a).sharding.spec for a in (table, index)]

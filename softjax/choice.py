@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._cross_entropy import cross_entropy
 from softjax._losses import spoiled
+from softjax._sharding import with_whole_axis
 from softjax._softmax import softmax
 
 __all__ = ["bradley_terry_loss", "bradley_terry_probability", "plackett_luce_loss"]
@@ -149,6 +150,7 @@ def plackett_luce_loss(
     if x.ndim == 0:
         raise ValueError(_checks.message(function, "scores", "of rank >= 1", "rank 0"))
     ranking = _integers(function, "ranking", ranking, signed=True)
+    x, ranking = with_whole_axis(x, x.ndim - 1), with_whole_axis(ranking, ranking.ndim - 1)
     same_rows = ranking.ndim == x.ndim and ranking.shape[:-1] == x.shape[:-1]
     if not (same_rows and ranking.shape[-1] <= x.shape[-1]):
         expected = f"of shape {x.shape[:-1]} + (k,) with k <= {x.shape[-1]}"

@@ -17,6 +17,7 @@ from softjax import _checks
 from softjax._labels import Labels, class_indices, distribution, is_class_indices
 from softjax._losses import expected_loss_gradient, index_loss_gradient
 from softjax._numerics import compute_dtype, inner, masked
+from softjax._sharding import beside, with_whole_axis
 from softjax._softmax import (
     place_of_top,
     relative_to_dominant,
@@ -243,7 +244,7 @@ def logsumexp_hessian_sqrt(logits: ArrayLike) -> Array:
         covariance written as an expectation.
     """
     x = _logits("logsumexp_hessian_sqrt", logits)
-    p, complement = softmax_and_complement(masked(x, None))
+    p, complement = _probabilities_of_matrix(x)
     root = jnp.sqrt(p)
     return _with_diagonal(-p[..., :, None] * root[..., None, :], root * complement).astype(x.dtype)
 
@@ -276,7 +277,7 @@ def logsumexp_hessian_pinv(logits: ArrayLike) -> Array:
         orthogonal complement of 1; the four Penrose conditions follow.
     """
     x = _logits("logsumexp_hessian_pinv", logits)
-    p, _ = softmax_and_complement(masked(x, None))
+    p, _ = _probabilities_of_matrix(x)
     support = p > 0
     k = jnp.maximum(jnp.sum(support.astype(p.dtype), -1, keepdims=True), 1)
     # (C diag(1/p) C)_ij = delta_ij / p_i - (1/p_i + 1/p_j - mean(1/p)) / K
@@ -367,7 +368,8 @@ def cross_entropy_gradient(logits: ArrayLike, labels: Labels) -> Array:
     x = _logits(function, logits)
     wide = masked(x, None)
     if not is_class_indices(labels, function):
-        return expected_loss_gradient(wide, distribution(function, labels, x.shape, wide.dtype))
+        q = distribution(function, labels, x.shape, wide.dtype)
+        return expected_loss_gradient(wide, beside(q, wide))
     index, bad = _indices(function, labels, x)
     g = index_loss_gradient(wide, index, None)
     return g if bad is None else jnp.where(bad[..., None], jnp.nan, g)
@@ -446,11 +448,16 @@ def _logits(function: str, logits: ArrayLike) -> Array:
 def _beside(function: str, argument: str, v: ArrayLike, x: Array) -> Array:
     v = _checks.real_array(function, argument, v)
     _checks.same_shape(function, argument, v, x.shape)
-    return v.astype(compute_dtype(x.dtype))
+    return beside(v.astype(compute_dtype(x.dtype)), x)
+
+
+def _probabilities_of_matrix(x: Array) -> tuple[Array, Array]:
+    """p and 1 - p for a matrix of classes by classes, both of which no mesh axis can shard."""
+    return softmax_and_complement(with_whole_axis(masked(x, None), x.ndim - 1))
 
 
 def _covariance(x: Array) -> Array:
-    p, one_minus_p = softmax_and_complement(masked(x, None))
+    p, one_minus_p = _probabilities_of_matrix(x)
     return _with_diagonal(-p[..., :, None] * p[..., None, :], p * one_minus_p)
 
 
@@ -473,7 +480,7 @@ def _mass(function: str, labels: Labels, x: Array) -> Array:
     """The sum Q of the target probabilities: 1 for a class index, NaN for a bad index."""
     dtype = compute_dtype(x.dtype)
     if not is_class_indices(labels, function):
-        return jnp.sum(distribution(function, labels, x.shape, dtype), -1)
+        return jnp.sum(beside(distribution(function, labels, x.shape, dtype), x), -1)
     index, bad = _indices(function, labels, x)
     ones = jnp.ones(index.shape, dtype)
     return ones if bad is None else jnp.where(bad, jnp.nan, ones)

@@ -20,6 +20,7 @@ from softjax._logsumexp import logsumexp_core
 from softjax._losses import index_loss, spoiled
 from softjax._numerics import compute_dtype, excess, inner, log_total, masked, maximum
 from softjax._reductions import relative_to, shift
+from softjax._sharding import beside
 from softjax._softmax import is_empty, log_softmax, softmax, softmax_tangent
 
 __all__ = [
@@ -504,6 +505,7 @@ def _of_two(core, function, target_logits, logits, axis, where) -> Array:
     x = _checks.real_array(function, "logits", logits)
     _checks.same_shape(function, "logits", x, t.shape)
     axes = _checks.axes(function, axis, x.ndim)
+    t = beside(t, x)
     return _over_classes(core, (t, x), _checks.mask_of_classes(function, where, x.shape), axes)
 
 

@@ -9,6 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from softjax import _checks
+from softjax._auto_axes import on_auto_axes
 from softjax._labels import Labels
 from softjax._numerics import compute_dtype
 from softjax._softmax import softmax_core, softmax_tangent
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from softjax.regression._features import Features
 
 
+@on_auto_axes
 def gradient(
     params: SoftmaxRegression,
     features: "Features",
@@ -96,6 +98,7 @@ def gradient(
     return _gradient(params, rows, l2)
 
 
+@on_auto_axes
 def hessian(
     params: SoftmaxRegression,
     features: "Features",
@@ -151,6 +154,7 @@ def hessian(
     return _hessian(params, rows, l2)
 
 
+@on_auto_axes
 def hvp(
     params: SoftmaxRegression,
     tangent: SoftmaxRegression,
@@ -210,6 +214,7 @@ def hvp(
     return _hvp(params, tangent, rows, l2)
 
 
+@on_auto_axes
 def fisher_information(
     params: SoftmaxRegression,
     features: "Features",
@@ -256,6 +261,7 @@ def fisher_information(
     return _fisher_information(params, Rows(x, None, w, None, o))
 
 
+@on_auto_axes
 def lipschitz_constant(
     features: "Features",
     labels: Labels,

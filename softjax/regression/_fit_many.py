@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from softjax import _checks
+from softjax._auto_axes import on_auto_axes
 from softjax.regression._arguments import (
     FIT,
     class_count,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from softjax.regression._features import Features
 
 
+@on_auto_axes
 def fit_many(
     features: "Features",
     labels: ArrayLike,

@@ -9,6 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from softjax import _checks
+from softjax._auto_axes import on_auto_axes
 from softjax._cross_entropy import cross_entropy, weighted_mean
 from softjax._softmax import log_softmax, softmax
 from softjax.regression._features import is_sparse_matrix, linear, sparse_array
@@ -171,6 +172,7 @@ def predict_log_proba(
     return log_softmax(_logits("predict_log_proba", params, features, offset))
 
 
+@on_auto_axes
 def objective(
     params: SoftmaxRegression,
     features: "Features",

@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from softjax import _checks
+from softjax._auto_axes import on_auto_axes
 from softjax.regression import _l1_path
 from softjax.regression._arguments import (
     FIT,
@@ -97,6 +98,7 @@ class PathResult(NamedTuple):
         return jax.tree.map(lambda leaf: leaf[index], self.fits.params)
 
 
+@on_auto_axes
 def fit_path(
     features: "Features",
     labels: ArrayLike,
@@ -186,6 +188,7 @@ def fit_path(
     return PathResult(data.l2, whole, CrossValidation(fits, loss, accuracy, folds))
 
 
+@on_auto_axes
 def largest_l1(
     features: "Features",
     labels: ArrayLike,

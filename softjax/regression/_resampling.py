@@ -17,6 +17,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from softjax import _checks
+from softjax._auto_axes import on_auto_axes
 from softjax._cross_entropy import cross_entropy
 from softjax.regression._arguments import FIT, at_least, checked_data, error, penalties
 from softjax.regression._batched import Lane
@@ -105,6 +106,7 @@ class CrossValidation(NamedTuple):
         return jnp.std(self.loss, -1, ddof=1) / folds**0.5
 
 
+@on_auto_axes
 def bootstrap(
     features: "Features",
     labels: ArrayLike,
@@ -185,6 +187,7 @@ def bootstrap(
     return Bootstrap(whole, fits)
 
 
+@on_auto_axes
 def cross_validate(
     features: "Features",
     labels: ArrayLike,

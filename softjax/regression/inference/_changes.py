@@ -10,6 +10,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from softjax import _checks
+from softjax._auto_axes import on_auto_axes
 from softjax._softmax import softmax_core
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from softjax.regression._features import Features
 
 
+@on_auto_axes
 def average_changes(
     params: SoftmaxRegression,
     covariance: ArrayLike,
@@ -97,6 +99,7 @@ def average_changes(
     return _averages(places, bool(count), params, v, rows, level)
 
 
+@on_auto_axes
 def average_elasticities(
     params: SoftmaxRegression,
     covariance: ArrayLike,
@@ -146,6 +149,7 @@ def average_elasticities(
     return _averages(None, False, params, v, rows, level)
 
 
+@on_auto_axes
 def marginal_effects(
     params: SoftmaxRegression, features: "Features", *, offset: ArrayLike | None = None
 ) -> Array:

@@ -17,6 +17,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from softjax import _checks
+from softjax._auto_axes import on_auto_axes
 from softjax._labels import Labels
 from softjax._softmax import softmax_core
 from softjax.regression._model import SoftmaxRegression
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 _STILL = 0.1
 
 
+@on_auto_axes
 def covariance(
     params: SoftmaxRegression,
     features: "Features",
@@ -145,6 +147,7 @@ def covariance(
     return matrix
 
 
+@on_auto_axes
 def leave_one_out(
     params: SoftmaxRegression,
     features: "Features",

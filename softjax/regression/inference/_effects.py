@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from softjax._auto_axes import on_auto_axes
 from softjax._logsumexp import logsumexp_core
 from softjax._softmax import softmax_core, softmax_tangent
 from softjax.regression._model import SoftmaxRegression
@@ -60,6 +61,7 @@ class Predictions(NamedTuple):
     upper: Array
 
 
+@on_auto_axes
 def average_marginal_effects(
     params: SoftmaxRegression,
     covariance: ArrayLike,
@@ -117,6 +119,7 @@ def average_marginal_effects(
     return _average_marginal_effects(params, v, rows, level)
 
 
+@on_auto_axes
 def predictions(
     params: SoftmaxRegression,
     covariance: ArrayLike,

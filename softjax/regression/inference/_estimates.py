@@ -11,6 +11,7 @@ from jax.scipy.special import erfc, gammaincc, ndtri
 from jax.typing import ArrayLike
 
 from softjax import _checks
+from softjax._auto_axes import on_auto_axes
 from softjax._numerics import compute_dtype
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import EXACT
@@ -63,6 +64,7 @@ class ChiSquareTest(NamedTuple):
     p_value: Array
 
 
+@on_auto_axes
 def estimates(value: ArrayLike, variance: ArrayLike, *, level: ArrayLike = 0.95) -> Estimates:
     """Estimates from values and variances of anything that is asymptotically normal.
 
@@ -97,6 +99,7 @@ def estimates(value: ArrayLike, variance: ArrayLike, *, level: ArrayLike = 0.95)
     return estimates_core(value, variance, level)
 
 
+@on_auto_axes
 def coefficients(
     params: SoftmaxRegression,
     covariance: ArrayLike,
@@ -146,6 +149,7 @@ def coefficients(
     return _coefficients(params, v, reference, level)
 
 
+@on_auto_axes
 def odds_ratios(
     params: SoftmaxRegression,
     covariance: ArrayLike,
@@ -202,6 +206,7 @@ def odds_ratios(
     )
 
 
+@on_auto_axes
 def wald_test(
     params: SoftmaxRegression,
     covariance: ArrayLike,
@@ -260,6 +265,7 @@ def wald_test(
     return _wald_test(params, v, r, _checks.broadcast(function, "values", values, (len(r),)))
 
 
+@on_auto_axes
 def likelihood_ratio_test(
     restricted: ArrayLike, full: ArrayLike, degrees_of_freedom: ArrayLike
 ) -> ChiSquareTest:

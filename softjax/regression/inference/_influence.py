@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from softjax._auto_axes import on_auto_axes
 from softjax._labels import Labels
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import EXACT, Rows, checked_rows, dense
@@ -39,6 +40,7 @@ class Influence(NamedTuple):
     cooks_distance: Array
 
 
+@on_auto_axes
 def influence(
     params: SoftmaxRegression,
     features: "Features",

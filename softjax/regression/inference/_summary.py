@@ -12,6 +12,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from softjax import _checks
+from softjax._auto_axes import on_auto_axes
 from softjax._labels import ClassIndices, Labels
 from softjax._losses import expected_loss, index_loss
 from softjax._softmax import softmax_core
@@ -146,6 +147,7 @@ class Summary(NamedTuple):
         return table
 
 
+@on_auto_axes
 def log_likelihood(
     params: SoftmaxRegression,
     features: "Features",
@@ -191,6 +193,7 @@ def log_likelihood(
     return _log_likelihood(params, rows)
 
 
+@on_auto_axes
 def goodness_of_fit(
     params: SoftmaxRegression,
     features: "Features",
@@ -247,6 +250,7 @@ def goodness_of_fit(
     return _goodness_of_fit(params, rows._replace(constant=1), bool(fit_intercept))
 
 
+@on_auto_axes
 def summary(
     params: SoftmaxRegression,
     features: "Features",
