@@ -24,6 +24,7 @@ ABOUT = {
     "fit": "Whole fits of softmax regression to the same suboptimality, in CPU seconds.",
     "many": "Many fits in one call, in CPU seconds.",
     "cold": "Whole processes that import, compile and fit once, in CPU seconds.",
+    "tables": "Estimators beside those of scikit-learn, in CPU seconds.",
     "inference": "A fit without a penalty, and average marginal effects with standard errors, in "
     "float64.",
     "scale": "The loss over several devices: what each sends, and what it holds.",

@@ -22,7 +22,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 # The quick runs of these suites leave out cases, and measure the others as in a full run.
-ALIKE = ("fit", "many", "cold", "inference", "scale")
+ALIKE = ("fit", "many", "cold", "tables", "inference", "scale")
 
 Row = dict[str, Any]
 INTERVAL = ("seconds", "low", "high")

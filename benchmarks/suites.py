@@ -7,7 +7,18 @@ where its `quick` is false, and those of all the suites where its `short` is fal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks import accuracy, core, fits, fused, inference, kills, measure, scale, stream
+from benchmarks import (
+    accuracy,
+    core,
+    estimator,
+    fits,
+    fused,
+    inference,
+    kills,
+    measure,
+    scale,
+    stream,
+)
 from benchmarks.results import Row
 
 SUITES: dict[str, Sequence[Any]] = {
@@ -17,6 +28,7 @@ SUITES: dict[str, Sequence[Any]] = {
     "fit": fits.FIT,
     "many": fits.MANY,
     "cold": fits.COLD,
+    "tables": estimator.CASES,
     "inference": inference.CASES,
     "scale": scale.CASES,
     "stream": stream.CASES,

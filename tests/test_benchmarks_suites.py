@@ -6,6 +6,7 @@ No time is asserted.
 import re
 import sys
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from unittest.mock import create_autospec
 
@@ -18,6 +19,7 @@ from test_regression import D, K, problem
 from benchmarks import __main__ as command_line
 from benchmarks import (
     core,
+    estimator,
     fit_tasks,
     fits,
     fused,
@@ -52,6 +54,10 @@ TINY = {
     "fit": [fits.FIT[0]],
     "many": list(fits.MANY),
     "cold": list(fits.COLD),
+    "tables": [
+        estimator.Case("digits", partial(estimator.estimator, "digits"), 1e9, 1e9),
+        estimator.Case("probe", partial(estimator.probe, 40, 3, 3), 1e9),
+    ],
     "inference": [
         inference.Case("fit", (60, 2, 3)),
         inference.Case("marginal-effects", (60, 2, 3), bound=1e9),
@@ -67,6 +73,7 @@ EXPECTED = {
     "fit": (4, ["softjax", *SCIKIT_LEARN]),
     "many": (8, ["softjax", *SCIKIT_LEARN]),
     "cold": (8, ["softjax", *SCIKIT_LEARN]),
+    "tables": (4, ["softjax", "softjax.regression"]),
     "inference": (4, ["softjax", "statsmodels"]),
     "scale": (4, ["softjax"]),
     "stream": (2, ["softjax", "in memory"]),

@@ -1,0 +1,169 @@
+"""What a person with a table waits for, beside scikit-learn: the suite `tables`.
+
+Both sides of a case take turns, in an order that alternates. `seconds` are CPU seconds, of a whole
+process where the case is one, and `suboptimality` is relative to the better of the two optima.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import fit_tasks, measure
+from benchmarks.fit_tasks import draw, joined, objective
+from benchmarks.fits import ONE_THREAD, QUICK_REPEATS, REPEATS, precise_and_alone
+from benchmarks.results import INTERVAL, RATIO, Row
+
+# A side: its CPU seconds, and its objective where it has one.
+Measured = tuple[float, float | None]
+Sides = tuple[tuple[str, Callable[[], Measured]], tuple[str, Callable[[], Measured]]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Softjax and a peer, and the asked ratio of their CPU times.
+
+    Attributes:
+        sides: makes both, ours first; what they need may lie in a folder.
+        milliseconds: how much longer than the peer ours may take; None for any.
+    """
+
+    name: str
+    sides: Callable[[Path], Sides]
+    bound: float
+    milliseconds: float | None = None
+    quick: bool = True
+    short: bool = False
+
+    def run(self, pairs: int) -> Iterator[Row]:
+        """A row for each side."""
+        with precise_and_alone(), tempfile.TemporaryDirectory() as folder:
+            sides = self.sides(Path(folder))
+            repeats = QUICK_REPEATS if pairs < measure.PAIRS else REPEATS
+            seconds: dict[str, list[float]] = {name: [] for name, _ in sides}
+            reached: dict[str, Any] = {}
+            for repeat in range(-1, repeats):  # the first turn is the warm-up
+                for name, side in sides[:: -1 if repeat % 2 else 1]:
+                    taken, reached[name] = side()
+                    if repeat >= 0:
+                        seconds[name].append(taken)
+        ours, peer = seconds.values()
+        best = min((value for value in reached.values() if value is not None), default=None)
+        for name, taken in seconds.items():
+            row = {"record": "result", "suite": "tables", "case": self.name, "side": name}
+            row |= {"wrong": False} | measure.estimate(taken).fields(INTERVAL)
+            if best is not None:
+                row["suboptimality"] = (reached[name] - best) / best
+            if taken is peer:
+                ratio = measure.estimate([a / b for a, b in zip(ours, peer, strict=True)])
+                row |= ratio.fields(RATIO)
+                row["checks"] = {"time": [ratio.median, self.bound]}
+                if self.milliseconds is not None:
+                    added = statistics.median(a - b for a, b in zip(ours, peer, strict=True))
+                    row["checks"]["added ms"] = [1e3 * added, self.milliseconds]
+            yield row
+
+
+def timed(function: Callable[[], Any], value: Callable[[Any], float] | None = None) -> Measured:
+    """A call within this process."""
+    begin = time.process_time()
+    result = function()
+    seconds = time.process_time() - begin
+    return seconds, None if value is None else value(result)
+
+
+PROCESS = """
+import sys, numpy
+from {module} import {name} as Classifier
+for data in numpy.load(sys.argv[1]).values():
+    X, y = data[:, :-1], data[:, -1].astype(int)
+    Classifier().fit(X, y).predict(X)
+"""
+MODULES = {
+    "softjax": ("softjax.sklearn", "SoftmaxClassifier"),
+    "scikit-learn": ("sklearn.linear_model", "LogisticRegression"),
+}
+
+
+def processes(sizes: tuple[int, ...], folder: Path) -> Sides:
+    """A process that imports an estimator and fits it to tables of these numbers of rows."""
+    tables = {str(rows): np.column_stack(drawn(rows, 20, 3)) for rows in sizes}
+    np.savez(folder / "tables.npz", **tables)  # pyright: ignore[reportArgumentType]
+    # As packages are installed, with their bytecode.
+    environment = {**ONE_THREAD, "PYTHONDONTWRITEBYTECODE": ""}
+    environment["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")
+
+    def run(module: str, name: str) -> Measured:
+        script = PROCESS.format(module=module, name=name)
+        command = [sys.executable, "-c", script, str(folder / "tables.npz")]
+        return measure.process_times(command, environment)[0], None
+
+    ours, peer = ((side, partial(run, *names)) for side, names in MODULES.items())
+    return ours, peer
+
+
+def drawn(rows: int, width: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features and labels of a known model."""
+    rng = np.random.default_rng(rows)
+    x = rng.normal(size=(rows, width))
+    return x, draw(2 * x @ rng.normal(size=(width, classes)) / width**0.5, rng)
+
+
+def estimator(kind: str, _: Path) -> Sides:
+    """`SoftmaxClassifier.fit`, beside `regression.fit` of the same arrays."""
+    from softjax import regression
+    from softjax.sklearn import SoftmaxClassifier
+
+    x, y = fit_tasks.digits() if kind == "digits" else drawn(20_000, 50, 5)
+    table, labels = x, y
+    if kind == "frame":
+        import pandas as pd
+
+        table = pd.DataFrame(x, columns=[f"column {k}" for k in range(x.shape[1])])
+        labels = pd.Series(np.array(["alpha", "beta", "delta", "gamma", "omega"])[y])
+    fit = partial(regression.fit, x, y, l2=1 / len(y), tol=1e-10, num_classes=int(y.max()) + 1)
+    ours = partial(timed, lambda: SoftmaxClassifier().fit(table, labels))
+    return ("softjax", ours), ("softjax.regression", partial(timed, fit))
+
+
+def probe(rows: int, width: int, classes: int, _: Path) -> Sides:
+    """A linear probe in float32, beside lbfgs: clustered embeddings of falling variances."""
+    from sklearn.linear_model import LogisticRegression
+
+    from softjax import regression
+
+    rng = np.random.default_rng(0)
+    centres, y = rng.normal(size=(classes, width)), rng.integers(classes, size=rows)
+    x = 0.25 * centres[y] + rng.normal(size=(rows, width)) * np.geomspace(2, 0.2, width)
+    x, l2 = x.astype(np.float32), 1e-3
+    peer = LogisticRegression(C=1 / (l2 * rows), tol=1e-4, max_iter=1000)
+
+    def of_peer(model: Any) -> float:
+        theta = np.concatenate([model.coef_.T, model.intercept_[None]])
+        return objective(theta, x, y, l2)
+
+    ours = partial(regression.fit, jax.device_put(x), y, l2=l2, tol=1e-4)
+    return (
+        ("softjax", partial(timed, ours, lambda fit: objective(joined(fit.params), x, y, l2))),
+        ("scikit-learn lbfgs", partial(timed, lambda: peer.fit(x, y), of_peer)),
+    )
+
+
+SIZES = (100, 150, 237, 300, 500, 777, 1000, 1320, 1700, 2000)
+CASES = (
+    Case("cold-estimator", partial(processes, (500,)), 1.5, short=True),
+    Case("ten-sizes", partial(processes, SIZES), 2.5),
+    Case("estimator-digits", partial(estimator, "digits"), 1.05, 5.0),
+    Case("estimator-arrays", partial(estimator, "arrays"), 1.05, 5.0),
+    Case("estimator-frame", partial(estimator, "frame"), 1.05, 5.0),
+    Case("probe-20000x192x100", partial(probe, 20_000, 192, 100), 0.3, quick=False),
+    Case("probe-60000x384x200", partial(probe, 60_000, 384, 200), 0.3, quick=False),
+)
