@@ -212,7 +212,7 @@ def while_loop(running: Callable[[Any], Array], step: Callable[[Any], Any], carr
     return lax.while_loop(running, lambda carry: varying(step(carry), axes), varying(carry, axes))
 
 
-def fori_loop(first: int, stop: int | Array, step: Callable[[Any, Any], Any], carry: Any) -> Any:
+def fori_loop(first: Any, stop: Any, step: Callable[[Any, Any], Any], carry: Any) -> Any:
     """`lax.fori_loop`, which also works within a `shard_map`."""
     axes = axes_of(carry) | _axes_after(step, first, carry)
     carry = varying(carry, axes)

@@ -483,3 +483,20 @@ def test_the_optimum_with_corners_and_firths_are_differentiable_in_both_modes(so
         value, forward, reverse = compiled(ends, tuple(np.stack([t, t]) for t in tangents))
         np.testing.assert_allclose(forward, reverse, rtol=1e-8)
         np.testing.assert_allclose(forward.mean(), (value[1] - value[0]) / (2 * h), rtol=1e-6)
+
+
+@pytest.mark.x64_once
+def test_a_hessian_product_in_blocks_of_examples_is_that_of_all_at_once(monkeypatch):
+    rng = np.random.default_rng(3)
+    x, p = rng.normal(size=(53, 4)), rng.dirichlet(np.ones(3), 53).T
+    arrays = [a.astype(np.float32) for a in (rng.uniform(0, 2, 53), x, p)]
+
+    def function(weights, x, p):
+        return (weights * p) @ x
+
+    for cached in (3 * 10, 3 * 26, 3 * 27):  # six blocks, three with little new in the last, one
+        monkeypatch.setattr(_features, "CACHED", cached)
+        for weights in (arrays[0], np.ones(53, np.float32)):
+            blocks = jax.jit(lambda *a: _features.by_examples(function, *a))(weights, *arrays[1:])
+            whole = (weights * arrays[2]) @ arrays[1]
+            np.testing.assert_allclose(blocks, whole, rtol=2e-5, atol=2e-5)

@@ -15,6 +15,8 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._numerics import compute_dtype
+from softjax._platforms import platform_dependent
+from softjax._sharding import fori_loop, mesh_of
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO, BCSR
@@ -105,6 +107,8 @@ R = TypeVar("R")
 # A function of features with more than SMALL numbers is computed for BLOCK numbers at a time, some
 # columns of them.
 SMALL, BLOCK, FEWEST_COLUMNS = 2**20, 2**19, 16
+# So many numbers of an array [K, N] stay in the cache of a CPU, beside others of this size.
+CACHED = 2**17
 
 
 def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
@@ -159,3 +163,37 @@ def by_columns(function: Callable[..., Array], x: Array, *of_column: Array) -> A
     last = width - size * (len(firsts) - 1)
     first = blocks[:-1].reshape(-1, *blocks.shape[2:])
     return jnp.concatenate([first, blocks[-1, size - last :]])
+
+
+def by_examples(function: Callable[..., Array], weights: Array, x: Any, of_classes: Array) -> Array:
+    """function(weights, x, of_classes), a sum over the examples that is linear in their weights.
+
+    A CPU computes it for blocks of examples, and each operation on the logits of a block finds them
+    in the cache. Not where the examples are on a mesh, or sparse. The last block reaches back; the
+    examples that it shares with the one before weigh nothing in it.
+
+    Args:
+        function: what is summed, of some examples.
+        weights: [N].
+        x: features [N, D].
+        of_classes: [K, N].
+    """
+    examples, size = of_classes.shape[1], CACHED // len(of_classes)
+    if is_sparse(x) or 2 * size > examples or not size or not mesh_of((x, of_classes)).empty:
+        return function(weights, x, of_classes)
+
+    def blocks(weights: Array, x: Array, of_classes: Array) -> Array:
+        def block(number: Any, total: Array) -> Array:
+            first = jnp.minimum(number * size, examples - size)
+            fresh = first + jnp.arange(size, dtype=np.int32) >= number * size
+            own = (
+                lax.dynamic_slice_in_dim(a, first, size, axis)
+                for a, axis in ((weights, 0), (x, 0), (of_classes, 1))
+            )
+            w, *others = own
+            return total + function(jnp.where(fresh, w, 0), *others)
+
+        zeros = jnp.zeros_like(jax.eval_shape(function, weights, x, of_classes))
+        return fori_loop(np.int32(0), np.int32(-(-examples // size)), block, zeros)
+
+    return platform_dependent(weights, x, of_classes, cpu=blocks, default=function)

@@ -15,6 +15,7 @@ from jax import Array, lax
 
 from softjax._sharding import while_loop
 from softjax.regression import _standardised
+from softjax.regression._features import by_examples
 from softjax.regression._objective import Point, softmax_hvp
 from softjax.regression._standardised import Standardised
 
@@ -34,10 +35,13 @@ def truncated(
     ridge = s.ridge + s.rounding * point.uncertainty.astype(s.ridge.dtype)
 
     def hvp(v):
-        return (
-            _standardised.pull_back(s, softmax_hvp(weights, p, _standardised.scores(s, v)))
-            + ridge[None] * v
-        )
+        def curved(weights, features, p):
+            own = s._replace(features=features)
+            return _standardised.pull_back(
+                own, softmax_hvp(weights, p, _standardised.scores(own, v))
+            )
+
+        return by_examples(curved, weights, s.features, p) + ridge[None] * v
 
     # The norm scales the gradient to what float32 can hold. It is 0 in a lane that is done.
     size = jnp.where(norm > 0, norm, 1)
