@@ -19,6 +19,12 @@ X, Y = RNG.normal(size=(12, 3)).astype(np.float32), np.arange(12, dtype=np.int32
 P = np.eye(3, dtype=np.float32)[Y]
 PARAMS = regression.SoftmaxRegression(X[:3], X[3])
 
+
+def data_of_a_fit(features, labels, weights, class_weights):
+    data = _arguments.checked_data(features, labels, None, weights, class_weights)
+    return data.labels, data.weights, data.class_weights
+
+
 # Each takes features or logits [12, 3], labels [12] and probabilities [12, 3].
 FUNCTIONS = {
     "softmax": lambda x, y, p: softjax.softmax(x),
@@ -34,9 +40,7 @@ FUNCTIONS = {
     "objective": lambda x, y, p: regression.objective(PARAMS, x, y, sample_weights=p[:, 0]),
     "hessian": lambda x, y, p: regression.hessian(PARAMS, x, p),
     "fit": lambda x, y, p: regression.fit(x, y, l2=0.1).params,
-    "soft labels of a fit": lambda x, y, p: _arguments.checked_data(x, p, None, p[:, 0], p[0])[0][
-        1:4
-    ],
+    "soft labels of a fit": lambda x, y, p: data_of_a_fit(x, p, p[:, 0], p[0]),
     "bradley_terry": lambda x, y, p: choice.bradley_terry_loss(x[0, :2], x[1, :2], y[:2]),
 }
 
