@@ -300,7 +300,8 @@ def scale(target: Target) -> Iterator[Case]:
     devices = sorted(mesh_devices(target), key=lambda device: device.id)
     if len(devices) < 4:
         return
-    grid = np.array(devices).reshape(2, -1)
+    side = max(n for n in range(1, math.isqrt(len(devices)) + 1) if len(devices) % n == 0)
+    grid = np.array(devices).reshape(side, -1)
     on = " x ".join(map(str, grid.shape))
     for axis_type in (AxisType.Auto, AxisType.Explicit):
         mesh = Mesh(grid, ("data", "model"), axis_types=(axis_type,) * 2)
