@@ -96,7 +96,7 @@ def checked_data(
 
 
 def constant(fit_intercept: bool, dtype: DTypeLike) -> Any:
-    """What the bias is multiplied with: 1, or 0 without an intercept; one program takes both."""
+    """The factor of the bias: 1, or 0 without an intercept; one program takes both."""
     return np.asarray(_checks.flag(called(), "fit_intercept", fit_intercept), dtype)
 
 
@@ -233,7 +233,7 @@ def refuse_sizes(argument: str, x: "Array | BCOO", num_classes: int) -> None:
 def mean_one_weights(
     sample_weights: ArrayLike | None, num_examples: int, dtype: DTypeLike
 ) -> Array | None:
-    """The sample weights over their mean."""
+    """The sample weights divided by their mean."""
     if sample_weights is None:
         return None
     weights = _weights("sample_weights", sample_weights, num_examples, dtype)
@@ -297,7 +297,7 @@ def initial_params(
 
 
 def not_negative(argument: str, value: Any) -> Any:
-    """A finite number >= 0 as a float; a traced scalar as it is."""
+    """A finite number >= 0 as a float, or a traced scalar as it is."""
     if isinstance(value, Tracer):
         _checks.same_shape(called(), argument, value, ())
         return value

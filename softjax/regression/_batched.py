@@ -195,7 +195,7 @@ def _retire_and_refill(lanes: Lanes, tol: Array, work: Schedule, idle: Array) ->
 
 
 def _loaded(lanes: Lanes, tol: Array, lane: Array) -> Active:
-    """A lane at its start; whatever beyond the last."""
+    """A lane at its start; a number beyond the last lane gives what is never used."""
     own = lanes.lane_of(lanes.data.l2, lane)
     data = replace(lanes.data, labels=own.labels, weights=own.weights, l2=own.l2)
     data, mass = _objective.normalised(data)

@@ -57,9 +57,10 @@ if TYPE_CHECKING:
 
 # Features are shifted where a rounding of their middle is more than this part of their spread.
 FELT = 1e-5
-# The middle and the spread are those of so many rows.
+# The middle and the spread are computed from this number of rows.
 ROWS = 65
-# The rows of data are added to from and up to so many numbers, of the features and the logits.
+# Rows are added until the features and the logits have SMALLEST numbers, and to no data beyond
+# LARGEST.
 SMALLEST, LARGEST = 2**16, 2**20
 FEWEST_ROWS, FEWEST_ENTRIES = 2**11, 2**12
 
@@ -89,7 +90,7 @@ def framed(data: Data, rotates: bool) -> tuple[Data, Frame]:
 
 
 def centre_of(x: Any, weights: Any) -> Any:
-    """c [D]; None where no feature is shifted."""
+    """The centre c [D], or None if no feature is shifted."""
     if is_sparse(x):
         centre = _means_of_whole_columns(x)
     elif is_at_hand(x) and _checks.is_concrete(weights):
@@ -159,12 +160,12 @@ def _moved(centre: Array, params: SoftmaxRegression) -> SoftmaxRegression:
 
 
 def _far_middle(xp: Any, x: Any, weights: Any) -> Any:
-    """[D]: a middle of each dense feature that is far from 0, and 0 of the others.
+    """A middle of each dense feature that is far from 0, and 0 for the others, [D].
 
-    `xp` is NumPy or JAX's. What a few rows are, as of a sentinel, changes no median.
+    `xp` is NumPy or the NumPy of JAX. A few rows, such as those of a sentinel, change no median.
     """
     counted = xp.ones(len(x), bool) if weights is None else weights > 0
-    places = xp.argsort(~counted)  # those without weight at the end
+    places = xp.argsort(~counted)  # rows without weight come last
     last = xp.maximum(xp.sum(counted) - 1, 0)
     rows = xp.sort(x[places[(xp.arange(ROWS) * last) // (ROWS - 1)]], 0)
     low, middle, high = (rows[int(part * (ROWS - 1))] for part in (0.2, 0.5, 0.8))
@@ -183,11 +184,11 @@ def _far_middle(xp: Any, x: Any, weights: Any) -> Any:
 
 @jax.jit
 def _means_of_whole_columns(x: "BCOO") -> Array:
-    """[D]: about the mean of each column that stores all its places, and 0 of the others."""
+    """About the mean of each column that stores all its places, and 0 for the others, [D]."""
     examples, width = x.shape
     whole = stored_mass(x, jnp.ones(examples, jnp.int32)) == examples
     centre = jnp.zeros(width, x.dtype)
-    for _ in range(2):  # the second time of small numbers, whose sum is accurate
+    for _ in range(2):  # the second sum is one of small numbers, and so is accurate
         sums = jnp.zeros(width, x.dtype).at[x.indices[:, 1]].add(less(x, centre).data, mode="drop")
         centre = centre + jnp.where(whole, sums / examples, 0)
     return centre
@@ -284,7 +285,7 @@ def in_bucket(data: Data, copies: int = 1) -> Data:
 
 
 def _power_of_two(number: int) -> int:
-    """The smallest one that is no smaller than `number`."""
+    """The smallest power of two that is no smaller than `number`."""
     return 1 << max(number - 1, 0).bit_length()
 
 

@@ -6,8 +6,7 @@ groups go from the largest penalty to the smallest.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -52,11 +51,7 @@ MAX_STEPS, ALL = 200, np.iinfo(np.int32).max
 LARGEST_DENSE, DENSE_A_LANE = 1500, 100
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("data", "lane_of", "report_of", "tol"),
-    meta_fields=("count",),
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Groups:
     """Groups of `count` lanes: all the data, their penalties, and what the lanes are."""
@@ -65,7 +60,7 @@ class Groups:
     lane_of: Partial
     report_of: Partial
     tol: Array
-    count: int
+    count: int = field(metadata={"static": True})
 
 
 # The fit to all the data, the fits of the lanes and what else was asked of them, all [B, ...].

@@ -107,7 +107,7 @@ def largest_l1(data: Data, tol: float, max_steps: int | None) -> float:
 
 
 class _Path:
-    """The data of a path, and fits to some of their features."""
+    """A path: its data, and fits to some of their features."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class _Path:
         self.columns = _Columns(data.features)
 
     def null(self) -> Step:
-        """The fit of what is not penalised: of any feature, at a penalty beyond all slopes."""
+        """The fit of the unpenalised features: of all, at a penalty beyond all slopes."""
         data = self.data
         zeros = SoftmaxRegression(
             jnp.zeros((self.width, data.num_classes), self.data.features.dtype),
@@ -235,7 +235,7 @@ def _is_inside(params: SoftmaxRegression) -> np.ndarray:
 
 
 def _placed_in(params: SoftmaxRegression, places: np.ndarray | None) -> SoftmaxRegression:
-    """The parameters of the columns that take part, and zeros for those of zeros."""
+    """The parameters of the columns that take part, and zeros for the columns of zeros."""
     if places is None:
         return params
     size = _usual_number(len(places))
@@ -247,7 +247,7 @@ def _placed_in(params: SoftmaxRegression, places: np.ndarray | None) -> SoftmaxR
 def _placed_back(
     params: SoftmaxRegression, places: np.ndarray | None, width: int
 ) -> SoftmaxRegression:
-    """The parameters of all columns: zeros for those that took no part."""
+    """The parameters of all columns: zeros for the columns that took no part."""
     if places is None:
         return params
     kernel = np.zeros((width, params.kernel.shape[1]), params.kernel.dtype)

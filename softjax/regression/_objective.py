@@ -21,8 +21,7 @@ vectors, and both products, X @ theta^T and R @ X, read the rows of X as they li
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -40,23 +39,7 @@ if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=(
-        "features",
-        "labels",
-        "weights",
-        "class_weights",
-        "l2",
-        "l1",
-        "count",
-        "constant",
-        "offset",
-        "factors",
-        "l1_rows",
-    ),
-    meta_fields=("num_classes",),
-)
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Data:
     """The data of a fit, a pytree of arrays.
@@ -76,7 +59,7 @@ class Data:
         l1_rows: scalar, of the Euclidean norms over the classes; None for 0.
     """
 
-    num_classes: int
+    num_classes: int = field(metadata={"static": True})
     features: Any
     labels: Any
     weights: Array | None

@@ -276,9 +276,13 @@ def _with_corners(
 
     def path(own: Data, place: Array, fold: int) -> list[_l1_path.Step]:
         report = Partial(held_out, place, data.labels, jnp.asarray(weights), jnp.int32(fold))
-        options = (report, tol, max_steps, watch.has_stopped)
+        options = (report, tol, max_steps, lambda: watch.stopped)
         walk = _l1_path.steps(own, strengths[order], ridges[order], *options)
-        return [watch.seen(step, i) for i, step in enumerate(walk)]
+        steps = [next(walk)]  # without the penalised features, which is no fit of the grid
+        for step in walk:
+            steps.append(step)
+            watch.one_more()
+        return steps
 
     def without(fold: int) -> Data:
         kept = np.where(np.asarray(folds) == fold, 0, weights).astype(weights.dtype)
@@ -316,15 +320,10 @@ class _Watch:
         self.begin, self.done = time.perf_counter(), 0
         self.stopped = self._tells()
 
-    def has_stopped(self) -> bool:
-        return self.stopped
-
-    def seen(self, step: _l1_path.Step, number: int) -> _l1_path.Step:
-        """A fit is done; the first of a path, without penalised features, is none of the grid."""
-        if number:
-            self.done += 1
-            self.stopped = self.stopped or self._tells()
-        return step
+    def one_more(self) -> None:
+        """One more fit is done."""
+        self.done += 1
+        self.stopped = self.stopped or self._tells()
 
     def _tells(self) -> bool:
         event = ManyEvent(self.done, self.count, time.perf_counter() - self.begin)

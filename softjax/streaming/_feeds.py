@@ -260,7 +260,7 @@ class BatchFeed:
         return numbers[~good[: len(numbers)]].tolist()
 
     def value_and_norm(self, form: Form, terms: Terms, state: State) -> tuple[float, float] | None:
-        """Those of the first batch before the first step; after it only a pass would tell."""
+        """The objective of the first batch, and its gradient, before the first step; then None."""
         if int(state.step):
             return None
         first = self.devices.chunk(self.source, self.like, self.chunk_steps, (0, 1))
