@@ -4,13 +4,13 @@ entry.py documents linear_cross_entropy and its plain form and reduces the losse
 what comes. A piece is some rows, or some classes; a block is what one of each has in common, such
 as their logits. blocks.py has the mathematics: the losses of a block and their tangents. plans.py
 says how large the pieces are on each platform, and pieces.py cuts arguments into them and sums over
-them. gradients.py has the derivative rule of single losses and sums.py that of sums. packing.py
-takes only the rows that count, and invariant.py as many at a time whatever the batch. layout.py
-says where all is on a mesh, shards.py joins what devices with different classes know of a row, and
-sharded.py has the losses there; unseen.py warns where the mesh is not known.
+them. gradients.py has the derivative rule of single losses and sums.py that of sums. examples.py
+says what each example counts, and puts those together that take part; invariant.py takes as many at
+a time whatever the batch. layout.py says where all is on a mesh, shards.py joins what devices with
+different classes know of a row, and sharded.py has the losses there; unseen.py warns where the mesh
+is not known.
 
 outputs.py and curvature.py are more functions of the same logits: readings.py is what they say of
-some classes, and beside.py of all, beside the gradients of a loss too. scales.py says what each
-example counts in a sum. distillation.py compares two heads, with pairs.py for some of their rows
-and divergences.py for the terms.
+some classes, and beside.py of all, beside the gradients of a loss too. distillation.py compares two
+heads, with pairs.py for some of their rows and divergences.py for the terms.
 """

@@ -17,6 +17,15 @@ from softjax import _checks
 from softjax._labels import TopKLabels, sparse_distribution
 from softjax._linear_cross_entropy.blocks import Rows, Scalars
 from softjax._linear_cross_entropy.divergences import DIVERGENCES, Divergence
+from softjax._linear_cross_entropy.examples import (
+    checked_room,
+    packed,
+    scale_of,
+    scaled_total,
+    taking_part,
+    unpacked,
+    without_the_others,
+)
 from softjax._linear_cross_entropy.heads import (
     Head,
     checked_budget,
@@ -25,15 +34,8 @@ from softjax._linear_cross_entropy.heads import (
     checked_weights,
 )
 from softjax._linear_cross_entropy.layout import Layout, alike, all_classes, layout_of
-from softjax._linear_cross_entropy.packing import checked_room, packed, unpacked
 from softjax._linear_cross_entropy.pairs import Pair, divergences, each_pair, total_pair
 from softjax._linear_cross_entropy.pieces import Arguments
-from softjax._linear_cross_entropy.scales import (
-    scale_of,
-    scaled_total,
-    taking_part,
-    without_the_others,
-)
 from softjax._linear_cross_entropy.sharded import cast, mapped, padded, specs_of
 from softjax._numerics import compute_dtype
 from softjax._sharding import Lead, mesh_of, varying

@@ -12,6 +12,15 @@ from softjax import _checks
 from softjax._cross_entropy import Reduction, checked_reduction, cross_entropy
 from softjax._labels import Labels
 from softjax._linear_cross_entropy.blocks import Rows, Scalars
+from softjax._linear_cross_entropy.examples import (
+    checked_room,
+    packed,
+    scale_of,
+    scaled_total,
+    taking_part,
+    unpacked,
+    without_the_others,
+)
 from softjax._linear_cross_entropy.heads import (
     Head,
     Targets,
@@ -23,14 +32,7 @@ from softjax._linear_cross_entropy.heads import (
 )
 from softjax._linear_cross_entropy.invariant import checked_invariance
 from softjax._linear_cross_entropy.layout import Layout, alike, layout_of
-from softjax._linear_cross_entropy.packing import checked_room, packed, unpacked
 from softjax._linear_cross_entropy.pieces import Arguments
-from softjax._linear_cross_entropy.scales import (
-    scale_of,
-    scaled_total,
-    taking_part,
-    without_the_others,
-)
 from softjax._linear_cross_entropy.sharded import each_on, total_on
 from softjax._numerics import compute_dtype
 from softjax._sharding import Lead, mesh_of

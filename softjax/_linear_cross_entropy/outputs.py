@@ -18,6 +18,15 @@ from softjax._linear_cross_entropy.blocks import (
     block_of,
     statistics,
 )
+from softjax._linear_cross_entropy.examples import (
+    Packed,
+    checked_room,
+    packed,
+    scale_of,
+    scaled_total,
+    taking_part,
+    unpacked,
+)
 from softjax._linear_cross_entropy.gradients import by_rows, statistics_over
 from softjax._linear_cross_entropy.heads import (
     checked_budget,
@@ -28,9 +37,7 @@ from softjax._linear_cross_entropy.heads import (
 )
 from softjax._linear_cross_entropy.invariant import checked_invariance, in_tiles
 from softjax._linear_cross_entropy.layout import Layout, alike, all_classes, layout_of
-from softjax._linear_cross_entropy.packing import Packed, checked_room, packed, unpacked
 from softjax._linear_cross_entropy.pieces import Arguments
-from softjax._linear_cross_entropy.scales import scale_of, scaled_total, taking_part
 from softjax._linear_cross_entropy.sharded import cast, rows_on, total_beside_on
 from softjax._numerics import compute_dtype
 from softjax._sharding import Lead, mesh_of
