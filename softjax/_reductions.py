@@ -2,8 +2,8 @@
 
 The mathematics is in `_numerics`. It needs x - max x, the sums over a row without its maximal
 entries, and the index of a maximal entry. On GPU and TPU the plain expressions compile into the
-smallest possible number of passes over the memory. XLA:CPU needs other forms, which are defined
-here and are lowered for the CPU alone.
+smallest possible number of passes over the memory. XLA:CPU needs other forms, which `_cpu_sums`
+defines, and which are lowered for the CPU alone.
 
 Comments about XLA:CPU are true for jaxlib 0.10 to 0.12. Comments about XLA:GPU and TPUs describe
 programs that jaxlib 0.10 compiled for an H100 and a v5e (`python -m benchmarks aot`).
@@ -11,31 +11,28 @@ programs that jaxlib 0.10 compiled for an H100 and a v5e (`python -m benchmarks 
 
 import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from softjax._cpu_sums import (
+    UNROLLED,
+    Axes,
+    Pair,
+    argmax_by_blocks,
+    by_shard,
+    over_shards,
+    sums_in_tiles,
+    sums_of_tiles,
+    terms_of_exponentials,
+)
 from softjax._platforms import platform_dependent
 from softjax._sharding import shards
 
-# XLA:CPU unrolls a reduction of up to about this many terms, and vectorizes over its results. A
-# longer reduction is a loop of single additions, which is eight times slower. For bfloat16 the
-# limit is 21 terms.
-UNROLLED = 21
-# With at least this many classes it vectorizes over classes, with fewer over rows.
-WIDE = 64
-# With at least this many results on the axes after the classes, it vectorizes over those axes.
-LONG = 16
-# XLA:CPU finds a maximum at the speed of memory, but searches for its index entry by entry. So the
-# block of up to this many entries that contains the maximum is found first.
-BLOCK = 64
 # XLA:GPU processes a row of up to about this many entries within one kernel.
 ROW_OF_ONE_KERNEL = 16384
-
-Axes = tuple[int, ...]
-Pair = tuple[Array, Array]
 
 
 def shift(x: Array, m: Array) -> Array:
@@ -115,7 +112,7 @@ def sums_beside_top(x: Array, m: Array, axes: Axes) -> Pair:
     def plain(x: Array, m: Array) -> Pair:
         return _finite(m, plain_sums(shift_row(x, m, axes), axes))
 
-    return platform_dependent(x, m, cpu=partial(_on_cpu, axes=axes), default=plain)
+    return platform_dependent(x, m, cpu=partial(sums_in_tiles, axes=axes), default=plain)
 
 
 def exponentials_and_sums(x: Array, m: Array, axes: Axes) -> tuple[Array, Pair]:
@@ -128,7 +125,7 @@ def exponentials_and_sums(x: Array, m: Array, axes: Axes) -> tuple[Array, Pair]:
     def on_cpu(x: Array, m: Array) -> tuple[Array, Pair]:
         d = shift_row(x, jnp.minimum(m, jnp.finfo(m.dtype).max), axes)
         e = lax.optimization_barrier(jnp.exp(d))
-        return e, _on_cpu(e, jnp.ones_like(m), axes, _terms_of_exponentials)
+        return e, sums_in_tiles(e, jnp.ones_like(m), axes, terms_of_exponentials)
 
     def plain(x: Array, m: Array) -> tuple[Array, Pair]:
         d = shift_row(x, m, axes)
@@ -164,6 +161,21 @@ def sums_beside_label(x: Array, m: Array, index: Array) -> Pair:
         return at_label, jnp.sum(jnp.where(is_label, 0, jnp.exp(d)), axes, keepdims=True)
 
     return platform_dependent(x, m, index, cpu=_beside_label_on_cpu, default=plain)
+
+
+def _beside_label_on_cpu(x: Array, m: Array, index: Array) -> Pair:
+    """`sums_beside_label`, computed over tiles of the part on each device."""
+    axes = (x.ndim - 1,)
+    counts = shards(x, axes)
+    is_label = is_place(index, x, x.ndim - 1)
+    rows, labels = (by_shard(a, axes, counts) for a in (x, is_label))
+    top = by_shard(m, axes, (1,))
+
+    def terms(part: slice) -> Pair:
+        d, is_label = shift(rows[..., part], top), labels[..., part]
+        return jnp.where(is_label, d, 0), jnp.where(is_label, 0, jnp.exp(d))
+
+    return over_shards(sums_of_tiles(terms, rows.shape[-1], rows.ndim - 1, last=True), axes)
 
 
 def weighted_sum(p: Array, v: Array, origin: Array, axes: Axes) -> Array:
@@ -265,7 +277,7 @@ def index_of_maximum(x: Array, m: Array, axis: int) -> Array:
         return jnp.max(jnp.where(is_top, place, 0), axis, keepdims=True, initial=0)
 
     def on_cpu(x: Array, m: Array) -> Array:
-        return _argmax_on_cpu(x, axis)
+        return argmax_by_blocks(x, axis)
 
     return platform_dependent(x, m, cpu=on_cpu, default=plain)
 
@@ -290,196 +302,3 @@ def taken(v: Array, index: Array, axis: int) -> Array:
 def is_place(index: Array, x: Array, axis: int) -> Array:
     """Whether each entry of x is the one at `index` along an axis."""
     return lax.broadcasted_iota(index.dtype, x.shape, axis) == index
-
-
-# --- XLA:CPU ---
-
-
-Terms = Callable[[Array, Array], Pair]
-
-
-def _terms(x: Array, m: Array) -> Pair:
-    """exp(x - m) with 0 at the maximal entries, and a mask of these; NaN where x is NaN."""
-    is_top = x == m
-    return jnp.where(is_top, 0, jnp.exp(x - m)), is_top.astype(x.dtype)
-
-
-def _terms_of_exponentials(e: Array, one: Array) -> Pair:
-    """`_terms` from exp(x - m). An entry that rounds to 1 counts as a maximal entry."""
-    is_top = e == one
-    return jnp.where(is_top, 0, e), is_top.astype(e.dtype)
-
-
-def _on_cpu(x: Array, m: Array, axes: Axes, terms: Terms = _terms) -> Pair:
-    """`sums_beside_top`, computed as sums of `terms` over tiles of the row."""
-    counts = shards(x, axes)
-    if math.prod(counts) > 1:
-        rows, top = by_shard(x, axes, counts), by_shard(m, axes, (1,) * len(axes))
-        return over_shards(_tiled(terms, rows, top, rows.ndim - 1), axes)
-    order, axis = _layout(x.shape, axes)
-    shape = [x.shape[i] for i in order]
-    shape[axis : axis + len(axes)] = [math.prod(x.shape[i] for i in axes)]
-    rows = x.transpose(order).reshape(shape)
-    shape[axis] = 1
-    top = m.reshape(shape)
-    if not isinstance(rows.shape[axis], int):  # the size is a symbol in an exported program
-        parts = terms(rows, top)
-        rest, tops = (jnp.sum(a, axis) for a in parts)
-    elif _is_odd(rows, axis):
-        # XLA:CPU vectorizes over rows only if their number is even.
-        even = _tiled(terms, rows[..., :-1, :], top[..., :-1, :], axis)
-        odd = _tiled(terms, rows[..., -1:, :], top[..., -1:, :], axis)
-        rest, tops = (jnp.concatenate(parts, -1) for parts in zip(even, odd, strict=True))
-    else:
-        rest, tops = _tiled(terms, rows, top, axis)
-    return rest.reshape(m.shape), tops.reshape(m.shape)
-
-
-def _beside_label_on_cpu(x: Array, m: Array, index: Array) -> Pair:
-    """`sums_beside_label`, computed over tiles of the part on each device."""
-    axes = (x.ndim - 1,)
-    counts = shards(x, axes)
-    is_label = is_place(index, x, x.ndim - 1)
-    rows, labels = (by_shard(a, axes, counts) for a in (x, is_label))
-    top = by_shard(m, axes, (1,))
-
-    def terms(part: slice) -> Pair:
-        d, is_label = shift(rows[..., part], top), labels[..., part]
-        return jnp.where(is_label, d, 0), jnp.where(is_label, 0, jnp.exp(d))
-
-    return over_shards(sums_of_tiles(terms, rows.shape[-1], rows.ndim - 1, last=True), axes)
-
-
-def _is_odd(rows: Array, axis: int) -> bool:
-    """Whether there is an odd number of rows with few classes, one after the other in memory."""
-    if not 0 < axis == rows.ndim - 1 or rows.shape[-1] >= WIDE:
-        return False
-    count = rows.shape[-2]
-    return (
-        isinstance(count, int)
-        and count > 1
-        and count % 2 == 1
-        and shards(rows, (axis - 1,)) == (1,)
-    )
-
-
-def _tiled(terms: Terms, rows: Array, m: Array, axis: int) -> Pair:
-    """The sums of `terms` over an axis."""
-
-    def of_part(part: slice) -> Pair:
-        return terms(lax.slice_in_dim(rows, part.start, part.stop, axis=axis), m)
-
-    return sums_of_tiles(of_part, rows.shape[axis], axis, last=axis == rows.ndim - 1)
-
-
-def _layout(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
-    """An order of all axes in which `axes` are adjacent, and the position of the first of them.
-
-    If the axes after them are long enough to vectorize over, the order stays as it is, as for the
-    classes of an image. Otherwise `axes` come last.
-    """
-    given, axes = tuple(range(len(shape))), tuple(sorted(axes))
-    if axes and axes == given[axes[0] : axes[-1] + 1] and math.prod(shape[axes[-1] + 1 :]) >= LONG:
-        return given, axes[0]
-    return tuple(axis for axis in given if axis not in axes) + axes, len(shape) - len(axes)
-
-
-def by_shard(x: Array, axes: tuple[int, ...], counts: tuple[int, ...]) -> Array:
-    """x as [..., *counts, size per device]: sums over the last axis need no other device."""
-    kept = [axis for axis in range(x.ndim) if axis not in axes]
-    x = x.transpose(*kept, *axes)
-    for axis, count in zip(range(len(kept), x.ndim), counts, strict=True):
-        # The axis is split first and moved afterwards, as Explicit axes allow one step at a time.
-        axis = axis + (axis - len(kept))
-        x = x.reshape(*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])
-    outer, inner = (range(len(kept) + i, x.ndim, 2) for i in (0, 1))
-    x = x.transpose(*range(len(kept)), *outer, *inner)
-    parts = len(kept) + len(axes)
-    return x.reshape(*x.shape[:parts], math.prod(x.shape[parts:]))  # -1 fails if there are no rows
-
-
-def over_shards(sums: Pair, axes: tuple[int, ...]) -> Pair:
-    """The sums over all shards, which keep the axes."""
-    a, b = (jnp.sum(x, range(x.ndim - len(axes), x.ndim)) for x in sums)
-    return jnp.expand_dims(a, axes), jnp.expand_dims(b, axes)
-
-
-def sums_of_tiles(terms: Callable[[slice], Pair], length: int, axis: int, last: bool) -> Pair:
-    """The sums of two arrays over an axis, both in one loop, as a tree.
-
-    The axis is divided into tiles [height, width], which are summed down their columns, then over
-    the columns, then over the tiles. This is accurate to a few ulp and vectorizes. The first loop,
-    which computes all exponentials, writes only 1 / height of the numbers that it reads. `terms`
-    returns the arrays part by part, because an expression that is sliced twice would be stored.
-    """
-    sums, start = [], 0
-    for count, height, width in _tiling(length, last):
-        stop = start + count * height * width
-        a, b = terms(slice(start, stop))
-        start = stop
-        if count == width == 1:
-            # XLA:CPU would not vectorize over the rows if results were [rows, 1, 1], not [rows].
-            sums.append(_sums_down(a, b, axis))
-            continue
-        tiles = (*a.shape[:axis], count, height, width, *a.shape[axis + 1 :])
-        columns = _sums_down(a.reshape(tiles), b.reshape(tiles), axis + 1)
-        sums.append(_sums_along(*_sums_along(*columns, axis + 1, last), axis, last))
-    (a, b), *others = sums
-    for other in others:
-        a, b = a + other[0], b + other[1]
-    return a, b
-
-
-def _sums_along(a: Array, b: Array, axis: int, last: bool) -> Pair:
-    """The sums of two arrays in memory over an axis, by the tree of `sums_of_tiles`."""
-    if a.shape[axis] == 1:
-        return jnp.squeeze(a, axis), jnp.squeeze(b, axis)
-
-    def part_of(x: Array, part: slice) -> Array:
-        return lax.slice_in_dim(x, part.start, part.stop, axis=axis)
-
-    return sums_of_tiles(
-        lambda part: (part_of(a, part), part_of(b, part)), a.shape[axis], axis, last
-    )
-
-
-def _sums_down(a: Array, b: Array, axis: int) -> Pair:
-    zero = jnp.zeros((), a.dtype)
-    return lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), (axis,))
-
-
-@cache
-def _tiling(length: int, last: bool) -> list[tuple[int, int, int]]:
-    """(count, height, width) of each kind of tile; the kinds together cover an axis.
-
-    Narrow tiles vectorize over rows. Wide tiles also vectorize over classes, which must be last.
-    """
-    if length < WIDE:
-        starts = range(0, max(length, 1), UNROLLED)
-        return [(1, min(UNROLLED, length - start), 1) for start in starts]
-    if not last:
-        count, left_over = divmod(length, UNROLLED)
-        return [(count, UNROLLED, 1)] + ([(1, left_over, 1)] if left_over else [])
-    tiles = [(h, w) for h in range(8, UNROLLED + 1) for w in range(8, 49, 8) if h * w <= length]
-    height, width = min(tiles, key=lambda tile: (length % math.prod(tile), -tile[0], tile[1]))
-    count = length // (height * width)
-    left_over = length - count * height * width
-    return [(count, height, width)] + (_tiling(left_over, last) if left_over else [])
-
-
-def _argmax_on_cpu(x: Array, axis: int) -> Array:
-    """The index of a maximal entry: first the block that contains it, then its index there."""
-    length = x.shape[axis]
-    width = _divisor(length) if axis == x.ndim - 1 and isinstance(length, int) else 1
-    if width == 1:
-        return jnp.argmax(x, axis, keepdims=True).astype(jnp.int32)
-    blocks = x.reshape(*x.shape[:-1], length // width, width)
-    largest = jnp.argmax(jnp.max(blocks, -1), -1, keepdims=True).astype(jnp.int32)
-    block = jnp.take_along_axis(blocks, largest[..., None], -2, mode="clip")[..., 0, :]
-    return largest * width + jnp.argmax(block, -1, keepdims=True).astype(jnp.int32)
-
-
-def _divisor(length: int) -> int:
-    """The largest divisor of a length that is at most BLOCK; 1 if the row itself is that short."""
-    widths = range(BLOCK, 1, -1)
-    return next((width for width in widths if length % width == 0), 1) if length > BLOCK else 1

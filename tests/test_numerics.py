@@ -7,8 +7,8 @@ import oracles
 import pytest
 
 import softjax
+from softjax._cpu_sums import LONG, UNROLLED, WIDE
 from softjax._numerics import excess
-from softjax._reductions import LONG, UNROLLED, WIDE
 
 AROUND = (UNROLLED, 2 * UNROLLED, WIDE)
 LENGTHS = (1, 2, 3, *(b + i for b in AROUND for i in (-1, 0, 1)), 127, 215, 1000, 1009, 4987)

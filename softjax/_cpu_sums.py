@@ -1,0 +1,207 @@
+"""Sums of rows and the index of a maximum, in the form that compiles best with XLA:CPU.
+
+A long row is divided into tiles, which are summed as a tree. The tree depends on the length of the
+row and not on the other rows, and two sums of the same row are computed in one loop.
+
+Comments about XLA:CPU are true for jaxlib 0.10 to 0.12.
+"""
+
+import math
+from collections.abc import Callable
+from functools import cache
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from softjax._sharding import shards
+
+# XLA:CPU unrolls a reduction of up to about this many terms, and vectorizes over its results. A
+# longer reduction is a loop of single additions, which is eight times slower. For bfloat16 the
+# limit is 21 terms.
+UNROLLED = 21
+# With at least this many classes it vectorizes over classes, with fewer over rows.
+WIDE = 64
+# With at least this many results on the axes after the classes, it vectorizes over those axes.
+LONG = 16
+# XLA:CPU finds a maximum at the speed of memory, but searches for its index entry by entry. So the
+# block of up to this many entries that contains the maximum is found first.
+BLOCK = 64
+
+Axes = tuple[int, ...]
+Pair = tuple[Array, Array]
+Terms = Callable[[Array, Array], Pair]
+
+
+def _terms(x: Array, m: Array) -> Pair:
+    """exp(x - m) with 0 at the maximal entries, and a mask of these; NaN where x is NaN."""
+    is_top = x == m
+    return jnp.where(is_top, 0, jnp.exp(x - m)), is_top.astype(x.dtype)
+
+
+def terms_of_exponentials(e: Array, one: Array) -> Pair:
+    """The terms from exp(x - m). An entry that rounds to 1 counts as a maximal entry."""
+    is_top = e == one
+    return jnp.where(is_top, 0, e), is_top.astype(e.dtype)
+
+
+def sums_in_tiles(x: Array, m: Array, axes: Axes, terms: Terms = _terms) -> Pair:
+    """The sums of `terms` over `axes`, which are kept.
+
+    With the terms given here these are the sum without the maximal entries, and their number.
+    """
+    counts = shards(x, axes)
+    if math.prod(counts) > 1:
+        rows, top = by_shard(x, axes, counts), by_shard(m, axes, (1,) * len(axes))
+        return over_shards(_tiled(terms, rows, top, rows.ndim - 1), axes)
+    order, axis = _layout(x.shape, axes)
+    shape = [x.shape[i] for i in order]
+    shape[axis : axis + len(axes)] = [math.prod(x.shape[i] for i in axes)]
+    rows = x.transpose(order).reshape(shape)
+    shape[axis] = 1
+    top = m.reshape(shape)
+    if not isinstance(rows.shape[axis], int):  # the size is a symbol in an exported program
+        parts = terms(rows, top)
+        rest, tops = (jnp.sum(a, axis) for a in parts)
+    elif _is_odd(rows, axis):
+        # XLA:CPU vectorizes over rows only if their number is even.
+        even = _tiled(terms, rows[..., :-1, :], top[..., :-1, :], axis)
+        odd = _tiled(terms, rows[..., -1:, :], top[..., -1:, :], axis)
+        rest, tops = (jnp.concatenate(parts, -1) for parts in zip(even, odd, strict=True))
+    else:
+        rest, tops = _tiled(terms, rows, top, axis)
+    return rest.reshape(m.shape), tops.reshape(m.shape)
+
+
+def _is_odd(rows: Array, axis: int) -> bool:
+    """Whether there is an odd number of rows with few classes, one after the other in memory."""
+    if not 0 < axis == rows.ndim - 1 or rows.shape[-1] >= WIDE:
+        return False
+    count = rows.shape[-2]
+    return (
+        isinstance(count, int)
+        and count > 1
+        and count % 2 == 1
+        and shards(rows, (axis - 1,)) == (1,)
+    )
+
+
+def _tiled(terms: Terms, rows: Array, m: Array, axis: int) -> Pair:
+    """The sums of `terms` over an axis."""
+
+    def of_part(part: slice) -> Pair:
+        return terms(lax.slice_in_dim(rows, part.start, part.stop, axis=axis), m)
+
+    return sums_of_tiles(of_part, rows.shape[axis], axis, last=axis == rows.ndim - 1)
+
+
+def _layout(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
+    """An order of all axes in which `axes` are adjacent, and the position of the first of them.
+
+    If the axes after them are long enough to vectorize over, the order stays as it is, as for the
+    classes of an image. Otherwise `axes` come last.
+    """
+    given, axes = tuple(range(len(shape))), tuple(sorted(axes))
+    if axes and axes == given[axes[0] : axes[-1] + 1] and math.prod(shape[axes[-1] + 1 :]) >= LONG:
+        return given, axes[0]
+    return tuple(axis for axis in given if axis not in axes) + axes, len(shape) - len(axes)
+
+
+def by_shard(x: Array, axes: tuple[int, ...], counts: tuple[int, ...]) -> Array:
+    """x as [..., *counts, size per device]: sums over the last axis need no other device."""
+    kept = [axis for axis in range(x.ndim) if axis not in axes]
+    x = x.transpose(*kept, *axes)
+    for axis, count in zip(range(len(kept), x.ndim), counts, strict=True):
+        # The axis is split first and moved afterwards, as Explicit axes allow one step at a time.
+        axis = axis + (axis - len(kept))
+        x = x.reshape(*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])
+    outer, inner = (range(len(kept) + i, x.ndim, 2) for i in (0, 1))
+    x = x.transpose(*range(len(kept)), *outer, *inner)
+    parts = len(kept) + len(axes)
+    return x.reshape(*x.shape[:parts], math.prod(x.shape[parts:]))  # -1 fails if there are no rows
+
+
+def over_shards(sums: Pair, axes: tuple[int, ...]) -> Pair:
+    """The sums over all shards, which keep the axes."""
+    a, b = (jnp.sum(x, range(x.ndim - len(axes), x.ndim)) for x in sums)
+    return jnp.expand_dims(a, axes), jnp.expand_dims(b, axes)
+
+
+def sums_of_tiles(terms: Callable[[slice], Pair], length: int, axis: int, last: bool) -> Pair:
+    """The sums of two arrays over an axis, both in one loop, as a tree.
+
+    The axis is divided into tiles [height, width], which are summed down their columns, then over
+    the columns, then over the tiles. This is accurate to a few ulp and vectorizes. The first loop,
+    which computes all exponentials, writes only 1 / height of the numbers that it reads. `terms`
+    returns the arrays part by part, because an expression that is sliced twice would be stored.
+    """
+    sums, start = [], 0
+    for count, height, width in _tiling(length, last):
+        stop = start + count * height * width
+        a, b = terms(slice(start, stop))
+        start = stop
+        if count == width == 1:
+            # XLA:CPU would not vectorize over the rows if results were [rows, 1, 1], not [rows].
+            sums.append(_sums_down(a, b, axis))
+            continue
+        tiles = (*a.shape[:axis], count, height, width, *a.shape[axis + 1 :])
+        columns = _sums_down(a.reshape(tiles), b.reshape(tiles), axis + 1)
+        sums.append(_sums_along(*_sums_along(*columns, axis + 1, last), axis, last))
+    (a, b), *others = sums
+    for other in others:
+        a, b = a + other[0], b + other[1]
+    return a, b
+
+
+def _sums_along(a: Array, b: Array, axis: int, last: bool) -> Pair:
+    """The sums of two arrays in memory over an axis, by the tree of `sums_of_tiles`."""
+    if a.shape[axis] == 1:
+        return jnp.squeeze(a, axis), jnp.squeeze(b, axis)
+
+    def part_of(x: Array, part: slice) -> Array:
+        return lax.slice_in_dim(x, part.start, part.stop, axis=axis)
+
+    return sums_of_tiles(
+        lambda part: (part_of(a, part), part_of(b, part)), a.shape[axis], axis, last
+    )
+
+
+def _sums_down(a: Array, b: Array, axis: int) -> Pair:
+    zero = jnp.zeros((), a.dtype)
+    return lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), (axis,))
+
+
+@cache
+def _tiling(length: int, last: bool) -> list[tuple[int, int, int]]:
+    """(count, height, width) of each kind of tile; the kinds together cover an axis.
+
+    Narrow tiles vectorize over rows. Wide tiles also vectorize over classes, which must be last.
+    """
+    if length < WIDE:
+        starts = range(0, max(length, 1), UNROLLED)
+        return [(1, min(UNROLLED, length - start), 1) for start in starts]
+    if not last:
+        count, left_over = divmod(length, UNROLLED)
+        return [(count, UNROLLED, 1)] + ([(1, left_over, 1)] if left_over else [])
+    tiles = [(h, w) for h in range(8, UNROLLED + 1) for w in range(8, 49, 8) if h * w <= length]
+    height, width = min(tiles, key=lambda tile: (length % math.prod(tile), -tile[0], tile[1]))
+    count = length // (height * width)
+    left_over = length - count * height * width
+    return [(count, height, width)] + (_tiling(left_over, last) if left_over else [])
+
+
+def argmax_by_blocks(x: Array, axis: int) -> Array:
+    """The index of a maximal entry: first the block that contains it, then its index there."""
+    length = x.shape[axis]
+    width = _divisor(length) if axis == x.ndim - 1 and isinstance(length, int) else 1
+    if width == 1:
+        return jnp.argmax(x, axis, keepdims=True).astype(jnp.int32)
+    blocks = x.reshape(*x.shape[:-1], length // width, width)
+    largest = jnp.argmax(jnp.max(blocks, -1), -1, keepdims=True).astype(jnp.int32)
+    block = jnp.take_along_axis(blocks, largest[..., None], -2, mode="clip")[..., 0, :]
+    return largest * width + jnp.argmax(block, -1, keepdims=True).astype(jnp.int32)
+
+
+def _divisor(length: int) -> int:
+    """The largest divisor of a length that is at most BLOCK; 1 if the row itself is that short."""
+    widths = range(BLOCK, 1, -1)
+    return next((width for width in widths if length % width == 0), 1) if length > BLOCK else 1
