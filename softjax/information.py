@@ -15,13 +15,12 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._checks import Axis
+from softjax._entropies import cross_entropy_core, entropy_core, kl_divergence_core
 from softjax._labels import TopKLabels, class_indices, is_class_indices
-from softjax._logsumexp import logsumexp_core
 from softjax._losses import index_loss, spoiled
-from softjax._numerics import compute_dtype, excess, inner, log_total, masked, maximum
-from softjax._reductions import relative_to, shift
+from softjax._numerics import compute_dtype, masked, maximum
 from softjax._sharding import beside
-from softjax._softmax import is_empty, log_softmax, softmax, softmax_tangent
+from softjax._softmax import log_softmax
 
 __all__ = [
     "bits_to_nats",
@@ -104,7 +103,7 @@ def cross_entropy(
 
     Source: Cover and Thomas (2006), theorem 5.4.3.
     """
-    return _of_two(_cross_entropy, "cross_entropy", target_logits, logits, axis, where)
+    return _of_two(cross_entropy_core, "cross_entropy", target_logits, logits, axis, where)
 
 
 def kl_divergence(
@@ -146,7 +145,7 @@ def kl_divergence(
     Source: Cover and Thomas (2006), eq. (2.26); the second form is the Bregman divergence of
         logsumexp: A. Banerjee et al., "Clustering with Bregman Divergences" (2005), section 4.
     """
-    return _of_two(_kl_divergence, "kl_divergence", target_logits, logits, axis, where)
+    return _of_two(kl_divergence_core, "kl_divergence", target_logits, logits, axis, where)
 
 
 def surprisal(
@@ -352,126 +351,9 @@ def bits_to_nats(bits: ArrayLike) -> Array:
     return (masked(x, None) * math.log(2)).astype(x.dtype)
 
 
-# --- entropy ---
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _entropy(x: Array, axes: tuple[int, ...]) -> Array:
-    m, r = excess(x, axes)
-    return log_total(m, r) + inner(softmax(x, axes), -shift(x, m), axes)
-
-
-@_entropy.defjvp
-def _entropy_jvp(axes, primals, tangents):
-    (x,), (x_dot,) = primals, tangents
-    p = softmax(x, axes)
-    return _entropy(x, axes), -inner(p, _centred(p, x, axes) * x_dot, axes)
-
-
-# --- cross-entropy ---
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _cross_entropy(t: Array, x: Array, axes: tuple[int, ...]) -> Array:
-    return inner(softmax(t, axes), -log_softmax(x, axes), axes)
-
-
-@_cross_entropy.defjvp
-def _cross_entropy_jvp(axes, primals, tangents):
-    (t, x), (t_dot, x_dot) = primals, tangents
-    value = _cross_entropy(t, x, axes)
-    p = softmax(t, axes)
-    slope = jnp.where(value == jnp.inf, 0, _centred(p, x, axes))
-    by_x = inner(_difference(t, x, axes), x_dot, axes)
-    return value, by_x - inner(p, slope * t_dot, axes)
-
-
-# --- Kullback-Leibler divergence ---
-
-# exp(FAR) is far below overflow, and exp(FAR) times a probability that underflows is far below 1.
-FAR = 40
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _kl_divergence(t: Array, x: Array, axes: tuple[int, ...]) -> Array:
-    """log1p(sum_i p_i phi(u_i)), with p_i phi(u_i) = exp(a_i) - p_i (1 + u_i), a = log p + u.
-
-    Since also a = log q + KL, the differences of a between classes are the differences of x. So a
-    is computed at the most probable class, and for the others from x. This also works where p_i is
-    0; the term is exp(a_i) there.
-    """
-    p = softmax(t, axes)
-    u = _centred_ratio(p, t, x, axes)
-    a = relative_to(x, _at_top(p, x, axes)) + _at_top(p, log_softmax(t, axes) + u, axes)
-    far = jnp.exp(jnp.minimum(a, FAR)) - p * (1 + u)
-    terms = jnp.where((p > 0) & (u < FAR), p * _exp_less_tangent(jnp.minimum(u, FAR)), far)
-    near = jnp.log1p(jnp.sum(terms, axes, keepdims=True))
-    largest = maximum(a, axes)
-    value = jnp.where(largest < FAR, near, logsumexp_core(a, axes))
-
-    impossible = jnp.any((p > 0) & jnp.isneginf(x), axes, keepdims=True)
-    return jnp.where(is_empty(p, axes), 0, jnp.where(impossible, jnp.inf, value))
-
-
-@_kl_divergence.defjvp
-def _kl_divergence_jvp(axes, primals, tangents):
-    (t, x), (t_dot, x_dot) = primals, tangents
-    value = _kl_divergence(t, x, axes)
-    p = softmax(t, axes)
-    slope = jnp.where(value == jnp.inf, 0, _centred_ratio(p, t, x, axes))
-    by_x = inner(_difference(t, x, axes), x_dot, axes)
-    return value, by_x - inner(p, slope * t_dot, axes)
-
-
-def _centred_ratio(p: Array, t: Array, x: Array, axes: tuple[int, ...]) -> Array:
-    """u = c - <p, c> for c = x - t, which equals log q - log p + KL(p || q).
-
-    The rounding error of c is added after c has been centred, so that neither a common offset nor a
-    large logit costs digits.
-    """
-    absent = (p == 0) | jnp.isneginf(x)
-    t, x = jnp.where(absent, 0, t), jnp.where(absent, 0, x)
-    c = x - t
-    t_used = x - c
-    error = lax.stop_gradient((x - (c + t_used)) + (t_used - t))
-    return _centred(p, c, axes) + _centred(p, error, axes)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _difference(t: Array, x: Array, axes: tuple[int, ...]) -> Array:
-    """q - p = p expm1(log q - log p), accurate where q and p are nearly equal."""
-    p, q = softmax(t, axes), softmax(x, axes)
-    log_ratio = _centred_ratio(p, t, x, axes) - _kl_divergence(t, x, axes)
-    near = (jnp.abs(log_ratio) < 1) & (p > 0)
-    difference = jnp.where(near, p * jnp.expm1(jnp.where(near, log_ratio, 0)), q - p)
-    return jnp.where(is_empty(p, axes), 0, difference)
-
-
-@_difference.defjvp
-def _difference_jvp(axes, primals, tangents):
-    (t, x), (t_dot, x_dot) = primals, tangents
-    p, q = softmax(t, axes), softmax(x, axes)
-    slope = softmax_tangent(q, x_dot, axes) - softmax_tangent(p, t_dot, axes)
-    return _difference(t, x, axes), jnp.where(is_empty(p, axes), 0, slope)
-
-
-def _exp_less_tangent(u: Array) -> Array:
-    """exp(u) - 1 - u; near 0, where this cancels, the series u^2/2! + ... + u^16/16!."""
-    series = jnp.ones_like(u)
-    for k in range(16, 2, -1):
-        series = 1 + u / k * series
-    return jnp.where(jnp.abs(u) < 0.5, u * u / 2 * series, jnp.expm1(u) - u)
-
-
-# --- surprisal ---
-
-
 @partial(jax.jit, static_argnums=4)
 def _surprisal(x: Array, index: Array, bad: Array | None, where: Array | None, axis: int) -> Array:
     return spoiled(index_loss(jnp.moveaxis(masked(x, where), axis, -1), index, None), bad)
-
-
-# --- tempering ---
 
 
 @partial(jax.jit, static_argnums=3)
@@ -491,13 +373,12 @@ def _tempered(x: Array, alpha: Array, where: Array | None, axes: tuple[int, ...]
     return log_softmax(jnp.where(absent, -jnp.inf, scaled), axes).astype(x.dtype)
 
 
-# --- shared helpers ---
-
-
 def _of_one(function, logits, axis, where) -> Array:
     x = _checks.real_array(function, "logits", logits)
     axes = _checks.axes(function, axis, x.ndim)
-    return _over_classes(_entropy, (x,), _checks.mask_of_classes(function, where, x.shape), axes)
+    return _over_classes(
+        entropy_core, (x,), _checks.mask_of_classes(function, where, x.shape), axes
+    )
 
 
 def _of_two(core, function, target_logits, logits, axis, where) -> Array:
@@ -515,17 +396,3 @@ def _over_classes(core, logits: tuple[Array, ...], where: Array | None, axes) ->
     dtype = compute_dtype(reduce(jnp.promote_types, (x.dtype for x in logits)))
     wide = [masked(x.astype(dtype), where) for x in logits]
     return jnp.squeeze(core(*wide, axes), axes)
-
-
-def _at_top(p: Array, values: Array, axes: tuple[int, ...]) -> Array:
-    """`values` at the most probable class, or their mean if several classes are most probable."""
-    top = p == jnp.max(p, axes, keepdims=True, initial=0)
-    count = jnp.sum(top.astype(p.dtype), axes, keepdims=True)
-    return jnp.sum(jnp.where(top, values, 0), axes, keepdims=True) / count
-
-
-def _centred(p: Array, x: Array, axes: tuple[int, ...]) -> Array:
-    """x - <p, x>, computed relative to x at the most probable class, which avoids cancellation."""
-    x = jnp.where(p == 0, 0, x)
-    x = jnp.where(p == 0, 0, relative_to(x, _at_top(p, x, axes)))
-    return x - inner(p, x, axes)
