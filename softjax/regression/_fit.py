@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jax import Array
 from jax.core import Tracer
@@ -169,12 +169,7 @@ def fit(
 
     watched = callback is not None or validation is not None
     if is_traced((data, params)):
-        if name == OPTAX or watched:
-            expected = "concrete where `callback`, `validation` or the solver 'optax' is used"
-            raise error("features", expected, "a tracer among the data")
-        penalised = any(not isinstance(a, Tracer) and a != 0 for a in (l2, l1))
-        penalised &= data.factors is None
-        return _solve.traced(name, data, params, tol, max_steps, penalised)
+        return _within_trace(name, data, params, tol, max_steps, (l2, l1), watched)
     if init is None and not watched and steps_per_chunk is None and _small.takes(name, data):
         found = _small.optimum(data, tol)
         if found is not None and (max_steps is None or found.steps <= max_steps):
@@ -189,6 +184,24 @@ def fit(
         run = _solve.Run(name, data, params, tol, max_steps)
     in_one = name != OPTAX and not watched
     return _in_chunks(run, steps_per_chunk, in_one, callback, held_out, begin)
+
+
+def _within_trace(
+    name: str,
+    data: Data,
+    params: SoftmaxRegression,
+    tol: Any,
+    max_steps: int | None,
+    penalties: tuple[ArrayLike, ArrayLike],
+    watched: bool,
+) -> FitResult:
+    """A fit inside of a trace; refused where it is `watched` or runs on the host."""
+    if name == OPTAX or watched:
+        expected = "concrete where `callback`, `validation` or the solver 'optax' is used"
+        raise error("features", expected, "a tracer among the data")
+    penalised = any(not isinstance(a, Tracer) and a != 0 for a in penalties)
+    penalised &= data.factors is None
+    return _solve.traced(name, data, params, tol, max_steps, penalised)
 
 
 def _result_of(found: _small.Fitted, begin: float) -> FitResult:

@@ -1,7 +1,7 @@
 """Fits along a grid of penalties, with the cross-validation that chooses among them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -278,11 +278,7 @@ def _with_corners(
         report = Partial(held_out, place, data.labels, jnp.asarray(weights), jnp.int32(fold))
         options = (report, tol, max_steps, lambda: watch.stopped)
         walk = _l1_path.steps(own, strengths[order], ridges[order], *options)
-        steps = [next(walk)]  # without the penalised features, which is no fit of the grid
-        for step in walk:
-            steps.append(step)
-            watch.one_more()
-        return steps
+        return watch.counted(walk)
 
     def without(fold: int) -> Data:
         kept = np.where(np.asarray(folds) == fold, 0, weights).astype(weights.dtype)
@@ -320,10 +316,14 @@ class _Watch:
         self.begin, self.done = time.perf_counter(), 0
         self.stopped = self._tells()
 
-    def one_more(self) -> None:
-        """One more fit is done."""
-        self.done += 1
-        self.stopped = self.stopped or self._tells()
+    def counted(self, walk: Iterator[_l1_path.Step]) -> list[_l1_path.Step]:
+        """The steps of a path; the first, without penalised features, is no fit of the grid."""
+        steps = [next(walk)]
+        for step in walk:
+            steps.append(step)
+            self.done += 1
+            self.stopped = self.stopped or self._tells()
+        return steps
 
     def _tells(self) -> bool:
         event = ManyEvent(self.done, self.count, time.perf_counter() - self.begin)
