@@ -30,6 +30,8 @@ SMALL_BUDGET = 500_000_000
 # Examples, features and classes: the digits of scikit-learn, and the forest covers.
 FITS = {"digits": (1797, 64, 10), "covtype": (200_000, 54, 7)}
 SOLVERS = ("newton-cg", "newton", "lbfgs")
+# A linear probe of the images of ImageNet.
+PROBE = (1_280_000, 768, 1000)
 SHARDED_HEAD = (16384, 4096, 128256)
 SHARDED_LOGITS = (8192, 128256)
 
@@ -279,6 +281,19 @@ def fit(target: Target) -> Iterator[Case]:
             ours = partial(fitted, solver, classes)
             full = f"{solver}/{data} {rows}x{features}x{classes}/float32"
             yield Case("fit", full, "", ours, None, "", arguments, rows)
+    yield probe(target.devices)
+
+
+def probe(devices: Sequence[Any]) -> Case:
+    """A linear probe with its examples over all devices."""
+    rows, features, classes = PROBE
+    mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+    x = _placed(mesh, (rows, features), "float32", ("data",), ())
+    arguments = x, _placed(mesh, (rows,), "int32", ("data",))
+    on = f"{len(devices)} device{'s'[: len(devices) != 1]}"
+    name = f"newton-cg/probe {rows}x{features}x{classes}/{on}/float32"
+    ours = partial(fitted, "newton-cg", classes)
+    return Case("fit", name, "", ours, None, "", arguments, rows)
 
 
 def fitted(solver: str, classes: int, x, y) -> Any:

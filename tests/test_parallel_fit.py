@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import oracles
 import pytest
-from meshes import mesh_of, put
+from meshes import mesh_of, put, structure
 
 from softjax import calibration, regression, softmax
 
@@ -99,3 +99,16 @@ def test_minibatches_are_those_of_one_device():
     over = regression.fit(put(mesh, FEATURES, "d"), put(mesh, LABELS, "d"), **options)
     for a, b in zip(over.params, alone.params, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_no_device_gathers_what_belongs_to_examples():
+    """Sums over the examples are summed over the devices; logits [K, N] never leave theirs."""
+    mesh = mesh_of("auto", d=8)
+    arguments = structure(mesh, (N, D), "d"), structure(mesh, (N,), "d", dtype="int32")
+
+    def params(x, y):
+        return regression.fit(x, y, num_classes=K, l2=L2).params
+
+    program = jax.jit(params).lower(*arguments).compile().as_text()
+    assert "all-reduce" in program
+    assert "all-gather" not in program

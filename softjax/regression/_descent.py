@@ -30,6 +30,7 @@ from softjax.regression._objective import (
     class_scores,
     example_weights,
     logits_at,
+    over_examples,
     penalised,
     point,
     probabilities,
@@ -108,8 +109,8 @@ def step_length(
 
     def slope_and_curvature(t):
         p = probabilities(logits + t * d_logits)
-        slope = jnp.vdot(balanced(p, weights[None] * p - q), d_logits) + linear + t * square
-        curvature = jnp.vdot(softmax_hvp(weights, p, d_logits), d_logits) + square
+        slope = over_examples(balanced(p, weights[None] * p - q), d_logits) + linear + t * square
+        curvature = over_examples(softmax_hvp(weights, p, d_logits), d_logits) + square
         return slope, curvature
 
     def near(t, slope, curvature):

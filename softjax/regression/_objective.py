@@ -274,6 +274,14 @@ def balanced(p: Array, residual: Array) -> Array:
     return jnp.where(p > 0.5, residual - jnp.sum(residual, 0, keepdims=True), residual)
 
 
+def over_examples(a: Array, b: Array) -> Array:
+    """The sum of a b over classes and examples, [K, N].
+
+    `jnp.vdot` makes a row of each, for which the examples of a mesh would be gathered.
+    """
+    return jnp.sum(a * b)
+
+
 def softmax_hvp(weights: Array, p: Array, scores: Array) -> Array:
     """w_i (diag p_i - p_i p_i^T) scores_i."""
     mean = jnp.sum(p * scores, 0, keepdims=True)
@@ -326,7 +334,7 @@ def hessian_times(problem: Problem, p: Array, v: Array) -> Array:
 def value(problem: Problem, theta: Array, logits: Array) -> Array:
     """The objective: sum_ik q_ik (-log p_ik) and the penalties."""
     kernel = penalised(problem, theta)
-    loss = -jnp.vdot(problem.targets, log_softmax_core(logits, (0,)))
+    loss = -over_examples(problem.targets, log_softmax_core(logits, (0,)))
     loss += problem.l2 / 2 * jnp.vdot(theta, kernel) + problem.l1 * jnp.sum(jnp.abs(kernel))
     if problem.l1_rows is None:
         return loss
