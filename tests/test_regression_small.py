@@ -4,8 +4,10 @@ The reference is the formula of the gradient in NumPy float64: where it vanishes
 has its optimum.
 """
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from softjax import regression
 from softjax.regression import _small, _solve
@@ -88,8 +90,29 @@ def test_a_small_fit_is_that_of_the_compiled_solver(monkeypatch):
     )
     assert abs(small.objective - compiled.objective) < 1e-13
     assert small.separated == compiled.separated
-    assert set(small.history[0]) == set(compiled.history[0])
+    kinds = [{name: type(value) for name, value in r.history[0].items()} for r in (small, compiled)]
+    assert kinds[0] == kinds[1]
     assert type(small.params.kernel) is type(compiled.params.kernel)
+
+
+@pytest.mark.x64_once(False)
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [1e-40, 1e-30, 3e38])
+def test_weights_of_any_size_give_one_fit_and_no_warning(size, nothing_is_compiled):
+    x, labels = drawn()
+    result = regression.fit(x, labels, l2=0.01, sample_weights=np.full(N, size))
+    expected = regression.fit(x, labels, l2=0.01)
+    assert abs(result.objective - expected.objective) < 1e-6
+    assert result.stop_reason == "converged"
+
+
+@pytest.mark.x64_once(False)
+def test_the_parameters_of_a_small_fit_are_on_the_mesh_that_is_set(nothing_is_compiled):
+    x, labels = drawn()
+    mesh = jax.make_mesh((1,), ("a",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        for part in regression.fit(x, labels, l2=0.01).params:
+            assert part.sharding.mesh == mesh
 
 
 @pytest.mark.x64_once(True)

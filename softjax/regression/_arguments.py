@@ -85,7 +85,8 @@ def checked_data(
     count = None
     if sample_weights is not None:
         given = _checks.real_array(called(), "sample_weights", sample_weights).astype(x.dtype)
-        count = np.asarray(given).sum() if is_at_hand(given) else jnp.sum(given)
+        with np.errstate(over="ignore"):  # of huge weights it is infinite, as with jnp.sum
+            count = np.asarray(given).sum() if is_at_hand(given) else jnp.sum(given)
     intercept = constant(fit_intercept, x.dtype)
     offset = offset_array("offset", offset, x, num_classes)
     factors = factors_array(penalty_factors, x.shape[1], x.dtype)

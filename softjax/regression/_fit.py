@@ -208,7 +208,8 @@ def _result_of(found: _small.Fitted, begin: float) -> FitResult:
     """The result of a fit that has converged, with its end as its only event."""
     params, value, norm, steps, passes, separated = found
     history: list[dict[str, float]] = []
-    recorded(Event(steps, steps, value, norm, time.perf_counter() - begin, params), None, history)
+    event = Event(steps, float(steps), value, norm, time.perf_counter() - begin, params)
+    recorded(event, None, history)
     status = int(Status.CONVERGED)
     return FitResult(params, value, status, steps, passes, norm, separated, history)
 

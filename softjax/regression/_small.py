@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from softjax import _checks
@@ -249,7 +250,7 @@ def _judged(given: Table, mass: float, end: End, tol: float) -> Fitted | None:
         return None
     kernel, bias = np.split(end.theta, [given.width], axis=1)
     bias = bias[:, 0] if given.biases else np.zeros(len(kernel), kernel.dtype)
-    params = SoftmaxRegression(*map(jax.device_put, (kernel.T, bias)))
+    params = SoftmaxRegression(*map(jnp.asarray, (kernel.T, bias)))  # placed on a mesh, if any
     return Fitted(params, float(value * mass), float(norm), end.steps, end.passes, bool(separated))
 
 
