@@ -115,6 +115,15 @@ def test_the_parameters_of_a_small_fit_are_on_the_mesh_that_is_set(nothing_is_co
             assert part.sharding.mesh == mesh
 
 
+@pytest.mark.x64_once(False)
+def test_a_small_fit_is_on_the_default_device(nothing_is_compiled):
+    x, labels = drawn()
+    device = jax.devices()[-1]
+    with jax.default_device(device):
+        result = regression.fit(x, labels, l2=0.01)
+    assert all(part.devices() == {device} for part in result.params)
+
+
 @pytest.mark.x64_once(True)
 @pytest.mark.parametrize("case", ["separated", "partly", "collinear", "absent", "few steps", "far"])
 def test_an_end_in_doubt_is_left_to_the_compiled_solvers(case, monkeypatch):
