@@ -218,7 +218,8 @@ def test_a_field_that_is_missing_or_of_another_type_is_refused_or_left_out(tmp_p
                 continue
             report.markdown(report.sections([odd]))
             rows = list(report.last_rows([odd]).values())
-            assert all(chart for _, chart in report._charts(rows[0]["suite"], rows))
+            for row in rows[:1]:  # none, where the only row of a run is spoilt
+                assert all(chart for _, chart in report._charts(row["suite"], rows))
             compare.compare(run, odd)
     assert 10 < refused < 50
 
