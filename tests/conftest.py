@@ -193,3 +193,11 @@ def x64(request: pytest.FixtureRequest) -> Iterator[bool]:
 def dtype(x64: bool) -> str:
     """The widest floating dtype of the setting."""
     return "float64" if x64 else "float32"
+
+
+@pytest.fixture
+def compiled_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has small tables fitted by the compiled solver, as large ones are, and not in NumPy."""
+    from softjax.regression import _small
+
+    monkeypatch.setattr(_small, "MOST_NUMBERS", 0)

@@ -8,7 +8,7 @@ from softjax import regression, streaming
 from softjax.regression import _programs
 from softjax.regression._objective import Data
 
-pytestmark = pytest.mark.compiled_quickly
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.usefixtures("compiled_fits")]
 
 N = 30
 QUASI = regression.QUASI_SEPARATED

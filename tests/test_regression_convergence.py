@@ -16,7 +16,11 @@ from softjax import regression, streaming
 from softjax.regression import _programs
 from softjax.regression._objective import Data
 
-pytestmark = [pytest.mark.x64_once(True), pytest.mark.compiled_quickly]
+pytestmark = [
+    pytest.mark.x64_once(True),
+    pytest.mark.compiled_quickly,
+    pytest.mark.usefixtures("compiled_fits"),
+]
 
 N, D, K = 24, 3, 3
 SOLVERS = ("newton-cg", "newton", "lbfgs", "proximal", "firth")

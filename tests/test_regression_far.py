@@ -11,7 +11,7 @@ from test_separation import by_linear_program
 
 from softjax import regression, streaming
 
-pytestmark = pytest.mark.compiled_quickly
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.usefixtures("compiled_fits")]
 
 K = 3
 SEPARATED = (regression.SEPARATED, regression.QUASI_SEPARATED)

@@ -6,7 +6,11 @@ from scipy.special import log_softmax
 
 from softjax import regression
 
-pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once(True)]
+pytestmark = [
+    pytest.mark.compiled_quickly,
+    pytest.mark.x64_once(True),
+    pytest.mark.usefixtures("compiled_fits"),
+]
 
 
 def relative_gradient(params, x, targets, l1=0.0, l2=0.0):

@@ -6,16 +6,14 @@ import pytest
 from jax.experimental.sparse import BCOO
 
 from softjax import regression
-from softjax.regression import _frame, _programs, _small
+from softjax.regression import _frame, _programs
 
-pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once(True)]
+pytestmark = [
+    pytest.mark.compiled_quickly,
+    pytest.mark.x64_once(True),
+    pytest.mark.usefixtures("compiled_fits"),
+]
 N, D, K = 90, 4, 3
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_small(monkeypatch):
-    """The tables here would be fitted in NumPy otherwise."""
-    monkeypatch.setattr(_small, "MOST_NUMBERS", 0)
 
 
 def drawn(examples=N):

@@ -12,7 +12,7 @@ from softjax import regression
 from softjax.regression import _features, _programs
 from softjax.regression._objective import Data
 
-pytestmark = pytest.mark.compiled_quickly
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.usefixtures("compiled_fits")]
 
 SMOOTH = ("newton-cg", "newton", "lbfgs")
 

@@ -9,7 +9,7 @@ from scipy.optimize import linprog
 
 from softjax import regression, streaming
 
-pytestmark = pytest.mark.compiled_quickly
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.usefixtures("compiled_fits")]
 
 N = 24
 

@@ -5,6 +5,7 @@ are enough. Objectives are computed in float64, from the features as the fit had
 """
 
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ import scipy.optimize
 from jax.experimental.sparse import BCOO
 
 from softjax import regression, streaming
+from softjax.regression import _small
 from tests import oracles
 from tests.campaign import Failure, Outcome
 
@@ -137,7 +139,7 @@ def fitted(rng, problem: Problem, solver: str) -> tuple[regression.FitResult, st
     name = solver.split()[0]
     if solver == "optax":
         return regression.fit(x, labels, solver=name, epochs=300, **options), ""
-    how = str(rng.choice(["", "", "jit", "sparse"]))
+    how = str(rng.choice(["", "compiled", "jit", "sparse"]))
     if how == "sparse" and solver in SPARSE:
         x = BCOO.fromdense(x)
     elif how == "jit":
@@ -145,6 +147,9 @@ def fitted(rng, problem: Problem, solver: str) -> tuple[regression.FitResult, st
             lambda x, labels: regression.fit(x, labels, solver=name, max_steps=STEPS, **options)
         )
         return traced(x, labels), how
+    elif how == "compiled":
+        with mock.patch.object(_small, "MOST_NUMBERS", 0):  # no table is small
+            return regression.fit(x, labels, solver=name, max_steps=STEPS, **options), how
     else:
         how = ""
     return regression.fit(x, labels, solver=name, max_steps=STEPS, **options), how
