@@ -125,7 +125,9 @@ def test_a_small_fit_is_on_the_default_device(nothing_is_compiled):
 
 
 @pytest.mark.x64_once(True)
-@pytest.mark.parametrize("case", ["separated", "partly", "collinear", "absent", "few steps", "far"])
+@pytest.mark.parametrize(
+    "case", ["separated", "partly", "collinear", "absent", "few steps", "far", "work"]
+)
 def test_an_end_in_doubt_is_left_to_the_compiled_solvers(case, monkeypatch):
     x, labels = drawn()
     options = {}
@@ -140,6 +142,8 @@ def test_an_end_in_doubt_is_left_to_the_compiled_solvers(case, monkeypatch):
         options = {"num_classes": K + 1, "l2": 0.1}
     elif case == "few steps":
         options = {"max_steps": 1}
+    elif case == "work":  # more than three products with the features
+        monkeypatch.setattr(_small, "MOST_WORK", 3 * N * K * (D + 16))
     else:
         x = (x + 1e7).astype(np.float32)
     asked = []

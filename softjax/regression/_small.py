@@ -39,6 +39,9 @@ from softjax.regression._objective import Data
 MOST_NUMBERS, MOST_COLUMNS = 2**18, 128
 # A fit with an end that is clear takes fewer steps.
 MOST_STEPS = 40
+# After this much work, N K (D + 16) for each product with the features, about a second has passed,
+# and the compiled program would have been the faster one. The 16 are for what is no product.
+MOST_WORK = 1e9
 # A relative curvature above the first is no rounding of float64, and above the second none of
 # float32, in which a direction then has all the digits that it needs.
 CLEAR, COARSE = 1e-8, 1e-3
@@ -204,11 +207,14 @@ def _newton(table: Table, tol: float) -> End | None:
     first = table.value(theta, z)
     decrement, move, passes, near = np.inf, np.inf, 2, False
     among, precondition = table, _centred
+    most_passes = MOST_WORK / (table.targets.size * (table.width + 16))
     for step in range(MOST_STEPS):
         p = _probabilities(z)
         gradient = table.gradient(theta, p)
         norm = np.max(np.abs(gradient))
         if not np.isfinite(norm) or (near and table.is_loose and move >= STILL):
+            return None
+        if passes > most_passes:
             return None
         # The norm in the units of the features is at most 2^(1/2) times as large.
         at_end = converged(table.value(theta, z), first, 2 * norm, decrement, tol)
