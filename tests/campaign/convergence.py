@@ -7,8 +7,8 @@ kinds, and fewer.
 import jax
 import numpy as np
 
-from tests import test_regression_convergence as rule
 from tests.campaign import Failure, Outcome
+from tests.regression import test_regression_convergence as rule
 
 NAME = "convergence"
 FIGURE = "how many of the problems have not converged, of all"

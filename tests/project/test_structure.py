@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 structure = SimpleNamespace(**runpy.run_path(str(ROOT / "tools" / "structure.py")))
 
 pytestmark = pytest.mark.x64_once

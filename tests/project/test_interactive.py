@@ -19,7 +19,7 @@ import pytest
 import softjax
 from softjax import derivatives, information
 
-FOLDER = Path(__file__).parents[1] / "docs" / "interactive"
+FOLDER = Path(__file__).parents[2] / "docs" / "interactive"
 PAGES = ("temperature", "realsoftmax", "hessian", "codes")
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

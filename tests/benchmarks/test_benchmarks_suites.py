@@ -14,7 +14,6 @@ import jax
 import numpy as np
 import oracles
 import pytest
-from test_regression import D, K, problem
 
 from benchmarks import __main__ as command_line
 from benchmarks import (
@@ -36,6 +35,7 @@ from benchmarks import (
 )
 from benchmarks.suites import SUITES
 from softjax import regression
+from tests.regression.test_regression import D, K, problem
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
@@ -126,7 +126,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(core, "MOST_PAIRS", 2)
     with jax.enable_x64(True):
         bootstrap, path = fit_tasks.bootstrap("float64"), fit_tasks.path("float64")
-    # What these return in a few seconds of compiling, tests/test_regression_many.py proves.
+    # tests/regression/test_regression_many.py proves what these return after seconds of compiling.
     for name, function in (("bootstrap", resampled), ("fit_path", path_of)):
         spec = create_autospec(getattr(regression, name), side_effect=function)
         monkeypatch.setattr(regression, name, spec)
