@@ -150,11 +150,11 @@ def plackett_luce_loss(
     if x.ndim == 0:
         raise ValueError(_checks.message(function, "scores", "of rank >= 1", "rank 0"))
     ranking = _integers(function, "ranking", ranking, signed=True)
-    x, ranking = with_whole_axis(x, x.ndim - 1), with_whole_axis(ranking, ranking.ndim - 1)
     same_rows = ranking.ndim == x.ndim and ranking.shape[:-1] == x.shape[:-1]
     if not (same_rows and ranking.shape[-1] <= x.shape[-1]):
         expected = f"of shape {x.shape[:-1]} + (k,) with k <= {x.shape[-1]}"
         raise ValueError(_checks.message(function, "ranking", expected, f"shape {ranking.shape}"))
+    x, ranking = with_whole_axis(x, x.ndim - 1), with_whole_axis(ranking, ranking.ndim - 1)
     # Known values are checked even within a trace. Traced arrays may have symbolic shapes.
     is_known = _checks.is_concrete(ranking) and _checks.is_concrete(where)
     with jax.ensure_compile_time_eval() if is_known else nullcontext():
