@@ -35,7 +35,8 @@ class Choice(NamedTuple):
 # it traced under the value of this context.
 tracing_for = jax.make_user_context(None)
 
-# What JAX lets a user set for a part of a trace. That part is over when a program is lowered.
+# JAX lets a user change these settings for a part of a trace, which is over when the program is
+# lowered.
 SETTINGS = {
     "jax_default_matmul_precision": jax.default_matmul_precision,
     "jax_enable_x64": jax.enable_x64,

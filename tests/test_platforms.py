@@ -30,7 +30,7 @@ def chosen(x):
 
 
 def derivatives(function):
-    """Of the sum: values, both modes, and both orders of the second derivative."""
+    """The function gives values, both modes and both orders of the second derivative of the sum."""
 
     def f(x):
         return jnp.sum(function(x)["sum"] ** 2)
@@ -63,7 +63,7 @@ def test_every_derivative_is_that_of_the_function():
 
 
 def test_one_form_is_traced_where_it_is_lowered():
-    """Once for a gradient too, and not while the program around it is traced."""
+    """A gradient traces it once too, and the trace of the program around it does not."""
     seen = []
 
     def recorded(factor, x):
@@ -104,7 +104,7 @@ def test_a_platform_may_be_named():
 
 @pytest.mark.parametrize("is_outside", [True, False])
 def test_the_precision_of_a_product_is_the_one_that_was_set_around_it(is_outside):
-    """Also where the setting ends before the program is lowered."""
+    """The setting may end before the program is lowered."""
 
     def set_around(function):
         def call(*operands):

@@ -133,7 +133,7 @@ def test_factors_of_large_products():
 
 @pytest.mark.x64_once
 def test_a_class_tied_with_the_top_has_a_slope():
-    """Of a difference whose value is 0 by choice, in a Hessian of the entropy."""
+    """The value of the difference is 0 by choice there, but a Hessian needs its slope."""
     x = jnp.array([1.0, 1.0, 0.0])
     v = jnp.array([1.0, -1.0, 0.5])
     by_hand = oracles.exact(x)

@@ -218,7 +218,7 @@ def _choice_of_rows(shapes: Shapes, budget: int | None, arrays: int, on_cpu: int
 
 
 def _without(budget: int, used: int) -> int:
-    """What is left of a budget for pieces; all of it where something else takes more than it has.
+    """The bytes of a budget that are left for pieces, or all of them if other arrays exceed it.
 
     No plan can then keep to it.
     """

@@ -79,7 +79,7 @@ def class_weights(values: Sequence[str] | None) -> list[str] | None:
 DATA, MODEL, SEARCH = "The data", "The model", "The solver"
 OUTPUT, LARGE = "Output", "Large data and many processes"
 
-# What is fitted to.
+# The data.
 DataFile = Annotated[
     str,
     typer.Argument(

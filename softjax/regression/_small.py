@@ -68,7 +68,7 @@ class Fitted(NamedTuple):
 
 
 class End(NamedTuple):
-    """Where Newton's steps end.
+    """The end of Newton's steps.
 
     Attributes:
         theta: the parameters.
@@ -104,7 +104,7 @@ class Table(NamedTuple):
 
     @property
     def width(self) -> int:
-        """D."""
+        """The number of features, D."""
         return self.features.shape[1] - self.biases
 
     @property
@@ -114,7 +114,7 @@ class Table(NamedTuple):
 
     @property
     def weights(self) -> np.ndarray:
-        """What the loss of each example counts, [N]."""
+        """The weight of each example in the loss, [N]."""
         return self.targets.sum(0)
 
     def rounded(self, array: np.ndarray) -> np.ndarray:
@@ -160,7 +160,7 @@ def takes(name: str, data: Data) -> bool:
 
 def optimum(data: Data, tol: float) -> Fitted | None:
     """The optimum of a small table without l1; None where its end is not clear."""
-    # What is not finite, or has no factor, is no clear end.
+    # Numbers that are not finite, and a matrix without a factor, are no clear end.
     with contextlib.suppress(np.linalg.LinAlgError), np.errstate(all="ignore"):
         given, mass = _as_given(jax.tree.map(_checks.known, data))
         if not np.all(given.targets.sum(1) > 0):  # a class without examples has no optimum

@@ -50,7 +50,7 @@ def test_newton_on_explicit_axes_that_are_set():
 
 
 def test_a_fit_within_a_trace_on_explicit_axes():
-    """With arrays that are sharded, and others that are not.
+    """Some of the arrays are sharded, and others are not.
 
     At an optimum the parameters do not move the objective, so that its derivative by the features
     is that of the loss: w_i / sum(w) (p_i - y_i) W^T.

@@ -25,7 +25,7 @@ def drawn(seed=0, examples=N, classes=K):
 
 
 def gradient(params, x, q, l2, factors, offset):
-    """Of the objective over the mass of q [N, K], relative to what it can be at most."""
+    """The gradient of the objective over the mass of q [N, K], relative to its largest size."""
     kernel, bias = (np.asarray(part, np.float64) for part in params)
     z = x @ kernel + bias + offset
     e = np.exp(z - z.max(1, keepdims=True))

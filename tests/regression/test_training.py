@@ -215,7 +215,7 @@ def test_it_has_one_name_and_counts_classes_and_epochs():
 
 @pytest.mark.x64_once
 def test_without_a_step_the_objective_is_that_of_the_start():
-    """Of all examples for arrays, and of the first batch for batches."""
+    """The objective is that of all examples for arrays, and of the first batch for batches."""
     x, kernel, bias = X.astype(np.float32), RNG.normal(size=(D, K)), RNG.normal(size=K)
     start = regression.SoftmaxRegression(*(jnp.asarray(p, jnp.float32) for p in (kernel, bias)))
     batches = streaming.Batches(streaming.ArrayRows(x, Y), 8)
