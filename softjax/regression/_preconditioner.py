@@ -13,6 +13,14 @@ features: A and the ridge are diagonalised together. As in the Hessian, examples
 certain weigh nothing. The preconditioner is built in float32 from standardised features. The
 gradient, in full precision, corrects what float32 misses, unless some features are so nearly
 collinear that float32 does not see how they differ.
+
+The examples that weigh in the block of a class lie around a mean of their own,
+
+    mu_k = sum_i u_ik x_i / sum_i u_ik,  u_ik = w_i p_ik (1 - p_ik),
+
+which the bias of the class can take: theta_k x = kernel_k (x - mu_k) + (bias_k + kernel_k mu_k). In
+these parameters a kernel does not feel its bias, and A is the scatter around the means of the
+classes. One mean for all classes would leave an eigenvalue beyond all others to each class.
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -53,6 +61,9 @@ BLURRED = 0.1
 ROUNDING = 1e-10
 # The relative curvatures of the preconditioner are held above this.
 FLOOR = 1e-4
+# What is left in A of the scatter of the means of the classes: so it is never much smaller than the
+# scatter around one mean, of which rounding is a part.
+BETWEEN = 1 / 64
 # A curvature below this part of the diagonal's is 0 but for rounding, in float64.
 LEAST_CURVATURE = JITTER * float(np.finfo(np.float64).eps)
 # The search for the least curvature of the features ends at a residual of this size or after so
@@ -61,10 +72,13 @@ RESIDUAL, LEAST_STEPS, SHARED = 1e-2, 250, 0.25
 
 
 class Kronecker(NamedTuple):
-    """C (diag(m) kron A + ridge)^-1 C = C (I kron T) diag(inverse) (I kron T)^T C.
+    """C S (diag(m) kron A + ridge)^-1 S^T C = C S (I kron T) diag(inverse) (I kron T)^T S^T C.
+
+    S takes kernel mu from the bias of each class.
 
     Attributes:
         offset, unit: [D], of the standardised features that it is for.
+        means: mu [K, D + 1], of these features; 0 for the bias, and without an intercept.
         features: T [D + 1, D + 1].
         inverse: [K, D + 1].
         blur: [D + 1], how much of A and the ridge is jitter along each column of T.
@@ -72,6 +86,7 @@ class Kronecker(NamedTuple):
 
     offset: Any
     unit: Any
+    means: Any
     features: Any
     inverse: Any
     blur: Any
@@ -108,7 +123,7 @@ def empty(
     if is_diagonal(features):
         return Diagonal(offset, unit, inverse)
     columns, blur = np.zeros((width, width), dtype), np.zeros(width, dtype)
-    return Kronecker(offset, unit, columns, inverse, blur)
+    return Kronecker(offset, unit, np.zeros_like(inverse), columns, inverse, blur)
 
 
 def is_diagonal(features: "Array | BCOO") -> bool:
@@ -173,7 +188,8 @@ def _kronecker(s: Standardised, uncertainty: Array) -> Kronecker:
     # The diagonal of G is m (1 - m / sum(m)), and no class has more than half of it.
     m = share / (1 - jnp.minimum(share, 0.5))
     mean_eigenvalue = 1 / max(len(uncertainty) - 1, 1)
-    a = mean_eigenvalue * gram(s, u)
+    means, between = _means_of_classes(s, uncertainty)
+    a = mean_eigenvalue * (gram(s, u) - between)
 
     diagonal_of_a = jnp.diag(a)
     size = diagonal_of_a + s.ridge
@@ -189,7 +205,15 @@ def _kronecker(s: Standardised, uncertainty: Array) -> Kronecker:
     columns = unit[:, None] * columns
     relative = m / mean_eigenvalue - 1
     scale = 1 + relative[:, None] * eigenvalues[None]
-    return Kronecker(s.offset, s.unit, columns, 1 / jnp.maximum(scale, FLOOR), blur)
+    return Kronecker(s.offset, s.unit, means, columns, 1 / jnp.maximum(scale, FLOOR), blur)
+
+
+def _means_of_classes(s: Standardised, uncertainty: Array) -> tuple[Array, Array]:
+    """mu [K, D + 1], and most of the scatter of the means, [D + 1, D + 1]."""
+    of_class = jnp.sum(uncertainty, 1, keepdims=True)
+    sums = pull_back(s, uncertainty).at[:, -1].set(0)
+    means = s.constant.astype(sums.dtype) * sums / jnp.where(of_class > 0, of_class, 1)
+    return means, (1 - BETWEEN) * product(means.T, of_class * means)
 
 
 def _diagonalised(lower: Array, a: Array) -> tuple[Array, Array]:
@@ -247,7 +271,8 @@ def unseen(
         held = jnp.min(s.ridge[None, :-1] * preconditioner.inverse[:, :-1], initial=1) / 2
         curvature = jnp.maximum(jnp.maximum(held, least), LEAST_CURVATURE)
         return (jnp.vdot(g, preconditioner.inverse * g) / 2 / curvature).astype(gradient.dtype)
-    squares = jnp.square(g @ preconditioner.features) * preconditioner.inverse
+    squares = jnp.square(_around_means(preconditioner, g) @ preconditioner.features)
+    squares *= preconditioner.inverse
     blurred = jnp.sum(jnp.where(preconditioner.blur[None] > BLURRED, squares, 0)).astype(
         gradient.dtype
     )
@@ -259,5 +284,11 @@ def apply(preconditioner: Preconditioner, gradient: Array) -> Array:
     """M^-1 gradient in the coordinates of `within(s, preconditioner)`."""
     if isinstance(preconditioner, Diagonal):
         return centred(preconditioner.inverse * gradient)
-    t, inverse = preconditioner.features, preconditioner.inverse
-    return centred(((centred(gradient) @ t) * inverse) @ t.T)
+    t, inverse, means = preconditioner.features, preconditioner.inverse, preconditioner.means
+    v = ((_around_means(preconditioner, centred(gradient)) @ t) * inverse) @ t.T
+    return centred(v.at[:, -1].add(-jnp.sum(means * v, 1)))
+
+
+def _around_means(preconditioner: Kronecker, gradient: Array) -> Array:
+    """S^T gradient: with respect to the parameters of the features around their means."""
+    return gradient - preconditioner.means * gradient[:, -1:]

@@ -33,6 +33,7 @@ from softjax.regression._features import is_sparse
 from softjax.regression._linear_solves import CG_STEPS, FINE, ROUGH
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import Data
+from softjax.regression._preconditioner import BETWEEN
 
 # A table of more numbers, of the features and the logits, or of more columns, is not small: the
 # compiled program runs in less time.
@@ -222,11 +223,11 @@ def _newton(table: Table, tol: float) -> End | None:
             return End(theta, first, decrement, step, passes)
         near = near or norm < NEAR
         if step & (step - 1) == 0:  # the probabilities settle: at steps 0, 1, 2, 4, 8 and so on
-            least, columns, inverse = _preconditioner(table, p)
+            least, *parts = _preconditioner(table, p)
             if not least > 0:
                 return None
             among = single if least > COARSE else table
-            precondition = partial(_apply, among.rounded(columns), among.rounded(inverse))
+            precondition = partial(_apply, *map(among.rounded, parts))
         tolerance = np.clip(3 * np.sqrt(norm), FINE, ROUGH)
         times, b = partial(among.hessian_times, among.rounded(p)), among.rounded(-gradient / norm)
         d, products = _solved(times, precondition, b, tolerance)
@@ -278,33 +279,44 @@ def _solved(
     return x, products
 
 
-def _preconditioner(table: Table, p: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """The least relative curvature of the features; T and the inverse of `Kronecker`.
+def _preconditioner(
+    table: Table, p: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+    """The least relative curvature of the features; the means, T and inverse of `Kronecker`.
 
     The formulas are those of `_preconditioner`. The least one is 0 where it is not clear.
     """
     u = table.weights * p * _complements(p)
-    share = u.sum(1) / u.sum()
+    of_class = u.sum(1, keepdims=True)
+    share = of_class[:, 0] / u.sum()
     m = share / (1 - np.minimum(share, 0.5))
     mean_eigenvalue = 1 / max(len(m) - 1, 1)
-    a = mean_eigenvalue * ((table.features.T * u.sum(0)) @ table.features)
+    means = table.biases * (u @ table.features) / np.where(of_class > 0, of_class, 1)
+    means[:, table.width :] = 0
+    a = (table.features.T * u.sum(0)) @ table.features
+    a = mean_eigenvalue * (a - (1 - BETWEEN) * means.T @ (of_class * means))
     size = np.diag(a) + table.ridge
     unit = 1 / np.sqrt(size)
     a = unit[:, None] * a * unit
     whole = a + np.diag(table.ridge * unit * unit)
     if not (np.isfinite(whole).all() and np.all(m > 0)):
-        return 0.0, a, m
+        return 0.0, means, a, m
     least = np.linalg.eigvalsh(whole)[0]
     if not least > CLEAR:
-        return 0.0, a, m
+        return 0.0, means, a, m
     inverse = np.linalg.inv(np.linalg.cholesky(whole))
     eigenvalues, q = np.linalg.eigh(inverse @ a @ inverse.T)
     scale = 1 + (m / mean_eigenvalue - 1)[:, None] * eigenvalues
-    return least, unit[:, None] * (inverse.T @ q), 1 / np.maximum(scale, CLEAR)
+    return least, means, unit[:, None] * (inverse.T @ q), 1 / np.maximum(scale, CLEAR)
 
 
-def _apply(columns: np.ndarray, inverse: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-    return _centred((_centred(gradient) @ columns * inverse) @ columns.T)
+def _apply(
+    means: np.ndarray, columns: np.ndarray, inverse: np.ndarray, gradient: np.ndarray
+) -> np.ndarray:
+    gradient = _centred(gradient)
+    v = ((gradient - means * gradient[:, -1:]) @ columns * inverse) @ columns.T
+    v[:, -1] -= np.sum(means * v, 1)
+    return _centred(v)
 
 
 def _step_length(
