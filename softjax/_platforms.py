@@ -5,8 +5,8 @@ lowering keeps one of them. `lowered_for_platform` is traced when the program is
 form that is kept; within that form, `platform_dependent` traces one form too.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -51,6 +51,25 @@ def platform_dependent(*operands: Any, default: Callable, **forms: Callable) -> 
     if platform is None:
         return lax.platform_dependent(*operands, default=default, **forms)
     return forms.get(platform, default)(*operands)
+
+
+def tracing_for_platform_of(leaves: Iterable[Any]) -> AbstractContextManager:
+    """Has the forms of one platform traced alone, where all arrays among the leaves are on it.
+
+    Arrays of NumPy go to the default device. The context is for a program that runs at once: what
+    is traced as a part of another program may be lowered for any platform.
+    """
+    arrays = (leaf for leaf in leaves if isinstance(leaf, Array))
+    platforms = {device.platform for a in arrays for device in a.sharding.device_set}
+    if not platforms:
+        device = jax.config.jax_default_device
+        platforms = {getattr(device, "platform", device) or jax.default_backend()}
+    return tracing_for(_named(*platforms)) if len(platforms) == 1 else nullcontext()
+
+
+def _named(platform: str) -> str:
+    """The platform of a device, by the name that lowering has for it."""
+    return {"gpu": "cuda"}.get(platform, platform)
 
 
 def lowered_for_platform(function: Callable, choice: Choice, like: Any, *operands: Any) -> Any:
@@ -115,8 +134,7 @@ for _name in ("cpu", "cuda", "rocm", ""):
 
 @_form_p.def_impl
 def _evaluated(*operands: Array, form: Callable, like: Any) -> Sequence[Array]:
-    platform = {"gpu": "cuda"}.get(jax.default_backend(), jax.default_backend())
-    return _traced_for(platform)(*operands, form=form, like=like)
+    return _traced_for(_named(jax.default_backend()))(*operands, form=form, like=like)
 
 
 @_form_p.def_abstract_eval

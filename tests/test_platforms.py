@@ -122,3 +122,15 @@ def test_the_precision_of_a_product_is_the_one_that_was_set_around_it(is_outside
     precisions = re.findall(r"precision = \[(\w+), (\w+)\]", text)
     assert len(precisions) == text.count("dot_general") >= 3
     assert set(precisions) == {("HIGHEST", "HIGHEST")}
+
+
+def test_a_fit_traces_the_forms_of_its_platform_alone(compiled_fits, monkeypatch):
+    def all_forms(*operands, default, **forms):
+        raise AssertionError("the forms of all platforms are traced")
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", all_forms)
+    jax.clear_caches()
+    x = np.stack([np.sin(np.arange(30.0)), np.cos(np.arange(30.0))], 1).astype(np.float32)
+    for solver in ("newton-cg", "lbfgs"):
+        fit = softjax.regression.fit(x, np.arange(30) % 3, l2=0.1, solver=solver)
+        assert fit.stop_reason == "converged"

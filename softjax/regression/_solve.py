@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from softjax._platforms import tracing_for_platform_of
 from softjax._sharding import cond
 from softjax.regression import (
     _ending,
@@ -80,7 +81,8 @@ class Run:
     def _step_to(self, stop: int) -> None:
         """Steps until `stop`, and looks at the end where no step says how much is left."""
         program = _programs.quickly_compiled()
-        self.outcome = program(self.name, self.data, self.tol, self.state, np.int32(stop))
+        with tracing_for_platform_of(jax.tree.leaves(self.data)):
+            self.outcome = program(self.name, self.data, self.tol, self.state, np.int32(stop))
         self.state = self.outcome.state
         smooth = not self.data.l1 and self.data.l1_rows is None
         unseen = smooth and not SOLVERS[self.name].by_newton
