@@ -1,8 +1,15 @@
-"""Arrays on meshes with Explicit axes: functions of examples compute with them on Auto axes."""
+"""Arrays on meshes with Explicit axes: functions of examples compute with them on Auto axes.
+
+Fits and statistics sum over the examples, and on Explicit axes the sharding of every such sum would
+have to be said where it stands. So they see the same arrays on Auto axes, where the compiler finds
+it. Outside of a trace an array is given to a mesh whose axes have another kind, which moves
+nothing. Within a trace only `jax.sharding.auto_axes` can do this; it would trace known arrays too,
+and a fit reads them.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -24,76 +31,56 @@ T = TypeVar("T")
 
 
 def on_auto_axes(function: Callable[P, T]) -> Callable[P, T]:
-    """`function` of the arrays among its arguments with Auto axes; its result has the given ones.
+    """`function` of the arrays among its arguments with Auto axes.
 
-    Fits and statistics sum over the examples, and on Explicit axes the sharding of every such sum
-    would have to be said where it stands. Nothing is copied: only the names of the axes are of
-    another kind.
+    Its result is on the given axes, or, within a trace, whole on every device.
     """
+    of_any: Callable[..., T] = function
 
     @wraps(function)
     def of_auto(*args: P.args, **kwargs: P.kwargs) -> T:
-        leaves, structure = jax.tree.flatten((args, kwargs), is_leaf=_is_iterator)
-        places = [n for n, leaf in enumerate(leaves) if _is_typed(leaf)]
-        if places and any(isinstance(leaf, Tracer) for leaf in leaves):
-            return _within_trace(function, leaves, structure, places)
-        explicit = next(filter(None, map(_explicit_mesh, leaves)), None)
-        if explicit is None:
+        # JAX would warn that an iterator is not a pytree.
+        leaves, structure = jax.tree.flatten(
+            (args, kwargs), is_leaf=lambda leaf: isinstance(leaf, Iterator)
+        )
+        places = [n for n, leaf in enumerate(leaves) if _has_explicit_axes(leaf)]
+        if not places:
             return function(*args, **kwargs)
-        auto = _with_axes(explicit, AxisType.Auto)
 
-        def moved(leaf: Any, mesh: Mesh) -> Any:
-            if _mesh_of(leaf) is None:
-                return leaf
-            return jax.device_put(leaf, NamedSharding(mesh, leaf.sharding.spec))
+        def of_arrays(arrays: list[Array]) -> T:
+            given = dict(zip(places, arrays, strict=True))
+            all_leaves = [given.get(n, leaf) for n, leaf in enumerate(leaves)]
+            args, kwargs = jax.tree.unflatten(structure, all_leaves)
+            return of_any(*args, **kwargs)
 
-        to_auto = partial(moved, mesh=auto)
-        args, kwargs = jax.tree.map(to_auto, (args, kwargs), is_leaf=_is_iterator)
-        with nullcontext() if jax.sharding.get_abstract_mesh().empty else jax.set_mesh(auto):
-            result = function(*args, **kwargs)
-        return jax.tree.map(lambda leaf: moved(leaf, explicit), result)
+        arrays = [leaves[n] for n in places]
+        if any(isinstance(leaf, Tracer) for leaf in leaves):
+            within_trace: Any = auto_axes(of_arrays, out_sharding=PartitionSpec())
+            with use_abstract_mesh(mesh_of(arrays)):
+                return within_trace(arrays)
+        return _on_another_mesh(of_arrays, arrays)
 
     return of_auto
 
 
-def _within_trace(
-    function: Callable[..., T], leaves: list[Any], structure: Any, places: list[int]
-) -> T:
-    """The result of `function`, whole on every device, where a trace knows the shardings."""
+def _on_another_mesh(function: Callable[[list[Array]], T], arrays: list[Any]) -> T:
+    """The result of `function` of known arrays on Auto axes, given back to their mesh."""
+    explicit = arrays[0].sharding.mesh
+    names = explicit.axis_names
+    auto = Mesh(explicit.devices, names, axis_types=(AxisType.Auto,) * len(names))
 
-    def of_typed(typed: list[Array]) -> T:
-        given = dict(zip(places, typed, strict=True))
-        all_leaves = [given.get(n, leaf) for n, leaf in enumerate(leaves)]
-        args, kwargs = jax.tree.unflatten(structure, all_leaves)
-        return function(*args, **kwargs)
+    def given_to(mesh: Mesh, leaf: Any) -> Any:
+        sharding = leaf.sharding if isinstance(leaf, Array) else None
+        if not isinstance(sharding, NamedSharding):
+            return leaf
+        return jax.device_put(leaf, NamedSharding(mesh, sharding.spec))
 
-    typed = [leaves[n] for n in places]
-    on_auto: Any = auto_axes(of_typed, out_sharding=PartitionSpec())
-    with use_abstract_mesh(mesh_of(typed)):
-        return on_auto(typed)
+    with nullcontext() if jax.sharding.get_abstract_mesh().empty else jax.set_mesh(auto):
+        result = function([given_to(auto, array) for array in arrays])
+    return jax.tree.map(lambda leaf: given_to(explicit, leaf), result)
 
 
-def _is_typed(leaf: Any) -> bool:
+def _has_explicit_axes(leaf: Any) -> bool:
     """Whether the type of an array names Explicit axes."""
     is_array = isinstance(leaf, Array)
     return is_array and AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types
-
-
-def _is_iterator(x: Any) -> bool:
-    """Whether JAX would warn that `x` is not a pytree."""
-    return isinstance(x, Iterator)
-
-
-def _mesh_of(leaf: Any) -> Mesh | None:
-    """The mesh of an array, outside of a trace."""
-    known = isinstance(leaf, Array) and not isinstance(leaf, Tracer)
-    return getattr(leaf.sharding, "mesh", None) if known else None
-
-
-def _explicit_mesh(leaf: Any) -> Mesh | None:
-    mesh = _mesh_of(leaf)
-    return mesh if mesh is not None and AxisType.Explicit in mesh.axis_types else None
-
-
-def _with_axes(mesh: Mesh, kind: AxisType) -> Mesh:
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=(kind,) * len(mesh.axis_names))
