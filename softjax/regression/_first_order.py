@@ -19,13 +19,12 @@ from softjax.regression._objective import (
     problem_of,
     ridge,
 )
-from softjax.regression._result import FitResult, Progress, Status
+from softjax.regression._result import FitResult, Status
 from softjax.regression._steps import (
     Batch,
     Form,
     Held,
     OneSum,
-    State,
     Terms,
     advance,
     batches_per_epoch,
@@ -42,6 +41,7 @@ _ADAM = optax.adam(1e-2)
 # A line search does not go up, so that as many steps without a new minimum are rounding.
 PATIENCE = 30
 NO_FLAG = np.zeros(1, np.int32)
+_normalised = jax.jit(normalised)
 
 
 class Run:
@@ -75,7 +75,10 @@ class Run:
         self.key, self.tol = jax.random.key(seed), jnp.asarray(tol, data.features.dtype)
         self.form = Form(OneSum(), optimizer)
         self.rows = rows_of(data)
-        self.terms = terms_of(data, tol if batch_size is None else -1.0)
+        bound, largest = scales(data)
+        tolerance = self.tol if batch_size is None else -jnp.ones_like(self.tol)
+        constants = (ridge(data), data.class_weights, data.constant)
+        self.terms = Terms(*constants, bound, largest, tolerance)
         self.mass = float(_normalised(data)[1])
         self.state = start(optimizer, params)
         self.searches = batch_size is None and stores_gradient(self.state.optimizer_state)
@@ -84,10 +87,14 @@ class Run:
         self.best_step, self.best_value, self.goes_on = 0, np.inf, False
         self.first = np.nan  # the objective of the first call of `advance`
 
-    def advance(self, stop: int) -> Progress:
-        """Steps until `stop`, or until there is nothing left to do."""
+    def advance(self, stop: int) -> FitResult:
+        """The result of the steps until `stop`, or until there is nothing left to do.
+
+        What takes another pass over the examples is left to `ended`.
+        """
         step, status = int(self.state.step), Status.RUNNING
-        self.state = without_sums(self.state)
+        nothing = np.zeros((), self.state.total.dtype)
+        self.state = self.state._replace(total=nothing, taken=np.int32(0))
         while step < stop and status == Status.RUNNING:
             end, terms = stop, self.terms
             if self.batch_size is not None:
@@ -117,23 +124,17 @@ class Run:
             ended = np.int32(status)
             status = int(_frame.status_outside(ended, moved, value / self.mass, self.tol))
         params = jax.tree.map(jnp.copy, params)  # the next chunk overwrites those of the state
-        return Progress(params, self.scale * value, norm, step, status)
+        return FitResult(params, self.scale * value, status, step, None, norm, False, [])
 
-    def objective(self) -> float:
-        """The objective on all examples."""
-        held = Held(self.rows, None)
-        return float(look(self.form, self.terms, self.state, held)[0])
-
-    def result(self, progress: Progress, status: int, history: list[dict[str, float]]) -> FitResult:
-        value = progress.objective
+    def ended(self, result: FitResult) -> FitResult:
+        """The result with what takes another pass over the examples."""
         if self.batch_size is not None:
-            value = self.scale * self.objective()
-        ended = jnp.asarray(status, jnp.int32)
-        params = self.state.params
-        separated, status = map(int, separation(self.data, params, ended))
-        steps, norm = progress.step, progress.gradient_norm
-        separated = bool(separated)
-        return FitResult(progress.params, value, status, steps, None, norm, separated, history)
+            of_all = Held(self.rows, None)
+            value, _ = look(self.form, self.terms, self.state, of_all)
+            result = result._replace(objective=self.scale * float(value))
+        status = jnp.asarray(result.status, jnp.int32)
+        separated, status = map(int, separation(self.data, self.state.params, status))
+        return result._replace(separated=bool(separated), status=status)
 
     def _held(self, step: int) -> Held:
         return held_at(self.rows, self.key, step, self.batch_size)
@@ -175,19 +176,6 @@ def held_at(rows: Batch, key: Array, step: int, batch_size: int | None) -> Held:
     return Held(rows, epoch_order(key, epoch, num_examples, batch_size))
 
 
-def terms_of(data: Data, tol: float) -> Terms:
-    """The terms of the objective of `data`, and what can be known of all its examples."""
-    bound, largest = scales(data)
-    tolerance = jnp.asarray(tol, data.features.dtype)
-    return Terms(ridge(data), data.class_weights, data.constant, bound, largest, tolerance)
-
-
-def without_sums(state: State) -> State:
-    """The state with no objectives summed."""
-    total, taken = np.zeros((), state.total.dtype), np.zeros((), np.int32)
-    return state._replace(total=total, taken=taken)
-
-
 @jax.jit
 def separation(data: Data, params: SoftmaxRegression, status: Array) -> tuple[Array, Array]:
     """Whether `params` separate the classes, and the status with what that means for it."""
@@ -195,11 +183,6 @@ def separation(data: Data, params: SoftmaxRegression, status: Array) -> tuple[Ar
     theta = pack(params)
     separated = is_separated(problem, logits_at(problem, theta))
     return separated, status_where_separated(problem, theta, status, separated)
-
-
-@jax.jit
-def _normalised(data: Data) -> tuple[Data, Array]:
-    return normalised(data)
 
 
 @jax.jit

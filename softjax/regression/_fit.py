@@ -171,9 +171,10 @@ def fit(
     if is_traced((data, params)):
         return _within_trace(name, data, params, tol, max_steps, (l2, l1), watched)
     if init is None and not watched and steps_per_chunk is None and _small.takes(name, data):
-        found = _small.optimum(data, tol)
-        if found is not None and (max_steps is None or found.steps <= max_steps):
-            return _result_of(found, begin)
+        result = _small.optimum(data, tol)
+        if result is not None and (max_steps is None or result.steps <= max_steps):
+            recorded(_event(result, 1, begin), None, result.history)
+            return result
     if name == OPTAX:
         if max_steps is not None:
             raise error("max_steps", "None for 'optax', which has `epochs`", max_steps)
@@ -204,16 +205,6 @@ def _within_trace(
     return _solve.traced(name, data, params, tol, max_steps, penalised)
 
 
-def _result_of(found: _small.Fitted, begin: float) -> FitResult:
-    """The result of a fit that has converged, with its end as its only event."""
-    params, value, norm, steps, passes, separated = found
-    history: list[dict[str, float]] = []
-    event = Event(steps, float(steps), value, norm, time.perf_counter() - begin, params)
-    recorded(event, None, history)
-    status = int(Status.CONVERGED)
-    return FitResult(params, value, status, steps, passes, norm, separated, history)
-
-
 def _in_chunks(
     run: "_solve.Run | _first_order.Run",
     steps_per_chunk: int | None,
@@ -228,18 +219,22 @@ def _in_chunks(
         chunk = at_least("steps_per_chunk", steps_per_chunk, 1)
     history: list[dict[str, float]] = []
     while True:
-        progress = run.advance(stop)
-        params, value, norm, step, status = progress
-        seconds = time.perf_counter() - begin
-        event = Event(step, step / run.epoch_steps, value, norm, seconds, params)
+        result = run.advance(stop)
+        event = _event(result, run.epoch_steps, begin)
         event = recorded(event, held_out, history)
         interrupted = callback is not None and bool(callback(event))
-        if status != Status.RUNNING or interrupted or step >= run.limit:
+        if result.status != Status.RUNNING or interrupted or result.steps >= run.limit:
             break
-        stop = min(step + chunk, run.limit)
-    if status == Status.RUNNING and interrupted:
-        status = Status.CALLBACK
-    return run.result(progress, status, history)
+        stop = min(result.steps + chunk, run.limit)
+    if result.status == Status.RUNNING and interrupted:
+        result = result._replace(status=Status.CALLBACK)
+    return run.ended(result._replace(history=history))
+
+
+def _event(result: FitResult, epoch_steps: int, begin: float) -> Event:
+    """What a fit that began at `begin` has come to."""
+    params, value, _, steps, _, norm, *_ = result
+    return Event(steps, steps / epoch_steps, value, norm, time.perf_counter() - begin, params)
 
 
 def _with_penalties(data: Data, l2: ArrayLike, l1: ArrayLike, grouped: bool) -> tuple[Data, bool]:

@@ -158,8 +158,7 @@ class _Path:
             places, data = self.columns.chosen(penalised, taking_part)
             own = _placed_in(params, places)
             run = _solve.Run("proximal", data, own, self.tol, limit)
-            progress = run.advance(run.limit)
-            fit = run.result(progress, progress.status, [])
+            fit = run.advance(run.limit)
             steps, passes = steps + fit.steps, passes + fit.passes + 2
             params = _placed_back(fit.params, places, self.width)
             look = _look(penalised, params, self.report_of)

@@ -103,16 +103,6 @@ class ManyEvent(NamedTuple):
     seconds: float
 
 
-class Progress(NamedTuple):
-    """How far a solver has come, as numbers of the host."""
-
-    params: SoftmaxRegression
-    objective: float
-    gradient_norm: float
-    step: int
-    status: int
-
-
 class FitResult(NamedTuple):
     """A fitted softmax regression: a pytree of numbers, or of arrays where the fit was traced.
 

@@ -34,6 +34,7 @@ from softjax.regression._linear_solves import CG_STEPS, FINE, ROUGH
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import Data
 from softjax.regression._preconditioner import BETWEEN
+from softjax.regression._result import FitResult, Status
 
 # A table of more numbers, of the features and the logits, or of more columns, is not small: the
 # compiled program runs in less time.
@@ -46,26 +47,6 @@ MOST_WORK = 1e9
 # A relative curvature above the first is no rounding of float64, and above the second none of
 # float32, in which a direction then has all the digits that it needs.
 CLEAR, COARSE = 1e-8, 1e-3
-
-
-class Fitted(NamedTuple):
-    """The optimum of a small table, as numbers of the host.
-
-    Attributes:
-        params: kernel [D, K] and bias [K].
-        objective: at `params`, nats.
-        gradient_norm: the gradient there, relative to what it can be at most.
-        steps: the number of steps taken.
-        passes: products with the features.
-        separated: whether `params` separate the classes.
-    """
-
-    params: SoftmaxRegression
-    objective: float
-    gradient_norm: float
-    steps: int
-    passes: int
-    separated: bool
 
 
 class End(NamedTuple):
@@ -159,7 +140,7 @@ def takes(name: str, data: Data) -> bool:
     return at_home and x.shape[0] * (x.shape[1] + data.num_classes) <= MOST_NUMBERS
 
 
-def optimum(data: Data, tol: float) -> Fitted | None:
+def optimum(data: Data, tol: float) -> FitResult | None:
     """The optimum of a small table without l1; None where its end is not clear."""
     # Numbers that are not finite, and a matrix without a factor, are no clear end.
     with contextlib.suppress(np.linalg.LinAlgError), np.errstate(all="ignore"):
@@ -243,7 +224,7 @@ def _newton(table: Table, tol: float) -> End | None:
     return None
 
 
-def _judged(given: Table, mass: float, end: End, tol: float) -> Fitted | None:
+def _judged(given: Table, mass: float, end: End, tol: float) -> FitResult | None:
     """The result, where parameters that are rounded by now are the optimum."""
     theta = end.theta.astype(np.float64)
     z = given.logits(theta)
@@ -258,7 +239,8 @@ def _judged(given: Table, mass: float, end: End, tol: float) -> Fitted | None:
     kernel, bias = np.split(end.theta, [given.width], axis=1)
     bias = bias[:, 0] if given.biases else np.zeros(len(kernel), kernel.dtype)
     params = SoftmaxRegression(*map(jnp.asarray, (kernel.T, bias)))  # placed on a mesh, if any
-    return Fitted(params, float(value * mass), float(norm), end.steps, end.passes, bool(separated))
+    numbers = (end.steps, end.passes, float(norm), bool(separated))
+    return FitResult(params, float(value * mass), int(Status.CONVERGED), *numbers, [])
 
 
 def _solved(

@@ -20,7 +20,7 @@ from softjax.regression._implicit import stationary
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import Data, logits_at, pack, problem_of, unpack, value
 from softjax.regression._programs import SOLVERS, solver_of
-from softjax.regression._result import FitResult, Progress, Status
+from softjax.regression._result import FitResult, Status
 
 
 class Run:
@@ -47,8 +47,8 @@ class Run:
         theta = np.concatenate([kernel, bias[None]]).T
         self.state = solver_of(name, data).start(data, theta)
 
-    def advance(self, stop: int) -> Progress:
-        """Steps until `stop`, or until there is nothing left to do."""
+    def advance(self, stop: int) -> FitResult:
+        """The result of the steps until `stop`, or until there is nothing left to do."""
         self._step_to(stop)
         proven = self._is_proven()
         if not proven and self.outcome.hidden:
@@ -70,12 +70,15 @@ class Run:
             if int(at_end) != status:
                 status, theta = int(at_end), self.state.theta.at[:, -1].add(moved)
                 objective = _programs.objective_of(self.data, theta)
-        return Progress(
+        return FitResult(
             params,
             float(self.outcome.objective if objective is None else objective),
-            float(self.state.norm),
-            int(self.state.step),
             status,
+            int(self.state.step),
+            int(self.state.passes),
+            float(self.state.norm),
+            bool(self.outcome.separated),
+            [],
         )
 
     def _step_to(self, stop: int) -> None:
@@ -94,17 +97,9 @@ class Run:
         """Whether quasi-complete separation is suspected, and proven."""
         return bool(self.outcome.suspected) and _ending.is_proven(self.data, self.state.theta)
 
-    def result(self, progress: Progress, status: int, history: list[dict[str, float]]) -> FitResult:
-        return FitResult(
-            progress.params,
-            progress.objective,
-            status,
-            progress.step,
-            int(self.state.passes),
-            progress.gradient_norm,
-            bool(self.outcome.separated),
-            history,
-        )
+    def ended(self, result: FitResult) -> FitResult:
+        """The result of the last call of `advance`, of which all is known."""
+        return result
 
 
 def traced(
