@@ -1,12 +1,9 @@
 """Argument checks. Every message has one form: the argument, what was expected, what was passed."""
 
 import contextlib
-import json
-import numbers
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -16,6 +13,8 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
+
+from softjax._foreign import numbers_of
 
 Axis = int | Sequence[int] | None
 
@@ -139,47 +138,15 @@ def native(function: str, argument: str, x: Any, expected: str = REAL) -> Any:
         parts = []
         for i, name in enumerate(x.columns):
             column = x.iloc[:, i] if hasattr(x, "iloc") else x[name]
-            parts.append(_numbers(np.asarray(column)))
+            parts.append(numbers_of(np.asarray(column)))
             if parts[-1] is None or parts[-1].dtype.kind not in "biuf":
                 got = f"column {name!r} of dtype {column.dtype}"
                 raise TypeError(message(function, argument, expected, got))
         return np.column_stack(parts) if parts else np.empty(host.shape)
-    values = _numbers(host)
+    values = numbers_of(host)
     if values is None:
         raise TypeError(message(function, argument, expected, f"dtype {host.dtype}"))
     return x if isinstance(x, np.generic) and values is host else values
-
-
-def _numbers(x: np.ndarray) -> np.ndarray | None:
-    """`x` in a dtype of JAX; None if its values are not numbers."""
-    if x.dtype != object:
-        if x.dtype.kind == "f" and x.dtype.itemsize > 8:
-            return x.astype(np.float64)
-        if x.dtype.kind not in "biuf" and not jnp.issubdtype(x.dtype, jnp.number):
-            return None
-        return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
-    entries = [np.nan if is_missing(entry) else entry for entry in x.ravel().tolist()]
-    for kind, dtype in (
-        ((bool, np.bool_), np.bool_),
-        (numbers.Integral, np.int64),
-        ((numbers.Real, np.bool_, Decimal), np.float64),
-    ):
-        if all(isinstance(entry, kind) for entry in entries):
-            try:
-                return np.array(entries, dtype).reshape(x.shape)
-            except OverflowError:  # an integer beyond int64
-                continue
-    return None
-
-
-def is_missing(entry: Any) -> bool:
-    """Whether an entry is None, NaN or pandas' NA, whose comparisons have no truth value."""
-    try:
-        return entry is None or bool(entry != entry)
-    except ValueError:  # an array, whose comparison has many results
-        return False
-    except TypeError:
-        return not isinstance(entry, Array)
 
 
 def array(function: str, argument: str, expected: str, x: Any) -> Array:
@@ -417,20 +384,3 @@ def refuse_first(function: str, argument: str, expected: str, values, bad) -> No
 def same_rank(function: str, argument: str, x: Array, ndim: int) -> None:
     if x.ndim != ndim:
         raise ValueError(message(function, argument, f"of rank {ndim}", f"shape {x.shape}"))
-
-
-def differences(
-    first: Any, second: Any, form: str = "{} was {} and is {}", name: str = ""
-) -> Iterator[str]:
-    """The differences between two configurations: the name and both values of each."""
-    if isinstance(first, dict) and isinstance(second, dict):
-        for key in dict.fromkeys([*first, *second]):
-            below = f"{name}.{key}" if name else key
-            yield from differences(first.get(key), second.get(key), form, below)
-    elif first != second:
-        yield form.format(name, _shown(first), _shown(second))
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -22,6 +22,7 @@ import numpy as np
 
 from softjax import _checks, processes
 from softjax.tables import DataError
+from softjax.tables._errors import differences
 
 __all__ = ["Checkpoints", "Saved"]
 
@@ -57,7 +58,7 @@ class Saved(NamedTuple):
             for leaves in (self.leaves, {name: _data(leaf) for name, leaf in begun.items()})
         )
         if saved != now:
-            difference = "; ".join(_checks.differences(saved, now))
+            difference = "; ".join(differences(saved, now))
             words = f"the checkpoint of step {self.step} belongs to another run"
             raise DataError(f"{words}: {difference}.")
         leaves = [_as_begun(leaf, self.leaves[name]) for name, leaf in begun.items()]
@@ -234,7 +235,7 @@ class Checkpoints:
             raise ValueError("its record is not one of this step of a run")
         configuration = json.loads(json.dumps(self.configuration))
         if record["configuration"] != configuration:
-            difference = "; ".join(_checks.differences(record["configuration"], configuration))
+            difference = "; ".join(differences(record["configuration"], configuration))
             raise DataError(f"{self.directory}: belongs to another run: {difference}.")
         return Saved(record["step"], leaves, record["history"])
 

@@ -35,7 +35,7 @@ from softjax.regression._result import STEP_LIMIT as STEP_LIMIT
 from softjax.regression._result import Event as Event
 from softjax.regression._result import FitResult as FitResult
 from softjax.regression._result import ManyEvent as ManyEvent
-from softjax.regression.inference._covariance import leave_one_out as leave_one_out
+from softjax.regression.inference._leave_one_out import leave_one_out as leave_one_out
 
 if TYPE_CHECKING:
     from softjax.streaming import train as train

@@ -43,6 +43,7 @@ from softjax.regression._steps import (
 from softjax.streaming._batches import TRAIN, source_of
 from softjax.streaming._devices import Chunk, Devices, ahead
 from softjax.tables import DataError
+from softjax.tables._errors import differences
 
 T = TypeVar("T")
 Spans = Iterable[tuple[int, int]]
@@ -218,7 +219,7 @@ class BatchFeed:
         first, *others = map(_without_times, processes.gather(configuration))
         for index, other in enumerate(others, 1):
             form = f"{{}} is {{}} of process 0 and {{}} of process {index}"
-            if difference := "; ".join(_checks.differences(first, other, form)):
+            if difference := "; ".join(differences(first, other, form)):
                 raise DataError(f"the processes have different batches: {difference}.")
         return configuration
 

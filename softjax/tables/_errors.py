@@ -1,9 +1,11 @@
-"""Errors of data files, each in one line that begins with the path."""
+"""Errors of data files, each in one line that begins with the path, and what differs in them."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # Zeros are compressed to a thousandth, and numbers that were measured to a tenth at best.
 LARGEST_UNPACKED, LARGEST_RATIO = 1 << 30, 100
@@ -51,3 +53,20 @@ def refuse_bytes(path: Path, size: int, packed: int | None = None) -> None:
     if size > memory:
         form = f"{size / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f} GB"
         raise DataError(f"{path}: needs {form}. --stream reads .npy and .parquet files in parts.")
+
+
+def differences(
+    first: Any, second: Any, form: str = "{} was {} and is {}", name: str = ""
+) -> Iterator[str]:
+    """The differences between two configurations: the name and both values of each."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        for key in dict.fromkeys([*first, *second]):
+            below = f"{name}.{key}" if name else key
+            yield from differences(first.get(key), second.get(key), form, below)
+    elif first != second:
+        yield form.format(name, _shown(first), _shown(second))
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -22,12 +22,12 @@ from softjax.regression.inference._estimates import (
 )
 from softjax.regression.inference._estimates import odds_ratios as odds_ratios
 from softjax.regression.inference._estimates import wald_test as wald_test
+from softjax.regression.inference._goodness import GoodnessOfFit as GoodnessOfFit
+from softjax.regression.inference._goodness import goodness_of_fit as goodness_of_fit
+from softjax.regression.inference._goodness import log_likelihood as log_likelihood
 from softjax.regression.inference._influence import Influence as Influence
 from softjax.regression.inference._influence import influence as influence
-from softjax.regression.inference._summary import GoodnessOfFit as GoodnessOfFit
 from softjax.regression.inference._summary import Summary as Summary
-from softjax.regression.inference._summary import goodness_of_fit as goodness_of_fit
-from softjax.regression.inference._summary import log_likelihood as log_likelihood
 from softjax.regression.inference._summary import summary as summary
 
 __all__ = [

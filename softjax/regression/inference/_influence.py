@@ -11,8 +11,8 @@ from softjax._auto_axes import on_auto_axes
 from softjax._labels import Labels
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import EXACT, Rows, checked_rows, dense
-from softjax.regression.inference._covariance import at_optimum, only_at_optimum, penalty_or_none
 from softjax.regression.inference._leverage import pulled
+from softjax.regression.inference._optimum import at_optimum, only_at_optimum, penalty_or_none
 
 if TYPE_CHECKING:
     from softjax.regression._features import Features

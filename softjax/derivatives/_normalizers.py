@@ -1,21 +1,10 @@
-"""Derivatives of softmax, logsumexp and cross-entropy in closed form.
-
-Users can call them in place of automatic differentiation; the losses use the same formulas. All
-functions work over the last axis, which has K classes, with p = softmax(logits). They share one
-matrix, the covariance of the one-hot label,
-
-    H = diag(p) - p p^T = Hessian of logsumexp = Jacobian of softmax = Cov[one-hot].
-
-Where p is near 1, 1 - p is computed without cancellation as r / (1 + r), with the excess r.
-"""
+"""Derivatives of softmax and logsumexp, and the covariance of the one-hot label that they share."""
 
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax._labels import Labels, class_indices, distribution, is_class_indices
-from softjax._losses import expected_loss_gradient, index_loss_gradient
 from softjax._numerics import compute_dtype, inner, masked
 from softjax._sharding import beside, with_whole_axis
 from softjax._softmax import (
@@ -25,21 +14,6 @@ from softjax._softmax import (
     softmax_core,
     softmax_tangent,
 )
-
-__all__ = [
-    "cross_entropy_gradient",
-    "cross_entropy_hessian",
-    "cross_entropy_hvp",
-    "log_partition_cumulants",
-    "logsumexp_gradient",
-    "logsumexp_hessian",
-    "logsumexp_hessian_pinv",
-    "logsumexp_hessian_sqrt",
-    "logsumexp_hvp",
-    "softmax_jacobian",
-    "softmax_jvp",
-    "softmax_vjp",
-]
 
 
 def softmax_jacobian(logits: ArrayLike) -> Array:
@@ -67,8 +41,8 @@ def softmax_jacobian(logits: ArrayLike) -> Array:
 
     Source: Zhang et al., "Dive into Deep Learning", section 4.1.2.3.
     """
-    x = _logits("softmax_jacobian", logits)
-    return _covariance(x).astype(x.dtype)
+    x = checked_logits("softmax_jacobian", logits)
+    return covariance(x).astype(x.dtype)
 
 
 def softmax_jvp(logits: ArrayLike, tangent: ArrayLike) -> Array:
@@ -96,8 +70,10 @@ def softmax_jvp(logits: ArrayLike, tangent: ArrayLike) -> Array:
 
     Source: see softmax_jacobian.
     """
-    x = _logits("softmax_jvp", logits)
-    return _covariance_product(x, _beside("softmax_jvp", "tangent", tangent, x)).astype(x.dtype)
+    x = checked_logits("softmax_jvp", logits)
+    return covariance_product(x, checked_vector("softmax_jvp", "tangent", tangent, x)).astype(
+        x.dtype
+    )
 
 
 def softmax_vjp(logits: ArrayLike, cotangent: ArrayLike) -> Array:
@@ -125,9 +101,9 @@ def softmax_vjp(logits: ArrayLike, cotangent: ArrayLike) -> Array:
 
     Source: see softmax_jacobian.
     """
-    x = _logits("softmax_vjp", logits)
-    cotangent = _beside("softmax_vjp", "cotangent", cotangent, x)
-    return _covariance_product(x, cotangent).astype(x.dtype)
+    x = checked_logits("softmax_vjp", logits)
+    cotangent = checked_vector("softmax_vjp", "cotangent", cotangent, x)
+    return covariance_product(x, cotangent).astype(x.dtype)
 
 
 def logsumexp_gradient(logits: ArrayLike) -> Array:
@@ -154,7 +130,7 @@ def logsumexp_gradient(logits: ArrayLike) -> Array:
 
     Source: Boyd and Vandenberghe, "Convex Optimization" (2004), section 3.1.5.
     """
-    x = _logits("logsumexp_gradient", logits)
+    x = checked_logits("logsumexp_gradient", logits)
     return softmax_core(masked(x, None), (x.ndim - 1,)).astype(x.dtype)
 
 
@@ -183,8 +159,8 @@ def logsumexp_hessian(logits: ArrayLike) -> Array:
 
     Source: Boyd and Vandenberghe (2004), section 3.1.5.
     """
-    x = _logits("logsumexp_hessian", logits)
-    return _covariance(x).astype(x.dtype)
+    x = checked_logits("logsumexp_hessian", logits)
+    return covariance(x).astype(x.dtype)
 
 
 def logsumexp_hvp(logits: ArrayLike, v: ArrayLike) -> Array:
@@ -212,8 +188,9 @@ def logsumexp_hvp(logits: ArrayLike, v: ArrayLike) -> Array:
 
     Source: see logsumexp_hessian.
     """
-    x = _logits("logsumexp_hvp", logits)
-    return _covariance_product(x, _beside("logsumexp_hvp", "v", v, x)).astype(x.dtype)
+    x = checked_logits("logsumexp_hvp", logits)
+    v = checked_vector("logsumexp_hvp", "v", v, x)
+    return covariance_product(x, v).astype(x.dtype)
 
 
 def logsumexp_hessian_sqrt(logits: ArrayLike) -> Array:
@@ -243,7 +220,7 @@ def logsumexp_hessian_sqrt(logits: ArrayLike) -> Array:
     Source: (S S^T)_ij = sum_k sqrt(p_k) sqrt(p_k) (delta_ik - p_i) (delta_jk - p_j), which is the
         covariance written as an expectation.
     """
-    x = _logits("logsumexp_hessian_sqrt", logits)
+    x = checked_logits("logsumexp_hessian_sqrt", logits)
     p, complement = _probabilities_of_matrix(x)
     root = jnp.sqrt(p)
     return _with_diagonal(-p[..., :, None] * root[..., None, :], root * complement).astype(x.dtype)
@@ -276,7 +253,7 @@ def logsumexp_hessian_pinv(logits: ArrayLike) -> Array:
     Source: H diag(1/p) H = H and H 1 = 0, so that H^+ is diag(1/p) between two projections on the
         orthogonal complement of 1; the four Penrose conditions follow.
     """
-    x = _logits("logsumexp_hessian_pinv", logits)
+    x = checked_logits("logsumexp_hessian_pinv", logits)
     p, _ = _probabilities_of_matrix(x)
     support = p > 0
     k = jnp.maximum(jnp.sum(support.astype(p.dtype), -1, keepdims=True), 1)
@@ -322,8 +299,8 @@ def log_partition_cumulants(logits: ArrayLike, direction: ArrayLike, order: int 
         variational inference" (2008), proposition 3.1.
     """
     function = "log_partition_cumulants"
-    x = _logits(function, logits)
-    v = _beside(function, "direction", direction, x)
+    x = checked_logits(function, logits)
+    v = checked_vector(function, "direction", direction, x)
     order = _checks.integer(function, "order", order)
     if order not in (1, 2, 3, 4):
         raise ValueError(_checks.message(function, "order", "1, 2, 3 or 4", order))
@@ -338,114 +315,16 @@ def log_partition_cumulants(logits: ArrayLike, direction: ArrayLike, order: int 
     return jnp.stack(cumulants[:order], -1).astype(x.dtype)
 
 
-def cross_entropy_gradient(logits: ArrayLike, labels: Labels) -> Array:
-    """Gradient of the cross-entropy with respect to the logits: predicted minus true probabilities.
-
-        g = p - y,  with g_y = -(1 - p_y) for the label y of a class index
-
-    Derivative: H v for integer labels, and Q H v for a distribution with sum Q; -v with respect to
-        the distribution.
-    Edge cases: a row of -inf gives 0; under a trace, a label out of range gives NaN.
-
-    Args:
-        logits: real [..., K], nats.
-        labels: class indices [...], a distribution [..., K], or TopKLabels.
-
-    Returns:
-        Shape of `logits`, at least float32.
-
-    Raises:
-        TypeError, ValueError: shapes or dtypes that do not fit, a label outside [0, K).
-
-    Example:
-        >>> import jax.numpy as jnp, softjax
-        >>> softjax.derivatives.cross_entropy_gradient(jnp.array([0.0, 0.0]), jnp.array(1))
-        Array([ 0.5, -0.5], dtype=float32)
-
-    Source: Zhang et al., "Dive into Deep Learning", section 4.1.2.3, eq. (4.1.10).
-    """
-    function = "cross_entropy_gradient"
-    x = _logits(function, logits)
-    wide = masked(x, None)
-    if not is_class_indices(labels, function):
-        q = distribution(function, labels, x.shape, wide.dtype)
-        return expected_loss_gradient(wide, beside(q, wide))
-    index, bad = _indices(function, labels, x)
-    g = index_loss_gradient(wide, index, None)
-    return g if bad is None else jnp.where(bad[..., None], jnp.nan, g)
-
-
-def cross_entropy_hessian(logits: ArrayLike, labels: Labels) -> Array:
-    """Hessian of the cross-entropy with respect to the logits: covariance of the one-hot label.
-
-        d^2 l / dx dx^T = Q H,    H = diag(p) - p p^T,    Q = sum_k y_k = 1
-
-    Derivative: by automatic differentiation.
-    Edge cases: as in softmax_jacobian; under a trace, a label out of range gives NaN.
-
-    Args:
-        logits: real [..., K], nats.
-        labels: class indices [...], a distribution [..., K], or TopKLabels.
-
-    Returns:
-        [..., K, K], exactly symmetric, at least float32.
-
-    Raises:
-        TypeError, ValueError: shapes or dtypes that do not fit, a label outside [0, K).
-
-    Example:
-        >>> import jax.numpy as jnp, softjax
-        >>> softjax.derivatives.cross_entropy_hessian(jnp.array([0.0, 0.0]), jnp.array(1))
-        Array([[ 0.25, -0.25],
-               [-0.25,  0.25]], dtype=float32)
-
-    Source: Zhang et al., "Dive into Deep Learning", section 4.1, exercise 1.
-    """
-    x = _logits("cross_entropy_hessian", logits)
-    mass = _mass("cross_entropy_hessian", labels, x)
-    return mass[..., None, None] * _covariance(x)
-
-
-def cross_entropy_hvp(logits: ArrayLike, labels: Labels, v: ArrayLike) -> Array:
-    """Hessian of the cross-entropy times a vector, in O(K).
-
-        Q H v = Q p (v - <p, v>)
-
-    Derivative: by automatic differentiation.
-    Edge cases: as in cross_entropy_hessian.
-
-    Args:
-        logits: real [..., K], nats.
-        labels: class indices [...], a distribution [..., K], or TopKLabels.
-        v: real, shape of `logits`.
-
-    Returns:
-        Shape of `logits`, at least float32.
-
-    Raises:
-        TypeError, ValueError: shapes or dtypes that do not fit, a label outside [0, K).
-
-    Example:
-        >>> import jax.numpy as jnp, softjax
-        >>> x, v = jnp.array([0.0, 0.0]), jnp.array([1.0, 0.0])
-        >>> softjax.derivatives.cross_entropy_hvp(x, jnp.array(1), v)
-        Array([ 0.25, -0.25], dtype=float32)
-
-    Source: see cross_entropy_hessian.
-    """
-    x = _logits("cross_entropy_hvp", logits)
-    v = _beside("cross_entropy_hvp", "v", v, x)
-    return _mass("cross_entropy_hvp", labels, x)[..., None] * _covariance_product(x, v)
-
-
-def _logits(function: str, logits: ArrayLike) -> Array:
+def checked_logits(function: str, logits: ArrayLike) -> Array:
+    """The logits of a function that was called, as an array of rank >= 1."""
     x = _checks.real_array(function, "logits", logits)
     if x.ndim == 0:
         raise ValueError(_checks.message(function, "logits", "of rank >= 1", "rank 0"))
     return x
 
 
-def _beside(function: str, argument: str, v: ArrayLike, x: Array) -> Array:
+def checked_vector(function: str, argument: str, v: ArrayLike, x: Array) -> Array:
+    """A vector for each row of the logits `x`, in the dtype that is computed in."""
     v = _checks.real_array(function, argument, v)
     _checks.same_shape(function, argument, v, x.shape)
     return beside(v.astype(compute_dtype(x.dtype)), x)
@@ -456,31 +335,17 @@ def _probabilities_of_matrix(x: Array) -> tuple[Array, Array]:
     return softmax_and_complement(with_whole_axis(masked(x, None), x.ndim - 1))
 
 
-def _covariance(x: Array) -> Array:
+def covariance(x: Array) -> Array:
+    """H = diag(p) - p p^T, [..., K, K], at least float32."""
     p, one_minus_p = _probabilities_of_matrix(x)
     return _with_diagonal(-p[..., :, None] * p[..., None, :], p * one_minus_p)
 
 
-def _covariance_product(x: Array, v: Array) -> Array:
+def covariance_product(x: Array, v: Array) -> Array:
+    """H v = p (v - <p, v>), at least float32."""
     axes, x = (x.ndim - 1,), masked(x, None)
     return softmax_tangent(softmax_core(x, axes), v, axes, place_of_top(x, axes))
 
 
 def _with_diagonal(matrix: Array, diagonal: Array) -> Array:
     return jnp.where(jnp.eye(diagonal.shape[-1], dtype=bool), diagonal[..., :, None], matrix)
-
-
-def _indices(function: str, labels: ArrayLike, x: Array) -> tuple[Array, Array | None]:
-    _checks.same_shape(function, "labels", labels, x.shape[:-1])
-    index, bad, _ = class_indices(function, labels, x.shape[-1])
-    return index, bad
-
-
-def _mass(function: str, labels: Labels, x: Array) -> Array:
-    """The sum Q of the target probabilities: 1 for a class index, NaN for a bad index."""
-    dtype = compute_dtype(x.dtype)
-    if not is_class_indices(labels, function):
-        return jnp.sum(beside(distribution(function, labels, x.shape, dtype), x), -1)
-    index, bad = _indices(function, labels, x)
-    ones = jnp.ones(index.shape, dtype)
-    return ones if bad is None else jnp.where(bad, jnp.nan, ones)

@@ -1,0 +1,41 @@
+"""Arrays of other libraries: which entries are numbers, in a dtype of JAX, and which are none."""
+
+import numbers
+from decimal import Decimal
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+def numbers_of(x: np.ndarray) -> np.ndarray | None:
+    """`x` in a dtype of JAX; None if its values are not numbers."""
+    if x.dtype != object:
+        if x.dtype.kind == "f" and x.dtype.itemsize > 8:
+            return x.astype(np.float64)
+        if x.dtype.kind not in "biuf" and not jnp.issubdtype(x.dtype, jnp.number):
+            return None
+        return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
+    entries = [np.nan if is_missing(entry) else entry for entry in x.ravel().tolist()]
+    for kind, dtype in (
+        ((bool, np.bool_), np.bool_),
+        (numbers.Integral, np.int64),
+        ((numbers.Real, np.bool_, Decimal), np.float64),
+    ):
+        if all(isinstance(entry, kind) for entry in entries):
+            try:
+                return np.array(entries, dtype).reshape(x.shape)
+            except OverflowError:  # an integer beyond int64
+                continue
+    return None
+
+
+def is_missing(entry: Any) -> bool:
+    """Whether an entry is None, NaN or pandas' NA, whose comparisons have no truth value."""
+    try:
+        return entry is None or bool(entry != entry)
+    except ValueError:  # an array, whose comparison has many results
+        return False
+    except TypeError:
+        return not isinstance(entry, Array)

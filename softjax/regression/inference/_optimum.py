@@ -1,0 +1,151 @@
+"""The Hessian at an optimum, and its inverse.
+
+The loss in F = sum_i w_i loss_i + W l2 / 2 |kernel|^2, W = sum_i w_i, does not change if the same
+vector is added to the parameters of every class. The computation therefore uses coordinates phi in
+which the most frequent class is the reference, with phi = 0. The information about the other K - 1
+classes is then computed by `information`, with its accuracy. The centred parameters are
+theta = T phi, where T phi is phi minus its mean over the classes.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from softjax import _checks
+from softjax._softmax import softmax_core
+from softjax.regression._convergence import STILL
+from softjax.regression._model import SoftmaxRegression
+from softjax.regression._rows import (
+    EXACT,
+    Rows,
+    augmented,
+    counted,
+    feature_column,
+    information,
+    logits_of,
+    masses,
+    residuals,
+    times,
+)
+
+
+class Optimum(NamedTuple):
+    """Derivatives of F at fitted parameters, in R = (D + 1) (K - 1) coordinates phi.
+
+    Attributes:
+        x: features [N, D], 0 in a row of weight 0.
+        weights: w [N].
+        counts: w_i sum_k c_k y_ik, [N].
+        scores: -dloss_i / dphi_i, [N, K - 1].
+        probabilities: probabilities of the classes of phi, [N, K - 1].
+        fisher: the information, [R, R].
+        inverse: the inverse of the Hessian, [R, R].
+        classes: [K], the order of the classes in phi, with the reference last.
+        regular: whether the Hessian has an inverse in this dtype.
+        move: the largest change of a logit by Newton's step, nats.
+    """
+
+    x: Array
+    weights: Array
+    counts: Array
+    scores: Array
+    probabilities: Array
+    fisher: Array
+    inverse: Array
+    classes: Array
+    regular: Array
+    move: Array
+
+
+def at_optimum(params: SoftmaxRegression, rows: Rows, l2: Array | None) -> Optimum:
+    """The derivatives of F at `params`, which should be its optimum; K >= 2."""
+    x, _ = counted(rows.x, rows.w)
+    weights = jnp.ones(len(x), x.dtype) if rows.w is None else rows.w
+    z = logits_of(rows, x, params)
+    k, d = z.shape[1], x.shape[1] + 1
+    size = d * (k - 1)
+    counts = times(weights, masses(rows.targets, rows.c, x.dtype))
+    fisher = information(x, z, counts).reshape(d, k, d, k)
+    reference = jnp.argmax(jnp.einsum("dkdk->k", fisher))
+    classes = (reference + 1 + jnp.arange(k)) % k
+    others = classes[:-1]
+    fisher = jnp.take(jnp.take(fisher, others, 1), others, 3).reshape(size, size)
+    constant = jnp.asarray(rows.constant, x.dtype)
+    is_fitted = jnp.repeat(jnp.ones(d, x.dtype).at[-1].set(constant), k - 1)
+    fisher = fisher * is_fitted[:, None] * is_fitted
+    scores = -jnp.take(residuals(z, rows.targets, rows.c), others, 1)
+    scores = jnp.where(weights[:, None] == 0, 0, scores)
+    slope = jnp.matmul(augmented(x).T, weights[:, None] * scores, precision=EXACT)
+    slope = slope.at[-1].multiply(constant)
+
+    h = fisher
+    if l2 is not None:
+        strength = jnp.sum(weights) * jnp.broadcast_to(feature_column(l2, x.dtype), (d - 1, 1))
+        centring = jnp.eye(k - 1, dtype=x.dtype) - 1 / k  # T^T T
+        h += jnp.kron(jnp.diag(jnp.append(strength, 0)), centring)
+        kernel = centred(params.kernel.astype(x.dtype))
+        slope = slope.at[:-1].add(-strength * jnp.take(kernel, others, 1))
+    # A bias that is not fitted has 1 on the diagonal of the matrix to invert, and 0 in the inverse.
+    inverse, regular = _inverse(h + jnp.diag(1 - is_fitted))
+    inverse = inverse * is_fitted[:, None] * is_fitted
+
+    step = jnp.matmul(inverse, slope.ravel(), precision=EXACT).reshape(d, k - 1)
+    moves = jnp.matmul(augmented(x), step, precision=EXACT)
+    move = jnp.max(jnp.max(moves, 1, initial=0) - jnp.min(moves, 1, initial=0), initial=0)
+    p = jnp.take(softmax_core(z, (1,)), others, 1)
+    return Optimum(x, weights, counts, scores, p, fisher, inverse, classes, regular, move)
+
+
+def _inverse(h: Array) -> tuple[Array, Array]:
+    """The inverse of a positive definite matrix, and whether the inverse exists in this dtype.
+
+    The matrix is scaled to a unit diagonal. A pivot of its Cholesky factor is then the share
+    1 - R^2 of a parameter's information that the parameters before it do not explain.
+    """
+    size = len(h)
+    scale = jax.lax.rsqrt(jnp.diag(h))
+    factor = jnp.linalg.cholesky(scale[:, None] * h * scale)
+    pivots = jnp.square(jnp.diag(factor))
+    regular = jnp.all(pivots > size * jnp.finfo(h.dtype).eps)  # NaN pivots give False
+    inverse = jax.scipy.linalg.cho_solve((factor, True), jnp.eye(size, dtype=h.dtype))
+    return scale[:, None] * inverse * scale, regular
+
+
+def lifted(matrix: Array, classes: Array) -> Array:
+    """T M T^T for M [R, R], ordered as the parameters are, [D + 1, K, D + 1, K]."""
+    k = len(classes)
+    lift = centred(jnp.eye(k, k - 1, dtype=matrix.dtype), 0)
+    lift = jnp.zeros_like(lift).at[classes].set(lift)
+    d = len(matrix) // (k - 1)
+    blocks = matrix.reshape(d, k - 1, d, k - 1)
+    full = jnp.einsum("km,dmen,ln->dkel", lift, blocks, lift, precision=EXACT)
+    return (full + full.transpose(2, 3, 0, 1)) / 2
+
+
+def centred(x: Array, axis: int = -1) -> Array:
+    return x - jnp.mean(x, axis, keepdims=True)
+
+
+def only_at_optimum(function: str, result: Array, regular: Array, move: Array) -> Array:
+    """`result` if the parameters are at a regular optimum, else an error (NaN under a trace)."""
+    if not _checks.is_concrete(regular):
+        return jnp.where(regular & (move < STILL), result, jnp.nan)
+    if not regular:
+        expected = f"such that the information has an inverse in {result.dtype}"
+        got = "features that are collinear, possibly with the intercept, or separable classes"
+        raise ValueError(_checks.message(function, "features", expected, got))
+    if not float(move) < STILL:
+        got = "a fit that has not converged (the classes may be separable, or one may have no "
+        got += "examples; try l2 > 0): the next Newton step changes a logit by "
+        got += f"{float(move):.2g} nats"
+        raise ValueError(_checks.message(function, "params", "at the optimum", got))
+    return result
+
+
+def penalty_or_none(function: str, l2: ArrayLike) -> ArrayLike | None:
+    """The penalty, or None if it is known to be 0."""
+    _checks.not_negative(function, "l2", l2)
+    return None if isinstance(l2, (int, float)) and l2 == 0 else l2
