@@ -61,10 +61,7 @@ def lacks_examples(problem: Problem) -> Array:
 
 def has_bounded_optimum(problem: Problem) -> Array:
     """Whether a penalty holds the kernel and examples hold the bias."""
-    held = is_penalised(problem)
-    if problem.factors is not None:
-        held &= jnp.all(problem.factors > 0)
-    return held & ~lacks_examples(problem)
+    return ~is_loose(problem) & ~lacks_examples(problem)
 
 
 def is_separated(problem: Problem, logits: Array) -> Array:

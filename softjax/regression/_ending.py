@@ -269,8 +269,7 @@ def _robust(problem: Problem, s: _standardised.Standardised) -> _standardised.St
 
 def _sizes(s: _standardised.Standardised, d: Array) -> Array:
     """[D + 1]: the largest parameters of the standardised features, over the classes."""
-    bias = d[:, -1:] + d[:, :-1] @ s.mean[:, None]
-    return jnp.max(jnp.abs(jnp.concatenate([d[:, :-1] * s.scale[None], bias], 1)), 0)
+    return jnp.max(jnp.abs(_standardised.of_standard(s.mean, s.scale, d)), 0)
 
 
 def _size(s: _standardised.Standardised, d: Array) -> Array:
