@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import softjax
@@ -275,6 +276,25 @@ def test_the_table_has_every_function():
         and not name.startswith("_")
     }
     assert public <= set(TABLE)
+
+
+def test_the_function_that_was_called_refuses():
+    x, y = np.arange(12.0).reshape(6, 2), np.arange(6) % 2
+    for name, arguments in (
+        ("fit", {}),
+        ("fit_many", {"l2": [1.0, 2.0]}),
+        ("fit_path", {"l2": [1.0]}),
+        ("largest_l1", {}),
+        ("bootstrap", {"resamples": 3}),
+        ("cross_validate", {"l2": [1.0]}),
+        ("train", {"optimizer": optax.sgd(0.1), "steps": 1}),
+    ):
+        for argument, value in (("class_weights", [1.0, -1.0]), ("sample_weights", np.zeros(6))):
+            said = rf"^softjax\.regression\.{name}: `{argument}` "
+            with pytest.raises(ValueError, match=said):
+                getattr(regression, name)(x, y, **arguments, **{argument: value})
+    with pytest.raises(ValueError, match=r"^softjax\.regression\.fit: `tol` "):
+        regression.fit(x, y, tol=-1.0)
 
 
 def test_arguments_of_a_fit_are_refused_by_their_names():

@@ -37,7 +37,7 @@ _called: ContextVar[str] = ContextVar("called", default=FIT)
 
 @contextmanager
 def errors_name(function: str) -> Iterator[None]:
-    """Errors within the context name `function`, which was called, not the one that checks."""
+    """Errors about arguments name `function`, within this context or in what it decorates."""
     token = _called.set(function)
     try:
         yield

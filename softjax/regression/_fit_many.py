@@ -14,11 +14,12 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
 from softjax.regression._arguments import (
-    FIT,
+    called,
     class_count,
     class_weights_array,
     constant,
     error,
+    errors_name,
     factors_array,
     features_array,
     labels_array,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 
 @on_auto_axes
+@errors_name("regression.fit_many")
 def fit_many(
     features: "Features",
     labels: ArrayLike,
@@ -142,7 +144,8 @@ def fit_many(
 
 def _labels(labels: ArrayLike, num_examples: int, num_classes: int | None) -> tuple[Array, int]:
     """Labels [N], [B, N], [N, K] or [B, N, K], checked, and K."""
-    y = labels if isinstance(labels, Array) else np.asarray(_checks.native(FIT, "labels", labels))
+    y = _checks.native(called(), "labels", labels)
+    y = y if isinstance(y, Array) else np.asarray(y)
     rank = 2 if jnp.issubdtype(y.dtype, jnp.floating) else 1
     if y.ndim not in (rank, rank + 1) or y.shape[-rank] != num_examples or not y.size:
         n = num_examples
@@ -160,8 +163,8 @@ def _weights(sample_weights: ArrayLike | None, x: "Array | BCOO") -> Array | Non
     """Weights [N] or [B, N], checked."""
     if sample_weights is None or jnp.ndim(sample_weights) < 2:
         return mean_one_weights(sample_weights, x.shape[0], x.dtype)
-    w = _checks.real_array(FIT, "sample_weights", sample_weights)
-    _checks.same_shape(FIT, "sample_weights", w, (len(w), x.shape[0]))
+    w = _checks.real_array(called(), "sample_weights", sample_weights)
+    _checks.same_shape(called(), "sample_weights", w, (len(w), x.shape[0]))
     mean_one_weights(w.ravel(), w.size, x.dtype)  # for its checks
     known = _checks.known(w)
     if known is not None and not known.any(-1).all():

@@ -16,10 +16,11 @@ from softjax import _checks
 from softjax._auto_axes import on_auto_axes
 from softjax.regression import _l1_path
 from softjax.regression._arguments import (
-    FIT,
     at_least,
+    called,
     checked_data,
     error,
+    errors_name,
     is_traced,
     not_negative,
     penalties,
@@ -99,6 +100,7 @@ class PathResult(NamedTuple):
 
 
 @on_auto_axes
+@errors_name("regression.fit_path")
 def fit_path(
     features: "Features",
     labels: ArrayLike,
@@ -174,7 +176,7 @@ def fit_path(
         features, labels, num_classes, *weights, fit_intercept, offset, penalty_factors
     )
     data = replace(data, l2=penalties(l2, data.features.dtype))
-    grouped = _checks.flag(FIT, "grouped", grouped)
+    grouped = _checks.flag(called(), "grouped", grouped)
     if l1 is not None:
         grid = penalties(l1, data.features.dtype, "l1")
         return _with_corners(data, grid, grouped, folds, seed, tol, max_steps, callback)
@@ -189,6 +191,7 @@ def fit_path(
 
 
 @on_auto_axes
+@errors_name("regression.largest_l1")
 def largest_l1(
     features: "Features",
     labels: ArrayLike,
@@ -243,7 +246,7 @@ def largest_l1(
         features, labels, num_classes, *weights, fit_intercept, offset, penalty_factors
     )
     _refuse_tracers(data)
-    data = _of_kind(data, _checks.flag(FIT, "grouped", grouped))
+    data = _of_kind(data, _checks.flag(called(), "grouped", grouped))
     return _l1_path.largest_l1(data, not_negative("tol", tol), None)
 
 

@@ -19,7 +19,14 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
 from softjax._cross_entropy import cross_entropy
-from softjax.regression._arguments import FIT, at_least, checked_data, error, penalties
+from softjax.regression._arguments import (
+    at_least,
+    called,
+    checked_data,
+    error,
+    errors_name,
+    penalties,
+)
 from softjax.regression._batched import Lane
 from softjax.regression._frame import in_bucket
 from softjax.regression._groups import Outcome, mean_one, no_report, run
@@ -107,6 +114,7 @@ class CrossValidation(NamedTuple):
 
 
 @on_auto_axes
+@errors_name("regression.bootstrap")
 def bootstrap(
     features: "Features",
     labels: ArrayLike,
@@ -188,6 +196,7 @@ def bootstrap(
 
 
 @on_auto_axes
+@errors_name("regression.cross_validate")
 def cross_validate(
     features: "Features",
     labels: ArrayLike,
@@ -324,7 +333,7 @@ def folds_array(folds: int | ArrayLike, seed: ArrayLike, data: Data) -> tuple[Ar
     """Which fold each example is in, and the number of the folds."""
     examples = data.features.shape[0]
     if jnp.ndim(folds) == 0:
-        count = _checks.at_least(FIT, "folds", folds, 2)
+        count = _checks.at_least(called(), "folds", folds, 2)
         if count > examples:
             raise error("folds", f"at most the {examples} examples", count)
         drawn = _stratified(_random_key(seed), data.labels, count)
@@ -333,8 +342,8 @@ def folds_array(folds: int | ArrayLike, seed: ArrayLike, data: Data) -> tuple[Ar
         if known is None or not np.issubdtype(known.dtype, np.integer):
             got = "a tracer" if known is None else f"dtype {known.dtype}"
             expected = "an integer, or known integers, one for each example"
-            raise TypeError(_checks.message(FIT, "folds", expected, got))
-        _checks.same_shape(FIT, "folds", known, (examples,))
+            raise TypeError(_checks.message(called(), "folds", expected, got))
+        _checks.same_shape(called(), "folds", known, (examples,))
         count = max(int(known.max()) + 1, 1)
         drawn = jnp.asarray(np.maximum(known, -1), jnp.int32)
     _refuse_empty_folds(drawn, count, data.weights)
@@ -374,7 +383,9 @@ def _random_key(seed: ArrayLike) -> Array:
             got = f"dtype {seed.dtype} of shape {seed.shape}"
             raise error("seed", "an integer or a key of jax.random", got)
         return jax.random.wrap_key_data(jnp.asarray(seed))
-    return jax.random.key(seed if isinstance(seed, Array) else _checks.integer(FIT, "seed", seed))
+    if not isinstance(seed, Array):
+        seed = _checks.integer(called(), "seed", seed)
+    return jax.random.key(seed)
 
 
 @jax.jit
