@@ -1,7 +1,7 @@
 """The solvers by name, and the compiled programs of a fit.
 
-A program runs a fit from a state to a later one, or goes on from an end in doubt. Where there are
-fewer examples than features, Newton's steps go another way, in the span of the examples.
+A program runs a fit from a state to a later one. Where there are fewer examples than features,
+Newton's steps go another way, in the span of the examples.
 """
 
 import contextlib
@@ -11,15 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from softjax._sharding import cond
-from softjax.regression import (
-    _ending,
-    _loop,
-    _preconditioner,
-)
+from softjax.regression import _ending, _loop, _preconditioner
 from softjax.regression._convergence import (
     CONFIRMED,
     STILL,
@@ -27,7 +22,6 @@ from softjax.regression._convergence import (
     converged,
     hides_something,
     is_separated,
-    rounding_of,
     status_where_separated,
 )
 from softjax.regression._dual import Dual
@@ -42,7 +36,6 @@ from softjax.regression._objective import (
     Problem,
     no_worse_than_zeros,
     normalised,
-    objective,
     problem_of,
     unpack,
 )
@@ -144,15 +137,6 @@ def advance(name: str, data: Data, tol: Array, state: State, stop: Array) -> Out
     return Outcome(state, params, objective, status, separated, suspected, hidden)
 
 
-def doubted(outcome: Outcome, ending: _ending.Ending) -> Outcome:
-    """The outcome with what was found where the solver had converged by its own steps."""
-    status = np.where if isinstance(ending.converged, np.ndarray) else jnp.where
-    status = status(ending.converged, outcome.status, Status.PRECISION_FLOOR).astype(np.int32)
-    suspected = outcome.suspected | ending.moving
-    hidden = outcome.hidden | suspected | ~ending.converged
-    return outcome._replace(status=status, suspected=suspected, hidden=hidden)
-
-
 def _seen(problem: Problem, tol: Array, state: State, logits: Array, hidden: Array) -> Array:
     """Whether a fit has converged, and its diagonal preconditioner has `hidden` nothing."""
     at_end = converged(state.value, state.first, state.norm, state.decrement, CONFIRMED * tol)
@@ -161,70 +145,7 @@ def _seen(problem: Problem, tol: Array, state: State, logits: Array, hidden: Arr
     return cond(hidden & at_end, looked, lambda: jnp.asarray(False))
 
 
-def continued(data: Data, tol: Array, ended: Outcome, limit: Array) -> Outcome:
-    """The fit goes on, up to step `limit`, with directions in the dtype of the features."""
-    solver, state = ALL[PRECISELY], ended.state
-    begin = solver.start(data, state.theta)._replace(strict=jnp.asarray(True))
-    outcome = within_trace(PRECISELY, data, tol, begin, limit - state.step)
-    end = outcome.state._replace(
-        memory=(),
-        first=state.first,
-        step=state.step + outcome.state.step,
-        passes=state.passes + outcome.state.passes,
-    )
-    return outcome._replace(state=end)
-
-
-def more_precisely(data: Data, tol: np.ndarray, ended: Outcome, limit: np.int32) -> Outcome:
-    """The fit goes on, up to step `limit`, in float64 whatever the dtype of the data.
-
-    Its parameters are rounded to this dtype, and have converged if the rounded ones have. What
-    rounding makes worse than the end of the fit is not taken: then this end is judged, in float64.
-    """
-    dtype, state = tol.dtype, ended.state
-    old = state._replace(memory=())
-
-    def judged(theta):
-        # Before and after a step, which says how much is left.
-        begin = ALL[PRECISELY].start(data, theta)
-        return (within_trace(PRECISELY, data, within, begin, np.int32(stop)) for stop in (0, 1))
-
-    with jax.enable_x64(True):
-        data, before = _ending.in_float64((data, ended._replace(state=old)))
-        within = np.float64(tol)
-        outcome = _continuing()(data, within, before, limit)
-        status, end = int(outcome.status), outcome.state
-        if dtype != np.float64:
-            rounded = np.asarray(end.theta, dtype).astype(np.float64)
-            there, beyond = judged(rounded)
-            was, was_beyond = judged(before.state.theta)
-            if not there.state.value < was.state.value:
-                rounded, there, beyond = before.state.theta, was, was_beyond
-            at, step = there.state, beyond.state
-            first = np.asarray(state.first)
-            first = first + rounding_of(first)  # of the dtype that it was computed in
-            # Rounding may move a gradient of the size of `tol` by as much.
-            tols = CONFIRMED * within
-            measured = map(float, (at.value, first, at.norm, step.decrement, tols))
-            reached = converged(*measured)
-            if status in (Status.CONVERGED, Status.PRECISION_FLOOR):
-                fell = reached and bool(step.move < STILL)
-                status = Status.CONVERGED if fell else Status.PRECISION_FLOOR
-            outcome = outcome._replace(objective=there.objective, separated=there.separated)
-            end = end._replace(theta=rounded, value=at.value, norm=at.norm)
-        outcome = jax.tree.map(np.asarray, outcome._replace(state=end))
-    state = jax.tree.map(lambda new, old: new.astype(old.dtype), outcome.state, old)
-    params = unpack(jnp.asarray(state.theta))
-    return outcome._replace(state=state, params=params, status=np.int32(status))
-
-
-@jax.jit
-def objective_of(data: Data, theta: Array) -> Array:
-    return objective(problem_of(data), theta)
-
-
 within_trace = jax.jit(advance, static_argnames="name")
-_continuing = cache(lambda: jax.jit(continued))
 _in_place: dict[str, Any] = {"static_argnames": "name", "donate_argnames": "state"}
 
 

@@ -1,4 +1,9 @@
-"""A fit by one solver: in chunks for a caller that looks on, or to its end inside of a trace."""
+"""A fit by one solver: in chunks for a caller that looks on, or to its end inside of a trace.
+
+A program says where the steps have led. What then follows stands here: an end of which the steps do
+not say how much is left is looked at once more, an end that may hide something is gone on from in a
+higher precision, and where parameters still move a proof of separation is looked for.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -10,16 +15,21 @@ from jax import Array, lax
 
 from softjax._platforms import tracing_for_platform_of
 from softjax._sharding import cond
-from softjax.regression import (
-    _ending,
-    _frame,
-    _programs,
-)
-from softjax.regression._convergence import STILL, is_loose
+from softjax.regression import _ending, _frame, _programs
+from softjax.regression._convergence import CONFIRMED, STILL, converged, is_loose, rounding_of
 from softjax.regression._implicit import stationary
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._objective import Data, logits_at, pack, problem_of, unpack, value
-from softjax.regression._programs import SOLVERS, solver_of
+from softjax.regression._newton import PreciseNewtonCG
+from softjax.regression._objective import (
+    Data,
+    logits_at,
+    objective,
+    pack,
+    problem_of,
+    unpack,
+    value,
+)
+from softjax.regression._programs import PRECISELY, SOLVERS, Outcome, solver_of
 from softjax.regression._result import FitResult, Status
 
 
@@ -53,7 +63,7 @@ class Run:
         proven = self._is_proven()
         if not proven and self.outcome.hidden:
             limit = np.int32(self.limit)
-            self.outcome = _programs.more_precisely(self.data, self.tol, self.outcome, limit)
+            self.outcome = _more_precisely(self.data, self.tol, self.outcome, limit)
             self.state = self.outcome.state
             proven = self._is_proven()
         elif not proven and self.outcome.suspected and not self.state.strict:
@@ -63,23 +73,16 @@ class Run:
             self._step_to(stop)
             proven = int(self.state.step) > before and self._is_proven()
         status = Status.QUASI_SEPARATED if proven else int(self.outcome.status)
-        params, objective = _frame.expand(self.frame, self.outcome.params), None
+        params, reached = _frame.expand(self.frame, self.outcome.params), self.outcome.objective
         if self.frame.centre is not None:
             params, moved = _frame.outside(self.frame.centre, params)
             at_end = _frame.status_outside(np.int32(status), moved, self.state.value, self.tol)
             if int(at_end) != status:
                 status, theta = int(at_end), self.state.theta.at[:, -1].add(moved)
-                objective = _programs.objective_of(self.data, theta)
-        return FitResult(
-            params,
-            float(self.outcome.objective if objective is None else objective),
-            status,
-            int(self.state.step),
-            int(self.state.passes),
-            float(self.state.norm),
-            bool(self.outcome.separated),
-            [],
-        )
+                reached = _objective_of(self.data, theta)
+        counts = (int(self.state.step), int(self.state.passes), float(self.state.norm))
+        separated = bool(self.outcome.separated)
+        return FitResult(params, float(reached), status, *counts, separated, [])
 
     def _step_to(self, stop: int) -> None:
         """Steps until `stop`, and looks at the end where no step says how much is left."""
@@ -91,7 +94,7 @@ class Run:
         unseen = smooth and not SOLVERS[self.name].by_newton
         if self.outcome.status == Status.CONVERGED and unseen and is_loose(self.data):
             looked = _ending.look(self.data, self.state.theta, self.state.first, self.tol)
-            self.outcome = _programs.doubted(self.outcome, looked)
+            self.outcome = _doubted(self.outcome, looked)
 
     def _is_proven(self) -> bool:
         """Whether quasi-complete separation is suspected, and proven."""
@@ -100,6 +103,57 @@ class Run:
     def ended(self, result: FitResult) -> FitResult:
         """The result of the last call of `advance`, of which all is known."""
         return result
+
+
+def _more_precisely(data: Data, tol: np.ndarray, ended: Outcome, limit: np.int32) -> Outcome:
+    """The fit goes on, up to step `limit`, in float64 whatever the dtype of the data.
+
+    Its parameters are rounded to this dtype, and have converged if the rounded ones have. What
+    rounding makes worse than the end of the fit is not taken: then this end is judged, in float64.
+    """
+    dtype, state = tol.dtype, ended.state
+    old = state._replace(memory=())
+
+    def judged(theta):
+        # Before and after a step, which says how much is left.
+        begin = PreciseNewtonCG.start(data, theta)
+        return (
+            _programs.within_trace(PRECISELY, data, within, begin, np.int32(stop))
+            for stop in (0, 1)
+        )
+
+    with jax.enable_x64(True):
+        data, before = _ending.in_float64((data, ended._replace(state=old)))
+        within = np.float64(tol)
+        outcome = _continuing(data, within, before, limit)
+        status, end = int(outcome.status), outcome.state
+        if dtype != np.float64:
+            rounded = np.asarray(end.theta, dtype).astype(np.float64)
+            there, beyond = judged(rounded)
+            was, was_beyond = judged(before.state.theta)
+            if not there.state.value < was.state.value:
+                rounded, there, beyond = before.state.theta, was, was_beyond
+            at, step = there.state, beyond.state
+            first = np.asarray(state.first)
+            first = first + rounding_of(first)  # of the dtype that it was computed in
+            # Rounding may move a gradient of the size of `tol` by as much.
+            tols = CONFIRMED * within
+            measured = map(float, (at.value, first, at.norm, step.decrement, tols))
+            reached = converged(*measured)
+            if status in (Status.CONVERGED, Status.PRECISION_FLOOR):
+                fell = reached and bool(step.move < STILL)
+                status = Status.CONVERGED if fell else Status.PRECISION_FLOOR
+            outcome = outcome._replace(objective=there.objective, separated=there.separated)
+            end = end._replace(theta=rounded, value=at.value, norm=at.norm)
+        outcome = jax.tree.map(np.asarray, outcome._replace(state=end))
+    state = jax.tree.map(lambda new, old: new.astype(old.dtype), outcome.state, old)
+    params = unpack(jnp.asarray(state.theta))
+    return outcome._replace(state=state, params=params, status=np.int32(status))
+
+
+@jax.jit
+def _objective_of(data: Data, theta: Array) -> Array:
+    return objective(problem_of(data), theta)
 
 
 def traced(
@@ -150,14 +204,14 @@ def to_the_end(
         at_end = (data, outcome.state.theta, outcome.state.first, tol)
         outcome = cond(
             unseen,
-            lambda: _programs.doubted(outcome, _ending.looked(*at_end)),
+            lambda: _doubted(outcome, _ending.looked(*at_end)),
             lambda: outcome,
         )
     if not penalised and data.features.dtype == np.float64:
         ended = outcome._replace(state=outcome.state._replace(memory=()))
         outcome = cond(
             outcome.hidden,
-            lambda: _programs.continued(data, tol, ended, limit),
+            lambda: _continued(data, tol, ended, limit),
             lambda: ended,
         )
     state, status = outcome.state, outcome.status
@@ -175,3 +229,29 @@ def to_the_end(
     params = jax.tree.map(lambda leaf: jnp.where(undefined, jnp.nan, leaf), outcome.params)
     counts = (state.step, state.passes, state.norm, outcome.separated)
     return FitResult(params, outcome.objective, status, *counts, []), state.value
+
+
+def _doubted(outcome: Outcome, ending: _ending.Ending) -> Outcome:
+    """The outcome with what was found where the solver had converged by its own steps."""
+    status = np.where if isinstance(ending.converged, np.ndarray) else jnp.where
+    status = status(ending.converged, outcome.status, Status.PRECISION_FLOOR).astype(np.int32)
+    suspected = outcome.suspected | ending.moving
+    hidden = outcome.hidden | suspected | ~ending.converged
+    return outcome._replace(status=status, suspected=suspected, hidden=hidden)
+
+
+def _continued(data: Data, tol: Array, ended: Outcome, limit: Array) -> Outcome:
+    """The fit goes on, up to step `limit`, with directions in the dtype of the features."""
+    state = ended.state
+    begin = PreciseNewtonCG.start(data, state.theta)._replace(strict=jnp.asarray(True))
+    outcome = _programs.within_trace(PRECISELY, data, tol, begin, limit - state.step)
+    end = outcome.state._replace(
+        memory=(),
+        first=state.first,
+        step=state.step + outcome.state.step,
+        passes=state.passes + outcome.state.passes,
+    )
+    return outcome._replace(state=end)
+
+
+_continuing = jax.jit(_continued)
