@@ -8,7 +8,7 @@ them. gradients.py has the derivative rule of single losses and sums.py that of 
 says what each example counts, and puts those together that take part; invariant.py takes as many at
 a time whatever the batch. layout.py says where all is on a mesh, shards.py joins what devices with
 different classes know of a row, and sharded.py has the losses there; unseen.py warns where the mesh
-is not known.
+is not known, and batched.py refuses a batch on an axis that is not free.
 
 outputs.py and curvature.py are more functions of the same logits: readings.py is what they say of
 some classes, and beside.py of all, beside the gradients of a loss too. distillation.py compares two

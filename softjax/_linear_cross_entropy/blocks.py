@@ -282,8 +282,15 @@ def surprisals(s: Statistics, scalars: Scalars) -> Array:
 
 @jax.custom_jvp
 def _shift(x: Array, top: Array) -> Array:
-    """`shift` with the derivative of x - m, also where x ties with m."""
-    return shift(x, top)
+    """`shift` with the derivative of x - m, also where x ties with m.
+
+    XLA:CPU computes a minimum, but no choice, within a sum of products, and stores the choices.
+    """
+
+    def on_cpu(x: Array, top: Array) -> Array:
+        return jnp.minimum(top, x) - top
+
+    return platform_dependent(x, top, cpu=on_cpu, default=shift)
 
 
 @_shift.defjvp

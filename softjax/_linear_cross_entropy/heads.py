@@ -66,6 +66,11 @@ def checked_head(
     if h.ndim == 0:
         raise ValueError(_checks.message(function, of_hidden, "of rank >= 1", "shape ()"))
     _checks.same_rank(function, of_kernel, w, 2)
+    # The sizes of the pieces depend on D and V.
+    for argument, sizes in ((of_kernel, w.shape), (of_hidden, h.shape[-1:])):
+        if not all(isinstance(size, int) for size in sizes):
+            expected = "of known D and V (jax.export may leave open how many examples there are)"
+            raise ValueError(_checks.message(function, argument, expected, f"sizes {sizes}"))
     features = h.shape[-1]
     if w.shape[1 - axis] != features:
         shape = f"({features}, V)" if axis else f"(V, {features})"

@@ -15,6 +15,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 from jax.sharding import use_abstract_mesh
 
+from softjax._linear_cross_entropy.batched import placed_by_us
 from softjax._linear_cross_entropy.beside import Read, total_beside
 from softjax._linear_cross_entropy.blocks import (
     Rows,
@@ -123,6 +124,8 @@ def mapped(
         (specs_of(layout, arguments), *specs),
         is_leaf=lambda a: a is None,
     )
+    axes = layout.rows + layout.classes
+    operands = jax.tree.map(partial(placed_by_us, axes=axes), operands)
     with use_abstract_mesh(layout.mesh):
         operands = jax.tree.map(layout.placed, operands, in_specs)
         over = jax.shard_map(local, mesh=layout.mesh, in_specs=in_specs, out_specs=out_specs)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from jax import export
 
 import softjax
 
@@ -219,6 +220,16 @@ def test_no_class_and_no_target(dtype):
 
 
 # Misuse
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("shape", ["d, 5", "2, v", "d, v"])
+def test_symbolic_features_or_classes_are_refused(shape):
+    """An exported program takes any number of examples, and D and V as they are."""
+    d, v = export.symbolic_shape(shape)
+    hidden, kernel = (jax.ShapeDtypeStruct(s, "float32") for s in ((N, d), (d, v)))
+    with pytest.raises(ValueError, match="linear_logsumexp: `kernel` must be of known D and V"):
+        export.export(jax.jit(softjax.linear_logsumexp))(hidden, kernel)
 
 
 @pytest.mark.x64_once

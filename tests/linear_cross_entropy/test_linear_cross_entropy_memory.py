@@ -134,7 +134,7 @@ def test_temporaries_beside_those_of_the_plain_loss():
         jax.ShapeDtypeStruct((512, 50257), jnp.float32),
         jax.ShapeDtypeStruct((1024,), jnp.int32),
     )
-    for mode, bound in [("value", 0.1), ("gradient", 0.3), ("hessian product", 0.35)]:
+    for mode, bound in [("value", 0.1), ("gradient", 0.3), ("hessian product", 0.3)]:
         ours, plain = (
             compiled(MODES[mode](f), *shapes).memory_analysis().temp_size_in_bytes
             for f in (loss(), optax_loss)

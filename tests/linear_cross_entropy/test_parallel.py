@@ -383,6 +383,25 @@ def test_misuse_is_refused():
 
 
 @pytest.mark.x64_once
+def test_a_batch_on_an_axis_of_the_examples_is_refused():
+    """Whichever argument has it; without the name of an axis the batch is computed."""
+    hidden, labels = np.stack([HIDDEN, HIDDEN + 1]).astype(np.float32), INDICES.T
+
+    def loss(hidden, labels):
+        return softjax.linear_cross_entropy(hidden, KERNEL, labels, reduction="mean", class_axis=())
+
+    with jax.set_mesh(mesh_of("auto", d=2, e=4)):
+        for step, in_axes in (jax.grad(loss), (0, None)), (jax.jit(loss), (None, 0)):
+            every = zip((hidden, labels), in_axes, strict=True)
+            operands = [a[0] if axis is None else a for a, axis in every]
+            with pytest.raises(ValueError, match=r"`spmd_axis_name` must be .* got \('d',\)"):
+                jax.vmap(step, in_axes, spmd_axis_name="d")(*operands)
+        each = jax.vmap(loss)(hidden, labels)
+        expected = [loss(*one) for one in zip(hidden, labels, strict=True)]
+    np.testing.assert_allclose(each, expected, rtol=1e-6)
+
+
+@pytest.mark.x64_once
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_an_auto_mesh_shares_the_examples_unasked(reduction):
     """Over the wire goes the gradient of the kernel, and neither hidden nor the kernel."""
