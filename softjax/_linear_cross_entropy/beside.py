@@ -17,7 +17,6 @@ from softjax._linear_cross_entropy.blocks import (
     Scalars,
     Statistics,
     block_of,
-    distance,
     log_partition,
     log_total,
     losses,
@@ -29,6 +28,7 @@ from softjax._linear_cross_entropy.pieces import Arguments, dots_of, jvp_along
 from softjax._linear_cross_entropy.readings import best, readings
 from softjax._linear_cross_entropy.shards import first_class, joined, once
 from softjax._linear_cross_entropy.sums import slope_of_total, total_with_gradients
+from softjax._linear_cross_entropy.tops import distance
 from softjax._numerics import not_negative
 from softjax._sharding import varying
 

@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from softjax._numerics import compute_dtype, excess, not_negative
+from softjax._linear_cross_entropy.tops import distance, top_and_excess
+from softjax._numerics import compute_dtype, not_negative
 from softjax._platforms import platform_dependent
-from softjax._reductions import is_place, shift
+from softjax._reductions import is_place
 
 
 class Rows(NamedTuple):
@@ -189,7 +190,7 @@ def tangent(
     x = class_logits(block.product, block.bias, block.scalars.softcap)
     d = distance(x, top, block.scalars.temperature)
     l_dot = jnp.zeros_like(s.excess)
-    x_dot = _scaled_logit_tangent(block, d, dots)
+    x_dot = scaled_logit_tangent(block, d, dots)
     if x_dot is not None:
         l_dot += jnp.sum(_logit_gradient(block, s, index, start, d) * x_dot, -1)
     t_dot = _spread_tangent(block, dots)
@@ -232,15 +233,6 @@ def class_logits(h_w: Array | None, bias: Array | None, softcap: Array | None) -
     return jnp.where(out, -jnp.inf, softcap * jnp.tanh(jnp.where(out, 0, x) / softcap))
 
 
-def distance(x: Array, top: Array, temperature: Array | None) -> Array:
-    """d = (x - max x) / T; -inf stays, whatever T."""
-    d = _shift(x, top)
-    if temperature is None:
-        return d
-    empty = jnp.isneginf(d)
-    return jnp.where(empty, d, jnp.where(empty, 0, d) / temperature)
-
-
 def spread_target(block: Block) -> Array | None:
     """The target mass on every class: of `spread`, and of `dense` with its factors; [n or 1, v]."""
     spread = None if block.spread is None else block.spread[None]
@@ -280,52 +272,6 @@ def surprisals(s: Statistics, scalars: Scalars) -> Array:
     return log_total(s)[:, None] - distance(s.label_logits, s.top[:, None], scalars.temperature)
 
 
-@jax.custom_jvp
-def _shift(x: Array, top: Array) -> Array:
-    """`shift` with the derivative of x - m, also where x ties with m.
-
-    XLA:CPU computes a minimum, but no choice, within a sum of products, and stores the choices.
-    """
-
-    def on_cpu(x: Array, top: Array) -> Array:
-        return jnp.minimum(top, x) - top
-
-    return platform_dependent(x, top, cpu=on_cpu, default=shift)
-
-
-@_shift.defjvp
-def _shift_jvp(primals, tangents):
-    return _shift(*primals), tangents[0] - tangents[1]
-
-
-@jax.custom_jvp
-def top_and_excess(x: Array, temperature: Array | None) -> tuple[Array, Array]:
-    """m = max x and the excess r of x / T, of each row.
-
-    The tangent of m is that of one maximal entry, and that of r has all others relative to it:
-    r_dot = sum_k exp(d_k) d_dot_k, without cancellation in a row that one entry dominates.
-    """
-    if temperature is None:
-        top, r = excess(x, (1,))
-        return top[:, 0], r[:, 0]
-    top = jnp.max(x, -1, initial=jnp.finfo(x.dtype).min)
-    return top, excess(distance(x, top[:, None], temperature), (1,))[1][:, 0]
-
-
-@top_and_excess.defjvp
-def _top_and_excess_jvp(primals, tangents):
-    x, temperature = primals
-    top, r = top_and_excess(x, temperature)
-    at = jnp.argmax(x, -1)[:, None]
-    top_dot = jnp.take_along_axis(tangents[0], at, -1, mode="promise_in_bounds")
-
-    def exponentials(x, temperature, top):
-        return jnp.exp(distance(x, top, temperature))
-
-    _, e_dot = jax.jvp(exponentials, (x, temperature, top[:, None]), (*tangents, top_dot))
-    return (top, r), (top_dot[:, 0], jnp.sum(e_dot, -1))
-
-
 def _logit_gradient(
     block: Block, s: Statistics, index: Array | None, start: Array | int, d: Array
 ) -> Array:
@@ -338,7 +284,7 @@ def _logit_gradient(
     p = jnp.exp(d) / total[:, None]
     t = others = mass = jnp.zeros((), d.dtype)
     if index is not None and block.mass is not None:
-        t = _indexed_target(index - start, block.mass, d.shape[-1])
+        t = indexed(index - start, block.mass, d.shape[-1])
         mass = jnp.sum(block.mass, -1, keepdims=True)
         others = mass - t
     spread = spread_target(block)
@@ -350,8 +296,8 @@ def _logit_gradient(
     return g
 
 
-def _indexed_target(index: Array, mass: Array, width: int) -> Array:
-    """[n, width]: the mass of each row at its index, and nothing where that is outside."""
+def indexed(index: Array, mass: Array, width: int) -> Array:
+    """[n, width]: the numbers of each row at its indices, and 0 elsewhere."""
     if index.shape[-1] == 1:
         return (index == jnp.arange(width, dtype=index.dtype)[None]).astype(mass.dtype) * mass
     inside = jnp.where(index < 0, width, index)  # a negative index would wrap
@@ -359,7 +305,7 @@ def _indexed_target(index: Array, mass: Array, width: int) -> Array:
     return jnp.zeros((index.shape[0], width), mass.dtype).at[rows, inside].add(mass, mode="drop")
 
 
-def _scaled_logit_tangent(block: Block, d: Array, dots: Block) -> Array | None:
+def scaled_logit_tangent(block: Block, d: Array, dots: Block) -> Array | None:
     """The tangent of x / T, less what its offset m / T adds (see `row_tangent`)."""
     primals = (block.product, block.bias, block.scalars.softcap)
     tangents = (dots.product, dots.bias, dots.scalars.softcap)

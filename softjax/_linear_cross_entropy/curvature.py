@@ -15,7 +15,6 @@ from softjax._linear_cross_entropy.blocks import (
     Scalars,
     block_of,
     class_logits,
-    distance,
     times_features,
 )
 from softjax._linear_cross_entropy.heads import (
@@ -38,6 +37,7 @@ from softjax._linear_cross_entropy.pieces import (
 )
 from softjax._linear_cross_entropy.plans import rows_of_pairs
 from softjax._linear_cross_entropy.sharded import cast, gathered, mapped, padded, scattered
+from softjax._linear_cross_entropy.tops import distance
 from softjax._numerics import compute_dtype, maximum
 from softjax._sharding import Lead, axes_of, brought_to, mesh_of, varying
 from softjax._softmax import softmax_core, softmax_tangent

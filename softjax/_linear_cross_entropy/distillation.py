@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._labels import TopKLabels, sparse_distribution
 from softjax._linear_cross_entropy.blocks import Rows, Scalars
+from softjax._linear_cross_entropy.comparison import Comparison
 from softjax._linear_cross_entropy.divergences import DIVERGENCES, Divergence
 from softjax._linear_cross_entropy.examples import (
     checked_room,
@@ -34,7 +35,7 @@ from softjax._linear_cross_entropy.heads import (
     checked_weights,
 )
 from softjax._linear_cross_entropy.layout import Layout, alike, all_classes, layout_of
-from softjax._linear_cross_entropy.pairs import Pair, divergences, each_pair, total_pair
+from softjax._linear_cross_entropy.pairs import Pair, each_pair, total_pair
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import cast, mapped, padded, specs_of
 from softjax._numerics import compute_dtype
@@ -260,7 +261,7 @@ def _on_mesh(
 ) -> Array:
     """The losses of all rows on their devices; with a `scale`, the scaled sum of the losses."""
     axes = () if layout is None else layout.classes
-    of_blocks = partial(divergences, axes, *kind)
+    comparison = Comparison(axes, *kind)
 
     def local(student: Arguments, teacher: Arguments | None, scale: Array | None) -> Array:
         pair = Pair(student, teacher)
@@ -268,9 +269,9 @@ def _on_mesh(
             pair = Pair(cast(layout, student), None if teacher is None else cast(layout, teacher))
         pair, scale = varying((pair, scale), axes)
         if scale is None:
-            values = each_pair(of_blocks, budget, pair)
+            values = each_pair(comparison, budget, pair)
             return lax.psum(values, axes) if axes else values
-        value = total_pair(of_blocks, budget, pair, scale)
+        value = total_pair(comparison, budget, pair, scale)
         every = axes if layout is None else layout.rows + axes
         return lax.psum(value, every) if every else value
 

@@ -217,8 +217,8 @@ def wanted_of(block: Block, dots: Arguments) -> Block:
     )
 
 
-def transposed(linear: Callable[[Block], Array], wanted: Block, l_bar: Array) -> Block:
-    """The transpose of `linear` at `l_bar`; its arguments have the shapes of `wanted`."""
+def transposed(linear: Callable[[Any], Array], wanted: Any, l_bar: Array) -> Any:
+    """The transpose of `linear` at `l_bar`; its argument has the shapes of `wanted`."""
     if not jax.tree.leaves(wanted):
         return wanted
     return jax.linear_transpose(linear, wanted)(l_bar)[0]

@@ -111,10 +111,13 @@ def rows_of_tangents(shapes: Shapes, budget: int | None, kernels: int) -> Choice
 
 
 def rows_of_pairs(shapes: Shapes, budget: int | None, kernels: int = 0) -> Choice:
-    """n for twice as many logits: those of two heads, or with their tangents."""
+    """n for twice as many logits: those of two heads, or with their tangents.
+
+    The gradients of both heads' logits take as much in float32, and half of that in half precision.
+    """
     on_cpu = -(-rows_of_tangents(shapes, budget, kernels).cpu // 2)
     budget = None if budget is None else _without(budget, _sums_of_kernels(shapes, kernels))
-    return _choice_of_rows(shapes, budget, 4, on_cpu)
+    return _choice_of_rows(shapes, budget, 3 if shapes.half else 4, on_cpu)
 
 
 def sizes_of_pairs(shapes: Shapes, budget: int | None, kernels: int) -> Choice:

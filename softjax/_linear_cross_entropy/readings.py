@@ -7,13 +7,21 @@ With d = (x - m) / T below the largest logit m of a row, the entropy is
 The sums and the largest d may come from blocks of classes, if all of them are below the same m.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
+from jax.custom_derivatives import zero_from_primal
 
-from softjax._linear_cross_entropy.blocks import Block, class_logits, distance
+from softjax._linear_cross_entropy.blocks import Block, class_logits
+from softjax._linear_cross_entropy.tops import distance
+from softjax._platforms import platform_dependent
+
+# The place of no class, behind all others.
+LAST = np.int32(np.iinfo(np.int32).max)
 
 
 class Readings(NamedTuple):
@@ -29,13 +37,45 @@ def readings(block: Block, top: Array, start: Array | int, k: int) -> Readings:
     x = class_logits(block.product, block.bias, block.scalars.softcap)
     d = distance(x, top[:, None], block.scalars.temperature)
     e = jnp.exp(d)
-    top_d, top_classes = lax.top_k(d, min(k, d.shape[-1]))
-    return Readings(jnp.sum(jnp.where(e == 0, 0, e * -d), -1), top_d, top_classes + start)
+    terms, k = jnp.where(e == 0, 0, e * -d), min(k, x.shape[-1])
+    one_pass = _sum_and_largest if k == 1 else partial(_sum_and_top_k, k)
+    form = {"cpu": partial(_sum_and_top_k, k), "default": one_pass}
+    surprise, top_x, top_classes = platform_dependent(terms, x, **form)
+    top_d = distance(top_x, top[:, None], block.scalars.temperature)
+    return Readings(surprise, top_d, top_classes + start)
+
+
+def _sum_and_top_k(k: int, terms: Array, x: Array) -> tuple[Array, Array, Array]:
+    """The sum of the terms of each row, its k largest x in falling order, and their places."""
+    return jnp.sum(terms, -1), *lax.top_k(x, k)
+
+
+@jax.custom_jvp
+def _sum_and_largest(terms: Array, x: Array) -> tuple[Array, Array, Array]:
+    """`_sum_and_top_k` for one place, from one reduction, which reads the row once."""
+
+    def merged(a: list[Array], b: list[Array]) -> list[Array]:
+        same = (a[1] == b[1]) | (jnp.isnan(a[1]) & jnp.isnan(b[1]))
+        first = jnp.where(same, a[2] < b[2], (a[1] > b[1]) | jnp.isnan(a[1]))
+        return [a[0] + b[0], *(jnp.where(first, *pair) for pair in zip(a[1:], b[1:], strict=True))]
+
+    place = lax.broadcasted_iota(jnp.int32, x.shape, 1)
+    nothing = [*(jnp.full((), a, x.dtype) for a in (0, -jnp.inf)), LAST]
+    surprise, top_x, place = lax.reduce([terms, x, place], nothing, merged, (1,))
+    return surprise, top_x[:, None], place[:, None]
+
+
+@_sum_and_largest.defjvp
+def _sum_and_largest_jvp(primals, tangents):
+    surprise, top_x, place = _sum_and_largest(*primals)
+    top_dot = jnp.take_along_axis(tangents[1], place, -1, mode="promise_in_bounds")
+    dots = jnp.sum(tangents[0], -1), top_dot, zero_from_primal(place)
+    return (surprise, top_x, place), dots
 
 
 def no_readings(rows: int, k: int, dtype: jnp.dtype) -> Readings:
     """The readings of no class, which sort behind every class that may be merged with them."""
-    last = jnp.full((rows, k), jnp.iinfo(jnp.int32).max, jnp.int32)
+    last = jnp.full((rows, k), LAST)
     return Readings(jnp.zeros(rows, dtype), jnp.full((rows, k), -jnp.inf, dtype), last)
 
 

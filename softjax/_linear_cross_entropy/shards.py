@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from softjax._linear_cross_entropy.blocks import Statistics, distance
+from softjax._linear_cross_entropy.blocks import Statistics
 from softjax._linear_cross_entropy.pieces import Arguments
+from softjax._linear_cross_entropy.tops import distance
 
 
 def joined(s: Statistics, axes: tuple[str, ...], temperature: Array | None) -> Statistics:

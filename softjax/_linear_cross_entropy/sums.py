@@ -150,11 +150,17 @@ def _gradients(asked: Asked, plan: Plan, arguments: Arguments, scale: Array) -> 
     adds_up = not isinstance(count, int) or plan.rows < count
     beside = asked._replace(dots=_with_kernel(asked.dots, None)) if plan.apart else asked
     sums = _shapes_of_found(beside, arguments, scale, adds_up)
-    if plan.apart:
-        sums = sums._replace(statistics=jax.eval_shape(_statistics, arguments))
+    if plan.apart or asked.best:
+        # The losses come from the statistics of all rows, once these are known.
+        every_s = jax.eval_shape(_statistics, arguments)
+        sums = sums._replace(value=None, values=None, statistics=every_s)
     step, sizes = partial(_step_of_gradients, beside, plan), (plan.rows, plan.second)
     found = accumulated(step, sums, count, sizes, (arguments, scale))
     bars = found.bars
+    if found.statistics is not None:
+        rows, _, scalars = arguments
+        values = once(losses(found.statistics, rows.mass, rows.active, scalars), asked.axes)
+        found = found._replace(value=jnp.sum(scale * values), values=values)
     if plan.apart:
         nothing = jax.tree.map(lambda _: None, asked.dots)
         alone = Asked(_with_kernel(nothing, asked.dots.classes.kernel), asked.axes)
@@ -206,7 +212,6 @@ def _step_of_gradients(
         s = sweep(merge, _no_class(part), part, classes.length, plan.classes)
     s = varying(joined(s, axes, scalars.temperature), axes) if axes else s
     # What belongs to no class is counted on one of the devices that share the classes.
-    some_losses = once(losses(s, rows.mass, rows.active, scalars), axes)
     mass_bar, scalar_bars = _bars_of_rows(part, s, once(c, axes), asked.dots)
     some = bars.rows._replace(
         hidden=jax.tree.map(lambda a: jnp.zeros((size, a.shape[1]), dtype), bars.rows.hidden),
@@ -220,11 +225,12 @@ def _step_of_gradients(
     some, new = sweep(of_classes, (some, new), (part, logits, s, c), classes.length, width)
     put_rows = partial(put, start=start, axis=0)
     bars = some._replace(rows=jax.tree.map(put_rows, bars.rows, some.rows))
-    every_s = None if every_s is None else jax.tree.map(put_rows, every_s, s)
-    seen = jax.tree.map(put_rows, seen, new)
-    return Found(
-        value + jnp.sum(c * some_losses), bars, put_rows(values, some_losses), every_s, seen
-    )
+    if every_s is None:
+        some_losses = once(losses(s, rows.mass, rows.active, scalars), axes)
+        value, values = value + jnp.sum(c * some_losses), put_rows(values, some_losses)
+    else:
+        every_s = jax.tree.map(put_rows, every_s, s)
+    return Found(value, bars, values, every_s, jax.tree.map(put_rows, seen, new))
 
 
 def _statistics(part: Arguments) -> Statistics:
@@ -267,9 +273,8 @@ def _bars_of_classes(
     first = start + first_class(asked.axes, part)
     if seen is not None:
         # Their derivative is not taken here: see beside.py.
-        seen = merged_readings(
-            seen, readings(*lax.stop_gradient((block, s.top)), first, asked.best)
-        )
+        some = readings(*lax.stop_gradient((block, s.top)), first, asked.best)
+        seen = some if size == part.classes.length else merged_readings(seen, some)
     linear = partial(tangent, block, s, rows.index, first, rows.active)
     new = transposed(linear, wanted_of(block, dots)._replace(mass=None), scale)
 

@@ -1,6 +1,8 @@
 """How many rows and classes a large vocabulary takes at a time, and the forms of every platform."""
 
 import math
+import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 import softjax
-from softjax._linear_cross_entropy import plans
+from softjax._linear_cross_entropy import plans, readings, tops
 from softjax._linear_cross_entropy.entry import plain_linear_cross_entropy
 from softjax._linear_cross_entropy.plans import Plan, Shapes
 from softjax._platforms import tracing_for
@@ -158,3 +160,92 @@ def test_the_form_of_every_platform(platform, dtype, budget, plan, monkeypatch):
             atol = (2e-6 if dtype == "float32" else 6 / 256) * size
             np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=0, atol=atol)
     jax.clear_caches()
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_a_gpu_and_a_tpu_read_the_logits_few_times(platform):
+    """Sums over a row cost them a pass over the logits: of the loss, with metrics, of two heads."""
+    wide = 997
+    hidden, kernel = (jax.ShapeDtypeStruct(s, "bfloat16") for s in ((N, D), (D, wide)))
+    labels = jnp.asarray(LABELS)
+
+    def with_metrics(hidden, kernel):
+        outputs = softjax.linear_cross_entropy_outputs(hidden, kernel, labels, reduction="mean")
+        return outputs.loss, (outputs.entropy, outputs.top_classes)
+
+    def distilled(hidden, kernel):
+        teacher = jax.lax.stop_gradient(softjax.LinearHead(hidden, kernel))
+        return softjax.linear_distillation_loss(hidden, kernel, teacher, reduction="mean")
+
+    def loss(hidden, kernel):
+        return softjax.linear_cross_entropy(hidden, kernel, labels, reduction="mean")
+
+    of_label = int(platform == "tpu")  # which sums over a mask where a GPU gathers
+    for function, has_aux, count in (
+        (loss, False, 1 + of_label),
+        (with_metrics, True, 2 + of_label),
+        (distilled, False, 3),
+    ):
+        step = jax.jit(jax.value_and_grad(function, (0, 1), has_aux=has_aux))
+        text = step.trace(hidden, kernel).lower(lowering_platforms=(platform,)).as_text()
+        reductions = re.findall(rf"stablehlo.reduce.*?tensor<\d+x{wide}x", text)
+        assert len(reductions) == count, function.__name__
+        assert not re.search(r"stablehlo.(scatter|sort)|top_k", text)
+
+
+@pytest.mark.parametrize("temperature", [None, 0.7])
+def test_tops_and_excesses_of_one_pass(temperature):
+    """Whatever is in a row: ties, infinities, NaN, nothing but -inf, a large offset."""
+    x = np.concatenate([RNG.standard_normal((2, 301)) * 5, np.zeros((6, 301))]).astype(np.float32)
+    x[1] += 1e4
+    x[2] = -np.inf
+    x[3, 5:] = -np.inf
+    x[4, 7], x[5, 9], x[6, 3], x[7, 1:] = np.nan, np.inf, 200, -300
+    operands = [jnp.asarray(a, jnp.float32) for a in (x, temperature) if a is not None]
+    top, r = jax.jit(tops._in_one_pass)(*operands)
+    with np.errstate(invalid="ignore"):
+        d = (x.astype(np.float64) - x.max(-1, keepdims=True)) / (temperature or 1)
+        expected = np.sum(np.exp(np.where(d == 0, -np.inf, d)), -1) + np.sum(d == 0, -1) - 1
+    expected[2], expected[5] = -1, 0
+    np.testing.assert_allclose(r, expected, rtol=2e-6, atol=0)
+    finite = [0, 1, 3, 5, 6, 7]
+    assert np.all(np.asarray(top)[finite] == x.max(-1)[finite])
+    assert top[2] == jnp.finfo(jnp.float32).min
+
+
+def test_the_best_class_of_one_pass_is_that_of_top_k():
+    """Of equal logits the first, and NaN before every number."""
+    x = RNG.integers(5, size=(6, 40)).astype(np.float32)
+    x[1], x[2], x[3, 8], x[3, 9], x[4, :] = 0, -np.inf, np.nan, np.nan, -1
+    terms = jnp.asarray(RNG.random(x.shape), jnp.float32)
+    for a, b in zip(
+        jax.jit(readings._sum_and_largest)(terms, x),
+        jax.jit(partial(readings._sum_and_top_k, 1))(terms, x),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("divergence", ["forward_kl", "jensen_shannon"])
+def test_two_heads_in_the_form_of_every_platform(platform, divergence):
+    hidden, kernel, bias = (jnp.asarray(a, jnp.float32) for a in POINT)
+    probabilities = jnp.full((N, 2), 0.3)
+    index = jnp.stack([LABELS, (LABELS + 1) % V], -1)
+    teachers = (
+        softjax.LinearHead(hidden + 1, kernel, 2 * bias),
+        softjax.TopKLabels(index, probabilities),
+    )
+
+    def losses(hidden, kernel, bias, teacher):
+        return softjax.linear_distillation_loss(
+            hidden, kernel, teacher, bias, divergence=divergence, temperature=2.0, reduction="mean"
+        )
+
+    for teacher in teachers:
+        step = jax.value_and_grad(losses, (0, 1, 2))
+        desired = jax.jit(step)(hidden, kernel, bias, teacher)
+        with tracing_for(platform):
+            actual = jax.jit(step)(hidden, kernel, bias, teacher)
+        for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(desired), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-7)

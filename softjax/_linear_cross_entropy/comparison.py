@@ -1,0 +1,230 @@
+"""What two heads say of the same rows: the losses of their blocks, and the tangents of these.
+
+With p of the teacher, q of the student and f_k the slope of a divergence by log q_k,
+
+    dl / d(x_k / T) = T^2 (f_k - q_k sum_i f_i)
+
+for the logits x of the student, and likewise for those of the teacher. If the top k of a teacher
+are known, all other classes are one more, the tail, with q_tail = sum of their q_k. Then
+
+    f_k = f_tail q_k / q_tail    for a class that is not listed
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from softjax._linear_cross_entropy.blocks import (
+    Block,
+    Statistics,
+    class_logits,
+    indexed,
+    log_total,
+    scaled_logit_tangent,
+)
+from softjax._linear_cross_entropy.divergences import (
+    ADD_UP_TO_0,
+    Compared,
+    Divergence,
+    compared,
+    compared_softmaxes,
+    divergence_slopes,
+    divergence_terms,
+)
+from softjax._linear_cross_entropy.pieces import Arguments
+from softjax._linear_cross_entropy.shards import first_class, joined
+from softjax._linear_cross_entropy.tops import distance, top_and_excess
+from softjax._numerics import not_negative
+
+# The blocks of the student and of the teacher, if it has any; and tangents of both.
+Blocks = tuple[Block, Block | None]
+Dots = Sequence[Block | None]
+
+
+class Side(NamedTuple):
+    """The logits x of a head before T divides them, d, and the statistics over all classes."""
+
+    x: Array
+    d: Array
+    s: Statistics
+
+
+class Tail(NamedTuple):
+    """The k classes that a teacher lists, where this device has them, and all other classes."""
+
+    index: Array  # [n, k], in the classes of this device
+    inside: Array  # [n, k]
+    is_listed: Array  # [n, v]
+    others: Statistics
+    is_here: Array  # [n], whether the tail is counted on this device
+
+
+class Contrast(NamedTuple):
+    """Two heads on the same rows; of the teacher a side, or the classes that it lists."""
+
+    blocks: Blocks
+    student: Side
+    teacher: Side | None
+    tail: Tail | None
+    sizes: Compared
+
+
+class Comparison(NamedTuple):
+    """A divergence of two heads, whose classes are over the axes."""
+
+    axes: tuple[str, ...]
+    divergence: Divergence
+    beta: float
+
+    def contrast(self, part: Arguments, blocks: Blocks) -> Contrast:
+        """The two heads on the rows of the student."""
+        student, tail = self._side(blocks[0]), None
+        teacher = None if blocks[1] is None else self._side(blocks[1])
+        if teacher is not None:
+            sizes = _compared(student, teacher)
+        else:
+            tail = self._tail(part, student, blocks[0].scalars.temperature)
+            sizes = _compared_with_tail(blocks[0], student, tail)
+        if (active := part.rows.active) is not None:
+            # A row that takes no part is compared with itself: 0, with gradient 0.
+            delta = jnp.where(active[:, None], sizes.delta, 0)
+            sizes = sizes._replace(delta=delta)
+        return Contrast(blocks, student, teacher, tail, sizes)
+
+    def losses(self, contrast: Contrast) -> Array:
+        """The losses of the rows; on a mesh, the part of this device."""
+        terms = divergence_terms(contrast.sizes, self.divergence, self.beta)
+        loss, temperature = jnp.sum(terms, -1), contrast.blocks[0].scalars.temperature
+        return loss if temperature is None else temperature.astype(loss.dtype) ** 2 * loss
+
+    def tangent(self, contrast: Contrast, dots: Dots) -> Array:
+        """The tangent of the losses along `dots`, in which None is a zero tangent."""
+        blocks, student, teacher, tail, sizes = contrast
+        by_p, by_q = divergence_slopes(sizes, self.divergence, self.beta)
+        l_dot = jnp.zeros(by_p.shape[:1], by_p.dtype)
+        mass, of_student = blocks[0].mass, dots[0]
+        if tail is not None:
+            by_q = self._slopes_of_classes(by_q, blocks[0], student, tail)
+            if mass is not None and of_student is not None and of_student.mass is not None:
+                log_p_dot = jax.jvp(_log_probabilities, (mass,), (of_student.mass,))[1]
+                l_dot += jnp.sum(by_p * jnp.where(_here(tail), log_p_dot, 0), -1)
+        add_up = ADD_UP_TO_0.get(self.divergence, (False, False))
+        sides = (teacher, blocks[1], dots[1], by_p), (student, blocks[0], dots[0], by_q)
+        for (side, block, dot, slope), adds_up in zip(sides, add_up, strict=True):
+            if side is None or block is None or dot is None:
+                continue
+            z_dot = scaled_logit_tangent(block, side.d, dot)
+            if z_dot is not None:
+                g = slope if adds_up else slope - _probabilities(side) * self._over_classes(slope)
+                l_dot += jnp.sum(g * z_dot.astype(g.dtype), -1)
+        temperature = blocks[0].scalars.temperature
+        if temperature is None:
+            return l_dot
+        l_dot *= temperature.astype(l_dot.dtype) ** 2
+        if of_student is not None and of_student.scalars.temperature is not None:
+            # The factor T^2 of the losses changes by 2 T_dot / T of itself.
+            ratio_dot = of_student.scalars.temperature / temperature
+            l_dot += 2 * ratio_dot.astype(l_dot.dtype) * self.losses(contrast)
+        return l_dot
+
+    def _side(self, block: Block) -> Side:
+        temperature = block.scalars.temperature
+        x = class_logits(block.product, block.bias, block.scalars.softcap)
+        s = self._statistics(x, temperature)
+        return Side(x, distance(x, s.top[:, None], temperature), s)
+
+    def _statistics(self, x: Array, temperature: Array | None) -> Statistics:
+        s = Statistics(*top_and_excess(x, temperature), None, None, None)
+        return joined(s, self.axes, temperature) if self.axes else s
+
+    def _tail(self, part: Arguments, student: Side, temperature: Array | None) -> Tail:
+        index, width = part.rows.index, student.x.shape[-1]
+        assert index is not None
+        index = index - first_class(self.axes, part)
+        inside = (index >= 0) & (index < width)
+        row, place = jnp.arange(index.shape[0])[:, None], jnp.where(inside, index, width)
+        is_listed = jnp.zeros_like(student.x, bool).at[row, place].set(True, mode="drop")
+        others = self._statistics(jnp.where(is_listed, -jnp.inf, student.x), temperature)
+        is_here = jnp.ones_like(others.top, bool)
+        if self.axes:
+            is_here &= lax.axis_index(self.axes) == 0
+        return Tail(index, inside, is_listed, others, is_here)
+
+    def _slopes_of_classes(self, by_q: Array, block: Block, student: Side, tail: Tail) -> Array:
+        """The slopes by log q of all classes, from those of the listed ones and of the tail."""
+        others, by_tail = tail.others, by_q[:, -1]
+        by_tail = lax.psum(by_tail, self.axes) if self.axes else by_tail
+        d = distance(student.x, others.top[:, None], block.scalars.temperature)
+        share = jnp.exp(d) / (1 + not_negative(others.excess))[:, None]
+        listed = indexed(tail.index, by_q[:, :-1], student.x.shape[-1])
+        return jnp.where(tail.is_listed, listed, by_tail[:, None] * share)
+
+    def _over_classes(self, slope: Array) -> Array:
+        whole = jnp.sum(slope, -1, keepdims=True)
+        return lax.psum(whole, self.axes) if self.axes else whole
+
+
+def _probabilities(side: Side) -> Array:
+    return jnp.exp(side.d) / (1 + not_negative(side.s.excess))[:, None]
+
+
+def _here(tail: Tail) -> Array:
+    return jnp.concatenate((tail.inside, tail.is_here[:, None]), -1)
+
+
+def _compared(student: Side, teacher: Side) -> Compared:
+    sides = (teacher.d, teacher.s.excess, student.d, student.s.excess)
+    dtype = jnp.result_type(*sides)
+    return compared_softmaxes(*(a.astype(dtype) for a in sides))
+
+
+def _compared_with_tail(block: Block, student: Side, tail: Tail) -> Compared:
+    """The classes that the teacher lists and, last, the tail.
+
+    The student's tail is a sum over the others, and the teacher's an exact difference.
+    No 1 - P that has been rounded is left. What other devices have is without probability here.
+    """
+    others = tail.others
+    assert block.mass is not None
+    temperature, top = block.scalars.temperature, student.s.top
+    tail_q = distance(others.top, top, temperature) + (log_total(others) - log_total(student.s))
+    tail_q = jnp.where(others.excess < 0, -jnp.inf, tail_q)
+    at = jnp.where(tail.inside, tail.index, 0)
+    listed = jnp.take_along_axis(student.x, at, -1, mode="promise_in_bounds")
+    listed_q = distance(listed, top[:, None], temperature) - log_total(student.s)[:, None]
+    log_p = _log_probabilities(block.mass)
+    log_q = jnp.concatenate((listed_q, tail_q[:, None]), -1)
+    dtype, here = jnp.result_type(log_p, log_q), _here(tail)
+    return compared(*(jnp.where(here, a.astype(dtype), -jnp.inf) for a in (log_p, log_q)))
+
+
+def _log_probabilities(mass: Array) -> Array:
+    """log p of the classes that the teacher lists and, last, of all others as one class."""
+    return jnp.concatenate((_log(mass), _log(_rest(mass))[:, None]), -1)
+
+
+def _log(p: Array) -> Array:
+    """log p, with the slope 0 where p is 0."""
+    return jnp.where(p == 0, -jnp.inf, jnp.log(jnp.where(p == 0, 1, p)))
+
+
+def _rest(mass: Array) -> Array:
+    """1 - sum of the masses, at least 0, as if rounded once: every sum keeps what it rounds off.
+
+    Source: D. E. Knuth, "The art of computer programming", volume 2, section 4.2.2, theorem B.
+    """
+    a = jnp.concatenate((jnp.ones_like(mass[:, :1]), -mass), -1)
+    lost = jnp.zeros_like(a)
+    while a.shape[-1] > 1:
+        if a.shape[-1] % 2:
+            a, lost = (jnp.pad(x, ((0, 0), (0, 1))) for x in (a, lost))
+        b, a = a[:, 1::2], a[:, ::2]
+        total = a + b
+        part = total - a
+        lost = lost[:, ::2] + lost[:, 1::2] + ((a - (total - part)) + (b - part))
+        a = total
+    rest = (a + lost)[:, 0]
+    return jnp.where(rest < 0, 0, rest)

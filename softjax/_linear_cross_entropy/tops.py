@@ -1,0 +1,96 @@
+"""The largest logit of each row, and all others relative to it.
+
+With m = max x and d = (x - m) / T, the excess is r = sum_k exp(d_k) - 1, where the 1 is that of one
+maximal entry, so that no rounding is left of it: log sum_k exp(x_k / T) = m / T + log1p(r).
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from softjax._numerics import excess
+from softjax._platforms import platform_dependent
+from softjax._reductions import shift
+
+
+@jax.custom_jvp
+def top_and_excess(x: Array, temperature: Array | None) -> tuple[Array, Array]:
+    """m = max x and the excess r of x / T, of each row.
+
+    The tangent of m is that of one maximal entry, and that of r has all others relative to it:
+    r_dot = sum_k exp(d_k) d_dot_k, without cancellation in a row that one entry dominates.
+    """
+    operands = (x,) if temperature is None else (x, temperature)
+    return platform_dependent(*operands, cpu=_in_two_passes, default=_in_one_pass)
+
+
+@top_and_excess.defjvp
+def _top_and_excess_jvp(primals, tangents):
+    x, temperature = primals
+    top, r = top_and_excess(x, temperature)
+    at = jnp.argmax(x, -1)[:, None]
+    top_dot = jnp.take_along_axis(tangents[0], at, -1, mode="promise_in_bounds")
+
+    def exponentials(x, temperature, top):
+        return jnp.exp(distance(x, top, temperature))
+
+    _, e_dot = jax.jvp(exponentials, (x, temperature, top[:, None]), (*tangents, top_dot))
+    return (top, r), (top_dot[:, 0], jnp.sum(e_dot, -1))
+
+
+def _in_two_passes(x: Array, temperature: Array | None = None) -> tuple[Array, Array]:
+    """The maximum, and then the sum of the exponentials."""
+    if temperature is None:
+        top, r = excess(x, (1,))
+        return top[:, 0], r[:, 0]
+    top = jnp.max(x, -1, initial=jnp.finfo(x.dtype).min)
+    return top, excess(distance(x, top[:, None], temperature), (1,))[1][:, 0]
+
+
+def _in_one_pass(x: Array, temperature: Array | None = None) -> tuple[Array, Array]:
+    """Both results for parts of a row, which are merged, so that the logits are read once.
+
+    An entry is a part with the excess 0, or NaN if it is NaN. No entry is one with the excess -1.
+    A reduction uses no array but its operands: T is the third number of a part, and +inf is that
+    of no entry.
+    """
+
+    def merged(a: list[Array], b: list[Array]) -> list[Array]:
+        first, t = a[0] >= b[0], jnp.minimum(a[2], b[2])
+        top, low_top = jnp.where(first, a[0], b[0]), jnp.where(first, b[0], a[0])
+        r, low_r = jnp.where(first, a[1], b[1]), jnp.where(first, b[1], a[1])
+        d = jnp.where(low_top < top, low_top - top, 0) / t
+        return [top, r + (1 + low_r) * jnp.where(low_top == -jnp.inf, 0, jnp.exp(d)), t]
+
+    t = jnp.ones((), x.dtype) if temperature is None else temperature
+    entries = [x, jnp.where(jnp.isnan(x), x, 0), jnp.broadcast_to(t, x.shape)]
+    nothing = [jnp.full((), a, x.dtype) for a in (jnp.finfo(x.dtype).min, -1, jnp.inf)]
+    top, r, _ = lax.reduce(entries, nothing, merged, (1,))
+    return top, r
+
+
+def distance(x: Array, top: Array, temperature: Array | None) -> Array:
+    """d = (x - max x) / T; -inf stays, whatever T."""
+    d = _shift(x, top)
+    if temperature is None:
+        return d
+    empty = jnp.isneginf(d)
+    return jnp.where(empty, d, jnp.where(empty, 0, d) / temperature)
+
+
+@jax.custom_jvp
+def _shift(x: Array, top: Array) -> Array:
+    """`shift` with the derivative of x - m, also where x ties with m.
+
+    XLA:CPU computes a minimum, but no choice, within a sum of products, and stores the choices.
+    """
+
+    def on_cpu(x: Array, top: Array) -> Array:
+        return jnp.minimum(top, x) - top
+
+    return platform_dependent(x, top, cpu=on_cpu, default=shift)
+
+
+@_shift.defjvp
+def _shift_jvp(primals, tangents):
+    return _shift(*primals), tangents[0] - tangents[1]
