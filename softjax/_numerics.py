@@ -12,10 +12,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
+from softjax._cpu_sums import maxima_of_blocks
+from softjax._platforms import platform_dependent
 from softjax._reductions import (
     Axes,
     behind_barrier_on_cpu,
@@ -56,17 +58,30 @@ def excess(x: Array, axes: Axes, exact: DTypeLike | None = None) -> tuple[Array,
     r >= 0; r = -1 in a row of -inf or without entries; r is NaN if an entry is NaN. Entries of +inf
     are maximal, so that m + log1p(r) is +inf without a special case.
     """
-    # Because of the barrier, XLA:CPU computes the maximum once and does not fuse it into the sums.
-    m = behind_barrier_on_cpu(maximum(x, axes, exact))
+    m = _stored_maximum(x, axes, exact)
     rest, tops = sums_beside_top(x, m, axes)
     return m, rest + (tops - 1)
 
 
 def excess_and_exponentials(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     """The results m and r of `excess`, and exp(x - m), which value and gradient share."""
-    m = behind_barrier_on_cpu(maximum(x, axes))
+    m = _stored_maximum(x, axes)
     e, (rest, tops) = exponentials_and_sums(x, m, axes)
     return m, rest + (tops - 1), e
+
+
+def _stored_maximum(x: Array, axes: Axes, exact: DTypeLike | None = None) -> Array:
+    """The result of `maximum`, which XLA:CPU computes once and does not fuse into the sums."""
+
+    def plain(x: Array) -> Array:
+        return maximum(x, axes, exact)
+
+    def on_cpu(x: Array) -> Array:
+        narrow = x if exact is None else x.astype(exact)
+        largest = maximum(maxima_of_blocks(narrow, axes), axes)
+        return lax.optimization_barrier(largest.astype(x.dtype))
+
+    return platform_dependent(x, cpu=on_cpu, default=plain)
 
 
 def total(m: Array, r: Array) -> Array:
