@@ -1,7 +1,7 @@
 """cross_entropy of logits, and the weighted mean of losses."""
 
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from softjax import _checks
 from softjax._labels import Labels, class_indices, distribution, is_class_indices
 from softjax._logsumexp import logsumexp_core
 from softjax._losses import expected_loss, index_loss, spoiled
-from softjax._numerics import compute_dtype, masked
+from softjax._numerics import compute_dtype, is_half, keeping_half, masked
 from softjax._sharding import beside, looked_up
 from softjax._weights import in_unit, is_zero
 
@@ -47,7 +47,8 @@ def cross_entropy(
     depend on an offset of the logits.
 
     Derivative: p - y; the entry at the label is minus the sum of the other entries. Both modes, any
-    order; the Hessian is diag(p) - p p^T. The backward pass keeps the gradient.
+    order; the Hessian is diag(p) - p p^T. The backward pass keeps the gradient, or the logits if
+    these are in half precision.
     Edge cases: if every class is masked or -inf, the loss is 0; a target on a masked or -inf class
     gives +inf; 0 * inf = 0; under a trace, a label out of range gives NaN in loss and gradient.
     An example with weight 0 or with the ignored label is left out, even if it contains NaN or inf;
@@ -121,7 +122,8 @@ def cross_entropy(
         expected = "None where labels are a distribution"
         raise TypeError(_checks.message(name, "ignore_index", expected, ignore_index))
     else:
-        targets = beside(distribution(name, labels, x.shape, dtype, axis), x)
+        kept = labels.dtype if is_half(labels) else dtype  # widened where it is used
+        targets = beside(distribution(name, labels, x.shape, kept, axis), x)
     return _cross_entropy(x, targets, where, smoothing, of_classes, z, of_examples, reduction)
 
 
@@ -197,43 +199,54 @@ def _weighted_mean(losses: Array, weights: Array, counted: Array, costs: Array |
 def _cross_entropy(
     x, targets, where, label_smoothing, class_weights, z_loss, weights, reduction
 ) -> Array:
-    """The loss over the last axis. `targets` are ClassIndices or a distribution."""
-    x = masked(x, where)
-    index = bad = absent = q = costs = None
-    if isinstance(targets, tuple):
-        index, bad, absent = targets
-    else:
-        q = targets if class_weights is None else _of_classes(class_weights, x) * targets
-    if weights is not None:
-        absent = is_zero(weights) if absent is None else absent | is_zero(weights)
-    if index is not None:
-        loss = index_loss(x, index, absent)
-        if class_weights is not None:
-            costs = looked_up(class_weights, index)
-            loss = _times(costs, loss)
-    if absent is not None:
-        # Examples that are left out may contain any values; in an empty row all terms are 0.
-        x = jnp.where(absent[..., None], -jnp.inf, x)
-        bad = None if bad is None else bad & ~absent
-    if q is not None:
-        loss, costs = expected_loss(x, q), jnp.sum(q, -1)
+    operands = targets, where, label_smoothing, class_weights, z_loss, weights
+    return keeping_half(_Loss(reduction), (x.ndim - 1,), x, *operands)
 
-    if label_smoothing is not None:
-        loss = _times(1 - label_smoothing, loss)
-        loss += _times(label_smoothing, _mean_loss(x, where, class_weights))
-    if z_loss is not None:
-        log_partition = logsumexp_core(x, (x.ndim - 1,))[..., 0]
-        square = jnp.where(jnp.isneginf(log_partition), 0, log_partition) ** 2
-        loss += z_loss * square
-    loss = spoiled(loss, bad)
-    if reduction in ("none", "sum"):
-        loss = loss if weights is None else weights * loss
-        return loss if reduction == "none" else jnp.sum(loss)
-    costs = costs if reduction == "class_weighted_mean" else None
-    if weights is None and absent is None and costs is None:
-        return weighted_mean(loss)
-    weights = jnp.ones_like(loss) if weights is None else weights
-    return _weighted_mean(loss, weights, True if absent is None else ~absent, costs)
+
+class _Loss(NamedTuple):
+    """The loss over the last axis of logits in any dtype."""
+
+    reduction: Reduction
+
+    def __call__(self, x, targets, where, label_smoothing, class_weights, z_loss, weights) -> Array:
+        """The loss; `targets` are ClassIndices or a distribution."""
+        x = masked(x, where)
+        index = bad = absent = q = costs = None
+        if isinstance(targets, tuple):
+            index, bad, absent = targets
+        else:
+            q = targets.astype(x.dtype)
+            q = q if class_weights is None else _of_classes(class_weights, x) * q
+        if weights is not None:
+            absent = is_zero(weights) if absent is None else absent | is_zero(weights)
+        if index is not None:
+            loss = index_loss(x, index, absent)
+            if class_weights is not None:
+                costs = looked_up(class_weights, index)
+                loss = _times(costs, loss)
+        if absent is not None:
+            # Examples that are left out may contain any values; in an empty row all terms are 0.
+            x = jnp.where(absent[..., None], -jnp.inf, x)
+            bad = None if bad is None else bad & ~absent
+        if q is not None:
+            loss, costs = expected_loss(x, q), jnp.sum(q, -1)
+
+        if label_smoothing is not None:
+            loss = _times(1 - label_smoothing, loss)
+            loss += _times(label_smoothing, _mean_loss(x, where, class_weights))
+        if z_loss is not None:
+            log_partition = logsumexp_core(x, (x.ndim - 1,))[..., 0]
+            square = jnp.where(jnp.isneginf(log_partition), 0, log_partition) ** 2
+            loss += z_loss * square
+        loss = spoiled(loss, bad)
+        if self.reduction in ("none", "sum"):
+            loss = loss if weights is None else weights * loss
+            return loss if self.reduction == "none" else jnp.sum(loss)
+        costs = costs if self.reduction == "class_weighted_mean" else None
+        if weights is None and absent is None and costs is None:
+            return weighted_mean(loss)
+        weights = jnp.ones_like(loss) if weights is None else weights
+        return _weighted_mean(loss, weights, True if absent is None else ~absent, costs)
 
 
 def _times(factor: Array, loss: Array) -> Array:

@@ -16,6 +16,7 @@ from softjax._numerics import (
     excess,
     excess_and_exponentials,
     inner,
+    keeping_half,
     masked,
     maximum,
     total,
@@ -206,9 +207,18 @@ def _logsumexp_and_gradient_jvp(axes, primals, tangents):
     return (y, p), (inner(p, x_dot, axes), softmax_tangent(p, x_dot, axes, place_of_top(x, axes)))
 
 
+class _Logsumexp(NamedTuple):
+    """logsumexp of an array in any dtype."""
+
+    axes: tuple[int, ...]
+
+    def __call__(self, x: Array, where: Array | None) -> Array:
+        return logsumexp_core(masked(x, where), self.axes, x.dtype).astype(x.dtype)
+
+
 @partial(jax.jit, static_argnums=(2, 3))
 def _logsumexp_where(x: Array, where: Array | None, axes: tuple[int, ...], keepdims: bool) -> Array:
-    y = logsumexp_core(masked(x, where), axes, x.dtype).astype(x.dtype)
+    y = keeping_half(_Logsumexp(axes), axes, x, where)
     return y if keepdims else jnp.squeeze(y, axes)
 
 
@@ -376,9 +386,18 @@ def _logmeanexp_jvp(axes, primals, tangents):
     return _logmeanexp(x, where, axes), inner(softmax_core(x, axes), x_dot, axes)
 
 
+class _Logmeanexp(NamedTuple):
+    """logmeanexp of an array in any dtype."""
+
+    axes: tuple[int, ...]
+
+    def __call__(self, x: Array, where: Array | None) -> Array:
+        return _logmeanexp(masked(x, where), where, self.axes).astype(x.dtype)
+
+
 @partial(jax.jit, static_argnums=(2, 3))
 def _logmeanexp_where(
     x: Array, where: Array | None, axes: tuple[int, ...], keepdims: bool
 ) -> Array:
-    y = _logmeanexp(masked(x, where), where, axes).astype(x.dtype)
+    y = keeping_half(_Logmeanexp(axes), axes, x, where)
     return y if keepdims else jnp.squeeze(y, axes)

@@ -8,7 +8,9 @@ The 1 of the maximal entry is left out before the sum is rounded, and not subtra
 a row whose top is far above the other entries, 1 + r rounds to 1, and only r holds information.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,8 @@ from softjax._reductions import (
     exponentials_and_sums,
     sums_beside_top,
 )
-from softjax._row_maps import row_map
+from softjax._row_maps import of_operands, row_map
+from softjax._sharding import is_split
 
 
 def compute_dtype(dtype) -> jnp.dtype:
@@ -32,10 +35,27 @@ def compute_dtype(dtype) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
 
 
+def is_half(x: Any) -> TypeGuard[Array]:
+    """Whether x is an array in half precision, or in a narrower floating dtype."""
+    dtype = getattr(x, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
+
+
 def masked(x: Array, where: Array | None) -> Array:
     """x in the dtype of the computation, with -inf where it is masked."""
     wide = x.astype(compute_dtype(x.dtype))
     return wide if where is None else jnp.where(where, wide, -jnp.inf)
+
+
+def keeping_half(function: Callable[..., Array], axes: Axes, x: Array, *others: Any) -> Array:
+    """function(x, *others), whose backward pass keeps no array wider than x, if x is not sharded.
+
+    For half precision it keeps the operands, and computes the arrays of float32 again. Devices
+    between which a row of x is distributed would send their sums twice for that.
+    """
+    if not is_half(x) or is_split(x, axes):
+        return function(x, *others)
+    return of_operands(function, x, *others)
 
 
 def maximum(x: Array, axes: Axes, exact: DTypeLike | None = None) -> Array:

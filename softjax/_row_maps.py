@@ -12,11 +12,13 @@ cannot be batched (jax 0.12).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -74,6 +76,73 @@ def linear_map(forward: Form, transposed: Form, v: Array, *coefficients: Array) 
     """A v; the transpose with respect to v is `transposed`."""
     operands = varying_alike((v, *coefficients))
     return _linear_map_p.bind(*operands, forward=forward, transposed=transposed)
+
+
+class _OfOperand(NamedTuple):
+    """A function of the leaves of its operands, of which the leaf at `place` is the variable."""
+
+    function: Map
+    tree: Any
+    place: int
+
+    def at(self, leaves: tuple[Array, ...]) -> tuple[Callable[[Array], Array], Array]:
+        """The function of the variable alone, and the variable."""
+        before, after = leaves[: self.place], leaves[self.place + 1 : self.tree.num_leaves]
+
+        def of_variable(x: Array) -> Array:
+            return self.function(*jax.tree.unflatten(self.tree, (*before, x, *after)))
+
+        return of_variable, leaves[self.place]
+
+
+class _Tangent(_OfOperand):
+    def __call__(self, x_dot: Array, *leaves: Array) -> Array:
+        of_variable, x = self.at(leaves)
+        return jax.jvp(of_variable, (x,), (x_dot,))[1]
+
+
+class _Cotangent(_OfOperand):
+    def __call__(self, cotangent: Array, *leaves: Array) -> Array:
+        of_variable, x = self.at(leaves)
+        return jax.vjp(of_variable, x)[1](cotangent)[0]
+
+
+def of_operands(function: Map, *operands: Any) -> Array:
+    """function(*operands), whose backward pass keeps the operands and no other array of their size.
+
+    JAX keeps what the derivative rules within the function name, such as the probabilities, in the
+    dtype in which they were computed. For operands in half precision this is twice their size.
+    Here the derivative of the function at its operands is one linear map, which computes such
+    arrays again. If forward and backward pass are parts of one program, XLA finds that the
+    operations are the same, and computes them once. All derivatives have the values that they have
+    without this function.
+    """
+    leaves, tree = jax.tree.flatten(operands)
+    return _of_leaves(function, tree, *leaves)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _of_leaves(function: Map, tree: Any, *leaves: Array) -> Array:
+    return function(*jax.tree.unflatten(tree, leaves))
+
+
+@partial(_of_leaves.defjvp, symbolic_zeros=True)
+def _of_leaves_jvp(function: Map, tree: Any, primals, tangents):
+    value = _of_leaves(function, tree, *primals)
+    parts = []
+    for place, tangent in enumerate(tangents):
+        if not isinstance(tangent, SymbolicZero):  # as the tangents of integers are
+            # The value is an operand, and kept, only if no other operand has its type.
+            kept = next((n for n, a in enumerate(primals) if _alike(a, value)), len(primals))
+            operands = (*primals, value)[: max(kept + 1, len(primals))]
+            there = Form(_Tangent(function, tree, place), 1 + kept)
+            back = Form(_Cotangent(function, tree, place), 1 + place)
+            parts.append(linear_map(there, back, tangent, *operands))
+    return value, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(value)
+
+
+def _alike(a: Array, b: Array) -> bool:
+    return jax.typeof(a) == jax.typeof(b)
 
 
 _linear_map_p = Primitive("linear_map")

@@ -1,7 +1,9 @@
 """softmax, log_softmax and softmin, with their derivatives."""
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from softjax._numerics import (
     compute_dtype,
     excess,
     excess_and_exponentials,
+    keeping_half,
     log_total,
     masked,
     maximum,
@@ -53,7 +56,7 @@ def softmax(
 
     Derivative: p_dot = p (w - <p, w>) / T, where w is the tangent minus the tangent of a dominant
     entry. The difference 1 - p_i is then never computed where p_i is near 1. Both modes, any order;
-    the backward pass keeps p.
+    the backward pass keeps p, or the logits if these are in half precision.
     Edge cases: masked entries, and all entries of a row of -inf, are 0 with zero gradient; +inf or
     NaN in a row gives NaN.
 
@@ -92,7 +95,7 @@ def log_softmax(
         y_i = (x_i - m) / T - log1p(r),  m = max x,  r = sum of exp((x - m) / T) without the top
 
     Derivative: y_dot = w - <p, w>, where w is the tangent minus the tangent of a dominant entry.
-    Both modes, any order; the backward pass keeps p.
+    Both modes, any order; the backward pass keeps p, or the logits if these are in half precision.
     Edge cases: a masked or -inf entry gives -inf; if `where` masks every entry, the results are
     -inf with zero gradient; +inf or NaN in a row gives NaN.
 
@@ -388,12 +391,22 @@ def _along_one_axis(function: str, core, x: Array, axis: int) -> Array:
     return _normalized(core, x, None, None, _checks.axes(function, axis, x.ndim))
 
 
+class _Normalizer(NamedTuple):
+    """softmax or log_softmax of an array in any dtype."""
+
+    core: Callable[[Array, Axes], Array]
+    axes: Axes
+
+    def __call__(self, x: Array, where: Array | None, temperature: Array | None) -> Array:
+        z = masked(x, where)
+        if temperature is not None:
+            z = tempered(z, temperature, self.axes)
+        y = self.core(z, self.axes)
+        if where is not None:
+            y = jnp.where(where, y, 0 if self.core is softmax_core else -jnp.inf)
+        return y.astype(x.dtype)
+
+
 @partial(jax.jit, static_argnums=(0, 4))
 def _normalized(core, x: Array, where: Array | None, temperature: Array | None, axes) -> Array:
-    z = masked(x, where)
-    if temperature is not None:
-        z = tempered(z, temperature, axes)
-    y = core(z, axes)
-    if where is not None:
-        y = jnp.where(where, y, 0 if core is softmax_core else -jnp.inf)
-    return y.astype(x.dtype)
+    return keeping_half(_Normalizer(core, axes), axes, x, where, temperature)

@@ -7,7 +7,7 @@ import oracles
 import pytest
 
 import softjax
-from softjax._cpu_sums import LONG, UNROLLED, WIDE
+from softjax._cpu_sums import LONG, UNROLLED, WIDE, argmax_by_blocks
 from softjax._numerics import excess
 
 AROUND = (UNROLLED, 2 * UNROLLED, WIDE)
@@ -29,6 +29,63 @@ def test_every_length(axis, rows):
         np.testing.assert_array_equal(m.ravel(), expected_m.ravel())
         # 40 - x has a rounding error of half an ulp of 40, which exp makes relative: 2e-6.
         np.testing.assert_allclose(r.ravel(), expected_r.ravel(), rtol=4e-6, atol=0)
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("length", [5, 67, 96, 1000])
+def test_the_index_of_the_maximum(length):
+    """The first of equal maxima, in a row without blocks, of narrow ones and of wide ones."""
+    x = np.random.default_rng(0).integers(length // 3, size=(40, length)).astype(np.float32)
+    actual = argmax_by_blocks(jnp.asarray(x), 1)
+    np.testing.assert_array_equal(actual, x.argmax(1)[:, None])
+    m, _ = excess(jnp.asarray(x), (1,))
+    np.testing.assert_array_equal(m, x.max(1)[:, None])
+    lost = argmax_by_blocks(jnp.asarray([[-np.inf] * length, [np.nan] * length]), 1)
+    assert np.all((lost >= 0) & (lost < length))
+
+
+HALVES = {
+    "softmax": lambda x: softjax.softmax(x, temperature=2.0),
+    "log_softmax": lambda x: softjax.log_softmax(x, where=jnp.arange(x.shape[1]) < 30),
+    "logsumexp": lambda x: softjax.logsumexp(x, -1),
+    "logmeanexp": lambda x: softjax.logmeanexp(x, -1),
+    "cross_entropy": lambda x: softjax.cross_entropy(
+        x, jnp.arange(len(x)), label_smoothing=0.1, z_loss=0.1, weights=jnp.arange(1.0, 1 + len(x))
+    ),
+    "distribution": lambda x: softjax.cross_entropy(x, jnp.full_like(x, 1 / 32), reduction="mean"),
+}
+
+
+@pytest.mark.x64_once
+@pytest.mark.compiled_quickly
+@pytest.mark.parametrize("name", HALVES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_derivatives_keep_half_precision_in_memory_and_compute_in_float32(name, dtype):
+    function = HALVES[name]
+    rng = np.random.default_rng(0)
+    x, v = (jnp.asarray(3 * rng.standard_normal((6, 37)), dtype) for _ in range(2))
+    wide, v_wide = x.astype(jnp.float32), v.astype(jnp.float32)
+    value, back = jax.vjp(function, x)
+    kept = [a for a in jax.tree.leaves(back) if a.size >= x.size]
+    assert kept
+    assert all(a.dtype.itemsize <= 2 for a in kept)
+
+    expected, back_wide = jax.vjp(function, wide)
+    tolerances = {"rtol": 2 * float(jnp.finfo(dtype).eps), "atol": 1e-6}
+    cotangent = jnp.asarray(rng.standard_normal(value.shape), value.dtype)
+
+    def equal(actual, desired):
+        np.testing.assert_allclose(*(np.asarray(a, float) for a in (actual, desired)), **tolerances)
+
+    equal(value, expected)
+    equal(back(cotangent)[0], back_wide(cotangent.astype(jnp.float32))[0])
+    equal(jax.jvp(function, (x,), (v,))[1], jax.jvp(function, (wide,), (v_wide,))[1])
+
+    def gradient(x):
+        return jax.vjp(function, x)[1](cotangent.astype(jax.eval_shape(function, x).dtype))[0]
+
+    equal(jax.jvp(gradient, (x,), (v,))[1], jax.jvp(gradient, (wide,), (v_wide,))[1])
+    equal(jax.vjp(gradient, x)[1](v)[0], jax.vjp(gradient, wide)[1](v_wide)[0])
 
 
 @pytest.mark.x64_once
