@@ -13,12 +13,11 @@ from softjax._auto_axes import on_auto_axes
 from softjax._labels import Labels
 from softjax._numerics import compute_dtype
 from softjax._softmax import softmax_core, softmax_tangent
-from softjax.regression._features import is_sparse
+from softjax.regression._features import dense_or_sparse, is_sparse
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import (
     EXACT,
     Rows,
-    _dense_or_sparse,
     _targets_array,
     augmented,
     checked_rows,
@@ -87,13 +86,7 @@ def gradient(
     """
     function = "regression.gradient"
     rows = checked_rows(
-        function,
-        params,
-        features,
-        labels,
-        sample_weights,
-        class_weights,
-        offset=offset,
+        function, params, features, labels, sample_weights, class_weights, offset=offset
     )
     return _gradient(params, rows, l2)
 
@@ -201,13 +194,7 @@ def hvp(
     """
     function = "regression.hvp"
     rows = checked_rows(
-        function,
-        params,
-        features,
-        labels,
-        sample_weights,
-        class_weights,
-        offset=offset,
+        function, params, features, labels, sample_weights, class_weights, offset=offset
     )
     _checks.same_shape(function, "tangent.kernel", tangent.kernel, jnp.shape(params.kernel))
     _checks.same_shape(function, "tangent.bias", tangent.bias, jnp.shape(params.bias))
@@ -305,7 +292,7 @@ def lipschitz_constant(
         (1988), section 4; Böhning (1992), theorem 1.
     """
     function = "regression.lipschitz_constant"
-    x = _dense_or_sparse(function, features)
+    x = dense_or_sparse(function, features)
     x = x.todense() if is_sparse(x) else x
     _checks.same_rank(function, "features", x, 2)
     x = x.astype(compute_dtype(x.dtype))

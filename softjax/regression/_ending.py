@@ -83,12 +83,10 @@ class Ending(NamedTuple):
     Attributes:
         converged: by the rule of all solvers, with what Newton's model promises.
         moving: whether its step moves an example by so much that there may be no optimum.
-        value: the objective over the mass of the targets.
     """
 
     converged: Array
     moving: Array
-    value: Array
 
 
 def seen(problem: Problem, theta: Array, logits: Array, tol: Array) -> Array:
@@ -174,7 +172,7 @@ def looked(data: Data, theta: Array, first: Array, tol: Array) -> Ending:
     # Rounding of theta and of the logits may have moved a gradient of the size of `tol` by as much.
     reached = converged(objective, first, norm, decrement, CONFIRMED * tol)
     moving = largest_move(class_scores(problem, d)) >= STILL
-    return Ending(reached, moving, objective)
+    return Ending(reached, moving)
 
 
 def suspected(problem: Problem, state: State, status: Array) -> Array:

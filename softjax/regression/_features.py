@@ -59,6 +59,12 @@ def sparse_array(function: str, argument: str, x: Any) -> "BCOO":
     return with_data(x, data.astype(compute_dtype(data.dtype)))
 
 
+def dense_or_sparse(function: str, features: Any) -> Any:
+    """Features that are real numbers, as a dense array or as BCOO."""
+    read = sparse_array if is_sparse_matrix(features) else _checks.real_array
+    return read(function, "features", features)
+
+
 def with_data(x: "BCOO", data: Array) -> "BCOO":
     """`x` with other numbers in the same places."""
     return type(x)(

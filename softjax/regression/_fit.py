@@ -18,6 +18,7 @@ from softjax.regression._arguments import (
     checked_data,
     class_count,
     error,
+    errors_name,
     features_array,
     initial_params,
     is_traced,
@@ -45,6 +46,7 @@ OPTAX = "optax"
 
 @on_auto_axes
 @in_full_precision
+@errors_name(FIT)
 def fit(
     features: "Features",
     labels: ArrayLike,

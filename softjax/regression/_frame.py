@@ -82,7 +82,7 @@ def framed(data: Data, rotates: bool) -> tuple[Data, Frame]:
     x, centre = data.features, None
     if data.constant is None or data.constant > 0:
         centre = centre_of(x, data.weights)
-    x = less(x, centre)
+    x = x if centre is None else less(x, centre)
     if is_sparse(x) or not (rotates and _rotation_pays(data)):
         return replace(data, features=x), Frame(centre)
     rotated, rotation = _rotate(x, data.constant)
@@ -143,13 +143,9 @@ def status_outside(status: Any, moved: Any, value: Any, tol: Any) -> Any:
     return jnp.where(lost, Status.PRECISION_FLOOR, status).astype(jnp.int32)
 
 
-def less(x: Any, centre: Array | None) -> Any:
-    """The features less `centre`, sparse ones where they store an entry."""
-    return x if centre is None else _less(x, centre)
-
-
 @jax.jit
-def _less(x: Any, centre: Array) -> Any:
+def less(x: Any, centre: Array) -> Any:
+    """The features less `centre`, sparse ones where they store an entry."""
     return with_data(x, x.data - column_of(x, centre)) if is_sparse(x) else x - centre[None]
 
 

@@ -12,7 +12,7 @@ from softjax import _checks
 from softjax._auto_axes import on_auto_axes
 from softjax._cross_entropy import cross_entropy, weighted_mean
 from softjax._softmax import log_softmax, softmax
-from softjax.regression._features import is_sparse_matrix, linear, sparse_array
+from softjax.regression._features import dense_or_sparse, linear
 
 if TYPE_CHECKING:
     from softjax.regression._features import Features
@@ -237,8 +237,7 @@ def _logits(
 ) -> Array:
     function = f"regression.{function}"
     kernel, bias = jnp.asarray(params.kernel), jnp.asarray(params.bias)
-    read = sparse_array if is_sparse_matrix(features) else _checks.real_array
-    x: Any = read(function, "features", features)
+    x = dense_or_sparse(function, features)
     if x.ndim == 0 or x.shape[-1] != kernel.shape[0]:
         expected = f"of shape (..., {kernel.shape[0]})"
         raise ValueError(_checks.message(function, "features", expected, f"shape {x.shape}"))

@@ -23,13 +23,7 @@ from softjax._labels import ClassIndices, Labels, class_indices, distribution, i
 from softjax._losses import expected_loss_gradient, index_loss_gradient
 from softjax._numerics import compute_dtype
 from softjax._weights import is_zero, shares
-from softjax.regression._features import (
-    is_sparse,
-    is_sparse_matrix,
-    linear,
-    sparse_array,
-    with_data,
-)
+from softjax.regression._features import dense_or_sparse, is_sparse, linear, with_data
 from softjax.regression._model import SoftmaxRegression
 
 if TYPE_CHECKING:
@@ -85,7 +79,7 @@ def checked_rows(
 
 def features_array(function: str, params: SoftmaxRegression, features: "Features") -> Any:
     """Features [N, D] in the dtype of the parameters, at least float32, dense or BCOO."""
-    x = _dense_or_sparse(function, features)
+    x = dense_or_sparse(function, features)
     _checks.same_shape(function, "features", x, (x.shape[0] if x.ndim else 0, len(params.kernel)))
     return x.astype(compute_dtype(jnp.result_type(params.kernel)))
 
@@ -93,11 +87,6 @@ def features_array(function: str, params: SoftmaxRegression, features: "Features
 def dense(x: Any) -> Array:
     """Dense features, for matrices over all parameters, which take more memory than the rows."""
     return x.todense() if is_sparse(x) else x
-
-
-def _dense_or_sparse(function: str, features: Any) -> Any:
-    read = sparse_array if is_sparse_matrix(features) else _checks.real_array
-    return read(function, "features", features)
 
 
 def _targets_array(

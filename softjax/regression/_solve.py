@@ -175,8 +175,9 @@ def traced(
     fit, value_over_mass = to_the_end(name, fixed, start, tol, max_steps, penalised)
 
     theta = lax.stop_gradient(pack(_frame.expand(frame, fit.params)))
-    shifted = replace(data, features=_frame.less(data.features, frame.centre))
-    problem = problem_of(shifted)
+    if frame.centre is not None:
+        data = replace(data, features=_frame.less(data.features, frame.centre))
+    problem = problem_of(data)
     theta = stationary(SOLVERS[name].condition, theta, problem)
     objective = value(problem, theta, logits_at(problem, theta))
     params, moved = _frame.outside(frame.centre, unpack(theta))

@@ -23,6 +23,7 @@ from softjax.regression._arguments import (
     at_least,
     checked_data,
     constant,
+    error,
     initial_params,
     is_traced,
 )
@@ -132,7 +133,7 @@ class ArrayFeed:
         self.num_classes = data.num_classes
         if is_sparse(data.features):
             expected = "dense; rows of a SciPy CSR matrix may be streamed, by `Batches`"
-            raise ValueError(_checks.message(TRAIN, "features", expected, "a sparse array"))
+            raise error("features", expected, "a sparse array")
         if transform is not None:
             data = replace(data, features=jax.jit(transform)(data.features))
         num_examples = len(data.labels)
@@ -207,7 +208,7 @@ class BatchFeed:
             num_classes = getattr(self.source, "num_classes", None)
         if num_classes is None:
             expected = "given, since the batches do not say how many classes there are"
-            raise ValueError(_checks.message(TRAIN, "num_classes", expected, None))
+            raise error("num_classes", expected, None)
         self.num_classes = at_least("num_classes", num_classes, 2)
         self.epoch_steps = self.source.epoch_steps
         self.takes_all = False
@@ -298,12 +299,12 @@ def feed_of(
         given = {"labels": labels} if callable(features) or hasattr(features, "row_numbers") else {}
     for name, value in given.items():
         expected = "None where `features` are batches, which have their own"
-        raise ValueError(_checks.message(TRAIN, name, expected, type(value).__name__))
+        raise error(name, expected, type(value).__name__)
     if labels is None:
         return BatchFeed(features, num_classes, transform)
     if skips:
         expected = "False for arrays in memory; leave such rows out of the arrays"
-        raise ValueError(_checks.message(TRAIN, "skip_nonfinite", expected, True))
+        raise error("skip_nonfinite", expected, True)
     return ArrayFeed(features, labels, num_classes, transform, **of_arrays)
 
 

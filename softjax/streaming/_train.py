@@ -20,6 +20,7 @@ from softjax.regression import Event, FitResult, SoftmaxRegression
 from softjax.regression._arguments import (
     at_least,
     class_weights_array,
+    error,
     errors_name,
     factors_array,
     not_negative,
@@ -80,6 +81,7 @@ class Preempted(Exception):
 
 @on_auto_axes
 @in_full_precision
+@errors_name(TRAIN)
 def train(
     features: ArrayLike | Source | Callable[[int], Any] | Iterable[Any],
     labels: ArrayLike | None = None,
@@ -185,30 +187,29 @@ def train(
         _checks.refuse_uncallable(TRAIN, name, function)
     of_arrays = {"batch_size": batch_size, "seed": seed}
     of_arrays |= {"sample_weights": sample_weights, "offset": offset}
-    with errors_name(TRAIN):
-        refuse_other_optimizers(optimizer)
-        numbers = (sample_weights, offset, class_weights, penalty_factors, init, l2, tol)
-        refuse_tracers(features, labels, *numbers)
-        feed = feed_of(features, labels, num_classes, transform, of_arrays, skip_nonfinite)
-        steps = _steps(feed, epochs, steps)
-        if every is None:
-            every = feed.epoch_steps if feed.epoch_steps > 1 else max(steps, 1)
-        every = at_least("every", every, 1)
-        saved = _saved(checkpoints, feed, steps)
-        params = feed.begin(0 if saved is None else saved.step, every, init, fit_intercept)
-        (width, _), dtype = params.kernel.shape, params.kernel.dtype
-        validation = checked_validation(TRAIN, validation, width, feed.num_classes)
-        factors = factors_array(penalty_factors, width, dtype)
-        strength = jnp.asarray(penalty("l2", l2, dtype))
-        terms = Terms(
-            strength if factors is None else strength * factors,
-            class_weights_array(class_weights, feed.num_classes, dtype),
-            None if fit_intercept else jnp.zeros((), dtype),
-            bound=None,
-            largest=None,
-            # No gradient is as small as -1.
-            tol=jnp.asarray(-1.0 if tol is None else not_negative("tol", tol), dtype),
-        )
+    refuse_other_optimizers(optimizer)
+    numbers = (sample_weights, offset, class_weights, penalty_factors, init, l2, tol)
+    refuse_tracers(features, labels, *numbers)
+    feed = feed_of(features, labels, num_classes, transform, of_arrays, skip_nonfinite)
+    steps = _steps(feed, epochs, steps)
+    if every is None:
+        every = feed.epoch_steps if feed.epoch_steps > 1 else max(steps, 1)
+    every = at_least("every", every, 1)
+    saved = _saved(checkpoints, feed, steps)
+    params = feed.begin(0 if saved is None else saved.step, every, init, fit_intercept)
+    (width, _), dtype = params.kernel.shape, params.kernel.dtype
+    validation = checked_validation(TRAIN, validation, width, feed.num_classes)
+    factors = factors_array(penalty_factors, width, dtype)
+    strength = jnp.asarray(penalty("l2", l2, dtype))
+    terms = Terms(
+        strength if factors is None else strength * factors,
+        class_weights_array(class_weights, feed.num_classes, dtype),
+        None if fit_intercept else jnp.zeros((), dtype),
+        bound=None,
+        largest=None,
+        # No gradient is as small as -1.
+        tol=jnp.asarray(-1.0 if tol is None else not_negative("tol", tol), dtype),
+    )
     form = Form(feed.sums, optimizer, feed.transform, skip_nonfinite)
     run = _Run(feed, form, feed.known(terms), start(optimizer, params), saved, checkpoints, begin)
     return run.to(steps, every, validation, callback, preempted)
@@ -325,10 +326,10 @@ def _steps(feed: Feed, epochs: int | None, steps: int | None) -> int:
     """The number of the last step."""
     if (epochs is None) == (steps is None):
         given = "neither" if steps is None else "both"
-        raise ValueError(_checks.message(TRAIN, "epochs", "given, or `steps`, but not both", given))
+        raise error("epochs", "given, or `steps`, but not both", given)
     if steps is not None:
         return at_least("steps", steps, 0)
     if isinstance(feed, BatchFeed) and not hasattr(feed.source, "batch_size"):
         expected = "None for batches of a function or an iterable, whose epochs have no known end"
-        raise ValueError(_checks.message(TRAIN, "epochs", expected, epochs))
+        raise error("epochs", expected, epochs)
     return at_least("epochs", epochs, 0) * feed.epoch_steps
