@@ -14,13 +14,14 @@ certain weigh nothing. The preconditioner is built in float32 from standardised 
 gradient, in full precision, corrects what float32 misses, unless some features are so nearly
 collinear that float32 does not see how they differ.
 
-The examples that weigh in the block of a class lie around a mean of their own,
+The examples that weigh in the block of a class lie around a mean of their own, which is away from
+the mean mu of all examples by
 
-    mu_k = sum_i u_ik x_i / sum_i u_ik,  u_ik = w_i p_ik (1 - p_ik),
+    mu_k = sum_i u_ik x_i / sum_i u_ik - mu,  u_ik = w_i p_ik (1 - p_ik).
 
-which the bias of the class can take: theta_k x = kernel_k (x - mu_k) + (bias_k + kernel_k mu_k). In
-these parameters a kernel does not feel its bias, and A is the scatter around the means of the
-classes. One mean for all classes would leave an eigenvalue beyond all others to each class.
+The bias of the class can take this: theta_k x = kernel_k (x - mu_k) + (bias_k + kernel_k mu_k). In
+these parameters A is the scatter around the means of the classes. One mean for all classes would
+leave an eigenvalue beyond all others to each class.
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -78,7 +79,7 @@ class Kronecker(NamedTuple):
 
     Attributes:
         offset, unit: [D], of the standardised features that it is for.
-        means: mu [K, D + 1], of these features; 0 for the bias, and without an intercept.
+        means: mu_k [K, D + 1], of these features; 0 for the bias, and without an intercept.
         features: T [D + 1, D + 1].
         inverse: [K, D + 1].
         blur: [D + 1], how much of A and the ridge is jitter along each column of T.
@@ -209,10 +210,14 @@ def _kronecker(s: Standardised, uncertainty: Array) -> Kronecker:
 
 
 def _means_of_classes(s: Standardised, uncertainty: Array) -> tuple[Array, Array]:
-    """mu [K, D + 1], and most of the scatter of the means, [D + 1, D + 1]."""
+    """mu_k [K, D + 1], and most of the scatter of these means, [D + 1, D + 1]."""
     of_class = jnp.sum(uncertainty, 1, keepdims=True)
+    counts, total = jnp.where(of_class > 0, of_class, 1), jnp.sum(of_class)
     sums = pull_back(s, uncertainty).at[:, -1].set(0)
-    means = s.constant.astype(sums.dtype) * sums / jnp.where(of_class > 0, of_class, 1)
+    # The mean of all is 0, but not of a feature that is constant among the examples that weigh. Its
+    # products with the bias stay in A, which would be indefinite without its squares.
+    whole = jnp.sum(sums, 0, keepdims=True) / jnp.where(total > 0, total, 1)
+    means = s.constant.astype(sums.dtype) * jnp.where(of_class > 0, sums / counts - whole, 0)
     return means, (1 - BETWEEN) * product(means.T, of_class * means)
 
 

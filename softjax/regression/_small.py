@@ -273,7 +273,8 @@ def _preconditioner(
     share = of_class[:, 0] / u.sum()
     m = share / (1 - np.minimum(share, 0.5))
     mean_eigenvalue = 1 / max(len(m) - 1, 1)
-    means = table.biases * (u @ table.features) / np.where(of_class > 0, of_class, 1)
+    sums = table.biases * (u @ table.features)
+    means = sums / np.where(of_class > 0, of_class, 1) - sums.sum(0) / u.sum()
     means[:, table.width :] = 0
     a = (table.features.T * u.sum(0)) @ table.features
     a = mean_eigenvalue * (a - (1 - BETWEEN) * means.T @ (of_class * means))

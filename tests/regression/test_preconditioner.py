@@ -70,6 +70,17 @@ def test_the_preconditioner_is_positive_definite_and_near_the_inverse_hessian(co
             assert values[0] > -1e-5 * values[-1]
 
 
+def test_a_feature_may_be_constant_among_the_examples_that_weigh():
+    """The last one is certain, and all others have the same feature."""
+    x, p = np.array([[0.0], [0.0], [0.0], [1.0]]), np.array([[0.5, 0.5, 0.5, 0.0]])
+    zero = jnp.zeros(())
+    data = Data(2, jnp.asarray(x), jnp.asarray([0, 1, 0, 1]), None, None, zero, zero)
+    inverse, _ = map(np.asarray, both(data, jnp.asarray(np.concatenate([p, 1 - p]))))
+    assert np.isfinite(inverse).all()
+    assert np.linalg.eigvalsh((inverse + inverse.T) / 2)[-1] > 0
+    assert regression.fit(x, np.array([0, 1, 0, 1])).stop_reason == "quasi-separated"
+
+
 @pytest.mark.x64_once(True)
 @pytest.mark.parametrize(("solver", "most"), [("newton-cg", 64), ("lbfgs", 42)])
 def test_clusters_of_classes_take_few_passes(solver, most):
