@@ -77,20 +77,8 @@ class Step(NamedTuple):
     look: Look
 
 
-def steps(
-    data: Data,
-    l1: np.ndarray,
-    l2: np.ndarray,
-    report_of: Partial,
-    tol: float,
-    max_steps: int | None,
-    stopped: Callable[[], bool],
-) -> Iterator[Step]:
-    """The fit without the features that are penalised, and those at the penalties, which fall.
-
-    The fits after `stopped` says so take no step.
-    """
-    path = _Path(data, report_of, tol, max_steps, stopped)
+def steps(path: "Path", l1: np.ndarray, l2: np.ndarray) -> Iterator[Step]:
+    """The fit without the features that are penalised, and those at the penalties, which fall."""
     step = path.null()
     yield step
     before = path.largest(step.look)
@@ -100,14 +88,11 @@ def steps(
         before = min(before, float(strength))
 
 
-def largest_l1(data: Data, tol: float, max_steps: int | None) -> float:
-    """The smallest l1 that leaves no penalised feature in the model."""
-    path = _Path(data, Partial(nothing), tol, max_steps, lambda: False)
-    return path.largest(path.null().look)
+class Path:
+    """A path: its data, and fits to some of their features, by compiled programs.
 
-
-class _Path:
-    """A path: its data, and fits to some of their features."""
+    The fits after `stopped` says so take no step.
+    """
 
     def __init__(
         self,
@@ -132,11 +117,12 @@ class _Path:
             jnp.zeros((self.width, data.num_classes), self.data.features.dtype),
             jnp.zeros(data.num_classes, self.data.features.dtype),
         )
-        strength = float(np.finfo(self.data.features.dtype).max) / 16
+        largest = 16 * max(1.0, float(np.max(self.factors, initial=0)))
+        strength = float(np.finfo(self.data.features.dtype).max) / largest
         return self._fitted(zeros, self.factors == 0, strength, 0.0)
 
     def largest(self, look: Look) -> float:
-        """The penalty at which the first feature comes in."""
+        """The smallest penalty that leaves no penalised feature in the model."""
         held = self.factors > 0
         return float(np.max(np.asarray(look.slopes)[held] / self.factors[held], initial=0))
 
@@ -155,25 +141,34 @@ class _Path:
         stopped = self.stopped()
         limit = 0 if stopped else self.max_steps
         while True:
-            places, data = self.columns.chosen(penalised, taking_part)
-            own = _placed_in(params, places)
-            run = _solve.Run("proximal", data, own, self.tol, limit)
-            fit = run.advance(run.limit)
-            steps, passes = steps + fit.steps, passes + fit.passes + 2
-            params = _placed_back(fit.params, places, self.width)
-            look = _look(penalised, params, self.report_of)
+            fit, look, complete = self._among(penalised, taking_part, params, limit)
+            params, steps, passes = fit.params, steps + fit.steps, passes + fit.passes + 2
             excess = np.asarray(look.slopes) - self.factors * l1
             missed = ~taking_part & (excess > self.tol * np.asarray(look.bound))
             ended = stopped or fit.status == Status.NON_FINITE
-            if places is None or ended or not missed.any():
+            if complete or ended or not missed.any():
                 break
             taking_part = taking_part | missed
         if stopped and fit.status == Status.RUNNING:
             fit = fit._replace(status=Status.CALLBACK)
-        fit = fit._replace(
-            params=params, objective=float(look.objective), steps=steps, passes=passes
-        )
+        fit = fit._replace(objective=float(look.objective), steps=steps, passes=passes)
         return Step(fit, look)
+
+    def _among(
+        self,
+        penalised: Data,
+        taking_part: np.ndarray,
+        params: SoftmaxRegression,
+        limit: int | None,
+    ) -> tuple[FitResult, Look, bool]:
+        """A fit to the features that take part, what it looks like, and whether all took part."""
+        places, data = self.columns.chosen(penalised, taking_part)
+        own = _placed_in(params, places)
+        run = _solve.Run("proximal", data, own, self.tol, limit)
+        fit = run.advance(run.limit)
+        params = _placed_back(fit.params, places, self.width)
+        look = _look(penalised, params, self.report_of)
+        return fit._replace(params=params), look, places is None
 
     def _with_penalties(self, l1: float, l2: float) -> Data:
         dtype = self.data.features.dtype

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
-from softjax.regression import _l1_path
+from softjax.regression import _l1_host, _l1_path
 from softjax.regression._arguments import (
     at_least,
     called,
@@ -247,7 +247,9 @@ def largest_l1(
     )
     _refuse_tracers(data)
     data = _of_kind(data, _checks.flag(called(), "grouped", grouped))
-    return _l1_path.largest_l1(data, not_negative("tol", tol), None)
+    options = (Partial(_l1_path.nothing), not_negative("tol", tol), None, lambda: False)
+    path = _l1_host.path_of(data, *options)
+    return path.largest(path.null().look)
 
 
 def _with_corners(
@@ -277,18 +279,18 @@ def _with_corners(
     weights = ones if data.weights is None else np.asarray(data.weights)
     watch = _Watch(callback, len(order) * (1 + num_folds))
 
-    def path(own: Data, place: Array, fold: int) -> list[_l1_path.Step]:
-        report = Partial(held_out, place, data.labels, jnp.asarray(weights), jnp.int32(fold))
+    def path(own: Data, report: Partial) -> list[_l1_path.Step]:
         options = (report, tol, max_steps, lambda: watch.stopped)
-        walk = _l1_path.steps(own, strengths[order], ridges[order], *options)
+        walk = _l1_path.steps(_l1_host.path_of(own, *options), strengths[order], ridges[order])
         return watch.counted(walk)
 
-    def without(fold: int) -> Data:
+    def without(fold: int) -> list[_l1_path.Step]:
         kept = np.where(np.asarray(folds) == fold, 0, weights).astype(weights.dtype)
-        return replace(data, weights=mean_one(jnp.asarray(kept)))
+        report = Partial(held_out, folds, data.labels, jnp.asarray(weights), np.int32(fold))
+        return path(replace(data, weights=mean_one(jnp.asarray(kept))), report)[1:]
 
     everything = replace(data, weights=jnp.asarray(weights))
-    whole = path(everything, jnp.zeros(len(weights), jnp.int32), 0)
+    whole = path(everything, Partial(_l1_path.nothing))
     null = float(whole[0].look.loss)
     explained = [1 - float(step.look.loss) / null if null > 0 else np.nan for step in whole[1:]]
     back = np.argsort(order)
@@ -301,7 +303,7 @@ def _with_corners(
     )
     if folds is None:
         return result
-    of_folds = [path(without(fold), folds, fold)[1:] for fold in range(num_folds)]
+    of_folds = [without(fold) for fold in range(num_folds)]
     fits = [_in_order(back, [step.fit for step in steps]) for steps in of_folds]
     reports = [_in_order(back, [step.look.report for step in steps]) for steps in of_folds]
     fits, (loss, accuracy) = (

@@ -108,36 +108,50 @@ class Table(NamedTuple):
         return theta @ self.features.T + self.offset
 
     def gradient(self, theta: np.ndarray, p: np.ndarray) -> np.ndarray:
-        """X^T (w p - q) + ridge theta, whose mean over the classes is 0."""
-        residual = _balanced(p, self.weights * p - self.targets)
-        return _centred(residual @ self.features + self.ridge * theta)
+        """The slope, whose mean over the classes is 0 where that of `theta` is."""
+        return _centred(self.slope(theta, p))
+
+    def slope(self, theta: np.ndarray, p: np.ndarray) -> np.ndarray:
+        """X^T (w p - q) + ridge theta."""
+        return self.residual(p) @ self.features + self.ridge * theta
+
+    def residual(self, p: np.ndarray) -> np.ndarray:
+        """w p - q, [K, N]."""
+        return _balanced(p, self.weights * p - self.targets)
 
     def value(self, theta: np.ndarray, logits: np.ndarray) -> float:
-        """The objective, with the log of 1 + the sum over all classes but the largest."""
+        """The objective."""
+        return self.loss(logits) + np.vdot(theta, self.ridge * theta) / 2
+
+    def loss(self, logits: np.ndarray) -> float:
+        """The loss, with the log of 1 + the sum over all classes but the largest."""
         top = logits.argmax(0)[None]
         below = logits - np.take_along_axis(logits, top, 0)
         others = np.exp(below)
         np.put_along_axis(others, top, 0, 0)
         loss = np.log1p(others.sum(0)) - below
-        return np.vdot(self.targets, loss) + np.vdot(theta, self.ridge * theta) / 2
+        return np.vdot(self.targets, loss)
 
     def hessian_times(self, p: np.ndarray, v: np.ndarray) -> np.ndarray:
         """H v at the probabilities p."""
-        curved = _curved(self.weights, p, v @ self.features.T)
-        return curved @ self.features + self.ridge * v
+        return curved(self.weights, p, v @ self.features.T) @ self.features + self.ridge * v
 
 
 def takes(name: str, data: Data) -> bool:
     """Whether a solver's fit is one of a small table in the memory of the host."""
     x = data.features
-    if name != "newton-cg" or is_sparse(x) or not is_at_hand(x):
+    if name != "newton-cg" or is_sparse(x) or not 0 < x.shape[1] < MOST_COLUMNS:
         return False
-    if not 0 < x.shape[1] < MOST_COLUMNS:
+    return x.shape[0] * (x.shape[1] + data.num_classes) <= MOST_NUMBERS and is_on_host(data)
+
+
+def is_on_host(data: Data) -> bool:
+    """Whether all data are known, in the memory of the host, where JAX places arrays."""
+    leaves = [leaf for leaf in jax.tree.leaves(data) if isinstance(leaf, jax.Array)]
+    if not all(is_at_hand(leaf) for leaf in leaves):
         return False
-    leaves = jax.tree.leaves(data)
-    here = jax.device_put(np.zeros(())).devices()  # where JAX places arrays
-    at_home = all(not isinstance(leaf, jax.Array) or leaf.devices() == here for leaf in leaves)
-    return at_home and x.shape[0] * (x.shape[1] + data.num_classes) <= MOST_NUMBERS
+    here = jax.device_put(np.zeros(())).devices()
+    return all(leaf.devices() == here for leaf in leaves)
 
 
 def optimum(data: Data, tol: float) -> FitResult | None:
@@ -161,20 +175,27 @@ def optimum(data: Data, tol: float) -> FitResult | None:
 
 def _as_given(data: Data) -> tuple[Table, float]:
     """The features as they are with targets that sum to 1, and what they summed to."""
-    x, labels = np.asarray(data.features, np.float64), np.asarray(data.labels)
+    x = np.asarray(data.features, np.float64)
+    targets, mass = targets_of(data)
+    ridge = np.full(x.shape[1], float(data.l2)) / mass
+    ridge = ridge if data.factors is None else ridge * data.factors
+    biases = int(data.constant is None or data.constant > 0)
+    x, ridge = np.column_stack([x, *[np.ones(len(x))] * biases]), np.append(ridge, [0] * biases)
+    return Table(x, targets, ridge, 0 if data.offset is None else data.offset, biases), mass
+
+
+def targets_of(data: Data) -> tuple[np.ndarray, float]:
+    """Targets q [K, N] that sum to 1, and what they summed to."""
+    labels = np.asarray(data.labels)
     q = np.arange(data.num_classes)[:, None] == labels if labels.ndim == 1 else labels.T
     q = q.astype(np.float64)
     if data.class_weights is not None:
         q = q * np.asarray(data.class_weights, np.float64)[:, None]
     if data.weights is not None:
         q = q * np.asarray(data.weights, np.float64)
-    q = q / len(x)
-    mass = q.sum()
-    ridge = np.full(x.shape[1], float(data.l2)) / mass
-    ridge = ridge if data.factors is None else ridge * data.factors
-    biases = int(data.constant is None or data.constant > 0)
-    x, ridge = np.column_stack([x, *[np.ones(len(x))] * biases]), np.append(ridge, [0] * biases)
-    return Table(x, q / mass, ridge, 0 if data.offset is None else data.offset, biases), mass
+    q = q / len(labels)
+    mass = float(q.sum())
+    return q / mass, mass
 
 
 def _newton(table: Table, tol: float) -> End | None:
@@ -191,7 +212,7 @@ def _newton(table: Table, tol: float) -> End | None:
     among, precondition = table, _centred
     most_passes = MOST_WORK / (table.targets.size * (table.width + 16))
     for step in range(MOST_STEPS):
-        p = _probabilities(z)
+        p = probabilities(z)
         gradient = table.gradient(theta, p)
         norm = np.max(np.abs(gradient))
         if not np.isfinite(norm) or (near and table.is_loose and move >= STILL):
@@ -228,10 +249,10 @@ def _judged(given: Table, mass: float, end: End, tol: float) -> FitResult | None
     """The result, where parameters that are rounded by now are the optimum."""
     theta = end.theta.astype(np.float64)
     z = given.logits(theta)
-    gradient, value = given.gradient(theta, _probabilities(z)), given.value(theta, z)
+    gradient, value = given.gradient(theta, probabilities(z)), given.value(theta, z)
     bound = np.sqrt(given.weights @ np.square(given.features))
     norm = np.max(np.abs(gradient) / np.where(bound > 0, bound, 1))
-    separated = _is_separated(given.targets, z - given.offset)
+    separated = is_separated(given.targets, z - given.offset)
     if not converged(value, end.first, norm, end.decrement, tol):
         return None
     if separated and given.is_loose:
@@ -268,7 +289,7 @@ def _preconditioner(
 
     The formulas are those of `_preconditioner`. The least one is 0 where it is not clear.
     """
-    u = table.weights * p * _complements(p)
+    u = table.weights * p * complements(p)
     of_class = u.sum(1, keepdims=True)
     share = of_class[:, 0] / u.sum()
     m = share / (1 - np.minimum(share, 0.5))
@@ -312,9 +333,9 @@ def _step_length(
     linear, square = (np.vdot(part, table.ridge * d) for part in (theta, d))
     t, low, high = 1.0, 0.0, np.inf
     for _ in range(TRIALS):
-        p = _probabilities(z + t * dz)
+        p = probabilities(z + t * dz)
         slope = np.vdot(_balanced(p, table.weights * p - table.targets), dz) + linear + t * square
-        curvature = np.vdot(_curved(table.weights, p, dz), dz) + square
+        curvature = np.vdot(curved(table.weights, p, dz), dz) + square
         near = slope <= -OVERSHOOT * first and slope <= MIN_FRACTION * curvature * t
         if near and slope >= SLOPE_LEFT * first:
             return t
@@ -337,12 +358,12 @@ def _moments(table: Table) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.where(scale > 0, scale, 1)
 
 
-def _probabilities(z: np.ndarray) -> np.ndarray:
+def probabilities(z: np.ndarray) -> np.ndarray:
     e = np.exp(z - z.max(0))
     return e / e.sum(0)
 
 
-def _complements(p: np.ndarray) -> np.ndarray:
+def complements(p: np.ndarray) -> np.ndarray:
     """1 - p, of a class that is nearly certain as the sum of the others."""
     others = np.where(p > 0.5, 0, p).sum(0)
     return np.where(p > 0.5, others, 1 - p)
@@ -353,7 +374,7 @@ def _balanced(p: np.ndarray, residual: np.ndarray) -> np.ndarray:
     return np.where(p > 0.5, residual - residual.sum(0), residual)
 
 
-def _curved(weights: np.ndarray, p: np.ndarray, moves: np.ndarray) -> np.ndarray:
+def curved(weights: np.ndarray, p: np.ndarray, moves: np.ndarray) -> np.ndarray:
     """w_i (diag p_i - p_i p_i^T) moves_i."""
     mean = (p * moves).sum(0)
     return weights * (p * (moves - mean))
@@ -363,7 +384,7 @@ def _centred(theta: np.ndarray) -> np.ndarray:
     return theta - theta.mean(0)
 
 
-def _is_separated(targets: np.ndarray, scores: np.ndarray) -> Any:
+def is_separated(targets: np.ndarray, scores: np.ndarray) -> Any:
     """Whether every example of a hard label has its own class strictly on top."""
     own = targets > 0
     lowest = np.where(own, scores, np.inf).min(0)

@@ -29,11 +29,23 @@ def few_columns(monkeypatch):
     monkeypatch.setattr(_l1_path, "GROWTH", 2)
 
 
+@pytest.fixture
+def never_compiled(monkeypatch):
+    """Paths in the memory of the host alone, with nothing left to a compiled solver."""
+    monkeypatch.setattr(_l1_path.Path, "_among", None)
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("sparse", [False, True])
-def test_every_fit_of_a_path_is_the_optimum_among_all_features(grouped, sparse, few_columns):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_every_fit_of_a_path_is_the_optimum_among_all_features(
+    grouped, sparse, compiled, few_columns, request
+):
+    """Compiled where a feature has no penalty, and in NumPy where all have one."""
+    if not compiled:
+        request.getfixturevalue("never_compiled")
     x, labels = drawn()
-    factors = np.where(np.arange(D) == 7, 0.0, 1 + np.arange(D) % 3 / 2)
+    factors = np.where(np.arange(D) == 7, 0.0 if compiled else 20.0, 1 + np.arange(D) % 3 / 2)
     options = {"grouped": grouped, "penalty_factors": factors}
     largest = regression.largest_l1(x, labels, tol=1e-10, **options)
     grid = largest * np.array([0.05, 1.0001, 0.5, 0.2, 0.999])
@@ -43,8 +55,9 @@ def test_every_fit_of_a_path_is_the_optimum_among_all_features(grouped, sparse, 
     for i, l1 in enumerate(grid):
         assert_optimal(path.params_at(i), x, labels, l1, 0.01, factors, grouped, tol=1e-6)
     inside = np.any(np.asarray(path.fits.params.kernel) != 0, -1)
-    assert inside[1].sum() == 1  # what is not penalised alone, and one more right below
-    assert inside[4].sum() == 2
+    # What is not penalised alone, and one more right below.
+    assert inside[1].sum() == compiled
+    assert inside[4].sum() == 1 + compiled
     entry = np.asarray(path.entry)
     order = np.argsort(-grid)
     for j in range(D):
@@ -53,6 +66,57 @@ def test_every_fit_of_a_path_is_the_optimum_among_all_features(grouped, sparse, 
     explained = np.asarray(path.deviance_explained)
     np.testing.assert_allclose(explained[1], 0, atol=1e-6)
     assert np.all(np.diff(explained[order]) > 0)
+
+
+def test_models_of_every_kind_are_at_their_optimum(never_compiled):
+    """Offsets, no intercept, weights, soft labels, equal columns, columns of ones; in one dtype."""
+    for seed in range(16):
+        rng = np.random.default_rng(seed)
+        count, width, classes = 40, (3, 30)[seed % 2], 2 + seed % 4
+        x = rng.normal(size=(count, width)) * 2.0 ** rng.integers(-3, 4, width)
+        x += rng.normal(size=width) * rng.choice([0, 10])
+        if seed % 3 == 0:
+            x[:, 0], x[:, -1] = 1, 2 * x[:, 1]
+        soft = rng.dirichlet(np.ones(classes), size=count)
+        labels = soft if seed % 4 == 1 else np.argmax(soft, 1) * (np.arange(count) >= classes)
+        if seed % 4 != 1:
+            labels[:classes] = np.arange(classes)
+        chosen = {
+            "offset": rng.normal(size=(count, classes)),
+            "sample_weights": rng.uniform(0.1, 2, count),
+            "class_weights": rng.uniform(0.1, 2, classes),
+        }
+        options = {name: value for name, value in chosen.items() if rng.random() < 0.5}
+        options |= {"fit_intercept": bool(rng.random() < 0.7), "num_classes": classes}
+        grouped, l2 = bool(rng.random() < 0.4), rng.choice([0.0, 1e-3])
+        grid = regression.largest_l1(x, labels, grouped=grouped, **options) * np.array([0.5, 0.05])
+        path = regression.fit_path(
+            x, labels, l1=grid, l2=l2, folds=None, tol=1e-7, grouped=grouped, **options
+        )
+        assert path.fits.converged.all(), seed
+        for i, l1 in enumerate(grid):
+            slopes = subgradient(path.params_at(i), x, labels, l1, l2, grouped, options)
+            assert np.max(slopes) < 3e-7, seed
+
+
+def subgradient(params, x, labels, l1, l2, grouped, options):
+    """The smallest one, relative to what the gradient can be at most, in NumPy."""
+    kernel, bias = (np.asarray(part, np.float64) for part in params)
+    classes = len(bias)
+    weights = options.get("sample_weights", np.ones(len(x)))
+    q = labels if labels.ndim == 2 else np.eye(classes)[labels]
+    q = q * options.get("class_weights", np.ones(classes)) * (weights / weights.mean())[:, None]
+    q, mass = q / q.sum(), q.sum() / len(x)
+    z = x @ kernel + bias + options.get("offset", 0)
+    residual = q.sum(1, keepdims=True) * np.exp(log_softmax(z, 1)) - q
+    gradient, l1 = x.T @ residual + l2 / mass * kernel, l1 / mass
+    axis = 1 if grouped else ()
+    length, size = (np.sqrt(np.sum(a * a, axis, keepdims=True)) for a in (kernel, gradient))
+    outside = gradient * np.maximum(1 - l1 / np.where(size > 0, size, np.inf), 0)
+    inside = gradient + l1 * kernel / np.where(length > 0, length, 1)
+    bound = np.sqrt(q.sum(1) @ (x * x))[:, None]
+    slopes = np.abs(np.where(length > 0, inside, outside)) / bound
+    return np.append(slopes, np.abs(residual.sum(0)) * options["fit_intercept"])
 
 
 def test_the_deviance_explained_is_that_of_the_loss(few_columns):
@@ -103,7 +167,7 @@ def test_the_strong_rule_is_only_where_to_begin(few_columns, monkeypatch):
     """With a rule that leaves everything out the violations alone bring the features in."""
     x, labels = drawn()
     monkeypatch.setattr(_l1_path, "_is_inside", lambda params: np.zeros(D, bool))
-    monkeypatch.setattr(_l1_path._Path, "largest", lambda self, look: -1e9)
+    monkeypatch.setattr(_l1_path.Path, "largest", lambda self, look: -1e9)
     path = regression.fit_path(x, labels, l1=[0.05, 0.02], folds=None, tol=TOL)
     for i, l1 in enumerate((0.05, 0.02)):
         assert_optimal(path.params_at(i), x, labels, l1, tol=1e-6)

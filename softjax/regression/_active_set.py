@@ -1,0 +1,194 @@
+"""Newton's method among the parameters that are not 0, in NumPy, for a penalty with corners.
+
+    f(theta) = loss(theta) + 1/2 sum_jk r_j theta_jk^2 + sum_j s_j |theta_j|
+
+|theta_j| is sum_k |theta_jk|, or where the penalty is grouped the Euclidean norm over the classes.
+An entry theta_jk, or where grouped a row theta_j, is a part below. Around a part that is not 0 the
+penalty is smooth, along its unit vector u (a sign, or theta_j / |theta_j|). A part that is 0 stays
+there while the gradient of the loss is no larger than s_j, and else leaves along u = -g / |g|. So
+at every point some parts are free, and among these Newton's step solves
+
+    H d = -v,    v = the gradient of the loss + r theta + s u,    H = Hessian of f, free parts only
+
+A part that the step would take across 0 goes to 0 instead, and the system is solved again for the
+others. Where f is not smaller after a part of the step, a multiple of the diagonal joins H until it
+is (the method of Levenberg and Marquardt). Near the optimum the free parts no longer change, and
+the convergence is that of Newton's method. What all classes have in common changes no probability;
+it is chosen after every step to make the penalties smallest, as in `_proximal`.
+
+As in `_small` only a clear end is one, and anything else is left to the compiled solver.
+
+Source: M. Schmidt, G. Fung and R. Rosales, "Optimization methods for l1-regularization" (2009), on
+two-metric projection; D. Bertsekas, "Projected Newton methods for optimization problems with simple
+constraints" (1982).
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from softjax.regression._active_solves import DAMPING, Corners, Faces, Hessian, by_products
+from softjax.regression._convergence import converged, rounding_of
+from softjax.regression._linear_solves import FINE, ROUGH
+from softjax.regression._small import End, Table, probabilities
+
+# Steps of a fit that starts near its end, and rounds in which parts go to 0.
+MOST_STEPS, ROUNDS = 60, 4
+# The shares of a step that are tried. One is taken where f falls by this much of what its slope
+# promises.
+SHARES, SUFFICIENT = (1.0, 0.5, 0.25), 1e-4
+# H of m free parameters takes N m^2 operations, and conjugate gradients as many as this number of
+# logits, 4 N K D each. Beyond the second number of parameters H is not built either way.
+PRODUCTS, LARGEST = 60, 2048
+# The Hessian is built again where a step promises more than this share of what the last one did.
+SLOW = 0.1
+# What joins the diagonal, relative to it: where a step leads up, by what factor it grows then,
+# and the most. A step with more than CLEAR does not say how much is left.
+RAISED, FACTOR, HIGHEST, CLEAR = 1e-6, 30.0, 1e6, 1e-3
+
+
+def optimum(
+    table: Table, corners: Corners, theta: np.ndarray, bound: np.ndarray, tol: float
+) -> End | None:
+    """The end of the steps from `theta` [K, D + 1]; None where it is not clear.
+
+    `bound` [D + 1] is what an entry of the gradient can be at most.
+    """
+    theta = _without_what_is_common(table, corners, theta)
+    z = table.logits(theta)
+    value = first = table.value(theta, z) + corners.value(theta)
+    decrement: Any = np.inf
+    before, passes, damping, model = np.inf, 2, DAMPING, None
+    for step in range(MOST_STEPS):
+        p = probabilities(z)
+        faces = _faces(table, corners, theta, table.slope(theta, p))
+        norm = np.max(np.abs(faces.slope) / bound, initial=0)
+        if not np.isfinite(norm):
+            return None
+        if converged(value, first, norm, decrement, tol):
+            return End(theta, first, decrement, step, passes)
+        if model is None or decrement > SLOW * before:
+            model = Hessian(table, p)
+        found = None
+        while found is None:
+            d, products = _direction(table, corners, model, faces, theta, p, norm, damping)
+            found, passes = _stepped(table, corners, faces, theta, value, d), passes + products + 2
+            if found is None:
+                promised = np.abs(np.vdot(faces.slope, d)) / 2
+                if damping <= CLEAR and converged(value, first, norm, promised, tol):
+                    return End(theta, first, promised, step, passes)  # rounding hides the rest
+                damping = max(FACTOR * damping, RAISED)
+                if damping > HIGHEST:
+                    return None
+        before, decrement = decrement, np.abs(np.vdot(faces.slope, d)) / 2
+        decrement = decrement if damping <= CLEAR else np.inf
+        (theta, z, value), damping = found, max(damping / FACTOR, DAMPING)
+    return None
+
+
+def smallest_subgradient(corners: Corners, theta: np.ndarray, gradient: np.ndarray) -> np.ndarray:
+    """Of the subgradients at `theta` the smallest, where the smooth part has this gradient."""
+    length, size = corners.length(theta), corners.length(gradient)
+    outside = np.maximum(1 - corners.strength / np.where(size > 0, size, np.inf), 0)
+    inside = gradient + corners.strength * corners.unit(theta)
+    return np.where(length > 0, inside, gradient * outside)
+
+
+def _faces(table: Table, corners: Corners, theta: np.ndarray, gradient: np.ndarray) -> Faces:
+    """The faces of the penalty at `theta`, where the smooth part has this gradient."""
+    strength, length = corners.strength[None], corners.length(theta)
+    inside = length > 0
+    entering = ~inside & (corners.length(gradient) > strength)
+    unit = np.where(inside, corners.unit(theta), np.where(entering, -corners.unit(gradient), 0))
+    held = strength > 0
+    free = np.broadcast_to(inside | entering | ~held, theta.shape)
+    slope = np.where(free, gradient + strength * unit, 0)
+    if corners.grouped:
+        bend = np.where(inside, strength / np.where(inside, length, 1), 0)[0]
+        return Faces(free, unit, (entering & held)[0], bend, slope)
+    # What all classes have in common has no curvature but that of r. It is chosen for itself, and
+    # one class that is at 0 stays there.
+    whole = free.all(0) & held[0]
+    least = np.where(inside, np.inf, np.abs(slope)).argmin(0)
+    rests = whole & (np.arange(len(theta))[:, None] == least) & ~inside
+    # Of the biases one is not free.
+    rests[0, table.width :] = True
+    none = np.zeros(theta.shape[1])
+    return Faces(free & ~rests, unit, none > 0, none, slope)
+
+
+def _direction(
+    table: Table,
+    corners: Corners,
+    model: Hessian,
+    faces: Faces,
+    theta: np.ndarray,
+    p: np.ndarray,
+    norm: float,
+    damping: float,
+) -> tuple[np.ndarray, int]:
+    """Newton's step among the free parts, and its products with the features."""
+    d, products = np.zeros_like(theta), 0
+    count, width = int(faces.free.sum()), theta.shape[1]
+    small = count <= LARGEST and count**2 <= 4 * PRODUCTS * len(theta) * width
+    tolerance = np.clip(3 * np.sqrt(norm), FINE, ROUGH)
+    for _ in range(ROUNDS):
+        if small and not corners.grouped:
+            d = model.solved(faces, d, damping)
+        else:
+            d, used = by_products(table, corners, faces, p, d, damping, tolerance)
+            products += used
+        crossing = ~(corners.along(theta + d, faces.unit) > 0) & (corners.strength > 0)
+        crossing = faces.free & crossing
+        if not crossing.any():
+            break
+        # They end at 0, and what the others do is found again.
+        d, free = np.where(crossing, -theta, d), faces.free & ~crossing
+        faces = replace(faces, free=free, entering=faces.entering & free.any(0))
+    return d, products
+
+
+def _stepped(
+    table: Table,
+    corners: Corners,
+    faces: Faces,
+    theta: np.ndarray,
+    value: float,
+    d: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """The point after the step or a part of it, its logits and objective.
+
+    None where no part that is tried leads down.
+    """
+    slope = np.vdot(faces.slope, d)
+    for t in SHARES if slope <= 0 else ():
+        new = theta + t * d
+        stays = (corners.along(new, faces.unit) > 0) | (corners.strength == 0)
+        new = _without_what_is_common(table, corners, np.where(stays, new, 0))
+        z = table.logits(new)
+        reached = table.value(new, z) + corners.value(new)
+        if reached <= value + SUFFICIENT * t * slope + rounding_of(value):
+            return new, z, reached
+    return None
+
+
+def _without_what_is_common(table: Table, corners: Corners, theta: np.ndarray) -> np.ndarray:
+    """`theta` less what all classes have in common where the penalties are smallest then.
+
+    Norms and squares are smallest for a mean of 0, and sums of absolute values for a median of 0.
+    Of both together the formula is that of `_proximal`. Of an even number of classes the lower
+    median is taken, so that a class is at 0.
+    """
+    if corners.grouped:
+        return theta - theta.mean(0)
+    count, ridge, strength = len(theta), table.ridge, corners.strength
+    mean, held = theta.mean(0), strength > 0
+    middle = np.sort(theta, 0)[(count - 1) // 2]
+    both = held & (ridge > 0)
+    if both.any():
+        side = (count - 2 * np.arange(count + 1)[:, None]) / count
+        shifts = mean + side * np.where(both, strength / np.where(both, ridge, 1), 0)
+        median = np.sort(np.concatenate([theta, shifts]), 0)[count]
+        middle = np.where(both, median, middle)
+    return theta - np.where(held, middle, mean)

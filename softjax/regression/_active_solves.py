@@ -1,0 +1,227 @@
+"""The linear systems of the steps of `_active_set`: among the free parts, H d = -v.
+
+They are solved by the factors of H, which is built for a few steps, where it is small. Else they
+are solved by conjugate gradients, which need products with the features.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from softjax.regression._small import Table, complements, curved
+
+# What joins the diagonal of H at least, relative to it.
+DAMPING = 1e-10
+# Products of conjugate gradients, and the most features with a matrix as their preconditioner.
+MOST_PRODUCTS, FEW = 400, 256
+
+
+class Corners(NamedTuple):
+    """The penalty s.
+
+    Attributes:
+        strength: s of each column of a table, 0 for the bias, [D + 1].
+        grouped: whether it is of the norms over the classes.
+    """
+
+    strength: np.ndarray
+    grouped: bool
+
+    def length(self, theta: np.ndarray) -> np.ndarray:
+        """|theta_jk| [K, D + 1], or where grouped |theta_j| [1, D + 1]."""
+        if self.grouped:
+            return np.sqrt(np.square(theta).sum(0, keepdims=True))
+        return np.abs(theta)
+
+    def unit(self, theta: np.ndarray) -> np.ndarray:
+        """The unit vector of each part; 0 for a part that is 0."""
+        length = self.length(theta)
+        return theta / np.where(length > 0, length, 1)
+
+    def value(self, theta: np.ndarray) -> float:
+        """sum_j s_j |theta_j|."""
+        return float((self.strength * self.length(theta)).sum())
+
+    def along(self, a: np.ndarray, unit: np.ndarray) -> np.ndarray:
+        """The component of each part of `a` along its unit vector."""
+        return (a * unit).sum(0, keepdims=True) if self.grouped else a * unit
+
+
+@dataclass
+class Faces:
+    """The parts that are free at a point, and how the penalty is there.
+
+    Attributes:
+        free: which entries are free, [K, D + 1].
+        unit: u, [K, D + 1].
+        entering: where grouped, which rows leave 0, [D + 1]: they do so along u only.
+        bend: s / |theta_j|, what a grouped penalty curves across u, [D + 1].
+        slope: v, 0 for what is not free, [K, D + 1].
+    """
+
+    free: np.ndarray
+    unit: np.ndarray
+    entering: np.ndarray
+    bend: np.ndarray
+    slope: np.ndarray
+
+
+@dataclass
+class Hessian:
+    """The Hessian of the smooth part at probabilities p, of as many parameters as were asked for.
+
+    Between parameters (k, j) and (l, m) it is
+
+        X_j^T diag(w p_k) X_m [k = l] - (w^(1/2) p_k X_j)^T (w^(1/2) p_l X_m)
+
+    The second factors of all parameters are the columns of one matrix.
+    """
+
+    table: Table
+    p: np.ndarray
+    places: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    matrix: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    columns: Any = None
+
+    def solved(self, faces: Faces, d: np.ndarray, damping: float) -> np.ndarray:
+        """d with H d = -v for what is free, where the other entries of `d` are known."""
+        from scipy.linalg import cho_factor, cho_solve
+
+        moved = np.flatnonzero(~faces.free & (d != 0))
+        free = np.flatnonzero(faces.free)
+        self._include(np.union1d(free, moved))
+        own, others = np.searchsorted(self.places, free), np.searchsorted(self.places, moved)
+        b = -faces.slope.ravel()[free] - self.matrix[np.ix_(own, others)] @ d.ravel()[moved]
+        h = self.matrix[np.ix_(own, own)]
+        h.ravel()[:: len(h) + 1] *= 1 + damping
+        d = d.copy()
+        factor = cho_factor(h, lower=True, overwrite_a=True, check_finite=False)
+        d.ravel()[free] = cho_solve(factor, b, check_finite=False)
+        return d
+
+    def _include(self, places: np.ndarray) -> None:
+        """Makes the matrix one of all these parameters as well."""
+        new = np.setdiff1d(places, self.places, assume_unique=True)
+        if not len(new):
+            return
+        scaled = np.sqrt(self.table.weights) * self.p
+        columns = self._columns_of(new, scaled)
+        between = -(columns.T @ columns)
+        classes, features = np.divmod(new, self.table.features.shape[1])
+        self._add_blocks(between, classes, features, classes, features)
+        between[np.diag_indices(len(new))] += self.table.ridge[features]
+        if len(self.places):
+            old_classes, old_features = np.divmod(self.places, self.table.features.shape[1])
+            across = -(self.columns.T @ columns)
+            self._add_blocks(across, old_classes, old_features, classes, features)
+            between = np.block([[self.matrix, across], [across.T, between]])
+            columns = np.concatenate([self.columns, columns], 1)
+        places = np.concatenate([self.places, new])
+        order = np.argsort(places)
+        self.places, self.matrix = places[order], between[np.ix_(order, order)]
+        self.columns = columns[:, order]
+
+    def _columns_of(self, places: np.ndarray, scaled: np.ndarray) -> np.ndarray:
+        classes, features = np.divmod(places, self.table.features.shape[1])
+        columns = self.table.features[:, features]
+        for k in np.unique(classes):
+            columns[:, classes == k] *= scaled[k][:, None]
+        return columns
+
+    def _add_blocks(self, matrix: np.ndarray, *places: np.ndarray) -> None:
+        """Adds what parameters of one class share."""
+        rows, row_features, columns, column_features = places
+        for k in np.intersect1d(rows, columns):
+            a, b = np.flatnonzero(rows == k), np.flatnonzero(columns == k)
+            weighted = (self.table.weights * self.p[k])[:, None]
+            right = weighted * self.table.features[:, column_features[b]]
+            matrix[np.ix_(a, b)] += self.table.features[:, row_features[a]].T @ right
+
+
+def by_products(
+    table: Table,
+    corners: Corners,
+    faces: Faces,
+    p: np.ndarray,
+    d: np.ndarray,
+    damping: float,
+    tol: float,
+) -> tuple[np.ndarray, int]:
+    """d with H d = -v for what is free, by conjugate gradients, and the products they took."""
+    among = _projection(table, corners, faces)
+    curved_by = (table.weights * p * complements(p)) @ np.square(table.features)
+    extra = table.ridge + faces.bend
+    extra = extra + damping * (curved_by + extra)
+    precondition = _preconditioner(table, faces, p, curved_by, extra, among)
+
+    def times(v: np.ndarray) -> np.ndarray:
+        image = curved(table.weights, p, v @ table.features.T) @ table.features
+        return image + extra * v - faces.bend * faces.unit * corners.along(v, faces.unit)
+
+    r = among(-faces.slope - times(d))
+    z = precondition(r)
+    direction, product = z, np.vdot(r, z)
+    expected = product  # the curvature of the preconditioner
+    bound, products = tol * tol * product, 2
+    while product > bound and products < MOST_PRODUCTS:
+        image = among(times(direction))
+        curvature = np.vdot(direction, image)
+        if not curvature > DAMPING * expected:
+            break
+        length = product / curvature
+        d, r = d + length * direction, r - length * image
+        z, before = precondition(r), product
+        product = np.vdot(r, z)
+        direction = z + product / before * direction
+        expected = product + (product / before) ** 2 * expected
+        products += 2
+    return d, products
+
+
+def _projection(table: Table, corners: Corners, faces: Faces) -> Callable:
+    """What a step may be: of the free parts, along u for those that enter, without a common part.
+
+    The common part of the biases stays out, and where the penalty is grouped that of all.
+    """
+    enters = faces.entering[None]
+
+    def among(a: np.ndarray) -> np.ndarray:
+        a = np.where(faces.free, a, 0)
+        if not corners.grouped:
+            return a
+        a = np.where(enters, faces.unit * corners.along(a, faces.unit), a)
+        return a - a.mean(0)
+
+    return among
+
+
+def _preconditioner(
+    table: Table,
+    faces: Faces,
+    p: np.ndarray,
+    curved_by: np.ndarray,
+    extra: np.ndarray,
+    among: Callable,
+) -> Callable:
+    """The inverse, for each class among what is free of it, of a matrix near its block of H.
+
+    The curvature of the loss has the diagonal `curved_by`, as in H, and the correlations of
+    X^T diag(u) X with the uncertainties u_i = w_i sum_k p_ik (1 - p_ik), which all classes share;
+    `extra` joins the diagonal. Where there are many features it is the diagonal alone.
+    """
+    x, diagonal = table.features, np.arange(table.features.shape[1])
+    if x.shape[1] > FEW:
+        size = curved_by + extra
+        size = np.where(size > 0, size, 1)
+        return lambda r: among(among(r) / size)
+    gram = (x.T * (table.weights * p * complements(p)).sum(0)) @ x
+    unit = np.sqrt(curved_by / np.where(gram[diagonal, diagonal] > 0, gram[diagonal, diagonal], 1))
+    free = faces.free
+    blocks = np.where(free[:, :, None] & free[:, None, :], gram, 0)
+    blocks *= unit[:, :, None] * unit[:, None, :]
+    size = blocks[:, diagonal, diagonal] * (1 + DAMPING) + extra
+    blocks[:, diagonal, diagonal] = np.where(free & (size > 0), size, 1)
+    inverse = np.linalg.inv(blocks)
+    return lambda r: among((inverse @ among(r)[:, :, None])[:, :, 0])
