@@ -33,7 +33,7 @@ Pair = tuple[Array, Array]
 Terms = Callable[[Array, Array], Pair]
 
 
-def _terms(x: Array, m: Array) -> Pair:
+def terms_beside_top(x: Array, m: Array) -> Pair:
     """exp(x - m) with 0 at the maximal entries, and a mask of these; NaN where x is NaN."""
     is_top = x == m
     return jnp.where(is_top, 0, jnp.exp(x - m)), is_top.astype(x.dtype)
@@ -45,7 +45,7 @@ def terms_of_exponentials(e: Array, one: Array) -> Pair:
     return jnp.where(is_top, 0, e), is_top.astype(e.dtype)
 
 
-def sums_in_tiles(x: Array, m: Array, axes: Axes, terms: Terms = _terms) -> Pair:
+def sums_in_tiles(x: Array, m: Array, axes: Axes, terms: Terms = terms_beside_top) -> Pair:
     """The sums of `terms` over `axes`, which are kept.
 
     With the terms given here these are the sum without the maximal entries, and their number.
@@ -127,13 +127,18 @@ def over_shards(sums: Pair, axes: tuple[int, ...]) -> Pair:
     return jnp.expand_dims(a, axes), jnp.expand_dims(b, axes)
 
 
-def sums_of_tiles(terms: Callable[[slice], Pair], length: int, axis: int, last: bool) -> Pair:
+def sums_of_tiles(
+    terms: Callable[[slice], Pair], length: int, axis: int, last: bool, in_any_order: bool = False
+) -> Pair:
     """The sums of two arrays over an axis, both in one loop, as a tree.
 
     The axis is divided into tiles [height, width], which are summed down their columns, then over
     the columns, then over the tiles. This is accurate to a few ulp and vectorizes. The first loop,
     which computes all exponentials, writes only 1 / height of the numbers that it reads. `terms`
     returns the arrays part by part, because an expression that is sliced twice would be stored.
+
+    With `in_any_order`, for the last axis, XLA:CPU sums what the first loop writes. That is as
+    accurate and compiles two loops and not six, but the order may depend on the number of rows.
     """
     sums, start = [], 0
     for count, height, width in _tiling(length, last):
@@ -146,7 +151,11 @@ def sums_of_tiles(terms: Callable[[slice], Pair], length: int, axis: int, last: 
             continue
         tiles = (*a.shape[:axis], count, height, width, *a.shape[axis + 1 :])
         columns = _sums_down(a.reshape(tiles), b.reshape(tiles), axis + 1)
-        sums.append(_sums_along(*_sums_along(*columns, axis + 1, last), axis, last))
+        if in_any_order:
+            a, b = (jnp.sum(c.reshape(*c.shape[:axis], count * width), -1) for c in columns)
+            sums.append((a, b))
+        else:
+            sums.append(_sums_along(*_sums_along(*columns, axis + 1, last), axis, last))
     (a, b), *others = sums
     for other in others:
         a, b = a + other[0], b + other[1]

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from softjax._numerics import excess
+from softjax._cpu_sums import Pair, sums_of_tiles, terms_beside_top
+from softjax._numerics import maximum
 from softjax._platforms import platform_dependent
-from softjax._reductions import shift
+from softjax._reductions import behind_barrier_on_cpu, shift
 
 
 @jax.custom_jvp
@@ -39,12 +40,16 @@ def _top_and_excess_jvp(primals, tangents):
 
 
 def _in_two_passes(x: Array, temperature: Array | None = None) -> tuple[Array, Array]:
-    """The maximum, and then the sum of the exponentials."""
-    if temperature is None:
-        top, r = excess(x, (1,))
-        return top[:, 0], r[:, 0]
-    top = jnp.max(x, -1, initial=jnp.finfo(x.dtype).min)
-    return top, excess(distance(x, top[:, None], temperature), (1,))[1][:, 0]
+    """The maximum, and then the sum of the exponentials of the others."""
+    top = behind_barrier_on_cpu(maximum(x, (1,)))
+
+    def terms(part: slice) -> Pair:
+        if temperature is None:
+            return terms_beside_top(x[:, part], top)
+        return terms_beside_top(distance(x[:, part], top, temperature), jnp.zeros_like(top))
+
+    rest, tops = sums_of_tiles(terms, x.shape[1], 1, last=True, in_any_order=True)
+    return top[:, 0], rest + (tops - 1)
 
 
 def _in_one_pass(x: Array, temperature: Array | None = None) -> tuple[Array, Array]:
