@@ -51,8 +51,9 @@ def relative_to(x: Array, origin: Array) -> Array:
     """x - origin for an entry `origin` of x, which need not be the largest: exactly 0 there.
 
     As in `shift`, a compiler could contract the difference with a product in x. A barrier does not
-    prevent that, since XLA:CPU removes barriers before it fuses operations. The choice between x
-    and an origin that is equal to x changes no value, but it separates product and difference.
+    prevent that, since XLA:CPU of jaxlib 0.10 removes barriers before it fuses operations. The
+    choice between x and an origin that is equal to x changes no value, but it separates product and
+    difference.
     """
     return jnp.where(x != origin, x, origin) - origin
 
@@ -264,7 +265,12 @@ def _on_no_mesh(*arrays: Array) -> bool:
 
 
 def behind_barrier_on_cpu(x: Array) -> Array:
-    """x behind a barrier, so that XLA:CPU computes it before the operations that use it."""
+    """x behind a barrier on a CPU.
+
+    As long as the barrier is there, XLA:CPU does not merge the operations that compute x with those
+    that use it, such as a maximum of maxima. In jaxlib 0.10 this ends before elementwise operations
+    are fused: such an x may be computed again by each operation that uses it.
+    """
     return platform_dependent(x, cpu=lax.optimization_barrier, default=lambda x: x)
 
 

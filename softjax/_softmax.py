@@ -209,7 +209,6 @@ def softmax_tangent(p: Array, v: Array, axes: Axes, top: Array | None = None) ->
 
 
 def _covariance_product(v: Array, p: Array, top: Array | None = None, *, axes: Axes) -> Array:
-    p = behind_barrier_on_cpu(p)  # computed once
     at_top = _at_top(v, p, top, axes)
     return p * (relative_to(v, at_top) - weighted_sum(p, v, at_top, axes))
 
