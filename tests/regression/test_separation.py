@@ -144,3 +144,11 @@ def test_under_jit_and_vmap():
     x, expected = zip(*map(cases.get, names), strict=True)
     fits = jax.jit(jax.vmap(lambda x: regression.fit(x, y, num_classes=2)))(np.stack(x))
     assert fits.stop_reason == list(expected)
+
+
+@pytest.mark.x64_once(False)
+def test_firth_has_an_optimum_where_classes_are_separated():
+    x, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 0, 1, 1])
+    fit = regression.fit(x, y, solver="firth")
+    assert fit.converged
+    assert np.abs(fit.params.kernel).max() < 1
