@@ -1,7 +1,8 @@
 """cross_entropy of logits, and the weighted mean of losses."""
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -203,7 +204,8 @@ def _cross_entropy(
     return keeping_half(_Loss(reduction), (x.ndim - 1,), x, *operands)
 
 
-class _Loss(NamedTuple):
+@dataclass(frozen=True)
+class _Loss:
     """The loss over the last axis of logits in any dtype."""
 
     reduction: Reduction

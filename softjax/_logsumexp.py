@@ -1,6 +1,7 @@
 """logsumexp and logmeanexp, with their derivatives."""
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, overload
 
@@ -207,7 +208,8 @@ def _logsumexp_and_gradient_jvp(axes, primals, tangents):
     return (y, p), (inner(p, x_dot, axes), softmax_tangent(p, x_dot, axes, place_of_top(x, axes)))
 
 
-class _Logsumexp(NamedTuple):
+@dataclass(frozen=True)
+class _Logsumexp:
     """logsumexp of an array in any dtype."""
 
     axes: tuple[int, ...]
@@ -386,7 +388,8 @@ def _logmeanexp_jvp(axes, primals, tangents):
     return _logmeanexp(x, where, axes), inner(softmax_core(x, axes), x_dot, axes)
 
 
-class _Logmeanexp(NamedTuple):
+@dataclass(frozen=True)
+class _Logmeanexp:
     """logmeanexp of an array in any dtype."""
 
     axes: tuple[int, ...]

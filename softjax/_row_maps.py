@@ -12,6 +12,7 @@ cannot be batched (jax 0.12).
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -39,7 +40,8 @@ class Form(NamedTuple):
     like: int
 
 
-class _Over(NamedTuple):
+@dataclass(frozen=True)
+class _Over:
     """A function with its axes; of the same function and axes it is equal."""
 
     function: Map
@@ -49,7 +51,8 @@ class _Over(NamedTuple):
         return self.function(*operands, axes=self.axes)
 
 
-class _Batched(NamedTuple):
+@dataclass(frozen=True)
+class _Batched:
     """A function of operands whose first axis is a batch, where `is_batched` says so."""
 
     function: Map
@@ -78,8 +81,12 @@ def linear_map(forward: Form, transposed: Form, v: Array, *coefficients: Array) 
     return _linear_map_p.bind(*operands, forward=forward, transposed=transposed)
 
 
-class _OfOperand(NamedTuple):
-    """A function of the leaves of its operands, of which the leaf at `place` is the variable."""
+@dataclass(frozen=True)
+class _OfOperand:
+    """A function of the leaves of its operands, of which the leaf at `place` is the variable.
+
+    JAX lowers equal maps once. Unlike named tuples, instances of different classes are never equal.
+    """
 
     function: Map
     tree: Any
@@ -95,12 +102,14 @@ class _OfOperand(NamedTuple):
         return of_variable, leaves[self.place]
 
 
+@dataclass(frozen=True)
 class _Tangent(_OfOperand):
     def __call__(self, x_dot: Array, *leaves: Array) -> Array:
         of_variable, x = self.at(leaves)
         return jax.jvp(of_variable, (x,), (x_dot,))[1]
 
 
+@dataclass(frozen=True)
 class _Cotangent(_OfOperand):
     def __call__(self, cotangent: Array, *leaves: Array) -> Array:
         of_variable, x = self.at(leaves)

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -390,7 +390,8 @@ def _along_one_axis(function: str, core, x: Array, axis: int) -> Array:
     return _normalized(core, x, None, None, _checks.axes(function, axis, x.ndim))
 
 
-class _Normalizer(NamedTuple):
+@dataclass(frozen=True)
+class _Normalizer:
     """softmax or log_softmax of an array in any dtype."""
 
     core: Callable[[Array, Axes], Array]

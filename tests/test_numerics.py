@@ -78,14 +78,33 @@ def test_derivatives_keep_half_precision_in_memory_and_compute_in_float32(name, 
         np.testing.assert_allclose(*(np.asarray(a, float) for a in (actual, desired)), **tolerances)
 
     equal(value, expected)
-    equal(back(cotangent)[0], back_wide(cotangent.astype(jnp.float32))[0])
-    equal(jax.jvp(function, (x,), (v,))[1], jax.jvp(function, (wide,), (v_wide,))[1])
+    # Both modes in one program: JAX must not take one map for the other.
+    actual = jax.jit(lambda: (back(cotangent)[0], jax.jvp(function, (x,), (v,))[1]))()
+    equal(actual[0], back_wide(cotangent.astype(jnp.float32))[0])
+    equal(actual[1], jax.jvp(function, (wide,), (v_wide,))[1])
 
     def gradient(x):
         return jax.vjp(function, x)[1](cotangent.astype(jax.eval_shape(function, x).dtype))[0]
 
     equal(jax.jvp(gradient, (x,), (v,))[1], jax.jvp(gradient, (wide,), (v_wide,))[1])
     equal(jax.vjp(gradient, x)[1](v)[0], jax.vjp(gradient, wide)[1](v_wide)[0])
+
+
+@pytest.mark.x64_once
+@pytest.mark.compiled_quickly
+def test_maps_in_one_program_are_not_confused():
+    """softmax and log_softmax, forward and backward, with the same operands."""
+    rng = np.random.default_rng(0)
+    x, v = (jnp.asarray(rng.standard_normal((4, 7)), jnp.bfloat16) for _ in range(2))
+
+    def derivatives(function):
+        return jax.jvp(function, (x,), (v,))[1], jax.vjp(function, x)[1](v)[0]
+
+    functions = softjax.softmax, softjax.log_softmax
+    together = jax.jit(lambda: [derivatives(function) for function in functions])()
+    alone = [derivatives(function) for function in functions]
+    jax.tree.map(np.testing.assert_array_equal, together, alone)
+    assert np.abs(np.asarray(alone[1][0] - alone[1][1], float)).max() > 1
 
 
 @pytest.mark.x64_once
