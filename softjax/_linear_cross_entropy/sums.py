@@ -151,13 +151,14 @@ def _gradients(asked: Asked, plan: Plan, arguments: Arguments, scale: Array) -> 
     beside = asked._replace(dots=_with_kernel(asked.dots, None)) if plan.apart else asked
     sums = _shapes_of_found(beside, arguments, scale, adds_up)
     if plan.apart or asked.best:
-        # The losses come from the statistics of all rows, once these are known.
-        every_s = jax.eval_shape(_statistics, arguments)
-        sums = sums._replace(value=None, values=None, statistics=every_s)
+        sums = sums._replace(statistics=jax.eval_shape(_statistics, arguments))
+    if asked.best:
+        # The losses come from the statistics of all rows, in fewer kernels than piece by piece.
+        sums = sums._replace(value=None, values=None)
     step, sizes = partial(_step_of_gradients, beside, plan), (plan.rows, plan.second)
     found = accumulated(step, sums, count, sizes, (arguments, scale))
     bars = found.bars
-    if found.statistics is not None:
+    if found.values is None:
         rows, _, scalars = arguments
         values = once(losses(found.statistics, rows.mass, rows.active, scalars), asked.axes)
         found = found._replace(value=jnp.sum(scale * values), values=values)
@@ -225,10 +226,10 @@ def _step_of_gradients(
     some, new = sweep(of_classes, (some, new), (part, logits, s, c), classes.length, width)
     put_rows = partial(put, start=start, axis=0)
     bars = some._replace(rows=jax.tree.map(put_rows, bars.rows, some.rows))
-    if every_s is None:
+    if values is not None:
         some_losses = once(losses(s, rows.mass, rows.active, scalars), axes)
         value, values = value + jnp.sum(c * some_losses), put_rows(values, some_losses)
-    else:
+    if every_s is not None:
         every_s = jax.tree.map(put_rows, every_s, s)
     return Found(value, bars, values, every_s, jax.tree.map(put_rows, seen, new))
 
