@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from softjax._reductions import behind_barrier_on_cpu
 from softjax._sharding import while_loop
 from softjax.regression import _standardised
 from softjax.regression._convergence import (
@@ -21,11 +22,12 @@ from softjax.regression._convergence import (
     check_convergence,
     has_bounded_optimum,
 )
+from softjax.regression._features import by_examples
 from softjax.regression._loop import Solver
 from softjax.regression._objective import (
     Point,
     Problem,
-    balanced,
+    below_largest,
     centred,
     class_scores,
     example_weights,
@@ -33,10 +35,8 @@ from softjax.regression._objective import (
     over_examples,
     penalised,
     point,
-    probabilities,
     relative_norm,
-    softmax_hvp,
-    value,
+    residual,
     without_offset,
 )
 from softjax.regression._standardised import from_standard, to_standard
@@ -102,16 +102,21 @@ def step_length(
     Newton's method on phi' = 0, from t = 1, kept between the last t known to go down and the
     first known to go up. `first` is phi'(0), which near the optimum cancels in phi'.
     """
-    q, weights = problem.targets, example_weights(problem.targets)
     d_kernel = penalised(problem, d)
     linear = problem.l2 * jnp.vdot(theta, d_kernel)
     square = problem.l2 * jnp.vdot(d, d_kernel)
 
     def slope_and_curvature(t):
-        p = probabilities(logits + t * d_logits)
-        slope = over_examples(balanced(p, weights[None] * p - q), d_logits) + linear + t * square
-        curvature = over_examples(softmax_hvp(weights, p, d_logits), d_logits) + square
-        return slope, curvature
+        def sums(q, _, logits, d_logits):
+            _, p = below_largest(logits + t * d_logits)
+            slope = over_examples(residual(problem._replace(targets=q), p), d_logits)
+            mean = behind_barrier_on_cpu(jnp.sum(p * d_logits, 0, keepdims=True))
+            away = behind_barrier_on_cpu(d_logits - mean)
+            variance = jnp.sum(p * away * away, 0)
+            return slope, jnp.sum(example_weights(q) * variance)
+
+        slope, curvature = by_examples(sums, problem.targets, None, logits, d_logits)
+        return slope + linear + t * square, curvature + square
 
     def near(t, slope, curvature):
         return (slope <= -OVERSHOOT * first) & (slope <= MIN_FRACTION * curvature * t)
@@ -175,10 +180,9 @@ class Descent(Solver):
     def terminate(self, state: State, known: Array, tol: Array) -> tuple[State, Point]:
         here = point(self.problem, state.theta, known)
         here = here._replace(gradient=centred(here.gradient))
-        objective = value(self.problem, here.theta, here.logits)
         norm = relative_norm(here.gradient, self.bound)
         unseen = self.unseen(state.memory, here.gradient)
-        return check_convergence(state, objective, norm, tol, unseen, self.precise), here
+        return check_convergence(state, here.value, norm, tol, unseen, self.precise), here
 
     def step(self, state: State, known: Array, here: Point) -> tuple[State, Array]:
         d, memory, passes = self.direction(here, state)

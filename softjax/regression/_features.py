@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Features: TypeAlias = ArrayLike | BCOO | BCSR
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import ParamSpec, TypeVar
 
 import jax
@@ -114,7 +114,7 @@ R = TypeVar("R")
 # columns of them.
 SMALL, BLOCK, FEWEST_COLUMNS = 2**20, 2**19, 16
 # So many numbers of an array [K, N] stay in the cache of a CPU, beside others of this size.
-CACHED = 2**17
+CACHED = 2**16
 
 
 def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
@@ -171,35 +171,37 @@ def by_columns(function: Callable[..., Array], x: Array, *of_column: Array) -> A
     return jnp.concatenate([first, blocks[-1, size - last :]])
 
 
-def by_examples(function: Callable[..., Array], weights: Array, x: Any, of_classes: Array) -> Array:
-    """function(weights, x, of_classes), a sum over the examples that is linear in their weights.
+def by_examples(function: Callable[..., Any], weights: Array, x: Any, *of_classes: Array) -> Any:
+    """function(weights, x, *of_classes), sums over the examples to which weights of 0 add nothing.
 
-    A CPU computes it for blocks of examples, and each operation on the logits of a block finds them
-    in the cache. Not where the examples are on a mesh, or sparse. The last block reaches back; the
-    examples that it shares with the one before weigh nothing in it.
+    A CPU computes them for blocks of examples, and each operation on the logits of a block finds
+    them in the cache. Not where the examples are on a mesh, or sparse. The last block reaches back;
+    the examples that it shares with the one before weigh nothing in it.
 
     Args:
-        function: what is summed, of some examples.
-        weights: [N].
-        x: features [N, D].
-        of_classes: [K, N].
+        function: a tree of sums over some examples.
+        weights: [N], or [K, N].
+        x: features [N, D]; None for a function of none.
+        of_classes: [K, N] each.
     """
-    examples, size = of_classes.shape[1], CACHED // len(of_classes)
+    examples = weights.shape[-1]
+    sizes = [CACHED // len(a) for a in of_classes]
+    size = min(sizes if x is None else [BLOCK // max(x.shape[1], 1), *sizes])
     if is_sparse(x) or 2 * size > examples or not size or not mesh_of((x, of_classes)).empty:
-        return function(weights, x, of_classes)
+        return function(weights, x, *of_classes)
 
-    def blocks(weights: Array, x: Array, of_classes: Array) -> Array:
-        def block(number: Any, total: Array) -> Array:
+    def blocks(weights: Array, x: Any, *of_classes: Array) -> Any:
+        def block(number: Any, total: Any) -> Any:
             first = jnp.minimum(number * size, examples - size)
             fresh = first + jnp.arange(size, dtype=np.int32) >= number * size
-            own = (
-                lax.dynamic_slice_in_dim(a, first, size, axis)
-                for a, axis in ((weights, 0), (x, 0), (of_classes, 1))
-            )
-            w, *others = own
-            return total + function(jnp.where(fresh, w, 0), *others)
+            fresh = jnp.expand_dims(fresh, range(weights.ndim - 1))
+            slices = partial(lax.dynamic_slice_in_dim, start_index=first, slice_size=size)
+            w, *others = (slices(a, axis=-1) for a in (weights, *of_classes))
+            rows = None if x is None else slices(x)
+            return jax.tree.map(jnp.add, total, function(jnp.where(fresh, w, 0), rows, *others))
 
-        zeros = jnp.zeros_like(jax.eval_shape(function, weights, x, of_classes))
+        sums = jax.eval_shape(function, weights, x, *of_classes)
+        zeros = jax.tree.map(jnp.zeros_like, sums)
         return fori_loop(np.int32(0), np.int32(-(-examples // size)), block, zeros)
 
-    return platform_dependent(weights, x, of_classes, cpu=blocks, default=function)
+    return platform_dependent(weights, x, *of_classes, cpu=blocks, default=function)

@@ -25,10 +25,10 @@ from softjax.regression._objective import (
     centred,
     example_weights,
     gradient_bound,
+    gradient_of_loss,
     hessian_times,
     logits_at,
     penalised,
-    point,
     probabilities,
     row_norms,
 )
@@ -65,8 +65,9 @@ def _stationary_jvp(condition, primals, tangents):
 
 def gradient(theta: Array, problem: Problem) -> Array:
     """The gradient of the objective; that of a penalty with a corner is 0 at the corner."""
-    here = point(problem, theta, logits_at(problem, theta))
-    return here.gradient + corner_gradient(theta, problem)
+    smooth = gradient_of_loss(problem, logits_at(problem, theta))
+    smooth += problem.l2 * penalised(problem, theta)
+    return smooth + corner_gradient(theta, problem)
 
 
 def corner_gradient(theta: Array, problem: Problem) -> Array:

@@ -30,9 +30,10 @@ import numpy as np
 from jax import Array, lax
 
 from softjax._checks import nan_where
+from softjax._reductions import behind_barrier_on_cpu
 from softjax._sharding import cond
 from softjax._softmax import log_softmax_core
-from softjax.regression._features import by_columns, is_sparse, product, with_data
+from softjax.regression._features import by_columns, by_examples, is_sparse, product, with_data
 from softjax.regression._model import SoftmaxRegression
 
 if TYPE_CHECKING:
@@ -187,8 +188,8 @@ class Point(NamedTuple):
     Attributes:
         theta: [K, D + 1].
         logits: [K, N].
-        probabilities: [K, N].
         gradient: of the smooth part of the objective, [K, D + 1].
+        value: the objective.
         uncertainty: sum_i u_i of the function of this name. It belongs to the point because on a
             mesh it is a sum over devices, like the gradient: where only one branch of a `cond`
             sums over devices, and a sum beside this `cond` does too, the devices may take the two
@@ -197,9 +198,14 @@ class Point(NamedTuple):
 
     theta: Array
     logits: Array
-    probabilities: Array
     gradient: Array
+    value: Array
     uncertainty: Array
+
+    @property
+    def probabilities(self) -> Array:
+        """[K, N]."""
+        return probabilities(self.logits)
 
 
 def pack(params: SoftmaxRegression) -> Array:
@@ -254,10 +260,24 @@ def probabilities(logits: Array) -> Array:
     return e / jnp.sum(e, 0, keepdims=True)
 
 
+def below_largest(logits: Array) -> tuple[Array, Array]:
+    """The logits less the largest of each example, and the probabilities, for sums over blocks.
+
+    Without the barriers XLA:CPU would compute both anew, with the maxima, for each of the sums.
+    """
+    below = behind_barrier_on_cpu(logits - jnp.max(logits, 0, keepdims=True))
+    e = lax.optimization_barrier(jnp.exp(below))
+    return below, behind_barrier_on_cpu(e / jnp.sum(e, 0, keepdims=True))
+
+
+def others(p: Array) -> Array:
+    """The probability of all classes but one that is likelier than all others, [1, N]."""
+    return jnp.sum(jnp.where(p > 0.5, 0, p), 0, keepdims=True)
+
+
 def complements(p: Array) -> Array:
     """1 - p, of a class that is nearly certain as the sum of the others."""
-    others = jnp.sum(jnp.where(p > 0.5, 0, p), 0, keepdims=True)
-    return jnp.where(p > 0.5, others, 1 - p)
+    return jnp.where(p > 0.5, others(p), 1 - p)
 
 
 def uncertainty(weights: Array, p: Array) -> Array:
@@ -317,12 +337,41 @@ def row_norms(theta: Array) -> Array:
 
 
 def point(problem: Problem, theta: Array, logits: Array) -> Point:
-    """Gradient X^T (w p - q) + l2 kernel, from logits that are known."""
-    p = probabilities(logits)
-    weights = example_weights(problem.targets)
-    residual = balanced(p, weights[None] * p - problem.targets)
-    gradient = pull_back(problem, residual) + problem.l2 * penalised(problem, theta)
-    return Point(theta, logits, p, gradient, jnp.sum(uncertainty(weights, p)))
+    """What is known at parameters whose logits are known, from one look at every example."""
+
+    def sums(q: Array, features: Any, logits: Array) -> tuple[Array, Array, Array]:
+        own = problem._replace(features=features, targets=q)
+        below, p = below_largest(logits)
+        gradient = pull_back(own, residual(own, p))
+        return gradient, _loss(q, below, p), jnp.sum(uncertainty(example_weights(q), p))
+
+    gradient, loss, uncertain = by_examples(sums, problem.targets, problem.features, logits)
+    gradient += problem.l2 * penalised(problem, theta)
+    return Point(theta, logits, gradient, loss + penalties(problem, theta), uncertain)
+
+
+def residual(problem: Problem, p: Array) -> Array:
+    """w p - q, [K, N], whose product with the features is the gradient of the loss.
+
+    Of a class that is nearly certain (w - q) - w (1 - p), as exact as the sum of the others is.
+    """
+    q, weights = problem.targets, example_weights(problem.targets)[None]
+    return jnp.where(p > 0.5, (weights - q) - weights * others(p), weights * p - q)
+
+
+def gradient_of_loss(problem: Problem, logits: Array) -> Array:
+    """X^T (w p - q) [K, D + 1], from all examples at once, as for derivatives of it."""
+    return pull_back(problem, residual(problem, probabilities(logits)))
+
+
+def _loss(q: Array, below: Array, p: Array) -> Array:
+    """sum_ik q_ik (-log p_ik), where -log p is -log of the largest p less `below`.
+
+    Of a largest p that is nearly 1, log1p of minus the sum of the others.
+    """
+    rest = others(p)[0]
+    largest = jnp.where(rest < 0.5, jnp.log1p(-jnp.minimum(rest, 0.5)), jnp.log(jnp.max(p, 0)))
+    return -over_examples(q, below) - jnp.sum(example_weights(q) * largest)
 
 
 def hessian_times(problem: Problem, p: Array, v: Array) -> Array:
@@ -333,12 +382,17 @@ def hessian_times(problem: Problem, p: Array, v: Array) -> Array:
 
 def value(problem: Problem, theta: Array, logits: Array) -> Array:
     """The objective: sum_ik q_ik (-log p_ik) and the penalties."""
-    kernel = penalised(problem, theta)
     loss = -over_examples(problem.targets, log_softmax_core(logits, (0,)))
-    loss += problem.l2 / 2 * jnp.vdot(theta, kernel) + problem.l1 * jnp.sum(jnp.abs(kernel))
+    return loss + penalties(problem, theta)
+
+
+def penalties(problem: Problem, theta: Array) -> Array:
+    """What the parameters alone add to the objective."""
+    kernel = penalised(problem, theta)
+    total = problem.l2 / 2 * jnp.vdot(theta, kernel) + problem.l1 * jnp.sum(jnp.abs(kernel))
     if problem.l1_rows is None:
-        return loss
-    return loss + problem.l1_rows * jnp.sum(row_norms(kernel))
+        return total
+    return total + problem.l1_rows * jnp.sum(row_norms(kernel))
 
 
 def objective(problem: Problem, theta: Array) -> Array:

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from softjax.regression._features import (
     by_columns,
+    by_examples,
     column_of,
     is_sparse,
     product,
@@ -168,14 +169,17 @@ def squares_of_classes(s: Standardised, uncertainty: Array) -> Array:
 def gram(s: Standardised, weights: Array) -> Array:
     """sum_i w_i s_i s_i^T, [D + 1, D + 1], of dense features."""
 
-    def rows(columns, offset, unit):
-        own = weights[:, None] * ((columns - offset[None]) / unit[None])
-        total = jnp.sum(own, 0)[:, None]
-        others = (product(own.T, s.features) - total * s.offset[None]) / s.unit[None]
-        return jnp.concatenate([others, constant * total], 1)
+    def above_of(weights, features):
+        def rows(columns, offset, unit):
+            own = weights[:, None] * ((columns - offset[None]) / unit[None])
+            total = jnp.sum(own, 0)[:, None]
+            others = (product(own.T, features) - total * s.offset[None]) / s.unit[None]
+            return jnp.concatenate([others, constant * total], 1)
+
+        return by_columns(rows, features, s.offset, s.unit)
 
     constant = s.constant.astype(weights.dtype)
-    above = by_columns(rows, s.features, s.offset, s.unit)
+    above = by_examples(above_of, weights, s.features)
     # Row j is made of the s of feature j and the r of the others: of two features, the s of the one
     # whose rounding is larger, so that that of the other is all that their product has.
     inner, rounding = above[:, :-1], s.rounding[:-1]

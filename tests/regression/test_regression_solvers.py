@@ -10,7 +10,7 @@ from test_regression import L2, D, K, N, assert_optimal, optimum, problem
 
 from softjax import regression
 from softjax.regression import _features, _programs
-from softjax.regression._objective import Data
+from softjax.regression._objective import Data, point, problem_of
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.usefixtures("compiled_fits")]
 
@@ -486,17 +486,37 @@ def test_the_optimum_with_corners_and_firths_are_differentiable_in_both_modes(so
 
 
 @pytest.mark.x64_once
-def test_a_hessian_product_in_blocks_of_examples_is_that_of_all_at_once(monkeypatch):
+def test_sums_in_blocks_of_examples_are_those_of_all_at_once(monkeypatch):
     rng = np.random.default_rng(3)
     x, p = rng.normal(size=(53, 4)), rng.dirichlet(np.ones(3), 53).T
-    arrays = [a.astype(np.float32) for a in (rng.uniform(0, 2, 53), x, p)]
+    weights, x, p = (a.astype(np.float32) for a in (rng.uniform(0, 2, 53), x, p))
 
     def function(weights, x, p):
-        return (weights * p) @ x
+        return {"product": (weights * p) @ (p.T if x is None else x), "sum": jnp.sum(weights * p)}
 
     for cached in (3 * 10, 3 * 26, 3 * 27):  # six blocks, three with little new in the last, one
         monkeypatch.setattr(_features, "CACHED", cached)
-        for weights in (arrays[0], np.ones(53, np.float32)):
-            blocks = jax.jit(lambda *a: _features.by_examples(function, *a))(weights, *arrays[1:])
-            whole = (weights * arrays[2]) @ arrays[1]
-            np.testing.assert_allclose(blocks, whole, rtol=2e-5, atol=2e-5)
+        for w in (weights, np.ones(53, np.float32), weights * p):
+            for features in (x, None):
+                blocks = jax.jit(lambda *a: _features.by_examples(function, *a))(w, features, p)
+                whole = function(w, features, p)
+                for name, got in blocks.items():
+                    np.testing.assert_allclose(got, whole[name], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.x64_once
+def test_the_objective_of_a_point_has_the_digits_of_nearly_certain_classes():
+    """The own class is from far behind to so far ahead that its probability rounds to 1."""
+    ahead = np.linspace(-40, 60, 101).astype(np.float32)
+    for others in (1, 3):
+        logits = np.concatenate([ahead[None], np.zeros((others, 101), np.float32)]) + 7
+        losses = np.log1p(others * np.exp(-ahead.astype(np.float64)))
+        y, zero = np.zeros(101, np.int32), np.float32(0)
+        for row in range(0, 101, 10):
+            w = np.zeros(101, np.float32)
+            w[row] = 101
+            problem = problem_of(
+                Data(1 + others, np.ones((101, 1), np.float32), y, w, None, zero, zero)
+            )
+            here = point(problem, np.zeros((1 + others, 2), np.float32), jnp.asarray(logits))
+            np.testing.assert_allclose(here.value, losses[row], rtol=2e-6)
