@@ -400,9 +400,7 @@ def objective(problem: Problem, theta: Array) -> Array:
     return value(problem, theta, logits_at(problem, theta))
 
 
-def no_worse_than_zeros(
-    objective: Callable[[Array], Array], theta: Array, at_start: Array
-) -> Array:
+def no_worse_than_zeros(objective: Callable[[Array], Array], theta: Array) -> Array:
     """A start, or zeros where its objective is above that of zeros.
 
     Parameters that are sure of other labels, or too large for the penalty, are no start: where
@@ -413,7 +411,7 @@ def no_worse_than_zeros(
     def better():
         return jnp.where(objective(theta) <= objective(zeros), theta, zeros)
 
-    return cond(at_start & jnp.any(theta != 0), better, lambda: theta)
+    return cond(jnp.any(theta != 0), better, lambda: theta)
 
 
 def gradient_bound(problem: Problem) -> Array:

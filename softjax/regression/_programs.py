@@ -111,13 +111,18 @@ class Outcome(NamedTuple):
     hidden: Array
 
 
+@partial(jax.jit, static_argnames="name")
+def start_of(name: str, data: Data, theta: Array) -> Array:
+    """Where a fit starts: at given parameters, or at zeros where their objective is lower."""
+    data, _ = normalised(data)
+    return no_worse_than_zeros(partial(ALL[name].objective, problem_of(data)), theta)
+
+
 def advance(name: str, data: Data, tol: Array, state: State, stop: Array) -> Outcome:
     """Runs a fit to step `stop`, in one program."""
     data, mass = normalised(data)
     problem = problem_of(data)
     solver = ALL[name]
-    begun = partial(solver.objective, problem)
-    state = state._replace(theta=no_worse_than_zeros(begun, state.theta, state.step == 0))
     state, logits = run(name, problem, tol, state, stop)
     separated = is_separated(problem, logits)
     status, suspected, hidden = state.status, jnp.asarray(False), jnp.asarray(False)

@@ -55,6 +55,8 @@ class Run:
         self.name, self.data, self.tol = name, data, np.asarray(tol, data.features.dtype)
         kernel, bias = map(np.asarray, params)
         theta = np.concatenate([kernel, bias[None]]).T
+        if theta.any():
+            theta = np.asarray(_programs.start_of(name, data, theta))
         self.state = solver_of(name, data).start(data, theta)
 
     def advance(self, stop: int) -> FitResult:
@@ -197,7 +199,7 @@ def to_the_end(
     """A fit inside of a trace, in the coordinates of `data`, and its value over the mass."""
     solver = SOLVERS[name]
     limit = jnp.asarray(solver.max_steps if max_steps is None else max_steps, jnp.int32)
-    state = solver_of(name, data).start(data, pack(params))
+    state = solver_of(name, data).start(data, _programs.start_of(name, data, pack(params)))
     tol = jnp.asarray(tol, data.features.dtype)
     outcome = _programs.within_trace(name, data, tol, state, limit)
     if not penalised and not solver.by_newton and data.l1_rows is None:
