@@ -98,7 +98,8 @@ def _total_pair_jvp(comparison, budget, primals, tangents):
     # A function that is kept for its derivative may not keep the tangents themselves.
     like_dots = jax.tree.map(lambda dot: ShapeDtypeStruct(dot.shape, dot.dtype), dots)
     gradients = partial(_gradients, comparison, like_dots)
-    sizes = sizes_of_pairs(_shapes(pair), budget, _kernels(dots))
+    arrays = _arrays(comparison, pair)
+    sizes = sizes_of_pairs(_shapes(pair), budget, _kernels(dots), arrays)
     of_value, of_values = (ShapeDtypeStruct(shape, scale.dtype) for shape in ((), scale.shape))
     like = of_value, like_dots, of_values
     value, bars, values = lowered_for_platform(gradients, sizes, like, pair, scale)
@@ -179,6 +180,16 @@ def _plus(head: Arguments, bars: Arguments, new: Block, start: Array | int) -> A
 
 def _shapes(pair: Pair) -> Shapes:
     return shapes_of(pair.student)
+
+
+def _arrays(comparison: Comparison, pair: Pair) -> int:
+    """How many arrays [n, V] of float32 a sum with its gradients stores on a GPU or TPU.
+
+    They are the logits of both heads and the gradients of these, which a KL divergence in half
+    precision computes from the logits alone.
+    """
+    few = _shapes(pair).half and pair.teacher is not None
+    return 3 if few and comparison.divergence != "jensen_shannon" else 4
 
 
 def _kernels(dots: Pair) -> int:

@@ -110,19 +110,20 @@ def rows_of_tangents(shapes: Shapes, budget: int | None, kernels: int) -> Choice
     return _choice_of_rows(shapes, budget, 2, _rows(shapes, shapes.features // 2, 4, fitting))
 
 
-def rows_of_pairs(shapes: Shapes, budget: int | None, kernels: int = 0) -> Choice:
+def rows_of_pairs(shapes: Shapes, budget: int | None, kernels: int = 0, arrays: int = 4) -> Choice:
     """n for twice as many logits: those of two heads, or with their tangents.
 
-    The gradients of both heads' logits take as much in float32, and half of that in half precision.
+    A GPU or TPU stores so many arrays [n, V], the gradients of the logits among them.
     """
     on_cpu = -(-rows_of_tangents(shapes, budget, kernels).cpu // 2)
     budget = None if budget is None else _without(budget, _sums_of_kernels(shapes, kernels))
-    return _choice_of_rows(shapes, budget, 3 if shapes.half else 4, on_cpu)
+    return _choice_of_rows(shapes, budget, arrays, on_cpu)
 
 
-def sizes_of_pairs(shapes: Shapes, budget: int | None, kernels: int) -> Choice:
+def sizes_of_pairs(shapes: Shapes, budget: int | None, kernels: int, arrays: int) -> Choice:
     """n for a sum of losses of two heads with its gradients, and n for the derivative of these."""
-    return Choice(*((rows, _quarter(rows)) for rows in rows_of_pairs(shapes, budget, kernels)))
+    choice = rows_of_pairs(shapes, budget, kernels, arrays)
+    return Choice(*((rows, _quarter(rows)) for rows in choice))
 
 
 def plan_of_gradients(shapes: Shapes, budget: int | None, *, with_kernel: bool) -> Choice:
