@@ -47,11 +47,11 @@ class Task:
 
 
 def objective(
-    theta: np.ndarray, x: np.ndarray, y: np.ndarray, l2: float, weights: np.ndarray | None = None
+    theta: np.ndarray, x: Any, y: np.ndarray, l2: float, weights: np.ndarray | None = None
 ) -> float:
     """In float64 and NumPy, whoever found `theta` [D + 1, K]."""
     theta = theta.astype(np.float64)
-    z = x.astype(np.float64) @ theta[:-1] + theta[-1]
+    z = np.asarray(x.astype(np.float64) @ theta[:-1]) + theta[-1]
     z -= z.max(axis=-1, keepdims=True)
     losses = np.log(np.exp(z).sum(-1)) - z[np.arange(len(y)), y]
     return float(np.average(losses, weights=weights) + l2 / 2 * np.sum(theta[:-1] ** 2))
@@ -163,6 +163,29 @@ def mnist() -> Arrays:
 
     x, y = mnist_data()
     return x / 255, y
+
+
+def texts(count: int, words: int, topics: int) -> tuple[Any, np.ndarray]:
+    """TF-IDF features of drawn texts as a CSR matrix, and their topics.
+
+    The frequency of a word falls with its rank, and one word in twenty has another frequency in a
+    topic. A text has some hundred words.
+    """
+    from scipy import sparse
+
+    rng = np.random.default_rng(0)
+    shares = rng.normal(0, 2, (topics, words)) * (rng.random((topics, words)) < 0.05)
+    shares = np.exp(shares - np.log(np.arange(1, words + 1)))
+    shares /= shares.sum(1, keepdims=True)
+    y = np.append(np.arange(topics), rng.integers(topics, size=count - topics))
+    lengths = 5 + rng.poisson(120 * rng.lognormal(0, 0.5, count))
+    counts: Any = sparse.vstack(
+        [sparse.csr_matrix(rng.multinomial(n, shares[k])) for n, k in zip(lengths, y, strict=True)]
+    )
+    seen = np.asarray((counts > 0).sum(0)).ravel()
+    x: Any = counts @ sparse.diags(np.log((1 + count) / (1 + seen)) + 1)
+    x = sparse.diags(1 / np.sqrt(np.asarray(x.multiply(x).sum(1)).ravel())) @ x
+    return sparse.csr_matrix(x), y
 
 
 def mnist_like() -> Arrays:

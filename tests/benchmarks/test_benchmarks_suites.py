@@ -57,6 +57,7 @@ TINY = {
     "tables": [
         estimator.Case("digits", partial(estimator.estimator, "digits"), 1e9, 1e9),
         estimator.Case("probe", partial(estimator.probe, 40, 3, 3), 1e9),
+        estimator.Case("csr", partial(estimator.csr, "lbfgs", 1e-6, (40, 30, 3)), 1e9, once=True),
     ],
     "inference": [
         inference.Case("fit", (60, 2, 3)),
@@ -73,7 +74,7 @@ EXPECTED = {
     "fit": (4, ["softjax", *SCIKIT_LEARN]),
     "many": (8, ["softjax", *SCIKIT_LEARN]),
     "cold": (8, ["softjax", *SCIKIT_LEARN]),
-    "tables": (4, ["softjax", "softjax.regression"]),
+    "tables": (6, ["softjax", "softjax.regression"]),
     "inference": (4, ["softjax", "statsmodels"]),
     "scale": (4, ["softjax"]),
     "stream": (2, ["softjax", "in memory"]),
