@@ -7,6 +7,7 @@ their size are symbolic in turn: see `sweep`.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -241,7 +242,8 @@ def product_tangent(g: Array, part: Arguments, dots: Arguments, dtype) -> Array 
     return l_dot
 
 
-class _Paired(NamedTuple):
+@dataclass(frozen=True)
+class _Paired:
     """<h, g W_dot^T> of each row; the last operands are like the result and like W_dot."""
 
     axis: int  # of the classes in the kernel
@@ -251,7 +253,8 @@ class _Paired(NamedTuple):
         return jnp.sum(hidden.astype(like.dtype) * back, -1)
 
 
-class _Unpaired(NamedTuple):
+@dataclass(frozen=True)
+class _Unpaired:
     """The transpose of `_Paired`, (l_bar h)^T g, with the classes on the axis of the kernel.
 
     JAX would have the features first and turn the product, which XLA:CPU does by a copy in half
