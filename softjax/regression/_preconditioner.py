@@ -14,14 +14,13 @@ certain weigh nothing. The preconditioner is built in float32 from standardised 
 gradient, in full precision, corrects what float32 misses, unless some features are so nearly
 collinear that float32 does not see how they differ.
 
-The examples that weigh in the block of a class lie around a mean of their own, which is away from
-the mean mu of all examples by
+The examples that weigh in the block of a class lie around a mean of their own,
 
-    mu_k = sum_i u_ik x_i / sum_i u_ik - mu,  u_ik = w_i p_ik (1 - p_ik).
+    mu_k = sum_i u_ik x_i / sum_i u_ik,  u_ik = w_i p_ik (1 - p_ik),
 
-The bias of the class can take this: theta_k x = kernel_k (x - mu_k) + (bias_k + kernel_k mu_k). In
-these parameters A is the scatter around the means of the classes. One mean for all classes would
-leave an eigenvalue beyond all others to each class.
+which the bias of the class can take: theta_k x = kernel_k (x - mu_k) + (bias_k + kernel_k mu_k). In
+these parameters a kernel does not feel its bias, and A is the scatter around the means of the
+classes. One mean for all classes would leave an eigenvalue beyond all others to each class.
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +31,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from softjax._platforms import platform_dependent
-from softjax.regression._features import is_sparse, product
+from softjax.regression._features import by_columns, is_sparse, product
 from softjax.regression._linear_solves import JITTER, conjugate_gradients
 from softjax.regression._objective import centred, complements
 from softjax.regression._standardised import (
@@ -65,6 +64,10 @@ FLOOR = 1e-4
 # What is left in A of the scatter of the means of the classes: so it is never much smaller than the
 # scatter around one mean, of which rounding is a part.
 BETWEEN = 1 / 64
+# A mean below this part of the root mean square is 0 but for rounding.
+CENTRED = 1e-2
+# An example with more than this part of the squares of a feature hides what the others differ in.
+DOMINANT = 0.25
 # A curvature below this part of the diagonal's is 0 but for rounding, in float64.
 LEAST_CURVATURE = JITTER * float(np.finfo(np.float64).eps)
 # The search for the least curvature of the features ends at a residual of this size or after so
@@ -189,8 +192,9 @@ def _kronecker(s: Standardised, uncertainty: Array) -> Kronecker:
     # The diagonal of G is m (1 - m / sum(m)), and no class has more than half of it.
     m = share / (1 - jnp.minimum(share, 0.5))
     mean_eigenvalue = 1 / max(len(uncertainty) - 1, 1)
-    means, between = _means_of_classes(s, uncertainty)
-    a = mean_eigenvalue * (gram(s, u) - between)
+    scatter = gram(s, u)
+    means, between = _means_of_classes(s, uncertainty, scatter)
+    a = mean_eigenvalue * (scatter - between)
 
     diagonal_of_a = jnp.diag(a)
     size = diagonal_of_a + s.ridge
@@ -209,16 +213,32 @@ def _kronecker(s: Standardised, uncertainty: Array) -> Kronecker:
     return Kronecker(s.offset, s.unit, means, columns, 1 / jnp.maximum(scale, FLOOR), blur)
 
 
-def _means_of_classes(s: Standardised, uncertainty: Array) -> tuple[Array, Array]:
-    """mu_k [K, D + 1], and most of the scatter of these means, [D + 1, D + 1]."""
+def _means_of_classes(s: Standardised, uncertainty: Array, scatter: Array) -> tuple[Array, Array]:
+    """mu_k [K, D + 1], and most of the scatter of these means, [D + 1, D + 1].
+
+    They are 0 unless all features have the mean 0 among the examples that weigh, which one that is
+    constant there has not: its products with the bias stay in A, and so its squares have to. Nor
+    are they used where one example has most of the squares of a feature.
+    """
     of_class = jnp.sum(uncertainty, 1, keepdims=True)
-    counts, total = jnp.where(of_class > 0, of_class, 1), jnp.sum(of_class)
     sums = pull_back(s, uncertainty).at[:, -1].set(0)
-    # The mean of all is 0, but not of a feature that is constant among the examples that weigh. Its
-    # products with the bias stay in A, which would be indefinite without its squares.
-    whole = jnp.sum(sums, 0, keepdims=True) / jnp.where(total > 0, total, 1)
-    means = s.constant.astype(sums.dtype) * jnp.where(of_class > 0, sums / counts - whole, 0)
+    means = sums / jnp.where(of_class > 0, of_class, 1)
+    squares = jnp.diag(scatter)
+    size = jnp.sqrt(squares * jnp.sum(of_class))  # no sum over the examples is larger
+    are_centred = jnp.all(jnp.abs(jnp.sum(sums, 0)) <= CENTRED * size)
+    are_centred &= jnp.all(_largest_squares(s, jnp.sum(uncertainty, 0)) <= DOMINANT * squares)
+    means = jnp.where(are_centred, s.constant.astype(sums.dtype) * means, 0)
     return means, (1 - BETWEEN) * product(means.T, of_class * means)
+
+
+def _largest_squares(s: Standardised, weights: Array) -> Array:
+    """max_i w_i s_ij^2, [D + 1], of dense features; 0 for the bias."""
+
+    def largest(columns: Array, offset: Array, unit: Array) -> Array:
+        squares = jnp.square((columns - offset[None]) / unit[None])
+        return jnp.max(weights[:, None] * squares, 0, initial=0)
+
+    return jnp.append(by_columns(largest, s.features, s.offset, s.unit), 0)
 
 
 def _diagonalised(lower: Array, a: Array) -> tuple[Array, Array]:
