@@ -187,3 +187,18 @@ def test_refusals(options, named):
     x, labels = drawn()
     with pytest.raises((TypeError, ValueError), match=named):
         regression.fit_path(x, labels, **options)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_no_feature_is_in_the_model_at_the_largest_penalty(grouped, dtype):
+    """However it was rounded: a share of it, of any size, is put together again."""
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        x = (rng.normal(size=(80, 4)) * [1, 5, 0.1, 1] + rng.normal(size=4)).astype(dtype)
+        y, alpha = rng.integers(3, size=80), rng.uniform(0.1, 1)
+        grid = np.array([1.0, 0.5]) * (regression.largest_l1(x, y, grouped=grouped) / alpha)
+        path = regression.fit_path(
+            x, y, l1=alpha * grid, l2=(1 - alpha) * grid, grouped=grouped, folds=None
+        )
+        assert not np.asarray(path.fits.params.kernel[0]).any()
+        assert np.asarray(path.fits.params.kernel[1]).any()
