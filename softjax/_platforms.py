@@ -59,11 +59,8 @@ def tracing_for_platform_of(leaves: Iterable[Any]) -> AbstractContextManager:
     Arrays of NumPy go to the default device. The context is for a program that runs at once: what
     is traced as a part of another program may be lowered for any platform.
     """
-    arrays = (leaf for leaf in leaves if isinstance(leaf, Array))
+    arrays = [leaf for leaf in leaves if isinstance(leaf, Array)] or [jax.device_put(0)]
     platforms = {device.platform for a in arrays for device in a.sharding.device_set}
-    if not platforms:
-        device = jax.config.jax_default_device
-        platforms = {getattr(device, "platform", device) or jax.default_backend()}
     return tracing_for(_named(*platforms)) if len(platforms) == 1 else nullcontext()
 
 
