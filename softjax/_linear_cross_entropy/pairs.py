@@ -35,6 +35,7 @@ from softjax._linear_cross_entropy.plans import Shapes, rows_of_pairs, sizes_of_
 from softjax._linear_cross_entropy.sums import inner, shapes_of_bars
 from softjax._numerics import compute_dtype
 from softjax._platforms import lowered_for_platform
+from softjax._sharding import axes_of, varying
 
 
 class Pair(NamedTuple):
@@ -75,7 +76,8 @@ def _each_pair_jvp(comparison, budget, primals, tangents):
         beside = tuple(None if dots is None else block_dots(None, dots) for dots in part_dots)
         new = linear(dots_like(blocks, beside))
         of_products = [_product_of(*both) for both in zip(blocks, part_dots, strict=True)]
-        products = transposed(linear, of_products, jnp.ones_like(new))
+        ones = varying(jnp.ones_like(new), axes_of(of_products))
+        products = transposed(linear, of_products, ones)
         for head, head_dots, block in zip(part, part_dots, products, strict=True):
             g = None if block is None else block.product
             if g is not None and head is not None and head_dots is not None:

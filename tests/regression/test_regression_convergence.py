@@ -40,6 +40,7 @@ def fits(solver, problems):
     def one(x, targets, weights, class_weights, l2, l1, theta):
         mean = jnp.mean(weights)
         data = Data(K, x, targets, weights / mean, class_weights, l2, l1, mean * N)
+        theta = _programs.start_of(solver, data, theta)
         state = jax.tree.map(jnp.asarray, _programs.solver_of(solver, data).start(data, theta))
         outcome = advance(data, jnp.asarray(TOL), state, limit)
         floor = jnp.int32(_programs.Status.PRECISION_FLOOR)
