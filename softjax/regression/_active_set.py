@@ -43,8 +43,7 @@ SHARES, SUFFICIENT = (1.0, 0.5, 0.25), 1e-4
 PRODUCTS, LARGEST = 60, 2048
 # The Hessian is built again where a step promises more than this share of what the last one did.
 SLOW = 0.1
-# The rounding of gradient and penalty in float32, relative to `bound`: at the largest penalty of a
-# path no part leaves 0.
+# The rounding of a penalty in float32, relative to it: at the largest of a path no part leaves 0.
 BLURRED = 1e-6
 # What joins the diagonal, relative to it: where a step leads up, by what factor it grows then,
 # and the most. A step with more than CLEAR does not say how much is left.
@@ -65,7 +64,7 @@ def optimum(
     before, passes, damping, model = np.inf, 2, DAMPING, None
     for step in range(MOST_STEPS):
         p = probabilities(z)
-        faces = _faces(table, corners, theta, table.slope(theta, p), min(tol, BLURRED) * bound)
+        faces = _faces(table, corners, theta, table.slope(theta, p))
         norm = np.max(np.abs(faces.slope) / bound, initial=0)
         if not np.isfinite(norm):
             return None
@@ -98,16 +97,11 @@ def smallest_subgradient(corners: Corners, theta: np.ndarray, gradient: np.ndarr
     return np.where(length > 0, inside, gradient * outside)
 
 
-def _faces(
-    table: Table, corners: Corners, theta: np.ndarray, gradient: np.ndarray, hidden: np.ndarray
-) -> Faces:
-    """The faces of the penalty at `theta`, where the smooth part has this gradient.
-
-    A part leaves 0 where its gradient is larger than the penalty by more than what is `hidden`.
-    """
+def _faces(table: Table, corners: Corners, theta: np.ndarray, gradient: np.ndarray) -> Faces:
+    """The faces of the penalty at `theta`, where the smooth part has this gradient."""
     strength, length = corners.strength[None], corners.length(theta)
     inside = length > 0
-    entering = ~inside & (corners.length(gradient) > strength + hidden)
+    entering = ~inside & (corners.length(gradient) > (1 + BLURRED) * strength)
     unit = np.where(inside, corners.unit(theta), np.where(entering, -corners.unit(gradient), 0))
     held = strength > 0
     free = np.broadcast_to(inside | entering | ~held, theta.shape)
