@@ -185,20 +185,21 @@ def stream_text(run: Run) -> str:
     """The speed of a stream relative to arrays in memory, and the memory of both."""
     stream, memory = run.rows("stream")
     return (
-        f"{1 / memory['ratio']:.2f} of the speed of arrays in memory, the median of "
-        f"{memory['pairs']} pairs, and at most {stream['peak_bytes'] / 1e9:.2f} GB of memory "
-        f"against {memory['peak_bytes'] / 1e9:.1f}"
+        f"{1 / memory['ratio']:.2f} of the speed of arrays in memory (the median of "
+        f"{memory['pairs']} pairs), and needed at most {stream['peak_bytes'] / 1e9:.2f} GB of "
+        f"memory instead of {memory['peak_bytes'] / 1e9:.1f}"
     )
 
 
 def kills_text(run: Run) -> str:
-    """What became of the processes that were killed."""
+    """How runs ended in which a process was killed, and how they were resumed."""
     (r,) = run.rows("kills")
     return (
-        f"Of {r['kills']} kills of {r['processes']} processes {r['before_they_met']} came before "
-        f"they had met, and {r['amid_training']} fell into the training; {r['hung']} processes "
-        f"hung, the slowest end took {r['slowest_end_seconds']:.1f} s, and of the {r['kills']} "
-        f"runs, resumed, {r['resumed_to_the_same_bits']} had the bits of one left alone"
+        f"In {r['kills']} runs of {r['processes']} processes, one was killed: in "
+        f"{r['before_they_met']} runs before all had connected, in {r['amid_training']} during the "
+        f"training. {r['hung']} processes hung, all others ended within "
+        f"{r['slowest_end_seconds']:.1f} s of the kill, and {r['resumed_to_the_same_bits']} of the "
+        f"resumed runs had the bits of an uninterrupted run"
     )
 
 
