@@ -232,7 +232,7 @@ class Checkpoints:
         leaves = {name: np.asarray(leaf) for name, leaf in read.state.items()}
         record = read.record
         if not _is_record(record, step):
-            raise ValueError("its record is not one of this step of a run")
+            raise ValueError("its record does not belong to this step of a run")
         configuration = json.loads(json.dumps(self.configuration))
         if record["configuration"] != configuration:
             difference = "; ".join(differences(record["configuration"], configuration))
@@ -264,12 +264,12 @@ def _digests(path: Path) -> dict[str, str]:
 
 
 def _data(leaf: Any) -> Any:
-    """A leaf of a state as files can hold it: the words of a typed random key."""
+    """The array that represents a leaf in a file; for a typed random key, its data."""
     return jax.random.key_data(leaf) if _checks.is_random_key(leaf) else leaf
 
 
 def _as_begun(begun: Any, saved: np.ndarray) -> Any:
-    """The saved numbers, as a typed random key where the state began with one."""
+    """The saved array, or a typed random key if the state has one in this place."""
     if not _checks.is_random_key(begun):
         return saved
     return jax.random.wrap_key_data(jnp.asarray(saved), impl=jax.random.key_impl(begun))

@@ -1,10 +1,10 @@
-"""Batches of rows, in an order that (seed, step) determines, from reads that are sequential.
+"""Batches of rows in an order that (seed, step) determines, read sequentially.
 
-The N rows are cut into blocks of nearly one size. An epoch is a random order of the blocks, W of
-which at a time are a group: they are in memory while the batches of the group are drawn. The rows
-of each block are shuffled, and every batch takes an equal share of each block, so that its rows
-come from W distant places. Nothing depends on the number of processes, each of which reads its own
-blocks only.
+The N rows are divided into blocks of nearly equal size. Every epoch visits the blocks in a random
+order, in groups of W blocks. The blocks of a group are in memory while the batches of the group are
+drawn. The rows of each block are shuffled, and every batch takes equally many rows from each block,
+so that its rows come from W distant places. The batches do not depend on the number of processes,
+each of which reads only its own blocks.
 """
 
 import zlib
@@ -33,13 +33,13 @@ PARTS = ("features", "labels", "weights", "offset", "counts")
 
 
 class Source(Protocol):
-    """What `train` reads: batches by the number of their step."""
+    """A source of batches for `train`; the number of a step identifies its batch."""
 
     epoch_steps: int
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """What determines the batches, as JSON can hold it."""
+        """The settings that determine the batches, as values for JSON."""
         ...
 
     def read(self, step: int, out: Batch | None = None) -> Batch:
@@ -55,18 +55,19 @@ class Batches:
     """Shuffled batches of rows; each is a pure function of (seed, step).
 
     Args:
-        rows: `ArrayRows`, the result of `open_rows`, or anything like them.
-        batch_size: the number of rows of a batch, about: the rows of an epoch are divided evenly.
+        rows: `ArrayRows`, the result of `open_rows`, or an object with the same methods.
+        batch_size: the approximate number of rows per batch; the rows of an epoch are divided
+            evenly among its batches.
         seed: determines the order of the rows.
-        held_out: the numbers of rows whose weight is 0, as those of a validation set.
-        buffer_bytes: the size of the rows that are in memory at a time. Some three times as much
+        held_out: the numbers of the rows that get weight 0, such as a validation set.
+        buffer_bytes: the size of the rows that are in memory at a time; about three times as much
             memory is used.
-        process_index: the number of this process; None for the one that JAX gives it.
-        process_count: the number of processes; None for the one that JAX knows.
+        process_index: the number of this process; None for `jax.process_index()`.
+        process_count: the number of processes; None for `jax.process_count()`.
 
     Raises:
         TypeError, ValueError: `batch_size`, `seed` or `buffer_bytes` is too small or not an
-            integer; `held_out` has a number that is no row's, or has all rows.
+            integer; a number in `held_out` is not a row, or it contains all rows.
 
     Example:
         >>> import numpy as np, softjax
@@ -107,9 +108,9 @@ class Batches:
         self.width = min(BLOCKS, self.batch_size)
         num_blocks = self.num_groups * self.width
         self.bounds = np.linspace(0, rows.num_rows, num_blocks + 1).astype(np.int64)
-        # The rows that a batch takes of a block, and the places, among the blocks of a group, of
-        # those that this process reads. These come in pairs, as sums over a batch take them, and a
-        # row has the same place in a batch whatever the number of processes.
+        # A batch takes `share` rows from each block. This process reads the blocks of a group at
+        # the places `own`. Their number is even, since `ReproducibleSums` adds blocks in pairs, so
+        # that the place of a row in a batch does not depend on the number of processes.
         self.share = -(-int(np.diff(self.bounds).max()) // self.group_steps)
         self.slots = 2 * -(-BLOCKS // 2 // count) if count < BLOCKS else 1
         self.own = range(self.width)[index * self.slots : (index + 1) * self.slots]
@@ -117,7 +118,7 @@ class Batches:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """What determines the batches, as JSON can hold it."""
+        """The settings that determine the batches, as values for JSON."""
         return {
             "data": self.rows.fingerprint,
             "rows": self.rows.num_rows,
@@ -133,7 +134,7 @@ class Batches:
 
     @property
     def num_classes(self) -> int | None:
-        """The number of classes, if the rows know it."""
+        """The number of classes in the rows; None if it is unknown."""
         return getattr(self.rows, "num_classes", None)
 
     def read(self, step: int, out: Batch | None = None) -> Batch:
@@ -153,7 +154,7 @@ class Batches:
         return group.numbers[drawn]
 
     def _zeros(self, size: int) -> Batch:
-        """A batch of zeros; it has counts where the rows have weights of their own."""
+        """A batch of zeros; it has counts if the rows have weights."""
         _, labels, weights, offset = self.sample
         soft = np.ndim(labels) == 2
 
@@ -169,14 +170,14 @@ class Batches:
         )
 
     def _drawn(self, step: int) -> "tuple[_Group, np.ndarray]":
-        """The group of a step, in memory, and the places of its rows there."""
+        """The group of a step, read into memory if necessary, and the places of the step's rows."""
         number, batch = divmod(step, self.group_steps)
         if self.group is None or self.group.number != number:
             self.group = self._load(number, None if self.group is None else self.group.held)
         return self.group, self.group.order[batch]
 
     def _load(self, number: int, held: Batch | None) -> "_Group":
-        """Reads this process's blocks of a group, into the memory of the group before."""
+        """Reads this process's blocks of a group into the memory of the previous group."""
         epoch, in_epoch = divmod(number, self.num_groups)
         blocks = np.random.default_rng([self.seed, epoch]).permutation(len(self.bounds) - 1)
         size = len(self.own) * int(np.diff(self.bounds).max())
@@ -187,7 +188,7 @@ class Batches:
             block = int(blocks[in_epoch * self.width + place])
             start, stop = self.bounds[block : block + 2].tolist()
             begin, end = end, end + stop - start
-            with np.errstate(over="ignore"):  # what is infinite now is found to be so by the step
+            with np.errstate(over="ignore"):  # the step detects numbers that overflow here
                 self._read_into(held, begin, start, stop)
             numbers[begin:end] = np.arange(start, stop)
             n = np.arange(stop - start)
@@ -198,7 +199,7 @@ class Batches:
         return _Group(number, held, numbers, order.reshape(self.group_steps, -1))
 
     def _read_into(self, held: Batch, begin: int, start: int, stop: int) -> None:
-        """Reads rows start, ..., stop - 1 into `held`, from the place `begin` on."""
+        """Reads rows start, ..., stop - 1 into `held`, beginning at the place `begin`."""
         features, labels, weights, offset = parts_of(self.rows.read(start, stop))
         places = slice(begin, begin + stop - start)
         held.features[places] = real_array(BATCHES, "features", features)
@@ -217,8 +218,8 @@ class Batches:
         """The batch, within its group, that takes the n-th row drawn from a block of `size` rows.
 
         Batch j draws floor((j + 1) R / m + b / W) - floor(j R / m + b / W) of the R rows of block
-        b. Hermite's identity sum_b floor(x + b / W) = floor(W x) says that, where all blocks have
-        one size, batches differ in size by one row at most.
+        b. By Hermite's identity sum_b floor(x + b / W) = floor(W x), the sizes of batches differ by
+        at most one row if all blocks have the same size.
         """
         w, m = self.width, self.group_steps
         # n < floor((j + 1) R / m + b / W)  <=>  (n + 1) W m - b m <= (j + 1) R W
@@ -230,8 +231,8 @@ class _Group(NamedTuple):
 
     Attributes:
         number: the number of the group, counted from the first epoch.
-        held: the rows, one block after another, and at the end one row of zeros.
-        numbers: the numbers of these rows within the data; -1 for the last.
+        held: the rows of all blocks in sequence, followed by one row of zeros for padding.
+        numbers: the numbers of these rows within the data; -1 for the row of zeros.
         order: for each batch the places of its rows in `held`.
     """
 
@@ -242,7 +243,7 @@ class _Group(NamedTuple):
 
 
 class FromFunction:
-    """Batches that a function of the step gives."""
+    """Batches that a function of the step returns."""
 
     epoch_steps = 1
     num_classes = None
@@ -253,12 +254,12 @@ class FromFunction:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """Nothing is known of a function."""
+        """No settings: a function does not tell what determines its batches."""
         return {}
 
     def read(self, step: int, out: Batch | None = None) -> Batch:
-        """The batch that the function gives, padded to the size of the first one."""
-        if self.shapes is None and step:  # a run that goes on may begin with a smaller batch
+        """The batch that the function returns, padded to the size of the first one."""
+        if self.shapes is None and step:  # a resumed run may begin with a smaller batch
             self._given(0)
         given = self._given(step)
         shapes: Any = self.shapes
@@ -268,16 +269,16 @@ class FromFunction:
         def write(part: np.ndarray, values: np.ndarray) -> None:
             part[: len(values)] = values
 
-        with np.errstate(over="ignore"):  # what is infinite now is found to be so by the step
+        with np.errstate(over="ignore"):  # the step detects numbers that overflow here
             jax.tree.map(write, out, given)
         return out
 
     def row_numbers(self, step: int) -> np.ndarray:
-        """The places in the batch: a function has no other numbers for its rows."""
+        """The places in the batch, since the rows of a function have no other numbers."""
         return np.arange(self.shapes.labels.shape[0] if self.shapes else 0)
 
     def _given(self, step: int) -> Batch:
-        """The batch of a step as the function gives it, checked; the first one sets the shapes."""
+        """The checked batch of a step, without padding; the first one sets the shapes."""
         features, labels, weights, offset = parts_of(self.function(step))
         features, labels = real_array(TRAIN, "features", features), as_labels(TRAIN, labels)
         dtype = computed_in(features.dtype)
@@ -306,9 +307,9 @@ class FromFunction:
 
 
 class FromIterable(FromFunction):
-    """Batches of an iterable, which begins again when it is exhausted.
+    """Batches of an iterable, which is started again when it is exhausted.
 
-    After a restart the batches before are read and dropped, since an iterable does not number them.
+    A resumed run reads and drops the batches of earlier steps, since an iterable has no index.
     """
 
     def __init__(self, iterable: Iterable[Any]):
@@ -338,7 +339,7 @@ def _shape(part: np.ndarray | None, dtype: Any) -> jax.ShapeDtypeStruct | None:
 
 
 def source_of(batches: Any) -> Source:
-    """Anything that gives batches, as a `Source`."""
+    """The `Source` of a function, an iterable, or an object that is already a source."""
     if hasattr(batches, "read") and hasattr(batches, "row_numbers"):
         return batches
     if callable(batches):

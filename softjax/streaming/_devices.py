@@ -1,4 +1,4 @@
-"""Batches on the devices of all processes, read ahead: rows over one axis, all else on each."""
+"""Batches on the devices of all processes: rows are sharded, everything else is replicated."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -21,14 +21,14 @@ U = TypeVar("U")
 
 
 class Chunk(NamedTuple):
-    """What the steps first, ..., stop - 1 need, in arrays of one size for every chunk.
+    """The batches of the steps first, ..., stop - 1; its arrays have the same size in every chunk.
 
     Attributes:
         first: the number of the first step.
         stop: the number of the last step, plus one.
         count: the number of steps, on the devices.
         feed: the batches, on the devices.
-        host: the batches of this process in its memory; None where nothing was read.
+        host: the batches of this process in its memory; None for arrays, which are not read.
     """
 
     first: int
@@ -39,7 +39,7 @@ class Chunk(NamedTuple):
 
 
 class Devices:
-    """All devices of all processes, along one axis, for batches of `rows` rows a process."""
+    """All devices of all processes on one mesh axis; a process reads `rows` rows per batch."""
 
     def __init__(self, rows: int, num_classes: int) -> None:
         mesh, processes = Mesh(np.array(jax.devices()), (ROWS,)), jax.process_count()
@@ -51,7 +51,7 @@ class Devices:
         self.rows_of_steps = NamedSharding(mesh, PartitionSpec(None, ROWS))
 
     def placed(self, tree: T) -> T:
-        """The arrays of a tree, whole, on every device."""
+        """The arrays of a tree, replicated on every device."""
 
         def put(x: Any) -> Array:
             if _checks.is_random_key(x):  # NumPy has no such dtype
@@ -64,12 +64,12 @@ class Devices:
         return jax.tree.map(put, tree)
 
     def flag(self, raised: bool) -> Array:
-        """Whether this process raises its flag, as an array over the devices of all."""
+        """Whether this process raises its flag, as an array over all devices."""
         raised_here = np.full(self.sums.mesh.local_mesh.size, raised, np.int32)
         return jax.make_array_from_process_local_data(self.rows, raised_here)
 
     def chunk(self, source: Source, like: Batch, size: int, span: tuple[int, int]) -> Chunk:
-        """Reads the batches of the steps of `span`, of the shape of `like`, onto the devices."""
+        """Reads the batches of the steps in `span`, with the shapes of `like`, onto the devices."""
         first, stop = span
         rows = len(like.labels)
         of_block = -(-rows // self.sums.of_process)
@@ -88,9 +88,9 @@ class Devices:
 
 
 def ahead(function: Callable[[T], U], arguments: Iterable[T], depth: int = 2) -> Generator[U]:
-    """function(a) for every argument in order; up to `depth` results are computed ahead.
+    """function(a) for every argument in order; up to `depth` results are computed in advance.
 
-    One thread computes them, so that `function` may keep a state. Its errors are raised here.
+    One thread computes them, so that `function` may have a state. Its errors are raised here.
     """
     remaining = iter(arguments)
     pool = ThreadPoolExecutor(1)

@@ -1,7 +1,7 @@
-"""What feeds the steps of `train`: arrays in memory, or batches that are read ahead.
+"""The data feeds of `train`: arrays in memory, and batches that a thread reads.
 
-Both feeds give the loop of `train` the same things: chunks of steps, whose batches are on the
-devices, and what is known of the examples.
+Both feeds have the interface `Feed`: they give the loop of `train` chunks of steps, whose batches
+are on the devices, and properties of the examples, such as the number of classes.
 """
 
 import zlib
@@ -54,15 +54,15 @@ SAMPLES = 64
 
 
 class Feed(Protocol):
-    """What feeds the steps of `train`.
+    """The interface of the data feeds of `train`.
 
     Attributes:
         num_classes: K.
-        epoch_steps: the number of steps of a pass over the data, 1 if nothing says it.
-        chunk_steps: no chunk has more steps, and none goes past a multiple of this number.
+        epoch_steps: the number of steps of a pass over the data; 1 if it is unknown.
+        chunk_steps: the largest number of steps in a chunk; a chunk never crosses a multiple of it.
         takes_all: whether every step takes all examples.
-        sums: how the mean loss is added up.
-        transform: what a step does to the features of its batch; None for nothing.
+        sums: how the mean loss is summed.
+        transform: the function that a step applies to the features of its batch, or None.
     """
 
     num_classes: int
@@ -74,20 +74,21 @@ class Feed(Protocol):
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """What determines the batches, as JSON can hold it."""
+        """The settings that determine the batches, as values for JSON."""
         ...
 
     def begin(
         self, step: int, every: int, init: SoftmaxRegression | None, fit_intercept: bool
     ) -> SoftmaxRegression:
-        """Prepares for the steps from `step` on; `init`, or zeros, as the features ask for.
+        """Prepares for the steps from `step` on, and returns the initial parameters.
 
-        No chunk goes past a multiple of `every` steps.
+        They are `init`, or zeros of the shape and dtype that the features need. No chunk crosses a
+        multiple of `every` steps.
         """
         ...
 
     def known(self, terms: Terms) -> Terms:
-        """The terms, with what is known of all examples, on the devices."""
+        """The terms on the devices, completed with bounds and scales of all examples if known."""
         ...
 
     def placed(self, tree: T) -> T:
@@ -95,19 +96,19 @@ class Feed(Protocol):
         ...
 
     def flag(self, raised: bool) -> Any:
-        """Whether this process raises its flag, for all devices."""
+        """The flag of this process, as an array for `advance`."""
         ...
 
     def chunks(self, spans: Spans) -> Generator[Chunk]:
-        """What the steps of each span need."""
+        """For each span of steps the chunk with their batches."""
         ...
 
     def bad_rows(self, chunk: Chunk, step: int) -> list[int]:
-        """The rows of the batch of `step` that are not finite or of no class."""
+        """The rows of the batch of `step` that are not finite or have no valid label."""
         ...
 
     def value_and_norm(self, form: Form, terms: Terms, state: State) -> tuple[float, float] | None:
-        """The objective and its gradient, of all examples where they are at hand; None if not."""
+        """The objective of all examples and the norm of its gradient; None if it is unknown."""
         ...
 
     def separated(self, terms: Terms, params: SoftmaxRegression) -> bool:
@@ -116,7 +117,7 @@ class Feed(Protocol):
 
 
 class ArrayFeed:
-    """Arrays in memory: each chunk is of one epoch, whose order is drawn on the device."""
+    """Arrays in memory: each chunk is part of one epoch, whose order is drawn on the device."""
 
     def __init__(
         self,
@@ -150,7 +151,7 @@ class ArrayFeed:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """The shape, a checksum of examples from all over the arrays, and their order."""
+        """The shape of the features, a checksum of some examples, and the order of the examples."""
         count, width = self.rows.features.shape
         places = np.linspace(0, count - 1, min(SAMPLES, count)).astype(int)
         checksum = 0
@@ -200,7 +201,7 @@ class ArrayFeed:
 
 
 class BatchFeed:
-    """Batches that a thread reads onto the devices of all processes, ahead of the steps."""
+    """Batches that a thread reads onto the devices of all processes, before they are needed."""
 
     def __init__(self, batches: Any, num_classes: int | None, transform: Transform):
         self.source, self.transform = source_of(batches), transform
@@ -215,7 +216,7 @@ class BatchFeed:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """What determines the batches; refused where it differs between the processes."""
+        """The settings that determine the batches; an error if they differ between processes."""
         configuration = self.source.configuration
         first, *others = map(_without_times, processes.gather(configuration))
         for index, other in enumerate(others, 1):
@@ -270,11 +271,11 @@ class BatchFeed:
         return float(value), float(norm)
 
     def separated(self, terms: Terms, params: SoftmaxRegression) -> bool:
-        return False  # only a pass over all rows would tell
+        return False  # unknown without a pass over all rows
 
 
 def refuse_tracers(features: Any, labels: Any, *others: Any) -> None:
-    """Refuses data that are known to a trace only."""
+    """Refuses traced data."""
     if is_traced((None if labels is None else features, labels, *others)):
         expected = "concrete, since the steps are called one chunk after the other; use `fit`"
         raise TypeError(_checks.message(TRAIN, "features", expected, "a tracer among the data"))
@@ -288,9 +289,9 @@ def feed_of(
     of_arrays: dict[str, Any],
     skip_nonfinite: bool,
 ) -> Feed:
-    """The feed of arrays or, where there are no `labels`, of batches.
+    """The feed of arrays or, without `labels`, of batches.
 
-    Batches have no need of the options `of_arrays`, and no rows of arrays are left out.
+    The options `of_arrays` are refused for batches, and `skip_nonfinite` is refused for arrays.
     """
     skips = _checks.flag(TRAIN, "skip_nonfinite", skip_nonfinite)
     if labels is None:
@@ -309,7 +310,7 @@ def feed_of(
 
 
 def spans(first: int, last: int, size: int, every: int) -> Iterator[tuple[int, int]]:
-    """Runs of steps that end at the multiples of `size` and of `every`."""
+    """Divides the steps first, ..., last - 1 at the multiples of `size` and of `every`."""
     while first < last:
         stop = min(first - first % size + size, first - first % every + every, last)
         yield first, stop
@@ -317,7 +318,7 @@ def spans(first: int, last: int, size: int, every: int) -> Iterator[tuple[int, i
 
 
 def _without_times(configuration: Any) -> Any:
-    """What is the same for all copies of a file."""
+    """The configuration without the times at which files changed, which differ between copies."""
     if not isinstance(configuration, dict):
         return configuration
     kept = {name: part for name, part in configuration.items() if name != "changed_ns"}

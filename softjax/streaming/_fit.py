@@ -1,9 +1,10 @@
-"""fit: the exact optimum for rows that are streamed, with one pass over them for each gradient.
+"""fit: the exact optimum for streamed rows, with one pass over the rows for each gradient.
 
-L-BFGS as in memory, preconditioned by a sample of the rows. A preconditioner only steers: the
-gradient, which is that of all rows, decides. The objective is convex, so that a step length is good
-where the slope <gradient(theta + t d), d> is small. The gradient of the accepted trial is that of
-the next step, so that most steps take one pass.
+The solver is the L-BFGS of `regression.fit`, preconditioned by a sample of the rows. The sample
+only affects the direction: the gradient is the gradient of all rows, and so determines the optimum.
+The objective is convex, so that a step length t is accepted if the slope
+<gradient(theta + t d), d> is small. The accepted trial gives the gradient of the next step, so that
+most steps take one pass.
 """
 
 import time
@@ -58,35 +59,36 @@ def fit(
 
         argmin sum_i w_i loss_i / sum_i w_i + l2 / 2 |kernel|^2
 
-    Each pass streams all rows once. With many processes each streams its own part of the rows, and
-    all have the same parameters. Sums over chunks are kept in float64, so that the result is as
-    accurate as that of `regression.fit`.
+    Each pass reads all rows once. With several processes, each reads its own part of the rows, and
+    all have the same parameters. Sums over chunks are in float64, so that the result is as accurate
+    as that of `regression.fit`.
 
-    Edge cases: what `regression.fit` refuses in features and labels is refused after the first
-        pass. Floating labels [N] that are whole numbers are class indices. For separated classes,
-        and for a class without examples, see `regression.fit`.
+    Edge cases: features and labels that `regression.fit` refuses are refused after the first pass.
+        Floating labels [N] that are whole numbers are class indices. For separated classes, and for
+        a class without examples, see `regression.fit`.
 
     Args:
-        rows: `ArrayRows`, with their weights w and their offset if they have them, the result of
-            `open_rows`, or anything like them.
+        rows: `ArrayRows`, with weights w and an offset if they have them, the result of
+            `open_rows`, or an object with the same methods.
         num_classes: K.
         l2: the strength of the penalty.
-        fit_intercept: whether there is a bias; without one it stays 0.
-        tol: stop where the gradient is no larger, relative to what it can be at most, and neither
-            is what the last step promised, relative to the objective.
+        fit_intercept: whether the model has a bias; otherwise the bias stays 0.
+        tol: the fit stops if the gradient, relative to its largest possible value, and the
+            predicted decrease of the last step, relative to the objective, are at most this.
         max_steps: the largest number of steps.
-        transform: a function of the features [n, D] on the device, as to standardise them; it
-            keeps their number.
-        held_out: the numbers of rows that take no part in the fit.
-        validation: features, as they are after `transform`, and labels to evaluate on.
-        callback: called with an `Event` before each step; True, on any process, stops.
+        transform: a function of the features [n, D] on the device, for example to standardise
+            them; it must keep their number.
+        held_out: the numbers of the rows that are left out of the fit.
+        validation: the features, after `transform`, and labels of the examples to evaluate on.
+        callback: called with an `Event` before each step; the fit stops if it returns True on any
+            process.
 
     Returns:
         `FitResult`, whose `passes` counts two products with the features for each pass.
 
     Raises:
-        TypeError, ValueError: an argument that does not fit; a feature that is not finite, a label
-            that is not a class, or labels of one class only.
+        TypeError, ValueError: an argument is not valid, a feature is not finite, a label is not a
+            class, or all labels are of one class.
 
     Example:
         >>> import numpy as np, softjax
@@ -146,14 +148,14 @@ def fit(
 
 
 class _Position(NamedTuple):
-    """What a direction begins from.
+    """The inputs of a search direction.
 
     Attributes:
         theta: the parameters, [K, D + 1].
-        gradient: of all rows, there.
-        memory: of L-BFGS.
+        gradient: the gradient of all rows at theta.
+        memory: the memory of L-BFGS.
         step: the number of steps taken.
-        norm: of the gradient, relative to what it can be at most.
+        norm: the norm of the gradient, relative to its largest possible value.
     """
 
     theta: Any
@@ -164,9 +166,9 @@ class _Position(NamedTuple):
 
 
 def _first_memory(theta: np.ndarray) -> Memory:
-    """What L-BFGS remembers before the first step.
+    """The memory of L-BFGS before the first step, in the dtype of the fit.
 
-    A pass over the rows costs more than a direction, which is computed in the dtype of the fit.
+    Float32 directions would save little time, since a pass over the rows costs more.
     """
     no_rows = jnp.empty((0, theta.shape[1] - 1), theta.dtype)
     preconditioner = _preconditioner.empty(no_rows, len(theta), theta.dtype)
@@ -174,13 +176,13 @@ def _first_memory(theta: np.ndarray) -> Memory:
 
 
 class _StopRule:
-    """The stop rule of `regression`, for a loop on the host that looks at one pass at a time.
+    """The stop rule of `regression`, for a loop on the host that checks after each pass.
 
-    Where no penalty holds them, parameters that still move, since the gradient has been NEAR or in
-    the last step, may have no optimum: then quasi-complete separation is suspected.
+    Without a penalty there may be no optimum. Quasi-complete separation is suspected if parameters
+    that meet the rule have moved since the gradient was first below NEAR, or in the last step.
 
     Attributes:
-        decrement: half of what the model promised for the last step, nats; the loop sets it.
+        decrement: half of the predicted decrease of the last step, in nats; the loop sets it.
         suspected: whether quasi-complete separation is suspected.
     """
 
@@ -191,7 +193,7 @@ class _StopRule:
         self.decrement, self.suspected = np.inf, False
 
     def status_at(self, theta: np.ndarray, here: Sums, norm: float) -> int:
-        """The status at parameters with these sums and this relative gradient."""
+        """The status at `theta`, given the sums and the relative norm of the gradient there."""
         status = Status.RUNNING
         if not np.isfinite(here.value) or not np.isfinite(norm):
             status = Status.NON_FINITE
@@ -210,7 +212,7 @@ class _StopRule:
         return status
 
     def status_at_end(self, status: int, theta: np.ndarray, here: Sums) -> int:
-        """SEPARATED or QUASI_SEPARATED where there is no optimum, else `status`."""
+        """SEPARATED or QUASI_SEPARATED if there is no optimum, otherwise `status`."""
         done = status in (Status.CONVERGED, Status.PRECISION_FLOOR)
         if done and here.separated and self._passes.l2 == 0:
             return Status.SEPARATED
@@ -220,7 +222,7 @@ class _StopRule:
         return status
 
     def _may_move(self, theta: np.ndarray, here: Sums) -> bool:
-        """Whether the parameters have moved some example since they were near their end."""
+        """Whether the logits of any example have changed since the gradient was below NEAR."""
         if self._passes.l2 or here.separated or self._near is None:
             return False
         return self._passes.move(theta - self._near) >= STILL
@@ -236,9 +238,9 @@ def _direction(
     l2: Array,
     at: _Position,
 ) -> tuple[Array, Memory, Array]:
-    """The direction and the memory of L-BFGS, and the decrement its preconditioner does not see.
+    """The direction and the memory of L-BFGS, and the decrement outside of its preconditioner.
 
-    The gradients are those of all rows, the preconditioner is that of the sample.
+    The gradients are sums over all rows; the preconditioner is computed from the sample.
     """
     features = _frame.less(transformed(transform, sample.features), shift)
     problem = problem_of_batch(num_classes, features, constant, sample)._replace(l2=l2)
@@ -252,9 +254,9 @@ def _direction(
 def _line_search(
     passes: Passes, theta: np.ndarray, here: Sums, d: np.ndarray
 ) -> tuple[np.ndarray, Sums] | None:
-    """Parameters along d where the slope has fallen enough, or None where d does not go down.
+    """The first trial along d whose slope is small enough; None if the objective grows along d.
 
-    The rule of `regression`, by the secant of slopes in place of their derivative.
+    The rule is that of `regression`, with the secant of two slopes instead of their derivative.
     """
     first = float(np.vdot(here.gradient, d))
     if not first < 0:
@@ -276,7 +278,7 @@ def _line_search(
 
 
 def _secant(low: tuple[float, float], high: tuple[float, float], first: float) -> float:
-    """Where the line through two slopes vanishes, kept well inside of them."""
+    """The zero of the line through two slopes, at least 5 % of the interval from its ends."""
     (a, slope_a), (b, slope_b) = low, high
     if not np.isfinite(b):
         return min(max(a * first / (first - slope_a), 2 * a), 10 * a) if slope_a > first else 4 * a

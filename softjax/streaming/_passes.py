@@ -1,7 +1,7 @@
-"""Passes over rows that are streamed from where they lie: the sums over all of them.
+"""Passes over streamed rows: the objective, its gradient and other sums over all rows.
 
-Each process streams its own part of the rows in chunks, and adds up what the chunks sum to in
-float64; then the processes add up theirs.
+Each process reads its own part of the rows in chunks, and adds the sums of the chunks in float64.
+Then the sums of all processes are added.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,23 +40,23 @@ from softjax.streaming._rows import (
 )
 
 FIT = "streaming.fit"
-# The bytes of a chunk, those of the sample that the preconditioner is built from, and the number of
-# runs of rows that the sample consists of.
+# The bytes of a chunk, the bytes of the sample of rows for the preconditioner, and the number of
+# contiguous runs of rows in this sample.
 CHUNK_BYTES = 1 << 23
 SAMPLE_BYTES = 1 << 25
 RUNS = 16
 
 
 class Sums(NamedTuple):
-    """What a pass adds up, over all rows of all processes, in float64.
+    """The results of a pass over all rows of all processes, in float64.
 
     Attributes:
         value: the objective.
-        gradient: [K, D + 1].
-        squares: w x^2, and w, summed, [D + 1].
-        separated: whether every row has its own class strictly on top.
-        largest: the largest |x| of each feature, [D], after the transform.
-        classes: the weight of the rows of each class, [K].
+        gradient: the gradient of the objective, [K, D + 1].
+        squares: the sum of w x^2 for each feature, and of w for the bias, [D + 1].
+        separated: whether in every row the true class has the strictly largest logit.
+        largest: the largest |x| of each feature, after the transform, [D].
+        classes: the total weight of the rows of each class, [K].
     """
 
     value: Any
@@ -68,13 +68,13 @@ class Sums(NamedTuple):
 
     @property
     def relative_norm(self) -> float:
-        """The largest entry of the gradient, relative to what it can be at most."""
+        """The largest |entry| of the gradient, each relative to its largest possible value."""
         bound = np.sqrt(np.where(self.squares > 0, self.squares, 1))
         return float(np.max(np.abs(self.gradient) / bound))
 
 
 class Passes:
-    """Passes over the rows of this process, and their sums over all."""
+    """Passes over the rows of all processes; each process reads its own part."""
 
     def __init__(
         self,
@@ -95,13 +95,13 @@ class Passes:
         if weights is not None:
             self.weight = float(np.sum(weights) - np.sum(weights[self.held_out]))
         self.count = 0
-        # What is subtracted from the features, in the memory of the host and of the device.
+        # The centre that is subtracted from the features: on the host (None for 0), on the device.
         self.centre, self.shift = None, jnp.zeros(rows.num_features, dtype)
-        # The number of the first bad row that this process has read, and what is wrong with it.
+        # The number of the first bad row that this process has read, and its error message.
         self.bad = (rows.num_rows, "")
 
     def look_for_centre(self, sample: Batch) -> bool:
-        """Whether features are far from 0. If so, their middle is subtracted from now on."""
+        """Whether features are far from 0; if so, all later passes subtract a centre from them."""
         features = transformed(self.fixed[1], sample.features)
         self.centre = _frame.centre_of(features, sample.weights) if self.constant else None
         if self.centre is not None:
@@ -109,14 +109,14 @@ class Passes:
         return self.centre is not None
 
     def move(self, d: np.ndarray) -> float:
-        """The largest number of nats by which `d` moves a class of a row against another class."""
+        """The largest change, in nats, of a difference of two logits of a row along `d`."""
         fixed = (*self.fixed, self.shift, self.constant, jnp.asarray(d))
         moves = [_move(*fixed, chunk) for chunk in self._own()]
         self.count += 1
         return max(map(float, processes.gather(max(map(float, moves), default=0.0))))
 
     def is_proven(self, theta: np.ndarray) -> bool:
-        """Whether the rows prove that they are quasi-separated, if all are few enough to hold."""
+        """Whether the rows are proven to be quasi-separated; False if they do not fit in memory."""
         count = self.rows.num_rows
         if count * self.row_bytes > SAMPLE_BYTES:
             return False
@@ -159,7 +159,7 @@ class Passes:
             yield from chunks
 
     def sample(self) -> Batch:
-        """Runs of rows from all over the data."""
+        """A sample of rows: RUNS contiguous runs from all parts of the data."""
         size = max(min(SAMPLE_BYTES // self.row_bytes, self.rows.num_rows) // RUNS, 1)
         last = self.rows.num_rows - size
         starts = np.unique(np.linspace(0, last, RUNS).astype(np.int64)).tolist()
@@ -167,7 +167,7 @@ class Passes:
         return jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
 
     def _chunk(self, size: int, end: int, start: int) -> Batch:
-        """Rows from `start` on, `size` of them, on the device; of weight 0 from `end` on."""
+        """`size` rows from `start` on, on the device; rows from `end` on have weight 0."""
         stop = min(start + size, end)
         x, labels, weights, offset = parts_of(self.rows.read(start, stop))
         x, y = real_array(FIT, "features", x), as_labels(FIT, labels)
@@ -180,7 +180,7 @@ class Passes:
             whole[self.held_out[first:last] - start] = 0
             return whole
 
-        with np.errstate(over="ignore"):  # what is infinite now is found to be so by `_look`
+        with np.errstate(over="ignore"):  # `_look` detects numbers that overflow here
             if y.ndim == 2:
                 _checks.same_shape(FIT, "labels", y, (len(y), self.num_classes))
             batch = Batch(
@@ -194,7 +194,7 @@ class Passes:
         return jax.tree.map(jnp.asarray, batch)
 
     def _look(self, start: int, batch: Batch, labels: Any) -> None:
-        """Notes the first bad row of a run of rows."""
+        """Remembers the first bad row of a chunk, for an error after the first pass."""
         wrong = np.flatnonzero(~good_rows(np, batch, self.num_classes))
         if not len(wrong) or start + wrong[0] >= self.bad[0]:
             return
@@ -214,7 +214,7 @@ class Passes:
         self.bad = place, fault
 
     def _refuse(self, sums: Sums) -> None:
-        """Refuses, after the first pass of all processes, what `regression.fit` refuses."""
+        """After the first pass, raises the errors that `regression.fit` would raise."""
         _, fault = min(processes.gather(self.bad))
         if fault:
             raise ValueError(fault)
@@ -226,7 +226,7 @@ class Passes:
 
 
 def own_rows(num_rows: int) -> range:
-    """The rows that this process streams."""
+    """The numbers of the rows that this process reads."""
     index, count = jax.process_index(), jax.process_count()
     return range(num_rows)[num_rows * index // count : num_rows * (index + 1) // count]
 
@@ -250,12 +250,12 @@ def transformed(transform: Callable[[Array], Array] | None, features: Array) -> 
 
 
 def problem_of_batch(num_classes: int, features: Array, constant: Array, batch: Batch) -> Problem:
-    """The problem without a penalty, whose targets sum to the mean weight."""
+    """The unpenalised problem of a batch; the sum of its targets is the mean weight."""
     return problem_of(_data(num_classes, features, constant, batch))
 
 
 def _data(num_classes: int, features: Array, constant: Array, batch: Batch) -> Data:
-    """The rows of a batch, whose features may have been changed, without a penalty."""
+    """The data of a batch with the given features, without a penalty."""
     zero = jnp.zeros((), features.dtype)
     offset = None if batch.offset is None else batch.offset.T
     return Data(

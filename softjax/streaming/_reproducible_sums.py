@@ -1,16 +1,17 @@
 """The mean loss of a batch and its gradient, with the same bits on any number of devices.
 
-The rows of a batch are cut into blocks of one size. The sums over a block come from products whose
-shape does not depend on how many blocks a device has. The blocks are then added as a binary tree:
-neighbours first, then the sums of neighbours, and so on. Each device adds up its own subtree, and
-the rest of the tree is added between the devices. The result therefore has the same bits on any
-number of devices up to the number of blocks. Sums as XLA orders them do not: the order depends on
-the shape of what a device adds up, and in an all-reduce on the number of devices.
+The rows of a batch are divided into blocks of equal size. The sums over a block come from products
+whose shape does not depend on the number of blocks on a device. The sums of the blocks are then
+added as a binary tree: first neighbours, then neighbouring pairs, and so on. Each device adds its
+own subtree, and the rest of the tree is added between the devices. The result therefore has the
+same bits on any number of devices up to the number of blocks. Ordinary sums of XLA do not have this
+property: their order depends on the shape of the operand on a device, and in an all-reduce on the
+number of devices.
 
-Where there are more classes than rows, one gradient for each block of rows would be larger than
-everything else that a step holds. There the classes are cut into blocks instead: every device has
-all rows and computes the products of its own blocks of classes, which are again of one shape. Their
-results are put side by side, and nothing is added.
+If there are more classes than rows, one gradient for each block of rows would be larger than all
+other arrays of a step. The classes are then divided into blocks instead of the rows: every device
+has all rows and computes the products with its own blocks of classes, which again have equal shape.
+The results are concatenated, and nothing is added.
 """
 
 from collections.abc import Callable
@@ -28,19 +29,19 @@ from softjax.regression import SoftmaxRegression
 from softjax.regression._steps import Batch
 from softjax.streaming._batches import BLOCKS as DRAWN
 
-# A block has the rows of two of the blocks that `Batches` draws from. More blocks are slower where
-# a batch is small: 16 of them cost a quarter of the time at 256 x 64 x 10.
+# A block here has the rows of two of the blocks from which `Batches` draws. More blocks are slower
+# for small batches: 16 blocks take a quarter more time at 256 x 64 x 10.
 BLOCKS = DRAWN // 2
 ROWS = "rows"
 
 
 class ReproducibleSums(NamedTuple):
-    """How blocks lie on the devices, and the mean loss that is added up by blocks.
+    """The layout of the blocks on the devices, and the mean loss that is summed by blocks.
 
     Attributes:
         mesh: all devices of all processes, along the axis ROWS.
         processes: the number of processes.
-        of_classes: whether the classes are cut into blocks, and not the rows.
+        of_classes: whether the blocks divide the classes instead of the rows.
     """
 
     mesh: Mesh
@@ -54,12 +55,12 @@ class ReproducibleSums(NamedTuple):
 
     @property
     def of_process(self) -> int:
-        """The blocks of a process; the last processes may have fewer."""
+        """The number of blocks of a process; the last processes may have fewer."""
         return -(-self.blocks // self.processes)
 
     @property
     def of_device(self) -> int:
-        """The blocks of a device; some are empty where the numbers do not divide."""
+        """The number of blocks of a device; some are empty if the division leaves a remainder."""
         return -(-self.of_process * self.processes // self.mesh.size)
 
     @property
@@ -69,17 +70,17 @@ class ReproducibleSums(NamedTuple):
 
     @property
     def places(self) -> np.ndarray:
-        """The places of the blocks among those of all devices, empty ones included."""
+        """The places of the blocks in the list of the blocks of all devices, with empty blocks."""
         process, block = np.divmod(np.arange(self.blocks), self.of_process)
         return process * (self.of_device * self.mesh.size // self.processes) + block
 
     def mean_loss(
         self, batch: Batch, class_weights: Array | None, params: SoftmaxRegression
     ) -> Array:
-        """sum_i w_i loss_i / sum_i c_i; 0 where the counts c are 0. Derivative in `params`.
+        """sum_i w_i loss_i / sum_i c_i; 0 if all counts c are 0. Differentiable in `params`.
 
         Args:
-            batch: as many rows for each device as its blocks have.
+            batch: the rows of the blocks of all devices.
             class_weights: [K], or None.
             params: kernel [D, K] and bias [K].
 
@@ -125,13 +126,13 @@ def _gradients(
     loss, pull_back = jax.vjp(of_logits, _logits(sums, batch, params))
     (g,) = pull_back(jnp.ones_like(loss))
     weights = batch.weights[..., None].astype(g.dtype)
-    g = jnp.where(weights != 0, g, 0)  # the gradient is NaN where a label is out of range
+    g = jnp.where(weights != 0, g, 0)  # the gradient of a row with a bad label is NaN
     bias = _product("brk,brl->blk", g, weights)[:, 0]
     return _loss_and_count(batch, loss), (_pulled(sums, weights * g, batch.features), bias)
 
 
 def _logits(sums: ReproducibleSums, batch: Batch, params: SoftmaxRegression) -> Array:
-    """[B, R, K]. Each block has a product of its own: its bits vary with the shape."""
+    """The logits [B, R, K], one product for each block: the bits depend on the shape."""
     kernel = params.kernel
     features = batch.features.astype(kernel.dtype)
     if sums.of_classes:
@@ -144,10 +145,10 @@ def _logits(sums: ReproducibleSums, batch: Batch, params: SoftmaxRegression) -> 
 
 
 def _pulled(sums: ReproducibleSums, g: Array, features: Array) -> Array:
-    """G^T X, [B, K, D]."""
+    """G^T X for each block, [B, K, D]."""
     features = features.astype(g.dtype)
-    # One factor is transposed by itself: a product along the rows of both takes twice the time on a
-    # CPU, where moreover its bits depend on the number of threads.
+    # One factor is transposed first. On a CPU, a product that contracts the rows of both factors
+    # takes twice the time, and its bits depend on the number of threads.
     if sums.of_classes:
         transposed = lax.optimization_barrier(features[0].T)
         return _by_classes(sums, transposed, g[0]).T[None]
@@ -156,7 +157,7 @@ def _pulled(sums: ReproducibleSums, g: Array, features: Array) -> Array:
 
 
 def _by_classes(sums: ReproducibleSums, a: Array, b: Array) -> Array:
-    """a @ b [M, K] by blocks of classes, of which each device computes its own."""
+    """a @ b [M, K] by blocks of classes; each device computes its own blocks."""
     num_classes = b.shape[1]
     size = -(-num_classes // sums.blocks)
     num_own = sums.of_device * size
@@ -195,7 +196,7 @@ def _product(indices: str, a: Array, b: Array) -> Array:
 
 
 def _summed(sums: ReproducibleSums, function: Callable, batch: Batch, *arguments: Any) -> Any:
-    """The results of `function` for each block, added up over the blocks of all devices."""
+    """The results of `function` for each block, summed over the blocks of all devices."""
 
     def on_device(batch: Batch, *arguments: Any) -> Any:
         shape = sums.of_device, len(batch.labels) // sums.of_device
@@ -209,7 +210,7 @@ def _summed(sums: ReproducibleSums, function: Callable, batch: Batch, *arguments
             results = jax.tree.map(lambda p: _tree(p)[None], results)
         if sums.mesh.size > 1:
             return _over_devices(sums, results)
-        # Nothing that follows is fused with the sums, since on more devices it could not be.
+        # The barrier prevents fusions with the sums, which several devices could not have.
         return lax.optimization_barrier(jax.tree.map(lambda p: p[0], results))
 
     if sums.mesh.size == 1:
@@ -221,7 +222,7 @@ def _summed(sums: ReproducibleSums, function: Callable, batch: Batch, *arguments
 
 
 def _rows_of_all(sums: ReproducibleSums, blocks: Array) -> Array:
-    """The rows of all devices, [1, R, ...], from the blocks [B, R / B, ...] of this one."""
+    """The rows of all devices, [1, R, ...], from this device's blocks [B, R / B, ...]."""
     blocks = _gathered(sums, blocks)
     if not sums.divides:
         blocks = blocks[sums.places]
@@ -229,7 +230,7 @@ def _rows_of_all(sums: ReproducibleSums, blocks: Array) -> Array:
 
 
 def _over_devices(sums: ReproducibleSums, results: Any) -> Any:
-    """The sums over all devices. Each adds up a part of the numbers: as much as an all-reduce."""
+    """The sums over all devices. Each device sums a part of the entries, as in an all-reduce."""
     leaves, structure = jax.tree.flatten(results)
     flat = jnp.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], 1)
     padded = jnp.pad(flat, ((0, 0), (0, -flat.shape[1] % sums.mesh.size)))
@@ -243,7 +244,7 @@ def _over_devices(sums: ReproducibleSums, results: Any) -> Any:
 
 
 def _tree(x: Array) -> Array:
-    """The sum over the first axis as a binary tree: neighbours, then the sums of neighbours."""
+    """The sum over the first axis as a binary tree: of neighbours, then of neighbouring pairs."""
     while len(x) > 1:
         last = x[len(x) // 2 * 2 :]
         x = jnp.concatenate([x[0:-1:2] + x[1::2], last]) if len(last) else x[0::2] + x[1::2]

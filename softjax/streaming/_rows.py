@@ -24,7 +24,7 @@ class Rows(Protocol):
     Attributes:
         num_rows: N.
         num_features: D.
-        fingerprint: a value that differs where the data do, as JSON can hold it.
+        fingerprint: a value for JSON that differs if the data differ.
     """
 
     num_rows: int
@@ -36,7 +36,7 @@ class Rows(Protocol):
     def read(self, start: int, stop: int) -> tuple[Any, ...]:
         """The features [n, D] and the labels [n] or [n, K] of rows start, ..., stop - 1.
 
-        Weights [n], of mean 1 over all rows, and offsets [n, K] may follow; None for none.
+        Weights [n], with mean 1 over all rows, and offsets [n, K] may follow; either may be None.
         """
         ...
 
@@ -47,14 +47,14 @@ class ArrayRows:
     SciPy's sparse matrices stay sparse in memory; only the rows that are read become dense.
 
     Args:
-        features: real [N, D]; a sparse matrix is best in the format CSR.
+        features: real [N, D]; a sparse matrix is read fastest in the format CSR.
         labels: class indices [N], or distributions over the classes, floating [N, K].
         sample_weights: real [N], >= 0; None for equal weights.
-        offset: real [N, K], nats, what is added to the logits; None for zeros.
+        offset: real [N, K], nats, added to the logits; None for zeros.
 
     Raises:
-        TypeError, ValueError: the shapes do not agree; weights that are not numbers >= 0, or zeros
-            only.
+        TypeError, ValueError: the shapes do not agree, weights are not numbers >= 0, or all weights
+            are 0.
 
     Example:
         >>> import numpy as np, softjax
@@ -84,14 +84,14 @@ class ArrayRows:
 
     @property
     def num_classes(self) -> int | None:
-        """The number of classes that the labels show."""
+        """The number of classes: the columns of the labels, or the largest class index plus 1."""
         if len(self.labels.shape) == 2:
             return self.labels.shape[1]
         return int(as_labels(ARRAY_ROWS, self.labels[:]).max()) + 1
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """The shape, and a checksum of rows from all over the arrays."""
+        """The shape of the features, and a checksum of rows from all parts of the arrays."""
         places = np.linspace(0, self.num_rows - 1, min(SAMPLES, self.num_rows)).astype(int)
         checksum = 0
         for place in places.tolist():
@@ -115,7 +115,7 @@ class ArrayRows:
         return features, labels, weights, offset
 
     def _mean_one(self, sample_weights: Any) -> np.ndarray:
-        """The weights over their mean."""
+        """The weights divided by their mean."""
         name = "sample_weights"
         weights = real_array(ARRAY_ROWS, name, sample_weights).astype(np.float64)
         _checks.same_shape(ARRAY_ROWS, name, weights, (self.num_rows,))
@@ -128,7 +128,7 @@ class ArrayRows:
 
 
 class Standardised:
-    """The rows of a file as they are fitted: (features - mean) / scale, and class indices.
+    """The rows of a file in the form that is fitted: (features - mean) / scale, class indices.
 
     The means are subtracted before the features are rounded to float32, which cannot hold small
     differences between large numbers.
@@ -152,13 +152,13 @@ class Standardised:
         return self.rows.fingerprint
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """The features and the class indices of a run of rows; -1 where there is no label."""
+        """The features and the class indices of a run of rows; -1 for a row without a label."""
         features, labels = self.rows.read(start, stop)
         names, codes = tables.as_classes(self.rows.path, str(self.rows.label), labels, start)
         places = np.array([*(self.place.get(name, -1) for name in names), -1], np.int32)
         x = np.subtract(features, self.mean, dtype=np.float64)
         x /= self.scale
-        with np.errstate(over="ignore"):  # what is infinite now is found to be so by the step
+        with np.errstate(over="ignore"):  # the step detects numbers that overflow here
             return x.astype(computed_in(np.dtype(np.float64))), places[codes]
 
 
@@ -166,13 +166,13 @@ def open_rows(path: str | Path, labels: str | Path | int) -> FileRows:
     """Opens a file of rows; `.npy` and `.parquet` files need not fit into memory.
 
     Args:
-        path: a `.npy`, `.parquet`, `.csv` or `.npz` file; the latter two are read whole.
+        path: a `.npy`, `.parquet`, `.csv` or `.npz` file; the latter two are read into memory.
         labels: the name of the column of the labels. For a `.npy` file it is the number of the
             column, or the path of another `.npy` file, which has the labels [N].
 
     Returns:
-        Rows, as `Batches` and `fit` read them. The features are all other columns except an index
-        of pandas and columns of row numbers.
+        Rows for `Batches` and `fit`. The features are all other columns except an index of pandas
+        and columns of row numbers.
 
     Raises:
         softjax.tables.DataError: the file cannot be read, or does not have the expected form.
@@ -188,7 +188,7 @@ def open_rows(path: str | Path, labels: str | Path | int) -> FileRows:
 
 
 def row_numbers(function: str, held_out: Any, num_rows: int) -> np.ndarray:
-    """`held_out` in order and without repetitions; refused if a number is no row's, or has all."""
+    """`held_out`, sorted and without repetitions; an error if a number is not a row, or for all."""
     numbers = np.asarray([] if held_out is None else held_out)
     if numbers.size and numbers.dtype.kind not in "iu":  # a mask, or fractions of rows
         expected = "row numbers (integer)"
@@ -213,14 +213,14 @@ def _error(argument: str, expected: str, got: str) -> ValueError:
 
 
 def computed_in(dtype: np.dtype) -> np.dtype:
-    """The dtype to compute in: float64 for such features where JAX has it on, else float32."""
+    """The dtype of the computation: float64 for float64 features if JAX enables it, or float32."""
     if not jnp.issubdtype(dtype, jnp.floating) or dtype.itemsize > 8:
         dtype = np.dtype(float)
     return np.dtype(compute_dtype(jax.dtypes.canonicalize_dtype(dtype.newbyteorder("="))))
 
 
 def real_array(function: str, argument: str, x: Any) -> np.ndarray:
-    """Real numbers as a NumPy array; what `regression.fit` refuses is refused."""
+    """Real numbers as a NumPy array; refuses the same values as `regression.fit`."""
     x = _in_memory(_checks.native(function, argument, x))
     if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
         expected = "an array of real numbers"
@@ -271,7 +271,7 @@ def checked_validation(
 
 
 def parts_of(read: Any) -> tuple[Any, Any, Any, Any]:
-    """Features, labels, weights and offset; None for the last two where they do not follow."""
+    """Features, labels, weights and offset; the last two are None if they are not given."""
     named = isinstance(read, str | bytes | Mapping)
     parts = tuple(read) if isinstance(read, Iterable) and not named else ()
     if not 2 <= len(parts) <= 4:
@@ -283,7 +283,7 @@ def parts_of(read: Any) -> tuple[Any, Any, Any, Any]:
 
 
 def as_labels(function: str, labels: Any) -> np.ndarray:
-    """Distributions over the classes [n, K] as they are, or class indices by `as_indices`."""
+    """Distributions over the classes [n, K], unchanged, or class indices by `as_indices`."""
     if len(np.shape(labels)) != 2:
         return as_indices(function, labels)
     y = real_array(function, "labels", labels)
@@ -294,9 +294,10 @@ def as_labels(function: str, labels: Any) -> np.ndarray:
 
 
 def as_indices(function: str, labels: Any) -> np.ndarray:
-    """Class indices in int32; -1, which is no class, for anything that is not an index.
+    """Class indices in int32; -1 for labels that are not whole numbers >= 0.
 
-    Labels may be a column of a `.npy` file of floating numbers: whole numbers are indices.
+    Whole numbers in floating point are indices too, because labels may be a column of a `.npy` file
+    of floating numbers.
     """
     y = _in_memory(_checks.native(function, "labels", labels, "class indices"))
     if y.dtype.kind not in "iuf":

@@ -1,4 +1,4 @@
-"""A first pass over a file, which finds scales, classes and bad rows before a fit."""
+"""The first pass over a file, which finds scales, classes and bad rows before a fit."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +13,7 @@ RUN_BYTES = 1 << 23
 
 
 class Survey(NamedTuple):
-    """What a pass over all rows has found.
+    """The results of a pass over all rows.
 
     Attributes:
         mean: the mean of each feature over the good rows, float64 [D], rounded to 2^-30 of the
@@ -22,7 +22,7 @@ class Survey(NamedTuple):
             feature and for a category.
         classes: the names of the classes, in order.
         counts: the number of good rows of each class.
-        bad: the numbers of the rows that have no label, or a feature that is not a finite number of
+        bad: the numbers of the rows that have no label, or a feature that is not finite in
             float32.
     """
 
@@ -63,10 +63,10 @@ def survey(
             classes, and for each row the place of its class among these names.
 
     Returns:
-        `Survey`, the same on all processes; None where one of them was preempted.
+        `Survey`, the same on all processes; None if any process was preempted.
 
     Raises:
-        DataError: what `tables.dataset` refuses, except bad rows with `skip_bad`.
+        DataError: `tables.dataset` would refuse the rows; with `skip_bad`, bad rows are accepted.
     """
     zeros = np.zeros(rows.num_features)
     moments, counts, bad = _Moments(0, zeros, zeros, zeros, zeros), Counter(), []
@@ -101,7 +101,7 @@ def survey(
     for part in parts[1:]:
         moments, counts = _joined(moments, part[0]), counts + part[1]
     classes = tables.check_classes(path, label, counts, moments.count, rows.any_classes)
-    # The squared deviations of a constant are rounding errors, and no scale.
+    # The squared deviations of a constant feature are rounding errors, not a scale.
     varies = (moments.high > moments.low) & (moments.squares > 0) & ~rows.coded
     scale = np.where(varies, np.sqrt(moments.squares / moments.count), 1)
     # The order of the sums depends on the number of processes; rounding removes the difference.

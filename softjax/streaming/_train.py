@@ -1,4 +1,4 @@
-"""train: the steps of any optax optimizer, on arrays in memory or on batches read ahead."""
+"""train: the steps of any optax optimizer, on arrays in memory or on batches of a stream."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -42,8 +42,8 @@ class NonFiniteError(FloatingPointError):
 
     Attributes:
         step: the step of the batch.
-        rows: the numbers of its rows that are not finite or of no class; empty where all rows are
-            good, and so the steps are too long.
+        rows: the numbers of its rows that are not finite or have no valid label; empty if all rows
+            are good and the steps are too long.
         params: the parameters before the step, which are finite.
 
     Example:
@@ -66,7 +66,7 @@ class Preempted(Exception):
     """All processes have stopped after the same step, because one of them was told to stop.
 
     Attributes:
-        step: the number of steps taken; saved if there are checkpoints.
+        step: the number of steps taken; if there are checkpoints, this step was saved.
 
     Example:
         >>> import softjax
@@ -113,61 +113,65 @@ def train(
         params <- params - step of the optimizer on mean loss + sum_j f_j l2 / 2 |kernel_j|^2
 
     where sum_i w_i loss_i / sum_i c_i is the mean loss of a batch, and f_j the penalty factor of
-    feature j. c_i is 1 for the rows of arrays and of `Batches`, whose weights w have the mean 1,
-    and w_i for batches of a function or an iterable. `fit` is what finds the optimum.
+    feature j. For the rows of arrays and of `Batches`, the weights w have the mean 1 and c_i = 1;
+    for batches of a function or an iterable, c_i = w_i. Use `fit` to find the exact optimum.
 
-    The first argument is an array of features, with `labels`, or batches. Arrays stay where they
-    are, on one device or sharded over a mesh. Batches are read by a thread onto all devices, while
-    compiled chunks of steps run; with many processes each reads its own part of a batch, and all
-    have the same parameters. The same loop and the same compiled step serve both.
+    The first argument is an array of features, with `labels`, or batches. Arrays stay on their
+    devices: one device or a mesh. A thread reads batches onto all devices while compiled chunks of
+    steps run. With several processes, each reads its own part of a batch, and all have the same
+    parameters. Arrays and batches use the same loop and the same compiled step.
 
-    Edge cases: a batch whose weights are 0 steps along the penalty alone. A step after which the
-        parameters are not finite, or so large that a loss or the penalty overflows, is not taken.
+    Edge cases: a batch whose weights are all 0 contributes only the gradient of the penalty. A step
+        is not taken if its parameters would not be finite, or if a loss or the penalty would
+        overflow.
 
     Args:
-        features: real [N, D], finite. Or batches: `streaming.Batches`; a function of the step, or
-            an iterable, of (features, labels), (features, labels, weights) or (features, labels,
-            weights, offset), none with more rows than the first.
+        features: real [N, D], finite. Or batches: `streaming.Batches`, a function of the step, or
+            an iterable. The latter two give (features, labels), (features, labels, weights) or
+            (features, labels, weights, offset), with at most as many rows as in the first batch.
         labels: class indices, integer [N], or distributions over the classes, floating [N, K]; None
-            where `features` are batches.
-        optimizer: any optax optimizer, as `optax.adam(1e-2)` or `optax.lbfgs()`.
-        epochs: the number of passes over the data; for arrays and `Batches`, in place of `steps`.
+            if `features` are batches.
+        optimizer: any optax optimizer, such as `optax.adam(1e-2)` or `optax.lbfgs()`.
+        epochs: the number of passes over the data; for arrays and `Batches`, instead of `steps`.
         steps: the number of the last step, counted from the start of the first run.
-        batch_size: the examples of a step; None for all of them. Only for arrays.
+        batch_size: the number of examples per step; None for all examples. Only for arrays.
         seed: determines the order of the examples; None for 0. Only for arrays.
-        num_classes: K; None for the number that the labels show, where these are at hand.
+        num_classes: K; None for the number of classes in the labels, if these are in memory.
         l2: the strength of the squared penalty, >= 0.
         penalty_factors: real [D], >= 0, f; None for ones.
-        fit_intercept: whether there is a bias; without one it stays 0.
+        fit_intercept: whether the model has a bias; otherwise the bias stays 0.
         sample_weights: real [N], >= 0, w; only for arrays.
         class_weights: real [K], >= 0.
-        offset: real [N, K], nats, what is added to the logits; only for arrays.
-        transform: a function of the features [B, D] on the device, as to standardise them.
+        offset: real [N, K], nats, added to the logits; only for arrays.
+        transform: a function of the features [B, D] on the device, for example to standardise
+            them.
         init: parameters to start from; None for zeros.
-        tol: stop where no entry of the gradient of a step is larger, relative to what it can be at
-            most for arrays; None for never. Gradients of small batches hardly ever are.
-        every: the number of steps between two events, each with a checkpoint; None for an epoch
-            where it has several steps, and else for all steps.
-        skip_nonfinite: whether rows that are not finite, or of no class, are left out instead of
-            stopping; only for batches, since arrays with such rows are refused.
-        checkpoints: where to save, and to resume from what is saved there.
-        validation: features, as they are after `transform`, and labels to evaluate on, and their
-            offset if there is one.
-        callback: called with an `Event` every so many steps; True, on any process, stops.
-        preempted: called after every chunk of steps; True, on any process, stops all.
+        tol: the run stops if no entry of the gradient of a step is larger than this; for arrays,
+            each entry is divided by its largest possible value. None to never stop early.
+            Gradients of small batches rarely become this small.
+        every: the number of steps between two events, each with a checkpoint; None for one epoch
+            if an epoch has several steps, and otherwise for all steps.
+        skip_nonfinite: whether rows that are not finite, or have no valid label, are left out
+            instead of raising an error; only for batches, since arrays with such rows are refused.
+        checkpoints: where the run is saved; if a run is saved there already, it is resumed.
+        validation: the features, after `transform`, and labels of the examples to evaluate on, and
+            their offset if there is one.
+        callback: called with an `Event` after every `every` steps; the run stops if it returns True
+            on any process.
+        preempted: called after every chunk of steps; all processes stop if it returns True on any.
 
     Returns:
-        `FitResult`. The objectives of its history are means over the batches since the event
-        before, or of all examples where each step takes all. Its own objective is that of all
-        examples for arrays, and for batches the last of the history, or that of the first batch
-        where no step was taken; `separated` is False then.
+        `FitResult`. The objectives in its history are means over the batches since the previous
+        event; if each step takes all examples, they are objectives of all examples. For arrays,
+        `objective` is the objective of all examples. For batches it is the last one in the history,
+        or the objective of the first batch if no step was taken, and `separated` is False.
 
     Raises:
-        NonFiniteError: a batch is not finite, or the steps are too long. What was reached before
+        NonFiniteError: a batch is not finite, or the steps are too long. The state before this step
             has been saved.
-        Preempted: `preempted` said so; the step that all have reached has been saved.
-        TypeError, ValueError: an argument that does not fit, or `checkpoints` of another run, or of
-            more steps.
+        Preempted: `preempted` returned True; the last step of all processes has been saved.
+        TypeError, ValueError: an argument is not valid, or `checkpoints` belong to another run or
+            to a run with more steps.
 
     Example:
         >>> import optax, softjax
@@ -207,7 +211,7 @@ def train(
         None if fit_intercept else jnp.zeros((), dtype),
         bound=None,
         largest=None,
-        # No gradient is as small as -1.
+        # Without `tol`, no gradient is small enough: a norm is never below 0.
         tol=jnp.asarray(-1.0 if tol is None else not_negative("tol", tol), dtype),
     )
     form = Form(feed.sums, optimizer, feed.transform, skip_nonfinite)
@@ -216,7 +220,7 @@ def train(
 
 
 class _Run:
-    """A training run: where it stands, and the steps, events and checkpoints that follow."""
+    """A training run: its state, and methods for its steps, events and checkpoints."""
 
     def __init__(
         self,
@@ -262,7 +266,7 @@ class _Run:
         return self.result(status)
 
     def take(self, chunk: Chunk, preempted: Callable[[], bool] | None) -> tuple[int, bool]:
-        """Takes the steps of a chunk: RUNNING or CONVERGED, and whether any process is to stop."""
+        """Takes the steps of a chunk; returns the status, and whether any process asks to stop."""
         flag = self.feed.flag(preempted is not None and preempted())
         self.state, status, flag = advance(
             self.form, self.terms, self.state, chunk.feed, chunk.count, flag
@@ -275,7 +279,7 @@ class _Run:
         return int(status), bool(int(flag))
 
     def event(self, validation: Validation | None) -> Event:
-        """Ends the sum of objectives, records it, and saves a checkpoint."""
+        """Records the mean objective since the last event, and saves a checkpoint."""
         state, feed = self.state, self.feed
         value, norm = float(state.total) / max(int(state.taken), 1), float(state.norm)
         if feed.takes_all:
@@ -304,12 +308,12 @@ class _Run:
         return FitResult(params, value, status, self.step, None, norm, separated, self.history)
 
     def _params(self) -> SoftmaxRegression:
-        """The parameters, in the memory of the host: the next chunk overwrites those of a state."""
+        """A copy of the parameters on the host: the next chunk overwrites the device's arrays."""
         return jax.tree.map(np.asarray, self.state.params)
 
 
 def _saved(checkpoints: Checkpoints | None, feed: Feed, steps: int) -> Saved | None:
-    """The last checkpoint, where there is one; refuses processes with different batches."""
+    """The last checkpoint, or None; refuses processes that have different batches."""
     if checkpoints is None:
         if jax.process_count() > 1:
             _ = feed.configuration
