@@ -1,4 +1,4 @@
-"""The arguments of the functions of calibration, checked, with the examples on one axis."""
+"""Checks of the arguments of `softjax.calibration`, and their reshaping to one axis of examples."""
 
 import jax.numpy as jnp
 from jax import Array

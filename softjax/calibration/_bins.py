@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class ReliabilityDiagram(NamedTuple):
-    """What a reliability diagram shows, one entry per bin [M]; NaN where a bin is empty.
+    """The data of a reliability diagram, one entry per bin [M]; NaN in an empty bin.
 
     Attributes:
         confidence: mean probability of the predicted class.
@@ -50,28 +50,29 @@ def reliability_diagram(
 ) -> ReliabilityDiagram:
     """Confidence and accuracy of predictions, in bins of the confidence.
 
-        confidence_i = max_k p_ik,  bin m holds those in [m / M, (m + 1) / M), the last one 1 too
+        confidence_i = max_k p_ik,  bin m: m / M <= confidence < (m + 1) / M; the last includes 1
 
-    `adaptive` bins hold the same number of examples each instead, up to ties, which stay together.
+    `adaptive` bins have equal numbers of examples instead, except that ties stay together.
 
-    Derivative: none of use, the bins jump.
-    Edge cases: the first of equal probabilities is the prediction; a row of weight 0 takes no
-    part; a NaN or a label out of range under a trace: NaN in its bin.
+    Derivative: not useful, since examples jump between bins.
+    Edge cases: the first of several equal probabilities is the prediction; a row of weight 0 is
+    left out; a NaN, or under a trace a label out of range, gives NaN in its bin.
 
     Args:
         probabilities: real [..., K], in [0, 1].
-        labels: class indices [...], a distribution [..., K], or TopKLabels: what is right with
-            some probability counts as much.
+        labels: class indices [...], a distribution [..., K], or TopKLabels; with a distribution,
+            the probability of the predicted class is counted as the accuracy of an example.
         num_bins: M >= 1.
-        adaptive: whether the bins have equal numbers rather than equal widths.
-        sample_weights: real [...], >= 0: 2 is the example twice, 0 as if it were not there; None
-            for equal weights.
+        adaptive: whether the bins have equal numbers of examples instead of equal widths.
+        sample_weights: real [...], >= 0: weight 2 counts an example twice, weight 0 leaves it out;
+            None for equal weights.
 
     Returns:
         `ReliabilityDiagram` of arrays [M], at least float32.
 
     Raises:
-        TypeError, ValueError: shapes or dtypes that do not fit, a known label outside [0, K).
+        TypeError, ValueError: an argument of the wrong dtype or shape, or a known label outside
+            [0, K).
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -122,29 +123,30 @@ def expected_calibration_error(
     adaptive: bool = False,
     sample_weights: ArrayLike | None = None,
 ) -> Array:
-    """Expected calibration error: how far confidence is from accuracy, on average over the bins.
+    """Expected calibration error: the mean distance of confidence and accuracy over the bins.
 
         ECE = sum_m weight_m / sum_m weight_m |accuracy_m - confidence_m|
 
-    of the predicted class, in the bins of `reliability_diagram`. Chance keeps it above 0 in small
-    bins: compare at equal numbers of examples and bins.
+    for the predicted class, in the bins of `reliability_diagram`. Sampling noise keeps it above 0,
+    more so in small bins: compare errors only at equal numbers of examples and bins.
 
-    Derivative: none of use, the bins jump.
-    Edge cases: no examples, or all weights 0: 0; else those of `reliability_diagram`.
+    Derivative: not useful, since examples jump between bins.
+    Edge cases: 0 without examples or if all weights are 0; otherwise as for `reliability_diagram`.
 
     Args:
         probabilities: real [..., K], in [0, 1].
         labels: class indices [...], a distribution [..., K], or TopKLabels.
         num_bins: M >= 1.
-        adaptive: whether the bins have equal numbers rather than equal widths.
-        sample_weights: real [...], >= 0: 2 is the example twice, 0 as if it were not there; None
-            for equal weights.
+        adaptive: whether the bins have equal numbers of examples instead of equal widths.
+        sample_weights: real [...], >= 0: weight 2 counts an example twice, weight 0 leaves it out;
+            None for equal weights.
 
     Returns:
         A scalar in [0, 1], at least float32.
 
     Raises:
-        TypeError, ValueError: shapes or dtypes that do not fit, a known label outside [0, K).
+        TypeError, ValueError: an argument of the wrong dtype or shape, or a known label outside
+            [0, K).
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -187,28 +189,29 @@ def classwise_calibration_error(
         CW-ECE = 1 / K sum_k sum_m |sum_{i in bin m of class k} w_i (y_ik - p_ik)| / sum_i w_i
 
     Bin m of class k holds the examples whose probability of class k is in [m / M, (m + 1) / M).
-    `expected_calibration_error` sees the predicted class alone; this error also sees how much
-    probability the other classes are given. Where most probabilities are near 0, as for many
-    classes, it is small for any model: compare it at equal K, N and M.
+    `expected_calibration_error` measures only the probability of the predicted class; this error
+    also measures the probabilities of the other classes. It is small for any model if most
+    probabilities are near 0, as with many classes: compare errors only at equal K, N and M.
 
-    Derivative: none of use, the bins jump.
-    Edge cases: no examples, or all weights 0: 0; a row of weight 0 takes no part; NaN beside a NaN,
-    and for a label out of range under a trace.
+    Derivative: not useful, since examples jump between bins.
+    Edge cases: 0 without examples or if all weights are 0; a row of weight 0 is left out; a NaN
+    gives NaN, and so does, under a trace, a label out of range.
 
     Args:
         probabilities: real [..., K], in [0, 1].
         labels: class indices [...], a distribution [..., K], or TopKLabels.
         num_bins: M >= 1.
-        adaptive: whether the bins of a class have equal numbers of examples, up to ties, rather
-            than equal widths.
-        sample_weights: real [...], >= 0: 2 is the example twice, 0 as if it were not there; None
-            for equal weights.
+        adaptive: whether the bins of a class have equal numbers of examples, except for ties,
+            instead of equal widths.
+        sample_weights: real [...], >= 0: weight 2 counts an example twice, weight 0 leaves it out;
+            None for equal weights.
 
     Returns:
         A scalar in [0, 2 / K], at least float32.
 
     Raises:
-        TypeError, ValueError: shapes or dtypes that do not fit, a known label outside [0, K).
+        TypeError, ValueError: an argument of the wrong dtype or shape, or a known label outside
+            [0, K).
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -242,7 +245,7 @@ def _classwise_error(
 
 
 def _mean_gap(bins: Array, gaps: Array, w: Array | None, num_bins: int) -> Array:
-    """sum_m |sum over bin m of w gap| / sum w: no empty bin is divided by 0."""
+    """sum_m |sum over bin m of w gap| / sum w, which divides by no bin's own weight."""
     counted, unit = _counted(w, gaps)
     sums = sums_by_class(bins, jnp.where(counted, unit * gaps, 0), num_bins)
     total = jnp.sum(unit)
@@ -258,7 +261,7 @@ def _binned(
     adaptive: bool,
     sample_weights: ArrayLike | None,
 ) -> T:
-    """`compute` of the checked arguments."""
+    """Checks the arguments and applies `compute` to them."""
     function = f"calibration.{function}"
     p, w = rows(function, "probabilities", probabilities, sample_weights)
     if not _checks.holds(_is_probability, probabilities):
@@ -272,7 +275,7 @@ def _binned(
 
 
 def _counted(w: Array | None, like: Array) -> tuple[Array, Array]:
-    """Which examples have a weight, and the weights in a unit in which their sum is finite."""
+    """Which examples have a weight above 0, and the weights in a unit in which no sum overflows."""
     if w is None:
         return jnp.ones(like.shape, bool), jnp.ones_like(like)
     return ~is_zero(w), in_unit(w)
@@ -281,7 +284,7 @@ def _counted(w: Array | None, like: Array) -> tuple[Array, Array]:
 def _placed(
     p: Array, targets: ClassIndices | Array, w: Array | None, num_bins: int, adaptive: bool
 ) -> tuple[Array, Array, Array]:
-    """The bin of each example, its confidence, and how right it is: 0, 1, or a probability."""
+    """For each example its bin, its confidence, and its accuracy: 0, 1, or a probability."""
     predicted = jnp.argmax(p, -1).astype(jnp.int32)
     confidence = jnp.max(p, -1)
     if isinstance(targets, ClassIndices):
@@ -299,10 +302,10 @@ def _bins(x: Array, w: Array | None, num_bins: int, adaptive: bool) -> Array:
 
 
 def _rank_below(x: Array, w: Array | None, scale: int) -> Array:
-    """The share of the weight at smaller entries of x, out of `scale`; equal for equal entries."""
+    """`scale` times the share of the weight at smaller entries of x; equal for equal entries."""
     order = jnp.argsort(x)
     ranked = x[order]
-    # Of equal entries the first one's place; `searchsorted` wants to know how many there are.
+    # Equal entries get the place of the first of them. (`searchsorted` needs a known length.)
     place = jnp.arange(x.shape[0], dtype=jnp.int32)
     is_new = jnp.concatenate([jnp.ones_like(ranked[:1], bool), ranked[1:] != ranked[:-1]])
     place = lax.cummax(jnp.where(is_new, place, 0))
@@ -315,4 +318,4 @@ def _rank_below(x: Array, w: Array | None, scale: int) -> Array:
 
 
 def _is_probability(p: Any) -> Any:
-    return ~((p < 0) | (p > 1.001))  # sums of rounded exponentials may pass 1
+    return ~((p < 0) | (p > 1.001))  # sums of rounded exponentials may exceed 1

@@ -1,4 +1,4 @@
-"""Temperature scaling: one number that says how sure the predictions of a model may be."""
+"""Temperature scaling: one number that corrects the confidence of a model."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from softjax._softmax import softmax_core
 from softjax._weights import is_zero, shares
 from softjax.calibration._arguments import rows, targets
 
-# Newton's method needs some ten steps; this bounds the loop.
+# Newton's method needs about ten steps; this bounds the loop.
 _MAX_STEPS = 200
 
 
@@ -28,27 +28,27 @@ def calibrate_temperature(
         T = argmin sum_i w_i cross_entropy(x_i / T, y_i)
 
     In b = 1 / T the loss is convex, with f'(b) = sum_i w_i <Q_i p_i - y_i, x_i>, Q_i = sum_k y_ik:
-    at the optimum the logits are expected to be what they are at the labels. Newton's method
-    within a bracket finds it. It changes no prediction, only how sure they are.
+    at the optimum, the mean logit under p equals the mean logit of the labels. Newton's method
+    within a bracket finds it. A temperature changes the confidence, but not the predicted class.
 
     Derivative: by the implicit function theorem, of first order, both modes.
-    Edge cases: T = 0 where every label has the largest logit of its row: the surer, the better;
-    T = inf where no b > 0 does better than equal probabilities, as for a label of logit -inf; NaN
-    where every T is as good (equal logits, weights that are all 0), beside NaN or +inf, and for
-    a label out of range under a trace. A class of logit -inf keeps probability 0. softmax takes
-    T = inf, but not T = 0.
+    Edge cases: T = 0 if every label has the largest logit of its row. T = inf if no b > 0 has a
+    smaller loss than equal probabilities, for example if a label has logit -inf. NaN if all T have
+    the same loss (equal logits, or all weights 0), for NaN or +inf, and, under a trace, for a label
+    out of range. A class of logit -inf keeps probability 0. softmax accepts T = inf, but not T = 0.
 
     Args:
-        logits: real [..., K], nats; of examples that the model was not fitted to.
+        logits: real [..., K], nats, of examples that were not used to fit the model.
         labels: class indices [...], a distribution [..., K], or TopKLabels.
-        sample_weights: real [...], >= 0: 2 is the example twice, 0 as if it were not there; None
-            for equal weights.
+        sample_weights: real [...], >= 0: weight 2 counts an example twice, weight 0 leaves it out;
+            None for equal weights.
 
     Returns:
         A scalar, T >= 0, at least float32.
 
     Raises:
-        TypeError, ValueError: shapes or dtypes that do not fit, a known label outside [0, K).
+        TypeError, ValueError: an argument of the wrong dtype or shape, or a known label outside
+            [0, K).
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -67,16 +67,18 @@ def calibrate_temperature(
 
 @jax.jit
 def optimal_temperature(x: Array, targets: ClassIndices | Array, w: Array) -> Array:
-    """1 / b for the root b of A(b) = C: what the logits cost in the mean is what the labels cost.
+    """T = 1 / b for the root b of A(b) = C, where the mean gap under p equals that of the labels.
 
         f'(b) = C - A(b),  A(b) = sum_i w_i Q_i <p_i(b), g_i>,  C = sum_i w_i <y_i, g_i>
 
-    with the gaps g_i = max x_i - x_i: sums of terms >= 0. A falls from that of equal probabilities
-    to 0, in the end exponentially, so that Newton's method on log A(b) = log C needs few steps.
+    with the gaps g_i = max x_i - x_i, so that all terms are >= 0. A falls from its value at equal
+    probabilities to 0, exponentially for large b, so that Newton's method for log A(b) = log C
+    needs few steps.
 
-    The gaps may be of very different sizes, as beside a class that is masked by -1e30. A class of
-    gap g counts until b g is some 100. So b starts at 1 / C, b A and b^2 A' are sums of functions
-    of u = b g where p is not 0, and no gap is ever squared or divided by another one.
+    The gaps may have very different sizes, for example if a class is masked by -1e30. A class of
+    gap g contributes only while b g is below about 100. Therefore b starts at 1 / C, b A and b^2 A'
+    are computed as sums of functions of u = b g over the classes whose p is not 0, and no gap is
+    squared or divided by another gap.
     """
     counted = ~is_zero(w)
     d = jnp.where(counted[:, None], shift(x, maximum(x, (1,))), 0)
@@ -105,7 +107,7 @@ def optimal_temperature(x: Array, targets: ClassIndices | Array, w: Array) -> Ar
         newton = jnp.clip(b * (1 + a / decrease * jnp.log(a / label_cost)), b / 8, b * 8)
         middle = jnp.where(jnp.isinf(high), 8 * b, jnp.sqrt(low) * jnp.sqrt(high))
         middle = jnp.where(low == 0, b / 8, middle)
-        inside = (newton > low) & (newton < high)  # False beside NaN
+        inside = (newton > low) & (newton < high)  # False for NaN
         return jnp.where(inside, newton, middle), b, low, high, step + 1
 
     zero, infinity = jnp.zeros((), d.dtype), jnp.full((), jnp.inf, d.dtype)
@@ -113,20 +115,20 @@ def optimal_temperature(x: Array, targets: ClassIndices | Array, w: Array) -> Ar
     state = (b, zero, zero, infinity, jnp.zeros((), jnp.int32))
     b = while_loop(running, advance, state)[0]
 
-    # One step more, in exact arithmetic of no effect, whose derivative is that of the root.
+    # In exact arithmetic this last Newton step is 0, but its derivative is that of the root.
     a, decrease = _mean_cost(gaps, absent, masses, b)
     step = jnp.where(solvable, a - b * cost, 0) / lax.stop_gradient(
         jnp.where(solvable, decrease, 1)
     )
     temperature = 1 / b / (1 + step)
-    # Where `at_equal` is 0, no T is better than another.
+    # If `at_equal` is 0, all T have the same loss.
     known = (at_equal > 0) & ((cost == 0) | (at_equal <= cost))
     limit = jnp.where(cost == 0, jnp.zeros_like(cost), jnp.inf)
     return _checks.nan_where(~(solvable | known), jnp.where(solvable, temperature, limit))
 
 
 def _mean_cost(gaps: Array, absent: Array, masses: Array, b: Array) -> tuple[Array, Array]:
-    """b A(b) and -b^2 A'(b): the sums of the means of u = b g, and of the variances."""
+    """b A(b) and -b^2 A'(b): the weighted sums of the means and of the variances of u = b g."""
     p = softmax_core(jnp.where(absent, -jnp.inf, -b * gaps), (1,))
     u = jnp.where(p == 0, 0, b * gaps)
     mean = inner(p, u, (1,))
@@ -135,7 +137,7 @@ def _mean_cost(gaps: Array, absent: Array, masses: Array, b: Array) -> tuple[Arr
 
 
 def _mass_and_cost(targets: ClassIndices | Array, gaps: Array) -> tuple[Array, Array]:
-    """sum_k y_ik and sum_k y_ik g_ik, with 0 * inf = 0; NaN at a bad label."""
+    """sum_k y_ik and sum_k y_ik g_ik, with 0 * inf = 0; NaN for a bad label."""
     if not isinstance(targets, ClassIndices):
         return jnp.sum(targets, -1), jnp.sum(jnp.where(targets == 0, 0, targets * gaps), -1)
     mass = jnp.ones(gaps.shape[:1], gaps.dtype)

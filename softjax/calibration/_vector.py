@@ -17,10 +17,11 @@ from softjax._weights import is_zero, shares
 from softjax.calibration._arguments import probabilities_of, rows, targets
 from softjax.calibration._temperature import optimal_temperature
 
-# Newton's method needs some ten steps; without an optimum the loss falls to 1 / e with each step,
-# as long as rounding leaves the Hessian its digits.
+# Newton's method needs about ten steps. Without an optimum, each step divides the loss by about e,
+# until rounding spoils the Hessian.
 _MAX_STEPS = 100
-# The line search halves the step until the loss falls by this part of what its slope promises.
+# The line search halves the step until the loss falls by this share of the decrease that its slope
+# predicts.
 _ARMIJO, _MAX_HALVINGS = 1e-4, 30
 
 
@@ -29,7 +30,7 @@ class VectorScaling(NamedTuple):
 
     Attributes:
         scale: [K].
-        bias: [K], nats, of sum 0.
+        bias: [K], nats; its sum is 0.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -61,30 +62,31 @@ def calibrate_vector(
         argmin sum_i w_i cross_entropy(s x_i + b, y_i) / sum_i w_i + l2 / 2 (|s - 1|^2 + |b|^2)
 
     The objective is convex in s and b. Newton's method with a line search starts at the optimal
-    temperature, s = 1 / T and b = 0, so that the loss without a penalty is never above that of
-    temperature scaling. Unlike a temperature, the result depends on a constant that is added to
-    all logits of a row, and it may change predictions. A step costs N K^2 operations and K^2
-    numbers.
+    temperature, s = 1 / T and b = 0, so that without a penalty the loss is never above the loss of
+    temperature scaling. Unlike a temperature, the result changes if a constant is added to all
+    logits of a row, and it may change predictions. A step takes N K^2 operations and a K x K
+    matrix.
 
     Derivative: by the implicit function theorem, of first order, both modes.
-    Edge cases: without a penalty there is no optimum where some scale and bias separate a class
-    from the others, as they do for a class without examples: then the scales and biases are finite,
-    and so large that the loss is near its infimum; l2 > 0 keeps them small. NaN where all weights
-    are 0, beside NaN or +inf, for a label of logit -inf, and for a label out of range under a
-    trace. A class of logit -inf keeps probability 0.
+    Edge cases: without a penalty there is no optimum if some scales and biases separate a class
+    from the others, for example a class without examples. The scales and biases are then finite,
+    but so large that the loss is near its infimum; l2 > 0 keeps them small. NaN if all weights are
+    0, for NaN or +inf, for a label of logit -inf, and, under a trace, for a label out of range. A
+    class of logit -inf keeps probability 0.
 
     Args:
-        logits: real [..., K], nats; of examples that the model was not fitted to.
+        logits: real [..., K], nats, of examples that were not used to fit the model.
         labels: class indices [...], a distribution [..., K], or TopKLabels.
-        l2: scalar >= 0, the strength of the penalty on what changes the logits.
-        sample_weights: real [...], >= 0: 2 is the example twice, 0 as if it were not there; None
-            for equal weights.
+        l2: scalar >= 0, the strength of the penalty, which is 0 for unchanged logits.
+        sample_weights: real [...], >= 0: weight 2 counts an example twice, weight 0 leaves it out;
+            None for equal weights.
 
     Returns:
         `VectorScaling`, at least float32.
 
     Raises:
-        TypeError, ValueError: shapes or dtypes that do not fit, a known label outside [0, K).
+        TypeError, ValueError: an argument of the wrong dtype or shape, or a known label outside
+            [0, K).
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -106,7 +108,10 @@ def calibrate_vector(
 
 @jax.jit
 def _scaled(x: Array, y: Array, w: Array, l2: Array) -> VectorScaling:
-    """Newton's method for theta = (s, c), the biases c of logits less their mean m: b = c - s m."""
+    """Newton's method for theta = (s, c), where c are the biases of centred logits: b = c - s m.
+
+    m is the mean of the logits of each class.
+    """
     counted = ~is_zero(w)
     absent = jnp.isneginf(x) & counted[:, None]
     x = jnp.where(counted[:, None] & ~absent, x, 0)
@@ -116,10 +121,11 @@ def _scaled(x: Array, y: Array, w: Array, l2: Array) -> VectorScaling:
     problem = _Problem(x, y, shares_of_rows, absent, mean, l2)
     start = _start(lax.stop_gradient(problem), w)
     theta = _minimum(lax.stop_gradient(problem), start)
-    # One step more, whose derivative is that of the optimum.
+    # The derivative of this last step is the derivative of the optimum.
     gradient, hessian = _derivatives(problem, theta)
     step = _solved(lax.stop_gradient(hessian), gradient)
-    # Without an optimum the Hessian may be singular, and the step must not undo what was reached.
+    # Without an optimum the Hessian may be singular. A step that does not lower the objective is
+    # used only for its derivative.
     better = _value(problem, theta - step) <= _value(problem, theta)
     theta = theta - jnp.where(better, step, step - lax.stop_gradient(step))
     scale, bias = theta[0], _centred_bias(problem, theta)
@@ -128,7 +134,7 @@ def _scaled(x: Array, y: Array, w: Array, l2: Array) -> VectorScaling:
 
 
 class _Problem(NamedTuple):
-    """The data: logits, labels and `absent` [N, K], weights of sum 1 [N], mean [K], and l2."""
+    """The data: logits, labels and `absent` [N, K], weights [N] that sum to 1, mean [K], and l2."""
 
     x: Array
     y: Array
@@ -139,12 +145,12 @@ class _Problem(NamedTuple):
 
 
 def _start(problem: _Problem, w: Array) -> Array:
-    """The scales 1 / T of the optimal temperature, [2, K]; those of equal predictions for T = 0."""
+    """s = 1 / T of the optimal temperature and its c, [2, K]; 1 / max |x| is used if T = 0."""
     x = jnp.where(problem.absent, -jnp.inf, problem.x)
     temperature = optimal_temperature(x, problem.y, w)
     largest = jnp.max(jnp.abs(problem.x))
-    sure = 1 / jnp.where(largest > 0, largest, 1)
-    scale = jnp.where(temperature > 0, 1 / temperature, sure)
+    inverse = 1 / jnp.where(largest > 0, largest, 1)
+    scale = jnp.where(temperature > 0, 1 / temperature, inverse)
     scale = jnp.where(jnp.isfinite(scale), scale, 0)
     return jnp.stack([jnp.full_like(problem.mean, scale), scale * problem.mean])
 
@@ -155,13 +161,13 @@ def _log_probabilities(problem: _Problem, theta: Array) -> Array:
 
 
 def _centred_bias(problem: _Problem, theta: Array) -> Array:
-    """b = c - s m less its mean over the classes, which is 0 at the optimum for any l2 > 0."""
+    """b = c - s m minus its mean over the classes, which is 0 at the optimum for any l2 > 0."""
     bias = theta[1] - theta[0] * problem.mean
     return bias - jnp.mean(bias)
 
 
 def _value(problem: _Problem, theta: Array) -> Array:
-    """The objective, of the biases less their mean: a constant in all of them changes nothing."""
+    """The objective at centred biases: adding a constant to all biases changes no probability."""
     log_p, y = _log_probabilities(problem, theta), problem.y
     losses = -jnp.sum(jnp.where(y == 0, 0, y * log_p), 1)
     change = jnp.square(theta[0] - 1) + jnp.square(_centred_bias(problem, theta))
@@ -173,9 +179,9 @@ def _derivatives(problem: _Problem, theta: Array) -> tuple[Array, Array]:
 
     d / dz_k = Q p_k - y_k,    d^2 / dz_k dz_j = Q p_k ((k = j) - p_j),    Q = sum_k y_k
 
-    Both are computed with 1 - p_k by itself, since p_k is 1 but for rounding where the model is
-    sure. A constant in all biases changes nothing, so that the Hessian is singular along v: the
-    outer product of v, which is added, moves no step.
+    1 - p_k is computed separately, since p_k rounds to 1 if the model is confident. Adding a
+    constant to all biases changes no probability, so that the Hessian is singular along a vector v.
+    A multiple of v v^T is added to it, which changes no step.
     """
     y, w, mean, l2 = problem.y, problem.w[:, None], problem.mean, problem.l2
     log_p = _log_probabilities(problem, theta)
@@ -203,10 +209,10 @@ def _derivatives(problem: _Problem, theta: Array) -> tuple[Array, Array]:
 
 
 def _solved(hessian: Array, gradient: Array) -> Array:
-    """H^-1 g by Cholesky's factor of the Hessian with a unit diagonal.
+    """H^-1 g by the Cholesky factor of the Hessian, scaled to a unit diagonal.
 
-    A ridge of some roundings stands for directions in which the objective does not change, as
-    where all logits of a class are equal: the step does not move along them.
+    A ridge of a few roundings makes the factor exist if the objective does not change along some
+    direction, for example if all logits of a class are equal. The step has no part along it.
     """
     diagonal = jnp.diag(hessian)
     root = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1))
@@ -216,7 +222,7 @@ def _solved(hessian: Array, gradient: Array) -> Array:
 
 
 def _minimum(problem: _Problem, start: Array) -> Array:
-    """Newton's method with a line search, until the next step would gain less than rounding."""
+    """Newton's method with a line search, until the predicted gain of a step is below rounding."""
     eps = jnp.finfo(start.dtype).eps
 
     def running(state: tuple[Array, Array, Array, Array]) -> Array:
@@ -240,7 +246,7 @@ def _minimum(problem: _Problem, start: Array) -> Array:
 
         whole = (jnp.ones_like(value), _value(problem, theta - direction), jnp.zeros_like(step))
         t, reached, _ = while_loop(too_long, halved, whole)
-        better = reached <= value + eps * value  # False beside NaN
+        better = reached <= value + eps * value  # False for NaN
         theta = jnp.where(better, theta - t * direction, theta)
         return theta, jnp.where(better, reached, value), jnp.where(better, gain, 0), step + 1
 

@@ -47,13 +47,14 @@ class SoftmaxClassifier(SoftmaxModel):
         max_iter: the largest number of steps; None for the limit of the solver.
         warm_start: whether a fit starts at the coefficients of the previous fit.
         solver: "auto", "newton-cg", "newton", "lbfgs", "proximal" or "firth", as
-            in `softjax.regression.fit`. All find the same optimum, but "firth", which has a penalty
-            of its own and needs `C=np.inf`. Only "proximal" takes l1.
+            in `softjax.regression.fit`. All find the same optimum, except "firth", which has a
+            penalty of its own and needs `C=np.inf`. Only "proximal" supports l1.
         random_state: has no effect, since no solver draws random numbers. Programs that set it on
             every estimator can set it here.
 
     Attributes:
-        coef_: [K, D]; for two classes [1, D], of the second class against the first.
+        coef_: [K, D]; for two classes [1, D], the coefficients of the second class minus those of
+            the first.
         intercept_: [K]; for two classes [1].
         classes_: the distinct labels [K], sorted.
         n_features_in_: D.
@@ -145,8 +146,8 @@ class SoftmaxClassifier(SoftmaxModel):
         self.classes_ = data.classes
         tol = TOL[data.features.dtype.name] if self.tol is None else self.tol
         if l1 > 0 and data.features.dtype == np.float64:
-            # Newton's last step ends far within the tolerance, and a proximal step does not: with a
-            # tenth of it the coefficients are as accurate.
+            # Newton's last step ends far below the tolerance, but a proximal step does not. With a
+            # tenth of the tolerance the coefficients are equally accurate.
             tol = tol / 10
         with jax.enable_x64(True):
             result = regression.fit(

@@ -20,21 +20,21 @@ class SoftmaxClassifierCV(SoftmaxModel):
         C = argmax_c mean_f score_cf, or the smallest C whose mean score is within one standard
             error of the largest one
 
-    The objective at each C is that of `SoftmaxClassifier`, but with the mean loss of a fold, so
-    that C means the same penalty for folds of any size. `softjax.regression.fit_path` fits all
-    folds and penalties, each fit from the one at the penalty before, and all examples as well.
+    The objective at each C is the objective of `SoftmaxClassifier`, but with the mean loss of a
+    fold, so that C means the same penalty for folds of any size. `softjax.regression.fit_path`
+    computes the fits without each fold and the fits to all examples, at all penalties.
 
     Args:
         Cs: the values of C, each > 0, or how many of them there are between 1e-4 and 1e4.
         cv: the number of stratified folds (None: 5), a splitter of scikit-learn, or an iterable of
             (train, test). The test sets must be disjoint, and each training set must hold all
             examples that are not in its test set.
-        scoring: "neg_log_loss", the mean log-probability of the labels held out, or "accuracy".
+        scoring: "neg_log_loss", the mean log-probability of the held-out labels, or "accuracy".
             For other scores use `GridSearchCV` with a `SoftmaxClassifier`.
         selection: "best", or "one_standard_error" for the strongest penalty whose mean score is
             within one standard error of the best.
         l1_ratio: the parameter of `SoftmaxClassifier`; above 0 the fits follow an l1 path, which
-            works on the features that may be in the model.
+            uses only the features that may enter the model.
         fit_intercept: the parameter of `SoftmaxClassifier`.
         class_weight: the parameter of `SoftmaxClassifier`; "balanced" counts the labels of all
             examples, and the scores are weighted too.
@@ -102,20 +102,20 @@ class SoftmaxClassifierCV(SoftmaxModel):
     def fit(
         self, X: Any, y: Any, sample_weight: Any = None, offset: Any = None, groups: Any = None
     ) -> "SoftmaxClassifierCV":
-        """Fits to all folds but one and to all examples, for every C, and chooses one.
+        """Fits all folds but one, and all examples, at every C, and chooses a C.
 
         Args:
             X: features [N, D]: NumPy, a DataFrame, or SciPy's sparse arrays and matrices.
             y: labels [N]: numbers, text, truth values or pandas categories.
-            sample_weight: [N], >= 0, of the fits and of the scores; None for 1.
-            offset: of the fits and of the scores, as in `SoftmaxClassifier.fit`; None for 0.
-            groups: [N], for a `cv` that keeps groups together, as `GroupKFold`.
+            sample_weight: [N], >= 0, for the fits and the scores; None for 1.
+            offset: for the fits and the scores, as in `SoftmaxClassifier.fit`; None for 0.
+            groups: [N], for a `cv` that keeps groups together, such as `GroupKFold`.
 
         Returns:
             The classifier.
 
         Raises:
-            ValueError: what `SoftmaxClassifier` refuses; folds that overlap.
+            ValueError: `SoftmaxClassifier` would refuse the data, or the folds overlap.
         """
         data = examples(self, X, y, sample_weight, offset=offset)
         grid = self._grid()
@@ -165,7 +165,7 @@ class SoftmaxClassifierCV(SoftmaxModel):
         return grid
 
     def _folds(self, X: Any, labels: np.ndarray, groups: Any) -> np.ndarray:
-        """The fold in which each example is held out, [N]; -1 where an example never is."""
+        """The fold in which each example is held out, [N]; -1 if it is never held out."""
         folds = np.full(len(labels), -1, np.int32)
         everything = np.arange(len(labels))
         splitter: Any = check_cv(self.cv, labels, classifier=True)

@@ -16,7 +16,7 @@ class Examples(NamedTuple):
     Attributes:
         features: [N, D], float64 or float32, dense, or a SciPy CSR array or matrix.
         labels: integer [N], the index of each label in `classes`.
-        weights: [N], the sample weights times the class weights; None where all are 1.
+        weights: [N], the sample weights times the class weights; None if all are 1.
         classes: [K], the distinct labels, sorted.
         offset: [N, K], nats; None for 0.
     """
@@ -41,15 +41,15 @@ def examples(
     classes: np.ndarray | None = None,
     offset: Any = None,
 ) -> Examples:
-    """The arguments of `estimator.fit`, checked by scikit-learn's own helpers.
+    """The arguments of `estimator.fit`, checked by scikit-learn's own functions.
 
     Args:
-        estimator: gets the names and the number of the features; with `classes` they are compared
-            with those of its fit.
-        X: features [N, D], as `validate_data` takes them.
+        estimator: stores the names and the number of the features; with `classes` they are compared
+            with the features of its fit.
+        X: features [N, D] for `validate_data`.
         y: labels [N] of any type that has an order.
         sample_weight: [N], >= 0, a number, or None.
-        classes: the classes of a fit, to which the labels have to belong; None for a new fit.
+        classes: the classes of an earlier fit, which must contain all labels; None for a new fit.
         offset: the argument of `offset_array`, or None.
     """
     validated: Any = validate_data(
@@ -62,8 +62,8 @@ def examples(
         reset=classes is None,
     )
     X, y = validated
-    # scikit-learn sorts the labels to see of which type they are. Texts are classes, and to sort
-    # them takes longer than to encode them; where many are distinct it warns.
+    # scikit-learn sorts the labels to find their type, and warns if many are distinct. Texts are
+    # always classes, and sorting them takes longer than encoding them.
     are_texts = len(y) > 0 and isinstance(y[0], str)
     if not are_texts:
         check_classification_targets(y)
@@ -74,7 +74,7 @@ def examples(
     else:
         labels = encoder.fit_transform(y)
     classes = np.asarray(encoder.classes_)
-    if are_texts and not isinstance(classes[-1], str):  # missing ones come last
+    if are_texts and not isinstance(classes[-1], str):  # missing labels are sorted last
         raise ValueError(f"Input y contains {classes[-1]!r} among texts: a label is missing.")
     if are_texts and 2 * len(classes) > len(y):
         check_classification_targets(y)
@@ -97,7 +97,7 @@ def examples(
 
 
 def offset_array(offset: Any, num_rows: int, num_classes: int, dtype: Any) -> np.ndarray:
-    """The known part of the logits [N, K]; for two classes [N] is that of the second class."""
+    """The known part of the logits [N, K]; for two classes [N] is the offset of the second."""
     known = check_array(offset, ensure_2d=False, dtype=dtype, input_name="offset")
     if known.ndim == 1 and num_classes == 2:
         known = np.stack([np.zeros_like(known), known], axis=1)
@@ -109,7 +109,7 @@ def offset_array(offset: Any, num_rows: int, num_classes: int, dtype: Any) -> np
 
 
 def as_jax(features: Any) -> Any:
-    """SciPy's CSR in the sparse format of JAX; dense features as they are."""
+    """SciPy's CSR in the sparse format of JAX; dense features are unchanged."""
     if not sparse.issparse(features):
         return features
     from jax.experimental.sparse import BCOO

@@ -1,4 +1,4 @@
-"""What the classifiers share: the penalties, the predictions and the statistics."""
+"""The common parts of the classifiers: penalties, predictions and statistics."""
 
 import warnings
 from collections.abc import Callable
@@ -9,8 +9,8 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 
-# Every linear classifier of scikit-learn has its decision function and its sparse coefficients
-# from these two, which have no public name.
+# Every linear classifier of scikit-learn inherits its decision function and its sparse coefficients
+# from these two classes, which have no public name.
 from sklearn.linear_model._base import LinearClassifierMixin, SparseCoefMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
@@ -20,11 +20,11 @@ from softjax._softmax import log_softmax, softmax
 from softjax.regression import SoftmaxRegression, inference
 from softjax.sklearn._examples import Examples, as_jax, examples, offset_array
 
-# A fit in float64 is expected to have nearly all digits, for which Newton's method takes one more
-# step; the rounding of float32 would hide them.
+# The default tolerance gives a float64 fit nearly all its digits, which takes Newton's method one
+# more step. In float32, rounding would hide such a small gradient.
 TOL = {"float64": 1e-10, "float32": 1e-6}
 
-# What a user may do if the fit has stopped before the optimum.
+# Why a fit stopped before the optimum, and what the user can do.
 ADVICE = {
     regression.STEP_LIMIT: "it took all the steps that `max_iter` allows",
     regression.PRECISION_FLOOR: "the rounding of {dtype} hides any further progress",
@@ -39,15 +39,15 @@ ADVICE = {
 def penalties(data: Examples, C: Any, l1_ratio: float) -> tuple[Any, Any]:
     """l2 and l1 of `softjax.regression.fit` for C, a number or a grid.
 
-    The loss of scikit-learn is a sum, and its model of two classes has one column w of
-    coefficients: c / 2 |w|^2 is l2 / 2 |(-w / 2, w / 2)|^2 for l2 = 2 c.
+    scikit-learn sums the losses, and its model for two classes has one column w of coefficients:
+    c / 2 |w|^2 equals l2 / 2 |(-w / 2, w / 2)|^2 for l2 = 2 c.
     """
     columns = 2 if len(data.classes) == 2 else 1
     return (1 - l1_ratio) * (columns / data.mass) / C, l1_ratio / (data.mass * C)
 
 
 class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
-    """The methods that all fitted classifiers share: predictions and statistics."""
+    """The common methods of all fitted classifiers: predictions and statistics."""
 
     classes_: np.ndarray
     coef_: Any
@@ -57,14 +57,14 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
     fit_intercept: bool
 
     def decision_function(self, X: Any, offset: Any = None) -> np.ndarray:
-        """The logits of the classes; of two, that of the second class less that of the first.
+        """The logits of the classes; for two classes, the second logit minus the first.
 
         Args:
             X: features [N, D].
-            offset: as of `fit`, of these rows; None for 0.
+            offset: the offset of these rows, as in `fit`; None for 0.
 
         Returns:
-            [N, K], or [N] of two classes, nats.
+            [N, K], or [N] for two classes, nats.
         """
         z = super().decision_function(X)
         if offset is None:
@@ -77,22 +77,22 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
 
         Args:
             X: features [N, D].
-            offset: as of `fit`, of these rows; None for 0.
+            offset: the offset of these rows, as in `fit`; None for 0.
 
         Returns:
-            [N], labels of `classes_`.
+            [N], labels from `classes_`.
         """
         z = self.decision_function(X, offset)
         return self.classes_[(z > 0).astype(int) if z.ndim == 1 else z.argmax(axis=1)]
 
     def score(self, X: Any, y: Any, sample_weight: Any = None, offset: Any = None) -> float:
-        """The share of the labels that are predicted.
+        """The accuracy: the share of the labels that are predicted correctly.
 
         Args:
             X: features [N, D].
             y: labels [N].
             sample_weight: [N], >= 0; None for 1.
-            offset: as of `fit`, of these rows; None for 0.
+            offset: the offset of these rows, as in `fit`; None for 0.
         """
         return accuracy_score(y, self.predict(X, offset), sample_weight=sample_weight)
 
@@ -101,7 +101,7 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
 
         Args:
             X: features [N, D].
-            offset: as of `fit`, of these rows; None for 0.
+            offset: the offset of these rows, as in `fit`; None for 0.
 
         Returns:
             [N, K], rows that sum to 1, in the order of `classes_`.
@@ -109,14 +109,14 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         return self._normalised(softmax, X, offset)
 
     def predict_log_proba(self, X: Any, offset: Any = None) -> np.ndarray:
-        """The log-probabilities of the classes, accurate where a probability is near 0 or near 1.
+        """The log-probabilities of the classes, accurate for probabilities near 0 and near 1.
 
         Args:
             X: features [N, D].
-            offset: as of `fit`, of these rows; None for 0.
+            offset: the offset of these rows, as in `fit`; None for 0.
 
         Returns:
-            [N, K], nats, in the order of `classes_`; finite where a probability underflows to 0.
+            [N, K], nats, in the order of `classes_`; finite even if a probability underflows to 0.
         """
         return self._normalised(log_softmax, X, offset)
 
@@ -148,22 +148,23 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         Features and classes have the names that they have in the data.
 
         Args:
-            X: the features that the classifier was fitted to; None for the data of the last `fit`,
-                to which the classifier keeps a reference, but not when it is pickled or copied.
-            y: the labels that it was fitted to.
-            sample_weight: the weights of the fit. They count as numbers of examples.
+            X: the features of the fit; None for the data of the last `fit`. The classifier keeps a
+                reference to them, which is not pickled or copied.
+            y: the labels of the fit.
+            sample_weight: the weights of the fit, which are counted as numbers of examples.
             reference: the class with which the others are compared; None for the first.
             level: the confidence level, in (0, 1).
-            robust: whether to use the sandwich covariance, which does not trust the model.
+            robust: whether to use the sandwich covariance, which does not assume that the model is
+                correct.
             clusters: [N], equal within a cluster, for clustered standard errors; implies `robust`.
-            offset: the offset that it was fitted with.
+            offset: the offset of the fit.
 
         Returns:
             `softjax.regression.inference.Summary`.
 
         Raises:
-            ValueError: the features are collinear; the fit has l1, is by "firth", or is not at its
-                optimum; there are no data.
+            ValueError: the features are collinear; the fit has l1, used solver "firth", or is not
+                at its optimum; no data are known.
         """
         check_is_fitted(self)
         if X is None:
@@ -200,17 +201,17 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         z = self.decision_function(X, offset)
         if z.ndim == 1:
             z = np.stack([np.zeros_like(z), z], axis=1)
-        # The rows are padded to a power of two, so that few programs serve any number of rows.
+        # The rows are padded to a power of two, so that few programs are compiled.
         padded = np.zeros((1 << max(len(z) - 1, 63).bit_length(), z.shape[1]), z.dtype)
         padded[: len(z)] = z
         with jax.enable_x64(True):
             return np.array(normalizer(padded))[: len(z)]
 
     def _set_params(self, params: SoftmaxRegression, l2: float, l1: float) -> None:
-        """Sets the coefficients; for two classes those of the second class against the first."""
+        """Sets the coefficients; for two classes, the second column minus the first."""
         kernel, bias = (np.asarray(part) for part in params)
-        # A vector added to all classes changes no probability. It is chosen such that the mean over
-        # the classes is 0, as l2 makes it; with l1 that would undo the zeros of the kernel.
+        # Adding a vector to all classes changes no probability. The mean over the classes is set to
+        # 0, as l2 would do; with l1 the kernel is not centred, which would fill in its zeros.
         bias = bias - bias.mean()
         if l1 == 0:
             kernel = kernel - kernel.mean(axis=1, keepdims=True)
