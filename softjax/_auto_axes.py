@@ -1,10 +1,10 @@
-"""Arrays on meshes with Explicit axes: functions of examples compute with them on Auto axes.
+"""Arrays on Explicit mesh axes: fits and statistics compute with them on Auto axes.
 
-Fits and statistics sum over the examples, and on Explicit axes the sharding of every such sum would
-have to be said where it stands. So they see the same arrays on Auto axes, where the compiler finds
-it. Outside of a trace an array is given to a mesh whose axes have another kind, which moves
-nothing. Within a trace only `jax.sharding.auto_axes` can do this; it would trace known arrays too,
-and a fit reads them.
+Fits and statistics sum over the examples. On Explicit axes the code would have to state the
+sharding of every such sum; on Auto axes the compiler finds it. Outside of a trace, the arrays are
+placed on the same mesh with Auto axes, which moves no data. Within a trace only
+`jax.sharding.auto_axes` can do this. It is not used for known arrays, since it would trace them,
+and a fit needs their values.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,9 +31,9 @@ T = TypeVar("T")
 
 
 def on_auto_axes(function: Callable[P, T]) -> Callable[P, T]:
-    """`function` of the arrays among its arguments with Auto axes.
+    """`function`, with all array arguments on Auto axes.
 
-    Its result is on the given axes, or, within a trace, whole on every device.
+    Its result is on the given axes; within a trace it is replicated on every device.
     """
     of_any: Callable[..., T] = function
 
@@ -64,7 +64,7 @@ def on_auto_axes(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def _on_another_mesh(function: Callable[[list[Array]], T], arrays: list[Any]) -> T:
-    """The result of `function` of known arrays on Auto axes, given back to their mesh."""
+    """The result of `function` for known arrays on Auto axes, placed on their original mesh."""
     explicit = arrays[0].sharding.mesh
     names = explicit.axis_names
     auto = Mesh(explicit.devices, names, axis_types=(AxisType.Auto,) * len(names))

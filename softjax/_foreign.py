@@ -1,4 +1,4 @@
-"""Arrays of other libraries: which entries are numbers, in a dtype of JAX, and which are none."""
+"""Arrays of other libraries: conversion to a dtype of JAX, and detection of missing values."""
 
 import numbers
 from decimal import Decimal

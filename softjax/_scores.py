@@ -1,4 +1,4 @@
-"""How many predictions are right: accuracy, and precision, recall and F1 of each class."""
+"""Accuracy of predictions, and precision, recall and F1 of each class."""
 
 from typing import NamedTuple
 
@@ -6,12 +6,12 @@ import numpy as np
 
 
 class Scores(NamedTuple):
-    """Shares of predictions; those of a class are [K], NaN where they are 0 / 0.
+    """Scores of predictions; scores of classes are arrays [K], NaN for 0 / 0.
 
     Attributes:
         accuracy: the share of the examples whose predicted class is right.
-        precision: the share of a class's predictions that are right.
-        recall: the share of a class's examples that are found.
+        precision: the share of the predictions of a class that are right.
+        recall: the share of the examples of a class that are predicted correctly.
         f1: the harmonic mean of precision and recall, 2 hits / (predictions + examples).
         examples: the number of the examples of each class.
         macro_f1: the mean F1 of the classes that have examples or predictions.
@@ -26,7 +26,7 @@ class Scores(NamedTuple):
 
 
 def scores(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> Scores:
-    """The scores of predicted class indices [N], of which the labels [N] are the true ones."""
+    """The scores of predicted class indices [N] against the labels [N]."""
     right = labels == predicted
     hits, predictions, examples = (
         np.bincount(indices, minlength=num_classes)

@@ -198,7 +198,7 @@ def _plackett_luce_loss(scores: Array, stages: _Stages) -> Array:
 
 
 def _outcomes(function: str, score_i, score_j, neither) -> Array:
-    """The scores of the outcomes, side by side on a new last axis."""
+    """The scores of the outcomes, stacked on a new last axis."""
     given = {"score_i": score_i, "score_j": score_j}
     if neither is not None:
         given["neither"] = neither

@@ -26,7 +26,7 @@ class Model(NamedTuple):
     """A softmax regression of the columns of a table, as `softjax fit` writes it.
 
     Attributes:
-        kernel: float64 [D, K], for the features as they are in the data.
+        kernel: float64 [D, K], for the original features of the data.
         bias: float64 [K].
         classes: K names.
         features: D names; the feature of a category is named column=category.

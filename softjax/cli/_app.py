@@ -41,12 +41,12 @@ UNFINISHED = "unfinished.npz"
 
 
 class FitError(Exception):
-    """A fit has no model: one line that says why, and exit status 1."""
+    """A fit gives no model. The message is one line with the reason; the exit status is 1."""
 
 
 @contextlib.contextmanager
 def remedies_offered(impute: bool = True) -> Iterator[None]:
-    """Names the options for incomplete rows and for cells that are no numbers.
+    """Adds to errors the options that help with incomplete rows and cells that are not numbers.
 
     Args:
         impute: whether missing cells can be imputed.
@@ -63,7 +63,7 @@ def remedies_offered(impute: bool = True) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _usage_in_one_line() -> Iterator[None]:
-    """Prints errors of the options in one line, of several processes by the first one."""
+    """Prints errors of the options in one line; with several processes only process 0 prints."""
     try:
         yield
     except USAGE_ERROR as error:
@@ -77,7 +77,7 @@ def _usage_in_one_line() -> Iterator[None]:
 
 
 class _OneLineErrors(TyperGroup):
-    """Ends with one line on errors: status 2 for a bad file, status 1 for a fit without a model."""
+    """Ends on an error with one line; status 2 for a bad file, 1 for a fit without a model."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         with _usage_in_one_line():
@@ -139,7 +139,7 @@ class Solver(StrEnum):
 
 
 class Optimizer(StrEnum):
-    """The optimizers of the command line; `softjax.regression.fit` takes any of optax."""
+    """The optimizers of the command line; `regression.fit` takes any optax optimizer."""
 
     LBFGS = "lbfgs"
     ADAM = "adam"
@@ -150,7 +150,7 @@ LEARNING_RATES = {Optimizer.ADAM: 0.01, Optimizer.SGD: 0.5}
 
 
 def optax_optimizer(name: Optimizer, learning_rate: float) -> optax.GradientTransformation:
-    """The optimizer of this name; L-BFGS needs none, since it is the default of a fit."""
+    """Adam or SGD; for L-BFGS, the default of a fit, no optax optimizer is passed."""
     if name is Optimizer.ADAM:
         return optax.adam(learning_rate)
     return optax.sgd(learning_rate, momentum=0.9)
@@ -162,13 +162,13 @@ def rate_of(name: Optimizer, learning_rate: float | None) -> float:
 
 
 class Task(NamedTuple):
-    """The data of a fit, as its report needs them.
+    """The data of a fit that its report needs.
 
     Attributes:
         mean, scale: [D], of the features; (features - mean) / scale is fitted.
         feature_names, class_names: D and K names.
-        held_out: features as they were fitted, float32, and labels.
-        image_shape: the shape of an image whose pixels are the features; else None.
+        held_out: standardised features, float32, and labels of the held-out examples.
+        image_shape: the shape of the image if the features are its pixels; otherwise None.
         name: the name of the data.
         majority: the most frequent class among the examples to fit.
         columns: the columns of the file; empty if each feature is a column of numbers.
@@ -313,7 +313,7 @@ def check_finite(out: Path, task: Task, result: regression.FitResult) -> None:
     raise FitError(f"{message}; the last finite parameters are in {path}.")
 
 
-# What the user may do if the fit has stopped before the optimum.
+# Why a fit stopped before the optimum, and what the user can do.
 ADVICE = {
     regression.STEP_LIMIT: "it stopped at its limit of steps, which {limit} sets",
     regression.PRECISION_FLOOR: "the rounding of float32 hides any further progress",
@@ -338,7 +338,7 @@ def print_result(
         result: the result of the fit.
         written: the files and the metrics.
         limit: the option that sets the number of steps; None if the fit always takes all of them,
-            as Adam does.
+            as for Adam.
         more: other files.
     """
     found, reason = written.metrics, result.stop_reason

@@ -1,4 +1,4 @@
-"""`softjax fit`: its options, and the choice of a fit in memory or of a stream."""
+"""`softjax fit`: its options, and the choice between a fit in memory and a streamed fit."""
 
 from pathlib import Path
 
@@ -48,13 +48,13 @@ def fit(
     process_id: _options.ProcessId = None,
     patience: _options.Patience = PATIENCE,
 ) -> None:
-    """Fit a softmax regression to a file and measure it on the rows that were held out.
+    """Fit a softmax regression to a file and evaluate it on held-out rows.
 
     Writes the model, the history of the fit and, with matplotlib, a picture to the folder --out.
-    The features of a file are standardised for the fit; the model is for the features as they are
-    in the file.
+    The features of a file are standardised for the fit; the coefficients of the model refer to the
+    original features.
     """
-    given = locals()  # of which all but the options of the run itself make the plan
+    given = locals()
     plan = Plan(**{name: given[name] for name in Plan._fields})
     if data == "passengers":
         plan = plan._replace(data=str(PASSENGERS))

@@ -1,4 +1,4 @@
-"""The fit to data in memory: held-out rows, choice of the penalty, fit and report."""
+"""`softjax fit` for data in memory: held-out rows, choice of the penalty, fit and report."""
 
 import csv
 import io
@@ -164,7 +164,7 @@ def _load(console: Console, plan: Plan) -> Parts:
 def _digits() -> Parts:
     digits = load_digits()
     height, width = digits.image_shape
-    names = [str(pixel) for pixel in range(height * width)]  # as the columns of a .npy file
+    names = [str(pixel) for pixel in range(height * width)]  # like the columns of a .npy file
     classes = [str(k) for k in range(10)]
     first = len(digits.train_labels)
     rows = np.split(np.arange(first + len(digits.test_labels)), [first])
@@ -191,7 +191,7 @@ def _chosen_penalty(
     weights: np.ndarray | None,
     plan: Plan,
 ) -> tuple[float, str]:
-    """The penalty with the smallest mean loss on the folds, and all figures as CSV."""
+    """The penalty with the smallest mean loss on the held-out folds, and all figures as CSV."""
     folds = plan.folds or 5
     if folds > len(train.labels):
         raise DataError(
@@ -238,9 +238,9 @@ def _chosen_penalty(
 def _curve(
     validated: regression.CrossValidation, features: np.ndarray, train: Dataset
 ) -> np.ndarray:
-    """Loss, its standard error, accuracy and mean F1 of each penalty, [P, 4].
+    """The loss, its standard error, the accuracy and the mean F1 at each penalty, [P, 4].
 
-    The F1 is computed from all examples, each predicted by the fit that has not seen its fold.
+    F1 is computed from all examples, each predicted by the fit from which it was held out.
     """
     folds = np.asarray(validated.folds)
     kernels, biases = map(np.asarray, validated.fits.params)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from softjax._scores import scores
 
-# A table of more classes than this is in the file alone.
+# With more classes than this, their figures are only written to the file and not printed.
 MOST_SHOWN = 20
 
 
@@ -31,8 +31,8 @@ def metrics(
         labels: [N], class indices.
         probabilities: [N, K], predicted for them.
         class_names: K names.
-        majority: the most frequent class of the examples to fit, or, if these are not known, of
-            the examples that are predicted.
+        majority: the most frequent class of the examples of the fit, or, if these are unknown, of
+            the predicted examples.
         loss: the mean loss of the examples, nats.
 
     Returns:
@@ -83,8 +83,8 @@ def overall(found: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """The figures of all classes together, as rows of a table.
 
     Args:
-        found: of `metrics`.
-        prefix: before "loss" and "accuracy".
+        found: the result of `metrics`.
+        prefix: the text before "loss" and "accuracy".
     """
     most = f"accuracy of {found['majority_class']!r} alone"
     return [

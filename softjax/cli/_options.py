@@ -1,4 +1,4 @@
-"""The options of the commands, each with its check, and the reading of files with them."""
+"""The options of the commands with their checks, and the options for reading files."""
 
 import codecs
 import contextlib
@@ -88,7 +88,6 @@ DataFile = Annotated[
     ),
 ]
 
-# How the file is read, and which of its rows are held out.
 LabelColumn = Annotated[
     str | None,
     typer.Option(
@@ -100,7 +99,7 @@ Drop = Annotated[
     list[str] | None,
     typer.Option(
         rich_help_panel=DATA,
-        help="Column that is no feature, such as an identifier. Repeat the option for more.",
+        help="Column that is not a feature, such as an identifier. Repeat the option for more.",
     ),
 ]
 Category = Annotated[
@@ -293,8 +292,8 @@ Checkpoint = Annotated[
     Path | None,
     typer.Option(
         rich_help_panel=LARGE,
-        help="Folder for checkpoints, of a stream by --solver optax. The same command resumes "
-        "from the last of them.",
+        help="With --solver optax: folder for the checkpoints of a streamed fit. The same command "
+        "resumes from the last checkpoint.",
     ),
 ]
 Every = Annotated[
@@ -302,8 +301,8 @@ Every = Annotated[
     typer.Option(
         rich_help_panel=LARGE,
         min=1,
-        help="Steps from one checkpoint or line of the history to the next, of a stream by "
-        "--solver optax (default: an epoch).",
+        help="With --stream and --solver optax: number of steps between two checkpoints and lines "
+        "of the history (default: one epoch).",
     ),
 ]
 Coordinator = Annotated[
@@ -311,8 +310,8 @@ Coordinator = Annotated[
     typer.Option(
         rich_help_panel=LARGE,
         envvar="JAX_COORDINATOR_ADDRESS",
-        help="HOST:PORT of process 0 of a run of several processes, each of which streams a "
-        "part of the rows; or auto, to detect a cluster such as Slurm.",
+        help="HOST:PORT of process 0, to run several processes, each of which streams a part of "
+        "the rows; or auto, to detect a cluster such as Slurm.",
     ),
 ]
 Processes = Annotated[
@@ -324,7 +323,10 @@ Processes = Annotated[
 ProcessId = Annotated[
     int | None,
     typer.Option(
-        rich_help_panel=LARGE, min=0, envvar="JAX_PROCESS_ID", help="Which one this is, from 0."
+        rich_help_panel=LARGE,
+        min=0,
+        envvar="JAX_PROCESS_ID",
+        help="Number of this process, counted from 0.",
     ),
 ]
 Patience = Annotated[
@@ -354,7 +356,7 @@ def reading(
     encoding: str | None,
     any_classes: bool = False,
 ) -> Iterator[Reading]:
-    """The options of reading a file, with a progress bar while it is read."""
+    """The options for reading a file; a progress bar is shown while it is read."""
     with progress_bar(console, "reading") as progress:
 
         def told(done: int, total: int) -> None:

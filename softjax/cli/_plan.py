@@ -1,4 +1,4 @@
-"""The options of `softjax fit` as one plan, and checks that they go together and have an effect."""
+"""The options of `softjax fit`, and checks that they are compatible and have an effect."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from softjax.tables import DataError
 
 
 class Plan(NamedTuple):
-    """The options of the command, by the names of its arguments."""
+    """The options of the command; the fields have the names of its arguments."""
 
     data: str
     label_column: str | None
@@ -52,7 +52,7 @@ class Plan(NamedTuple):
 
     @property
     def first_order(self) -> bool:
-        """Whether a fit in memory is one by --solver optax, or by auto with an option of it."""
+        """Whether a fit in memory uses --solver optax, which auto chooses for its options."""
         auto = self.solver is Solver.AUTO
         return self.solver is Solver.OPTAX or (auto and self.of_optax)
 
@@ -63,12 +63,12 @@ class Plan(NamedTuple):
 
     @property
     def stochastic(self) -> bool:
-        """Whether a stream is fitted by --solver optax, since it or one of its options is given."""
+        """Whether a stream is trained on batches: by --solver optax, its options or checkpoints."""
         given = self.every is not None or self.checkpoint is not None
         return given or self.of_optax or self.solver is Solver.OPTAX
 
     def file_and_label(self) -> tuple[Path, str]:
-        """The file, which must be there, and the column with its labels, which must be named."""
+        """The file, which must exist, and the column of its labels, which must be given."""
         path = Path(self.data)
         if not path.exists():
             raise DataError(f"{path}: there is no such file.")
@@ -78,7 +78,7 @@ class Plan(NamedTuple):
 
 
 def check_stream(plan: Plan) -> None:
-    """Refuses options of a stream that do not go together."""
+    """Refuses incompatible options of a stream."""
     if len(plan.penalties) > 1:
         raise typer.BadParameter("--stream takes one --l2, not several")
     if plan.impute or plan.class_weight:
@@ -98,7 +98,7 @@ def check_stream(plan: Plan) -> None:
 
 
 def check_in_memory(plan: Plan) -> None:
-    """Refuses options of a fit in memory that do not go together."""
+    """Refuses incompatible options of a fit in memory."""
     if plan.every is not None:
         raise typer.BadParameter("--every needs --stream or --checkpoint")
     if plan.of_optax and not plan.first_order:
@@ -121,14 +121,14 @@ def check_in_memory(plan: Plan) -> None:
 
 
 def check_effect(context: typer.Context, data: str, *, seeded: bool, several: bool) -> None:
-    """Refuses an option of the command line that would change nothing.
+    """Refuses an option of the command line that would have no effect.
 
     Args:
-        context: of the command.
+        context: the context of the command.
         data: the file, or "digits".
-        seeded: whether the seed has a use besides the draw of the held-out rows.
-        several: whether there is a coordinator. The environment may hold the number of processes
-            for other programs too.
+        seeded: whether the seed is used for anything besides the choice of the held-out rows.
+        several: whether there is a coordinator. Numbers of processes in the environment are not
+            refused, since they may be meant for other programs.
     """
     without: dict[str, str] = {}
     if data == "digits":

@@ -26,7 +26,7 @@ from softjax.tables import DataError
 Labels = Annotated[
     str | None,
     typer.Option(
-        help="Name of a column with the true classes: says how many predictions are right."
+        help="Name of the column with the true classes, to print the accuracy of the predictions."
     ),
 ]
 
@@ -84,7 +84,7 @@ def predict(
     params = regression.SoftmaxRegression(jnp.asarray(fitted.kernel), jnp.asarray(fitted.bias))
     logits = np.asarray(regression.logits(params, x))
     beyond = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-    if len(beyond):  # finite numbers, the products of which are not
+    if len(beyond):  # features and parameters are finite, but their products are not
         raise DataError(f"{data}: row {beyond[0] + 1}: the model's logits overflow float64.")
     rows: list[list[Any]] = [[fitted.classes[k]] for k in logits.argmax(axis=1).tolist()]
     if proba:
@@ -139,7 +139,7 @@ def _printing() -> Iterator[TextIO]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        # What is still in the buffer would fail again as the interpreter ends.
+        # Otherwise the interpreter would write the rest of the buffer at its end, and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise OSError(error.errno, error.strerror, "standard output") from error
 
@@ -147,7 +147,7 @@ def _printing() -> Iterator[TextIO]:
 @app.command(epilog="Example: softjax check --quick")
 def check(
     quick: Annotated[
-        bool, typer.Option("--quick", help="Measure at 3 numbers of classes in place of 8.")
+        bool, typer.Option("--quick", help="Measure 3 numbers of classes instead of 8.")
     ] = False,
 ) -> None:
     """Measure the accuracy of softjax, jax.nn and optax on this device.

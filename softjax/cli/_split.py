@@ -6,22 +6,22 @@ import numpy as np
 
 from softjax import processes
 
-# Of the rows that may be held out, this many times more are remembered than will be, so that each
-# class has enough of them: of n wanted 20 n are expected.
+# The number of candidates is about SPARE times the number of rows to hold out, so that there are
+# enough candidates in each class.
 SPARE = 20
 
 
 class Split:
-    """Draws the rows to hold out, from rows that one or many processes read in runs.
+    """Draws the rows to hold out, from rows that one or several processes read in runs.
 
-    Every row has a pseudo-random key that depends on the seed and its number alone; of each class
-    the rows of the smallest keys are held out. The same rows are drawn, therefore, however the
-    data is cut into runs.
+    Every row has a pseudo-random key that depends only on the seed and the number of the row. In
+    each class the rows with the smallest keys are held out. The choice therefore does not depend on
+    how the rows are divided into runs.
 
     Args:
-        num_rows: of the data.
-        fraction: of the rows to hold out.
-        seed: of the keys.
+        num_rows: the number of rows in the data.
+        fraction: the fraction of the rows to hold out.
+        seed: the seed of the keys.
         most: the largest number of rows to hold out.
     """
 
@@ -44,8 +44,8 @@ class Split:
     def held_out(self) -> np.ndarray:
         """The numbers of the rows to hold out, in order; the same on every process.
 
-        As many of each class as its share, rounded so that the sum is right; at least one row of
-        every class is left to fit.
+        The number for each class is proportional to its size, rounded so that the total is exact.
+        At least one row of every class is left to fit.
         """
         counts: Counter[str] = Counter()
         candidates: dict[str, list[np.ndarray]] = {}
@@ -64,7 +64,7 @@ class Split:
             taken = min(int(share), counts[name] - 1, len(rows))
             drawn.append(rows[order[:taken]])
             if taken < min(counts[name] - 1, len(rows)):
-                # Classes of equal shares are drawn by the key of a row, not by their order.
+                # Among classes with equal remainders the key of a row decides, not their order.
                 rest.append((int(share) - share, int(keys[order[0]]), rows[order[taken]]))
         missing = max(wanted - sum(map(len, drawn)), 0)
         drawn.append(np.array([row for _, _, row in sorted(rest)[:missing]], np.int64))
@@ -75,7 +75,7 @@ class Split:
 
 
 def _keys(rows: np.ndarray, seed: int) -> np.ndarray:
-    """SplitMix64 of the row numbers: 64 bits each, all of them different.
+    """SplitMix64 of the row numbers: distinct keys of 64 bits.
 
     Source: G. L. Steele, D. Lea and C. H. Flood, "Fast Splittable Pseudorandom Number Generators"
     (2014), figure 17.
@@ -88,7 +88,7 @@ def _keys(rows: np.ndarray, seed: int) -> np.ndarray:
 
 
 def too_few(data: str, num_rows: int, fraction: float) -> str:
-    """The message of the error that no row can be held out."""
+    """The error message if no row can be held out."""
     return (
         f"{data}: {num_rows} rows cannot be split: with a share of {fraction} held out, a row of "
         f"each class must be left to fit."

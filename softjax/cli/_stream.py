@@ -1,4 +1,4 @@
-"""`softjax fit --stream`: by one process or many, with checkpoints."""
+"""`softjax fit --stream`: a fit to streamed rows by one or several processes, with checkpoints."""
 
 import contextlib
 import sys
@@ -40,12 +40,12 @@ from softjax.tables import DataError
 
 EPOCHS = 10
 BATCH_SIZE = 1024
-# More of them would hardly make the report more precise, and they have to fit into memory.
+# More held-out rows would hardly make the report more precise, and they have to fit into memory.
 MOST_HELD_OUT = 10_000
 
 
 class Data(NamedTuple):
-    """The rows, which of them are held out or bad, and the task that they make."""
+    """The rows, the numbers of the held-out and of the bad rows, and the task of the fit."""
 
     rows: Rows
     held_out: np.ndarray
@@ -54,9 +54,9 @@ class Data(NamedTuple):
 
 
 def run(plan: Plan) -> None:
-    """Fits, on every process; the first of them speaks and writes.
+    """Fits on every process; process 0 prints messages and writes files.
 
-    With checkpoints, Ctrl-C stops the fit as SIGTERM does: after a step, which is saved.
+    With checkpoints, Ctrl-C stops the fit as SIGTERM does: after the current step, which is saved.
     """
     with contextlib.ExitStack() as stack:
         stop = Stop(None, None)
@@ -68,7 +68,7 @@ def run(plan: Plan) -> None:
 
 
 class Stop(NamedTuple):
-    """What stops a fit after its current step, where anything does."""
+    """The signals that stop a fit after its current step; None for a signal that does not."""
 
     sigterm: processes.Sigterm | None
     interrupt: threading.Event | None
@@ -175,7 +175,7 @@ def _train(
 
 
 def _stopped(plan: Plan, stop: Stop, when: str) -> typer.Exit:
-    """What ends all processes after SIGTERM or Ctrl-C to one of them."""
+    """The exception that ends every process after SIGTERM or Ctrl-C to any of them."""
     interrupted = any(processes.gather(stop.interrupted()))
     saved = "nothing was saved"
     if plan.checkpoint is not None:
@@ -190,7 +190,7 @@ def _stopped(plan: Plan, stop: Stop, when: str) -> typer.Exit:
 
 
 def _data(plan: Plan, console: Console, preempted: Callable[[], bool]) -> Data | None:
-    """Opens the data, passes over it once, and holds rows out; None where the run is to stop."""
+    """Opens the data, makes a first pass, and holds rows out; None if the run has to stop."""
     if plan.data == "digits":
         return _digits()
     path, label = plan.file_and_label()
@@ -224,7 +224,7 @@ def _data(plan: Plan, console: Console, preempted: Callable[[], bool]) -> Data |
 
 
 def _digits() -> Data:
-    """The digits, all in memory, with the held-out part that they come with."""
+    """The digits in memory, with their own held-out part."""
     digits = load_digits()
     rows = ArrayRows(digits.train_features, digits.train_labels)
     size = rows.num_features

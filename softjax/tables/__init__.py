@@ -133,7 +133,7 @@ def open_file(
         path: the file.
         label: the column of the labels; None to read none.
         names: the columns of the features; None for all columns but the labels and row numbers.
-        reading: how the file is to be read.
+        reading: the options for reading the file.
     """
     reader = READERS.get(suffix(path))
     if reader is None:
@@ -160,8 +160,9 @@ def dataset(
 ) -> Dataset:
     """Reads one column as the labels and all other columns as the features.
 
-    Rows without a label, or with a feature that is no finite number of float32, are refused by an
-    `IncompleteError`, or skipped. With `keep_missing` a feature may be NaN, for a missing cell.
+    Rows without a label, or with a feature that is not finite in float32, raise an
+    `IncompleteError`, or are skipped with `skip_bad`. With `keep_missing` a feature may be NaN, for
+    a missing cell.
     """
     rows = open_file(path, label_column, reading=reading)
     x, labels = _all(rows)
@@ -194,7 +195,7 @@ def features(path: Path, names: Sequence[str | Column], reading: Reading = PLAIN
 
 
 def missing_cells(features: np.ndarray) -> np.ndarray:
-    """The number of entries of each feature that are no finite number of float32, [D]."""
+    """The number of entries of each feature that are not finite in float32, [D]."""
     return np.sum(~good_rows(features.reshape(-1, 1)).reshape(features.shape), axis=0)
 
 
@@ -204,7 +205,7 @@ def error_of_rows(rows: FileRows, wrong: np.ndarray, counts: np.ndarray) -> Inco
     Args:
         rows: the rows of the file.
         wrong: the numbers of the incomplete rows.
-        counts: the number of entries of each feature that are no finite number, [D].
+        counts: the number of entries of each feature that are not finite, [D].
     """
     first = int(wrong[0])
     x, _ = rows.read(first, first + 1)
@@ -243,7 +244,7 @@ def _all(rows: FileRows) -> tuple[np.ndarray, np.ndarray]:
 def features_of(data: Any, columns: Sequence[Column]) -> np.ndarray:
     """The features of a DataFrame or another table with named columns, float64 [N, D].
 
-    The errors name columns and rows, as those of files do.
+    Errors name the column and the row, as for files.
     """
     path = Path("data")
     there = list(getattr(data, "columns", data))

@@ -12,8 +12,8 @@ from softjax.tables._errors import DataError
 
 LARGEST = float(np.finfo(np.float32).max)
 
-# More different numbers than this are measurements, unless they are whole and each has so many
-# rows on average.
+# A column with more than MOST_NUMBERS different numbers holds measurements, unless the numbers are
+# whole and have ROWS_OF_A_NUMBER rows each on average.
 MOST_NUMBERS, ROWS_OF_A_NUMBER = 20, 10
 # The texts that pandas, R, SQL and archives of data sets write for a missing value.
 MISSING = frozenset(("", "NA", "N/A", "<NA>", "NaN", "nan", "NULL", "null", "?"))
@@ -23,7 +23,7 @@ MOST_CLASSES = 100_000
 
 
 class NumberError(DataError):
-    """A cell that is no number in a column of numbers."""
+    """A cell that is not a number in a column of numbers."""
 
     def __init__(self, path: Path, name: str, row: int, cell: object):
         where = f"column {name!r}, row {row}"
@@ -32,13 +32,13 @@ class NumberError(DataError):
 
 
 def as_features(path: Path, name: str, column: np.ndarray, first: int = 0) -> np.ndarray:
-    """A column of features in float32 or float64; NaN where a cell is empty.
+    """A column of features in float32 or float64; NaN for an empty cell.
 
     Args:
         path: the file, for the error.
         name: the column, for the error.
-        column: numbers of any dtype, or the cells as text or Python's objects.
-        first: the number of its first row in the file.
+        column: numbers of any dtype, or cells of text or other Python objects.
+        first: the number of the column's first row in the file.
     """
     kind = column.dtype.kind
     if kind in "biuf":
@@ -52,10 +52,10 @@ def as_features(path: Path, name: str, column: np.ndarray, first: int = 0) -> np
 
 
 def number(path: Path, name: str, row: int, cell: object) -> float:
-    """The number in a cell: NaN where the cell is missing, 1 and 0 for true and false.
+    """The number in a cell: NaN if the cell is missing, 1 and 0 for true and false.
 
-    Text with an underscore or with digits other than 0 to 9, which Python reads as numbers too, is
-    refused: no other program writes numbers so.
+    Python also reads text with underscores, or with digits other than 0 to 9, as numbers. Such text
+    is refused, since no other program writes numbers in this form.
     """
     try:
         value: Any = cell.decode() if isinstance(cell, bytes) else cell
@@ -97,14 +97,14 @@ def as_classes(
     """The names of the classes in a column of labels, and the index of each label among them.
 
     Returns:
-        Distinct names in any order, and integers [n]: -1 where the label is missing.
+        Distinct names in any order, and integers [n]: -1 for a missing label.
     """
     kind = labels.dtype.kind
     if kind in "biuf":
         if kind == "f":
             exact = labels.dtype in (np.float32, np.float64)
             labels = (labels if exact else labels.astype(np.float64)) + 0  # -0.0 is 0.0
-        values, codes = np.unique(labels, return_inverse=True)  # what is not finite comes last
+        values, codes = np.unique(labels, return_inverse=True)
         known = np.isfinite(values) if kind == "f" else np.ones(len(values), bool)
         names: list[str | None] = values.astype(str).tolist()
         names = [n if good else None for n, good in zip(names, known, strict=True)]
@@ -145,12 +145,12 @@ def in_order(names: Iterable[str]) -> list[str]:
 def check_classes(
     path: Path, name: str, names: Iterable[str], count: int, any_classes: bool = False
 ) -> list[str]:
-    """The names of all classes in order, or an error where they are not classes.
+    """The names of all classes in order, or an error if the labels are not plausible classes.
 
-    A column of row numbers, identifiers, measurements or counts is no column of labels. More than
-    two classes need two rows each on average; of numbers that are not whole there may be 20; and
-    more than 20 whole numbers need ten rows each on average, unless they are all of 0, 1, ... or
-    of 1, 2, ..., as class indices are and ages hardly.
+    Row numbers, identifiers, measurements and counts are refused. More than two classes must have
+    two rows each on average. At most 20 labels may be numbers that are not whole. More than 20
+    whole numbers must have ten rows each on average, unless they are class indices: all of
+    0, 1, ... or of 1, 2, ..., without a gap, which is unlikely for ages.
 
     Args:
         path: the file, for the error.
@@ -179,7 +179,7 @@ def check_classes(
 
 
 def _doubt(classes: list[str], count: int) -> str | None:
-    """Why the labels of `count` rows are hardly classes; None where they may be."""
+    """Why the labels of `count` rows are not plausible classes; None if they are plausible."""
     number = len(classes)
     if number > max(2, count / 2):
         return (
@@ -206,7 +206,7 @@ def _doubt(classes: list[str], count: int) -> str | None:
 
 
 def numbers_as_classes(classes: list[str]) -> str | None:
-    """A line that says that many numbers are taken as classes; None for other labels."""
+    """A line for the output if more than 20 numbers are taken as classes; otherwise None."""
     if len(classes) <= MOST_NUMBERS or not _are_numbers(classes):
         return None
     ends = f"{classes[0]} to {classes[-1]}"
@@ -220,7 +220,7 @@ def good_rows(features: np.ndarray, codes: np.ndarray | None = None) -> np.ndarr
 
 
 def class_name(value: object) -> str | None:
-    """The name of the class that a label stands for; None where it is missing."""
+    """The name of the class of a label; None for a missing label."""
     if isinstance(value, bytes):
         value = value.decode()
     if value is None or value == "" or value != value:

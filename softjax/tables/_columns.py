@@ -1,4 +1,4 @@
-"""The columns of a table as features: numbers as they are, categories one-hot encoded."""
+"""The columns of a table as features: numbers are unchanged, categories are one-hot encoded."""
 
 import re
 from collections import Counter
@@ -19,13 +19,13 @@ SHOWN_LEVELS = 12
 
 
 class Reading(NamedTuple):
-    """How a file is to be read.
+    """The options for reading a file.
 
     Attributes:
         drop: columns that are not features.
         categories: columns whose numbers are names of categories.
-        separator: between the cells of a CSV file; None to find it in the header.
-        encoding: of a CSV file; None for UTF-8, or UTF-16 with a byte order mark.
+        separator: the separator of a CSV file; None to find it in the header.
+        encoding: the encoding of a CSV file; None for UTF-8, or UTF-16 with a byte order mark.
         any_classes: whether the labels are classes even if they look like identifiers or
             measurements.
         progress: called with the number of bytes read so far and the total.
@@ -43,12 +43,12 @@ PLAIN = Reading()
 
 
 class Column(NamedTuple):
-    """A column of a file, and the features that it becomes.
+    """A column of a file, and its encoding as features.
 
     Attributes:
-        name: of the column.
-        levels: the categories in order; None for numbers. Each but the first, which is the
-            reference, becomes a feature that is 1 in its rows and 0 in the others.
+        name: the name of the column.
+        levels: the categories in order; None for numbers. The first is the reference; each of the
+            others becomes a feature that is 1 in its rows and 0 in all other rows.
         fill: the number or category that replaces a missing cell; None to refuse missing cells.
     """
 
@@ -65,7 +65,7 @@ class Column(NamedTuple):
 
     @property
     def filling(self) -> np.ndarray:
-        """The features of a row in which the cell of this column is missing."""
+        """The values of this column's features in a row whose cell is missing."""
         if self.levels is None or self.fill is None:
             return np.array([np.nan if self.fill is None else self.fill] * len(self.features))
         return np.array([level == self.fill for level in self.levels[1:]], np.float64)
@@ -77,7 +77,7 @@ class Levels:
     Args:
         path: the file, for errors.
         name: the column.
-        known: the categories of a model, to which every cell has to belong; None to collect them.
+        known: the categories of a model, which must contain every cell; None to collect them.
     """
 
     def __init__(self, path: Path, name: str, known: Sequence[str] | None = None):
@@ -105,7 +105,7 @@ class Levels:
         return float(code)
 
     def codes(self, cells: Sequence[object], first: int) -> np.ndarray:
-        """The category numbers of cells, of which the first is in row `first`, counted from 0."""
+        """The category numbers of cells; the first cell is in row `first`, counted from 0."""
         rows = range(first + 1, first + 1 + len(cells))
         return np.array([self.code(c, r) for c, r in zip(cells, rows, strict=True)], np.float64)
 
@@ -117,7 +117,7 @@ class Levels:
         """
         if self.known is None and len(self.place) > max(2, present / 2):
             what = f"{len(self.place)} different texts in {present} rows"
-            hint = f"an identifier or free text is no category. --drop {self.name} leaves it out."
+            hint = f"an identifier or text is not a category. --drop {self.name} leaves it out."
             raise DataError(f"{self.path}: column {self.name!r}: has {what}; {hint}")
         levels = in_order(self.place) if self.known is None else list(self.known)
         place = {level: i for i, level in enumerate(levels)}
@@ -152,7 +152,7 @@ def encoded(columns: Sequence[Column], table: np.ndarray) -> np.ndarray:
 
 
 def filled(columns: Sequence[Column], features: np.ndarray) -> np.ndarray:
-    """The features [n, D] with those of `Column.filling` in place of NaN."""
+    """The features [n, D], in which `Column.filling` replaces NaN."""
     if all(column.fill is None for column in columns):
         return features
     filling = np.concatenate([column.filling for column in columns])
@@ -164,8 +164,8 @@ def with_fills(path: Path, columns: Sequence[Column], features: np.ndarray) -> l
 
     Args:
         path: the file, for the error.
-        columns: of the file.
-        features: [N, D], of the rows to fit, NaN where a cell is missing.
+        columns: the columns of the file.
+        features: [N, D], the rows of the fit; NaN for a missing cell.
     """
     found, place = [], 0
     for column in columns:
@@ -193,7 +193,7 @@ def refuse_identifiers(path: Path, columns: Sequence[Column], features: np.ndarr
             if whole and len(np.unique(values)) == len(values):
                 what = f"{len(values)} different numbers in as many rows"
                 raise DataError(
-                    f"{path}: column {column.name!r}: has {what}; an identifier is no feature. "
+                    f"{path}: column {column.name!r}: has {what}; an identifier is not a feature. "
                     f"--drop {column.name} leaves it out; a measurement needs another name."
                 )
         place += len(column.features)

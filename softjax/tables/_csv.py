@@ -18,15 +18,15 @@ from softjax.tables._errors import DataError, understood
 from softjax.tables._rows import HeldRows, chosen_columns
 
 SEPARATORS = (",", ";", "\t", "|")
-# After so many rows the progress is told.
+# The number of rows between two reports of the progress.
 ROWS_PER_REPORT = 10_000
 
 
 class CsvRows(HeldRows):
     """Rows of a CSV file, whose first line names the columns.
 
-    Numbers are kept in 8 bytes a cell, and each text among the labels once. A column of which no
-    cell reads as a number is one of categories.
+    Each number takes 8 bytes, and each distinct text of the labels is stored once. A column holds
+    categories if none of its cells can be read as a number.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class _Cells:
 
     Args:
         path: the file, for errors.
-        columns: of the features.
+        columns: the columns of the features.
         known: whether a model determines which columns are categories.
         categories: the names of columns whose numbers are names of categories.
     """
@@ -112,7 +112,7 @@ class _Cells:
     def table(self, num_rows: int) -> tuple[list[Column], np.ndarray]:
         """The columns and the cells [rows, columns], with the categories numbered in order."""
         columns = list(self.columns)
-        # A view of no numbers is refused.
+        # `frombuffer` refuses an empty buffer.
         cells = np.frombuffer(self.values, np.float64) if num_rows else np.empty(0)
         table = cells.reshape(num_rows, len(columns))
         for i, levels in self.levels.items():
@@ -132,8 +132,8 @@ class _Lines:
     """The lines of a file as text, with errors that name the row.
 
     Attributes:
-        row: the row that was read last, which the reader sets.
-        separator: between the cells.
+        row: the last row that was read; `CsvRows` sets it.
+        separator: the separator of the cells.
     """
 
     def __init__(self, path: Path, raw: IO[bytes], reading: Reading):
@@ -141,7 +141,7 @@ class _Lines:
         self.size, self.progress = max(os.fstat(raw.fileno()).st_size, 1), reading.progress
         file: Any = gzip.GzipFile(fileobj=raw) if path.suffix.lower() == ".gz" else raw
         self.encoding = reading.encoding or _encoding(file)
-        # What is no text in the encoding is found in its line, where the row is known.
+        # `_checked` reports bytes that are not valid in the encoding, since it knows the row.
         self.file = TextIOWrapper(file, self.encoding, "surrogateescape", newline="")
         self.first = self.file.readline()
         self.separator = reading.separator or _separator(path, self.first)
@@ -178,7 +178,10 @@ def _encoding(file: Any) -> str:
 
 
 def _separator(path: Path, header: str) -> str:
-    """The tab in .tsv files and else the comma, or the one that gives the header most names."""
+    """The tab for .tsv files, the comma for others; if it does not split the header, the best one.
+
+    The best separator gives the header the most names.
+    """
     usual = "\t" if ".tsv" in [suffix.lower() for suffix in path.suffixes] else ","
 
     def fields(separator: str) -> int:

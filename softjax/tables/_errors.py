@@ -1,4 +1,4 @@
-"""Errors of data files, each in one line that begins with the path, and what differs in them."""
+"""Errors of data files, in one line that begins with the path; differences of configurations."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Zeros are compressed to a thousandth, and numbers that were measured to a tenth at best.
+# Compression reduces zeros to a thousandth of their size, but measured numbers to a tenth at best.
 LARGEST_UNPACKED, LARGEST_RATIO = 1 << 30, 100
 
 LONGEST_LINE = 1000
@@ -16,7 +16,8 @@ LONGEST_LINE = 1000
 class DataError(Exception):
     """An error of a data file, in one line.
 
-    Names and cells of a file, which the line may show, can hold line breaks and any length of text.
+    The line may show names and cells of the file. Their line breaks are escaped, and a long line is
+    cut.
     """
 
     def __init__(self, message: str):
@@ -25,12 +26,12 @@ class DataError(Exception):
 
 
 class IncompleteError(DataError):
-    """Rows without a label, or with a feature that is no finite number of float32."""
+    """Rows without a label, or with a feature that is not finite in float32."""
 
 
 @contextmanager
 def understood(path: Path) -> Iterator[None]:
-    """Turns any exception of a library that cannot read the bytes into a one-line error."""
+    """Turns any exception of a library that cannot read the file into a `DataError`."""
     try:
         yield
     except DataError:
@@ -43,7 +44,7 @@ def understood(path: Path) -> Iterator[None]:
 
 
 def refuse_bytes(path: Path, size: int, packed: int | None = None) -> None:
-    """Refuses `size` bytes if memory does not hold them or `packed` bytes unpack to too many."""
+    """Refuses `size` bytes if memory is too small, or if `packed` bytes unpack to too many."""
     if packed is not None and size > max(LARGEST_UNPACKED, LARGEST_RATIO * packed):
         form = f"{size / 1e9:.1f} GB from a file of {packed / 1e6:.1f} MB"
         raise DataError(f"{path}: would unpack to {form}. Save the arrays without compression.")

@@ -15,7 +15,7 @@ from softjax.tables._rows import FileRows, HeldRows, chosen_columns, known_level
 
 MAGIC = b"\x93NUMPY"
 LONGEST_HEADER = 10_000
-# The dictionary that NumPy writes, for a dtype that is not structured. Python 2 wrote 3L for 3.
+# The dictionary that NumPy writes if the dtype is not structured. Python 2 wrote 3L for 3.
 HEADER = re.compile(
     r"\{'descr': *'([^']*)', *'fortran_order': *(True|False), *"
     r"'shape': *\(((?:\d{1,40}L?, *)*(?:\d{1,40}L?)?)\),? *\}\s*"
@@ -27,9 +27,9 @@ class Header(NamedTuple):
     """The header of an array.
 
     Attributes:
-        shape: of the array.
+        shape: the shape of the array.
         fortran_order: whether the first index varies fastest.
-        dtype: of numbers, truth values or text.
+        dtype: a dtype of numbers, truth values or text.
         offset: the byte at which the array begins.
     """
 
@@ -77,7 +77,7 @@ def read_header(path: Path, file: IO[bytes], file_size: int) -> Header:
 def read_array(path: Path, file: IO[bytes], file_size: int) -> np.ndarray:
     """Reads the whole array of an open file."""
     header = read_header(path, file, file_size)
-    data = file.read()  # to the end, where a checksum of the file is compared
+    data = file.read()  # up to the end, where zipfile compares the checksum
     if len(data) != header.size:
         raise DataError(f"{path}: ends before its last row: it was cut.")
     order = "F" if header.fortran_order else "C"
@@ -87,8 +87,8 @@ def read_array(path: Path, file: IO[bytes], file_size: int) -> np.ndarray:
 class NpyFile:
     """An array in a `.npy` file that is sliced by reads instead of a memory map.
 
-    The bytes do not stay in the memory of the process, and a file that was cut short gives an error
-    with its name, whereas a memory map of it would kill the process.
+    The bytes do not stay in the memory of the process. If the file is truncated, an error names it,
+    whereas a memory map would kill the process.
     """
 
     def __init__(self, path: Path):
@@ -128,8 +128,9 @@ class NpyRows(FileRows):
     Args:
         path: the file.
         label: the name of the column of the labels, or the path of a `.npy` file that holds them.
-        names: those of the features; None for all the other columns.
-        reading: which columns are no features. There are no categories in such a file.
+        names: the columns of the features; None for all other columns.
+        reading: the options; `drop` lists columns that are not features. Such a file has no
+            categories.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class NpyRows(FileRows):
         self.file, self.apart = NpyFile(path), None
         if len(self.file.shape) != 2:
             raise DataError(f"{path}: expected an array of rank 2, got shape {self.file.shape}.")
-        if not self.file.shape[0]:  # of any number of columns
+        if not self.file.shape[0]:  # also without columns
             raise DataError(f"{path}: has no rows.")
         known = [str(i) for i in range(self.file.shape[1])]
         column = label
@@ -192,7 +193,7 @@ class NpzRows(HeldRows):
             refuse_bytes(path, sum(m.file_size for m in archive.infolist()), path.stat().st_size)
             for member in archive.infolist():
                 if not member.filename.endswith(".npy"):
-                    raise DataError(f"{path}: holds {member.filename!r}, which is no array.")
+                    raise DataError(f"{path}: holds {member.filename!r}, which is not an array.")
                 name = member.filename.removesuffix(".npy")
                 with archive.open(member) as file:
                     values = read_array(path, file, member.file_size)
@@ -222,7 +223,7 @@ class NpzRows(HeldRows):
 
 
 def _column(path: Path, name: str, cells: np.ndarray, categories: Sequence[str]) -> Column:
-    """The column, of categories if `categories` has its name or no cell is a number."""
+    """The column; it holds categories if `categories` has its name or no cell is a number."""
     if name not in categories:
         if cells.dtype.kind not in "SU":
             return Column(name)

@@ -66,7 +66,7 @@ class ParquetRows(FileRows):
         return np.concatenate(features), np.concatenate(labels)
 
     def _column(self, path: Path, name: str, reading: Reading) -> Column:
-        """The column, of categories if it is named as such or holds texts that are no numbers.
+        """The column; it holds categories if the options name it or no text in it is a number.
 
         This takes one pass over the column, one row group at a time.
         """
@@ -92,7 +92,7 @@ class ParquetRows(FileRows):
 
     def _row_group(self, group: int, begin: int) -> tuple[np.ndarray, np.ndarray]:
         if self.last is None or self.last[0] != group:
-            self.last = None  # the memory of one, never of two
+            self.last = None  # so that two row groups are never in memory
             names = [column.name for column in self.columns]
             columns = names if self.label is None else [*names, self.label]
             with understood(self.path):

@@ -16,7 +16,7 @@ from softjax.tables._errors import DataError
 
 SAMPLES, SAMPLE_BYTES = 64, 4096
 
-# The names that R, pandas and Arrow give to row numbers which stand in the file as a column.
+# The names that R, pandas and Arrow give to a column of row numbers.
 ROW_NUMBERS = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
 
 
@@ -31,7 +31,7 @@ class FileRows(ABC):
         num_rows: N.
         num_features: D.
         fingerprint: values that change when the file does, for JSON.
-        any_classes: the attribute of `Reading`.
+        any_classes: see `Reading`.
     """
 
     any_classes = False
@@ -62,7 +62,7 @@ class FileRows(ABC):
 
     @abstractmethod
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """The features [n, D], NaN where a cell is empty, and the labels [n] of a run of rows."""
+        """The features [n, D] and the labels [n] of a run of rows; NaN for an empty cell."""
 
 
 class HeldRows(FileRows):
@@ -133,7 +133,7 @@ def stacked(
     levels: Mapping[str, Levels] | None = None,
     first: int = 0,
 ) -> np.ndarray:
-    """Columns of cells as features side by side, [n, D].
+    """The columns of cells as one matrix of features, [n, D].
 
     Args:
         path: the file, for errors.
