@@ -1,1 +1,1 @@
-"""Benchmarks of softjax beside its peers: `python -m benchmarks list | run [SUITE...]`."""
+"""Benchmarks of softjax and its peers: `python -m benchmarks list | run [SUITE...]`."""

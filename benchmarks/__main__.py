@@ -31,57 +31,67 @@ from benchmarks.results import ResultError, Row
 from benchmarks.suites import APART, SUITES, measured
 from softjax import _files
 
-# Missing cases that are named; the others are counted.
+# Up to this number, missing cases are listed; more of them are only counted.
 SHOWN = 10
-# The suites whose rows hold the work of their cases.
+# The suites whose rows state the work of their cases, for the roofline.
 WITH_ROOFLINE = ("core", "fused")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Exit status: 1 where a figure is wrong, 2 for a bad file, 130 after Ctrl-C."""
+    """Runs a command; the exit status is 1 for a wrong figure, 2 for a bad file, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="show suites, shapes and peers").set_defaults(do=_list)
 
-    run = commands.add_parser("run", help="measure softjax beside its peers")
+    run = commands.add_parser("run", help="measure softjax and its peers")
     apart = " and ".join(APART)
-    run.add_argument("suites", nargs="*", metavar="SUITE", help=f"all but {apart} if none is named")
-    quick = f"{measure.QUICK_PAIRS} pairs, not {measure.PAIRS}, and the short cases"
+    run.add_argument("suites", nargs="*", metavar="SUITE", help=f"default: all but {apart}")
+    quick = f"only short cases, {measure.QUICK_PAIRS} pairs instead of {measure.PAIRS}"
     run.add_argument("--quick", action="store_true", help=quick)
     run.set_defaults(do=_run)
-    compiling = commands.add_parser("aot", help="compile for a device that is not there, and count")
+    compiling = commands.add_parser("aot", help="compile for an absent device, and count its costs")
     compiling.add_argument("suites", nargs="*", metavar="SUITE", help=", ".join(aot_cases.SUITES))
-    place = "tpu:v5e:2x2, tpu:v5p:2x2x1, gpu:h100 and the like"
+    place = "such as tpu:v5e:2x2, tpu:v5p:2x2x1 or gpu:h100"
     compiling.add_argument("--target", required=True, help=place)
-    held = "fail where one of a few programs costs more than its committed figures"
+    held = "fail if one of a few programs costs more than its committed figures"
     compiling.add_argument("--gate", action="store_true", help=held)
-    anew = "write the figures that --gate holds anew"
+    anew = "update the committed figures that --gate compares"
     compiling.add_argument("--write-gate", action="store_true", help=anew)
     compiling.set_defaults(do=_aot)
     for command in (run, compiling):
         command.add_argument(
-            "--only", default="", metavar="TEXT", help="cases whose name holds TEXT"
+            "--only", default="", metavar="TEXT", help="only cases whose name contains TEXT"
         )
         command.add_argument(
             "--out", type=Path, metavar="FILE", help="where to write the JSON lines"
         )
-    comparison = commands.add_parser("compare", help="what got slower or larger beyond the noise")
+    comparison = commands.add_parser(
+        "compare", help="show what got slower or larger beyond the noise"
+    )
     comparison.add_argument("before", type=Path, metavar="A", help="a result file")
-    comparison.add_argument("after", type=Path, metavar="B", help="a later one")
+    comparison.add_argument("after", type=Path, metavar="B", help="a later result file")
     comparison.set_defaults(do=_compare)
-    page = commands.add_parser("report", help="one page of verdicts, tables and pictures")
-    page.add_argument("files", nargs="*", type=Path, metavar="FILE", help="results, or folders")
+    page = commands.add_parser("report", help="write a page of verdicts, tables and pictures")
+    page.add_argument(
+        "files", nargs="*", type=Path, metavar="FILE", help="result files, or folders of them"
+    )
     page.add_argument("--out", type=Path, default=Path("benchmarks.html"), help="the HTML page")
-    page.add_argument("--markdown", type=Path, metavar="FILE", help="its tables as Markdown")
-    page.add_argument("--github", type=Path, metavar="FILE", help="for github-action-benchmark")
+    page.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="also write the tables as Markdown"
+    )
+    page.add_argument(
+        "--github", type=Path, metavar="FILE", help="also write for github-action-benchmark"
+    )
     page.set_defaults(do=_report)
-    write = commands.add_parser("docs", help="write the figures in README and docs anew")
-    write.add_argument("--check", action="store_true", help="write nothing; fail where one differs")
+    write = commands.add_parser("docs", help="update the figures in README and docs")
+    write.add_argument(
+        "--check", action="store_true", help="write nothing; fail if a figure differs"
+    )
     write.set_defaults(do=_docs)
-    anew = "write the figures that the tests hold anew"
+    anew = "update the committed figures that the tests compare"
     commands.add_parser("baselines", help=anew).set_defaults(do=_baselines)
     options = parser.parse_args(arguments)
-    # A pipe has no width of its own; the tables need this much.
+    # A pipe has no width; the tables need this many columns.
     console = Console(width=None if sys.stdout.isatty() else 230, highlight=False, soft_wrap=True)
     try:
         return options.do(options, console)
@@ -91,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _list(options: argparse.Namespace, console: Console) -> int:
-    """The suites, the shapes and the peers, with those that cannot be measured here."""
+    """Prints the suites, the shapes and the peers, also those that cannot be measured here."""
     table = tables.rich_table("What can be run", "kind", "name", "")
     for suite, cases in SUITES.items():
         quick = sum(getattr(case, "quick", True) for case in cases)
@@ -105,7 +115,7 @@ def _list(options: argparse.Namespace, console: Console) -> int:
 
 
 def _known(asked: Sequence[str], suites: Iterable[str]) -> list[str]:
-    """The suites that were asked for, or all; an unknown one is an error."""
+    """The suites with the given names, or all suites; an unknown name is an error."""
     if unknown := set(asked) - set(suites):
         there = ", ".join(suites)
         raise ResultError(f"unknown suite {', '.join(sorted(unknown))}; there is {there}.")
@@ -113,7 +123,7 @@ def _known(asked: Sequence[str], suites: Iterable[str]) -> list[str]:
 
 
 def _run(options: argparse.Namespace, console: Console) -> int:
-    """Measure the cases, write each row as soon as it is there, and print the tables."""
+    """Measures the cases, writes each row as soon as it is measured, and prints the tables."""
     suites = _known(options.suites, SUITES)
     suites = suites if options.suites else [suite for suite in suites if suite not in APART]
     cases = [
@@ -147,7 +157,7 @@ def _run(options: argparse.Namespace, console: Console) -> int:
 
 
 def _aot(options: argparse.Namespace, console: Console) -> int:
-    """Compile for the target; the exit status is 1 where a case fails or the gate is closed."""
+    """Compiles for the target; the exit status is 1 if a case fails or exceeds the gate."""
     suites = _known(options.suites, aot_cases.SUITES)
     target = targets.target(options.target)
     if options.gate or options.write_gate:
@@ -163,7 +173,7 @@ def _aot(options: argparse.Namespace, console: Console) -> int:
 
 
 def _write(out: Path, head: Row, records, console: Console) -> int:
-    """Write the records as they come, and print their tables: an interrupt keeps what there is."""
+    """Writes each record at once, so that an interrupt loses none, and prints the tables."""
     found, status = [], 0
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -192,13 +202,13 @@ def _write(out: Path, head: Row, records, console: Console) -> int:
         line = f"{record['kind']}{asked}: {record['case']}: {record['error'].splitlines()[0]}"
         console.print(line, style="red", markup=False)
     console.print(f"Written to {out}")
-    # A peer that is wrong is reported, no more.
+    # A wrong result of a peer is reported, but is not an error.
     wrong = any(row.get("wrong") and results.is_softjax(row) for row in rows)
     return status or int(bool(failures) or wrong)
 
 
 def _compare(options: argparse.Namespace, console: Console) -> int:
-    """Print what changed; the exit status is 1 where anything got worse."""
+    """Prints what changed; the exit status is 1 if anything got worse."""
     before, after = results.read(options.before), results.read(options.after)
     changes = compare.compare(before, after)
     for line in compare.differences(before, after):
@@ -223,7 +233,7 @@ def _compare(options: argparse.Namespace, console: Console) -> int:
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:
-    """Write the page, and what else is asked for."""
+    """Writes the page, and the other formats that are asked for."""
     from benchmarks import report  # pandas and Altair, which nothing else here needs
 
     for path in filter(None, (options.out, options.markdown, options.github)):
@@ -246,7 +256,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
 
 
 def _docs(options: argparse.Namespace, console: Console) -> int:
-    """Bring the figures of the documentation up to date; with `check`, 1 where they are not."""
+    """Updates the figures of the documentation; with `check`, exits with 1 if any is stale."""
     stale = docs.stale() if options.check else docs.write()
     if not options.check:
         docs.draw()
@@ -256,7 +266,7 @@ def _docs(options: argparse.Namespace, console: Console) -> int:
 
 
 def _baselines(options: argparse.Namespace, console: Console) -> int:
-    """Make the figures of this tree those that the tests hold."""
+    """Writes the figures of this checkout as the figures that the tests compare with."""
     baselines.write()
     console.print(f"Written to {baselines.FILE}")
     return 0

@@ -1,4 +1,4 @@
-"""The suite `accuracy`: the errors that `softjax check` prints, on the device at hand."""
+"""The suite `accuracy`: the errors that `softjax check` prints, on the current device."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Case:
     name: str = "sweep"
 
     def run(self, pairs: int) -> Iterator[Row]:
-        """Two rows for each function and dtype; a run of fewer pairs sweeps fewer lengths."""
+        """Two rows for each function and dtype; a run with fewer pairs sweeps fewer lengths."""
         quick = pairs < PAIRS
         with jax.enable_x64(True):
             rows = accuracy.measure(quick=quick)

@@ -1,9 +1,9 @@
-"""Programs compiled for a device that is not there: what they move, hold, launch and send.
+"""Programs compiled for an absent device: what they move, hold, launch and send.
 
-JAX compiles for a TPU or a GPU without one, and the optimised program tells what it reads and
-writes (benchmarks/traffic.py). For one version of the compiler the counts are the same in every
-run, so that they can be held to bounds; the time is an estimate. `--gate` compiles a few cases and
-fails where one costs more than it did when its figures were committed.
+JAX compiles for a TPU or a GPU that is not present, and the optimised program shows what it reads
+and writes (benchmarks/traffic.py). For one version of the compiler the counts are the same in every
+run, so that they can be compared with bounds; the time is an estimate. `--gate` compiles a few
+cases and fails if one costs more than its committed figures.
 """
 
 import json
@@ -22,40 +22,39 @@ from benchmarks.results import Row
 from benchmarks.targets import Target
 
 FILE = Path(__file__).with_name("aot_baselines.json")
-# The bounds on ours: passes over the peer's, numbers of float32 a row beside the peer's
-# temporaries, kernels beside the peer's, passes of the largest loss with its gradient, and the time
-# to compile over the peer's on a TPU.
+# The bounds on softjax: passes relative to the peer's, float32 numbers per row beyond the peer's
+# temporaries, kernels beyond the peer's, passes of the largest loss with its gradient, and the time
+# to compile relative to the peer's on a TPU.
 PASSES = {"value": 1.0, "derivative": 1.1, "loss and gradient": 1.1}
 FLOATS_A_ROW = 8
 MORE_KERNELS = 1
 LOSS_PASSES, LOSS_SHAPE = 4.0, "/8192x128256/"
 COMPILING_ON_TPU = 1.2
-# The bounds on the gradient of a head beside that of all logits. Where the operands are of half
-# precision, the sum of the gradients of the kernel, which is in float32, is no part of the
-# temporaries.
+# The bounds on the gradient of a head relative to the gradient with all logits. For operands of
+# half precision the temporaries do not count the float32 sum of the kernel's gradients.
 HEAD_PASSES, HEAD_TIME, HEAD_KERNELS, HEAD_TEMPORARIES = 1.3, 1.05, 250, 1 / 6
 HEAD_PRODUCTS = {"head": 1.0, "head, each": 4 / 3}
-# What the gate holds.
+# The figures that the gate compares.
 GATED = ("temporary_bytes", "moved_bytes", "launches")
 
-# What is measured, and the most that is asked, by name.
+# For each check the measured value and its bound.
 Checks = dict[str, list[float]]
 
 
 def records(target: Target, suites: Sequence[str], only: str = "") -> Iterator[Row]:
-    """The rows of each case, as soon as it is compiled; of one that does not compile, why."""
+    """The rows of each case, as soon as it is compiled; for a failed case, the error."""
     program(jnp.negative, (jax.ShapeDtypeStruct((8,), "float32"),), target)  # starts the compiler
     for case in cases(target, suites):
         if only not in case.full_name:
             continue
         try:
             yield from rows(case, target)
-        except Exception as error:  # what the compiler refuses is a result of the case
+        except Exception as error:  # an error of the compiler is the result of the case
             yield measure.failure("aot", case.full_name, error)
 
 
 def rows(case: Case, target: Target) -> Iterator[Row]:
-    """Both programs of a case; the row of the peer says how ours stands beside the bounds."""
+    """The rows of both programs of a case; the peer's row has the checks of softjax's bounds."""
     head = {"record": "result", "suite": "aot", "case": case.full_name, "target": target.name}
     head["kind"] = case.kind
     ours = program(case.ours, case.arguments, target)
@@ -64,18 +63,19 @@ def rows(case: Case, target: Target) -> Iterator[Row]:
         return
     try:
         theirs = program(case.peer, case.arguments, target)
-    except Exception as error:  # a peer that does not compile is no fault of ours
+    except Exception as error:  # if only the peer fails, softjax has met its bounds
         text = f"{type(error).__name__}: {error}"[:300]
         yield head | {"side": case.peer_name, "failure": text}
         return
-    # Figures are compared to two digits after the point: a few bytes a row more are no pass.
+    # Figures are compared with two digits after the point, so that a few bytes per row do not
+    # count.
     found = checks(case, ours, theirs, target.platform).items()
     rounded = {name: [round(got, 2), most] for name, (got, most) in found}
     yield head | {"side": case.peer_name, "checks": rounded} | theirs
 
 
 def program(function: Callable[..., Any], arguments: tuple[Any, ...], target: Target) -> Row:
-    """What one compiled program costs; with the time to lower and to compile it here."""
+    """The figures of one compiled program, with the time to lower and to compile it here."""
     place = jax.sharding.SingleDeviceSharding(target.devices[0])
     placed = jax.tree.map(lambda a: a if a.sharding else a.update(sharding=place), arguments)
     jitted: Any = function if hasattr(function, "lower") else jax.jit(function)
@@ -118,7 +118,7 @@ def checks(case: Case, ours: Row, theirs: Row, platform: str) -> Checks:
     if case.kind == "loss and gradient" and LOSS_SHAPE in case.name:
         found["passes"] = [ours["passes"], LOSS_PASSES]
     if platform == "tpu":
-        # Of the CPU, which other processes on the machine disturb less.
+        # CPU time, which other processes on the machine disturb less.
         ratio = ours["compile_cpu_seconds"] / theirs["compile_cpu_seconds"]
         found["compile"] = [ratio, COMPILING_ON_TPU]
     return found
@@ -147,8 +147,8 @@ def head_checks(case: Case, ours: Row, theirs: Row) -> Checks:
 def gate(target: Target, write: bool = False) -> tuple[list[str], str]:
     """What costs more than its committed figures, and a line on what was compared.
 
-    The figures belong to one version of JAX and of the compiler. With another nothing is compared,
-    and the line says so.
+    The figures belong to one version of JAX and of the compiler. With other versions nothing is
+    compared, and the line says so.
     """
     committed = json.loads(FILE.read_text()) if FILE.exists() else {}
     belonging = {"jax": jax.__version__, "compiler": target.compiler}
@@ -171,7 +171,7 @@ def gate(target: Target, write: bool = False) -> tuple[list[str], str]:
 
 
 def environment_of(target: Target) -> Row:
-    """The environment of a run that compiles only."""
+    """The environment of a run that only compiles."""
     head = environment()
     package = target.compiler.split()[0]
     return head | {

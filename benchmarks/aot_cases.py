@@ -1,6 +1,6 @@
-"""The programs that `python -m benchmarks aot` compiles, as data: softjax beside its peer.
+"""The programs that `python -m benchmarks aot` compiles, for softjax and its peers, as data.
 
-Shapes and dtypes stand for the arguments, so that a case may be larger than any memory here.
+Arguments are given by shape and dtype only, so that a case may be larger than any memory.
 """
 
 import math
@@ -23,7 +23,7 @@ from softjax import derivatives, regression
 
 Array = jax.ShapeDtypeStruct
 CORE_SHAPES = ((65536, 10), (4096, 1000), (512, 32768), (8192, 128256))
-# Rows, features and classes: Gemma 2 2B, and Llama 3 8B; two of which others have published times.
+# Rows, features and classes: Gemma 2 2B, Llama 3 8B, and two shapes of published measurements.
 HEADS = ((8192, 2304, 256000), (16384, 4096, 128256))
 PUBLISHED_HEADS = ((32768, 2560, 128256), (32768, 4096, 131072))
 SMALL_BUDGET = 500_000_000
@@ -38,18 +38,18 @@ SHARDED_LOGITS = (8192, 128256)
 
 @dataclass(frozen=True)
 class Case:
-    """A program and that of the peer, for the same arguments.
+    """A program of softjax and a program of its peer, for the same arguments.
 
     Attributes:
         suite: one of SUITES.
         name: its operation, shape and dtype.
-        kind: a key of the bounds of `benchmarks.aot`, or "" for none.
-        ours: a function, or what `jax.jit` made of one.
-        peer: that of the peer; None where there is none.
+        kind: a key of the bounds of `benchmarks.aot`, or "" for no bound.
+        ours: a function, or the result of `jax.jit`.
+        peer: the peer's function; None without a peer.
         peer_name: the package of the peer.
         arguments: shapes, dtypes and, over a mesh, shardings.
-        rows: the examples, for each of which a few numbers may be held.
-        quick: whether it is among the cases that the gate compiles.
+        rows: the number of examples; the bound on temporaries allows some numbers for each.
+        quick: whether the gate compiles this case.
     """
 
     suite: str
@@ -64,18 +64,18 @@ class Case:
 
     @property
     def full_name(self) -> str:
-        """Such as `core/softmax/4096x1000/float32`."""
+        """The full name, such as `core/softmax/4096x1000/float32`."""
         return f"{self.suite}/{self.name}"
 
 
 def cases(target: Target, suites: Sequence[str]) -> Iterator[Case]:
-    """The cases of some suites; a suite builds its cases when it is reached."""
+    """The cases of some suites; the cases of a suite are built when they are reached."""
     for suite in suites:
         yield from SUITES[suite](target)
 
 
 def pulled_back(function: Callable) -> Callable:
-    """The value of a function, and a cotangent pulled back through it."""
+    """The value of a function, and the product of a cotangent and its Jacobian."""
 
     def value_and_pullback(x, cotangent):
         value, pullback = jax.vjp(function, x)
@@ -94,7 +94,7 @@ def mean_and_gradient(loss: Callable) -> Callable:
 
 
 def gradient(loss: Callable) -> Callable:
-    """The gradient of the sum of the losses: that of each example."""
+    """The gradient of the sum of the losses, which is the gradient of each example's loss."""
     return jax.grad(lambda x, labels: jnp.sum(loss(x, labels)))
 
 
@@ -109,17 +109,17 @@ def hessian(loss: Callable) -> Callable:
 
 
 def optax_index(x, labels) -> jax.Array:
-    """The loss of optax in float32, in which softjax computes it too."""
+    """The loss of optax in float32, the dtype in which softjax computes it."""
     return peers.OPTAX_LOSS(x.astype(jnp.float32), labels)
 
 
 def optax_distribution(x, labels) -> jax.Array:
-    """The loss of a distribution of optax in float32."""
+    """The loss of optax for distributions, in float32."""
     return optax.losses.softmax_cross_entropy(x.astype(jnp.float32), labels)
 
 
 def logsumexp(x) -> jax.Array:
-    """The log-sum-exp of softjax over the last axis, as the other functions have it."""
+    """The log-sum-exp of softjax over the last axis."""
     return softjax.logsumexp(x, -1)
 
 
@@ -128,7 +128,7 @@ def nn_logsumexp(x) -> jax.Array:
     return jax.nn.logsumexp(x, -1)
 
 
-# Name, kind, ours, the peer's and its package, and the arguments beside the logits by their names.
+# Name, kind, softjax's function, the peer's function, its package, and further arguments by name.
 OPERATIONS: tuple[tuple[str, str, Callable, Callable, str, tuple[str, ...]], ...] = (
     ("logsumexp", "value", logsumexp, nn_logsumexp, "jax.nn", ()),
     ("softmax", "value", softjax.softmax, jax.nn.softmax, "jax.nn", ()),
@@ -154,7 +154,7 @@ OPERATIONS: tuple[tuple[str, str, Callable, Callable, str, tuple[str, ...]], ...
 )  # fmt: skip
 HESSIAN = ("closed-form Hessian", "derivative", derivatives.cross_entropy_hessian,
            hessian(optax_index), "optax", ("labels",))  # fmt: skip
-# One shape, both dtypes of what a training step calls.
+# The functions of a training step, at one shape in two dtypes.
 GATED = ("logsumexp", "softmax", "log_softmax", "loss value and gradient", "log_softmax vjp",
          "closed-form HVP")  # fmt: skip
 
@@ -201,43 +201,43 @@ def with_gradients(loss: Callable) -> Callable:
 
 
 def each(hidden, kernel, labels) -> jax.Array:
-    """The mean of the losses of softjax, which come out one by one."""
+    """The mean of softjax's losses, which are computed without a reduction."""
     return jnp.mean(softjax.linear_cross_entropy(hidden, kernel, labels))
 
 
 def with_metrics(hidden, kernel, labels) -> Any:
-    """The mean loss of softjax, with all other outputs beside it."""
+    """The mean loss of softjax, together with all other outputs."""
     found = softjax.linear_cross_entropy_outputs(hidden, kernel, labels, reduction="mean")
     return found.loss, found._replace(loss=None)
 
 
 def packed(hidden, kernel, labels) -> jax.Array:
-    """The mean loss of a quarter of the examples; the others have the ignored label."""
+    """The mean loss over a quarter of the examples; all others have the ignored label."""
     labels = jnp.where(jnp.arange(len(labels)) % 4 == 0, labels, -100)
     options = {"ignore_index": -100, "max_active": len(labels) // 4, "reduction": "mean"}
     return softjax.linear_cross_entropy(hidden, kernel, labels, **options)
 
 
 def distilled(hidden, kernel, teacher) -> jax.Array:
-    """The mean divergence of a student from a teacher, of softjax."""
+    """The mean divergence of a student from a teacher, computed by softjax."""
     head = softjax.LinearHead(*teacher)
     return softjax.linear_distillation_loss(hidden, kernel, head, reduction="mean")
 
 
 def plain_distilled(hidden, kernel, teacher) -> jax.Array:
-    """The mean divergence from all logits of both heads, which are rounded to bfloat16."""
+    """The mean divergence, computed from all logits of both heads, rounded to bfloat16."""
     pairs = ((hidden, kernel), teacher)
     log_q, log_p = (jax.nn.log_softmax((h @ w).astype(jnp.float32)) for h, w in pairs)
     return jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), -1))
 
 
 def outputs(top_k: int, hidden, kernel, labels) -> Any:
-    """Log-probability of the label, logsumexp, entropy, and the k best."""
+    """The log-probability of the label, logsumexp, entropy, and the top k."""
     return softjax.linear_cross_entropy_outputs(hidden, kernel, labels, top_k=top_k)
 
 
 def fused_head(target: Target) -> Iterator[Case]:
-    """The loss of hidden @ kernel, beside the loss of optax on all logits."""
+    """The loss of hidden @ kernel, compared with the loss of optax on all logits."""
     bounded = partial(fused.fused, budget=SMALL_BUDGET)
     plain, ours = with_gradients(plain_bfloat16), with_gradients(fused.fused)
     asked = (
@@ -265,7 +265,7 @@ def fused_head(target: Target) -> Iterator[Case]:
             arguments = fused.structures(shape)
             yield Case("fused", full, kind, ours, peer, "optax", arguments, rows)
     for n, d, v in HEADS:
-        # The teacher's head has the shape of the student's, and takes no gradient.
+        # The teacher's head has the same shape as the student's, and is not differentiated.
         hidden, kernel, _ = fused.structures(fused.Shape("", n, d, v, "bfloat16", ""))
         full = f"distillation value and gradient/{n}x{d}x{v}/bfloat16"
         ours, peer = with_gradients(distilled), with_gradients(plain_distilled)
@@ -274,7 +274,7 @@ def fused_head(target: Target) -> Iterator[Case]:
 
 
 def fit(target: Target) -> Iterator[Case]:
-    """Whole fits of softmax regression: what a loop runs counts up to its limit."""
+    """Whole fits of softmax regression; a loop is counted up to its limit."""
     for data, (rows, features, classes) in FITS.items():
         arguments = Array((rows, features), "float32"), Array((rows,), "int32")
         for solver in SOLVERS:
@@ -285,7 +285,7 @@ def fit(target: Target) -> Iterator[Case]:
 
 
 def probe(devices: Sequence[Any]) -> Case:
-    """A linear probe with its examples over all devices."""
+    """A linear probe whose examples are divided among all devices."""
     rows, features, classes = PROBE
     mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
     x = _placed(mesh, (rows, features), "float32", ("data",), ())
@@ -301,7 +301,7 @@ def fitted(solver: str, classes: int, x, y) -> Any:
     return regression.fit(x, y, num_classes=classes, l2=1e-4, solver=solver).params
 
 
-# What is sharded over which axes: the examples; the features and the classes of the kernel.
+# The mesh axes of the examples, of the features of the kernel and of its classes.
 LAYOUTS = {
     "data": (("data", "model"), (), ()),
     "classes": (("data",), (), ("model",)),
@@ -311,7 +311,7 @@ LAYOUTS = {
 
 
 def scale(target: Target) -> Iterator[Case]:
-    """Losses over a mesh of two axes, both of axes that are Auto and of such that are Explicit."""
+    """Losses over a mesh of two axes, both with Auto and with Explicit axes."""
     devices = sorted(mesh_devices(target), key=lambda device: device.id)
     if len(devices) < 4:
         return
@@ -339,7 +339,7 @@ def _sharded_head(mesh: Mesh, layout: str, kind: str) -> Case:
         _placed(mesh, (n,), "int32", examples),
     )
     explicit = AxisType.Explicit in mesh.axis_types
-    # On Auto axes a trace sees no sharding, and is told.
+    # On Auto axes a trace does not see the shardings, so they are passed as arguments.
     said = {} if explicit else {"class_axis": classes, "feature_axis": features or None}
 
     def loss(hidden, kernel, labels):
@@ -362,7 +362,7 @@ def _sharded_logits(mesh: Mesh, kind: str) -> Iterator[Case]:
          mean_and_gradient(optax_index), (x, labels)),
     )  # fmt: skip
     for name, ours, peer, arguments in programs:
-        # The peers do not trace on Explicit axes that are sharded over the classes.
+        # The peers cannot be traced with classes on Explicit axes.
         other = None if AxisType.Explicit in mesh.axis_types else jax.jit(peer)
         full = f"{name}/classes/{kind}/bfloat16"
         yield Case("scale", full, "", jax.jit(ours), other, "peer", arguments, SHARDED_LOGITS[0])

@@ -1,7 +1,7 @@
-"""Figures that are the same in every run, and what they were: the tests fail where one grows.
+"""Deterministic figures with their committed values; the tests fail if one grows.
 
-Bytes of temporaries, and the exponentials and fusions (passes over the data) of the compiled
-programs, none of which are run; and errors in units in the last place, rounded up.
+The figures are the bytes of temporaries, the exponentials and the fusions (passes over the data) of
+compiled programs, which are not run, and errors in units in the last place, rounded up.
 """
 
 import json
@@ -20,7 +20,7 @@ from benchmarks.environment import version
 from benchmarks.reference import inputs, reference
 
 FILE = Path(__file__).with_name("baselines.json")
-# Enough for the largest error of a few thousand results.
+# A few thousand results, which are enough for a stable largest error.
 SAMPLE = Shape("sample", 64, 100, "no model")
 COMPILED = (
     *(Case(operation, mode, IMAGENET) for operation, mode, _ in CORE),
@@ -46,7 +46,7 @@ def measure() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """What the figures depend on beside the code."""
+    """The versions that the figures depend on."""
     return {
         "jax": jax.__version__,
         "jaxlib": version("jaxlib"),
@@ -61,12 +61,12 @@ def read() -> dict[str, Any]:
 
 
 def write() -> None:
-    """Make the figures of this tree the committed ones."""
+    """Writes the figures of this checkout as the committed ones."""
     FILE.write_text(json.dumps(measure(), indent=1) + "\n")
 
 
 def growth(before: Figures, after: Figures) -> list[str]:
-    """What grew, or is not there, one line each."""
+    """The figures that have grown or are missing, one line each."""
     lines = []
     for name, figures in before.items():
         for kind, old in figures.items():
@@ -99,7 +99,7 @@ def _program(function: Callable, arguments: tuple) -> dict[str, int]:
 
 
 def _ulp(case: Case) -> int:
-    """The largest error over the spacing of the dtype at the exact result, rounded up."""
+    """The largest error, divided by the spacing of the dtype at the exact result, rounded up."""
     arrays = inputs(case.shape, case.dtype)
     function = peers.in_mode(peers.SOFTJAX.operations[case.operation], case.mode)
     results = jax.tree.leaves(jax.jit(function)(*arrays))

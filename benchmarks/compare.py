@@ -1,29 +1,29 @@
 """What got slower, larger or less accurate from one run to another, beyond the noise.
 
-Times are compared as ratios to the peers, x = log(softjax / peer), which were measured in pairs:
-the peer is the control that shares the machine and its mood. The change d = x_B - x_A has the
-variance
+Times are compared as ratios to the peers, x = log(softjax / peer), which were measured in pairs, so
+that both times share the state of the machine. The change d = x_B - x_A has the variance
 
     sigma^2 = s^2 + e_A^2 + e_B^2,
 
-with e the standard error of a ratio within its run, from its interval, and s the noise between two
-processes (layout of memory, placement of threads, what else runs), common to a suite. Two samples
-tell it, and both tell too much. In the peers' own times nothing has changed; but alone, not in
-pairs, they hold the mood of the machine. The move of a peer is the change of its logarithm less the
-median of those of the other peers of the case, or of all in the suite where it has no other. The
-changes d have no mood, but hold what is looked for, which the bulk of them leaves alone. s^2 is the
-smaller estimate, from the median of the deviations from the median, less the median of the
-e_A^2 + e_B^2, which are in it too.
+where e is the standard error of a ratio within its run, computed from its interval, and s is the
+noise between two processes (layout of memory, placement of threads, other processes), which is
+common to a suite. Two samples estimate s, and both overestimate it. The first are the peers' own
+times, which have not changed. They were not measured in pairs, and so contain the state of the
+machine. The move of a peer is therefore the change of the logarithm of its time, minus the median
+change of the other peers of the case, or of all peers in the suite if the case has no other. The
+second are the changes d themselves; they contain the changes that we look for, but most cases do
+not change. s^2 is the smaller of the two estimates, each computed from the median deviation from
+the median, minus the median of e_A^2 + e_B^2, which the deviations also contain.
 
-A slow-down is said where d is above each of
+A slowdown is reported if d exceeds all of
 
-    q sigma     q the quantile of Student's distribution with FREEDOM degrees, whose tails are as
-                heavy as those of times are, at 0.05 / (2 m) for m comparisons,
-    4 tail      the largest move of a peer, or the deviation that one d in ten exceeds where it is
-                smaller: where tails are heavier still, these grow with them,
-    5 %         below which nobody acts.
+    q sigma     where q is the quantile at 0.05 / (2 m), for m comparisons, of Student's
+                distribution with FREEDOM degrees, whose tails are as heavy as those of times;
+    4 tail      where tail is the largest move of a peer, or, if smaller, the deviation that one d
+                in ten exceeds, in case the tails are even heavier;
+    5 %         below which a slowdown is not worth an action.
 
-Bytes and errors are deterministic: any growth counts.
+Bytes and errors are deterministic: any growth is reported.
 """
 
 import math
@@ -38,12 +38,12 @@ from benchmarks.results import Row, Run, is_softjax
 
 FREEDOM = 5
 LEVEL = 0.05
-# The least noise between two processes that is believed, and what stands for it where fewer than
-# `FEWEST` changes are there to tell it.
+# The smallest noise between two processes that is assumed, and the noise that is assumed if fewer
+# than `FEWEST` changes are available to estimate it.
 NOISE_FLOOR, NOISE_UNKNOWN, FEWEST = 0.02, 0.1, 8
-# Errors are recomputed from the same numbers, but another order of sums may move the last digits.
+# Errors are computed from the same inputs, but another order of sums may change the last digits.
 ERROR_GROWTH = 1.01
-# A change is above so many of the largest moves for no reason, and above this factor.
+# A reported change exceeds this multiple of the tail, and this factor.
 SAFETY, LEAST = 4, 1.05
 
 COMPARED = ("platform", "device", "processor", "cores", "flags")
@@ -51,9 +51,9 @@ COMPARED = ("platform", "device", "processor", "cores", "flags")
 
 @dataclass(frozen=True)
 class Change:
-    """One figure in both runs; `worse` and `better` are beyond the noise.
+    """One figure in both runs; `worse` and `better` are true if the change is beyond the noise.
 
-    `seen` is the factor from which on a change of a time would have been beyond it.
+    `seen` is the smallest factor of a time that would have been beyond the noise.
     """
 
     kind: str
@@ -68,7 +68,7 @@ class Change:
 
 
 def compare(before: Run, after: Run) -> list[Change]:
-    """Every figure that both runs have."""
+    """Every figure that both runs have, compared."""
     first, second = _by_key(before), _by_key(after)
     pairs = [(first[key], second[key]) for key in first if key in second]
     ours = [(a, b) for a, b in pairs if is_softjax(a)]
@@ -76,7 +76,7 @@ def compare(before: Run, after: Run) -> list[Change]:
 
 
 def differences(before: Run, after: Run) -> list[str]:
-    """What differs between the two environments, one line each."""
+    """The differences between the two environments, one line each."""
     first, second = (
         {key: run.environment.get(key) for key in COMPARED} | run.environment["versions"]
         for run in (before, after)
@@ -89,7 +89,7 @@ def differences(before: Run, after: Run) -> list[str]:
 
 
 def sensitivity(changes: Sequence[Change]) -> dict[str, float]:
-    """The factor from which on half of the times of a suite would have been called different."""
+    """The factor from which half of the slowdowns in a suite would be detected."""
     seen: dict[str, list[float]] = {}
     for change in changes:
         if change.seen is not None:
@@ -98,7 +98,7 @@ def sensitivity(changes: Sequence[Change]) -> dict[str, float]:
 
 
 def missing(before: Run, after: Run) -> list[str]:
-    """What the first run has and the second does not."""
+    """The figures that the first run has and the second does not have."""
     return [" ".join(key) for key in _by_key(before) if key not in _by_key(after)]
 
 
@@ -116,7 +116,7 @@ def _times(pairs: Sequence[tuple[Row, Row]]) -> list[Change]:
     changes: list[Change] = []
     for suite in dict.fromkeys(a["suite"] for a, _ in timed):
         own = [(a, b) for a, b in timed if a["suite"] == suite]
-        # A suite of few cases learns from all of them what the machine does.
+        # The noise of a suite with few cases is estimated from all suites.
         told = own if len(own) >= FEWEST else timed
         cases = {(a["suite"], a["case"]) for a, _ in told}
         peers = [(a, b) for a, b in pairs if (a["suite"], a["case"]) in cases]
@@ -147,10 +147,10 @@ def _times(pairs: Sequence[tuple[Row, Row]]) -> list[Change]:
 def _noise(
     moves: Sequence[float], moves_of_peers: Sequence[float], within: Sequence[float]
 ) -> tuple[float, float]:
-    """The noise between two processes, as of a normal distribution with that bulk, and the tail."""
+    """The noise between two processes, as the deviation of a normal distribution, and the tail."""
     if len(moves) < FEWEST:
         return NOISE_UNKNOWN, 0.0
-    # A ratio moves with both of its times.
+    # Both times of a ratio contribute to its noise.
     bulk = min(_deviations(moves, 0.5), math.sqrt(2) * _deviations(moves_of_peers, 0.5))
     tail = min(_deviations(moves, 0.9), max(map(abs, moves_of_peers)))
     between = (1.4826 * bulk) ** 2 - statistics.median(within) ** 2
@@ -158,13 +158,13 @@ def _noise(
 
 
 def _deviations(moves: Sequence[float], share: float) -> float:
-    """The deviation from the median that a share of some moves stays within."""
+    """The deviation from the median that a given share of the moves does not exceed."""
     middle = statistics.median(moves)
     return float(np.quantile([abs(move - middle) for move in moves], share))
 
 
 def _moves_of_peers(pairs: Sequence[tuple[Row, Row]]) -> list[float]:
-    """The changes of the peers' times, each less the median of those that it stands beside."""
+    """The changes of the peers' times, each minus the median change of comparable peers."""
     cases: dict[str, list[float]] = {}
     for a, b in pairs:
         if not is_softjax(a) and a.get("seconds") and b.get("seconds"):
@@ -179,12 +179,12 @@ def _moves_of_peers(pairs: Sequence[tuple[Row, Row]]) -> list[float]:
 
 
 def _error(row: Row) -> float:
-    """The standard error of the logarithm of a ratio, from its interval of 95 %."""
+    """The standard error of the logarithm of a ratio, computed from its 95 % interval."""
     low, high = (row.get(key) or row["ratio"] for key in ("ratio_low", "ratio_high"))
     return math.log(high / low) / (2 * 1.96)
 
 
-# What is the same in every run, in words, and the factor above which it is worse.
+# The deterministic figures, in words, and the factor above which one is worse.
 FIXED = {
     "temporary_bytes": ("temporary bytes", 1.0),
     "wire_bytes": ("bytes on the wire", 1.0),

@@ -1,7 +1,7 @@
-"""The suite `core`: the normalizers and the loss on logits, and the import, beside the peers.
+"""The suite `core`: the normalizers, the loss on logits and the import, compared with the peers.
 
-A case is an operation in a mode (value, gradient, ...) at a shape and a dtype. Who implements it is
-in `peers.py`, how it is timed in `measure.py`, what it must return in `reference.py`.
+A case is an operation in a mode (value, gradient, ...) at a shape and a dtype. `peers.py` lists the
+implementations, `measure.py` times them, and `reference.py` computes the expected results.
 """
 
 import sys
@@ -31,8 +31,8 @@ class Shape:
 class Case:
     """One operation in one mode at one shape.
 
-    `bound` is the asked ratio to the time of `jax.nn` or optax, None where none is asked. With
-    `donated` the result may overwrite the logits. Only cases with `quick` are in a quick run.
+    `bound` is the largest allowed ratio to the time of `jax.nn` or optax, or None. With `donated`
+    the result may overwrite the logits. A quick run measures only cases with `quick`.
     """
 
     operation: str
@@ -50,16 +50,17 @@ class Case:
         return f"{self.operation}/{self.mode}/{self.shape.name}/{self.dtype}{buffers}"
 
     def run(self, pairs: int) -> Iterator[Row]:
-        """Measure softjax beside each peer that has the operation and the mode of the case.
+        """Measures softjax and each peer that supports the operation and the mode of the case.
 
-        Both must first return what the float64 reference says. An implementation that does not is
-        recorded as wrong and the pair is not timed; one that raises is recorded with its error.
+        Both results are first compared with the float64 reference. An implementation with a wrong
+        result is recorded as wrong, and its pair is not timed; one that raises is recorded with its
+        error.
         """
         host = inputs(self.shape, self.dtype, operation=self.operation)
         expected = reference(self, *host)
         arguments = tuple(map(jax.device_put, host))
         head = self.head() | {"logits_bytes": host[0].nbytes}
-        if self.mode != "eager":  # whose time is that of the call
+        if self.mode != "eager":  # its time is the time of the call
             sizes = self.shape.examples, self.shape.classes, host[0].itemsize
             head |= roofline.of_logits(self.operation, self.mode, *sizes)
 
@@ -91,7 +92,7 @@ class Case:
             yield {"record": "result"} | head | ours.row()
 
     def head(self) -> Row:
-        """What the rows of the case have in common."""
+        """The fields that all rows of the case share."""
         return {
             "suite": "core",
             "case": self.name,
@@ -105,7 +106,7 @@ class Case:
         }
 
 
-# What a process imports with softjax and without; each takes a second.
+# The imports of a process with softjax and without it; each process takes a second.
 PEER = "import jax, optax"
 OURS = f"{PEER}, softjax"
 MOST_PAIRS = 15
@@ -113,9 +114,9 @@ MOST_PAIRS = 15
 
 @dataclass(frozen=True)
 class Import:
-    """What `import softjax` adds to `import jax, optax`: CPU seconds of whole processes, in pairs.
+    """The CPU seconds that `import softjax` adds to `import jax, optax`, in pairs of processes.
 
-    Asked is a tenth more than JAX and optax take by themselves.
+    The bound is a tenth more than JAX and optax take alone.
     """
 
     name: str = "import/process"
@@ -123,7 +124,7 @@ class Import:
     quick: bool = True
 
     def run(self, pairs: int) -> Iterator[Row]:
-        """The CPU time of processes that import and end, alternately with softjax and without."""
+        """The CPU time of processes that only import, alternately with softjax and without."""
         none = Case("import", "process", Shape("process", 0, 0, "no logits"))
         head = {"record": "result"} | none.head() | {"case": self.name, "logits_bytes": 0}
 
@@ -156,7 +157,7 @@ SMALL = Shape("small", 32, 10, "a batch that takes no time: what is measured is 
 ASKED_SHAPES = (MNIST, IMAGENET, MISTRAL, GEMMA_3)
 SHAPES = (*ASKED_SHAPES, GPT_2, LLAMA_3, GEMMA_2, IMAGENET_ROWS, SMALL)
 
-# (operation, mode, bound): the time of softjax over that of the peer, at most.
+# (operation, mode, bound), where bound is the largest ratio of softjax's time to the peer's.
 CORE = (
     ("logsumexp", "value", 1.3),
     ("logsumexp", "gradient", 1.2),
@@ -166,7 +167,7 @@ CORE = (
     ("cross_entropy", "value_and_gradient", 1.15),
 )
 
-# Calls outside of `jit`, with all that happens before a program runs.
+# Calls outside of `jit`, including everything that happens before a program runs.
 EAGER = (
     ("logsumexp", None),
     ("softmax", None),
@@ -175,7 +176,7 @@ EAGER = (
     ("distribution_cross_entropy", 1.0),
 )
 
-# What training and inference call, at the vocabularies of language models.
+# The functions of training and inference, at the vocabularies of language models.
 OF_VOCABULARIES = (
     ("logsumexp", "value"),
     ("softmax", "value"),
@@ -183,7 +184,7 @@ OF_VOCABULARIES = (
     ("cross_entropy", "value_and_gradient"),
 )
 
-# The derivatives that no bound is asked for.
+# Derivatives without a bound.
 DERIVATIVES = (
     ("logsumexp", "jvp", IMAGENET),
     ("logsumexp", "hvp", IMAGENET),
@@ -198,7 +199,7 @@ DERIVATIVES = (
 
 
 def core() -> list[Case]:
-    """The normalizers and the loss, on integer labels but for the calls that say otherwise."""
+    """The cases of the normalizers and the loss; most calls have integer labels."""
     asked = [
         Case(operation, mode, shape, bound)
         for shape in ASKED_SHAPES

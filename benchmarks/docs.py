@@ -1,13 +1,13 @@
 """The figures in the documentation, written from committed result files.
 
-A marked place in a Markdown file, on lines of its own or within a line,
+A marked place in a Markdown file, which may span lines or be inside a line,
 
     <!-- benchmarks: core-table cpu -->
     ...
     <!-- end -->
 
-holds what `BLOCKS` makes of the newest full run of a suite on a platform: the part of the name
-before the dash is the suite.
+contains what `BLOCKS` computes from the newest full run of a suite on a platform. The suite is the
+part of the name before the dash.
 """
 
 import re
@@ -21,18 +21,18 @@ from benchmarks.results import Row, Run, is_softjax, missed
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 PICTURE = ROOT / "docs" / "scaling.svg"
-# A mark that a page quotes, after a backtick, is none.
+# A mark that a page quotes, after a backtick, is not a marked place.
 MARK = re.compile(r"(?<!`)(<!-- benchmarks: ([\w-]+) (\w+) -->)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def stale() -> list[Path]:
-    """The pages with a marked place that is not what the result files say."""
+    """The pages whose marked places differ from the result files."""
     runs = results.read_all()
     return [path for path in PAGES if updated(path.read_text(), runs) != path.read_text()]
 
 
 def write() -> list[Path]:
-    """Bring every marked place up to date; the pages that changed."""
+    """Updates all marked places; returns the pages that changed."""
     runs, changed = results.read_all(), stale()
     for path in changed:
         path.write_text(updated(path.read_text(), runs))
@@ -40,7 +40,7 @@ def write() -> list[Path]:
 
 
 def draw() -> None:
-    """Draw docs/scaling.svg anew, in grey that is legible on white and on black."""
+    """Draws docs/scaling.svg, in grey that is legible on white and on black."""
     from benchmarks import pictures, report  # pandas and Altair, which nothing else here needs
 
     rows = results.newest(results.read_all(), "scale", "cpu").rows("scale")
@@ -51,7 +51,7 @@ def draw() -> None:
 
 
 def updated(text: str, runs: list[Run]) -> str:
-    """A page with its marked places written anew; in a line they stay in the line."""
+    """A page with its marked places updated; a place inside a line stays in this line."""
 
     def block(match: re.Match[str]) -> str:
         start, name, platform, old, end = match.groups()
@@ -65,25 +65,25 @@ def updated(text: str, runs: list[Run]) -> str:
 
 
 def source(run: Run) -> str:
-    """The file, from the root of the repository."""
+    """The path of the file, relative to the root of the repository."""
     return f"`{run.path.relative_to(ROOT).as_posix()}`"
 
 
 def pairs_of(run: Run, suite: str) -> list[tuple[Row, Row]]:
-    """The rows of softjax and of the peer that a bound was asked beside, for each case."""
+    """For each case the rows of softjax and of the peer that has a bound."""
     ours = {row["case"]: row for row in run.rows(suite) if is_softjax(row)}
     others = (row for row in run.rows(suite) if not is_softjax(row) and row.get("checks"))
     return [(ours[row["case"]], row) for row in others]
 
 
 def core_met(run: Run) -> str:
-    """How many of the asked ratios are met."""
+    """How many ratios meet their bounds."""
     asked = pairs_of(run, "core")
     return f"{sum(not missed(row) for _, row in asked)} of {len(asked)}"
 
 
 def core_table(run: Run) -> str:
-    """The asked ratios, one row an operation and one column a shape; bold is more than asked."""
+    """The ratios with bounds: a row per operation, a column per shape; misses are bold."""
     rows: dict[str, list[str]] = {}
     shapes: dict[str, None] = {}
     for _, row in pairs_of(run, "core"):
@@ -118,7 +118,7 @@ def fits_table(suite: str, run: Run) -> str:
 
 
 def fit_memory_table(run: Run) -> str:
-    """Megabytes beside the features, and what was asked: the fastest peer's and one copy."""
+    """Megabytes beside the features, and the goal: the fastest peer's memory and one copy."""
     rows = []
     for ours, fastest in pairs_of(run, "fit"):
         asked = fastest["peak_bytes"] + ours["feature_bytes"]
@@ -130,7 +130,7 @@ def fit_memory_table(run: Run) -> str:
 
 
 def accuracy_table(run: Run) -> str:
-    """The largest errors, one row a function and dtype."""
+    """The largest errors, one row for each function and dtype."""
     rows = run.rows("accuracy")
     lines = [
         (a["operation"], a["dtype"], a["unit"], _error(a), _error(b), b["side"], a["goal"])
@@ -141,13 +141,13 @@ def accuracy_table(run: Run) -> str:
 
 
 def accuracy_of(operation: str, run: Run) -> str:
-    """The largest error of an operation in float32, and that of the peer."""
+    """The largest error of an operation in float32, and the peer's largest error."""
     ours, peer = (row for row in run.rows("accuracy") if row["case"] == f"{operation}/float32")
     return f"{_error(ours)} | {_error(peer)} ({peer['side']})"
 
 
 def fused_head(run: Run) -> tuple[Row, Row]:
-    """The rows of the loss of a language-model head with its gradient, ours and the plain one."""
+    """The rows of softjax and the plain loss for the head of a language model, with gradient."""
     asked = [pair for pair in pairs_of(run, "fused") if pair[1]["side"] == "plain"]
     return next(pair for pair in asked if pair[0]["mode"] == "value_and_gradient")
 
@@ -171,7 +171,7 @@ def fit_range(run: Run) -> str:
 
 
 def scale_error(run: Run) -> str:
-    """How far results on eight devices are from those on one, at most and relative."""
+    """The largest relative difference between results on eight devices and on one."""
     ours = [row for row in run.rows("scale") if is_softjax(row) and row["devices"] == 8]
     return _error(max(ours, key=lambda row: row["error"]))
 
@@ -204,7 +204,7 @@ def kills_text(run: Run) -> str:
 
 
 SUITES = ("core", "accuracy", "fused", "fit", "many", "cold", "scale", "stream", "kills")
-# Of each block the suite, the part before the dash, and what it makes of a run.
+# For each block, the function that computes its text from a run of its suite.
 BLOCKS: dict[str, Callable[[Run], str]] = {f"{suite}-file": source for suite in SUITES} | {
     "core-met": core_met,
     "core-table": core_table,

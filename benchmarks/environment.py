@@ -1,4 +1,4 @@
-"""Where and with what a run is made: what its figures belong to."""
+"""The environment of a run: the device, the versions and the settings of its figures."""
 
 import datetime
 import os
@@ -36,7 +36,7 @@ def environment() -> dict[str, Any]:
 
 
 def version(distribution: str) -> str | None:
-    """The installed version of a package, None where it is absent."""
+    """The installed version of a package; None if it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -44,7 +44,7 @@ def version(distribution: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git answers in this checkout; None outside of one."""
+    """The output of git in this checkout; None outside of a checkout."""
     try:
         command = ["git", "-C", str(ROOT), *arguments]
         return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
@@ -53,7 +53,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def _processor() -> str:
-    """The model of the processor; Linux tells it in a file alone."""
+    """The model of the processor, which only Linux provides in a file."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = (line.split(": ", 1)[1] for line in lines if line.startswith("model name"))
@@ -61,7 +61,7 @@ def _processor() -> str:
 
 
 def _cores() -> int | None:
-    """The cores that this process may use, which can be fewer than the machine has."""
+    """The number of cores that this process may use, possibly fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count()

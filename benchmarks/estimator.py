@@ -1,7 +1,7 @@
-"""What a person with a table waits for, beside scikit-learn: the suite `tables`.
+"""The suite `tables`: estimators on tables, compared with scikit-learn.
 
-Both sides of a case take turns, in an order that alternates. `seconds` are CPU seconds, of a whole
-process where the case is one, and `suboptimality` is relative to the better of the two optima.
+Both sides of a case run alternately. `seconds` are CPU seconds, of a whole process in cases of
+whole processes, and `suboptimality` is relative to the better of the two optima.
 """
 
 import statistics
@@ -22,20 +22,20 @@ from benchmarks.fit_tasks import draw, joined, objective
 from benchmarks.fits import ONE_THREAD, QUICK_REPEATS, REPEATS, precise_and_alone
 from benchmarks.results import INTERVAL, RATIO, Row
 
-# A side: its CPU seconds, and its objective where it has one; several of them along a path.
+# The result of a side: its CPU seconds, and its objective if any; several objectives along a path.
 Measured = tuple[float, Any]
 Sides = tuple[tuple[str, Callable[[], Measured]], tuple[str, Callable[[], Measured]]]
 
 
 @dataclass(frozen=True)
 class Case:
-    """Softjax and a peer, and the asked ratio of their CPU times.
+    """softjax and a peer, and the largest allowed ratio of their CPU times.
 
     Attributes:
-        sides: makes both, ours first; what they need may lie in a folder.
-        milliseconds: how much longer than the peer ours may take; None for any.
-        close: how far above the best objective each side may end, relative to it; None for any.
-        once: whether both sides run twice only, and the second run counts.
+        sides: makes both sides, softjax first; files that they need may lie in a folder.
+        milliseconds: how much longer than the peer softjax may take; None for no bound.
+        close: how far above the best objective a side may end, relative to it; None for no bound.
+        once: whether both sides run only twice, of which the second run is measured.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Case:
 
 
 def timed(function: Callable[[], Any], value: Callable[[Any], Any] | None = None) -> Measured:
-    """A call within this process."""
+    """Times a call within this process."""
     begin = time.process_time()
     result = function()
     seconds = time.process_time() - begin
@@ -101,10 +101,10 @@ MODULES = {
 
 
 def processes(sizes: tuple[int, ...], folder: Path) -> Sides:
-    """A process that imports an estimator and fits it to tables of these numbers of rows."""
+    """A process that imports an estimator and fits it to tables of the given numbers of rows."""
     tables = {str(rows): np.column_stack(drawn(rows, 20, 3)) for rows in sizes}
     np.savez(folder / "tables.npz", **tables)  # pyright: ignore[reportArgumentType]
-    # As packages are installed, with their bytecode.
+    # Installed packages have their bytecode compiled.
     environment = {**ONE_THREAD, "PYTHONDONTWRITEBYTECODE": ""}
     environment["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")
 
@@ -118,14 +118,14 @@ def processes(sizes: tuple[int, ...], folder: Path) -> Sides:
 
 
 def drawn(rows: int, width: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features and labels of a known model."""
+    """Features and labels drawn from a known model."""
     rng = np.random.default_rng(rows)
     x = rng.normal(size=(rows, width))
     return x, draw(2 * x @ rng.normal(size=(width, classes)) / width**0.5, rng)
 
 
 def estimator(kind: str, _: Path) -> Sides:
-    """`SoftmaxClassifier.fit`, beside `regression.fit` of the same arrays."""
+    """`SoftmaxClassifier.fit`, compared with `regression.fit` of the same arrays."""
     from softjax import regression
     from softjax.sklearn import SoftmaxClassifier
 
@@ -142,7 +142,7 @@ def estimator(kind: str, _: Path) -> Sides:
 
 
 def probe(rows: int, width: int, classes: int, _: Path) -> Sides:
-    """A linear probe in float32, beside lbfgs: clustered embeddings of falling variances."""
+    """A linear probe in float32, compared with lbfgs: clustered embeddings of falling variances."""
     from sklearn.linear_model import LogisticRegression
 
     from softjax import regression
@@ -151,7 +151,8 @@ def probe(rows: int, width: int, classes: int, _: Path) -> Sides:
     centres, y = rng.normal(size=(classes, width)), rng.integers(classes, size=rows)
     x = 0.25 * centres[y] + rng.normal(size=(rows, width)) * np.geomspace(2, 0.2, width)
     x, l2 = x.astype(np.float32), 1e-3
-    # At 1e-4, where newton-cg is at the optimum, lbfgs ends 3e-4 of the objective above it.
+    # At a tolerance of 1e-4, newton-cg is at the optimum; lbfgs ends 3e-4 of the objective above
+    # it.
     peer = LogisticRegression(C=1 / (l2 * rows), tol=1e-6, max_iter=1000)
 
     def of_peer(model: Any) -> float:
@@ -169,10 +170,10 @@ PENALTIES = 50
 
 
 def l1_path(data: str, every: int, smallest: float, tol: float, _: Path) -> Sides:
-    """50 penalties, beside saga which starts each fit at the one before.
+    """50 penalties, compared with saga, which starts each fit at the previous one.
 
-    They go from the largest one that matters to `smallest` times this, on a part of the examples.
-    `tol` is saga's, at which it comes near to the optima.
+    The penalties go from the largest useful one to `smallest` times this, on a part of the
+    examples. `tol` is the tolerance of saga at which it comes near to the optima.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -207,7 +208,7 @@ def l1_path(data: str, every: int, smallest: float, tol: float, _: Path) -> Side
 
 
 def csr(solver: str, tol: float, sizes: tuple[int, int, int], _: Path) -> Sides:
-    """The estimator on the CSR matrix of texts, beside a solver of scikit-learn."""
+    """The estimator on the CSR matrix of texts, compared with a solver of scikit-learn."""
     from sklearn.linear_model import LogisticRegression
 
     from softjax.sklearn import SoftmaxClassifier

@@ -1,6 +1,6 @@
-"""The fits of the suites `fit`, `many` and `cold`: data, solvers, and the objective of all of them.
+"""The fits of the suites `fit`, `many` and `cold`: data, solvers and objective.
 
-The data are real images, and draws from known models.
+The data are real images and draws from known models.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,21 +15,21 @@ import numpy as np
 Arrays = tuple[np.ndarray, np.ndarray]
 RESAMPLES = 100
 FOLDS = 5
-# scikit-learn's own grid, of which 10 is its own number.
+# scikit-learn's default grid has 10 values.
 INVERSE_PENALTIES = np.logspace(-4, 4, 10)
 
 
 @dataclass(frozen=True)
 class Task:
-    """B fits of the same data, which differ in the weights of the rows and in l2.
+    """B fits to the same data, which differ in the weights of the rows and in l2.
 
     Attributes:
         x: features [N, D].
         y: labels [N].
         l2: the strength of the penalty of each fit [B].
         solve: the parameters [B, D + 1, K] that a solver finds at a tolerance.
-        optima: parameters that come nearer to the optimum than anything that is measured.
-        weights: the weights of the rows of each fit [B, N]; None where all are 1.
+        optima: parameters nearer to the optimum than those of any measured fit.
+        weights: the weights of the rows of each fit [B, N]; None if all are 1.
     """
 
     x: np.ndarray
@@ -49,7 +49,7 @@ class Task:
 def objective(
     theta: np.ndarray, x: Any, y: np.ndarray, l2: float, weights: np.ndarray | None = None
 ) -> float:
-    """In float64 and NumPy, whoever found `theta` [D + 1, K]."""
+    """The objective at `theta` [D + 1, K], in float64 and NumPy for all solvers."""
     theta = theta.astype(np.float64)
     z = np.asarray(x.astype(np.float64) @ theta[:-1]) + theta[-1]
     z -= z.max(axis=-1, keepdims=True)
@@ -64,7 +64,7 @@ def joined(params: Any) -> np.ndarray:
 
 
 def solve(name: str, x: Any, y: np.ndarray, l2: float, tol: float, weights=None) -> np.ndarray:
-    """The parameters of one fit [D + 1, K]; the solver of a name is after the package."""
+    """The parameters of one fit [D + 1, K]; the name of a solver follows its package."""
     package, _, solver = name.partition(" ")
     if package == "softjax":
         from softjax import regression
@@ -79,7 +79,7 @@ def solve(name: str, x: Any, y: np.ndarray, l2: float, tol: float, weights=None)
 
 
 def single(data: str, dtype: str) -> Task:
-    """One fit of the data of a function below, with scikit-learn's C = 1."""
+    """One fit to the data of a function below, with scikit-learn's C = 1."""
     exact, y = globals()[data]()
     x, l2 = exact.astype(dtype), 1 / len(y)
 
@@ -91,7 +91,7 @@ def single(data: str, dtype: str) -> Task:
 
 
 def bootstrap(dtype: str) -> Task:
-    """100 resamples of the digits, by `bootstrap` and by a fit for each with its counts."""
+    """100 resamples of the digits: one call of `bootstrap`, or a fit for each resample."""
     from softjax import regression
     from softjax.regression._resampling import resample_counts
 
@@ -112,7 +112,8 @@ def bootstrap(dtype: str) -> Task:
 def path(dtype: str) -> Task:
     """10 penalties and 5 folds of the digits, by `fit_path` and by `LogisticRegressionCV`.
 
-    Without the last two images, so that the folds are of one size and C is one l2 in all of them.
+    The last two images are left out, so that all folds have one size and C means one l2 in all
+    folds.
     """
     from sklearn.linear_model import LogisticRegressionCV
     from sklearn.model_selection import PredefinedSplit, StratifiedKFold
@@ -168,8 +169,8 @@ def mnist() -> Arrays:
 def texts(count: int, words: int, topics: int) -> tuple[Any, np.ndarray]:
     """TF-IDF features of drawn texts as a CSR matrix, and their topics.
 
-    The frequency of a word falls with its rank, and one word in twenty has another frequency in a
-    topic. A text has some hundred words.
+    The frequency of a word falls with its rank, and one word in twenty has another frequency in
+    each topic. A text has about a hundred words.
     """
     from scipy import sparse
 
@@ -189,7 +190,7 @@ def texts(count: int, words: int, topics: int) -> tuple[Any, np.ndarray]:
 
 
 def mnist_like() -> Arrays:
-    """The 5,000 images and eleven copies, each image turned, scaled and moved a little."""
+    """The 5,000 images and eleven copies, each rotated, scaled and shifted slightly."""
     from scipy.ndimage import affine_transform
 
     x, y = mnist()
@@ -209,7 +210,7 @@ def mnist_like() -> Arrays:
 
 
 def covtype_like() -> Arrays:
-    """200,000 rows as of the forest covers: ten measures, two one-hots with rare columns."""
+    """200,000 rows like the forest covers: ten measures, two one-hots with rare columns."""
     rng = np.random.default_rng(0)
     rows, classes = 200_000, 7
     measures = rng.normal(size=(rows, 10)) @ np.linalg.qr(rng.normal(size=(10, 10)))[0]
@@ -232,5 +233,5 @@ def wide() -> Arrays:
 
 
 def draw(logits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Labels with the probabilities softmax(logits), by Gumbel's trick."""
+    """Labels with the probabilities softmax(logits), by the Gumbel-max trick."""
     return np.argmax(logits + rng.gumbel(size=logits.shape), axis=1)

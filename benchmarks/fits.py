@@ -1,14 +1,13 @@
-"""Fits of softmax regression beside those of scikit-learn: the suites `fit`, `many` and `cold`.
+"""Fits of softmax regression, compared with scikit-learn: the suites `fit`, `many` and `cold`.
 
-Each solver first finds its loosest tolerance at which the relative suboptimality, against the best
-optimum that any of them knows, is small enough in every one of the fits of a case; then whole runs
-take turns, in an order that alternates. `seconds` are CPU seconds, which are the ones to compare
-beside other processes; the wall clock is kept too. The peers' threads are pinned to one; for those
-of XLA,
+For each solver, the suite first finds the loosest tolerance at which the suboptimality, relative to
+the best optimum of all solvers, is small enough in every fit of a case. Then whole runs are timed
+in alternating order. `seconds` are CPU seconds, which other processes disturb least; the wall time
+is recorded too. The peers' threads are limited to one; to limit XLA's threads, use
 
     taskset -c 0 python -m benchmarks run fit
 
-In `fit` each solver then fits twice more in a process of its own, which tells its peak memory. In
+In `fit` each solver then fits twice more in its own process, which measures its peak memory. In
 `many` one call makes many fits. In `cold` each fit is a process that starts Python, imports,
 compiles, fits and ends; a second case of softjax finds its programs in JAX's persistent cache.
 """
@@ -35,22 +34,22 @@ from benchmarks.results import INTERVAL, RATIO, Row
 PEERS = ("lbfgs", "newton-cg", "newton-cholesky")
 TOLERANCES = [10.0**-k for k in range(3, 13)]
 REPEATS, QUICK_REPEATS = 7, 3  # a quick run ends within five minutes
-# A solver that has once taken this many seconds is not tried at a tighter tolerance.
+# A solver that has taken this many seconds is not tried at a tighter tolerance.
 PATIENCE = 120.0
-# A peer that takes this many times as long as the fastest one is not timed again.
+# A peer that is slower than the fastest by this factor is not timed again.
 RIVAL = 2.0
 Clocks = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A task and what is asked: the CPU time of softjax over that of the fastest peer.
+    """A task, and the largest allowed ratio of softjax's CPU time to the fastest peer's.
 
     Attributes:
         task: makes the task in a dtype.
-        bound: the asked ratio.
+        bound: the largest allowed ratio.
         quick: whether it is in quick runs.
-        short: whether it is in the quick runs of all the suites too.
+        short: whether it is also in the quick runs of all suites.
         cached: in `cold`, whether programs come from the cache; None in the other suites.
     """
 
@@ -71,7 +70,7 @@ class Case:
 
     @property
     def asked(self) -> float:
-        """The relative suboptimality that every solver has to reach."""
+        """The relative suboptimality that every solver must reach."""
         return 1e-8 if self.dtype == "float64" else 1e-6
 
     def run(self, pairs: int) -> Iterator[Row]:
@@ -129,7 +128,7 @@ class Case:
 
 @dataclass
 class Solver:
-    """The tolerance that a solver needs, what it reaches there, and its times."""
+    """The tolerance that a solver needs, its suboptimality there, and its times."""
 
     name: str
     tol: float | None = None
@@ -154,7 +153,7 @@ class Solver:
         return statistics.median(cpu for cpu, _ in self.times)
 
     def row(self) -> Row:
-        """What became of the solver."""
+        """The row of the solver's results."""
         row: Row = {"side": self.name, "tol": self.tol, "suboptimality": self.suboptimality}
         row |= {"first_seconds": self.first_seconds, "wrong": False}
         if self.times:
@@ -167,7 +166,7 @@ class Solver:
 def _take_turns(
     run: Callable[[str, float], Clocks], solvers: Sequence[Solver], repeats: int, everybody: bool
 ) -> None:
-    """Time softjax and the peers that may be the fastest, so many times, in alternating order."""
+    """Times softjax and the peers that may be the fastest, repeatedly, in alternating order."""
     able = [solver for solver in solvers if solver.tol is not None]
     least = min((peer.cpu() for peer in able if peer is not solvers[0]), default=np.inf)
     turns = [
@@ -184,7 +183,7 @@ def _take_turns(
 
 
 def timed(solve: Callable[[str, float], Any], name: str, tol: float) -> tuple[Clocks, Any]:
-    """The CPU and the wall time of a run, and what it found."""
+    """The CPU and the wall time of a run, and its result."""
     cpu, wall = time.process_time(), time.perf_counter()
     found = solve(name, tol)
     return (time.process_time() - cpu, time.perf_counter() - wall), found
@@ -192,7 +191,7 @@ def timed(solve: Callable[[str, float], Any], name: str, tol: float) -> tuple[Cl
 
 @contextlib.contextmanager
 def precise_and_alone() -> Iterator[None]:
-    """Float64, the peers' threads pinned to one, and no warning of theirs."""
+    """Computes in float64, limits the peers to one thread and hides their warnings."""
     from threadpoolctl import threadpool_limits
 
     with jax.enable_x64(True), threadpool_limits(1), warnings.catch_warnings():
@@ -200,7 +199,7 @@ def precise_and_alone() -> Iterator[None]:
         yield
 
 
-# What a person writes: the data is loaded, the rest of the process is the library's.
+# The script of a user: it loads the data and fits; the rest is the time of the library.
 SOFTJAX = """
 import sys, numpy, jax
 jax.config.update("jax_enable_x64", True)
@@ -219,11 +218,11 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _in_processes(task: Task, folder: Path, cached: float | None) -> Callable[..., Clocks]:
-    """Runs a fit in a process of its own; one at the tolerance `cached` fills the cache before."""
+    """Runs a fit in its own process; the run at the tolerance `cached` fills the cache before."""
     np.save(folder / "x", task.x)
     np.save(folder / "y", task.y)
     environment = dict(ONE_THREAD)
-    if cached is not None:  # as docs/fitting.md has it, beside the folder
+    if cached is not None:  # the settings of docs/fitting.md, beside the folder
         environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / "cache")
 
@@ -237,7 +236,7 @@ def _in_processes(task: Task, folder: Path, cached: float | None) -> Callable[..
     return run
 
 
-# What is freed goes back to the kernel, so that a peak is of what is held.
+# Freed memory goes back to the kernel, so that a peak counts only memory in use.
 FREED = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
 
 
@@ -251,15 +250,15 @@ def _peaks(solver: Solver, task: Task, folder: Path) -> Row:
 def peaks(name: str, data: str, l2: float, tol: float) -> Row:
     """The memory of the first fit of this process, and of the next.
 
-    The first has features of NumPy, and what a package does once is contained in it: XLA's
-    compilation, the copy on the device. The next has the features where the package has them:
-    NumPy's for scikit-learn, on the device for softjax.
+    The first fit gets NumPy features, and includes what a package does once: XLA's compilation, and
+    the copy to the device. The next fit gets the features in the package's own form: NumPy arrays
+    for scikit-learn, arrays on the device for softjax.
     """
     from threadpoolctl import threadpool_limits
 
     def peak_of(x: Any) -> int:
-        time.sleep(1)  # what held the fit before lets go of it after its result is there
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
+        time.sleep(1)  # memory of the previous fit may be freed only after its result is available
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = measure.peak_bytes()
         solve(name, x, y, l2, tol)
         return measure.peak_bytes() - before

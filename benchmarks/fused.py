@@ -1,4 +1,4 @@
-"""The suite `fused`: linear_cross_entropy beside the plain loss, and beside a map over chunks."""
+"""The suite `fused`: linear_cross_entropy, the plain loss, and a map over chunks."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,17 +16,17 @@ from benchmarks.peers import PEERS as PACKAGES
 from benchmarks.peers import compiled_by_jax
 from benchmarks.results import Row
 
-# Rows of a chunk of the map: a quarter of the batch.
+# The number of rows in a chunk of the map: a quarter of the batch.
 CHUNK = 256
 
-# The largest error, over the largest entry, that counts as the same result: the logits are sums of
-# 512 products in float32, and both sides sum them in another order.
+# The largest error, relative to the largest entry, of a correct result: the logits are sums of 512
+# products in float32, and the sides sum them in different orders.
 TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The head of a language model, and where its shape comes from."""
+    """The shape of the head of a language model, and its source."""
 
     name: str
     rows: int
@@ -38,9 +38,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Case:
-    """One mode beside one peer; the asked ratios of time and of temporaries, None for no bound.
+    """One mode with one peer, and the bounds on time and temporaries; None for no bound.
 
-    Without a peer it is compiled only, and its temporaries have a bound in bytes.
+    Without a peer it is only compiled, and its temporaries have a bound in bytes.
     """
 
     mode: str
@@ -53,7 +53,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The case in one word, such as `value/gpt-2-head/float32`, and what is beside softjax."""
+        """The name of the case, such as `value/gpt-2-head/float32`, with the budget if any."""
         return f"{self.case} {self.peer or 'alone'}"
 
     @property
@@ -63,9 +63,9 @@ class Case:
         return f"{self.mode}/{self.shape.name}/{self.shape.dtype}{budget}"
 
     def run(self, pairs: int) -> Iterator[Row]:
-        """Measure a case. Both sides must first return the same; if not, the pair is not timed.
+        """Measures a case; if the results of both sides differ, the pair is not timed.
 
-        Beside a package that is absent there is nothing to measure.
+        If the peer's package is absent, nothing is measured.
         """
         ours, shape = in_mode(partial(fused, budget=self.budget), self.mode), self.shape
         sizes = shape.rows, shape.features, shape.classes
@@ -102,14 +102,14 @@ class Case:
             for name, own in (("softjax", compiled), (self.peer, theirs))
         )
         first, second = measure.beside(head, mine, other, pairs)
-        # A case with several peers has one row of softjax, beside the first of them.
+        # softjax has one row per case, with the first of its peers.
         if self.first:
             yield first
         yield second | {"checks": self._checks(first, second)}
 
     @property
     def first(self) -> bool:
-        """Whether no case before this one is the same with another peer."""
+        """Whether no earlier case is the same with another peer."""
         return next((c for c in CASES if c.case == self.case), self).peer == self.peer
 
     def _checks(self, ours: Row, theirs: Row) -> dict[str, list]:
@@ -170,7 +170,7 @@ def plain(hidden, kernel, labels) -> jax.Array:
 
 
 def mapped(hidden, kernel, labels) -> jax.Array:
-    """The mean loss of optax over chunks of rows, which the backward pass computes again."""
+    """The mean loss of optax over chunks of rows, which the backward pass recomputes."""
     chunks = hidden.reshape(-1, CHUNK, hidden.shape[-1]), labels.reshape(-1, CHUNK)
     return lax.map(jax.checkpoint(lambda c: plain(c[0], kernel, c[1])), chunks).mean()
 
@@ -179,7 +179,7 @@ PEERS: dict[str, Callable] = {"plain": plain, "map": mapped}
 
 
 def in_mode(loss: Callable, mode: str) -> Callable:
-    """A loss as the function of (hidden, kernel, labels) that a case measures."""
+    """The function of (hidden, kernel, labels) that a case measures."""
     match mode:
         case "value":
             return loss

@@ -1,10 +1,10 @@
-"""The text of an optimised HLO program, read as computations of instructions.
+"""The text of an optimised HLO program, parsed into computations of instructions.
 
     %f.1 = f32[4096,1000]{0,1:T(8,128)S(1)} fusion(%x.1, %m), kind=kLoop, calls=%fused.1, ...
 
 A line has a name, a type, an operation, operands and attributes. A type is an array or a tuple of
-arrays; an array has a layout: the order of its dimensions from the fastest to the slowest, the
-tiles T that a TPU pads it to, and the memory space S that it is in, where it is not the main one.
+arrays. An array has a layout: the order of its dimensions from the fastest to the slowest, the
+tiles T to which a TPU pads it, and its memory space S if this is not the main memory.
 """
 
 import itertools
@@ -15,13 +15,13 @@ from dataclasses import dataclass
 ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
 COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-<>]+) .*\{$")
 INSTRUCTION = re.compile(r"\s+(ROOT )?%([\w.\-]+) = (.*)")
-# The bits of a number; a token and what is not listed take none.
+# The bits of a number; a token, and types that are not listed, take none.
 BITS = {"pred": 8, "c64": 64, "c128": 128, "token": 0}
 
 
 @dataclass(frozen=True)
 class Array:
-    """An array of a type: `tile` and `space` are None and 0 where the text names none."""
+    """An array of a type; `tile` is None and `space` is 0 if the text does not contain them."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -31,7 +31,7 @@ class Array:
 
     @property
     def elements(self) -> int:
-        """How many numbers it has."""
+        """The number of its elements."""
         return math.prod(self.shape)
 
     @property
@@ -41,7 +41,7 @@ class Array:
 
     @property
     def padded_size(self) -> int:
-        """The bytes of the array where the fastest dimensions are filled up to whole tiles."""
+        """The bytes of the array if the fastest dimensions are padded to whole tiles."""
         order = self.minor_to_major or tuple(reversed(range(len(self.shape))))
         lengths = [self.shape[k] for k in order]
         for k, tile in enumerate(reversed(self.tile[-len(lengths) :] if lengths else ())):
@@ -54,11 +54,11 @@ class Instruction:
     """A line of a computation.
 
     Attributes:
-        name: without the percent sign.
-        operation: such as "fusion".
-        arrays: those of its type, in the order of the tuple where it is one.
+        name: its name, without the percent sign.
+        operation: its operation, such as "fusion".
+        arrays: the arrays of its type, in the order of the tuple if it is one.
         operands: names of instructions of the same computation.
-        literal: what stands between the parentheses: the number of a parameter, a constant.
+        literal: the text between the parentheses: the number of a parameter, or a constant.
         attributes: the rest of the line.
     """
 
@@ -70,38 +70,38 @@ class Instruction:
     attributes: str
 
     def called(self, key: str) -> str | None:
-        """The computation that an attribute names, as `calls` of a fusion."""
+        """The computation that an attribute names, such as `calls` of a fusion."""
         found = re.search(rf"\b{key}=%?([\w.\-<>]+)", self.attributes)
         return found and found[1]
 
     @property
     def computations(self) -> list[str]:
-        """All that the attributes name with a percent sign: callees, branches."""
+        """All computations that the attributes name: callees and branches."""
         return re.findall(r"%([\w.\-<>]+)", self.attributes.split("metadata=")[0])
 
 
 @dataclass(frozen=True)
 class Computation:
-    """Instructions by name, in the order of the text, which is that of their execution."""
+    """Instructions by name, in the order of the text, which is the order of execution."""
 
     instructions: dict[str, Instruction]
     root: Instruction
 
     def parameter(self, number: int) -> str | None:
-        """The name of a parameter; None where it is not used."""
+        """The name of a parameter; None if it is not used."""
         for name, instruction in self.instructions.items():
             if instruction.operation == "parameter" and instruction.literal == str(number):
                 return name
         return None
 
     def users(self, name: str) -> list[Instruction]:
-        """The instructions that have an operand of that name."""
+        """The instructions that have this operand."""
         return [i for i in self.instructions.values() if name in i.operands]
 
 
 @dataclass(frozen=True)
 class Program:
-    """The computations of a module by name, and which of them is run."""
+    """The computations of a module by name, and the name of its entry."""
 
     computations: dict[str, Computation]
     entry: str
@@ -109,7 +109,7 @@ class Program:
 
 
 def read(text: str) -> Program:
-    """A program from the text of `compiled.as_text()`."""
+    """Parses a program from the text of `compiled.as_text()`."""
     computations: dict[str, Computation] = {}
     name = entry = ""
     instructions: dict[str, Instruction] = {}
@@ -144,7 +144,7 @@ def _array(dtype: str, shape: str, layout: str) -> Array:
 
 
 def _instruction(name: str, text: str) -> Instruction:
-    """The parts of a line after `%name = `."""
+    """Parses the text of a line after `%name = `."""
     text = re.sub(r"/\*.*?\*/", "", text)
     end = _closing(text) + 1 if text.startswith("(") else text.index(" ")
     found = re.match(r" *([\w\-]+)\(", text[end:])
@@ -158,7 +158,7 @@ def _instruction(name: str, text: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-    """The place of the parenthesis that closes the first one."""
+    """The position of the parenthesis that closes the first one."""
     depths = itertools.accumulate((c == "(") - (c == ")") for c in text)
     return next(place for place, depth in enumerate(depths) if depth == 0)
 
@@ -168,7 +168,7 @@ def _integers(text: str) -> tuple[int, ...]:
 
 
 def _bits(dtype: str) -> int:
-    """The bits of a number, from a name such as f32, bf16, s4 or f8e4m3fn: its first number."""
+    """The bits of a number: the first number in a name such as f32, bf16, s4 or f8e4m3fn."""
     if dtype in BITS:
         return BITS[dtype]
     found = re.search(r"\d+", dtype)

@@ -1,8 +1,8 @@
-"""The suite `inference`: what a statistician asks of a multinomial logit, beside statsmodels.
+"""The suite `inference`: statistics of a multinomial logit model, compared with statsmodels.
 
-A fit without a penalty, where both must reach the same objective, in statsmodels with K - 1 columns
-of parameters; and average marginal effects with their standard errors, where both must return the
-same. In float64, the peer's threads pinned to one; for those of XLA see `fits.py`.
+In the fit without a penalty both must reach the same objective; statsmodels has K - 1 columns of
+parameters. Average marginal effects and their standard errors must be equal. All computations are
+in float64, with one thread for the peer; `fits.py` explains how to limit the threads of XLA.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,10 +15,11 @@ from benchmarks import fit_tasks, fits, measure
 from benchmarks.peers import STATSMODELS
 from benchmarks.results import Row
 
-# The largest error that counts as the same result: of the objective relative to the better of the
-# two; of effects over the largest, from the tolerance of two fits and the condition of H.
+# The largest error of a correct result: of an objective relative to the better of the two, and of
+# effects relative to the largest, which follows from the tolerance of two fits and the condition of
+# H.
 TOLERANCES = {"fit": 1e-8, "marginal-effects": 1e-6}
-# Of both fits; below it statsmodels makes one step more or none.
+# The tolerance of both fits; for smaller values statsmodels takes one more step or none.
 TOL = 1e-8
 
 Pair = tuple[Callable[[], Any], Callable[[], Any]]
@@ -26,7 +27,7 @@ Pair = tuple[Callable[[], Any], Callable[[], Any]]
 
 @dataclass(frozen=True)
 class Case:
-    """A task on examples [N], features [D] and classes [K]; the asked ratio of the times."""
+    """Examples [N], features [D] and classes [K], and the largest allowed ratio of the times."""
 
     task: str
     shape: tuple[int, int, int]
@@ -39,7 +40,7 @@ class Case:
         return f"{self.task}/{'x'.join(map(str, self.shape))}"
 
     def run(self, pairs: int) -> Iterator[Row]:
-        """A row of softjax and one of statsmodels; nothing where that is absent."""
+        """A row for softjax and one for statsmodels; nothing if statsmodels is absent."""
         if STATSMODELS.absence:
             return
         with fits.precise_and_alone():
@@ -62,7 +63,7 @@ class Case:
 CASES = (
     Case("fit", (2000, 10, 4)),
     Case("fit", (20_000, 20, 5), quick=False),
-    # Asked is under a second where statsmodels takes 14.7.
+    # The bound is one second; statsmodels takes 14.7.
     Case("marginal-effects", (20_000, 20, 5), bound=1 / 14.7, quick=False),
 )
 
@@ -71,7 +72,7 @@ def _fits(x: np.ndarray, y: np.ndarray) -> tuple[Pair, Callable]:
     from softjax import regression
 
     def errors(ours: Any, theirs: Any) -> tuple[float, float]:
-        reference = np.zeros((x.shape[1] + 1, 1))  # the class that statsmodels leaves out
+        reference = np.zeros((x.shape[1] + 1, 1))  # the reference class of statsmodels
         both = fit_tasks.joined(ours.params), np.hstack([reference, theirs.params])
         reached = [fit_tasks.objective(theta, x, y, 0.0) for theta in both]
         own, other = (value / min(reached) - 1 for value in reached)
@@ -82,7 +83,7 @@ def _fits(x: np.ndarray, y: np.ndarray) -> tuple[Pair, Callable]:
 
 
 def _effects(x: np.ndarray, y: np.ndarray) -> tuple[Pair, Callable]:
-    """In our time is the covariance of the parameters, which statsmodels makes with its fit."""
+    """Our time includes the covariance of the parameters, which statsmodels computes in its fit."""
     from softjax import regression
     from softjax.regression import inference
 
@@ -112,7 +113,7 @@ def _solved(model: Any) -> Any:
 
 
 def _data(examples: int, features: int, classes: int) -> fit_tasks.Arrays:
-    """Labels with the probabilities of a logit, which overlap: an optimum exists."""
+    """Labels with the probabilities of a logit; the classes overlap, so that an optimum exists."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(examples, features))
     logits = x @ rng.normal(size=(features, classes)) / np.sqrt(features)

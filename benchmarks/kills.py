@@ -1,7 +1,7 @@
-"""The suite `kills`: random kills of a run of several processes, each resumed to its end.
+"""The suite `kills`: runs of several processes, one of which is killed at a random moment.
 
-For every kill the run is begun, one of its processes is killed at a random moment, and it is
-resumed. Its parameters must then be those of a run that was left alone, bit for bit.
+Each killed run is resumed to its end. Its parameters must then have the bits of an uninterrupted
+run.
 """
 
 import importlib
@@ -25,7 +25,7 @@ KILLS, QUICK_KILLS = 200, 4
 
 @dataclass(frozen=True)
 class Case:
-    """So many processes, which train together."""
+    """The number of processes, which train together."""
 
     processes: int = 2
     seed: int = 0
@@ -38,7 +38,7 @@ class Case:
         kills = QUICK_KILLS if pairs < PAIRS else KILLS
         with tempfile.TemporaryDirectory() as folder:
             cache, whole, killed = (Path(folder) / part for part in ("cache", "whole", "killed"))
-            for _ in range(2):  # the second finds its programs compiled
+            for _ in range(2):  # the second run finds its programs compiled
                 for part in (whole, killed):
                     shutil.rmtree(part, ignore_errors=True)
                     part.mkdir()
@@ -50,7 +50,7 @@ class Case:
             unmet, amid, same, ends, hung = 0, 0, 0, [], 0
             for number in range(kills):
                 kill = None
-                while kill is None:  # it ended before
+                while kill is None:  # the run ended before the kill
                     shutil.rmtree(killed)
                     killed.mkdir()
                     kill = worker.kill_one(killed, cache, self.processes, chance, seconds)

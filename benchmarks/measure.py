@@ -1,4 +1,4 @@
-"""How a function is measured: compiled ahead of time, checked against float64, timed in pairs."""
+"""Measures a function: compiled ahead of time, checked against float64, timed in pairs."""
 
 import json
 import math
@@ -21,28 +21,27 @@ import numpy as np
 from benchmarks.environment import ROOT
 from benchmarks.results import INTERVAL, RATIO, Row
 
-# The largest error that still counts as the same result, over the largest entry of the reference.
-# In float32 the rounding of x - max alone is 1e-6 relative where the logits span 20; a result in
-# half precision is rounded, and a peer may round on the way: four units in the last place of 1. A
-# wrong label, axis or mean is an error of order 1.
+# The largest error of a correct result, relative to the largest entry of the reference. In float32
+# the rounding of x - max alone is 1e-6 relative if the logits span 20. A result in half precision
+# is rounded, and a peer may round intermediate results: four units in the last place of 1. A wrong
+# label, axis or mean causes an error of order 1.
 TOLERANCES = {"float64": 1e-12, "float32": 1e-5, "bfloat16": 2**-5, "float16": 2**-8}
 
-# Pairs of a full run and of a quick one. A case stops at fewer where they take this long each, on
-# average: six are the fewest whose extremes hold the median with 95 % confidence.
+# The number of pairs in a full run and in a quick one. A case stops after fewer pairs if each takes
+# this long on average; the extremes of six samples enclose the median with 95 % confidence.
 PAIRS, QUICK_PAIRS, FEWEST_PAIRS = 41, 9, 6
 PAIR_SECONDS = 0.5
 
-# One sample repeats a short function until it takes this long, far above the clock's resolution.
+# A sample repeats a short function for this time, which is far above the clock's resolution.
 SAMPLE_SECONDS = 5e-3
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A compiled function with its arguments bound, and what compiling it cost.
+    """A compiled function with its arguments bound, and the cost of compiling it.
 
     `call` takes the buffers that it donates, which `fresh` makes; without donation there are none.
-    `fetch` makes arrays of NumPy from its results.
-    What a package does not tell is None.
+    `fetch` converts its results to NumPy arrays. Values that a package does not provide are None.
     """
 
     call: Callable[..., Any]
@@ -54,11 +53,11 @@ class Compiled:
     fetch: Callable[[Any], Any] = jax.device_get
 
     def results(self) -> Any:
-        """What one call returns, as arrays of NumPy."""
+        """The results of one call as NumPy arrays."""
         return self.fetch(self.call(*self.fresh()))
 
     def seconds(self, repeats: int) -> float:
-        """The time of one call, the mean over some repeats, each waited for."""
+        """The time of one call, the mean over some repeats, each of which is waited for."""
         donated = jax.block_until_ready([self.fresh() for _ in range(repeats)])
         start = time.perf_counter()
         for buffers in donated:
@@ -66,7 +65,7 @@ class Compiled:
         return (time.perf_counter() - start) / repeats
 
     def costs(self) -> dict[str, float | None]:
-        """All but the times of the calls, as fields of a record."""
+        """All costs except the times of the calls, as fields of a record."""
         return {
             "lower_seconds": self.lower_seconds,
             "compile_seconds": self.compile_seconds,
@@ -77,14 +76,14 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A median with an interval that holds the true one with 95 % confidence."""
+    """A median with an interval that contains the true median with 95 % confidence."""
 
     median: float
     low: float
     high: float
 
     def fields(self, names: Sequence[str]) -> Row:
-        """The three as fields of a row."""
+        """The median and the interval as fields of a row."""
         return dict(zip(names, (self.median, self.low, self.high), strict=True))
 
 
@@ -100,7 +99,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Side:
-    """An implementation in a case, and how far it is from what it must return."""
+    """An implementation in a case, and the error of its result."""
 
     name: str
     compiled: Compiled
@@ -109,7 +108,7 @@ class Side:
     version: str | None = None
 
     def row(self) -> Row:
-        """All but its times."""
+        """All fields of the row except the times."""
         wrong = not self.error <= self.tolerance
         named = {"side": self.name, "version": self.version, "error": self.error, "wrong": wrong}
         return named | self.compiled.costs()
@@ -127,14 +126,14 @@ def beside(head: Row, ours: Side, theirs: Side, pairs: int) -> tuple[Row, Row]:
 
 
 def compile_ahead(function: Callable, *arguments: Any, donate: bool = False) -> Compiled:
-    """Lower and compile a function for its arguments, each timed by itself.
+    """Lowers and compiles a function for its arguments, and times both steps.
 
-    Shapes and dtypes alone give what cannot be called. With `donate` the result may overwrite the
-    first argument, of which each call gets a copy.
+    If only shapes and dtypes are given, the result cannot be called. With `donate` the result may
+    overwrite the first argument, and each call gets a copy of it.
 
     Raises:
-        OutOfMemory: on a CPU, where a call would take more than is free: there the system ends the
-            process, and all that it measured, before an allocation fails.
+        OutOfMemory: on a CPU, if a call would need more memory than is free. The system would end
+            the process, with all that it has measured, before an allocation fails.
     """
     start = time.perf_counter()
     lowered = jax.jit(function, donate_argnums=0 if donate else ()).lower(*arguments)
@@ -156,7 +155,7 @@ def compile_ahead(function: Callable, *arguments: Any, donate: bool = False) -> 
 
 
 def error(results: Any, references: Sequence[np.ndarray]) -> float:
-    """The largest error of any result over the largest entry of its reference; NaN where one is."""
+    """The largest error of any result, relative to its reference's largest entry; may be NaN."""
     relative = [
         np.abs(np.subtract(result, expected, dtype=np.float64)).max() / np.abs(expected).max()
         for result, expected in zip(jax.tree.leaves(results), references, strict=True)
@@ -165,11 +164,11 @@ def error(results: Any, references: Sequence[np.ndarray]) -> float:
 
 
 class OutOfMemory(MemoryError):
-    """A call that would take more memory than is free."""
+    """A call would need more memory than is free."""
 
 
 def bytes_asked(error: Exception) -> int | None:
-    """The bytes that an allocation asked for in vain, 0 where unknown; None for another error."""
+    """The bytes of a failed allocation, 0 if unknown; None for another kind of error."""
     text = str(error)
     if not isinstance(error, MemoryError) and not re.search(
         "RESOURCE_EXHAUSTED|out of memory", text
@@ -183,7 +182,7 @@ def bytes_asked(error: Exception) -> int | None:
 
 
 def failure(suite: str, name: str, error: Exception) -> Row:
-    """The record of a case that raised; `bytes` is what it asked for where memory ran out."""
+    """The record of a case that raised; `bytes` is the size of a failed allocation."""
     asked = bytes_asked(error)
     return {
         "record": "failure",
@@ -197,14 +196,15 @@ def failure(suite: str, name: str, error: Exception) -> Row:
 
 
 def device_peak_bytes() -> int | None:
-    """The most memory of the device that was in use since the process began, where it tells."""
+    """The peak memory of the device since the process began, if the device reports it."""
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def time_in_pairs(first: Compiled, second: Compiled, pairs: int) -> Pairs:
-    """Time two functions alternately, the order swapped from pair to pair.
+    """Times two functions alternately; the order is swapped from pair to pair.
 
-    What disturbs the machine for longer than one pair reaches both, so it leaves the ratio alone.
+    A disturbance that lasts longer than one pair affects both functions, and so does not change the
+    ratio.
     """
     repeats = [_repeats(compiled) for compiled in (first, second)]
     samples = []
@@ -228,11 +228,11 @@ def time_in_pairs(first: Compiled, second: Compiled, pairs: int) -> Pairs:
 
 
 def estimate(samples: Sequence[float]) -> Estimate:
-    """The median and its 95 % interval, which needs no assumption on the distribution.
+    """The median and its 95 % interval, which makes no assumption on the distribution.
 
     The k-th smallest and the k-th largest of n samples enclose the true median unless fewer than k
     fall on one side: 1 - 2 P(Binomial(n, 1/2) < k). With fewer than six samples they are the
-    extremes and the confidence is lower.
+    extremes, and the confidence is lower.
     """
     ordered = sorted(samples)
     n = len(ordered)
@@ -257,7 +257,7 @@ def process_times(command: Sequence[str], environment: Mapping[str, str] = {}) -
 def elsewhere(
     function: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] = {}
 ) -> Any:
-    """What a function of a module returns in a process of its own; arguments and result as JSON."""
+    """The result of a function in a new process; arguments and result are converted to JSON."""
     program = (
         f"import json, sys; from {function.__module__} import {function.__name__} as function; "
         "print(json.dumps(function(*json.loads(sys.argv[1]))))"
@@ -275,19 +275,19 @@ def elsewhere(
 
 
 def peak_bytes() -> int:
-    """The largest memory of this process; that of `resource` begins with its parent's."""
+    """The peak memory of this process (the value of `resource` includes its parent's)."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(found[1]) * 1024 if found else 0
 
 
 def _repeats(compiled: Compiled) -> int:
-    """Calls to a sample; the first, slower call is the warm-up."""
+    """The number of calls in a sample; the first, slower call is the warm-up."""
     compiled.seconds(1)
     return math.ceil(SAMPLE_SECONDS / compiled.seconds(1))
 
 
 def _check_free(needed: int) -> None:
-    """Linux tells in a file how much may be taken before something is ended."""
+    """Raises if the free memory, which Linux reports in a file, is too small."""
     meminfo = Path("/proc/meminfo")
     text = meminfo.read_text() if meminfo.exists() else ""
     free = re.search(r"MemAvailable: *(\d+) kB", text)

@@ -1,4 +1,4 @@
-"""What a run asks of the allocator of its process, before anything is allocated."""
+"""Settings of the allocator of a process, made before anything is allocated."""
 
 import ctypes
 import sys
@@ -9,13 +9,13 @@ LARGEST_THRESHOLD = 32 * 2**20
 
 
 def keep_memory() -> None:
-    """Let this process keep the smaller buffers that it frees, where glibc manages them.
+    """Makes glibc keep freed buffers below its largest threshold for this process.
 
-    By default the memory of a buffer goes back to the kernel, or not, as the addresses happen to
-    lie, and the next call waits for the kernel to clear its pages anew: a difference by a factor
-    from one process to another, in which neither implementation has a part. Here those below
-    glibc's largest threshold come from pages that the process has touched before, as in a process
-    that has run for long. Larger ones are cleared anew in every call, as they are for everybody.
+    By default the memory of a buffer goes back to the kernel or not, depending on how addresses
+    happen to lie, and the next call waits until the kernel has cleared new pages. This changes the
+    time by a factor from one process to another, for which no implementation is responsible. With
+    this setting buffers below glibc's largest threshold reuse pages of the process, as in a process
+    that has run for a long time. Larger buffers are mapped and cleared in every call, as usual.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

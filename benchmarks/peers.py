@@ -1,8 +1,8 @@
-"""Who is measured: softjax and its peers, behind one small interface.
+"""The implementations that are measured: softjax and its peers, with one small interface.
 
 An implementation maps the name of an operation to a function of its arguments, (logits, labels) or
-(hidden, kernel, labels), and prepares it for a mode: compiled where it can be, with the arguments
-bound. A peer whose package is not installed is absent, and `list` says so.
+(hidden, kernel, labels), and prepares it for a mode: compiled if possible, with the arguments
+bound. `list` shows which peers are not installed.
 """
 
 import warnings
@@ -24,11 +24,11 @@ MODES = ("value", "gradient", "value_and_gradient", "jvp", "hvp", "hessian", "ea
 
 
 def in_mode(operation: Operation, mode: str) -> Operation:
-    """An operation as the function of (logits, labels, tangent) that a case measures.
+    """The function of (logits, labels, tangent) that a case measures.
 
-    The gradient of a function of rows is that of its sum, which keeps the rows apart; that of
-    `softmax` and `log_softmax` is pulled back from the tangent. A loss is averaged over the
-    examples, as in training; a Hessian is one for each row.
+    The gradient of a function of rows is the gradient of its sum, which keeps the rows separate.
+    For `softmax` and `log_softmax` the tangent serves as the cotangent. A loss is averaged over the
+    examples, as in training; there is one Hessian for each row.
     """
 
     def total(logits, labels, tangent):
@@ -59,7 +59,7 @@ def in_mode(operation: Operation, mode: str) -> Operation:
 
 
 def compiled_by_jax(operation, mode, arguments, donate) -> measure.Compiled:
-    """An operation in a mode, compiled ahead of time; in the mode "eager" called as it is."""
+    """An operation in a mode, compiled ahead of time; not compiled in the mode "eager"."""
     if mode == "eager":
         logits, labels, _ = arguments
         return measure.Compiled(lambda: operation(logits, labels))
@@ -67,14 +67,14 @@ def compiled_by_jax(operation, mode, arguments, donate) -> measure.Compiled:
 
 
 def called_with_numpy(operation, mode, arguments, donate) -> measure.Compiled:
-    """A function of arrays of NumPy, which has nothing to compile."""
+    """A function of NumPy arrays, which is not compiled."""
     logits, labels, _ = map(np.asarray, arguments)
     return measure.Compiled(lambda: operation(logits, labels))
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """The operations of one package, all over the last axis, and the modes that it has."""
+    """The operations of one package over the last axis, and the modes that it supports."""
 
     name: str
     distribution: str
@@ -87,12 +87,12 @@ class Implementation:
 
     @property
     def version(self) -> str | None:
-        """The installed version, or None where the package is absent."""
+        """The installed version; None if the package is absent."""
         return version(self.distribution)
 
     @property
     def absence(self) -> str | None:
-        """Why it cannot be measured here, None where it can."""
+        """Why it cannot be measured here; None if it can."""
         if not self.version:
             return "not installed"
         if jax.default_backend() not in self.platforms:
@@ -117,7 +117,7 @@ def _scikit_learn(logits, labels):
 
 def _jaxopt(logits, labels):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # that it is no longer maintained
+        warnings.simplefilter("ignore", DeprecationWarning)  # jaxopt is unmaintained
         from jaxopt.loss import multiclass_logistic_loss  # pyright: ignore[reportMissingImports]
 
     return jax.vmap(multiclass_logistic_loss)(labels, logits)
@@ -127,7 +127,7 @@ def _tokamax(hidden, kernel, labels):
     from absl import flags  # pyright: ignore
     from tokamax import linear_softmax_cross_entropy_loss as loss  # pyright: ignore
 
-    flags.FLAGS.mark_as_parsed()  # otherwise it takes our command line for its own
+    flags.FLAGS.mark_as_parsed()  # otherwise it would parse our command line
     return loss(hidden, labels, kernel, reduction="mean")
 
 

@@ -1,7 +1,7 @@
-"""The pictures of a report: charts of Altair, as SVG that takes the colours of the page around it.
+"""The pictures of a report: Altair charts, as SVG in the colours of the surrounding page.
 
-Text and axes are `currentColor` and grids `var(--grid)`, so that one picture is legible on light
-and on dark pages. A picture is no wider than `WIDTH`, and a page scrolls it where it is narrower.
+Text and axes are `currentColor` and grids `var(--grid)`, so that a picture is legible on light and
+on dark pages. A picture is at most `WIDTH` wide; a narrower page scrolls it.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import vl_convert
 
 WIDTH = 325
 INK, GRID = "currentColor", "var(--grid)"
-# Colours of middle lightness are legible on white and on black; softjax has the first.
+# Colours of medium lightness, which are legible on white and on black; softjax has the first.
 PALETTE = ("#3b82f6", "#f08c00", "#2f9e44", "#e64980", "#9775fa", "#12a5b8", "#c0792a", "#868e96")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
 AXIS = {"labelColor": INK, "titleColor": INK, "domainColor": INK, "tickColor": INK}
@@ -51,7 +51,7 @@ def look(sides: Sequence[str]) -> dict:
 
 
 def logarithmic(field: str, title: str, base: int = 10) -> dict:
-    """A logarithmic axis whose numbers are plain."""
+    """A logarithmic axis with plain numbers."""
     axis = alt.Axis(format=".3~g", tickCount=5)
     scale = alt.Scale(type="log", base=base, nice=False)
     return {"shorthand": f"{field}:Q", "title": title, "axis": axis, "scale": scale}
@@ -60,13 +60,13 @@ def logarithmic(field: str, title: str, base: int = 10) -> dict:
 def dots(
     frame: pd.DataFrame, title: str, sides: Sequence[str], line: float | None = None
 ) -> alt.TopLevelMixin:
-    """A line for each case below its name, a marker for each side with its interval.
+    """A line for each case below its name, with a marker and an interval for each side.
 
     Args:
         frame: columns case, side, device, value, low and high.
         title: what the values are.
-        sides: all that have a colour, in order.
-        line: where a rule stands.
+        sides: all sides that have a colour, in order.
+        line: the position of a rule.
     """
     above = alt.Axis(
         labelAlign="left", labelPadding=0, labelOffset=-11, ticks=False, domain=False, grid=True
@@ -88,7 +88,7 @@ def dots(
 def curves(
     frame: pd.DataFrame, x: str, title: str, sides: Sequence[str], base: int = 10
 ) -> alt.TopLevelMixin:
-    """A line for each side against a number, in a panel for each panel of the frame."""
+    """A line for each side against a number; a panel for each panel of the frame."""
     size = WIDTH // 2 - 25
     one = (
         alt.Chart(frame)
@@ -104,7 +104,7 @@ def curves(
 
 
 def roofline(frame: pd.DataFrame) -> alt.TopLevelMixin:
-    """Operations a second against operations a byte, below the ceilings of each run."""
+    """Operations per second against operations per byte, below the ceilings of each run."""
     x = alt.X(**logarithmic("intensity", "operations a byte"))
     scale, legend = alt.Scale(range=list(PALETTE)), alt.Legend(columns=1)
     colour = alt.Color("operation:N", scale=scale, legend=legend)
@@ -119,7 +119,7 @@ def roofline(frame: pd.DataFrame) -> alt.TopLevelMixin:
 
 
 def by_device(chart: alt.LayerChart, frame: pd.DataFrame) -> alt.TopLevelMixin:
-    """One panel for each device, below each other, where there is more than one."""
+    """One panel for each device, one below the other, if there are several devices."""
     if frame.device.nunique() == 1:
         return chart
     facets = chart.facet(alt.Facet("device:N", header=alt.Header(title=None)), columns=1)

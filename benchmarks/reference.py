@@ -1,4 +1,4 @@
-"""The inputs of the suite `core`, and what its cases must return, in float64 and NumPy."""
+"""The inputs of the suite `core`, and the expected results, in float64 and NumPy."""
 
 from typing import TYPE_CHECKING
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 def inputs(
     shape: "Shape", dtype: str, seed: int = 0, operation: str = ""
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logits with a standard deviation of 3, as of a model in training; labels; a tangent.
+    """Logits with a standard deviation of 3, as in training; labels; a tangent.
 
-    Labels are class indices, or smoothed to distributions for the operation that takes these.
+    Labels are class indices; for the loss of distributions they are smoothed to distributions.
     """
     rng = np.random.default_rng(seed)
     logits = 3 * rng.standard_normal((shape.examples, shape.classes), np.float32)
@@ -28,11 +28,10 @@ def inputs(
 def reference(
     case: "Case", logits: np.ndarray, labels: np.ndarray, tangent: np.ndarray
 ) -> tuple[np.ndarray, ...]:
-    """What a case must return: the value, the derivative or both, with p the softmax.
+    """The expected results of a case: the value, the derivative or both; p is the softmax.
 
-    logsumexp:      value y = log sum exp x     gradient p
-    softmax:        value p                     gradient p (t - <p, t>)
-    log_softmax:    value x - y                 gradient t - p sum(t)
+    logsumexp:      value y = log sum exp x     gradient p softmax:        value p
+    gradient p (t - <p, t>) log_softmax:    value x - y                 gradient t - p sum(t)
     cross_entropy:  value y - x[label]          gradient p - one-hot(label)
     distribution_cross_entropy:  value Q y - <q, x>, q the label of sum Q
 
@@ -59,7 +58,7 @@ def reference(
         q = labels.astype(np.float64)
         return q.sum(axis=-1) * y - np.sum(q * x, axis=-1)
 
-    # The value, the gradient and the change along t; of a loss of distributions the value alone.
+    # The value, the gradient and the change along t; for losses of distributions only the value.
     value, gradient, change = {
         "logsumexp": (lambda: y, lambda: p, lambda: along),
         "softmax": (lambda: p, centred, centred),

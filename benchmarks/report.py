@@ -1,8 +1,7 @@
-"""A set of result files as one page, which opens with a verdict for each suite and loads nothing.
+"""A set of result files as one self-contained page, which opens with a verdict for each suite.
 
-The figures of several devices stand beside each other. Of a case that was measured more than once
-on a device, the last figures count; the share of the roofline of each is with the ceilings of the
-run that it was measured in.
+The figures of several devices are side by side. If a case was measured more than once on a device,
+its last figures are shown. Its share of the roofline refers to the ceilings of the same run.
 """
 
 import html
@@ -33,12 +32,12 @@ ABOUT = {
     "aot": "Compiled, not run: what the programs for a device that is not there read and write, "
     "hold, launch and send. The time is an estimate by the roofline.",
 }
-# What is drawn of a row, with its factor, its title and its caption.
+# The fields of a row that are drawn, with factor, title and caption.
 DRAWN = (
     ("seconds", 1e3, "ms", "Time; less is better"),
     ("temporary_bytes", 1e-6, "MB", "Temporaries; less is better"),
 )
-# What is drawn against the number of classes.
+# The figures that are drawn against the number of classes.
 CURVES = (
     ("logsumexp", "value"),
     ("softmax", "value"),
@@ -49,7 +48,7 @@ CURVES = (
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a verdict, a text, a table, and what draws its pictures: captions and SVG."""
+    """A heading, a verdict, a text, a table, and the functions that draw captions and pictures."""
 
     title: str
     verdict: str
@@ -60,7 +59,7 @@ class Section:
 
 
 def last_rows(runs: Sequence[Run]) -> dict[tuple[str, str, str, str], Row]:
-    """The last row of each suite, case and side on each device, by these four."""
+    """The last row of each suite, case and side on each device; these four are the keys."""
     found = {}
     for run in runs:
         for row in run.rows():
@@ -72,14 +71,14 @@ def last_rows(runs: Sequence[Run]) -> dict[tuple[str, str, str, str], Row]:
 
 
 def share(row: Row, ceilings: Row | None) -> float | None:
-    """The least time that the device needs for the work of a case, over the time that it took."""
+    """The shortest possible time of a case on the device, divided by its measured time."""
     if ceilings is None or not row.get("seconds") or not row.get("work_bytes"):
         return None
     return roofline.ideal_seconds(row, ceilings) / row["seconds"]
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
-    """One section for each suite, then what failed, then the runs."""
+    """One section for each suite, then the failures, then the runs."""
     rows = list(last_rows(runs).values())
     failures = [(record, run.label) for run in runs for record in run.failures()]
     parts = []
@@ -103,7 +102,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
 
 
 def faster(rows: Sequence[Row]) -> str:
-    """The middle of the ratios to the peers, in words."""
+    """The median of the ratios to the peers, in words."""
     ratios = [row["ratio"] for row in rows if row.get("ratio")]
     if not ratios:
         return ""
@@ -116,7 +115,7 @@ def faster(rows: Sequence[Row]) -> str:
 
 
 def side_by_side(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """The table of a suite; on several devices each line names its device."""
+    """The table of a suite; if there are several devices, each line names its device."""
     header, lines = tables.cells(rows)
     devices = [row["device"] for row in rows]
     if len(set(devices)) == 1:
@@ -126,7 +125,7 @@ def side_by_side(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def draw_suite(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
-    """Captions and pictures of what was measured; what was compiled only has a table alone."""
+    """Captions and pictures of measured rows; rows that were only compiled have no picture."""
     if rows[0]["suite"] != "aot":
         for caption, chart in _charts(rows[0]["suite"], rows):
             yield caption, pictures.svg(chart)
@@ -146,7 +145,7 @@ def _charts(suite: str, rows: Sequence[Row]) -> Iterator[tuple[str, Any]]:
         yield "What a device sends and holds, MB, against devices", against_devices(rows)
     elif suite == "accuracy":
         errors = _frame([row for row in rows if "ulp" in row.get("unit", "")], "error", 1)
-        # An error of 0 has no logarithm; a hundredth of a unit in the last place is as good.
+        # An error of 0 has no logarithm, and is drawn as a hundredth of a unit in the last place.
         errors[["value", "low", "high"]] = errors[["value", "low", "high"]].clip(lower=0.01)
         yield "Errors; less is better", pictures.dots(errors, "error, ulp", sides)
     else:
@@ -157,12 +156,12 @@ def _charts(suite: str, rows: Sequence[Row]) -> Iterator[tuple[str, Any]]:
 
 
 def _having(rows: Sequence[Row], *fields: str) -> list[Row]:
-    """The rows that have some fields, without which they cannot be drawn."""
+    """The rows that have the fields which are needed to draw them."""
     return [row for row in rows if all(row.get(field) for field in fields)]
 
 
 def against_devices(rows: Sequence[Row]) -> Any:
-    """What each device sends, and its temporaries, against the number of devices."""
+    """The bytes that each device sends, and its temporaries, by the number of devices."""
     frame = pd.DataFrame(
         {
             "panel": panel,
@@ -178,7 +177,7 @@ def against_devices(rows: Sequence[Row]) -> Any:
 
 
 def _frame(rows: Sequence[Row], key: str, factor: float, low: str = "", high: str = ""):
-    """What `pictures.dots` draws of some rows: those in which a figure is known."""
+    """The data frame for `pictures.dots`: the rows in which a figure is known."""
     return pd.DataFrame(
         [
             {
@@ -274,7 +273,7 @@ def markdown(parts: Sequence[Section]) -> str:
 
 
 def page(parts: Sequence[Section]) -> str:
-    """One HTML page with everything in it, light or dark as the reader has it."""
+    """One HTML page with all pictures in it, light or dark as the reader's browser is."""
     contents = [
         (f'<a href="#{_anchor(title)}">{html.escape(title)}</a>', html.escape(said))
         for title, said in _verdicts(parts)

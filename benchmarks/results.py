@@ -1,16 +1,16 @@
-"""Result files: JSON lines, the environment first, then a row for each measurement.
+"""Result files: JSON lines, first the environment, then a row for each measurement.
 
-A row is flat, and says who was measured in which case:
+A row is flat. It names the implementation and the case:
 
     suite, case, side              `side` is "softjax", or begins with it, or is a peer
     seconds, low, high             the median of the times, and its interval of 95 %
-    ratio, ratio_low, ratio_high   in the row of a peer: the time of softjax over that of the peer
+    ratio, ratio_low, ratio_high   in the row of a peer: softjax's time divided by the peer's
     temporary_bytes, wire_bytes, moved_bytes, peak_bytes
-    error, wrong                   who is wrong is not timed
-    checks                         {name: [what was measured, what was asked at most]}
-    flops, work_bytes              what the formula cannot do without (`roofline.py`)
+    error, wrong                   a wrong result is not timed
+    checks                         {name: [measured value, largest allowed value]}
+    flops, work_bytes              the least work that the formula needs (`roofline.py`)
 
-and whatever else a suite knows. What is not known is left out or None.
+and further fields of the suite. Unknown values are left out or None.
 """
 
 import json
@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-# The quick runs of these suites leave out cases, and measure the others as in a full run.
+# The quick runs of these suites leave out cases; the cases that they measure are as in a full run.
 ALIKE = ("fit", "many", "cold", "tables", "inference", "scale")
 
 Row = dict[str, Any]
 INTERVAL = ("seconds", "low", "high")
 RATIO = ("ratio", "ratio_low", "ratio_high")
-# The fields that tables and pictures calculate with.
+# The fields with which tables and pictures calculate.
 NUMBERS = (
     *("temporary_bytes", "wire_bytes", "moved_bytes", "peak_bytes", "first_peak_bytes", "error"),
     *("flops", "work_bytes", "logits_bytes", "examples", "classes", "devices", "suboptimality"),
@@ -38,7 +38,7 @@ OF_RUN = "of `python -m benchmarks run`"
 
 
 class ResultError(ValueError):
-    """What is wrong with a file or a command, in one line."""
+    """An error in a file or a command, in one line."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        """The device, and on a CPU the processor and its cores."""
+        """The name of the device; for a CPU its processor and the number of cores."""
         head = self.environment
         if head["platform"] == "cpu":
             return f"{head['processor']}, {head['cores']} core{'s'[: head['cores'] != 1]}"
@@ -59,11 +59,11 @@ class Run:
 
     @property
     def ceilings(self) -> Row | None:
-        """What the device can do at most; None where it was not measured."""
+        """The limits of the device; None if they were not measured."""
         return next((r for r in self.records if r["record"] == "ceilings"), None)
 
     def rows(self, suite: str | None = None) -> list[Row]:
-        """The measurements, of one suite or of all."""
+        """The measurements of one suite or of all suites."""
         rows = [record for record in self.records if record["record"] == "result"]
         return [row for row in rows if suite in (None, row["suite"])]
 
@@ -78,7 +78,7 @@ def is_softjax(row: Row) -> bool:
 
 
 def missed(row: Row) -> list[str]:
-    """The names of the checks that a row does not pass; what could not be measured does not."""
+    """The names of the checks that a row does not pass; a missing value does not pass."""
     return [
         name
         for name, (got, most) in (row.get("checks") or {}).items()
@@ -102,12 +102,12 @@ def verdict(rows: Sequence[Row], failed: int = 0) -> str:
 
 
 def write(record: Row, file: Any) -> None:
-    """Append a record; what is not finite becomes null, because JSON has no infinity."""
+    """Appends a record; values that are not finite become null, since JSON has no infinity."""
     print(json.dumps(_finite(record), allow_nan=False), file=file, flush=True)
 
 
 def read(path: Path) -> Run:
-    """A result file. One that a crash cut in the middle of a line is read up to there."""
+    """Reads a result file; a last line that a crash has cut is ignored."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -134,7 +134,7 @@ def read(path: Path) -> Run:
 
 
 def _is_environment(record: Row) -> bool:
-    """Whether it says when, where and with which versions a run was made."""
+    """Whether a record has the date, the place and the versions of a run."""
     needed = {"date": str, "platform": str, "versions": dict}
     needed |= {"processor": str, "cores": int} if record.get("platform") == "cpu" else {}
     needed |= {"device": str} if record.get("platform") != "cpu" else {}
@@ -144,7 +144,7 @@ def _is_environment(record: Row) -> bool:
 
 
 def _is_row(record: Row) -> bool:
-    """Whether it has the fields that every reader needs, and numbers where they calculate."""
+    """Whether a record has the fields that every reader needs, with numbers where needed."""
     named = all(isinstance(record.get(key), str) for key in ("suite", "case", "side"))
     named &= all(_is_number(record.get(key), unknown=True) for key in NUMBERS)
     named &= all(isinstance(record[key], kind) for key, kind in KINDS.items() if key in record)
@@ -163,19 +163,19 @@ def _is_row(record: Row) -> bool:
 
 
 def _is_number(value: Any, unknown: bool = False) -> bool:
-    """Whether a value is a number, or None where it may be unknown."""
+    """Whether a value is a number, or None if it may be unknown."""
     return (isinstance(value, int | float) and math.isfinite(value)) or (unknown and value is None)
 
 
 def _is_ceilings(record: Row) -> bool:
-    """Whether it has the bandwidth and the throughput that the roofline takes."""
+    """Whether a record has the bandwidth and the throughput for the roofline."""
     flops = record.get("flops_per_second")
     found = [record.get("bytes_per_second"), isinstance(flops, dict) and flops.get("float32")]
     return all(_is_number(value) and value > 0 for value in found)
 
 
 def _is_failure(record: Row) -> bool:
-    """Whether it says what failed and why."""
+    """Whether a record names the case that failed and the reason."""
     named = all(isinstance(record.get(key), str) for key in ("suite", "case", "kind", "error"))
     return named and _is_number(record.get("bytes"), unknown=True)
 
@@ -184,7 +184,7 @@ READABLE = {"result": _is_row, "ceilings": _is_ceilings, "failure": _is_failure}
 
 
 def read_all(paths: Sequence[Path] = ()) -> list[Run]:
-    """The files, those in folders too; all committed results where none is named. By date."""
+    """The runs of files and folders, by date; all committed results if none are named."""
     files: list[Path] = []
     for path in paths or (RESULTS,):
         files += sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
@@ -194,9 +194,9 @@ def read_all(paths: Sequence[Path] = ()) -> list[Run]:
 
 
 def newest(runs: Sequence[Run], suite: str, platform: str) -> Run:
-    """The last full run of a suite on a platform: neither quick nor a part of the cases.
+    """The last full run of a suite on a platform: neither quick nor restricted to some cases.
 
-    Where each case is measured alike in a quick run, one of the suite alone will do.
+    If a quick run measures each case like a full run, a quick run of the suite alone is used too.
     """
     for run in reversed(runs):
         head = run.environment
@@ -208,7 +208,7 @@ def newest(runs: Sequence[Run], suite: str, platform: str) -> Run:
 
 
 def github(runs: Iterable[Run]) -> list[Row]:
-    """What github-action-benchmark reads as `customSmallerIsBetter`: our times and temporaries."""
+    """Times and temporaries of softjax in the format `customSmallerIsBetter`."""
     entries = []
     for run in runs:
         for row in filter(is_softjax, run.rows()):

@@ -1,14 +1,14 @@
-"""What a device can do at most, and what a formula asks of it.
+"""The limits of a device, and the least work that a formula needs.
 
-The compulsory work of a case: each input is read once and each result written once, and an
-addition, a product, a comparison and an exponential are one operation each. No implementation does
-with less, so that
+The least work of a case: each input is read once, each result is written once, and an addition, a
+product, a comparison and an exponential are one operation each. No implementation can do with less,
+so that
 
     max(bytes / bandwidth, operations / throughput) / time
 
-is the share of the roofline that it reaches; a row has the two as `work_bytes` and `flops`. The
-compiler's own count would not do: it counts the body of a loop once. Where an array stays in the
-cache from call to call, as small ones do, the share may exceed one.
+is the share of the roofline that it reaches; the fields of a row are `work_bytes` and `flops`. The
+compiler's own count is not used, since it counts the body of a loop once. If an array stays in the
+cache between calls, as small arrays do, the share may exceed one.
 """
 
 import time
@@ -24,7 +24,7 @@ DTYPES = ("float32", "bfloat16")
 def ceilings() -> dict[str, Any]:
     """The bandwidth of a large copy, and the throughput of a large matrix product in each dtype.
 
-    The copy is made in place, for fresh pages cost a CPU more than the copy does.
+    The copy is made in place, since on a CPU new pages take longer than the copy itself.
     """
     on_cpu = jax.default_backend() == "cpu"
     size, width = (2**27, 2048) if on_cpu else (2**30, 8192)
@@ -53,8 +53,8 @@ def of_logits(
 ) -> dict[str, float]:
     """The work of a normalizer or the loss on logits [examples, classes].
 
-    Per logit: the largest, x - max, exp and sum make four operations. A tangent t adds p t and its
-    sum; a result of the size of the logits, one or two for each entry.
+    Per logit, the maximum, x - max, exp and the sum are four operations. A tangent t adds p t and
+    its sum; each result of the size of the logits adds one or two operations per entry.
     """
     logits, rows = examples * classes, examples
     wide = operation in ("softmax", "log_softmax")
@@ -73,8 +73,8 @@ def of_logits(
 def of_head(mode: str, rows: int, features: int, classes: int, itemsize: int) -> dict[str, float]:
     """The work of the loss on hidden [rows, features] @ kernel [features, classes].
 
-    Products of rows x features x classes: one in the value, two more in the gradients, and seven in
-    a Hessian times a vector, which has the tangents of both factors of each.
+    The number of products of rows x features x classes is one in the value, two more in the
+    gradients, and seven in a Hessian times a vector, which has tangents of both factors.
     """
     products, reads, writes = {
         "value": (1, 1, 0),
@@ -89,14 +89,14 @@ def of_head(mode: str, rows: int, features: int, classes: int, itemsize: int) ->
 
 
 def ideal_seconds(row: dict[str, Any], ceilings: dict[str, Any]) -> float:
-    """The least time that a device with these ceilings needs for the work of a row."""
+    """The shortest time in which a device with these ceilings can do the work of a row."""
     throughput = ceilings["flops_per_second"]
     flops = throughput.get(row["dtype"], throughput["float32"])
     return max(row["work_bytes"] / ceilings["bytes_per_second"], row["flops"] / flops)
 
 
 def _fastest(function, *arguments: jax.Array) -> float:
-    """The least of some times: a ceiling is what can be reached."""
+    """The shortest of some times, since a ceiling is the best that can be reached."""
     times = []
     for _ in range(REPEATS + 1):
         start = time.perf_counter()

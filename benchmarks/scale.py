@@ -1,8 +1,8 @@
-"""The suite `scale`: what goes over the wire and what is held, against the number of devices.
+"""The suite `scale`: bytes sent and temporaries, against the number of devices.
 
-Nothing is timed: programs are compiled for 1, 2, 4 and 8 CPU devices, in a process of their own,
-and their collectives are counted (benchmarks/wire.py). Each is also run, and its results compared
-with those of one device.
+Nothing is timed. Programs are compiled for 1, 2, 4 and 8 CPU devices, each number in its own
+process, and their collectives are counted (benchmarks/wire.py). Each program is also run, and its
+results are compared with the results on one device.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,21 +21,21 @@ from benchmarks.results import Row
 
 DEVICES = (1, 2, 4, 8)
 
-# Float32 sums over as many as 8192 classes, in another order, over the largest entry.
+# Relative to the largest entry: float32 sums over up to 8192 classes, in another order.
 TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
 class Case:
-    """A program on a mesh, and the most megabytes that a device may send where there are eight.
+    """A program on a mesh, and a bound on the megabytes that a device sends with eight devices.
 
     Attributes:
         program: "value_and_gradient" of the linear loss, or the values "logsumexp" and "loss".
-        form: which axes are sharded, a name in FORMS.
+        form: the sharding, a name in FORMS.
         implementation: "softjax", or "plain" for the loss of optax on all logits.
         megabytes: the bound; None for no bound.
         shape: N, D and V.
-        short: whether it is in quick runs of all the suites.
+        short: whether it is in quick runs of all suites.
     """
 
     program: str
@@ -51,14 +51,14 @@ class Case:
         return f"{self.program}/{self.form}/{self.implementation}"
 
     def run(self, pairs: int) -> Iterator[Row]:
-        """A row for each number of devices, from a process that has as many."""
+        """A row for each number of devices, from a process with this number of devices."""
         environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(max(DEVICES))}
         yield from measure.elsewhere(rows_of, asdict(self), environment=environment)
 
 
 @dataclass(frozen=True)
 class Form:
-    """What is over which axes of a mesh: examples, features of the kernel, classes."""
+    """The mesh axes over which examples, features of the kernel and classes are sharded."""
 
     sizes: Callable[[int], dict[str, int]]
     rows: str | None
@@ -67,7 +67,7 @@ class Form:
 
 
 def grid(devices: int) -> dict[str, int]:
-    """A mesh of two axes, the first at most 2."""
+    """The sizes of a mesh of two axes; the first is at most 2."""
     rows = min(devices, 2)
     return {"d": rows, "c": devices // rows}
 
@@ -79,14 +79,14 @@ FORMS = {
     "fsdp": Form(grid, "d", "d", "c"),
 }
 
-# The least that value and gradient can send on 2 x 4 devices is 2.884 MB, dX and dW alone.
+# Value and gradient on 2 x 4 devices send at least 2.884 MB, for dX and dW.
 CASES = [
     Case("value_and_gradient", "data"),
     Case("value_and_gradient", "classes"),
     Case("value_and_gradient", "both", megabytes=2.90),
     Case("value_and_gradient", "fsdp", megabytes=2.90, short=True),
     Case("value_and_gradient", "both", "plain"),
-    # Three numbers a row: 3 x 4 bytes x 1024 rows x 2 (n - 1) / n.
+    # Three numbers per row: 3 x 4 bytes x 1024 rows x 2 (n - 1) / n.
     Case("logsumexp", "classes", megabytes=0.0216),
     Case("loss", "classes", megabytes=0.0216, short=True),
 ]
@@ -127,7 +127,7 @@ def rows_of(fields: dict[str, Any]) -> list[Row]:
 
 
 def compiled(case: Case, sizes: dict[str, int]) -> tuple[Any, tuple[jax.Array, ...]]:
-    """The program for a mesh of these sizes, and its arguments, sharded as the gradients are."""
+    """The program for a mesh of these sizes, and its arguments, sharded like the gradients."""
     form = FORMS[case.form]
     count = int(np.prod(list(sizes.values())))
     devices = np.array(jax.devices()[:count]).reshape(tuple(sizes.values()))

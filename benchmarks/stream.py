@@ -1,7 +1,7 @@
-"""The suite `stream`: training on a file beside training on the same arrays in memory.
+"""The suite `stream`: training on a file, compared with training on the same arrays in memory.
 
-Each run is a process of its own, whose largest memory is thereby its own. Runs alternate, and the
-ratio is the median of those of neighbours.
+Each run is its own process, so that its peak memory is its own. Both kinds of runs alternate, and
+the ratio is the median of the ratios of neighbouring runs.
 """
 
 import tempfile
@@ -23,7 +23,7 @@ SIDES = {"stream": "softjax", "memory": "in memory"}
 
 @dataclass(frozen=True)
 class Case:
-    """A file of so many gigabytes, and the rows of it that a run trains on."""
+    """A file of the given size in gigabytes, and the number of its rows that a run trains on."""
 
     gigabytes: float = 4.0
     rows: int = 1 << 21
@@ -32,7 +32,7 @@ class Case:
     name: str = "train"
 
     def run(self, pairs: int) -> Iterator[Row]:
-        """A row for the file and one for the memory; `seconds` are those of one row of data."""
+        """A row for the file and a row for the memory; `seconds` is the time per row of data."""
         with tempfile.TemporaryDirectory() as folder:
             write(Path(folder), self.gigabytes)
             runs = [
@@ -74,7 +74,7 @@ def write(folder: Path, gigabytes: float) -> None:
 
 
 def train(kind: str, folder: str, rows: int) -> Row:
-    """The time of a row of data, after the rows that a first event takes for compilation."""
+    """The time per row of data, after the rows of a first event, which includes compilation."""
     import optax
 
     from softjax import streaming

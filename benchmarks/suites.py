@@ -1,7 +1,7 @@
-"""The suites by name, each a list of cases, and how a case is run.
+"""The suites by name, each a list of cases, and the function that runs a case.
 
-A case has a `name` and `run(pairs)`, which yields rows (`results.py`). Quick runs leave it out
-where its `quick` is false, and those of all the suites where its `short` is false.
+A case has a `name` and `run(pairs)`, which yields rows (`results.py`). Quick runs leave out cases
+whose `quick` is false, and quick runs of all suites also those whose `short` is false.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,12 +34,12 @@ SUITES: dict[str, Sequence[Any]] = {
     "stream": stream.CASES,
     "kills": kills.CASES,
 }
-# What takes long and much of the disk is run where it is named only.
+# These suites take long or much disk space, and run only if they are named.
 APART = ("stream", "kills")
 
 
 def measured(suite: str, case: Any, pairs: int) -> Iterator[Row]:
-    """The rows of a case; where it raises, what it gave until then and the failure."""
+    """The rows of a case; if it raises, the rows so far and the failure."""
     try:
         yield from case.run(pairs)
     except Exception as error:

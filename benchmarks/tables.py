@@ -1,4 +1,4 @@
-"""Rows of results as tables: one set of columns for every suite, in a terminal and in a page."""
+"""Rows of results as tables, with the same columns for a terminal and for a page."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -11,14 +11,14 @@ from benchmarks.results import RATIO, Row, missed
 
 
 def number(value: float | None) -> str:
-    """Three digits, or all of them in front of the point where these are more, up to ten."""
+    """Three digits, or all digits before the point if there are more, up to ten."""
     if value is None:
         return "not finite"
     return f"{value:,.0f}" if 100 <= abs(value) < 1e10 else f"{value:.3g}"
 
 
 def interval(median: float | None, low: float | None, high: float | None) -> str:
-    """A ratio, and its interval where there is one."""
+    """A ratio, and its interval if it has one."""
     if median is None:
         return ""
     known = low is not None and high is not None and low < high
@@ -26,12 +26,12 @@ def interval(median: float | None, low: float | None, high: float | None) -> str
 
 
 def scaled(key: str, factor: float) -> Callable[[Row], str]:
-    """A field of a row in another unit; nothing where it is not known."""
+    """A field of a row in another unit; empty if it is unknown."""
     return lambda row: "" if row.get(key) is None else number(factor * row[key])
 
 
 def error(row: Row) -> str:
-    """The error, in its unit where it has one."""
+    """The error, with its unit if it has one."""
     if row.get("wrong"):
         return "wrong" if row.get("error") is None else f"wrong: {number(row['error'])}"
     if "error" not in row:
@@ -40,7 +40,7 @@ def error(row: Row) -> str:
 
 
 def checks(row: Row) -> str:
-    """What was measured beside the most that was asked."""
+    """The measured values beside the largest allowed values."""
     named = (row.get("checks") or {}).items()
     return ", ".join(
         f"{name} {'unknown' if got is None else number(got)} {'>' if name in missed(row) else '≤'} "
@@ -53,7 +53,7 @@ def _counts(key: str) -> Callable[[Row], str]:
     return lambda row: ", ".join(f"{number(v)} {k}" for k, v in (row.get(key) or {}).items())
 
 
-# What each column shows of a row; a table leaves out the columns in which nothing stands.
+# The columns with the functions that give their cells; a table leaves out empty columns.
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "case": lambda row: row["case"].replace("_", " "),
     "by": lambda row: row["side"],
@@ -92,7 +92,7 @@ def cells(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def suite_table(suite: str, rows: Sequence[Row]) -> Table:
-    """The rows of a suite for a terminal; a line that misses a bound, or is wrong, is red."""
+    """The rows of a suite for a terminal; a line is red if it misses a bound or is wrong."""
     header, lines = cells(rows)
     table = rich_table(suite, *header)
     for row, line in zip(rows, lines, strict=True):
@@ -110,7 +110,7 @@ def changes_table(title: str, changes: Sequence[Any]) -> Table:
 
 
 def rich_table(title: str, *columns: str) -> Table:
-    """An empty table; only its first column breaks into lines."""
+    """An empty table; only the first column is wrapped."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for k, column in enumerate(columns):
         table.add_column(column, no_wrap=k > 0)
@@ -118,7 +118,7 @@ def rich_table(title: str, *columns: str) -> Table:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of Markdown; bars within cells are escaped."""
+    """A Markdown table; bars in cells are escaped."""
     lines = [list(header), ["---"] * len(header), *rows]
     escaped = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)

@@ -1,8 +1,8 @@
-"""Devices that are not there, for which JAX compiles all the same: `tpu:v5e:2x2`, `gpu:h100`.
+"""Absent devices for which JAX can compile, such as `tpu:v5e:2x2` and `gpu:h100`.
 
 A TPU is named by its generation and the shape of its slice, and needs the compiler of the extra
-`aot-tpu`; a GPU by a description in `benchmarks/devices/`, as of XLA's `GpuTargetConfigProto`, and
-needs the extra `aot-gpu`. No device is opened.
+`aot-tpu`. A GPU is described by a file in `benchmarks/devices/`, in the form of XLA's
+`GpuTargetConfigProto`, and needs the extra `aot-gpu`. No device is opened.
 """
 
 import os
@@ -17,10 +17,10 @@ from benchmarks.results import ResultError
 from benchmarks.traffic import Chip
 
 DESCRIPTIONS = Path(__file__).with_name("devices")
-# By `device_kind`: bytes a second of the main memory, and operations a second in bfloat16, of one
-# device of JAX, which is half of a chip of the TPU v4 and TPU7x. A TPU makes a product of float32
-# in one pass of bfloat16 unless it is asked for the highest precision, which takes six; an NVIDIA
-# GPU makes it in TF32, or in its float32 units.
+# By `device_kind`: bytes per second of the main memory, and operations per second in bfloat16, of
+# one JAX device, which is half a chip for TPU v4 and TPU7x. A TPU computes a float32 product in one
+# pass of bfloat16, or in six if the highest precision is requested; an NVIDIA GPU computes it in
+# TF32, or in its float32 units.
 CHIPS = {
     "TPU v4": Chip(614e9, 137e12, 1, 6),
     "TPU v5 lite": Chip(819e9, 197e12, 1, 6),
@@ -29,27 +29,28 @@ CHIPS = {
     "TPU7x": Chip(3690e9, 1153e12, 1, 6),
     "NVIDIA H100 80GB HBM3": Chip(3352e9, 989e12, 2, 15),
 }
-# The package that tells whether an extra is there.
+# The package by which an extra is detected.
 EXTRAS = {"tpu": ("aot-tpu", "libtpu"), "gpu": ("aot-gpu", "jax-cuda12-pjrt")}
-# What libtpu asks the metadata of a virtual machine for, and what lets it load beside another.
+# Values that libtpu would request from the metadata of a virtual machine, and a setting that lets
+# it load beside another process.
 TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
 }
-# Without a device nothing is tuned, and some products find no tiles for Triton.
+# Without a device XLA cannot tune, and finds no tiles for some products in Triton.
 GPU_FLAGS = "--xla_gpu_enable_triton_gemm=false"
 GPUS_OF_A_MESH = "1x1x8"
 
 
 class UnknownTarget(ResultError):
-    """A target that cannot be compiled for here; the message says what is missing."""
+    """A target that cannot be compiled here; the message names what is missing."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A slice of devices: `name` as it was asked for, `platform` is "tpu" or "gpu"."""
+    """The devices of a target: `name` as it was given, `platform` is "tpu" or "gpu"."""
 
     name: str
     platform: str
@@ -57,23 +58,23 @@ class Target:
 
     @property
     def kind(self) -> str:
-        """What the device calls itself."""
+        """The name that the device gives itself."""
         return self.devices[0].device_kind
 
     @property
     def chip(self) -> Chip:
-        """What one device can do at most."""
+        """The limits of one device."""
         return CHIPS[self.kind]
 
     @property
     def compiler(self) -> str:
-        """The package and the version that compile for it: with others the figures differ."""
+        """The package that compiles, with its version; the figures depend on both."""
         package = EXTRAS[self.platform][1]
         return f"{package} {version(package)}"
 
 
 def prepare(name: str) -> None:
-    """Set what the compilers read from the environment; before JAX starts a backend."""
+    """Sets environment variables that the compilers read; call it before JAX starts a backend."""
     platform = name.partition(":")[0]
     if platform == "tpu":
         for key, value in TPU_ENVIRONMENT.items():
@@ -87,7 +88,7 @@ def target(name: str) -> Target:
     """The devices of a target.
 
     Raises:
-        UnknownTarget: it is not known, or its extra is not installed.
+        UnknownTarget: the target is unknown, or its extra is not installed.
     """
     from jax.experimental import topologies
 
@@ -113,7 +114,7 @@ def target(name: str) -> Target:
 
 
 def mesh_devices(target: Target) -> list[Any]:
-    """The devices for programs over a mesh: those of the slice; of a GPU a machine of eight."""
+    """The devices for programs over a mesh: the slice, or for a GPU a machine of eight."""
     if target.platform == "tpu" or len(target.devices) > 1:
         return target.devices
     return list(_gpus(target.name.split(":")[1], GPUS_OF_A_MESH).devices)

@@ -1,6 +1,6 @@
-"""The peers that are written in PyTorch. PyTorch is imported only where one of them is measured.
+"""The peers in PyTorch, which is imported only if one of them is measured.
 
-Tensors are made from the same arrays, on the GPU where there is one, and every call is waited for.
+Tensors are made from the same arrays, on the GPU if there is one, and every call is waited for.
 """
 
 import time
@@ -48,12 +48,12 @@ OPERATIONS: dict[str, Callable] = {
 
 
 def eager(operation, mode, arguments, donate) -> measure.Compiled:
-    """An operation in a mode with its arguments bound, as PyTorch runs it by itself."""
+    """An operation in a mode with its arguments bound, run by PyTorch without compilation."""
     return _bound(operation, mode, arguments)
 
 
 def classes_first(operation, mode, arguments, donate) -> measure.Compiled:
-    """A loss of (hidden, kernel, labels) whose package wants the kernel transposed, beforehand."""
+    """A loss of (hidden, kernel, labels) by a package that needs the kernel transposed."""
     hidden, kernel, labels = arguments
     bound = _bound(operation, mode, (hidden, kernel.T, labels))
 
@@ -75,7 +75,7 @@ def compiled(operation, mode, arguments, donate) -> measure.Compiled:
 
 
 def _bound(function: Callable, mode: str, arguments: Sequence[jax.Array]) -> measure.Compiled:
-    """The arguments are (logits, labels, tangent) or (hidden, kernel, labels)."""
+    """The function with its arguments, (logits, labels, tangent) or (hidden, kernel, labels)."""
     import torch  # pyright: ignore[reportMissingImports]
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -107,7 +107,7 @@ def _bound(function: Callable, mode: str, arguments: Sequence[jax.Array]) -> mea
 
 
 def _tensor(torch, array: jax.Array) -> Any:
-    """A tensor of the numbers of an array; NumPy and torch share no half precision but float16."""
+    """The tensor of an array; of half precision, NumPy and torch share only float16."""
     if array.dtype == "bfloat16":
         return torch.tensor(np.asarray(array, np.float32)).bfloat16()
     return torch.tensor(np.array(array, np.int64 if array.dtype == "int32" else None))

@@ -1,14 +1,15 @@
-"""What a compiled program costs the device that it is for, counted and never run.
+"""The cost of a compiled program on its device, counted from its text without running it.
 
-Each instruction that is run by itself, a fusion with all that is in it, is a kernel. It reads its
-operands from the main memory and writes its results there, padded as their layouts are; of an
-operand of which it takes a slice it reads the slice, and of an array that it updates in place it
-writes the update. What a loop runs counts as often as the loop goes round. The estimate of the time
+Each instruction that is launched separately, such as a fusion with all its parts, is a kernel. It
+reads its operands from the main memory and writes its results there, with the padding of their
+layouts. If it uses a slice of an operand, it reads only the slice; if it updates an array in place,
+it writes only the update. A loop counts as often as it runs. The estimate of the time
 
     sum over the kernels of max(bytes / bandwidth, operations / peak)
 
-has no latency and no launches in it. What a custom kernel does inside is not seen: it reads its
-operands and writes its results once. An array in the fast memory of a TPU costs nothing.
+contains neither latency nor launches. The inside of a custom kernel is not seen: it counts as
+reading its operands and writing its results once. An array in the fast memory of a TPU costs
+nothing.
 """
 
 import math
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from benchmarks import wire
 from benchmarks.hlo import Array, Computation, Instruction, Program
 
-# What no kernel is launched for.
+# Operations for which no kernel is launched.
 FREE = frozenset(
     (
         *("parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "domain"),
@@ -31,16 +32,16 @@ FREE = frozenset(
 SLICES = ("dynamic-slice", "slice", "gather")
 UPDATE = "dynamic-update-slice"
 COLLECTIVE = re.compile(r"all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute")
-# Smaller products are sums of a few numbers.
+# Smaller products count as sums, not as products.
 SMALLEST_PRODUCT = 1e6
 
 
 @dataclass(frozen=True)
 class Chip:
-    """What a device can do at most: bytes a second, and operations a second in bfloat16.
+    """The limits of a device: bytes per second, and operations per second in bfloat16.
 
-    `slowed` says how many times longer a product takes whose operands are float32, and one that
-    asks for the highest precision.
+    `slowed` gives the factors by which a product takes longer if its operands are float32, or if it
+    requests the highest precision.
     """
 
     bandwidth: float
@@ -51,7 +52,7 @@ class Chip:
 
 @dataclass(frozen=True)
 class Kernel:
-    """An instruction that is launched: how often, what it reads and writes each time, its time."""
+    """A launched instruction: how often it runs, the bytes that it reads and writes, its time."""
 
     name: str
     operation: str
@@ -63,9 +64,9 @@ class Kernel:
 
 @dataclass
 class Traffic:
-    """The sums over a program: `products` by their types, `collectives` in bytes that are sent.
+    """The sums over a program: `products` by type, `collectives` in bytes that are sent.
 
-    `asynchronous` has the part of these bytes that is sent while other kernels may run.
+    `asynchronous` is the part of these bytes that is sent while other kernels may run.
     """
 
     kernels: list[Kernel] = field(default_factory=list)
@@ -81,18 +82,18 @@ class Traffic:
 
     @property
     def launches(self) -> int:
-        """How many kernels are launched."""
+        """The number of kernel launches."""
         return sum(k.launches for k in self.kernels)
 
     @property
     def seconds(self) -> float:
-        """The estimate by the roofline."""
+        """The estimated time by the roofline model."""
         return sum(k.launches * k.seconds for k in self.kernels)
 
 
 @dataclass(frozen=True)
 class Product:
-    """A product of matrices, such as "bf16xbf16>f32", and how many operations it takes."""
+    """A matrix product, such as "bf16xbf16>f32", and its number of operations."""
 
     kind: str
     flops: float
@@ -106,7 +107,7 @@ def of_program(program: Program, chip: Chip) -> Traffic:
 
 
 class _Counting:
-    """A walk over a program that adds up what each instruction costs."""
+    """A walk over a program that adds the costs of all instructions."""
 
     def __init__(self, program: Program, chip: Chip):
         self.program, self.chip, self.traffic = program, chip, Traffic()
@@ -121,7 +122,8 @@ class _Counting:
                 operands = (body.instructions[o].arrays for o in i.operands)
                 sent = round(times * self.sent(*found, operands))
                 self.traffic.collectives[found[0]] += sent
-                # A TPU puts the start and the end into the kernels around, and leaves a name.
+                # A TPU puts the start and the end into neighbouring kernels, and leaves only a
+                # name.
                 if i.operation.endswith("-start") or "async_collective_name" in found[1].attributes:
                     self.traffic.asynchronous[found[0]] += sent
             elif i.operation in ("conditional", "call", "async-start"):
@@ -135,7 +137,7 @@ class _Counting:
         return self.program.computations[i.called(key) or ""]
 
     def trips(self, i: Instruction) -> int:
-        """How often a loop goes round: known, or what a counter from 0 is compared with."""
+        """The number of iterations of a loop: known, or the bound of a counter that starts at 0."""
         known = re.search(r'"known_trip_count":\{"n":"(\d+)"', i.attributes)
         if known:
             return int(known[1])
@@ -145,9 +147,9 @@ class _Counting:
         return max(limits, default=1)
 
     def collective(self, i: Instruction) -> tuple[str, Instruction] | None:
-        """The kind of a collective and its instruction, also where a wrapper has it inside.
+        """The kind of a collective and its instruction, also if it is inside a wrapper.
 
-        A TPU wraps an asynchronous one, and has a reduce-scatter as a fusion of that name.
+        A TPU wraps asynchronous collectives, and has a reduce-scatter as a fusion of that name.
         """
         if found := COLLECTIVE.search(i.operation):
             return found[0], i
@@ -177,7 +179,7 @@ class _Counting:
             read = written = main_memory(operands[1])
         elif inside is None:
             read = sum(map(main_memory, operands))
-            # A library's product has a workspace beside its result.
+            # A product of a library also returns its workspace.
             written = main_memory(i.arrays[:1] if "matmul" in i.attributes else i.arrays)
         else:
             read = sum(self.read(inside, k, arrays) for k, arrays in enumerate(operands))
@@ -192,7 +194,7 @@ class _Counting:
         self.traffic.kernels.append(kernel)
 
     def read(self, inside: Computation, number: int, arrays: tuple[Array, ...]) -> int:
-        """The bytes that a fusion reads of an operand: its slices, where it takes nothing else."""
+        """The bytes of an operand that a fusion reads: only its slices, if it uses nothing else."""
         whole, total = main_memory(arrays), 0
         parameter = inside.parameter(number)
         names = [] if parameter is None else [parameter]
@@ -214,12 +216,12 @@ class _Counting:
         return min(total, whole)
 
     def passes(self, called: Computation, number: int) -> bool:
-        """Whether a fusion within a fusion gives back its operand as it is."""
+        """Whether a fusion within a fusion returns its operand unchanged."""
         root = _behind_bitcasts(called, called.root)
         return root.operation == "parameter" and root.literal == str(number)
 
     def written(self, inside: Computation, arrays: tuple[Array, ...]) -> int:
-        """The bytes that a fusion writes: its results, of updates in place the updates alone."""
+        """The bytes that a fusion writes: its results; for an update in place, only the update."""
         root = _behind_bitcasts(inside, inside.root)
         if root.operation == "fusion":
             return self.written(self.computation(root, "calls"), arrays)
@@ -232,7 +234,7 @@ class _Counting:
         return max(whole, 0) + sum(a.padded_size for part in changed for a in part)
 
     def products(self, instructions: Iterable[Instruction], body: Computation) -> list[Product]:
-        """The products of matrices, those in fusions too."""
+        """The matrix products, including those in fusions."""
         found: list[Product] = []
         for i in instructions:
             if i.operation == "fusion":
@@ -255,7 +257,7 @@ class _Counting:
 
 
 def main_memory(arrays: tuple[Array, ...]) -> int:
-    """The padded bytes of the arrays that are in the main memory."""
+    """The padded bytes of the arrays in the main memory."""
     return sum(a.padded_size for a in arrays if a.space == 0)
 
 
@@ -266,9 +268,10 @@ def _behind_bitcasts(computation: Computation, i: Instruction) -> Instruction:
 
 
 def _operations(i: Instruction, factors: list[Array]) -> float:
-    """Two for each entry of the result and each term of its sum.
+    """Two operations for each entry of the result and each term of its sum.
 
-    Where the text does not say what is summed over, m k n is the root of the product of the sizes.
+    If the text does not name the summed axes, m k n is computed as the root of the product of the
+    sizes.
     """
     if summed := re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.attributes):
         terms = math.prod(factors[0].shape[int(k)] for k in summed[1].split(",") if k)
@@ -277,7 +280,7 @@ def _operations(i: Instruction, factors: list[Array]) -> float:
 
 
 def _precision(i: Instruction) -> str:
-    """The precision that a product asks for, as ":highest"; nothing where it asks for none."""
+    """The precision that a product requests, such as ":highest"; empty if it requests none."""
     found = re.search(r'operand_precision(?:=\{|":\[")(\w+)', i.attributes)
     asked = found[1].lower() if found else "default"
     return "" if asked == "default" else f":{asked}"

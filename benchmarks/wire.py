@@ -1,6 +1,6 @@
-"""What a compiled program sends between devices: its collectives, and their bytes on the wire.
+"""The collectives of a compiled program, and the bytes that a device sends.
 
-A device of a group of n sends, by the ring algorithms, of an array of b bytes
+A device in a group of n sends, by the ring algorithms, for an array of b bytes
 
     all-reduce            2 (n - 1) / n b
     all-gather            (n - 1) / n b      b of the result
@@ -8,7 +8,7 @@ A device of a group of n sends, by the ring algorithms, of an array of b bytes
     all-to-all            (n - 1) / n b
     collective-permute    b
 
-A collective in a loop counts as often as the loop goes round; one of a single device, not at all.
+A collective in a loop counts as often as the loop runs; one on a single device does not count.
 """
 
 import math
@@ -31,9 +31,9 @@ class Collective:
 
     Attributes:
         kind: such as "all-reduce".
-        arrays: those of the result.
-        devices: the devices of a group.
-        times: how often it is run.
+        arrays: the arrays of the result.
+        devices: the number of devices in a group.
+        times: how often it runs.
     """
 
     kind: str
@@ -43,12 +43,12 @@ class Collective:
 
     @property
     def elements(self) -> int:
-        """The numbers of the result, each time."""
+        """The number of elements in the result of one run."""
         return sum(array.elements for array in self.arrays)
 
     @property
     def bytes(self) -> float:
-        """The bytes that a device sends, all times together."""
+        """The bytes that a device sends in all runs together."""
         size = sum(array.size for array in self.arrays)
         n = self.devices
         factor = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1, "collective-permute": 1}
@@ -56,7 +56,7 @@ class Collective:
 
 
 def collectives(compiled: Any) -> list[Collective]:
-    """The collectives of a compiled program, as from `jax.jit(f).lower(...).compile()`."""
+    """The collectives of a compiled program, the result of `jax.jit(f).lower(...).compile()`."""
     program = hlo.read(compiled.as_text())
     return list(_within(program, program.entry, 1))
 
@@ -67,7 +67,7 @@ def wire_bytes(compiled: Any) -> float:
 
 
 def largest_array(compiled: Any) -> int:
-    """The most elements of any array of the program, on one device."""
+    """The number of elements of the largest array in the program, on one device."""
     computations = hlo.read(compiled.as_text()).computations.values()
     every = (i.arrays for own in computations for i in own.instructions.values())
     return max(array.elements for arrays in every for array in arrays)

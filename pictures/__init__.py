@@ -1,5 +1,5 @@
 """The pictures of the documentation, drawn by softjax itself.
 
-`python -m pictures` writes them to `docs/pictures`; a test compares what is there with what this
-code draws.
+`python -m pictures` writes them to `docs/pictures`; a test compares the files with what this code
+draws.
 """

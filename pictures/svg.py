@@ -1,8 +1,8 @@
-"""A small writer of SVG: panels with axes, curves, dots and cells, legible on light and dark pages.
+"""A small writer of SVG: panels with axes, curves, dots and cells, for light and dark pages.
 
-matplotlib writes every letter and every tick as a path with numbers of its version; these files
-are a few kilobytes, differ only where the picture does, and follow the colours that a reader
-prefers. Panels stand one below the other, so that the words are large enough on a phone.
+matplotlib would write every letter and every tick as a path whose numbers depend on its version.
+These files are a few kilobytes, differ only if the picture differs, and follow the colours that a
+reader prefers. Panels are stacked vertically, so that the words are large enough on a phone.
 """
 
 import math
@@ -13,10 +13,10 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 WIDTH, HEIGHT = 480, 300
-# What a panel keeps around its axes: left, right, top (title and legend) and bottom.
+# The margins of a panel: left, right, top (title and legend) and bottom.
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 58, 46
 FONT = 13
-# The width of a letter as a share of the font size, rather too large.
+# The width of a letter relative to the font size, rounded up.
 EM = 0.58
 # Ink, grid, card and the colours of the series, on a light page and on a dark one.
 COLORS = {
@@ -36,8 +36,8 @@ class Axis:
     """Values along a side of a panel.
 
     Attributes:
-        label: what is measured.
-        ticks: values with a number and a grid line; the axis goes from the first to the last.
+        label: the name of the values.
+        ticks: values with a number and a grid line; the axis reaches from the first to the last.
         logarithmic: whether equal ratios take equal space.
     """
 
@@ -46,7 +46,7 @@ class Axis:
     logarithmic: bool = False
 
     def share(self, value: float) -> float:
-        """How far along the axis a value is, 0 to 1."""
+        """The position of a value along the axis, from 0 to 1."""
         scale = math.log if self.logarithmic else float
         first, last = scale(self.ticks[0]), scale(self.ticks[-1])
         return (scale(value) - first) / (last - first)
@@ -54,14 +54,14 @@ class Axis:
 
 @dataclass
 class Panel:
-    """One pair of axes under a title, with a legend of what is drawn in it.
+    """A pair of axes under a title, with a legend of the series.
 
     Attributes:
         title: in one line.
         x, y: the axes.
-        height: of the panel.
+        height: the height of the panel.
         drawn: for each series its name, its colour, its style (`line`, `dashed`, `dots`, `rings`)
-            and its values; the tests compare them with what they must be.
+            and its values; the tests compare them with the expected values.
     """
 
     title: str
@@ -169,9 +169,9 @@ def picture(title: str, description: str, panels: Sequence[Panel | Cells]) -> st
     """The panels, one below the other, as the text of an SVG file.
 
     Args:
-        title: what a reader who does not see the picture is told first.
-        description: what there is to be seen in it.
-        panels: from top to bottom.
+        title: a short text for readers who do not see the picture.
+        description: a description of what the picture shows.
+        panels: the panels from top to bottom.
 
     Returns:
         The text of the file.
@@ -194,13 +194,13 @@ def picture(title: str, description: str, panels: Sequence[Panel | Cells]) -> st
 
 
 def words(x: float, y: float, text: str, role: str = "middle") -> str:
-    """A text whose middle, start or end is at x, or a title; a hyphen is a minus sign in it."""
+    """A text whose middle, start or end is at x, or a title; hyphens are shown as minus signs."""
     text = text.replace("-", "\N{MINUS SIGN}")
     return f'<text class="{role}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
 
 
 def number(value: float) -> str:
-    """A number, large and small ones as powers of ten."""
+    """The text of a number; large and small numbers are powers of ten."""
     if value and not 1e-2 <= abs(value) < 1e5:
         powers = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
         return "10" + str(round(math.log10(value))).translate(powers)

@@ -14,7 +14,7 @@ from softjax import derivatives
 
 @dataclass(frozen=True)
 class Drawing:
-    """What a picture shows, in words and in panels."""
+    """The contents of a picture, in words and in panels."""
 
     title: str
     description: str
@@ -109,7 +109,7 @@ def real_softmax() -> Drawing:
         "2 and 4": ("orange", [0.0, -2.0]),
     }
     for name, (color, row) in rows.items():
-        # At a maximum of 0, where float32 has room for the difference.
+        # The maximum is 0, so that float32 can represent the difference.
         gap.add(name, color, lams, _smooth_max(row, lams))
     return Drawing(
         "RealSoftMax above the maximum, for several lambda",
@@ -122,7 +122,7 @@ def real_softmax() -> Drawing:
 
 
 def miscoded() -> Drawing:
-    """The formula with lambda in front of the exponentials, beside the right one."""
+    """The formula with lambda in front of the exponentials, and the correct formula."""
     panel = Panel(
         "λ in the exponents, and λ in front of them",
         Axis("λ", [1, 10, 100, 1000], logarithmic=True),
@@ -131,7 +131,7 @@ def miscoded() -> Drawing:
     lams = np.geomspace(1, 1000, 61)
     panel.add("right", "blue", lams, _smooth_max([2.0, 4.0], lams))
     panel.add("λ in front", "orange", lams, np.log(lams * (np.exp(2) + np.exp(4))) / lams)
-    # From 178 on e^(4 lambda) is beyond float64.
+    # From lambda = 178 on, e^(4 lambda) overflows float64.
     last = np.array([177.0])
     plain = np.log(np.exp(2 * last) + np.exp(4 * last)) / last
     panel.add("plain NumPy overflows", "purple", last, plain, "dots")

@@ -1,13 +1,14 @@
-"""How large the parts of this repository are, and how many functions a call passes through.
+"""The size of the parts of this repository, and the number of functions that a call passes through.
 
     python tools/structure.py                  # this checkout
     python tools/structure.py --against main   # beside another revision
 
-It prints one table: the lines and files of each folder; the names that a reader must know to follow
-a call to its result, which are the distinct functions of softjax that Python enters while JAX
-traces the call for the first time, and the files that define them; the longest function, without
-its docstring; how many functions are longer than 60 lines; how many take more than eight arguments
-and are not public; and how many files have more than 400 lines. It needs only what softjax needs.
+It prints one table. The table has the lines and files of each folder, and the longest function,
+without its docstring. For some calls it counts the names that a reader must know to follow the call
+to its result: the distinct functions of softjax that Python enters while JAX traces the call for
+the first time, and the files that define them. It also counts functions of more than 60 lines,
+functions that are not public and take more than eight arguments, and files of more than 400 lines.
+The tool needs only the dependencies of softjax.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# The folders that are counted, and what of them is text that people write.
+# The folders that are counted, and their files that people write.
 FOLDERS = ("softjax", "tests", "benchmarks", "pictures", "tools", "docs", "examples")
 SUFFIXES = {".py", ".md"}
 LONG_FILE, LONG_FUNCTION = 400, 60
@@ -37,7 +38,7 @@ features = np.random.default_rng(0).standard_normal((12, 3)).astype(np.float32)
 labels = np.arange(12) % 3
 kernel = np.ones((3, 3), np.float32)
 """
-# Each call is made once, in a new process, where no function has been traced.
+# Each call is made once in a new process, in which no function has been traced.
 CALLS = {
     "fit": "softjax.regression.fit(features, labels)",
     "train": """
@@ -59,7 +60,7 @@ jax.value_and_grad(
 jax.value_and_grad(lambda z: softjax.cross_entropy(z, labels).mean())(features)
 """,
 }
-# Only functions are counted: the bodies of classes and modules run where they are imported.
+# Only functions are counted; the bodies of classes and modules run during the import.
 PROGRAM = """
 import inspect, json, sys, threading
 sys.path.insert(0, sys.argv[1])
@@ -92,7 +93,7 @@ def lines(file: Path) -> int:
 
 
 def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """The lines of a function from its `def` to its end, without its docstring."""
+    """The number of lines of a function from its `def` to its end, without its docstring."""
     total = (function.end_lineno or function.lineno) - function.lineno + 1
     first = function.body[0]
     if ast.get_docstring(function, clean=False) is not None:
@@ -101,7 +102,7 @@ def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def arguments(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """How many arguments a function takes, without `self` and `cls`."""
+    """The number of arguments of a function, without `self` and `cls`."""
     args = function.args
     named = [a.arg for a in (*args.posonlyargs, *args.args, *args.kwonlyargs)]
     starred = [a for a in (args.vararg, args.kwarg) if a is not None]
@@ -109,16 +110,16 @@ def arguments(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def functions(file: Path) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Every function of a file, nested ones too."""
+    """All functions of a file, including nested ones."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node
 
 
 def public(file: Path, function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether people may call a function: its file, or a package above it, exports the name.
+    """Whether a function is public: its file, or a package above it, exports the name.
 
-    Whoever makes an object of a class calls its `__init__`.
+    `__init__` is public if its class is.
     """
     name = function.name
     if name == "__init__":
@@ -135,7 +136,7 @@ def public(file: Path, function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool
 
 
 def exported(file: Path) -> set[str]:
-    """The names that a file exports: those of `__all__`, or of `from a import b as b`."""
+    """The names that a file exports: those in `__all__`, or in `from a import b as b`."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):  # TYPE_CHECKING too
         if isinstance(node, ast.ImportFrom):
@@ -163,7 +164,7 @@ def sizes(root: Path) -> Iterator[Row]:
 
 
 def shape(root: Path) -> Iterator[Row]:
-    """The longest function of `softjax`, how many have many arguments, and the long files."""
+    """The longest function of `softjax`, the functions with many arguments, and the long files."""
     package = [file for file in sources(root / "softjax") if file.suffix == ".py"]
     every = [(file, function) for file in package for function in functions(file)]
     file, longest = max(every, key=lambda pair: length(pair[1]))
@@ -181,10 +182,7 @@ def shape(root: Path) -> Iterator[Row]:
 
 
 def entered(root: Path, call: str, setup: str = SETUP, package: str = "softjax") -> set[Row]:
-    """The functions of a package, as (file, name), that a new process enters during a call.
-
-    Comprehensions and lambdas are not counted: they have no name that a reader must know.
-    """
+    """The functions of a package, as (file, name), that a new process enters during a call."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     inside = str(root / package) + os.sep
@@ -216,7 +214,7 @@ def names(root: Path, call: str) -> str:
 
 
 def measured(root: Path) -> dict[str, str]:
-    """Every row of the table of one checkout."""
+    """All rows of the table of one checkout."""
     return dict([*sizes(root), *calls(root), *shape(root)])
 
 
@@ -237,7 +235,7 @@ def table(columns: dict[str, dict[str, str]]) -> str:
 
 
 def main() -> None:
-    """Prints the table of this checkout, and beside it that of another revision."""
+    """Prints the table of this checkout, and optionally of another revision beside it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--against", metavar="REVISION", help="a revision to compare with")
     parser.add_argument("--names", choices=CALLS, help="list the functions that a call enters")

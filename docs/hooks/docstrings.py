@@ -1,6 +1,6 @@
-"""Docstrings are plain text: what Markdown would take for markup is escaped before it is rendered.
+"""Docstrings are plain text: characters with a meaning in Markdown are escaped.
 
-The paragraphs that the docstrings of softjax have in common (CONTRIBUTING.md) begin in bold.
+The paragraphs that all docstrings of softjax have (CONTRIBUTING.md) begin in bold.
 """
 
 import re
@@ -17,10 +17,10 @@ class PlainText(griffe.Extension):
     """Turns every docstring into sections of Markdown."""
 
     def on_package(self, *, pkg: griffe.Module, **_) -> None:
-        """Visits what the package defines; aliases lead to the same docstrings."""
+        """Visits the names that the package defines; aliases have the same docstrings."""
         for docstring in _docstrings(pkg):
             text = docstring.value.replace("\nExample:\n", "\nExamples:\n")
-            # Without its indentation the source is a paragraph, and no section of its own.
+            # Without its indentation, the source is a paragraph instead of a section.
             docstring.value = SOURCE.sub(lambda m: re.sub(r"\n +", "\n", m[0]), text)
             for section in docstring.parsed:
                 _escape_section(section)
@@ -49,7 +49,7 @@ def _escape_section(section: griffe.DocstringSection) -> None:
 
 
 def markdown(text: str) -> str:
-    """Plain text as Markdown that shows it as it stands; indented lines stay code."""
+    """Plain text as Markdown that shows it unchanged; indented lines stay code."""
     first, *others = text.splitlines() or [""]
     lines = [_escaped(first) if not first.startswith("Source: ") else _labelled(first)]
     for line in others:
@@ -68,7 +68,7 @@ def _labelled(line: str) -> str:
 
 
 def _escaped(line: str) -> str:
-    """All but what stands between backticks."""
+    """The text with everything escaped except the parts between backticks."""
     parts = line.split("`")
     if len(parts) % 2 == 0:
         return line.translate(SPECIAL)

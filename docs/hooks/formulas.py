@@ -1,21 +1,21 @@
-"""Formulas become MathML while the site is built, which browsers draw without any script."""
+"""Formulas become MathML while the site is built; browsers draw MathML without scripts."""
 
 import html
 import re
 
 from latex2mathml.converter import convert
 
-# What the Markdown extension arithmatex makes of $...$ and of $$...$$.
+# The elements that the Markdown extension arithmatex makes of $...$ and of $$...$$.
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\s*\\[(\[](.*?)\\[)\]]\s*</\1>', re.DOTALL)
-# Browsers draw no `mathvariant`, but the bold digit is a character of its own.
+# Browsers ignore `mathvariant`, but the bold digit is a separate character.
 BOLD_ONE = r"\mathbf{1}", "\N{MATHEMATICAL BOLD DIGIT ONE}"
-# The converter splits the name of a function that has a digit in it.
+# The converter splits names of functions that contain a digit.
 SPLIT_NAME = re.compile(r"<mo /><mrow>((?:<m[in]>\w</m[in]>)+)</mrow>")
-# An operator has the space of a relation, as = has, on both sides, and an identifier has none.
+# An operator has space on both sides, as a relation has; an identifier has none.
 NAME = re.compile(r"<(m[io])>([A-Za-z]\w+)</\1>(<mo stretchy=\"false\">&#x00028;)?")
-# A minus after an operator, unless that closes a bracket, is a sign and has no space after it.
+# A minus after an operator, unless this closes a bracket, is a sign and has no space after it.
 SIGN = re.compile(r"(<mo[^>]*>(?!&#x00029;|&#x0005D;|&#x027E9;)[^<]*</mo>)<mo>&#x02212;</mo>")
-# What a name may be multiplied with, from the left.
+# The elements that may be multiplied with a name from the left.
 FACTORS = ("</mi>", "</mn>", "</msub>", "</msup>", "</msubsup>", "&#x00029;</mo>")
 TIGHT = {
     "<mo>/</mo>": '<mo lspace="0" rspace="0">/</mo>',
@@ -35,7 +35,7 @@ def _formula(match: re.Match[str]) -> str:
 
 
 def mathml(latex: str, display: str) -> str:
-    """MathML of a formula, with the spaces that TeX has around the names of functions."""
+    """The MathML of a formula, with the spaces of TeX around names of functions."""
     math = convert(latex.strip().replace(*BOLD_ONE), display=display)
     math = SPLIT_NAME.sub(lambda m: f"<mo>{re.sub('<[^>]+>', '', m[1])}</mo>", math)
     for loose, tight in TIGHT.items():

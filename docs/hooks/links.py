@@ -1,4 +1,4 @@
-"""Links of the documents that lead out of docs/ lead to copies of the files in the site."""
+"""Links that lead out of docs/ are changed to copies of the files in the site."""
 
 import re
 from pathlib import Path, PurePosixPath
@@ -8,13 +8,13 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
 DOCTEST = re.compile(r"^```python\n(?=>>> )", re.MULTILINE)
-# The marks of `python -m benchmarks docs`: at the start of a line one would end a paragraph.
+# The marks of `python -m benchmarks docs`, which would end a paragraph at the start of a line.
 MARK = re.compile(r"<!-- (?:benchmarks: [\w -]+|end) -->")
 PAGES = {name: name for name in ("CONTRIBUTING.md", "CHANGELOG.md")} | {"README.md": "index.md"}
 
 
 def on_files(files: Files, config) -> Files:
-    """Adds the documents at the root, and the other files that any document links to."""
+    """Adds the documents at the root, and the other files to which a document links."""
     for name in ("CONTRIBUTING.md", "CHANGELOG.md"):
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     for file in list(files.documentation_pages()):
@@ -31,7 +31,7 @@ def on_files(files: Files, config) -> Files:
 
 
 def on_page_markdown(markdown: str, page, **_) -> str:
-    """Points the links at the copies, colours examples as sessions, leaves out the marks."""
+    """Changes links to the copies, colours examples as sessions, and removes the marks."""
     if page.file.src_uri == "index.md":
         page.meta["hide"] = ["navigation"]  # which would show one line
     here = PurePosixPath(page.file.src_uri).parent
@@ -47,7 +47,7 @@ def on_page_markdown(markdown: str, page, **_) -> str:
 
 
 def _path(file: File, target: str) -> str | None:
-    """The file of the repository that a link leads to, from the root; None for what is none."""
+    """The file of the repository, relative to its root, to which a link leads; None for others."""
     if "://" in target or file.abs_src_path is None:
         return None
     path = (Path(file.abs_src_path).parent / target).resolve()
@@ -55,7 +55,7 @@ def _path(file: File, target: str) -> str | None:
 
 
 def _page(path: str) -> str | None:
-    """The page that a file of the repository has in the site."""
+    """The page of the site that shows a file of the repository."""
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     if path.startswith("examples/"):
@@ -64,5 +64,5 @@ def _page(path: str) -> str | None:
 
 
 def _copy(path: str) -> str:
-    """Where the copy of a file is; with an ending that every browser shows as text."""
+    """The path of the copy of a file, with an ending that every browser shows as text."""
     return f"files/{path}.txt"

@@ -1,8 +1,8 @@
 """One page for each notebook in examples/, with its outputs and pictures.
 
-The notebooks run while the site is built, two at a time; what came of a notebook is kept in
-build/notebooks until the notebook or the package changes. With NOTEBOOKS=unexecuted in the
-environment the pages have the code alone.
+The notebooks run while the site is built, two at a time. Their outputs are kept in build/notebooks
+until the notebook or the package changes. With NOTEBOOKS=unexecuted in the environment the pages
+show only the code.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ def on_files(files: Files, config) -> Files:
 
 
 def _folder(script: Path) -> Path | None:
-    """The folder with what came of a notebook, which runs if it has not done so yet."""
+    """The folder with the outputs of a notebook, which is run if there are none yet."""
     if os.environ.get("NOTEBOOKS") == "unexecuted":
         return None
     digest = hashlib.sha256()
@@ -72,7 +72,7 @@ def _unexecuted(notebook: Any) -> list[dict[str, Any]]:
 
 
 def _page(script: Path, cells: list[dict[str, Any]]) -> str:
-    """The notebook as Markdown: below its title it says where to get it."""
+    """The notebook as Markdown; a line below its title tells where to download it."""
     title, *rest = cells
     parts = [
         title["markdown"],

@@ -27,7 +27,7 @@ def page(name: str) -> str:
 
 
 def on_config(config):
-    """Puts the pages of the names below docs/api.md into the navigation."""
+    """Puts the pages of the names below docs/api.md in the navigation."""
     sections = [
         {title: [{name.rsplit(".", 1)[1]: page(name)} for name in names]}
         for title, names in groups().items()
@@ -49,7 +49,7 @@ def on_files(files: Files, config) -> Files:
 
 
 def on_page_markdown(markdown: str, page, **_) -> str:
-    """The names in docs/api.md lead to their pages here, and to the sources elsewhere."""
+    """In docs/api.md, changes the links from source files to the pages of the names."""
     if page.file.src_uri != "api.md":
         return markdown
     return ROW.sub(lambda row: f"| [`{row[1]}`](reference/{row[1]}.md)", markdown)

@@ -1,9 +1,9 @@
-"""Runs one notebook of examples/ and writes what a reader sees: `run_notebook.py SCRIPT FOLDER`.
+"""Runs a notebook of examples/ and writes its visible results: `run_notebook.py SCRIPT FOLDER`.
 
-A notebook is a Python script with cells ("percent" format), which Jupyter opens by jupytext. The
-output of a cell is what it prints, and the value of its last line. A cell that leaves a figure open
-has the figure, as SVG, in place of that value; the text alternative of the figure is in the line
-that opens the cell: # %% alt="A line that falls".
+A notebook is a Python script with cells ("percent" format), which Jupyter can open with jupytext.
+The output of a cell is what it prints, and the value of its last line. If a cell leaves a figure
+open, the figure, as SVG, replaces this value; the line that opens the cell has the text alternative
+of the figure: # %% alt="A line that falls".
 """
 
 import ast
@@ -17,7 +17,7 @@ from typing import Any
 import jupytext
 import matplotlib
 
-matplotlib.use("Agg")  # before pyplot, which would look for a screen
+matplotlib.use("Agg")  # before pyplot is imported, which would look for a screen
 from matplotlib import pyplot
 
 STYLE = {
@@ -52,7 +52,7 @@ def main(script: Path, folder: Path) -> None:
 
 
 def run_cell(source: str, name: str, namespace: dict[str, Any]) -> str:
-    """What a cell prints, and the value of its last line where there is one and no figure."""
+    """What a cell prints, and the value of its last line if there is one and no figure."""
     tree = ast.parse(source, name)
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
     printed = io.StringIO()
