@@ -1,10 +1,10 @@
 """Every test runs with 64-bit types off and on, and under strict dtype promotion.
 
-Most of the time of the tests is compilation. The programs are kept in the cache of pytest, for the
-workers and for the next run (`--cache-clear` removes them), and in memory only during one module,
-or less of it where they take too much.
-Programs for several devices are not kept: what jaxlib 0.10 loads for CPUs has lost the order of the
-sums over devices, and two devices that take them in different orders wait for each other for ever.
+Most of the time of the tests is compilation. Compiled programs are kept in pytest's cache, for all
+workers and for the next run (`--cache-clear` removes them), but in memory only during one module,
+or shorter if they take too much. Programs for several devices are not kept on disk. A program that
+jaxlib 0.10 loads for CPUs has lost the order of its sums over the devices, and two devices that
+compute the sums in different orders wait for each other for ever.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
-"""What the modules of the tests cost: `python -m pytest -n 2 -p tests.cost`.
+"""The cost of the test modules: `python -m pytest -n 2 -p tests.cost`.
 
-A table at the end says how much CPU time each module took, how many programs it compiled or read
-from the cache, and how much memory its worker had had by then. The CPU time of subprocesses counts,
-that of the forked workers of test_processes.py does not.
+A table at the end shows how much CPU time each module took, how many programs it compiled or read
+from the cache, and the peak memory of its worker so far. The CPU time includes subprocesses, but
+not the forked workers of test_processes.py.
 """
 
 import collections

@@ -1,4 +1,4 @@
-"""Meshes of 8 CPU devices, of both kinds, and arrays on them. Tests share it; it has none."""
+"""Meshes of 8 CPU devices, of both kinds, and arrays on them, for several test modules."""
 
 import jax
 from jax.sharding import AxisType, NamedSharding

@@ -1,12 +1,13 @@
 """Reference values, in NumPy float64 and in 200-bit arithmetic. Nothing here imports JAX.
 
-One set of formulas serves both: a function computes in 200 bits if its first argument comes from
-`exact`, else in float64. Inputs are the exact binary values of the given arrays. Every function
-reduces the last axis; `where` picks classes. Rows of -inf are meant, NaN and +inf are not.
+The same formulas serve both: a function computes in 200 bits if its first argument comes from
+`exact`, and otherwise in float64. Inputs are the exact binary values of the given arrays. Every
+function reduces the last axis; `where` selects classes. The functions are defined for rows of -inf,
+but not for NaN and +inf.
 
-With m = max x and r the sum of exp(x - m) over all entries but one maximal one, no formula
-subtracts nearly equal numbers, except in `cumulants` and in a covariance, which are accurate to a
-small relative error only in 200 bits.
+With m = max x and r the sum of exp(x - m) over all entries but one maximal entry, no formula
+subtracts nearly equal numbers, except in `cumulants` and in a covariance, which have a small
+relative error only in 200 bits.
 """
 
 from collections.abc import Callable

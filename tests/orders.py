@@ -1,4 +1,4 @@
-"""Derivatives to the second order: beside central differences, and of both modes."""
+"""Derivatives up to the second order in both modes, against central differences."""
 
 from functools import partial
 

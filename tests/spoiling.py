@@ -1,4 +1,4 @@
-"""What a disk may do to checkpoints. Tests share it; it has none."""
+"""Damage to the files of checkpoints, for several test modules."""
 
 
 def steps_in(folder):

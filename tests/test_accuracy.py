@@ -1,4 +1,4 @@
-"""The table of accuracy: softjax is within every bound, and the references are right."""
+"""The accuracy table: softjax is within every bound, and the references are correct."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The form that each backend gets, run on the CPU: the same digits, and NaN beside any rows."""
+"""The form for each backend, run on the CPU: the same digits, and NaN for any number of rows."""
 
 import re
 

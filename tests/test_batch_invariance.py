@@ -1,4 +1,4 @@
-"""The numbers of a row do not depend on its company: the same bits for any batch and place."""
+"""The results of a row have the same bits in any batch and at any place."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Checks of values: what they cost, where they are made, and how they are switched off."""
+"""Checks of values: their cost, the places where they run, and the switch for them."""
 
 import threading
 

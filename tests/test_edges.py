@@ -1,4 +1,4 @@
-"""What softjax does at the edges: infinities, NaN, empty rows, masks, bad labels, misuse."""
+"""Edge cases: infinities, NaN, empty rows, masks, bad labels, misuse."""
 
 from functools import partial
 from typing import Any

@@ -1,4 +1,4 @@
-"""Arrays whose types name mesh axes: functions take them, and the results are the same."""
+"""Arrays on Explicit mesh axes: functions accept them, and the results are the same."""
 
 import jax
 import jax.numpy as jnp

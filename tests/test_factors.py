@@ -1,4 +1,4 @@
-"""logsumexp with factors, of any sign and size, against 200-bit arithmetic."""
+"""logsumexp with factors of any sign and size, against 200-bit arithmetic."""
 
 import jax
 import jax.numpy as jnp

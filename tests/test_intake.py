@@ -1,4 +1,4 @@
-"""Arrays as other programs make them: byte orders, objects, tables of several dtypes."""
+"""Arrays from other programs: byte orders, objects, tables of several dtypes."""
 
 from decimal import Decimal
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""A million rows in float32: sums of one row after the other are off by 0.1 to 1 %."""
+"""A million rows in float32, where sums of one row after the other are off by 0.1 to 1 %."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""The excess at every length, beside any number of rows: its tiles are an implementation's own."""
+"""The excess for every length and number of rows, which must not depend on its tiles."""
 
 import jax
 import jax.numpy as jnp

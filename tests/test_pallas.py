@@ -1,4 +1,4 @@
-"""The normalizers and the loss within a Pallas kernel: the same numbers, and a TPU's kernel."""
+"""The normalizers and the loss in a Pallas kernel: the same numbers, and a kernel for a TPU."""
 
 import jax
 import jax.numpy as jnp

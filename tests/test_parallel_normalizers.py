@@ -1,4 +1,4 @@
-"""The normalizers and losses on logits that are sharded over 8 devices, beside the same on one."""
+"""The normalizers and losses on logits sharded over 8 devices, against one device."""
 
 import math
 from functools import cache, partial

@@ -1,4 +1,4 @@
-"""A form that is traced when it is lowered is differentiated, batched and exported as it stands."""
+"""Forms that are chosen during lowering can be differentiated, batched and exported."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The picture of a fit: nothing in it overlaps, and it says what it shows."""
+"""The picture of a fit: nothing in it overlaps, and all its parts are labelled."""
 
 import io
 import itertools

@@ -1,4 +1,4 @@
-"""Several processes on this machine: they agree, and whatever befalls one of them ends them all."""
+"""Several processes on this machine: they agree, and the failure of one ends all."""
 
 import os
 import random

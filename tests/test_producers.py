@@ -1,7 +1,7 @@
-"""Logits and tangents that a program computes itself, as a compiler fuses them with the function.
+"""Logits and tangents that the program computes itself, which a compiler fuses with the function.
 
-XLA computes a product and the difference that uses it in one rounding, where it fuses the two. The
-difference of an entry from itself is then not 0, but the rounding of the product.
+XLA may compute a product and the difference that uses it with one rounding. The difference of an
+entry from itself is then not 0, but the rounding error of the product.
 """
 
 import jax

@@ -1,6 +1,6 @@
-"""Every public function inside of other people's programs: a table of functions times modes of JAX.
+"""Every public function inside other programs: a table of functions times modes of JAX.
 
-A mode is a setting of JAX, or a transformation, under which a program must do the same as without.
+A mode is a setting of JAX, or a transformation, under which a program must compute the same result.
 """
 
 import gc

@@ -1,4 +1,4 @@
-"""The options and reductions that cross_entropy and linear_cross_entropy share, beside float64."""
+"""The common options of cross_entropy and linear_cross_entropy, against float64."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What is no argument at all is refused by softjax, in its words, and never by Python or JAX."""
+"""Arguments of a wrong kind raise errors of softjax, never of Python or JAX."""
 
 import inspect
 import re

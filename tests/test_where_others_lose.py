@@ -1,7 +1,7 @@
-"""Every row of "Where others lose": inputs on which jax.nn, optax, torch or scipy were wrong.
+"""Every row of "Where others lose": inputs for which jax.nn, optax, torch or scipy were wrong.
 
-The peers' figures are quoted in comments; only softjax is asserted. Tolerances are in units in
-the last place: 5, and one for each unit of the gap between the two largest logits.
+The peers' figures are quoted in comments; only softjax is asserted. Tolerances are in units in the
+last place: 5, plus one for each unit of the gap between the two largest logits.
 """
 
 import jax

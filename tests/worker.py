@@ -1,4 +1,4 @@
-"""What the processes of the tests run. They are forked from one that has imported everything."""
+"""The processes of the tests, which are forked from a process that has imported everything."""
 
 import contextlib
 import multiprocessing

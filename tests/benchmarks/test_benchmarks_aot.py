@@ -1,4 +1,4 @@
-"""Programs of a device that is not there: the reader of their text, their costs, the command."""
+"""Programs compiled for absent devices: the parser of their text, their costs, the command."""
 
 import dataclasses
 import json

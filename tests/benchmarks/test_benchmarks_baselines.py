@@ -1,4 +1,4 @@
-"""What is the same in every run does not grow: temporaries, passes over the data, errors."""
+"""Deterministic figures do not grow: temporaries, passes over the data, errors."""
 
 import pytest
 

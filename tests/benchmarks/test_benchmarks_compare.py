@@ -1,4 +1,4 @@
-"""Two runs of the same code do not differ; one that is slower does. Runs are made up, seeded."""
+"""Two runs of the same code do not differ, and a slower run does. The runs are simulated."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Every figure of the documentation is the one in a committed result file."""
+"""Every figure in the documentation comes from a committed result file."""
 
 import re
 import shutil

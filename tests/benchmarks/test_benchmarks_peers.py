@@ -1,4 +1,4 @@
-"""Peers of other frameworks return what the reference says, where they are installed."""
+"""Peers in other frameworks, if they are installed, agree with the reference."""
 
 import jax.numpy as jnp
 import pytest

@@ -1,4 +1,4 @@
-"""The report of made-up runs and of the committed ones: complete, self-contained, well-formed."""
+"""The report of simulated and committed runs is complete, self-contained and well-formed."""
 
 import json
 import math

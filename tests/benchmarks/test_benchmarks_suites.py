@@ -1,4 +1,4 @@
-"""Each suite from its command to its page, on a tiny problem, and what only one suite does.
+"""Each suite from its command to its page, on a tiny problem, and the special cases of each suite.
 
 No time is asserted.
 """

@@ -1,9 +1,9 @@
-"""Random cases against references of their own: `python -m tests.campaign --minutes 10 --seed 0`.
+"""Random cases against references without JAX: `python -m tests.campaign --minutes 10 --seed 0`.
 
-Each kind of case is a module with a name, a line that says what its figure is, and a function
-`run` that draws one case from a generator of random numbers and gives an `Outcome`. Every case has
-a generator of its own, of the seed, the kind and the number of the case, so that a failure comes
-again alone, by the command that its line ends with.
+Each kind of case is a module with a name, a line that describes its figure, and a function `run`
+that draws one case from a random generator and returns an `Outcome`. Every case has its own
+generator, which depends on the seed, the kind and the number of the case. A failure can therefore
+be repeated alone, with the command at the end of its line.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
-"""Five hundred problems by one solver: what its program calls converged is held to the rule.
+"""Five hundred problems by one solver: fits that report "converged" must satisfy the stopping rule.
 
-One case is one program, since all its problems have one shape; those of `tests` are of the same
-kinds, and fewer.
+A case is one program, since all its problems have one shape. `tests` has fewer problems of the same
+kinds.
 """
 
 import jax

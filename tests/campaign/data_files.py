@@ -1,4 +1,4 @@
-"""Data files that are broken or odd: `softjax fit` fits them, or says in one line why not."""
+"""Broken or unusual data files: `softjax fit` fits them, or prints the reason in one line."""
 
 import contextlib
 import csv

@@ -1,7 +1,7 @@
-"""Fits of every solver beside the best that SciPy finds for the same objective.
+"""Fits of every solver, compared with the best fit that SciPy finds for the same objective.
 
-What SciPy finds need not be the optimum to prove a fit wrong: parameters of a smaller objective
-are enough. Objectives are computed in float64, from the features as the fit had them.
+SciPy's fit need not be the optimum to prove a fit wrong: parameters with a smaller objective are
+enough. Objectives are computed in float64, from the features of the fit.
 """
 
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Normalizers, the entropy and the loss, with their derivatives, beside exact arithmetic."""
+"""Normalizers, entropy and loss, with their derivatives, compared with exact arithmetic."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""The same bits for a row in any company: some of 70 rows in any order, beside all of them."""
+"""A row has the same bits in any batch: some of 70 rows in any order, and all 70 rows."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""The loss of hidden @ kernel + bias, and its gradients, beside NumPy float64."""
+"""The loss of hidden @ kernel + bias, and its gradients, compared with NumPy float64."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Models that are broken or do not fit: `softjax predict` says in one line what is wrong."""
+"""Broken or inconsistent model files: `softjax predict` prints the error in one line."""
 
 import csv
 from pathlib import Path

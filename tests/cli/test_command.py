@@ -1,4 +1,4 @@
-"""The command line where something goes wrong: Ctrl-C, files, models, options."""
+"""Errors on the command line: Ctrl-C, files, models, options."""
 
 import io
 import os

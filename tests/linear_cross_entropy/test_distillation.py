@@ -1,4 +1,4 @@
-"""linear_distillation_loss beside float64: both kinds of teachers, every divergence and mode."""
+"""linear_distillation_loss against float64: both kinds of teachers, all divergences and modes."""
 
 import re
 from functools import partial

@@ -1,4 +1,4 @@
-"""linear_cross_entropy: its values and gradients beside float64, whatever the pieces."""
+"""linear_cross_entropy: values and gradients against float64, for any size of the pieces."""
 
 from functools import partial
 

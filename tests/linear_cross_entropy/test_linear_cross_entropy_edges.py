@@ -1,4 +1,4 @@
-"""linear_cross_entropy at the edges: who takes no part, bad labels, infinities, no rows, misuse."""
+"""Edge cases of linear_cross_entropy: excluded examples, bad labels, infinities, misuse."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""What linear_cross_entropy compiles to: no logits, few products, bounded temporaries."""
+"""The compiled linear_cross_entropy: no array of all logits, few products, few temporaries."""
 
 import re
 

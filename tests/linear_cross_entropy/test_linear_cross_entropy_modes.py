@@ -1,4 +1,4 @@
-"""linear_cross_entropy under every transformation of JAX, beside its plain form in float64."""
+"""linear_cross_entropy under all transformations of JAX, against its plain form in float64."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""How many rows and classes a large vocabulary takes at a time, and the forms of every platform."""
+"""The sizes of the pieces for a large vocabulary, and the forms for every platform."""
 
 import math
 import re

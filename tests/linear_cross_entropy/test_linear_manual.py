@@ -1,4 +1,4 @@
-"""The linear losses within a shard_map of the caller, whose classes are over a manual axis."""
+"""The linear losses in the caller's shard_map, with the classes on a manual axis."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""linear_logsumexp, linear_cross_entropy_outputs and linear_cross_entropy_ggn_vp beside float64."""
+"""linear_logsumexp, linear_cross_entropy_outputs and linear_cross_entropy_ggn_vp in float64."""
 
 from functools import partial
 

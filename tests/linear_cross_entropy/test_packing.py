@@ -1,4 +1,4 @@
-"""max_active: examples that take no part cost no product, and none that does is dropped."""
+"""max_active: inactive examples take no product, and no active example is dropped."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""linear_cross_entropy over a mesh of 8 devices, beside its plain form on one."""
+"""linear_cross_entropy over a mesh of 8 devices, against its plain form on one."""
 
 import re
 from functools import cache, partial

@@ -1,4 +1,4 @@
-"""On an Explicit mesh every argument of a linear loss may be anywhere, whole or off the mesh."""
+"""On an Explicit mesh, the arguments of a linear loss may have any sharding, or none."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The linear losses of hidden [B, T, D], its batch and its sequence over the axes of a mesh."""
+"""The linear losses of hidden [B, T, D], with batch and sequence sharded over a mesh."""
 
 from functools import partial
 

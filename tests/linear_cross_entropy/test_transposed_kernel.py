@@ -1,4 +1,4 @@
-"""Kernels [V, D] in every function of a linear head, and what is frozen, which costs no product."""
+"""Kernels [V, D] in all functions of a linear head; frozen arguments take no product."""
 
 import re
 from functools import partial

@@ -1,4 +1,4 @@
-"""The tests of optax's classification losses, as installed, with softjax in their place."""
+"""The tests of optax's classification losses, as installed, run on the losses of softjax."""
 
 import unittest
 

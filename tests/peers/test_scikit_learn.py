@@ -1,12 +1,12 @@
 """scikit-learn's own checks of estimators and tests of LogisticRegression, run on softjax.sklearn.
 
-No check of an estimator is expected to fail. One of each is skipped by scikit-learn itself: it
-needs SCIPY_ARRAY_API=1. SoftmaxClassifierCV is checked with a small grid and two folds. Of the
-tests of LogisticRegression those are taken that are about what it fits and not about its solvers,
-its deprecated parameters or its messages. All were tried but those of LogisticRegressionCV, of the
-array API, of callbacks, of deprecated parameters, and of liblinear, SGD or glmnet beside another
-solver: 166 of 208 pass with scikit-learn 1.9. The others expect a warning, an error or a dtype of
-a solver or a parameter that SoftmaxClassifier does not have (test_max_iter, test_penalty_none,
+No check of an estimator is expected to fail. scikit-learn itself skips one check of each estimator,
+which needs SCIPY_ARRAY_API=1. SoftmaxClassifierCV is checked with a small grid and two folds. The
+selected tests of LogisticRegression concern its fits, and not its solvers, deprecated parameters or
+messages. Not tried were the tests of LogisticRegressionCV, of the array API, of callbacks, of
+deprecated parameters, and of liblinear, SGD or glmnet against another solver. Of the others, 166 of
+208 pass with scikit-learn 1.9. The rest expect a warning, an error or a dtype of a solver or a
+parameter that SoftmaxClassifier does not have (test_max_iter, test_penalty_none,
 test_large_sparse_matrix, test_dtype_match with liblinear, ...), or compare with an inexact fit by
 saga (test_scores_attribute_layout_elasticnet).
 """

@@ -1,7 +1,7 @@
-"""scipy's own tests of logsumexp, softmax and log_softmax, with softjax in their place.
+"""scipy's own tests of logsumexp, softmax and log_softmax, run on the functions of softjax.
 
-They take and give NumPy arrays of float64, and `axis=None` is the default there. The tests of
-complex numbers are turned round in conftest.py: softjax refuses those.
+scipy's functions take and return NumPy arrays of float64, and their default is `axis=None`. For
+complex numbers, conftest.py expects the opposite of scipy's tests, because softjax refuses them.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The campaign of random cases: some of each kind, and what it says of one that fails."""
+"""The campaign of random cases: some cases of each kind, and the report of a failing case."""
 
 import shlex
 from types import SimpleNamespace

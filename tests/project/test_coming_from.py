@@ -1,4 +1,4 @@
-"""The tables for people who come from another library: both columns of a row are equal."""
+"""The tables for users of other libraries: both columns of a row are equal."""
 
 import inspect
 import re

@@ -1,6 +1,6 @@
-"""The interactive pages compute what the library computes, and show it.
+"""The interactive pages compute and show the same numbers as the library.
 
-Their functions run in the Node that pyright brings, and the pages in a headless Chromium, where one
+Their functions run in the Node that pyright installs, and the pages in a headless Chromium, if it
 is installed.
 """
 

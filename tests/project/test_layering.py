@@ -1,4 +1,4 @@
-"""Imports go downwards in the table of CONTRIBUTING.md, and `import softjax` needs no extra."""
+"""Imports obey the table in CONTRIBUTING.md, and `import softjax` needs no extra."""
 
 import ast
 import graphlib

@@ -1,4 +1,4 @@
-"""The pictures of the documentation: current, right, legible, and told in words."""
+"""The pictures of the documentation are current, correct, legible and described in words."""
 
 import itertools
 import re

@@ -1,4 +1,4 @@
-"""The project as a newcomer finds it: commands, documents, packaging."""
+"""The project as a new user finds it: commands, documents, packaging."""
 
 import doctest
 import importlib

@@ -1,4 +1,4 @@
-"""Every cell of docs/scoreboard.md: the peer as installed, softjax, and the exact value."""
+"""Every cell of docs/scoreboard.md: the installed peer, softjax, and the exact value."""
 
 import re
 from collections.abc import Callable

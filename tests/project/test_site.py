@@ -1,7 +1,7 @@
-"""The site: built strictly, with a page for every public name, and whole without a network.
+"""The site: it is built strictly, has a page for every public name, and needs no network.
 
-The notebooks are not run here. `.ci/run` builds the whole site, and then runs these tests on it, by
-SITE=build/site in the environment.
+The notebooks are not run here. `.ci/run` builds the whole site and then runs these tests on it,
+with SITE=build/site in the environment.
 """
 
 import importlib

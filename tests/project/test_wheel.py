@@ -1,4 +1,4 @@
-"""The sdist and the wheel that it builds, beside the declared dependencies and nothing else."""
+"""The sdist and its wheel, in an environment with only the declared dependencies."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Fits to data that is sharded over 8 devices."""
+"""Fits to data that are sharded over 8 devices."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""The preconditioner of the Hessian: its properties, and the passes over the data that it saves."""
+"""The preconditioner of the Hessian: its properties, and the passes that it saves."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""How many classes labels show, classes without examples, and very many classes."""
+"""The number of classes in labels, classes without examples, and very many classes."""
 
 import jax
 import numpy as np

@@ -1,6 +1,6 @@
-"""What "converged" means in every solver, and what changes no optimum: by property.
+"""The meaning of "converged" in every solver, and changes of the data that keep the optimum.
 
-Many problems of one shape are solved at once, so that one program for each solver serves them all.
+Many problems of one shape are solved at once, so that one program for each solver is enough.
 """
 
 from functools import cache, partial

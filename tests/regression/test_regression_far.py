@@ -1,4 +1,4 @@
-"""Features far from 0, and single entries that are enormous beside all others."""
+"""Features far from 0, and single entries that are much larger than all others."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Tables on which other fits lose time, digits or the optimum: each is judged by its gradient."""
+"""Tables on which other fits lose time, digits or the optimum; the gradient judges each fit."""
 
 import numpy as np
 import pytest

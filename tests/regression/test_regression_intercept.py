@@ -1,6 +1,6 @@
-"""Models without an intercept and with an offset: every fit, and the statistics of it.
+"""Models without an intercept and with an offset: all fits and their statistics.
 
-The gradient of the objective is computed afresh, in NumPy, from the parameters that a fit returns.
+The gradient of the objective is computed independently, in NumPy, from the parameters of a fit.
 """
 
 import jax

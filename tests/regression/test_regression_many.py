@@ -1,4 +1,4 @@
-"""Many fits at once against single fits and float64 NumPy: every lane is a fit of its own."""
+"""Many fits at once against single fits and float64 NumPy: the fits are independent."""
 
 import re
 

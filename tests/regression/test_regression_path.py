@@ -1,4 +1,4 @@
-"""Paths of penalties with corners: each fit is that to all features, as glmnet has its paths."""
+"""Paths of l1 penalties: each fit is the optimum over all features, as in glmnet's paths."""
 
 import numpy as np
 import pytest

@@ -1,9 +1,10 @@
-"""Penalty factors, elastic net and the grouped penalty: the conditions of the optimum, afresh.
+"""Penalty factors, elastic net and the grouped penalty: the conditions of the optimum, recomputed.
 
     |g_jk| <= f_j l1 where kernel_jk is 0, and g_jk + f_j l1 sign(kernel_jk) = 0 elsewhere,
     |g_j|_2 <= f_j l1 where kernel_j is 0, and g_j + f_j l1 kernel_j / |kernel_j|_2 = 0 elsewhere
 
-for the gradient g of the loss and the squared penalty, in NumPy, from the parameters of a fit.
+where g is the gradient of the loss and the squared penalty, computed in NumPy from the parameters
+of a fit.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""The solvers of a fit against float64 NumPy and scipy, on easy and on hard data."""
+"""The solvers of a fit against float64 NumPy and scipy, on easy and on difficult data."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Sparse features: whatever a fit takes, every function of the fitted model takes."""
+"""Sparse features: all functions of a fitted model take the same features as a fit."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""Separated data are told from others: completely, quasi-completely, and by no mistake."""
+"""Detection of complete and quasi-complete separation, without false reports."""
 
 import jax
 import jax.numpy as jnp

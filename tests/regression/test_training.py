@@ -1,4 +1,4 @@
-"""The one trainer, beside NumPy: arrays in memory and batches take the same steps."""
+"""The trainer against NumPy: arrays in memory and batches take the same steps."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The estimators of softjax.sklearn, beside scikit-learn's LogisticRegression."""
+"""The estimators of softjax.sklearn, compared with scikit-learn's LogisticRegression."""
 
 import pickle
 import subprocess

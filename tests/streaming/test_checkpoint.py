@@ -1,4 +1,4 @@
-"""A run that goes on where it was: what is saved, refused, spoiled, or cannot be written."""
+"""Resumed runs: what is saved and refused, damaged checkpoints, and failed writes."""
 
 import json
 import os

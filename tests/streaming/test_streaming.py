@@ -1,4 +1,4 @@
-"""Data that is read in runs of rows: the batches, the training on them, the exact fit."""
+"""Streamed data: the batches, the training on them, and the exact fit."""
 
 import re
 import tracemalloc

@@ -1,4 +1,4 @@
-"""Tables as people have them: categories, missing cells, separators, encodings, identifiers."""
+"""Realistic tables: categories, missing cells, separators, encodings, identifiers."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""Files of data: what is read of them, and that a fit in memory and a stream read the same."""
+"""Data files: what is read from them; a fit in memory and a stream read the same."""
 
 import io
 import os

@@ -1,7 +1,7 @@
 """Discrete changes, elasticities and the effects of single examples.
 
-Of two classes they are those of statsmodels' Logit, whose MNLogit raises for them; of three they
-are compared with averages in NumPy and differences for the delta method.
+For two classes they are compared with statsmodels' Logit (MNLogit does not support them); for three
+classes with averages in NumPy, and with finite differences for the delta method.
 """
 
 import jax.flatten_util

@@ -1,4 +1,4 @@
-"""Leverage, distances, covariances for few examples, odds ratios and the forms of a summary."""
+"""Leverage, distances, covariances for few examples, odds ratios and formats of a summary."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Leave-one-out from one Hessian against refitting, in float64 NumPy."""
+"""Leave-one-out from one Hessian against refits, in float64 NumPy."""
 
 import jax
 import numpy as np

@@ -1,8 +1,8 @@
-"""What no statistic may depend on: a table of functions times one of laws.
+"""Invariances of all statistics: a table of functions times a table of laws.
 
-The laws: a weight is so many rows, rows come in any order, classes have any numbers, and features
-any units. As many examples have weights 0, 1 and 2 as there are rows, so that rows in place of
-weights are as many, and one compiled program serves both.
+The laws: a weight counts rows, and the order of the rows, the numbering of the classes and the
+units of the features do not matter. Equally many examples have weight 0 and weight 2, so that
+repeated rows are as many as weighted rows, and one compiled program serves both.
 """
 
 from functools import cache, partial
