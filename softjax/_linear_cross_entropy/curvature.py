@@ -17,6 +17,7 @@ from softjax._linear_cross_entropy.blocks import (
     class_logits,
     times_features,
 )
+from softjax._linear_cross_entropy.calls import Call, call_of
 from softjax._linear_cross_entropy.heads import (
     Head,
     checked_budget,
@@ -24,7 +25,7 @@ from softjax._linear_cross_entropy.heads import (
     checked_scalars,
     checked_weights,
 )
-from softjax._linear_cross_entropy.layout import Layout, alike, layout_of
+from softjax._linear_cross_entropy.layout import Layout, alike
 from softjax._linear_cross_entropy.pieces import (
     Arguments,
     cut,
@@ -39,7 +40,7 @@ from softjax._linear_cross_entropy.plans import rows_of_pairs
 from softjax._linear_cross_entropy.sharded import cast, gathered, mapped, padded, scattered
 from softjax._linear_cross_entropy.tops import distance
 from softjax._numerics import compute_dtype, maximum
-from softjax._sharding import Lead, axes_of, brought_to, mesh_of, varying
+from softjax._sharding import axes_of, brought_to, varying
 from softjax._softmax import softmax_core, softmax_tangent
 from softjax._weights import is_zero, shares
 
@@ -115,11 +116,9 @@ def linear_cross_entropy_ggn_vp(
     scalars = checked_scalars(NAME, dtype, softcap, temperature)
     originals = (hidden, kernel, bias)
     dots = _checked_tangents(tangents, originals, head)
-    of_examples = jax.tree.leaves((head.hidden, w, dots[0]))
-    kernel, axis = head.classes.kernel, head.classes.axis
-    lead = Lead.of(mesh_of((head, w, dots)), len(head.lead), kernel, axis, *of_examples)
-    layout = layout_of(NAME, lead, head.classes, class_axis, feature_axis)
-    products = _reduced(head, scalars, w, dots, reduction, lead, layout, max_temp_bytes)
+    of_examples, how = (head.hidden, w, dots[0]), {"reduction": reduction, "budget": max_temp_bytes}
+    call = call_of(NAME, head.classes, of_examples, dots, class_axis, feature_axis, **how)
+    products = _reduced(call, head, scalars, w, dots)
     h, w, b = (
         None if a is None else a.astype(jnp.result_type(of))
         for a, of in zip(products, originals, strict=True)
@@ -149,25 +148,19 @@ def _checked_tangents(tangents, originals, head: Head) -> Tangents:
     return hidden_dot, kernel_dot, bias_dot
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6, 7))
+@partial(jax.jit, static_argnums=0)
 def _reduced(
-    head: Head,
-    scalars: Scalars,
-    weights: Array | None,
-    tangents: Tangents,
-    reduction: str,
-    lead: Lead,
-    layout: Layout | None,
-    budget: int | None,
+    call: Call, head: Head, scalars: Scalars, weights: Array | None, tangents: Tangents
 ) -> Tangents:
+    lead, layout, budget = call.lead, call.layout, call.budget
     head, scalars, weights, tangents = alike(layout, (head, scalars, weights, tangents))
     hidden, scale, h_dot = jax.tree.map(lead.flat, (head.hidden, weights, tangents[0]))
     if scale is None:
         scale = jnp.ones(hidden.shape[0], compute_dtype(hidden.dtype))
         scale = varying(scale, axes_of(hidden))
-        if reduction == "mean":  # nothing is sent for a sum that is known
+        if call.reduction == "mean":  # nothing is sent for a sum that is known
             scale /= jnp.maximum(jnp.asarray(hidden.shape[0], scale.dtype), 1)
-    elif reduction == "mean":
+    elif call.reduction == "mean":
         scale = shares(scale)
     counted = ~is_zero(scale)[:, None]
     hidden, h_dot = jax.tree.map(lambda a: jnp.where(counted, a, 0), (hidden, h_dot))

@@ -16,15 +16,14 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._labels import TopKLabels, sparse_distribution
 from softjax._linear_cross_entropy.blocks import Rows, Scalars
+from softjax._linear_cross_entropy.calls import Call, call_of
 from softjax._linear_cross_entropy.comparison import Comparison
 from softjax._linear_cross_entropy.divergences import DIVERGENCES, Divergence
 from softjax._linear_cross_entropy.examples import (
     checked_room,
-    packed,
+    reduced,
     scale_of,
-    scaled_total,
     taking_part,
-    unpacked,
     without_the_others,
 )
 from softjax._linear_cross_entropy.heads import (
@@ -34,12 +33,12 @@ from softjax._linear_cross_entropy.heads import (
     checked_scalars,
     checked_weights,
 )
-from softjax._linear_cross_entropy.layout import Layout, alike, all_classes, layout_of
+from softjax._linear_cross_entropy.layout import Layout, alike, all_classes
 from softjax._linear_cross_entropy.pairs import Pair, each_pair, total_pair
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import cast, mapped, padded, specs_of
 from softjax._numerics import compute_dtype
-from softjax._sharding import Lead, mesh_of, varying
+from softjax._sharding import varying
 
 NAME = "linear_distillation_loss"
 
@@ -158,17 +157,16 @@ def linear_distillation_loss(
     pair = Pair(student, of_teacher)
     w = checked_weights(NAME, weights, head)
     max_active = checked_room(NAME, max_active, head.lead, None, w)
-    of_examples = jax.tree.leaves((pair.student.rows, of_teacher and of_teacher.rows, w))
-    kernel, axis = head.classes.kernel, head.classes.axis
-    lead = Lead.of(mesh_of((pair, w)), len(head.lead), kernel, axis, *of_examples)
-    layout = layout_of(NAME, lead, head.classes, class_axis, feature_axis)
+    of_examples = pair.student.rows, of_teacher and of_teacher.rows, w
+    how = {"reduction": reduction, "budget": max_temp_bytes, "max_active": max_active}
+    call = call_of(NAME, head.classes, of_examples, pair, class_axis, feature_axis, **how)
+    axis, layout = head.classes.axis, call.layout
     features = 1 if layout is None else layout.size(layout.features)
     if of_teacher is not None and of_teacher.classes.kernel.shape[1 - axis] % features:
         expected = f"of features that {features} devices share"
         got = f"shape {of_teacher.classes.kernel.shape}"
         raise ValueError(_checks.message(NAME, "teacher.kernel", expected, got))
-    kind = divergence, beta
-    return _reduced(pair, w, kind, reduction, lead, layout, max_temp_bytes, max_active)
+    return _reduced(call, (divergence, beta), pair, w)
 
 
 def _checked(head: Head, scalars: Scalars, teacher, temperature, num_classes: int) -> Pair:
@@ -216,40 +214,22 @@ def _is_set(index: Array) -> Array:
     return jnp.all(ordered[..., 1:] != ordered[..., :-1], -1)
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4, 5, 6, 7))
+@partial(jax.jit, static_argnums=(0, 1))
 def _reduced(
-    pair: Pair,
-    weights: Array | None,
-    kind: tuple[Divergence, float],
-    reduction: str,
-    lead: Lead,
-    layout: Layout | None,
-    budget: int | None,
-    max_active: int | None,
+    call: Call, kind: tuple[Divergence, float], pair: Pair, weights: Array | None
 ) -> Array:
-    pair, weights = alike(layout, (pair, weights))
-    weights = jax.tree.map(lead.flat, weights)
+    pair, weights = alike(call.layout, (pair, weights))
+    weights = jax.tree.map(call.lead.flat, weights)
 
     def flat(head: Arguments) -> Arguments:
-        rows = taking_part(jax.tree.map(lead.flat, head.rows), weights)
-        return head._replace(rows=rows if max_active is not None else without_the_others(rows))
+        rows = taking_part(jax.tree.map(call.lead.flat, head.rows), weights)
+        return head._replace(rows=without_the_others(call, rows))
 
     heads = tuple(flat(head) for head in pair if head is not None)
-    dtypes = [head.rows.hidden.dtype for head in heads]
-    scale = scale_of(heads[0].rows, weights, None, reduction)
-    scale = scale.astype(jnp.result_type(*map(compute_dtype, dtypes)))
-    count, places, spoiled = scale.shape[0], None, 1
-    if max_active is not None:
-        heads, scale, places, spoiled = packed(layout, heads, scale, max_active)
-    if reduction == "none":
-        losses = _on_mesh(layout, kind, budget, heads, None) * spoiled
-        losses = losses if places is None else unpacked(layout, losses, places, count)
-        return lead.back(losses if weights is None else losses * weights.astype(losses.dtype))
-
-    def total(scale: Array) -> Array:
-        return _on_mesh(layout, kind, budget, heads, scale)
-
-    return spoiled * scaled_total(total, scale, *dtypes)
+    scale = scale_of(heads[0].rows, weights, None, call.reduction)
+    wide = jnp.result_type(*(compute_dtype(head.rows.hidden.dtype) for head in heads))
+    losses = partial(_on_mesh, call.layout, kind, call.budget)
+    return reduced(call, heads, weights, scale.astype(wide), losses)
 
 
 def _on_mesh(

@@ -8,17 +8,15 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from softjax import _checks
 from softjax._cross_entropy import Reduction, checked_reduction, cross_entropy
 from softjax._labels import Labels
 from softjax._linear_cross_entropy.blocks import Rows, Scalars
+from softjax._linear_cross_entropy.calls import Call, call_of
 from softjax._linear_cross_entropy.examples import (
     checked_room,
-    packed,
+    reduced,
     scale_of,
-    scaled_total,
     taking_part,
-    unpacked,
     without_the_others,
 )
 from softjax._linear_cross_entropy.heads import (
@@ -30,12 +28,10 @@ from softjax._linear_cross_entropy.heads import (
     checked_targets,
     checked_weights,
 )
-from softjax._linear_cross_entropy.invariant import checked_invariance
-from softjax._linear_cross_entropy.layout import Layout, alike, layout_of
+from softjax._linear_cross_entropy.layout import alike
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import each_on, total_on
 from softjax._numerics import compute_dtype
-from softjax._sharding import Lead, mesh_of
 
 NAME = "linear_cross_entropy"
 
@@ -145,17 +141,11 @@ def linear_cross_entropy(
     scalars = checked_scalars(NAME, dtype, softcap, temperature, z_loss)
     weights = checked_weights(NAME, weights, head)
     max_active = checked_room(NAME, max_active, head.lead, targets.ignored, weights)
-    of_examples = head.hidden, *jax.tree.leaves((targets.of_examples, weights))
-    kernel, axis = head.classes.kernel, head.classes.axis
-    mesh = mesh_of((head, targets, weights))
-    lead = Lead.of(mesh, len(head.lead), kernel, axis, *of_examples)
-    layout = layout_of(NAME, lead, head.classes, class_axis, feature_axis)
-    batch_invariant = checked_invariance(NAME, batch_invariant, layout.classes if layout else ())
-    if batch_invariant and reduction != "none":
-        expected = f'False for the reduction "{reduction}"'
-        raise ValueError(_checks.message(NAME, "batch_invariant", expected, True))
-    places = lead, layout, max_temp_bytes, max_active, batch_invariant
-    return _reduced(head, targets, scalars, weights, reduction, *places)
+    of_examples = head.hidden, targets.of_examples, weights
+    how = {"reduction": reduction, "budget": max_temp_bytes, "max_active": max_active}
+    how["batch_invariant"] = batch_invariant
+    call = call_of(NAME, head.classes, of_examples, targets, class_axis, feature_axis, **how)
+    return _reduced(call, head, targets, scalars, weights)
 
 
 def plain_linear_cross_entropy(
@@ -180,38 +170,26 @@ def plain_linear_cross_entropy(
     return cross_entropy(x / temperature, labels, **options)
 
 
-@partial(jax.jit, static_argnums=(4, 5, 6, 7, 8, 9))
+@partial(jax.jit, static_argnums=0)
 def _reduced(
-    head: Head,
-    targets: Targets,
-    scalars: Scalars,
-    weights: Array | None,
-    reduction: str,
-    lead: Lead,
-    layout: Layout | None,
-    budget: int | None,
-    max_active: int | None,
-    batch_invariant: bool,
+    call: Call, head: Head, targets: Targets, scalars: Scalars, weights: Array | None
 ) -> Array:
+    layout = call.layout
     head, targets, scalars, weights = alike(layout, (head, targets, scalars, weights))
     of_examples = head.hidden, *targets.of_examples, weights
-    hidden, index, mass, dense, ignored, costs, weights = jax.tree.map(lead.flat, of_examples)
+    flat = jax.tree.map(call.lead.flat, of_examples)
+    hidden, index, mass, dense, ignored, costs, weights = flat
     active = None if ignored is None else ~ignored
     rows = taking_part(Rows(hidden, index, mass, dense, active), weights)
-    rows = rows if max_active is not None else without_the_others(rows)
     of_targets = {"spread": targets.spread, "class_weights": targets.class_weights}
     classes = head.classes._replace(**of_targets)
-    arguments = Arguments(rows, classes, scalars)
-    scale = scale_of(rows, weights, costs, reduction)
-    count, places, spoiled = hidden.shape[0], None, 1
-    if max_active is not None:
-        (arguments,), scale, places, spoiled = packed(layout, (arguments,), scale, max_active)
-    if reduction == "none":
-        losses = each_on(layout, arguments, budget, batch_invariant) * spoiled
-        losses = losses if places is None else unpacked(layout, losses, places, count)
-        return lead.back(losses if weights is None else losses * weights)
+    arguments = Arguments(without_the_others(call, rows), classes, scalars)
 
-    def total(scale: Array) -> Array:
-        return total_on(layout, arguments, scale, budget)
+    def losses(heads: tuple[Arguments, ...], scale: Array | None) -> Array:
+        (arguments,) = heads
+        if scale is None:
+            return each_on(layout, arguments, call.budget, call.batch_invariant)
+        return total_on(layout, arguments, scale, call.budget)
 
-    return spoiled * scaled_total(total, scale, hidden.dtype)
+    scale = scale_of(rows, weights, costs, call.reduction)
+    return reduced(call, (arguments,), weights, scale, losses)

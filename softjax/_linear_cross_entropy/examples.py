@@ -6,6 +6,7 @@ the result, which is then NaN.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from jax.sharding import use_abstract_mesh
 
 from softjax import _checks
 from softjax._linear_cross_entropy.blocks import Rows
+from softjax._linear_cross_entropy.calls import Call
 from softjax._linear_cross_entropy.layout import Layout
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import padded, specs_of
@@ -33,12 +35,12 @@ def taking_part(rows: Rows, weights: Array | None) -> Rows:
     return rows._replace(active=counted if rows.active is None else rows.active & counted)
 
 
-def without_the_others(rows: Rows) -> Rows:
-    """The rows with the features of those that take no part set to 0.
+def without_the_others(call: Call, rows: Rows) -> Rows:
+    """The rows with the features of those that take no part set to 0, unless these are cut out.
 
     These features may be anything, and 0 * inf is not 0.
     """
-    if rows.active is None:
+    if rows.active is None or call.max_active is not None:
         return rows
     return rows._replace(hidden=jnp.where(rows.active[:, None], rows.hidden, 0))
 
@@ -66,6 +68,33 @@ def scaled_total(total: Callable[[Array], Array], scale: Array, *dtypes: jnp.dty
         return total(scale)
     largest = lax.stop_gradient(jnp.max(scale, initial=jnp.finfo(scale.dtype).tiny))
     return largest * total(scale / largest)
+
+
+def reduced(
+    call: Call,
+    heads: tuple[Arguments, ...],
+    weights: Array | None,
+    scale: Array,
+    losses: Callable[[tuple[Arguments, ...], Array | None], Array],
+) -> Array:
+    """The losses of all examples as they came, or their sum or mean.
+
+    Args:
+        call: how they are reduced.
+        heads: whose rows are flat.
+        weights: of these rows.
+        scale: what the loss of each row counts in the sum.
+        losses: the loss of each row of such heads; given a scale, the scaled sum of them.
+    """
+    count, places, spoiled = scale.shape[0], None, 1
+    dtypes = [head.rows.hidden.dtype for head in heads]
+    if call.max_active is not None:
+        heads, scale, places, spoiled = packed(call.layout, heads, scale, call.max_active)
+    if call.reduction != "none":
+        return spoiled * scaled_total(partial(losses, heads), scale, *dtypes)
+    values = losses(heads, None) * spoiled
+    values = values if places is None else unpacked(call.layout, values, places, count)
+    return call.lead.back(values if weights is None else values * weights.astype(values.dtype))
 
 
 class Packed(NamedTuple):

@@ -13,22 +13,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import zero_from_primal
 
-from softjax import _checks
 from softjax._linear_cross_entropy.pieces import Arguments, dots_of, jvp_along, put, some_rows
 from softjax._platforms import platform_dependent
 from softjax._sharding import fori_loop
 
 # Rows of a tile: as many as a CPU and a GPU or TPU want for a product at full speed.
 ON_CPU, ELSEWHERE = 64, 256
-
-
-def checked_invariance(function: str, batch_invariant: bool, classes: tuple[str, ...]) -> bool:
-    """The flag; it is refused where devices share the sum over the classes."""
-    batch_invariant = _checks.flag(function, "batch_invariant", batch_invariant)
-    if batch_invariant and classes:
-        expected = f"False where the classes are over the axes {classes}"
-        raise ValueError(_checks.message(function, "batch_invariant", expected, True))
-    return batch_invariant
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))

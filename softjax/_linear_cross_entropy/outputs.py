@@ -18,6 +18,7 @@ from softjax._linear_cross_entropy.blocks import (
     block_of,
     statistics,
 )
+from softjax._linear_cross_entropy.calls import Call, call_of
 from softjax._linear_cross_entropy.examples import (
     Packed,
     checked_room,
@@ -35,12 +36,11 @@ from softjax._linear_cross_entropy.heads import (
     checked_scalars,
     checked_weights,
 )
-from softjax._linear_cross_entropy.invariant import checked_invariance, in_tiles
-from softjax._linear_cross_entropy.layout import Layout, alike, all_classes, layout_of
+from softjax._linear_cross_entropy.invariant import in_tiles
+from softjax._linear_cross_entropy.layout import Layout, alike, all_classes
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import cast, rows_on, total_beside_on
 from softjax._numerics import compute_dtype
-from softjax._sharding import Lead, mesh_of
 
 
 class LinearOutputs(NamedTuple):
@@ -120,10 +120,9 @@ def linear_logsumexp(
     scalars = checked_scalars(name, compute_dtype(head.hidden.dtype), softcap, temperature)
     rows = Rows(head.hidden, None, None, None, None)
     arguments = Arguments(rows, head.classes, scalars)
-    lead, layout = _places(name, (arguments, None, None), class_axis, feature_axis)
-    batch_invariant = checked_invariance(name, batch_invariant, layout.classes if layout else ())
-    places = lead, layout, max_temp_bytes, batch_invariant, None
-    y, _ = _mapped(_log_partitions, _log_partitions_over, arguments, None, *places)
+    how = {"budget": max_temp_bytes, "batch_invariant": batch_invariant}
+    call = call_of(name, head.classes, head.hidden, None, class_axis, feature_axis, **how)
+    y, _ = _mapped(call, _log_partitions, _log_partitions_over, arguments, None)
     return y
 
 
@@ -222,23 +221,14 @@ def linear_cross_entropy_outputs(
     ignored = None if rows.active is None else ~rows.active
     max_active = checked_room(name, max_active, head.lead, ignored, weights)
     arguments = Arguments(rows, head.classes._replace(spread=spread), scalars)
-    lead, layout = _places(name, (arguments, weights, costs), class_axis, feature_axis)
-    classes = all_classes(head.classes, class_axis)
-    is_integer = isinstance(top_k, (int, np.integer)) and not isinstance(top_k, bool)
-    if not is_integer or not 1 <= top_k <= classes:
-        expected = f"an integer in [1, {classes}]"
-        raise ValueError(_checks.message(name, "top_k", expected, repr(top_k)))
-    batch_invariant = checked_invariance(name, batch_invariant, layout.classes if layout else ())
+    how = {"reduction": reduction, "budget": max_temp_bytes, "max_active": max_active}
+    how["batch_invariant"] = batch_invariant
+    of_examples = rows, weights, costs
+    call = call_of(name, head.classes, of_examples, spread, class_axis, feature_axis, **how)
+    top_k = _checked_top_k(name, top_k, all_classes(head.classes, class_axis))
     if reduction != "none":
-        if batch_invariant:
-            expected = f'False for the reduction "{reduction}"'
-            raise ValueError(_checks.message(name, "batch_invariant", expected, True))
-        places = lead, layout, max_temp_bytes, max_active
-        return _reduced(arguments, weights, costs, reduction, *places, int(top_k))
-    options = max_temp_bytes, batch_invariant, max_active, int(top_k), has_loss
-    reals, top_classes = _mapped(
-        _outputs, _outputs_over, arguments, weights, lead, layout, *options
-    )
+        return _reduced(call, top_k, arguments, weights, costs)
+    reals, top_classes = _mapped(call, _outputs, _outputs_over, arguments, weights, top_k, has_loss)
     log_probability, lse, entropy, top_log_probabilities, loss = reals
     if has_loss:
         log_probability = log_probability[..., 0]
@@ -255,48 +245,43 @@ def _refuse_options(name: str, options: dict[str, Any], reduction: str) -> None:
             raise ValueError(_checks.message(name, option, expected, repr(value)))
 
 
-def _places(
-    name: str, arguments: tuple[Arguments, Array | None, Array | None], class_axis, feature_axis
-) -> tuple[Lead, Layout | None]:
-    """The axes of the mesh that the examples are over, and the layout of all arguments."""
-    (rows, classes, _), *others = arguments
-    ndim, arrays = rows.hidden.ndim - 1, jax.tree.leaves((rows, others))
-    lead = Lead.of(mesh_of(arguments), ndim, classes.kernel, classes.axis, *arrays)
-    return lead, layout_of(name, lead, classes, class_axis, feature_axis)
+def _checked_top_k(name: str, top_k: Any, classes: int) -> int:
+    is_integer = isinstance(top_k, (int, np.integer)) and not isinstance(top_k, bool)
+    if not is_integer or not 1 <= top_k <= classes:
+        expected = f"an integer in [1, {classes}]"
+        raise ValueError(_checks.message(name, "top_k", expected, repr(top_k)))
+    return int(top_k)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 4, 5, 6, 7, 8, 9, 10))
+@partial(jax.jit, static_argnums=(0, 1, 2, 5, 6))
 def _mapped(
+    call: Call,
     function: Callable,
     over: Callable,
     arguments: Arguments,
     weights: Array | None,
-    lead: Lead,
-    layout: Layout | None,
-    budget: int | None,
-    batch_invariant: bool,
-    max_active: int | None,
     *options: int,
 ) -> Any:
     """The reals and the integers of `function`, some rows at a time, for the examples as they came.
 
     Where the classes are sharded, `over` gives them, from those of a device.
     """
+    layout, budget = call.layout, call.budget
     arguments, weights = alike(layout, (arguments, weights))
-    rows, weights = jax.tree.map(lead.flat, (arguments.rows, weights))
+    rows, weights = jax.tree.map(call.lead.flat, (arguments.rows, weights))
     arguments = arguments._replace(rows=rows)
     packing = None
-    if max_active is not None:
+    if call.max_active is not None:
         part = arguments._replace(rows=taking_part(rows, weights))
         ones = jnp.ones_like(rows.hidden[:, 0], compute_dtype(rows.hidden.dtype))
-        packing = packed(layout, (part,), ones, max_active)
+        packing = packed(layout, (part,), ones, call.max_active)
         (arguments,) = packing.heads
 
     def of_part(part: Arguments) -> Any:
         return function(part, *options)
 
     def whole(arguments: Arguments) -> Any:
-        if batch_invariant:
+        if call.batch_invariant:
             return in_tiles(of_part, partial(by_rows, of_part, budget), arguments)
         return by_rows(of_part, budget, arguments)
 
@@ -306,7 +291,8 @@ def _mapped(
         return over(axes, budget, arguments, *options) if axes else whole(arguments)
 
     results = whole(arguments) if layout is None else rows_on(layout, local, arguments)
-    return jax.tree.map(lead.back, _in_their_places(layout, results, packing, rows.hidden.shape[0]))
+    results = _in_their_places(layout, results, packing, rows.hidden.shape[0])
+    return jax.tree.map(call.lead.back, results)
 
 
 def _in_their_places(
@@ -319,23 +305,16 @@ def _in_their_places(
     return jax.tree.map(lambda a: a * packing.spoiled, reals), integers
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5, 6, 7, 8))
+@partial(jax.jit, static_argnums=(0, 1))
 def _reduced(
-    arguments: Arguments,
-    weights: Array | None,
-    costs: Array | None,
-    reduction: str,
-    lead: Lead,
-    layout: Layout | None,
-    budget: int | None,
-    max_active: int | None,
-    top_k: int,
+    call: Call, top_k: int, arguments: Arguments, weights: Array | None, costs: Array | None
 ) -> LinearOutputs:
     """The reduced loss and the other outputs, from one pass over the logits."""
+    lead, layout, max_active = call.lead, call.layout, call.max_active
     arguments, weights, costs = alike(layout, (arguments, weights, costs))
     rows, weights, costs = jax.tree.map(lead.flat, (arguments.rows, weights, costs))
     rows, count = taking_part(rows, weights), rows.hidden.shape[0]
-    scale, packing = scale_of(rows, weights, costs, reduction), None
+    scale, packing = scale_of(rows, weights, costs, call.reduction), None
     if rows.active is not None and max_active is None:
         finite = jnp.all(jnp.isfinite(rows.hidden), -1)
         rows = rows._replace(hidden=jnp.where((rows.active | finite)[:, None], rows.hidden, 0))
@@ -353,7 +332,7 @@ def _reduced(
     def total(scale: Array) -> Array:
         nonlocal every
         operands = arguments._replace(rows=of_loss), scale
-        value, every = total_beside_on(layout, *operands, budget, top_k)
+        value, every = total_beside_on(layout, *operands, call.budget, top_k)
         return value
 
     value = scaled_total(total, scale, rows.hidden.dtype)
