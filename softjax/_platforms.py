@@ -13,10 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.core import ShapedArray
-from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from softjax._sharding import mesh_of
+
+# The class of all primitives. `jax.extend.core` offers it too, but it loads Pallas, which takes as
+# long as the import of softjax.
+Primitive = type(lax.neg_p)
 
 
 class Choice(NamedTuple):

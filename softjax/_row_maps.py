@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
-from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from softjax._platforms import Primitive
 from softjax._sharding import varying_alike
 
 Map = Callable[..., Array]

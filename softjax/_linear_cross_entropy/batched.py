@@ -7,9 +7,9 @@ over all axes of its examples and classes, and JAX cannot place a batch on one o
 from typing import Any
 
 from jax import Array
-from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from softjax._platforms import Primitive
 from softjax._sharding import Names
 
 MESSAGE = (

@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 from jax import Array
-from jax.extend.core import Primitive
 from jax.interpreters import mlir
 from jax.sharding import get_abstract_mesh
+
+from softjax._platforms import Primitive
 
 MESSAGE = (
     "softjax: a loss of a linear head is compiled for {devices} devices, but JAX did not know "
