@@ -11,10 +11,11 @@ at every point some parts are free, and among these Newton's step solves
     H d = -v,    v = the gradient of the loss + r theta + s u,    H = Hessian of f, free parts only
 
 A part that the step would take across 0 goes to 0 instead, and the system is solved again for the
-others. Where f is not smaller after a part of the step, a multiple of the diagonal joins H until it
-is (the method of Levenberg and Marquardt). Near the optimum the free parts no longer change, and
-the convergence is that of Newton's method. What all classes have in common changes no probability;
-it is chosen after every step to make the penalties smallest, as in `_proximal`.
+others. Where f is not smaller after a part of the step, a multiple of Boehning's bound of the
+diagonal joins H until it is (the method of Levenberg and Marquardt): examples that are sure of
+another class have nearly no curvature of their own. Near the optimum the free parts no longer
+change, and the convergence is that of Newton's method. What all classes have in common changes no
+probability; it is chosen after every step to make the penalties smallest, as in `_proximal`.
 
 As in `_small` only a clear end is one, and anything else is left to the compiled solver.
 
@@ -28,16 +29,16 @@ from typing import Any
 
 import numpy as np
 
-from softjax.regression._active_solves import DAMPING, Corners, Faces, Hessian, by_products
+from softjax.regression._active_solves import Corners, Faces, Hessian, by_products
 from softjax.regression._convergence import converged, rounding_of
 from softjax.regression._linear_solves import FINE, ROUGH
 from softjax.regression._small import End, Table, probabilities
 
 # Steps of a fit that starts near its end, and rounds in which parts go to 0.
-MOST_STEPS, ROUNDS = 60, 4
-# The shares of a step that are tried. One is taken where f falls by this much of what its slope
-# promises.
-SHARES, SUFFICIENT = (1.0, 0.5, 0.25), 1e-4
+MOST_STEPS, ROUNDS = 100, 4
+# The shares of a step that are tried: from where a class is nearly certain, Newton's step is
+# longer than the slope holds. One is taken where f falls by this much of what its slope promises.
+SHARES, SUFFICIENT = tuple(0.25**power for power in range(8)), 1e-4
 # H of m free parameters takes N m^2 operations, and conjugate gradients as many as this number of
 # logits, 4 N K D each. Beyond the second number of parameters H is not built either way.
 PRODUCTS, LARGEST = 60, 2048
@@ -45,27 +46,25 @@ PRODUCTS, LARGEST = 60, 2048
 SLOW = 0.1
 # The rounding of a penalty in float32, relative to it: at the largest of a path no part leaves 0.
 BLURRED = 1e-6
-# What joins the diagonal, relative to it: where a step leads up, by what factor it grows then,
-# and the most. A step with more than CLEAR does not say how much is left.
-RAISED, FACTOR, HIGHEST, CLEAR = 1e-6, 30.0, 1e6, 1e-3
+# What joins the diagonal, relative to its bound: where a step leads up, by what factor it grows
+# then, and the most. Only a step without says how much is left.
+RAISED, FACTOR, HIGHEST = 1e-6, 10.0, 1e6
 
 
-def optimum(
-    table: Table, corners: Corners, theta: np.ndarray, bound: np.ndarray, tol: float
-) -> End | None:
+def optimum(table: Table, corners: Corners, theta: np.ndarray, tol: float) -> End | None:
     """The end of the steps from `theta` [K, D + 1]; None where it is not clear.
 
-    `bound` [D + 1] is what an entry of the gradient can be at most.
+    No entry of the gradient is above 1, since the mean squares of the features are not.
     """
     theta = _without_what_is_common(table, corners, theta)
     z = table.logits(theta)
     value = first = table.value(theta, z) + corners.value(theta)
     decrement: Any = np.inf
-    before, passes, damping, model = np.inf, 2, DAMPING, None
+    before, passes, damping, model = np.inf, 2, 0.0, None
     for step in range(MOST_STEPS):
         p = probabilities(z)
         faces = _faces(table, corners, theta, table.slope(theta, p))
-        norm = np.max(np.abs(faces.slope) / bound, initial=0)
+        norm = np.max(np.abs(faces.slope), initial=0)
         if not np.isfinite(norm):
             return None
         if converged(value, first, norm, decrement, tol):
@@ -74,18 +73,18 @@ def optimum(
             model = Hessian(table, p)
         found = None
         while found is None:
-            d, products = _direction(table, corners, model, faces, theta, p, norm, damping)
+            d, left, products = _direction(table, corners, model, faces, theta, p, norm, damping)
             found, passes = _stepped(table, corners, faces, theta, value, d), passes + products + 2
             if found is None:
-                promised = np.abs(np.vdot(faces.slope, d)) / 2
-                if damping <= CLEAR and converged(value, first, norm, promised, tol):
+                promised = np.abs(np.vdot(faces.slope, d)) / 2 + left
+                if not damping and converged(value, first, norm, promised, tol):
                     return End(theta, first, promised, step, passes)  # rounding hides the rest
                 damping = max(FACTOR * damping, RAISED)
                 if damping > HIGHEST:
                     return None
-        before, decrement = decrement, np.abs(np.vdot(faces.slope, d)) / 2
-        decrement = decrement if damping <= CLEAR else np.inf
-        (theta, z, value), damping = found, max(damping / FACTOR, DAMPING)
+        before, decrement = decrement, np.abs(np.vdot(faces.slope, d)) / 2 + left
+        decrement = np.inf if damping else decrement
+        (theta, z, value), damping = found, damping / FACTOR if damping > RAISED else 0.0
     return None
 
 
@@ -129,15 +128,15 @@ def _direction(
     p: np.ndarray,
     norm: float,
     damping: float,
-) -> tuple[np.ndarray, int]:
-    """Newton's step among the free parts, and its products with the features."""
-    d, products = np.zeros_like(theta), 0
+) -> tuple[np.ndarray, float, int]:
+    """Newton's step among the free parts, what the model may promise beyond it, and products."""
+    d, left, products = np.zeros_like(theta), 0.0, 0
     count, width = int(faces.free.sum()), theta.shape[1]
     small = count <= LARGEST and count**2 <= 4 * PRODUCTS * len(theta) * width
     tolerance = np.clip(3 * np.sqrt(norm), FINE, ROUGH)
     for _ in range(ROUNDS):
         if small and not corners.grouped:
-            d = model.solved(faces, d, damping)
+            d, left = model.solved(faces, d, damping)
         else:
             d, used = by_products(table, corners, faces, p, d, damping, tolerance)
             products += used
@@ -148,7 +147,7 @@ def _direction(
         # They end at 0, and what the others do is found again.
         d, free = np.where(crossing, -theta, d), faces.free & ~crossing
         faces = replace(faces, free=free, entering=faces.entering & free.any(0))
-    return d, products
+    return d, left, products
 
 
 def _stepped(

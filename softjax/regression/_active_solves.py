@@ -12,8 +12,10 @@ import numpy as np
 
 from softjax.regression._small import Table, complements, curved
 
-# What joins the diagonal of H at least, relative to it.
-DAMPING = 1e-10
+# What joins the diagonal of H at least, relative to it, and what may be needed for a factor.
+DAMPING, JITTERS = 1e-10, (1e-13, 1e-10)
+# A curvature below this part of the diagonal's is rounding.
+LEAST = 1e-16
 # Products of conjugate gradients, and the most features with a matrix as their preconditioner.
 MOST_PRODUCTS, FEW = 400, 256
 
@@ -85,9 +87,14 @@ class Hessian:
     matrix: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     columns: Any = None
 
-    def solved(self, faces: Faces, d: np.ndarray, damping: float) -> np.ndarray:
-        """d with H d = -v for what is free, where the other entries of `d` are known."""
-        from scipy.linalg import cho_factor, cho_solve
+    def solved(self, faces: Faces, d: np.ndarray, damping: float) -> tuple[np.ndarray, float]:
+        """d with H d = -v for what is free, where the other entries of `d` are known.
+
+        And what the model may promise beyond it, at most. The factor is that of H + J, and leaves
+        the residual r = J d. Along a direction of curvature e, in the units of J, the model gains
+        r^2 / (2 e) more, and no e that is no rounding is below LEAST.
+        """
+        from scipy.linalg import cho_solve
 
         moved = np.flatnonzero(~faces.free & (d != 0))
         free = np.flatnonzero(faces.free)
@@ -95,11 +102,15 @@ class Hessian:
         own, others = np.searchsorted(self.places, free), np.searchsorted(self.places, moved)
         b = -faces.slope.ravel()[free] - self.matrix[np.ix_(own, others)] @ d.ravel()[moved]
         h = self.matrix[np.ix_(own, own)]
-        h.ravel()[:: len(h) + 1] *= 1 + damping
+        added = np.zeros(len(h))
+        if damping:
+            added = damping * np.broadcast_to(_bound(self.table), faces.free.shape).ravel()[free]
+        factor, jitter = _factored(h, added)
         d = d.copy()
-        factor = cho_factor(h, lower=True, overwrite_a=True, check_finite=False)
-        d.ravel()[free] = cho_solve(factor, b, check_finite=False)
-        return d
+        d.ravel()[free] = found = cho_solve(factor, b, check_finite=False)
+        residual = jitter * np.diag(h) * found
+        left = residual @ cho_solve(factor, residual, check_finite=False)
+        return d, float(left) * jitter / LEAST / 2
 
     def _include(self, places: np.ndarray) -> None:
         """Makes the matrix one of all these parameters as well."""
@@ -153,7 +164,7 @@ def by_products(
     among = _projection(table, corners, faces)
     curved_by = (table.weights * p * complements(p)) @ np.square(table.features)
     extra = table.ridge + faces.bend
-    extra = extra + damping * (curved_by + extra)
+    extra = extra + DAMPING * (curved_by + extra) + damping * _bound(table)
     precondition = _preconditioner(table, faces, p, curved_by, extra, among)
 
     def times(v: np.ndarray) -> np.ndarray:
@@ -178,6 +189,26 @@ def by_products(
         expected = product + (product / before) ** 2 * expected
         products += 2
     return d, products
+
+
+def _factored(h: np.ndarray, added: np.ndarray) -> tuple[Any, float]:
+    """A Cholesky factor of H with `added` on its diagonal and the least jitter that it needs."""
+    from scipy.linalg import cho_factor
+
+    for jitter in JITTERS:
+        damped = h.copy()
+        damped[np.diag_indices(len(h))] += jitter * np.diag(h) + added
+        try:
+            return cho_factor(damped, lower=True, overwrite_a=True, check_finite=False), jitter
+        except np.linalg.LinAlgError:
+            if jitter == JITTERS[-1]:
+                raise
+    raise AssertionError
+
+
+def _bound(table: Table) -> np.ndarray:
+    """Boehning's bound of the diagonal of H, which no probabilities exceed, [D + 1]."""
+    return table.weights @ np.square(table.features) / 2 + table.ridge
 
 
 def _projection(table: Table, corners: Corners, faces: Faces) -> Callable:

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
-from softjax.regression import _small, _solve
+from softjax.regression import _l1_host, _small, _solve
 from softjax.regression._arguments import (
     FIT,
     at_least,
@@ -172,9 +172,9 @@ def fit(
     watched = callback is not None or validation is not None
     if is_traced((data, params)):
         return _within_trace(name, data, params, tol, max_steps, (l2, l1), watched)
-    if init is None and not watched and steps_per_chunk is None and _small.takes(name, data):
-        result = _small.optimum(data, tol)
-        if result is not None and (max_steps is None or result.steps <= max_steps):
+    if init is None and not watched and steps_per_chunk is None:
+        result = _in_numpy(name, data, has_corners, tol, max_steps)
+        if result is not None:
             recorded(_event(result, 1, begin), None, result.history)
             return result
     if name == OPTAX:
@@ -187,6 +187,17 @@ def fit(
         run = _solve.Run(name, data, params, tol, max_steps)
     in_one = name != OPTAX and not watched
     return _in_chunks(run, steps_per_chunk, in_one, callback, held_out, begin)
+
+
+def _in_numpy(
+    name: str, data: Data, has_corners: bool, tol: Any, max_steps: int | None
+) -> FitResult | None:
+    """A fit with nothing to compile; None where it is not small, or its end not clear."""
+    if has_corners:
+        return _l1_host.optimum(data, tol, max_steps) if _l1_host.takes(data) else None
+    result = _small.optimum(data, tol) if _small.takes(name, data) else None
+    in_time = result is not None and (max_steps is None or result.steps <= max_steps)
+    return result if in_time else None
 
 
 def _within_trace(

@@ -10,11 +10,12 @@ penalties of feature j are s_j / scale_j and r_j / scale_j^2; the bias takes up 
 import contextlib
 import importlib.util
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from softjax.regression import _active_set, _small
 from softjax.regression._active_solves import Corners
@@ -31,6 +32,7 @@ from softjax.regression._small import End, Table
 ONE_THREAD = 2**22
 # More numbers of features that take part would not fit into memory as float64 beside the data.
 MOST_NUMBERS = 2**27
+FALL = 10
 
 
 def path_of(data: Data, *options: Any) -> Path:
@@ -50,6 +52,27 @@ def takes(data: Data) -> bool:
     return bool(np.all(_small.targets_of(data)[0].sum(1) > 0))  # else the bias has no optimum
 
 
+def optimum(data: Data, tol: float, max_steps: int | None) -> FitResult | None:
+    """The fit with the penalties of `data`, as the end of a path; None if its end is not clear.
+
+    More features than examples leave and enter the model many times where the penalty falls at
+    once, so that it falls in steps of 1 / FALL then.
+    """
+    examples, width = data.features.shape
+    path = _OneFit(data, Partial(nothing), tol, max_steps, lambda: False)
+    l1 = float(data.l1 if data.l1_rows is None else data.l1_rows)
+    with contextlib.suppress(_NotClearError):
+        step = path.null()
+        strength = path.largest(step.look)
+        while True:
+            before = strength
+            strength = max(l1, before / FALL) if width > examples else l1
+            step = path.at(step, before, strength, float(data.l2))
+            if strength == l1:
+                return step.fit
+    return None
+
+
 class HostPath(Path):
     """A path by `_active_set`."""
 
@@ -60,8 +83,6 @@ class HostPath(Path):
         self.standard = _Standard(
             data.features, self.targets.sum(0), data.constant is None or bool(data.constant)
         )
-        square = self.standard.square
-        self.bound = np.sqrt(np.where(square > 0, square, 1))
         with np.errstate(invalid="ignore", divide="ignore"):
             share = self.targets / self.targets.sum(0)
             self.least = np.nansum(self.targets * np.where(share > 0, np.log(share), 0))
@@ -73,19 +94,29 @@ class HostPath(Path):
         params: SoftmaxRegression,
         limit: int | None,
     ) -> tuple[FitResult, Look, bool]:
-        found, places = None, np.flatnonzero(taking_part)
+        found = self._in_numpy(penalised, taking_part, params, limit)
+        return super()._among(penalised, taking_part, params, limit) if found is None else found
+
+    def _in_numpy(
+        self,
+        penalised: Data,
+        taking_part: np.ndarray,
+        params: SoftmaxRegression,
+        limit: int | None,
+    ) -> tuple[FitResult, Look, bool] | None:
+        """What `_among` returns; None where the end is not clear, or not within `limit` steps."""
+        places = np.flatnonzero(taking_part)
         strength = penalised.l1 if penalised.l1_rows is None else penalised.l1_rows
-        if limit != 0 and strength > 0 and len(self.standard.weights) * len(places) < MOST_NUMBERS:
-            # Numbers that are not finite, and a matrix without a factor, are no clear end.
-            failures, warnings = (
-                contextlib.suppress(np.linalg.LinAlgError),
-                np.errstate(all="ignore"),
-            )
-            with failures, warnings, _threads(len(self.standard.weights) * len(places)):
-                found = self._found(penalised, float(strength), places, params)
-        if found is None or (limit is not None and found[0].steps > limit):
-            return super()._among(penalised, taking_part, params, limit)
-        return *found, False
+        numbers = len(self.standard.weights) * len(places)
+        if limit == 0 or not strength > 0 or numbers >= MOST_NUMBERS:
+            return None
+        # Numbers that are not finite, and a matrix without a factor, are no clear end.
+        failures = contextlib.suppress(np.linalg.LinAlgError)
+        with failures, np.errstate(all="ignore"), _threads(numbers):
+            found = self._found(penalised, float(strength), places, params)
+            if found is not None and (limit is None or found[0].steps <= limit):
+                return *found, False
+        return None
 
     def _found(
         self, penalised: Data, strength: float, places: np.ndarray, params: SoftmaxRegression
@@ -99,52 +130,94 @@ class HostPath(Path):
         s, r = (self.factors[places] * a / self.mass for a in (strength, float(penalised.l2)))
         s, r = (np.append(a, [0] * biases) for a in (s / scale, r / scale**2))
         table = Table(standard.columns(places), self.targets, r, self.offset, biases)
-        corners, bound = Corners(s, penalised.l1_rows is not None), self.bound[places] / scale
-        bound = np.append(bound, [1] * biases)
-        end = _active_set.optimum(table, corners, theta, bound, self.tol)
+        corners = Corners(s, penalised.l1_rows is not None)
+        end = _active_set.optimum(table, corners, theta, self.tol)
         if end is None:
             return None
-        kernel, bias = np.zeros((self.width, len(theta))), np.zeros(len(theta))
-        kernel[places] = end.theta[:, : len(places)].T / scale[:, None]
-        if biases:
-            bias = end.theta[:, -1] - mean @ kernel[places]
-        dtype = self.data.features.dtype
-        kernel, bias = kernel.astype(dtype), bias.astype(dtype)
-        return self._judged(table, corners, places, kernel, bias, end)
+        if self._seen(table, corners, places, end.theta, end).reached:
+            return self._judged(table, corners, places, end)
+        return None
 
     def _judged(
-        self,
-        table: Table,
-        corners: Corners,
-        places: np.ndarray,
-        kernel: np.ndarray,
-        bias: np.ndarray,
-        end: End,
-    ) -> tuple[FitResult, Look] | None:
-        """The result, where parameters that are rounded by now are the optimum."""
-        standard, scale = self.standard, self.standard.scale[places]
+        self, table: Table, corners: Corners, places: np.ndarray, end: End
+    ) -> tuple[FitResult, Look]:
+        """The optimum, rounded, and what it looks like.
+
+        It has converged where the rounded parameters fulfil the rule of all solvers, or where their
+        objective is as near to the optimum as the tolerance asks, though their gradient is not.
+        """
+        standard, dtype = self.standard, self.data.features.dtype
+        mean, scale = standard.mean[places], standard.scale[places]
+        columns = (end.theta[:, : len(places)] / scale).astype(dtype).T
+        # The bias takes up what rounding has moved the kernel by.
+        shift = mean @ columns.astype(np.float64)
+        bias = end.theta[:, -1] - shift if standard.biases else np.zeros(len(end.theta))
+        kernel, bias = np.zeros((self.width, len(bias)), dtype), bias.astype(dtype)
+        kernel[places] = columns
+        theta = [columns.T * scale, *[bias + shift] * standard.biases]
+        here = self._seen(table, corners, places, np.column_stack(theta), end)
+        objective, z = here.objective, here.logits
+        rise = objective - float(table.value(end.theta, table.logits(end.theta)))
+        rise += end.decrement - corners.value(end.theta)
+        near = rise <= self.tol * max(objective, self.tol)
+        status = Status.CONVERGED if here.reached or near else Status.PRECISION_FLOOR
+        slopes, loss = corners.length(here.gradient).max(0), table.loss(z) + self.least
+        report: Any = ()
+        if self.report_of.func is not nothing:
+            report = _report(self.report_of, z.astype(dtype))
+        seen: list[Any] = [self.mass * a for a in (slopes, standard.scale, loss, objective)]
+        separated = bool(_small.is_separated(self.targets, z - self.offset))
         params = SoftmaxRegression(jnp.asarray(kernel), jnp.asarray(bias))
-        theta, bias = kernel[places].T.astype(np.float64) * scale, bias + standard.mean @ kernel
-        theta = np.column_stack([theta, *[bias] * standard.biases])
+        counts = (end.steps, end.passes, here.norm, separated)
+        fit = FitResult(params, self.mass * objective, int(status), *counts, [])
+        return fit, Look(*seen, report=report)
+
+    def _seen(
+        self, table: Table, corners: Corners, places: np.ndarray, theta: np.ndarray, end: End
+    ) -> "_Seen":
+        standard, scale = self.standard, self.standard.scale[places]
         z = table.logits(theta)
         residual = table.residual(_small.probabilities(z))
         gradient = standard.pull_back(residual)
         own = np.column_stack([gradient[:, places] / scale, *[residual.sum(1)] * standard.biases])
         slope = _active_set.smallest_subgradient(corners, theta, own + table.ridge * theta)
-        bound = np.append(self.bound[places] / scale, [1] * standard.biases)
-        norm = float(np.max(np.abs(slope) / bound, initial=0))
+        norm = float(np.max(np.abs(slope), initial=0))
         objective = float(table.value(theta, z)) + corners.value(theta)
-        if not converged(objective, end.first, norm, end.decrement, self.tol):
-            return None
-        slopes, loss = corners.length(gradient).max(0), table.loss(z) + self.least
-        report: Any = ()
-        if self.report_of.func is not nothing:
-            report = _report(self.report_of, z.astype(kernel.dtype))
-        seen: list[Any] = [self.mass * a for a in (slopes, self.bound, loss, objective)]
-        separated = bool(_small.is_separated(self.targets, z - self.offset))
-        counts = (end.steps, end.passes, norm, separated)
-        fit = FitResult(params, self.mass * objective, int(Status.CONVERGED), *counts, [])
-        return fit, Look(*seen, report=report)
+        reached = bool(converged(objective, end.first, norm, end.decrement, self.tol))
+        return _Seen(z, gradient, objective, norm, reached)
+
+
+class _NotClearError(Exception):
+    """A fit has no clear end in NumPy."""
+
+
+class _OneFit(HostPath):
+    """A path for one fit, which the caller makes another way where its end is not clear."""
+
+    def _among(self, *args: Any) -> tuple[FitResult, Look, bool]:
+        found = self._in_numpy(*args)
+        if found is None:
+            raise _NotClearError
+        return found
+
+
+class _Seen(NamedTuple):
+    """What is known of parameters.
+
+    Attributes:
+        logits: [K, N].
+        gradient: of the loss with respect to the kernel of all features, around their means, since
+            what is left of the gradient of the bias would hide that of features far from 0, [K, D].
+        objective: over the mass.
+        norm: the smallest subgradient, as in `_convergence`.
+        reached: whether they have converged by the rule of all solvers.
+    """
+
+    logits: np.ndarray
+    gradient: np.ndarray
+    objective: float
+    norm: float
+    reached: bool
 
 
 def _threads(numbers: int) -> contextlib.AbstractContextManager:
@@ -174,7 +247,6 @@ class _Standard:
         biases: the number of columns of ones, 1 or 0.
         mean: what is subtracted from each column, [D].
         scale: what it is divided by, [D].
-        square: the mean square of each column, [D].
     """
 
     def __init__(self, x: Any, weights: np.ndarray, intercept: bool):
@@ -191,14 +263,14 @@ class _Standard:
         else:
             self.x = np.asarray(x, np.float64)
             squares = np.square(self.x)
-        self.square = weights @ squares
+        square = weights @ squares
         self.mean = self.biases * (weights @ self.x)
         if self.sparse:
-            variance = np.maximum(self.square - np.square(self.mean), 0)
+            variance = np.maximum(square - np.square(self.mean), 0)
         else:
             variance = weights @ np.square(self.x - self.mean)
-        varies = variance > (64 * np.finfo(np.float64).eps) * self.square
-        scale = np.sqrt(np.where(varies, variance, self.square))
+        varies = variance > (64 * np.finfo(np.float64).eps) * square
+        scale = np.sqrt(np.where(varies, variance, square))
         self.scale = np.where(scale > 0, scale, 1)
         if not self.sparse:
             self.x = np.asfortranarray((self.x - self.mean) / self.scale)
@@ -214,10 +286,10 @@ class _Standard:
         return chosen
 
     def pull_back(self, residual: np.ndarray) -> np.ndarray:
-        """[K, N] to [K, D], a product with the transposed features as they were given."""
+        """[K, N] to [K, D], a product with the transposed features less their means."""
         if self.sparse:
-            return (self.x.T @ residual.T).T
-        return residual @ self.x * self.scale + residual.sum(1, keepdims=True) * self.mean
+            return (self.x.T @ residual.T).T - residual.sum(1, keepdims=True) * self.mean
+        return residual @ self.x * self.scale
 
 
 @jax.jit

@@ -20,6 +20,7 @@ Source: R. Tibshirani et al., "Strong rules for discarding predictors in lasso-t
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +30,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from softjax._softmax import log_softmax_core
-from softjax.regression import _solve
+from softjax.regression import _frame, _solve, _standardised
 from softjax.regression._features import is_sparse
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import (
@@ -57,7 +58,7 @@ class Look(NamedTuple):
 
     Attributes:
         slopes: |g_j| of the loss, [D].
-        bound: what |g_j| can be at most, [D].
+        bound: what |g_j| can be at most, [D]: the standard deviations.
         loss: the loss of the labels, without penalty, less what no parameters could take from it.
         objective: with the penalties.
         report: what else was asked of the logits.
@@ -167,8 +168,15 @@ class Path:
         run = _solve.Run("proximal", data, own, self.tol, limit)
         fit = run.advance(run.limit)
         params = _placed_back(fit.params, places, self.width)
-        look = _look(penalised, params, self.report_of)
+        shifted, frame = self._framed
+        strengths = {name: getattr(penalised, name) for name in ("l2", "l1", "l1_rows")}
+        seen = replace(shifted, **strengths)
+        look = _look(seen, _frame.inside(frame, params), self.report_of)
         return fit._replace(params=params), look, places is None
+
+    @cached_property
+    def _framed(self) -> tuple[Data, _frame.Frame]:
+        return _frame.framed(self.data, False)
 
     def _with_penalties(self, l1: float, l2: float) -> Data:
         dtype = self.data.features.dtype
@@ -255,7 +263,11 @@ def _look(data: Data, params: SoftmaxRegression, report_of: Partial) -> Look:
     problem, theta = problem_of(data), pack(params)
     logits = logits_at(problem, theta)
     of_loss = problem._replace(l2=jnp.zeros_like(problem.l2))
-    gradient = point(of_loss, theta, logits).gradient[:, :-1]
+    # Around the means: what is left of the gradient of the bias would hide that of features far
+    # from 0.
+    mean, scale = _standardised.moments(problem, gradient_bound(problem))
+    gradient = point(of_loss, theta, logits).gradient
+    gradient = _standardised.to_standard(mean, scale, gradient)[:, :-1] * scale[None]
     slopes = jnp.max(jnp.abs(gradient), 0)
     if data.l1_rows is not None:
         slopes = row_norms(gradient)[0]
@@ -265,7 +277,7 @@ def _look(data: Data, params: SoftmaxRegression, report_of: Partial) -> Look:
     loss = jnp.vdot(targets, least - log_softmax_core(logits, (0,)))
     return Look(
         mass * slopes,
-        mass * gradient_bound(problem)[:-1],
+        mass * scale,
         mass * loss,
         mass * value(problem, theta, logits),
         report_of(logits),
