@@ -205,3 +205,13 @@ def by_examples(function: Callable[..., Any], weights: Array, x: Any, *of_classe
         return fori_loop(np.int32(0), np.int32(-(-examples // size)), block, zeros)
 
     return platform_dependent(weights, x, *of_classes, cpu=blocks, default=function)
+
+
+def in_numpy(features: Any) -> np.ndarray:
+    """Dense features [N, D] of float64, of dense or sparse ones that are known."""
+    if not is_sparse(features):
+        return np.asarray(features, np.float64)
+    places, filled = np.asarray(features.indices), np.zeros(features.shape)
+    inside = (places < features.shape).all(1)  # the others fill a buffer
+    np.add.at(filled, tuple(places[inside].T), np.asarray(features.data)[inside])
+    return filled

@@ -42,6 +42,7 @@ from softjax.regression._objective import (
     uncertainty,
 )
 from softjax.regression._result import FitResult, ManyEvent, Status
+from softjax.regression._small import is_on_host
 from softjax.regression._solve import to_the_end
 from softjax.regression._standardised import Standardised
 
@@ -246,3 +247,15 @@ def _dense(s: Standardised, weights: Array, p: Array) -> Array:
     lower, unit = factored_hessian(s, weights.astype(jnp.float32), p.astype(jnp.float32))
     inverse = jax.scipy.linalg.cho_solve((lower, True), jnp.diag(unit))
     return unit[:, None] * inverse
+
+
+def stacked(outcomes: list[Outcome]) -> Any:
+    """The outcomes of several penalties in one; NumPy has nothing to compile."""
+    if is_on_host(outcomes):
+        return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *outcomes)
+    return _stacked(outcomes)
+
+
+@jax.jit
+def _stacked(outcomes: list[Outcome]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *outcomes)

@@ -25,7 +25,7 @@ from softjax.regression._arguments import (
     not_negative,
     penalties,
 )
-from softjax.regression._groups import mean_one
+from softjax.regression._groups import mean_one, stacked
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import Data
 from softjax.regression._resampling import (
@@ -33,7 +33,6 @@ from softjax.regression._resampling import (
     cross_validated,
     folds_array,
     held_out,
-    stacked,
 )
 from softjax.regression._result import FitResult, ManyEvent
 

@@ -7,7 +7,7 @@ makes its fits.
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +19,19 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
 from softjax._cross_entropy import cross_entropy
+from softjax.regression import _small_folds
 from softjax.regression._arguments import (
     at_least,
     called,
     checked_data,
     error,
     errors_name,
+    not_negative,
     penalties,
 )
 from softjax.regression._batched import Lane
 from softjax.regression._frame import in_bucket
-from softjax.regression._groups import Outcome, mean_one, no_report, run
+from softjax.regression._groups import Outcome, mean_one, no_report, run, stacked
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import Data
 from softjax.regression._result import FitResult, ManyEvent
@@ -292,6 +294,11 @@ def cross_validated(
 ) -> tuple[Array, list[Outcome]]:
     """The folds, and the fits at each penalty to all examples and to all folds but one."""
     folds, num_folds = folds_array(folds, seed, data)
+    data = replace(data, l2=jnp.atleast_1d(data.l2))
+    if callback is None and max_steps is None and _small_folds.takes(data, num_folds):
+        found = _small_folds.outcomes(data, np.asarray(folds), num_folds, not_negative("tol", tol))
+        if found is not None:
+            return folds, found
     examples = data.features.shape[0]
     data = in_bucket(data, 1 + num_folds)
     added = data.features.shape[0] - examples
@@ -302,7 +309,7 @@ def cross_validated(
         jnp.asarray(np.pad(np.asarray(folds), (0, added), constant_values=-1)) if added else folds
     )
     outcomes = run(
-        replace(data, l2=jnp.atleast_1d(data.l2)),
+        data,
         Partial(_all_but_a_fold, places, data.labels, weights),
         Partial(held_out, places, data.labels, weights),
         num_folds,
@@ -386,8 +393,3 @@ def _random_key(seed: ArrayLike) -> Array:
     if not isinstance(seed, Array):
         seed = _checks.integer(called(), "seed", seed)
     return jax.random.key(seed)
-
-
-@jax.jit
-def stacked(outcomes: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *outcomes)

@@ -29,7 +29,7 @@ from softjax import _checks
 from softjax.regression._arguments import is_at_hand
 from softjax.regression._convergence import NEAR, STILL, converged
 from softjax.regression._descent import MIN_FRACTION, OVERSHOOT, SLOPE_LEFT, TRIALS
-from softjax.regression._features import is_sparse
+from softjax.regression._features import in_numpy
 from softjax.regression._linear_solves import CG_STEPS, FINE, ROUGH
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import Data
@@ -140,13 +140,13 @@ class Table(NamedTuple):
 def takes(name: str, data: Data) -> bool:
     """Whether a solver's fit is one of a small table in the memory of the host."""
     x = data.features
-    if name != "newton-cg" or is_sparse(x) or not 0 < x.shape[1] < MOST_COLUMNS:
+    if name != "newton-cg" or not 0 < x.shape[1] < MOST_COLUMNS:
         return False
     return x.shape[0] * (x.shape[1] + data.num_classes) <= MOST_NUMBERS and is_on_host(data)
 
 
-def is_on_host(data: Data) -> bool:
-    """Whether all data are known, in the memory of the host, where JAX places arrays."""
+def is_on_host(data: Any) -> bool:
+    """Whether all arrays are known, in the memory of the host, where JAX places arrays."""
     leaves = [leaf for leaf in jax.tree.leaves(data) if isinstance(leaf, jax.Array)]
     if not all(is_at_hand(leaf) for leaf in leaves):
         return False
@@ -175,8 +175,7 @@ def optimum(data: Data, tol: float) -> FitResult | None:
 
 def _as_given(data: Data) -> tuple[Table, float]:
     """The features as they are with targets that sum to 1, and what they summed to."""
-    x = np.asarray(data.features, np.float64)
-    targets, mass = targets_of(data)
+    x, (targets, mass) = in_numpy(data.features), targets_of(data)
     ridge = np.full(x.shape[1], float(data.l2)) / mass
     ridge = ridge if data.factors is None else ridge * data.factors
     biases = int(data.constant is None or data.constant > 0)

@@ -13,7 +13,7 @@ from statsmodels.discrete.discrete_model import MNLogit
 
 import softjax
 from softjax import regression
-from softjax.regression import inference
+from softjax.regression import _small, _small_folds, inference
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once(True)]
 N, D, K, L2 = 120, 5, 3, 0.02
@@ -61,14 +61,16 @@ def test_without_an_intercept_the_kernel_is_that_of_scikit_learn(solver, shape):
 
 
 @pytest.mark.parametrize("intercept", [False, True])
-def test_the_offset_is_part_of_the_logits_in_every_fit(intercept):
+def test_the_offset_is_part_of_the_logits_in_every_fit(intercept, monkeypatch):
     x, labels, offset = drawn()
     options = {"fit_intercept": intercept, "offset": offset, "tol": 1e-10}
     for solver in SOLVERS:
         result = regression.fit(x, labels, solver=solver, l2=L2, **options)
         assert result.converged
         assert_optimal(result.params, x, labels, offset=offset, intercept=intercept)
-    sparse = regression.fit(BCOO.fromdense(x), labels, l2=L2, **options)
+    with monkeypatch.context() as compiled:
+        compiled.setattr(_small, "MOST_NUMBERS", 0)
+        sparse = regression.fit(BCOO.fromdense(x), labels, l2=L2, **options)
     assert_optimal(sparse.params, x, labels, offset=offset, intercept=intercept)
 
     weights = np.stack([np.ones(N), np.arange(N) % 3])
@@ -78,12 +80,14 @@ def test_the_offset_is_part_of_the_logits_in_every_fit(intercept):
         assert_optimal(params, x, labels, offset=offset, weights=w, intercept=intercept)
 
     folds = np.arange(N) % 2
-    path = regression.fit_path(x, labels, l2=np.array([L2, 1.0]), folds=folds, **options)
-    fold = jax.tree.map(lambda leaf: leaf[0, 1], path.cross_validation.fits.params)
-    assert_optimal(fold, x, labels, offset=offset, weights=1.0 - folds, intercept=intercept)
-    z = regression.logits(fold, x, offset=offset)
-    held_out = softjax.cross_entropy(z, labels)[folds == 1].mean()
-    np.testing.assert_allclose(path.cross_validation.loss[0, 1], held_out, rtol=1e-12)
+    for most in (_small_folds.MOST_FITS, 0):  # in NumPy, and compiled
+        monkeypatch.setattr(_small_folds, "MOST_FITS", most)
+        path = regression.fit_path(x, labels, l2=np.array([L2, 1.0]), folds=folds, **options)
+        fold = jax.tree.map(lambda leaf: leaf[0, 1], path.cross_validation.fits.params)
+        assert_optimal(fold, x, labels, offset=offset, weights=1.0 - folds, intercept=intercept)
+        z = regression.logits(fold, x, offset=offset)
+        held_out = softjax.cross_entropy(z, labels)[folds == 1].mean()
+        np.testing.assert_allclose(path.cross_validation.loss[0, 1], held_out, rtol=1e-12)
 
 
 def test_fits_of_other_kinds_have_no_bias():

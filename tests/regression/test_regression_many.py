@@ -12,11 +12,17 @@ from test_regression import L2, D, K, N, problem
 from test_regression_solvers import gradient
 
 from softjax import regression
-from softjax.regression import _batched, _groups, _resampling
+from softjax.regression import _batched, _groups, _resampling, _small_folds
 
 pytestmark = pytest.mark.compiled_quickly
 
 EYE = np.eye(K)
+
+
+@pytest.fixture(autouse=True)
+def _folds_are_fitted_at_once(monkeypatch):
+    """And not one after another in NumPy, as those of a table as small as these."""
+    monkeypatch.setattr(_small_folds, "MOST_FITS", 0)
 
 
 def lane(fits, index):
@@ -157,9 +163,10 @@ PENALTIES = np.array([1e-3, 1.0, 0.03])
 FOLDS = 4
 
 
-@pytest.fixture(scope="module")
-def path():
-    with jax.enable_x64(True):
+@pytest.fixture(scope="module", params=[0, _small_folds.MOST_FITS], ids=["compiled", "in NumPy"])
+def path(request):
+    with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_small_folds, "MOST_FITS", request.param)
         x, y = problem()
         weights = np.random.default_rng(4).uniform(0, 2, N) * (np.arange(N) % 7 > 0)
         options = {"folds": FOLDS, "sample_weights": weights, "tol": 1e-9}
@@ -173,6 +180,9 @@ def test_a_path_is_the_fits_to_all_and_to_all_folds_but_one(path):
     folds = np.asarray(validated.folds)
     assert validated.fits.params.kernel.shape == (3, FOLDS, D, K)
     assert bool(validated.fits.converged.all() & result.fits.converged.all())
+    numbers = ("float64", "int32", "int32", "int32", "float64", "bool")
+    for fits in (validated.fits, result.fits):
+        assert tuple(str(leaf.dtype) for leaf in fits[1:-1]) == numbers
     for p, l2 in enumerate(PENALTIES):
         assert_optimal(lane(result.fits.params, p), x, y, l2, weights, 1e-8)
         for f in range(FOLDS):

@@ -7,10 +7,11 @@ has its optimum.
 import jax
 import numpy as np
 import pytest
+from jax.experimental.sparse import BCOO
 from jax.sharding import AxisType
 
 from softjax import regression
-from softjax.regression import _small, _solve
+from softjax.regression import _resampling, _small, _small_folds, _solve
 
 pytestmark = pytest.mark.compiled_quickly
 N, D, K = 60, 3, 4
@@ -95,6 +96,23 @@ def test_a_small_fit_is_that_of_the_compiled_solver(monkeypatch):
     assert type(small.params.kernel) is type(compiled.params.kernel)
 
 
+@pytest.mark.x64_once(True)
+def test_sparse_features_give_the_fit_of_dense_ones(nothing_is_compiled):
+    """Also where entries are stored in two parts, and beside entries outside of the matrix."""
+    x, labels = drawn()
+    x = np.where(np.random.default_rng(1).random(x.shape) < 0.5, x, 0.0)
+    rows = BCOO.fromdense(x, nse=x.size)
+    data = np.concatenate([rows.data, rows.data / 4])
+    halves = BCOO((data, np.tile(rows.indices, (2, 1))), shape=x.shape)
+    folds = {"folds": np.arange(N) % 4, "l2": [0.01, 1.0]}
+    for features, of in ((rows, x), (halves, 1.25 * x)):
+        sparse, dense = (regression.fit(each, labels, l2=0.01) for each in (features, of))
+        np.testing.assert_array_equal(sparse.params.kernel, dense.params.kernel)
+        sparse, dense = (regression.fit_path(each, labels, **folds) for each in (features, of))
+        losses = (path.cross_validation.loss for path in (sparse, dense))
+        np.testing.assert_array_equal(*losses)
+
+
 @pytest.mark.x64_once(False)
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("size", [1e-40, 1e-30, 3e38])
@@ -158,3 +176,41 @@ def test_an_end_in_doubt_is_left_to_the_compiled_solvers(case, monkeypatch):
     monkeypatch.setattr(_solve, "Run", run)
     with pytest.raises(Asked):
         regression.fit(x, labels, **options)
+
+
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize(
+    "case", ["clear", "alone", "few steps", "watched", "many", "work", "large"]
+)
+def test_folds_in_doubt_or_too_many_are_left_to_the_compiled_program(case, monkeypatch):
+    x, labels = drawn()
+    options, folds = {}, np.arange(N) % 4
+    if case == "alone":  # one class in one fold
+        folds = np.where(labels == 3, 0, folds)
+    elif case == "few steps":
+        options = {"max_steps": 50}
+    elif case == "watched":
+        options = {"callback": lambda event: None}
+    elif case == "many":
+        monkeypatch.setattr(_small_folds, "MOST_FITS", 9)
+    elif case == "work":
+        monkeypatch.setattr(_small_folds, "MOST_WORK", 10 * N * K * (D + 16) - 1)
+    elif case == "large":
+        monkeypatch.setattr(_small, "MOST_NUMBERS", N * (D + K) - 1)
+
+    class Asked(Exception):
+        pass
+
+    def run(*_, **__):
+        raise Asked
+
+    monkeypatch.setattr(_resampling, "run", run)
+
+    def path():
+        return regression.fit_path(x, labels, l2=[0.1, 1.0], folds=folds, **options)
+
+    if case == "clear":  # ten fits
+        assert path().cross_validation.fits.converged.all()
+    else:
+        with pytest.raises(Asked):
+            path()

@@ -11,7 +11,7 @@ from jax.experimental.sparse import BCOO, BCSR, CSR
 
 from softjax import regression
 
-pytestmark = pytest.mark.compiled_quickly
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.usefixtures("compiled_fits")]
 
 N, D, K = 40, 4, 3
 
