@@ -182,7 +182,10 @@ def shape(root: Path) -> Iterator[Row]:
 
 
 def entered(root: Path, call: str, setup: str = SETUP, package: str = "softjax") -> set[Row]:
-    """The functions of a package, as (file, name), that a new process enters during a call."""
+    """The functions of a package, as (file, name), that a new process enters during a call.
+
+    Comprehensions and lambdas are not counted, since they have no name that a reader must know.
+    """
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     inside = str(root / package) + os.sep

@@ -1,18 +1,22 @@
 """The fused linear cross-entropy: the loss of hidden @ kernel, without all logits at once.
 
-entry.py documents linear_cross_entropy and its plain form and reduces the losses; heads.py checks
-what comes. A piece is some rows, or some classes; a block is what one of each has in common, such
-as their logits. blocks.py has the mathematics: the losses of a block and their tangents, from the
-largest logits and the others relative to these, which tops.py finds. plans.py says how large the
-pieces are on each platform, and pieces.py cuts arguments into them and sums over them. gradients.py
-has the derivative rule of single losses and sums.py that of sums. examples.py says what each
-example counts, and puts those together that take part; invariant.py takes as many at a time
-whatever the batch. layout.py says where all is on a mesh, shards.py joins what devices with
-different classes know of a row, and sharded.py has the losses there; unseen.py warns where the mesh
-is not known, and batched.py refuses a batch on an axis that is not free.
+A piece is a set of rows or of classes. A block is a piece of rows by a piece of classes, with its
+logits.
 
-outputs.py and curvature.py are more functions of the same logits: readings.py is what they say of
-some classes, and beside.py of all, beside the gradients of a loss too. distillation.py compares two
-heads: pairs.py goes over their rows, comparison.py has the losses of some rows and their tangents,
-and divergences.py the terms.
+entry.py documents linear_cross_entropy and its plain form. heads.py checks the arguments, calls.py
+describes a call, and examples.py finds the active examples, packs them and reduces their losses.
+blocks.py has the mathematics: the losses of a block and their tangents; tops.py finds the largest
+logits and the sums relative to them. plans.py determines the sizes of the pieces on each platform,
+and pieces.py cuts arguments into pieces and sums over them. gradients.py has the derivative rule of
+the losses of single rows, and sums.py the rule of sums. invariant.py computes a fixed number of
+rows at a time.
+
+layout.py has the placement on a mesh, shards.py merges the statistics of sharded classes, and
+sharded.py computes the losses on a mesh. unseen.py warns if the mesh is not known, and batched.py
+refuses a batch that is sharded over an axis of the head.
+
+outputs.py and curvature.py have further functions of the same logits. readings.py reads entropy and
+top classes from a block, and row_outputs.py from all classes, also together with the gradients of a
+loss. distillation.py compares two heads: pairs.py loops over their rows, comparison.py has the
+losses of some rows and their tangents, and divergences.py the terms.
 """

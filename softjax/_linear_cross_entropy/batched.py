@@ -1,7 +1,7 @@
-"""The error for jax.vmap with a `spmd_axis_name` that the examples or the classes are over.
+"""The error for jax.vmap whose `spmd_axis_name` is a mesh axis of the examples or classes.
 
-Such a name places the batch on an axis of the mesh. A linear head is computed within a `shard_map`
-over all axes of its examples and classes, and JAX cannot place a batch on one of these.
+This name shards the batch over a mesh axis. A linear head is computed in a `shard_map` over all
+axes of its examples and classes, and JAX cannot shard a batch over one of these axes.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ MESSAGE = (
 
 
 def placed_by_us(a: Array, axes: Names) -> Array:
-    """`a`, which is over these axes, or at least not over others."""
+    """`a`, marked as sharded by softjax over these axes, so that no batch may use them."""
     return _placed_p.bind(a, axes=axes)
 
 

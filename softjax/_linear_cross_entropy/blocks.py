@@ -1,17 +1,17 @@
-"""What a block of classes adds to the losses of its rows, and to their derivatives.
+"""The contribution of a block of classes to the losses of its rows, and to their derivatives.
 
-With x = softcap(h W + b), a target mass t_k on every class, Q = sum_k t_k, m = max x,
-d = (x - m) / T and r the excess (softjax._numerics), a row has
+With x = softcap(h W + b), a target mass t_k on every class, Q = sum_k t_k, m = max x, d = (x - m) /
+T and r the excess (softjax._numerics), a row has
 
     l = Q log1p(r) - sum_k t_k d_k + z lse^2,    lse = m / T + log1p(r)
 
     dl / d(x_k / T) = g_k = (Q + 2 z lse) p_k - t_k,    p_k = exp(d_k) / (1 + r)
     dl / dt_k       = -log p_k = log1p(r) - d_k
 
-The classes may come in blocks: `merged` joins the statistics of two. `tangent` takes those of the
-whole rows and is linear in the tangents of a block; its transpose gives the gradients. Shapes:
-n rows, v classes of a block, V of all, k targets a row; all but the products in the dtype of the
-computation.
+The classes may come in blocks: `merged` joins the statistics of two blocks. `tangent` uses the
+statistics of whole rows and is linear in the tangents of a block; its transpose gives the
+gradients. In shapes, n is the number of rows, v of classes in a block, V of all classes and k of
+targets in a row. Everything but the products is in the dtype of the computation.
 """
 
 from typing import NamedTuple
@@ -27,13 +27,13 @@ from softjax._reductions import is_place
 
 
 class Rows(NamedTuple):
-    """The data of the rows. The targets of a row are a few classes, or `dense`."""
+    """The data of the rows. The targets of a row are either a few classes, or `dense`."""
 
     hidden: Array  # [n, D]
     index: Array | None  # [n, k], in [0, V)
     mass: Array | None  # [n, k], the target mass at `index`; NaN for a bad label
     dense: Array | None  # [n, V]
-    active: Array | None  # [n], booleans; the loss and the gradient of the others are 0
+    active: Array | None  # [n], booleans; inactive rows have loss 0 and gradient 0
 
 
 class Classes(NamedTuple):
@@ -41,7 +41,7 @@ class Classes(NamedTuple):
 
     kernel: Array  # [D, V]
     bias: Array | None = None  # [V]
-    spread: Array | None = None  # [V], the target mass that every row has on the class
+    spread: Array | None = None  # [V], the target mass of the class in every row
     class_weights: Array | None = None  # [V], the factors of `dense`
 
     @property
@@ -74,9 +74,9 @@ class Scalars(NamedTuple):
 
 
 class Block(NamedTuple):
-    """n rows by v classes, with every array that the losses are differentiated by."""
+    """n rows by v classes, with all arrays that may be differentiated."""
 
-    product: Array | None  # [n, v], h W; None among tangents
+    product: Array | None  # [n, v], h W; None in tangents
     bias: Array | None  # [v]
     spread: Array | None  # [v]
     class_weights: Array | None  # [v]
@@ -86,19 +86,19 @@ class Block(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """The numbers per row that its loss is computed from."""
+    """The numbers per row from which its loss is computed."""
 
     top: Array  # [n], m
-    excess: Array  # [n], r; -1 where every class so far is -inf
-    label_logits: Array | None  # [n, k], x at `index`; 0 where no block so far has it
-    mass: Array | None  # [n], of `spread` and `dense`
+    excess: Array  # [n], r; -1 if all classes so far are -inf
+    label_logits: Array | None  # [n, k], x at `index`; 0 if no block so far has this class
+    mass: Array | None  # [n], the sum of t_k for `spread` and `dense`
     cost: Array | None  # [n], - sum_k t_k d_k for this mass
 
 
 def block_of(rows: Rows, classes: Classes, scalars: Scalars, product: Array | None = None) -> Block:
-    """The block of these rows and classes; a product that is already computed is used as it is."""
+    """The block of these rows and classes; a product that is already computed is used."""
     if product is None:
-        # The operands keep the dtype of the inputs; the sums are in that of the computation.
+        # The operands keep the dtype of the inputs; the sums have the dtype of the computation.
         wide = compute_dtype(rows.hidden.dtype)
         product = times_features(rows.hidden, classes.kernel, classes.axis, wide)
     dense = None if rows.dense is None else rows.dense.astype(product.dtype)
@@ -128,7 +128,7 @@ def statistics(block: Block, index: Array | None, start: Array | int) -> Statist
 
 
 def _at_index(x: Array, index: Array) -> Array:
-    """[n, k]: the entries of each row at its indices, and 0 where these are outside."""
+    """[n, k]: the entries of each row at its indices, and 0 for indices outside of the block."""
 
     def gathered(x: Array, index: Array) -> Array:
         at = jnp.clip(index, 0, x.shape[-1] - 1)
@@ -138,16 +138,16 @@ def _at_index(x: Array, index: Array) -> Array:
     def summed(x: Array, index: Array) -> Array:
         return jnp.sum(jnp.where(is_place(index, x, 1), x, 0), -1, keepdims=True)
 
-    # A TPU gathers slowly, and sums beside the other sums over the row.
+    # A TPU gathers slowly, but can fuse this sum with the other sums over the row.
     on_tpu = summed if index.shape[-1] == 1 else gathered
     return platform_dependent(x, index, cpu=gathered, cuda=gathered, rocm=gathered, default=on_tpu)
 
 
 def merged(a: Statistics, b: Statistics, temperature: Array | None) -> Statistics:
-    """The statistics of two blocks as one; no large number is subtracted from another.
+    """The statistics of two blocks together; no large numbers are subtracted.
 
-    Choices, not maxima: where both tops are equal, the tangent of the top is still that of one
-    entry, which the excess counts on.
+    The tops are chosen by `where` instead of a maximum: if both tops are equal, the tangent of the
+    top is then still the tangent of one entry, as the excess requires.
     """
     first = a.top >= b.top
     top, low_top = jnp.where(first, a.top, b.top), jnp.where(first, b.top, a.top)
@@ -165,7 +165,7 @@ def merged(a: Statistics, b: Statistics, temperature: Array | None) -> Statistic
 
 
 def losses(s: Statistics, mass: Array | None, active: Array | None, scalars: Scalars) -> Array:
-    """The losses of the rows, once `s` is that of all the classes."""
+    """The losses of the rows, where `s` are the statistics of all classes."""
     loss = jnp.zeros_like(s.excess)
     if mass is not None:
         cost = jnp.where(mass == 0, 0, mass * surprisals(s, scalars))
@@ -186,7 +186,7 @@ def tangent(
     dots: Block,
 ) -> Array:
     """The tangent of the losses along `dots` of a block; None in `dots` is a zero tangent."""
-    top, taking_part = s.top[:, None], alive(s, block.mass, active)
+    top, with_active_rows = s.top[:, None], alive(s, block.mass, active)
     x = class_logits(block.product, block.bias, block.scalars.softcap)
     d = distance(x, top, block.scalars.temperature)
     l_dot = jnp.zeros_like(s.excess)
@@ -195,16 +195,16 @@ def tangent(
         l_dot += jnp.sum(_logit_gradient(block, s, index, start, d) * x_dot, -1)
     t_dot = _spread_tangent(block, dots)
     if t_dot is not None:
-        nothing = ~taking_part[:, None] | ((spread_target(block) == 0) & jnp.isneginf(d))
+        nothing = ~with_active_rows[:, None] | ((spread_target(block) == 0) & jnp.isneginf(d))
         surprise = jnp.where(nothing, 0, log_total(s)[:, None] - d)
         l_dot += jnp.sum(surprise * t_dot, -1)
-    return jnp.where(taking_part, l_dot, 0)
+    return jnp.where(with_active_rows, l_dot, 0)
 
 
 def row_tangent(
     s: Statistics, mass: Array | None, active: Array | None, scalars: Scalars, dots: Block
 ) -> Array:
-    """The tangent of the losses by what no block holds: masses at `index`, z-loss, and m / T."""
+    """The tangent of the losses by the arguments outside of blocks: masses, z-loss, and m / T."""
     lse = log_partition(s, scalars)
     l_dot = jnp.zeros_like(lse)
     if dots.mass is not None:
@@ -215,14 +215,14 @@ def row_tangent(
         l_dot += lse**2 * dots.scalars.z_loss
     temperature, z_loss = scalars.temperature, scalars.z_loss
     if dots.scalars.temperature is not None and temperature is not None and z_loss is not None:
-        # sum_k g_k is 2 z lse, so that the offset m / T, which d does not contain, counts.
+        # sum_k g_k is 2 z lse, so that the offset m / T, which is not part of d, has an effect.
         slope = 2 * z_loss * lse * offset(s, scalars) / temperature
         l_dot -= slope * dots.scalars.temperature
     return jnp.where(alive(s, mass, active), l_dot, 0)
 
 
 def class_logits(h_w: Array | None, bias: Array | None, softcap: Array | None) -> Array:
-    """x = cap tanh((h W + b) / cap); -inf stays, so that a bias of -inf takes a class out."""
+    """x = cap tanh((h W + b) / cap); -inf stays -inf, so that a bias of -inf removes a class."""
     assert h_w is not None
     x = h_w if bias is None else h_w + bias[None]
     if softcap is None:
@@ -234,7 +234,7 @@ def class_logits(h_w: Array | None, bias: Array | None, softcap: Array | None) -
 
 
 def spread_target(block: Block) -> Array | None:
-    """The target mass on every class: of `spread`, and of `dense` with its factors; [n or 1, v]."""
+    """The target mass on every class, [n or 1, v]: `spread`, and `dense` times its factors."""
     spread = None if block.spread is None else block.spread[None]
     if block.dense is None:
         return spread
@@ -243,7 +243,7 @@ def spread_target(block: Block) -> Array | None:
 
 
 def alive(s: Statistics, mass: Array | None, active: Array | None) -> Array:
-    """Which rows take part: the active ones with a class that is not -inf, or with a bad label."""
+    """Which rows count: active rows with a class that is not -inf, or with a bad label."""
     part = ~(s.excess < 0)
     if mass is not None:
         part |= jnp.any(jnp.isnan(mass), -1)
@@ -267,7 +267,7 @@ def offset(s: Statistics, scalars: Scalars) -> Array:
 
 
 def surprisals(s: Statistics, scalars: Scalars) -> Array:
-    """-log p at the index: log1p(r) - d, where no offset of the logits is left."""
+    """-log p at the index: log1p(r) - d, in which any offset of the logits has cancelled."""
     assert s.label_logits is not None
     return log_total(s)[:, None] - distance(s.label_logits, s.top[:, None], scalars.temperature)
 
@@ -275,10 +275,10 @@ def surprisals(s: Statistics, scalars: Scalars) -> Array:
 def _logit_gradient(
     block: Block, s: Statistics, index: Array | None, start: Array | int, d: Array
 ) -> Array:
-    """g_k; where p > 1/2 as (Q - t) - Q (1 - p), with 1 - p = r / (1 + r).
+    """g_k; if p > 1/2, it is computed as (Q - t) - Q (1 - p), with 1 - p = r / (1 + r).
 
-    Q - t is exactly 0 at an integer label without smoothing: the gradient there is minus the sum
-    of the others, and never the difference p - 1.
+    Q - t is exactly 0 for an integer label without smoothing. The gradient at the label is then
+    minus the sum of the others, and never the difference p - 1.
     """
     total = 1 + not_negative(s.excess)
     p = jnp.exp(d) / total[:, None]
@@ -306,7 +306,7 @@ def indexed(index: Array, mass: Array, width: int) -> Array:
 
 
 def scaled_logit_tangent(block: Block, d: Array, dots: Block) -> Array | None:
-    """The tangent of x / T, less what its offset m / T adds (see `row_tangent`)."""
+    """The tangent of x / T, without the part of its offset m / T (see `row_tangent`)."""
     primals = (block.product, block.bias, block.scalars.softcap)
     tangents = (dots.product, dots.bias, dots.scalars.softcap)
     temperature, temperature_dot = block.scalars.temperature, dots.scalars.temperature

@@ -1,4 +1,4 @@
-"""What is known of a call of a linear head before any number is: a program is compiled for it."""
+"""The static description of a call of a linear head, for which a program is compiled."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +13,15 @@ from softjax._sharding import Lead, Names, mesh_of
 
 @dataclass(frozen=True)
 class Call:
-    """Where the examples and the classes are, and how the losses are computed and reduced.
+    """The placement of examples and classes, and the options of the computation.
 
     Attributes:
         lead: the leading axes of the examples.
-        layout: the axes of a mesh; None where there is nothing to share.
-        reduction: of the losses.
-        budget: the number of bytes for temporaries; None for that of the platform.
-        max_active: how many examples there is room for; None where there is room for all.
-        batch_invariant: whether the results of an example depend on no other.
+        layout: the mesh axes of the arguments; None if there is only one device.
+        reduction: the reduction of the losses.
+        budget: the number of bytes for temporaries; None for the default of the platform.
+        max_active: the number of examples for which there is room; None for all of them.
+        batch_invariant: whether the bits of an example's results do not depend on the batch.
     """
 
     lead: Lead
@@ -43,12 +43,12 @@ def call_of(
     batch_invariant: bool = False,
     **options: Any,
 ) -> Call:
-    """The call of `function` with these arrays, once its other options are checked.
+    """The call of `function` with these arrays and options, some of which are checked here.
 
     Args:
-        function: the one that is called, for errors.
-        classes: of the head.
-        of_examples: a tree of arrays of the examples, of which hidden [..., D] is the first.
+        function: the name of the public function, for errors.
+        classes: the kernel and bias of the head.
+        of_examples: a tree of the arrays of the examples, of which hidden [..., D] is the first.
         others: a tree of all other arrays that may be on a mesh.
         class_axis: as in linear_cross_entropy.
         feature_axis: as in linear_cross_entropy.

@@ -1,11 +1,12 @@
-"""What two heads say of the same rows: the losses of their blocks, and the tangents of these.
+"""The comparison of two heads on the same rows: the losses of their blocks, and their tangents.
 
-With p of the teacher, q of the student and f_k the slope of a divergence by log q_k,
+With p of the teacher, q of the student and f_k the derivative of a divergence by log q_k,
 
     dl / d(x_k / T) = T^2 (f_k - q_k sum_i f_i)
 
-for the logits x of the student, and likewise for those of the teacher. If the top k of a teacher
-are known, all other classes are one more, the tail, with q_tail = sum of their q_k. Then
+for the logits x of the student, and likewise for the logits of the teacher. If only the top k of a
+teacher are known, all other classes form one class, the tail, with q_tail = the sum of their q_k.
+Then
 
     f_k = f_tail q_k / q_tail    for a class that is not listed
 """
@@ -39,13 +40,13 @@ from softjax._linear_cross_entropy.shards import first_class, joined
 from softjax._linear_cross_entropy.tops import distance, top_and_excess
 from softjax._numerics import not_negative
 
-# The blocks of the student and of the teacher, if it has any; and tangents of both.
+# The blocks of the student and of the teacher (None for top k labels); and tangents of both.
 Blocks = tuple[Block, Block | None]
 Dots = Sequence[Block | None]
 
 
 class Side(NamedTuple):
-    """The logits x of a head before T divides them, d, and the statistics over all classes."""
+    """A head: its logits x before they are divided by T, d, and the statistics of all classes."""
 
     x: Array
     d: Array
@@ -53,17 +54,17 @@ class Side(NamedTuple):
 
 
 class Tail(NamedTuple):
-    """The k classes that a teacher lists, where this device has them, and all other classes."""
+    """The k classes that a teacher lists, if this device has them, and all other classes."""
 
-    index: Array  # [n, k], in the classes of this device
+    index: Array  # [n, k], relative to the first class of this device
     inside: Array  # [n, k]
     is_listed: Array  # [n, v]
     others: Statistics
-    is_here: Array  # [n], whether the tail is counted on this device
+    is_here: Array  # [n], whether this device counts the tail
 
 
 class Contrast(NamedTuple):
-    """Two heads on the same rows; of the teacher a side, or the classes that it lists."""
+    """Two heads on the same rows; the teacher is a side, or the classes that it lists."""
 
     blocks: Blocks
     student: Side
@@ -73,7 +74,7 @@ class Contrast(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """A divergence of two heads, whose classes are over the axes."""
+    """A divergence of two heads, whose classes are sharded over the axes."""
 
     axes: tuple[str, ...]
     divergence: Divergence
@@ -89,13 +90,13 @@ class Comparison(NamedTuple):
             tail = self._tail(part, student, blocks[0].scalars.temperature)
             sizes = _compared_with_tail(blocks[0], student, tail)
         if (active := part.rows.active) is not None:
-            # A row that takes no part is compared with itself: 0, with gradient 0.
+            # An inactive row is compared with itself: its loss and gradient are 0.
             delta = jnp.where(active[:, None], sizes.delta, 0)
             sizes = sizes._replace(delta=delta)
         return Contrast(blocks, student, teacher, tail, sizes)
 
     def losses(self, contrast: Contrast) -> Array:
-        """The losses of the rows; on a mesh, the part of this device."""
+        """The losses of the rows; on a mesh, the contribution of this device."""
         terms = divergence_terms(contrast.sizes, self.divergence, self.beta)
         loss, temperature = jnp.sum(terms, -1), contrast.blocks[0].scalars.temperature
         return loss if temperature is None else temperature.astype(loss.dtype) ** 2 * loss
@@ -125,7 +126,7 @@ class Comparison(NamedTuple):
             return l_dot
         l_dot *= temperature.astype(l_dot.dtype) ** 2
         if of_student is not None and of_student.scalars.temperature is not None:
-            # The factor T^2 of the losses changes by 2 T_dot / T of itself.
+            # The relative change of the factor T^2 is 2 T_dot / T.
             ratio_dot = of_student.scalars.temperature / temperature
             l_dot += 2 * ratio_dot.astype(l_dot.dtype) * self.losses(contrast)
         return l_dot
@@ -154,7 +155,7 @@ class Comparison(NamedTuple):
         return Tail(index, inside, is_listed, others, is_here)
 
     def _slopes_of_classes(self, by_q: Array, block: Block, student: Side, tail: Tail) -> Array:
-        """The slopes by log q of all classes, from those of the listed ones and of the tail."""
+        """The slopes by log q of all classes, from the slopes of the listed ones and the tail."""
         others, by_tail = tail.others, by_q[:, -1]
         by_tail = lax.psum(by_tail, self.axes) if self.axes else by_tail
         d = distance(student.x, others.top[:, None], block.scalars.temperature)
@@ -184,8 +185,8 @@ def _compared(student: Side, teacher: Side) -> Compared:
 def _compared_with_tail(block: Block, student: Side, tail: Tail) -> Compared:
     """The classes that the teacher lists and, last, the tail.
 
-    The student's tail is a sum over the others, and the teacher's an exact difference.
-    No 1 - P that has been rounded is left. What other devices have is without probability here.
+    The student's tail is a sum over the other classes, and the teacher's an exact difference, so
+    that no rounded 1 - P is used. Classes of other devices have probability 0 here.
     """
     others = tail.others
     assert block.mass is not None
@@ -202,17 +203,17 @@ def _compared_with_tail(block: Block, student: Side, tail: Tail) -> Compared:
 
 
 def _log_probabilities(mass: Array) -> Array:
-    """log p of the classes that the teacher lists and, last, of all others as one class."""
+    """log p of the classes that the teacher lists and, last, of the tail."""
     return jnp.concatenate((_log(mass), _log(_rest(mass))[:, None]), -1)
 
 
 def _log(p: Array) -> Array:
-    """log p, with the slope 0 where p is 0."""
+    """log p, with the derivative 0 if p is 0."""
     return jnp.where(p == 0, -jnp.inf, jnp.log(jnp.where(p == 0, 1, p)))
 
 
 def _rest(mass: Array) -> Array:
-    """1 - sum of the masses, at least 0, as if rounded once: every sum keeps what it rounds off.
+    """1 - sum of the masses, at least 0, rounded only once: each addition keeps its rounding error.
 
     Source: D. E. Knuth, "The art of computer programming", volume 2, section 4.2.2, theorem B.
     """

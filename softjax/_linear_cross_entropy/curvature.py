@@ -72,29 +72,29 @@ def linear_cross_entropy_ggn_vp(
     symmetric and positive semidefinite, and does not depend on the labels. Only the logits of some
     rows exist at a time.
     Derivative: by JAX, in both modes, at any order.
-    Over a mesh: five numbers per example and the products go over the wire.
-    Edge cases: an example with weight 0 takes no part.
+    Over a mesh: the devices exchange five numbers per example, and the products.
+    Edge cases: an example with weight 0 has no effect.
 
     Args:
         hidden: real [..., D].
         kernel: real [D, V].
-        tangents: v as (hidden_dot, kernel_dot, bias_dot), of the shapes of the arguments; None
-            where the argument is held fixed.
+        tangents: v as (hidden_dot, kernel_dot, bias_dot), in the shapes of the arguments; None for
+            an argument that is held fixed.
         bias: real [V].
         transpose_kernel: as in linear_cross_entropy.
         weights: real or boolean [...], >= 0: the weights of the examples.
         softcap: scalar > 0, as in linear_cross_entropy.
         temperature: scalar > 0.
-        reduction: "mean", divided by the sum of the weights, or "sum".
+        reduction: "mean", which divides by the sum of the weights, or "sum".
         class_axis: as in linear_cross_entropy.
         feature_axis: as in linear_cross_entropy.
         max_temp_bytes: as in linear_cross_entropy.
 
     Returns:
-        G v, as `tangents`: each in the dtype of its argument, None where that was None.
+        G v in the form of `tangents`, each array in the dtype of its argument; None stays None.
 
     Raises:
-        TypeError, ValueError: shapes, dtypes or options that do not fit.
+        TypeError, ValueError: an argument of the wrong dtype or shape, or a bad option.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -158,7 +158,7 @@ def _reduced(
     if scale is None:
         scale = jnp.ones(hidden.shape[0], compute_dtype(hidden.dtype))
         scale = varying(scale, axes_of(hidden))
-        if call.reduction == "mean":  # nothing is sent for a sum that is known
+        if call.reduction == "mean":  # the sum is known without communication
             scale /= jnp.maximum(jnp.asarray(hidden.shape[0], scale.dtype), 1)
     elif call.reduction == "mean":
         scale = shares(scale)
@@ -200,7 +200,7 @@ def _products_on(
     products = mapped(
         layout, local, padded(layout, arguments), (scale, tangents), (P(rows), specs), specs
     )
-    # Cut off the rows and classes that were added so that all devices have equally many.
+    # Cut off the rows and classes that were added as padding.
     h, w, b = jax.tree.map(lambda a, dot: a[tuple(map(slice, dot.shape))], products, tangents)
     return jax.tree.map(layout.as_rows, h), w, b
 
@@ -212,7 +212,7 @@ def _products(
     scale: Array,
     tangents: Tangents,
 ) -> Tangents:
-    """sum_i scale_i J_i^T H_i J_i v, some rows at a time; `axes` are those of the classes."""
+    """sum_i scale_i J_i^T H_i J_i v, computed some rows at a time; `axes` shard the classes."""
     dtype = scale.dtype
 
     def step(sums, operands, start, size):
@@ -258,7 +258,7 @@ def _products(
 
 
 def _softmax_tangent_over(axes: tuple[str, ...], d: Array, d_dot: Array) -> Array:
-    """H d_dot as `softmax_tangent` has it, of the classes of a device: 0 at the top, d <= 0."""
+    """`softmax_tangent` for sharded classes: d is 0 at the top and <= 0 elsewhere."""
 
     def total(a: Array) -> Array:
         return lax.psum(jnp.sum(a, -1, keepdims=True), axes)

@@ -1,7 +1,7 @@
 """Distillation: the divergence of a student's predictions from a teacher's, without all logits.
 
-The public function, its arguments, reductions and meshes. pairs.py has the two heads, some rows at
-a time, and divergences.py the terms.
+This module has the public function, its arguments, reductions and meshes. pairs.py processes two
+heads some rows at a time, and divergences.py has the terms of the divergences.
 """
 
 from functools import partial
@@ -23,8 +23,8 @@ from softjax._linear_cross_entropy.examples import (
     checked_room,
     reduced,
     scale_of,
-    taking_part,
-    without_the_others,
+    with_active_rows,
+    with_zeroed_rows,
 )
 from softjax._linear_cross_entropy.heads import (
     Head,
@@ -44,7 +44,7 @@ NAME = "linear_distillation_loss"
 
 
 class LinearHead(NamedTuple):
-    """The last layer of a model on its inputs, as the teacher of `linear_distillation_loss`.
+    """The last layer of a model with its inputs, as the teacher of `linear_distillation_loss`.
 
     Attributes:
         hidden: real [..., D].
@@ -89,35 +89,36 @@ def linear_distillation_loss(
         forward_kl: T^2 sum_k p_k log(p_k / q_k)        reverse_kl: T^2 sum_k q_k log(q_k / p_k)
         jensen_shannon: T^2 (b KL(p, m) + (1 - b) KL(q, m)),  m = b p + (1 - b) q,  b: beta
 
-    With the k most probable classes of a teacher, all other classes together are one class, with
-    the probability that is left of 1. No mass of the teacher or of the student is dropped.
+    If only the k most probable classes of a teacher are known, all other classes are treated as one
+    class, which has the remaining probability. No mass of the teacher or of the student is dropped.
 
     Derivative: both modes work at any order for every real argument, and never hold all logits. A
     sum or mean and its gradients by the student take four matrix products, one of them for the
     teacher; the reduction "none" takes six. The gradients by a teacher take two more, and none if
-    it has no tangent: if jax.grad differentiates by arguments that hold both, stop the gradient of
-    the teacher by jax.lax.stop_gradient(teacher).
-    Over a mesh: as linear_cross_entropy; five numbers per example go over the wire.
+    it has no tangent: if jax.grad differentiates by arguments that contain both heads, stop the
+    gradient of the teacher with jax.lax.stop_gradient(teacher).
+    Over a mesh: as for linear_cross_entropy; the devices exchange five numbers per example.
     Edge cases: the divergence of equal students and teachers is exactly 0, with zero gradient. It
-    is +inf if one has mass on a class that the other takes out by a bias of -inf. An example with
-    weight 0 takes no part. A class that is twice among the k, or probabilities that sum to more
-    than 1, give NaN under a trace.
+    is +inf if one head has mass on a class that the other removes by a bias of -inf. An example
+    with weight 0 has no effect. A class that occurs twice among the k, or probabilities that sum to
+    more than 1, give NaN under a trace.
 
     Args:
         hidden: real [..., D], of the student.
         kernel: real [D, V].
-        teacher: LinearHead, with features of its own number; or TopKLabels [..., k] with
-            probabilities that are those at the temperature T, and sum to at most 1.
+        teacher: LinearHead, which may have another number of features; or TopKLabels [..., k] with
+            the probabilities at the temperature T, which sum to at most 1.
         bias: real [V].
-        transpose_kernel: whether the kernels, that of a teacher too, are [V, D].
+        transpose_kernel: whether the kernels, also the teacher's, are [V, D].
         divergence: "forward_kl", "reverse_kl" or "jensen_shannon".
-        beta: a number in (0, 1), for "jensen_shannon". Over beta, or over 1 - beta, it tends to
-            the forward or to the reverse KL where that tends to 0.
+        beta: a number in (0, 1), for "jensen_shannon". As beta tends to 0, the divergence divided
+            by beta tends to the forward KL; as beta tends to 1, divided by 1 - beta, to the reverse
+            KL.
         softcap: scalar > 0, of the student, as in linear_cross_entropy.
-        temperature: scalar T > 0, of both. The factor T^2 keeps the size of the gradients.
+        temperature: scalar T > 0, of both heads. The factor T^2 keeps the size of the gradients.
         reduction: "none", "sum" or "mean".
         weights: real or boolean [...], >= 0: the weights of the examples.
-        class_axis: as in linear_cross_entropy; the kernel of the teacher has its classes there too.
+        class_axis: as in linear_cross_entropy, for both kernels.
         feature_axis: as in linear_cross_entropy, for both kernels.
         max_temp_bytes: as in linear_cross_entropy.
         max_active: as in linear_cross_entropy: the largest number of examples with a weight.
@@ -126,8 +127,9 @@ def linear_distillation_loss(
         Divergences [...] in nats, or one number, at least float32.
 
     Raises:
-        TypeError, ValueError: shapes, dtypes or options that do not fit, known probabilities that
-            sum to more than 1, a known class twice, or more than `max_active` known weights.
+        TypeError, ValueError: an argument of the wrong dtype or shape, a bad option, known
+            probabilities that sum to more than 1, a known class twice, or more than `max_active`
+            known weights.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -170,7 +172,7 @@ def linear_distillation_loss(
 
 
 def _checked(head: Head, scalars: Scalars, teacher, temperature, num_classes: int) -> Pair:
-    """The two heads, or the student with the probabilities that the teacher gives."""
+    """The two heads, or the student with the probabilities of the teacher."""
     classes, dtype = head.classes, compute_dtype(head.hidden.dtype)
     if isinstance(teacher, TopKLabels):
         index, mass = sparse_distribution(NAME, teacher, (*head.lead, num_classes))
@@ -178,7 +180,7 @@ def _checked(head: Head, scalars: Scalars, teacher, temperature, num_classes: in
             (mass, _is_part, "teacher.probabilities", "numbers that sum to at most 1"),
             (index, _is_set, "teacher.indices", "classes that are all different"),
         ):
-            with jax.ensure_compile_time_eval():  # within a trace too, where the teacher is known
+            with jax.ensure_compile_time_eval():  # also within a trace, if the teacher is known
                 refused = _checks.checks_values(array) and not bool(jnp.all(good(array)))
             if refused:
                 raise ValueError(_checks.message(NAME, argument, expected, "others"))
@@ -222,8 +224,8 @@ def _reduced(
     weights = jax.tree.map(call.lead.flat, weights)
 
     def flat(head: Arguments) -> Arguments:
-        rows = taking_part(jax.tree.map(call.lead.flat, head.rows), weights)
-        return head._replace(rows=without_the_others(call, rows))
+        rows = with_active_rows(jax.tree.map(call.lead.flat, head.rows), weights)
+        return head._replace(rows=with_zeroed_rows(call, rows))
 
     heads = tuple(flat(head) for head in pair if head is not None)
     scale = scale_of(heads[0].rows, weights, None, call.reduction)

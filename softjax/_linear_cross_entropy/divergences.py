@@ -2,12 +2,12 @@
 
 With delta = log p - log q and phi(t) = e^-t - 1 + t, which is >= 0,
 
-    forward KL       sum p log(p / q)  =  sum p phi(delta)           for both sum to 1
+    forward KL       sum p log(p / q)  =  sum p phi(delta)           if both sum to 1
     reverse KL       sum q log(q / p)  =  sum q phi(-delta)
     Jensen-Shannon   b KL(p, m) + (1 - b) KL(q, m),                  m = b p + (1 - b) q
 
-No term is negative, so that nothing cancels in the sums: of two distributions that are close, the
-divergence has all its digits, and of two that are equal it is 0, and so is its gradient.
+No term is negative, so that the sums do not cancel: the divergence of two close distributions has
+all its digits, and for two equal distributions it is 0, as is its gradient.
 """
 
 from typing import Literal, NamedTuple
@@ -19,15 +19,15 @@ from softjax._numerics import not_negative
 
 Divergence = Literal["forward_kl", "reverse_kl", "jensen_shannon"]
 DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon")
-# So many terms of the series of phi are exact for |t| < 1/2 in numbers of 4 and of 8 bytes.
+# The number of terms with which the series of phi is exact for |t| < 1/2, by bytes per number.
 TERMS_OF = {4: 10, 8: 15}
 
 
 class Compared(NamedTuple):
-    """Two distributions: the larger of p and q, and delta = log p - log q, or 0 where both are 0.
+    """Two distributions: the larger of p and q, and delta = log p - log q, or 0 if both are 0.
 
-    From these the smaller one and the difference of both have all digits. With only one exponential
-    beside the one of delta, XLA:GPU computes them where they are used, and stores none.
+    The smaller of p and q and their difference follow from these with all digits. Since only two
+    exponentials are needed, XLA:GPU computes them in place and stores neither.
     """
 
     larger: Array
@@ -47,15 +47,16 @@ class Compared(NamedTuple):
 
 
 def compared(log_p: Array, log_q: Array) -> Compared:
-    """Two distributions, from the logarithms of both."""
+    """Two distributions from their log-probabilities."""
     delta = _difference_of_logs(log_p, log_q)
     return Compared(jnp.exp(jnp.where(delta > 0, log_p, log_q)), delta)
 
 
 def compared_softmaxes(d_p: Array, r_p: Array, d_q: Array, r_q: Array) -> Compared:
-    """Two distributions p = e^d / (1 + r), from the distances below their tops and their excesses.
+    """Two distributions p = e^d / (1 + r), from the distances to their tops and their excesses.
 
-    Neither normalizer is rounded by itself, so that the sum of q - p is 0 to the precision of both.
+    The normalizers are not rounded separately, so that the sum of q - p is 0 to the precision of
+    both.
     """
     r_p, r_q = (not_negative(r)[:, None] for r in (r_p, r_q))
     part = (r_p - r_q) / (1 + r_q)
@@ -70,7 +71,7 @@ def compared_softmaxes(d_p: Array, r_p: Array, d_q: Array, r_q: Array) -> Compar
 
 
 def divergence_terms(c: Compared, divergence: Divergence, beta: float) -> Array:
-    """The terms of a divergence of q from p; 0 log 0 = 0, and +inf where only q is 0."""
+    """The terms of a divergence of q from p; 0 log 0 = 0, and +inf if only q is 0."""
     if divergence == "forward_kl":
         return _kl_terms(*c)
     if divergence == "reverse_kl":
@@ -83,9 +84,9 @@ def divergence_terms(c: Compared, divergence: Divergence, beta: float) -> Array:
 
 
 def divergence_slopes(c: Compared, divergence: Divergence, beta: float) -> tuple[Array, Array]:
-    """The derivatives of the terms by log p and by log q.
+    """The derivatives of the terms with respect to log p and log q.
 
-    With m the terms are b p log(p / m) + (1 - b) q log(q / m): their sum has no slope in m.
+    In b p log(p / m) + (1 - b) q log(q / m), the derivative with respect to m is 0.
     """
     if divergence == "forward_kl":
         return _times(c.p, c.delta), _difference(*c)
@@ -95,7 +96,7 @@ def divergence_slopes(c: Compared, divergence: Divergence, beta: float) -> tuple
     return beta * _times(c.p, over_m), (1 - beta) * _times(c.q, under_m)
 
 
-# Whether the slopes by log p, and those by log q, add up to 0 over all classes.
+# Whether the slopes by log p, and the slopes by log q, sum to 0 over all classes.
 ADD_UP_TO_0 = {"forward_kl": (False, True), "reverse_kl": (True, False)}
 
 
@@ -105,14 +106,14 @@ def _difference_of_logs(log_p: Array, log_q: Array) -> Array:
 
 
 def _below(delta: Array) -> Array:
-    """-|delta|, with the slope 1 at 0, where q is the larger one."""
+    """-|delta|, with derivative 1 at 0, where q counts as the larger."""
     return jnp.where(delta > 0, -delta, delta)
 
 
 def _kl_terms(larger: Array, delta: Array) -> Array:
-    """p phi(delta), which is larger (e^t - 1 - t), or larger (1 - e^t + t e^t) where q is larger.
+    """p phi(delta): larger (e^t - 1 - t), or larger (1 - e^t + t e^t) if q is larger.
 
-    t is -|delta|.
+    Here t is -|delta|.
     """
     t, of_p = _below(delta), delta > 0
     lost, near = jnp.expm1(t), t > -0.5

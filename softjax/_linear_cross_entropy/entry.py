@@ -1,4 +1,4 @@
-"""linear_cross_entropy: the documented function, its plain form, its arguments and reductions."""
+"""linear_cross_entropy: the documented function, its plain form, and its reductions."""
 
 from functools import partial
 from typing import Any
@@ -16,8 +16,8 @@ from softjax._linear_cross_entropy.examples import (
     checked_room,
     reduced,
     scale_of,
-    taking_part,
-    without_the_others,
+    with_active_rows,
+    with_zeroed_rows,
 )
 from softjax._linear_cross_entropy.heads import (
     Head,
@@ -65,62 +65,61 @@ def linear_cross_entropy(
         class_weighted_mean: sum_i w_i l_i / sum_i w_i c_y(i)
 
     Derivative: the derivative of cross_entropy, times W^T and h. Both modes work at any order for
-    every real argument, and never hold all logits. Sums and means compute value and gradient in
-    one pass of three matrix products; of four on a CPU in half precision, or if `max_temp_bytes`
-    is small. The reduction "none" takes four.
-    Over a mesh: three numbers per example and the gradients go over the wire, once. Where the
-    classes are sharded, the numbers are sent with each piece of the rows.
-    Edge cases: as for cross_entropy. An example with weight 0 or with the ignored label takes no
-    part, even if it holds NaN or inf. The mean of no examples is 0.
+    every real argument, and never hold all logits. Sums and means compute value and gradient in one
+    pass of three matrix products, or of four on a CPU in half precision or if `max_temp_bytes` is
+    small. The reduction "none" takes four.
+    Over a mesh: the devices exchange three numbers per example, and the gradients once. If the
+    classes are sharded, the numbers are sent separately for each piece of the rows.
+    Edge cases: as for cross_entropy. An example with weight 0 or with the ignored label has no
+    effect, even if it contains NaN or inf. The mean of no examples is 0.
 
     Args:
         hidden: real [..., D].
         kernel: real [D, V]. Both are multiplied in their common dtype, with JAX's default
             precision as in `hidden @ kernel`; half precision is summed in float32.
-        labels: class indices [...]; or a distribution over the classes, floating [..., V], used
-            as it is; or TopKLabels [..., k], as of a teacher.
-        bias: real [V]; -inf takes a class out.
-        transpose_kernel: whether the kernel is [V, D], as an embedding, and as the weights of
-            linear layers in PyTorch and Equinox; it is not copied.
+        labels: class indices [...]; or a distribution over the classes, floating [..., V], which is
+            not normalised; or TopKLabels [..., k], for example of a teacher.
+        bias: real [V]; -inf removes a class.
+        transpose_kernel: whether the kernel is [V, D], like an embedding or the weight of a linear
+            layer in PyTorch and Equinox; it is not copied.
         label_smoothing: in [0, 1], scalar.
-        class_weights: real [V], >= 0: the cost of class k counts that many times.
+        class_weights: real [V], >= 0, the factors of the losses of the classes.
         ignore_index: examples with this label have loss 0 and gradient 0, and a mean leaves them
             out; integer labels only.
         z_loss: scalar >= 0: adds z_loss * logsumexp(x)^2.
-        softcap: scalar > 0: the logits, before T divides them, stay within (-softcap, softcap).
+        softcap: scalar > 0: the logits, before they are divided by T, stay within
+            (-softcap, softcap).
         temperature: scalar T > 0.
-        reduction: "none", "sum", "mean" or "class_weighted_mean", with the class weights c as in
-            cross_entropy: the mean of PyTorch and Liger.
+        reduction: "none", "sum", "mean" or "class_weighted_mean", which uses the class weights c as
+            in cross_entropy and is the mean of PyTorch and Liger.
         weights: real or boolean [...], >= 0: the weights of the examples.
-        class_axis: on an Auto mesh, whose shardings JAX hides while it traces, the axis or axes
-            that the classes are over; () and None for none. The examples are shared over all
-            other Auto axes; neither has to divide. On an Explicit mesh nothing needs to be said.
-            Within jax.shard_map the manual axis or axes that the classes are over: all that has
-            classes is then the part of this device, labels count all classes, and a sum or mean
-            is one of the examples of this device.
-        feature_axis: the same for the features of the kernel, where they are sharded too (FSDP):
-            its gradient is then scattered as it was, in place of one on every device.
+        class_axis: on an Auto mesh, whose shardings JAX hides while it traces, the mesh axis or
+            axes over which the classes are sharded; () and None for none. The examples are divided
+            over all other Auto axes; the numbers need not be divisible. On an Explicit mesh it is
+            not needed. Within jax.shard_map it is the manual axis or axes of the classes: arrays of
+            classes are then the parts of this device, labels are indices into all classes, and a
+            sum or mean is taken over the examples of this device.
+        feature_axis: the mesh axis or axes of the features of the kernel, if they are sharded too
+            (FSDP). Its gradient is then sharded in the same way, instead of replicated.
         max_temp_bytes: the target for the memory beside arguments, result and gradients; None for
-            the fastest plan of the platform. The pieces are made as small as the target needs,
-            down to one row or class. Two arrays do not become smaller, and a smaller target is
-            exceeded by them: in half precision, and where the losses are not reduced, the gradient
-            of the kernel adds up in float32; and a TPU multiplies a float32 kernel as a copy of it
-            in bfloat16.
-        max_active: the largest number of examples that take part, as their weights and labels
-            say. These are gathered first, so that the others cost no product. If there are more,
-            the function raises a ValueError where labels and weights are known, and returns NaN
-            elsewhere. On a mesh each device has room for its share.
+            the fastest plan of the platform. The pieces are made as small as the target needs, down
+            to one row or class. Two arrays do not become smaller and may exceed a small target: in
+            half precision, the float32 sum of the kernel's gradients if the losses are not reduced;
+            and on a TPU, the bfloat16 copy of a float32 kernel.
+        max_active: the largest number of examples whose weight is not 0 and whose label is not
+            ignored. These are gathered first, so that no product is computed for the others. If
+            there are more, the function raises a ValueError if labels and weights are known, and
+            otherwise returns NaN. On a mesh each device has room for its share.
         batch_invariant: whether the loss of an example, with the reduction "none", has the same
             bits in every batch, of any size and order. The examples are then computed a fixed
-            number at a time, and `max_temp_bytes` has no effect. Not available for sharded
-            classes.
+            number at a time, and `max_temp_bytes` has no effect. Not available for sharded classes.
 
     Returns:
         Losses [...] in nats, or one number, at least float32.
 
     Raises:
-        TypeError, ValueError: shapes, dtypes or options that do not fit, a known label outside
-            [0, V), more than `max_active` examples that are known to take part.
+        TypeError, ValueError: an argument of the wrong dtype or shape, a bad option, a known label
+            outside [0, V), or more than `max_active` active examples, if these are known.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -165,7 +164,7 @@ def plain_linear_cross_entropy(
     x = jnp.matmul(hidden, kernel, preferred_element_type=dtype)
     x = x if bias is None else x + bias.astype(dtype)
     if softcap is not None:
-        out = jnp.isneginf(x)  # a class that the bias takes out stays out
+        out = jnp.isneginf(x)  # a class that the bias removes stays removed
         x = jnp.where(out, -jnp.inf, softcap * jnp.tanh(jnp.where(out, 0, x) / softcap))
     return cross_entropy(x / temperature, labels, **options)
 
@@ -180,10 +179,10 @@ def _reduced(
     flat = jax.tree.map(call.lead.flat, of_examples)
     hidden, index, mass, dense, ignored, costs, weights = flat
     active = None if ignored is None else ~ignored
-    rows = taking_part(Rows(hidden, index, mass, dense, active), weights)
+    rows = with_active_rows(Rows(hidden, index, mass, dense, active), weights)
     of_targets = {"spread": targets.spread, "class_weights": targets.class_weights}
     classes = head.classes._replace(**of_targets)
-    arguments = Arguments(without_the_others(call, rows), classes, scalars)
+    arguments = Arguments(with_zeroed_rows(call, rows), classes, scalars)
 
     def losses(heads: tuple[Arguments, ...], scale: Array | None) -> Array:
         (arguments,) = heads

@@ -1,8 +1,8 @@
-"""Which examples take part, what each of them counts in a sum, and those that do put together.
+"""Which examples are active, the factor of each in a sum, and the packing of the active ones.
 
-Put together, so that the others cost no product: how many there are is known when the program runs,
-and the size of arrays when it is compiled. There is room for `most` of them. More than that spoil
-the result, which is then NaN.
+Inactive examples have weight 0 or an ignored label. If the active examples are packed, the others
+take no product. Their number is known when the program runs, but the size of arrays when it is
+compiled. There is room for `most` examples; if more are active, the result is NaN.
 """
 
 from collections.abc import Callable
@@ -27,18 +27,18 @@ from softjax._sharding import axes_of, varying
 from softjax._weights import is_zero, shares
 
 
-def taking_part(rows: Rows, weights: Array | None) -> Rows:
-    """The rows with those of weight 0 inactive."""
+def with_active_rows(rows: Rows, weights: Array | None) -> Rows:
+    """The rows, with rows of weight 0 marked inactive."""
     if weights is None:
         return rows
     counted = ~is_zero(weights)
     return rows._replace(active=counted if rows.active is None else rows.active & counted)
 
 
-def without_the_others(call: Call, rows: Rows) -> Rows:
-    """The rows with the features of those that take no part set to 0, unless these are cut out.
+def with_zeroed_rows(call: Call, rows: Rows) -> Rows:
+    """The rows, with the features of inactive rows set to 0, unless packing removes these rows.
 
-    These features may be anything, and 0 * inf is not 0.
+    These features may have any value, and 0 * inf is not 0.
     """
     if rows.active is None or call.max_active is not None:
         return rows
@@ -46,23 +46,23 @@ def without_the_others(call: Call, rows: Rows) -> Rows:
 
 
 def scale_of(rows: Rows, weights: Array | None, costs: Array | None, reduction: str) -> Array:
-    """What the loss of each row counts in a sum or a mean."""
+    """The factor of the loss of each row in a sum or a mean."""
     count, active = rows.hidden.shape[0], rows.active
     scale = jnp.ones(count, compute_dtype(rows.hidden.dtype)) if weights is None else weights
     scale = varying(scale, axes_of(rows.hidden))
     if reduction in ("none", "sum"):
         return scale if active is None else jnp.where(active, scale, 0)
     if weights is active is costs is None:
-        # The number of examples is known without any communication on a mesh.
+        # On a mesh, the number of examples is known without communication.
         return scale / jnp.maximum(jnp.asarray(count, scale.dtype), 1)
     return shares(scale, True if active is None else active, costs)
 
 
 def scaled_total(total: Callable[[Array], Array], scale: Array, *dtypes: jnp.dtype) -> Array:
-    """total(scale), a sum of scaled losses, whose products have operands of these dtypes.
+    """total(scale), a sum of scaled losses whose products have operands of these dtypes.
 
-    In float16 the gradient of a logit times 1 / N would be lost below the range of the dtype, so
-    that the largest scale is a factor of the sum.
+    In float16 the gradient of a logit times 1 / N would underflow. The largest scale is therefore
+    taken out of the sum.
     """
     if jnp.float16 not in dtypes:
         return total(scale)
@@ -77,14 +77,15 @@ def reduced(
     scale: Array,
     losses: Callable[[tuple[Arguments, ...], Array | None], Array],
 ) -> Array:
-    """The losses of all examples as they came, or their sum or mean.
+    """The losses of all examples in their original shape, or their sum or mean.
 
     Args:
-        call: how they are reduced.
-        heads: whose rows are flat.
-        weights: of these rows.
-        scale: what the loss of each row counts in the sum.
-        losses: the loss of each row of such heads; given a scale, the scaled sum of them.
+        call: how the losses are reduced.
+        heads: the arguments of one or two heads, with flat rows.
+        weights: the weights of these rows.
+        scale: the factor of the loss of each row in the sum.
+        losses: a function of heads and a scale; it returns the loss of each row, or, if the scale
+            is not None, the scaled sum.
     """
     count, places, spoiled = scale.shape[0], None, 1
     dtypes = [head.rows.hidden.dtype for head in heads]
@@ -98,13 +99,13 @@ def reduced(
 
 
 class Packed(NamedTuple):
-    """The rows that take part, gathered; on a mesh each device gathers its own.
+    """The active rows, gathered; on a mesh each device gathers its own.
 
     Attributes:
-        heads: with as many rows as there is room for.
-        scale: that of these rows.
-        places: where each was; the number of all rows where there is none.
-        spoiled: 1, or NaN where there was not room for all.
+        heads: the arguments, with as many rows as there is room for.
+        scale: the factors of these rows.
+        places: the original places of the rows; the number of all rows for padding.
+        spoiled: 1, or NaN if there was not enough room.
     """
 
     heads: tuple[Arguments, ...]
@@ -120,11 +121,11 @@ def checked_room(
     ignored: Array | None,
     weights: Array | None,
 ) -> int | None:
-    """`max_active`, and None where there is room for all examples."""
+    """`max_active`; None if there is room for all examples."""
     if max_active is None:
         return None
     max_active = _checks.at_least(function, "max_active", max_active, 1)
-    if not all(isinstance(n, int) for n in lead):  # symbols, in an exported program
+    if not all(isinstance(n, int) for n in lead):  # in an exported program the sizes are symbols
         return max_active
     part = np.ones(lead, bool)
     known = all(a is None or _checks.checks_values(a) for a in (ignored, weights))
@@ -139,7 +140,7 @@ def checked_room(
 
 
 def packed(layout: Layout | None, heads: tuple[Arguments, ...], scale: Array, most: int) -> Packed:
-    """The rows that are active in the first of the heads, of all the heads, in their order."""
+    """The rows that are active in the first head, from all heads, in their order."""
     shards = 1 if layout is None else layout.size(layout.rows)
     room = -(-most // shards)
 
@@ -168,7 +169,7 @@ def packed(layout: Layout | None, heads: tuple[Arguments, ...], scale: Array, mo
 
 
 def unpacked(layout: Layout | None, tree: Any, places: Array, count: int) -> Any:
-    """The results of all rows, `count` of them: 0 for those that take no part."""
+    """The results of all `count` rows: 0 for inactive rows."""
 
     def local(tree: Any, places: Array, zeros: Any) -> Any:
         return jax.tree.map(lambda a, zeros: zeros.at[places].set(a, mode="drop"), tree, zeros)
@@ -186,7 +187,7 @@ def unpacked(layout: Layout | None, tree: Any, places: Array, count: int) -> Any
 def _on_devices(
     layout: Layout, local: Callable, operands: tuple, in_specs: tuple, out_specs: Any
 ) -> Any:
-    """`local` of what each device has."""
+    """`local` applied to the parts of each device."""
     with use_abstract_mesh(layout.mesh):
         operands = jax.tree.map(layout.placed, operands, in_specs)
         over = jax.shard_map(local, mesh=layout.mesh, in_specs=in_specs, out_specs=out_specs)

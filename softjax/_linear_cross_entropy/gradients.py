@@ -1,7 +1,8 @@
-"""The losses in pieces of rows, without all logits at once, and their derivative.
+"""The losses of single rows, in pieces of rows, without all logits at once, and their derivative.
 
-`each` gives the losses themselves. Their cotangents are not known beforehand, so its rule computes
-the logits again: four products. `of_rows` does the same for any function of the logits of a row.
+`each` gives the losses of all rows. Their cotangents are not known in the forward pass, so that its
+derivative rule computes the logits again, which makes four products. `of_rows` does the same for
+any function of the logits of a row.
 """
 
 from collections.abc import Callable
@@ -46,7 +47,7 @@ from softjax._sharding import varying
 
 
 def each(arguments: Arguments, budget: int | None, batch_invariant: bool = False) -> Array:
-    """l_i."""
+    """The loss l_i of each row."""
 
     def of_part(part: Arguments) -> tuple[Array, tuple]:
         return losses_of_part(part), ()
@@ -59,8 +60,9 @@ def each(arguments: Arguments, budget: int | None, batch_invariant: bool = False
 def of_rows(function: Callable, tangent: Callable, budget: int | None, arguments: Arguments) -> Any:
     """function(arguments), computed some rows at a time.
 
-    The function returns a tree of real and a tree of integer arrays, whose first axis are the
-    rows. The derivative of the real arrays is tangent(arguments, dots), some rows at a time.
+    The function returns a tree of real and a tree of integer arrays, whose first axis are the rows.
+    The derivative of the real arrays is tangent(arguments, dots), also computed some rows at a
+    time.
     """
 
     def step(values, arguments, start, size):
@@ -77,7 +79,7 @@ def of_rows(function: Callable, tangent: Callable, budget: int | None, arguments
 def _of_rows_jvp(function, tangent, budget, primals, tangents):
     (arguments,), (dots,) = primals, dots_of(tangents)
     values, shapes = of_rows(function, tangent, budget, arguments), shapes_of(arguments)
-    # In reverse their cotangents add up over the steps in this dtype, and are rounded once.
+    # In reverse mode the cotangents are summed over the steps in this dtype, and rounded once.
     wide = compute_dtype(arguments.rows.hidden.dtype)
     dots = jax.tree.map(lambda dot: dot.astype(wide), dots)
 
@@ -95,7 +97,7 @@ def _of_rows_jvp(function, tangent, budget, primals, tangents):
 
 
 def by_rows(function: Callable, budget: int | None, arguments: Arguments) -> Any:
-    """`of_rows` of a function whose derivative JAX computes."""
+    """`of_rows` for a function whose derivative is computed by JAX."""
 
     def tangent(part: Arguments, dots: Arguments):
         return jvp_along(lambda part: function(part)[0], (part,), (dots_like(part, dots),))
@@ -104,7 +106,7 @@ def by_rows(function: Callable, budget: int | None, arguments: Arguments) -> Any
 
 
 def statistics_over(axes: tuple[str, ...], budget: int | None, arguments: Arguments) -> Statistics:
-    """The statistics of all classes, where each device has some of them."""
+    """The statistics of all classes, which are sharded over the devices."""
 
     def local(part: Arguments) -> tuple[Statistics, tuple]:
         return statistics(block_of(*part), part.rows.index, first_class(axes, part)), ()
@@ -116,7 +118,7 @@ def statistics_over(axes: tuple[str, ...], budget: int | None, arguments: Argume
 def block_tangent(
     part: Arguments, dots: Arguments, block: Block, s: Statistics, start: Array | int
 ) -> Array:
-    """The part of the tangent of the losses from a block of classes, the first of them `start`."""
+    """The contribution of a block of classes to the tangent of the losses."""
     rows = part.rows
     linear = partial(tangent, block, s, rows.index, start, rows.active)
     l_dot = linear(block_dots(None, dots))

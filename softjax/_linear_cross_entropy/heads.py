@@ -1,4 +1,4 @@
-"""The arguments of a linear head, checked: the head, numbers, labels and weights."""
+"""Checks of the arguments of a linear head: the head, scalars, labels and weights."""
 
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ class Head(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """Targets of the examples: (index, mass) [..., k] or `dense` [..., V], and what options add."""
+    """The targets: (index, mass) [..., k] or `dense` [..., V], and the effects of the options."""
 
     index: Array | None
     mass: Array | None
@@ -38,11 +38,11 @@ class Targets(NamedTuple):
     spread: Array | None
     class_weights: Array | None
     ignored: Array | None  # [...]
-    costs: Array | None  # [...], sum_k q_k c_k with the class weights c; None where each is 1
+    costs: Array | None  # [...], sum_k q_k c_k with the class weights c; None if all are 1
 
     @property
     def of_examples(self) -> tuple[Array | None, ...]:
-        """The arrays whose leading axes are those of the examples."""
+        """The arrays whose leading axes are the axes of the examples."""
         return self.index, self.mass, self.dense, self.ignored, self.costs
 
 
@@ -54,9 +54,9 @@ def checked_head(
     transpose_kernel: bool,
     prefix: str = "",
 ) -> Head:
-    """The head, hidden and kernel in their common dtype, the bias in that of the computation.
+    """The head, with hidden and kernel in their common dtype and the bias in the wide dtype.
 
-    In errors the prefix is before the names of the arguments.
+    In errors, the prefix precedes the names of the arguments.
     """
     transpose_kernel = _checks.flag(function, "transpose_kernel", transpose_kernel)
     axis = 0 if transpose_kernel else 1
@@ -96,7 +96,7 @@ def checked_scalars(
     temperature: ArrayLike,
     z_loss: ArrayLike = 0.0,
 ) -> Scalars:
-    """The options that are one number; None for an option that changes nothing."""
+    """The scalar options; None for an option that has no effect."""
     cap = t = z = None
     if softcap is not None:
         cap = _checks.positive_scalar(function, "softcap", softcap, dtype)
@@ -118,7 +118,7 @@ def checked_targets(
     *,
     with_costs: bool = False,
 ) -> Targets:
-    """Labels of any kind and the options that act on them, as target masses."""
+    """Labels of any kind, with the options that change them, as target masses."""
     dtype, own = compute_dtype(head.hidden.dtype), head.classes.length
     classes, names = all_classes(head.classes, class_axis), manual_axes(mesh_of(()), class_axis)
     e = None
@@ -175,10 +175,10 @@ def checked_labels(
     class_axis: str | tuple[str, ...] | None,
     **of_loss: Any,
 ) -> tuple[Rows, Array | None, Array | None]:
-    """Rows with all labels of each, what smoothing spreads, and the costs of the examples.
+    """Rows with all labels of each, the mass that smoothing spreads, and the costs of the examples.
 
-    The mass of a label is 1, or 0 where it is ignored, and NaN where it is bad. A single label
-    stands twice, at last with its mass in the loss.
+    The mass of a label is 1, or 0 if it is ignored, or NaN if it is bad. If there is one label for
+    each example, it occurs twice, the second time with its mass in the loss.
     """
     if labels is None:
         return Rows(head.hidden, None, None, None, None), None, None
@@ -191,7 +191,7 @@ def checked_labels(
         _checks.same_shape(name, "labels", labels, head.lead)
         options = {"ignore_index": ignore_index, "class_axis": class_axis, **of_loss}
         targets = checked_targets(name, head, labels, **options)
-        index, mass = _twice(targets.index, targets.mass, targets.ignored)
+        index, mass = _doubled(targets.index, targets.mass, targets.ignored)
         active = None if targets.ignored is None else ~targets.ignored
         return Rows(head.hidden, index, mass, None, active), targets.spread, targets.costs
     if ignore_index is not None:
@@ -204,8 +204,8 @@ def checked_labels(
 
 
 @jax.jit
-def _twice(index: Array, mass: Array, ignored: Array | None) -> tuple[Array, Array]:
-    """Index and mass of a label twice: first with the mass 1, 0 or NaN, then with its own mass."""
+def _doubled(index: Array, mass: Array, ignored: Array | None) -> tuple[Array, Array]:
+    """The label twice: first with the mass 1, 0 or NaN, then with its own mass."""
     mark = jnp.where(jnp.isnan(mass), mass, 1)
     mark = mark if ignored is None else jnp.where(ignored[..., None], 0, mark)
     return jnp.concatenate((index, index), -1), jnp.concatenate((mark, mass), -1)

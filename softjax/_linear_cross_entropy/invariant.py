@@ -1,7 +1,7 @@
-"""Results of a row with the same bits in any batch: rows in tiles of one size, the last padded.
+"""Results of a row with the same bits in any batch: rows are computed in tiles of equal size.
 
 A product of n rows is computed by different programs for different n, which add in different
-orders. Here n is always the same, and a row stands nowhere beside rows that matter to it.
+orders. With padded tiles, n is always the same, and the other rows of a tile do not affect a row.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from softjax._linear_cross_entropy.pieces import Arguments, dots_of, jvp_along, 
 from softjax._platforms import platform_dependent
 from softjax._sharding import fori_loop
 
-# Rows of a tile: as many as a CPU and a GPU or TPU want for a product at full speed.
+# The number of rows in a tile, with which products run at full speed.
 ON_CPU, ELSEWHERE = 64, 256
 
 
@@ -25,8 +25,8 @@ ON_CPU, ELSEWHERE = 64, 256
 def in_tiles(function: Callable, whole: Callable, arguments: Arguments) -> Any:
     """function(arguments), computed one tile of rows at a time.
 
-    The function returns a tree of real and a tree of integer arrays, whose first axis are the
-    rows. The derivative of the real arrays is that of `whole`, the same function of all rows.
+    The function returns a tree of real and a tree of integer arrays, whose first axis are the rows.
+    The derivative of the real arrays is the derivative of `whole`, the same function for all rows.
     """
 
     def of_size(size: int, arguments: Arguments) -> Any:
@@ -35,7 +35,8 @@ def in_tiles(function: Callable, whole: Callable, arguments: Arguments) -> Any:
             return jax.tree.map(partial(put, start=i * size, axis=0), values, new)
 
         count = arguments.rows.hidden.shape[0]
-        # A compiler would unroll the loop over a single tile and fuse it with its surroundings.
+        # With a single tile, a compiler would unroll the loop and fuse the tile with other
+        # operations.
         more = -count % size + (size if count <= size else 0)
         rows = jax.tree.map(lambda a: _filled(a, more), arguments.rows)
         padded = arguments._replace(rows=rows)
@@ -58,7 +59,7 @@ def _in_tiles_jvp(function, whole, primals, tangents):
 
 
 def _unknown(count: int, some: Array) -> Array:
-    """`count`, which no compiler knows: it would fuse one tile with what is around it."""
+    """`count` in a form that a compiler cannot evaluate, so that it keeps the loop."""
     first = some.ravel()[0] if some.size else jnp.zeros((), some.dtype)
     never = jnp.isnan(first) & (first == first)
     return count - never.astype(jnp.int32)

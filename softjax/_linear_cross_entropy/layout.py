@@ -1,4 +1,4 @@
-"""Which axes of a mesh the examples, the features of a kernel and the classes are over."""
+"""The mesh axes over which the examples, the features of a kernel and the classes are sharded."""
 
 import math
 import warnings
@@ -26,14 +26,14 @@ from softjax._sharding import (
 
 
 class Layout(NamedTuple):
-    """The axes of a mesh that the examples, the features of the kernel and the classes are over.
+    """The mesh axes over which examples, features of the kernel and classes are sharded.
 
     Attributes:
-        mesh: all of it.
-        given: axes of the examples as they came.
-        rows: axes that they are computed over: those, and the axes of the features.
-        features: axes that the kernel is gathered over.
-        classes: axes of the classes.
+        mesh: the whole mesh.
+        given: the axes of the examples in the arguments.
+        rows: the axes over which the examples are computed: `given`, and the axes of the features.
+        features: the axes over which the kernel is gathered.
+        classes: the axes of the classes.
     """
 
     mesh: AbstractMesh
@@ -48,11 +48,11 @@ class Layout(NamedTuple):
         return bool(manual_axes(self.mesh, self.classes))
 
     def size(self, names: Names) -> int:
-        """How many shards an array has over these axes."""
+        """The number of shards of an array over these axes."""
         return math.prod(self.mesh.shape[name] for name in names)
 
     def evened(self, a: Array, spec: P) -> Array:
-        """`a` with zeros behind, as many as make its shards equal."""
+        """`a`, padded with zeros so that its shards are equal."""
         if not a.ndim:
             return a
         sizes = (
@@ -61,11 +61,11 @@ class Layout(NamedTuple):
         return jnp.pad(a, [(0, -n % size) for n, size in zip(a.shape, sizes, strict=True)])
 
     def placed(self, a: Array, spec: P) -> Array:
-        """`a` as `shard_map` takes it: on Explicit axes it must have been brought there."""
+        """`a` for `shard_map`: on Explicit axes it must have the sharding of the spec."""
         return reshard(a, _explicit(self.mesh, spec)) if _has_explicit(self.mesh) else a
 
     def as_rows(self, a: Array) -> Array:
-        """`a` [N], over the axes of the examples as they came."""
+        """`a` [N], sharded over the axes of the examples in the arguments."""
         if not _has_explicit(self.mesh):
             return a
         with use_abstract_mesh(self.mesh):
@@ -79,10 +79,11 @@ def layout_of(
     class_axis: str | Names | None,
     feature_axis: str | Names | None,
 ) -> Layout | None:
-    """The layout, or None where there is nothing to share.
+    """The layout, or None if there is only one device.
 
-    Explicit axes are in the types of the examples and of the kernel. The examples are over all
-    Auto axes but those of the classes, which the arguments tell, or the kernel where it is known.
+    Explicit axes are in the types of the examples and of the kernel. The examples are divided over
+    all Auto axes except the axes of the classes, which are given by the arguments, or by the kernel
+    if its sharding is known.
     """
     kernel, axis = head.kernel, head.axis
     mesh, told = lead.mesh, class_axis is not None or feature_axis is not None
@@ -103,7 +104,7 @@ def layout_of(
     if shared := set(classes) & set(features):
         expected = f"other axes than the classes have, {classes}"
         raise ValueError(_checks.message(function, "feature_axis", expected, shared))
-    # JAX has no gradient of a `shard_map` in one that leaves axes out: nothing is shared unasked.
+    # JAX cannot differentiate a nested `shard_map` that leaves axes out, so it is not used unasked.
     is_within = bool(axes_of_type(mesh, AxisType.Manual))
     auto = axes_of_type(mesh, AxisType.Auto) if told or not is_within else ()
     given = lead.every + tuple(name for name in auto if name not in classes)
@@ -114,29 +115,29 @@ def layout_of(
         expected = f"over devices that divide the {count} features"
         raise ValueError(_checks.message(function, "feature_axis", expected, repr(feature_axis)))
     if not told and _has_explicit(mesh) and math.prod(lead.shape) % layout.size(rows):
-        # The examples cannot be over so many axes: the kernel is gathered beforehand.
+        # The examples cannot be divided over so many axes: the kernel is gathered beforehand.
         layout = Layout(mesh, given, given, (), classes)
     if not told:
         _warn_of_hidden_axes(function, layout, kernel)
-    # On Explicit axes a loop would have to say where everything in it is, whole arrays included.
+    # On Explicit axes a loop would have to state the sharding of every array in it.
     shared = layout.size(layout.rows + classes) > 1
     return layout if told or shared or _has_explicit(mesh) else None
 
 
 def manual_axes(mesh: AbstractMesh, axis: str | Names | None) -> Names:
-    """The names of axes that are all manual, within a `shard_map`; else none."""
+    """The names of the axes if all are manual, within a `shard_map`; otherwise ()."""
     names, manual = entry_names(axis), axes_of_type(mesh, AxisType.Manual)
     return names if all(name in manual for name in names) else ()
 
 
 def all_classes(classes: Classes, class_axis: str | Names | None) -> int:
-    """How many classes there are: those are the shard of a device where `class_axis` is manual."""
+    """The number of classes; if `class_axis` is manual, of all devices together."""
     mesh = get_abstract_mesh()
     return classes.length * math.prod(mesh.shape[name] for name in manual_axes(mesh, class_axis))
 
 
 def at_class(names: Names, table: Array, index: Array) -> Array:
-    """table[index], where each device of the manual axes has its part of the table."""
+    """table[index], where each device of the manual axes has a part of the table."""
     if not names:
         return looked_up(table, index)
     index = index - lax.axis_index(names) * len(table)
@@ -146,7 +147,7 @@ def at_class(names: Names, table: Array, index: Array) -> Array:
 
 
 def alike(layout: Layout | None, tree: Any) -> Any:
-    """The tree with arrays that vary alike, over manual axes that are not those of the classes."""
+    """The tree, in which all arrays vary alike over manual axes other than those of the classes."""
     axes = axes_of(tree)
     return varying(tree, axes - set(layout.classes) if layout is not None else axes)
 
@@ -154,7 +155,7 @@ def alike(layout: Layout | None, tree: Any) -> Any:
 def _checked_names(
     function: str, argument: str, axis: str | Names | None, mesh: AbstractMesh
 ) -> Names:
-    """The name of an axis, or names, as a tuple of names of Auto axes."""
+    """The name or names of Auto axes as a tuple."""
     if axis is None:
         return ()
     names = (axis,) if isinstance(axis, str) else axis
@@ -172,7 +173,7 @@ def _checked_names(
 
 
 def _warn_of_hidden_axes(function: str, layout: Layout, kernel: Array) -> None:
-    """Warns where the kernel may be sharded over one of several Auto axes without our knowledge."""
+    """Warns if the kernel may be sharded over an Auto axis that the trace does not see."""
     auto = axes_of_type(layout.mesh, AxisType.Auto)
     auto = tuple(name for name in auto if layout.size((name,)) > 1)
     if isinstance(kernel, Tracer) and len(auto) > 1 and set(auto) <= set(layout.rows):
@@ -190,6 +191,6 @@ def _has_explicit(mesh: AbstractMesh) -> bool:
 
 
 def _explicit(mesh: AbstractMesh, spec: P) -> P:
-    """`spec` without Auto axes, which no type has."""
+    """`spec` without Auto axes, which are not part of a type."""
     names = axes_of_type(mesh, AxisType.Explicit)
     return P(*(tuple(name for name in entry_names(entry) if name in names) for entry in spec))

@@ -1,4 +1,4 @@
-"""What a linear head says of every example, without all logits at once."""
+"""Outputs of a linear head for every example, without all logits at once."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +12,6 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._cross_entropy import Reduction, checked_reduction
-from softjax._linear_cross_entropy.beside import log_partition_of, outputs_of_rows, read, read_over
 from softjax._linear_cross_entropy.blocks import (
     Rows,
     block_of,
@@ -25,8 +24,8 @@ from softjax._linear_cross_entropy.examples import (
     packed,
     scale_of,
     scaled_total,
-    taking_part,
     unpacked,
+    with_active_rows,
 )
 from softjax._linear_cross_entropy.gradients import by_rows, statistics_over
 from softjax._linear_cross_entropy.heads import (
@@ -39,17 +38,23 @@ from softjax._linear_cross_entropy.heads import (
 from softjax._linear_cross_entropy.invariant import in_tiles
 from softjax._linear_cross_entropy.layout import Layout, alike, all_classes
 from softjax._linear_cross_entropy.pieces import Arguments
-from softjax._linear_cross_entropy.sharded import cast, rows_on, total_beside_on
+from softjax._linear_cross_entropy.row_outputs import (
+    log_partition_of,
+    outputs_of_rows,
+    read,
+    read_over,
+)
+from softjax._linear_cross_entropy.sharded import cast, rows_on, total_with_readings_on
 from softjax._numerics import compute_dtype
 
 
 class LinearOutputs(NamedTuple):
-    """What `linear_cross_entropy_outputs` returns; all in nats, at least float32.
+    """The result of `linear_cross_entropy_outputs`; all values are in nats, at least float32.
 
     Attributes:
-        log_probability: of the shape of the labels, log p of each; None without labels.
+        log_probability: log p of each label, in the shape of the labels; None without labels.
         logsumexp: [...], the log-partition of the logits.
-        entropy: [...], of the distribution over the classes.
+        entropy: [...], the entropy of the distribution over the classes.
         top_log_probabilities: [..., top_k], of the most probable classes, in falling order.
         top_classes: int32 [..., top_k], these classes; the first is the predicted class.
         loss: as linear_cross_entropy, [...] or one number; None without labels of the shape [...].
@@ -105,14 +110,14 @@ def linear_logsumexp(
         [...] in nats, at least float32.
 
     Raises:
-        TypeError, ValueError: shapes, dtypes or options that do not fit.
+        TypeError, ValueError: an argument of the wrong dtype or shape, or a bad option.
 
     Example:
         >>> import jax.numpy as jnp, softjax
         >>> softjax.linear_logsumexp(jnp.ones((1, 1)), jnp.array([[0.0, -20.0]]))
         Array([2.0611537e-09], dtype=float32)
 
-    Source: as logsumexp and linear_cross_entropy.
+    Source: as for logsumexp and linear_cross_entropy.
     """
     name = "linear_logsumexp"
     checked_budget(name, max_temp_bytes)
@@ -154,44 +159,45 @@ def linear_cross_entropy_outputs(
         log_probability = x_y - logsumexp(x),  for each label y of an example
         loss = linear_cross_entropy(hidden, kernel, labels, bias), with its options
 
-    Derivative: every output but top_classes has one, in both modes, at any order, without all
-    logits. Value and gradient take four matrix products. With a reduction the loss and its
-    gradient take three, as in linear_cross_entropy, and all other outputs come with them, so that
-    metrics cost no product. The gradient of those other outputs then takes three more.
+    Derivative: every output except top_classes is differentiable, in both modes, at any order,
+    without all logits. Value and gradient take four matrix products. With a reduction, the loss and
+    its gradient take three, as in linear_cross_entropy, and all other outputs are computed from the
+    same logits, so that metrics take no product. A gradient of these other outputs takes three
+    more.
     Edge cases: a label out of range gives NaN under a trace. For an ignored label log_probability
-    and loss are 0, with gradient 0. Of equal logits the first class comes first. With a
-    reduction, features that are not finite count as 0 in an example that takes no part.
+    and loss are 0, with gradient 0. For equal logits the first class comes first. With a reduction,
+    features of an inactive example that are not finite count as 0.
 
     Args:
         hidden: real [..., D].
         kernel: real [D, V].
-        labels: class indices [...], one for each example; or [..., k], some for each, whose
-            log-probabilities are wanted; or None.
+        labels: class indices [...], one for each example; or [..., k], several for each example,
+            whose log-probabilities are computed; or None.
         bias: real [V].
         transpose_kernel: as in linear_cross_entropy.
-        label_smoothing: of the loss, as in linear_cross_entropy.
-        class_weights: of the loss, as in linear_cross_entropy.
-        ignore_index: the label of what is left out.
-        z_loss: of the loss, as in linear_cross_entropy.
+        label_smoothing: for the loss, as in linear_cross_entropy.
+        class_weights: for the loss, as in linear_cross_entropy.
+        ignore_index: the label that is ignored.
+        z_loss: for the loss, as in linear_cross_entropy.
         softcap: scalar s > 0.
         temperature: scalar T > 0.
-        top_k: how many classes to return, in [1, V].
-        reduction: of the loss, as in linear_cross_entropy.
-        weights: of the loss, as in linear_cross_entropy.
+        top_k: the number of classes to return, in [1, V].
+        reduction: for the loss, as in linear_cross_entropy.
+        weights: for the loss, as in linear_cross_entropy.
         class_axis: as in linear_cross_entropy.
         feature_axis: as in linear_cross_entropy.
         max_temp_bytes: as in linear_cross_entropy.
-        max_active: as in linear_cross_entropy. An example with k labels takes part if one of them
-            is not ignored. All outputs of the other examples are then 0.
+        max_active: as in linear_cross_entropy. An example with k labels is active if at least one
+            of them is not ignored. All outputs of inactive examples are then 0.
         batch_invariant: as in linear_cross_entropy.
 
     Returns:
         LinearOutputs.
 
     Raises:
-        TypeError, ValueError: shapes, dtypes or options that do not fit, a known label outside
-            [0, V), an option of the loss without labels [...], more than `max_active` examples
-            that are known to take part.
+        TypeError, ValueError: an argument of the wrong dtype or shape, a bad option, a known label
+            outside [0, V), an option of the loss without labels [...], or more than `max_active`
+            active examples, if these are known.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -199,7 +205,8 @@ def linear_cross_entropy_outputs(
         >>> softjax.linear_cross_entropy_outputs(hidden, kernel, jnp.array([0])).log_probability
         Array([-1.3132616], dtype=float32)
 
-    Source: the definitions; entropy as log sum exp(x - m) + sum p (m - x), which does not cancel.
+    Source: the definitions; the entropy is log sum exp(x - m) + sum p (m - x), which does not
+    cancel.
     """
     name = "linear_cross_entropy_outputs"
     checked_reduction(name, reduction)
@@ -237,7 +244,7 @@ def linear_cross_entropy_outputs(
 
 
 def _refuse_options(name: str, options: dict[str, Any], reduction: str) -> None:
-    """Raises an error for options of the loss where there is no loss."""
+    """Raises an error for options of the loss if there is no loss."""
     options = options if reduction == "none" else options | {"reduction": reduction}
     for option, value in options.items():
         if value is not None and not (isinstance(value, (int, float)) and value == 0):
@@ -262,9 +269,9 @@ def _mapped(
     weights: Array | None,
     *options: int,
 ) -> Any:
-    """The reals and the integers of `function`, some rows at a time, for the examples as they came.
+    """The reals and the integers of `function` for all examples, computed some rows at a time.
 
-    Where the classes are sharded, `over` gives them, from those of a device.
+    If the classes are sharded, `over` computes them on each device.
     """
     layout, budget = call.layout, call.budget
     arguments, weights = alike(layout, (arguments, weights))
@@ -272,7 +279,7 @@ def _mapped(
     arguments = arguments._replace(rows=rows)
     packing = None
     if call.max_active is not None:
-        part = arguments._replace(rows=taking_part(rows, weights))
+        part = arguments._replace(rows=with_active_rows(rows, weights))
         ones = jnp.ones_like(rows.hidden[:, 0], compute_dtype(rows.hidden.dtype))
         packing = packed(layout, (part,), ones, call.max_active)
         (arguments,) = packing.heads
@@ -298,7 +305,7 @@ def _mapped(
 def _in_their_places(
     layout: Layout | None, results: Any, packing: Packed | None, count: int
 ) -> Any:
-    """The results of all rows, reals and integers, from those of the packed rows."""
+    """The results of all rows, reals and integers, from the results of the packed rows."""
     if packing is None:
         return results
     reals, integers = unpacked(layout, results, packing.places, count)
@@ -313,7 +320,7 @@ def _reduced(
     lead, layout, max_active = call.lead, call.layout, call.max_active
     arguments, weights, costs = alike(layout, (arguments, weights, costs))
     rows, weights, costs = jax.tree.map(lead.flat, (arguments.rows, weights, costs))
-    rows, count = taking_part(rows, weights), rows.hidden.shape[0]
+    rows, count = with_active_rows(rows, weights), rows.hidden.shape[0]
     scale, packing = scale_of(rows, weights, costs, call.reduction), None
     if rows.active is not None and max_active is None:
         finite = jnp.all(jnp.isfinite(rows.hidden), -1)
@@ -325,14 +332,14 @@ def _reduced(
     rows = arguments.rows
     assert rows.index is not None
     assert rows.mass is not None
-    # The last label, with its mass, is the label of the loss.
+    # The last label, with its mass, belongs to the loss.
     of_loss = rows._replace(index=rows.index[:, -1:], mass=rows.mass[:, -1:])
     every: Any = None
 
     def total(scale: Array) -> Array:
         nonlocal every
         operands = arguments._replace(rows=of_loss), scale
-        value, every = total_beside_on(layout, *operands, call.budget, top_k)
+        value, every = total_with_readings_on(layout, *operands, call.budget, top_k)
         return value
 
     value = scaled_total(total, scale, rows.hidden.dtype)

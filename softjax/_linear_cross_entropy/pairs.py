@@ -1,8 +1,9 @@
 """The divergences of two linear heads, some rows at a time, with their derivatives.
 
-`each_pair` gives those of the rows: two products, and four for the gradients of one head, since
-their cotangents are not known beforehand. `total_pair` is a sum, whose rule computes the gradients
-while the logits are there: two products, and two more for the gradients of each head.
+`each_pair` gives the divergence of each row. It takes two products, and four for the gradients of
+one head, since the cotangents are not known in the forward pass. `total_pair` is a sum, whose
+derivative rule computes the gradients while the logits are in memory: two products, and two more
+for the gradients of each head.
 """
 
 from functools import partial
@@ -39,7 +40,7 @@ from softjax._sharding import axes_of, varying
 
 
 class Pair(NamedTuple):
-    """The student and the teacher; or the student alone, with the top k of the teacher as rows."""
+    """The student and the teacher; or the student alone, whose rows hold the teacher's top k."""
 
     student: Arguments
     teacher: Arguments | None
@@ -47,7 +48,7 @@ class Pair(NamedTuple):
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def each_pair(comparison: Comparison, budget: int | None, pair: Pair) -> Array:
-    """The losses, of some rows at a time."""
+    """The losses of all rows, computed some rows at a time."""
 
     def step(values, pair, start, size):
         part = _some(pair, start, size)
@@ -66,7 +67,7 @@ def each_pair(comparison: Comparison, budget: int | None, pair: Pair) -> Array:
 def _each_pair_jvp(comparison, budget, primals, tangents):
     (pair,), (dots,) = primals, dots_of(tangents)
     values = each_pair(comparison, budget, pair)
-    # In reverse their cotangents add up over the steps in this dtype, and are rounded once.
+    # In reverse mode the cotangents are summed over the steps in this dtype, and rounded once.
     dots = jax.tree.map(lambda dot: dot.astype(values.dtype), dots)
 
     def step(values_dot, operands, start, size):
@@ -90,14 +91,14 @@ def _each_pair_jvp(comparison, budget, primals, tangents):
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def total_pair(comparison: Comparison, budget: int | None, pair: Pair, scale: Array) -> Array:
-    """sum_i scale_i l_i of the losses of blocks."""
+    """sum_i scale_i l_i, where l_i are the losses of `each_pair`."""
     return jnp.sum(scale * each_pair(comparison, budget, pair))
 
 
 @partial(total_pair.defjvp, symbolic_zeros=True)
 def _total_pair_jvp(comparison, budget, primals, tangents):
     (pair, scale), (dots, scale_dot) = primals, dots_of(tangents)
-    # A function that is kept for its derivative may not keep the tangents themselves.
+    # A function that JAX keeps for a derivative must not close over the tangents.
     like_dots = jax.tree.map(lambda dot: ShapeDtypeStruct(dot.shape, dot.dtype), dots)
     gradients = partial(_gradients, comparison, like_dots)
     arrays = _arrays(comparison, pair)
@@ -115,7 +116,7 @@ def _total_pair_jvp(comparison, budget, primals, tangents):
 def _gradients(
     comparison: Comparison, dots: Pair, sizes: tuple[int, int], pair: Pair, scale: Array
 ) -> tuple[Array, Pair, Array]:
-    """sum scale_i l_i, its gradients by what has a tangent in `dots`, of shapes, and the l_i."""
+    """sum scale_i l_i, its gradients for the shapes in `dots`, and the l_i."""
 
     def step(sums, operands, start, size):
         value, bars, values = sums
@@ -150,7 +151,7 @@ def _gradients(
 
 
 def _product_of(block: Block | None, dots: Arguments | None) -> Block | None:
-    """The block with its product alone, where a tangent acts on that."""
+    """The block with only its product, if a tangent acts on it."""
     if block is None or dots is None:
         return None
     acts = dots.rows.hidden is not None or dots.classes.kernel is not None
@@ -185,17 +186,17 @@ def _shapes(pair: Pair) -> Shapes:
 
 
 def _arrays(comparison: Comparison, pair: Pair) -> int:
-    """How many arrays [n, V] of float32 a sum with its gradients stores on a GPU or TPU.
+    """The number of float32 arrays [n, V] that a sum with its gradients stores on a GPU or TPU.
 
-    They are the logits of both heads and the gradients of these, which a KL divergence in half
-    precision computes from the logits alone.
+    They are the logits of both heads and their gradients; in half precision, a KL divergence
+    computes one of these without storing it.
     """
     few = _shapes(pair).half and pair.teacher is not None
     return 3 if few and comparison.divergence != "jensen_shannon" else 4
 
 
 def _kernels(dots: Pair) -> int:
-    """How many kernels have a tangent."""
+    """The number of kernels that have a tangent."""
     return sum(head is not None and head.classes.kernel is not None for head in dots)
 
 

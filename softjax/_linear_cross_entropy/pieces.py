@@ -1,9 +1,10 @@
-"""Arrays in pieces of rows and classes: how they are cut and put together, and sums over pieces.
+"""Pieces of rows and classes: how arrays are cut into them and put together, and sums over them.
 
-A sum over pieces takes one at a time, and so does its derivative. `plans` says how large they are.
+A sum over pieces processes one piece at a time, and so does its derivative. `plans` determines the
+sizes of the pieces.
 
-Where jax.export leaves the number of rows open, as a symbolic dimension, the number of pieces and
-their size are symbolic in turn: see `sweep`.
+If jax.export leaves the number of rows open, as a symbolic dimension, the number of pieces and
+their size are symbolic too: see `sweep`.
 """
 
 from collections.abc import Callable
@@ -18,20 +19,20 @@ from jax.custom_derivatives import SymbolicZero, zero_from_primal
 
 from softjax._linear_cross_entropy.blocks import Block, Classes, Rows, Scalars
 from softjax._linear_cross_entropy.plans import MANY_ROWS, Shapes
-from softjax._linear_cross_entropy.unseen import watched
+from softjax._linear_cross_entropy.unseen import warn_if_mesh_unknown
 from softjax._numerics import compute_dtype
 from softjax._platforms import Choice, lowered_for_platform, platform_dependent
 from softjax._row_maps import Form, linear_map
 from softjax._sharding import axes_of, varying
 
-# step(sums, operands, start, size) -> sums, with what the pieces from `start` on add
+# step(sums, operands, start, size) -> sums, plus the contribution of the piece at `start`
 Step = Callable[[Any, Any, Array | int, int], Any]
 
 
 class Arguments(NamedTuple):
-    """What the losses are functions of. Its tangents and gradients are of the same form.
+    """The arguments of the losses; tangents and gradients have the same form.
 
-    There None stands for what has none.
+    In tangents and gradients, None stands for an array that has none.
     """
 
     rows: Rows
@@ -77,7 +78,7 @@ def cut(a: Array, start: Array | int, size: int, axis: int) -> Array:
 
 
 def put(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
-    """`a` with the piece from `start` on, in the dtype of `a`; less what is beyond its end."""
+    """`a`, in which `piece` is written from `start` on, except for the part beyond the end."""
     piece = piece.astype(a.dtype)
     if a.shape[axis] == piece.shape[axis]:
         return piece
@@ -92,19 +93,19 @@ def put(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
 
 
 def plus(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
-    """`a` with the piece added from `start` on."""
+    """`a`, to which `piece` is added from `start` on."""
     return put(a, cut(a, start, piece.shape[axis], axis) + piece, start, axis)
 
 
 def sweep(step: Step, sums: Any, operands: Any, length: int, size: int | Choice) -> Any:
     """`sums` after a step for every piece of [0, length); the last piece may be smaller.
 
-    The size may be one for each platform.
+    The size may depend on the platform. If the derivative of a step needs intermediate results, the
+    step is computed again.
 
-    A step is computed again where its derivative needs what it computed.
-
-    A symbolic length is cut into the fewest pieces, which are equal: the last one reaches beyond
-    the end by less than their number. Its own size may be 0, and a loop of no step is not allowed.
+    A symbolic length is divided into the fewest pieces of equal size. The last piece extends beyond
+    the end by less than the number of pieces. A smaller last piece is not possible, since its size
+    might be 0, and a loop without steps is not allowed.
     """
     if isinstance(size, Choice):
 
@@ -128,7 +129,7 @@ def sweep(step: Step, sums: Any, operands: Any, length: int, size: int | Choice)
 
     whole, rest = divmod(length, size)
     if whole > 1:
-        first = watched(jnp.zeros((), jnp.int32), operands)
+        first = warn_if_mesh_unknown(jnp.zeros((), jnp.int32), operands)
         (sums, _), _ = lax.scan(next_piece, (sums, first), length=whole)
     elif whole:
         sums = step(sums, operands, 0, size)
@@ -141,8 +142,8 @@ def sweep(step: Step, sums: Any, operands: Any, length: int, size: int | Choice)
 def accumulated(step: Step, shapes: Any, length: int, sizes: tuple[int, int], operands: Any) -> Any:
     """`sweep` starting from zeros, for a step whose derivative does not depend on `sums`.
 
-    Its derivative is accumulated too, in pieces of the second size: nothing is kept for it, and
-    the first sums are not computed beside it.
+    Its derivative is also summed over pieces, of the second size. Nothing is kept for it, and the
+    first sums are not computed again.
     """
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return sweep(step, zeros, operands, length, sizes[0])
@@ -152,7 +153,7 @@ def accumulated(step: Step, shapes: Any, length: int, sizes: tuple[int, int], op
 def _accumulated_jvp(step, shapes, length, sizes, primals, tangents):
     def step_dot(sums_dot, operands, start, size):
         operands, dots = operands
-        # The tangent does not depend on the sums, so that any may be the point of the derivative.
+        # The tangent does not depend on the sums, so that any value serves as the point.
         point, dots = (sums_dot, operands), (_of_reals(sums_dot), dots)
         new = jvp_along(lambda sums, operands: step(sums, operands, start, size), point, dots)
         return jax.tree.map(lambda a, dot: dot if _is_real(a) else a, sums_dot, new)
@@ -165,7 +166,7 @@ def _accumulated_jvp(step, shapes, length, sizes, primals, tangents):
 
 
 def _of_reals(tree: Any) -> Any:
-    """The tree with None in place of integer arrays, which have no tangent."""
+    """The tree, in which None replaces integer arrays, which have no tangent."""
     return jax.tree.map(lambda a: a if _is_real(a) else None, tree)
 
 
@@ -174,7 +175,7 @@ def _is_real(a: Array) -> bool:
 
 
 def dots_of(tangents: Any) -> Any:
-    """The tangents of a rule with symbolic zeros, with None where there is none."""
+    """The tangents of a rule with symbolic zeros, in which None replaces a zero."""
     return jax.tree.map(lambda dot: None if isinstance(dot, SymbolicZero) else dot, tangents)
 
 
@@ -205,12 +206,12 @@ def jvp_along(function: Callable, primals: tuple, dots: tuple) -> Any:
 
 
 def block_dots(product: Array | None, dots: Arguments) -> Block:
-    """The tangents of a block: those of `dots` without hidden and kernel, and of their product."""
+    """The tangents of a block: the tangent of its product, and those of `dots` for the rest."""
     return Block(product, *dots.classes[1:], dots.rows.dense, dots.rows.mass, dots.scalars)
 
 
 def wanted_of(block: Block, dots: Arguments) -> Block:
-    """The arrays of `block` that the arguments with tangents act on, None for the others."""
+    """The arrays of `block` for which the arguments have a tangent; None for the others."""
     acts = dots.rows.hidden is not None or dots.classes.kernel is not None
     tangents = block_dots(block.product if acts else None, dots)
     return jax.tree.map(
@@ -226,7 +227,7 @@ def transposed(linear: Callable[[Any], Array], wanted: Any, l_bar: Array) -> Any
 
 
 def product_tangent(g: Array, part: Arguments, dots: Arguments, dtype) -> Array | float:
-    """sum_k g_k (h W)_dot_k as <h_dot, g W^T> + <h, g W_dot^T>, of each row.
+    """sum_k g_k (h W)_dot_k of each row, as <h_dot, g W^T> + <h, g W_dot^T>.
 
     Every product has g as a factor, in the dtype of the inputs, and so has its transpose.
     """
@@ -244,9 +245,9 @@ def product_tangent(g: Array, part: Arguments, dots: Arguments, dtype) -> Array 
 
 @dataclass(frozen=True)
 class _Paired:
-    """<h, g W_dot^T> of each row; the last operands are like the result and like W_dot."""
+    """<h, g W_dot^T> of each row; the last two operands have the shapes of the result and W_dot."""
 
-    axis: int  # of the classes in the kernel
+    axis: int  # the axis of the classes in the kernel
 
     def __call__(self, kernel_dot: Array, hidden: Array, g: Array, like: Array, _: Array) -> Array:
         back = times_classes(g, kernel_dot.astype(g.dtype), self.axis, like.dtype)
@@ -257,8 +258,8 @@ class _Paired:
 class _Unpaired:
     """The transpose of `_Paired`, (l_bar h)^T g, with the classes on the axis of the kernel.
 
-    JAX would have the features first and turn the product, which XLA:CPU does by a copy in half
-    precision, and would round it before it adds up over the pieces.
+    JAX's own transpose would have the features first and transpose the product, for which XLA:CPU
+    makes a copy in half precision, and would round the product before it is summed over the pieces.
     """
 
     axis: int
@@ -275,12 +276,12 @@ def times_classes(g: Array, kernel: Array, axis: int, dtype) -> Array:
 
 
 def times_rows(hidden: Array, g: Array, axis: int, dtype) -> Array:
-    """h^T g, summed in `dtype`, with its classes on `axis`."""
+    """h^T g, summed in `dtype`; the classes of the result are on `axis`."""
     first, second = (hidden, g) if axis else (g, hidden)
     return lax.dot_general(first, second, (((0,), (0,)), ((), ())), preferred_element_type=dtype)
 
 
-# How the rows of a piece are found in a symbolic axis.
+# The properties of the row numbers of a piece, for a symbolic axis.
 _IN_ORDER: dict[str, Any] = {"unique_indices": True, "indices_are_sorted": True}
 
 
@@ -296,13 +297,14 @@ def _update(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
     return lax.dynamic_update_slice_in_dim(a, piece, start, axis, allow_negative_indices=False)
 
 
-# XLA:CPU has no bfloat16 slices: it would widen all of the array first, a float32 kernel beside
-# the kernel. Slices of the bits it has. Elsewhere these would be copies of all of the array.
+# XLA:CPU cannot slice bfloat16 arrays: it would convert the whole array first, which makes a
+# float32 copy of the kernel. It can slice the bits as integers. On other platforms the conversion
+# to bits would copy the whole array.
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def _cut_half(a: Array, start: Array | int, size: int, axis: int) -> Array:
-    # Tied to `start`, so that no loop has the bits of the whole array computed before it.
+    # The barrier ties the bits to `start`, so that they are not computed for the whole array first.
     a, start = lax.optimization_barrier((a, start))
     bits = lax.bitcast_convert_type(a, jnp.uint16)
     return lax.bitcast_convert_type(_slice(bits, start, size, axis), a.dtype)

@@ -1,10 +1,10 @@
-"""Readings of the logits of a row: the entropy of its distribution, and its best classes.
+"""Readings of the logits of a row: the entropy of its distribution, and its most probable classes.
 
-With d = (x - m) / T below the largest logit m of a row, the entropy is
+With d = (x - m) / T relative to the largest logit m of a row, the entropy is
 
     log sum_k e^d_k + sum_k e^d_k (-d_k) / sum_k e^d_k
 
-The sums and the largest d may come from blocks of classes, if all of them are below the same m.
+The sums and the largest d may be computed in blocks of classes, if all blocks use the same m.
 """
 
 from functools import partial
@@ -20,7 +20,7 @@ from softjax._linear_cross_entropy.blocks import Block, class_logits
 from softjax._linear_cross_entropy.tops import distance
 from softjax._platforms import platform_dependent
 
-# The place of no class, behind all others.
+# The index of the empty class, which sorts behind all others.
 LAST = np.int32(np.iinfo(np.int32).max)
 
 
@@ -52,7 +52,7 @@ def _sum_and_top_k(k: int, terms: Array, x: Array) -> tuple[Array, Array, Array]
 
 @jax.custom_jvp
 def _sum_and_largest(terms: Array, x: Array) -> tuple[Array, Array, Array]:
-    """`_sum_and_top_k` for one place, from one reduction, which reads the row once."""
+    """`_sum_and_top_k` for k = 1, in one reduction, which reads the row once."""
 
     def merged(a: list[Array], b: list[Array]) -> list[Array]:
         same = (a[1] == b[1]) | (jnp.isnan(a[1]) & jnp.isnan(b[1]))
@@ -74,15 +74,16 @@ def _sum_and_largest_jvp(primals, tangents):
 
 
 def no_readings(rows: int, k: int, dtype: jnp.dtype) -> Readings:
-    """The readings of no class, which sort behind every class that may be merged with them."""
+    """The readings of no class, which sort behind all classes."""
     last = jnp.full((rows, k), LAST)
     return Readings(jnp.zeros(rows, dtype), jnp.full((rows, k), -jnp.inf, dtype), last)
 
 
 def merged_readings(a: Readings, b: Readings) -> Readings:
-    """The readings of the classes of both, with as many of the best as `a` has.
+    """The readings of both sets of classes together, with as many top classes as `a` has.
 
-    Of equal logits the first class comes first, and NaN before every number, as in `lax.top_k`.
+    For equal logits the first class comes first, and NaN comes before every number, as in
+    `lax.top_k`.
     """
     d, classes = (jnp.concatenate(pair, -1) for pair in zip(a[1:], b[1:], strict=True))
     order = jnp.where(jnp.isnan(d), -jnp.inf, -d)
@@ -92,7 +93,7 @@ def merged_readings(a: Readings, b: Readings) -> Readings:
 
 
 def side_by_side(a: Array, axes: tuple[str, ...]) -> Array:
-    """[n, k] of every device in the order of the classes, the same on each."""
+    """The arrays [n, k] of all devices in the order of the classes, concatenated on each device."""
     (n, k), shards = a.shape, lax.axis_size(axes)
     every = jnp.zeros((n, k * shards), a.dtype)
     every = lax.pcast(every, tuple(jax.typeof(a).manual_axis_type.varying), to="varying")
@@ -101,6 +102,6 @@ def side_by_side(a: Array, axes: tuple[str, ...]) -> Array:
 
 
 def best(top_d: Array, top_classes: Array, axes: tuple[str, ...], k: int) -> tuple[Array, Array]:
-    """The best k classes of all devices; of equal logits the first class comes first."""
+    """The k most probable classes of all devices; for equal logits the first class comes first."""
     top_d, at = lax.top_k(side_by_side(top_d, axes), k)
     return top_d, jnp.take_along_axis(side_by_side(top_classes, axes), at, -1)

@@ -1,8 +1,8 @@
-"""The losses on the devices of a mesh: rows over some axes, classes over others.
+"""The losses on a mesh of devices: rows are sharded over some axes, classes over others.
 
-Every device goes over its rows and its classes as gradients.py does. Only a few numbers per row are
-joined over the classes; dX and dW are summed once, at the end, by the transpose of `varying`. A
-kernel whose features are split too is gathered once, and dW is scattered.
+Every device processes its rows and its classes as in gradients.py. Only a few numbers per row are
+merged over the classes; dX and dW are summed once, at the end, by the transpose of `varying`. A
+kernel whose features are sharded too is gathered once, and its dW is scattered.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,6 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import use_abstract_mesh
 
 from softjax._linear_cross_entropy.batched import placed_by_us
-from softjax._linear_cross_entropy.beside import Read, total_beside
 from softjax._linear_cross_entropy.blocks import (
     Rows,
     Scalars,
@@ -37,6 +36,7 @@ from softjax._linear_cross_entropy.pieces import (
     sweep,
 )
 from softjax._linear_cross_entropy.plans import rows_of_tangents
+from softjax._linear_cross_entropy.row_outputs import Read, total_with_readings
 from softjax._linear_cross_entropy.shards import first_class
 from softjax._linear_cross_entropy.sums import total
 from softjax._numerics import compute_dtype
@@ -46,7 +46,7 @@ from softjax._sharding import Names, varying
 def each_on(
     layout: Layout | None, arguments: Arguments, budget: int | None, batch_invariant: bool
 ) -> Array:
-    """l_i."""
+    """The loss l_i of each row."""
     if layout is None:
         return each(arguments, budget, batch_invariant)
 
@@ -60,7 +60,7 @@ def each_on(
 
 
 def rows_on(layout: Layout, local: Callable, arguments: Arguments) -> Any:
-    """`local` of what each device has: a tree of arrays whose first axis are the rows."""
+    """`local` applied on each device; it returns a tree of arrays whose first axis are the rows."""
     if layout.is_manual:
         return local(arguments)
     count = arguments.rows.hidden.shape[0]
@@ -85,16 +85,16 @@ def total_on(
     return mapped(layout, local, padded(layout, arguments), (scale,), (P(layout.rows),), P())
 
 
-def total_beside_on(
+def total_with_readings_on(
     layout: Layout | None, arguments: Arguments, scale: Array, budget: int | None, k: int
 ) -> tuple[Array, Read]:
-    """sum_i scale_i l_i, and what all classes say of each row."""
+    """sum_i scale_i l_i, and the statistics and readings of each row from all classes."""
     if layout is None:
-        return total_beside(arguments, scale, budget, (), k)
+        return total_with_readings(arguments, scale, budget, (), k)
 
     def local(arguments: Arguments, scale: Array) -> tuple[Array, Read]:
         arguments = cast(layout, arguments)
-        value, every = total_beside(arguments, scale, budget, layout.classes, k)
+        value, every = total_with_readings(arguments, scale, budget, layout.classes, k)
         return lax.psum(value, layout.rows), every
 
     if layout.is_manual:
@@ -113,9 +113,9 @@ def mapped(
     specs: tuple,
     out_specs: Any,
 ) -> Any:
-    """`local` of what each device has of the arguments and of `more`, whose specs are given.
+    """`local` applied on each device to its parts of the arguments and of `more`.
 
-    Where the devices cannot share the latter equally, zeros are added.
+    `specs` are the shardings of `more`, which is padded with zeros if its sizes are not divisible.
     """
     operands = (arguments, *jax.tree.map(layout.evened, more, specs))
     in_specs = jax.tree.map(
@@ -133,7 +133,7 @@ def mapped(
 
 
 def specs_of(layout: Layout, arguments: Arguments) -> Arguments:
-    """The partition of each argument over the axes of the mesh."""
+    """The sharding of each argument over the axes of the mesh."""
     rows, features, classes = layout.rows, layout.features, layout.classes
     p: Any = P
     every = Arguments(
@@ -152,10 +152,10 @@ def specs_of(layout: Layout, arguments: Arguments) -> Arguments:
 
 
 def cast(layout: Layout, arguments: Arguments) -> Arguments:
-    """The arguments with a whole shard of the kernel, cast to what varies over the rows."""
+    """The arguments with a gathered kernel, cast to vary over the axes of the rows."""
     rows, classes, scalars = arguments
     if layout.features:
-        # Cast before gathering, so that dW is scattered first and then summed over the other axes.
+        # The cast precedes the gather, so that dW is scattered before it is summed over other axes.
         kernel = varying(classes.kernel, layout.rows)
         kernel = gathered(kernel, layout.features, 1 - classes.axis)
         classes = classes._replace(kernel=kernel)
@@ -163,10 +163,10 @@ def cast(layout: Layout, arguments: Arguments) -> Arguments:
 
 
 def gathered(a: Array, names: Names, axis: int) -> Array:
-    """`a` with the shards of all devices along an axis, over one axis of the mesh after the other.
+    """`a` with the shards of all devices along an axis; one mesh axis is gathered after the other.
 
-    For the transpose of a gather over several, a TPU sends the whole sum to each device, twice what
-    it takes to scatter it.
+    For the transpose of a gather over several axes at once, a TPU sends the whole sum to each
+    device, which is twice the bytes of scattering it.
     """
     for name in reversed(names):
         a = lax.all_gather(a, name, axis=axis, tiled=True)
@@ -174,7 +174,7 @@ def gathered(a: Array, names: Names, axis: int) -> Array:
 
 
 def scattered(a: Array, names: Names, axis: int) -> Array:
-    """The sum over the devices, each with its shard along an axis: the transpose of `gathered`."""
+    """The sum over the devices, sharded along an axis: the transpose of `gathered`."""
     for name in names:
         a = lax.psum_scatter(a, name, scatter_dimension=axis, tiled=True)
     return a
@@ -182,7 +182,7 @@ def scattered(a: Array, names: Names, axis: int) -> Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _each_over(axes: tuple[str, ...], budget: int | None, arguments: Arguments) -> Array:
-    """The losses of the rows of a device, from its classes and those of the others over `axes`."""
+    """The losses of the rows of a device, from its own and all other shards of the classes."""
     rows, _, scalars = arguments
     return losses(statistics_over(axes, budget, arguments), rows.mass, rows.active, scalars)
 
@@ -193,7 +193,7 @@ def _each_over_jvp(axes, budget, primals, tangents):
     rows, _, scalars = arguments
     s = statistics_over(axes, budget, arguments)
     values = losses(s, rows.mass, rows.active, scalars)
-    # In reverse their cotangents add up in this dtype, over steps and devices.
+    # In reverse mode the cotangents are summed in this dtype, over steps and devices.
     wide = compute_dtype(rows.hidden.dtype)
     dots = jax.tree.map(lambda dot: dot.astype(wide), dots)
 
@@ -212,7 +212,7 @@ def _each_over_jvp(axes, budget, primals, tangents):
 
 
 def padded(layout: Layout, arguments: Arguments) -> Arguments:
-    """The arguments with inactive rows and classes at -inf added, so that all shards are equal."""
+    """The arguments padded with inactive rows and classes at -inf, so that all shards are equal."""
     (rows, classes, scalars), length = arguments, arguments.classes.length
     count = rows.hidden.shape[0]
     more = -count % layout.size(layout.rows)

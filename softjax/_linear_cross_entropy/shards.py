@@ -1,8 +1,8 @@
-"""The classes of a row on several devices: which of them are here, and statistics joined over all.
+"""Classes that are sharded over several devices: which of them are here, and merged statistics.
 
     M = max_s m_s,   1 + R = sum_s (1 + r_s) exp(m_s - M)     over the shards s of the classes
 
-As in a row of one device, the 1 of the shard that holds M is left out before anything rounds.
+As on one device, the 1 of the shard that holds M is subtracted before anything is rounded.
 """
 
 from functools import partial
@@ -19,7 +19,7 @@ from softjax._linear_cross_entropy.tops import distance
 def joined(s: Statistics, axes: tuple[str, ...], temperature: Array | None) -> Statistics:
     """The statistics of all shards merged, by one maximum and one sum over the devices.
 
-    A shard that holds the top counts without it, (1 + r) e^d - 1 = r + (1 + r) expm1(d) at d = 0.
+    A shard that holds the top contributes (1 + r) e^d - 1 = r + (1 + r) expm1(d), where d = 0.
     """
     top = _top_over(s.top, axes)
     is_top = s.top == top
@@ -45,13 +45,13 @@ def joined(s: Statistics, axes: tuple[str, ...], temperature: Array | None) -> S
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _top_over(top: Array, axes: tuple[str, ...]) -> Array:
-    """The largest of the tops."""
+    """The largest top of all shards."""
     return lax.pmax(top, axes)
 
 
 @_top_over.defjvp
 def _top_over_jvp(axes, primals, tangents):
-    """The tangent of the shard with the largest top; the mean of several, as the excess assumes."""
+    """The tangent of the shard with the largest top; for ties the mean, as the excess assumes."""
     top = _top_over(primals[0], axes)
     is_top = (primals[0] == top).astype(top.dtype)
     share = is_top / lax.psum(is_top, axes)
@@ -59,10 +59,10 @@ def _top_over_jvp(axes, primals, tangents):
 
 
 def first_class(axes: tuple[str, ...], part: Arguments) -> Array | int:
-    """The first class of this device; 0 where every device has all of them."""
+    """The first class of this device; 0 if every device has all classes."""
     return lax.axis_index(axes) * part.classes.length if axes else 0
 
 
-def once(a: Array, axes: tuple[str, ...]) -> Array:
-    """`a` on the first device of the axes and 0 on the others, for a sum over all of them."""
+def on_first_device(a: Array, axes: tuple[str, ...]) -> Array:
+    """`a` on the first device of the axes and 0 on the others, for a sum over all devices."""
     return jnp.where(lax.axis_index(axes) == 0, a, 0) if axes else a

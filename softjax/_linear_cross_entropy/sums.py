@@ -1,9 +1,10 @@
-"""Sums of losses in pieces, of rows or of classes, with their gradients in the same pass.
+"""Sums of losses over pieces of rows or classes, with their gradients in the same pass.
 
-`total` is the sum of scale_i l_i. Its rule computes the gradients in the same pass as the value
-and returns their inner product with the tangents: linear, so that it transposes to the gradient,
-and plain JAX, so that it is differentiated again. Where several devices have the classes of a row,
-they join their statistics of each piece of rows before they compute its gradients.
+`total` is the sum of scale_i l_i. Its derivative rule computes the gradients in the same pass as
+the value and returns their inner product with the tangents. The rule is linear, so that its
+transpose gives the gradient, and it is plain JAX, so that it can be differentiated again. If
+several devices share the classes of a row, they merge the statistics of each piece of rows before
+they compute its gradients.
 """
 
 from functools import partial
@@ -48,7 +49,7 @@ from softjax._linear_cross_entropy.readings import (
     no_readings,
     readings,
 )
-from softjax._linear_cross_entropy.shards import first_class, joined, once
+from softjax._linear_cross_entropy.shards import first_class, joined, on_first_device
 from softjax._numerics import compute_dtype
 from softjax._platforms import lowered_for_platform
 from softjax._sharding import varying
@@ -58,7 +59,7 @@ from softjax._sharding import varying
 def total(
     arguments: Arguments, scale: Array, budget: int | None, axes: tuple[str, ...] = ()
 ) -> Array:
-    """sum_i scale_i l_i; the classes are those of a device, where others are over the axes."""
+    """sum_i scale_i l_i; if `axes` are given, each device has a part of the classes."""
     if axes:
         (rows, _, scalars), s = arguments, statistics_over(axes, budget, arguments)
         return jnp.sum(scale * losses(s, rows.mass, rows.active, scalars))
@@ -80,13 +81,13 @@ def _total_jvp(budget, axes, primals, tangents):
 
 
 class Asked(NamedTuple):
-    """The results that are asked of a sum with its gradients.
+    """The requested results of a sum with its gradients.
 
     Attributes:
-        dots: a shape for each of the arguments that has a gradient.
-        axes: those that the classes are over.
-        best: how many of the best classes of each row are wanted, with its statistics; 0 for no
-            such readings.
+        dots: a shape for each argument whose gradient is requested.
+        axes: the mesh axes of the classes.
+        best: how many of the most probable classes of each row are requested, with its statistics;
+            0 for no such readings.
     """
 
     dots: Arguments
@@ -97,8 +98,8 @@ class Asked(NamedTuple):
 class Found(NamedTuple):
     """A sum with its gradients; or their shapes.
 
-    Where the classes are over axes, each is the part of this device in a sum over them, but for the
-    statistics, which are those of all classes, and for the readings, which are below their tops.
+    If the classes are sharded, each value is this device's part of a sum over the devices, except
+    that the statistics are those of all classes, and the readings are relative to their tops.
     """
 
     value: Any
@@ -116,10 +117,10 @@ def total_with_gradients(
     dots: Arguments,
     best: int = 0,
 ) -> Found:
-    """sum_i scale_i l_i, its gradients by what has a tangent in `dots`, and readings of rows."""
+    """sum_i scale_i l_i, its gradients for the tangents in `dots`, and readings of rows."""
     with_kernel = dots.classes.kernel is not None
     plans = plan_of_gradients(shapes_of(arguments), budget, with_kernel=with_kernel)
-    # A function that is kept for its derivative may not keep the tangents themselves.
+    # A function that JAX keeps for a derivative must not close over the tangents.
     like_dots = jax.tree.map(lambda dot: ShapeDtypeStruct(dot.shape, dot.dtype), dots)
     asked = Asked(like_dots, axes, min(best, arguments.classes.length))
     gradients, operands = partial(_gradients, asked), varying((arguments, scale), axes)
@@ -129,7 +130,7 @@ def total_with_gradients(
 def slope_of_total(
     found: Found, axes: tuple[str, ...], dots: Arguments, scale_dot: Array | None
 ) -> tuple[Array, Array]:
-    """The value and its tangent, summed over all classes."""
+    """The value and its tangent, summed over the shards of the classes."""
     value, bars, values = found[:3]
     pairs = zip(jax.tree.leaves(bars), jax.tree.leaves(varying(dots, axes)), strict=True)
     value_dot = sum((inner(bar, dot, value.dtype) for bar, dot in pairs), jnp.zeros_like(value))
@@ -139,12 +140,13 @@ def slope_of_total(
 
 
 def _gradients(asked: Asked, plan: Plan, arguments: Arguments, scale: Array) -> Found:
-    """sum scale_i l_i with what is asked for beside it.
+    """sum_i scale_i l_i with the requested results.
 
-    Of some rows at a time, the statistics of all classes come first, then the gradients of some
-    classes at a time. These take the logits of the statistics, three products in all, or multiply
-    again, four, where that would be too many logits. Where the gradient of the kernel is computed
-    apart, it multiplies again too, for all rows and some classes at a time.
+    For each piece of rows, the statistics of all classes are computed first, and then the gradients
+    of some classes at a time. The gradients use the logits of the statistics, which makes three
+    products, or compute them again, which makes four, if these logits take too much memory. If the
+    gradient of the kernel is computed separately, for all rows and some classes at a time, the
+    logits are computed again for it.
     """
     count, classes = scale.shape[0], arguments.classes
     adds_up = not isinstance(count, int) or plan.rows < count
@@ -153,14 +155,17 @@ def _gradients(asked: Asked, plan: Plan, arguments: Arguments, scale: Array) -> 
     if plan.apart or asked.best:
         sums = sums._replace(statistics=jax.eval_shape(_statistics, arguments))
     if asked.best:
-        # The losses come from the statistics of all rows, in fewer kernels than piece by piece.
+        # The losses are computed from the statistics of all rows, with fewer kernels than by
+        # pieces.
         sums = sums._replace(value=None, values=None)
     step, sizes = partial(_step_of_gradients, beside, plan), (plan.rows, plan.second)
     found = accumulated(step, sums, count, sizes, (arguments, scale))
     bars = found.bars
     if found.values is None:
         rows, _, scalars = arguments
-        values = once(losses(found.statistics, rows.mass, rows.active, scalars), asked.axes)
+        values = on_first_device(
+            losses(found.statistics, rows.mass, rows.active, scalars), asked.axes
+        )
         found = found._replace(value=jnp.sum(scale * values), values=values)
     if plan.apart:
         nothing = jax.tree.map(lambda _: None, asked.dots)
@@ -179,7 +184,7 @@ def _gradients(asked: Asked, plan: Plan, arguments: Arguments, scale: Array) -> 
 def _shapes_of_found(
     asked: Asked, arguments: Arguments, scale: Array, adds_up: bool = False
 ) -> Found:
-    """The shapes of what is asked for; or of the sums that add up to it."""
+    """The shapes of the requested results, or of the sums in which they accumulate."""
     every_s = seen = None
     if asked.best:
         every_s = jax.eval_shape(_statistics, arguments)
@@ -196,10 +201,10 @@ def _with_kernel(a: Arguments, kernel: Any) -> Arguments:
 def _step_of_gradients(
     asked: Asked, plan: Plan, sums: Found, operands, start: Array | int, size: int
 ) -> Found:
-    """`sums`, with what the rows from `start` on add to the value and its gradients.
+    """`sums`, plus the contribution of a piece of rows to the value and its gradients.
 
-    Their losses are put in their places, and their statistics and readings, where these are asked
-    for.
+    The losses of the rows are written to their places, as are their statistics and readings if
+    these are requested.
     """
     axes, (value, bars, values, every_s, seen) = asked.axes, sums
     part, c = some_rows(operands[0], start, size), cut(operands[1], start, size, 0)
@@ -212,8 +217,8 @@ def _step_of_gradients(
         merge = partial(_merged, axes)
         s = sweep(merge, _no_class(part), part, classes.length, plan.classes)
     s = varying(joined(s, axes, scalars.temperature), axes) if axes else s
-    # What belongs to no class is counted on one of the devices that share the classes.
-    mass_bar, scalar_bars = _bars_of_rows(part, s, once(c, axes), asked.dots)
+    # Terms that belong to no class are counted on only one of the devices that share the classes.
+    mass_bar, scalar_bars = _bars_of_rows(part, s, on_first_device(c, axes), asked.dots)
     some = bars.rows._replace(
         hidden=jax.tree.map(lambda a: jnp.zeros((size, a.shape[1]), dtype), bars.rows.hidden),
         mass=mass_bar,
@@ -227,7 +232,7 @@ def _step_of_gradients(
     put_rows = partial(put, start=start, axis=0)
     bars = some._replace(rows=jax.tree.map(put_rows, bars.rows, some.rows))
     if values is not None:
-        some_losses = once(losses(s, rows.mass, rows.active, scalars), axes)
+        some_losses = on_first_device(losses(s, rows.mass, rows.active, scalars), axes)
         value, values = value + jnp.sum(c * some_losses), put_rows(values, some_losses)
     if every_s is not None:
         every_s = jax.tree.map(put_rows, every_s, s)
@@ -265,7 +270,7 @@ def _bars_of_classes(
     start: Array | int,
     size: int,
 ) -> tuple[Arguments, Readings | None]:
-    """`sums`, with the gradients that come from the classes from `start` on, and their readings."""
+    """`sums`, plus the gradients from a piece of classes, and the readings of these classes."""
     (bars, seen), dots = sums, asked.dots
     part, logits, s, scale = operands
     rows, classes, scalars = some_classes(part, start, size)
@@ -273,7 +278,7 @@ def _bars_of_classes(
     block = block_of(rows, classes, scalars, logits)
     first = start + first_class(asked.axes, part)
     if seen is not None:
-        # Their derivative is not taken here: see beside.py.
+        # The derivative of the readings is computed in row_outputs.py.
         some = readings(*lax.stop_gradient((block, s.top)), first, asked.best)
         seen = some if size == part.classes.length else merged_readings(seen, some)
     linear = partial(tangent, block, s, rows.index, first, rows.active)
@@ -285,8 +290,8 @@ def _bars_of_classes(
         hidden_bar += times_classes(g, classes.kernel, classes.axis, dtype)
     plus_classes = partial(plus, start=start, axis=-1)
     if g is not None and kernel_bar is not None:
-        # A gradient that is not wide comes from all rows at once, so that nothing is added; and
-        # XLA:CPU would copy an array of half precision to read it.
+        # A gradient in half precision is not a sum over pieces of rows, so that nothing has to be
+        # added; and XLA:CPU would copy an array of half precision to read it.
         place = plus if kernel_bar.dtype == dtype else put
         new_bar = times_rows(rows.hidden, g, classes.axis, dtype)
         kernel_bar = place(kernel_bar, new_bar, start, classes.axis)
@@ -301,7 +306,7 @@ def _bars_of_classes(
 
 
 def shapes_of_bars(arguments: Arguments, dots: Arguments, adds_up: bool) -> Arguments:
-    """The shapes of the gradients. All are wide, but hidden's, and the kernel's in one piece."""
+    """The shapes of the gradients: wide, except hidden's, and the kernel's if it is not a sum."""
     hidden, kernel = arguments.rows.hidden.dtype, arguments.classes.kernel.dtype
     wide = compute_dtype(hidden)
     shapes = jax.tree.map(lambda dot: ShapeDtypeStruct(dot.shape, wide), dots)
@@ -314,7 +319,7 @@ def shapes_of_bars(arguments: Arguments, dots: Arguments, adds_up: bool) -> Argu
 
 
 def _no_class(arguments: Arguments) -> Statistics:
-    """The statistics of no class."""
+    """The statistics of an empty set of classes."""
     rows, classes, _ = arguments
     zeros = jnp.zeros(rows.hidden.shape[0], compute_dtype(rows.hidden.dtype))
     at_index = None if rows.mass is None else jnp.zeros_like(rows.mass)

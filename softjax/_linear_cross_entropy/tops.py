@@ -1,7 +1,8 @@
-"""The largest logit of each row, and all others relative to it.
+"""The largest logit of each row, and the sum of all other exponentials relative to it.
 
-With m = max x and d = (x - m) / T, the excess is r = sum_k exp(d_k) - 1, where the 1 is that of one
-maximal entry, so that no rounding is left of it: log sum_k exp(x_k / T) = m / T + log1p(r).
+With m = max x and d = (x - m) / T, the excess is r = sum_k exp(d_k) - 1. The 1 is the term of one
+maximal entry, which is left out of the sum, so that it causes no rounding: log sum_k exp(x_k / T) =
+m / T + log1p(r).
 """
 
 import jax
@@ -16,10 +17,10 @@ from softjax._reductions import behind_barrier_on_cpu, shift
 
 @jax.custom_jvp
 def top_and_excess(x: Array, temperature: Array | None) -> tuple[Array, Array]:
-    """m = max x and the excess r of x / T, of each row.
+    """m = max x and the excess r of x / T, for each row.
 
-    The tangent of m is that of one maximal entry, and that of r has all others relative to it:
-    r_dot = sum_k exp(d_k) d_dot_k, without cancellation in a row that one entry dominates.
+    The tangent of m is the tangent of one maximal entry, and the tangent of r is relative to it:
+    r_dot = sum_k exp(d_k) d_dot_k, which does not cancel in a row that one entry dominates.
     """
     operands = (x,) if temperature is None else (x, temperature)
     return platform_dependent(*operands, cpu=_in_two_passes, default=_in_one_pass)
@@ -40,7 +41,7 @@ def _top_and_excess_jvp(primals, tangents):
 
 
 def _in_two_passes(x: Array, temperature: Array | None = None) -> tuple[Array, Array]:
-    """The maximum, and then the sum of the exponentials of the others."""
+    """The maximum, and then the sum of the exponentials of all other entries."""
     top = behind_barrier_on_cpu(maximum(x, (1,)))
 
     def terms(part: slice) -> Pair:
@@ -55,9 +56,9 @@ def _in_two_passes(x: Array, temperature: Array | None = None) -> tuple[Array, A
 def _in_one_pass(x: Array, temperature: Array | None = None) -> tuple[Array, Array]:
     """Both results for parts of a row, which are merged, so that the logits are read once.
 
-    An entry is a part with the excess 0, or NaN if it is NaN. No entry is one with the excess -1.
-    A reduction uses no array but its operands: T is the third number of a part, and +inf is that
-    of no entry.
+    An entry is a part whose excess is 0, or NaN if the entry is NaN. The empty part has the excess
+    -1. A reduction can use no arrays but its operands. T is therefore the third number of each
+    part; the empty part has +inf there.
     """
 
     def merged(a: list[Array], b: list[Array]) -> list[Array]:
@@ -75,7 +76,7 @@ def _in_one_pass(x: Array, temperature: Array | None = None) -> tuple[Array, Arr
 
 
 def distance(x: Array, top: Array, temperature: Array | None) -> Array:
-    """d = (x - max x) / T; -inf stays, whatever T."""
+    """d = (x - max x) / T; -inf stays -inf for every T."""
     d = _shift(x, top)
     if temperature is None:
         return d
@@ -85,9 +86,10 @@ def distance(x: Array, top: Array, temperature: Array | None) -> Array:
 
 @jax.custom_jvp
 def _shift(x: Array, top: Array) -> Array:
-    """`shift` with the derivative of x - m, also where x ties with m.
+    """`shift` with the derivative of x - m, even if x equals m.
 
-    XLA:CPU computes a minimum, but no choice, within a sum of products, and stores the choices.
+    Within a sum of products, XLA:CPU can compute a minimum, but would store the results of a
+    `where`.
     """
 
     def on_cpu(x: Array, top: Array) -> Array:

@@ -1,9 +1,9 @@
-"""A warning where a program of many devices has a loss whose mesh was not known to its trace.
+"""A warning if a program for several devices was traced without knowledge of their mesh.
 
-An argument that was placed on a mesh, or a mesh that is set, is known while JAX traces. What
-`jax.jit(in_shardings=...)` places is not: the loop over pieces is then over the rows of all
-devices, and each of them computes all. How many devices a program is for is known when it is
-lowered.
+JAX knows the mesh while tracing if an argument was placed on it, or if a mesh is set. It does not
+know the shardings of `jax.jit(in_shardings=...)`. The loop over pieces then goes over the rows of
+all devices, and each device computes all of them. The number of devices is known only when the
+program is lowered.
 """
 
 import warnings
@@ -23,11 +23,11 @@ MESSAGE = (
 )
 
 
-def watched(first: Array, operands: Any) -> Array:
-    """`first`, where a loop over pieces of the operands starts; lowering it warns as said above."""
+def warn_if_mesh_unknown(first: Array, operands: Any) -> Array:
+    """`first`, the start of a loop over pieces; its lowering warns if the mesh was unknown."""
     meshes = (jax.typeof(a).sharding.mesh for a in jax.tree.leaves(operands))
     known = not get_abstract_mesh().empty or not all(mesh.empty for mesh in meshes)
-    return first if known else _watched_p.bind(first)
+    return first if known else _mesh_unknown_p.bind(first)
 
 
 def _lowered(context: Any, operand: Any) -> list[Any]:
@@ -37,7 +37,7 @@ def _lowered(context: Any, operand: Any) -> list[Any]:
     return [operand]
 
 
-_watched_p = Primitive("watched")
-_watched_p.def_impl(lambda a: a)
-_watched_p.def_abstract_eval(lambda a: a)
-mlir.register_lowering(_watched_p, _lowered)
+_mesh_unknown_p = Primitive("mesh_unknown")
+_mesh_unknown_p.def_impl(lambda a: a)
+_mesh_unknown_p.def_abstract_eval(lambda a: a)
+mlir.register_lowering(_mesh_unknown_p, _lowered)

@@ -1,8 +1,8 @@
-"""What the logits of all rows say, also beside the sum of their losses with its gradients.
+"""Statistics and readings of the logits of all rows, also together with the gradients of a sum.
 
-A sum with its gradients has the logits of each row once, three products in all. What else they say
-is read there: `total_beside`. The derivative of that computes the logits again, where it is asked
-for.
+A sum with its gradients computes the logits of each row once, in three products.
+`total_with_readings` also computes the readings from these logits. The derivative of the readings
+computes the logits again, if it is needed.
 """
 
 from functools import partial
@@ -26,18 +26,18 @@ from softjax._linear_cross_entropy.blocks import (
 from softjax._linear_cross_entropy.gradients import by_rows
 from softjax._linear_cross_entropy.pieces import Arguments, dots_of, jvp_along
 from softjax._linear_cross_entropy.readings import best, readings
-from softjax._linear_cross_entropy.shards import first_class, joined, once
+from softjax._linear_cross_entropy.shards import first_class, joined, on_first_device
 from softjax._linear_cross_entropy.sums import slope_of_total, total_with_gradients
 from softjax._linear_cross_entropy.tops import distance
 from softjax._numerics import not_negative
 from softjax._sharding import varying
 
-# Reals and integers of each row: its statistics, its surprise and its largest d; their classes.
+# The real numbers of each row (statistics, surprise, largest d), and its integers (classes).
 Read = tuple[tuple[Statistics, Array, Array], Array]
 
 
 def read(part: Arguments, start: Array | int, k: int) -> Read:
-    """Statistics and readings of the rows from the classes of an argument, the first `start`."""
+    """Statistics and readings of the rows from the given classes, the first of which is `start`."""
     block = block_of(*part)
     s = statistics(block, part.rows.index, start)
     surprise, top_d, top_classes = readings(block, s.top, start, k)
@@ -45,10 +45,10 @@ def read(part: Arguments, start: Array | int, k: int) -> Read:
 
 
 def read_over(axes: tuple[str, ...], budget: int | None, arguments: Arguments, k: int) -> Read:
-    """Statistics and readings of the rows from all classes, some rows at a time.
+    """Statistics and readings of the rows from all classes, computed some rows at a time.
 
-    With d = (m_s - M) / T for the shard s of the classes, sum e^d (surprise - (1 + r_s) d) is the
-    surprise of all.
+    With d = (m_s - M) / T for the shard s of the classes, the surprise of all classes is sum_s e^d
+    (surprise_s - (1 + r_s) d).
     """
 
     def local(part: Arguments) -> Read:
@@ -66,17 +66,17 @@ def read_over(axes: tuple[str, ...], budget: int | None, arguments: Arguments, k
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
-def total_beside(
+def total_with_readings(
     arguments: Arguments, scale: Array, budget: int | None, axes: tuple[str, ...], k: int
 ) -> tuple[Array, Read]:
-    """sum_i scale_i l_i, and what `read_over` gives."""
+    """sum_i scale_i l_i, together with the result of `read_over`."""
     rows, _, scalars = arguments
     every = read_over(axes, budget, arguments, k)
     return jnp.sum(scale * losses(every[0][0], rows.mass, rows.active, scalars)), every
 
 
-@partial(total_beside.defjvp, symbolic_zeros=True)
-def _total_beside_jvp(budget, axes, k, primals, tangents):
+@partial(total_with_readings.defjvp, symbolic_zeros=True)
+def _total_with_readings_jvp(budget, axes, k, primals, tangents):
     (arguments, scale), (dots, scale_dot) = primals, dots_of(tangents)
     found = total_with_gradients(arguments, scale, budget, axes, dots, k)
     value, value_dot = slope_of_total(found, axes, dots, scale_dot)
@@ -84,7 +84,9 @@ def _total_beside_jvp(budget, axes, k, primals, tangents):
     assert found.readings is not None
     s, (surprise, top_d, top_classes) = found.statistics, found.readings
     if axes:
-        s, surprise = lax.psum((jax.tree.map(lambda a: once(a, axes), s), surprise), axes)
+        s, surprise = lax.psum(
+            (jax.tree.map(lambda a: on_first_device(a, axes), s), surprise), axes
+        )
         top_d, top_classes = best(top_d, top_classes, axes, k)
     every = _with_slope(((s, surprise, top_d), top_classes), arguments, budget, axes, k)
     return (value, every), (value_dot, _slope(every, arguments, budget, axes, k, dots))
@@ -94,7 +96,7 @@ def _total_beside_jvp(budget, axes, k, primals, tangents):
 def _with_slope(
     every: Read, arguments: Arguments, budget: int | None, axes: tuple[str, ...], k: int
 ) -> Read:
-    """`every`, which is what `read_over` gives, with the derivative of that."""
+    """`every`, the result of `read_over`, with the derivative of `read_over`."""
     return every
 
 
@@ -136,7 +138,7 @@ def outputs_of_rows(
         mass, at_labels = rows.mass, s.label_logits
         assert at_labels is not None
         if has_loss:
-            # The last label, with its mass, is the label of the loss.
+            # The last label, with its mass, belongs to the loss.
             of_loss = s._replace(label_logits=at_labels[:, -1:])
             loss = losses(of_loss, mass[:, -1:], rows.active, scalars)
             s, mass = s._replace(label_logits=at_labels[:, :-1]), mass[:, :-1]
