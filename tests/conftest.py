@@ -197,7 +197,7 @@ def dtype(x64: bool) -> str:
 
 @pytest.fixture
 def compiled_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has small tables fitted by the compiled solver, as large ones are, and not in NumPy."""
+    """Has all data fitted by the compiled solver, as large tables are, and none in NumPy."""
     from softjax.regression import _small
 
-    monkeypatch.setattr(_small, "MOST_NUMBERS", 0)
+    monkeypatch.setattr(_small, "takes", lambda *_: False)

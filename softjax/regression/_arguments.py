@@ -68,7 +68,7 @@ def checked_data(
     x = features_array("features", features)
     if is_sparse(x):
         if _checks.is_concrete(x.data):
-            refuse_scales(called(), "features", np.asarray(largest_entries(x)), x.dtype)
+            refuse_scales(called(), "features", largest_entries(x), x.dtype)
     elif _checks.is_concrete(x):
         host: Any = np.asarray(x) if is_at_hand(x) else x
         size = np.maximum(host.max(0), -host.min(0))

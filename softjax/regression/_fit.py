@@ -172,8 +172,9 @@ def fit(
     watched = callback is not None or validation is not None
     if is_traced((data, params)):
         return _within_trace(name, data, params, tol, max_steps, (l2, l1), watched)
-    if init is None and not watched and steps_per_chunk is None:
-        result = _in_numpy(name, data, has_corners, tol, max_steps)
+    if not watched and steps_per_chunk is None:
+        start = None if init is None else params
+        result = _in_numpy(name, data, has_corners, tol, max_steps, start)
         if result is not None:
             recorded(_event(result, 1, begin), None, result.history)
             return result
@@ -190,12 +191,18 @@ def fit(
 
 
 def _in_numpy(
-    name: str, data: Data, has_corners: bool, tol: Any, max_steps: int | None
+    name: str,
+    data: Data,
+    has_corners: bool,
+    tol: Any,
+    max_steps: int | None,
+    start: SoftmaxRegression | None,
 ) -> FitResult | None:
-    """A fit with nothing to compile; None where it is not small, or its end not clear."""
+    """A fit with nothing to compile; None where NumPy does not take it, or its end is not clear."""
     if has_corners:
-        return _l1_host.optimum(data, tol, max_steps) if _l1_host.takes(data) else None
-    result = _small.optimum(data, tol) if _small.takes(name, data) else None
+        takes = start is None and _l1_host.takes(data)
+        return _l1_host.optimum(data, tol, max_steps) if takes else None
+    result = _small.optimum(data, tol, start) if _small.takes(name, data) else None
     in_time = result is not None and (max_steps is None or result.steps <= max_steps)
     return result if in_time else None
 

@@ -1,7 +1,8 @@
-"""Newton's method in NumPy, for a table whose fit takes less time than the compilation of one.
+"""Newton's method in NumPy, for small tables and for sparse features in the memory of the host.
 
-The program of a fit takes seconds to compile and some milliseconds to run. So a small table is
-fitted here, by the steps of "newton-cg" and with nothing to compile, in float64 whatever its dtype.
+The program of a fit takes seconds to compile and some milliseconds to run where a table is small,
+and the products of a sparse matrix on a CPU are slower in it than SciPy's. So such data are fitted
+here, by the steps of "newton-cg" and with nothing to compile, in float64 whatever their dtype.
 
     d = -H^-1 g,    theta <- theta + t d
 
@@ -13,6 +14,13 @@ collinear, is left to the compiled solvers, which tell one such case from anothe
 As in `_objective` parameters are [K, D + 1] and logits [K, N]; without an intercept parameters are
 [K, D]. Directions are those of features with mean 0 and standard deviation 1.
 
+The preconditioner of dense features is that of `_preconditioner`. Of sparse ones it is
+
+    S diag(v_kj + r_j)^-1 S^T,  v_kj = sum_i u_ik (x_ij - mu_kj)^2,  u_ik = w_i p_ik (1 - p_ik)
+
+for every class k, in the parameters S of the features around mu_k, their means with the weights
+u_ik. It needs no matrix of the features, and takes half of the steps of a diagonal one.
+
 Source: J. Nocedal and S. J. Wright, "Numerical Optimization" (2006), algorithms 5.3 and 7.1.
 """
 
@@ -21,20 +29,30 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from softjax import _checks
-from softjax.regression._arguments import is_at_hand
 from softjax.regression._convergence import NEAR, STILL, converged
 from softjax.regression._descent import MIN_FRACTION, OVERSHOOT, SLOPE_LEFT, TRIALS
-from softjax.regression._features import in_numpy
+from softjax.regression._features import in_numpy, is_sparse
 from softjax.regression._linear_solves import CG_STEPS, FINE, ROUGH
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import Data
 from softjax.regression._preconditioner import BETWEEN
 from softjax.regression._result import FitResult, Status
+from softjax.regression._sparse_columns import sparse_columns
+from softjax.regression._table import (
+    End,
+    Table,
+    balanced,
+    centred,
+    complements,
+    curved,
+    is_on_host,
+    is_separated,
+    probabilities,
+    targets_of,
+)
 
 # A table of more numbers, of the features and the logits, or of more columns, is not small: the
 # compiled program runs in less time.
@@ -47,169 +65,128 @@ MOST_WORK = 1e9
 # A relative curvature above the first is no rounding of float64, and above the second none of
 # float32, in which a direction then has all the digits that it needs.
 CLEAR, COARSE = 1e-8, 1e-3
+# A mean of more than this many standard deviations, of a feature among the examples that weigh,
+# hides what they differ in: in products of float32, and in those of float64.
+FAR, FARTHEST = 1e2, 1e8
+# A preconditioner is built again after steps that moved an example by so many nats.
+STALE = 3.0
+# The curvature of a bias is held above this part of that of all of them.
+FLOOR = 1e-8
 
 
-class End(NamedTuple):
-    """The end of Newton's steps.
+class Preconditioner(NamedTuple):
+    """C S (I kron T) diag(inverse) (I kron T)^T S^T C, for C = I - 11^T/K over the classes.
 
-    Attributes:
-        theta: the parameters.
-        first: the objective at the start.
-        decrement: half of what the last step promised, nats.
-        steps: the number of steps.
-        passes: products with the features.
-    """
-
-    theta: np.ndarray
-    first: Any
-    decrement: Any
-    steps: int
-    passes: int
-
-
-class Table(NamedTuple):
-    """A problem in NumPy and float64.
+    S takes kernel mu from the bias of each class.
 
     Attributes:
-        features: [N, D], with an intercept [N, D + 1] and ones in the last column.
-        targets: q [K, N], which sum to 1.
-        ridge: of each column of the features.
-        offset: [K, N], or 0.
-        biases: the number of columns of ones, 1 or 0.
+        means: mu [K, D + 1]; 0 for the bias, and without an intercept.
+        inverse: [K, D + 1].
+        columns: T [D + 1, D + 1]; None for I.
+        least: the least curvature of the features, relative to their own; 0 where it is not clear.
+        distance: the largest mean of a feature in standard deviations, where a penalty does not
+            hold it.
     """
 
-    features: np.ndarray
-    targets: np.ndarray
-    ridge: np.ndarray
-    offset: Any
-    biases: int
+    means: np.ndarray
+    inverse: np.ndarray
+    columns: np.ndarray | None
+    least: Any
+    distance: Any
 
-    @property
-    def width(self) -> int:
-        """The number of features, D."""
-        return self.features.shape[1] - self.biases
+    def rounded(self, table: Table) -> "Preconditioner":
+        """The preconditioner in the dtype of a table."""
+        columns = None if self.columns is None else table.rounded(self.columns)
+        parts = table.rounded(self.means), table.rounded(self.inverse), columns
+        return Preconditioner(*parts, self.least, self.distance)
 
-    @property
-    def is_loose(self) -> bool:
-        """Whether no penalty holds the parameters of some feature."""
-        return not np.all(self.ridge[: self.width] > 0)
-
-    @property
-    def weights(self) -> np.ndarray:
-        """The weight of each example in the loss, [N]."""
-        return self.targets.sum(0)
-
-    def rounded(self, array: np.ndarray) -> np.ndarray:
-        """An array in the dtype of the features."""
-        return array.astype(self.features.dtype)
-
-    def logits(self, theta: np.ndarray) -> np.ndarray:
-        """The logits of parameters [K, D + 1]."""
-        return theta @ self.features.T + self.offset
-
-    def gradient(self, theta: np.ndarray, p: np.ndarray) -> np.ndarray:
-        """The slope, whose mean over the classes is 0 where that of `theta` is."""
-        return _centred(self.slope(theta, p))
-
-    def slope(self, theta: np.ndarray, p: np.ndarray) -> np.ndarray:
-        """X^T (w p - q) + ridge theta."""
-        return self.residual(p) @ self.features + self.ridge * theta
-
-    def residual(self, p: np.ndarray) -> np.ndarray:
-        """w p - q, [K, N]."""
-        return _balanced(p, self.weights * p - self.targets)
-
-    def value(self, theta: np.ndarray, logits: np.ndarray) -> float:
-        """The objective."""
-        return self.loss(logits) + np.vdot(theta, self.ridge * theta) / 2
-
-    def loss(self, logits: np.ndarray) -> float:
-        """The loss, with the log of 1 + the sum over all classes but the largest."""
-        top = logits.argmax(0)[None]
-        below = logits - np.take_along_axis(logits, top, 0)
-        others = np.exp(below)
-        np.put_along_axis(others, top, 0, 0)
-        loss = np.log1p(others.sum(0)) - below
-        return np.vdot(self.targets, loss)
-
-    def hessian_times(self, p: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """H v at the probabilities p."""
-        return curved(self.weights, p, v @ self.features.T) @ self.features + self.ridge * v
+    def apply(self, gradient: np.ndarray) -> np.ndarray:
+        """The product with a gradient [K, D + 1]."""
+        gradient, t = centred(gradient), self.columns
+        v = gradient - self.means * gradient[:, -1:]
+        v = v * self.inverse if t is None else (v @ t * self.inverse) @ t.T
+        v[:, -1] -= np.sum(self.means * v, 1)
+        return centred(v)
 
 
 def takes(name: str, data: Data) -> bool:
-    """Whether a solver's fit is one of a small table in the memory of the host."""
+    """Whether a solver's fit is one in NumPy: its data are in the memory of the host.
+
+    They are a small table, or sparse features which a penalty holds: it gives them a curvature.
+    """
     x = data.features
-    if name != "newton-cg" or not 0 < x.shape[1] < MOST_COLUMNS:
+    if name != "newton-cg" or not x.shape[1] or not is_on_host(data):
         return False
-    return x.shape[0] * (x.shape[1] + data.num_classes) <= MOST_NUMBERS and is_on_host(data)
+    if is_small(data) or not is_sparse(x):
+        return is_small(data)
+    return bool(data.l2 > 0 and (data.factors is None or np.all(np.asarray(data.factors) > 0)))
 
 
-def is_on_host(data: Any) -> bool:
-    """Whether all arrays are known, in the memory of the host, where JAX places arrays."""
-    leaves = [leaf for leaf in jax.tree.leaves(data) if isinstance(leaf, jax.Array)]
-    if not all(is_at_hand(leaf) for leaf in leaves):
-        return False
-    here = jax.device_put(np.zeros(())).devices()
-    return all(leaf.devices() == here for leaf in leaves)
+def is_small(data: Data) -> bool:
+    """Whether the features have few columns, and few numbers together with the logits."""
+    examples, width = data.features.shape
+    return width < MOST_COLUMNS and examples * (width + data.num_classes) <= MOST_NUMBERS
 
 
-def optimum(data: Data, tol: float) -> FitResult | None:
-    """The optimum of a small table without l1; None where its end is not clear."""
+def optimum(data: Data, tol: float, init: SoftmaxRegression | None = None) -> FitResult | None:
+    """The optimum without l1, with steps from `init` or 0; None where its end is not clear."""
     # Numbers that are not finite, and a matrix without a factor, are no clear end.
     with contextlib.suppress(np.linalg.LinAlgError), np.errstate(all="ignore"):
-        given, mass = _as_given(jax.tree.map(_checks.known, data))
+        given, mass = _as_given(data)
         if not np.all(given.targets.sum(1) > 0):  # a class without examples has no optimum
             return None
-        mean, scale = _moments(given)
-        features, ridge = (given.features - mean) / scale, given.ridge / scale / scale
-        end = _newton(given._replace(features=features, ridge=ridge), tol)
+        squares = given.mean_squares()
+        mean, scale = given.moments(squares)
+        table = given.standardised(mean, scale)
+        end = _newton(table, _start(table, init, mean, scale), tol)
         if end is None:
             return None
         theta = end.theta / scale
         theta[:, -1] -= theta @ mean  # 0 without an intercept
         rounded = theta.astype(data.features.dtype)
-        return _judged(given, mass, end._replace(theta=rounded), tol)
+        return _judged(given, squares, mass, end._replace(theta=rounded), tol)
     return None
 
 
 def _as_given(data: Data) -> tuple[Table, float]:
     """The features as they are with targets that sum to 1, and what they summed to."""
-    x, (targets, mass) = in_numpy(data.features), targets_of(data)
-    ridge = np.full(x.shape[1], float(data.l2)) / mass
-    ridge = ridge if data.factors is None else ridge * data.factors
+    targets, mass = targets_of(data)
+    width = data.features.shape[1]
+    ridge = np.full(width, float(data.l2)) / mass
+    ridge = ridge if data.factors is None else ridge * np.asarray(data.factors)
     biases = int(data.constant is None or data.constant > 0)
-    x, ridge = np.column_stack([x, *[np.ones(len(x))] * biases]), np.append(ridge, [0] * biases)
-    return Table(x, targets, ridge, 0 if data.offset is None else data.offset, biases), mass
+    if is_small(data):
+        x: Any = in_numpy(data.features)
+        x = np.column_stack([x, *[np.ones(len(x))] * biases])
+    else:
+        x = sparse_columns(data.features, biases)
+    offset = 0 if data.offset is None else np.asarray(data.offset)
+    return Table(x, targets, np.append(ridge, [0] * biases), offset, biases), mass
 
 
-def targets_of(data: Data) -> tuple[np.ndarray, float]:
-    """Targets q [K, N] that sum to 1, and what they summed to."""
-    labels = np.asarray(data.labels)
-    q = np.arange(data.num_classes)[:, None] == labels if labels.ndim == 1 else labels.T
-    q = q.astype(np.float64)
-    if data.class_weights is not None:
-        q = q * np.asarray(data.class_weights, np.float64)[:, None]
-    if data.weights is not None:
-        q = q * np.asarray(data.weights, np.float64)
-    q = q / len(labels)
-    mass = float(q.sum())
-    return q / mass, mass
+def _start(
+    table: Table, init: SoftmaxRegression | None, mean: np.ndarray, scale: np.ndarray
+) -> np.ndarray:
+    """`init` in the parameters of a standardised table; 0 where its objective is smaller."""
+    zeros = np.zeros((len(table.targets), len(scale)))
+    if init is None:
+        return zeros
+    kernel, bias = (np.asarray(part, np.float64) for part in init)
+    theta = np.column_stack([kernel.T, *[bias] * table.biases])
+    theta[:, -1] += theta @ mean
+    theta = centred(theta * scale)
+    good = table.value(theta, table.logits(theta)) <= table.value(zeros, table.logits(zeros))
+    return theta if good else zeros
 
 
-def _newton(table: Table, tol: float) -> End | None:
-    """The end of Newton's steps from 0; None where it is not clear."""
-    theta = np.zeros((len(table.targets), table.features.shape[1]))
-    z = np.broadcast_to(table.offset, table.targets.shape)
-    single = table._replace(
-        features=table.features.astype(np.float32),
-        targets=table.targets.astype(np.float32),
-        ridge=table.ridge.astype(np.float32),
-    )
+def _newton(table: Table, theta: np.ndarray, tol: float) -> End | None:
+    """The end of Newton's steps from `theta`; None where it is not clear."""
+    z, single = table.logits(theta), table.in_float32()
+    is_dense = isinstance(table.features, np.ndarray)
     first = table.value(theta, z)
-    decrement, move, passes, near = np.inf, np.inf, 2, False
-    among, precondition = table, _centred
-    most_passes = MOST_WORK / (table.targets.size * (table.width + 16))
+    decrement, move, passes, near, stale = np.inf, np.inf, 2, False, 0.0
+    among, precondition = table, centred
+    most_passes = MOST_WORK / (table.targets.size * (table.width + 16)) if is_dense else np.inf
     for step in range(MOST_STEPS):
         p = probabilities(z)
         gradient = table.gradient(theta, p)
@@ -220,37 +197,43 @@ def _newton(table: Table, tol: float) -> End | None:
             return None
         # The norm in the units of the features is at most 2^(1/2) times as large.
         at_end = converged(table.value(theta, z), first, 2 * norm, decrement, tol)
-        if at_end and (move < STILL or norm == 0):
+        if at_end and (move < STILL or norm == 0) and stale < STALE:
             return End(theta, first, decrement, step, passes)
         near = near or norm < NEAR
-        if step & (step - 1) == 0:  # the probabilities settle: at steps 0, 1, 2, 4, 8 and so on
-            least, *parts = _preconditioner(table, p)
-            if not least > 0:
+        # The probabilities settle: it is built at steps 0, 1, 2, 4, 8 and so on.
+        if step & (step - 1) == 0 or stale >= STALE:
+            found, stale = _kronecker(table, p) if is_dense else _diagonal(single, p), 0.0
+            if not is_dense and found.distance > FAR:
+                found = _diagonal(table, p)
+            if not (found.least > CLEAR and found.distance <= FARTHEST):
                 return None
-            among = single if least > COARSE else table
-            precondition = partial(_apply, *map(among.rounded, parts))
-        tolerance = np.clip(3 * np.sqrt(norm), FINE, ROUGH)
+            among = single if found.least > COARSE and found.distance <= FAR else table
+            precondition = found.rounded(among).apply
+        # Not finer than what leads to the end.
+        tolerance = np.clip(max(3 * np.sqrt(norm), 0.1 * tol / norm), FINE, ROUGH)
         times, b = partial(among.hessian_times, among.rounded(p)), among.rounded(-gradient / norm)
         d, products = _solved(times, precondition, b, tolerance)
-        d = _centred(d.astype(np.float64) * norm)
-        dz = d @ table.features.T
+        d = centred(d.astype(np.float64) * norm)
+        dz = table.scores(d)
         slope = float(np.vdot(gradient, d))
         t = _step_length(table, theta, z, d, dz, slope)
         if not t > 0:
             return None
         theta, z = theta + t * d, z + t * dz
         decrement, move = -slope / 2, t * np.max(np.ptp(dz, axis=0))
+        stale += move
         passes += products + 2
     return None
 
 
-def _judged(given: Table, mass: float, end: End, tol: float) -> FitResult | None:
+def _judged(
+    given: Table, squares: np.ndarray, mass: float, end: End, tol: float
+) -> FitResult | None:
     """The result, where parameters that are rounded by now are the optimum."""
     theta = end.theta.astype(np.float64)
     z = given.logits(theta)
     gradient, value = given.gradient(theta, probabilities(z)), given.value(theta, z)
-    bound = np.sqrt(given.weights @ np.square(given.features))
-    norm = np.max(np.abs(gradient) / np.where(bound > 0, bound, 1))
+    norm = np.max(np.abs(gradient) / np.sqrt(np.where(squares > 0, squares, 1)))
     separated = is_separated(given.targets, z - given.offset)
     if not converged(value, end.first, norm, end.decrement, tol):
         return None
@@ -281,45 +264,52 @@ def _solved(
     return x, products
 
 
-def _preconditioner(
-    table: Table, p: np.ndarray
-) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
-    """The least relative curvature of the features; the means, T and inverse of `Kronecker`.
-
-    The formulas are those of `_preconditioner`. The least one is 0 where it is not clear.
-    """
+def _kronecker(table: Table, p: np.ndarray) -> Preconditioner:
+    """The preconditioner `Kronecker` of dense features, by the formulas of `_preconditioner`."""
     u = table.weights * p * complements(p)
-    of_class = u.sum(1, keepdims=True)
+    of_class, of_example = u.sum(1, keepdims=True), u.sum(0)
     share = of_class[:, 0] / u.sum()
     m = share / (1 - np.minimum(share, 0.5))
     mean_eigenvalue = 1 / max(len(m) - 1, 1)
-    sums = table.biases * (u @ table.features)
-    means = sums / np.where(of_class > 0, of_class, 1) - sums.sum(0) / u.sum()
+    middle = table.biases * (of_example @ table.features) / u.sum()
+    middle[table.width :] = 0
+    x = table.features - middle
+    means = table.biases * (u @ x) / np.where(of_class > 0, of_class, 1)
     means[:, table.width :] = 0
-    a = (table.features.T * u.sum(0)) @ table.features
+    a = (x.T * of_example) @ x
     a = mean_eigenvalue * (a - (1 - BETWEEN) * means.T @ (of_class * means))
     size = np.diag(a) + table.ridge
+    distance = np.sqrt(np.max(mean_eigenvalue * u.sum() * np.square(middle) / size))
     unit = 1 / np.sqrt(size)
     a = unit[:, None] * a * unit
     whole = a + np.diag(table.ridge * unit * unit)
+    unclear = Preconditioner(means, means, None, 0.0, distance)
     if not (np.isfinite(whole).all() and np.all(m > 0)):
-        return 0.0, means, a, m
+        return unclear
     least = np.linalg.eigvalsh(whole)[0]
     if not least > CLEAR:
-        return 0.0, means, a, m
+        return unclear
     inverse = np.linalg.inv(np.linalg.cholesky(whole))
     eigenvalues, q = np.linalg.eigh(inverse @ a @ inverse.T)
-    scale = 1 + (m / mean_eigenvalue - 1)[:, None] * eigenvalues
-    return least, means, unit[:, None] * (inverse.T @ q), 1 / np.maximum(scale, CLEAR)
+    scale = np.maximum(1 + (m / mean_eigenvalue - 1)[:, None] * eigenvalues, CLEAR)
+    return Preconditioner(
+        means + middle, 1 / scale, unit[:, None] * (inverse.T @ q), least, distance
+    )
 
 
-def _apply(
-    means: np.ndarray, columns: np.ndarray, inverse: np.ndarray, gradient: np.ndarray
-) -> np.ndarray:
-    gradient = _centred(gradient)
-    v = ((gradient - means * gradient[:, -1:]) @ columns * inverse) @ columns.T
-    v[:, -1] -= np.sum(means * v, 1)
-    return _centred(v)
+def _diagonal(table: Table, p: np.ndarray) -> Preconditioner:
+    """The preconditioner of sparse features, whose least curvature is that of the penalty."""
+    p = table.rounded(p)
+    u = table.weights * p * complements(p)
+    if len(u) == 2 or np.all(u == u[0]):  # two classes, or a start at 0, share one diagonal
+        u = u[:1]
+    means, squares = table.features.around_means(u)
+    size, width = squares + table.ridge, table.width
+    of_class, middle = u.sum(1, keepdims=True), table.features.shift + means[:, :width]
+    distance = of_class * np.square(middle) / size[:, :width]
+    least = np.min(table.ridge[:width] / size[:, :width])
+    size[:, width:] = np.maximum(size[:, width:], FLOOR * of_class.sum())
+    return Preconditioner(means, 1 / size, None, least, np.sqrt(np.max(distance, initial=0)))
 
 
 def _step_length(
@@ -333,7 +323,7 @@ def _step_length(
     t, low, high = 1.0, 0.0, np.inf
     for _ in range(TRIALS):
         p = probabilities(z + t * dz)
-        slope = np.vdot(_balanced(p, table.weights * p - table.targets), dz) + linear + t * square
+        slope = np.vdot(balanced(p, table.weights * p - table.targets), dz) + linear + t * square
         curvature = np.vdot(curved(table.weights, p, dz), dz) + square
         near = slope <= -OVERSHOOT * first and slope <= MIN_FRACTION * curvature * t
         if near and slope >= SLOPE_LEFT * first:
@@ -343,49 +333,3 @@ def _step_length(
         middle = 4 * t if np.isinf(high) else (low + high) / 2
         t = newton if low < newton < high and newton <= 10 * t else middle
     return low
-
-
-def _moments(table: Table) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each column, as in `_standardised`; of the ones 0 and 1."""
-    x, weights = table.features, table.weights
-    root_mean_square = np.sqrt(weights @ np.square(x))
-    mean = table.biases * (weights @ x)
-    mean[table.width :] = 0
-    deviation = np.sqrt(weights @ np.square(x - mean))
-    varies = deviation > 64 * np.finfo(np.float64).eps * root_mean_square
-    scale = np.where(varies, deviation, root_mean_square)
-    return mean, np.where(scale > 0, scale, 1)
-
-
-def probabilities(z: np.ndarray) -> np.ndarray:
-    e = np.exp(z - z.max(0))
-    return e / e.sum(0)
-
-
-def complements(p: np.ndarray) -> np.ndarray:
-    """1 - p, of a class that is nearly certain as the sum of the others."""
-    others = np.where(p > 0.5, 0, p).sum(0)
-    return np.where(p > 0.5, others, 1 - p)
-
-
-def _balanced(p: np.ndarray, residual: np.ndarray) -> np.ndarray:
-    """A residual whose sum over the classes is 0, as exact where a class is nearly certain."""
-    return np.where(p > 0.5, residual - residual.sum(0), residual)
-
-
-def curved(weights: np.ndarray, p: np.ndarray, moves: np.ndarray) -> np.ndarray:
-    """w_i (diag p_i - p_i p_i^T) moves_i."""
-    mean = (p * moves).sum(0)
-    return weights * (p * (moves - mean))
-
-
-def _centred(theta: np.ndarray) -> np.ndarray:
-    return theta - theta.mean(0)
-
-
-def is_separated(targets: np.ndarray, scores: np.ndarray) -> Any:
-    """Whether every example of a hard label has its own class strictly on top."""
-    own = targets > 0
-    lowest = np.where(own, scores, np.inf).min(0)
-    highest = np.where(own, -np.inf, scores).max(0)
-    return np.all((own.sum(0) <= 1) & (lowest > highest))

@@ -24,7 +24,7 @@ MOST_FITS, MOST_WORK = 128, 2e7
 
 def takes(data: Data, num_folds: int) -> bool:
     """Whether `data`, with penalties [P], are few fits of a small table."""
-    if not _small.takes("newton-cg", data):
+    if not (_small.is_small(data) and _small.takes("newton-cg", data)):
         return False
     (examples, width), fits = data.features.shape, (1 + num_folds) * len(data.l2)
     return fits <= MOST_FITS and fits * examples * data.num_classes * (width + 16) <= MOST_WORK

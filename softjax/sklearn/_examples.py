@@ -112,13 +112,14 @@ def as_jax(features: Any) -> Any:
     """SciPy's CSR in the sparse format of JAX; dense features are unchanged."""
     if not sparse.issparse(features):
         return features
+    import jax
     from jax.experimental.sparse import BCOO
 
     rows = np.repeat(np.arange(features.shape[0], dtype=np.int32), np.diff(features.indptr))
     indices: Any = np.stack([rows, features.indices.astype(np.int32, copy=False)], axis=1)
     canonical = features.has_canonical_format
     return BCOO(
-        (features.data, indices),
+        (jax.device_put(features.data), jax.device_put(indices)),  # which compiles nothing
         shape=features.shape,
         indices_sorted=canonical,
         unique_indices=canonical,

@@ -1,4 +1,6 @@
-"""Small tables are fitted in NumPy: the optimum where it is clear, and nothing is compiled.
+"""Small tables and sparse features are fitted in NumPy, where the optimum is clear.
+
+Nothing is compiled for them.
 
 The reference is the formula of the gradient in NumPy float64: where it vanishes, a convex objective
 has its optimum.
@@ -25,6 +27,16 @@ def drawn(seed=0, examples=N, classes=K):
     return x, labels.astype(np.int32)
 
 
+def stored(x, seed=0):
+    """The same matrix as BCOO: in any order, with places outside of it that only pad."""
+    rows, columns = np.nonzero(x)
+    places = np.stack([rows, columns], 1)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    places = np.concatenate([places[order], [x.shape, x.shape]]).astype(np.int32)
+    entries = np.append(x[rows, columns][order], [7, 7]).astype(x.dtype)
+    return BCOO((entries, places), shape=x.shape)
+
+
 def gradient(params, x, q, l2, factors, offset):
     """The gradient of the objective over the mass of q [N, K], relative to its largest size."""
     kernel, bias = (np.asarray(part, np.float64) for part in params)
@@ -34,6 +46,7 @@ def gradient(params, x, q, l2, factors, offset):
     residual = weights[:, None] * p - q
     g = x.T @ residual + l2 * factors[:, None] * kernel * q.sum()
     size = np.sqrt(weights @ np.square(x) * q.sum())
+    size = np.where(size > 0, size, 1)  # of a column of zeros
     return np.abs(g / size[:, None]).max(), np.abs(residual.sum(0)).max() / q.sum()
 
 
@@ -58,12 +71,21 @@ def nothing_is_compiled(monkeypatch):
     ],
     ids=lambda options: ", ".join(list(options)) or "none",
 )
-def test_the_gradient_of_a_small_fit_vanishes(options, nothing_is_compiled, dtype):
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+def test_the_gradient_of_a_fit_in_numpy_vanishes(
+    options, sparse, nothing_is_compiled, monkeypatch, dtype
+):
     x, labels = drawn()
     x = x.astype(dtype)
+    if sparse:
+        monkeypatch.setattr(_small, "MOST_NUMBERS", 0)
+        if not (options and np.all(options.get("penalty_factors", 1))):
+            options = options | {"l2": 0.01, "penalty_factors": np.array([1.0, 0.1, 4.0])}
+        x[np.random.default_rng(1).random(x.shape) < 0.5] = 0
+        x[5], x[:, 1] = 0, 0
     one_hot = np.eye(K)[labels]
     for y, q in ((labels, one_hot), ((one_hot + 0.1).astype(dtype), one_hot + 0.1)):
-        result = regression.fit(x, y, **options)
+        result = regression.fit(stored(x) if sparse else x, y, **options)
         assert (result.stop_reason, result.params.kernel.dtype) == ("converged", dtype)
         q = q * np.asarray(options.get("class_weights", np.ones(K)))
         weights = options.get("sample_weights", np.ones(N))
@@ -83,7 +105,7 @@ def test_the_gradient_of_a_small_fit_vanishes(options, nothing_is_compiled, dtyp
 def test_a_small_fit_is_that_of_the_compiled_solver(monkeypatch):
     x, labels = drawn()
     small = regression.fit(x, labels, l2=0.01, tol=1e-9)
-    monkeypatch.setattr(_small, "MOST_NUMBERS", 0)
+    monkeypatch.setattr(_small, "takes", lambda *_: False)
     compiled = regression.fit(x, labels, l2=0.01, tol=1e-9)
     scale = x.std(0)[:, None]
     np.testing.assert_allclose(
@@ -111,6 +133,72 @@ def test_sparse_features_give_the_fit_of_dense_ones(nothing_is_compiled):
         sparse, dense = (regression.fit_path(each, labels, **folds) for each in (features, of))
         losses = (path.cross_validation.loss for path in (sparse, dense))
         np.testing.assert_array_equal(*losses)
+
+
+@pytest.mark.x64_once(True)
+def test_a_fit_in_numpy_starts_where_it_is_told_to(nothing_is_compiled, monkeypatch):
+    x, labels = drawn()
+    options = {"l2": 0.01, "tol": 1e-9}
+    for rows, small in ((x, 10**9), (stored(x), 0)):
+        monkeypatch.setattr(_small, "MOST_NUMBERS", small)
+        first = regression.fit(rows, labels, **options)
+        again = regression.fit(rows, labels, init=first.params, **options)
+        assert again.steps < first.steps
+        assert abs(again.objective - first.objective) < 1e-12
+        far = jax.tree.map(lambda leaf: leaf + 1e3 * np.arange(K), first.params)
+        assert regression.fit(rows, labels, init=far, **options).steps == first.steps
+
+
+def left_to_gain(params, x, q, ridge):
+    """What Newton's step from some parameters promises, relative to the objective."""
+    x = np.column_stack([x, np.ones(len(x))])
+    theta = np.concatenate((params[0], params[1][None])).astype(np.float64)
+    z = x @ theta
+    z = z - z.max(1, keepdims=True)
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    weights, ridge = q.sum(1), np.append(ridge, 0)
+    g = x.T @ (weights[:, None] * p - q) + ridge[:, None] * theta
+    h = -np.einsum("i,ik,il,ij,im->jkml", weights, p, p, x, x, optimize=True)
+    for k in range(K):
+        h[:, k, :, k] += (weights * p[:, k] * x.T) @ x + np.diag(ridge)
+    size = np.sqrt(np.einsum("jkjk->jk", h)).ravel()
+    size = np.where(size > 0, size, 1)
+    h = h.reshape(len(size), -1) / size / size[:, None]
+    promise = g.ravel() / size @ np.linalg.lstsq(h, g.ravel() / size, 1e-13)[0] / 2
+    value = -np.sum(q * np.log(np.where(q > 0, p, 1)))
+    return promise / (value + np.sum(ridge[:, None] * theta**2) / 2)
+
+
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize("kind", ["far", "huge", "constant", "scales", "nearly collinear", "plain"])
+def test_what_a_fit_in_numpy_calls_an_optimum_is_one(kind, nothing_is_compiled, monkeypatch):
+    rng, found = np.random.default_rng(len(kind)), 0
+    for seed in range(8):
+        x, labels = drawn(seed)
+        x[:, 2] -= 100
+        weights = np.where(np.arange(N) < K, 1.0, rng.integers(0, 3, N))
+        if kind == "far":
+            x[:, 0] += 10.0 ** (seed % 4 + 1)
+        elif kind == "huge":
+            x[rng.integers(N), 0] = 10.0 ** (seed + 1)
+        elif kind == "constant":  # within a class
+            x[:, 0] = labels + (labels == 1) * 1e-9 * x[:, 0]
+        elif kind == "scales":
+            x *= 10.0 ** rng.integers(-6, 6, D)
+        elif kind == "nearly collinear":
+            x[:, 0] = x[:, 1] * (1 + 10.0 ** -(seed + 1) * x[:, 2])
+        l2, tol = 10.0 ** -(seed % 4 * 2), 10.0 ** -(6 + seed % 2 * 4)
+        q = np.eye(K)[labels] * (weights / weights.sum())[:, None]
+        for rows, small in ((x, 10**9), (stored(x), 0)):
+            monkeypatch.setattr(_small, "MOST_NUMBERS", small)
+            options = {"l2": l2, "sample_weights": weights, "tol": tol}
+            try:
+                params = regression.fit(rows, labels, **options).params
+            except AssertionError:  # an end in doubt is left to the compiled solver
+                continue
+            found += 1
+            assert left_to_gain(tuple(map(np.asarray, params)), x, q, np.full(D, l2)) <= tol
+    assert found > 4
 
 
 @pytest.mark.x64_once(False)
@@ -144,7 +232,7 @@ def test_a_small_fit_is_on_the_default_device(nothing_is_compiled):
 
 @pytest.mark.x64_once(True)
 @pytest.mark.parametrize(
-    "case", ["separated", "partly", "collinear", "absent", "few steps", "far", "work"]
+    "case", ["separated", "partly", "collinear", "absent", "few steps", "far", "work", "sparse"]
 )
 def test_an_end_in_doubt_is_left_to_the_compiled_solvers(case, monkeypatch):
     x, labels = drawn()
@@ -160,6 +248,9 @@ def test_an_end_in_doubt_is_left_to_the_compiled_solvers(case, monkeypatch):
         options = {"num_classes": K + 1, "l2": 0.1}
     elif case == "few steps":
         options = {"max_steps": 1}
+    elif case == "sparse":  # without a penalty, which would hold its curvature
+        x = stored(x)
+        monkeypatch.setattr(_small, "MOST_NUMBERS", 0)
     elif case == "work":  # more than three products with the features
         monkeypatch.setattr(_small, "MOST_WORK", 3 * N * K * (D + 16))
     else:

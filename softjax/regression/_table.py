@@ -1,0 +1,212 @@
+"""The objective of softmax regression in NumPy and float64, and what its derivatives are made of.
+
+As in `_objective` parameters are [K, D + 1] and logits [K, N]; without an intercept parameters are
+[K, D]. Nothing here is compiled.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from softjax.regression._arguments import is_at_hand
+from softjax.regression._objective import Data
+from softjax.regression._sparse_columns import SparseColumns
+
+# A variance below this part of the mean square is not computed as a difference.
+CANCELLED = 1e-4
+
+
+class End(NamedTuple):
+    """The end of Newton's steps.
+
+    Attributes:
+        theta: the parameters.
+        first: the objective at the start.
+        decrement: half of what the last step promised, nats.
+        steps: the number of steps.
+        passes: products with the features.
+    """
+
+    theta: np.ndarray
+    first: Any
+    decrement: Any
+    steps: int
+    passes: int
+
+
+class Table(NamedTuple):
+    """A problem in NumPy and float64.
+
+    Attributes:
+        features: [N, D], with an intercept [N, D + 1] and ones in the last column; an array, or
+            `SparseColumns`.
+        targets: q [K, N], which sum to 1.
+        ridge: of each column of the features.
+        offset: [K, N], or 0.
+        biases: the number of columns of ones, 1 or 0.
+    """
+
+    features: Any
+    targets: np.ndarray
+    ridge: np.ndarray
+    offset: Any
+    biases: int
+
+    @property
+    def width(self) -> int:
+        """The number of features, D."""
+        return self.features.shape[1] - self.biases
+
+    @property
+    def is_loose(self) -> bool:
+        """Whether no penalty holds the parameters of some feature."""
+        return not np.all(self.ridge[: self.width] > 0)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """The weight of each example in the loss, [N]."""
+        return self.targets.sum(0)
+
+    def rounded(self, array: np.ndarray) -> np.ndarray:
+        """An array in the dtype of the features."""
+        return array.astype(self.targets.dtype)
+
+    def in_float32(self) -> "Table":
+        """The problem without its offset in float32, in which directions are computed."""
+        features, targets = self.features.astype(np.float32), self.targets.astype(np.float32)
+        return Table(features, targets, self.ridge.astype(np.float32), 0, self.biases)
+
+    def standardised(self, mean: np.ndarray, scale: np.ndarray) -> "Table":
+        """The problem in the parameters of the features less `mean`, over `scale`, [D + 1]."""
+        x = self.features
+        is_sparse, width = isinstance(x, SparseColumns), self.width
+        x = x.standardised(mean[:width], scale[:width]) if is_sparse else (x - mean) / scale
+        return self._replace(features=x, ridge=self.ridge / scale / scale)
+
+    def moments(self, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of each column, of mean `squares`; of the ones 0 and 1.
+
+        As in `_standardised`.
+        """
+        x, weights = self.features, self.weights
+        root_mean_square = np.sqrt(squares)
+        if isinstance(x, SparseColumns):
+            mean = self.biases * x.sums(weights[None])[0]
+            variance = squares - np.square(mean)
+            if np.any(variance[: self.width] < CANCELLED * squares[: self.width]):
+                variance[: self.width] = x.variances(weights, mean[: self.width])
+        else:
+            mean = self.biases * (weights @ x)
+            variance = weights @ np.square(x - mean)
+        mean[self.width :], variance[self.width :] = 0, 1
+        deviation = np.sqrt(variance)
+        varies = deviation > 64 * np.finfo(np.float64).eps * root_mean_square
+        scale = np.where(varies, deviation, root_mean_square)
+        return mean, np.where(scale > 0, scale, 1)
+
+    def mean_squares(self) -> np.ndarray:
+        """sum_i w_i x_ij^2 of the features as they are."""
+        if isinstance(self.features, SparseColumns):
+            return self.features.mean_squares(self.weights)
+        return self.weights @ np.square(self.features)
+
+    def logits(self, theta: np.ndarray) -> np.ndarray:
+        """The logits of parameters [K, D + 1]."""
+        return self.scores(theta) + self.offset
+
+    def scores(self, v: np.ndarray) -> np.ndarray:
+        """v X^T, [K, N]; of sparse features less that of the last class."""
+        x = self.features
+        return x.scores(v) if isinstance(x, SparseColumns) else v @ x.T
+
+    def pull_back(self, residual: np.ndarray) -> np.ndarray:
+        """R X, [K, D + 1], of a residual R [K, N] whose sum over the classes is 0."""
+        x = self.features
+        return x.pull_back(residual) if isinstance(x, SparseColumns) else residual @ x
+
+    def gradient(self, theta: np.ndarray, p: np.ndarray) -> np.ndarray:
+        """The slope, whose mean over the classes is 0 where that of `theta` is."""
+        return centred(self.slope(theta, p))
+
+    def slope(self, theta: np.ndarray, p: np.ndarray) -> np.ndarray:
+        """X^T (w p - q) + ridge theta."""
+        return self.pull_back(self.residual(p)) + self.ridge * theta
+
+    def residual(self, p: np.ndarray) -> np.ndarray:
+        """w p - q, [K, N]."""
+        return balanced(p, self.weights * p - self.targets)
+
+    def value(self, theta: np.ndarray, logits: np.ndarray) -> float:
+        """The objective."""
+        return self.loss(logits) + np.vdot(theta, self.ridge * theta) / 2
+
+    def loss(self, logits: np.ndarray) -> float:
+        """The loss, with the log of 1 + the sum over all classes but the largest."""
+        top = logits.argmax(0)[None]
+        below = logits - np.take_along_axis(logits, top, 0)
+        others = np.exp(below)
+        np.put_along_axis(others, top, 0, 0)
+        loss = np.log1p(others.sum(0)) - below
+        return np.vdot(self.targets, loss)
+
+    def hessian_times(self, p: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """H v at the probabilities p."""
+        return self.pull_back(curved(self.weights, p, self.scores(v))) + self.ridge * v
+
+
+def is_on_host(data: Any) -> bool:
+    """Whether all arrays are known, in the memory of the host, where JAX places arrays."""
+    leaves = [leaf for leaf in jax.tree.leaves(data) if isinstance(leaf, jax.Array)]
+    if not all(is_at_hand(leaf) for leaf in leaves):
+        return False
+    here = jax.device_put(np.zeros(())).devices()
+    return all(leaf.devices() == here for leaf in leaves)
+
+
+def targets_of(data: Data) -> tuple[np.ndarray, float]:
+    """Targets q [K, N] that sum to 1, and what they summed to."""
+    labels = np.asarray(data.labels)
+    q = np.arange(data.num_classes)[:, None] == labels if labels.ndim == 1 else labels.T
+    q = q.astype(np.float64)
+    if data.class_weights is not None:
+        q = q * np.asarray(data.class_weights, np.float64)[:, None]
+    if data.weights is not None:
+        q = q * np.asarray(data.weights, np.float64)
+    q = q / len(labels)
+    mass = float(q.sum())
+    return q / mass, mass
+
+
+def probabilities(z: np.ndarray) -> np.ndarray:
+    e = np.exp(z - z.max(0))
+    return e / e.sum(0)
+
+
+def complements(p: np.ndarray) -> np.ndarray:
+    """1 - p, of a class that is nearly certain as the sum of the others."""
+    others = np.where(p > 0.5, 0, p).sum(0)
+    return np.where(p > 0.5, others, 1 - p)
+
+
+def balanced(p: np.ndarray, residual: np.ndarray) -> np.ndarray:
+    """A residual whose sum over the classes is 0, as exact where a class is nearly certain."""
+    return np.where(p > 0.5, residual - residual.sum(0), residual)
+
+
+def curved(weights: np.ndarray, p: np.ndarray, moves: np.ndarray) -> np.ndarray:
+    """w_i (diag p_i - p_i p_i^T) moves_i."""
+    mean = (p * moves).sum(0)
+    return weights * (p * (moves - mean))
+
+
+def centred(theta: np.ndarray) -> np.ndarray:
+    return theta - theta.mean(0)
+
+
+def is_separated(targets: np.ndarray, scores: np.ndarray) -> Any:
+    """Whether every example of a hard label has its own class strictly on top."""
+    own = targets > 0
+    lowest = np.where(own, scores, np.inf).min(0)
+    highest = np.where(own, -np.inf, scores).max(0)
+    return np.all((own.sum(0) <= 1) & (lowest > highest))
