@@ -1,5 +1,6 @@
 """Derivatives of the cross-entropy: those of logsumexp, with labels."""
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -45,13 +46,21 @@ def cross_entropy_gradient(logits: ArrayLike, labels: Labels) -> Array:
     """
     function = "cross_entropy_gradient"
     x = checked_logits(function, logits)
-    wide = masked(x, None)
-    if not is_class_indices(labels, function):
-        q = distribution(function, labels, x.shape, wide.dtype)
-        return expected_loss_gradient(wide, beside(q, wide))
-    index, bad = _indices(function, labels, x)
-    g = index_loss_gradient(wide, index, None)
+    if is_class_indices(labels, function):
+        return _gradient_of_indices(x, *_indices(function, labels, x))
+    q = distribution(function, labels, x.shape, compute_dtype(x.dtype))
+    return _gradient_of_distribution(x, beside(q, x))
+
+
+@jax.jit
+def _gradient_of_indices(x: Array, index: Array, bad: Array | None) -> Array:
+    g = index_loss_gradient(masked(x, None), index, None)
     return g if bad is None else jnp.where(bad[..., None], jnp.nan, g)
+
+
+@jax.jit
+def _gradient_of_distribution(x: Array, q: Array) -> Array:
+    return expected_loss_gradient(masked(x, None), q)
 
 
 def cross_entropy_hessian(logits: ArrayLike, labels: Labels) -> Array:

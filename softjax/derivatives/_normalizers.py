@@ -1,5 +1,8 @@
 """Derivatives of softmax and logsumexp, and the covariance of the one-hot label that they share."""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -130,7 +133,11 @@ def logsumexp_gradient(logits: ArrayLike) -> Array:
 
     Source: Boyd and Vandenberghe, "Convex Optimization" (2004), section 3.1.5.
     """
-    x = checked_logits("logsumexp_gradient", logits)
+    return _gradient(checked_logits("logsumexp_gradient", logits))
+
+
+@jax.jit
+def _gradient(x: Array) -> Array:
     return softmax_core(masked(x, None), (x.ndim - 1,)).astype(x.dtype)
 
 
@@ -220,7 +227,11 @@ def logsumexp_hessian_sqrt(logits: ArrayLike) -> Array:
     Source: (S S^T)_ij = sum_k sqrt(p_k) sqrt(p_k) (delta_ik - p_i) (delta_jk - p_j), which is the
         covariance written as an expectation.
     """
-    x = checked_logits("logsumexp_hessian_sqrt", logits)
+    return _square_root(checked_logits("logsumexp_hessian_sqrt", logits))
+
+
+@jax.jit
+def _square_root(x: Array) -> Array:
     p, complement = _probabilities_of_matrix(x)
     root = jnp.sqrt(p)
     return _with_diagonal(-p[..., :, None] * root[..., None, :], root * complement).astype(x.dtype)
@@ -253,7 +264,11 @@ def logsumexp_hessian_pinv(logits: ArrayLike) -> Array:
     Source: H diag(1/p) H = H and H 1 = 0, so that H^+ is diag(1/p) between two projections on the
         orthogonal complement of 1; the four Penrose conditions follow.
     """
-    x = checked_logits("logsumexp_hessian_pinv", logits)
+    return _pseudo_inverse(checked_logits("logsumexp_hessian_pinv", logits))
+
+
+@jax.jit
+def _pseudo_inverse(x: Array) -> Array:
     p, _ = _probabilities_of_matrix(x)
     support = p > 0
     k = jnp.maximum(jnp.sum(support.astype(p.dtype), -1, keepdims=True), 1)
@@ -304,6 +319,11 @@ def log_partition_cumulants(logits: ArrayLike, direction: ArrayLike, order: int 
     order = _checks.integer(function, "order", order)
     if order not in (1, 2, 3, 4):
         raise ValueError(_checks.message(function, "order", "1, 2, 3 or 4", order))
+    return _cumulants(x, v, order)
+
+
+@partial(jax.jit, static_argnums=2)
+def _cumulants(x: Array, v: Array, order: int) -> Array:
     p, _ = softmax_and_complement(masked(x, None))
     # Moments about the dominant class, if there is one, do not cancel.
     dominant = p > 0.5
@@ -335,12 +355,14 @@ def _probabilities_of_matrix(x: Array) -> tuple[Array, Array]:
     return softmax_and_complement(with_whole_axis(masked(x, None), x.ndim - 1))
 
 
+@jax.jit
 def covariance(x: Array) -> Array:
     """H = diag(p) - p p^T, [..., K, K], at least float32."""
     p, one_minus_p = _probabilities_of_matrix(x)
     return _with_diagonal(-p[..., :, None] * p[..., None, :], p * one_minus_p)
 
 
+@jax.jit
 def covariance_product(x: Array, v: Array) -> Array:
     """H v = p (v - <p, v>), at least float32."""
     axes, x = (x.ndim - 1,), masked(x, None)

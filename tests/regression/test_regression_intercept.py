@@ -202,7 +202,7 @@ def test_the_optimum_is_differentiable_in_the_offset():
             x, labels, l2=L2, offset=offset, num_classes=K, fit_intercept=False
         ).params.kernel[0, 0]
 
-    slope = jax.grad(first)(offset)
+    slope = jax.jit(jax.grad(first))(offset)
     moved = np.zeros_like(offset)
     moved[3, 1] = 1e-4
     difference = (first(offset + moved) - first(offset - moved)) / 2e-4
