@@ -191,7 +191,7 @@ def weighted_sum(p: Array, v: Array, origin: Array, axes: Axes) -> Array:
     def plain(p: Array, v: Array, origin: Array) -> Array:
         return jnp.sum(terms(p, v, origin), axes, keepdims=True)
 
-    def long_on_cpu(p: Array, v: Array, origin: Array) -> Array:
+    def in_tiles_on_cpu(p: Array, v: Array, origin: Array) -> Array:
         # XLA:CPU stores the terms of a single sum, but not those of two sums in one loop. The sum
         # of p is 1 but for roundings, and the quotient of both is the mean of w.
         def of_part(part: slice) -> Pair:
@@ -201,19 +201,12 @@ def weighted_sum(p: Array, v: Array, origin: Array, axes: Axes) -> Array:
         return lax.optimization_barrier(whole / jnp.where(mass == 0, 1, mass))[..., None]
 
     def on_cpu(p: Array, v: Array, origin: Array) -> Array:
-        # In a short row a `where` takes three times as long, so it is computed only if the plain
-        # sum is not finite. The operands of that choice are stored, so they are p and v, which are
-        # stored anyway, and not w.
-        whole = jnp.sum(p * relative_to(v, origin), axes, keepdims=True)
         # XLA:CPU of jaxlib 0.10 computes p (v - sum(p v)) wrongly if p is the same for a batch of
         # v, as in a Jacobian, unless the sum is behind a barrier, as it is above too.
-        whole = lax.optimization_barrier(whole)
-        is_finite = jnp.all(jnp.isfinite(whole))
-        return lax.cond(is_finite, lambda *operands: whole, plain, p, v, origin)
+        return lax.optimization_barrier(plain(p, v, origin))
 
-    is_long = axes == (p.ndim - 1,) and isinstance(p.shape[-1], int) and p.shape[-1] > UNROLLED
-    form = long_on_cpu if is_long else on_cpu
-    # On a mesh the devices would have to agree on the choice.
+    is_last = axes == (p.ndim - 1,) and isinstance(p.shape[-1], int)
+    form = in_tiles_on_cpu if is_last else on_cpu
     form = form if _on_no_mesh(p, v) else plain
     return platform_dependent(p, v, origin, cpu=form, default=plain)
 

@@ -28,7 +28,6 @@ from softjax._reductions import (
     Axes,
     behind_barrier_on_cpu,
     index_of_maximum,
-    is_place,
     plain_sums,
     relative_to,
     rows_fit_a_kernel,
@@ -308,7 +307,7 @@ def _centred_transposed(
     v: Array, p: Array, rest: Array, mass: Array, top: Array | None = None, *, axes: Axes
 ) -> Array:
     """v - p sum(v); at a dominant entry computed as (1 - p) sum(v) minus the sum of the other v."""
-    dominates = p > 0.5 if top is None else is_place(top, v, axes[0]) & (rest < 0.5)
+    dominates = p > 0.5
     whole, others = sum_and_rest(v, dominates, axes)
     return jnp.where(mass == 0, 0, jnp.where(dominates, rest * whole - others, v - p * whole))
 
