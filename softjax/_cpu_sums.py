@@ -128,7 +128,12 @@ def over_shards(sums: Pair, axes: tuple[int, ...]) -> Pair:
 
 
 def sums_of_tiles(
-    terms: Callable[[slice], Pair], length: int, axis: int, last: bool, in_any_order: bool = False
+    terms: Callable[[slice], Pair],
+    length: int,
+    axis: int,
+    last: bool,
+    in_any_order: bool = False,
+    any_width: bool = False,
 ) -> Pair:
     """The sums of two arrays over an axis, both in one loop, as a tree.
 
@@ -139,9 +144,13 @@ def sums_of_tiles(
 
     With `in_any_order`, for the last axis, XLA:CPU sums what the first loop writes. That is as
     accurate and compiles two loops and not six, but the order may depend on the number of rows.
+
+    With `any_width`, tiles need not consist of whole vectors. Fewer loops are compiled where such
+    tiles divide the axis without a rest. It is not for terms with exponentials, which XLA:CPU
+    computes one by one at the end of an incomplete vector.
     """
     sums, start = [], 0
-    for count, height, width in _tiling(length, last):
+    for count, height, width in _tiling(length, last, any_width):
         stop = start + count * height * width
         a, b = terms(slice(start, stop))
         start = stop
@@ -171,7 +180,7 @@ def _sums_along(a: Array, b: Array, axis: int, last: bool) -> Pair:
         return lax.slice_in_dim(x, part.start, part.stop, axis=axis)
 
     return sums_of_tiles(
-        lambda part: (part_of(a, part), part_of(b, part)), a.shape[axis], axis, last
+        lambda part: (part_of(a, part), part_of(b, part)), a.shape[axis], axis, last, any_width=True
     )
 
 
@@ -181,7 +190,7 @@ def _sums_down(a: Array, b: Array, axis: int) -> Pair:
 
 
 @cache
-def _tiling(length: int, last: bool) -> list[tuple[int, int, int]]:
+def _tiling(length: int, last: bool, any_width: bool) -> list[tuple[int, int, int]]:
     """(count, height, width) of each kind of tile; the kinds together cover an axis.
 
     Narrow tiles vectorize over rows. Wide tiles also vectorize over classes, which must be last.
@@ -192,11 +201,12 @@ def _tiling(length: int, last: bool) -> list[tuple[int, int, int]]:
     if not last:
         count, left_over = divmod(length, UNROLLED)
         return [(count, UNROLLED, 1)] + ([(1, left_over, 1)] if left_over else [])
-    tiles = [(h, w) for h in range(8, UNROLLED + 1) for w in range(8, 49, 8) if h * w <= length]
+    widths = range(8, 49, 1 if any_width else 8)
+    tiles = [(h, w) for h in range(8, UNROLLED + 1) for w in widths if h * w <= length]
     height, width = min(tiles, key=lambda tile: (length % math.prod(tile), -tile[0], tile[1]))
     count = length // (height * width)
     left_over = length - count * height * width
-    return [(count, height, width)] + (_tiling(left_over, last) if left_over else [])
+    return [(count, height, width)] + (_tiling(left_over, last, any_width) if left_over else [])
 
 
 def maxima_of_blocks(x: Array, axes: Axes) -> Array:

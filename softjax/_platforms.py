@@ -34,9 +34,10 @@ class Choice(NamedTuple):
         return {"cpu": self.cpu, "cuda": self.gpu, "rocm": self.gpu}.get(platform, self.tpu)
 
 
-# The platform that is traced for; None where the forms for all platforms are wanted. JAX keeps what
-# it traced under the value of this context.
+# The platform that is traced for; None where the forms for all platforms are wanted, and ACCELERATOR
+# where those for all but a CPU are. JAX keeps what it traced under the value of this context.
 tracing_for = jax.make_user_context(None)
+ACCELERATOR = "accelerator"
 
 # JAX lets a user change these settings for a part of a trace, which is over when the program is
 # lowered.
@@ -49,11 +50,30 @@ SETTINGS = {
 
 
 def platform_dependent(*operands: Any, default: Callable, **forms: Callable) -> Any:
-    """`jax.lax.platform_dependent`, or the form for the platform that is traced for."""
+    """`jax.lax.platform_dependent`, or the form for the platform that is traced for.
+
+    Within the form for a platform, the forms for others are not traced.
+    """
     platform = tracing_for.value
-    if platform is None:
-        return lax.platform_dependent(*operands, default=default, **forms)
-    return forms.get(platform, default)(*operands)
+    if platform not in (None, ACCELERATOR):
+        return forms.get(platform, default)(*operands)
+    if platform == ACCELERATOR:
+        forms.pop("cpu", None)
+        if not forms:
+            return default(*operands)
+    rest = ACCELERATOR if platform == ACCELERATOR or "cpu" in forms else None
+    forms = {name: _within(name, form) for name, form in forms.items()}
+    return lax.platform_dependent(*operands, default=_within(rest, default), **forms)
+
+
+def _within(platform: str | None, form: Callable) -> Callable:
+    """The form, in which nothing is traced for another platform."""
+
+    def apply(*operands: Any, **parameters: Any) -> Any:
+        with tracing_for(platform):
+            return form(*operands, **parameters)
+
+    return apply
 
 
 def tracing_for_platform_of(leaves: Iterable[Any]) -> AbstractContextManager:
@@ -79,6 +99,8 @@ def lowered_for_platform(function: Callable, choice: Choice, like: Any, *operand
     values than the operands.
     """
     platform = tracing_for.value
+    if platform == ACCELERATOR:
+        platform = None
     if platform is None and choice.cpu == choice.gpu == choice.tpu:
         platform = "cpu"
     if platform is not None:
@@ -119,22 +141,28 @@ _form_p = Primitive("form_of_platform")
 _form_p.multiple_results = True
 
 
-def _traced_for(platform: str) -> Callable[..., Sequence[Array]]:
+def lower_by_platform(primitive: Primitive, apply_on: Callable[[str], Callable]) -> None:
+    """Have a primitive lowered as apply_on(platform), in which no other platform is traced for."""
+    for name in ("cpu", "cuda", "rocm", ""):
+        platform = name or "tpu"
+        rule = mlir.lower_fun(_within(platform, apply_on(platform)), primitive.multiple_results)
+        mlir.register_lowering(primitive, rule, platform=name or None)
+
+
+def _form_on(platform: str) -> Callable[..., Sequence[Array]]:
     def apply(*operands: Array, form: Callable, like: Any) -> Sequence[Array]:
-        with tracing_for(platform):
-            return form(platform, *operands)
+        return form(platform, *operands)
 
     return apply
 
 
-for _name in ("cpu", "cuda", "rocm", ""):
-    _rule = mlir.lower_fun(_traced_for(_name or "tpu"))
-    mlir.register_lowering(_form_p, _rule, platform=_name or None)
+lower_by_platform(_form_p, _form_on)
 
 
 @_form_p.def_impl
 def _evaluated(*operands: Array, form: Callable, like: Any) -> Sequence[Array]:
-    return _traced_for(_named(jax.default_backend()))(*operands, form=form, like=like)
+    platform = _named(jax.default_backend())
+    return _within(platform, _form_on(platform))(*operands, form=form, like=like)
 
 
 @_form_p.def_abstract_eval

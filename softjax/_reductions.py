@@ -197,7 +197,8 @@ def weighted_sum(p: Array, v: Array, origin: Array, axes: Axes) -> Array:
         def of_part(part: slice) -> Pair:
             return terms(p[..., part], v[..., part], origin), p[..., part]
 
-        whole, mass = sums_of_tiles(of_part, p.shape[-1], p.ndim - 1, last=True)
+        length, axis = p.shape[-1], p.ndim - 1
+        whole, mass = sums_of_tiles(of_part, length, axis, last=True, any_width=True)
         return lax.optimization_barrier(whole / jnp.where(mass == 0, 1, mass))[..., None]
 
     def on_cpu(p: Array, v: Array, origin: Array) -> Array:
@@ -244,7 +245,8 @@ def _sums_of_terms(terms: Callable[[Array, Array], Pair], a: Array, b: Array, ax
         def of_part(part: slice) -> Pair:
             return terms(a[..., part], b[..., part])
 
-        first, second = sums_of_tiles(of_part, a.shape[-1], a.ndim - 1, last=True)
+        length, axis = a.shape[-1], a.ndim - 1
+        first, second = sums_of_tiles(of_part, length, axis, last=True, any_width=True)
         return first[..., None], second[..., None]
 
     is_last = axes == (a.ndim - 1,) and isinstance(a.shape[-1], int)

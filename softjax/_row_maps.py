@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import ad, batching
 
-from softjax._platforms import Primitive
+from softjax._platforms import Primitive, lower_by_platform
 from softjax._sharding import varying_alike
 
 Map = Callable[..., Array]
@@ -127,17 +127,28 @@ def of_operands(function: Map, *operands: Any) -> Array:
     without this function.
     """
     leaves, tree = jax.tree.flatten(operands)
-    return _of_leaves(function, tree, *leaves)
+    return _of_leaves(function, tree, False, *leaves)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _of_leaves(function: Map, tree: Any, *leaves: Array) -> Array:
-    return function(*jax.tree.unflatten(tree, leaves))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _of_leaves(function: Map, tree: Any, is_differentiated: bool, *leaves: Array) -> Array:
+    """The value, by the operations that a derivative beside it repeats, if there is one."""
+    if not is_differentiated:
+        return function(*jax.tree.unflatten(tree, leaves))
+    reals = [n for n, a in enumerate(leaves) if jnp.issubdtype(a.dtype, jnp.floating)]
+
+    def of_reals(*values: Array) -> Array:
+        every = list(leaves)
+        for n, value in zip(reals, values, strict=True):
+            every[n] = value
+        return function(*jax.tree.unflatten(tree, every))
+
+    return jax.vjp(of_reals, *(leaves[n] for n in reals))[0]
 
 
 @partial(_of_leaves.defjvp, symbolic_zeros=True)
-def _of_leaves_jvp(function: Map, tree: Any, primals, tangents):
-    value = _of_leaves(function, tree, *primals)
+def _of_leaves_jvp(function: Map, tree: Any, is_differentiated: bool, primals, tangents):
+    value = _of_leaves(function, tree, True, *primals)
     parts = []
     for place, tangent in enumerate(tangents):
         if not isinstance(tangent, SymbolicZero):  # as the tangents of integers are
@@ -162,7 +173,7 @@ def _apply(*operands: Array, forward: Form, transposed: Form) -> Array:
 
 
 _linear_map_p.def_impl(_apply)
-mlir.register_lowering(_linear_map_p, mlir.lower_fun(_apply, multiple_results=False))
+lower_by_platform(_linear_map_p, lambda platform: _apply)
 
 
 @_linear_map_p.def_abstract_eval
