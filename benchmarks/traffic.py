@@ -170,9 +170,12 @@ class _Counting:
     def kernel(self, i: Instruction, body: Computation, times: int) -> None:
         inside = self.computation(i, "calls") if i.operation == "fusion" else None
         operands = [body.instructions[o].arrays for o in i.operands]
-        if i.operation in ("copy-start", "slice-start"):  # (destination, source, context)
-            written = main_memory(i.arrays[:1])
-            read = written if i.operation == "slice-start" else main_memory(i.arrays[1:2])
+        if i.operation == "copy-start":  # (destination, source, context)
+            written, read = main_memory(i.arrays[:1]), main_memory(i.arrays[1:2])
+        elif i.operation == "slice-start":  # ((source), destination, context)
+            source, destination = i.arrays[:2]
+            written = main_memory((destination,))
+            read = destination.padded_size if main_memory((source,)) else 0
         elif i.operation in SLICES:
             read = written = main_memory(i.arrays)
         elif i.operation == UPDATE:

@@ -21,6 +21,7 @@ from softjax._numerics import (
     inner,
     log_total,
     maximum,
+    not_negative,
     total,
 )
 from softjax._platforms import platform_dependent
@@ -81,26 +82,17 @@ def _index_loss_and_gradient_jvp(primals, tangents):
 @jax.custom_jvp
 def expected_loss(x: Array, q: Array) -> Array:
     """sum_k q_k (-log softmax(x)_k), with 0 * inf = 0; 0 in an empty row."""
-    m, r = excess(x, (x.ndim - 1,))
-    mass, cost = mass_and_cost(q, x, m)
-    return jnp.where(r < 0, 0, mass * log_total(m, r) + cost)[..., 0]
+    return _expected_loss(x, q, *excess(x, (x.ndim - 1,)))
 
 
 @partial(expected_loss.defjvp, symbolic_zeros=True)
 def _expected_loss_jvp(primals, tangents):
     (x, q), (x_dot, q_dot) = primals, tangents
-    axes = (x.ndim - 1,)
-    loss = expected_loss(x, q)
-    loss_dot = jnp.zeros_like(loss)
-    if not isinstance(x_dot, SymbolicZero):
-        loss_dot += inner(expected_loss_gradient(x, q), x_dot, axes)[..., 0]
-    if not isinstance(q_dot, SymbolicZero):
-        # dl/dq_k = -log p_k. A class with neither probability nor target mass is ignored.
-        *_, mass_of_p = probabilities(x, axes)
-        nothing = (q == 0) & jnp.isneginf(x) | (mass_of_p == 0)
-        cost = jnp.where(nothing, 0, -log_softmax_core(x, axes))
-        loss_dot += inner(cost, q_dot, axes)[..., 0]
-    return loss, loss_dot
+    if isinstance(x_dot, SymbolicZero):
+        loss = expected_loss(x, q)
+        return loss, _expected_loss_tangent(x, None, x_dot, q, q_dot, jnp.zeros_like(loss))
+    loss, g = _expected_loss_and_gradient(x, q)
+    return loss, _expected_loss_tangent(x, g, x_dot, q, q_dot, jnp.zeros_like(loss))
 
 
 @jax.custom_jvp
@@ -110,21 +102,61 @@ def expected_loss_gradient(x: Array, q: Array) -> Array:
     The entry at t is then (Q - q_t) - Q (1 - p_t), where Q - q_t and 1 - p_t are sums over the
     other classes and not differences.
     """
-    axes = (x.ndim - 1,)
-    p, rest, mass_of_p = probabilities(x, axes)
-    is_top = x == maximum(x, axes)
-    mass, others = sum_and_rest(q, is_top, axes)
-    dominant = is_top & (rest < 0.5) & (q > 0.5 * mass)
-    g = jnp.where(dominant, others - mass * rest, mass * p - q)
-    return jnp.where(mass_of_p == 0, 0, g)
+    return _expected_gradient(q, *excess_and_exponentials(x, (x.ndim - 1,)))
 
 
 @partial(expected_loss_gradient.defjvp, symbolic_zeros=True)
 def _expected_loss_gradient_jvp(primals, tangents):
+    g = expected_loss_gradient(*primals)
+    return g, _expected_gradient_tangent(primals, tangents, jnp.zeros_like(g))
+
+
+@jax.custom_jvp
+def _expected_loss_and_gradient(x: Array, q: Array) -> tuple[Array, Array]:
+    """The loss and its gradient from the same exponentials."""
+    m, r, e = excess_and_exponentials(x, (x.ndim - 1,))
+    return _expected_loss(x, q, m, r), _expected_gradient(q, m, r, e)
+
+
+@partial(_expected_loss_and_gradient.defjvp, symbolic_zeros=True)
+def _expected_loss_and_gradient_jvp(primals, tangents):
+    (x, q), (x_dot, q_dot) = primals, tangents
+    loss, g = _expected_loss_and_gradient(x, q)
+    loss_dot = _expected_loss_tangent(x, g, x_dot, q, q_dot, jnp.zeros_like(loss))
+    return (loss, g), (loss_dot, _expected_gradient_tangent(primals, tangents, jnp.zeros_like(g)))
+
+
+def _expected_loss(x: Array, q: Array, m: Array, r: Array) -> Array:
+    mass, cost = mass_and_cost(q, x, m)
+    return jnp.where(r < 0, 0, mass * log_total(m, r) + cost)[..., 0]
+
+
+def _expected_gradient(q: Array, m: Array, r: Array, e: Array) -> Array:
+    whole = total(m, r)
+    p, rest = e / whole, not_negative(r) / whole
+    is_top = e == 1
+    mass, others = sum_and_rest(q, is_top, (q.ndim - 1,))
+    dominant = is_top & (rest < 0.5) & (q > 0.5 * mass)
+    g = jnp.where(dominant, others - mass * rest, mass * p - q)
+    return jnp.where(r < 0, 0, g)
+
+
+def _expected_loss_tangent(x, g, x_dot, q, q_dot, loss_dot: Array) -> Array:
+    axes = (x.ndim - 1,)
+    if not isinstance(x_dot, SymbolicZero):
+        loss_dot += inner(g, x_dot, axes)[..., 0]
+    if not isinstance(q_dot, SymbolicZero):
+        # dl/dq_k = -log p_k. A class with neither probability nor target mass is ignored.
+        *_, mass_of_p = probabilities(x, axes)
+        nothing = (q == 0) & jnp.isneginf(x) | (mass_of_p == 0)
+        cost = jnp.where(nothing, 0, -log_softmax_core(x, axes))
+        loss_dot += inner(cost, q_dot, axes)[..., 0]
+    return loss_dot
+
+
+def _expected_gradient_tangent(primals, tangents, g_dot: Array) -> Array:
     (x, q), (x_dot, q_dot) = primals, tangents
     axes = (x.ndim - 1,)
-    g = expected_loss_gradient(x, q)
-    g_dot = jnp.zeros_like(g)
     if not isinstance(x_dot, SymbolicZero):
         mass = jnp.sum(q, -1, keepdims=True)
         g_dot += mass * softmax_tangent(softmax_core(x, axes), x_dot, axes, place_of_top(x, axes))
@@ -132,7 +164,7 @@ def _expected_loss_gradient_jvp(primals, tangents):
         p, _, mass_of_p = probabilities(x, axes)
         mass_dot = jnp.sum(q_dot, -1, keepdims=True)
         g_dot += jnp.where(mass_of_p == 0, 0, mass_dot * p - q_dot)
-    return g, g_dot
+    return g_dot
 
 
 def spoiled(loss: Array, bad: Array | None) -> Array:
