@@ -7,8 +7,9 @@ Comments about XLA:CPU are true for jaxlib 0.10 to 0.12.
 """
 
 import math
+import operator
 from collections.abc import Callable
-from functools import cache
+from functools import cache, reduce
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -30,6 +31,7 @@ BLOCK, NARROW = 64, 16
 
 Axes = tuple[int, ...]
 Pair = tuple[Array, Array]
+Sums = tuple[Array, ...]
 Terms = Callable[[Array, Array], Pair]
 
 
@@ -92,7 +94,8 @@ def _tiled(terms: Terms, rows: Array, m: Array, axis: int) -> Pair:
     def of_part(part: slice) -> Pair:
         return terms(lax.slice_in_dim(rows, part.start, part.stop, axis=axis), m)
 
-    return sums_of_tiles(of_part, rows.shape[axis], axis, last=axis == rows.ndim - 1)
+    rest, tops = sums_of_tiles(of_part, rows.shape[axis], axis, last=axis == rows.ndim - 1)
+    return rest, tops
 
 
 def _layout(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
@@ -121,21 +124,21 @@ def by_shard(x: Array, axes: tuple[int, ...], counts: tuple[int, ...]) -> Array:
     return x.reshape(*x.shape[:parts], math.prod(x.shape[parts:]))  # -1 fails if there are no rows
 
 
-def over_shards(sums: Pair, axes: tuple[int, ...]) -> Pair:
+def over_shards(sums: Sums, axes: tuple[int, ...]) -> Pair:
     """The sums over all shards, which keep the axes."""
     a, b = (jnp.sum(x, range(x.ndim - len(axes), x.ndim)) for x in sums)
     return jnp.expand_dims(a, axes), jnp.expand_dims(b, axes)
 
 
 def sums_of_tiles(
-    terms: Callable[[slice], Pair],
+    terms: Callable[[slice], Sums],
     length: int,
     axis: int,
     last: bool,
     in_any_order: bool = False,
     any_width: bool = False,
-) -> Pair:
-    """The sums of two arrays over an axis, both in one loop, as a tree.
+) -> Sums:
+    """The sums of several arrays over an axis, all in one loop, as a tree.
 
     The axis is divided into tiles [height, width], which are summed down their columns, then over
     the columns, then over the tiles. This is accurate to a few ulp and vectorizes. The first loop,
@@ -152,41 +155,38 @@ def sums_of_tiles(
     sums, start = [], 0
     for count, height, width in _tiling(length, last, any_width):
         stop = start + count * height * width
-        a, b = terms(slice(start, stop))
+        parts = terms(slice(start, stop))
         start = stop
         if count == width == 1:
             # XLA:CPU would not vectorize over the rows if results were [rows, 1, 1], not [rows].
-            sums.append(_sums_down(a, b, axis))
+            sums.append(_sums_down(parts, axis))
             continue
-        tiles = (*a.shape[:axis], count, height, width, *a.shape[axis + 1 :])
-        columns = _sums_down(a.reshape(tiles), b.reshape(tiles), axis + 1)
+        shape = parts[0].shape
+        tiles = (*shape[:axis], count, height, width, *shape[axis + 1 :])
+        columns = _sums_down(tuple(a.reshape(tiles) for a in parts), axis + 1)
         if in_any_order:
-            a, b = (jnp.sum(c.reshape(*c.shape[:axis], count * width), -1) for c in columns)
-            sums.append((a, b))
+            flat = (c.reshape(*c.shape[:axis], count * width) for c in columns)
+            sums.append(tuple(jnp.sum(c, -1) for c in flat))
         else:
-            sums.append(_sums_along(*_sums_along(*columns, axis + 1, last), axis, last))
-    (a, b), *others = sums
-    for other in others:
-        a, b = a + other[0], b + other[1]
-    return a, b
+            sums.append(_sums_along(_sums_along(columns, axis + 1, last), axis, last))
+    return tuple(reduce(operator.add, parts) for parts in zip(*sums, strict=True))
 
 
-def _sums_along(a: Array, b: Array, axis: int, last: bool) -> Pair:
-    """The sums of two arrays in memory over an axis, by the tree of `sums_of_tiles`."""
-    if a.shape[axis] == 1:
-        return jnp.squeeze(a, axis), jnp.squeeze(b, axis)
+def _sums_along(arrays: Sums, axis: int, last: bool) -> Sums:
+    """The sums of several arrays in memory over an axis, by the tree of `sums_of_tiles`."""
+    length = arrays[0].shape[axis]
+    if length == 1:
+        return tuple(jnp.squeeze(a, axis) for a in arrays)
 
-    def part_of(x: Array, part: slice) -> Array:
-        return lax.slice_in_dim(x, part.start, part.stop, axis=axis)
+    def of_part(part: slice) -> Sums:
+        return tuple(lax.slice_in_dim(a, part.start, part.stop, axis=axis) for a in arrays)
 
-    return sums_of_tiles(
-        lambda part: (part_of(a, part), part_of(b, part)), a.shape[axis], axis, last, any_width=True
-    )
+    return sums_of_tiles(of_part, length, axis, last, any_width=True)
 
 
-def _sums_down(a: Array, b: Array, axis: int) -> Pair:
-    zero = jnp.zeros((), a.dtype)
-    return lax.reduce((a, b), (zero, zero), lambda x, y: (x[0] + y[0], x[1] + y[1]), (axis,))
+def _sums_down(arrays: Sums, axis: int) -> Sums:
+    zeros = tuple(jnp.zeros((), a.dtype) for a in arrays)
+    return tuple(lax.reduce(arrays, zeros, lambda x, y: tuple(map(operator.add, x, y)), (axis,)))
 
 
 @cache

@@ -28,6 +28,7 @@ from softjax._platforms import platform_dependent
 from softjax._reductions import (
     is_place,
     mass_and_cost,
+    mass_cost_and_rest,
     shift,
     sum_and_rest,
     sums_beside_label,
@@ -82,7 +83,8 @@ def _index_loss_and_gradient_jvp(primals, tangents):
 @jax.custom_jvp
 def expected_loss(x: Array, q: Array) -> Array:
     """sum_k q_k (-log softmax(x)_k), with 0 * inf = 0; 0 in an empty row."""
-    return _expected_loss(x, q, *excess(x, (x.ndim - 1,)))
+    m, r = excess(x, (x.ndim - 1,))
+    return _expected_loss(m, r, *mass_and_cost(q, x, m))
 
 
 @partial(expected_loss.defjvp, symbolic_zeros=True)
@@ -102,7 +104,8 @@ def expected_loss_gradient(x: Array, q: Array) -> Array:
     The entry at t is then (Q - q_t) - Q (1 - p_t), where Q - q_t and 1 - p_t are sums over the
     other classes and not differences.
     """
-    return _expected_gradient(q, *excess_and_exponentials(x, (x.ndim - 1,)))
+    m, r, e = excess_and_exponentials(x, (x.ndim - 1,))
+    return _expected_gradient(q, m, r, e, *sum_and_rest(q, e == 1, (x.ndim - 1,)))
 
 
 @partial(expected_loss_gradient.defjvp, symbolic_zeros=True)
@@ -115,7 +118,8 @@ def _expected_loss_gradient_jvp(primals, tangents):
 def _expected_loss_and_gradient(x: Array, q: Array) -> tuple[Array, Array]:
     """The loss and its gradient from the same exponentials."""
     m, r, e = excess_and_exponentials(x, (x.ndim - 1,))
-    return _expected_loss(x, q, m, r), _expected_gradient(q, m, r, e)
+    mass, cost, others = mass_cost_and_rest(q, x, m, e == 1)
+    return _expected_loss(m, r, mass, cost), _expected_gradient(q, m, r, e, mass, others)
 
 
 @partial(_expected_loss_and_gradient.defjvp, symbolic_zeros=True)
@@ -126,17 +130,15 @@ def _expected_loss_and_gradient_jvp(primals, tangents):
     return (loss, g), (loss_dot, _expected_gradient_tangent(primals, tangents, jnp.zeros_like(g)))
 
 
-def _expected_loss(x: Array, q: Array, m: Array, r: Array) -> Array:
-    mass, cost = mass_and_cost(q, x, m)
+def _expected_loss(m: Array, r: Array, mass: Array, cost: Array) -> Array:
     return jnp.where(r < 0, 0, mass * log_total(m, r) + cost)[..., 0]
 
 
-def _expected_gradient(q: Array, m: Array, r: Array, e: Array) -> Array:
+def _expected_gradient(q: Array, m: Array, r: Array, e: Array, mass: Array, others: Array) -> Array:
+    """The gradient; `others` is the sum of q over the entries that are not maximal."""
     whole = total(m, r)
     p, rest = e / whole, not_negative(r) / whole
-    is_top = e == 1
-    mass, others = sum_and_rest(q, is_top, (q.ndim - 1,))
-    dominant = is_top & (rest < 0.5) & (q > 0.5 * mass)
+    dominant = (e == 1) & (rest < 0.5) & (q > 0.5 * mass)
     g = jnp.where(dominant, others - mass * rest, mass * p - q)
     return jnp.where(r < 0, 0, g)
 

@@ -34,7 +34,7 @@ class Choice(NamedTuple):
         return {"cpu": self.cpu, "cuda": self.gpu, "rocm": self.gpu}.get(platform, self.tpu)
 
 
-# The platform that is traced for; None where the forms for all platforms are wanted, and ACCELERATOR
+# The platform that is traced for; None where the forms for all platforms are wanted, ACCELERATOR
 # where those for all but a CPU are. JAX keeps what it traced under the value of this context.
 tracing_for = jax.make_user_context(None)
 ACCELERATOR = "accelerator"

@@ -21,6 +21,7 @@ from softjax._cpu_sums import (
     UNROLLED,
     Axes,
     Pair,
+    Sums,
     argmax_by_blocks,
     by_shard,
     over_shards,
@@ -218,40 +219,56 @@ def sum_and_rest(v: Array, left_out: Array, axes: Axes) -> Pair:
     def terms(v: Array, left_out: Array) -> Pair:
         return v, jnp.where(left_out, 0, v)
 
-    return _sums_of_terms(terms, v, left_out, axes)
+    whole, rest = _sums_of_terms(terms, (v, left_out), axes)
+    return whole, rest
 
 
 def mass_and_cost(q: Array, x: Array, m: Array) -> Pair:
     """sum q and sum q (m - x) over the last axis, which is kept, with 0 * inf = 0."""
 
     def terms(q: Array, x: Array) -> Pair:
-        return q, jnp.where(q == 0, 0, q * -shift(x, m))
+        return q, _cost(q, x, m)
 
-    return _sums_of_terms(terms, q, x, (x.ndim - 1,))
+    mass, cost = _sums_of_terms(terms, (q, x), (x.ndim - 1,))
+    return mass, cost
 
 
-def _sums_of_terms(terms: Callable[[Array, Array], Pair], a: Array, b: Array, axes: Axes) -> Pair:
-    """The sums over `axes`, which are kept, of both results of `terms`, computed entry by entry.
+def mass_cost_and_rest(q: Array, x: Array, m: Array, left_out: Array) -> tuple[Array, Array, Array]:
+    """The results of `mass_and_cost`, and the sum of those q that are not left out."""
+
+    def terms(q: Array, x: Array, left_out: Array) -> Sums:
+        return q, _cost(q, x, m), jnp.where(left_out, 0, q)
+
+    mass, cost, rest = _sums_of_terms(terms, (q, x, left_out), (x.ndim - 1,))
+    return mass, cost, rest
+
+
+def _cost(q: Array, x: Array, m: Array) -> Array:
+    return jnp.where(q == 0, 0, q * -shift(x, m))
+
+
+def _sums_of_terms(terms: Callable[..., Sums], operands: Sums, axes: Axes) -> Sums:
+    """The sums over `axes`, which are kept, of all results of `terms`, computed entry by entry.
 
     On a CPU the sums over the last axis are trees, whose order of additions depends on the length
     of a row and not on the other rows.
     """
 
-    def plain(a: Array, b: Array) -> Pair:
-        first, second = (jnp.sum(term, axes, keepdims=True) for term in terms(a, b))
-        return first, second
+    def plain(*operands: Array) -> Sums:
+        return tuple(jnp.sum(term, axes, keepdims=True) for term in terms(*operands))
 
-    def in_tiles(a: Array, b: Array) -> Pair:
-        def of_part(part: slice) -> Pair:
-            return terms(a[..., part], b[..., part])
+    def in_tiles(*operands: Array) -> Sums:
+        def of_part(part: slice) -> Sums:
+            return terms(*(a[..., part] for a in operands))
 
-        length, axis = a.shape[-1], a.ndim - 1
-        first, second = sums_of_tiles(of_part, length, axis, last=True, any_width=True)
-        return first[..., None], second[..., None]
+        length, axis = operands[0].shape[-1], operands[0].ndim - 1
+        sums = sums_of_tiles(of_part, length, axis, last=True, any_width=True)
+        return tuple(a[..., None] for a in sums)
 
-    is_last = axes == (a.ndim - 1,) and isinstance(a.shape[-1], int)
-    on_cpu = in_tiles if is_last and _on_no_mesh(a, b) else plain
-    return platform_dependent(a, b, cpu=on_cpu, default=plain)
+    first = operands[0]
+    is_last = axes == (first.ndim - 1,) and isinstance(first.shape[-1], int)
+    on_cpu = in_tiles if is_last and _on_no_mesh(*operands) else plain
+    return platform_dependent(*operands, cpu=on_cpu, default=plain)
 
 
 def _on_no_mesh(*arrays: Array) -> bool:
