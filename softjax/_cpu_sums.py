@@ -9,8 +9,9 @@ Comments about XLA:CPU are true for jaxlib 0.10 to 0.12.
 import math
 import operator
 from collections.abc import Callable
-from functools import cache, reduce
+from functools import cache, partial, reduce
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -184,9 +185,19 @@ def _sums_along(arrays: Sums, axis: int, last: bool) -> Sums:
     return sums_of_tiles(of_part, length, axis, last, any_width=True)
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _sums_down(arrays: Sums, axis: int) -> Sums:
+    """The sums of several arrays over an axis by one reduction.
+
+    JAX would differentiate such a reduction as one of any operation, by parts of the axis.
+    """
     zeros = tuple(jnp.zeros((), a.dtype) for a in arrays)
     return tuple(lax.reduce(arrays, zeros, lambda x, y: tuple(map(operator.add, x, y)), (axis,)))
+
+
+@_sums_down.defjvp
+def _sums_down_jvp(axis, primals, tangents):
+    return _sums_down(*primals, axis), tuple(jnp.sum(dot, axis) for dot in tangents[0])
 
 
 @cache
