@@ -196,7 +196,8 @@ def weighted_sum(p: Array, v: Array, origin: Array, axes: Axes) -> Array:
         # XLA:CPU stores the terms of a single sum, but not those of two sums in one loop. The sum
         # of p is 1 but for roundings, and the quotient of both is the mean of w.
         def of_part(part: slice) -> Pair:
-            return terms(p[..., part], v[..., part], origin), p[..., part]
+            some = terms(p[..., part], v[..., part], origin)
+            return some, jnp.broadcast_to(p[..., part], some.shape)
 
         length, axis = p.shape[-1], p.ndim - 1
         whole, mass = sums_of_tiles(of_part, length, axis, last=True, any_width=True)

@@ -9,6 +9,7 @@ import pytest
 import softjax
 from softjax._cpu_sums import LONG, UNROLLED, WIDE, argmax_by_blocks
 from softjax._numerics import excess
+from softjax._softmax import softmax_tangent
 
 AROUND = (UNROLLED, 2 * UNROLLED, WIDE)
 LENGTHS = (1, 2, 3, *(b + i for b in AROUND for i in (-1, 0, 1)), 127, 215, 1000, 1009, 4987)
@@ -29,6 +30,17 @@ def test_every_length(axis, rows):
         np.testing.assert_array_equal(m.ravel(), expected_m.ravel())
         # 40 - x has a rounding error of half an ulp of 40, which exp makes relative: 2e-6.
         np.testing.assert_allclose(r.ravel(), expected_r.ravel(), rtol=4e-6, atol=0)
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("classes", [3, 30])
+def test_one_row_of_probabilities_serves_several_tangents(classes):
+    rng = np.random.default_rng(0)
+    logits, v = rng.standard_normal((5, 1, classes)), rng.standard_normal((5, 4, classes))
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    actual = jax.jit(lambda p, v: softmax_tangent(p, v, (2,)))(p, v)
+    expected = p * (v - (p * v).sum(-1, keepdims=True))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=5e-7)
 
 
 @pytest.mark.x64_once

@@ -119,6 +119,15 @@ FUSED_UPDATE = """%fused (p: f32[1000,1000]) -> f32[1000,1000] {
 """
 
 
+def test_an_asynchronous_slice_reads_the_slice_alone():
+    (_, kernel) = costs(
+        "%x = f32[1000,256]{1,0} parameter(0)",
+        "%c = (f32[1000,256]{1,0:S(1)}, f32[1000,256]{1,0}, u32[]{:S(2)}) copy-start(%x)",
+        "%s = ((f32[1000,256]{1,0}), f32[250,256]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x)",
+    ).kernels
+    assert (kernel.read, kernel.written) == (4 * 250 * 256, 0)
+
+
 def test_a_fusion_reads_the_slice_that_it_takes():
     index = "%i = s32[] constant(3)"
     call = "%f = f32[10,1000]{1,0} fusion(%x, %i), kind=kLoop, calls=%fused"
