@@ -133,7 +133,7 @@ WITHOUT_INFINITY = {
 }
 
 
-@pytest.mark.parametrize("rows", [63, 4095, 4096])
+@pytest.mark.parametrize("rows", [pytest.param(63, marks=pytest.mark.compiled_quickly), 4095, 4096])
 def test_nan_is_nan_beside_any_number_of_rows(rows):
     """From 4,096 rows on XLA:CPU computes minima and maxima that lose NaN.
 

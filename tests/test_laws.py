@@ -116,7 +116,7 @@ def test_value(f, size, dtype):
 @every_function
 @pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
 def test_value_at_scales(f, scale, dtype):
-    x = logits(dtype, 5, 10, scale=scale)
+    x = logits(dtype, 2, 24, scale=scale)
     close(f.call(x), f.oracle(x), dtype)
 
 
@@ -156,9 +156,9 @@ def test_integers_and_booleans_are_promoted_first(f, dtype):
 @compiled_fully
 @pytest.mark.x64_once
 @every_function
-@pytest.mark.parametrize("size", [7, 40])
+@pytest.mark.parametrize("size", [24, 40])
 def test_shift(f, size, dtype):
-    x = logits(dtype, 4, size)
+    x = logits(dtype, 2, size)
     for c in (64.0, -32.0):
         y, shifted = f.call(x), f.call(x + np.asarray(c, dtype))
         if f.shift == 0:
@@ -192,9 +192,9 @@ def test_axes_move(f, dtype):
 @pytest.mark.x64_once
 @over([f for f in FUNCTIONS if not f.reduces])
 def test_rows_sum_to_one(f, dtype):
-    for size in (1, 2, 17, 1000):
-        y = np.asarray(f.call(logits(dtype, 3, size)), np.float64)
-        close(np.sum(np.exp(y) if f.name.startswith("log") else y, -1), np.ones(3), dtype)
+    for size in (1, 2, 24, 1000):
+        y = np.asarray(f.call(logits(dtype, 2, size)), np.float64)
+        close(np.sum(np.exp(y) if f.name.startswith("log") else y, -1), np.ones(2), dtype)
 
 
 @pytest.mark.x64_once
@@ -224,8 +224,8 @@ def test_keepdims(f, axis, dtype):
 @pytest.mark.x64_once
 @every_function
 def test_where_is_slicing(f, dtype):
-    x = logits(dtype, 3, 33)
-    where = np.random.default_rng(2).random(33) < 0.6
+    x = logits(dtype, 2, 40)
+    where = np.random.default_rng(2).permutation(40) < 24
     where[0] = True  # the label
     y = np.asarray(f.call(x, where=where[None]))
     hidden = np.where(where, x, np.asarray(np.nan, dtype))
@@ -252,7 +252,7 @@ def test_where_of_each_row(f, dtype):
 @pytest.mark.x64_once
 @every_function
 def test_eager_jit_and_vmap_agree(f, dtype):
-    x = jnp.asarray(logits(dtype, 3, 40))
+    x = jnp.asarray(logits(dtype, 2, 40))
     y = f.call(x)
     np.testing.assert_array_equal(jax.jit(f.call)(x), y)
     close(jax.vmap(f.call)(x), y, dtype)
@@ -285,7 +285,7 @@ def test_derivatives_agree_with_differences(f):
 @compiled_fully
 @pytest.mark.x64_once
 @core_functions
-@pytest.mark.parametrize("size", [3, 40, 4096])
+@pytest.mark.parametrize("size", [2, 40, 50257])
 def test_differentiating_keeps_the_value(f, size):
     x = jnp.asarray(logits("float32", 2, size))
     np.testing.assert_array_equal(jax.jit(lambda x: jax.vjp(f.call, x)[0])(x), f.call(x))

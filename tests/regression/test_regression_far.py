@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import scipy.special
-from jax.experimental.sparse import BCOO
+from sparse_rows import sparse_rows
 from test_separation import by_linear_program
 
 from softjax import regression, streaming
@@ -54,7 +54,7 @@ def test_sparse_features_far_from_0_reach_the_optimum(solver, dtype):
         far = (x + offset * (np.arange(11) < 3)).astype(dtype)
         near = far.astype(np.float64) - offset * (np.arange(11) < 3)
         best = least_objective(near, y, 0.01)
-        rows = BCOO.fromdense(jnp.asarray(far))
+        rows = sparse_rows(far)
         result = regression.fit(rows, y, l2=0.01, solver=solver)
         assert result.converged
         assert result.objective == pytest.approx(best, rel=1e-5)
@@ -75,7 +75,7 @@ def fit_in_float32(way, x, y, l2):
         labels = jnp.asarray(y)
         result = jax.jit(lambda x: regression.fit(x, labels, num_classes=K, l2=l2))(x)
     else:
-        x = BCOO.fromdense(jnp.asarray(x)) if way == "sparse" else x
+        x = sparse_rows(x) if way == "sparse" else x
         solver = "newton-cg" if way == "sparse" else way
         result = regression.fit(x, y, solver=solver, l2=l2)
     return result.params, result.stop_reason

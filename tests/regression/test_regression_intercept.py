@@ -6,9 +6,9 @@ The gradient of the objective is computed independently, in NumPy, from the para
 import jax
 import numpy as np
 import pytest
-from jax.experimental.sparse import BCOO
 from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
+from sparse_rows import sparse_rows
 from statsmodels.discrete.discrete_model import MNLogit
 
 import softjax
@@ -70,7 +70,7 @@ def test_the_offset_is_part_of_the_logits_in_every_fit(intercept, monkeypatch):
         assert_optimal(result.params, x, labels, offset=offset, intercept=intercept)
     with monkeypatch.context() as compiled:
         compiled.setattr(_small, "takes", lambda *_: False)
-        sparse = regression.fit(BCOO.fromdense(x), labels, l2=L2, **options)
+        sparse = regression.fit(sparse_rows(x), labels, l2=L2, **options)
     assert_optimal(sparse.params, x, labels, offset=offset, intercept=intercept)
 
     weights = np.stack([np.ones(N), np.arange(N) % 3])

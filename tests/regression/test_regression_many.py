@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.special
 from jax.experimental.sparse import BCOO
+from sparse_rows import sparse_rows
 from test_regression import L2, D, K, N, problem
 from test_regression_solvers import gradient
 
@@ -259,7 +260,7 @@ def test_one_fold_in_the_metric_of_large_problems():
 def test_sparse_features_give_the_fits_of_dense_ones(monkeypatch):
     x, y = problem()
     x = np.where(np.random.default_rng(6).uniform(size=x.shape) < 0.5, x, 0)
-    sparse = BCOO.fromdense(jnp.asarray(x))
+    sparse = sparse_rows(x)
     monkeypatch.setattr(_batched, "CACHE_BYTES", 2 * _batched.SLOT_ARRAYS * K * N * 8)
     path = regression.fit_path(sparse, y, l2=np.array([L2, 1.0]), folds=FOLDS, tol=1e-9)
     folds = np.asarray(path.cross_validation.folds)

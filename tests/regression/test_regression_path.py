@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from jax.experimental.sparse import BCOO
 from scipy.special import log_softmax
+from sparse_rows import sparse_rows
 from test_regression_penalties import assert_optimal
 
 import softjax
@@ -49,7 +49,7 @@ def test_every_fit_of_a_path_is_the_optimum_among_all_features(
     options = {"grouped": grouped, "penalty_factors": factors}
     largest = regression.largest_l1(x, labels, tol=1e-10, **options)
     grid = largest * np.array([0.05, 1.0001, 0.5, 0.2, 0.999])
-    features = BCOO.fromdense(x) if sparse else x
+    features = sparse_rows(x) if sparse else x
     path = regression.fit_path(features, labels, l1=grid, l2=0.01, folds=None, tol=TOL, **options)
     assert path.fits.converged.all()
     for i, l1 in enumerate(grid):

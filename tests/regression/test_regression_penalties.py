@@ -10,8 +10,8 @@ of a fit.
 import jax
 import numpy as np
 import pytest
-from jax.experimental.sparse import BCOO
 from scipy.special import log_softmax
+from sparse_rows import sparse_rows
 
 from softjax import regression
 from softjax.regression import inference
@@ -79,7 +79,7 @@ def test_factors_of_many_fits():
     for lane, l2 in enumerate((0.1, 1.0)):
         params = jax.tree.map(lambda leaf, lane=lane: leaf[lane], many.params)
         assert_optimal(params, x, labels, l2=l2, factors=FACTORS)
-    sparse = regression.fit_many(BCOO.fromdense(x), labels, l2=np.array([0.1, 1.0]), **options)
+    sparse = regression.fit_many(sparse_rows(x), labels, l2=np.array([0.1, 1.0]), **options)
     np.testing.assert_allclose(sparse.params.kernel, many.params.kernel, atol=1e-6)
 
 
@@ -87,7 +87,7 @@ def test_factors_of_many_fits():
 @pytest.mark.parametrize("l2", [0.0, 0.05])
 def test_penalties_with_corners(grouped, l2):
     x, labels = drawn()
-    for features in (x, BCOO.fromdense(x)):
+    for features in (x, sparse_rows(x)):
         for factors in (None, FACTORS):
             result = regression.fit(
                 features,

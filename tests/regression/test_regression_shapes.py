@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from jax.experimental.sparse import BCOO
+from sparse_rows import sparse_rows
 
 from softjax import regression
 from softjax.regression import _frame, _programs
@@ -52,7 +52,7 @@ def test_the_fit_is_that_of_the_rows_alone(case, monkeypatch):
     kinds = [(x, labels)]
     if case == "plain":
         counts = np.eye(K)[labels] * (1 + np.arange(N) % 3)[:, None]
-        kinds += [(x, counts), (BCOO.fromdense(np.where(x > 0, x, 0)), labels)]
+        kinds += [(x, counts), (sparse_rows(np.where(x > 0, x, 0)), labels)]
     for features, y in kinds:
         padded = regression.fit(features, y, tol=1e-7, **CASES[case])
         with monkeypatch.context() as patch:

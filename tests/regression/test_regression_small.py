@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.experimental.sparse import BCOO
 from jax.sharding import AxisType
+from sparse_rows import sparse_rows
 
 from softjax import regression
 from softjax.regression import _resampling, _small, _small_folds, _solve
@@ -123,7 +124,7 @@ def test_sparse_features_give_the_fit_of_dense_ones(nothing_is_compiled):
     """Also where entries are stored in two parts, and beside entries outside of the matrix."""
     x, labels = drawn()
     x = np.where(np.random.default_rng(1).random(x.shape) < 0.5, x, 0.0)
-    rows = BCOO.fromdense(x, nse=x.size)
+    rows = sparse_rows(x, nse=x.size)
     data = np.concatenate([rows.data, rows.data / 4])
     halves = BCOO((data, np.tile(rows.indices, (2, 1))), shape=x.shape)
     folds = {"folds": np.arange(N) % 4, "l2": [0.01, 1.0]}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from jax.experimental.sparse import BCOO
+from sparse_rows import sparse_rows
 from test_regression import L2, D, K, N, assert_optimal, optimum, problem
 
 from softjax import regression
@@ -248,7 +248,7 @@ def test_l1_ends_at_one_optimum_wherever_the_features_are():
 def test_sparse_features_give_the_fit_of_dense_ones(solver):
     x, y = problem()
     x = np.where(np.random.default_rng(6).uniform(size=x.shape) < 0.5, x, 0)
-    rows = BCOO.fromdense(jnp.asarray(x))
+    rows = sparse_rows(x)
     sparse = regression.fit(rows, y, solver=solver, l2=L2, validation=(rows, y))
     dense = regression.fit(x, y, solver="newton", l2=L2, validation=(x, y))
     assert sparse.objective == pytest.approx(dense.objective, rel=1e-9)
@@ -266,7 +266,7 @@ def test_few_examples_reach_the_optimum_from_anywhere(x64, dtype):
         jnp.asarray(rng.normal(size=(40, 3)), dtype), jnp.asarray(rng.normal(size=3), dtype)
     )
     weights = np.where(np.arange(12) < 10, 1.0, 0.0)
-    features = BCOO.fromdense(jnp.asarray(x)) if x64 else x
+    features = sparse_rows(x) if x64 else x
     tol = 1e-11 if x64 else 1e-6
     options = {"l2": 1e-3, "init": init, "sample_weights": weights}
     result = regression.fit(features, y, tol=tol, **options)

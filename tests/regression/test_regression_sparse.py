@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 from jax.experimental.sparse import BCOO, BCSR, CSR
+from sparse_rows import sparse_rows
 
 from softjax import regression
 
@@ -24,13 +25,13 @@ def data():
 
 def formats(x):
     """The same matrix, also with entries that are stored in two parts and with padding."""
-    rows = BCOO.fromdense(jnp.asarray(x))
+    rows = sparse_rows(x)
     halves = jnp.concatenate([rows.data / 2, rows.data / 2])
     return {
         "BCOO": rows,
         "BCSR": BCSR.fromdense(jnp.asarray(x)),
         "in two parts": BCOO((halves, jnp.tile(rows.indices, (2, 1))), shape=x.shape),
-        "padded": BCOO.fromdense(jnp.asarray(x), nse=x.size),
+        "padded": sparse_rows(x, nse=x.size),
     }
 
 
