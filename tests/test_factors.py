@@ -9,6 +9,9 @@ import scipy.special
 
 import softjax
 
+# Where no digits are asserted.
+quickly = pytest.mark.compiled_quickly
+
 ROWS, TERMS = 50, 5  # rows of each kind
 
 
@@ -94,6 +97,7 @@ def test_factors_of_any_sign_and_size(dtype):
         assert (error <= bound + 2 * np.finfo(dtype).tiny).all()
 
 
+@quickly
 @pytest.mark.x64_once(True)
 def test_factors_have_derivatives_of_higher_order():
     """The first and second ones against differences of the order below."""
@@ -109,6 +113,7 @@ def test_factors_have_derivatives_of_higher_order():
     np.testing.assert_allclose(hessian(v), slopes, rtol=1e-6, atol=1e-6)
 
 
+@quickly
 @pytest.mark.x64_once
 @pytest.mark.parametrize("far", [88.0, 1e30])
 def test_an_entry_of_factor_0_has_no_gradient(far, dtype):
@@ -131,6 +136,7 @@ def test_an_entry_of_factor_0_has_no_gradient(far, dtype):
     np.testing.assert_array_equal(hessian[:, 0], 0)
 
 
+@quickly
 @pytest.mark.x64_once
 def test_infinite_and_missing_terms(dtype):
     def pair(x, b):

@@ -9,7 +9,7 @@ import pytest
 
 from softjax import plots
 
-pytestmark = pytest.mark.x64_once
+pytestmark = [pytest.mark.x64_once, pytest.mark.compiled_quickly]
 
 
 def drawn(monkeypatch, num_classes, names, features, shape=None, name="data.csv"):

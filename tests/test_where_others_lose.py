@@ -12,6 +12,9 @@ import pytest
 
 import softjax
 
+# Where neither digits nor a fusion are asserted.
+quickly = pytest.mark.compiled_quickly
+
 
 def test_logsumexp_of_a_dominated_row(dtype):
     for gap in (20.0, 40.0):  # jax, torch: 0
@@ -148,12 +151,14 @@ def test_a_product_in_front_is_not_contracted(shape, dtype):
     assert np.max(results[1]) <= np.log(shape[-1])
 
 
+@quickly
 @pytest.mark.x64_once
 def test_gradient_of_a_row_of_minus_infinity(dtype):
     x = jnp.full(3, -jnp.inf, dtype)  # jax: NaN
     np.testing.assert_array_equal(jax.grad(softjax.logsumexp)(x), 0)
 
 
+@quickly
 @pytest.mark.x64_once
 def test_forward_mode_where_nothing_is_left(dtype):
     x, where = jnp.ones(3, dtype), jnp.zeros(3, bool)  # jax: NaN
@@ -161,6 +166,7 @@ def test_forward_mode_where_nothing_is_left(dtype):
     assert (y, y_dot) == (-jnp.inf, 0)
 
 
+@quickly
 @pytest.mark.x64_once
 def test_derivative_with_respect_to_a_factor_of_zero(dtype):
     zeros, b = jnp.zeros(3, dtype), jnp.asarray([2.0, 0.0, 5.0], dtype)
@@ -178,6 +184,13 @@ def test_entropy_of_a_dominated_row(dtype):
     np.testing.assert_allclose(expected, 4.328e-8, rtol=1e-3)
 
 
+@jax.jit
+def loss_and_gradient(x, labels):
+    losses, pullback = jax.vjp(lambda x: softjax.cross_entropy(x, labels), x)
+    return losses, pullback(jnp.ones_like(losses))[0]
+
+
+@quickly
 @pytest.mark.x64_once
 @pytest.mark.parametrize("label", [3, -1, 1000, -(2**31)])
 def test_a_bad_label_is_refused_or_nan(label, dtype):
@@ -186,17 +199,12 @@ def test_a_bad_label_is_refused_or_nan(label, dtype):
     labels = jnp.asarray([1, label])
     with pytest.raises(ValueError, match=r"`labels` must be in \[0, 3\), got"):
         softjax.cross_entropy(x, labels)
-
-    @jax.jit
-    def loss_and_gradient(labels):
-        losses, pullback = jax.vjp(lambda x: softjax.cross_entropy(x, labels), x)
-        return losses, pullback(jnp.ones_like(losses))[0]
-
-    losses, gradient = loss_and_gradient(labels)
+    losses, gradient = loss_and_gradient(x, labels)
     np.testing.assert_array_equal(np.isnan(losses), [False, True])
     np.testing.assert_array_equal(np.isnan(gradient), [[False] * 3, [True] * 3])
 
 
+@quickly
 @pytest.mark.x64_once
 def test_the_mean_of_a_masked_batch(dtype):
     x = jnp.asarray([[0.0, 1.0], [2.0, 0.0], [0.0, 0.0]], dtype)
@@ -207,6 +215,7 @@ def test_the_mean_of_a_masked_batch(dtype):
     np.testing.assert_allclose(mean, (np.log1p(np.e) + np.log(2)) / 2, rtol=1e-6)
 
 
+@quickly
 @pytest.mark.x64_once
 def test_smoothing_is_over_the_unmasked_classes(dtype):
     # optax puts mass on the masked class: infinite
