@@ -42,9 +42,9 @@ from softjax.regression._objective import (
     uncertainty,
 )
 from softjax.regression._result import FitResult, ManyEvent, Status
-from softjax.regression._small import is_on_host
 from softjax.regression._solve import to_the_end
 from softjax.regression._standardised import Standardised
+from softjax.regression._table import is_on_host, placed
 
 MAX_STEPS, ALL = 200, np.iinfo(np.int32).max
 # The Hessian of the start is a better preconditioner than its Kronecker product: it needs a third
@@ -252,7 +252,7 @@ def _dense(s: Standardised, weights: Array, p: Array) -> Array:
 def stacked(outcomes: list[Outcome]) -> Any:
     """The outcomes of several penalties in one; NumPy has nothing to compile."""
     if is_on_host(outcomes):
-        return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *outcomes)
+        return jax.tree.map(lambda *leaves: placed(np.stack(leaves)), *outcomes)
     return _stacked(outcomes)
 
 

@@ -7,7 +7,7 @@ makes its fits.
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -294,11 +294,31 @@ def cross_validated(
 ) -> tuple[Array, list[Outcome]]:
     """The folds, and the fits at each penalty to all examples and to all folds but one."""
     folds, num_folds = folds_array(folds, seed, data)
-    data = replace(data, l2=jnp.atleast_1d(data.l2))
-    if callback is None and max_steps is None and _small_folds.takes(data, num_folds):
-        found = _small_folds.outcomes(data, np.asarray(folds), num_folds, not_negative("tol", tol))
-        if found is not None:
-            return folds, found
+    data = data if data.l2.ndim else replace(data, l2=data.l2[None])
+    found: list[Any] = [None] * len(data.l2)
+    start, tol = None, not_negative("tol", tol)
+    limit = None if max_steps is None else at_least("max_steps", max_steps, 0)
+    if callback is None and _small_folds.takes(data, num_folds):
+        found, start = _small_folds.outcomes(data, np.asarray(folds), num_folds, tol, limit)
+    left = [place for place, outcome in enumerate(found) if outcome is None]
+    if left:
+        rest = data if len(left) == len(found) else replace(data, l2=data.l2[np.array(left)])
+        outcomes = _compiled(rest, folds, num_folds, tol, limit, callback, start)
+        for place, outcome in zip(left, outcomes, strict=True):
+            found[place] = outcome
+    return folds, found
+
+
+def _compiled(
+    data: Data,
+    folds: Array,
+    num_folds: int,
+    tol: float,
+    max_steps: int | None,
+    callback: Callable[[ManyEvent], bool | None] | None,
+    start: SoftmaxRegression | None,
+) -> list[Outcome]:
+    """The fits of the folds of each penalty, all at once."""
     examples = data.features.shape[0]
     data = in_bucket(data, 1 + num_folds)
     added = data.features.shape[0] - examples
@@ -308,7 +328,7 @@ def cross_validated(
     places = (
         jnp.asarray(np.pad(np.asarray(folds), (0, added), constant_values=-1)) if added else folds
     )
-    outcomes = run(
+    return run(
         data,
         Partial(_all_but_a_fold, places, data.labels, weights),
         Partial(held_out, places, data.labels, weights),
@@ -316,8 +336,8 @@ def cross_validated(
         tol=tol,
         max_steps=max_steps,
         callback=callback,
+        init=start,
     )
-    return folds, outcomes
 
 
 def _all_but_a_fold(folds: Array, labels: Array, weights: Array, l2: Array, fold: Array) -> Lane:
@@ -357,14 +377,23 @@ def folds_array(folds: int | ArrayLike, seed: ArrayLike, data: Data) -> tuple[Ar
     return drawn, count
 
 
-@partial(jax.jit, static_argnames="num_folds")
 def _stratified(key: Array, labels: Array, num_folds: int) -> Array:
     """The fold of each example: shuffled examples are dealt in turn, one class after another."""
     classes = labels if labels.ndim == 1 else jnp.argmax(labels, -1)
-    shuffled = jax.random.permutation(key, len(classes))
-    order = shuffled[jnp.argsort(classes[shuffled], stable=True)]
-    dealt = jnp.arange(len(classes), dtype=jnp.int32) % num_folds
-    return jnp.zeros_like(dealt).at[order].set(dealt)
+    # One program draws the bits of any number up to a power of two.
+    bits = _bits(key, max(1 << (len(classes) - 1).bit_length(), 1024))[: len(classes)]
+    known = [_checks.known(a) for a in (bits, classes)]
+    dealt = np.arange(len(classes), dtype=np.int32) % num_folds
+    if any(a is None for a in known):
+        return jnp.zeros_like(dealt).at[jnp.lexsort((bits, classes))].set(dealt)
+    drawn = np.empty_like(dealt)  # NumPy has nothing to compile
+    drawn[np.lexsort(known)] = dealt
+    return jax.device_put(drawn)
+
+
+@partial(jax.jit, static_argnums=1)
+def _bits(key: Array, count: int) -> Array:
+    return jax.random.bits(key, (count,))
 
 
 def _refuse_empty_folds(folds: Array, num_folds: int, weights: Array | None) -> None:

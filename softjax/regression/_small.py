@@ -29,7 +29,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from softjax.regression._convergence import NEAR, STILL, converged
@@ -50,6 +49,7 @@ from softjax.regression._table import (
     curved,
     is_on_host,
     is_separated,
+    placed,
     probabilities,
     targets_of,
 )
@@ -61,15 +61,15 @@ MOST_NUMBERS, MOST_COLUMNS = 2**18, 128
 MOST_STEPS = 40
 # After this much work, N K (D + 16) for each product with the features, about a second has passed,
 # and the compiled program would have been the faster one. The 16 are for what is no product.
-MOST_WORK = 1e9
+MOST_WORK = 5e9
 # A relative curvature above the first is no rounding of float64, and above the second none of
 # float32, in which a direction then has all the digits that it needs.
 CLEAR, COARSE = 1e-8, 1e-3
 # A mean of more than this many standard deviations, of a feature among the examples that weigh,
 # hides what they differ in: in products of float32, and in those of float64.
 FAR, FARTHEST = 1e2, 1e8
-# A preconditioner is built again after steps that moved an example by so many nats.
-STALE = 3.0
+# The preconditioner is built again after steps that moved an example by so many nats.
+STALE = 2.0
 # The curvature of a bias is held above this part of that of all of them.
 FLOOR = 1e-8
 
@@ -130,30 +130,38 @@ def is_small(data: Data) -> bool:
 
 def optimum(data: Data, tol: float, init: SoftmaxRegression | None = None) -> FitResult | None:
     """The optimum without l1, with steps from `init` or 0; None where its end is not clear."""
-    # Numbers that are not finite, and a matrix without a factor, are no clear end.
-    with contextlib.suppress(np.linalg.LinAlgError), np.errstate(all="ignore"):
-        given, mass = _as_given(data)
-        if not np.all(given.targets.sum(1) > 0):  # a class without examples has no optimum
-            return None
-        squares = given.mean_squares()
-        mean, scale = given.moments(squares)
-        table = given.standardised(mean, scale)
-        end = _newton(table, _start(table, init, mean, scale), tol)
-        if end is None:
-            return None
-        theta = end.theta / scale
-        theta[:, -1] -= theta @ mean  # 0 without an intercept
-        rounded = theta.astype(data.features.dtype)
-        return _judged(given, squares, mass, end._replace(theta=rounded), tol)
-    return None
+    found = solved(prepared(data), targets_of(data), float(data.l2), tol, init)
+    return None if found is None else found[0]._replace(params=placed(found[0].params))
 
 
-def _as_given(data: Data) -> tuple[Table, float]:
-    """The features as they are with targets that sum to 1, and what they summed to."""
-    targets, mass = targets_of(data)
-    width = data.features.shape[1]
-    ridge = np.full(width, float(data.l2)) / mass
-    ridge = ridge if data.factors is None else ridge * np.asarray(data.factors)
+class Prepared(NamedTuple):
+    """Features with which some problems are solved.
+
+    Attributes:
+        given: a problem with the features as they are.
+        table: with the features less `mean`, over `scale`.
+        single: with these in float32.
+        factors: of the penalty, [D + 1]; 0 for the bias.
+        squares: the mean squares of the features, [D + 1], by which gradients are judged.
+        mean: [D + 1].
+        scale: [D + 1].
+        dtype: of the features as they were passed, and of the parameters.
+    """
+
+    given: Table
+    table: Table
+    single: Table
+    factors: np.ndarray
+    squares: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+    dtype: Any
+
+
+def prepared(data: Data) -> Prepared:
+    """The features in the coordinates of the problem that `data` are."""
+    targets, width = targets_of(data)[0], data.features.shape[1]
+    factors = np.ones(width) if data.factors is None else np.asarray(data.factors, np.float64)
     biases = int(data.constant is None or data.constant > 0)
     if is_small(data):
         x: Any = in_numpy(data.features)
@@ -161,7 +169,43 @@ def _as_given(data: Data) -> tuple[Table, float]:
     else:
         x = sparse_columns(data.features, biases)
     offset = 0 if data.offset is None else np.asarray(data.offset)
-    return Table(x, targets, np.append(ridge, [0] * biases), offset, biases), mass
+    factors = np.append(factors, [0] * biases)
+    given = Table(x, targets, factors, offset, biases)
+    with np.errstate(all="ignore"):
+        squares = given.mean_squares()
+        mean, scale = given.moments(squares)
+        table = given.standardised(mean, scale)
+        parts = given, table, table.in_float32(), factors, squares, mean, scale
+    return Prepared(*parts, data.features.dtype)
+
+
+def solved(
+    known: Prepared,
+    targets: tuple[np.ndarray, float],
+    l2: float,
+    tol: float,
+    init: SoftmaxRegression | None,
+) -> tuple[FitResult, np.ndarray] | None:
+    """The optimum for some targets, as of `targets_of`, and its logits; None if it is not clear.
+
+    The parameters are arrays of NumPy.
+    """
+    (q, mass), (given, table, single, factors, squares, mean, scale, dtype) = targets, known
+    if not np.all(q.sum(1) > 0):  # a class without examples has no optimum
+        return None
+    # Numbers that are not finite, and a matrix without a factor, are no clear end.
+    with contextlib.suppress(np.linalg.LinAlgError), np.errstate(all="ignore"):
+        ridge = l2 / mass * factors
+        given = given._replace(targets=q, ridge=ridge)
+        table = table._replace(targets=q, ridge=ridge / scale / scale)
+        single = single._replace(targets=single.rounded(q), ridge=single.rounded(table.ridge))
+        end = _newton(table, single, _start(table, init, mean, scale), tol)
+        if end is None:
+            return None
+        theta = end.theta / scale
+        theta[:, -1] -= theta @ mean  # 0 without an intercept
+        return _judged(given, squares, mass, end._replace(theta=theta.astype(dtype)), tol)
+    return None
 
 
 def _start(
@@ -179,12 +223,15 @@ def _start(
     return theta if good else zeros
 
 
-def _newton(table: Table, theta: np.ndarray, tol: float) -> End | None:
-    """The end of Newton's steps from `theta`; None where it is not clear."""
-    z, single = table.logits(theta), table.in_float32()
+def _newton(table: Table, single: Table, theta: np.ndarray, tol: float) -> End | None:
+    """The end of Newton's steps from `theta`; None where it is not clear.
+
+    `single` is the problem in float32.
+    """
+    z = table.logits(theta)
     is_dense = isinstance(table.features, np.ndarray)
     first = table.value(theta, z)
-    decrement, move, passes, near, stale = np.inf, np.inf, 2, False, 0.0
+    decrement, move, passes, near, stale = np.inf, np.inf, 2, False, np.inf
     among, precondition = table, centred
     most_passes = MOST_WORK / (table.targets.size * (table.width + 16)) if is_dense else np.inf
     for step in range(MOST_STEPS):
@@ -200,8 +247,7 @@ def _newton(table: Table, theta: np.ndarray, tol: float) -> End | None:
         if at_end and (move < STILL or norm == 0) and stale < STALE:
             return End(theta, first, decrement, step, passes)
         near = near or norm < NEAR
-        # The probabilities settle: it is built at steps 0, 1, 2, 4, 8 and so on.
-        if step & (step - 1) == 0 or stale >= STALE:
+        if stale >= STALE:
             found, stale = _kronecker(table, p) if is_dense else _diagonal(single, p), 0.0
             if not is_dense and found.distance > FAR:
                 found = _diagonal(table, p)
@@ -228,8 +274,8 @@ def _newton(table: Table, theta: np.ndarray, tol: float) -> End | None:
 
 def _judged(
     given: Table, squares: np.ndarray, mass: float, end: End, tol: float
-) -> FitResult | None:
-    """The result, where parameters that are rounded by now are the optimum."""
+) -> tuple[FitResult, np.ndarray] | None:
+    """The result and its logits, where parameters that are rounded by now are the optimum."""
     theta = end.theta.astype(np.float64)
     z = given.logits(theta)
     gradient, value = given.gradient(theta, probabilities(z)), given.value(theta, z)
@@ -241,9 +287,10 @@ def _judged(
         return None
     kernel, bias = np.split(end.theta, [given.width], axis=1)
     bias = bias[:, 0] if given.biases else np.zeros(len(kernel), kernel.dtype)
-    params = SoftmaxRegression(*map(jnp.asarray, (kernel.T, bias)))  # placed on a mesh, if any
+    parts: Any = kernel.T, bias
+    params = SoftmaxRegression(*parts)
     numbers = (end.steps, end.passes, float(norm), bool(separated))
-    return FitResult(params, float(value * mass), int(Status.CONVERGED), *numbers, [])
+    return FitResult(params, float(value * mass), int(Status.CONVERGED), *numbers, []), z
 
 
 def _solved(

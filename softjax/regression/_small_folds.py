@@ -1,60 +1,74 @@
-"""A cross-validation of a small table: its fits one after another in NumPy.
+"""A cross-validation in NumPy: its fits one after another, where `_small` takes them.
 
-Its two programs take seconds to compile, and most tables are validated once. A few fits of a small
-table take less time than that, each by `_small.optimum`. All of them must have a clear end there,
-or all are left to the compiled programs.
+The compiled programs of a cross-validation take some ten seconds to compile, and most tables are
+validated once. Some hundred fits of a small table take less time than that. All of them are steps
+in the same features: the examples of a fold weigh nothing. They go from the largest penalty to the
+smallest, each fit to all examples from the one before, and the folds from this fit. Where the end
+of a fit is not clear, its penalty and those below it are left to the compiled programs.
 """
 
 from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from softjax.regression import _small
-from softjax.regression._features import in_numpy
+from softjax.regression._groups import Outcome
+from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import Data
 from softjax.regression._result import FitResult
+from softjax.regression._table import is_on_host, placed, targets_of
 
-# More fits, or more work by the measure N K (D + 16) of one product with the features, and a second
-# call of the compiled programs would be the faster one by too much.
-MOST_FITS, MOST_WORK = 128, 2e7
+# The fits to a small table take no more work than this, by the measure N K (D + 16) of a product
+# with its features: up to some seconds, while the compilation takes more than ten.
+MOST_WORK = 1.5e8
 
 
 def takes(data: Data, num_folds: int) -> bool:
-    """Whether `data`, with penalties [P], are few fits of a small table."""
-    if not (_small.is_small(data) and _small.takes("newton-cg", data)):
+    """Whether `data`, with penalties [P], are few fits of a small table, or sparse."""
+    if not is_on_host(data):
         return False
-    (examples, width), fits = data.features.shape, (1 + num_folds) * len(data.l2)
-    return fits <= MOST_FITS and fits * examples * data.num_classes * (width + 16) <= MOST_WORK
+    penalties, (examples, width) = np.asarray(data.l2), data.features.shape
+    if not _small.takes("newton-cg", replace(data, l2=penalties.min())):
+        return False
+    work = (1 + num_folds) * len(penalties) * examples * data.num_classes * (width + 16)
+    return work <= MOST_WORK or not _small.is_small(data)
 
 
-def outcomes(data: Data, folds: np.ndarray, num_folds: int, tol: float) -> list[Any] | None:
-    """The outcome of each penalty as in `_groups`; None where the end of some fit is not clear."""
+def outcomes(
+    data: Data, folds: np.ndarray, num_folds: int, tol: float, max_steps: int | None
+) -> tuple[list[Outcome | None], SoftmaxRegression | None]:
+    """The outcome of each penalty as in `_groups`, and the parameters of the last one.
+
+    The outcomes from that on whose end is not clear are None.
+    """
     penalties, dtype = np.asarray(data.l2), data.features.dtype
     ones = np.ones(len(folds), dtype)
     weights = ones if data.weights is None else np.asarray(data.weights)
+    known, whole_targets = _small.prepared(data), targets_of(data)
     inside = [np.where(folds == fold, 0, weights) for fold in range(num_folds)]
-    inside = [(kept / kept.mean(dtype=np.float64)).astype(dtype) for kept in inside]
-    found: list[Any] = [None] * len(penalties)
-    for place in np.argsort(penalties):  # from the smallest on, where an end is least clear
-        given = replace(data, l2=penalties[place])
-        whole = _small.optimum(given, tol)
+    targets = [targets_of(replace(data, weights=w / w.mean())) for w in inside]
+    found: list[Outcome | None] = [None] * len(penalties)
+    start = None
+
+    def fitted(own: tuple[np.ndarray, float]) -> tuple[FitResult, np.ndarray] | None:
+        end = _small.solved(known, own, float(penalties[place]), tol, start)
+        return end if end and (max_steps is None or end[0].steps <= max_steps) else None
+
+    for place in np.argsort(-penalties, kind="stable"):
+        whole = fitted(whole_targets)
         if whole is None:
-            return None
-        fits = []
-        for kept in inside:
-            fit = _small.optimum(replace(given, weights=jnp.asarray(kept)), tol)
-            if fit is None:
-                return None
-            fits.append(fit)
-        reports = [_held_out(data, folds == f, weights, fit) for f, fit in enumerate(fits)]
-        loss, accuracy = (np.array(part, dtype) for part in zip(*reports, strict=True))
-        alone = jax.tree.map(lambda leaf: leaf[0], _stacked([whole], dtype))
-        outcome = alone, _stacked(fits, dtype), (loss, accuracy)
-        found[place] = jax.tree.map(jnp.asarray, outcome)
-    return found
+            break
+        start = whole[0].params
+        ends = [end for end in map(fitted, targets) if end is not None]
+        if len(ends) < num_folds:
+            break
+        reports = [_held_out(data, folds == f, weights, z) for f, (_, z) in enumerate(ends)]
+        report = tuple(np.array(part, dtype) for part in zip(*reports, strict=True))
+        alone = jax.tree.map(lambda leaf: leaf[0], _stacked([whole[0]], dtype))
+        found[place] = placed((alone, _stacked([fit for fit, _ in ends], dtype), report))
+    return found, start
 
 
 def _stacked(fits: list[FitResult], dtype: Any) -> FitResult:
@@ -62,19 +76,15 @@ def _stacked(fits: list[FitResult], dtype: Any) -> FitResult:
     kinds = (dtype, np.int32, np.int32, np.int32, dtype, bool)
     columns = zip(*(fit[1:-1] for fit in fits), strict=True)
     numbers = (np.array(column, kind) for column, kind in zip(columns, kinds, strict=True))
-    params = jax.tree.map(lambda *leaves: np.stack(leaves), *(fit.params for fit in fits))
-    return FitResult._make([params, *numbers, []])
+    params: Any = [np.stack(parts) for parts in zip(*(fit.params for fit in fits), strict=True)]
+    return FitResult._make([SoftmaxRegression(*params), *numbers, []])
 
 
 def _held_out(
-    data: Data, fold: np.ndarray, weights: np.ndarray, fit: FitResult
+    data: Data, fold: np.ndarray, weights: np.ndarray, logits: np.ndarray
 ) -> tuple[float, float]:
-    """Mean loss and accuracy on the examples of a fold, of mean weight 1."""
-    kernel, bias = (np.asarray(part, np.float64) for part in fit.params)
-    z = in_numpy(data.features)[fold] @ kernel + bias
-    if data.offset is not None:
-        z = z + np.asarray(data.offset).T[fold]
-    labels = np.asarray(data.labels)[fold]
+    """Mean loss and accuracy on the examples of a fold, of logits [K, N]."""
+    z, labels = logits[:, fold].T, np.asarray(data.labels)[fold]
     y = np.eye(data.num_classes)[labels] if labels.ndim == 1 else labels.astype(np.float64)
     share = weights[fold].astype(np.float64)
     share = share / share.sum()

@@ -7,7 +7,9 @@ As in `_objective` parameters are [K, D + 1] and logits [K, N]; without an inter
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import get_abstract_mesh
 
 from softjax.regression._arguments import is_at_hand
 from softjax.regression._objective import Data
@@ -162,6 +164,12 @@ def is_on_host(data: Any) -> bool:
         return False
     here = jax.device_put(np.zeros(())).devices()
     return all(leaf.devices() == here for leaf in leaves)
+
+
+def placed(tree: Any) -> Any:
+    """Arrays of NumPy as JAX places them, on a mesh if one is set; else nothing is compiled."""
+    place = jax.device_put if get_abstract_mesh().empty else jnp.asarray
+    return jax.tree.map(place, tree)
 
 
 def targets_of(data: Data) -> tuple[np.ndarray, float]:

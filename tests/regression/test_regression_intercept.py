@@ -80,8 +80,8 @@ def test_the_offset_is_part_of_the_logits_in_every_fit(intercept, monkeypatch):
         assert_optimal(params, x, labels, offset=offset, weights=w, intercept=intercept)
 
     folds = np.arange(N) % 2
-    for most in (_small_folds.MOST_FITS, 0):  # in NumPy, and compiled
-        monkeypatch.setattr(_small_folds, "MOST_FITS", most)
+    for most in (_small_folds.MOST_WORK, 0):  # in NumPy, and compiled
+        monkeypatch.setattr(_small_folds, "MOST_WORK", most)
         path = regression.fit_path(x, labels, l2=np.array([L2, 1.0]), folds=folds, **options)
         fold = jax.tree.map(lambda leaf: leaf[0, 1], path.cross_validation.fits.params)
         assert_optimal(fold, x, labels, offset=offset, weights=1.0 - folds, intercept=intercept)

@@ -272,7 +272,7 @@ def test_an_end_in_doubt_is_left_to_the_compiled_solvers(case, monkeypatch):
 
 @pytest.mark.x64_once(True)
 @pytest.mark.parametrize(
-    "case", ["clear", "alone", "few steps", "watched", "many", "work", "large"]
+    "case", ["clear", "alone", "few steps", "watched", "work", "large", "sparse"]
 )
 def test_folds_in_doubt_or_too_many_are_left_to_the_compiled_program(case, monkeypatch):
     x, labels = drawn()
@@ -280,15 +280,16 @@ def test_folds_in_doubt_or_too_many_are_left_to_the_compiled_program(case, monke
     if case == "alone":  # one class in one fold
         folds = np.where(labels == 3, 0, folds)
     elif case == "few steps":
-        options = {"max_steps": 50}
+        options = {"max_steps": 1}
     elif case == "watched":
         options = {"callback": lambda event: None}
-    elif case == "many":
-        monkeypatch.setattr(_small_folds, "MOST_FITS", 9)
     elif case == "work":
         monkeypatch.setattr(_small_folds, "MOST_WORK", 10 * N * K * (D + 16) - 1)
     elif case == "large":
         monkeypatch.setattr(_small, "MOST_NUMBERS", N * (D + K) - 1)
+    elif case == "sparse":  # of any size, and clear
+        monkeypatch.setattr(_small, "MOST_NUMBERS", 0)
+        x = stored(x)
 
     class Asked(Exception):
         pass
@@ -301,8 +302,31 @@ def test_folds_in_doubt_or_too_many_are_left_to_the_compiled_program(case, monke
     def path():
         return regression.fit_path(x, labels, l2=[0.1, 1.0], folds=folds, **options)
 
-    if case == "clear":  # ten fits
+    if case in ("clear", "sparse"):  # ten fits
         assert path().cross_validation.fits.converged.all()
     else:
         with pytest.raises(Asked):
             path()
+
+
+@pytest.mark.x64_once(True)
+def test_penalties_below_one_in_doubt_are_left_to_the_compiled_program(monkeypatch):
+    x, labels = drawn()
+    options = {"l2": [0.1, 0.01, 1.0, 0.02], "folds": np.arange(N) % 4}
+    expected = regression.fit_path(x, labels, **options)
+    validated, solved = expected.cross_validation, _small.solved
+
+    def doubtful(known, targets, l2, *others):
+        return None if l2 < 0.05 else solved(known, targets, l2, *others)
+
+    def run(data, *_, init, **__):
+        np.testing.assert_array_equal(data.l2, [0.01, 0.02])
+        np.testing.assert_array_equal(init.kernel, expected.fits.params.kernel[0])
+        outcomes = expected.fits, validated.fits, (validated.loss, validated.accuracy)
+        return [jax.tree.map(lambda leaf, p=p: leaf[p], outcomes) for p in (1, 3)]
+
+    monkeypatch.setattr(_small, "solved", doubtful)
+    monkeypatch.setattr(_resampling, "run", run)
+    path = regression.fit_path(x, labels, **options)
+    for ours, theirs in zip(*map(jax.tree.leaves, (path, expected)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
