@@ -141,7 +141,7 @@ _form_p = Primitive("form_of_platform")
 _form_p.multiple_results = True
 
 
-def lower_by_platform(primitive: Primitive, apply_on: Callable[[str], Callable]) -> None:
+def lower_by_platform(primitive: Any, apply_on: Callable[[str], Callable]) -> None:
     """Have a primitive lowered as apply_on(platform), in which no other platform is traced for."""
     for name in ("cpu", "cuda", "rocm", ""):
         platform = name or "tpu"
