@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from softjax import _checks
@@ -340,19 +340,31 @@ def _times_slope(x: Array, b: Array, b_dot: Array, axes: tuple[int, ...]) -> Arr
     return sign * ((b_dot * root) * root)
 
 
+@dataclass(frozen=True)
+class _Scaled:
+    """log|sum b exp(x)| or the sign of the sum, by its place among both, of arrays in any dtype."""
+
+    axes: tuple[int, ...]
+    place: int
+
+    def __call__(self, x: Array, b: Array, where: Array | None) -> Array:
+        wide = max(compute_dtype(x.dtype), compute_dtype(b.dtype), key=lambda dtype: dtype.itemsize)
+        x, b = x.astype(wide), jnp.broadcast_to(b, x.shape).astype(wide)
+        if where is not None:
+            b = jnp.where(where, b, 0)
+        left_out = is_zero(b) & ~jnp.isfinite(x)
+        if where is not None:
+            left_out |= ~where
+        return _scaled_logsumexp(jnp.where(left_out, -jnp.inf, x), b, self.axes)[self.place]
+
+
 @partial(jax.jit, static_argnums=(3, 4, 5))
 def _scaled_logsumexp_where(
     x: Array, b: Array, where: Array | None, axes: tuple[int, ...], keepdims: bool, dtype: DTypeLike
 ) -> tuple[Array, Array]:
-    wide = max(compute_dtype(x.dtype), compute_dtype(b.dtype), key=lambda dtype: dtype.itemsize)
-    shape = jnp.broadcast_shapes(x.shape, b.shape)
-    x, b = jnp.broadcast_to(x, shape).astype(wide), jnp.broadcast_to(b, shape).astype(wide)
-    if where is not None:
-        b = jnp.where(where, b, 0)
-    left_out = is_zero(b) & ~jnp.isfinite(x)
-    if where is not None:
-        left_out |= ~where
-    y, sign = _scaled_logsumexp(jnp.where(left_out, -jnp.inf, x), b, axes)
+    x = jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, b.shape))
+    y = keeping_half(_Scaled(axes, 0), axes, x, b, where)
+    sign = _Scaled(axes, 1)(*lax.stop_gradient((x, b)), where)
     if not keepdims:
         y, sign = jnp.squeeze(y, axes), jnp.squeeze(sign, axes)
     return y.astype(dtype), sign.astype(dtype)

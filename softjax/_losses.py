@@ -218,7 +218,8 @@ def _around_label_and_exponentials(x: Array, index: Array) -> tuple[Around, Arra
 
     def summed(x: Array, index: Array) -> tuple[Around, Array]:
         around = _summed(x, index)
-        return around, jnp.exp(shift(x, around[0]))
+        m = around[0]
+        return around, jnp.exp(jnp.minimum(m, x) - m)  # a form that compiles faster than `shift`
 
     on_cpu = summed if is_split(x, axes) else looked_up
     return platform_dependent(x, index, cpu=on_cpu, default=summed)

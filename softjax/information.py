@@ -5,7 +5,10 @@ p = softmax(target_logits) and q = softmax(logits).
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +21,7 @@ from softjax._checks import Axis
 from softjax._entropies import cross_entropy_core, entropy_core, kl_divergence_core
 from softjax._labels import TopKLabels, class_indices, is_class_indices
 from softjax._losses import index_loss, spoiled
-from softjax._numerics import compute_dtype, masked, maximum
+from softjax._numerics import compute_dtype, keeping_half, masked, maximum
 from softjax._sharding import beside
 from softjax._softmax import log_softmax
 
@@ -390,9 +393,19 @@ def _of_two(core, function, target_logits, logits, axis, where) -> Array:
     return _over_classes(core, (t, x), _checks.mask_of_classes(function, where, x.shape), axes)
 
 
+@dataclass(frozen=True)
+class _OverClasses:
+    """core(*logits, axes) with all logits in one dtype, and -inf for masked classes."""
+
+    core: Callable[..., Array]
+    axes: tuple[int, ...]
+
+    def __call__(self, *operands: Any) -> Array:
+        *logits, where = operands
+        dtype = compute_dtype(reduce(jnp.promote_types, (x.dtype for x in logits)))
+        return self.core(*(masked(x.astype(dtype), where) for x in logits), self.axes)
+
+
 @partial(jax.jit, static_argnums=(0, 3))
 def _over_classes(core, logits: tuple[Array, ...], where: Array | None, axes) -> Array:
-    """core(*logits, axes) with all logits in one dtype, and -inf for masked classes."""
-    dtype = compute_dtype(reduce(jnp.promote_types, (x.dtype for x in logits)))
-    wide = [masked(x.astype(dtype), where) for x in logits]
-    return jnp.squeeze(core(*wide, axes), axes)
+    return jnp.squeeze(keeping_half(_OverClasses(core, axes), axes, *logits, where), axes)

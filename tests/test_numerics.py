@@ -64,6 +64,12 @@ HALVES = {
     "cross_entropy": lambda x: softjax.cross_entropy(
         x, jnp.arange(len(x)), label_smoothing=0.1, z_loss=0.1, weights=jnp.arange(1.0, 1 + len(x))
     ),
+    "factors": lambda x: softjax.logsumexp(x, -1, b=jnp.linspace(1, 2, x.shape[1])),
+    "smooth_max": lambda x: softjax.smooth_max(x, -1, temperature=2.0),
+    "entropy": lambda x: softjax.information.entropy(x),
+    "kl_divergence": lambda x: softjax.information.kl_divergence(
+        x, (jnp.arange(x.size) % 7).reshape(x.shape).astype(x.dtype)
+    ),
     "distribution": lambda x: softjax.cross_entropy(x, jnp.full_like(x, 1 / 32), reduction="mean"),
 }
 
