@@ -1,10 +1,10 @@
 """Many fits at once: problems that share their features and differ in targets and penalty.
 
-Some slots hold the lanes that are worked on; a lane that is done makes room for the next, so that
-none waits for the slowest. A step is one of Newton-CG in all slots together: the features are
-multiplied with S K columns at once, while each lane has its own step length and its own stop. The
-lanes start at an optimum near to theirs, with a preconditioner that was factored there, once for
-all of them.
+Each problem is a lane. S slots hold the lanes in progress; when a lane is finished, the next one
+takes its slot, so that no lane waits for the slowest. All slots take a step of Newton-CG together:
+the features are multiplied with S K columns at once, while each lane has its own step length and
+its own end. The lanes start at a nearby optimum, and share a preconditioner that was factored
+there once.
 """
 
 from dataclasses import replace
@@ -45,13 +45,13 @@ from softjax.regression._standardised import Standardised
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
-# A slot takes the place of so many logits of all examples. The slots together take what a cache
-# holds or, if that is more, what the features take: these are read once for all of them.
+# A slot needs the memory of this many arrays of logits. The slots together may fill a cache, or
+# need as much memory as the features if that is more: a step reads the features once for all slots.
 SLOT_ARRAYS, CACHE_BYTES = 8, 2**24
 
 
 class Lane(NamedTuple):
-    """What a lane does not share with others: its labels, weights of mean 1 and penalty."""
+    """The data of one lane: its labels, its weights of mean 1, and its penalty."""
 
     labels: Any
     weights: Any
@@ -62,15 +62,15 @@ class Lanes(NamedTuple):
     """Problems that share their features.
 
     Attributes:
-        data: what they share; `l2` is the penalty of lanes that have none of their own.
-        standardised: the features for directions; the ridge is that of each lane.
-        bound: of the gradient.
-        start: theta [K, D + 1], where the lanes start.
-        preconditioner: there; of `_preconditioner`, or a dense inverse Hessian.
-        sight: the preconditioner of `_preconditioner`, for what it does not see.
-        least: a curvature that the Hessians of all lanes have along all features, relative.
-        lane_of: `l2` and a lane's number to its `Lane`.
-        report_of: a lane's number and logits to what else is asked of it.
+        data: the shared data; its `l2` is passed to `lane_of`.
+        standardised: the features for directions; each lane replaces the ridge by its own.
+        bound: the largest possible entries of the gradient.
+        start: theta [K, D + 1], the start of the lanes.
+        preconditioner: at the start; from `_preconditioner`, or a dense inverse Hessian.
+        sight: at the start, from `_preconditioner`, to judge what rounding may hide.
+        least: a lower bound of the relative curvatures of the Hessians of all lanes.
+        lane_of: the function (l2, number of a lane) -> its `Lane`.
+        report_of: the function (number of a lane, logits) -> additional results of the lane.
     """
 
     data: Data
@@ -85,15 +85,15 @@ class Lanes(NamedTuple):
 
 
 class Active(NamedTuple):
-    """The lanes that are worked on, each in a slot: arrays [S, ...].
+    """The lanes in progress, each in a slot: arrays [S, ...].
 
     Attributes:
-        lane: the number of the lane; the number of all lanes where the slot is empty.
+        lane: the number of the lane; B, the count of all lanes, if the slot is empty.
         targets: the targets of its `Problem`.
         l2: the penalty of its `Problem`.
-        mass: what its objective was divided by.
-        state: where it stands, without a memory.
-        point: what is known at the parameters of `state`.
+        mass: the divisor of its objective.
+        state: its state, without a memory.
+        point: the `Point` at the parameters of `state`.
     """
 
     lane: Array
@@ -105,14 +105,14 @@ class Active(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """Where all lanes stand.
+    """The state of all lanes.
 
     Attributes:
-        slots: what is worked on.
+        slots: the lanes in progress.
         following: the first lane that has not been started.
-        done: the number of lanes that are done.
-        results: of the lanes that are done, [B, ...]: their fits, their reports, and which of them
-            are to be looked at once more.
+        done: the number of finished lanes.
+        results: of the finished lanes, [B, ...]: their fits, their reports, and whether the end of
+            each has to be checked again.
     """
 
     slots: Active
@@ -132,7 +132,7 @@ def begin(lanes: Lanes, count: int, tol: Array) -> Schedule:
 
 
 def slot_count(features: "Array | BCOO", num_classes: int, count: int) -> int:
-    """How many of `count` lanes are worked on at once."""
+    """The number of lanes, of `count`, that are in progress at once."""
     (examples, width), itemsize = features.shape, features.dtype.itemsize
     entries = features.nse if is_sparse(features) else examples * width
     slot_bytes = SLOT_ARRAYS * num_classes * examples * itemsize
@@ -142,7 +142,7 @@ def slot_count(features: "Array | BCOO", num_classes: int, count: int) -> int:
 
 @jax.jit
 def advance(lanes: Lanes, work: Schedule, tol: Array, max_steps: Array, rounds: Array) -> Schedule:
-    """Takes `rounds` steps in all slots, or fewer where no lane is left."""
+    """Takes `rounds` steps in all slots, or fewer if no lane is left."""
     count = len(work.results[0].separated)
 
     def running(slots):
@@ -178,7 +178,7 @@ def advance(lanes: Lanes, work: Schedule, tol: Array, max_steps: Array, rounds: 
 
 
 def _retire_and_refill(lanes: Lanes, tol: Array, work: Schedule, idle: Array) -> Schedule:
-    """The results of the lanes in the slots that are idle, and the next lanes in these slots."""
+    """Stores the results of the lanes in idle slots, and puts the next lanes into these slots."""
     count, slots = len(work.results[0].separated), work.slots
     place = jnp.where(idle, slots.lane, count)  # beyond the last: dropped
     results = jax.tree.map(
@@ -195,7 +195,7 @@ def _retire_and_refill(lanes: Lanes, tol: Array, work: Schedule, idle: Array) ->
 
 
 def _loaded(lanes: Lanes, tol: Array, lane: Array) -> Active:
-    """A lane at its start; a number beyond the last lane gives what is never used."""
+    """A lane at its start; for a number beyond the last lane, a placeholder that is never used."""
     own = lanes.lane_of(lanes.data.l2, lane)
     data = replace(lanes.data, labels=own.labels, weights=own.weights, l2=own.l2)
     data, mass = _objective.normalised(data)

@@ -1,21 +1,21 @@
 """Whether there is an optimum, and when a fit has converged: one rule for every solver.
 
-The objective is convex. It has an optimum where a penalty holds the kernel and every class has
-examples, which hold the biases; without a penalty it has one unless the classes are separated,
+The objective is convex. It has an optimum if a penalty bounds the kernel and every class has
+examples, which bound the biases; without a penalty it has one unless the classes are separated,
 which `_ending` proves.
 
-A solver sees the objective over the mass of its targets (`_objective.normalised`), so that nothing
-below depends on the scale of labels or weights. At a point with the gradient g and the objective f
-it has converged where
+A solver works with the objective divided by the mass of its targets (`_objective.normalised`), so
+that nothing below depends on the scale of labels or weights. At a point with the gradient g and the
+objective f it has converged if
 
     max_j |g_j| / (sum_i w_i x_ij^2 / sum_i w_i)^(1/2) <= tol    and    decrement <= tol f,
 
-where `decrement` is half of what a quadratic model of the objective promised for the last step,
--g^T d / 2 for Newton's method. The first part does not depend on the unit of a feature; the second
-does not depend on the basis of the features at all, and grows where some of them are nearly
-collinear. A point whose objective is above that of the start has not converged, whatever its
-gradient; nor one where features are so nearly collinear that rounding hides what the model of the
-objective would promise along their difference: that is at the floor of the precision.
+where `decrement` is the decrease that a quadratic model of the objective predicted for the last
+step, -g^T d / 2 for Newton's method. The first condition does not depend on the unit of a feature;
+the second does not depend on the basis of the features at all, and is stricter if some features are
+nearly collinear. A point whose objective is above that of the start has not converged, whatever its
+gradient. A point has not converged either, but is at the precision floor, if features are so nearly
+collinear that rounding hides the decrease which the model predicts along their difference.
 """
 
 from typing import Any, NamedTuple
@@ -36,36 +36,38 @@ from softjax.regression._result import Status
 
 
 def is_penalised(problem: Problem | Data) -> Any:
-    """Whether a penalty holds those features whose factor is not 0."""
+    """Whether there is a penalty, on the features whose penalty factor is not 0."""
     penalised = (problem.l2 > 0) | (problem.l1 > 0)
     return penalised if problem.l1_rows is None else penalised | (problem.l1_rows > 0)
 
 
 def is_loose(problem: Problem | Data) -> Any:
-    """Whether no penalty holds the parameters of some features, which may have no optimum then."""
-    loose = ~is_penalised(problem)
-    return loose if problem.factors is None else loose | jnp.any(problem.factors == 0)
+    """Whether the parameters of some features are not penalised, and so may have no optimum."""
+    unpenalised = ~is_penalised(problem)
+    if problem.factors is None:
+        return unpenalised
+    return unpenalised | jnp.any(problem.factors == 0)
 
 
 def free(problem: Problem) -> Array:
-    """Which features no penalty holds, [1, D + 1], as 0 or 1; the bias is among them."""
+    """1 for each feature that is not penalised, and for the bias; else 0; [1, D + 1]."""
     dtype, width = problem.targets.dtype, problem.features.shape[1] + 1
-    held = penalised(problem, jnp.ones((1, width), dtype)) > 0
-    return jnp.where(held & is_penalised(problem), 0, 1).astype(dtype)
+    has_factor = penalised(problem, jnp.ones((1, width), dtype)) > 0
+    return jnp.where(has_factor & is_penalised(problem), 0, 1).astype(dtype)
 
 
 def lacks_examples(problem: Problem) -> Array:
-    """Whether a class has no examples: its bias, which no penalty holds, falls for ever."""
+    """Whether a class has no examples: its bias, which is not penalised, decreases for ever."""
     return jnp.any(jnp.sum(problem.targets, 1) == 0) & (problem.constant > 0)
 
 
 def has_bounded_optimum(problem: Problem) -> Array:
-    """Whether a penalty holds the kernel and examples hold the bias."""
+    """Whether the whole kernel is penalised and every class has examples."""
     return ~is_loose(problem) & ~lacks_examples(problem)
 
 
 def is_separated(problem: Problem, logits: Array) -> Array:
-    """Whether every example of a hard label has its own class strictly on top, offset or not.
+    """Whether every example has one class and its score, without the offset, is strictly largest.
 
     Then the loss along s * theta falls to 0 as s grows: without a penalty there is no optimum.
     """
@@ -78,10 +80,10 @@ def is_separated(problem: Problem, logits: Array) -> Array:
 def status_where_separated(
     problem: Problem, theta: Array, status: Array, separated: Array
 ) -> Array:
-    """SEPARATED or QUASI_SEPARATED in place of the end of a fit that has no optimum.
+    """The status, replaced by SEPARATED or QUASI_SEPARATED if a finished fit has no optimum.
 
-    The first where parameters that no penalty holds separate the classes, which `theta` does where
-    it is `separated`; the second where a class has no examples.
+    SEPARATED if parameters that are not penalised separate the classes; `separated` says whether
+    `theta` does. QUASI_SEPARATED if a class has no examples.
     """
     unbounded = separated & ~is_penalised(problem)
     if problem.factors is not None:
@@ -92,39 +94,40 @@ def status_where_separated(
     return jnp.where(unbounded & done, Status.SEPARATED, status).astype(jnp.int32)
 
 
-# A fit is near its end where the relative gradient is below this. From there on the largest move of
-# its steps counts.
+# A fit is near its end once the relative gradient is below this; from then on `State.farthest` is
+# the maximum over its steps.
 NEAR = 1e-4
-# Only where its step moves the logits by less, in nats, does a quadratic model say how far away the
-# optimum is.
+# A quadratic model predicts the distance to the optimum only if its step moves the logits by less
+# than this, in nats.
 STILL = 0.1
-# Logits that are sums over steps are rounded otherwise than those of the parameters, which may move
-# a gradient of the size of `tol` by as much: an end is confirmed within this multiple of `tol`.
+# Logits that were summed over the steps have other rounding errors than logits computed from the
+# parameters. The difference may change a gradient of the size of `tol` by as much, so that an end
+# is confirmed within this multiple of `tol`.
 CONFIRMED = 2
 # An objective that changes by no more than this number of roundings has not changed.
 ROUNDINGS = 8
 
 
 class State(NamedTuple):
-    """Where a fit stands.
+    """The state of a fit between two steps.
 
     Attributes:
         theta: the parameters, [K, D + 1].
-        memory: what the solver remembers.
+        memory: the solver's own state.
         value: the objective at `theta`.
-        norm: the gradient at `theta`, relative to what it can be at most.
-        decrement: half of what the model promised for the last step, nats.
-        move: how far, at most, the last step moved one class of an example against another, nats.
-        farthest: the largest such move of all the steps since the gradient has been NEAR.
-        strict: whether a fit that still moves by so much has not ended. Where there is no optimum
-            every fit does: it ends, and a proof of separation is looked for.
-        unseen: how much, at most, may be left where rounding hides the curvature, nats.
+        norm: the largest entry of the gradient at `theta`, relative to its bound.
+        decrement: the decrease that the model predicted for the last step, nats.
+        move: the largest change of the difference of two logits of an example in the last step.
+        farthest: the largest `move` of all the steps since the gradient has been NEAR.
+        strict: whether a fit may end only once `move` is below STILL. Without an optimum no fit
+            comes to rest; if not `strict`, it ends, and then separation has to be proven.
+        unseen: a bound of the decrease that is possible where rounding hides the curvature, nats.
         first: the objective at the start.
         lowest: the smallest objective before the last step.
         best: the smallest `norm` before the last step.
-        stalled: how many steps have passed without a smaller objective or a smaller gradient.
-        step: how many steps were taken.
-        passes: products with the features so far.
+        stalled: the number of steps in a row without a smaller objective or a smaller gradient.
+        step: the number of steps taken.
+        passes: the number of products with the features so far.
         status: a number of `Status`.
     """
 
@@ -147,15 +150,15 @@ class State(NamedTuple):
 
 
 def initial(theta: Any, memory: Any) -> State:
-    """The state before the first step; in NumPy, which has nothing to compile."""
-    # Not infinity, at which jax_debug_infs would stop where a solver leaves it in the state.
+    """The state before the first step, made by NumPy, so that nothing is compiled."""
+    # Infinity would raise an error of jax_debug_infs if a solver leaves it in the state.
     largest, zero = np.array(np.finfo(theta.dtype).max), np.int32(0)
     state = State(theta, memory, *[largest] * 10, *[zero] * 4)
     return state._replace(strict=np.bool_(False), unseen=np.zeros((), theta.dtype))
 
 
 def converged(objective: Any, first: Any, norm: Any, decrement: Any, tol: Any) -> Any:
-    """The rule above, for numbers or arrays. An objective below `tol` nats counts as `tol`."""
+    """The rule of this module, for numbers or arrays. An objective below `tol` counts as `tol`."""
     promised_little = (decrement <= tol * objective) | (decrement <= tol * tol)
     reached = (norm <= tol) & promised_little | (norm == 0)
     return reached & (objective <= first + rounding_of(first))
@@ -169,9 +172,9 @@ def check_convergence(
     unseen: Any = 0.0,
     goes_on: bool = False,
 ) -> State:
-    """The state with what was found at its parameters, and the status that follows from it.
+    """The state with the objective and gradient at its parameters, and the status that follows.
 
-    A solver that `goes_on` has not ended where something is hidden, since its next steps find it.
+    With `goes_on` a fit does not end where rounding hides something: its next steps find it.
     """
     first = jnp.where(state.step == 0, objective, state.first)
     at_rest = (state.move < STILL) | ~state.strict | (norm == 0)
@@ -187,7 +190,7 @@ def check_convergence(
 
 
 def hides_something(state: State, tol: Array) -> Array:
-    """Whether more than `tol` of the objective may be left where rounding hides the curvature."""
+    """Whether a decrease of more than `tol` of the objective may be hidden by rounding."""
     return state.unseen > tol * jnp.maximum(state.value, tol)
 
 
@@ -204,11 +207,11 @@ def after_step(
 ) -> State:
     """The state after a step from the point that `check_convergence` has judged.
 
-    PRECISION_FLOOR where the step is `stuck`, or where `patience` steps in turn have lowered
-    neither the objective nor the gradient.
+    The status is PRECISION_FLOOR if the step is `stuck`, or if `patience` steps in a row have
+    lowered neither the objective nor the gradient.
     """
-    # Where there is no optimum a step moves a nat, until the ridge of a direction outweighs the
-    # curvature that is left.
+    # Without an optimum every step moves logits by a nat, until the small ridge that a solver adds
+    # exceeds the remaining curvature.
     farthest = jnp.where(state.best < NEAR, jnp.maximum(state.farthest, move), move)
     better = progressed(state.value, state.lowest, state.norm, state.best)
     stalled = jnp.where(better, 0, state.stalled + 1)
@@ -229,10 +232,10 @@ def after_step(
 
 
 def progressed(objective: Any, lowest: Any, norm: Any, best: Any) -> Any:
-    """Whether a step has led to a smaller objective, beyond rounding, or to a smaller gradient."""
+    """Whether a step decreased the objective by more than rounding, or decreased the gradient."""
     return (objective < lowest - rounding_of(objective)) | (norm < best)
 
 
 def rounding_of(objective: Any) -> Any:
-    """How far rounding may have moved an objective."""
+    """A bound of the rounding error of an objective."""
     return ROUNDINGS * np.finfo(np.result_type(objective)).eps * abs(objective)

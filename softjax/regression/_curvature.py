@@ -52,20 +52,20 @@ def gradient(
     class_weights: ArrayLike | None = None,
     offset: ArrayLike | None = None,
 ) -> SoftmaxRegression:
-    """Gradient of the objective.
+    """The gradient of the objective.
 
         kernel: X^T G + l2 kernel;  bias: sum_i G_i
         G_i = w_i / sum(w) (p_i sum_k c_k y_ik - c y_i), at a label minus the sum of the others
 
     Derivative: `hvp`; both modes.
-    Edge cases: a row of weight 0 takes no part, NaN included; all weights 0: that of the penalty;
-    a label that is out of range under a trace: NaN.
+    Edge cases: a row of weight 0 is ignored, even if it has NaN; if all weights are 0, the result
+    is the gradient of the penalty; under a trace, a label out of range gives NaN.
 
     Args:
         params: kernel [D, K] and bias [K].
         features: real [N, D], dense, BCOO or BCSR.
         labels: class indices, integer [N], a distribution, floating [N, K], or TopKLabels.
-        l2: >= 0, the strength of the penalty, a scalar or [D], as of `objective`.
+        l2: >= 0, the strength of the penalty, a scalar or [D], as in `objective`.
         sample_weights: real [N], >= 0; None for equal weights.
         class_weights: real [K], >= 0; None for equal weights.
         offset: real [N, K], nats; None for zeros.
@@ -102,24 +102,24 @@ def hessian(
     class_weights: ArrayLike | None = None,
     offset: ArrayLike | None = None,
 ) -> Array:
-    """Hessian of the objective, P = (D + 1) K rows and columns.
+    """The Hessian of the objective, of P = (D + 1) K rows and columns.
 
         H = sum_i a_i (diag(p_i) - p_i p_i^T) kron x~_i x~_i^T + l2 diag(1 on the kernel)
         a_i = w_i / sum(w) sum_k c_k y_ik,  x~ = (x, 1)
 
     Rows and columns are in the order of `jax.flatten_util.ravel_pytree(params)`: the kernel row by
-    row, then the bias. Half of N P^2 multiplications, in chunks of rows: beside the logits, and a
-    copy of the features where there are weights, the memory does not grow with N.
+    row, then the bias. The cost is N P^2 / 2 multiplications, in chunks of rows: apart from the
+    logits, and a copy of the features if there are weights, the memory does not grow with N.
 
-    Derivative: not the purpose; differentiable.
-    Edge cases: those of `gradient`. H is positive semidefinite; it is singular along a vector that
-    is the same for every class, in the bias always and in the kernel where l2 = 0.
+    Derivative: differentiable, though not meant for it.
+    Edge cases: as in `gradient`. H is positive semidefinite; it is singular along a vector that is
+    the same for every class: in the bias always, and in the kernel if l2 = 0.
 
     Args:
         params: kernel [D, K] and bias [K].
         features: real [N, D], dense, BCOO or BCSR.
-        labels: as `gradient`; only their mass counts, 1 for a class index.
-        l2: >= 0, the strength of the penalty, a scalar or [D], as of `objective`.
+        labels: as in `gradient`; only their mass matters, which is 1 for a class index.
+        l2: >= 0, the strength of the penalty, a scalar or [D], as in `objective`.
         sample_weights: real [N], >= 0; None for equal weights.
         class_weights: real [K], >= 0; None for equal weights.
         offset: real [N, K], nats; None for zeros.
@@ -159,20 +159,20 @@ def hvp(
     class_weights: ArrayLike | None = None,
     offset: ArrayLike | None = None,
 ) -> SoftmaxRegression:
-    """Hessian of the objective times a vector, in two products with the features.
+    """The Hessian of the objective times a vector, in two products with the features.
 
         Z, U = X~ (params, tangent);  kernel: X^T V + l2 tangent;  bias: sum_i V_i
         V_i = a_i p_i (u_i - <p_i, u_i>),  a_i as in `hessian`
 
-    Derivative: linear in `tangent`, so it transposes; differentiable in `params`.
-    Edge cases: those of `gradient`.
+    Derivative: linear in `tangent`, so it can be transposed; differentiable in `params`.
+    Edge cases: as in `gradient`.
 
     Args:
         params: kernel [D, K] and bias [K].
-        tangent: the vector, shapes of `params`.
+        tangent: the vector, of the shapes of `params`.
         features: real [N, D], dense, BCOO or BCSR.
-        labels: as `gradient`; only their mass counts, 1 for a class index.
-        l2: >= 0, the strength of the penalty, a scalar or [D], as of `objective`.
+        labels: as in `gradient`; only their mass matters, which is 1 for a class index.
+        l2: >= 0, the strength of the penalty, a scalar or [D], as in `objective`.
         sample_weights: real [N], >= 0; None for equal weights.
         class_weights: real [K], >= 0; None for equal weights.
         offset: real [N, K], nats; None for zeros.
@@ -209,21 +209,21 @@ def fisher_information(
     sample_weights: ArrayLike | None = None,
     offset: ArrayLike | None = None,
 ) -> Array:
-    """Fisher information of all examples together: the covariance of the score of labels ~ p.
+    """The Fisher information of all examples: the covariance of the score for labels drawn from p.
 
         I = sum_i w_i (diag(p_i) - p_i p_i^T) kron x~_i x~_i^T,  x~ = (x, 1)
 
-    A sum, not a mean: N times the Hessian of the plain mean loss, whatever the labels. Order, cost
-    and memory are those of `hessian`.
+    It is a sum, not a mean: N times the Hessian of the unweighted mean loss, which does not depend
+    on the labels. Order, cost and memory are as in `hessian`.
 
-    Derivative: not the purpose; differentiable.
-    Edge cases: a row of weight 0 takes no part, NaN included. I is positive semidefinite; it is
+    Derivative: differentiable, though not meant for it.
+    Edge cases: a row of weight 0 is ignored, even if it has NaN. I is positive semidefinite; it is
     singular along a vector that is the same for every class.
 
     Args:
         params: kernel [D, K] and bias [K].
         features: real [N, D], dense, BCOO or BCSR.
-        sample_weights: real [N], >= 0, how often each row counts; None for once.
+        sample_weights: real [N], >= 0, the number of times each row counts; None for once.
         offset: real [N, K], nats; None for zeros.
 
     Returns:
@@ -258,22 +258,23 @@ def lipschitz_constant(
     sample_weights: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
 ) -> Array:
-    """A Lipschitz constant of the gradient: no Hessian, at any parameters, has a larger eigenvalue.
+    """A Lipschitz constant of the gradient: a bound of the Hessian's eigenvalues everywhere.
 
         L = lambda_max(1/2 sum_i a_i x~_i x~_i^T + l2 diag(1 on the features)),  a_i as in `hessian`
 
-    from diag(p) - p p^T <= (I - 1 1^T / K) / 2, whose eigenvalue 1/2 is that of p = (1/2, 1/2, 0,
-    ...). Gradient descent with the step 1 / L never goes up. The cost is that of D + 1 features'
-    Gram matrix and its eigenvalues.
+    This follows from diag(p) - p p^T <= (I - 1 1^T / K) / 2, whose eigenvalue 1/2 is attained at
+    p = (1/2, 1/2, 0, ...). Gradient descent with the step 1 / L never increases the objective. The
+    cost is that of the Gram matrix of D + 1 features and its eigenvalues.
 
-    Derivative: not the purpose.
-    Edge cases: a row of weight 0 takes no part, NaN included; one class: l2, or 0 without features.
+    Derivative: not meant for it.
+    Edge cases: a row of weight 0 is ignored, even if it has NaN; with one class L is l2, or 0
+    without features.
 
     Args:
         features: real [N, D], dense, BCOO or BCSR.
-        labels: as `gradient`; only their mass counts, 1 for a class index.
+        labels: as in `gradient`; only their mass matters, which is 1 for a class index.
         num_classes: K.
-        l2: >= 0, the strength of the penalty, a scalar or [D], as of `objective`.
+        l2: >= 0, the strength of the penalty, a scalar or [D], as in `objective`.
         sample_weights: real [N], >= 0; None for equal weights.
         class_weights: real [K], >= 0; None for equal weights.
 
@@ -350,7 +351,7 @@ def _lipschitz_constant(rows: Rows, l2: ArrayLike, num_classes: int) -> Array:
     def add_products(total, x, a):
         return total + jnp.matmul(x.T, a[:, None] * x, precision=EXACT)
 
-    # In chunks, for XLA:CPU may add one row after the other, and in float32 fall short of a bound.
+    # In chunks: XLA:CPU may add row by row, and rounding in float32 would make the bound too small.
     size = x.shape[1]
     gram = sum_of_chunks(add_products, jnp.zeros((size, size), x.dtype), size, a, x)
     strength = jnp.broadcast_to(feature_column(l2, x.dtype), (size - 1, 1))[:, 0]
@@ -362,12 +363,12 @@ def _lipschitz_constant(rows: Rows, l2: ArrayLike, num_classes: int) -> Array:
 def _pulled_back(
     params: SoftmaxRegression, x: Any, g: Array, penalised: SoftmaxRegression, l2: ArrayLike
 ) -> SoftmaxRegression:
-    """X~^T g, and what the penalty adds, in the dtypes of `params`."""
+    """X~^T g plus the gradient of the penalty, in the dtypes of `params`."""
     transposed: Any = x.T
     if is_sparse(x):
         kernel = transposed @ g
     elif x.shape[1] == 1 or x.shape[1] * g.shape[1] <= 9:
-        # Such a product XLA:CPU makes in a loop, one row after the other; a sum is a tree.
+        # XLA:CPU adds the rows of such a product one by one, but a sum as a tree.
         kernel = jnp.sum(x[:, :, None] * g[:, None, :], 0)
     else:
         kernel = jnp.matmul(transposed, g, precision=EXACT)

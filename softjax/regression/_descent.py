@@ -1,10 +1,10 @@
-"""Descent: a direction from the gradient, and a line search along it, from its slope alone.
+"""Descent: a direction from the gradient, and a line search along it that uses only slopes.
 
-Logits are carried from step to step: along theta + t d they are Z + t Q with Q = X d, so that a
-step takes one product with the features for its logits and one for its gradient, and a trial of the
-line search costs O(N K) and none. The objective is convex, so that the slope phi'(t) of
-phi(t) = f(theta + t d) decides: its minimum is where the slope vanishes. Differences of
-objectives, which cancel near the optimum, are not formed.
+The logits are updated from step to step: along theta + t d they are Z + t Q with Q = X d. So a step
+takes one product with the features for its logits and one for its gradient, and a trial of the line
+search takes none and costs O(N K). The objective is convex, so that the minimum of
+phi(t) = f(theta + t d) is where the slope phi'(t) is 0. The search does not use differences of
+objectives, which cancel near the optimum.
 """
 
 from abc import abstractmethod
@@ -42,9 +42,9 @@ from softjax.regression._objective import (
 from softjax.regression._standardised import from_standard, to_standard
 
 TRIALS = 20
-# A step ends where the slope has at least halved. Beyond the minimum, where the gain might be lost
-# again, it ends only where the slope is no more than a tenth of the first one, and the curvature
-# there puts the minimum at no less than half of the length.
+# The search ends once the slope has at least halved. Beyond the minimum, where the gain might be
+# lost again, it ends only if the slope is no more than a tenth of the first one and, by the
+# curvature there, the minimum is at half of the length or more.
 SLOPE_LEFT, OVERSHOOT, MIN_FRACTION = 0.5, 0.1, 0.5
 
 
@@ -61,14 +61,14 @@ def take_step(
     """A step from `state` along d: the state after it, its logits, and the length.
 
     Args:
-        problem: what is solved.
-        state: where the step begins.
+        problem: the problem to solve.
+        state: the state before the step.
         logits: at its parameters, [K, N].
         d: the direction, [K, D + 1].
-        d_logits: what it adds to the logits, [K, N].
+        d_logits: the change of the logits along d, [K, N].
         slope: of the objective along d.
-        passes: the products with the features that the step takes.
-        patience: that of the solver.
+        passes: the number of products with the features in this step.
+        patience: the patience of the solver.
     """
     t = step_length(problem, state.theta, logits, slope, d, d_logits)
     state = after_step(
@@ -85,22 +85,23 @@ def take_step(
 
 
 def largest_move(d_logits: Array) -> Array:
-    """The largest move, in nats, of one class of an example against another along a direction."""
+    """The largest change of a difference of two logits of an example along a direction, nats."""
     return jnp.max(jnp.max(d_logits, 0) - jnp.min(d_logits, 0))
 
 
 def add_step(a: Array, t: Array, step: Array) -> Array:
-    """a + t step, and a where t is 0: there the direction may be infinite, and 0 * inf is NaN."""
+    """a + t step; a if t is 0, since then the direction may be infinite, and 0 * inf is NaN."""
     return a + jnp.where(t == 0, 0, t * step)
 
 
 def step_length(
     problem: Problem, theta: Array, logits: Array, first: Array, d: Array, d_logits: Array
 ) -> Array:
-    """t > 0 near the minimum of phi(t) = f(theta + t d), and 0 where d does not go down.
+    """t > 0 near the minimum of phi(t) = f(theta + t d), and 0 if d is not a descent direction.
 
-    Newton's method on phi' = 0, from t = 1, kept between the last t known to go down and the
-    first known to go up. `first` is phi'(0), which near the optimum cancels in phi'.
+    Newton's method on phi' = 0, from t = 1, kept between the largest t with a negative slope and
+    the smallest t with a positive one. `first` is phi'(0), given since near the optimum it would
+    cancel if computed as phi'.
     """
     d_kernel = penalised(problem, d)
     linear = problem.l2 * jnp.vdot(theta, d_kernel)
@@ -144,7 +145,7 @@ def step_length(
     return jnp.where(first < 0, t, 0)
 
 
-# A line search does not come back from a step of so many nats.
+# A line search cannot recover from a step of this many nats.
 FAR = 1e5
 
 
@@ -152,7 +153,7 @@ class Descent(Solver):
     """Steps along the `direction` of a solver.
 
     Attributes:
-        precise: whether directions are computed in the dtype of the fit, and not in float32.
+        precise: whether directions are computed in the dtype of the fit instead of float32.
         standardised: the features for directions.
     """
 
@@ -165,11 +166,11 @@ class Descent(Solver):
 
     @abstractmethod
     def direction(self, here: Point, state: State) -> tuple[Array, Any, Array]:
-        """The direction, the new memory and the number of products with the features."""
+        """The direction, the new memory, and the number of products with the features."""
 
     @abstractmethod
     def unseen(self, memory: Any, gradient: Array) -> Array:
-        """How much rounding may hide of the decrement; see `_preconditioner.unseen`."""
+        """The part of the decrement that rounding may hide; see `_preconditioner.unseen`."""
 
     def init(self, state: State) -> tuple[State, Array]:
         theta = centred(state.theta)
@@ -194,21 +195,21 @@ class Descent(Solver):
         return state._replace(memory=memory), logits
 
     def _downhill(self, here: Point, d: Array) -> tuple[Array, Array]:
-        """A direction that goes down, `d` if it does, and what it adds to the logits."""
+        """A descent direction, which is `d` if possible, and the change of the logits along it."""
         # A direction that is not finite, or goes up, comes from a model without curvature: then
-        # the gradient of the standardised features leads down.
+        # take the negative gradient with respect to the standardised features.
         good = (jnp.vdot(here.gradient, d) < 0) & jnp.all(jnp.isfinite(d))
         s, dtype = self.standardised, here.gradient.dtype
         g = to_standard(s.mean, s.scale, here.gradient) / (1 + s.ridge.astype(dtype))[None]
         d = jnp.where(good, d, -centred(from_standard(s.mean, s.scale, g)))
         d_logits = class_scores(self.problem, d)
-        # Where every example is certain, and some are wrong, no curvature says how far to go: then
-        # the direction leads back to 0.
+        # If every example is certain, and some are wrong, there is no curvature to tell how far to
+        # go: then the direction leads back to 0.
         size = jnp.max(jnp.abs(d_logits))
         back = ~((size > 0) & (size < FAR)) & (jnp.vdot(here.gradient, here.theta) > 0)
         d = jnp.where(back, -here.theta, d)
         return d, jnp.where(back, -without_offset(self.problem, here.logits), d_logits)
 
     def refresh(self, state: State, known: Array) -> tuple[State, Array]:
-        """Logits are sums over steps, whose rounding may move a gradient by the size of `tol`."""
+        """Computes the logits again: the rounding errors of their sum over steps may matter."""
         return state._replace(passes=state.passes + 2), logits_at(self.problem, state.theta)

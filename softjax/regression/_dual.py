@@ -1,16 +1,16 @@
-"""Fewer examples than features: Newton's direction in the span of the examples.
+"""Newton's direction in the span of the examples, for fewer examples than features.
 
 Every gradient is in the span of the rows of X, and so is the optimum: kernel = X^T beta, and a
-direction has X^T y for its kernel and b for its bias. With W_i = w_i (diag p_i - p_i p_i^T),
+direction consists of the kernel X^T y and the bias b. With W_i = w_i (diag p_i - p_i p_i^T),
 G = X X^T and rho = w p - q + l2 beta, Newton's equations are those of N x K unknowns,
 
     (l2 W^+ + G) y + 1 b^T = -W^+ rho,  1^T y = 0,
 
-where on what sums to 0 over the classes W^+ divides by w p. Without an intercept there is no b, and
-y may have any sum. G needs no factor, which would square the condition number, nor even to be
-formed: it is two products with X. Its diagonal is known, and dominates where the rows are far from
-collinear, as they are in many dimensions. So the blocks (l2 W_i^+ + G_ii)^-1, one per example, are
-the preconditioner, which weights each example by its predicted uncertainty:
+where W^+ divides vectors whose sum over the classes is 0 by w p. Without an intercept there is no
+b, and y may have any sum. G is neither factored, which would square the condition number, nor
+formed: it is applied as two products with X. Its diagonal is known, and dominates if the rows are
+far from collinear, as they are in many dimensions. So the preconditioner consists of the blocks
+(l2 W_i^+ + G_ii)^-1, one per example, which weight each example by its predicted uncertainty:
 
     (l2 W_i^+ + G_ii)^-1 r = e r - e <e, r> / sum(e),  e = w_i p_i / (l2 + w_i p_i G_ii)
 """
@@ -50,17 +50,17 @@ if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
 CG_STEPS = 1000
-# The relative residual of a direction: a step costs no more than two or three of its own.
+# The bounds of the relative residual of a direction.
 ROUGH, FINE = 0.1, 1e-3
 
 
 class DualMemory(NamedTuple):
-    """kernel = X^T beta + rest.
+    """The kernel as X^T beta + rest.
 
     Attributes:
         beta: [K, N], whose sum over the examples is 0.
-        rest: [K, D + 1], what is left of the kernel that the fit started from; 0 for the bias.
-        rest_logits: [K, N].
+        rest: [K, D + 1], the remainder of the initial kernel; 0 for the bias.
+        rest_logits: [K, N], the class scores of `rest`.
     """
 
     beta: Any
@@ -71,16 +71,16 @@ class DualMemory(NamedTuple):
 class Dual(Solver):
     """Newton's steps in the span of the examples, without the gradient [K, D + 1].
 
-    The gradient costs one more product. With the residual rho of the dual problem its entries
+    The gradient would cost one more product. With the residual rho of the dual problem its entries
     sum_i rho_ik x_ij, relative to (sum_i w_i x_ij^2)^(1/2), are no larger than
-    (sum_i rho_ik^2 / w_i)^(1/2), which is what is judged.
+    (sum_i rho_ik^2 / w_i)^(1/2). Convergence is judged by this bound.
     """
 
     def __init__(self, problem: Problem):
         super().__init__(problem)
         self.weights = weights = example_weights(problem.targets)
         self.counted = weights > 0
-        # The examples less their mean, in a unit that float32 holds.
+        # The examples minus their mean, divided by a size, so that float32 holds them.
         self.size = jnp.linalg.norm(self.bound)
         mean = problem.constant * product(weights / jnp.sum(weights), problem.features)
         unit = jnp.full_like(mean, self.size)
@@ -138,7 +138,7 @@ class Dual(Solver):
         return state._replace(memory=span), logits
 
     def postprocess(self, state: State, known: Array, tol: Array) -> tuple[State, Array]:
-        """The logits and beta are sums over steps: the parameters themselves judge the end."""
+        """Judges the end by the parameters, since the logits and beta are sums over steps."""
         logits = logits_at(self.problem, state.theta)
         gradient = centred(point(self.problem, state.theta, logits).gradient)
         norm = relative_norm(gradient, self.bound)
@@ -149,11 +149,11 @@ class Dual(Solver):
     def _coefficients(
         self, p: Array, rho: Array, rest_logits: Array, state: State
     ) -> tuple[Array, Array]:
-        """y of the direction, in the unit of the features, in float32, and the number of steps.
+        """y of the direction, for the scaled features, in float32, and the number of steps.
 
         Conjugate gradients on diag(1 / e) + G - diag(G), preconditioned by e, among coefficients
-        whose sum is 0. The image of y under diag(1 / e) is the residual that y came from, so that
-        nothing is divided by p.
+        whose sum is 0. The image of y under diag(1 / e) is the residual from which y was computed,
+        so that nothing is divided by p.
         """
         s, squares = self.standardised, self.squares
         tol = jnp.clip(3 * jnp.sqrt(state.norm), FINE, ROUGH).astype(jnp.float32)
@@ -186,7 +186,7 @@ class Dual(Solver):
         y = y - e * common(y)
         r = -beside_diagonal(y)
         r = r - common(e * r)
-        alone = squares[None] * y  # the logits of each example's own
+        alone = squares[None] * y  # the part of each logit from the example itself
         bound = tol * tol * jnp.vdot(alone, e * alone)
         carry = (y, r, e * r, r, jnp.vdot(r, e * r), jnp.ones((), jnp.int32))
         y, *_, steps = while_loop(unsolved, body, carry)
@@ -194,9 +194,9 @@ class Dual(Solver):
 
 
 def _common_part(e: Array, constant: Array) -> Callable[[Array], Array]:
-    """The function of e r that says which multiples of e to subtract from it.
+    """A function of e r that returns c, so that e r - e c has zero sums.
 
-    The difference sums to 0 over the classes of each example, and over the examples of each class.
+    The sums are over the classes of each example, and over the examples of each class.
     """
     total = jnp.sum(e, 0, keepdims=True)
     best_bias = _between_classes(e)
@@ -212,10 +212,10 @@ def _common_part(e: Array, constant: Array) -> Callable[[Array], Array]:
 
 
 def _between_classes(e: Array) -> Callable[[Array], Array]:
-    """The inverse of sum_i diag(e_i) - e_i e_i^T / sum(e_i), on what sums to 0, as a function.
+    """The inverse of sum_i diag(e_i) - e_i e_i^T / sum(e_i), on vectors of sum 0, as a function.
 
-    This is the Laplacian of a graph of the classes, whose diagonal is no difference. The graph is
-    grounded at the class with the largest degree.
+    The matrix is the Laplacian of a graph of the classes, whose diagonal needs no difference. The
+    graph is grounded at the class with the largest degree.
     """
     total = jnp.sum(e, 0, keepdims=True)
     edges = product(e / jnp.where(total > 0, total, 1), e.T)

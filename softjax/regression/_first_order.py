@@ -1,4 +1,4 @@
-"""The optimum by any optax optimizer: the steps of a trainer within the loop of `fit`."""
+"""The optimum by any optax optimizer: the steps of a trainer in the loop of `fit`."""
 
 import jax
 import jax.numpy as jnp
@@ -29,16 +29,16 @@ from softjax.regression._steps import (
     advance,
     batches_per_epoch,
     epoch_order,
-    look,
+    objective_and_norm,
     start,
     stores_gradient,
 )
 
-# One object each, so that every fit finds the compiled program of the last.
+# One object each, so that every fit reuses the compiled program of the one before.
 _LBFGS = optax.lbfgs()
 _ADAM = optax.adam(1e-2)
 
-# A line search does not go up, so that as many steps without a new minimum are rounding.
+# A line search never goes up, so that this many steps without a new minimum are rounding.
 PATIENCE = 30
 NO_FLAG = np.zeros(1, np.int32)
 _normalised = jax.jit(normalised)
@@ -66,7 +66,7 @@ class Run:
         if optimizer is None:
             optimizer = _LBFGS if batch_size is None else _ADAM
             if optimizer is _LBFGS and (data.labels.ndim == 2 or data.class_weights is not None):
-                # Its line search has tolerances of its own, which know no scale of the objective.
+                # The tolerances of its line search are absolute, so the objective is scaled.
                 data, scale = _normalised(data)
                 self.scale = float(scale)
         self.epoch_steps = batches_per_epoch(len(data.features), batch_size)
@@ -82,15 +82,15 @@ class Run:
         self.mass = float(_normalised(data)[1])
         self.state = start(optimizer, params)
         self.searches = batch_size is None and stores_gradient(self.state.optimizer_state)
-        # The objective at the end of a chunk is known where a line search has just found it.
+        # A line search knows the objective at the end of a chunk, so that chunks may be shorter.
         self.chunk = self.epoch_steps if batch_size is not None else 10 if self.searches else 25
         self.best_step, self.best_value, self.goes_on = 0, np.inf, False
         self.first = np.nan  # the objective of the first call of `advance`
 
     def advance(self, stop: int) -> FitResult:
-        """The result of the steps until `stop`, or until there is nothing left to do.
+        """The result of the steps until `stop`, or until the fit ends.
 
-        What takes another pass over the examples is left to `ended`.
+        `ended` computes what needs another pass over the examples.
         """
         step, status = int(self.state.step), Status.RUNNING
         nothing = np.zeros((), self.state.total.dtype)
@@ -99,7 +99,7 @@ class Run:
             end, terms = stop, self.terms
             if self.batch_size is not None:
                 end = min(stop, step - step % self.epoch_steps + self.epoch_steps)
-            if self.goes_on:  # past a small gradient that is not the end
+            if self.goes_on:  # the gradient is small, but the fit has not ended
                 end, terms = step + 1, terms._replace(tol=-jnp.ones_like(terms.tol))
             count = np.int32(end - step)
             self.state, reached, _ = advance(
@@ -127,10 +127,10 @@ class Run:
         return FitResult(params, self.scale * value, status, step, None, norm, False, [])
 
     def ended(self, result: FitResult) -> FitResult:
-        """The result with what takes another pass over the examples."""
+        """The result, completed by values that need another pass over the examples."""
         if self.batch_size is not None:
             of_all = Held(self.rows, None)
-            value, _ = look(self.form, self.terms, self.state, of_all)
+            value, _ = objective_and_norm(self.form, self.terms, self.state, of_all)
             result = result._replace(objective=self.scale * float(value))
         status = jnp.asarray(result.status, jnp.int32)
         separated, status = map(int, separation(self.data, self.state.params, status))
@@ -140,22 +140,22 @@ class Run:
         return held_at(self.rows, self.key, step, self.batch_size)
 
     def _value_and_norm(self, step: int) -> tuple[float, float]:
-        """The objective and the gradient at the parameters, or of the minibatches of the chunk."""
+        """The objective and gradient norm at the parameters, or over the chunk's minibatches."""
         state = self.state
         if self.batch_size is None or not int(state.taken):
-            seen = look(self.form, self.terms, state, self._held(step))
-            return float(seen[0]), float(seen[1])
+            value, norm = objective_and_norm(self.form, self.terms, state, self._held(step))
+            return float(value), float(norm)
         return float(state.total) / int(state.taken), float(state.norm)
 
     def _status_at_end(self) -> int:
-        """The status where the gradient is small, by Newton's model, which no optimizer has."""
+        """The status once the gradient is small, by Newton's model, which optimizers lack."""
         theta, first = pack(self.state.params), self.first / self.mass
         ending = _ending.look(self.data, theta, first, self.tol)
         if ending.moving and is_loose(self.data):
             params, running = self.state.params, np.int32(Status.RUNNING)
             separated, _ = separation(self.data, params, running)
             if separated:
-                return Status.CONVERGED  # for `result`, which says what it means
+                return Status.CONVERGED  # `ended` replaces it by SEPARATED
             proven = _ending.is_proven(self.data, theta)
             return Status.QUASI_SEPARATED if proven else Status.RUNNING
         return Status.CONVERGED if ending.converged else Status.RUNNING
@@ -178,7 +178,7 @@ def held_at(rows: Batch, key: Array, step: int, batch_size: int | None) -> Held:
 
 @jax.jit
 def separation(data: Data, params: SoftmaxRegression, status: Array) -> tuple[Array, Array]:
-    """Whether `params` separate the classes, and the status with what that means for it."""
+    """Whether `params` separate the classes, and the status that follows from it."""
     problem = problem_of(data)
     theta = pack(params)
     separated = is_separated(problem, logits_at(problem, theta))
@@ -187,7 +187,7 @@ def separation(data: Data, params: SoftmaxRegression, status: Array) -> tuple[Ar
 
 @jax.jit
 def scales(data: Data) -> tuple[Array, Array]:
-    """What the entries of the gradient can be at most, [D + 1], and the largest features, [D]."""
+    """The largest possible entries of the gradient, [D + 1], and the largest features, [D]."""
     whole, mass = normalised(data)
     bound = mass * gradient_bound(problem_of(whole))
     return bound, jnp.max(jnp.abs(data.features), 0)

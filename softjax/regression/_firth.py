@@ -2,18 +2,18 @@
 
     f*(theta) = f(theta) - log det I(theta) / (2 n),  I = Hessian of the mean loss, n = sum_i w_i
 
-on the parameters that are centred over the classes: Jeffreys' prior, which takes away the bias of
-order 1 / n. The weights w are those that were given and not those of mean 1: an example of weight 2
-counts as two examples, and one of weight 0 as none. For small problems, since each step factors the
-(K - 1)(D + 1) information.
+on the parameters that are centred over the classes: Jeffreys' prior, which removes the bias of
+order 1 / n. The weights w are the original sample weights, not scaled to mean 1: an example of
+weight 2 counts as two examples, and one of weight 0 as none. Firth's method is for small problems,
+since each step factors the (K - 1)(D + 1) information.
 
-Where features are collinear the determinant is that among the directions that they have: I is 0
-along each u with X~ u = 0, and with N = sum_u u u^T over a basis of these
+If features are collinear, the determinant is taken on their span: I is 0 along each u with
+X~ u = 0, and with N = sum_u u u^T over a basis of these u
 
     det(I + N) = det(I on the span) det(Z^T N Z),  Z orthonormal along all u,
 
-of which the second factor is a constant. Float32 does not tell collinear features from nearly
-collinear ones: there such a fit is at the floor of the precision.
+where the second factor is a constant. Float32 cannot distinguish collinear features from nearly
+collinear ones: there such a fit ends at the precision floor.
 
 Source: D. Firth, "Bias reduction of maximum likelihood estimates" (1993).
 """
@@ -56,14 +56,14 @@ def _gradient(theta: Array, problem: Problem) -> Array:
 
 
 def _solve(theta: Array, problem: Problem, b: Array) -> Array:
-    """H^-1 b with the Hessian of f*; the information preconditions the solve."""
+    """H^-1 b with the Hessian of f*; the information is the preconditioner."""
     _, hvp = jax.linearize(lambda theta: _gradient(theta, problem), theta)
     scoring = _likelihood(problem).scoring(theta)
     return solve_within(centred, hvp, lambda g, size: scoring(g), b)
 
 
 class Firth(Solver):
-    """Newton's steps with the information for the Hessian, halved until they go down."""
+    """Newton's steps with the information in place of the Hessian, halved until f* decreases."""
 
     patience, rotates, takes_sparse, needs_optimum = 10, False, False, False
     condition = Stationarity(_gradient, _solve)
@@ -83,7 +83,7 @@ class Firth(Solver):
     def terminate(
         self, state: State, known: tuple[()], tol: Array
     ) -> tuple[State, tuple[Array, Array]]:
-        """The state, and f* and its gradient at its parameters."""
+        """The judged state, and f* and its gradient at its parameters."""
         current, gradient = jax.value_and_grad(self.likelihood.objective)(state.theta)
         gradient = centred(gradient)
         norm = relative_norm(gradient, self.bound)
@@ -113,7 +113,7 @@ class Firth(Solver):
         return state, ()
 
     def postprocess(self, state: State, known: tuple[()], tol: Array) -> tuple[State, Array]:
-        """The value is that of the objective, without the determinant."""
+        """Sets the value to the objective without the determinant."""
         logits = logits_at(self.problem, state.theta)
         return state._replace(value=value(self.problem, state.theta, logits)), logits
 
@@ -122,9 +122,9 @@ class _Likelihood(NamedTuple):
     """The functions of the penalised likelihood.
 
     Attributes:
-        objective: f*, but for a constant.
-        scoring: Fisher's, I^-1 gradient at some parameters.
-        unseen: the largest number where features may be collinear or nearly so, else 0.
+        objective: f*, up to a constant.
+        scoring: theta -> the function gradient -> I^-1 gradient at theta, as in Fisher scoring.
+        unseen: the largest number if features may be collinear or nearly so, else 0.
     """
 
     objective: Callable[[Array], Array]
@@ -133,9 +133,9 @@ class _Likelihood(NamedTuple):
 
 
 def _likelihood(problem: Problem) -> _Likelihood:
-    """Uses the information of standardised features, whose determinant differs by a constant."""
+    """The penalised likelihood; the standardised features change log det I only by a constant."""
     bound = gradient_bound(problem)
-    # Cast here: within a `shard_map` no linear solve takes a constant that varies less than b.
+    # In a `shard_map` a linear solve needs its constants to vary over the same axes as b.
     basis = varying(_contrasts(len(problem.targets), bound.dtype), axes_of(bound))
     weights = example_weights(problem.targets)
     mean, scale = _standardised.moments(problem, bound)
@@ -176,15 +176,15 @@ def _likelihood(problem: Problem) -> _Likelihood:
 
 
 def _collinear(gram: Array) -> tuple[Array, Array]:
-    """N of the features with this Gram matrix [D + 1, D + 1], and what may be unseen."""
+    """N for features with this Gram matrix [D + 1, D + 1], and `unseen` of `_Likelihood`."""
     dtype, diagonal = gram.dtype, jnp.diag(gram)
     eps = jnp.finfo(dtype).eps
-    # The others have a variance of 1.
+    # Features that vary have a variance of 1.
     varies = diagonal > jnp.square(64 * eps) * jnp.max(diagonal)
     unit = jnp.where(varies, lax.rsqrt(jnp.where(varies, diagonal, 1)), 0)
     eigenvalues, vectors = jnp.linalg.eigh(unit[:, None] * gram * unit[None])
     missing = eigenvalues <= ROUNDINGS * len(gram) * eps
-    # A feature that is constant is missing too, and that is seen.
+    # A constant feature is missing too, but is recognised by its diagonal entry.
     doubtful = (jnp.sum(missing) > jnp.sum(~varies)) & (dtype != np.float64)
     unseen = jnp.where(doubtful, jnp.finfo(dtype).max, 0).astype(dtype)
     vectors = jnp.where(missing[None], vectors, 0)
@@ -192,7 +192,7 @@ def _collinear(gram: Array) -> tuple[Array, Array]:
 
 
 def _contrasts(num_classes: int, dtype) -> Array:
-    """[K, K - 1], orthonormal columns that sum to 0 (Helmert's)."""
+    """Helmert contrasts [K, K - 1]: orthonormal columns that sum to 0."""
     rows = np.arange(1, num_classes)
     columns = np.triu(np.ones((num_classes, num_classes - 1))) - np.diag(rows, -1)[:, :-1]
     return jnp.asarray(columns / np.linalg.norm(columns, axis=0), dtype)

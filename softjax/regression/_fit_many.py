@@ -1,4 +1,4 @@
-"""fit_many: many fits to the same features, of several label sets, weights or penalties."""
+"""fit_many: many fits to the same features, with several sets of labels, weights or penalties."""
 
 from collections.abc import Callable
 from functools import partial
@@ -59,39 +59,41 @@ def fit_many(
     init: SoftmaxRegression | None = None,
     callback: Callable[[ManyEvent], bool | None] | None = None,
 ) -> FitResult:
-    """Fits many softmax regressions to the same features, in one go.
+    """Fits many softmax regressions to the same features at once.
 
         argmin sum_i w_bi loss_bi / sum_i w_bi + l2_b / 2 |kernel_b|^2    for every lane b
 
-    Labels, weights and penalties are those of all lanes or have a leading axis of B lanes, and one
-    of them has it at least. Each lane comes to what `fit` comes to. The features are multiplied
-    with the parameters of many lanes at once, and the preconditioner of Newton's steps is factored
-    once, at the optimum of the mean of the lanes' objectives, where they all start.
+    Each fit is a lane. Labels, weights and penalties are either shared by all lanes or have a
+    leading axis of B lanes; at least one of them has this axis. Each lane has the same optimum as
+    `fit`. The features are multiplied with the parameters of many lanes at once, and the
+    preconditioner of Newton's steps is factored once, at the optimum of the mean of the lanes'
+    objectives, where all lanes start.
 
-    Derivative: not the purpose; `fit` has it.
-    Edge cases: those of `fit`, lane by lane: one that is separated stops no other.
+    Derivative: not differentiable; `fit` is.
+    Edge cases: as in `fit`, for each lane: a separated lane does not stop the others.
 
     Args:
         features: real [N, D], finite, dense, BCOO or BCSR.
         labels: class indices, integer [N] or [B, N], or a distribution over the classes or counts
             of them, floating [N, K] or [B, N, K].
         l2: >= 0, the strength of the penalty, a scalar or [B].
-        penalty_factors: as `fit`, of all lanes.
-        fit_intercept: as `fit`, of all lanes.
-        tol: as `fit`; the gradient is relative to what it can be in the mean of the lanes.
-        max_steps: of each lane; None for more than enough.
-        num_classes: K, of all lanes; None for what the labels show.
-        sample_weights: real [N] or [B, N], >= 0, in no lane all 0.
+        penalty_factors: as in `fit`, for all lanes.
+        fit_intercept: as in `fit`, for all lanes.
+        tol: as in `fit`; the gradient is relative to its largest possible value for the mean of the
+            lanes.
+        max_steps: the limit of each lane; None for 200.
+        num_classes: K, for all lanes; None to take it from the labels.
+        sample_weights: real [N] or [B, N], >= 0, not all 0 in any lane.
         class_weights: real [K], >= 0.
-        offset: real [N, K], nats, of all lanes; as `fit`.
-        init: parameters to look for the common start from; None for zeros.
+        offset: real [N, K], nats, for all lanes; as in `fit`.
+        init: parameters at which the search for the common start begins; None for zeros.
         callback: called with a `ManyEvent` at the start and after every step; True stops.
 
     Returns:
         `FitResult` of arrays with a leading axis of B lanes.
 
     Raises:
-        TypeError, ValueError: as `fit`.
+        TypeError, ValueError: as in `fit`.
 
     Example:
         >>> import numpy as np, softjax
@@ -101,7 +103,7 @@ def fit_many(
         >>> fits.params.kernel.shape, fits.stop_reason
         ((3, 1, 2), ['converged', 'converged', 'converged'])
 
-    Source: as `fit`.
+    Source: as in `fit`.
     """
     x = features_array("features", features)
     named = "labels" if num_classes is None else "num_classes"
@@ -174,7 +176,7 @@ def _weights(sample_weights: ArrayLike | None, x: "Array | BCOO") -> Array | Non
 
 
 def _parted(lanes: Lane) -> tuple[Lane, Lane]:
-    """What all lanes share, and what each has of its own; None takes the place of the other."""
+    """The part that all lanes share and the stacked part; each has None for the other's entries."""
     floating = jnp.issubdtype(lanes.labels.dtype, jnp.floating)
     ranks = Lane(3 if floating else 2, 2, 1)
     is_stacked = [a is not None and a.ndim == rank for a, rank in zip(lanes, ranks, strict=True)]
@@ -197,7 +199,7 @@ def _middle(
 ) -> tuple[Array, Array]:
     """The mean of the weighted labels of all lanes, [N, K], and the median of their penalties, [1].
 
-    Labels that are out of range are left out: they are to make their own lane NaN and no other.
+    Labels out of range are left out: they must make only their own lane NaN.
     """
 
     def add(lane, total):

@@ -1,39 +1,39 @@
-"""The form in which a fit sees its data: its coordinates, its dimensions and its rows.
+"""How a fit transforms its data: the coordinates, the dimensions and the rows.
 
-**Coordinates.** A feature far from 0, as a year in float32, is rounded to steps that are no small
-part of what it varies by, and each product with it adds as much noise to the logits. Around a
-middle c nothing is rounded: x' = x - 1 c^T is exact where x is near c, and with it
+**Coordinates.** A feature far from 0, such as a year in float32, has a rounding error that is not
+small relative to its variation, and each product with it adds as much noise to the logits.
+Subtracting a middle c avoids this: x' = x - 1 c^T is exact where x is near c, and
 
     X kernel + bias = X' kernel + (bias + kernel^T c).
 
-The kernel, and with it every penalty, stays what it is. Dense features are shifted where their
-rounding would be felt, since x' is a copy of them. Sparse ones are shifted in the columns that
-store an entry for every example, so that no place is filled; columns with places that are empty
-keep what they store: their standard deviation is no smaller than their mean / N^(1/2).
+The kernel, and so every penalty, does not change. Dense features are shifted only if their rounding
+matters, since x' is a copy. Sparse features are shifted only in columns that store an entry for
+every example, so that the stored entries stay the same; the other columns do not need it: their
+standard deviation is no smaller than their mean / N^(1/2).
 
-On the way back the bias, of the size of kernel^T c, is rounded to the dtype. Where that alone costs
-more than the tolerance, the parameters are at the floor of the precision. A shift d of the bias
+At the end of the fit the bias, of the size of kernel^T c, is rounded to the dtype. If this alone
+costs more than the tolerance, the parameters are at the precision floor. A shift d of the bias
 raises the mean loss by no more than range(d)^2 / 8, half of the largest variance of d. Without an
-intercept no bias could take kernel^T c, and the features stay what they are.
+intercept no bias could absorb kernel^T c, and the features are not shifted.
 
 **Dimensions.** With fewer examples than features, every gradient lies in the span of the rows of X
-less their mean m, since its residuals sum to 0 over the examples. With the QR factorization
+minus their mean m, since its residuals sum to 0 over the examples. With the QR factorization
 (X - 1 m^T)^T = Q R,
 
     kernel = Q V,  X kernel + 1 bias^T = R^T V + 1 c^T,  c = bias + kernel^T m,
 
-and |kernel| = |V|, so that an l2 penalty stays what it is. The factorization is that of X and not
-of X X^T, which would square the condition number; and of X less its mean, which float32 could not
+and |kernel| = |V|, so that an l2 penalty does not change. The factorization is of X and not of
+X X^T, which would square the condition number; and of X minus its mean, which float32 could not
 subtract from the kernel afterwards.
 
 **Rows.** A program is compiled once for each shape, which takes a hundred times as long as a fit
-to a small table. So the rows are brought to a power of two, and no fewer than a pass over them is
-free of: the folds of a cross-validation, and tables of nearly any size, share one program. What is
-added are rows that are there already, of weight 0: no sum changes, nor any extreme, and the targets
-are those of the rows alone to the last bit, since w / N is multiplied with a power of two and
-divided by it. Data beyond LARGEST numbers stay as they are: their fits take longer than a
-compilation, and a copy of their features would take memory. So do those of fewer rows than half of
-the columns where the added rows would make them other than wide.
+to a small table. So the number of rows is increased to a power of two, and to at least as many rows
+as cost no time: the folds of a cross-validation, and tables of nearly any size, share one program.
+The added rows are copies of existing rows with weight 0: no sum and no extreme changes, and the
+targets stay the same to the last bit, since w / N is multiplied with a power of two and divided by
+it. Data with more than LARGEST numbers stay as they are: their fits take longer than a compilation,
+and a copy of their features would need memory. Wide data, with no more than half as many rows as
+columns, also stay as they are if the added rows would make them other than wide.
 """
 
 from dataclasses import replace
@@ -55,22 +55,22 @@ from softjax.regression._result import Status
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
-# Features are shifted where a rounding of their middle is more than this part of their spread.
+# Features are shifted if a rounding of their middle is more than this part of their spread.
 FELT = 1e-5
 # The middle and the spread are computed from this number of rows.
 ROWS = 65
-# Rows are added until the features and the logits have SMALLEST numbers, and to no data beyond
-# LARGEST.
+# Rows are added until the features and the logits have SMALLEST numbers, but not to data of more
+# than LARGEST numbers.
 SMALLEST, LARGEST = 2**16, 2**20
 FEWEST_ROWS, FEWEST_ENTRIES = 2**11, 2**12
 
 
 class Frame(NamedTuple):
-    """How the features were changed; a part is None where they were not.
+    """The transformation of the features; each part may be None.
 
     Attributes:
-        centre: c [D].
-        rotation: of the shifted features.
+        centre: c [D], None if the features are not shifted.
+        rotation: of the shifted features, None if they are not rotated.
     """
 
     centre: Any = None
@@ -78,7 +78,7 @@ class Frame(NamedTuple):
 
 
 def framed(data: Data, rotates: bool) -> tuple[Data, Frame]:
-    """The data in the coordinates of a fit, and these; rotated where `rotates` and it pays."""
+    """The data in the coordinates of a fit, and these; rotated if `rotates` and it saves time."""
     x, centre = data.features, None
     if data.constant is None or data.constant > 0:
         centre = centre_of(x, data.weights)
@@ -95,7 +95,7 @@ def centre_of(x: Any, weights: Any) -> Any:
         centre = _means_of_whole_columns(x)
     elif is_at_hand(x) and _checks.is_concrete(weights):
         known_weights = None if weights is None else np.asarray(weights)
-        # NumPy has nothing to compile.
+        # NumPy needs no compilation.
         centre = jnp.asarray(_far_middle(np, np.asarray(x), known_weights))
     else:
         centre = _far_middle(jnp, x, weights)
@@ -104,21 +104,21 @@ def centre_of(x: Any, weights: Any) -> Any:
 
 
 def inside(frame: Frame, params: SoftmaxRegression) -> SoftmaxRegression:
-    """The parameters of the features in the coordinates of `frame`."""
+    """The parameters in the coordinates of `frame`."""
     if frame.centre is not None:
         params = _moved(frame.centre, params)
     return params if frame.rotation is None else _into_basis(frame.rotation, params)
 
 
 def expand(frame: Frame, params: SoftmaxRegression) -> SoftmaxRegression:
-    """The parameters of the features that are only shifted; of a stack of fits too."""
+    """The parameters without the rotation of `frame`, for one fit or a stack of fits."""
     return params if frame.rotation is None else _out_of_basis(frame.rotation, params)
 
 
 def outside(centre: Any, params: SoftmaxRegression) -> tuple[SoftmaxRegression, Any]:
-    """The parameters of the features before the shift, and what rounding moved each bias by.
+    """The parameters of the features before the shift, and the rounding error of each bias.
 
-    Of a stack of fits too. Where the numbers are known, the bias is rounded once, at the end;
+    For one fit or a stack of fits. If the numbers are known, the bias is rounded once, at the end;
     within a trace the second result is a bound.
     """
     kernel, bias = params
@@ -137,7 +137,7 @@ def outside(centre: Any, params: SoftmaxRegression) -> tuple[SoftmaxRegression, 
 
 
 def status_outside(status: Any, moved: Any, value: Any, tol: Any) -> Any:
-    """The status of parameters whose biases were `moved` by rounding; `value` as in `State`."""
+    """The status after the biases were `moved` by rounding; `value` is as in `State`."""
     cost = jnp.square(jnp.max(moved, -1) - jnp.min(moved, -1)) / 8
     lost = (status == Status.CONVERGED) & (cost > tol * jnp.maximum(value, tol))
     return jnp.where(lost, Status.PRECISION_FLOOR, status).astype(jnp.int32)
@@ -145,7 +145,7 @@ def status_outside(status: Any, moved: Any, value: Any, tol: Any) -> Any:
 
 @jax.jit
 def less(x: Any, centre: Array) -> Any:
-    """The features less `centre`, sparse ones where they store an entry."""
+    """The features minus `centre`, which of sparse features changes only the stored entries."""
     return with_data(x, x.data - column_of(x, centre)) if is_sparse(x) else x - centre[None]
 
 
@@ -158,7 +158,7 @@ def _moved(centre: Array, params: SoftmaxRegression) -> SoftmaxRegression:
 def _far_middle(xp: Any, x: Any, weights: Any) -> Any:
     """A middle of each dense feature that is far from 0, and 0 for the others, [D].
 
-    `xp` is NumPy or the NumPy of JAX. A few rows, such as those of a sentinel, change no median.
+    `xp` is NumPy or `jax.numpy`. A few outliers, such as sentinel values, do not change a median.
     """
     counted = xp.ones(len(x), bool) if weights is None else weights > 0
     places = xp.argsort(~counted)  # rows without weight come last
@@ -167,7 +167,7 @@ def _far_middle(xp: Any, x: Any, weights: Any) -> Any:
     low, middle, high = (rows[int(part * (ROWS - 1))] for part in (0.2, 0.5, 0.8))
     spread, felt = high - low, xp.finfo(x.dtype).eps * xp.abs(middle) / FELT
 
-    # A feature that is constant but for a few examples varies by as much as these are away.
+    # The spread of a feature that is constant except in a few examples is their distance.
     constant = (spread == 0) & (felt > 0)
     if xp is np:
         away = x[:, constant] - middle[constant]
@@ -180,18 +180,18 @@ def _far_middle(xp: Any, x: Any, weights: Any) -> Any:
 
 @jax.jit
 def _means_of_whole_columns(x: "BCOO") -> Array:
-    """About the mean of each column that stores all its places, and 0 for the others, [D]."""
+    """The approximate mean of each column that stores all its entries, else 0, [D]."""
     examples, width = x.shape
     whole = stored_mass(x, jnp.ones(examples, jnp.int32)) == examples
     centre = jnp.zeros(width, x.dtype)
-    for _ in range(2):  # the second sum is one of small numbers, and so is accurate
+    for _ in range(2):  # the second sum has small terms, and so it is accurate
         sums = jnp.zeros(width, x.dtype).at[x.indices[:, 1]].add(less(x, centre).data, mode="drop")
         centre = centre + jnp.where(whole, sums / examples, 0)
     return centre
 
 
 class Rotation(NamedTuple):
-    """Q as LAPACK keeps it, Householder's vectors [D, N] and their factors [N], and m [D]."""
+    """Q as in LAPACK, with Householder vectors [D, N] and their factors [N], and m [D]."""
 
     reflectors: Array
     factors: Array
@@ -199,14 +199,14 @@ class Rotation(NamedTuple):
 
 
 def is_wide(examples: int, width: int) -> bool:
-    """Whether there are so few examples that N dimensions do."""
+    """Whether there are so few examples that a fit in N dimensions is worthwhile."""
     return 2 * examples <= width
 
 
 def _rotation_pays(data: Data) -> bool:
-    """Whether N dimensions are worth the factorization, of 2 N^2 D operations.
+    """Whether a fit in N dimensions is worth the factorization, of 2 N^2 D operations.
 
-    Penalty factors do not turn with the features.
+    Penalty factors belong to single features and exclude a rotation.
     """
     x = data.features
     return data.factors is None and is_wide(*x.shape) and len(x) < LARGEST_FACTOR
@@ -214,13 +214,13 @@ def _rotation_pays(data: Data) -> bool:
 
 @jax.jit
 def _rotate(features: Array, constant: Array | None) -> tuple[Array, Rotation]:
-    """R^T [N, N], the features in N dimensions, and the way back; m = 0 without an intercept."""
+    """R^T [N, N], the features in N dimensions, and the rotation; m = 0 without an intercept."""
     mean = jnp.mean(features, 0)
     mean = mean if constant is None else constant * mean
     transposed, factors = jnp.linalg.qr((features - mean[None]).T, mode="raw")  # pyright: ignore
     reflectors = transposed.T
     r = jnp.triu(reflectors[: len(factors)])
-    # Where examples are collinear, rows of R are rounding: no feature to be standardised.
+    # If examples are collinear, some rows of R are only rounding and must not be standardised.
     size = jnp.linalg.norm(r, axis=1, keepdims=True)
     r = jnp.where(size > len(r) * jnp.finfo(r.dtype).eps * jnp.max(size), r, 0)
     return r.T, Rotation(reflectors, factors, mean)
@@ -228,7 +228,7 @@ def _rotate(features: Array, constant: Array | None) -> tuple[Array, Rotation]:
 
 @jax.jit
 def _into_basis(rotation: Rotation, params: SoftmaxRegression) -> SoftmaxRegression:
-    """V = Q^T kernel: of a kernel outside of the span, the part inside."""
+    """V = Q^T kernel: the part of the kernel within the span."""
     q, mean = rotation[:2], rotation.mean
     kernel = lax.linalg.ormqr(*q, params.kernel, transpose=True)[: len(rotation.factors)]
     return SoftmaxRegression(kernel, params.bias + mean @ params.kernel)
@@ -236,7 +236,7 @@ def _into_basis(rotation: Rotation, params: SoftmaxRegression) -> SoftmaxRegress
 
 @jax.jit
 def _out_of_basis(rotation: Rotation, params: SoftmaxRegression) -> SoftmaxRegression:
-    """kernel = Q V, of every kernel of a stack in one product."""
+    """kernel = Q V, in one product for all kernels of a stack."""
     q, mean = rotation[:2], rotation.mean
     rank, *stack = jnp.moveaxis(params.kernel, -2, 0).shape
     columns = jnp.moveaxis(params.kernel, -2, 0).reshape(rank, -1)
@@ -247,9 +247,9 @@ def _out_of_basis(rotation: Rotation, params: SoftmaxRegression) -> SoftmaxRegre
 
 
 def in_bucket(data: Data, copies: int = 1) -> Data:
-    """The data with as many rows of weight 0 as bring them to a usual shape.
+    """The data with added rows of weight 0, so that data of many sizes have the same shape.
 
-    There are `copies` of the logits: one for each of the fits that are made at once.
+    There are `copies` of the logits: one for each of the fits that run at once.
     """
     x, (examples, width) = data.features, data.features.shape
     row_logits = copies * data.num_classes
@@ -265,7 +265,7 @@ def in_bucket(data: Data, copies: int = 1) -> Data:
     size = max(_power_of_two(examples), least)
     if is_wide(examples, width) != is_wide(size, width):
         return data
-    places = np.arange(size) % examples  # rows that are there, so that no extreme changes
+    places = np.arange(size) % examples  # copies of existing rows, so that no extreme changes
     weights = np.ones(examples, x.dtype) if data.weights is None else np.asarray(data.weights)
     padded = np.zeros(size, x.dtype)
     padded[:examples] = weights / x.dtype.type(examples) * size
@@ -286,12 +286,12 @@ def _power_of_two(number: int) -> int:
 
 
 def _taken(x: Any, places: np.ndarray) -> Array:
-    # NumPy has nothing to compile.
+    # NumPy needs no compilation.
     return jnp.asarray(np.asarray(x)[places]) if is_at_hand(x) else x[places]
 
 
 def _with_entries(x: "BCOO", size: int) -> "BCOO":
-    """`x` with `size` rows. New rows are empty, and new entries lie outside of the matrix."""
+    """`x` with `size` rows. The new rows are empty, and the new entries are out of bounds."""
     entries = max(_power_of_two(x.nse), FEWEST_ENTRIES)
     shape = (size, x.shape[1])
     data, indices = np.zeros(entries, x.dtype), np.full((entries, 2), shape, np.int32)

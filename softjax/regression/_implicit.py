@@ -4,10 +4,10 @@ At the optimum F(theta, problem) = gradient of the objective = 0, so that
 
     H d theta = -(dF / d problem) d problem.
 
-One rule serves every solver: it says what F is, and how to solve with H = dF / d theta. H is
+Every solver uses the same rule, with its own F and its own solve with H = dF / d theta. H is
 symmetric, so that the solve, by preconditioned conjugate gradients, is its own transpose and serves
 both modes. With l1 the same holds among the entries of the kernel that are not 0, where F contains
-l1 sign(theta); the other entries stay at 0, unless they are just about to leave it.
+l1 sign(theta); the other entries stay at 0, except at the points where they are about to leave it.
 """
 
 from collections.abc import Callable
@@ -37,11 +37,11 @@ CG_STEPS = 1000
 
 
 class Stationarity(NamedTuple):
-    """What an optimum fulfils, as functions that know no data.
+    """The condition of an optimum, as functions that hold no data.
 
     Attributes:
-        gradient: of (theta, problem): F [K, D + 1], which is 0 at the optimum.
-        solve: of (theta, problem, b): H^-1 b, with H = dF / d theta.
+        gradient: (theta, problem) -> F [K, D + 1], which is 0 at the optimum.
+        solve: (theta, problem, b) -> H^-1 b, with H = dF / d theta.
     """
 
     gradient: Callable[[Array, Problem], Array]
@@ -50,7 +50,7 @@ class Stationarity(NamedTuple):
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def stationary(condition: Stationarity, theta: Array, problem: Problem) -> Array:
-    """`theta`, known to fulfil the condition, as a function of the problem."""
+    """`theta`, which satisfies the condition, as a differentiable function of the problem."""
     return theta
 
 
@@ -64,7 +64,7 @@ def _stationary_jvp(condition, primals, tangents):
 
 
 def gradient(theta: Array, problem: Problem) -> Array:
-    """The gradient of the objective; that of a penalty with a corner is 0 at the corner."""
+    """The gradient of the objective, where the gradient of |x| at 0 is 0."""
     smooth = gradient_of_loss(problem, logits_at(problem, theta))
     smooth += problem.l2 * penalised(problem, theta)
     return smooth + corner_gradient(theta, problem)
@@ -98,15 +98,15 @@ def solve(
     p: Array,
     b: Array,
     inside: Callable[[Array], Array] = centred,
-    beside: Callable[[Array], Array] = jnp.zeros_like,
+    common: Callable[[Array], Array] = jnp.zeros_like,
     tol: Array | float = 0.0,
     bend: Callable[[Array], Array] = jnp.zeros_like,
 ) -> Array:
     """H^-1 b on the parameters that `inside` projects to, the identity on the others.
 
-    `beside` preconditions directions that the classes share, which the preconditioner does not
-    know. The residual is `tol` times the first one, or rounding. `bend` is the Hessian of penalties
-    that are not quadratic.
+    `common` preconditions directions that all classes have in common, which the preconditioner
+    projects out. The relative residual is `tol`, or the rounding if that is larger. `bend`
+    multiplies a vector with the Hessian of the penalties that are not quadratic.
     """
 
     def hvp(v):
@@ -117,7 +117,7 @@ def solve(
     preconditioner = _preconditioner.build(empty, s, example_weights(problem.targets), p)
 
     def precondition(g, size):
-        return _preconditioner.precondition(s, preconditioner, g, size) + beside(g)
+        return _preconditioner.precondition(s, preconditioner, g, size) + common(g)
 
     return solve_within(inside, hvp, precondition, b, tol)
 
@@ -129,9 +129,9 @@ def solve_within(
     b: Array,
     tol: Array | float = 0.0,
 ) -> Array:
-    """H^-1 b on what `inside` projects to, b beside it, by conjugate gradients.
+    """H^-1 b on the space that `inside` projects to, b outside of it, by conjugate gradients.
 
-    `precondition` takes a gradient and the size of b, and gives the inverse of the preconditioner
+    `precondition` takes a gradient and the size of b, and returns the inverse of the preconditioner
     times the gradient.
     """
 

@@ -1,11 +1,11 @@
-"""The direction of L-BFGS in the compact form, preconditioned.
+"""The direction of L-BFGS, preconditioned, in the compact form.
 
-With the last m steps S, the changes of the gradient Y, and U = M^-1 Y, where the preconditioner M
-is the first Hessian, R the upper triangle of S Y^T and E its diagonal,
+S holds the last m steps, Y the changes of the gradient, and U = M^-1 Y, where the preconditioner M
+is the initial Hessian. With the upper triangle R of S Y^T and its diagonal E,
 
     H^-1 g ~ M^-1 g + [S; U]^T [[R^-T (E + Y U^T) R^-1, -R^-T], [-R^-1, 0]] [S; U] g
 
-Two small triangular solves and four products take the place of two loops over the memory.
+Two small triangular solves and four products replace the two loops over the memory.
 
 Source: R. H. Byrd, J. Nocedal and R. B. Schnabel, "Representations of quasi-Newton matrices and
 their use in limited memory methods" (1994), theorem 2.2.
@@ -34,11 +34,11 @@ LENGTH = 10
 
 
 class Memory(NamedTuple):
-    """The last LENGTH steps, oldest first; rows of zeros before there are as many.
+    """The last LENGTH steps, oldest first; rows of zeros if there were fewer steps.
 
     Attributes:
         preconditioner: M.
-        theta, gradient: of the step before, [K, D + 1].
+        theta, gradient: at the step before, [K, D + 1].
         steps, changes, images: S, Y and U, [LENGTH, K (D + 1)].
     """
 
@@ -87,7 +87,7 @@ def lbfgs(
         preconditioner = _preconditioner.build(memory.preconditioner, s, weights, p)
         return preconditioner, jax.vmap(lambda y: precondition(preconditioner, y))(memory.changes)
 
-    # Early, where the first step may lead far, and again while the probabilities settle.
+    # At the first steps, which may be long, and a few times more while the probabilities settle.
     preconditioner, images = cond(
         (step == 0) | (step == 1) | (step == 4) | (step == 16) | (step == 64),
         refreshed,
@@ -117,7 +117,7 @@ def _inverse_hessian(
     products = steps @ changes.T
     e = jnp.diag(products)
     r = jnp.triu(products) + jnp.diag(jnp.where(e > 0, 0, 1).astype(e.dtype))
-    # The preconditioner has the right shape; its size is measured along the last step.
+    # The scale of the preconditioner is estimated along the last step.
     last = jnp.vdot(changes[-1], images[-1])
     size = jnp.where(last > 0, e[-1] / jnp.where(last > 0, last, 1), 1)
     a, b = steps @ gradient, size * (images @ gradient)

@@ -20,10 +20,10 @@ from softjax.regression._objective import Point, softmax_hvp
 from softjax.regression._standardised import Standardised
 
 CG_STEPS = 250
-# The jitter of a factor, in roundings, is more than the factor is off by.
+# The jitter of a factor, in roundings, is larger than the error of the factor.
 JITTER = 100
-# The relative residual of a direction, in the norm of the preconditioner. It is rough at first, so
-# that no work goes into directions far from the optimum, and becomes finer with the gradient.
+# The bounds of the relative residual of a direction, in the norm of the preconditioner. It is rough
+# far from the optimum, to save work there, and becomes finer as the gradient becomes smaller.
 ROUGH, FINE = 0.25, 1e-3
 
 
@@ -31,7 +31,7 @@ def truncated(
     s: Standardised, weights: Array, p: Array, point: Point, norm: Array, precondition: Callable
 ) -> tuple[Array, Array]:
     """Newton's direction -H^-1 g at a point, and the number of products with the features."""
-    # Where the features are collinear, rounding is all of the curvature: this ridge is more.
+    # If features are collinear, the curvature is only rounding: this ridge is larger.
     ridge = s.ridge + s.rounding * point.uncertainty.astype(s.ridge.dtype)
 
     def hvp(v):
@@ -43,7 +43,7 @@ def truncated(
 
         return by_examples(curved, weights, s.features, p) + ridge[None] * v
 
-    # The norm scales the gradient to what float32 can hold. It is 0 in a lane that is done.
+    # Divided by its norm, float32 can hold the gradient. The norm is 0 in a finished lane.
     size = jnp.where(norm > 0, norm, 1)
     g = (_standardised.to_standard(s.mean, s.scale, point.gradient) / size).astype(s.ridge.dtype)
     tolerance = jnp.clip(3 * jnp.sqrt(norm).astype(s.ridge.dtype), FINE, ROUGH)
@@ -56,7 +56,7 @@ def conjugate_gradients(
 ) -> tuple[Array, Array]:
     """x with H x = b, and the number of steps.
 
-    `precondition` is the inverse of the preconditioner. The iteration ends where the residual, in
+    `precondition` is the inverse of the preconditioner. The iteration ends once the residual, in
     the norm of the preconditioner, is `tol` times the first one, or after `limit` steps.
     """
     z = precondition(b)
@@ -82,9 +82,9 @@ def conjugate_gradients(
 
 
 def hessian(gram: Callable[[Array], Array], weights: Array, p: Array, ridge: Array) -> Array:
-    """[K, D, K, D]: blocks -X^T diag(w p_k p_j) X, and ridge less their sum in the place k = j.
+    """The Hessian [K, D, K, D] of blocks -X^T diag(w p_k p_j) X; ridge minus their sum if k = j.
 
-    `gram` is of u, X^T diag(u) X.
+    `gram` is the function u -> X^T diag(u) X.
     """
     num_classes, width = len(p), len(ridge)
     rows, columns = np.triu_indices(num_classes, 1)
@@ -104,26 +104,26 @@ def hessian(gram: Callable[[Array], Array], weights: Array, p: Array, ridge: Arr
 def factored_hessian(s: Standardised, weights: Array, p: Array) -> tuple[Array, Array]:
     """`factor` of the Hessian [K (D + 1), K (D + 1)].
 
-    All-ones over the classes is no direction: the curvature there is made that of the others.
+    The curvature along the vector of ones over the classes, which is 0, is set to the mean one.
     """
     h = hessian(partial(_standardised.gram, s), weights, p, s.ridge)
     num_classes, width = h.shape[:2]
-    # Without an intercept the bias has neither curvature nor gradient: 1 keeps the factor regular.
+    # Without an intercept the bias has no curvature and no gradient: 1 makes the factor regular.
     unit = (1 - s.constant).astype(h.dtype) * jnp.eye(num_classes, dtype=h.dtype)
     h = h.at[:, -1, :, -1].add(unit)
     mean = jnp.mean(jnp.einsum("kdkd->kd", h), 0)
     h = (h + jnp.diag(mean)[None, :, None] / num_classes).reshape(num_classes * width, -1)
-    # The size of the bias, which no ridge holds.
+    # The curvature of the bias, which has no ridge.
     return factor(h, jnp.tile(s.rounding, num_classes), mean[-1])
 
 
 def factor(
     h: Array, rounding: Array | None = None, size: Array | None = None
 ) -> tuple[Array, Array]:
-    """L and u with L L^T = diag(u) h diag(u) of unit diagonal, and a little more of it.
+    """L and u with L L^T = diag(u) h diag(u) + jitter, where diag(u) h diag(u) has unit diagonal.
 
-    More than h is off by, relative: by `rounding` [D], or that of its dtype. `size` is that of a
-    curvature without a ridge; None for the mean of the diagonal.
+    The jitter is larger than the relative error of h: `rounding` [D], or that of the dtype if None.
+    `size` is the size of a curvature without a ridge; None for the mean of the diagonal.
     """
     diagonal = jnp.diag(h)
     eps = jnp.finfo(h.dtype).eps

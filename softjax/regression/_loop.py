@@ -1,16 +1,16 @@
-"""The loop that every solver runs in: look at the point, then stop, or take a step and go on.
+"""The loop that every solver runs in: judge the point, then stop or take the next step.
 
-A solver says four things, and a loop of Newton's steps, of proximal steps or of any others is made
-of them:
+A solver defines four methods, from which the loop is built for Newton's steps, proximal steps and
+all others. `known` is what the solver has computed at the parameters, such as their logits:
 
-    init        what is known at the parameters that the loop starts from
-    terminate   the state with what is found at its parameters, and the status that follows
-    step        the next parameters, and what is known there
-    refresh     what is known at the parameters, computed anew: for a solver that adds up steps
+    init        the state and `known` at the parameters at which the loop starts
+    terminate   the state with the objective and gradient at its parameters, and its status
+    step        the next state and `known`
+    refresh     `known` computed again from the parameters, for a solver that sums it over steps
 
-An end is confirmed: where sums over steps say that a solver has converged, what is known is
-computed anew and looked at once more. One program runs a fit in chunks, for a caller that looks on,
-or to its end.
+An end is confirmed: if a solver has converged according to sums over steps, `known` is computed
+again and judged once more. One program runs a fit either in chunks, with events between them, or to
+its end.
 
 Source: J. Rader, T. Lyons and P. Kidger, "Optimistix: modular optimisation in JAX and Equinox"
 (2024), whose solvers have the same parts.
@@ -33,25 +33,26 @@ from softjax.regression._result import Status
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
-# What the loop does at a point: it stops, computes what is known anew, or takes a step.
+# The choices of the loop at a point: stop, compute `known` again, or take a step.
 STOP, REFRESH, STEP = range(3)
 
 
 class Solver(ABC):
-    """A way to the optimum of one problem. `__init__` computes what is the same at every step.
+    """A method for the optimum of one problem. `__init__` computes what does not change per step.
 
     Attributes:
-        problem: what is solved.
-        bound: what each entry of its gradient can be at most, `gradient_bound`.
-        max_steps: more steps than any problem needs.
+        problem: the problem to solve.
+        bound: `gradient_bound`, the largest possible entries of its gradient.
+        max_steps: the default limit of the steps.
         chunk: the number of steps between two events.
-        patience: so many steps in turn without a smaller objective or gradient are rounding.
-        rotates: whether N dimensions do where N < D, as they do for an l2 penalty.
+        patience: after this many steps in a row without a smaller objective or gradient the fit is
+            at the precision floor.
+        rotates: whether a fit with N < D may run in N dimensions, as an l2 penalty allows.
         takes_sparse: whether features may be BCOO.
-        needs_optimum: whether there is nothing to find where the classes are separated.
-        by_newton: whether the last step is Newton's, which says how much is left.
-        condition: what the optimum fulfils, for its derivative.
-        refresh: of (state, known), as above; None where no step leaves a rounding behind.
+        needs_optimum: whether the solver finds no optimum if the classes are separated.
+        by_newton: whether the steps are Newton's, which predict the remaining decrease.
+        condition: the condition of the optimum, for its derivative.
+        refresh: (state, known) -> the same, as above; None if no rounding errors add up over steps.
     """
 
     max_steps: ClassVar[int] = 200
@@ -74,25 +75,25 @@ class Solver(ABC):
 
     @staticmethod
     def memory(features: "Array | BCOO", theta: Any) -> Any:
-        """What the solver remembers before the first step, in NumPy, which compiles nothing."""
+        """The solver's own state before the first step, in NumPy, so that nothing is compiled."""
         return ()
 
     @staticmethod
     def objective(problem: Problem, theta: Array) -> Array:
-        """The function that the solver makes small."""
+        """The function that the solver minimises."""
         return objective(problem, theta)
 
     @abstractmethod
     def init(self, state: State) -> tuple[State, Any]:
-        """The state at the start of the loop, and what is known there."""
+        """The state at the start of the loop, and `known`."""
 
     @abstractmethod
     def terminate(self, state: State, known: Any, tol: Array) -> tuple[State, Any]:
-        """The state with what is found at its parameters, and what a step needs of it."""
+        """The judged state, and the quantities at its parameters that a step needs."""
 
     @abstractmethod
     def step(self, state: State, known: Any, here: Any) -> tuple[State, Any]:
-        """The state after a step from the point that `terminate` has looked at."""
+        """The state and `known` after a step from the point that `terminate` has judged."""
 
     def postprocess(self, state: State, known: Any, tol: Array) -> tuple[State, Array]:
         """The state after the loop, and its logits."""
@@ -100,7 +101,7 @@ class Solver(ABC):
 
 
 def advance(solver: Solver, tol: Array, state: State, stop: Array) -> tuple[State, Array]:
-    """Runs until step `stop` or until the status says so: the state and its logits."""
+    """Runs until step `stop` or until the fit ends: the state and its logits."""
     refresh: Any = solver.refresh
 
     def body(carry):

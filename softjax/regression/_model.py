@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class SoftmaxRegression(NamedTuple):
     """The parameters of a softmax regression, a pytree.
 
-    The parametrisation is the redundant one: a vector added to every column of the kernel changes
+    The parametrisation is redundant: adding the same vector to every column of the kernel changes
     no probability.
 
     Attributes:
@@ -58,7 +58,7 @@ def init(num_features: int, num_classes: int, dtype: DTypeLike | None = None) ->
         Array([0., 0., 0.], dtype=float32)
     """
     dtype = jax.dtypes.canonicalize_dtype(float) if dtype is None else dtype
-    # Placed, not computed: there is nothing to compile.
+    # Arrays of NumPy are only transferred: nothing has to be compiled.
     kernel, bias = np.zeros((num_features, num_classes), dtype), np.zeros(num_classes, dtype)
     return SoftmaxRegression(*jax.device_put((kernel, bias)))
 
@@ -72,15 +72,15 @@ def logits(
 
     Args:
         params: kernel [D, K] and bias [K].
-        features: real [..., D], computed with in the dtype of the kernel; or BCOO or BCSR [N, D].
-        offset: real, broadcasts to [..., K], nats, what the fit was given; None for zeros.
+        features: real [..., D], cast to the dtype of the kernel; or BCOO or BCSR [N, D].
+        offset: real, broadcasts to [..., K], nats, as the fit was given it; None for zeros.
 
     Returns:
         [..., K], nats, in the dtype of the kernel.
 
     Raises:
-        TypeError, ValueError: `features` is not a real array whose last axis has size D; an offset
-            that is not real or does not broadcast to the result.
+        TypeError, ValueError: `features` is not a real array whose last axis has size D, or
+            `offset` is not real or does not broadcast to the result.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -96,18 +96,18 @@ def logits(
 def predict(
     params: SoftmaxRegression, features: "Features", *, offset: ArrayLike | None = None
 ) -> Array:
-    """The most probable class; the first of them where several are.
+    """The most probable class; the first one in case of a tie.
 
     Args:
         params: kernel [D, K] and bias [K].
-        features: as `logits`.
-        offset: as `logits`.
+        features: as in `logits`.
+        offset: as in `logits`.
 
     Returns:
         int32 [...], class indices.
 
     Raises:
-        TypeError, ValueError: as `logits`.
+        TypeError, ValueError: as in `logits`.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -127,14 +127,14 @@ def predict_proba(
 
     Args:
         params: kernel [D, K] and bias [K].
-        features: as `logits`.
-        offset: as `logits`.
+        features: as in `logits`.
+        offset: as in `logits`.
 
     Returns:
         [..., K], rows that sum to 1, in the dtype of the kernel.
 
     Raises:
-        TypeError, ValueError: as `logits`.
+        TypeError, ValueError: as in `logits`.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -148,20 +148,20 @@ def predict_proba(
 def predict_log_proba(
     params: SoftmaxRegression, features: "Features", *, offset: ArrayLike | None = None
 ) -> Array:
-    """The log-probabilities of the classes, accurate where a probability is near 0 or near 1.
+    """The log-probabilities of the classes, accurate also for probabilities near 0 or 1.
 
         log p_k = z_k - logsumexp(z)
 
     Args:
         params: kernel [D, K] and bias [K].
-        features: as `logits`.
-        offset: as `logits`.
+        features: as in `logits`.
+        offset: as in `logits`.
 
     Returns:
         [..., K], nats, in the dtype of the kernel.
 
     Raises:
-        TypeError, ValueError: as `logits`.
+        TypeError, ValueError: as in `logits`.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -188,19 +188,18 @@ def objective(
         f = sum_i w_i loss_i / sum_i w_i + l2 / 2 |kernel|^2,  loss_i = -sum_k c_k y_ik log p_ik
 
     The bias is not penalised. scikit-learn's C is 1 / (l2 sum_i w_i) for more than two
-    classes, and 2 / (l2 sum_i w_i) for two. Class weights c scale the losses
-    and leave the divisor as it is.
+    classes, and 2 / (l2 sum_i w_i) for two. Class weights c scale the losses but not the divisor.
 
     Derivative: kernel: X^T G + l2 kernel; bias: sum of the rows of G, with G_i = w_i / sum(w) *
         (p_i sum_k c_k y_ik - c y_i). Convex in `params`. Both modes, any order.
-    Edge cases: all weights 0: the penalty alone.
+    Edge cases: if all weights are 0, the result is the penalty alone.
 
     Args:
         params: kernel [D, K] and bias [K].
         features: real [N, D], dense, BCOO or BCSR.
         labels: class indices, integer [N], or a distribution over the classes, floating [N, K].
-        l2: >= 0, the strength of the penalty, a scalar, or [D]: one for each feature, as that of a
-            fit times its penalty factors.
+        l2: >= 0, the strength of the penalty: a scalar, or one for each feature [D], which is the
+            l2 of a fit times its penalty factors.
         sample_weights: real [N], >= 0; None for equal weights.
         class_weights: real [K], >= 0; None for equal weights.
         offset: real [N, K], nats; None for zeros.

@@ -2,8 +2,8 @@
 
     d = -H^-1 g
 
-A direction needs no more digits than float32 has: the gradient of the next step, which has all of
-them, corrects what it misses.
+A direction in float32 is precise enough: the gradient of the next step, in full precision, corrects
+its error.
 
 Source: J. Nocedal and S. J. Wright, "Numerical Optimization" (2006), algorithms 7.1 and 3.2.
 """
@@ -47,7 +47,7 @@ class NewtonCG(Descent):
 
 
 class PreciseNewtonCG(NewtonCG):
-    """Newton-CG for features that float32 does not tell apart."""
+    """Newton-CG with directions in the dtype of the fit, for nearly collinear features."""
 
     precise = True
 
@@ -57,7 +57,7 @@ class PreciseNewtonCG(NewtonCG):
 
 
 class Newton(Descent):
-    """Newton's direction by a Cholesky factor; its memory is the smallest pivot, relative."""
+    """Newton's direction by a Cholesky factor; its memory is the smallest relative pivot."""
 
     takes_sparse = False
 
@@ -69,7 +69,7 @@ class Newton(Descent):
         return newton(self.problem, self.standardised, here, state.norm)
 
     def unseen(self, memory: Array, gradient: Array) -> Array:
-        """The largest number where the Hessian is singular but for what was added to factor it."""
+        """The largest number if the Hessian without its jitter may be singular; else 0."""
         eps = jnp.finfo(memory.dtype).eps
         blurred = memory * _preconditioner.BLURRED < JITTER * eps
         return jnp.where(blurred, jnp.finfo(gradient.dtype).max, 0).astype(gradient.dtype)

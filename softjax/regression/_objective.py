@@ -3,16 +3,16 @@
     f(theta) = sum_ik q_ik (-log p_ik) + l2 / 2 sum_j f_j |kernel_j|^2 + l1 sum_j f_j |kernel_j|_1
                                        + l1_rows sum_j f_j |kernel_j|_2,     p_i = softmax(z_i).
 
-kernel_j [K] is what feature j adds to the classes, and f_j its penalty factor, which is 1 unless
-the caller gives another. theta [K, D + 1] holds the transposed kernel and, in its last column, the
-bias: the parameters of the features x~ = (x, c) with the constant c = 1. A model without an
-intercept has c = 0: all formulas hold, the gradient of the bias is 0, and the bias stays at the 0
-that it starts from. An offset o_i, which is known, is a part of the logits:
+kernel_j [K] is the row of feature j in the kernel, and f_j its penalty factor, 1 unless the caller
+gives another one. theta [K, D + 1] holds the transposed kernel and, in its last column, the bias:
+the parameters of the features x~ = (x, c) with the constant c = 1. A model without an intercept has
+c = 0: all formulas hold, the gradient of the bias is 0, and the bias stays at its initial 0. A
+known offset o_i is a part of the logits:
 
     z_i = theta x~_i + o_i
 
-Labels and weights of every kind become targets, with the sample weights w, the class weights c and
-the labels y as a distribution over the classes:
+Labels and weights of every kind are combined into targets, from the sample weights w, the class
+weights c and the labels y as a distribution over the classes:
 
     q_ik = w_i c_k y_ik / sum_i w_i
 
@@ -53,11 +53,11 @@ class Data:
         class_weights: [K]; None for ones.
         l2: scalar.
         l1: scalar.
-        count: the sum of the sample weights as they were given; None for N.
+        count: the sum of the original sample weights; None for N.
         constant: 1, or 0 without an intercept; None for 1.
-        offset: [K, N], a part of the logits that is known; None for zeros.
-        factors: [D], what the penalties of each feature are multiplied with; None for ones.
-        l1_rows: scalar, of the Euclidean norms over the classes; None for 0.
+        offset: [K, N], the known part of the logits; None for zeros.
+        factors: [D], multiply the penalties of each feature; None for ones.
+        l1_rows: scalar, multiplies the Euclidean norms over the classes; None for 0.
     """
 
     num_classes: int = field(metadata={"static": True})
@@ -75,14 +75,14 @@ class Data:
 
 
 class Problem(NamedTuple):
-    """The problem that a solver solves: it makes the objective of `_objective` small.
+    """The problem that a solver solves: the minimum of the objective above.
 
     Attributes:
         features: [N, D], dense or BCOO.
         targets: q [K, N], >= 0; their sum over the classes is the weight of an example.
         l2: scalar >= 0.
         l1: scalar >= 0.
-        count: what the targets are divided by, as a number of examples.
+        count: the number of examples, or sum of weights, by which the targets are divided.
         constant: c, 1 or 0.
         offset: [K, N], or None.
         factors: [D], or None.
@@ -106,12 +106,12 @@ class Problem(NamedTuple):
 
 
 def problem_of(data: Data) -> Problem:
-    """Labels and weights as targets; NaN at a class index out of range."""
+    """The problem of `data`, with labels and weights as targets; NaN if a class is out of range."""
     return with_targets(data, _weighted_labels(data) / len(data.labels))
 
 
 def with_targets(data: Data, targets: Array) -> Problem:
-    """The problem of all that `data` has but for its labels and weights."""
+    """The problem of `data` with the given targets in place of its labels and weights."""
     constant = jnp.asarray(1 if data.constant is None else data.constant, targets.dtype)
     return Problem(
         data.features,
@@ -127,10 +127,10 @@ def with_targets(data: Data, targets: Array) -> Problem:
 
 
 def normalised(data: Data) -> tuple[Data, Array]:
-    """The data with labels or class weights over the mass of the targets, and this mass.
+    """The data with labels or class weights divided by the mass of the targets, and this mass.
 
-    The optimum is the same, the targets sum to 1, and the objective is that of `data` over the
-    mass: what a solver calls small then depends on no scale of labels or class weights.
+    The optimum is the same, the targets sum to 1, and the objective is divided by the mass: so the
+    tolerances of a solver do not depend on the scale of labels or class weights.
     """
     mass = jnp.ones((), data.features.dtype)
     if data.labels.ndim == 1 and data.class_weights is None:
@@ -140,7 +140,7 @@ def normalised(data: Data) -> tuple[Data, Array]:
         scaled = {name: getattr(data, name).astype(mass.dtype) / factor}
         return with_penalties(replace(data, **scaled), lambda penalty: penalty / factor)
 
-    # First over their largest entries: products of small factors might be 0 in the dtype.
+    # Divide by the largest entries first: products of small factors may underflow to 0.
     names = ["class_weights"] if data.class_weights is not None else []
     names += ["labels"] if data.labels.ndim == 2 else []
     for name in names:
@@ -148,14 +148,14 @@ def normalised(data: Data) -> tuple[Data, Array]:
         data, mass = over(data, name, largest), mass * largest
     rest = jnp.sum(_weighted_labels(data)) / len(data.labels)
     data, mass = over(data, names[0], rest), mass * rest
-    # A penalty beyond what the dtype holds leaves no kernel, and neither does its largest number.
+    # An infinite penalty makes the kernel 0, and so does one near the largest number of the dtype.
     limit = jnp.finfo(mass.dtype).max / 8
     data = with_penalties(data, lambda penalty: jnp.minimum(penalty, limit))
     return replace(data, count=_count(data) * mass), mass
 
 
 def with_penalties(data: Data, function: Callable[[Array], Array]) -> Data:
-    """The data with a function of each penalty in its place."""
+    """The data with `function` applied to each penalty."""
     rows = None if data.l1_rows is None else function(data.l1_rows)
     return replace(data, l2=function(data.l2), l1=function(data.l1), l1_rows=rows)
 
@@ -183,17 +183,17 @@ def _count(data: Data) -> Array:
 
 
 class Point(NamedTuple):
-    """Parameters with what is known there.
+    """Parameters, with the logits, the objective and its gradient there.
 
     Attributes:
         theta: [K, D + 1].
         logits: [K, N].
         gradient: of the smooth part of the objective, [K, D + 1].
         value: the objective.
-        uncertainty: sum_i u_i of the function of this name. It belongs to the point because on a
-            mesh it is a sum over devices, like the gradient: where only one branch of a `cond`
-            sums over devices, and a sum beside this `cond` does too, the devices may take the two
-            in different orders and wait for each other.
+        uncertainty: sum_i u_i of the function `uncertainty`. On a mesh it is a sum over devices
+            like the gradient, and so it is computed together with it: if one branch of a `cond`
+            sums over devices and another sum runs beside this `cond`, the devices may take the two
+            sums in different orders and wait for each other.
     """
 
     theta: Array
@@ -217,7 +217,10 @@ def unpack(theta: Array) -> SoftmaxRegression:
 
 
 def centred(theta: Array) -> Array:
-    """`theta` less its mean over the classes, which no probability feels and no penalty likes."""
+    """`theta` minus its mean over the classes.
+
+    The mean changes no probability and only raises the penalty.
+    """
     return theta - jnp.mean(theta, 0, keepdims=True)
 
 
@@ -238,7 +241,7 @@ def with_offset(problem: Problem, scores: Array) -> Array:
 
 
 def without_offset(problem: Problem, logits: Array) -> Array:
-    """The class scores of logits, which grow with the parameters as an offset does not."""
+    """The class scores of logits: the part that is linear in the parameters."""
     return logits if problem.offset is None else logits - problem.offset
 
 
@@ -247,7 +250,7 @@ def pull_back(problem: Problem, residual: Array) -> Array:
     features: Any = problem.features
     bias = problem.constant * jnp.sum(residual, 1, keepdims=True)
     if not is_sparse(features) and features.shape[1] == 1:
-        # A product with a vector adds one row after the other on XLA:CPU; a sum is a tree.
+        # XLA:CPU adds the rows of a product with a vector one by one, but a sum as a tree.
         kernel = jnp.sum(residual * features[:, 0], 1, keepdims=True)
     else:
         kernel = product(residual, features)
@@ -255,49 +258,49 @@ def pull_back(problem: Problem, residual: Array) -> Array:
 
 
 def probabilities(logits: Array) -> Array:
-    # Without the barrier XLA:CPU makes one kernel of it all, which holds three arrays of its own.
+    # Without the barrier XLA:CPU fuses everything into one kernel with three temporary arrays.
     e = lax.optimization_barrier(jnp.exp(logits - jnp.max(logits, 0, keepdims=True)))
     return e / jnp.sum(e, 0, keepdims=True)
 
 
 def below_largest(logits: Array) -> tuple[Array, Array]:
-    """The logits less the largest of each example, and the probabilities, for sums over blocks.
+    """The logits minus the largest one of each example, and the probabilities, for sums in blocks.
 
-    Without the barriers XLA:CPU would compute both anew, with the maxima, for each of the sums.
+    Without the barriers XLA:CPU would compute both, and the maxima, again for each of the sums.
     """
     below = behind_barrier_on_cpu(logits - jnp.max(logits, 0, keepdims=True))
     e = lax.optimization_barrier(jnp.exp(below))
     return below, behind_barrier_on_cpu(e / jnp.sum(e, 0, keepdims=True))
 
 
-def others(p: Array) -> Array:
-    """The probability of all classes but one that is likelier than all others, [1, N]."""
+def sum_of_small(p: Array) -> Array:
+    """The sum of the probabilities that are no larger than 1/2, [1, N]."""
     return jnp.sum(jnp.where(p > 0.5, 0, p), 0, keepdims=True)
 
 
 def complements(p: Array) -> Array:
-    """1 - p, of a class that is nearly certain as the sum of the others."""
-    return jnp.where(p > 0.5, others(p), 1 - p)
+    """1 - p; for a nearly certain class the sum of the other probabilities, which is exact."""
+    return jnp.where(p > 0.5, sum_of_small(p), 1 - p)
 
 
 def uncertainty(weights: Array, p: Array) -> Array:
-    """u_i = w_i sum_k p_ik (1 - p_ik), [N]: what an example counts in the Hessian."""
+    """u_i = w_i sum_k p_ik (1 - p_ik), [N]: the weight of an example in the Hessian."""
     return weights * jnp.sum(p * complements(p), 0)
 
 
 def balanced(p: Array, residual: Array) -> Array:
-    """A residual whose sum over the classes is 0, as exact where a class is nearly certain.
+    """A residual whose sum over the classes is 0, accurate also for a nearly certain class.
 
-    There it is minus the sum of the others, which are small. As a difference it would be off by a
-    rounding of 1, which an example with an enormous entry makes enormous.
+    For such a class it is minus the sum of the others, which are small. As a difference it would
+    have a rounding error relative to 1, which a very large feature multiplies.
     """
     return jnp.where(p > 0.5, residual - jnp.sum(residual, 0, keepdims=True), residual)
 
 
 def over_examples(a: Array, b: Array) -> Array:
-    """The sum of a b over classes and examples, [K, N].
+    """The sum of a b over classes and examples, for a and b [K, N].
 
-    `jnp.vdot` makes a row of each, for which the examples of a mesh would be gathered.
+    `jnp.vdot` flattens both, which would gather examples that are sharded over a mesh.
     """
     return jnp.sum(a * b)
 
@@ -309,7 +312,7 @@ def softmax_hvp(weights: Array, p: Array, scores: Array) -> Array:
 
 
 def example_weights(targets: Array) -> Array:
-    """[N]: what the losses of the examples count."""
+    """The weights of the examples in the objective, [N]."""
     return jnp.sum(targets, 0)
 
 
@@ -319,7 +322,7 @@ def without_bias(theta: Array) -> Array:
 
 
 def penalised(problem: Problem, theta: Array) -> Array:
-    """`theta` as the penalties see it: times their factors, with 0 for the bias."""
+    """`theta` times the penalty factors, with 0 for the bias, which is not penalised."""
     if problem.factors is None:
         return without_bias(theta)
     return theta * jnp.append(problem.factors, 0)[None]
@@ -337,7 +340,7 @@ def row_norms(theta: Array) -> Array:
 
 
 def point(problem: Problem, theta: Array, logits: Array) -> Point:
-    """What is known at parameters whose logits are known, from one look at every example."""
+    """The `Point` of parameters with known logits, from one pass over the examples."""
 
     def sums(q: Array, features: Any, logits: Array) -> tuple[Array, Array, Array]:
         own = problem._replace(features=features, targets=q)
@@ -351,25 +354,25 @@ def point(problem: Problem, theta: Array, logits: Array) -> Point:
 
 
 def residual(problem: Problem, p: Array) -> Array:
-    """w p - q, [K, N], whose product with the features is the gradient of the loss.
+    """w p - q, [K, N]; its product with the features is the gradient of the loss.
 
-    Of a class that is nearly certain (w - q) - w (1 - p), as exact as the sum of the others is.
+    For a nearly certain class it is (w - q) - w (1 - p), with 1 - p from `complements`.
     """
     q, weights = problem.targets, example_weights(problem.targets)[None]
-    return jnp.where(p > 0.5, (weights - q) - weights * others(p), weights * p - q)
+    return jnp.where(p > 0.5, (weights - q) - weights * sum_of_small(p), weights * p - q)
 
 
 def gradient_of_loss(problem: Problem, logits: Array) -> Array:
-    """X^T (w p - q) [K, D + 1], from all examples at once, as for derivatives of it."""
+    """X^T (w p - q) [K, D + 1], from all examples at once, so that it can be differentiated."""
     return pull_back(problem, residual(problem, probabilities(logits)))
 
 
 def _loss(q: Array, below: Array, p: Array) -> Array:
-    """sum_ik q_ik (-log p_ik), where -log p is -log of the largest p less `below`.
+    """sum_ik q_ik (-log p_ik), where log p is log of the largest p plus `below`.
 
-    Of a largest p that is nearly 1, log1p of minus the sum of the others.
+    The log of a largest p near 1 is log1p of minus the sum of the others.
     """
-    rest = others(p)[0]
+    rest = sum_of_small(p)[0]
     largest = jnp.where(rest < 0.5, jnp.log1p(-jnp.minimum(rest, 0.5)), jnp.log(jnp.max(p, 0)))
     return -over_examples(q, below) - jnp.sum(example_weights(q) * largest)
 
@@ -387,7 +390,7 @@ def value(problem: Problem, theta: Array, logits: Array) -> Array:
 
 
 def penalties(problem: Problem, theta: Array) -> Array:
-    """What the parameters alone add to the objective."""
+    """The penalties of the objective."""
     kernel = penalised(problem, theta)
     total = problem.l2 / 2 * jnp.vdot(theta, kernel) + problem.l1 * jnp.sum(jnp.abs(kernel))
     if problem.l1_rows is None:
@@ -401,10 +404,10 @@ def objective(problem: Problem, theta: Array) -> Array:
 
 
 def no_worse_than_zeros(objective: Callable[[Array], Array], theta: Array) -> Array:
-    """A start, or zeros where its objective is above that of zeros.
+    """The start `theta`, or zeros if their objective is lower.
 
-    Parameters that are sure of other labels, or too large for the penalty, are no start: where
-    every example is decided there is no curvature, and Newton's model says nothing.
+    Parameters that predict other labels with certainty, or are too large for the penalty, are a bad
+    start: if every example is nearly certain, the curvature is 0 and Newton's model fails.
     """
     zeros = jnp.zeros_like(theta)
 
@@ -415,9 +418,10 @@ def no_worse_than_zeros(objective: Callable[[Array], Array], theta: Array) -> Ar
 
 
 def gradient_bound(problem: Problem) -> Array:
-    """[D + 1]: (sum_i w_i x_ij^2)^(1/2), which |sum_i w_i (p_ik - y_ik) x_ij| cannot exceed.
+    """(sum_i w_i x_ij^2)^(1/2), [D + 1], a bound of |sum_i w_i (p_ik - y_ik) x_ij|.
 
-    Relative to it a gradient does not depend on the unit of a feature. 1 for a feature of zeros.
+    A gradient relative to it does not depend on the units of the features. 1 for a feature of
+    zeros.
     """
     features: Any = problem.features
     weights = example_weights(problem.targets)

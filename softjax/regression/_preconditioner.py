@@ -1,26 +1,27 @@
-"""The preconditioner: an inverse of the Hessian as a product of classes and features.
+"""The preconditioner: an approximate inverse Hessian, as a Kronecker product.
 
     H = sum_i w_i (diag p_i - p_i p_i^T) kron x_i x_i^T  ~  G kron A + ridge
     u_i = w_i sum_k p_ik (1 - p_ik),  A = sum_i u_i x_i x_i^T
 
 where G, of trace 1, has the diagonal of sum_i w_i (diag p_i - p_i p_i^T) / sum_i u_i and the form
-of one example's,
+of the matrix of one example,
 
     G = diag(m) - m m^T / sum(m),  G^+ = C diag(1 / m) C,  C = I - 11^T/K,
 
-so that no K x K matrix is needed. One D x D factor serves all the classes and any penalty of the
+so that no K x K matrix is needed. One D x D factor serves all classes and any penalty of the
 features: A and the ridge are diagonalised together. As in the Hessian, examples whose class is
-certain weigh nothing. The preconditioner is built in float32 from standardised features. The
-gradient, in full precision, corrects what float32 misses, unless some features are so nearly
-collinear that float32 does not see how they differ.
+certain have no weight. The preconditioner is built in float32 from standardised features. The
+gradient, in full precision, corrects the rounding error of float32, unless some features are so
+nearly collinear that float32 cannot resolve their difference.
 
-The examples that weigh in the block of a class lie around a mean of their own,
+The examples with weight in the block of a class have their own mean,
 
     mu_k = sum_i u_ik x_i / sum_i u_ik,  u_ik = w_i p_ik (1 - p_ik),
 
-which the bias of the class can take: theta_k x = kernel_k (x - mu_k) + (bias_k + kernel_k mu_k). In
-these parameters a kernel does not feel its bias, and A is the scatter around the means of the
-classes. One mean for all classes would leave an eigenvalue beyond all others to each class.
+which the bias of the class can absorb: theta_k x = kernel_k (x - mu_k) + (bias_k + kernel_k mu_k).
+In these parameters the Hessian does not couple a kernel and its bias, and A is the scatter around
+the means of the classes. With one mean for all classes, each class would have one eigenvalue far
+above all others.
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -49,43 +50,45 @@ from softjax.regression._standardised import (
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
-# For more features, the D^3 operations of a factor cost more than the steps that it saves.
+# With more features, the D^3 operations of a factor cost more than the steps that it saves.
 LARGEST_FACTOR = 1024
 # The compiler of a TPU takes 272 s for the eigenvectors of a matrix of 785 rows.
 LARGEST_EIGH_OF_TPU = 256
-# The diagonal is held above this part of its mean.
+# Entries of the diagonal below this part of its mean are raised to it.
 LEAST = 1e-5
-# Conjugate gradients do not correct a curvature of which more than this part is jitter.
+# Conjugate gradients cannot correct a curvature if more than this part of it is jitter.
 BLURRED = 0.1
-# A feature whose curvature is below this part of the mean is constant.
+# A feature whose curvature is below this part of the mean counts as constant.
 ROUNDING = 1e-10
-# The relative curvatures of the preconditioner are held above this.
+# Relative curvatures of the preconditioner below this are raised to it.
 FLOOR = 1e-4
-# What is left in A of the scatter of the means of the classes: so it is never much smaller than the
-# scatter around one mean, of which rounding is a part.
+# A keeps this part of the scatter of the means of the classes: so it is never much smaller than the
+# scatter around one mean, whose rounding error it has.
 BETWEEN = 1 / 64
-# A mean below this part of the root mean square is 0 but for rounding.
+# A mean below this part of the root mean square counts as 0.
 CENTRED = 1e-2
-# An example with more than this part of the squares of a feature hides what the others differ in.
+# The means of the classes are not used if one example has more than this part of the sum of squares
+# of a feature: it hides the differences of the others.
 DOMINANT = 0.25
-# A curvature below this part of the diagonal's is 0 but for rounding, in float64.
+# In float64, a curvature below this part of the diagonal's is only rounding.
 LEAST_CURVATURE = JITTER * float(np.finfo(np.float64).eps)
-# The search for the least curvature of the features ends at a residual of this size or after so
-# many steps. The Hessian, whose weights differ between the classes, has at least this part of it.
+# The search for the least curvature of the features ends at the relative residual RESIDUAL or after
+# LEAST_STEPS steps. The weights of the Hessian differ between the classes; it has at least the part
+# SHARED of this curvature.
 RESIDUAL, LEAST_STEPS, SHARED = 1e-2, 250, 0.25
 
 
 class Kronecker(NamedTuple):
     """C S (diag(m) kron A + ridge)^-1 S^T C = C S (I kron T) diag(inverse) (I kron T)^T S^T C.
 
-    S takes kernel mu from the bias of each class.
+    S subtracts kernel mu from the bias of each class.
 
     Attributes:
-        offset, unit: [D], of the standardised features that it is for.
+        offset, unit: [D], of the standardised features for which it was built.
         means: mu_k [K, D + 1], of these features; 0 for the bias, and without an intercept.
         features: T [D + 1, D + 1].
         inverse: [K, D + 1].
-        blur: [D + 1], how much of A and the ridge is jitter along each column of T.
+        blur: [D + 1], the part of A and the ridge that is jitter, along each column of T.
     """
 
     offset: Any
@@ -100,7 +103,7 @@ class Diagonal(NamedTuple):
     """The inverse of the diagonal of the Hessian.
 
     Attributes:
-        offset, unit: [D], of the standardised features that it is for.
+        offset, unit: [D], of the standardised features for which it was built.
         inverse: [K, D + 1].
     """
 
@@ -120,7 +123,7 @@ def within(s: Standardised, preconditioner: Preconditioner) -> Standardised:
 def empty(
     features: "Array | BCOO", num_classes: int, dtype: DTypeLike = np.float32
 ) -> Preconditioner:
-    """A preconditioner with the shapes that `build` gives, before the first step."""
+    """A placeholder for the first step, with the shapes of a preconditioner of `build`."""
     width = features.shape[1] + 1
     inverse = np.ones((num_classes, width), dtype)
     offset, unit = np.zeros(width - 1, dtype), np.ones(width - 1, dtype)
@@ -131,7 +134,7 @@ def empty(
 
 
 def is_diagonal(features: "Array | BCOO") -> bool:
-    """Whether the preconditioner is diagonal: where features are sparse or many."""
+    """Whether the preconditioner is diagonal: if the features are sparse or many."""
     return is_sparse(features) or features.shape[1] + 1 > LARGEST_FACTOR
 
 
@@ -149,10 +152,10 @@ def build(kind: Preconditioner, s: Standardised, weights: Array, p: Array) -> Pr
 
 
 def least_curvature(s: Standardised, weights: Array) -> Array:
-    """About the least eigenvalue of sum_i w_i s_i s_i^T, relative to its diagonal.
+    """An estimate of the least eigenvalue of sum_i w_i s_i s_i^T, relative to its diagonal.
 
-    Rayleigh's quotient of one step of inverse iteration, by conjugate gradients from random
-    numbers: a direction in which features hardly differ is the most of what they come to.
+    It is the Rayleigh quotient after one step of inverse iteration from a random vector, solved by
+    conjugate gradients: the solution is mostly a direction of small curvature.
     """
     s = reweighted(s, weights)
     diagonal = (
@@ -168,11 +171,11 @@ def least_curvature(s: Standardised, weights: Array) -> Array:
     y, _ = conjugate_gradients(image, lambda r: r, b, RESIDUAL, LEAST_STEPS)
     y = y / jnp.max(jnp.abs(y))
     quotient = jnp.vdot(y, image(y)) / jnp.vdot(y, y)
-    return jnp.where(quotient > 0, quotient, 0)  # NaN where there was nothing to divide by
+    return jnp.where(quotient > 0, quotient, 0)  # also 0 if the quotient is 0 / 0
 
 
 def known_curvature(least: Array) -> Array:
-    """A curvature that every Hessian has along all features; 0 where `least` is only rounding.
+    """A lower bound of the curvature of every Hessian; 0 if `least` is only rounding.
 
     `least` is the `least_curvature` of the features.
     """
@@ -198,7 +201,7 @@ def _kronecker(s: Standardised, uncertainty: Array) -> Kronecker:
 
     diagonal_of_a = jnp.diag(a)
     size = diagonal_of_a + s.ridge
-    # A feature that varies no more than by rounding is no direction, however large the ridge is.
+    # A feature whose variation is only rounding is left out, however large the ridge is.
     unit = jnp.where(size > ROUNDING * jnp.mean(diagonal_of_a), lax.rsqrt(size), 0)
     a = unit[:, None] * a * unit[None]
     jitter = JITTER * s.rounding
@@ -216,9 +219,10 @@ def _kronecker(s: Standardised, uncertainty: Array) -> Kronecker:
 def _means_of_classes(s: Standardised, uncertainty: Array, scatter: Array) -> tuple[Array, Array]:
     """mu_k [K, D + 1], and most of the scatter of these means, [D + 1, D + 1].
 
-    They are 0 unless all features have the mean 0 among the examples that weigh, which one that is
-    constant there has not: its products with the bias stay in A, and so its squares have to. Nor
-    are they used where one example has most of the squares of a feature.
+    The means are 0 unless all features have the mean 0 under the weights of the examples. A feature
+    that is constant among these examples has another mean: its products with the bias stay in A,
+    and so its squares have to stay too. The means are also 0 if one example has most of the sum of
+    squares of a feature.
     """
     of_class = jnp.sum(uncertainty, 1, keepdims=True)
     sums = pull_back(s, uncertainty).at[:, -1].set(0)
@@ -244,9 +248,9 @@ def _largest_squares(s: Standardised, weights: Array) -> Array:
 def _diagonalised(lower: Array, a: Array) -> tuple[Array, Array]:
     """L^-T Q and E of L^-1 a L^-T = Q E Q^T.
 
-    The compiler of a TPU takes minutes for the eigenvectors of a large matrix. Its diagonal does
-    there for E, and the identity for Q: they are exact where there is no ridge, since the matrix is
-    the identity then, and where the ridge is all, since it is 0.
+    The compiler of a TPU takes minutes for the eigenvectors of a large matrix. There E is only the
+    diagonal of the matrix, and Q the identity. This is exact without a ridge, for which the matrix
+    is the identity, and in the limit of a large ridge, for which it is 0.
     """
 
     def solved(b: Array, **where: bool) -> Array:
@@ -269,7 +273,7 @@ def _diagonalised(lower: Array, a: Array) -> tuple[Array, Array]:
 def precondition(
     s: Standardised, preconditioner: Preconditioner, gradient: Array, size: Array
 ) -> Array:
-    """M^-1 gradient in the coordinates of the features; `size` scales it to what float32 holds."""
+    """M^-1 gradient in the coordinates of the features; divided by `size`, float32 can hold it."""
     s = within(s, preconditioner)
     g = (to_standard(s.mean, s.scale, gradient) / size).astype(s.ridge.dtype)
     return from_standard(s.mean, s.scale, apply(preconditioner, g).astype(gradient.dtype) * size)
@@ -281,12 +285,13 @@ def unseen(
     gradient: Array,
     least: Array | float = 0.0,
 ) -> Array:
-    """The most that Newton's model may promise where features are nearly collinear.
+    """The largest decrease that Newton's model may predict if features are nearly collinear.
 
-    Along a direction whose curvature is lost in the jitter, g^2 / 2 over the least curvature that
-    float64 can tell from 0. A gradient that vanishes there, as it does where features are collinear
-    altogether, leaves nothing. A diagonal preconditioner knows no such direction: any direction may
-    be one, unless the penalty, or the known curvature `least`, gives every direction a curvature.
+    Along a direction whose curvature is lost in the jitter it is g^2 / 2 divided by the least
+    curvature that float64 can distinguish from 0. It is 0 if the gradient vanishes there, as it
+    does if features are exactly collinear. A diagonal preconditioner does not show these
+    directions: any direction may be one, unless the penalty or the known curvature `least` bounds
+    the curvature from below.
     """
     if preconditioner is None:
         return jnp.zeros((), gradient.dtype)
@@ -315,5 +320,5 @@ def apply(preconditioner: Preconditioner, gradient: Array) -> Array:
 
 
 def _around_means(preconditioner: Kronecker, gradient: Array) -> Array:
-    """S^T gradient: with respect to the parameters of the features around their means."""
+    """S^T gradient: with respect to the parameters of the features minus the class means."""
     return gradient - preconditioner.means * gradient[:, -1:]

@@ -1,7 +1,7 @@
 """The solvers by name, and the compiled programs of a fit.
 
-A program runs a fit from a state to a later one. Where there are fewer examples than features,
-Newton's steps go another way, in the span of the examples.
+A program runs a fit from one state to a later one. With few examples and many features, Newton's
+steps are computed in the span of the examples.
 """
 
 import contextlib
@@ -49,16 +49,16 @@ SOLVERS: dict[str, type[Solver]] = {
     "proximal": Proximal,
     "firth": Firth,
 }
-# Not offered by name: what `fit` goes on with where features are nearly collinear.
+# An internal solver, with which `fit` continues if features are nearly collinear.
 PRECISELY = "precisely"
 ALL = SOLVERS | {PRECISELY: PreciseNewtonCG}
 
 
 def solver_of(name: str, problem: Data | Problem) -> type[Solver]:
-    """The solver of a name; Newton's steps go in the span of few examples.
+    """The solver class of a name; `Dual` for "newton-cg" with few examples.
 
-    Penalty factors lead out of it. A step there factors a K x K matrix, which with no more classes
-    than examples is smaller than the logits.
+    With penalty factors the optimum is not in the span of the examples. A step of `Dual` factors a
+    K x K matrix, which is smaller than the logits if there are no more classes than examples.
     """
     examples, width = problem.features.shape
     few = problem.factors is None and is_wide(examples, width) and problem.num_classes <= examples
@@ -66,9 +66,9 @@ def solver_of(name: str, problem: Data | Problem) -> type[Solver]:
 
 
 def run(name: str, problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array]:
-    """A solver up to step `stop`: the state and its logits.
+    """Runs a solver up to step `stop`: the state and its logits.
 
-    Where steps in the span of the examples fail, Newton's steps among all parameters go on.
+    If steps in the span of the examples fail, Newton's steps in all parameters continue the fit.
     """
     kind = solver_of(name, problem)
     state, logits = _loop.advance(kind(problem), tol, state, stop)
@@ -90,16 +90,16 @@ def run(name: str, problem: Problem, tol: Array, state: State, stop: Array) -> t
 
 
 class Outcome(NamedTuple):
-    """The result of a program: the last state, and what is known about it, as arrays.
+    """The result of a program, as arrays.
 
     Attributes:
         state: the last state.
         params: its parameters.
-        objective: the objective of the data there, not divided by their mass.
+        objective: the objective there, not divided by the mass.
         status: the status of the state, or SEPARATED.
         separated: whether the parameters separate the classes.
         suspected: whether quasi-complete separation should be looked for.
-        hidden: whether `PRECISELY` may find more.
+        hidden: whether `PRECISELY` may decrease the objective further.
     """
 
     state: State
@@ -113,7 +113,7 @@ class Outcome(NamedTuple):
 
 @partial(jax.jit, static_argnames="name")
 def start_of(name: str, data: Data, theta: Array) -> Array:
-    """Where a fit starts: at given parameters, or at zeros where their objective is lower."""
+    """The start of a fit: the given parameters, or zeros if their objective is lower."""
     data, _ = normalised(data)
     return no_worse_than_zeros(partial(ALL[name].objective, problem_of(data)), theta)
 
@@ -132,9 +132,9 @@ def advance(name: str, data: Data, tol: Array, state: State, stop: Array) -> Out
     if solver.needs_optimum and name != PRECISELY:
         hidden = (status == Status.PRECISION_FLOOR) & hides_something(state, tol)
         if _preconditioner.is_diagonal(problem.features):
-            seen = _seen(problem, tol, state, logits, hidden)
-            status = jnp.where(seen, Status.CONVERGED, status).astype(jnp.int32)
-            hidden &= ~seen
+            at_optimum = _nothing_hidden(problem, tol, state, logits, hidden)
+            status = jnp.where(at_optimum, Status.CONVERGED, status).astype(jnp.int32)
+            hidden &= ~at_optimum
         hidden &= problem.l1 == 0
         hidden &= problem.l1_rows is None
     objective = state.value * mass
@@ -142,12 +142,14 @@ def advance(name: str, data: Data, tol: Array, state: State, stop: Array) -> Out
     return Outcome(state, params, objective, status, separated, suspected, hidden)
 
 
-def _seen(problem: Problem, tol: Array, state: State, logits: Array, hidden: Array) -> Array:
-    """Whether a fit has converged, and its diagonal preconditioner has `hidden` nothing."""
+def _nothing_hidden(
+    problem: Problem, tol: Array, state: State, logits: Array, hidden: Array
+) -> Array:
+    """Whether a fit has converged after all, since what seemed `hidden` is nothing."""
     at_end = converged(state.value, state.first, state.norm, state.decrement, CONFIRMED * tol)
     at_end &= (state.move < STILL) | ~state.strict
-    looked = partial(_ending.seen, problem, state.theta, logits, tol)
-    return cond(hidden & at_end, looked, lambda: jnp.asarray(False))
+    nothing_hidden = partial(_ending.seen, problem, state.theta, logits, tol)
+    return cond(hidden & at_end, nothing_hidden, lambda: jnp.asarray(False))
 
 
 within_trace = jax.jit(advance, static_argnames="name")
@@ -158,10 +160,10 @@ _in_place: dict[str, Any] = {"static_argnames": "name", "donate_argnames": "stat
 def quickly_compiled() -> Callable:
     """`advance`, compiled in a third of the time: most of a first fit is compilation.
 
-    A fit is some 170 small kernels. On CPUs they run as fast with LLVM's first level of
-    optimization, and by the older of the two ways in which jaxlib 0.10 makes them; later ones have
-    it no more, which a program of nothing finds out. Only a program that is not part of another may
-    choose.
+    A fit consists of some 170 small kernels. On CPUs they are as fast with LLVM's first level of
+    optimization, and with the older of the two code generators of jaxlib 0.10. Later versions lack
+    it, which compiling an empty program finds out. Only a program that is not part of another one
+    can choose its options.
     """
     first_level = {"xla_backend_optimization_level": 1}
     if jax.default_backend() == "cpu":

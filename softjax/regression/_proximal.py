@@ -1,28 +1,28 @@
-"""Accelerated proximal steps in the preconditioner of the features, for a penalty with corners.
+"""Accelerated proximal steps with a preconditioner, for the l1 penalties.
 
     v <- argmin <g, v - y> + c/2 |v - y|_M^2 + sum_jk s_j |v_jk|,    g = the gradient at y
 
-with a momentum y that starts anew where it would lead up. v are the parameters of the standardised
-features, from which their means are subtracted: the bias that goes with them is not penalised, so
-that this is the same problem, and features far from 0 are as good as others. s_j = l1 / scale_j.
+with a momentum y that is reset if it would lead up. v are the parameters of the standardised
+features, from which the means are subtracted: the bias absorbs the means and is not penalised, so
+that the problem is the same, and features far from 0 do no harm. s_j = l1 / scale_j.
 
     M = S^T diag(w) S / 2 + l2 / scale^2
 
 is Boehning's bound of the Hessian of each class, 1/2 (I - 11^T/K) kron S^T diag(w) S + l2. Features
-may be collinear or of any size; how far apart M is from the Hessian is all that counts. The minimum
-is that of a quadratic form of D dimensions, by steps without a product with the features:
+may be collinear or of any size; only the difference between M and the Hessian matters. The minimum
+of the model, a quadratic form of D dimensions, is found by steps without a product with the
+features,
 
     v <- shrink(v - slope / b, s / b),  shrink(v, s) = sign(v) max(|v| - s, 0)
 
-and v max(1 - s / |v|, 0) of the v of a feature over all classes where the penalty is of their norm:
-then a feature is in the model for all classes or for none.
+where b = L + l2 / scale^2, and L bounds the eigenvalues of S^T diag(w) S / 2. For a penalty on the
+norm over the classes, shrink is v max(1 - s / |v|, 0) for the v of a feature over all classes: then
+a feature is in the model for all classes or for none. If the features are sparse or many, M is
+diag(b), one such step is enough, and L is an estimate. With any M, a step is taken only if the
+objective is not above its model; else c is doubled.
 
-where b = L + l2 / scale^2, and L bounds the eigenvalues of S^T diag(w) S / 2. Where the features
-are sparse or many, M is diag(b), one such step does, and L is an estimate. Whatever M is, a step is
-taken only where the objective is not above its model; where it is, c doubles.
-
-What all classes have in common changes no probability, so that no curvature finds it: it is chosen
-after every step to make the penalties smallest.
+The part of v that all classes have in common changes no probability, so that no curvature
+determines it: it is chosen after every step to minimise the penalties.
 
 Source: A. Beck and M. Teboulle, "A fast iterative shrinkage-thresholding algorithm" (2009), with
 their backtracking; B. O'Donoghue and E. Candes, "Adaptive restart for accelerated gradient schemes"
@@ -73,23 +73,23 @@ if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
 POWER_STEPS = 30
-# The power method comes from below.
+# The power method approaches the largest eigenvalue from below.
 SAFETY = 1.1
 SQUARINGS = 4
-# The part of a feature that others do not explain, of its variance: with less, inner steps are not
-# enough.
+# The inner steps are not enough if the other features leave less than this part of the variance of
+# a feature unexplained.
 COLLINEAR = 1e-5
-# The minimum in the preconditioner: its slope, relative to the first, and no more steps than these.
+# The inner steps end at this slope, relative to the first one, or after this many steps.
 INNER, INNER_STEPS = 0.1, 500
 
 
 class Memory(NamedTuple):
-    """Parameters of the standardised features, and where the next gradient is taken.
+    """Parameters of the standardised features, and the point of the next gradient.
 
     Attributes:
-        v: of the state, [K, D + 1].
-        ahead: y, [K, D + 1].
-        t: of Nesterov.
+        v: the parameters of the state, [K, D + 1].
+        ahead: y, the point of the next gradient, [K, D + 1].
+        t: Nesterov's t.
         growth: c.
     """
 
@@ -100,15 +100,14 @@ class Memory(NamedTuple):
 
 
 class Bound(NamedTuple):
-    """M <= diag(curvature) on [K, D + 1]; `gram` None for the diagonal itself.
+    """M <= diag(curvature), for parameters [K, D + 1].
 
     Attributes:
-        gram: [D + 1, D + 1].
+        gram: M [D + 1, D + 1]; None if M is diag(curvature).
         curvature: b [D + 1].
         threshold: s [D + 1], 0 for the bias.
-        unseen: the largest number where some features are so nearly collinear that a step does not
-            see how they differ, and the penalty does not hold what they may gain by it, or where
-            that is not known; else 0.
+        unseen: the largest number if some features are, or may be, so nearly collinear that a step
+            does not resolve their difference, and the penalty is too small to fix it; else 0.
     """
 
     gram: Array | None
@@ -118,9 +117,9 @@ class Bound(NamedTuple):
 
 
 def _solve_among_active(theta: Array, problem: Problem, b: Array) -> Array:
-    """H^-1 b among the entries that are not 0: no others move with the problem."""
+    """H^-1 b among the entries that are not 0: the others stay 0 if the problem changes."""
     active = (theta != 0).at[:, -1].set(True)
-    # The loss has no curvature along what all classes have in common: only l2 has.
+    # Along a change that all classes have in common the loss has no curvature: only l2 has.
     l2 = problem.l2 * penalised(problem, jnp.ones_like(theta[:1]))[0]
     held = jnp.all(active, 0) & (l2 > 0)
     loose = jnp.all(active, 0) & ~held
@@ -129,29 +128,29 @@ def _solve_among_active(theta: Array, problem: Problem, b: Array) -> Array:
         v = jnp.where(active, v, 0)
         return jnp.where(loose, centred(v), v)
 
-    def beside(v):
+    def common(v):
         mean = jnp.mean(v, 0, keepdims=True)
         return jnp.where(held[None], mean / jnp.where(held, l2, 1)[None], 0)
 
     _, bend = jax.linearize(lambda theta: corner_gradient(theta, problem), theta)
     p = probabilities_at(theta, problem)
-    return inside(solve(problem, p, inside(b), inside, beside, bend=bend))
+    return inside(solve(problem, p, inside(b), inside, common, bend=bend))
 
 
 class Trial(NamedTuple):
-    """The minimum of the model from the point ahead, and what is known there and at the point.
+    """The minimum of the model from the point y, and the quantities there and at y.
 
     Attributes:
-        ahead: the parameters of the features at the point, [K, D + 1].
-        gradient: of the standardised features there, [K, D + 1].
-        least: the minimum, in standardised features.
-        step: from the point to it.
+        ahead: the parameters of the original features at y, [K, D + 1].
+        gradient: at y, for the standardised features, [K, D + 1].
+        least: the minimum, for the standardised features.
+        step: from y to the minimum.
         image: c M step.
-        new: the minimum, without what all classes have in common.
-        theta: the same as parameters of the features.
+        new: the minimum, with the common part of all classes replaced by the best one.
+        theta: `new` as parameters of the original features.
         logits: at theta, [K, N].
-        moved: by how much the step moves the logits, each less the mean of its example.
-        reached: whether the point has converged, but for the momentum.
+        moved: the change of the logits by the step, minus its mean over the classes of an example.
+        reached: whether y has converged, if the momentum is ignored.
     """
 
     ahead: Array
@@ -167,7 +166,7 @@ class Trial(NamedTuple):
 
 
 class Proximal(Solver):
-    """Accelerated proximal steps. What is known are the logits and the logits ahead of them."""
+    """Accelerated proximal steps. `known` consists of the logits at the state and those at y."""
 
     max_steps, chunk, patience, rotates, by_newton = 20000, 200, 2000, False, False
     condition = Stationarity(gradient, _solve_among_active)
@@ -188,7 +187,7 @@ class Proximal(Solver):
 
     def init(self, state: State) -> tuple[State, tuple[Array, Array]]:
         s, first = self.standardised, state.step == 0
-        v = self._without_what_is_common(_standardised.of_standard(s.mean, s.scale, state.theta))
+        v = self._with_best_common_part(_standardised.of_standard(s.mean, s.scale, state.theta))
         v, ahead = (jnp.where(first, v, old) for old in state.memory[:2])
         state = state._replace(
             theta=self._of_features(v), memory=state.memory._replace(v=v, ahead=ahead)
@@ -201,7 +200,7 @@ class Proximal(Solver):
     def terminate(
         self, state: State, known: tuple[Array, Array], tol: Array
     ) -> tuple[State, Trial]:
-        """Judges the point ahead, by the decrement of the step from it."""
+        """Judges the point y, by the decrement of the step from it."""
         problem, s, ahead_logits = self.problem, self.standardised, known[1]
         v, ahead, _, growth = state.memory
         here = point(problem, self._of_features(ahead), ahead_logits)
@@ -209,11 +208,11 @@ class Proximal(Solver):
         least = _least(self.model, self.shrink, growth, ahead, gradient)
         step = least - ahead
         image = growth * _times(self.model, step)
-        new = self._without_what_is_common(least)
+        new = self._with_best_common_part(least)
         theta = self._of_features(new)
         logits = logits_at(problem, theta)
 
-        # The model's curvature is too large: along the step the Hessian's promises this much.
+        # The curvature of the model is too large: the decrement uses that of the Hessian.
         moved = logits - ahead_logits
         moved -= jnp.sum(here.probabilities * moved, 0, keepdims=True)
         variance = jnp.sum(here.probabilities * moved * moved, 0)
@@ -227,7 +226,7 @@ class Proximal(Solver):
         objective = value(problem, here.theta, ahead_logits)
         now = state._replace(decrement=decrement)
         now = check_convergence(now, objective, norm, tol, self.model.unseen)
-        # Only the parameters themselves converge: where the momentum is ahead of them, it rests.
+        # Only the parameters can converge: if y differs from them, the momentum is reset first.
         resting, broken = jnp.all(ahead == v), now.status == Status.NON_FINITE
         reached = (now.status != Status.RUNNING) & ~broken
         ended = resting & reached | broken
@@ -238,12 +237,12 @@ class Proximal(Solver):
     def step(
         self, state: State, known: tuple[Array, Array], here: Trial
     ) -> tuple[State, tuple[Array, Array]]:
-        """Goes to the minimum of the model, unless the objective is above the model there."""
+        """Steps to the minimum of the model, unless the objective is above the model there."""
         (logits, ahead_logits), (v, ahead, t, growth) = known, state.memory
         before = value(self.smooth, here.ahead, ahead_logits)
         model = before + jnp.vdot(here.gradient, here.step)
         model += jnp.vdot(here.image, here.step) / 2
-        # The model is that of `least`: what is common changes the loss nowhere, but may raise l2.
+        # Compare at `least`: the common part does not change the loss, but may raise l2.
         reached_value = value(self.smooth, self._of_features(here.least), here.logits)
         too_high = ~(reached_value <= model + 4 * rounding_of(before))
 
@@ -272,13 +271,13 @@ class Proximal(Solver):
         return state._replace(value=value(self.problem, state.theta, known[0])), known[0]
 
     def _of_features(self, v: Array) -> Array:
-        """The parameters of the features as they are."""
+        """The parameters of the original features."""
         return _standardised.from_standard(self.standardised.mean, self.standardised.scale, v)
 
-    def _without_what_is_common(self, v: Array) -> Array:
+    def _with_best_common_part(self, v: Array) -> Array:
         if self.problem.l1_rows is not None:
-            return centred(v)  # as the norms and squares are smallest
-        return _without_what_is_common(self.model, self.standardised.ridge, v)
+            return centred(v)  # which minimises the norms and squares
+        return _with_best_common_part(self.model, self.standardised.ridge, v)
 
 
 def _least(bound: Bound, shrink: Callable, growth: Array, ahead: Array, gradient: Array) -> Array:
@@ -304,11 +303,11 @@ def _least(bound: Bound, shrink: Callable, growth: Array, ahead: Array, gradient
     return while_loop(unsolved, body, carry)[0]
 
 
-def _without_what_is_common(bound: Bound, ridge: Array, v: Array) -> Array:
-    """v - u, u [D + 1] what makes sum_k s |v_k - u| + ridge / 2 (v_k - u)^2 smallest.
+def _with_best_common_part(bound: Bound, ridge: Array, v: Array) -> Array:
+    """v - u for the u [D + 1] that minimises sum_k s |v_k - u| + ridge / 2 (v_k - u)^2.
 
     u is the median of the v_k and of the mean of v + s (K - 2 i) / (ridge K), i = 0, ..., K: the
-    median of the v_k where there is no ridge, and their mean where there is no s.
+    median of the v_k without a ridge, and their mean if s is 0.
     """
     count = len(v)
     side = jnp.asarray(count - 2 * np.arange(count + 1)[:, None], v.dtype) / count
@@ -321,7 +320,7 @@ def _without_what_is_common(bound: Bound, ridge: Array, v: Array) -> Array:
 
 
 def _speed(t: Array, uphill: Array) -> tuple[Array, Array]:
-    """The next t, and how much of a step the next gradient is taken ahead; anew where uphill."""
+    """The next t and the momentum, as a multiple of the step; both are reset if `uphill`."""
     next_t = jnp.where(uphill, 1, (1 + jnp.sqrt(1 + 4 * t * t)) / 2)
     return next_t, jnp.where(uphill, 0, (t - 1) / next_t)
 
@@ -336,13 +335,13 @@ def _shrink(threshold: Array, v: Array) -> Array:
 
 
 def _shrink_rows(threshold: Array, v: Array) -> Array:
-    """v (1 - threshold / |v|) of each feature's v over the classes, 0 where |v| is below."""
+    """v (1 - threshold / |v|) for each feature, |v| over the classes; 0 if |v| is smaller."""
     norms = row_norms(v)
     return v * jnp.maximum(1 - threshold / jnp.where(norms > 0, norms, jnp.inf), 0)
 
 
 def smallest_subgradient(problem: Problem, theta: Array, gradient: Array) -> Array:
-    """The gradient as the penalty leaves it: of the subgradients the smallest, 0 at the optimum."""
+    """The smallest subgradient of the objective with its penalties, which is 0 at the optimum."""
     if problem.l1_rows is not None:
         threshold = penalised(problem, jnp.full_like(theta[:1], problem.l1_rows))
         norms = row_norms(theta)
@@ -364,16 +363,16 @@ def _bound(problem: Problem, s: Standardised) -> Bound:
             v = (v / jnp.linalg.norm(v))[None]
             return _standardised.pull_back(s, weights[None] * _standardised.scores(s, v))[0]
 
-        # A start that no symmetry of the features makes an eigenvector.
+        # A random start, since symmetric features may make a regular one an eigenvector.
         begin = jnp.asarray(np.random.default_rng(0).normal(size=width), s.ridge.dtype)
         largest = SAFETY * jnp.linalg.norm(fori_loop(0, POWER_STEPS, body, begin))
         not_known = jnp.full_like(largest, jnp.finfo(largest.dtype).max)
         return Bound(None, largest + s.ridge, threshold, not_known)
     gram = _standardised.gram(s, weights)
-    gram = (gram + gram.T) / 2 + jnp.diag(100 * s.rounding)  # more than it is off by
+    gram = (gram + gram.T) / 2 + jnp.diag(100 * s.rounding)  # more than its error
     largest, gram = _eigenvalue_bound(gram), gram + jnp.diag(s.ridge)
-    # Along a unit vector of curvature e the gradient is at most e^(1/2), and the penalty holds it
-    # where it is more.
+    # Along a unit vector of curvature e the gradient is at most e^(1/2). If the penalty is larger,
+    # it fixes the parameters there.
     unit = lax.rsqrt(jnp.diag(gram))
     pivot = jnp.square(jnp.min(jnp.diag(jnp.linalg.cholesky(unit[:, None] * gram * unit[None]))))
     held = jnp.min(threshold[:-1], initial=jnp.inf) ** 2 > pivot
@@ -383,9 +382,9 @@ def _bound(problem: Problem, s: Standardised) -> Bound:
 
 
 def _eigenvalue_bound(a: Array) -> Array:
-    """Above the largest eigenvalue of A >= 0: |A^(2^n)|^(1 / 2^n), the norm that of Frobenius.
+    """An upper bound of the largest eigenvalue of A >= 0: the Frobenius norm |A^(2^n)|^(1 / 2^n).
 
-    With |A| taken out of A before each of the n squarings.
+    A is divided by |A| before each of the n squarings.
     """
     bound = jnp.ones((), a.dtype)
     for squaring in range(SQUARINGS + 1):

@@ -21,7 +21,7 @@ Validation = tuple[ArrayLike, ...]
 class Status(IntEnum):
     """Why a fit stopped: a number for compiled programs, with its text for people.
 
-    A fit that still runs when it is over has come to its limit of steps.
+    A finished fit whose status is RUNNING has reached its limit of steps.
     """
 
     text: str
@@ -51,18 +51,18 @@ QUASI_SEPARATED = Status.QUASI_SEPARATED.text
 
 
 class Event(NamedTuple):
-    """What a fit has come to, after a chunk of steps.
+    """The progress of a fit, reported after a chunk of steps.
 
     Attributes:
         step: the number of steps taken.
-        epoch: the number of passes over the data; of minibatches, else `step`.
+        epoch: the number of passes over the data with minibatches, else `step`.
         objective: at `params`; with minibatches its mean over the batches of the chunk.
-        gradient_norm: the largest entry of the gradient at `params`, of one batch with minibatches,
-            relative to what it can be at most.
+        gradient_norm: the largest entry of the gradient at `params`, relative to its largest
+            possible value; with minibatches of the last batch.
         seconds: since the fit began, compilation included.
         params: kernel [D, K] and bias [K].
         validation_loss: the mean loss on the validation data, without penalty or weights.
-        validation_accuracy: the share of right predictions there.
+        validation_accuracy: the share of correct predictions on the validation data.
 
     Example:
         >>> import numpy as np, softjax
@@ -84,11 +84,11 @@ class Event(NamedTuple):
 
 
 class ManyEvent(NamedTuple):
-    """How far many fits have come.
+    """The progress of many fits.
 
     Attributes:
-        done: how many of them are done.
-        count: how many there are.
+        done: the number of finished fits.
+        count: the number of all fits.
         seconds: since the start, compilation included.
 
     Example:
@@ -104,20 +104,20 @@ class ManyEvent(NamedTuple):
 
 
 class FitResult(NamedTuple):
-    """A fitted softmax regression: a pytree of numbers, or of arrays where the fit was traced.
+    """A fitted softmax regression: a pytree of numbers, or of arrays if the fit was traced.
 
     Attributes:
         params: kernel [D, K] and bias [K].
         objective: at `params`, over all examples, nats.
-        status: the place of `stop_reason` in (STEP_LIMIT, CONVERGED, PRECISION_FLOOR, SEPARATED,
+        status: the index of `stop_reason` in (STEP_LIMIT, CONVERGED, PRECISION_FLOOR, SEPARATED,
             NON_FINITE, CALLBACK, QUASI_SEPARATED).
         steps: the number of steps taken.
-        passes: products with the features; None for the solver "optax".
+        passes: the number of products with the features; None for the solver "optax".
         gradient_norm: as in `Event`.
-        separated: whether `params` put every example's own class strictly on top. Without a
-            penalty there is no optimum then: the loss falls to 0 as the parameters grow.
-        history: one dictionary an event, without `params`; `validation_*` where there is such data.
-            Without `callback` or `validation` only the final event is recorded.
+        separated: whether `params` rank every example's own class strictly first. Then there is no
+            optimum without a penalty: the loss falls to 0 as the parameters grow.
+        history: one dictionary per event, without `params`; with `validation_*` if there is
+            validation data. Without `callback` or `validation` only the final event is recorded.
 
     Example:
         >>> import numpy as np, softjax
@@ -138,21 +138,26 @@ class FitResult(NamedTuple):
 
     @property
     def converged(self) -> Any:
-        """Whether the gradient and what the last step promised are small, and nothing is hidden.
+        """Whether the gradient and the predicted decrease of the last step are small.
 
-        The rule is that of `docs/fitting.md`, the same for every solver.
+        Every solver uses the same rule, which `docs/fitting.md` gives. A fit in which rounding may
+        hide a larger decrease has not converged.
         """
         return self.status == Status.CONVERGED
 
     @property
     def stop_reason(self) -> Any:
-        """In words; a list of them where fits are stacked.
+        """The reason in words; a list of reasons for stacked fits.
 
-        CONVERGED; PRECISION_FLOOR, rounding hides what may be left; SEPARATED, these data have no
-        optimum without a penalty, and `params` are far on the way; QUASI_SEPARATED, the same, but
-        that some examples cannot be told apart: some parameters grow for ever, the loss stays above
-        0; also where a class has no examples, with a penalty too; STEP_LIMIT; CALLBACK; NON_FINITE,
-        `params` are those before that step.
+        - CONVERGED.
+        - PRECISION_FLOOR: rounding hides whether the objective can still decrease.
+        - SEPARATED: the data have no optimum without a penalty, and `params` separate the classes.
+        - QUASI_SEPARATED: there is no optimum either, but some examples cannot be separated: some
+          parameters grow for ever, and the loss stays above 0. Also if a class has no examples,
+          even with a penalty.
+        - STEP_LIMIT.
+        - CALLBACK: the callback stopped the fit.
+        - NON_FINITE: `params` are the parameters before the step that was not finite.
         """
         return np.take([status.text for status in Status], np.asarray(self.status)).tolist()
 
@@ -160,7 +165,7 @@ class FitResult(NamedTuple):
 def recorded(
     event: Event, validation: tuple[Any, ...] | None, history: list[dict[str, float]]
 ) -> Event:
-    """The event with the loss and accuracy on held-out data; its numbers join the history."""
+    """The event with the loss and accuracy on validation data; its numbers go to the history."""
     if validation is not None:
         loss, accuracy = map(float, _loss_and_accuracy(event.params, *validation))
         event = event._replace(validation_loss=loss, validation_accuracy=accuracy)

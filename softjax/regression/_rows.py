@@ -1,14 +1,14 @@
-"""The rows of a derivative or a statistic: its checked arguments, and what is summed over them.
+"""The rows of a derivative or a statistic: the checked arguments, and sums over the rows.
 
-The information matrix is a sum of Kronecker products, in chunks of rows,
+The information matrix is a sum of Kronecker products, computed in chunks of rows,
 
     I = sum_i a_i (diag(p_i) - p_i p_i^T) kron x~_i x~_i^T,  x~ = (x, 1)
 
     diag(p) - p p^T = sum_{k < l} p_k p_l (e_k - e_l)(e_k - e_l)^T
 
-so that with B_kl = X~^T diag(a p_k p_l) X~ the block of the classes k and l is -B_kl, and that of
-class k is sum_{l != k} B_kl. Nothing is subtracted, 1 - p included: every block is accurate
-relative to itself, and I is positive semidefinite.
+so that with B_kl = X~^T diag(a p_k p_l) X~ the block of the classes k and l is -B_kl, and the block
+of class k with itself is sum_{l != k} B_kl. No term is a difference, not even 1 - p: every block is
+accurate relative to its own size, and I is positive semidefinite.
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,19 +34,19 @@ from collections.abc import Callable
 from softjax._sharding import fori_loop
 from softjax._softmax import softmax_core
 
-EXACT = lax.Precision.HIGHEST  # accelerators round float32 factors otherwise
+EXACT = lax.Precision.HIGHEST  # by default accelerators round float32 factors
 
 
 class Rows(NamedTuple):
-    """The arguments of a derivative, checked: features, targets, weights and what is known.
+    """The checked arguments of a derivative or a statistic.
 
     Attributes:
         x: features [N, D], dense or BCOO.
-        targets: ClassIndices or a distribution; None where they do not matter.
+        targets: ClassIndices or a distribution; None if they are not used.
         w: sample weights [N]; None for ones.
         c: class weights [K]; None for ones.
         offset: [N, K]; None for zeros.
-        constant: 1, or 0 where the model has no intercept.
+        constant: 1, or 0 if the model has no intercept.
     """
 
     x: Any
@@ -85,7 +85,7 @@ def features_array(function: str, params: SoftmaxRegression, features: "Features
 
 
 def dense(x: Any) -> Array:
-    """Dense features, for matrices over all parameters, which take more memory than the rows."""
+    """Dense features, for matrices over all parameters, which need more memory than the rows."""
     return x.todense() if is_sparse(x) else x
 
 
@@ -160,12 +160,12 @@ def scores(x: Any, params: SoftmaxRegression) -> Array:
 
 
 def logits_of(rows: Rows, x: Any, params: SoftmaxRegression) -> Array:
-    """The logits with the offset of the rows, of their features `x` as they are counted."""
+    """The logits of the features `x` of `counted`, with the offset of the rows."""
     return with_offset(rows, scores(x, params))
 
 
 def with_offset(rows: Rows, z: Array) -> Array:
-    """z + offset, which is not read in a row of weight 0."""
+    """z + offset, where the offset of a row of weight 0 is ignored."""
     if rows.offset is None:
         return z
     if rows.w is None:
@@ -174,12 +174,12 @@ def with_offset(rows: Rows, z: Array) -> Array:
 
 
 def feature_column(l2: ArrayLike, dtype) -> Array:
-    """A penalty that is a scalar, or of each feature [D], as what multiplies a kernel [D, K]."""
+    """A penalty, a scalar or one for each feature [D], as a column to multiply a kernel [D, K]."""
     return jnp.asarray(l2, dtype).reshape(-1, 1)
 
 
-# A chunk of rows holds this many numbers, 2 MiB of float64, which stay in the cache; but it has
-# rows enough to pay for passing over the blocks once a chunk.
+# A chunk of rows holds this many numbers, 2 MiB of float64, which stay in the cache; but at least
+# CHUNK_ROWS rows, since every chunk reads and writes all blocks.
 CHUNK_SIZE, CHUNK_ROWS = 2**18, 512
 
 
@@ -197,7 +197,7 @@ def information(x: Array, z: Array, a: Array) -> Array:
         a: the weights of the rows, [N], >= 0.
     """
     size = (x.shape[1] + 1) * z.shape[1]
-    if z.shape[1] < 2:  # one class comes as no surprise
+    if z.shape[1] < 2:  # with one class the label is certain
         return jnp.zeros((size, size), x.dtype)
     blocks = _pair_blocks(x, softmax_core(z, (1,)), a)
     matrix = _assembled(blocks).reshape(size, size)
@@ -207,8 +207,8 @@ def information(x: Array, z: Array, a: Array) -> Array:
 def _pair_blocks(x: Array, p: Array, a: Array) -> Array:
     """B[s, :, k, :] = B_kl for l = k + s + 1 mod K: [K // 2, D + 1, K, D + 1].
 
-    Going round the circle of the classes by 1 to K / 2 meets every pair once (twice where the
-    step is K / 2), so that each step is one product X~^T (W kron X~) of the same shape.
+    On a circle of the classes, steps of 1 to K / 2 meet every pair once (twice if the step is
+    K / 2), so that each step is one product X~^T (W kron X~) of the same shape.
     """
     d, k = x.shape[1] + 1, p.shape[1]
 
@@ -226,15 +226,15 @@ def _pair_blocks(x: Array, p: Array, a: Array) -> Array:
 
 
 def sum_of_chunks(add_chunk: Callable, total: Any, row_size: int, a: Array, *arrays: Array) -> Any:
-    """add_chunk(total, *rows of the arrays, rows of a) for one chunk of rows after the other.
+    """add_chunk(total, *rows of the arrays, rows of a) for each chunk of rows in turn.
 
-    The last chunk reaches back, with a = 0 in the rows that were there before: no row is copied
-    to fill it.
+    The last chunk overlaps the one before, with a = 0 in the rows that were already added, so that
+    no padding is needed.
 
     Args:
-        add_chunk: returns the total with what the rows add, which must be 0 where a is.
-        total: to begin with.
-        row_size: how many numbers a row takes for a while.
+        add_chunk: returns the total plus the terms of the rows, which must be 0 where a is 0.
+        total: the initial total.
+        row_size: the number of temporary numbers per row.
         a: the weights of the rows, [N].
         arrays: [N, ...].
     """
@@ -253,7 +253,7 @@ def sum_of_chunks(add_chunk: Callable, total: Any, row_size: int, a: Array, *arr
 
 
 def _assembled(blocks: Array) -> Array:
-    """The blocks in their places, [D + 1, K, D + 1, K]."""
+    """The matrix [D + 1, K, D + 1, K] assembled from the blocks."""
     k = blocks.shape[2]
     row, column = np.indices((k, k))
     ahead = (column - row) % k

@@ -1,10 +1,10 @@
-"""The features with mean 0 and standard deviation 1, in which directions are computed.
+"""Standardised features, with mean 0 and standard deviation 1, for computing directions.
 
     x_ij = mean_j + scale_j s_ij
 
-A direction needs no more digits than the gradient of the next step can correct, so that it is
-computed in float32, from features whose sizes float32 holds. They need no copy: the formulas
-below apply the means and the scales to parameters and gradients.
+The gradient of the next step corrects the rounding error of a direction. So a direction is computed
+in float32, from features within the range of float32. They need no copy: the formulas below apply
+the means and the scales to parameters and gradients.
 """
 
 from typing import Any, NamedTuple
@@ -24,24 +24,24 @@ from softjax.regression._features import (
 )
 from softjax.regression._objective import Problem, example_weights, ridge
 
-# The middle of a feature is the median of so many examples.
+# The middle of a feature is the median of this many examples.
 MEDIAN_ROWS = 32
-# More than a penalty can be on the scale of its feature, and no more than float32 holds.
+# Larger penalties on a standardised feature are cut to this, which float32 holds.
 LARGEST_RIDGE = 1e30
 
 
 class Standardised(NamedTuple):
-    """Features of mean 0 and standard deviation 1, and 1 for the bias: for directions alone.
+    """Features s of mean 0 and standard deviation 1, and 1 for the bias, for directions only.
 
         x_ij = base_j + size_j r_ij = mean_j + scale_j s_ij
         s_ij = (r_ij - offset_j) / unit_j,  s_iD = c
 
-    Without an intercept, c = 0, the means are 0 and the scales are root mean squares: a mean taken
-    from a feature would have to go to a bias.
+    Without an intercept, c = 0, the means are 0 and the scales are root mean squares: there is no
+    bias that could absorb the mean of a feature.
 
-    Float32 features are r as they are, since s would be a copy of them: what it takes to make s
-    of them is done to parameters and gradients. Of others r is made, in float32; of sparse ones in
-    the same places, so that what is 0 stays 0.
+    If the features are float32, r is the features themselves, and the offsets and units are applied
+    to parameters and gradients: s would be a copy. Else r is a float32 copy, for sparse features
+    with the same stored entries, so that zeros stay zeros.
 
     Attributes:
         features: r [N, D], float32, dense or BCOO.
@@ -53,7 +53,7 @@ class Standardised(NamedTuple):
         scale: [D].
         l2: the penalty, a scalar or [D].
         ridge: [D + 1], the penalty on the scaled parameters; 0 for the bias.
-        rounding: [D + 1], that of s as it is made of r, which is as much larger.
+        rounding: [D + 1], the rounding error of s; r may be larger than s, and its error counts.
         constant: c, 1 or 0.
     """
 
@@ -71,14 +71,14 @@ class Standardised(NamedTuple):
 
 
 def standardise(problem: Problem, bound: Array, dtype: DTypeLike = jnp.float32) -> Standardised:
-    """`bound` is that of the gradient: the root mean squares of the features."""
+    """The standardised features; `bound` is `gradient_bound`, their root mean squares."""
     return scaled(problem, *moments(problem, bound), _middle(problem.features), dtype)
 
 
 def scaled(
     problem: Problem, mean: Array, scale: Array, base: Array, dtype: DTypeLike = jnp.float32
 ) -> Standardised:
-    """The features less `mean`, over `scale`; around `base` they are rounded to `dtype`."""
+    """The features minus `mean`, divided by `scale`; `base` is subtracted before the cast."""
     x, size = problem.features, scale
     if x.dtype == dtype:
         r, base, size = x, jnp.zeros_like(mean), jnp.ones_like(scale)
@@ -96,18 +96,18 @@ def rescaled(s: Standardised, offset: Array, unit: Array) -> Standardised:
 
 
 def reweighted(s: Standardised, weights: Array) -> Standardised:
-    """`s` with the means and scales that its examples have with `weights`, [N].
+    """`s` with the means and scales of its examples under `weights`, [N].
 
-    With those of the Hessian, u: an example that is decided, as one with an enormous entry soon is,
-    counts no more, and what the others differ in is of order 1 and not lost in rounding.
+    With the weights u of the Hessian, nearly certain examples, such as those with a very large
+    feature, are ignored, and the differences of the others are of order 1, not lost in rounding.
     """
     total = jnp.sum(weights)
     shares = weights / jnp.where(total > 0, total, 1)
     mean, variance = _moments(s.features, shares, s.constant, s.offset)
-    # A feature that varies among these examples only by rounding keeps its scale.
+    # A feature whose variation among these examples is only rounding keeps its scale.
     least = 64 * jnp.finfo(variance.dtype).eps
     varies = variance > least * least * (variance + mean * mean)
-    # One example alone says nothing; it has all of the weight where every class is certain.
+    # The moments of one example are useless; one may have nearly all weight if all are certain.
     known = varies & (total > 0) & (jnp.max(weights) <= 0.6 * total)
     offset = jnp.where(known, mean, s.offset)
     unit = jnp.where(known, jnp.sqrt(jnp.where(known, variance, 1)), s.unit)
@@ -118,7 +118,7 @@ def _around(
     r: Any, base: Array, size: Array, offset: Array, unit: Array, l2: Array, constant: Array
 ) -> Standardised:
     dtype = size.dtype
-    # Without an intercept the mean is 0 exactly, and not what rounding leaves of the offset.
+    # Without an intercept the mean is exactly 0, not the rounding error of the offset.
     mean, scale = constant * (base + size * offset.astype(dtype)), size * unit.astype(dtype)
     rounding = jnp.finfo(r.dtype).eps * jnp.append(jnp.maximum(jnp.abs(offset) / unit, 1), 1)
     ridge = scaled_ridge(l2, scale, r.dtype)
@@ -180,8 +180,8 @@ def gram(s: Standardised, weights: Array) -> Array:
 
     constant = s.constant.astype(weights.dtype)
     above = by_examples(above_of, weights, s.features)
-    # Row j is made of the s of feature j and the r of the others: of two features, the s of the one
-    # whose rounding is larger, so that that of the other is all that their product has.
+    # Row j is computed from s of feature j and r of the other features. For a pair of features,
+    # take the row of the feature with the larger rounding: then only the smaller one remains.
     inner, rounding = above[:, :-1], s.rounding[:-1]
     inner = jnp.where(rounding[:, None] >= rounding[None], inner, inner.T)
     above = jnp.concatenate([inner, above[:, -1:]], 1)
@@ -194,16 +194,16 @@ def scaled_ridge(l2: Array, scale: Array, dtype: DTypeLike) -> Array:
 
 
 def moments(problem: Problem, bound: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation of each feature; its root mean square where it is constant.
+    """Mean and standard deviation of each feature; the root mean square if it is constant.
 
-    Without an intercept 0 and the root mean square.
+    Without an intercept, 0 and the root mean square.
     """
     x, root_mean_square = problem.features, bound[:-1]
     weights = example_weights(problem.targets)
     total = jnp.sum(weights)
     mean, variance = _moments(x, weights / total, problem.constant, jnp.zeros_like(bound[:-1]))
     variance *= total
-    # The mean of a constant feature is off by some roundings, which leave no variance.
+    # The mean of a constant feature has a rounding error, which must not count as variance.
     least = 64 * jnp.finfo(x.dtype).eps * root_mean_square
     return mean, jnp.where(variance > least * least, jnp.sqrt(variance), root_mean_square)
 
@@ -211,8 +211,9 @@ def moments(problem: Problem, bound: Array) -> tuple[Array, Array]:
 def _moments(x: Any, shares: Array, constant: Array, origin: Array) -> tuple[Array, Array]:
     """Mean and variance of each feature, [D], for shares [N] of the examples that sum to 1.
 
-    Without an intercept (`constant` is 0) `origin` [D] and the mean square of the distances to it.
-    The variance is not a difference, which cancels: it takes one more pass over the features.
+    Without an intercept (`constant` is 0), `origin` [D] and the mean square of the distances to it.
+    The variance is a sum of squares, since a difference would cancel: one more pass over the
+    features.
     """
     if is_sparse(x):
         mean = jnp.where(constant > 0, product(shares, x), origin)
@@ -221,7 +222,7 @@ def _moments(x: Any, shares: Array, constant: Array, origin: Array) -> tuple[Arr
         return mean, stored + absent * mean * mean
 
     def mean_and_variance(columns, origin):
-        # A sum, for XLA:CPU adds one example after the other in a product with a vector.
+        # XLA:CPU adds the rows of a product with a vector one by one, but a sum as a tree.
         mean = jnp.where(constant > 0, jnp.sum(shares[:, None] * columns, 0), origin)
         return jnp.stack([mean, jnp.sum(shares[:, None] * jnp.square(columns - mean[None]), 0)], 1)
 
@@ -230,9 +231,10 @@ def _moments(x: Any, shares: Array, constant: Array, origin: Array) -> tuple[Arr
 
 
 def _middle(x: Any) -> Array:
-    """[D]: numbers in the midst of each feature, however far off a few examples are; 0 if sparse.
+    """The median of each feature over some examples, [D]; 0 for sparse or float32 features.
 
-    The medians of some examples: in float32 only what is near to them keeps its differences.
+    A few outliers do not change it. In float32 only numbers near the subtracted one keep their
+    differences.
     """
     if is_sparse(x) or x.dtype == jnp.float32:
         return jnp.zeros(x.shape[1], x.dtype)
@@ -241,7 +243,7 @@ def _middle(x: Any) -> Array:
 
 
 def _beyond_zero(s: Standardised) -> Any:
-    """(r - offset)^2 - offset^2 of sparse features, which is 0 where they are."""
+    """(r - offset)^2 - offset^2 of sparse features, which is 0 where r is 0."""
     r = s.features
     return with_data(r, r.data * (r.data - 2 * column_of(r, s.offset)))
 
@@ -259,6 +261,6 @@ def of_standard(mean: Array, scale: Array, theta: Array) -> Array:
 
 
 def from_standard(mean: Array, scale: Array, direction: Array) -> Array:
-    """The parameters of the features as they are: the transpose of `to_standard`."""
+    """The parameters of the original features: the transpose of `to_standard`."""
     kernel = direction[:, :-1] / scale[None]
     return jnp.concatenate([kernel, direction[:, -1:] - kernel @ mean[:, None]], 1)

@@ -1,13 +1,13 @@
 """Batches of examples, and the compiled steps of every trainer on them.
 
-A step takes its batch from what lies on the device, which is one of two things. `Held` holds all
+A step takes its batch from data on the device, which have one of two types. `Held` holds all
 examples and an order of them; `Stacked` holds the batches of the next steps, which were read from
 elsewhere. Both have the method `batch(step, first)`, and the step is the same for both.
 
-A step evaluates the objective and its gradient on its batch, at the parameters that the step before
-gave, and takes the update of an optax optimizer. A chunk of steps is one program, whose loop ends
-early where the gradient is small or where a number is not finite. Such a step is not taken: the
-parameters of a state are always finite, and so is the objective there, unless a row is not.
+A step evaluates the objective and its gradient on its batch, at the parameters of the step before,
+and applies the update of an optax optimizer. A chunk of steps is one program, whose loop ends early
+if the gradient is small or a number is not finite. Such a step is not taken: the parameters of a
+state are always finite, and so is the objective there, unless a row is not finite.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,16 +28,16 @@ from softjax.regression._result import Status
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Batch:
-    """Examples, padded to one number of them, or the part of them that a process reads.
+    """A batch of examples, padded to a fixed size, or the part of a batch that one process reads.
 
-    Iteration gives features, labels and weights, and the offset where there is one.
+    Iteration gives features, labels and weights, and the offset if there is one.
 
     Attributes:
         features: [B, D], at least float32.
         labels: class indices, int32 [B], or distributions over the classes, floating [B, K].
-        weights: [B]; 0 for padding and for what is held out. None for ones.
-        offset: [B, K], nats, what is added to the logits; None for zeros.
-        counts: [B], what each example adds to the divisor of the mean loss; None for its weight.
+        weights: [B]; 0 for padding and for held-out examples. None for ones.
+        offset: [B, K], nats, added to the logits; None for zeros.
+        counts: [B], added to the divisor of the mean loss for each example; None for its weight.
 
     Example:
         >>> import numpy as np, softjax
@@ -59,7 +59,7 @@ class Batch:
 
 
 class Stacked(NamedTuple):
-    """The batches of some steps in a row.
+    """The batches of consecutive steps.
 
     Attributes:
         batches: parts [S, B, ...].
@@ -75,19 +75,19 @@ class Stacked(NamedTuple):
 
 
 class Held(NamedTuple):
-    """All examples, and which of them each step of an epoch takes.
+    """All examples, and the indices of the examples that each step of an epoch takes.
 
     Attributes:
         rows: parts [N, ...].
-        order: the places of the examples, int32 [steps, B], -1 for none; None where every step
-            takes all of them.
+        order: the indices of the examples, int32 [steps, B], -1 for none; None if every step
+            takes all examples.
     """
 
     rows: Batch
     order: Array | None
 
     def batch(self, step: Array, first: Array) -> Batch:
-        """The batch of `step`; the first step does not matter."""
+        """The batch of `step`; `first` is not used."""
         if self.order is None:
             return self.rows
         places = self.order[step % len(self.order)]
@@ -98,15 +98,15 @@ class Held(NamedTuple):
 
 
 def batches_per_epoch(num_examples: int, batch_size: int | None) -> int:
-    """The number of batches in which every example is once; None is one batch of all."""
+    """The number of batches that contain every example once; None is one batch of all examples."""
     return 1 if batch_size is None else -(-num_examples // batch_size)
 
 
 @partial(jax.jit, static_argnames=("num_examples", "batch_size"))
 def epoch_order(key: Array, epoch: Array, num_examples: int, batch_size: int) -> Array:
-    """The examples of each batch of an epoch, [steps, batch_size], as (key, epoch) determine them.
+    """The examples of each batch of an epoch, [steps, batch_size]; (key, epoch) determine them.
 
-    They are those of a random permutation, one after another; -1 fills the last batch.
+    The batches cut a random permutation of the examples in order; -1 fills the last batch.
     """
     examples = jnp.arange(num_examples, dtype=jnp.int32)
     order = jax.random.permutation(jax.random.fold_in(key, epoch), examples)
@@ -115,7 +115,7 @@ def epoch_order(key: Array, epoch: Array, num_examples: int, batch_size: int) ->
 
 
 class OneSum(NamedTuple):
-    """The mean loss as XLA adds it up, over whatever devices the examples are on."""
+    """The mean loss as one sum, which XLA adds up over all devices that hold examples."""
 
     def mean_loss(
         self, batch: Batch, class_weights: Array | None, params: SoftmaxRegression
@@ -128,14 +128,14 @@ class OneSum(NamedTuple):
         weights = batch.weights.astype(losses.dtype)
         counts = batch.weights if batch.counts is None else batch.counts
         total = jnp.sum(counts.astype(losses.dtype))
-        # What is masked changes neither the value nor the gradient.
+        # Masked rows change neither the value nor the gradient.
         return jnp.sum(jnp.where(weights != 0, weights * losses, 0)) / jnp.where(
             total == 0, 1, total
         )
 
 
 def without_bad_rows(batch: Batch, num_classes: int) -> Batch:
-    """The batch with weight 0, and with zeros, for rows that are not finite or of no class."""
+    """The batch with zeros, and weight 0, in rows that are not finite or have no valid class."""
     good = good_rows(jnp, batch, num_classes)
 
     def kept(part: Array) -> Array:
@@ -146,7 +146,10 @@ def without_bad_rows(batch: Batch, num_classes: int) -> Batch:
 
 
 def good_rows(xp: Any, batch: Batch, num_classes: int) -> Any:
-    """Which rows are finite and of a class or a distribution, [B]; `xp` is NumPy or JAX's."""
+    """Whether each row is finite and has a valid class or distribution, [B].
+
+    `xp` is NumPy or `jax.numpy`.
+    """
     labels = batch.labels
     good = xp.all(xp.isfinite(batch.features), 1) & xp.isfinite(batch.weights)
     if batch.offset is not None:
@@ -159,12 +162,12 @@ def good_rows(xp: Any, batch: Batch, num_classes: int) -> Any:
 Transform = Callable[[Array], Array] | None
 
 
-# More than a batch has examples, or a kernel entries, as a rule.
+# A bound of the number of examples of a batch and of the number of features.
 MOST = 2.0**30
 
 
 class Sums(Protocol):
-    """How the mean loss of a batch is added up; hashable, since it is a part of the program."""
+    """How the mean loss of a batch is added up; hashable, since a program depends on it."""
 
     def mean_loss(
         self, batch: Batch, class_weights: Array | None, params: SoftmaxRegression
@@ -174,13 +177,13 @@ class Sums(Protocol):
 
 
 class Form(NamedTuple):
-    """What a program is compiled for.
+    """The static arguments of a program.
 
     Attributes:
         sums: how the mean loss is added up.
         optimizer: an optax optimizer.
         transform: a function of the features of a batch, or None.
-        skip_nonfinite: whether rows that are not finite, or of no class, are left out.
+        skip_nonfinite: whether rows that are not finite, or have no valid class, are left out.
     """
 
     sums: Sums
@@ -190,15 +193,15 @@ class Form(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """The terms of the objective that no batch holds, and what is known of all examples.
+    """The terms of the objective that do not depend on a batch, and scales of all examples.
 
     Attributes:
-        l2: the strength of the squared penalty, a scalar, or [D]: one for each feature.
+        l2: the strength of the squared penalty: a scalar, or [D], one for each feature.
         class_weights: [K], or None.
-        constant: what the bias is multiplied with, 1, or 0 without an intercept; None for 1.
-        bound: what the entries of the gradient can be at most, [D + 1]; None for ones.
+        constant: the factor of the bias: 1, or 0 without an intercept; None for 1.
+        bound: the largest possible entries of the gradient, [D + 1]; None for ones.
         largest: the largest absolute value of each feature, [D]; None for ones.
-        tol: the steps end where no entry of a gradient, relative to `bound`, is larger.
+        tol: the steps end once no entry of the gradient, relative to `bound`, is larger.
     """
 
     l2: Array
@@ -210,7 +213,7 @@ class Terms(NamedTuple):
 
 
 class State(NamedTuple):
-    """All that a step needs of the steps before it; what a checkpoint holds.
+    """All that a step needs from earlier steps; the content of a checkpoint.
 
     Attributes:
         params: kernel [D, K] and bias [K], finite.
@@ -231,7 +234,7 @@ class State(NamedTuple):
 
 @partial(jax.jit, static_argnames="optimizer")
 def start(optimizer: optax.GradientTransformation, params: SoftmaxRegression) -> State:
-    """The state before the first step, in arrays of its own."""
+    """The state before the first step, in new arrays."""
     with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
         optimizer_state = optimizer.init(params)
     zero = jnp.zeros((), params.kernel.dtype)
@@ -248,19 +251,19 @@ def advance(
     count: Array,
     flags: Array,
 ) -> tuple[State, Array, Array]:
-    """Takes `count` steps, or fewer where one of them ends the loop.
+    """Takes `count` steps, or fewer if one of them ends the loop.
 
     Args:
-        form: what the program is compiled for.
+        form: the static arguments of the program.
         terms: the terms of the objective.
-        state: given up, so that the result can lie where it lay.
-        feed: what holds the batches of these steps.
+        state: donated: the result takes its memory.
+        feed: the batches of these steps.
         count: the number of steps.
         flags: 0 or 1 of every process.
 
     Returns:
         The state; RUNNING, CONVERGED or NON_FINITE of `Status`; and whether any process raised its
-        flag: it travels with the gradients, so that all learn of it after the same step.
+        flag. The flags are part of the program, so that all processes see one after the same step.
     """
     first = state.step
     last = first + count
@@ -285,7 +288,7 @@ def advance(
             return _with_dtypes((stepped, optimizer_state), (state.params, state.optimizer_state))
 
         small = norm <= terms.tol
-        if _is_cached(form, feed, state):  # a line search that nobody needs evaluates all examples
+        if _is_cached(form, feed, state):  # an unneeded line search would evaluate all examples
             params, optimizer_state = lax.cond(small, lambda: state[:2], update)
         else:
             params, optimizer_state = update()
@@ -308,8 +311,10 @@ def advance(
 
 
 @partial(jax.jit, static_argnames="form")
-def look(form: Form, terms: Terms, state: State, feed: Held | Stacked) -> tuple[Array, Array]:
-    """The objective at the parameters of a state, on the batch of its step, and its gradient.
+def objective_and_norm(
+    form: Form, terms: Terms, state: State, feed: Held | Stacked
+) -> tuple[Array, Array]:
+    """The objective and its gradient at the parameters of a state, on the batch of its step.
 
     Returns:
         The objective, and the largest entry of the gradient, relative to `Terms.bound`.
@@ -328,10 +333,10 @@ def largest_entry(bound: Array | None, grad: SoftmaxRegression) -> Array:
 
 
 def stores_gradient(optimizer_state: optax.OptState) -> bool:
-    """Whether a line search left the objective and the gradient at the new parameters there."""
+    """Whether a line search stored the objective and the gradient at the new parameters."""
     try:
         found = [optax.tree.get(optimizer_state, name) for name in ("value", "grad")]
-    except KeyError:  # more than one of a name
+    except KeyError:  # more than one entry of a name
         return False
     return all(entry is not None for entry in found)
 
@@ -356,7 +361,7 @@ def _objective(
 
 
 def _is_cached(form: Form, feed: Held | Stacked, state: State) -> bool:
-    """Whether the optimizer knows the objective of the next step, which is of all examples too."""
+    """Whether the state holds the objective of the next step, which uses all examples too."""
     whole = isinstance(feed, Held) and feed.order is None
     return whole and stores_gradient(state.optimizer_state)
 
@@ -374,17 +379,17 @@ def _value_and_grad(
 
 
 def _is_safe(terms: Terms, params: SoftmaxRegression) -> Array:
-    """Whether parameters are finite, and so small that no loss and no penalty overflows."""
+    """Whether the parameters are finite, and so small that neither loss nor penalty overflows."""
     kernel = jnp.abs(params.kernel)
     entry = reach = jnp.max(kernel, initial=0)
     if terms.largest is not None:
         reach = jnp.max(terms.largest[:, None] * kernel, initial=0)
-    # Logits are sums of fewer than MOST such terms, and a mean adds fewer than MOST losses.
+    # A logit sums fewer than MOST such terms, and a mean loss sums fewer than MOST losses.
     loss = MOST * (MOST * (reach + jnp.max(jnp.abs(params.bias))))
     return jnp.isfinite(loss) & jnp.isfinite(MOST * (jnp.max(terms.l2) * entry * entry))
 
 
 def _with_dtypes(new: Any, old: Any = None) -> Any:
-    """`new` with the dtypes of `old`, and no weak types: the next chunk is the same program."""
+    """`new` with the dtypes of `old` and no weak types, so that one program runs every chunk."""
     old = new if old is None else old
     return jax.tree.map(lambda x, y: lax.convert_element_type(x, jnp.result_type(y)), new, old)

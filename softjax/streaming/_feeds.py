@@ -39,7 +39,7 @@ from softjax.regression._steps import (
     Transform,
     batches_per_epoch,
     good_rows,
-    look,
+    objective_and_norm,
 )
 from softjax.streaming._batches import TRAIN, source_of
 from softjax.streaming._devices import Chunk, Devices, ahead
@@ -193,7 +193,7 @@ class ArrayFeed:
         return []  # they have been refused
 
     def value_and_norm(self, form: Form, terms: Terms, state: State) -> tuple[float, float]:
-        value, norm = look(form, terms, state, Held(self.rows, None))
+        value, norm = objective_and_norm(form, terms, state, Held(self.rows, None))
         return float(value), float(norm)
 
     def separated(self, terms: Terms, params: SoftmaxRegression) -> bool:
@@ -267,7 +267,7 @@ class BatchFeed:
         if int(state.step):
             return None
         first = self.devices.chunk(self.source, self.like, self.chunk_steps, (0, 1))
-        value, norm = look(form, terms, state, first.feed)
+        value, norm = objective_and_norm(form, terms, state, first.feed)
         return float(value), float(norm)
 
     def separated(self, terms: Terms, params: SoftmaxRegression) -> bool:
