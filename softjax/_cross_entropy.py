@@ -14,7 +14,7 @@ from softjax._labels import Labels, class_indices, distribution, is_class_indice
 from softjax._logsumexp import logsumexp_core
 from softjax._losses import expected_loss, index_loss, spoiled
 from softjax._numerics import compute_dtype, is_half, keeping_half, masked
-from softjax._sharding import beside, looked_up
+from softjax._sharding import looked_up, with_sharding_of
 from softjax._weights import in_unit, is_zero
 
 Reduction = Literal["none", "sum", "mean", "class_weighted_mean"]
@@ -124,7 +124,7 @@ def cross_entropy(
         raise TypeError(_checks.message(name, "ignore_index", expected, ignore_index))
     else:
         kept = labels.dtype if is_half(labels) else dtype  # widened where it is used
-        targets = beside(distribution(name, labels, x.shape, kept, axis), x)
+        targets = with_sharding_of(distribution(name, labels, x.shape, kept, axis), x)
     return _cross_entropy(x, targets, where, smoothing, of_classes, z, of_examples, reduction)
 
 

@@ -152,8 +152,8 @@ def brought_to(a: Array, other: Array) -> Array:
         return reshard(a, there.spec)
 
 
-def beside(a: Array, other: Array) -> Array:
-    """`a` with the sharding of `other` if both arrays are sharded over Explicit axes, or itself.
+def with_sharding_of(a: Array, other: Array) -> Array:
+    """`a` with the sharding of `other` if both are sharded over Explicit axes, else `a` itself.
 
     JAX combines a sharded array with one that is not, but not arrays that are sharded differently.
     """
@@ -162,7 +162,7 @@ def beside(a: Array, other: Array) -> Array:
 
 
 def with_whole_axis(a: Array, axis: int) -> Array:
-    """`a`, with all of an axis on each device; only an Explicit mesh axis shards it before."""
+    """`a` with the whole of an axis on each device: an Explicit sharding of the axis is removed."""
     sharding = jax.typeof(a).sharding
     if not entry_names(sharding.spec[axis]):
         return a

@@ -22,7 +22,7 @@ from softjax._entropies import cross_entropy_core, entropy_core, kl_divergence_c
 from softjax._labels import TopKLabels, class_indices, is_class_indices
 from softjax._losses import index_loss, spoiled
 from softjax._numerics import compute_dtype, keeping_half, masked, maximum
-from softjax._sharding import beside
+from softjax._sharding import with_sharding_of
 from softjax._softmax import log_softmax
 
 __all__ = [
@@ -389,7 +389,7 @@ def _of_two(core, function, target_logits, logits, axis, where) -> Array:
     x = _checks.real_array(function, "logits", logits)
     _checks.same_shape(function, "logits", x, t.shape)
     axes = _checks.axes(function, axis, x.ndim)
-    t = beside(t, x)
+    t = with_sharding_of(t, x)
     return _over_classes(core, (t, x), _checks.mask_of_classes(function, where, x.shape), axes)
 
 

@@ -9,7 +9,7 @@ from softjax import _checks
 from softjax._labels import Labels, class_indices, distribution, is_class_indices
 from softjax._losses import expected_loss_gradient, index_loss_gradient
 from softjax._numerics import compute_dtype, masked
-from softjax._sharding import beside
+from softjax._sharding import with_sharding_of
 from softjax.derivatives._normalizers import (
     checked_logits,
     checked_vector,
@@ -49,7 +49,7 @@ def cross_entropy_gradient(logits: ArrayLike, labels: Labels) -> Array:
     if is_class_indices(labels, function):
         return _gradient_of_indices(x, *_indices(function, labels, x))
     q = distribution(function, labels, x.shape, compute_dtype(x.dtype))
-    return _gradient_of_distribution(x, beside(q, x))
+    return _gradient_of_distribution(x, with_sharding_of(q, x))
 
 
 @jax.jit
@@ -136,7 +136,7 @@ def _mass(function: str, labels: Labels, x: Array) -> Array:
     """The sum Q of the target probabilities: 1 for a class index, NaN for a bad index."""
     dtype = compute_dtype(x.dtype)
     if not is_class_indices(labels, function):
-        return jnp.sum(beside(distribution(function, labels, x.shape, dtype), x), -1)
+        return jnp.sum(with_sharding_of(distribution(function, labels, x.shape, dtype), x), -1)
     index, bad = _indices(function, labels, x)
     ones = jnp.ones(index.shape, dtype)
     return ones if bad is None else jnp.where(bad, jnp.nan, ones)

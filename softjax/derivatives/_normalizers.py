@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._numerics import compute_dtype, inner, masked
-from softjax._sharding import beside, with_whole_axis
+from softjax._sharding import with_sharding_of, with_whole_axis
 from softjax._softmax import (
     place_of_top,
     relative_to_dominant,
@@ -336,7 +336,7 @@ def _cumulants(x: Array, v: Array, order: int) -> Array:
 
 
 def checked_logits(function: str, logits: ArrayLike) -> Array:
-    """The logits of a function that was called, as an array of rank >= 1."""
+    """The argument `logits` of `function` as an array of rank >= 1."""
     x = _checks.real_array(function, "logits", logits)
     if x.ndim == 0:
         raise ValueError(_checks.message(function, "logits", "of rank >= 1", "rank 0"))
@@ -344,14 +344,14 @@ def checked_logits(function: str, logits: ArrayLike) -> Array:
 
 
 def checked_vector(function: str, argument: str, v: ArrayLike, x: Array) -> Array:
-    """A vector for each row of the logits `x`, in the dtype that is computed in."""
+    """A vector for each row of the logits `x`, in the dtype of the computation."""
     v = _checks.real_array(function, argument, v)
     _checks.same_shape(function, argument, v, x.shape)
-    return beside(v.astype(compute_dtype(x.dtype)), x)
+    return with_sharding_of(v.astype(compute_dtype(x.dtype)), x)
 
 
 def _probabilities_of_matrix(x: Array) -> tuple[Array, Array]:
-    """p and 1 - p for a matrix of classes by classes, both of which no mesh axis can shard."""
+    """p and 1 - p for a matrix [K, K]; a mesh cannot shard both of its axes."""
     return softmax_and_complement(with_whole_axis(masked(x, None), x.ndim - 1))
 
 
