@@ -1,23 +1,24 @@
-"""Newton's method among the parameters that are not 0, in NumPy, for a penalty with corners.
+"""Newton's method among the parameters that are not 0, in NumPy, for the l1 penalties.
 
     f(theta) = loss(theta) + 1/2 sum_jk r_j theta_jk^2 + sum_j s_j |theta_j|
 
-|theta_j| is sum_k |theta_jk|, or where the penalty is grouped the Euclidean norm over the classes.
-An entry theta_jk, or where grouped a row theta_j, is a part below. Around a part that is not 0 the
-penalty is smooth, along its unit vector u (a sign, or theta_j / |theta_j|). A part that is 0 stays
-there while the gradient of the loss is no larger than s_j, and else leaves along u = -g / |g|. So
-at every point some parts are free, and among these Newton's step solves
+|theta_j| is sum_k |theta_jk|, or with a grouped penalty the Euclidean norm over the classes. Below,
+a part is an entry theta_jk, or with a grouped penalty a row theta_j. Near a part that is not 0 the
+penalty is smooth, with the gradient s u for the unit vector u of the part (a sign, or
+theta_j / |theta_j|). A part that is 0 stays 0 while the gradient g of the loss is no larger than
+s_j, and else leaves 0 along u = -g / |g|. So at every point some parts are free, and among these
+Newton's step solves
 
     H d = -v,    v = the gradient of the loss + r theta + s u,    H = Hessian of f, free parts only
 
-A part that the step would take across 0 goes to 0 instead, and the system is solved again for the
-others. Where f is not smaller after a part of the step, a multiple of Boehning's bound of the
-diagonal joins H until it is (the method of Levenberg and Marquardt): examples that are sure of
-another class have nearly no curvature of their own. Near the optimum the free parts no longer
-change, and the convergence is that of Newton's method. What all classes have in common changes no
-probability; it is chosen after every step to make the penalties smallest, as in `_proximal`.
+A part that would cross 0 is set to 0, and the system is solved again for the others. If no fraction
+of the step decreases f, a growing multiple of Boehning's bound of the diagonal is added to H until
+one does (the method of Levenberg and Marquardt): examples whose predicted class is certain but
+wrong have nearly no curvature. Near the optimum the free parts no longer change, and the
+convergence is that of Newton's method. The part that all classes have in common changes no
+probability; it is chosen after every step to minimise the penalties, as in `_proximal`.
 
-As in `_small` only a clear end is one, and anything else is left to the compiled solver.
+As in `_small`, only a clear end is accepted; all other fits are left to the compiled solver.
 
 Source: M. Schmidt, G. Fung and R. Rosales, "Optimization methods for l1-regularization" (2009), on
 two-metric projection; D. Bertsekas, "Projected Newton methods for optimization problems with simple
@@ -34,29 +35,29 @@ from softjax.regression._convergence import converged, rounding_of
 from softjax.regression._linear_solves import FINE, ROUGH
 from softjax.regression._small import End, Table, probabilities
 
-# Steps of a fit that starts near its end, and rounds in which parts go to 0.
+# The limit of the steps, and of the rounds of a step in which parts are set to 0.
 MOST_STEPS, ROUNDS = 100, 4
-# The shares of a step that are tried: from where a class is nearly certain, Newton's step is
-# longer than the slope holds. One is taken where f falls by this much of what its slope promises.
+# The fractions of a step that are tried, since Newton's step may be too long where a class is
+# nearly certain. One is taken if f decreases by at least SUFFICIENT times its predicted decrease.
 SHARES, SUFFICIENT = tuple(0.25**power for power in range(8)), 1e-4
-# H of m free parameters takes N m^2 operations, and conjugate gradients as many as this number of
-# logits, 4 N K D each. Beyond the second number of parameters H is not built either way.
+# Building H for m free parameters takes N m^2 operations, and conjugate gradients take about
+# PRODUCTS products, 4 N K D operations each. For more than LARGEST parameters H is never built.
 PRODUCTS, LARGEST = 60, 2048
-# The Hessian is built again where a step promises more than this share of what the last one did.
+# The Hessian is built again if the predicted decrease is more than this share of the last one.
 SLOW = 0.1
-# The rounding of a penalty in float32, relative to it: at the largest of a path no part leaves 0.
+# The relative rounding of a penalty in float32: at the largest penalty of a path no part leaves 0.
 BLURRED = 1e-6
-# What joins the diagonal, relative to its bound: where a step leads up, by what factor it grows
-# then, and the most. Only a step without says how much is left.
+# The damping, a multiple of the bound of the diagonal: its first value, the factor by which it
+# grows after a step that leads up, and its limit. Only steps without damping predict what is left.
 RAISED, FACTOR, HIGHEST = 1e-6, 10.0, 1e6
 
 
 def optimum(table: Table, corners: Corners, theta: np.ndarray, tol: float) -> End | None:
-    """The end of the steps from `theta` [K, D + 1]; None where it is not clear.
+    """The end of the steps from `theta` [K, D + 1]; None if it is not clear.
 
-    No entry of the gradient is above 1, since the mean squares of the features are not.
+    No entry of the gradient exceeds 1, since the mean squares of the features do not.
     """
-    theta = _without_what_is_common(table, corners, theta)
+    theta = _with_best_common_part(table, corners, theta)
     z = table.logits(theta)
     value = first = table.value(theta, z) + corners.value(theta)
     decrement: Any = np.inf
@@ -76,9 +77,9 @@ def optimum(table: Table, corners: Corners, theta: np.ndarray, tol: float) -> En
             d, left, products = _direction(table, corners, model, faces, theta, p, norm, damping)
             found, passes = _stepped(table, corners, faces, theta, value, d), passes + products + 2
             if found is None:
-                promised = np.abs(np.vdot(faces.slope, d)) / 2 + left
-                if not damping and converged(value, first, norm, promised, tol):
-                    return End(theta, first, promised, step, passes)  # rounding hides the rest
+                predicted = np.abs(np.vdot(faces.slope, d)) / 2 + left
+                if not damping and converged(value, first, norm, predicted, tol):
+                    return End(theta, first, predicted, step, passes)  # rounding hides the rest
                 damping = max(FACTOR * damping, RAISED)
                 if damping > HIGHEST:
                     return None
@@ -89,7 +90,7 @@ def optimum(table: Table, corners: Corners, theta: np.ndarray, tol: float) -> En
 
 
 def smallest_subgradient(corners: Corners, theta: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-    """Of the subgradients at `theta` the smallest, where the smooth part has this gradient."""
+    """The smallest subgradient at `theta`, given the gradient of the smooth part."""
     length, size = corners.length(theta), corners.length(gradient)
     outside = np.maximum(1 - corners.strength / np.where(size > 0, size, np.inf), 0)
     inside = gradient + corners.strength * corners.unit(theta)
@@ -97,7 +98,7 @@ def smallest_subgradient(corners: Corners, theta: np.ndarray, gradient: np.ndarr
 
 
 def _faces(table: Table, corners: Corners, theta: np.ndarray, gradient: np.ndarray) -> Faces:
-    """The faces of the penalty at `theta`, where the smooth part has this gradient."""
+    """The free parts and the penalty at `theta`, given the gradient of the smooth part."""
     strength, length = corners.strength[None], corners.length(theta)
     inside = length > 0
     entering = ~inside & (corners.length(gradient) > (1 + BLURRED) * strength)
@@ -108,12 +109,12 @@ def _faces(table: Table, corners: Corners, theta: np.ndarray, gradient: np.ndarr
     if corners.grouped:
         bend = np.where(inside, strength / np.where(inside, length, 1), 0)[0]
         return Faces(free, unit, (entering & held)[0], bend, slope)
-    # What all classes have in common has no curvature but that of r. It is chosen for itself, and
-    # one class that is at 0 stays there.
+    # The loss has no curvature along the common part of all classes, which is chosen separately. So
+    # if all classes of a column are free, one class that is at 0 stays there.
     whole = free.all(0) & held[0]
     least = np.where(inside, np.inf, np.abs(slope)).argmin(0)
     rests = whole & (np.arange(len(theta))[:, None] == least) & ~inside
-    # Of the biases one is not free.
+    # One of the biases is not free.
     rests[0, table.width :] = True
     none = np.zeros(theta.shape[1])
     return Faces(free & ~rests, unit, none > 0, none, slope)
@@ -129,7 +130,7 @@ def _direction(
     norm: float,
     damping: float,
 ) -> tuple[np.ndarray, float, int]:
-    """Newton's step among the free parts, what the model may promise beyond it, and products."""
+    """Newton's step among the free parts, a bound of the decrease beyond it, and the products."""
     d, left, products = np.zeros_like(theta), 0.0, 0
     count, width = int(faces.free.sum()), theta.shape[1]
     small = count <= LARGEST and count**2 <= 4 * PRODUCTS * len(theta) * width
@@ -144,7 +145,7 @@ def _direction(
         crossing = faces.free & crossing
         if not crossing.any():
             break
-        # They end at 0, and what the others do is found again.
+        # These parts are set to 0, and the step of the others is computed again.
         d, free = np.where(crossing, -theta, d), faces.free & ~crossing
         faces = replace(faces, free=free, entering=faces.entering & free.any(0))
     return d, left, products
@@ -158,15 +159,15 @@ def _stepped(
     value: float,
     d: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, float] | None:
-    """The point after the step or a part of it, its logits and objective.
+    """The point after the step or a fraction of it, its logits and its objective.
 
-    None where no part that is tried leads down.
+    None if no fraction decreases the objective.
     """
     slope = np.vdot(faces.slope, d)
     for t in SHARES if slope <= 0 else ():
         new = theta + t * d
         stays = (corners.along(new, faces.unit) > 0) | (corners.strength == 0)
-        new = _without_what_is_common(table, corners, np.where(stays, new, 0))
+        new = _with_best_common_part(table, corners, np.where(stays, new, 0))
         z = table.logits(new)
         reached = table.value(new, z) + corners.value(new)
         if reached <= value + SUFFICIENT * t * slope + rounding_of(value):
@@ -174,12 +175,12 @@ def _stepped(
     return None
 
 
-def _without_what_is_common(table: Table, corners: Corners, theta: np.ndarray) -> np.ndarray:
-    """`theta` less what all classes have in common where the penalties are smallest then.
+def _with_best_common_part(table: Table, corners: Corners, theta: np.ndarray) -> np.ndarray:
+    """`theta` minus the part, common to all classes, that minimises the penalties.
 
-    Norms and squares are smallest for a mean of 0, and sums of absolute values for a median of 0.
-    Of both together the formula is that of `_proximal`. Of an even number of classes the lower
-    median is taken, so that a class is at 0.
+    Norms and squares are smallest if the mean is 0, and sums of absolute values if the median is 0.
+    For both together the formula is that of `_proximal`. For an even number of classes the lower
+    median is taken, so that one class is at 0.
     """
     if corners.grouped:
         return theta - theta.mean(0)

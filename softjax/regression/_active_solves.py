@@ -1,7 +1,7 @@
 """The linear systems of the steps of `_active_set`: among the free parts, H d = -v.
 
-They are solved by the factors of H, which is built for a few steps, where it is small. Else they
-are solved by conjugate gradients, which need products with the features.
+A small H is built once for a few steps and factored. A large one is solved by conjugate gradients,
+which need products with the features.
 """
 
 from collections.abc import Callable
@@ -12,27 +12,28 @@ import numpy as np
 
 from softjax.regression._small import Table, complements, curved
 
-# What joins the diagonal of H at least, relative to it, and what may be needed for a factor.
+# The relative damping of the diagonal of H, and the relative jitters that are tried for a factor.
 DAMPING, JITTERS = 1e-10, (1e-13, 1e-10)
 # A curvature below this part of the diagonal's is rounding.
 LEAST = 1e-16
-# Products of conjugate gradients, and the most features with a matrix as their preconditioner.
+# The limit of the products of conjugate gradients, and the largest number of features for which
+# their preconditioner is a matrix.
 MOST_PRODUCTS, FEW = 400, 256
 
 
 class Corners(NamedTuple):
-    """The penalty s.
+    """The l1 penalty of each column of a table.
 
     Attributes:
-        strength: s of each column of a table, 0 for the bias, [D + 1].
-        grouped: whether it is of the norms over the classes.
+        strength: s, 0 for the bias, [D + 1].
+        grouped: whether it penalises the norms over the classes.
     """
 
     strength: np.ndarray
     grouped: bool
 
     def length(self, theta: np.ndarray) -> np.ndarray:
-        """|theta_jk| [K, D + 1], or where grouped |theta_j| [1, D + 1]."""
+        """|theta_jk| [K, D + 1], or if grouped |theta_j| [1, D + 1]."""
         if self.grouped:
             return np.sqrt(np.square(theta).sum(0, keepdims=True))
         return np.abs(theta)
@@ -53,14 +54,14 @@ class Corners(NamedTuple):
 
 @dataclass
 class Faces:
-    """The parts that are free at a point, and how the penalty is there.
+    """The free parts at a point, and the derivatives of the penalty there.
 
     Attributes:
-        free: which entries are free, [K, D + 1].
+        free: whether each entry is free, [K, D + 1].
         unit: u, [K, D + 1].
-        entering: where grouped, which rows leave 0, [D + 1]: they do so along u only.
-        bend: s / |theta_j|, what a grouped penalty curves across u, [D + 1].
-        slope: v, 0 for what is not free, [K, D + 1].
+        entering: if grouped, whether each row leaves 0, [D + 1]; a row leaves only along u.
+        bend: s / |theta_j|, the curvature of a grouped penalty orthogonal to u, [D + 1].
+        slope: v, [K, D + 1]; 0 for entries that are not free.
     """
 
     free: np.ndarray
@@ -72,13 +73,13 @@ class Faces:
 
 @dataclass
 class Hessian:
-    """The Hessian of the smooth part at probabilities p, of as many parameters as were asked for.
+    """The Hessian of the smooth part at probabilities p, for the parameters requested so far.
 
     Between parameters (k, j) and (l, m) it is
 
         X_j^T diag(w p_k) X_m [k = l] - (w^(1/2) p_k X_j)^T (w^(1/2) p_l X_m)
 
-    The second factors of all parameters are the columns of one matrix.
+    The vectors w^(1/2) p_l X_m of all these parameters are the columns of one matrix.
     """
 
     table: Table
@@ -88,11 +89,12 @@ class Hessian:
     columns: Any = None
 
     def solved(self, faces: Faces, d: np.ndarray, damping: float) -> tuple[np.ndarray, float]:
-        """d with H d = -v for what is free, where the other entries of `d` are known.
+        """d with H d = -v for the free entries, given the other entries of `d`.
 
-        And what the model may promise beyond it, at most. The factor is that of H + J, and leaves
-        the residual r = J d. Along a direction of curvature e, in the units of J, the model gains
-        r^2 / (2 e) more, and no e that is no rounding is below LEAST.
+        The second result bounds the decrease that the model may predict beyond d. The factor is
+        that of H + J, with the jitter J, and leaves the residual r = J d. Along a direction of
+        curvature e, in the units of J, the model predicts a further decrease of r^2 / (2 e), and
+        curvatures e below LEAST are only rounding.
         """
         from scipy.linalg import cho_solve
 
@@ -113,7 +115,7 @@ class Hessian:
         return d, float(left) * jitter / LEAST / 2
 
     def _include(self, places: np.ndarray) -> None:
-        """Makes the matrix one of all these parameters as well."""
+        """Extends the matrix to these parameters."""
         new = np.setdiff1d(places, self.places, assume_unique=True)
         if not len(new):
             return
@@ -142,7 +144,7 @@ class Hessian:
         return columns
 
     def _add_blocks(self, matrix: np.ndarray, *places: np.ndarray) -> None:
-        """Adds what parameters of one class share."""
+        """Adds X_j^T diag(w p_k) X_m for parameters of the same class k."""
         rows, row_features, columns, column_features = places
         for k in np.intersect1d(rows, columns):
             a, b = np.flatnonzero(rows == k), np.flatnonzero(columns == k)
@@ -160,7 +162,7 @@ def by_products(
     damping: float,
     tol: float,
 ) -> tuple[np.ndarray, int]:
-    """d with H d = -v for what is free, by conjugate gradients, and the products they took."""
+    """d with H d = -v for the free entries, by conjugate gradients, and the number of products."""
     among = _projection(table, corners, faces)
     curved_by = (table.weights * p * complements(p)) @ np.square(table.features)
     extra = table.ridge + faces.bend
@@ -192,7 +194,7 @@ def by_products(
 
 
 def _factored(h: np.ndarray, added: np.ndarray) -> tuple[Any, float]:
-    """A Cholesky factor of H with `added` on its diagonal and the least jitter that it needs."""
+    """A Cholesky factor of H with `added` on its diagonal, and the smallest jitter that works."""
     from scipy.linalg import cho_factor
 
     for jitter in JITTERS:
@@ -207,14 +209,14 @@ def _factored(h: np.ndarray, added: np.ndarray) -> tuple[Any, float]:
 
 
 def _bound(table: Table) -> np.ndarray:
-    """Boehning's bound of the diagonal of H, which no probabilities exceed, [D + 1]."""
+    """Boehning's bound of the diagonal of H, for any probabilities, [D + 1]."""
     return table.weights @ np.square(table.features) / 2 + table.ridge
 
 
 def _projection(table: Table, corners: Corners, faces: Faces) -> Callable:
-    """What a step may be: of the free parts, along u for those that enter, without a common part.
+    """The projection on the possible steps: 0 if not free, and along u for rows that leave 0.
 
-    The common part of the biases stays out, and where the penalty is grouped that of all.
+    With a grouped penalty the part that all classes have in common is removed too.
     """
     enters = faces.entering[None]
 
@@ -236,11 +238,11 @@ def _preconditioner(
     extra: np.ndarray,
     among: Callable,
 ) -> Callable:
-    """The inverse, for each class among what is free of it, of a matrix near its block of H.
+    """For each class, the inverse of an approximation of its block of H, among its free entries.
 
-    The curvature of the loss has the diagonal `curved_by`, as in H, and the correlations of
-    X^T diag(u) X with the uncertainties u_i = w_i sum_k p_ik (1 - p_ik), which all classes share;
-    `extra` joins the diagonal. Where there are many features it is the diagonal alone.
+    The approximate curvature of the loss has the diagonal `curved_by`, as in H, and for all classes
+    the correlations of X^T diag(u) X with the uncertainties u_i = w_i sum_k p_ik (1 - p_ik).
+    `extra` is added to the diagonal. With many features only the diagonal is used.
     """
     x, diagonal = table.features, np.arange(table.features.shape[1])
     if x.shape[1] > FEW:

@@ -37,7 +37,7 @@ _called: ContextVar[str] = ContextVar("called", default=FIT)
 
 @contextmanager
 def errors_name(function: str) -> Iterator[None]:
-    """Errors about arguments name `function`, within this context or in what it decorates."""
+    """A context manager and decorator: errors about arguments name `function` in it."""
     token = _called.set(function)
     try:
         yield
@@ -46,7 +46,7 @@ def errors_name(function: str) -> Iterator[None]:
 
 
 def called() -> str:
-    """The function that errors about arguments name."""
+    """The name of the function in errors about arguments."""
     return _called.get()
 
 
@@ -64,7 +64,7 @@ def checked_data(
     offset: ArrayLike | None = None,
     penalty_factors: ArrayLike | None = None,
 ) -> Data:
-    """The checked data of a fit, as yet without penalties."""
+    """The checked data of a fit, still without penalties."""
     x = features_array("features", features)
     if is_sparse(x):
         if _checks.is_concrete(x.data):
@@ -85,7 +85,7 @@ def checked_data(
     count = None
     if sample_weights is not None:
         given = _checks.real_array(called(), "sample_weights", sample_weights).astype(x.dtype)
-        with np.errstate(over="ignore"):  # of huge weights it is infinite, as with jnp.sum
+        with np.errstate(over="ignore"):  # the sum of huge weights is infinite, as with jnp.sum
             count = np.asarray(given).sum() if is_at_hand(given) else jnp.sum(given)
     intercept = constant(fit_intercept, x.dtype)
     offset = offset_array("offset", offset, x, num_classes)
@@ -97,14 +97,14 @@ def checked_data(
 
 
 def constant(fit_intercept: bool, dtype: DTypeLike) -> Any:
-    """The factor of the bias: 1, or 0 without an intercept; one program takes both."""
+    """The factor of the bias: 1, or 0 without an intercept; both use one compiled program."""
     return np.asarray(_checks.flag(called(), "fit_intercept", fit_intercept), dtype)
 
 
 def offset_array(
     argument: str, offset: ArrayLike | None, x: "Array | BCOO", num_classes: int
 ) -> Array | None:
-    """The offset of examples [N, K], finite, as the logits [K, N] of a fit lie in memory."""
+    """The checked offset [N, K] as an array [K, N], like the logits of a fit."""
     if offset is None:
         return None
     array = _checks.real_array(called(), argument, offset)
@@ -115,7 +115,7 @@ def offset_array(
 
 
 def features_array(argument: str, features: Any) -> "Array | BCOO":
-    """Features [N, D], N >= 1, that are finite and at least float32, dense or BCOO."""
+    """The checked features [N, D], N >= 1, finite and at least float32, dense or BCOO."""
     if is_sparse_matrix(features):
         x = without_duplicates(sparse_array(called(), argument, features))
         if not x.shape[0]:
@@ -125,7 +125,7 @@ def features_array(argument: str, features: Any) -> "Array | BCOO":
     features = _checks.native(called(), argument, features)
     with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
         if isinstance(features, np.ndarray) and np.issubdtype(features.dtype, np.floating):
-            # NumPy's numbers on the device, of which `jnp.asarray` would hold two copies.
+            # `jnp.asarray` would hold two copies of an array of NumPy.
             placed = jax.device_put(features)
             features = features if isinstance(placed, Tracer) else placed
         x = _checks.real_array(called(), argument, features)
@@ -137,9 +137,9 @@ def features_array(argument: str, features: Any) -> "Array | BCOO":
 
 
 def labels_array(argument: str, labels: Any, num_examples: int) -> Array:
-    """Class indices [N], int32, or a distribution [N, K], finite and >= 0."""
+    """The checked labels: class indices [N], int32, or a distribution [N, K], finite and >= 0."""
     expected = "class indices (integer) or a distribution over the classes (floating)"
-    # In NumPy, since an int64 must not wrap, and since the dtypes of pandas are none of JAX's.
+    # NumPy checks them: in JAX an int64 would wrap, and JAX does not know the dtypes of pandas.
     labels = _checks.native(called(), argument, labels, expected)
     y = labels if isinstance(labels, Array) else np.asarray(labels)
     if jnp.issubdtype(y.dtype, jnp.integer):
@@ -164,7 +164,7 @@ def labels_array(argument: str, labels: Any, num_examples: int) -> Array:
 
 
 def class_count(argument: str, labels: Array, num_classes: int | None) -> int:
-    """The number of classes, which `labels` must agree with."""
+    """The number of classes K, checked against `labels`."""
     if num_classes is not None:
         num_classes = at_least("num_classes", num_classes, 2)
     if labels.ndim == 2:
@@ -180,14 +180,14 @@ def class_count(argument: str, labels: Array, num_classes: int | None) -> int:
 
 
 def _shown_classes(argument: str, labels: np.ndarray) -> int:
-    """The number of classes that `labels` show, where nothing else says it.
+    """The number of classes according to `labels`, if it is not given.
 
-    A class without examples has no optimum: its bias falls for ever. So class 0 has to be there,
-    which labels that count from 1 lack, and there are no more classes than examples.
+    A class without examples has no optimum: its bias decreases for ever. So class 0 must occur,
+    which detects labels that count from 1, and there must be no more classes than examples.
     """
     first, last = int(labels.min()), int(labels.max())
     if first == last:
-        return last + 1  # one class, which is refused whatever its number
+        return last + 1  # there is only one class, which the caller refuses
     if first > 0:
         expected = f"0, ..., K - 1; pass num_classes={last + 1} if class 0 is only without examples"
         raise error(argument, expected, f"{first} to {last}")
@@ -238,7 +238,7 @@ def mean_one_weights(
     if sample_weights is None:
         return None
     weights = _weights("sample_weights", sample_weights, num_examples, dtype)
-    if is_at_hand(weights):  # NumPy has nothing to compile
+    if is_at_hand(weights):  # NumPy needs no compilation
         host = np.asarray(weights)
         weights = np.ldexp(host, -np.frexp(np.max(host, initial=0))[1])
         mean = np.mean(weights)
@@ -264,7 +264,7 @@ def class_weights_array(
 def factors_array(
     penalty_factors: ArrayLike | None, num_features: int, dtype: DTypeLike
 ) -> Array | None:
-    """The factors of the penalties of the features, [D]; None where all of them are 1."""
+    """The penalty factors of the features, [D]; None if all of them are 1."""
     if penalty_factors is None:
         return None
     factors = _weights("penalty_factors", penalty_factors, num_features, dtype)
@@ -275,7 +275,7 @@ def factors_array(
 def initial_params(
     init: SoftmaxRegression | None, features: Any, num_classes: int, constant: Any
 ) -> SoftmaxRegression:
-    """`init` in the dtype of the features, or zeros; its bias is 0 where `constant` is."""
+    """`init` in the dtype of the features, or zeros; the bias must be 0 if `constant` is 0."""
     num_features, dtype = features.shape[1], features.dtype
     if init is None:
         return zeros(num_features, num_classes, dtype)
@@ -298,7 +298,7 @@ def initial_params(
 
 
 def not_negative(argument: str, value: Any) -> Any:
-    """A finite number >= 0 as a float, or a traced scalar as it is."""
+    """A finite number >= 0 as a float, or an unchanged traced scalar."""
     if isinstance(value, Tracer):
         _checks.same_shape(called(), argument, value, ())
         return value
@@ -306,7 +306,7 @@ def not_negative(argument: str, value: Any) -> Any:
 
 
 def penalty(argument: str, value: Any, dtype: DTypeLike) -> Any:
-    """A finite number >= 0 as a scalar of `dtype`; placed, not computed, where it is known."""
+    """A finite number >= 0 as a scalar of `dtype`, without compilation if it is known."""
     value = not_negative(argument, value)
     if isinstance(value, Tracer):
         return jnp.asarray(value, dtype)
@@ -328,7 +328,7 @@ def penalties(l2: ArrayLike, dtype, argument: str = "l2") -> Array:
 
 
 def refuse_other_optimizers(optimizer: object) -> None:
-    """Refuses what is no optimizer of optax."""
+    """Refuses objects that are not optax optimizers."""
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         expected = "an optax optimizer, as optax.adam(0.01)"
         raise TypeError(_checks.message(called(), "optimizer", expected, repr(optimizer)))
@@ -347,7 +347,7 @@ def _weights(argument: str, weights: ArrayLike, length: int, dtype: DTypeLike) -
 
 def _refuse_not_finite(argument: str, x: Array) -> None:
     if is_at_hand(x):
-        # The extremes of finite numbers are finite, and take no array as large as the features.
+        # Finite extremes show that all numbers are finite, without an array as large as `x`.
         host = np.asarray(x)
         if np.isfinite([np.min(host, initial=0), np.max(host, initial=0)]).all():
             return
@@ -355,9 +355,9 @@ def _refuse_not_finite(argument: str, x: Array) -> None:
 
 
 def refuse_scales(function: str, argument: str, size: np.ndarray, dtype: DTypeLike) -> None:
-    """Refuses columns whose squares overflow or vanish: they would count as infinite, or as 0.
+    """Refuses columns whose squares would overflow or become 0.
 
-    `size` is the size of their largest entries, [D].
+    `size` holds the largest absolute entry of each column, [D].
     """
     limits = np.finfo(dtype)
     least, most = 10 * np.sqrt(limits.tiny), np.sqrt(limits.max) / 10
@@ -373,25 +373,25 @@ def _not_finite(x):
 
 
 def _not_int32_index(y):
-    return (y < 0) | (y >> 31 > 0)  # a shift, since JAX compares no int8 with 2^31
+    return (y < 0) | (y >> 31 > 0)  # a shift, since JAX cannot compare an int8 with 2^31
 
 
 def _refuse(argument: str, expected: str, x: Array | np.ndarray, bad: Callable) -> None:
-    """Raises where an entry of `x` is bad, with the first such entry and its place."""
+    """Raises an error if an entry of `x` is bad, with the first such entry and its index."""
     if not _checks.is_concrete(x):
         return
     if is_at_hand(x):
-        x = np.asarray(x)  # NumPy has nothing to compile
+        x = np.asarray(x)  # NumPy needs no compilation
     _checks.refuse_first(called(), argument, expected, x, bad(x))
 
 
 def is_traced(tree: Any) -> bool:
-    """Whether any array of the tree is known to a trace only."""
+    """Whether any array of the tree is traced."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def is_at_hand(x: Any) -> bool:
-    """Whether `x` is known, and where NumPy reads it without moving it."""
+    """Whether `x` is known and in the memory of the CPU, where NumPy reads it without a copy."""
     if not _checks.is_concrete(x):
         return False
     return isinstance(x, Array) and all(device.platform == "cpu" for device in x.devices())

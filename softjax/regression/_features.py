@@ -1,8 +1,8 @@
 """Features, dense or sparse, and products with them.
 
-Sparse features are BCOO [N, D] without batch or dense dimensions. A fit is given features that
-store every entry once, so that their squares are the squares of what is stored, and so on for every
-function of the entries. Products are in full precision, and make no copy of the features.
+Sparse features are BCOO [N, D] without batch or dense dimensions. In a fit they store every entry
+once, so that a function f of the entries with f(0) = 0 can be applied to the stored entries.
+Products are in full precision and do not copy the features.
 """
 
 import sys
@@ -32,7 +32,7 @@ from jax import lax
 
 
 def is_sparse(x: Any) -> "TypeGuard[BCOO]":
-    """Whether `x` is BCOO: without the import of what makes it, which brings scipy along."""
+    """Whether `x` is BCOO, without an import of jax.experimental.sparse, which loads SciPy."""
     module = sys.modules.get("jax.experimental.sparse")
     return module is not None and isinstance(x, module.BCOO)
 
@@ -66,7 +66,7 @@ def dense_or_sparse(function: str, features: Any) -> Any:
 
 
 def with_data(x: "BCOO", data: Array) -> "BCOO":
-    """`x` with other numbers in the same places."""
+    """`x` with other numbers at the same indices."""
     return type(x)(
         (data, x.indices),
         shape=x.shape,
@@ -76,12 +76,12 @@ def with_data(x: "BCOO", data: Array) -> "BCOO":
 
 
 def without_duplicates(x: "BCOO") -> "BCOO":
-    """`x` with the sum of the entries of one place as one entry."""
+    """`x` in which entries with the same index are replaced by their sum."""
     if x.unique_indices:
         return x
     indices = _checks.known(x.indices)
     if indices is not None:
-        # Most files are in order already, which costs no sort to see.
+        # Most features are in order already, which is seen without a sort.
         rows, columns = indices.astype(np.int64).T
         place = rows * (x.shape[1] + 1) + columns
         if np.all(np.diff(place) > 0) or len(np.unique(place)) == len(place):
@@ -89,7 +89,7 @@ def without_duplicates(x: "BCOO") -> "BCOO":
         data = _checks.known(x.data)
         if data is None:
             return x.sum_duplicates()
-        # In NumPy, which has nothing to compile; without the entries that only pad.
+        # NumPy needs no compilation. Entries out of bounds are padding and are dropped.
         inside = (rows < x.shape[0]) & (columns < x.shape[1])
         place, own = np.unique(place[inside], return_inverse=True)
         entries = np.bincount(own, data[inside], len(place)).astype(data.dtype)
@@ -100,39 +100,39 @@ def without_duplicates(x: "BCOO") -> "BCOO":
 
 
 def column_of(x: "BCOO", of_columns: Array) -> Array:
-    """[nse]: for every entry what is known of its column; 0 for an entry that only pads."""
+    """[nse]: the number `of_columns` of the column of every entry; 0 for padding."""
     return of_columns.at[x.indices[:, 1]].get(mode="fill", fill_value=0)
 
 
 def stored_mass(x: "BCOO", weights: Array) -> Array:
-    """[D]: the weights of the examples that have an entry in each column, summed."""
+    """[D]: the sum of the weights of the examples that store an entry in each column."""
     rows, columns = x.indices[:, 0], x.indices[:, 1]
     mass = weights.at[rows].get(mode="fill", fill_value=0)
     return jnp.zeros(x.shape[1], weights.dtype).at[columns].add(mass, mode="drop")
 
 
 def largest_entries(x: "BCOO") -> np.ndarray:
-    """[D]: the largest absolute entry of each column, in NumPy, which has nothing to compile."""
+    """[D]: the largest absolute entry of each column, by NumPy, which needs no compilation."""
     columns, size = np.asarray(x.indices)[:, 1], np.zeros(x.shape[1], x.dtype)
-    inside = columns < x.shape[1]  # other entries only pad
+    inside = columns < x.shape[1]  # other entries are padding
     np.maximum.at(size, columns[inside], np.abs(np.asarray(x.data))[inside])
     return size
 
 
 P = ParamSpec("P")
 R = TypeVar("R")
-# A function of features with more than SMALL numbers is computed for BLOCK numbers at a time, some
-# columns of them.
+# A function of features with more than SMALL numbers is computed in blocks of columns, each of
+# about BLOCK numbers and at least FEWEST_COLUMNS columns.
 SMALL, BLOCK, FEWEST_COLUMNS = 2**20, 2**19, 16
-# So many numbers of an array [K, N] stay in the cache of a CPU, beside others of this size.
+# Several arrays [K, N] with this many numbers each stay in the cache of a CPU.
 CACHED = 2**16
 
 
 def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """`function`, whose products of float32 are of float32.
+    """`function` with exact products of float32 numbers.
 
-    Accelerators round the factors to ten bits or fewer by default. Inner products decide how far a
-    solver goes and when it stops, and cost nothing beside those with the features.
+    Accelerators round the factors to ten bits or fewer by default. The length of a step and the end
+    of a fit depend on inner products, which are cheap compared with products with the features.
     """
 
     @wraps(function)
@@ -161,10 +161,11 @@ def linear(x: Any, kernel: Array, bias: Array) -> Array:
 
 
 def by_columns(function: Callable[..., Array], x: Array, *of_column: Array) -> Array:
-    """function(x, *of_column), [D, ...], without a copy of x [N, D].
+    """function(x, *of_column), [D, ...], computed in blocks of columns without a copy of x [N, D].
 
-    It makes its rows of the columns of x, and of what is known of each, [D]. Columns and not rows
-    of x, which may be sharded. The last block reaches back.
+    Row j of the result must depend only on column j of x and on the entries j of `of_column`, each
+    [D]. Blocks of columns are used since the rows may be sharded. The last block overlaps the one
+    before.
     """
     examples, width = x.shape
     if examples * width <= SMALL:
@@ -183,16 +184,16 @@ def by_columns(function: Callable[..., Array], x: Array, *of_column: Array) -> A
 
 
 def by_examples(function: Callable[..., Any], weights: Array, x: Any, *of_classes: Array) -> Any:
-    """function(weights, x, *of_classes), sums over the examples to which weights of 0 add nothing.
+    """function(weights, x, *of_classes), sums over the examples, computed in blocks on a CPU.
 
-    A CPU computes them for blocks of examples, and each operation on the logits of a block finds
-    them in the cache. Not where the examples are on a mesh, or sparse. The last block reaches back;
-    the examples that it shares with the one before weigh nothing in it.
+    With blocks of examples each operation on the logits of a block finds them in the cache. Sparse
+    features and features on a mesh are not divided. The last block overlaps the one before; it
+    gives the examples of both the weight 0.
 
     Args:
-        function: a tree of sums over some examples.
+        function: returns a tree of sums over examples, to which examples of weight 0 add 0.
         weights: [N], or [K, N].
-        x: features [N, D]; None for a function of none.
+        x: features [N, D]; None if `function` does not use them.
         of_classes: [K, N] each.
     """
     examples = weights.shape[-1]
@@ -219,10 +220,10 @@ def by_examples(function: Callable[..., Any], weights: Array, x: Any, *of_classe
 
 
 def in_numpy(features: Any) -> np.ndarray:
-    """Dense features [N, D] of float64, of dense or sparse ones that are known."""
+    """Known dense or sparse features as a dense array [N, D] of float64."""
     if not is_sparse(features):
         return np.asarray(features, np.float64)
     places, filled = np.asarray(features.indices), np.zeros(features.shape)
-    inside = (places < features.shape).all(1)  # the others fill a buffer
+    inside = (places < features.shape).all(1)  # other entries are padding
     np.add.at(filled, tuple(places[inside].T), np.asarray(features.data)[inside])
     return filled

@@ -72,76 +72,83 @@ def fit(
     epochs: int | None = None,
     seed: int = 0,
 ) -> FitResult:
-    """Fits a softmax regression: the kernel and bias that make its objective smallest.
+    """Fits a softmax regression: the kernel and bias that minimise its objective.
 
         argmin sum_i w_i loss_i / sum_i w_i + sum_j f_j (l2 / 2 |kernel_j|^2 + l1 |kernel_j|_1)
 
-    where loss_i is that of the logits x_i @ kernel + bias + offset_i, kernel_j the row of feature j
-    and f_j its penalty factor.
+    Here loss_i is the loss of the logits x_i @ kernel + bias + offset_i, kernel_j is the row of
+    feature j, and f_j its penalty factor.
 
-    "newton-cg" takes Newton's steps by preconditioned conjugate gradients, "newton" by a dense
-    factor of the Hessian, "lbfgs" those of a limited memory in the same metric. "proximal" takes
-    accelerated steps that l1 can be part of. "firth" subtracts log det(information) over twice the
-    sum of the weights, which gives any data a finite optimum. "optax" runs `optimizer`, in
-    minibatches where `batch_size` is given. "auto" is "optax" where an option of it is given,
-    "proximal" with l1, and else "newton-cg".
+    The solvers:
+
+    - "newton-cg": Newton's steps by preconditioned conjugate gradients.
+    - "newton": Newton's steps by a dense factor of the Hessian.
+    - "lbfgs": L-BFGS with the preconditioner of "newton-cg".
+    - "proximal": accelerated proximal steps, for l1.
+    - "firth": Firth's method, which subtracts log det(information) divided by twice the sum of the
+      weights from the objective, so that any data have a finite optimum.
+    - "optax": the steps of `optimizer`, on minibatches if `batch_size` is given.
+    - "auto": "optax" if one of its options is given, "proximal" with l1, else "newton-cg".
 
     Derivative: of the optimum, by the implicit function theorem, with respect to l2, l1, features,
-        weights and labels that are a distribution; both modes. With l1 entries of the kernel that
-        are 0 stay so. "optax" is a loop on the host. Under a trace values are not checked, and a
-        label out of range gives NaN.
-    Edge cases: on data that the classes separate l2 = 0 has no optimum: the fit says "separated",
-        far on the way, or "quasi-separated" where some examples are on the boundary: then only
-        some parameters grow. A penalty or "firth" gives an optimum. A class without examples has
-        none with a penalty either, since the bias is not penalised: its bias falls for ever, and
-        the fit says "quasi-separated".
+        weights, and labels that are a distribution; both modes. With l1, entries of the kernel that
+        are 0 stay 0. "optax" is a loop on the host and not differentiable. Under a trace, values
+        are not checked, and a label out of range gives NaN.
+    Edge cases: if the classes are separable, l2 = 0 has no optimum: the fit stops with "separated",
+        or with "quasi-separated" if some examples are on the boundary, so that only some parameters
+        grow. With a penalty or "firth" there is an optimum. A class without examples has no optimum
+        even with a penalty, since the bias is not penalised: its bias decreases for ever, and the
+        fit stops with "quasi-separated".
 
     Args:
         features: real [N, D], finite, dense, or BCOO or BCSR for "newton-cg", "lbfgs", "proximal".
-            float64 is computed with where it is on, all else in float32, where the largest entry of
-            a column is 0 or in [1e-18, 1e18]. On a mesh the examples, and the classes of a
-            distribution, may be sharded; the parameters are not.
+            float64 features are fitted in float64 if JAX allows it, all others in float32, where
+            the largest entry of a column must be 0 or in [1e-18, 1e18]. On a mesh the examples, and
+            the classes of a distribution, may be sharded; the parameters are not.
         labels: class indices, integer [N], or a distribution over the classes or counts of them,
             floating [N, K].
-        solver: one of those above.
+        solver: one of the solvers above.
         l2: scalar >= 0, the strength of the squared penalty on the kernel.
         l1: scalar >= 0, the strength of the absolute penalty; "proximal" only. With l2 it is the
             elastic net.
-        grouped: whether l1 is of |kernel_j|_2 in place of |kernel_j|_1, so that a feature is in the
-            model for all classes or for none.
+        grouped: whether l1 penalises |kernel_j|_2 instead of |kernel_j|_1, so that a feature is in
+            the model for all classes or for none.
         penalty_factors: real [D], >= 0, f; None for ones. Features of factor 0 are not penalised.
-            Nothing rescales them; the statistics take l2 f for `l2`.
-        fit_intercept: whether there is a bias; without one it stays 0, and so do the means of the
-            features: only a feature of ones would be an intercept.
-        tol: stop where the gradient is no larger, relative to what it can be at most, and neither
-            is what the last step promised, relative to the objective; for every solver, but in
-            minibatches never.
-        max_steps: None for more than enough; "optax" has `epochs`.
-        num_classes: K; None for what the labels show, which are then 0, ..., K - 1 of at most N
-            classes, class 0 among them.
-        sample_weights: real [N], >= 0; only for "firth" does their sum matter.
+            The factors are not rescaled; pass l2 f as `l2` to the statistics of such a fit.
+        fit_intercept: whether there is a bias. Without one it stays 0, and the features are not
+            centred.
+        tol: the fit ends once the gradient, relative to its largest possible value, and the
+            predicted decrease of the last step, relative to the objective, are at most `tol`.
+            Minibatches ignore it.
+        max_steps: the limit of steps; None for 200 steps of Newton or Firth, 5000 of "lbfgs", 20000
+            of "proximal". For "optax" use `epochs`.
+        num_classes: K; None to take it from the labels, which must then be 0, ..., K - 1 with class
+            0 among them and K <= N.
+        sample_weights: real [N], >= 0; their sum matters only for "firth".
         class_weights: real [K], >= 0.
-        offset: real [N, K], finite, nats: a part of the logits that is known and not fitted, as the
-            logarithm of an exposure or of other class shares, or a part of the model that is held.
-        init: parameters to start from, unless zeros have a smaller objective; None for zeros.
-        validation: features and labels to evaluate on after every chunk, and their offset where
-            there is one.
+        offset: real [N, K], finite, nats: a known part of the logits that is not fitted, such as
+            the logarithm of an exposure or of other class shares, or a fixed part of the model.
+        init: the initial parameters, unless zeros have a smaller objective; None for zeros.
+        validation: features and labels, and their offset if there is one, to evaluate after every
+            chunk.
         callback: called with an `Event` before the first step and after every chunk; True stops.
-        steps_per_chunk: None for one of Newton, more of others, one epoch in minibatches, and all
-            of them where neither `callback` nor `validation` looks on.
-        optimizer: of optax; None for `optax.lbfgs()`, and for `optax.adam(1e-2)` in minibatches.
-        batch_size: examples a step of `optimizer`; None for all of them.
-        epochs: of `optimizer`, the largest number of passes over the data, each a step where
-            `batch_size` is None; None for 1000.
-        seed: of the order of the examples in minibatches.
+        steps_per_chunk: the number of steps between two events; None for one step of Newton, more
+            of other solvers, one epoch of minibatches, and for all steps without `callback` and
+            `validation`.
+        optimizer: an optax optimizer; None for `optax.lbfgs()`, or `optax.adam(1e-2)` with
+            minibatches.
+        batch_size: the number of examples per step of `optimizer`; None for all examples.
+        epochs: the largest number of passes over the data with `optimizer`, each of which is one
+            step if `batch_size` is None; None for 1000.
+        seed: determines the order of the examples in minibatches.
 
     Returns:
         `FitResult`.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, NaN or infinity, a label
-            out of range, one class only, classes too many for the memory of the devices, an option
-            that the solver does not take.
+            out of range, only one class, too many classes for the memory of the devices, or an
+            option that the solver does not take.
 
     Example:
         >>> import numpy as np, softjax
@@ -198,7 +205,7 @@ def _in_numpy(
     max_steps: int | None,
     start: SoftmaxRegression | None,
 ) -> FitResult | None:
-    """A fit with nothing to compile; None where NumPy does not take it, or its end is not clear."""
+    """A fit by NumPy, without compilation; None if it takes no such fit or its end is not clear."""
     if has_corners:
         takes = start is None and _l1_host.takes(data)
         return _l1_host.optimum(data, tol, max_steps) if takes else None
@@ -216,7 +223,7 @@ def _within_trace(
     penalties: tuple[ArrayLike, ArrayLike],
     watched: bool,
 ) -> FitResult:
-    """A fit inside of a trace; refused where it is `watched` or runs on the host."""
+    """A fit inside of a trace; refused if it has events or runs on the host."""
     if name == OPTAX or watched:
         expected = "concrete where `callback`, `validation` or the solver 'optax' is used"
         raise error("features", expected, "a tracer among the data")
@@ -233,7 +240,7 @@ def _in_chunks(
     held_out: "tuple[Array | BCOO, Array, Array | None] | None",
     begin: float,
 ) -> FitResult:
-    """Runs a fit in chunks of steps, or `in_one` if nothing says how many, with events between."""
+    """Runs a fit in chunks of steps with events between them, or by default `in_one` chunk."""
     chunk, stop = run.chunk, run.limit if in_one and steps_per_chunk is None else 0
     if steps_per_chunk is not None:
         chunk = at_least("steps_per_chunk", steps_per_chunk, 1)
@@ -252,13 +259,13 @@ def _in_chunks(
 
 
 def _event(result: FitResult, epoch_steps: int, begin: float) -> Event:
-    """What a fit that began at `begin` has come to."""
+    """The event of the result of a fit that began at `begin`."""
     params, value, _, steps, _, norm, *_ = result
     return Event(steps, steps / epoch_steps, value, norm, time.perf_counter() - begin, params)
 
 
 def _with_penalties(data: Data, l2: ArrayLike, l1: ArrayLike, grouped: bool) -> tuple[Data, bool]:
-    """The data with their penalties, and whether one of these has corners."""
+    """The data with their penalties, and whether there is an l1 penalty."""
     dtype = data.features.dtype
     data = replace(data, l2=penalty("l2", l2, dtype), l1=penalty("l1", l1, dtype))
     has_corners = isinstance(l1, Tracer) or bool(l1 != 0)
@@ -270,7 +277,7 @@ def _with_penalties(data: Data, l2: ArrayLike, l1: ArrayLike, grouped: bool) -> 
 def _solver_name(
     solver: str, data: Data, l2: ArrayLike, has_corners: bool, first_order: bool
 ) -> str:
-    """What "auto" stands for; refuses what a solver does not take."""
+    """The solver for "auto" or another name; refuses options that the solver does not take."""
     names = ("auto", *SOLVERS, OPTAX)
     if solver not in names:
         raise error("solver", f"one of {', '.join(names)}", repr(solver))

@@ -1,10 +1,10 @@
-"""A path of penalties with corners whose data are in the memory of the host, in NumPy.
+"""A path of l1 penalties in NumPy, for data in the memory of the host.
 
-The fits are those of `_active_set`, which need nothing compiled, and a few steps each from the fit
-before. A fit without a clear end is made by the compiled solver, as all are on other devices.
+The fits use `_active_set`, which needs no compilation; each takes a few steps from the fit before.
+Fits without a clear end, and all fits on other devices, use the compiled solver.
 
-The features that take part are dense, of mean 0 and standard deviation 1. In these units the
-penalties of feature j are s_j / scale_j and r_j / scale_j^2; the bias takes up the means.
+The active features are dense, of mean 0 and standard deviation 1. In these units the penalties of
+feature j are s_j / scale_j and r_j / scale_j^2; the bias absorbs the means.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from softjax.regression import _active_set, _small
 from softjax.regression._active_solves import Corners
 from softjax.regression._convergence import converged
 from softjax.regression._features import is_sparse
-from softjax.regression._l1_path import Look, Path, nothing
+from softjax.regression._l1_path import Evaluation, Path, no_report
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import Data
 from softjax.regression._result import FitResult, Status
@@ -30,18 +30,19 @@ from softjax.regression._small import End, Table
 # Products with no more numbers than this are computed by one thread, if `threadpoolctl` is there
 # (scikit-learn brings it): more threads wait for each other, and take much longer on busy cores.
 ONE_THREAD = 2**22
-# More numbers of features that take part would not fit into memory as float64 beside the data.
+# With more numbers, the active features might not fit into memory as float64 beside the data.
 MOST_NUMBERS = 2**27
+# The largest factor between the penalties of successive fits with more features than examples.
 FALL = 10
 
 
 def path_of(data: Data, *options: Any) -> Path:
-    """A path in NumPy where its data are in the memory of the host, else by compiled programs."""
+    """A path in NumPy if it can take the data, else by compiled programs."""
     return HostPath(data, *options) if takes(data) else Path(data, *options)
 
 
 def takes(data: Data) -> bool:
-    """Whether a path has its data in the memory of the host, and nothing without a penalty."""
+    """Whether the data are in the memory of the host and all features are penalised."""
     if not _small.is_on_host(data):
         return False
     if data.factors is not None and not np.all(np.asarray(data.factors) > 0):
@@ -55,15 +56,15 @@ def takes(data: Data) -> bool:
 def optimum(data: Data, tol: float, max_steps: int | None) -> FitResult | None:
     """The fit with the penalties of `data`, as the end of a path; None if its end is not clear.
 
-    More features than examples leave and enter the model many times where the penalty falls at
-    once, so that it falls in steps of 1 / FALL then.
+    With more features than examples, a large drop of the penalty would make many features enter and
+    leave the model; then the penalty decreases by a factor of FALL from fit to fit.
     """
     examples, width = data.features.shape
-    path = _OneFit(data, Partial(nothing), tol, max_steps, lambda: False)
+    path = _OneFit(data, Partial(no_report), tol, max_steps, lambda: False)
     l1 = float(data.l1 if data.l1_rows is None else data.l1_rows)
     with contextlib.suppress(_NotClearError):
         step = path.null()
-        strength = path.largest(step.look)
+        strength = path.largest(step.evaluation)
         while True:
             before = strength
             strength = max(l1, before / FALL) if width > examples else l1
@@ -90,27 +91,27 @@ class HostPath(Path):
     def _among(
         self,
         penalised: Data,
-        taking_part: np.ndarray,
+        active: np.ndarray,
         params: SoftmaxRegression,
         limit: int | None,
-    ) -> tuple[FitResult, Look, bool]:
-        found = self._in_numpy(penalised, taking_part, params, limit)
-        return super()._among(penalised, taking_part, params, limit) if found is None else found
+    ) -> tuple[FitResult, Evaluation, bool]:
+        found = self._in_numpy(penalised, active, params, limit)
+        return super()._among(penalised, active, params, limit) if found is None else found
 
     def _in_numpy(
         self,
         penalised: Data,
-        taking_part: np.ndarray,
+        active: np.ndarray,
         params: SoftmaxRegression,
         limit: int | None,
-    ) -> tuple[FitResult, Look, bool] | None:
-        """What `_among` returns; None where the end is not clear, or not within `limit` steps."""
-        places = np.flatnonzero(taking_part)
+    ) -> tuple[FitResult, Evaluation, bool] | None:
+        """The result of `_among`; None if the end is not clear or takes more than `limit` steps."""
+        places = np.flatnonzero(active)
         strength = penalised.l1 if penalised.l1_rows is None else penalised.l1_rows
         numbers = len(self.standard.weights) * len(places)
         if limit == 0 or not strength > 0 or numbers >= MOST_NUMBERS:
             return None
-        # Numbers that are not finite, and a matrix without a factor, are no clear end.
+        # An end with numbers that are not finite, or a matrix that has no factor, is not clear.
         failures = contextlib.suppress(np.linalg.LinAlgError)
         with failures, np.errstate(all="ignore"), _threads(numbers):
             found = self._found(penalised, float(strength), places, params)
@@ -120,8 +121,8 @@ class HostPath(Path):
 
     def _found(
         self, penalised: Data, strength: float, places: np.ndarray, params: SoftmaxRegression
-    ) -> tuple[FitResult, Look] | None:
-        """The fit to some features and what it looks like; None where its end is not clear."""
+    ) -> tuple[FitResult, Evaluation] | None:
+        """The fit to some features and its evaluation; None if its end is not clear."""
         standard, biases = self.standard, self.standard.biases
         mean, scale = standard.mean[places], standard.scale[places]
         kernel, bias = (np.asarray(part, np.float64) for part in params)
@@ -134,28 +135,28 @@ class HostPath(Path):
         end = _active_set.optimum(table, corners, theta, self.tol)
         if end is None:
             return None
-        if self._seen(table, corners, places, end.theta, end).reached:
+        if self._point(table, corners, places, end.theta, end).reached:
             return self._judged(table, corners, places, end)
         return None
 
     def _judged(
         self, table: Table, corners: Corners, places: np.ndarray, end: End
-    ) -> tuple[FitResult, Look]:
-        """The optimum, rounded, and what it looks like.
+    ) -> tuple[FitResult, Evaluation]:
+        """The rounded optimum and its evaluation.
 
-        It has converged where the rounded parameters fulfil the rule of all solvers, or where their
-        objective is as near to the optimum as the tolerance asks, though their gradient is not.
+        It has converged if the rounded parameters satisfy the rule of all solvers, or if their
+        objective, though not their gradient, is within the tolerance of the optimum.
         """
         standard, dtype = self.standard, self.data.features.dtype
         mean, scale = standard.mean[places], standard.scale[places]
         columns = (end.theta[:, : len(places)] / scale).astype(dtype).T
-        # The bias takes up what rounding has moved the kernel by.
+        # The bias absorbs the rounding of the kernel.
         shift = mean @ columns.astype(np.float64)
         bias = end.theta[:, -1] - shift if standard.biases else np.zeros(len(end.theta))
         kernel, bias = np.zeros((self.width, len(bias)), dtype), bias.astype(dtype)
         kernel[places] = columns
         theta = [columns.T * scale, *[bias + shift] * standard.biases]
-        here = self._seen(table, corners, places, np.column_stack(theta), end)
+        here = self._point(table, corners, places, np.column_stack(theta), end)
         objective, z = here.objective, here.logits
         rise = objective - float(table.value(end.theta, table.logits(end.theta)))
         rise += end.decrement - corners.value(end.theta)
@@ -163,18 +164,18 @@ class HostPath(Path):
         status = Status.CONVERGED if here.reached or near else Status.PRECISION_FLOOR
         slopes, loss = corners.length(here.gradient).max(0), table.loss(z) + self.least
         report: Any = ()
-        if self.report_of.func is not nothing:
+        if self.report_of.func is not no_report:
             report = _report(self.report_of, z.astype(dtype))
-        seen: list[Any] = [self.mass * a for a in (slopes, standard.scale, loss, objective)]
+        numbers: list[Any] = [self.mass * a for a in (slopes, standard.scale, loss, objective)]
         separated = bool(_small.is_separated(self.targets, z - self.offset))
         params = SoftmaxRegression(jnp.asarray(kernel), jnp.asarray(bias))
         counts = (end.steps, end.passes, here.norm, separated)
         fit = FitResult(params, self.mass * objective, int(status), *counts, [])
-        return fit, Look(*seen, report=report)
+        return fit, Evaluation(*numbers, report=report)
 
-    def _seen(
+    def _point(
         self, table: Table, corners: Corners, places: np.ndarray, theta: np.ndarray, end: End
-    ) -> "_Seen":
+    ) -> "_Point":
         standard, scale = self.standard, self.standard.scale[places]
         z = table.logits(theta)
         residual = table.residual(_small.probabilities(z))
@@ -184,7 +185,7 @@ class HostPath(Path):
         norm = float(np.max(np.abs(slope), initial=0))
         objective = float(table.value(theta, z)) + corners.value(theta)
         reached = bool(converged(objective, end.first, norm, end.decrement, self.tol))
-        return _Seen(z, gradient, objective, norm, reached)
+        return _Point(z, gradient, objective, norm, reached)
 
 
 class _NotClearError(Exception):
@@ -192,24 +193,25 @@ class _NotClearError(Exception):
 
 
 class _OneFit(HostPath):
-    """A path for one fit, which the caller makes another way where its end is not clear."""
+    """A path for one fit, which raises an error if its end is not clear."""
 
-    def _among(self, *args: Any) -> tuple[FitResult, Look, bool]:
+    def _among(self, *args: Any) -> tuple[FitResult, Evaluation, bool]:
         found = self._in_numpy(*args)
         if found is None:
             raise _NotClearError
         return found
 
 
-class _Seen(NamedTuple):
-    """What is known of parameters.
+class _Point(NamedTuple):
+    """Some parameters, evaluated.
 
     Attributes:
         logits: [K, N].
-        gradient: of the loss with respect to the kernel of all features, around their means, since
-            what is left of the gradient of the bias would hide that of features far from 0, [K, D].
-        objective: over the mass.
-        norm: the smallest subgradient, as in `_convergence`.
+        gradient: of the loss with respect to the kernel of all features minus their means, [K, D].
+            Without the means, the remaining gradient of the bias would hide the gradients of
+            features far from 0.
+        objective: divided by the mass.
+        norm: the largest entry of the smallest subgradient, as in `_convergence`.
         reached: whether they have converged by the rule of all solvers.
     """
 
@@ -221,7 +223,7 @@ class _Seen(NamedTuple):
 
 
 def _threads(numbers: int) -> contextlib.AbstractContextManager:
-    """A context in which NumPy's products with this many features take one thread, if small."""
+    """A context in which NumPy uses one thread if the features have only this many `numbers`."""
     controller = _controller() if numbers <= ONE_THREAD else None
     if controller is None:
         return contextlib.nullcontext()
@@ -230,7 +232,7 @@ def _threads(numbers: int) -> contextlib.AbstractContextManager:
 
 @cache
 def _controller() -> Any:
-    """What limits the threads of NumPy and of SciPy, which must be loaded for it."""
+    """The controller of the threads of NumPy and SciPy; both must be loaded before it is made."""
     if importlib.util.find_spec("threadpoolctl") is None:
         return None
     import scipy.linalg  # noqa: F401
@@ -240,13 +242,13 @@ def _controller() -> Any:
 
 
 class _Standard:
-    """Features of mean 0 and standard deviation 1 in float64; sparse ones column by column.
+    """Features of mean 0 and standard deviation 1 in float64; sparse ones are stored by columns.
 
     Attributes:
-        weights: of the examples, which sum to 1, [N].
+        weights: the weights of the examples, which sum to 1, [N].
         biases: the number of columns of ones, 1 or 0.
-        mean: what is subtracted from each column, [D].
-        scale: what it is divided by, [D].
+        mean: subtracted from each column, [D].
+        scale: the divisor of each column, [D].
     """
 
     def __init__(self, x: Any, weights: np.ndarray, intercept: bool):
@@ -276,7 +278,7 @@ class _Standard:
             self.x = np.asfortranarray((self.x - self.mean) / self.scale)
 
     def columns(self, places: np.ndarray) -> np.ndarray:
-        """Some columns, and one of ones where there is an intercept, [N, A + 1]."""
+        """The chosen columns, and with an intercept a column of ones, [N, A + 1]."""
         chosen = np.ones((len(self.weights), len(places) + self.biases), order="F")
         if self.sparse:
             own = self.x[:, places].toarray()
@@ -286,7 +288,7 @@ class _Standard:
         return chosen
 
     def pull_back(self, residual: np.ndarray) -> np.ndarray:
-        """[K, N] to [K, D], a product with the transposed features less their means."""
+        """[K, N] to [K, D]: the product with the features minus their means."""
         if self.sparse:
             return (self.x.T @ residual.T).T - residual.sum(1, keepdims=True) * self.mean
         return residual @ self.x * self.scale

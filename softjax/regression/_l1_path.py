@@ -1,18 +1,18 @@
-"""A path of penalties with corners, from the largest to the smallest, each fit from the one before.
+"""A path of l1 penalties, from the largest to the smallest; each fit starts at the one before.
 
-Most features are not in the model along most of a path, and a fit need not see them. Feature j
-stays out at the penalty l1 where |g_j| <= f_j l1. Here g_j [K] is the gradient of the loss, and
-|g_j| is its largest entry or, where the penalty is grouped, its norm. The gradient seldom changes
-by more than the penalty does. A fit therefore begins with the features that have
+Most features are not in the model along most of a path, and a fit can leave them out. Feature j
+stays out at the penalty l1 if |g_j| <= f_j l1, where g_j [K] is the gradient of the loss and |g_j|
+is its largest entry or, with a grouped penalty, its norm. The gradient seldom changes by more than
+the penalty. So a fit begins with the active features
 
     |g_j| >= f_j (2 l1 - l1_before)    at the fit before (the strong rule),
 
-and with those that were ever in the model. The rule proves nothing: after the fit the gradient of
-all features is computed, and the features that should not have been left out join the fit, until
-none is left. So every fit of the path is the fit to all features, to the same tolerance.
+and those that are in the model. The rule is not a proof: after the fit the gradient of all features
+is computed, and features that were left out wrongly are added, until there are none. So every fit
+of the path is the fit to all features, to the same tolerance.
 
-Columns of zeros bring the number of features that take part to one of few numbers, so that the fits
-of a path share some programs.
+Columns of zeros increase the number of active features to one of few numbers, so that the fits of a
+path share some programs.
 
 Source: R. Tibshirani et al., "Strong rules for discarding predictors in lasso-type problems"
 (2012), sections 3 and 7.
@@ -47,21 +47,22 @@ from softjax.regression._objective import (
 )
 from softjax.regression._result import FitResult, Status
 
-# The numbers of columns that take part are these times powers of GROWTH, or all.
+# The numbers of active columns are FEWEST times powers of GROWTH, or all columns.
 FEWEST, GROWTH = 64, 4
-# Features that take part are dense where they are no more numbers than this, or than the whole.
+# Active columns of sparse features are made dense if they have no more numbers than this, or than
+# the stored entries of all features.
 DENSE = 2**23
 
 
-class Look(NamedTuple):
-    """What all features, also those that took no part, say about the parameters of a fit.
+class Evaluation(NamedTuple):
+    """The parameters of a fit, evaluated with all features, also those that were not active.
 
     Attributes:
         slopes: |g_j| of the loss, [D].
-        bound: what |g_j| can be at most, [D]: the standard deviations.
-        loss: the loss of the labels, without penalty, less what no parameters could take from it.
+        bound: the largest possible |g_j|, [D]: the standard deviations.
+        loss: the loss without penalty, minus the smallest loss that any probabilities could have.
         objective: with the penalties.
-        report: what else was asked of the logits.
+        report: the result of `report_of` for the logits.
     """
 
     slopes: Array
@@ -72,17 +73,17 @@ class Look(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A fit of the path, and what was seen of it."""
+    """A fit of the path, and its evaluation."""
 
     fit: FitResult
-    look: Look
+    evaluation: Evaluation
 
 
 def steps(path: "Path", l1: np.ndarray, l2: np.ndarray) -> Iterator[Step]:
-    """The fit without the features that are penalised, and those at the penalties, which fall."""
+    """The fit without the penalised features, then the fits at the decreasing penalties."""
     step = path.null()
     yield step
-    before = path.largest(step.look)
+    before = path.largest(step.evaluation)
     for strength, ridge in zip(l1, l2, strict=True):
         step = path.at(step, before, float(strength), float(ridge))
         yield step
@@ -92,7 +93,7 @@ def steps(path: "Path", l1: np.ndarray, l2: np.ndarray) -> Iterator[Step]:
 class Path:
     """A path: its data, and fits to some of their features, by compiled programs.
 
-    The fits after `stopped` says so take no step.
+    Once `stopped()` is true, the remaining fits take no step.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Path:
         self.columns = _Columns(data.features)
 
     def null(self) -> Step:
-        """The fit of the unpenalised features: of all, at a penalty beyond all slopes."""
+        """The fit without penalised features, as a fit with a penalty above all slopes."""
         data = self.data
         zeros = SoftmaxRegression(
             jnp.zeros((self.width, data.num_classes), self.data.features.dtype),
@@ -122,57 +123,55 @@ class Path:
         strength = float(np.finfo(self.data.features.dtype).max) / largest
         return self._fitted(zeros, self.factors == 0, strength, 0.0)
 
-    def largest(self, look: Look) -> float:
+    def largest(self, evaluation: Evaluation) -> float:
         """The smallest penalty that leaves no penalised feature in the model."""
         held = self.factors > 0
-        return float(np.max(np.asarray(look.slopes)[held] / self.factors[held], initial=0))
+        return float(np.max(np.asarray(evaluation.slopes)[held] / self.factors[held], initial=0))
 
     def at(self, step: Step, before: float, l1: float, l2: float) -> Step:
         params = step.fit.params
-        slopes, inside = np.asarray(step.look.slopes), _is_inside(params)
-        taking_part = inside | (slopes >= self.factors * (2 * l1 - before))
-        return self._fitted(params, taking_part, l1, l2)
+        slopes, inside = np.asarray(step.evaluation.slopes), _is_inside(params)
+        active = inside | (slopes >= self.factors * (2 * l1 - before))
+        return self._fitted(params, active, l1, l2)
 
-    def _fitted(
-        self, params: SoftmaxRegression, taking_part: np.ndarray, l1: float, l2: float
-    ) -> Step:
-        """The fit to all features, by fits to those that take part."""
+    def _fitted(self, params: SoftmaxRegression, active: np.ndarray, l1: float, l2: float) -> Step:
+        """The fit to all features, by fits to the active ones."""
         penalised = self._with_penalties(l1, l2)
         steps = passes = 0
         stopped = self.stopped()
         limit = 0 if stopped else self.max_steps
         while True:
-            fit, look, complete = self._among(penalised, taking_part, params, limit)
+            fit, evaluation, complete = self._among(penalised, active, params, limit)
             params, steps, passes = fit.params, steps + fit.steps, passes + fit.passes + 2
-            excess = np.asarray(look.slopes) - self.factors * l1
-            missed = ~taking_part & (excess > self.tol * np.asarray(look.bound))
+            excess = np.asarray(evaluation.slopes) - self.factors * l1
+            missed = ~active & (excess > self.tol * np.asarray(evaluation.bound))
             ended = stopped or fit.status == Status.NON_FINITE
             if complete or ended or not missed.any():
                 break
-            taking_part = taking_part | missed
+            active = active | missed
         if stopped and fit.status == Status.RUNNING:
             fit = fit._replace(status=Status.CALLBACK)
-        fit = fit._replace(objective=float(look.objective), steps=steps, passes=passes)
-        return Step(fit, look)
+        fit = fit._replace(objective=float(evaluation.objective), steps=steps, passes=passes)
+        return Step(fit, evaluation)
 
     def _among(
         self,
         penalised: Data,
-        taking_part: np.ndarray,
+        active: np.ndarray,
         params: SoftmaxRegression,
         limit: int | None,
-    ) -> tuple[FitResult, Look, bool]:
-        """A fit to the features that take part, what it looks like, and whether all took part."""
-        places, data = self.columns.chosen(penalised, taking_part)
+    ) -> tuple[FitResult, Evaluation, bool]:
+        """A fit to the active features, its evaluation, and whether all features were active."""
+        places, data = self.columns.chosen(penalised, active)
         own = _placed_in(params, places)
         run = _solve.Run("proximal", data, own, self.tol, limit)
         fit = run.advance(run.limit)
         params = _placed_back(fit.params, places, self.width)
         shifted, frame = self._framed
         strengths = {name: getattr(penalised, name) for name in ("l2", "l1", "l1_rows")}
-        seen = replace(shifted, **strengths)
-        look = _look(seen, _frame.inside(frame, params), self.report_of)
-        return fit._replace(params=params), look, places is None
+        penalised = replace(shifted, **strengths)
+        evaluation = _evaluated(penalised, _frame.inside(frame, params), self.report_of)
+        return fit._replace(params=params), evaluation, places is None
 
     @cached_property
     def _framed(self) -> tuple[Data, _frame.Frame]:
@@ -188,7 +187,7 @@ class Path:
 
 
 class _Columns:
-    """Some columns of the features, brought to a usual number by columns of zeros."""
+    """The columns of the features, of which some are chosen and padded with columns of zeros."""
 
     def __init__(self, x: Any):
         self.x, self.sparse = x, is_sparse(x)
@@ -201,14 +200,14 @@ class _Columns:
         self.rows, self.values = rows[inside][order], np.asarray(x.data)[inside][order]
         self.first = np.searchsorted(columns[inside][order], np.arange(x.shape[1] + 1))
 
-    def chosen(self, data: Data, taking_part: np.ndarray) -> tuple[np.ndarray | None, Data]:
-        """Which columns take part, and the data of these alone; None where all do."""
+    def chosen(self, data: Data, active: np.ndarray) -> tuple[np.ndarray | None, Data]:
+        """The indices of the active columns, and their data; None and all data if all are used."""
         examples, width = self.x.shape
-        size = _usual_number(int(np.sum(taking_part)))
+        size = _usual_number(int(np.sum(active)))
         numbers = len(self.values) if self.sparse else examples * width
         if 2 * size >= width or (self.sparse and examples * size > max(DENSE, numbers)):
             return None, data
-        places = np.flatnonzero(taking_part)
+        places = np.flatnonzero(active)
         x = np.zeros((examples, size), self.x.dtype)
         if self.sparse:
             for place, column in enumerate(places):
@@ -224,7 +223,7 @@ class _Columns:
 
 
 def _usual_number(count: int) -> int:
-    """The number of columns that `count` of them are brought to."""
+    """The number of columns, with padding, for `count` active ones."""
     size = FEWEST
     while size < count:
         size *= GROWTH
@@ -232,12 +231,12 @@ def _usual_number(count: int) -> int:
 
 
 def _is_inside(params: SoftmaxRegression) -> np.ndarray:
-    """[D]: which features are in the model for some class."""
+    """[D]: whether each feature is in the model for some class."""
     return np.any(np.asarray(params.kernel) != 0, 1)
 
 
 def _placed_in(params: SoftmaxRegression, places: np.ndarray | None) -> SoftmaxRegression:
-    """The parameters of the columns that take part, and zeros for the columns of zeros."""
+    """The parameters of the active columns, and zeros for the columns of zeros."""
     if places is None:
         return params
     size = _usual_number(len(places))
@@ -249,7 +248,7 @@ def _placed_in(params: SoftmaxRegression, places: np.ndarray | None) -> SoftmaxR
 def _placed_back(
     params: SoftmaxRegression, places: np.ndarray | None, width: int
 ) -> SoftmaxRegression:
-    """The parameters of all columns: zeros for the columns that took no part."""
+    """The parameters of all columns: zeros for columns that were not active."""
     if places is None:
         return params
     kernel = np.zeros((width, params.kernel.shape[1]), params.kernel.dtype)
@@ -258,13 +257,13 @@ def _placed_back(
 
 
 @jax.jit
-def _look(data: Data, params: SoftmaxRegression, report_of: Partial) -> Look:
+def _evaluated(data: Data, params: SoftmaxRegression, report_of: Partial) -> Evaluation:
     data, mass = normalised(data)
     problem, theta = problem_of(data), pack(params)
     logits = logits_at(problem, theta)
     of_loss = problem._replace(l2=jnp.zeros_like(problem.l2))
-    # Around the means: what is left of the gradient of the bias would hide that of features far
-    # from 0.
+    # For the features minus their means, since the remaining gradient of the bias would hide the
+    # gradients of features far from 0.
     mean, scale = _standardised.moments(problem, gradient_bound(problem))
     gradient = point(of_loss, theta, logits).gradient
     gradient = _standardised.to_standard(mean, scale, gradient)[:, :-1] * scale[None]
@@ -275,7 +274,7 @@ def _look(data: Data, params: SoftmaxRegression, report_of: Partial) -> Look:
     shares = targets / jnp.maximum(example_weights(targets), jnp.finfo(mass.dtype).tiny)[None]
     least = jnp.where(targets > 0, jnp.log(jnp.where(targets > 0, shares, 1)), 0)
     loss = jnp.vdot(targets, least - log_softmax_core(logits, (0,)))
-    return Look(
+    return Evaluation(
         mass * slopes,
         mass * scale,
         mass * loss,
@@ -284,5 +283,5 @@ def _look(data: Data, params: SoftmaxRegression, report_of: Partial) -> Look:
     )
 
 
-def nothing(logits: Array) -> tuple[()]:
+def no_report(logits: Array) -> tuple[()]:
     return ()

@@ -44,12 +44,13 @@ class PathResult(NamedTuple):
     """Fits at a grid of penalties, to all examples and to all folds but one.
 
     Attributes:
-        l2: the penalties, [P].
-        fits: to all examples, stacked [P, ...].
-        cross_validation: [P, F]; None where there are no folds.
-        l1: the penalties with corners, [P]; None where there are none.
-        deviance_explained: by each fit, [P]: 1 - loss / loss of the model without the features that
-            are penalised, each less what no model can explain; None without `l1`.
+        l2: the squared penalties, [P].
+        fits: the fits to all examples, stacked [P, ...].
+        cross_validation: arrays [P, F]; None without folds.
+        l1: the absolute penalties, [P]; None without `l1`.
+        deviance_explained: by each fit, [P]: 1 - loss / loss of the model without the penalised
+            features, where the smallest loss of any model is subtracted from both losses; None
+            without `l1`.
 
     Example:
         >>> import numpy as np, softjax
@@ -69,25 +70,26 @@ class PathResult(NamedTuple):
 
     @property
     def best(self) -> Array:
-        """Where in the grid the mean held-out loss is smallest."""
+        """The index in the grid of the smallest mean held-out loss."""
         return jnp.argmin(self.cross_validation.mean_loss)
 
     @property
     def best_within_one_standard_error(self) -> Array:
-        """Where the largest penalty is whose loss is the best one but for its standard error.
+        """The index of the largest penalty whose loss is at most the best plus its standard error.
 
-        The largest l1, where there is one, and else the largest l2.
+        The largest penalty is the largest l1, or without `l1` the largest l2.
         """
         loss, error = self.cross_validation.mean_loss, self.cross_validation.standard_error
-        bound = loss[self.best] + jnp.nan_to_num(error[self.best])  # of one fold there is none
+        bound = loss[self.best] + jnp.nan_to_num(error[self.best])  # the error of one fold is NaN
         strength = self.l2 if self.l1 is None else self.l1
         return jnp.argmax(jnp.where(loss <= bound, strength, -1))
 
     @property
     def entry(self) -> Array:
-        """[D]: how many penalties, from the largest on, come before a feature is in the model.
+        """[D]: for each feature, the number of penalties, from the largest on, that exclude it.
 
-        In it for some class; the number of the penalties for a feature that never is.
+        The count ends at the first penalty with a nonzero entry of the feature for some class; for
+        a feature that never enters it is P.
         """
         strength = self.l2 if self.l1 is None else self.l1
         inside = jnp.any(self.fits.params.kernel[jnp.argsort(-strength)] != 0, -1)
@@ -121,43 +123,44 @@ def fit_path(
 ) -> PathResult:
     """Fits at a grid of penalties, with the cross-validation that chooses among them.
 
-        p_best = argmin_p mean_f loss_pf,  loss_pf as of `cross_validate`
+        p_best = argmin_p mean_f loss_pf,  loss_pf as in `cross_validate`
         p_1se = the largest penalty with mean_f loss_pf <= the minimum + its standard error
 
-    The fits to all examples go from the largest penalty to the smallest, each from the one before.
-    Without `l1` the folds of a penalty start there, and are all fitted at once. With it, the fits
-    see the features that may be in the model at their penalty, and all others are looked at after:
-    each is the fit to all features. `largest_l1` says where such a grid begins.
+    The fits to all examples go from the largest penalty to the smallest, and each starts at the one
+    before. Without `l1`, the folds of a penalty start at its fit to all examples, and are all
+    fitted at once. With `l1`, a fit uses only the features that may be in the model at its penalty,
+    and then checks all others: so each is the fit to all features. A grid of l1 can begin at
+    `largest_l1`.
 
-    Derivative: not the purpose.
-    Edge cases: those of `cross_validate`; with one fold, which has no standard error, the second
-        rule chooses as the first. Fits after a callback has stopped take no step.
+    Derivative: not differentiable.
+    Edge cases: as in `cross_validate`. With one fold, which has no standard error, both rules
+        choose the same penalty. Once the callback has stopped, the remaining fits take no step.
 
     Args:
         features: real [N, D], finite, dense, BCOO or BCSR.
         labels: class indices, integer [N], or a distribution over the classes, floating [N, K].
-        l2: [P], >= 0, the penalties, in any order; with `l1` a scalar is taken too.
-        l1: [P], >= 0, the penalties with corners, in any order; with l2 it is the elastic net. The
-            data must be known then, and not traced.
-        grouped: as `fit`.
-        folds: as of `cross_validate`; with `l1` also None, for the fits to all examples alone.
-        seed: as of `cross_validate`.
-        penalty_factors: as `fit`.
-        fit_intercept: as `fit`.
-        tol: as of `cross_validate`.
-        max_steps: of each fit; None for more than enough.
-        num_classes: K; as `fit`.
-        sample_weights: as of `cross_validate`.
-        class_weights: as of `cross_validate`.
-        offset: as of `cross_validate`.
-        callback: called with a `ManyEvent` at the start and after every step, with `l1` after every
-            fit; True stops.
+        l2: [P], >= 0, the squared penalties, in any order; with `l1` it may be a scalar.
+        l1: [P], >= 0, the absolute penalties, in any order; with l2 it is the elastic net. The data
+            must then be known, not traced.
+        grouped: as in `fit`.
+        folds: as in `cross_validate`; with `l1` it may be None for fits to all examples only.
+        seed: as in `cross_validate`.
+        penalty_factors: as in `fit`.
+        fit_intercept: as in `fit`.
+        tol: as in `cross_validate`.
+        max_steps: the limit of each fit; None for 200, or 20000 with `l1`.
+        num_classes: K; as in `fit`.
+        sample_weights: as in `cross_validate`.
+        class_weights: as in `cross_validate`.
+        offset: as in `cross_validate`.
+        callback: called with a `ManyEvent` at the start and after every step, or with `l1` after
+            every fit; True stops.
 
     Returns:
         `PathResult`.
 
     Raises:
-        TypeError, ValueError: as `cross_validate`.
+        TypeError, ValueError: as in `cross_validate`.
 
     Example:
         >>> import numpy as np, softjax
@@ -206,31 +209,31 @@ def largest_l1(
 ) -> float:
     """The smallest l1 that leaves every penalised feature out of the model.
 
-        max_j |g_j| / f_j,  g_j [K] the gradient of the loss at the fit of what is not penalised
+        max_j |g_j| / f_j,  g_j [K] the gradient of the loss at the fit without penalised features
 
-    with the largest entry for |g_j|, or where `grouped` the Euclidean norm. A grid of penalties
-    begins there: `numpy.geomspace(largest_l1(x, y), 1e-3 * largest_l1(x, y), 50)`.
+    where |g_j| is the largest absolute entry, or with `grouped` the Euclidean norm. A grid of
+    penalties can begin there: `numpy.geomspace(largest_l1(x, y), 1e-3 * largest_l1(x, y), 50)`.
 
-    Derivative: not the purpose.
-    Edge cases: 0 where no feature is penalised.
+    Derivative: not differentiable.
+    Edge cases: 0 if no feature is penalised.
 
     Args:
         features: real [N, D], finite, dense, BCOO or BCSR.
-        labels: as `fit`.
-        grouped: as `fit`.
-        penalty_factors: as `fit`.
-        fit_intercept: as `fit`.
-        tol: as `fit`.
-        num_classes: K; as `fit`.
-        sample_weights: as `fit`.
-        class_weights: as `fit`.
-        offset: as `fit`.
+        labels: as in `fit`.
+        grouped: as in `fit`.
+        penalty_factors: as in `fit`.
+        fit_intercept: as in `fit`.
+        tol: as in `fit`.
+        num_classes: K; as in `fit`.
+        sample_weights: as in `fit`.
+        class_weights: as in `fit`.
+        offset: as in `fit`.
 
     Returns:
-        A number, nats over the unit of the features.
+        A number, nats per unit of the features.
 
     Raises:
-        TypeError, ValueError: as `fit`; data that are traced.
+        TypeError, ValueError: as in `fit`; traced data.
 
     Example:
         >>> import numpy as np, softjax
@@ -246,9 +249,9 @@ def largest_l1(
     )
     _refuse_tracers(data)
     data = _of_kind(data, _checks.flag(called(), "grouped", grouped))
-    options = (Partial(_l1_path.nothing), not_negative("tol", tol), None, lambda: False)
+    options = (Partial(_l1_path.no_report), not_negative("tol", tol), None, lambda: False)
     path = _l1_host.path_of(data, *options)
-    return path.largest(path.null().look)
+    return path.largest(path.null().evaluation)
 
 
 def _with_corners(
@@ -261,7 +264,7 @@ def _with_corners(
     max_steps: int | None,
     callback: Callable[[ManyEvent], bool | None] | None,
 ) -> PathResult:
-    """The path to all examples, and that to all folds but one, one after the other."""
+    """The path of fits to all examples, and then the paths of fits to all folds but one."""
     _refuse_tracers((data, l1))
     if l1.ndim != 1 or (data.l2.ndim and data.l2.shape != l1.shape):
         got = f"shapes {l1.shape} and {data.l2.shape} of `l2`"
@@ -289,9 +292,11 @@ def _with_corners(
         return path(replace(data, weights=mean_one(jnp.asarray(kept))), report)[1:]
 
     everything = replace(data, weights=jnp.asarray(weights))
-    whole = path(everything, Partial(_l1_path.nothing))
-    null = float(whole[0].look.loss)
-    explained = [1 - float(step.look.loss) / null if null > 0 else np.nan for step in whole[1:]]
+    whole = path(everything, Partial(_l1_path.no_report))
+    null = float(whole[0].evaluation.loss)
+    explained = [
+        1 - float(step.evaluation.loss) / null if null > 0 else np.nan for step in whole[1:]
+    ]
     back = np.argsort(order)
     result = PathResult(
         jnp.asarray(ridges.copy()),
@@ -304,7 +309,7 @@ def _with_corners(
         return result
     of_folds = [without(fold) for fold in range(num_folds)]
     fits = [_in_order(back, [step.fit for step in steps]) for steps in of_folds]
-    reports = [_in_order(back, [step.look.report for step in steps]) for steps in of_folds]
+    reports = [_in_order(back, [step.evaluation.report for step in steps]) for steps in of_folds]
     fits, (loss, accuracy) = (
         jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves, 1)), *part)
         for part in (fits, reports)
@@ -313,7 +318,7 @@ def _with_corners(
 
 
 class _Watch:
-    """Tells a callback how many fits are done, and remembers that it has stopped them."""
+    """Reports the number of finished fits to a callback, and remembers whether it has stopped."""
 
     def __init__(self, callback: Callable[[ManyEvent], bool | None] | None, count: int):
         self.callback, self.count = callback, count
@@ -321,7 +326,7 @@ class _Watch:
         self.stopped = self._tells()
 
     def counted(self, walk: Iterator[_l1_path.Step]) -> list[_l1_path.Step]:
-        """The steps of a path; the first, without penalised features, is no fit of the grid."""
+        """The steps of a path, counted; the first step, without penalised features, is not."""
         steps = [next(walk)]
         for step in walk:
             steps.append(step)
@@ -335,12 +340,12 @@ class _Watch:
 
 
 def _of_kind(data: Data, grouped: bool) -> Data:
-    """The data with a place for the penalty on the norms of rows, where that is asked for."""
+    """The data, with a penalty on the norms of rows if `grouped`, still 0."""
     return replace(data, l1_rows=np.zeros((), data.features.dtype)) if grouped else data
 
 
 def _in_order(places: np.ndarray, parts: list[Any]) -> Any:
-    """The parts stacked, in the order of the grid."""
+    """The parts, stacked in the order of the grid."""
     return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)[places]), *parts)
 
 
