@@ -147,11 +147,11 @@ def sums_of_tiles(
     returns the arrays part by part, because an expression that is sliced twice would be stored.
 
     With `in_any_order`, for the last axis, XLA:CPU sums what the first loop writes. That is as
-    accurate and compiles two loops and not six, but the order may depend on the number of rows.
+    accurate and compiles two loops instead of six, but the order may depend on the number of rows.
 
-    With `any_width`, tiles need not consist of whole vectors. Fewer loops are compiled where such
-    tiles divide the axis without a rest. It is not for terms with exponentials, which XLA:CPU
-    computes one by one at the end of an incomplete vector.
+    With `any_width`, tiles need not consist of whole vectors. Fewer loops are compiled if such
+    tiles divide the axis exactly. Do not use it for terms with exponentials: XLA:CPU computes those
+    at the end of an incomplete vector one by one.
     """
     sums, start = [], 0
     for count, height, width in _tiling(length, last, any_width):
@@ -189,7 +189,8 @@ def _sums_along(arrays: Sums, axis: int, last: bool) -> Sums:
 def _sums_down(arrays: Sums, axis: int) -> Sums:
     """The sums of several arrays over an axis by one reduction.
 
-    JAX would differentiate such a reduction as one of any operation, by parts of the axis.
+    Its derivative rule is defined here: JAX would differentiate it like a reduction by an arbitrary
+    operation, part by part of the axis.
     """
     zeros = tuple(jnp.zeros((), a.dtype) for a in arrays)
     return tuple(lax.reduce(arrays, zeros, lambda x, y: tuple(map(operator.add, x, y)), (axis,)))
@@ -234,9 +235,9 @@ def maxima_of_blocks(x: Array, axes: Axes) -> Array:
 def argmax_by_blocks(x: Array, axis: int) -> Array:
     """The index of a maximal entry: first the block that contains it, then its index there.
 
-    It is never sought as the entry that equals the maximum: where a program computes x itself,
-    XLA:CPU may compute it once more beside the comparison, with other roundings, and no entry
-    equals the maximum.
+    The index is not found by comparing entries with the maximum: if the program computes x itself,
+    XLA:CPU may compute it again for the comparison, with other roundings, and then no entry equals
+    the maximum.
     """
     width = _width_of_blocks(x, (axis,))
     if width == 1:

@@ -23,24 +23,24 @@ Primitive = type(lax.neg_p)
 
 
 class Choice(NamedTuple):
-    """The choice for each platform: of a number of rows, of a plan."""
+    """A choice for each platform, such as a number of rows or a plan."""
 
     cpu: Any
     gpu: Any
     tpu: Any
 
     def of(self, platform: str) -> Any:
-        """The choice for a platform, by the name that JAX has for it."""
+        """The choice for a platform with this name in JAX."""
         return {"cpu": self.cpu, "cuda": self.gpu, "rocm": self.gpu}.get(platform, self.tpu)
 
 
-# The platform that is traced for; None where the forms for all platforms are wanted, ACCELERATOR
-# where those for all but a CPU are. JAX keeps what it traced under the value of this context.
+# The platform for which JAX traces now; None for all platforms, ACCELERATOR for all but a CPU. JAX
+# caches each trace together with the value of this context.
 tracing_for = jax.make_user_context(None)
 ACCELERATOR = "accelerator"
 
-# JAX lets a user change these settings for a part of a trace, which is over when the program is
-# lowered.
+# A user may change these settings for a part of a trace; when the program is lowered, the change is
+# over.
 SETTINGS = {
     "jax_default_matmul_precision": jax.default_matmul_precision,
     "jax_enable_x64": jax.enable_x64,
@@ -50,9 +50,9 @@ SETTINGS = {
 
 
 def platform_dependent(*operands: Any, default: Callable, **forms: Callable) -> Any:
-    """`jax.lax.platform_dependent`, or the form for the platform that is traced for.
+    """`jax.lax.platform_dependent`, or only the form for the platform for which JAX traces now.
 
-    Within the form for a platform, the forms for others are not traced.
+    Within the form for one platform, the forms for other platforms are not traced.
     """
     platform = tracing_for.value
     if platform not in (None, ACCELERATOR):
@@ -67,7 +67,7 @@ def platform_dependent(*operands: Any, default: Callable, **forms: Callable) -> 
 
 
 def _within(platform: str | None, form: Callable) -> Callable:
-    """The form, in which nothing is traced for another platform."""
+    """`form`, in which only the forms for `platform` are traced."""
 
     def apply(*operands: Any, **parameters: Any) -> Any:
         with tracing_for(platform):
@@ -77,10 +77,11 @@ def _within(platform: str | None, form: Callable) -> Callable:
 
 
 def tracing_for_platform_of(leaves: Iterable[Any]) -> AbstractContextManager:
-    """Has the forms of one platform traced alone, where all arrays among the leaves are on it.
+    """A context that traces only the forms for the platform that holds all arrays of `leaves`.
 
-    Arrays of NumPy go to the default device. The context is for a program that runs at once: what
-    is traced as a part of another program may be lowered for any platform.
+    Arrays of NumPy go to the default device. Use it only around a program that runs at once, since
+    a trace that becomes a part of another program may be lowered for any platform. If the arrays
+    are on several platforms, the context does nothing.
     """
     arrays = [leaf for leaf in leaves if isinstance(leaf, Array)] or [jax.device_put(0)]
     platforms = {device.platform for a in arrays for device in a.sharding.device_set}
@@ -88,15 +89,15 @@ def tracing_for_platform_of(leaves: Iterable[Any]) -> AbstractContextManager:
 
 
 def _named(platform: str) -> str:
-    """The platform of a device, by the name that lowering has for it."""
+    """The name that JAX's lowering uses for the platform of a device."""
     return {"gpu": "cuda"}.get(platform, platform)
 
 
 def lowered_for_platform(function: Callable, choice: Choice, like: Any, *operands: Any) -> Any:
-    """function(choice of the platform, *operands), traced when it is lowered.
+    """function(choice for the platform, *operands), traced when the program is lowered.
 
-    The results have the shapes and dtypes of `like`. The function may depend on no other traced
-    values than the operands.
+    The results have the shapes and dtypes of `like`. The function must not depend on traced values
+    other than the operands.
     """
     platform = tracing_for.value
     if platform == ACCELERATOR:
@@ -106,7 +107,7 @@ def lowered_for_platform(function: Callable, choice: Choice, like: Any, *operand
     if platform is not None:
         return function(choice.of(platform), *operands)
     if not mesh_of(operands).empty:
-        # The axes of a mesh are known while the program around is traced, and not later.
+        # The axes of a mesh are known only while the surrounding program is traced.
         forms = {of: lambda *operands, of=of: function(of, *operands) for of in choice}
         cpu, gpu, tpu = (forms[of] for of in choice)
         return lax.platform_dependent(*operands, cpu=cpu, cuda=gpu, rocm=gpu, default=tpu)
@@ -125,7 +126,7 @@ def _bound(form: Callable, shapes: Sequence[Any], operands: Sequence[Any]) -> li
 
 
 def _as_set_now(form: Callable) -> Callable:
-    """The form, traced under the settings that hold now."""
+    """The form, which will be traced with the current settings."""
     values = {name: getattr(jax.config, name) for name in SETTINGS}
 
     def apply(platform: str, *operands: Array) -> Sequence[Array]:
@@ -142,7 +143,10 @@ _form_p.multiple_results = True
 
 
 def lower_by_platform(primitive: Any, apply_on: Callable[[str], Callable]) -> None:
-    """Have a primitive lowered as apply_on(platform), in which no other platform is traced for."""
+    """Registers apply_on(platform) as the lowering of a primitive for each platform.
+
+    Within it, only the forms for this platform are traced.
+    """
     for name in ("cpu", "cuda", "rocm", ""):
         platform = name or "tpu"
         rule = mlir.lower_fun(_within(platform, apply_on(platform)), primitive.multiple_results)
@@ -171,9 +175,9 @@ def _types_of_results(*_, form: Callable, like: Any):
 
 
 def _jvp(primals, tangents, *, form: Callable, like: Any):
-    """The results, and their tangents as results of a form of their own.
+    """The results, and their tangents as the results of a second form.
 
-    That computes again what it needs of the results, and keeps nothing of them.
+    The second form computes the intermediate values again, so that none of them is kept.
     """
     moved = [n for n, dot in enumerate(tangents) if not isinstance(dot, ad.Zero)]
     reals = [n for n, a in enumerate(like) if jnp.issubdtype(a.dtype, jnp.inexact)]
@@ -226,7 +230,7 @@ def _batched(operands, axes, *, form: Callable, like: Any):
 
 
 def _with(values: Sequence[Any], places: Sequence[int], new: Sequence[Any]) -> list[Any]:
-    """The values with new ones at some places."""
+    """The values, with those at `places` replaced by new ones."""
     every = list(values)
     for n, value in zip(places, new, strict=True):
         every[n] = value

@@ -1,8 +1,8 @@
 """Linear maps that know their transpose.
 
 JAX transposes a linear map operation by operation. The result may be inaccurate even if the map is
-accurate, it passes over the memory again for each sum, and its products have an order of the
-operands and a rounding that nobody chose. Maps here are defined together with their transpose:
+accurate, it passes over the memory again for each sum, and the order of operands and the rounding
+of its products are arbitrary. Maps here are defined together with their transpose:
 
     forward(v, *coefficients)  ->  A v        transposed(u, *coefficients)  ->  A^T u
 
@@ -32,8 +32,8 @@ class Form(NamedTuple):
     """A map or its transpose.
 
     Attributes:
-        function: of v and the coefficients.
-        like: which of these has the shape and dtype of the result.
+        function: a function of v and the coefficients.
+        like: the index of the argument that has the shape and dtype of the result.
     """
 
     function: Map
@@ -42,7 +42,7 @@ class Form(NamedTuple):
 
 @dataclass(frozen=True)
 class _Over:
-    """A function with its axes; of the same function and axes it is equal."""
+    """A function with its axes; two instances with the same function and axes are equal."""
 
     function: Map
     axes: tuple[int, ...]
@@ -53,7 +53,7 @@ class _Over:
 
 @dataclass(frozen=True)
 class _Batched:
-    """A function of operands whose first axis is a batch, where `is_batched` says so."""
+    """A function of operands; where `is_batched`, the first axis of an operand is a batch."""
 
     function: Map
     is_batched: tuple[bool, ...]
@@ -132,7 +132,10 @@ def of_operands(function: Map, *operands: Any) -> Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _of_leaves(function: Map, tree: Any, is_differentiated: bool, *leaves: Array) -> Array:
-    """The value, by the operations that a derivative beside it repeats, if there is one."""
+    """The value; if it `is_differentiated`, by the same operations as its derivative.
+
+    XLA then computes the operations of both once.
+    """
     if not is_differentiated:
         return function(*jax.tree.unflatten(tree, leaves))
     reals = [n for n, a in enumerate(leaves) if jnp.issubdtype(a.dtype, jnp.floating)]
@@ -151,7 +154,7 @@ def _of_leaves_jvp(function: Map, tree: Any, is_differentiated: bool, primals, t
     value = _of_leaves(function, tree, True, *primals)
     parts = []
     for place, tangent in enumerate(tangents):
-        if not isinstance(tangent, SymbolicZero):  # as the tangents of integers are
+        if not isinstance(tangent, SymbolicZero):  # the tangents of integers are symbolic zeros
             # The value is an operand, and kept, only if no other operand has its type.
             kept = next((n for n, a in enumerate(primals) if _alike(a, value)), len(primals))
             operands = (*primals, value)[: max(kept + 1, len(primals))]
@@ -219,7 +222,7 @@ def _batched(operands, batch_axes, *, forward: Form, transposed: Form):
     size = next(
         a.shape[axis] for a, axis in zip(operands, batch_axes, strict=True) if axis is not None
     )
-    # Each result has the batch, and so have the operands that say what it is like.
+    # Each result has a batch axis, and so must the operand whose shape it has.
     with_batch, moved = {0, forward.like, transposed.like}, []
     for n, (a, axis) in enumerate(zip(operands, batch_axes, strict=True)):
         if axis is not None:
