@@ -4,9 +4,9 @@
 
 The matrix stays sparse: the means are applied to parameters and to gradients.
 
-A softmax sees its classes by their differences alone. So the logits are those less that of the last
-class, and a residual sums to 0 over the classes, which makes the gradient of the last class what
-the others leave. A product is then one of K - 1 columns, and for two classes one of a vector.
+A softmax depends only on the differences of the logits. So the logits of the last class are
+subtracted from all, and a residual sums to 0 over the classes, so that the gradient of the last
+class is minus the sum of the others. Products then have K - 1 columns, or one for two classes.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 
 
 class SparseColumns:
-    """The columns s_j, and one of ones where there is an intercept.
+    """The columns s_j, and with an intercept a column of ones.
 
     Attributes:
         x: x_ij / scale_j, a CSR array [N, D] of SciPy.
@@ -35,12 +35,12 @@ class SparseColumns:
         return SparseColumns(_with(self.x, self.x.data.astype(dtype)), self.shift, self.biases)
 
     def standardised(self, mean: np.ndarray, scale: np.ndarray) -> "SparseColumns":
-        """These columns less `mean`, over `scale`."""
+        """These columns minus `mean`, divided by `scale`."""
         x = _with(self.x, self.x.data / scale[self.x.indices])
         return SparseColumns(x, (self.shift + mean) / scale, self.biases)
 
     def scores(self, v: np.ndarray) -> np.ndarray:
-        """v S^T [K, N] of parameters v [K, D + 1], less that of the last class."""
+        """v S^T [K, N] for parameters v [K, D + 1], minus the row of the last class."""
         differences = v[:-1] - v[-1]
         kernel = differences[:, : len(self.shift)]
         z = np.zeros((len(v), self.x.shape[0]), v.dtype)
@@ -50,14 +50,14 @@ class SparseColumns:
         return z
 
     def pull_back(self, residual: np.ndarray) -> np.ndarray:
-        """R S [K, D + 1] of a residual R [K, N] whose sum over the classes is 0."""
+        """R S [K, D + 1] for a residual R [K, N] whose sum over the classes is 0."""
         gradient = np.empty((len(residual), self.shape[1]), residual.dtype)
         gradient[:-1] = self.sums(residual[:-1])
         gradient[-1] = -gradient[:-1].sum(0)
         return gradient
 
     def sums(self, weights: np.ndarray) -> np.ndarray:
-        """W S [M, D + 1] of any weights W [M, N]."""
+        """W S [M, D + 1] for any weights W [M, N]."""
         total, width = weights.sum(1, keepdims=True), len(self.shift)
         sums = np.empty((len(weights), self.shape[1]), weights.dtype)
         np.subtract((self.transposed @ weights.T).T, total * self.shift, out=sums[:, :width])
@@ -72,17 +72,18 @@ class SparseColumns:
     def variances(self, weights: np.ndarray, mean: np.ndarray) -> np.ndarray:
         """sum_i w_i (x_ij - mean_j)^2 [D], for weights [N].
 
-        The sum is no difference, which would cancel. An entry that is not stored is 0.
+        The squares are summed directly, since a difference would cancel. An entry that is not
+        stored is 0.
         """
         away = _with(self.x, np.square(self.x.data - mean[self.x.indices]))
         stored = _with(self.x, np.ones_like(self.x.data)).T @ weights
         return away.T @ weights + np.maximum(weights.sum() - stored, 0) * np.square(mean)
 
     def around_means(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The means of s for each of the weights [K, N], and the sums of squares around them.
+        """The means of s for each row of weights [K, N], and the sums of squares around them.
 
-        Both are [K, D + 1]. In the column of ones the mean is 0 and the sum that of the weights;
-        without an intercept all means are 0.
+        Both are [K, D + 1]. For the column of ones the mean is 0 and the sum is the sum of the
+        weights. Without an intercept all means are 0.
         """
         total, width = weights.sum(1, keepdims=True), len(self.shift)
         means = self.biases * self.sums(weights) / np.where(total > 0, total, 1)
@@ -95,11 +96,11 @@ class SparseColumns:
 
 
 def sparse_columns(x: Any, biases: int) -> SparseColumns:
-    """BCOO features in the memory of the host, in float64, as they are."""
+    """The original BCOO features, which are in the memory of the host, in float64."""
     from scipy.sparse import csr_array
 
     rows, columns = np.asarray(x.indices).T
-    inside = (rows < x.shape[0]) & (columns < x.shape[1])  # other entries only pad
+    inside = (rows < x.shape[0]) & (columns < x.shape[1])  # other entries are padding
     data = np.asarray(x.data, np.float64)
     if not inside.all():
         rows, columns, data = rows[inside], columns[inside], data[inside]
@@ -112,5 +113,5 @@ def sparse_columns(x: Any, biases: int) -> SparseColumns:
 
 
 def _with(x: Any, data: np.ndarray) -> Any:
-    """`x` with other numbers in the same places."""
+    """`x` with other numbers at the same indices."""
     return type(x)((data, x.indices, x.indptr), shape=x.shape)
