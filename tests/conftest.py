@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @functools.cache
 def quick_options() -> dict[str, Any]:
-    """Options of XLA:CPU that compile in a quarter of the time, those that this jaxlib has."""
+    """The options of XLA:CPU that compile in a quarter of the time, if this jaxlib has them."""
     wanted = {
         "xla_backend_optimization_level": 0,
         "xla_llvm_disable_expensive_passes": True,
@@ -61,13 +61,13 @@ def quick_options() -> dict[str, Any]:
 
 
 def is_compiled_quickly(node: pytest.Item | pytest.Collector) -> bool:
-    """Whether the closest marker says so, which may be `compiled_quickly(False)`."""
+    """Whether the closest marker is `compiled_quickly`, and not `compiled_quickly(False)`."""
     marker = node.get_closest_marker("compiled_quickly")
     return marker is not None and all(marker.args)
 
 
 class Compiler:
-    """How programs are compiled: as users have them, or quickly.
+    """The compiler of JAX, with the options that users have or with quick ones.
 
     No option of JAX reaches all programs: eager operations have no `compiler_options`.
     """
@@ -107,16 +107,16 @@ mlir.make_ir_context = lambda: context_of(threading.get_ident())
 
 
 def resident_bytes() -> int:
-    """The memory that this process has now, or 0 where the system does not say."""
+    """The memory of this process now, or 0 if the system does not report it."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
 class Memory:
-    """When programs are forgotten within a module: after a test that ends above `limit` bytes.
+    """Forgets compiled programs within a module, after a test that ends above `limit` bytes.
 
     The limit is 1.5 GB, or 0.4 GB more than what was left the last time, so that a worker which
-    needs much for other reasons does not compile each program again for every test.
+    needs much memory for other reasons does not compile each program again for every test.
     """
 
     limit = 1.5e9
@@ -127,11 +127,11 @@ class Memory:
 
     @classmethod
     def forget_programs(cls) -> None:
-        """Forgets all programs, and gives their memory to the system: glibc keeps some half."""
+        """Forgets all programs and returns their memory to the system: glibc keeps half of it."""
         jax.clear_caches()
         context_of.cache_clear()
         gc.collect()
-        gc.freeze()  # what is left lives on
+        gc.freeze()  # what is left stays in use
         if sys.platform == "linux":
             trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
             if trim is not None:
@@ -141,7 +141,7 @@ class Memory:
 
 @pytest.fixture(scope="module", autouse=True)
 def _programs_of_a_module(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compiles the module fixtures as the module is marked, and forgets all programs at the end."""
+    """Compiles a module's fixtures according to its marker, and forgets programs at its end."""
     Compiler.set(request.node)
     least_seconds = float("inf") if hasattr(request.module, "mesh_of") else 0
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
@@ -158,9 +158,9 @@ def _programs_of_a_test(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the tests of a module that are compiled in one way together: a change forgets programs.
+    """Groups the tests of a module by how they are compiled, since a change forgets all programs.
 
-    A module as a whole comes first where it is marked.
+    Tests that are compiled like the module come first.
     """
 
     def place(item: pytest.Item) -> tuple[int, bool]:
@@ -197,7 +197,7 @@ def dtype(x64: bool) -> str:
 
 @pytest.fixture
 def compiled_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has all data fitted by the compiled solver, as large tables are, and none in NumPy."""
+    """Makes the compiled solver fit all data, as it does for large tables, and NumPy none."""
     from softjax.regression import _small
 
     monkeypatch.setattr(_small, "takes", lambda *_: False)

@@ -17,7 +17,7 @@ COMPILATION = "/jax/core/compile/backend_compile_duration"
 
 
 class Costs:
-    """CPU seconds, programs and the most gigabytes of each module."""
+    """The CPU seconds, compiled programs and peak memory of each module."""
 
     def __init__(self) -> None:
         self.before, self.programs = seconds(), 0
@@ -36,7 +36,7 @@ class Costs:
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        # Of each worker, in the process that they report to.
+        # This runs in the main process, with the reports of all workers.
         module = self.modules[report.nodeid.partition("::")[0]]
         for name, value in report.user_properties:
             if name == "cost":
@@ -57,11 +57,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def seconds() -> float:
-    """The CPU time of this process and of those that it has waited for."""
+    """The CPU time of this process and of the child processes that have ended."""
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def gigabytes() -> float:
-    """The memory that this process has had at most."""
+    """The peak memory of this process."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

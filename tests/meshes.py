@@ -8,7 +8,7 @@ KINDS = ("auto", "explicit")
 
 
 def mesh_of(kind: str, **sizes: int):
-    """A mesh with axes of these sizes, as `mesh_of("auto", d=2, c=4)`."""
+    """A mesh with axes of these sizes, such as `mesh_of("auto", d=2, c=4)`."""
     axis_type = AxisType.Auto if kind == "auto" else AxisType.Explicit
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(axis_type,) * len(sizes))
 
@@ -18,5 +18,5 @@ def put(mesh, array, *spec):
 
 
 def structure(mesh, shape, *spec, dtype="float32"):
-    """A shape to compile for."""
+    """A `ShapeDtypeStruct` with a sharding, to compile for."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P(*spec)))

@@ -185,7 +185,7 @@ def _target(
 
 
 def divergence(log_p: Any, log_q: Any, kind: str, beta: float = 0.5) -> Numbers:
-    """Of q from p, by its definition: log-probabilities [..., K], of both."""
+    """The divergence of q from p by its definition, from log-probabilities [..., K] of both."""
     log_p, log_q = _numbers(log_p), _numbers(log_q)
     p, q = _exp(log_p), _exp(log_q)
     if kind == "forward_kl":

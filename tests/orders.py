@@ -9,7 +9,7 @@ import numpy as np
 
 
 def check_two_orders(f, *arguments):
-    """In float64: forward mode beside differences, and every other order of the modes beside it."""
+    """In float64, compares forward mode with differences, and all other orders of modes with it."""
     arguments = tuple(map(jnp.asarray, arguments))
     jax.test_util.check_grads(jax.jit(f), arguments, order=2, modes=("fwd",))
     rng = np.random.default_rng(0)

@@ -27,7 +27,7 @@ PATIENCE = 60
 
 
 def start(folder, count, **options):
-    """The processes of a run, each with its words in a file of `folder`."""
+    """Starts the processes of a run; each writes its output to a file in `folder`."""
     address = launch.free_address()
     running = []
     for old in Path(folder).glob("met-*"):
@@ -40,7 +40,7 @@ def start(folder, count, **options):
 
 
 def start_meeting(folder, *acts):
-    """Processes that meet and no more; `acts` are what each of them does, as in `meet`."""
+    """Starts processes that only meet; `acts` says what each of them does, as in `meet`."""
     address = launch.free_address()
     running = []
     for index, act in enumerate(acts):
@@ -51,7 +51,7 @@ def start_meeting(folder, *acts):
 
 
 def wait(running, seconds):
-    """Their exit codes; None for one that had to be killed after so many seconds."""
+    """The exit codes; None for each process that had to be killed after this many seconds."""
     last = time.monotonic() + seconds
     for process in running:
         process.join(max(last - time.monotonic(), 0))
@@ -63,7 +63,7 @@ def wait(running, seconds):
 
 
 def wait_from_meeting(folder, running):
-    """Their exit codes; None for one that has not ended ALL_END seconds after all had met."""
+    """The exit codes; None for each process that runs ALL_END seconds after all had met."""
     last = time.monotonic() + ALL_DONE
     while not have_met(folder, len(running)) and time.monotonic() < last:
         if any(process.exitcode is not None for process in running):
@@ -73,23 +73,23 @@ def wait_from_meeting(folder, running):
 
 
 def have_met(folder, count):
-    """Whether the processes of the run know of each other."""
+    """Whether all processes of the run have met."""
     return len(list(Path(folder).glob("met-*"))) == count
 
 
 class Kill(NamedTuple):
-    """What came of a kill: whether they had met; seconds to the end of all, None where it hung."""
+    """The result of a kill: whether all had met; seconds until all ended, None if one hung."""
 
     met: bool
     seconds: float | None
 
 
 def kill_one(folder, cache, count, chance, within):
-    """Starts a run, or goes on with it, and kills one of its processes within so many seconds.
+    """Starts or resumes a run, and kills one of its processes within this many seconds.
 
-    None where the run had come to its end before.
+    None if the run had ended before.
     """
-    # Of one that is killed before it has come to the others nobody can know.
+    # If a process is killed before it reaches the others, nobody can know it.
     running = start(folder, count, cache=cache, patience=4)
     time.sleep(chance.uniform(0, within))
     if (folder / "params.npz").exists():
@@ -103,7 +103,7 @@ def kill_one(folder, cache, count, chance, within):
 
 
 def result(folder):
-    """The parameters of a run that has ended."""
+    """The parameters of a finished run."""
     with np.load(folder / "params.npz") as saved:
         assert saved["step"] == STEPS
         return np.concatenate([saved["arr_0"], saved["arr_1"][None]])
@@ -114,14 +114,14 @@ def words(folder):
 
 
 def into_words(folder, index):
-    """What the process writes goes to its file."""
+    """Redirects the output of the process to its file."""
     output = os.open(folder / f"words-{index}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
 
 
 def die_waiting(folder, address, count, index):
-    """Connects, as process 0 is connected to, and dies before all have met."""
+    """Connects to process 0, or as process 0 accepts a connection, and dies before all have met."""
     place = "127.0.0.1", int(address.split(":")[1])
     if index == 0:
         connection, _ = socket.create_server(place).accept()
@@ -176,7 +176,7 @@ def work(folder, address, count, index, cache, patience=PATIENCE, devices=1, **o
 
 
 def write_digits(folder, count):
-    """The digits in files, a copy for each process, as on the disks of several machines."""
+    """Writes the digits to files, a copy for each process, as on the disks of several machines."""
     digits = datasets.load_digits()
     for index in range(count):
         np.save(folder / f"x-{index}.npy", digits.train_features)
@@ -184,7 +184,7 @@ def write_digits(folder, count):
 
 
 class Copies(NpyRows):
-    """The same files under one name, of which each process has its copy."""
+    """Files of which each process has its own copy, with the same fingerprint."""
 
     @property
     def fingerprint(self):
@@ -192,7 +192,7 @@ class Copies(NpyRows):
 
 
 def run(folder, index, sigterm, fault=(None, None, None), saved="saved"):
-    """Adam on the digits; `fault` is what happens, at which step, to which process."""
+    """Trains with Adam on the digits; `fault` is the event, its step and its process."""
     own = folder / f"x-{index}.npy"
     if own.exists():
         rows = Copies(own, str(folder / f"y-{index}.npy"))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Outcome(NamedTuple):
-    """A case that was as expected.
+    """A case with the expected result.
 
     Attributes:
         figure: the error, in the unit of the kind.
@@ -22,4 +22,4 @@ class Outcome(NamedTuple):
 
 
 class Failure(Exception):
-    """What was tried, what came and what was expected, in one line."""
+    """The input, the result and the expected result, in one line."""

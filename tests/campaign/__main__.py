@@ -36,7 +36,7 @@ REPORT_SECONDS = 10
 
 
 class Tally:
-    """What the cases of one kind have come to."""
+    """The results of the cases of one kind."""
 
     def __init__(self) -> None:
         self.cases, self.seconds = 0, 0.0
@@ -47,7 +47,7 @@ class Tally:
 
 @contextlib.contextmanager
 def compiled_once() -> Iterator[None]:
-    """Programs are kept on disk: the command line makes most of them anew for every file."""
+    """Keeps compiled programs on disk: the command line compiles most again for every file."""
     if jax.config.jax_compilation_cache_dir is not None:
         yield
         return
@@ -63,12 +63,12 @@ def compiled_once() -> Iterator[None]:
 
 
 def generator(seed: int, kind: str, case: int) -> np.random.Generator:
-    """The random numbers of a case, which depend on no other case."""
+    """The random generator of a case, which is independent of other cases."""
     return np.random.default_rng([seed, zlib.crc32(kind.encode()), case])
 
 
 def run_case(tally: Tally, kind: str, seed: int, case: int) -> None:
-    """Runs a case and adds to the tally; whatever is raised is a failure."""
+    """Runs a case and adds it to the tally; any exception is a failure."""
     begin = time.perf_counter()
     try:
         outcome = KINDS[kind].run(generator(seed, kind, case))
@@ -89,7 +89,7 @@ def run_case(tally: Tally, kind: str, seed: int, case: int) -> None:
 
 
 def campaign(kinds: Sequence[str], seed: int, seconds: float, cases: float) -> dict[str, Tally]:
-    """Runs cases of all the kinds, each for as long as the others, until time or cases are up."""
+    """Runs cases of all kinds, each kind for the same time, until the time or the cases are up."""
     begin = reported = time.perf_counter()
     tallies = {kind: Tally() for kind in kinds}
     while time.perf_counter() - begin < seconds:
@@ -109,7 +109,7 @@ def campaign(kinds: Sequence[str], seed: int, seconds: float, cases: float) -> d
 
 
 def table(tallies: dict[str, Tally]) -> str:
-    """The figures, a line for each kind."""
+    """The figures, one line per kind."""
     lines = [f"{'kind':12} {'cases':>6} {'failures':>8} {'largest':>9}  of case; what it is"]
     for kind, tally in tallies.items():
         figure = f"{tally.worst:9.3g}  {tally.worst_case}; {KINDS[kind].FIGURE}"
@@ -120,7 +120,7 @@ def table(tallies: dict[str, Tally]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the campaign; 1 where a case failed."""
+    """Runs the campaign; returns 1 if a case failed."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.campaign", description="Random cases against references."
     )

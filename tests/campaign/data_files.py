@@ -58,7 +58,7 @@ def run(rng: np.random.Generator) -> Outcome:
 
 @contextlib.contextmanager
 def in_a_folder() -> Iterator[None]:
-    """In a folder of its own, and without pictures, which take long."""
+    """A context with a temporary working directory, and without pictures, which take long."""
     before, matplotlib = Path.cwd(), sys.modules.get("matplotlib.axes")
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -79,7 +79,7 @@ def invoke(*arguments: object) -> Any:
 
 
 def check(words: str, result: Any) -> None:
-    """Exit status 0, or 2 with one line; of 0 a line may say that the fit has not converged."""
+    """Requires exit status 0, with at most one warning, or exit status 2 with one line."""
     lines = result.stderr.splitlines()
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         error = result.exception
@@ -109,7 +109,7 @@ def columns(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def spoil(rng: np.random.Generator, path: Path) -> str:
-    """Changes some bytes."""
+    """Changes some bytes of a file."""
     content = bytearray(path.read_bytes())
     place = int(rng.integers(len(content)))
     how = str(rng.choice(["cut", "empty", "flip", "insert", "delete", "zeros", "twice"]))
@@ -169,7 +169,7 @@ def write_csv(rng: np.random.Generator) -> tuple[Path, str, str]:
 
 
 def odd_array(rng: np.random.Generator, array: np.ndarray) -> tuple[np.ndarray, str]:
-    """The same numbers in another dtype, shape or order, or with some that are odd."""
+    """The same numbers in another dtype, shape or order, or with some unusual numbers."""
     how = str(rng.choice(ARRAYS))
     array = array.astype(np.float64)
     if how == "in columns":

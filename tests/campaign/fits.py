@@ -28,7 +28,7 @@ STEPS = 3000
 
 
 class Problem(NamedTuple):
-    """What is fitted: features [N, D], labels as given, and the options of `fit`."""
+    """The data of a fit: features [N, D], labels as given, and the options of `fit`."""
 
     x: np.ndarray
     labels: np.ndarray
@@ -41,7 +41,7 @@ class Problem(NamedTuple):
         return self.options.get("l2", 0.0), self.options.get("l1", 0.0)
 
     def costs(self) -> np.ndarray:
-        """[N, K]: the objective is the sum of these times -log p, and the penalties."""
+        """[N, K]: the objective is the sum of these times -log p, plus the penalties."""
         targets = self.labels
         if targets.ndim == 1:
             targets = np.eye(self.num_classes)[targets]
@@ -159,7 +159,7 @@ def fitted(rng, problem: Problem, solver: str) -> tuple[regression.FitResult, st
 
 
 class Standard(NamedTuple):
-    """An objective of parameters [D + 1, K] of standardised features."""
+    """The objective as a function of the parameters [D + 1, K] of standardised features."""
 
     x: np.ndarray  # [N, D + 1], the last column 1
     mean: np.ndarray
@@ -177,7 +177,7 @@ class Standard(NamedTuple):
         return cls(standardised, mean, scale, problem.costs(), *problem.penalties)
 
     def parameters(self, theta: np.ndarray) -> np.ndarray:
-        """Those of standardised features, from those of the features as they are."""
+        """The parameters of the standardised features, from those of the original features."""
         kernel, bias = theta[:-1], theta[-1]
         return np.vstack([kernel * self.scale[:, None], (bias + self.mean @ kernel)[None]])
 
@@ -191,7 +191,7 @@ class Standard(NamedTuple):
         return float((self.costs * -oracles.log_softmax(z)).sum() + penalty)
 
     def gradient(self, theta: np.ndarray) -> np.ndarray:
-        """Without l1."""
+        """The gradient without l1."""
         p = oracles.softmax(self.x @ theta.reshape(self.x.shape[1], -1))
         g = self.x.T @ (self.costs.sum(1, keepdims=True) * p - self.costs)
         g[:-1] += self.l2 * self.penalised(theta) / self.scale[:, None]
@@ -208,7 +208,7 @@ class Standard(NamedTuple):
 
 
 def best_of_scipy(problem: Problem, theta: np.ndarray) -> tuple[float, float]:
-    """The smallest objective that SciPy finds, and that of the fit."""
+    """The smallest objective that SciPy finds, and the objective of the fit."""
     f = Standard.of(problem)
     ours = f.parameters(theta).ravel()
     found = f.value(ours)
@@ -231,7 +231,7 @@ def best_of_scipy(problem: Problem, theta: np.ndarray) -> tuple[float, float]:
 
 
 def with_l1(f: Standard, start: np.ndarray) -> float:
-    """By L-BFGS-B, of the positive and the negative part of the kernel."""
+    """The optimum with l1, by L-BFGS-B on the positive and the negative part of the kernel."""
     size = start.size
     smooth = f._replace(l1=0.0)
     slope = np.repeat(np.append(f.l1 / f.scale, 0), size // f.x.shape[1])
@@ -254,9 +254,9 @@ def with_l1(f: Standard, start: np.ndarray) -> float:
 
 
 def firth_best(problem: Problem, theta: np.ndarray) -> tuple[float, float]:
-    """The same with -log det(information) / 2N, the first class at 0, on the span of the features.
+    """The same for Firth's method: with -log det(information) / 2N, the first class at 0.
 
-    Another basis of it changes the determinant by a constant.
+    It is computed on the span of the features; its basis changes the determinant by a constant.
     """
     f = Standard.of(problem)
     logits = f.x @ f.parameters(theta)
@@ -281,7 +281,7 @@ def firth_best(problem: Problem, theta: np.ndarray) -> tuple[float, float]:
 
 
 def check_separation(problem: Problem, theta, reason, words) -> None:
-    """A linear program says whether some direction lets no example fall behind."""
+    """Checks by a linear program whether some direction lets no example fall behind."""
     if any(problem.penalties):
         raise Failure(f"{words}: with a penalty there is an optimum")
     costs = problem.costs()

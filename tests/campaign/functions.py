@@ -25,13 +25,13 @@ MOST_DERIVATIVES = 300_000  # entries of a Jacobian
 
 
 class Result(NamedTuple):
-    """What is expected of logits [N, K].
+    """The expected result for logits [N, K].
 
     Attributes:
         value: [N, J].
-        scale: of the unit in the last place of the value.
+        scale: the numbers whose unit in the last place is the unit of the error.
         jacobian: [N, J, K], the derivative of the J outputs of a row by its logits.
-        terms: the size of what the entries of the Jacobian are sums of.
+        terms: the size of the terms that the entries of the Jacobian sum up.
     """
 
     value: np.ndarray
@@ -41,7 +41,7 @@ class Result(NamedTuple):
 
 
 class Case(NamedTuple):
-    """Logits [N, K] of a dtype, which of them count, and the options of the function."""
+    """Logits [N, K] of a dtype, the mask of the entries that count, and the function's options."""
 
     x: np.ndarray
     where: np.ndarray | None
@@ -219,7 +219,7 @@ def draw(rng: np.random.Generator, name: str) -> Case:
 
 
 def draw_options(rng, name, x, where) -> tuple[np.ndarray, dict[str, Any]]:
-    """Labels, the most probable one in half of the rows and never one without probability."""
+    """Draws options and labels: in half of the rows the most probable class, never a masked one."""
     if name in ("softmax", "log_softmax", "softmin", "smooth_max", "smooth_min"):
         return np.zeros(len(x), int), {"temperature": float(rng.choice([1, 1, 0.5, 2, 0.25, 3]))}
     if name != "cross_entropy":
@@ -242,7 +242,7 @@ def draw_options(rng, name, x, where) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 def compute(name, mode, case, tangent, cotangent) -> tuple[np.ndarray, np.ndarray]:
-    """The value [N, J] or its derivative, and the cotangent as it was rounded to a dtype."""
+    """The value [N, J] or its derivative, and the cotangent rounded to the dtype of the value."""
     function, shape = FUNCTIONS[name][0], cotangent.shape
     rows = {"x": jnp.asarray(case.x)}
     if case.where is not None:
@@ -282,9 +282,9 @@ def compute(name, mode, case, tangent, cotangent) -> tuple[np.ndarray, np.ndarra
 
 
 class Gaps(NamedTuple):
-    """(max - x) / T of the logits [N, K], 0 where one takes no part, and of the runner-up [N, 1].
+    """(max - x) / T of the logits [N, K], 0 for masked entries, and of the runner-up [N, 1].
 
-    Twice that where the division by T rounds as well.
+    It is doubled if the division by T rounds as well.
     """
 
     each: np.ndarray
@@ -302,7 +302,7 @@ def gaps(x: np.ndarray, name: str, temperature: float) -> Gaps:
 
 
 def of_value(computed, expected: Result, gap) -> tuple[np.ndarray, np.ndarray]:
-    """The errors over what is allowed, and the exact results."""
+    """The errors divided by the allowed ones, and the exact results."""
     dtype = computed.dtype
     slack = gap.runner_up
     if expected.value.shape[1] == gap.each.shape[1]:
@@ -314,7 +314,7 @@ def of_value(computed, expected: Result, gap) -> tuple[np.ndarray, np.ndarray]:
 
 
 def of_derivative(computed, expected: Result, gap, dtype, direction, contraction):
-    """The same of a product with the Jacobian, whose entries are as accurate as a softmax."""
+    """The same for a product with the Jacobian, whose entries are as accurate as a softmax."""
     jacobian, terms = (oracles.rounded(part) for part in (expected.jacobian, expected.terms))
     direction = direction.astype(np.float64)
     value = np.einsum(contraction, jacobian, direction)
@@ -330,7 +330,7 @@ def of_derivative(computed, expected: Result, gap, dtype, direction, contraction
 
 
 def flushed(gap, dtype) -> float:
-    """What is lost where XLA makes numbers below the normal ones 0, once for each class."""
+    """The error if XLA replaces subnormal numbers by 0, once for each class."""
     smallest = float(ml_dtypes.finfo(np.promote_types(dtype, np.float32)).tiny)
     rounding = float(ml_dtypes.finfo(dtype).smallest_subnormal) if dtype.itemsize == 2 else 0.0
     return gap.each.shape[1] * smallest + rounding

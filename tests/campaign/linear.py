@@ -65,7 +65,7 @@ def run(rng: np.random.Generator) -> Outcome:
 
 
 def draw_options(rng, n, v, dtype) -> tuple[Any, np.ndarray, dict[str, Any]]:
-    """Labels, the same as oracles take them, and options."""
+    """Draws labels, the same labels in the form of the oracles, and options."""
     indices = rng.integers(v, size=n).astype(np.int32)
     labels, dense, options = indices, indices, {}
     how = rng.random()
@@ -96,7 +96,7 @@ def draw_options(rng, n, v, dtype) -> tuple[Any, np.ndarray, dict[str, Any]]:
 
 
 def compare(arrays, labels, options, reduction, value, gradients, words) -> float:
-    """The largest error over what is allowed, of value and gradients."""
+    """The largest error of value and gradients, divided by the allowed one."""
     hidden, kernel, *bias = (a.astype(np.float64) for a in arrays)
     eps = float(np.finfo(arrays[0].dtype).eps)
     softcap, temperature = options.get("softcap"), options.get("temperature", 1.0)

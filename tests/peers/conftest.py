@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
-    """A test of complex numbers passes where softjax refuses them, as it should, and only there.
+    """A test of complex numbers must end in the refusal by softjax, and then passes.
 
     A class probability is real. scipy has some 370 such tests: too many to list as failures.
     """
