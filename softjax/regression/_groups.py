@@ -1,7 +1,7 @@
 """Groups of fits that share their features and a penalty: their start, and the loop around them.
 
-One fit to all the data comes first, and the others, the lanes of a group, start at its optimum. The
-groups go from the largest penalty to the smallest.
+In each group one fit to all the data comes first, and the others, the lanes of the group, start at
+its optimum. The groups go from the largest penalty to the smallest.
 """
 
 import time
@@ -48,14 +48,15 @@ from softjax.regression._table import is_on_host, placed
 
 MAX_STEPS, ALL = 200, np.iinfo(np.int32).max
 # The Hessian of the start is a better preconditioner than its Kronecker product: it needs a third
-# of the steps of conjugate gradients. It has (K (D + 1))^2 numbers, and its factorization must pay.
+# of the steps of conjugate gradients. It has (K (D + 1))^2 numbers, and its factorization is only
+# worthwhile for enough lanes.
 LARGEST_DENSE, DENSE_A_LANE = 1500, 100
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Groups:
-    """Groups of `count` lanes: all the data, their penalties, and what the lanes are."""
+    """Groups of `count` lanes: all the data, their penalties, and functions that define a lane."""
 
     data: Data
     lane_of: Partial
@@ -64,7 +65,7 @@ class Groups:
     count: int = field(metadata={"static": True})
 
 
-# The fit to all the data, the fits of the lanes and what else was asked of them, all [B, ...].
+# The fit to all the data, the fits of the lanes [B, ...], and their reports [B, ...].
 Outcome = tuple[FitResult, FitResult, Any]
 
 
@@ -82,8 +83,8 @@ def run(
 ) -> list[Outcome]:
     """The outcome of each group of `count` lanes; `data.l2` [G] has the penalties of the groups.
 
-    The fits to all the data go from the largest penalty to the smallest, each from the one before;
-    the lanes of a group start at its fit to all the data.
+    The fits to all the data go from the largest penalty to the smallest, and each starts at the one
+    before; the lanes of a group start at its fit to all the data.
     """
     known_tol = not_negative("tol", tol)
     limit = MAX_STEPS if max_steps is None else at_least("max_steps", max_steps, 0)
@@ -114,12 +115,12 @@ def run(
 
 @jax.jit
 def _mean_mass(groups: Groups) -> Array:
-    """The mean, over the lanes, of what their objectives were divided by."""
+    """The mean over the lanes of the masses by which their objectives were divided."""
     return normalised(groups.data)[1]
 
 
 def mean_one(weights: Array) -> Array:
-    """Weights over their mean; zeros where all are."""
+    """Weights divided by their mean; zeros if all weights are 0."""
     mean = jnp.mean(weights)
     return weights / jnp.where(mean > 0, mean, 1)
 
@@ -129,7 +130,7 @@ def no_report(lane: Array, logits: Array) -> tuple[()]:
 
 
 def _in_a_scan(groups: Groups, params: SoftmaxRegression, limit: int) -> list[Outcome]:
-    """Runs all groups inside of a trace, in one loop: a loop in Python would trace each group."""
+    """Runs all groups inside of a trace, as a `scan`: a loop in Python would trace each group."""
 
     def of_group(params, l2):
         whole, lanes, work = _begun(groups, l2, params, limit)
@@ -169,7 +170,7 @@ def _on_the_host(
         while callback is not None and not interrupted and work.done < count:
             work = _batched.advance(lanes, work, groups.tol, limit, 1)
             interrupted = stops(done * count + int(work.done))
-        # After an interrupt the remaining lanes end where they stand.
+        # After an interrupt the remaining lanes take no more steps.
         work = _batched.advance(lanes, work, groups.tol, 0 if interrupted else limit, ALL)
         fits, report, doubtful = work.results
         fits = _looked_at(groups, lanes, fits, np.flatnonzero(doubtful))
@@ -181,13 +182,13 @@ def _on_the_host(
 
 
 def _looked_at(groups: Groups, lanes: Lanes, fits: FitResult, doubtful: np.ndarray) -> FitResult:
-    """The fits, of which the doubtful ones have converged, or are separated, or are not known."""
+    """The fits, in which the status of the doubtful lanes is replaced by that of a final check."""
     status, theta = np.array(fits.status), None
     for lane in doubtful:
         labels, weights, l2 = groups.lane_of(lanes.data.l2, jnp.int32(lane))
         data = replace(lanes.data, labels=labels, weights=weights, l2=l2)
         theta = pack(SoftmaxRegression(fits.params.kernel[lane], fits.params.bias[lane]))
-        first = np.inf  # that no lane ends above its start, the loop has seen
+        first = np.inf  # the loop has already checked that no lane ends above its start
         ending = _ending.look(data, theta, first, groups.tol)
         loose = bool(is_loose(data))
         if loose and _ending.is_proven(data, theta):
@@ -243,14 +244,14 @@ def _begun(
 
 
 def _dense(s: Standardised, weights: Array, p: Array) -> Array:
-    """The inverse Hessian [K (D + 1), K (D + 1)], as exact Newton factors it."""
+    """The inverse Hessian [K (D + 1), K (D + 1)], from the factor of the exact Newton method."""
     lower, unit = factored_hessian(s, weights.astype(jnp.float32), p.astype(jnp.float32))
     inverse = jax.scipy.linalg.cho_solve((lower, True), jnp.diag(unit))
     return unit[:, None] * inverse
 
 
 def stacked(outcomes: list[Outcome]) -> Any:
-    """The outcomes of several penalties in one; NumPy has nothing to compile."""
+    """The outcomes of several penalties, stacked; NumPy does it if it can, without compilation."""
     if is_on_host(outcomes):
         return jax.tree.map(lambda *leaves: placed(np.stack(leaves)), *outcomes)
     return _stacked(outcomes)

@@ -1,7 +1,7 @@
-"""Fits to some of the examples: the bootstrap, and cross-validation, which chooses a penalty.
+"""Fits to some of the examples: the bootstrap and cross-validation.
 
-All of these are fits to the same examples with other weights. They are made at once, as `fit_many`
-makes its fits.
+They are all fits to the same examples with different weights, and run at once like those of
+`fit_many`.
 """
 
 from collections.abc import Callable
@@ -42,11 +42,12 @@ if TYPE_CHECKING:
 
 
 class Bootstrap(NamedTuple):
-    """Fits to resampled examples, beside the fit to the examples as they are.
+    """Fits to resampled examples, and the fit to the original examples.
 
     Attributes:
-        fit: to all examples.
-        resamples: to the resamples, stacked [B, ...]; parameters are centred over the classes.
+        fit: the fit to all examples.
+        resamples: the fits to the resamples, stacked [B, ...]; parameters are centred over the
+            classes.
 
     Example:
         >>> import numpy as np, softjax
@@ -77,13 +78,15 @@ class Bootstrap(NamedTuple):
 
 
 class CrossValidation(NamedTuple):
-    """Fits to all folds but one, and how they do on that one: arrays [F], or [P, F] of penalties.
+    """Fits to all folds but one, and their loss and accuracy on that fold.
+
+    The arrays are [F], or [P, F] with a grid of penalties.
 
     Attributes:
-        fits: to the other folds, stacked.
+        fits: the fits without each fold, stacked.
         loss: the mean loss on the fold, with the sample weights, without penalty, nats.
-        accuracy: the share of right predictions on the fold, with the sample weights.
-        folds: which fold each example is in, integer [N].
+        accuracy: the share of correct predictions on the fold, with the sample weights.
+        folds: the fold of each example, integer [N].
 
     Example:
         >>> import numpy as np, softjax
@@ -134,13 +137,13 @@ def bootstrap(
     offset: ArrayLike | None = None,
     callback: Callable[[ManyEvent], bool | None] | None = None,
 ) -> Bootstrap:
-    """Fits to resamples of the examples: N draws with replacement, as weights of all examples.
+    """Fits to resamples of the examples: N draws with replacement, as weights of the examples.
 
         argmin sum_i n_i w_i loss_i / sum_i n_i w_i + l2 / 2 |kernel|^2,  n ~ Multinomial(N, 1 / N)
 
-    Derivative: not the purpose.
-    Edge cases: a resample may be separated, or lack a class, where the examples are not and do
-        not; `resamples.status` and `resamples.separated` say so, and the parameters are finite.
+    Derivative: not differentiable.
+    Edge cases: a resample may be separated, or lack a class, even if the examples are not and do
+        not. `resamples.status` and `resamples.separated` show it, and the parameters are finite.
 
     Args:
         features: real [N, D], finite, dense, BCOO or BCSR.
@@ -148,21 +151,22 @@ def bootstrap(
         resamples: B, at least 2.
         l2: scalar >= 0, the strength of the penalty.
         seed: an integer or a key of `jax.random`, which determines the resamples.
-        penalty_factors: as `fit`.
-        fit_intercept: as `fit`.
-        tol: as of `fit`; the gradient is relative to what it can be on all the examples.
-        max_steps: of each fit; None for more than enough.
-        num_classes: K; as `fit`.
-        sample_weights: real [N], >= 0; a row is drawn as often as others, and keeps its weight.
+        penalty_factors: as in `fit`.
+        fit_intercept: as in `fit`.
+        tol: as in `fit`; the gradient is relative to its largest possible value on all examples.
+        max_steps: the limit of each fit; None for 200.
+        num_classes: K; as in `fit`.
+        sample_weights: real [N], >= 0; they do not change how often a row is drawn, and a row keeps
+            its weight.
         class_weights: real [K], >= 0.
-        offset: real [N, K], nats; as `fit`. A row keeps its offset in every resample.
+        offset: real [N, K], nats; as in `fit`. A row keeps its offset in every resample.
         callback: called with a `ManyEvent` at the start and after every step; True stops.
 
     Returns:
         `Bootstrap`.
 
     Raises:
-        TypeError, ValueError: as `fit`.
+        TypeError, ValueError: as in `fit`.
 
     Example:
         >>> import numpy as np, softjax
@@ -216,42 +220,43 @@ def cross_validate(
     offset: ArrayLike | None = None,
     callback: Callable[[ManyEvent], bool | None] | None = None,
 ) -> CrossValidation:
-    """Fits to all folds of the examples but one, and their loss and accuracy on that one.
+    """Fits to all folds of the examples but one, and their loss and accuracy on that fold.
 
         argmin sum_{i not in f} w_i loss_i / sum_{i not in f} w_i + l2 / 2 |kernel|^2
         loss_f = sum_{i in f} w_i (-sum_k y_ik log p_ik) / sum_{i in f} w_i
 
-    All folds and penalties are fitted at once; see `fit_many`. The folds of a penalty start at the
-    fit to all examples.
+    All folds and penalties are fitted at once, as in `fit_many`. The folds of a penalty start at
+    the fit to all examples.
 
-    Derivative: not the purpose.
-    Edge cases: a class that a fold has alone is unknown to its fit, which is "quasi-separated", and
-        has a loss as large as the bias, which nothing holds, has come; the number stays finite.
+    Derivative: not differentiable.
+    Edge cases: if all examples of a class are in one fold, the fit without this fold does not know
+        the class: it is "quasi-separated", and its held-out loss is large but finite, since the
+        bias of the class decreases until the fit stops.
 
     Args:
         features: real [N, D], finite, dense, BCOO or BCSR.
         labels: class indices, integer [N], or a distribution over the classes, floating [N, K].
         l2: >= 0, the strength of the penalty, a scalar or a grid [P].
-        folds: their number, from 2 to N, drawn so that every class is spread over them evenly; or
-            which fold each example is in, integer [N], of 0, 1, ..., and negative where it is
-            always fitted to.
+        folds: the number of folds, from 2 to N, drawn so that every class is spread over them
+            evenly; or the fold of each example, integer [N], 0, 1, ..., or negative for an example
+            that is in every fit and never held out.
         seed: an integer or a key of `jax.random`, which determines the folds that are drawn.
-        penalty_factors: as `fit`.
-        fit_intercept: as `fit`.
-        tol: as of `fit`; the gradient is relative to what it can be on all the examples.
-        max_steps: of each fit; None for more than enough.
-        num_classes: K; as `fit`.
-        sample_weights: real [N], >= 0, of the fits and of what is held out.
-        class_weights: real [K], >= 0, of the fits alone.
-        offset: real [N, K], nats, of the fits and of what is held out; as `fit`.
+        penalty_factors: as in `fit`.
+        fit_intercept: as in `fit`.
+        tol: as in `fit`; the gradient is relative to its largest possible value on all examples.
+        max_steps: the limit of each fit; None for 200.
+        num_classes: K; as in `fit`.
+        sample_weights: real [N], >= 0, for the fits and the held-out examples.
+        class_weights: real [K], >= 0, only for the fits.
+        offset: real [N, K], nats, for the fits and the held-out examples; as in `fit`.
         callback: called with a `ManyEvent` at the start and after every step; True stops.
 
     Returns:
         `CrossValidation`.
 
     Raises:
-        TypeError, ValueError: as `fit`; folds of the wrong dtype or shape, or one that leaves
-            nothing to fit to, or holds nothing out.
+        TypeError, ValueError: as in `fit`; folds of the wrong dtype or shape, or a fold that holds
+            out all of the weight or none of it.
 
     Example:
         >>> import numpy as np, softjax
@@ -278,7 +283,7 @@ def _resample(key: Array, labels: Array, weights: Array, l2: Array, lane: Array)
 
 
 def resample_counts(key: Array, resample: Array, num_examples: int) -> Array:
-    """How often each example is drawn for a resample, [N]."""
+    """The number of times each example is drawn for a resample, [N]."""
     shape = (num_examples,)
     drawn = jax.random.randint(jax.random.fold_in(key, resample), shape, 0, num_examples)
     return jnp.zeros(shape, jnp.int32).at[drawn].add(1)
@@ -292,7 +297,7 @@ def cross_validated(
     max_steps: int | None,
     callback: Callable[[ManyEvent], bool | None] | None,
 ) -> tuple[Array, list[Outcome]]:
-    """The folds, and the fits at each penalty to all examples and to all folds but one."""
+    """The folds, and for each penalty the fits to all examples and to all folds but one."""
     folds, num_folds = folds_array(folds, seed, data)
     data = data if data.l2.ndim else replace(data, l2=data.l2[None])
     found: list[Any] = [None] * len(data.l2)
@@ -324,7 +329,7 @@ def _compiled(
     added = data.features.shape[0] - examples
     ones = jnp.ones(examples, data.features.dtype)
     weights = ones if data.weights is None else data.weights
-    # The rows of a bucket have weight 0 and are held out in no fold.
+    # The added rows have weight 0 and are in no fold.
     places = (
         jnp.asarray(np.pad(np.asarray(folds), (0, added), constant_values=-1)) if added else folds
     )
@@ -347,7 +352,7 @@ def _all_but_a_fold(folds: Array, labels: Array, weights: Array, l2: Array, fold
 def held_out(
     folds: Array, labels: Array, weights: Array, fold: Array, logits: Array
 ) -> tuple[Array, Array]:
-    """Mean loss and accuracy on a fold."""
+    """The weighted mean loss and accuracy on a fold."""
     share = jnp.where(folds == fold, weights, 0)
     share = share / jnp.sum(share)
     losses = cross_entropy(logits.T, labels)
@@ -357,7 +362,7 @@ def held_out(
 
 
 def folds_array(folds: int | ArrayLike, seed: ArrayLike, data: Data) -> tuple[Array, int]:
-    """Which fold each example is in, and the number of the folds."""
+    """The fold of each example, and the number of folds."""
     examples = data.features.shape[0]
     if jnp.ndim(folds) == 0:
         count = _checks.at_least(called(), "folds", folds, 2)
@@ -382,11 +387,11 @@ def _stratified(key: Array, labels: Array, num_folds: int) -> Array:
     classes = labels if labels.ndim == 1 else jnp.argmax(labels, -1)
     # One program draws the bits of any number up to a power of two.
     bits = _bits(key, max(1 << (len(classes) - 1).bit_length(), 1024))[: len(classes)]
-    known = [_checks.known(a) for a in (bits, classes)]
+    known: list[Any] = [_checks.known(a) for a in (bits, classes)]
     dealt = np.arange(len(classes), dtype=np.int32) % num_folds
     if any(a is None for a in known):
         return jnp.zeros_like(dealt).at[jnp.lexsort((bits, classes))].set(dealt)
-    drawn = np.empty_like(dealt)  # NumPy has nothing to compile
+    drawn = np.empty_like(dealt)  # NumPy needs no compilation
     drawn[np.lexsort(known)] = dealt
     return jax.device_put(drawn)
 
@@ -411,7 +416,7 @@ def _refuse_empty_folds(folds: Array, num_folds: int, weights: Array | None) -> 
 
 
 def _random_key(seed: ArrayLike) -> Array:
-    """A key as it is, or that of an integer."""
+    """The given key, or the key of an integer."""
     if isinstance(seed, Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
         return seed
     if isinstance(seed, (Array, np.ndarray)) and seed.ndim:  # of `jax.random.PRNGKey`

@@ -1,10 +1,10 @@
-"""A cross-validation in NumPy: its fits one after another, where `_small` takes them.
+"""A cross-validation in NumPy, for data that `_small` can fit: its fits run one after another.
 
-The compiled programs of a cross-validation take some ten seconds to compile, and most tables are
-validated once. Some hundred fits of a small table take less time than that. All of them are steps
-in the same features: the examples of a fold weigh nothing. They go from the largest penalty to the
-smallest, each fit to all examples from the one before, and the folds from this fit. Where the end
-of a fit is not clear, its penalty and those below it are left to the compiled programs.
+The programs of a cross-validation take some ten seconds to compile, and most tables are validated
+once. About a hundred fits of a small table take less time. All fits use the same features, since
+the held-out examples only have weight 0. They go from the largest penalty to the smallest: each fit
+to all examples starts at the one before, and the fits of the folds start at this fit. If the end of
+a fit is not clear, its penalty and all smaller ones are left to the compiled programs.
 """
 
 from dataclasses import replace
@@ -20,13 +20,13 @@ from softjax.regression._objective import Data
 from softjax.regression._result import FitResult
 from softjax.regression._table import is_on_host, placed, targets_of
 
-# The fits to a small table take no more work than this, by the measure N K (D + 16) of a product
-# with its features: up to some seconds, while the compilation takes more than ten.
+# The limit of the work of all fits to a small table, N K (D + 16) per product with the features:
+# they take up to a few seconds, while the compilation takes more than ten.
 MOST_WORK = 1.5e8
 
 
 def takes(data: Data, num_folds: int) -> bool:
-    """Whether `data`, with penalties [P], are few fits of a small table, or sparse."""
+    """Whether `data`, with penalties [P], are sparse or need only a few fits to a small table."""
     if not is_on_host(data):
         return False
     penalties, (examples, width) = np.asarray(data.l2), data.features.shape
@@ -39,9 +39,9 @@ def takes(data: Data, num_folds: int) -> bool:
 def outcomes(
     data: Data, folds: np.ndarray, num_folds: int, tol: float, max_steps: int | None
 ) -> tuple[list[Outcome | None], SoftmaxRegression | None]:
-    """The outcome of each penalty as in `_groups`, and the parameters of the last one.
+    """The outcome of each penalty as in `_groups`, and the parameters of the last fit.
 
-    The outcomes from that on whose end is not clear are None.
+    From the first penalty on for which the end of a fit is not clear, the outcomes are None.
     """
     penalties, dtype = np.asarray(data.l2), data.features.dtype
     ones = np.ones(len(folds), dtype)
@@ -72,7 +72,7 @@ def outcomes(
 
 
 def _stacked(fits: list[FitResult], dtype: Any) -> FitResult:
-    """The fits along the first axis of NumPy arrays, in the dtypes of the compiled programs."""
+    """The fits, stacked as NumPy arrays with the dtypes of the compiled programs."""
     kinds = (dtype, np.int32, np.int32, np.int32, dtype, bool)
     columns = zip(*(fit[1:-1] for fit in fits), strict=True)
     numbers = (np.array(column, kind) for column, kind in zip(columns, kinds, strict=True))
@@ -83,7 +83,7 @@ def _stacked(fits: list[FitResult], dtype: Any) -> FitResult:
 def _held_out(
     data: Data, fold: np.ndarray, weights: np.ndarray, logits: np.ndarray
 ) -> tuple[float, float]:
-    """Mean loss and accuracy on the examples of a fold, of logits [K, N]."""
+    """The weighted mean loss and accuracy on the examples of a fold, from logits [K, N]."""
     z, labels = logits[:, fold].T, np.asarray(data.labels)[fold]
     y = np.eye(data.num_classes)[labels] if labels.ndim == 1 else labels.astype(np.float64)
     share = weights[fold].astype(np.float64)

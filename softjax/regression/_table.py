@@ -1,4 +1,4 @@
-"""The objective of softmax regression in NumPy and float64, and what its derivatives are made of.
+"""The objective of softmax regression in NumPy and float64, and the terms of its derivatives.
 
 As in `_objective` parameters are [K, D + 1] and logits [K, N]; without an intercept parameters are
 [K, D]. Nothing here is compiled.
@@ -15,7 +15,7 @@ from softjax.regression._arguments import is_at_hand
 from softjax.regression._objective import Data
 from softjax.regression._sparse_columns import SparseColumns
 
-# A variance below this part of the mean square is not computed as a difference.
+# A variance below this part of the mean square is summed directly instead of as a difference.
 CANCELLED = 1e-4
 
 
@@ -25,9 +25,9 @@ class End(NamedTuple):
     Attributes:
         theta: the parameters.
         first: the objective at the start.
-        decrement: half of what the last step promised, nats.
+        decrement: the decrease that the model predicted for the last step, nats.
         steps: the number of steps.
-        passes: products with the features.
+        passes: the number of products with the features.
     """
 
     theta: np.ndarray
@@ -62,7 +62,7 @@ class Table(NamedTuple):
 
     @property
     def is_loose(self) -> bool:
-        """Whether no penalty holds the parameters of some feature."""
+        """Whether some feature is not penalised."""
         return not np.all(self.ridge[: self.width] > 0)
 
     @property
@@ -75,21 +75,21 @@ class Table(NamedTuple):
         return array.astype(self.targets.dtype)
 
     def in_float32(self) -> "Table":
-        """The problem without its offset in float32, in which directions are computed."""
+        """The problem in float32 and without its offset, for computing directions."""
         features, targets = self.features.astype(np.float32), self.targets.astype(np.float32)
         return Table(features, targets, self.ridge.astype(np.float32), 0, self.biases)
 
     def standardised(self, mean: np.ndarray, scale: np.ndarray) -> "Table":
-        """The problem in the parameters of the features less `mean`, over `scale`, [D + 1]."""
+        """The problem with the features minus `mean`, divided by `scale`, both [D + 1]."""
         x = self.features
         is_sparse, width = isinstance(x, SparseColumns), self.width
         x = x.standardised(mean[:width], scale[:width]) if is_sparse else (x - mean) / scale
         return self._replace(features=x, ridge=self.ridge / scale / scale)
 
     def moments(self, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of each column, of mean `squares`; of the ones 0 and 1.
+        """Mean and standard deviation of each column, with mean `squares`, as in `_standardised`.
 
-        As in `_standardised`.
+        For the column of ones they are 0 and 1.
         """
         x, weights = self.features, self.weights
         root_mean_square = np.sqrt(squares)
@@ -108,7 +108,7 @@ class Table(NamedTuple):
         return mean, np.where(scale > 0, scale, 1)
 
     def mean_squares(self) -> np.ndarray:
-        """sum_i w_i x_ij^2 of the features as they are."""
+        """sum_i w_i x_ij^2 of the features."""
         if isinstance(self.features, SparseColumns):
             return self.features.mean_squares(self.weights)
         return self.weights @ np.square(self.features)
@@ -118,17 +118,17 @@ class Table(NamedTuple):
         return self.scores(theta) + self.offset
 
     def scores(self, v: np.ndarray) -> np.ndarray:
-        """v X^T, [K, N]; of sparse features less that of the last class."""
+        """v X^T, [K, N]; for sparse features minus the row of the last class."""
         x = self.features
         return x.scores(v) if isinstance(x, SparseColumns) else v @ x.T
 
     def pull_back(self, residual: np.ndarray) -> np.ndarray:
-        """R X, [K, D + 1], of a residual R [K, N] whose sum over the classes is 0."""
+        """R X, [K, D + 1], for a residual R [K, N] whose sum over the classes is 0."""
         x = self.features
         return x.pull_back(residual) if isinstance(x, SparseColumns) else residual @ x
 
     def gradient(self, theta: np.ndarray, p: np.ndarray) -> np.ndarray:
-        """The slope, whose mean over the classes is 0 where that of `theta` is."""
+        """The slope minus its mean over the classes."""
         return centred(self.slope(theta, p))
 
     def slope(self, theta: np.ndarray, p: np.ndarray) -> np.ndarray:
@@ -144,7 +144,7 @@ class Table(NamedTuple):
         return self.loss(logits) + np.vdot(theta, self.ridge * theta) / 2
 
     def loss(self, logits: np.ndarray) -> float:
-        """The loss, with the log of 1 + the sum over all classes but the largest."""
+        """The loss, with log1p of the sum of the exponentials without the largest class."""
         top = logits.argmax(0)[None]
         below = logits - np.take_along_axis(logits, top, 0)
         others = np.exp(below)
@@ -158,7 +158,7 @@ class Table(NamedTuple):
 
 
 def is_on_host(data: Any) -> bool:
-    """Whether all arrays are known, in the memory of the host, where JAX places arrays."""
+    """Whether all arrays are known and on the default device, which is a CPU."""
     leaves = [leaf for leaf in jax.tree.leaves(data) if isinstance(leaf, jax.Array)]
     if not all(is_at_hand(leaf) for leaf in leaves):
         return False
@@ -167,13 +167,13 @@ def is_on_host(data: Any) -> bool:
 
 
 def placed(tree: Any) -> Any:
-    """Arrays of NumPy as JAX places them, on a mesh if one is set; else nothing is compiled."""
+    """The NumPy arrays as JAX arrays, on the mesh if one is set; else nothing is compiled."""
     place = jax.device_put if get_abstract_mesh().empty else jnp.asarray
     return jax.tree.map(place, tree)
 
 
 def targets_of(data: Data) -> tuple[np.ndarray, float]:
-    """Targets q [K, N] that sum to 1, and what they summed to."""
+    """Targets q [K, N], divided by their sum, and this sum."""
     labels = np.asarray(data.labels)
     q = np.arange(data.num_classes)[:, None] == labels if labels.ndim == 1 else labels.T
     q = q.astype(np.float64)
@@ -192,13 +192,13 @@ def probabilities(z: np.ndarray) -> np.ndarray:
 
 
 def complements(p: np.ndarray) -> np.ndarray:
-    """1 - p, of a class that is nearly certain as the sum of the others."""
+    """1 - p; for a nearly certain class the sum of the other probabilities, which is exact."""
     others = np.where(p > 0.5, 0, p).sum(0)
     return np.where(p > 0.5, others, 1 - p)
 
 
 def balanced(p: np.ndarray, residual: np.ndarray) -> np.ndarray:
-    """A residual whose sum over the classes is 0, as exact where a class is nearly certain."""
+    """A residual whose sum over the classes is 0, accurate also for a nearly certain class."""
     return np.where(p > 0.5, residual - residual.sum(0), residual)
 
 
@@ -213,7 +213,7 @@ def centred(theta: np.ndarray) -> np.ndarray:
 
 
 def is_separated(targets: np.ndarray, scores: np.ndarray) -> Any:
-    """Whether every example of a hard label has its own class strictly on top."""
+    """Whether every example has one class and its score is strictly the largest."""
     own = targets > 0
     lowest = np.where(own, scores, np.inf).min(0)
     highest = np.where(own, -np.inf, scores).max(0)
