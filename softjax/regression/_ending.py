@@ -211,7 +211,8 @@ def quasi_separated(data: Data, theta: Array, suspected: Array) -> Array:
         attempt, tied, _ = carry
         along = jnp.where(attempt < ATTEMPTS // 2, newton, theta)
         tied = jnp.where(attempt == ATTEMPTS // 2, resting, tied)
-        d = _parallel(problem, tied, _parallel(problem, tied, along))  # to the last digits
+        # Twice, to the last digits; the loop has the projection in the program once.
+        d = lax.fori_loop(0, 2, lambda _, d: _parallel(problem, tied, d), along)
         lead = _leads(problem, class_scores(problem, d)) / _size(s, d)[None]
         proven = (jnp.min(lead) >= behind) & (jnp.max(lead) > 10 * ahead)
         # Where all was taken away, what is left is rounding, and its signs are no proof.
