@@ -147,6 +147,8 @@ def test_under_jit_and_vmap():
     assert fits.stop_reason == list(expected)
 
 
+# XLA:CPU of jaxlib 0.10 makes a NaN of the second gradient if it optimises nothing.
+@pytest.mark.compiled_quickly(False)
 @pytest.mark.x64_once(False)
 def test_firth_has_an_optimum_where_classes_are_separated():
     x, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 0, 1, 1])
