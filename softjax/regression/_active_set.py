@@ -41,8 +41,10 @@ MOST_STEPS, ROUNDS = 100, 4
 # nearly certain. One is taken if f decreases by at least SUFFICIENT times its predicted decrease.
 SHARES, SUFFICIENT = tuple(0.25**power for power in range(8)), 1e-4
 # Building H for m free parameters takes N m^2 operations, and conjugate gradients take about
-# PRODUCTS products, 4 N K D operations each. For more than LARGEST parameters H is never built.
-PRODUCTS, LARGEST = 60, 2048
+# PRODUCTS products, 4 N K D operations each. They solve for many parameters, unless a step of
+# theirs leads up. For more than LARGEST parameters, or MOST_ENTRIES of their columns, H is never
+# built.
+PRODUCTS, LARGEST, MOST_ENTRIES = 60, 2048, 2**26
 # The Hessian is built again if the predicted decrease is more than this share of the last one.
 SLOW = 0.1
 # The relative rounding of a penalty in float32: at the largest penalty of a path no part leaves 0.
@@ -108,7 +110,7 @@ def _faces(table: Table, corners: Corners, theta: np.ndarray, gradient: np.ndarr
     slope = np.where(free, gradient + strength * unit, 0)
     if corners.grouped:
         bend = np.where(inside, strength / np.where(inside, length, 1), 0)[0]
-        return Faces(free, unit, (entering & held)[0], bend, slope)
+        return Faces(free, unit, (entering & held)[0], bend, slope, True)
     # The loss has no curvature along the common part of all classes, which is chosen separately. So
     # if all classes of a column are free, one class that is at 0 stays there.
     whole = free.all(0) & held[0]
@@ -117,7 +119,7 @@ def _faces(table: Table, corners: Corners, theta: np.ndarray, gradient: np.ndarr
     # One of the biases is not free.
     rests[0, table.width :] = True
     none = np.zeros(theta.shape[1])
-    return Faces(free & ~rests, unit, none > 0, none, slope)
+    return Faces(free & ~rests, unit, none > 0, none, slope, False)
 
 
 def _direction(
@@ -133,10 +135,11 @@ def _direction(
     """Newton's step among the free parts, a bound of the decrease beyond it, and the products."""
     d, left, products = np.zeros_like(theta), 0.0, 0
     count, width = int(faces.free.sum()), theta.shape[1]
-    small = count <= LARGEST and count**2 <= 4 * PRODUCTS * len(theta) * width
+    few = count <= LARGEST and count * len(table.features) <= MOST_ENTRIES
+    small = few and (damping > 0 or count**2 <= 4 * PRODUCTS * len(theta) * width)
     tolerance = np.clip(3 * np.sqrt(norm), FINE, ROUGH)
     for _ in range(ROUNDS):
-        if small and not corners.grouped:
+        if small:
             d, left = model.solved(faces, d, damping)
         else:
             d, used = by_products(table, corners, faces, p, d, damping, tolerance)

@@ -4,6 +4,7 @@ A small H is built once for a few steps and factored. A large one is solved by c
 which need products with the features.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -62,6 +63,7 @@ class Faces:
         entering: if grouped, whether each row leaves 0, [D + 1]; a row leaves only along u.
         bend: s / |theta_j|, the curvature of a grouped penalty orthogonal to u, [D + 1].
         slope: v, [K, D + 1]; 0 for entries that are not free.
+        grouped: whether the parts are rows.
     """
 
     free: np.ndarray
@@ -69,6 +71,7 @@ class Faces:
     entering: np.ndarray
     bend: np.ndarray
     slope: np.ndarray
+    grouped: bool
 
 
 @dataclass
@@ -104,14 +107,18 @@ class Hessian:
         own, others = np.searchsorted(self.places, free), np.searchsorted(self.places, moved)
         b = -faces.slope.ravel()[free] - self.matrix[np.ix_(own, others)] @ d.ravel()[moved]
         h = self.matrix[np.ix_(own, own)]
-        added = np.zeros(len(h))
-        if damping:
-            added = damping * np.broadcast_to(_bound(self.table), faces.free.shape).ravel()[free]
-        factor, jitter = _factored(h, added)
-        d = d.copy()
-        d.ravel()[free] = found = cho_solve(factor, b, check_finite=False)
+        added = damping * np.broadcast_to(_bound(self.table), faces.free.shape).ravel()[free]
+        h[np.diag_indices(len(h))] += added
+        basis = None
+        if faces.grouped:
+            basis = _bent(h, faces, free, self.table.width)
+            h, b = basis.T @ h @ basis, basis.T @ b
+        factor, jitter = _factored(h)
+        found = cho_solve(factor, b, check_finite=False)
         residual = jitter * np.diag(h) * found
         left = residual @ cho_solve(factor, residual, check_finite=False)
+        d = d.copy()
+        d.ravel()[free] = found if basis is None else basis @ found
         return d, float(left) * jitter / LEAST / 2
 
     def _include(self, places: np.ndarray) -> None:
@@ -193,19 +200,40 @@ def by_products(
     return d, products
 
 
-def _factored(h: np.ndarray, added: np.ndarray) -> tuple[Any, float]:
-    """A Cholesky factor of H with `added` on its diagonal, and the smallest jitter that works."""
+def _bent(h: np.ndarray, faces: Faces, free: np.ndarray, width: int) -> np.ndarray:
+    """Adds the curvature of the norms of rows to h, and returns a basis of the possible steps.
+
+    Rows that leave 0 do so along u, and one of the biases is not free.
+    """
+    classes, features = np.divmod(free, faces.free.shape[1])
+    for row in np.unique(features[faces.bend[features] > 0]):
+        places = np.flatnonzero(features == row)
+        unit = faces.unit[classes[places], row]
+        orthogonal = np.eye(len(places)) - np.outer(unit, unit)
+        h[np.ix_(places, places)] += faces.bend[row] * orthogonal
+    enters = faces.entering[features]
+    whole = np.eye(len(free))[:, ~enters & ~((features >= width) & (classes == 0))]
+    along = [
+        np.where(features == row, faces.unit[classes, row], 0)[:, None]
+        for row in np.unique(features[enters])
+    ]
+    return np.concatenate([whole, *along], 1)
+
+
+def _factored(h: np.ndarray) -> tuple[Any, float]:
+    """A Cholesky factor of H, and the smallest jitter of its diagonal that works."""
     from scipy.linalg import cho_factor
 
-    for jitter in JITTERS:
-        damped = h.copy()
-        damped[np.diag_indices(len(h))] += jitter * np.diag(h) + added
-        try:
-            return cho_factor(damped, lower=True, overwrite_a=True, check_finite=False), jitter
-        except np.linalg.LinAlgError:
-            if jitter == JITTERS[-1]:
-                raise
-    raise AssertionError
+    for jitter in JITTERS[:-1]:
+        with contextlib.suppress(np.linalg.LinAlgError):
+            return cho_factor(_jittered(h, jitter), lower=True, check_finite=False), jitter
+    return cho_factor(_jittered(h, JITTERS[-1]), lower=True, check_finite=False), JITTERS[-1]
+
+
+def _jittered(h: np.ndarray, jitter: float) -> np.ndarray:
+    h = h.copy()
+    h[np.diag_indices(len(h))] *= 1 + jitter
+    return h
 
 
 def _bound(table: Table) -> np.ndarray:

@@ -30,7 +30,7 @@ Source: A. Albert and J. A. Anderson, "On the existence of maximum likelihood es
 regression models" (1984), theorems 1 to 3.
 """
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +47,7 @@ from softjax.regression._linear_solves import JITTER, conjugate_gradients
 from softjax.regression._newton import newton_cg
 from softjax.regression._objective import (
     Data,
+    Point,
     Problem,
     centred,
     class_scores,
@@ -68,6 +69,8 @@ from softjax.regression._proximal import smallest_subgradient
 from softjax.regression._result import Status
 
 CG_STEPS = 1000
+# The least eigenvalue of the Hessian in the preconditioner, where no features are collinear.
+NEARLY = 1e-6
 # A class that is so many nats behind does not influence a step: it need not tie, nor move away.
 DECIDED = 12
 # The ties of Newton's step are tried, and the ties of the parameters; each once, and once more with
@@ -143,36 +146,93 @@ def in_float64(tree: Any) -> Any:
 def looked(data: Data, theta: Array, first: Array, tol: Array) -> Ending:
     data, _ = normalised(data)
     problem, theta = problem_of(data), centred(theta)
-    bound, weights = gradient_bound(problem), example_weights(problem.targets)
-    logits = logits_at(problem, theta)
-    here = point(problem, theta, logits)
-    gradient, p = centred(here.gradient), here.probabilities
-    norm, objective = relative_norm(gradient, bound), value(problem, theta, logits)
+    here = point(problem, theta, logits_at(problem, theta))
+    gradient = centred(here.gradient)
+    d, residual, precondition = _newton(problem, here, gradient, tol, centred, jnp.zeros_like)
+    left = jnp.vdot(residual, precondition(residual)) / (2 * _preconditioner.LEAST_CURVATURE)
+    decrement = -jnp.vdot(gradient, d) / 2 + left
+    norm = relative_norm(gradient, gradient_bound(problem))
+    # Rounding of theta and of the logits may have moved a gradient of the size of `tol` by as much.
+    reached = converged(here.value, first, norm, decrement, CONFIRMED * tol)
+    moving = largest_move(class_scores(problem, d)) >= STILL
+    return Ending(reached, moving)
 
-    dtype = theta.dtype
+
+def look_at_corners(data: Data, theta: Any, tol: Any) -> bool:
+    """`looked_at_corners` in float64, whatever the dtype."""
+    with jax.enable_x64(True):
+        data, theta = in_float64((data, theta))
+        return bool(looked_at_corners(data, theta, np.float64(tol)))
+
+
+@jax.jit
+def looked_at_corners(data: Data, theta: Array, tol: Array) -> Array:
+    """Whether the objective of a fit with l1 is within 2 `tol` of the optimum, by Newton's model.
+
+    The model is that of the parameters that are not 0 or that the gradient takes away from 0. The
+    optimum theta* has s |theta*| <= f, s the penalties, so that d = theta* - theta has s |d| <= 2 f
+    and sum_j (s_j d_j)^2 <= 4 f^2. So for any curvature c that joins the model,
+
+        -v^T d - d^T H d / 2 <= v^T (H + c diag(s^2))^-1 v / 2 + 2 c f^2,
+
+    where v is the smallest subgradient, since the penalties are not below their tangents. With
+    c = tol / (4 f) the second term is tol f / 2, and what is penalised has a curvature in every
+    direction, as where features are collinear.
+    """
+    data, _ = normalised(data)
+    problem = problem_of(data)
+    here = point(problem, theta, logits_at(problem, theta))
+    slope = smallest_subgradient(problem, theta, here.gradient)
+    active = ((theta != 0) | (slope != 0)).at[:, -1].set(True)
+    shared = jnp.all(active, 0, keepdims=True)
+
+    def inside(v):
+        v = jnp.where(active, v, 0)
+        return jnp.where(shared, centred(v), v)
+
+    l1 = problem.l1 if problem.l1_rows is None else problem.l1_rows
+    squares = jnp.square(penalised(problem, jnp.full_like(theta, l1)))
+    curvature = tol / (4 * jnp.maximum(here.value, tol)) * squares
+    slope = inside(slope)
+    d, residual, precondition = _newton(problem, here, slope, tol, inside, lambda v: curvature * v)
+    # What remains along penalised parameters has at least the curvature c s^2; what no penalty
+    # holds, as the biases, has nearly that of the preconditioner.
+    held = curvature > 0
+    loose = inside(jnp.where(held, 0, residual))
+    left = jnp.sum(jnp.where(held, residual * residual / jnp.where(held, curvature, 1), 0))
+    left += jnp.vdot(loose, precondition(loose)) / NEARLY
+    decrement = (left - jnp.vdot(slope, d)) / 2
+    return decrement <= CONFIRMED * tol * jnp.maximum(here.value, tol)
+
+
+def _newton(
+    problem: Problem, here: Point, gradient: Array, tol: Array, inside: Callable, bent: Callable
+) -> tuple[Array, Array, Callable]:
+    """Newton's step on what `inside` projects to, its residual, and the preconditioner's inverse.
+
+    `bent` is what else joins the Hessian.
+    """
+    bound, weights = gradient_bound(problem), example_weights(problem.targets)
+    dtype, p = gradient.dtype, here.probabilities
     s = _standardised.standardise(problem, bound, dtype)
     preconditioner = _preconditioner.build(
-        _preconditioner.empty(problem.features, data.num_classes, dtype), s, weights, p
+        _preconditioner.empty(problem.features, problem.num_classes, dtype), s, weights, p
     )
+    norm = relative_norm(gradient, bound)
     size = jnp.where(norm > 0, norm, 1)
 
-    hvp = partial(hessian_times, problem, p)
+    def hvp(v):
+        return inside(hessian_times(problem, p, v) + bent(v))
 
     def precondition(g):
-        return _preconditioner.precondition(s, preconditioner, g, size)
+        return inside(_preconditioner.precondition(s, preconditioner, g, size))
 
-    little = tol * jnp.maximum(objective, tol) * _preconditioner.LEAST_CURVATURE
+    little = tol * jnp.maximum(here.value, tol) * _preconditioner.LEAST_CURVATURE
     whole = jnp.vdot(gradient, precondition(gradient))
     within = jnp.sqrt(little / jnp.where(whole > 0, whole, 1))
     d, _ = conjugate_gradients(hvp, precondition, -gradient, within, CG_STEPS)
-    d = centred(d)
-    residual = gradient + hvp(d)
-    left = jnp.vdot(residual, precondition(residual)) / (2 * _preconditioner.LEAST_CURVATURE)
-    decrement = -jnp.vdot(gradient, d) / 2 + left
-    # Rounding of theta and of the logits may have moved a gradient of the size of `tol` by as much.
-    reached = converged(objective, first, norm, decrement, CONFIRMED * tol)
-    moving = largest_move(class_scores(problem, d)) >= STILL
-    return Ending(reached, moving)
+    d = inside(d)
+    return d, gradient + hvp(d), precondition
 
 
 def suspected(problem: Problem, state: State, status: Array) -> Array:

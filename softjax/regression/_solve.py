@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from softjax import _checks
 from softjax._platforms import tracing_for_platform_of
 from softjax._sharding import cond
 from softjax.regression import _ending, _frame, _programs
@@ -88,15 +89,36 @@ class Run:
 
     def _step_to(self, stop: int) -> None:
         """Steps until `stop`, and looks at the end where no step says how much is left."""
-        program = _programs.quickly_compiled()
-        with tracing_for_platform_of(jax.tree.leaves(self.data)):
-            self.outcome = program(self.name, self.data, self.tol, self.state, np.int32(stop))
-        self.state = self.outcome.state
-        smooth = not self.data.l1 and self.data.l1_rows is None
-        unseen = smooth and not SOLVERS[self.name].by_newton
-        if self.outcome.status == Status.CONVERGED and unseen and is_loose(self.data):
+        self._run(stop, self.tol)
+        if SOLVERS[self.name].by_newton:
+            return
+        if self.data.l1 or self.data.l1_rows is not None:
+            self._look_at_corners(stop)
+        elif self.outcome.status == Status.CONVERGED and is_loose(self.data):
             looked = _ending.look(self.data, self.state.theta, self.state.first, self.tol)
             self.outcome = _doubted(self.outcome, looked)
+
+    def _run(self, stop: int, tol: np.ndarray) -> None:
+        program = _programs.quickly_compiled()
+        with tracing_for_platform_of(jax.tree.leaves(self.data)):
+            self.outcome = program(self.name, self.data, tol, self.state, np.int32(stop))
+        self.state = self.outcome.state
+
+    def _look_at_corners(self, stop: int) -> None:
+        """Goes on with a smaller tolerance while Newton's model promises more than the steps."""
+        tol = self.tol
+        while self.outcome.status == Status.CONVERGED:
+            if _ending.look_at_corners(self.data, self.state.theta, self.tol):
+                return
+            tol = tol / tol.dtype.type(10)
+            if tol < np.finfo(tol.dtype).eps:
+                self.outcome = self.outcome._replace(status=np.int32(Status.PRECISION_FLOOR))
+                return
+            self.state = self.state._replace(status=np.int32(Status.RUNNING))
+            self._run(stop, tol)
+        at_floor = tol < self.tol and self.outcome.status == Status.PRECISION_FLOOR
+        if at_floor and _ending.look_at_corners(self.data, self.state.theta, self.tol):
+            self.outcome = self.outcome._replace(status=np.int32(Status.CONVERGED))
 
     def _is_proven(self) -> bool:
         """Whether quasi-complete separation is suspected, and proven."""
@@ -210,6 +232,17 @@ def to_the_end(
             lambda: _doubted(outcome, _ending.looked(*at_end)),
             lambda: outcome,
         )
+    if not solver.by_newton and (data.l1_rows is not None or _checks.known(data.l1) != 0):
+        doubtful = outcome.status == Status.CONVERGED
+        if data.l1_rows is None:
+            doubtful &= data.l1 > 0
+        at_optimum = cond(
+            doubtful,
+            lambda: _ending.looked_at_corners(data, outcome.state.theta, tol),
+            lambda: jnp.asarray(True),
+        )
+        status = jnp.where(at_optimum, outcome.status, Status.PRECISION_FLOOR)
+        outcome = outcome._replace(status=status.astype(jnp.int32))
     if not penalised and data.features.dtype == np.float64:
         ended = outcome._replace(state=outcome.state._replace(memory=()))
         outcome = cond(

@@ -6,6 +6,7 @@ are known, |b|_1 is linear, so that Newton's method finds the optimum; so it is 
 signs, of which one choice is right.
 """
 
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -80,26 +81,52 @@ def lowest(x, labels, fit_intercept, offset, l1, l2):
     return best
 
 
-def assert_near_the_optimum(result, x, labels, options, l1):
+def assert_near_the_optimum(result, x, labels, options, l1, end):
     offset = options["offset"] @ np.array([-1, 1])
     kernel, bias = (np.asarray(part, np.float64) for part in result.params)
     b = np.append(kernel[:, 1] - kernel[:, 0], bias[1] - bias[0])
     reached = objective_of(b, x.astype(np.float64), labels, offset, l1, options["l2"])
     best = lowest(x, labels, options["fit_intercept"], offset, l1, options["l2"])
-    if result.stop_reason == "converged":
+    if end == "converged":
         assert reached <= best * (1 + 3 * TOL)
     np.testing.assert_allclose(float(result.objective), reached, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
-def test_a_fit_in_numpy_is_at_the_optimum(nothing_is_compiled, kind):
+def test_a_fit_in_numpy_is_at_the_optimum(kind, nothing_is_compiled):
+    ends = ends_of(partial(regression.fit, tol=TOL), kind)
+    assert ends.count("converged") >= (8 if kind == np.float32 else 16)
+
+
+def test_a_compiled_fit_says_converged_only_at_the_optimum():
+    """Steps of the first order see little of features that differ by a part of their mean.
+
+    Their own rule ended these fits up to 5 % above the optimum, which float64 finds in NumPy.
+    """
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(30, 60)) + 100 * rng.normal(size=60)
+        labels = ((x - x.mean(0)) @ rng.normal(size=(60, 3)) + rng.gumbel(size=(30, 3))).argmax(1)
+        labels[:3] = np.arange(3)
+        options = {"grouped": True, "fit_intercept": False}
+        l1 = 1e-3 * regression.largest_l1(x, labels, **options)
+        best = regression.fit(x, labels, l1=l1, tol=1e-8, **options)
+        options |= {"tol": 1e-4, "steps_per_chunk": 500, "max_steps": 500}
+        reached = regression.fit(x.astype(np.float32), labels, l1=np.float32(l1), **options)
+        assert best.converged
+        above = reached.objective / best.objective - 1
+        assert above < 3e-4 or not reached.converged
+
+
+def ends_of(fit, kind):
+    """Why the fits stopped; each that has converged is at the optimum."""
     ends = []
     for seed in range(16):
         x, labels, options = drawn(seed, kind)
         model = {name: options[name] for name in ("fit_intercept", "offset")}
         share = [0.3, 1e-3][seed // 2 % 2]
         l1 = float(np.float32(share * regression.largest_l1(x, labels, **model)))
-        result = regression.fit(x, labels, l1=l1, tol=TOL, **options)
+        result = fit(x, labels, l1=l1, **options)
         ends.append(result.stop_reason)
-        assert_near_the_optimum(result, x, labels, options, l1)
-    assert ends.count("converged") >= (8 if kind == np.float32 else 16)
+        assert_near_the_optimum(result, x, labels, options, l1, ends[-1])
+    return ends
