@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from softjax._cpu_sums import (
+    LONG,
     UNROLLED,
     Axes,
     Pair,
@@ -195,21 +196,19 @@ def weighted_sum(p: Array, v: Array, origin: Array, axes: Axes) -> Array:
     def in_tiles_on_cpu(p: Array, v: Array, origin: Array) -> Array:
         # XLA:CPU stores the terms of a single sum, but not those of two sums in one loop. The sum
         # of p is 1 but for roundings, and the quotient of both is the mean of w.
-        def of_part(part: slice) -> Pair:
-            some = terms(p[..., part], v[..., part], origin)
-            return some, jnp.broadcast_to(p[..., part], some.shape)
+        def with_mass(p: Array, v: Array) -> Pair:
+            some = terms(p, v, origin)
+            return some, jnp.broadcast_to(p, some.shape)
 
-        length, axis = p.shape[-1], p.ndim - 1
-        whole, mass = sums_of_tiles(of_part, length, axis, last=True, any_width=True)
-        return lax.optimization_barrier(whole / jnp.where(mass == 0, 1, mass))[..., None]
+        whole, mass = _in_tiles(with_mass, (p, v), axes[0])
+        return lax.optimization_barrier(whole / jnp.where(mass == 0, 1, mass))
 
     def on_cpu(p: Array, v: Array, origin: Array) -> Array:
         # XLA:CPU of jaxlib 0.10 computes p (v - sum(p v)) wrongly if p is the same for a batch of
         # v, as in a Jacobian, unless the sum is behind a barrier, as it is above too.
         return lax.optimization_barrier(plain(p, v, origin))
 
-    is_last = axes == (p.ndim - 1,) and isinstance(p.shape[-1], int)
-    form = in_tiles_on_cpu if is_last else on_cpu
+    form = in_tiles_on_cpu if _has_tiles(v.shape, axes) else on_cpu
     form = form if _on_no_mesh(p, v) else plain
     return platform_dependent(p, v, origin, cpu=form, default=plain)
 
@@ -259,17 +258,29 @@ def _sums_of_terms(terms: Callable[..., Sums], operands: Sums, axes: Axes) -> Su
         return tuple(jnp.sum(term, axes, keepdims=True) for term in terms(*operands))
 
     def in_tiles(*operands: Array) -> Sums:
-        def of_part(part: slice) -> Sums:
-            return terms(*(a[..., part] for a in operands))
+        return _in_tiles(terms, operands, axes[0])
 
-        length, axis = operands[0].shape[-1], operands[0].ndim - 1
-        sums = sums_of_tiles(of_part, length, axis, last=True, any_width=True)
-        return tuple(a[..., None] for a in sums)
+    has_tiles = _has_tiles(operands[0].shape, axes) and _on_no_mesh(*operands)
+    return platform_dependent(*operands, cpu=in_tiles if has_tiles else plain, default=plain)
 
-    first = operands[0]
-    is_last = axes == (first.ndim - 1,) and isinstance(first.shape[-1], int)
-    on_cpu = in_tiles if is_last and _on_no_mesh(*operands) else plain
-    return platform_dependent(*operands, cpu=on_cpu, default=plain)
+
+def _in_tiles(terms: Callable[..., Sums], operands: Sums, axis: int) -> Sums:
+    """The sums of all results of `terms` over an axis, which is kept, in the form for XLA:CPU."""
+
+    def of_part(part: slice) -> Sums:
+        return terms(*(lax.slice_in_dim(a, part.start, part.stop, axis=axis) for a in operands))
+
+    last = axis == operands[0].ndim - 1
+    sums = sums_of_tiles(of_part, operands[0].shape[axis], axis, last, any_width=True)
+    return tuple(jnp.expand_dims(a, axis) for a in sums)
+
+
+def _has_tiles(shape: tuple[int, ...], axes: Axes) -> bool:
+    """Whether a sum over these axes has tiles that XLA:CPU vectorizes."""
+    if len(axes) != 1 or not isinstance(shape[axes[0]], int):
+        return False
+    after = shape[axes[0] + 1 :]
+    return not after or (all(isinstance(n, int) for n in after) and math.prod(after) >= LONG)
 
 
 def _on_no_mesh(*arrays: Array) -> bool:
