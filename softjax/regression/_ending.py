@@ -1,30 +1,31 @@
-"""The end of a fit, looked at once more: is it the optimum, and is there one?
+"""The final check of a fit: whether it is at the optimum, and whether there is an optimum.
 
-The gradient g of parameters near the optimum is small, and Newton's model says by how much the
-objective is above it: g^T H^-1 g / 2. Where features are nearly collinear that is not small, and a
-solver need not have seen it: a diagonal preconditioner does not show it, nor does float32, nor do
-steps of the first order. So the end is checked once more with the whole Hessian, by conjugate
-gradients whose residual r is so small that
+Near the optimum the gradient g is small, and by Newton's model the objective is g^T H^-1 g / 2
+above its minimum. If features are nearly collinear, this is not small, and a solver may miss it: a
+diagonal preconditioner, float32 and first-order steps do not show it. So the end is checked with
+the whole Hessian, by conjugate gradients whose residual r is so small that
 
     g^T H^-1 g / 2 <= -g^T d / 2 + r^T M^-1 r / (2 c)
 
-is small as well, with c M <= H for the curvatures that float64 can tell from 0. Where there is no
-optimum, the same direction d moves an example by a nat, whatever steps the solver took.
+is small as well, with c M <= H for the curvatures that float64 can distinguish from 0. If there is
+no optimum, the same direction d moves an example by a nat, whatever steps the solver took.
 
-Without a penalty there is no optimum where along some direction d no example's own class falls
-behind another, z_iy(d) >= z_ij(d), and one gets ahead. Where all do, the separation is complete;
-where not, quasi-complete: some parameters grow for ever while the loss stays above 0.
+Without a penalty there is no optimum if along some direction d no example's own class falls behind
+another, z_iy(d) >= z_ij(d), and at least one example's own class gets ahead. If all get ahead, the
+separation is complete; else it is quasi-complete: some parameters grow for ever while the loss
+stays above 0.
 
-Newton's step shows d: it goes on moving by a nat what diverges, while everything else comes to
-rest. A projection makes tie what is at rest: let p be uniform between the classes that tie; then
+Newton's step reveals d: it keeps moving the diverging logits by a nat, while all others come to
+rest. A projection turns the resting logits into exact ties: let p be uniform over the tied classes;
+then
 
     H = sum_i w_i (diag p_i - p_i p_i^T) kron x_i x_i^T,  d <- d - H^+ H d
 
-removes what would part them. If then no example falls behind, except by rounding, and one gets
-ahead by far more, d is a proof: what rounding left of the ties could be removed as well, and would
-not bring the others back. Each margin is compared with the size of its own terms, around means and
-scales that an enormous entry elsewhere does not change: those of all examples, with weights that
-fall with their distance.
+removes the component of d that would break the ties. If then no example falls behind, except by
+rounding, and one gets ahead by far more, d is a proof: the rounding errors of the ties could be
+removed as well, and this would not undo the lead of the others. Each margin is compared with the
+size of its own terms, around means and scales that a very large entry of another example does not
+change: those of all examples, with weights that decrease with their distance.
 
 Source: A. Albert and J. A. Anderson, "On the existence of maximum likelihood estimates in logistic
 regression models" (1984), theorems 1 to 3.
@@ -69,34 +70,35 @@ from softjax.regression._proximal import smallest_subgradient
 from softjax.regression._result import Status
 
 CG_STEPS = 1000
-# The least eigenvalue of the Hessian in the preconditioner, where no features are collinear.
+# The assumed least eigenvalue of the preconditioned Hessian if no features are collinear.
 NEARLY = 1e-6
-# A class that is so many nats behind does not influence a step: it need not tie, nor move away.
+# A class that is this many nats behind does not influence a step: it need neither tie nor move.
 DECIDED = 12
-# The ties of Newton's step are tried, and the ties of the parameters; each once, and once more with
-# the classes added that fell behind.
+# The search tries the ties of Newton's step and then those of the parameters, each twice: the
+# second time with the classes added that fell behind.
 ATTEMPTS = 4
-# Each turn leaves an enormous entry, in a share f of the examples, about (4 f)^(1/2) of its scale.
+# Each turn reduces the influence of very large entries, in a share f of the examples, on the scale
+# to about (4 f)^(1/2) of what it was.
 ROBUST_TURNS = 12
 
 
 class Ending(NamedTuple):
-    """What is known at the end of a fit.
+    """The result of the final check of a fit.
 
     Attributes:
-        converged: by the rule of all solvers, with what Newton's model promises.
-        moving: whether its step moves an example by so much that there may be no optimum.
+        converged: by the rule of all solvers, with the decrease that Newton's model predicts.
+        moving: whether Newton's step moves an example by so much that there may be no optimum.
     """
 
     converged: Array
     moving: Array
 
 
-def seen(problem: Problem, theta: Array, logits: Array, tol: Array) -> Array:
-    """Whether the gradient leaves nothing, since the features are not nearly collinear.
+def nothing_hidden(problem: Problem, theta: Array, logits: Array, tol: Array) -> Array:
+    """Whether no decrease remains hidden, since the features are not nearly collinear.
 
-    A diagonal preconditioner does not know this. It is also true where l1 is more than they might
-    gain: along a unit vector of curvature e the gradient is at most e^(1/2).
+    A diagonal preconditioner does not show this. The result is also true if l1 is larger than any
+    possible gain: along a unit vector of curvature e the gradient is at most e^(1/2).
     """
     bound, weights = gradient_bound(problem), example_weights(problem.targets)
     s = _standardised.standardise(problem, bound)
@@ -116,14 +118,14 @@ def seen(problem: Problem, theta: Array, logits: Array, tol: Array) -> Array:
     return little | (threshold * threshold > least + JITTER * jnp.max(s.rounding))
 
 
-def look(data: Data, theta: Any, first: Any, tol: Any) -> Ending:
-    """The end of a fit without l1, in float64 whatever its dtype.
+def check_in_float64(data: Data, theta: Any, first: Any, tol: Any) -> Ending:
+    """The final check of a fit without l1, in float64 whatever its dtype.
 
-    `first` is the objective at the start, over the mass.
+    `first` is the objective at the start, divided by the mass.
     """
     with jax.enable_x64(True):
         data, theta = in_float64((data, theta))
-        ending = looked(data, theta, np.float64(first), np.float64(tol))
+        ending = check(data, theta, np.float64(first), np.float64(tol))
         return jax.tree.map(np.asarray, ending)
 
 
@@ -135,7 +137,7 @@ def is_proven(data: Data, theta: Any) -> bool:
 
 
 def in_float64(tree: Any) -> Any:
-    """The tree with its floating numbers in float64, which must be on."""
+    """The tree with its floating arrays in float64; `jax.enable_x64` must be on."""
     return jax.tree.map(
         lambda leaf: leaf.astype(np.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
         tree,
@@ -143,7 +145,7 @@ def in_float64(tree: Any) -> Any:
 
 
 @jax.jit
-def looked(data: Data, theta: Array, first: Array, tol: Array) -> Ending:
+def check(data: Data, theta: Array, first: Array, tol: Array) -> Ending:
     data, _ = normalised(data)
     problem, theta = problem_of(data), centred(theta)
     here = point(problem, theta, logits_at(problem, theta))
@@ -152,32 +154,32 @@ def looked(data: Data, theta: Array, first: Array, tol: Array) -> Ending:
     left = jnp.vdot(residual, precondition(residual)) / (2 * _preconditioner.LEAST_CURVATURE)
     decrement = -jnp.vdot(gradient, d) / 2 + left
     norm = relative_norm(gradient, gradient_bound(problem))
-    # Rounding of theta and of the logits may have moved a gradient of the size of `tol` by as much.
+    # Rounding of theta and the logits may change a gradient of the size of `tol` by as much.
     reached = converged(here.value, first, norm, decrement, CONFIRMED * tol)
     moving = largest_move(class_scores(problem, d)) >= STILL
     return Ending(reached, moving)
 
 
-def look_at_corners(data: Data, theta: Any, tol: Any) -> bool:
-    """`looked_at_corners` in float64, whatever the dtype."""
+def check_l1_in_float64(data: Data, theta: Any, tol: Any) -> bool:
+    """`check_l1` in float64, whatever the dtype."""
     with jax.enable_x64(True):
         data, theta = in_float64((data, theta))
-        return bool(looked_at_corners(data, theta, np.float64(tol)))
+        return bool(check_l1(data, theta, np.float64(tol)))
 
 
 @jax.jit
-def looked_at_corners(data: Data, theta: Array, tol: Array) -> Array:
+def check_l1(data: Data, theta: Array, tol: Array) -> Array:
     """Whether the objective of a fit with l1 is within 2 `tol` of the optimum, by Newton's model.
 
-    The model is that of the parameters that are not 0 or that the gradient takes away from 0. The
-    optimum theta* has s |theta*| <= f, s the penalties, so that d = theta* - theta has s |d| <= 2 f
-    and sum_j (s_j d_j)^2 <= 4 f^2. So for any curvature c that joins the model,
+    The model is for the parameters that are not 0, or that the gradient moves away from 0. With the
+    penalties s, the optimum theta* has s |theta*| <= f, so that d = theta* - theta has
+    s |d| <= 2 f and sum_j (s_j d_j)^2 <= 4 f^2. So for any curvature c added to the model,
 
         -v^T d - d^T H d / 2 <= v^T (H + c diag(s^2))^-1 v / 2 + 2 c f^2,
 
     where v is the smallest subgradient, since the penalties are not below their tangents. With
-    c = tol / (4 f) the second term is tol f / 2, and what is penalised has a curvature in every
-    direction, as where features are collinear.
+    c = tol / (4 f) the second term is tol f / 2, and penalised parameters have a curvature in every
+    direction, even if features are collinear.
     """
     data, _ = normalised(data)
     problem = problem_of(data)
@@ -195,8 +197,8 @@ def looked_at_corners(data: Data, theta: Array, tol: Array) -> Array:
     curvature = tol / (4 * jnp.maximum(here.value, tol)) * squares
     slope = inside(slope)
     d, residual, precondition = _newton(problem, here, slope, tol, inside, lambda v: curvature * v)
-    # What remains along penalised parameters has at least the curvature c s^2; what no penalty
-    # holds, as the biases, has nearly that of the preconditioner.
+    # Along penalised parameters the curvature is at least c s^2; along the others, such as the
+    # biases, it is assumed to be NEARLY times that of the preconditioner or more.
     held = curvature > 0
     loose = inside(jnp.where(held, 0, residual))
     left = jnp.sum(jnp.where(held, residual * residual / jnp.where(held, curvature, 1), 0))
@@ -208,9 +210,9 @@ def looked_at_corners(data: Data, theta: Array, tol: Array) -> Array:
 def _newton(
     problem: Problem, here: Point, gradient: Array, tol: Array, inside: Callable, bent: Callable
 ) -> tuple[Array, Array, Callable]:
-    """Newton's step on what `inside` projects to, its residual, and the preconditioner's inverse.
+    """Newton's step in the space that `inside` projects to, its residual, and the preconditioner.
 
-    `bent` is what else joins the Hessian.
+    `bent` is the product of a vector with the curvature that is added to the Hessian.
     """
     bound, weights = gradient_bound(problem), example_weights(problem.targets)
     dtype, p = gradient.dtype, here.probabilities
@@ -236,16 +238,16 @@ def _newton(
 
 
 def suspected(problem: Problem, state: State, status: Array) -> Array:
-    """Whether a fit with parameters that no penalty holds came to its end, and still moved."""
+    """Whether a fit with parameters that are not penalised has ended while it was still moving."""
     done = (status == Status.CONVERGED) | (status == Status.PRECISION_FLOOR)
     return done & is_loose(problem) & (state.farthest >= STILL)
 
 
 @jax.jit
 def quasi_separated(data: Data, theta: Array, suspected: Array) -> Array:
-    """Whether separation is proven at `theta`; no proof is looked for unless it is `suspected`.
+    """Whether separation is proven at `theta`; False without a search unless it is `suspected`.
 
-    It is a program of its own, since most fits do not need it.
+    This is a separate program, since most fits do not need it.
     """
     problem = problem_of(normalised(data)[0])
     bound = gradient_bound(problem)
@@ -271,11 +273,11 @@ def quasi_separated(data: Data, theta: Array, suspected: Array) -> Array:
         attempt, tied, _ = carry
         along = jnp.where(attempt < ATTEMPTS // 2, newton, theta)
         tied = jnp.where(attempt == ATTEMPTS // 2, resting, tied)
-        # Twice, to the last digits; the loop has the projection in the program once.
+        # Project twice, to full precision; the loop compiles the projection only once.
         d = lax.fori_loop(0, 2, lambda _, d: _parallel(problem, tied, d), along)
         lead = _leads(problem, class_scores(problem, d)) / _size(s, d)[None]
         proven = (jnp.min(lead) >= behind) & (jnp.max(lead) > 10 * ahead)
-        # Where all was taken away, what is left is rounding, and its signs are no proof.
+        # If the projection removed nearly all, the rest is rounding, whose signs prove nothing.
         proven &= jnp.max(_sizes(s, d)) > -behind * jnp.max(_sizes(s, along))
         return attempt + 1, tied | (lead < ahead), proven
 
@@ -284,9 +286,9 @@ def quasi_separated(data: Data, theta: Array, suspected: Array) -> Array:
 
 
 def _leads(problem: Problem, logits: Array) -> Array:
-    """[K, N]: by how much an example's own class is above each, the worst of many own ones.
+    """[K, N]: the lead of an example's own class over each class; the smallest if it has several.
 
-    -|difference| between those that are its own; 0 for an example without weight.
+    Between two own classes it is -|difference|; for an example without weight it is 0.
     """
     own = problem.targets > 0
     lowest = jnp.min(jnp.where(own, logits, jnp.inf), 0, keepdims=True)
@@ -296,13 +298,13 @@ def _leads(problem: Problem, logits: Array) -> Array:
 
 
 def _parallel(problem: Problem, tied: Array, d: Array) -> Array:
-    """`d` without what would part classes that tie."""
+    """`d` without the component that would break the ties between classes."""
     tied = tied.astype(d.dtype)
     p, counted = tied / jnp.sum(tied, 0, keepdims=True), example_weights(problem.targets) > 0
-    # An example without weight parts nothing, and its rounding is none of the others'.
+    # An example without weight breaks no tie, and its rounding must not count.
     logits = jnp.where(counted[None], class_scores(problem, d), 0)
     parted = softmax_hvp(jnp.ones(len(logits[0]), d.dtype), p, logits)
-    # The rounding of the logits limits how well their difference is known, and so the tolerance.
+    # The rounding of the logits limits the accuracy of their difference, and so the tolerance.
     among = jnp.where(jnp.sum(tied, 0, keepdims=True) > 1, jnp.abs(centred(logits)), 0)
     rounding = 64 * jnp.finfo(d.dtype).eps * jnp.max(among)
     tol = jnp.clip(rounding / jnp.max(jnp.abs(parted)), max=0.1)
@@ -316,7 +318,7 @@ def _parallel(problem: Problem, tied: Array, d: Array) -> Array:
 
 
 def _robust(problem: Problem, s: _standardised.Standardised) -> _standardised.Standardised:
-    """`s` with means and scales of the midst of the examples: weights 1 / |s_i|^2, in turns."""
+    """`s` with robust means and scales of the examples: with weights 1 / |s_i|^2, iterated."""
     weights = example_weights(problem.targets).astype(jnp.float32)
 
     def turn(_, s):
@@ -327,13 +329,13 @@ def _robust(problem: Problem, s: _standardised.Standardised) -> _standardised.St
 
 
 def _sizes(s: _standardised.Standardised, d: Array) -> Array:
-    """[D + 1]: the largest parameters of the standardised features, over the classes."""
+    """[D + 1]: the largest absolute parameters of the standardised features over the classes."""
     return jnp.max(jnp.abs(_standardised.of_standard(s.mean, s.scale, d)), 0)
 
 
 def _size(s: _standardised.Standardised, d: Array) -> Array:
-    """[N]: the size of the terms of the logits along d, no less than that of usual examples."""
+    """[N]: the size of the terms of the logits along d, at least the size of a typical example."""
     largest = _sizes(s, d)
-    unit = jnp.max(largest)  # within what float32 holds
+    unit = jnp.max(largest)  # so that float32 holds the ratios
     squares = jnp.square(largest / unit).astype(jnp.float32)
     return unit * (1 + jnp.sqrt(_standardised.squared(s, squares)).astype(d.dtype))

@@ -150,7 +150,7 @@ class Run:
     def _status_at_end(self) -> int:
         """The status once the gradient is small, by Newton's model, which optimizers lack."""
         theta, first = pack(self.state.params), self.first / self.mass
-        ending = _ending.look(self.data, theta, first, self.tol)
+        ending = _ending.check_in_float64(self.data, theta, first, self.tol)
         if ending.moving and is_loose(self.data):
             params, running = self.state.params, np.int32(Status.RUNNING)
             separated, _ = separation(self.data, params, running)

@@ -173,7 +173,7 @@ def _on_the_host(
         # After an interrupt the remaining lanes take no more steps.
         work = _batched.advance(lanes, work, groups.tol, 0 if interrupted else limit, ALL)
         fits, report, doubtful = work.results
-        fits = _looked_at(groups, lanes, fits, np.flatnonzero(doubtful))
+        fits = _with_checked_ends(groups, lanes, fits, np.flatnonzero(doubtful))
         if interrupted:
             whole, fits = _called_back(whole), _called_back(fits)
         outcomes[group] = whole, fits, report
@@ -181,7 +181,9 @@ def _on_the_host(
     return outcomes
 
 
-def _looked_at(groups: Groups, lanes: Lanes, fits: FitResult, doubtful: np.ndarray) -> FitResult:
+def _with_checked_ends(
+    groups: Groups, lanes: Lanes, fits: FitResult, doubtful: np.ndarray
+) -> FitResult:
     """The fits, in which the status of the doubtful lanes is replaced by that of a final check."""
     status, theta = np.array(fits.status), None
     for lane in doubtful:
@@ -189,7 +191,7 @@ def _looked_at(groups: Groups, lanes: Lanes, fits: FitResult, doubtful: np.ndarr
         data = replace(lanes.data, labels=labels, weights=weights, l2=l2)
         theta = pack(SoftmaxRegression(fits.params.kernel[lane], fits.params.bias[lane]))
         first = np.inf  # the loop has already checked that no lane ends above its start
-        ending = _ending.look(data, theta, first, groups.tol)
+        ending = _ending.check_in_float64(data, theta, first, groups.tol)
         loose = bool(is_loose(data))
         if loose and _ending.is_proven(data, theta):
             status[lane] = Status.QUASI_SEPARATED

@@ -148,7 +148,7 @@ def _nothing_hidden(
     """Whether a fit has converged after all, since what seemed `hidden` is nothing."""
     at_end = converged(state.value, state.first, state.norm, state.decrement, CONFIRMED * tol)
     at_end &= (state.move < STILL) | ~state.strict
-    nothing_hidden = partial(_ending.seen, problem, state.theta, logits, tol)
+    nothing_hidden = partial(_ending.nothing_hidden, problem, state.theta, logits, tol)
     return cond(hidden & at_end, nothing_hidden, lambda: jnp.asarray(False))
 
 

@@ -1,8 +1,8 @@
-"""A fit by one solver: in chunks for a caller that looks on, or to its end inside of a trace.
+"""A fit by one solver: in chunks with events between them, or to its end inside of a trace.
 
-A program says where the steps have led. What then follows stands here: an end of which the steps do
-not say how much is left is looked at once more, an end that may hide something is gone on from in a
-higher precision, and where parameters still move a proof of separation is looked for.
+A program takes the steps. This module decides what follows: if the steps of the solver cannot tell
+the remaining decrease, the end is checked; if rounding may hide a decrease, the fit continues in a
+higher precision; and if parameters still move, a proof of separation is looked for.
 """
 
 from dataclasses import replace
@@ -61,7 +61,7 @@ class Run:
         self.state = solver_of(name, data).start(data, theta)
 
     def advance(self, stop: int) -> FitResult:
-        """The result of the steps until `stop`, or until there is nothing left to do."""
+        """The result of the steps until `stop`, or until the fit ends."""
         self._step_to(stop)
         proven = self._is_proven()
         if not proven and self.outcome.hidden:
@@ -70,7 +70,7 @@ class Run:
             self.state = self.outcome.state
             proven = self._is_proven()
         elif not proven and self.outcome.suspected and not self.state.strict:
-            # Without a proof there may be an optimum.
+            # Without a proof there may be an optimum: the fit continues.
             going_on = {"strict": np.bool_(True), "status": np.int32(Status.RUNNING)}
             before, self.state = int(self.state.step), self.state._replace(**going_on)
             self._step_to(stop)
@@ -88,15 +88,17 @@ class Run:
         return FitResult(params, float(reached), status, *counts, separated, [])
 
     def _step_to(self, stop: int) -> None:
-        """Steps until `stop`, and looks at the end where no step says how much is left."""
+        """Steps until `stop`, and checks the end if the steps do not predict what is left."""
         self._run(stop, self.tol)
         if SOLVERS[self.name].by_newton:
             return
         if self.data.l1 or self.data.l1_rows is not None:
-            self._look_at_corners(stop)
+            self._check_l1(stop)
         elif self.outcome.status == Status.CONVERGED and is_loose(self.data):
-            looked = _ending.look(self.data, self.state.theta, self.state.first, self.tol)
-            self.outcome = _doubted(self.outcome, looked)
+            checked = _ending.check_in_float64(
+                self.data, self.state.theta, self.state.first, self.tol
+            )
+            self.outcome = _with_check(self.outcome, checked)
 
     def _run(self, stop: int, tol: np.ndarray) -> None:
         program = _programs.quickly_compiled()
@@ -104,11 +106,11 @@ class Run:
             self.outcome = program(self.name, self.data, tol, self.state, np.int32(stop))
         self.state = self.outcome.state
 
-    def _look_at_corners(self, stop: int) -> None:
-        """Goes on with a smaller tolerance while Newton's model promises more than the steps."""
+    def _check_l1(self, stop: int) -> None:
+        """Continues with smaller tolerances while Newton's model predicts a larger decrease."""
         tol = self.tol
         while self.outcome.status == Status.CONVERGED:
-            if _ending.look_at_corners(self.data, self.state.theta, self.tol):
+            if _ending.check_l1_in_float64(self.data, self.state.theta, self.tol):
                 return
             tol = tol / tol.dtype.type(10)
             if tol < np.finfo(tol.dtype).eps:
@@ -117,29 +119,29 @@ class Run:
             self.state = self.state._replace(status=np.int32(Status.RUNNING))
             self._run(stop, tol)
         at_floor = tol < self.tol and self.outcome.status == Status.PRECISION_FLOOR
-        if at_floor and _ending.look_at_corners(self.data, self.state.theta, self.tol):
+        if at_floor and _ending.check_l1_in_float64(self.data, self.state.theta, self.tol):
             self.outcome = self.outcome._replace(status=np.int32(Status.CONVERGED))
 
     def _is_proven(self) -> bool:
-        """Whether quasi-complete separation is suspected, and proven."""
+        """Whether quasi-complete separation is suspected and proven."""
         return bool(self.outcome.suspected) and _ending.is_proven(self.data, self.state.theta)
 
     def ended(self, result: FitResult) -> FitResult:
-        """The result of the last call of `advance`, of which all is known."""
+        """The result of the last call of `advance`, which is already complete."""
         return result
 
 
 def _more_precisely(data: Data, tol: np.ndarray, ended: Outcome, limit: np.int32) -> Outcome:
-    """The fit goes on, up to step `limit`, in float64 whatever the dtype of the data.
+    """Continues the fit, up to step `limit`, in float64 whatever the dtype of the data.
 
-    Its parameters are rounded to this dtype, and have converged if the rounded ones have. What
-    rounding makes worse than the end of the fit is not taken: then this end is judged, in float64.
+    The parameters are then rounded to this dtype, and converged if the rounded ones satisfy the
+    rule. If rounding makes them worse than those before, the latter are kept and judged in float64.
     """
     dtype, state = tol.dtype, ended.state
     old = state._replace(memory=())
 
     def judged(theta):
-        # Before and after a step, which says how much is left.
+        # The outcome before and after a step, whose decrement predicts what is left.
         begin = PreciseNewtonCG.start(data, theta)
         return (
             _programs.within_trace(PRECISELY, data, within, begin, np.int32(stop))
@@ -159,8 +161,8 @@ def _more_precisely(data: Data, tol: np.ndarray, ended: Outcome, limit: np.int32
                 rounded, there, beyond = before.state.theta, was, was_beyond
             at, step = there.state, beyond.state
             first = np.asarray(state.first)
-            first = first + rounding_of(first)  # of the dtype that it was computed in
-            # Rounding may move a gradient of the size of `tol` by as much.
+            first = first + rounding_of(first)  # in the dtype of its computation
+            # Rounding may change a gradient of the size of `tol` by as much.
             tols = CONFIRMED * within
             measured = map(float, (at.value, first, at.norm, step.decrement, tols))
             reached = converged(*measured)
@@ -188,12 +190,12 @@ def traced(
     max_steps: int | None,
     penalised: bool,
 ) -> FitResult:
-    """A fit inside of a trace: one loop to the end, and the optimum's derivative.
+    """A fit inside of a trace: one loop to the end, and the derivative of the optimum.
 
-    Where it is known to be `penalised`, quasi-complete separation is not looked for.
+    If it is known to be `penalised`, quasi-complete separation is not looked for.
     """
     fixed, start = lax.stop_gradient((data, params))
-    fixed = replace(fixed, constant=data.constant)  # a number, not a tracer of it
+    fixed = replace(fixed, constant=data.constant)  # stop_gradient made the number a tracer
     fixed, frame = _frame.framed(fixed, SOLVERS[name].rotates)
     start = _frame.inside(frame, start)
     fit, value_over_mass = to_the_end(name, fixed, start, tol, max_steps, penalised)
@@ -218,7 +220,7 @@ def to_the_end(
     max_steps: Any,
     penalised: bool,
 ) -> tuple[FitResult, Array]:
-    """A fit inside of a trace, in the coordinates of `data`, and its value over the mass."""
+    """A fit inside of a trace, in the coordinates of `data`, and its value divided by the mass."""
     solver = SOLVERS[name]
     limit = jnp.asarray(solver.max_steps if max_steps is None else max_steps, jnp.int32)
     state = solver_of(name, data).start(data, _programs.start_of(name, data, pack(params)))
@@ -229,7 +231,7 @@ def to_the_end(
         at_end = (data, outcome.state.theta, outcome.state.first, tol)
         outcome = cond(
             unseen,
-            lambda: _doubted(outcome, _ending.looked(*at_end)),
+            lambda: _with_check(outcome, _ending.check(*at_end)),
             lambda: outcome,
         )
     if not solver.by_newton and (data.l1_rows is not None or _checks.known(data.l1) != 0):
@@ -238,7 +240,7 @@ def to_the_end(
             doubtful &= data.l1 > 0
         at_optimum = cond(
             doubtful,
-            lambda: _ending.looked_at_corners(data, outcome.state.theta, tol),
+            lambda: _ending.check_l1(data, outcome.state.theta, tol),
             lambda: jnp.asarray(True),
         )
         status = jnp.where(at_optimum, outcome.status, Status.PRECISION_FLOOR)
@@ -257,7 +259,7 @@ def to_the_end(
             lambda: _ending.quasi_separated(data, state.theta, outcome.suspected),
             lambda: jnp.asarray(False),
         )
-        # Parameters that move on have no known optimum, and no proof says that there is none.
+        # If parameters keep moving, neither an optimum nor its absence is established.
         moving = outcome.suspected & (state.move >= STILL)
         unproven = jnp.where(moving, Status.PRECISION_FLOOR, status)
         status = jnp.where(proven, Status.QUASI_SEPARATED, unproven).astype(jnp.int32)
@@ -267,8 +269,8 @@ def to_the_end(
     return FitResult(params, outcome.objective, status, *counts, []), state.value
 
 
-def _doubted(outcome: Outcome, ending: _ending.Ending) -> Outcome:
-    """The outcome with what was found where the solver had converged by its own steps."""
+def _with_check(outcome: Outcome, ending: _ending.Ending) -> Outcome:
+    """The outcome with the result of the final check of a fit that had converged."""
     status = np.where if isinstance(ending.converged, np.ndarray) else jnp.where
     status = status(ending.converged, outcome.status, Status.PRECISION_FLOOR).astype(np.int32)
     suspected = outcome.suspected | ending.moving
@@ -277,7 +279,7 @@ def _doubted(outcome: Outcome, ending: _ending.Ending) -> Outcome:
 
 
 def _continued(data: Data, tol: Array, ended: Outcome, limit: Array) -> Outcome:
-    """The fit goes on, up to step `limit`, with directions in the dtype of the features."""
+    """Continues the fit, up to step `limit`, with directions in the dtype of the features."""
     state = ended.state
     begin = PreciseNewtonCG.start(data, state.theta)._replace(strict=jnp.asarray(True))
     outcome = _programs.within_trace(PRECISELY, data, tol, begin, limit - state.step)
