@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softjax.regression._small import Table, complements, curved
+from softjax.regression._table import Table, complements, curved
 
 # The relative damping of the diagonal of H, and the relative jitters that are tried for a factor.
 DAMPING, JITTERS = 1e-10, (1e-13, 1e-10)

@@ -25,7 +25,7 @@ from softjax.regression._l1_path import Evaluation, Path, no_report
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import Data
 from softjax.regression._result import FitResult, Status
-from softjax.regression._small import End, Table
+from softjax.regression._table import End, Table
 
 # Products with no more numbers than this are computed by one thread, if `threadpoolctl` is there
 # (scikit-learn brings it): more threads wait for each other, and take much longer on busy cores.

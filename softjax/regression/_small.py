@@ -14,13 +14,6 @@ collinear, is left to the compiled solvers, which tell one such case from anothe
 As in `_objective` parameters are [K, D + 1] and logits [K, N]; without an intercept parameters are
 [K, D]. Directions are those of features with mean 0 and standard deviation 1.
 
-The preconditioner of dense features is that of `_preconditioner`. Of sparse ones it is
-
-    S diag(v_kj + r_j)^-1 S^T,  v_kj = sum_i u_ik (x_ij - mu_kj)^2,  u_ik = w_i p_ik (1 - p_ik)
-
-for every class k, in the parameters S of the features around mu_k, their means with the weights
-u_ik. It needs no matrix of the features, and takes half of the steps of a diagonal one.
-
 Source: J. Nocedal and S. J. Wright, "Numerical Optimization" (2006), algorithms 5.3 and 7.1.
 """
 
@@ -37,7 +30,6 @@ from softjax.regression._features import in_numpy, is_sparse
 from softjax.regression._linear_solves import CG_STEPS, FINE, ROUGH
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import Data
-from softjax.regression._preconditioner import BETWEEN
 from softjax.regression._result import FitResult, Status
 from softjax.regression._sparse_columns import sparse_columns
 from softjax.regression._table import (
@@ -45,7 +37,6 @@ from softjax.regression._table import (
     Table,
     balanced,
     centred,
-    complements,
     curved,
     is_on_host,
     is_separated,
@@ -53,73 +44,38 @@ from softjax.regression._table import (
     probabilities,
     targets_of,
 )
+from softjax.regression._table_preconditioner import CLEAR, MOST_COLUMNS, diagonal, kronecker
 
-# A table of more numbers, of the features and the logits, or of more columns, is not small: the
+# A table of more numbers, of the features and the logits, or of MOST_COLUMNS, is not small: the
 # compiled program runs in less time.
-MOST_NUMBERS, MOST_COLUMNS = 2**18, 128
+MOST_NUMBERS = 2**18
 # A fit with an end that is clear takes fewer steps.
 MOST_STEPS = 40
 # After this much work, N K (D + 16) for each product with the features, about a second has passed,
 # and the compiled program would have been the faster one. The 16 are for what is no product.
 MOST_WORK = 5e9
-# A relative curvature above the first is no rounding of float64, and above the second none of
-# float32, in which a direction then has all the digits that it needs.
-CLEAR, COARSE = 1e-8, 1e-3
+# A relative curvature above this is no rounding of float32, in which a direction then has all the
+# digits that it needs.
+COARSE = 1e-3
 # A mean of more than this many standard deviations, of a feature among the examples that weigh,
 # hides what they differ in: in products of float32, and in those of float64.
 FAR, FARTHEST = 1e2, 1e8
 # The preconditioner is built again after steps that moved an example by so many nats.
 STALE = 2.0
-# The curvature of a bias is held above this part of that of all of them.
-FLOOR = 1e-8
-
-
-class Preconditioner(NamedTuple):
-    """C S (I kron T) diag(inverse) (I kron T)^T S^T C, for C = I - 11^T/K over the classes.
-
-    S takes kernel mu from the bias of each class.
-
-    Attributes:
-        means: mu [K, D + 1]; 0 for the bias, and without an intercept.
-        inverse: [K, D + 1].
-        columns: T [D + 1, D + 1]; None for I.
-        least: the least curvature of the features, relative to their own; 0 where it is not clear.
-        distance: the largest mean of a feature in standard deviations, where a penalty does not
-            hold it.
-    """
-
-    means: np.ndarray
-    inverse: np.ndarray
-    columns: np.ndarray | None
-    least: Any
-    distance: Any
-
-    def rounded(self, table: Table) -> "Preconditioner":
-        """The preconditioner in the dtype of a table."""
-        columns = None if self.columns is None else table.rounded(self.columns)
-        parts = table.rounded(self.means), table.rounded(self.inverse), columns
-        return Preconditioner(*parts, self.least, self.distance)
-
-    def apply(self, gradient: np.ndarray) -> np.ndarray:
-        """The product with a gradient [K, D + 1]."""
-        gradient, t = centred(gradient), self.columns
-        v = gradient - self.means * gradient[:, -1:]
-        v = v * self.inverse if t is None else (v @ t * self.inverse) @ t.T
-        v[:, -1] -= np.sum(self.means * v, 1)
-        return centred(v)
 
 
 def takes(name: str, data: Data) -> bool:
     """Whether a solver's fit is one in NumPy: its data are in the memory of the host.
 
-    They are a small table, or sparse features which a penalty holds: it gives them a curvature.
+    They are a small table, or sparse features of which few have no penalty to hold them.
     """
     x = data.features
     if name != "newton-cg" or not x.shape[1] or not is_on_host(data):
         return False
     if is_small(data) or not is_sparse(x):
         return is_small(data)
-    return bool(data.l2 > 0 and (data.factors is None or np.all(np.asarray(data.factors) > 0)))
+    factors = np.ones(x.shape[1]) if data.factors is None else np.asarray(data.factors)
+    return int(np.count_nonzero(float(data.l2) * factors == 0)) < MOST_COLUMNS
 
 
 def is_small(data: Data) -> bool:
@@ -248,15 +204,14 @@ def _newton(table: Table, single: Table, theta: np.ndarray, tol: float) -> End |
             return End(theta, first, decrement, step, passes)
         near = near or norm < NEAR
         if stale >= STALE:
-            found, stale = _kronecker(table, p) if is_dense else _diagonal(single, p), 0.0
+            found, stale = kronecker(table, p) if is_dense else diagonal(table, single, p), 0.0
             if not is_dense and found.distance > FAR:
-                found = _diagonal(table, p)
+                found = diagonal(table, table, p)
             if not (found.least > CLEAR and found.distance <= FARTHEST):
                 return None
             among = single if found.least > COARSE and found.distance <= FAR else table
             precondition = found.rounded(among).apply
-        # Not finer than what leads to the end.
-        tolerance = np.clip(max(3 * np.sqrt(norm), 0.1 * tol / norm), FINE, ROUGH)
+        tolerance = np.clip(3 * np.sqrt(norm), FINE, ROUGH)
         times, b = partial(among.hessian_times, among.rounded(p)), among.rounded(-gradient / norm)
         d, products = _solved(times, precondition, b, tolerance)
         d = centred(d.astype(np.float64) * norm)
@@ -309,54 +264,6 @@ def _solved(
         direction = z + product / before * direction
         products += 2
     return x, products
-
-
-def _kronecker(table: Table, p: np.ndarray) -> Preconditioner:
-    """The preconditioner `Kronecker` of dense features, by the formulas of `_preconditioner`."""
-    u = table.weights * p * complements(p)
-    of_class, of_example = u.sum(1, keepdims=True), u.sum(0)
-    share = of_class[:, 0] / u.sum()
-    m = share / (1 - np.minimum(share, 0.5))
-    mean_eigenvalue = 1 / max(len(m) - 1, 1)
-    middle = table.biases * (of_example @ table.features) / u.sum()
-    middle[table.width :] = 0
-    x = table.features - middle
-    means = table.biases * (u @ x) / np.where(of_class > 0, of_class, 1)
-    means[:, table.width :] = 0
-    a = (x.T * of_example) @ x
-    a = mean_eigenvalue * (a - (1 - BETWEEN) * means.T @ (of_class * means))
-    size = np.diag(a) + table.ridge
-    distance = np.sqrt(np.max(mean_eigenvalue * u.sum() * np.square(middle) / size))
-    unit = 1 / np.sqrt(size)
-    a = unit[:, None] * a * unit
-    whole = a + np.diag(table.ridge * unit * unit)
-    unclear = Preconditioner(means, means, None, 0.0, distance)
-    if not (np.isfinite(whole).all() and np.all(m > 0)):
-        return unclear
-    least = np.linalg.eigvalsh(whole)[0]
-    if not least > CLEAR:
-        return unclear
-    inverse = np.linalg.inv(np.linalg.cholesky(whole))
-    eigenvalues, q = np.linalg.eigh(inverse @ a @ inverse.T)
-    scale = np.maximum(1 + (m / mean_eigenvalue - 1)[:, None] * eigenvalues, CLEAR)
-    return Preconditioner(
-        means + middle, 1 / scale, unit[:, None] * (inverse.T @ q), least, distance
-    )
-
-
-def _diagonal(table: Table, p: np.ndarray) -> Preconditioner:
-    """The preconditioner of sparse features, whose least curvature is that of the penalty."""
-    p = table.rounded(p)
-    u = table.weights * p * complements(p)
-    if len(u) == 2 or np.all(u == u[0]):  # two classes, or a start at 0, share one diagonal
-        u = u[:1]
-    means, squares = table.features.around_means(u)
-    size, width = squares + table.ridge, table.width
-    of_class, middle = u.sum(1, keepdims=True), table.features.shift + means[:, :width]
-    distance = of_class * np.square(middle) / size[:, :width]
-    least = np.min(table.ridge[:width] / size[:, :width])
-    size[:, width:] = np.maximum(size[:, width:], FLOOR * of_class.sum())
-    return Preconditioner(means, 1 / size, None, least, np.sqrt(np.max(distance, initial=0)))
 
 
 def _step_length(

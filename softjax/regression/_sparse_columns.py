@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+# The examples of a dense block.
+ROWS = 2**14
+
 
 class SparseColumns:
     """The columns s_j, and with an intercept a column of ones.
@@ -93,6 +96,16 @@ class SparseColumns:
         squares[:, :width] -= total * np.square(self.shift + means[:, :width])
         squares[:, width:] = total
         return means, np.maximum(squares, 0)
+
+    def gram(self, weights: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """sum_i w_i s_i s_i^T of some columns and the ones, from dense blocks of examples."""
+        chosen, shift = self.x[:, places], self.shift[places]
+        gram = np.zeros((len(shift) + self.biases,) * 2)
+        for first in range(0, len(weights), ROWS):
+            dense = chosen[first : first + ROWS].toarray() - shift
+            dense = np.concatenate([dense, *[np.ones((len(dense), 1))] * self.biases], 1)
+            gram += (dense.T * weights[first : first + ROWS]) @ dense
+        return gram
 
 
 def sparse_columns(x: Any, biases: int) -> SparseColumns:

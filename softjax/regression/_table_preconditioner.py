@@ -1,0 +1,126 @@
+"""The preconditioners of Newton's method in NumPy, an inverse of the Hessian each.
+
+That of dense features is the one of `_preconditioner`. That of sparse ones is
+
+    S diag(v_kj + r_j)^-1 S^T,  v_kj = sum_i u_ik (x_ij - mu_kj)^2,  u_ik = w_i p_ik (1 - p_ik)
+
+for every class k, in the parameters S of the features around mu_k, their means with the weights
+u_ik. It needs no matrix of the features, and conjugate gradients take half of the steps that they
+take with the diagonal of the Hessian.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from softjax.regression._preconditioner import BETWEEN
+from softjax.regression._table import Table, centred, complements
+
+# A matrix of features is made of fewer columns than this.
+MOST_COLUMNS = 128
+# A relative curvature above this is no rounding of float64.
+CLEAR = 1e-8
+# A penalty that is this part of the curvature of a sparse feature holds it.
+HELD = 1e-6
+# The curvature of a bias is held above this part of that of all of them.
+FLOOR = 1e-8
+
+
+class Preconditioner(NamedTuple):
+    """C S (I kron T) diag(inverse) (I kron T)^T S^T C, for C = I - 11^T/K over the classes.
+
+    S takes kernel mu from the bias of each class.
+
+    Attributes:
+        means: mu [K, D + 1]; 0 for the bias, and without an intercept.
+        inverse: [K, D + 1].
+        columns: T [D + 1, D + 1]; None for I.
+        least: the least curvature of the features, relative to their own; 0 where it is not clear.
+        distance: the largest mean of a feature in standard deviations, where a penalty does not
+            hold it.
+    """
+
+    means: np.ndarray
+    inverse: np.ndarray
+    columns: np.ndarray | None
+    least: Any
+    distance: Any
+
+    def rounded(self, table: Table) -> "Preconditioner":
+        """The preconditioner in the dtype of a table."""
+        columns = None if self.columns is None else table.rounded(self.columns)
+        parts = table.rounded(self.means), table.rounded(self.inverse), columns
+        return Preconditioner(*parts, self.least, self.distance)
+
+    def apply(self, gradient: np.ndarray) -> np.ndarray:
+        """The product with a gradient [K, D + 1]."""
+        gradient, t = centred(gradient), self.columns
+        v = gradient - self.means * gradient[:, -1:]
+        v = v * self.inverse if t is None else (v @ t * self.inverse) @ t.T
+        v[:, -1] -= np.sum(self.means * v, 1)
+        return centred(v)
+
+
+def kronecker(table: Table, p: np.ndarray) -> Preconditioner:
+    """The preconditioner `Kronecker` of dense features, by the formulas of `_preconditioner`."""
+    u = table.weights * p * complements(p)
+    of_class, of_example = u.sum(1, keepdims=True), u.sum(0)
+    share = of_class[:, 0] / u.sum()
+    m = share / (1 - np.minimum(share, 0.5))
+    mean_eigenvalue = 1 / max(len(m) - 1, 1)
+    middle = table.biases * (of_example @ table.features) / u.sum()
+    middle[table.width :] = 0
+    x = table.features - middle
+    means = table.biases * (u @ x) / np.where(of_class > 0, of_class, 1)
+    means[:, table.width :] = 0
+    a = (x.T * of_example) @ x
+    a = mean_eigenvalue * (a - (1 - BETWEEN) * means.T @ (of_class * means))
+    size = np.diag(a) + table.ridge
+    distance = np.sqrt(np.max(mean_eigenvalue * u.sum() * np.square(middle) / size))
+    unit = 1 / np.sqrt(size)
+    a = unit[:, None] * a * unit
+    whole = a + np.diag(table.ridge * unit * unit)
+    unclear = Preconditioner(means, means, None, 0.0, distance)
+    if not (np.isfinite(whole).all() and np.all(m > 0)):
+        return unclear
+    least = np.linalg.eigvalsh(whole)[0]
+    if not least > CLEAR:
+        return unclear
+    inverse = np.linalg.inv(np.linalg.cholesky(whole))
+    eigenvalues, q = np.linalg.eigh(inverse @ a @ inverse.T)
+    scale = np.maximum(1 + (m / mean_eigenvalue - 1)[:, None] * eigenvalues, CLEAR)
+    return Preconditioner(
+        means + middle, 1 / scale, unit[:, None] * (inverse.T @ q), least, distance
+    )
+
+
+def diagonal(table: Table, narrow: Table, p: np.ndarray) -> Preconditioner:
+    """The preconditioner of sparse features, from the same problem `narrow` in any dtype."""
+    p = narrow.rounded(p)
+    u = narrow.weights * p * complements(p)
+    of_example = u.sum(0)
+    if len(u) == 2 or np.all(u == u[0]):  # two classes, or a start at 0, share one diagonal
+        u = u[:1]
+    means, squares = narrow.features.around_means(u)
+    size, width = squares + narrow.ridge, narrow.width
+    of_class, middle = u.sum(1, keepdims=True), narrow.features.shift + means[:, :width]
+    distance = of_class * np.square(middle) / size[:, :width]
+    least = _least_curvature(table, of_example, np.min(narrow.ridge / size, 0)[:width])
+    size[:, width:] = np.maximum(size[:, width:], FLOOR * of_class.sum())
+    return Preconditioner(means, 1 / size, None, least, np.sqrt(np.max(distance, initial=0)))
+
+
+def _least_curvature(table: Table, weights: np.ndarray, held: np.ndarray) -> float:
+    """About the least curvature of sparse features, of which the penalty is the parts `held`.
+
+    Where it holds some of them too little, their own curvature counts beside that of the others. A
+    combination of both kinds has about as much, since one of its two parts is large.
+    """
+    least, weak = np.min(held, initial=1), np.flatnonzero(~(held > HELD))
+    if least > CLEAR or not 0 < len(weak) < MOST_COLUMNS:
+        return least
+    gram = table.features.gram(weights, weak)
+    gram[np.diag_indices(len(gram))] += np.append(table.ridge[weak], [0] * table.biases)
+    unit = 1 / np.sqrt(np.diag(gram))
+    curvature = np.linalg.eigvalsh(unit[:, None] * gram * unit)[0]
+    return min(curvature, np.min(held[held > HELD], initial=1))
