@@ -28,6 +28,7 @@ from softjax._reductions import (
     Axes,
     behind_barrier_on_cpu,
     index_of_maximum,
+    is_place,
     plain_sums,
     relative_to,
     rows_fit_a_kernel,
@@ -307,7 +308,18 @@ def _centred_transposed(
     v: Array, p: Array, rest: Array, mass: Array, top: Array | None = None, *, axes: Axes
 ) -> Array:
     """v - p sum(v); at a dominant entry computed as (1 - p) sum(v) minus the sum of the other v."""
-    dominates = p > 0.5
+
+    def by_place(p: Array, rest: Array, top: Array) -> Array:
+        # XLA:GPU would compute p from x once more for the sums.
+        return is_place(top, p, axes[0]) & (rest < 0.5)
+
+    def by_size(p: Array, *others: Array) -> Array:
+        return p > 0.5
+
+    if top is None:
+        dominates = by_size(p)
+    else:
+        dominates = platform_dependent(p, rest, top, cuda=by_place, rocm=by_place, default=by_size)
     whole, others = sum_and_rest(v, dominates, axes)
     return jnp.where(mass == 0, 0, jnp.where(dominates, rest * whole - others, v - p * whole))
 
