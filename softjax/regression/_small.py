@@ -1,18 +1,18 @@
 """Newton's method in NumPy, for small tables and for sparse features in the memory of the host.
 
-The program of a fit takes seconds to compile and some milliseconds to run where a table is small,
-and the products of a sparse matrix on a CPU are slower in it than SciPy's. So such data are fitted
-here, by the steps of "newton-cg" and with nothing to compile, in float64 whatever their dtype.
+For a small table, the program of a fit takes seconds to compile and milliseconds to run, and on a
+CPU its products with a sparse matrix are slower than SciPy's. So such data are fitted here by the
+steps of "newton-cg", without compilation, in float64 whatever their dtype.
 
     d = -H^-1 g,    theta <- theta + t d
 
-Only a clear end is one: the parameters, rounded to the dtype of the features, fulfil the rule of
-every solver (`_convergence`), the curvature is known in every direction, and no step near the end
-moved an example far. Anything else, as classes that the features separate or features that are
-collinear, is left to the compiled solvers, which tell one such case from another.
+Only a clear end is accepted: the parameters, rounded to the dtype of the features, satisfy the rule
+of all solvers (`_convergence`), the curvature is known in every direction, and no step near the end
+moved an example far. All other fits, such as those of separated classes or collinear features, are
+left to the compiled solvers, which distinguish these cases.
 
 As in `_objective` parameters are [K, D + 1] and logits [K, N]; without an intercept parameters are
-[K, D]. Directions are those of features with mean 0 and standard deviation 1.
+[K, D]. Directions are computed for features with mean 0 and standard deviation 1.
 
 Source: J. Nocedal and S. J. Wright, "Numerical Optimization" (2006), algorithms 5.3 and 7.1.
 """
@@ -46,28 +46,28 @@ from softjax.regression._table import (
 )
 from softjax.regression._table_preconditioner import CLEAR, MOST_COLUMNS, diagonal, kronecker
 
-# A table of more numbers, of the features and the logits, or of MOST_COLUMNS, is not small: the
-# compiled program runs in less time.
+# A table with more numbers, in the features and the logits, or with MOST_COLUMNS columns is not
+# small: the compiled program is faster.
 MOST_NUMBERS = 2**18
-# A fit with an end that is clear takes fewer steps.
+# A fit with a clear end takes fewer steps.
 MOST_STEPS = 40
-# After this much work, N K (D + 16) for each product with the features, about a second has passed,
-# and the compiled program would have been the faster one. The 16 are for what is no product.
+# After this much work, N K (D + 16) per product with the features, about a second has passed, and
+# the compiled program would have been faster. The 16 stands for operations other than products.
 MOST_WORK = 5e9
-# A relative curvature above this is no rounding of float32, in which a direction then has all the
-# digits that it needs.
+# A relative curvature above this is not rounding in float32, which then suffices for directions.
 COARSE = 1e-3
-# A mean of more than this many standard deviations, of a feature among the examples that weigh,
-# hides what they differ in: in products of float32, and in those of float64.
+# If the mean of a feature, under the weights of the examples, is more than this many standard
+# deviations, products in float32 (FAR) and in float64 (FARTHEST) lose the differences.
 FAR, FARTHEST = 1e2, 1e8
-# The preconditioner is built again after steps that moved an example by so many nats.
+# The preconditioner is built again after steps that moved an example by this many nats in all.
 STALE = 2.0
 
 
 def takes(name: str, data: Data) -> bool:
-    """Whether a solver's fit is one in NumPy: its data are in the memory of the host.
+    """Whether NumPy makes the fit of a solver, given its data.
 
-    They are a small table, or sparse features of which few have no penalty to hold them.
+    The data must be in the memory of the host, and be a small table or sparse features of which
+    only a few are not penalised.
     """
     x = data.features
     if name != "newton-cg" or not x.shape[1] or not is_on_host(data):
@@ -85,23 +85,23 @@ def is_small(data: Data) -> bool:
 
 
 def optimum(data: Data, tol: float, init: SoftmaxRegression | None = None) -> FitResult | None:
-    """The optimum without l1, with steps from `init` or 0; None where its end is not clear."""
+    """The optimum without l1, with steps from `init` or 0; None if its end is not clear."""
     found = solved(prepared(data), targets_of(data), float(data.l2), tol, init)
     return None if found is None else found[0]._replace(params=placed(found[0].params))
 
 
 class Prepared(NamedTuple):
-    """Features with which some problems are solved.
+    """The features, prepared for several problems that share them.
 
     Attributes:
-        given: a problem with the features as they are.
-        table: with the features less `mean`, over `scale`.
-        single: with these in float32.
-        factors: of the penalty, [D + 1]; 0 for the bias.
+        given: a problem with the original features.
+        table: a problem with the features minus `mean`, divided by `scale`.
+        single: the same problem in float32.
+        factors: the penalty factors, [D + 1]; 0 for the bias.
         squares: the mean squares of the features, [D + 1], by which gradients are judged.
         mean: [D + 1].
         scale: [D + 1].
-        dtype: of the features as they were passed, and of the parameters.
+        dtype: the dtype of the original features, and of the parameters.
     """
 
     given: Table
@@ -115,7 +115,7 @@ class Prepared(NamedTuple):
 
 
 def prepared(data: Data) -> Prepared:
-    """The features in the coordinates of the problem that `data` are."""
+    """The prepared features of `data`."""
     targets, width = targets_of(data)[0], data.features.shape[1]
     factors = np.ones(width) if data.factors is None else np.asarray(data.factors, np.float64)
     biases = int(data.constant is None or data.constant > 0)
@@ -142,14 +142,14 @@ def solved(
     tol: float,
     init: SoftmaxRegression | None,
 ) -> tuple[FitResult, np.ndarray] | None:
-    """The optimum for some targets, as of `targets_of`, and its logits; None if it is not clear.
+    """The optimum for targets of `targets_of`, and its logits; None if its end is not clear.
 
-    The parameters are arrays of NumPy.
+    The parameters are NumPy arrays.
     """
     (q, mass), (given, table, single, factors, squares, mean, scale, dtype) = targets, known
     if not np.all(q.sum(1) > 0):  # a class without examples has no optimum
         return None
-    # Numbers that are not finite, and a matrix without a factor, are no clear end.
+    # An end with numbers that are not finite, or a matrix that has no factor, is not clear.
     with contextlib.suppress(np.linalg.LinAlgError), np.errstate(all="ignore"):
         ridge = l2 / mass * factors
         given = given._replace(targets=q, ridge=ridge)
@@ -167,7 +167,7 @@ def solved(
 def _start(
     table: Table, init: SoftmaxRegression | None, mean: np.ndarray, scale: np.ndarray
 ) -> np.ndarray:
-    """`init` in the parameters of a standardised table; 0 where its objective is smaller."""
+    """`init` in the parameters of a standardised table; 0 if their objective is smaller."""
     zeros = np.zeros((len(table.targets), len(scale)))
     if init is None:
         return zeros
@@ -180,7 +180,7 @@ def _start(
 
 
 def _newton(table: Table, single: Table, theta: np.ndarray, tol: float) -> End | None:
-    """The end of Newton's steps from `theta`; None where it is not clear.
+    """The end of Newton's steps from `theta`; None if it is not clear.
 
     `single` is the problem in float32.
     """
@@ -230,7 +230,7 @@ def _newton(table: Table, single: Table, theta: np.ndarray, tol: float) -> End |
 def _judged(
     given: Table, squares: np.ndarray, mass: float, end: End, tol: float
 ) -> tuple[FitResult, np.ndarray] | None:
-    """The result and its logits, where parameters that are rounded by now are the optimum."""
+    """The result and its logits if the rounded parameters are the optimum, else None."""
     theta = end.theta.astype(np.float64)
     z = given.logits(theta)
     gradient, value = given.gradient(theta, probabilities(z)), given.value(theta, z)

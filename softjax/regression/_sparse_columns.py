@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-# The examples of a dense block.
+# The number of examples in a dense block.
 ROWS = 2**14
 
 
@@ -98,7 +98,7 @@ class SparseColumns:
         return means, np.maximum(squares, 0)
 
     def gram(self, weights: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """sum_i w_i s_i s_i^T of some columns and the ones, from dense blocks of examples."""
+        """sum_i w_i s_i s_i^T of the chosen columns and the ones, from dense blocks of examples."""
         chosen, shift = self.x[:, places], self.shift[places]
         gram = np.zeros((len(shift) + self.biases,) * 2)
         for first in range(0, len(weights), ROWS):

@@ -1,12 +1,12 @@
-"""The preconditioners of Newton's method in NumPy, an inverse of the Hessian each.
+"""The preconditioners of Newton's method in NumPy, each an approximate inverse of the Hessian.
 
-That of dense features is the one of `_preconditioner`. That of sparse ones is
+Dense features have the preconditioner of `_preconditioner`. Sparse features have
 
     S diag(v_kj + r_j)^-1 S^T,  v_kj = sum_i u_ik (x_ij - mu_kj)^2,  u_ik = w_i p_ik (1 - p_ik)
 
-for every class k, in the parameters S of the features around mu_k, their means with the weights
-u_ik. It needs no matrix of the features, and conjugate gradients take half of the steps that they
-take with the diagonal of the Hessian.
+for every class k, where S changes to the parameters of the features minus mu_k, their means under
+the weights u_ik. It needs no dense matrix of the features, and conjugate gradients take half of the
+steps that they take with the diagonal of the Hessian.
 """
 
 from typing import Any, NamedTuple
@@ -16,28 +16,27 @@ import numpy as np
 from softjax.regression._preconditioner import BETWEEN
 from softjax.regression._table import Table, centred, complements
 
-# A matrix of features is made of fewer columns than this.
+# A dense D x D matrix is formed for fewer columns than this.
 MOST_COLUMNS = 128
-# A relative curvature above this is no rounding of float64.
+# A relative curvature above this is not rounding in float64.
 CLEAR = 1e-8
-# A penalty that is this part of the curvature of a sparse feature holds it.
+# A penalty is sufficient if it is more than this part of the curvature of a sparse feature.
 HELD = 1e-6
-# The curvature of a bias is held above this part of that of all of them.
+# The curvature of a bias is at least this part of the sum for all biases.
 FLOOR = 1e-8
 
 
 class Preconditioner(NamedTuple):
     """C S (I kron T) diag(inverse) (I kron T)^T S^T C, for C = I - 11^T/K over the classes.
 
-    S takes kernel mu from the bias of each class.
+    S subtracts kernel mu from the bias of each class.
 
     Attributes:
         means: mu [K, D + 1]; 0 for the bias, and without an intercept.
         inverse: [K, D + 1].
         columns: T [D + 1, D + 1]; None for I.
-        least: the least curvature of the features, relative to their own; 0 where it is not clear.
-        distance: the largest mean of a feature in standard deviations, where a penalty does not
-            hold it.
+        least: the least relative curvature of the features; 0 if it is not clear.
+        distance: the largest mean of a feature, in standard deviations that include its penalty.
     """
 
     means: np.ndarray
@@ -95,7 +94,7 @@ def kronecker(table: Table, p: np.ndarray) -> Preconditioner:
 
 
 def diagonal(table: Table, narrow: Table, p: np.ndarray) -> Preconditioner:
-    """The preconditioner of sparse features, from the same problem `narrow` in any dtype."""
+    """The preconditioner of sparse features; `narrow` is the same problem in any dtype."""
     p = narrow.rounded(p)
     u = narrow.weights * p * complements(p)
     of_example = u.sum(0)
@@ -111,10 +110,11 @@ def diagonal(table: Table, narrow: Table, p: np.ndarray) -> Preconditioner:
 
 
 def _least_curvature(table: Table, weights: np.ndarray, held: np.ndarray) -> float:
-    """About the least curvature of sparse features, of which the penalty is the parts `held`.
+    """About the least relative curvature of sparse features.
 
-    Where it holds some of them too little, their own curvature counts beside that of the others. A
-    combination of both kinds has about as much, since one of its two parts is large.
+    `held` is the part of the curvature of each feature that comes from the penalty. If it is too
+    small for some features, their own curvature is computed. A combination of both kinds of
+    features has about as much curvature, since one of its two parts is large.
     """
     least, weak = np.min(held, initial=1), np.flatnonzero(~(held > HELD))
     if least > CLEAR or not 0 < len(weak) < MOST_COLUMNS:
