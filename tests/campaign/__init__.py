@@ -6,7 +6,12 @@ generator, which depends on the seed, the kind and the number of the case. A fai
 be repeated alone, with the command at the end of its line.
 """
 
+import sys
+from pathlib import Path
 from typing import NamedTuple
+
+# Tests import their helpers from this folder, as pytest does.
+sys.path.append(str(Path(__file__).parents[1]))
 
 
 class Outcome(NamedTuple):
