@@ -66,6 +66,11 @@ def has_bounded_optimum(problem: Problem) -> Array:
     return ~is_loose(problem) & ~lacks_examples(problem)
 
 
+def newtonian_limit(problem: Problem) -> Array:
+    """The nats that the last of Newton's steps may move the logits by."""
+    return jnp.where(has_bounded_optimum(problem), NEWTONIAN, STILL)
+
+
 def is_separated(problem: Problem, logits: Array) -> Array:
     """Whether every example has one class and its score, without the offset, is strictly largest.
 
@@ -100,6 +105,10 @@ NEAR = 1e-4
 # A quadratic model predicts the distance to the optimum only if its step moves the logits by less
 # than this, in nats.
 STILL = 0.1
+# The limit for Newton's steps to an optimum that is known to exist. A step of m nats changes the
+# Hessian by at most a factor e^m, and the next decrement is at most e^m ((e^m - 1 - m) / m)^2 times
+# this one: here 0.15 times.
+NEWTONIAN = 0.5
 # Logits that were summed over the steps have other rounding errors than logits computed from the
 # parameters. The difference may change a gradient of the size of `tol` by as much, so that an end
 # is confirmed within this multiple of `tol`.
@@ -119,7 +128,7 @@ class State(NamedTuple):
         decrement: the decrease that the model predicted for the last step, nats.
         move: the largest change of the difference of two logits of an example in the last step.
         farthest: the largest `move` of all the steps since the gradient has been NEAR.
-        strict: whether a fit may end only once `move` is below STILL. Without an optimum no fit
+        strict: whether a fit may end only once `move` is below a limit. Without an optimum no fit
             comes to rest; if not `strict`, it ends, and then separation has to be proven.
         unseen: a bound of the decrease that is possible where rounding hides the curvature, nats.
         first: the objective at the start.
@@ -171,13 +180,15 @@ def check_convergence(
     tol: Array,
     unseen: Any = 0.0,
     goes_on: bool = False,
+    still: Any = STILL,
 ) -> State:
     """The state with the objective and gradient at its parameters, and the status that follows.
 
-    With `goes_on` a fit does not end where rounding hides something: its next steps find it.
+    With `goes_on` a fit does not end where rounding hides something: its next steps find it. A
+    `strict` fit may end where the last step moved the logits by less than `still` nats.
     """
     first = jnp.where(state.step == 0, objective, state.first)
-    at_rest = (state.move < STILL) | ~state.strict | (norm == 0)
+    at_rest = (state.move < still) | ~state.strict | (norm == 0)
     reached = converged(objective, first, norm, state.decrement, tol) & at_rest
     unseen = jnp.asarray(unseen, objective.dtype)
     state = state._replace(value=objective, norm=norm, first=first, unseen=unseen)

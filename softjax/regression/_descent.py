@@ -17,10 +17,12 @@ from softjax._reductions import behind_barrier_on_cpu
 from softjax._sharding import while_loop
 from softjax.regression import _standardised
 from softjax.regression._convergence import (
+    STILL,
     State,
     after_step,
     check_convergence,
     has_bounded_optimum,
+    newtonian_limit,
 )
 from softjax.regression._features import by_examples
 from softjax.regression._loop import Solver
@@ -155,6 +157,7 @@ class Descent(Solver):
     Attributes:
         precise: whether directions are computed in the dtype of the fit instead of float32.
         standardised: the features for directions.
+        still: the nats that the last step may move the logits by.
     """
 
     precise = False
@@ -163,6 +166,7 @@ class Descent(Solver):
         super().__init__(problem)
         dtype = problem.features.dtype if self.precise else jnp.float32
         self.standardised = _standardised.standardise(problem, self.bound, dtype)
+        self.still = newtonian_limit(problem) if self.by_newton else STILL
 
     @abstractmethod
     def direction(self, here: Point, state: State) -> tuple[Array, Any, Array]:
@@ -183,7 +187,8 @@ class Descent(Solver):
         here = here._replace(gradient=centred(here.gradient))
         norm = relative_norm(here.gradient, self.bound)
         unseen = self.unseen(state.memory, here.gradient)
-        return check_convergence(state, here.value, norm, tol, unseen, self.precise), here
+        end = check_convergence(state, here.value, norm, tol, unseen, self.precise, self.still)
+        return end, here
 
     def step(self, state: State, known: Array, here: Point) -> tuple[State, Array]:
         d, memory, passes = self.direction(here, state)

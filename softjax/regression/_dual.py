@@ -24,7 +24,12 @@ from jax import Array
 
 from softjax._sharding import while_loop
 from softjax.regression import _standardised
-from softjax.regression._convergence import State, check_convergence, has_bounded_optimum
+from softjax.regression._convergence import (
+    State,
+    check_convergence,
+    has_bounded_optimum,
+    newtonian_limit,
+)
 from softjax.regression._descent import add_step, take_step
 from softjax.regression._features import product
 from softjax.regression._linear_solves import factor, factored_solve
@@ -113,7 +118,8 @@ class Dual(Solver):
         size = jnp.sum(rho * rho / jnp.where(self.counted, self.weights, 1)[None], 1)
         norm = jnp.maximum(jnp.sqrt(jnp.max(size)), relative_norm(l2 * span.rest, self.bound))
         objective = value(self.problem, state.theta, known)
-        return check_convergence(state, objective, norm, tol), rho
+        still = newtonian_limit(self.problem)
+        return check_convergence(state, objective, norm, tol, still=still), rho
 
     def step(self, state: State, known: Array, here: Array) -> tuple[State, Array]:
         problem, span, rho, p = self.problem, state.memory, here, probabilities(known)

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softjax.regression._convergence import NEAR, STILL, converged
+from softjax.regression._convergence import NEAR, NEWTONIAN, STILL, converged
 from softjax.regression._descent import MIN_FRACTION, OVERSHOOT, SLOPE_LEFT, TRIALS
 from softjax.regression._features import in_numpy, is_sparse
 from softjax.regression._linear_solves import CG_STEPS, FINE, ROUGH
@@ -190,6 +190,7 @@ def _newton(table: Table, single: Table, theta: np.ndarray, tol: float) -> End |
     decrement, move, passes, near, stale = np.inf, np.inf, 2, False, np.inf
     among, precondition = table, centred
     most_passes = MOST_WORK / (table.targets.size * (table.width + 16)) if is_dense else np.inf
+    still = STILL if table.is_loose else NEWTONIAN
     for step in range(MOST_STEPS):
         p = probabilities(z)
         gradient = table.gradient(theta, p)
@@ -200,7 +201,7 @@ def _newton(table: Table, single: Table, theta: np.ndarray, tol: float) -> End |
             return None
         # The norm in the units of the features is at most 2^(1/2) times as large.
         at_end = converged(table.value(theta, z), first, 2 * norm, decrement, tol)
-        if at_end and (move < STILL or norm == 0) and stale < STALE:
+        if at_end and (move < still or norm == 0) and stale < STALE:
             return End(theta, first, decrement, step, passes)
         near = near or norm < NEAR
         if stale >= STALE:

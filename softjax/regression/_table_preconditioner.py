@@ -72,7 +72,8 @@ def kronecker(table: Table, p: np.ndarray) -> Preconditioner:
     x = table.features - middle
     means = table.biases * (u @ x) / np.where(of_class > 0, of_class, 1)
     means[:, table.width :] = 0
-    a = (x.T * of_example) @ x
+    x *= np.sqrt(of_example)[:, None]
+    a = x.T @ x  # NumPy computes one half of this symmetric product
     a = mean_eigenvalue * (a - (1 - BETWEEN) * means.T @ (of_class * means))
     size = np.diag(a) + table.ridge
     distance = np.sqrt(np.max(mean_eigenvalue * u.sum() * np.square(middle) / size))

@@ -14,6 +14,7 @@ from sparse_rows import sparse_rows
 
 from softjax import regression, streaming
 from softjax.regression import _programs
+from softjax.regression._convergence import NEWTONIAN
 from softjax.regression._objective import Data
 
 pytestmark = [
@@ -359,3 +360,34 @@ def test_labels_too_small_for_a_sum_in_float32_are_fitted():
     plain = regression.fit(x, labels)
     assert small.converged
     np.testing.assert_allclose(small.params.kernel, plain.params.kernel, atol=1e-4)
+
+
+def test_a_newton_step_of_few_nats_leaves_little_to_promise():
+    """The bound that `NEWTONIAN` is derived from, at random points of random problems."""
+    rng, bound = np.random.default_rng(5), lambda m: np.exp(m) * ((np.exp(m) - 1 - m) / m) ** 2
+    seen = []
+    for _ in range(100):
+        x = np.column_stack([rng.normal(size=(N, D)) * 10 ** rng.uniform(-1, 1, D), np.ones(N)])
+        y, l2 = rng.integers(K, size=N), 10 ** rng.uniform(-4, 0)
+
+        def gradient_and_hessian(theta, x=x, y=y, l2=l2):
+            p = scipy.special.softmax(x @ theta, 1)
+            g = x.T @ (p - np.eye(K)[y]) / N + l2 * theta
+            own = p[:, :, None] * (np.eye(K) - p[:, None])
+            h = np.einsum("nd,nkj,ne->dkej", x, own, x) / N
+            return g.ravel(), h.reshape(g.size, -1) + l2 * np.eye(g.size)
+
+        theta = rng.normal(size=(D + 1, K)) / np.abs(x).max(0)[:, None]
+        for _ in range(4):
+            g, h = gradient_and_hessian(theta)
+            d = -np.linalg.solve(h, g)
+            m = np.ptp(x @ d.reshape(theta.shape), axis=1).max()
+            theta += d.reshape(theta.shape) * min(1, 3 / m)
+            if 1e-3 < m < 3:
+                after, curvature = gradient_and_hessian(theta)
+                left = after @ np.linalg.solve(curvature, after) / (g @ -d)
+                assert left <= bound(m) * (1 + 1e-6), (m, left, bound(m))
+                seen.append(m)
+    assert len(seen) > 100
+    assert min(seen) < NEWTONIAN
+    assert bound(NEWTONIAN) < 0.15
