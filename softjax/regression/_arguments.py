@@ -25,7 +25,7 @@ from softjax.regression._features import (
 )
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._model import init as zeros
-from softjax.regression._objective import Data
+from softjax.regression._problem import Data
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO

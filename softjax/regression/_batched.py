@@ -16,7 +16,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.tree_util import Partial
 
-from softjax.regression import _convergence, _objective, _preconditioner, _standardised
+from softjax.regression import (
+    _convergence,
+    _objective,
+    _preconditioner,
+    _problem,
+    _standardised,
+)
 from softjax.regression._convergence import (
     State,
     check_convergence,
@@ -29,16 +35,14 @@ from softjax.regression._features import is_sparse
 from softjax.regression._linear_solves import truncated
 from softjax.regression._newton import NewtonCG
 from softjax.regression._objective import (
-    Data,
     Point,
-    Problem,
     centred,
     class_scores,
     logits_at,
     value,
     with_offset,
-    with_targets,
 )
+from softjax.regression._problem import Data, Problem, with_targets
 from softjax.regression._result import FitResult, Status
 from softjax.regression._standardised import Standardised
 
@@ -198,8 +202,8 @@ def _loaded(lanes: Lanes, tol: Array, lane: Array) -> Active:
     """A lane at its start; for a number beyond the last lane, a placeholder that is never used."""
     own = lanes.lane_of(lanes.data.l2, lane)
     data = replace(lanes.data, labels=own.labels, weights=own.weights, l2=own.l2)
-    data, mass = _objective.normalised(data)
-    problem = _objective.problem_of(data)
+    data, mass = _problem.normalised(data)
+    problem = _problem.problem_of(data)
     zeros, logits = jnp.zeros_like(lanes.start), logits_at(problem, lanes.start)
     of_zeros = with_offset(problem, jnp.zeros_like(logits))
     good = value(problem, lanes.start, logits) <= value(problem, zeros, of_zeros)

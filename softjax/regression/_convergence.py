@@ -4,7 +4,7 @@ The objective is convex. It has an optimum if a penalty bounds the kernel and ev
 examples, which bound the biases; without a penalty it has one unless the classes are separated,
 which `_ending` proves.
 
-A solver works with the objective divided by the mass of its targets (`_objective.normalised`), so
+A solver works with the objective divided by the mass of its targets (`_problem.normalised`), so
 that nothing below depends on the scale of labels or weights. At a point with the gradient g and the
 objective f it has converged if
 
@@ -24,14 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from softjax.regression._objective import (
-    Data,
-    Problem,
-    class_scores,
-    penalised,
-    with_offset,
-    without_offset,
-)
+from softjax.regression._objective import class_scores, penalised, with_offset, without_offset
+from softjax.regression._problem import Data, Problem
 from softjax.regression._result import Status
 
 

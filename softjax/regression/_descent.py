@@ -28,7 +28,6 @@ from softjax.regression._features import by_examples
 from softjax.regression._loop import Solver
 from softjax.regression._objective import (
     Point,
-    Problem,
     below_largest,
     centred,
     class_scores,
@@ -41,6 +40,7 @@ from softjax.regression._objective import (
     residual,
     without_offset,
 )
+from softjax.regression._problem import Problem
 from softjax.regression._standardised import from_standard, to_standard
 
 TRIALS = 20

@@ -35,7 +35,6 @@ from softjax.regression._features import product
 from softjax.regression._linear_solves import factor, factored_solve
 from softjax.regression._loop import Solver
 from softjax.regression._objective import (
-    Problem,
     centred,
     class_scores,
     example_weights,
@@ -49,6 +48,7 @@ from softjax.regression._objective import (
     with_offset,
     without_bias,
 )
+from softjax.regression._problem import Problem
 from softjax.regression._result import Status
 
 if TYPE_CHECKING:

@@ -47,25 +47,22 @@ from softjax.regression._implicit import solve
 from softjax.regression._linear_solves import JITTER, conjugate_gradients
 from softjax.regression._newton import newton_cg
 from softjax.regression._objective import (
-    Data,
     Point,
-    Problem,
     centred,
     class_scores,
     example_weights,
     gradient_bound,
     hessian_times,
     logits_at,
-    normalised,
     penalised,
     point,
-    problem_of,
     pull_back,
     relative_norm,
     softmax_hvp,
     uncertainty,
     value,
 )
+from softjax.regression._problem import Data, Problem, normalised, problem_of
 from softjax.regression._proximal import smallest_subgradient
 from softjax.regression._result import Status
 

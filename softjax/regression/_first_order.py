@@ -10,15 +10,8 @@ from softjax.regression import _ending, _frame
 from softjax.regression._arguments import at_least
 from softjax.regression._convergence import is_loose, is_separated, status_where_separated
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._objective import (
-    Data,
-    gradient_bound,
-    logits_at,
-    normalised,
-    pack,
-    problem_of,
-    ridge,
-)
+from softjax.regression._objective import gradient_bound, logits_at, pack, ridge
+from softjax.regression._problem import Data, normalised, problem_of
 from softjax.regression._result import FitResult, Status
 from softjax.regression._steps import (
     Batch,

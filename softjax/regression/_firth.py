@@ -37,7 +37,6 @@ from softjax.regression._features import by_columns, product
 from softjax.regression._implicit import Stationarity, solve_within
 from softjax.regression._loop import Solver
 from softjax.regression._objective import (
-    Problem,
     centred,
     class_scores,
     example_weights,
@@ -47,6 +46,7 @@ from softjax.regression._objective import (
     relative_norm,
     value,
 )
+from softjax.regression._problem import Problem
 
 HALVINGS = 20
 

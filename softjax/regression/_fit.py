@@ -30,7 +30,7 @@ from softjax.regression._arguments import (
 )
 from softjax.regression._features import in_full_precision, is_sparse
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._objective import Data
+from softjax.regression._problem import Data
 from softjax.regression._programs import SOLVERS
 from softjax.regression._result import Event, FitResult, Status, recorded
 

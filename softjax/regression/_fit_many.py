@@ -32,7 +32,7 @@ from softjax.regression._arguments import (
 from softjax.regression._batched import Lane
 from softjax.regression._groups import mean_one, no_report, run
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._objective import Data, problem_of
+from softjax.regression._problem import Data, problem_of
 from softjax.regression._result import FitResult, ManyEvent
 
 if TYPE_CHECKING:

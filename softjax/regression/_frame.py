@@ -48,8 +48,8 @@ from softjax import _checks
 from softjax.regression._arguments import is_at_hand
 from softjax.regression._features import column_of, is_sparse, stored_mass, with_data
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._objective import Data
 from softjax.regression._preconditioner import LARGEST_FACTOR
+from softjax.regression._problem import Data
 from softjax.regression._result import Status
 
 if TYPE_CHECKING:

@@ -31,16 +31,14 @@ from softjax.regression._features import in_full_precision, is_sparse
 from softjax.regression._linear_solves import factored_hessian
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import (
-    Data,
     example_weights,
     gradient_bound,
     logits_at,
-    normalised,
     pack,
     probabilities,
-    problem_of,
     uncertainty,
 )
+from softjax.regression._problem import Data, normalised, problem_of
 from softjax.regression._result import FitResult, ManyEvent, Status
 from softjax.regression._solve import to_the_end
 from softjax.regression._standardised import Standardised

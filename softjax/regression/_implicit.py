@@ -21,7 +21,6 @@ from jax import Array, lax
 from softjax.regression import _preconditioner, _standardised
 from softjax.regression._linear_solves import conjugate_gradients
 from softjax.regression._objective import (
-    Problem,
     centred,
     example_weights,
     gradient_bound,
@@ -32,6 +31,7 @@ from softjax.regression._objective import (
     probabilities,
     row_norms,
 )
+from softjax.regression._problem import Problem
 
 CG_STEPS = 1000
 

@@ -23,7 +23,7 @@ from softjax.regression._convergence import converged
 from softjax.regression._features import is_sparse
 from softjax.regression._l1_path import Evaluation, Path, no_report
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._objective import Data
+from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, Status
 from softjax.regression._table import End, Table
 

@@ -34,17 +34,15 @@ from softjax.regression import _frame, _solve, _standardised
 from softjax.regression._features import is_sparse
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import (
-    Data,
     example_weights,
     gradient_bound,
     logits_at,
-    normalised,
     pack,
     point,
-    problem_of,
     row_norms,
     value,
 )
+from softjax.regression._problem import Data, normalised, problem_of
 from softjax.regression._result import FitResult, Status
 
 # The numbers of active columns are FEWEST times powers of GROWTH, or all columns.

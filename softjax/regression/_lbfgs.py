@@ -22,8 +22,9 @@ from softjax._sharding import cond
 from softjax.regression import _preconditioner
 from softjax.regression._convergence import State
 from softjax.regression._descent import Descent
-from softjax.regression._objective import Point, Problem, example_weights
+from softjax.regression._objective import Point, example_weights
 from softjax.regression._preconditioner import Preconditioner
+from softjax.regression._problem import Problem
 from softjax.regression._standardised import Standardised
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from jax import Array
 from softjax._sharding import cond, while_loop
 from softjax.regression._convergence import CONFIRMED, State, initial
 from softjax.regression._implicit import SMOOTH, Stationarity
-from softjax.regression._objective import Data, Problem, gradient_bound, objective
+from softjax.regression._objective import gradient_bound, objective
+from softjax.regression._problem import Data, Problem
 from softjax.regression._result import Status
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from softjax.regression import _preconditioner, _standardised
 from softjax.regression._convergence import State
 from softjax.regression._descent import Descent
 from softjax.regression._linear_solves import JITTER, factored_hessian, factored_solve, truncated
-from softjax.regression._objective import Point, Problem, example_weights, uncertainty
+from softjax.regression._objective import Point, example_weights, uncertainty
 from softjax.regression._preconditioner import Preconditioner
+from softjax.regression._problem import Problem
 from softjax.regression._standardised import Standardised
 
 if TYPE_CHECKING:

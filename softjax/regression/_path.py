@@ -27,7 +27,7 @@ from softjax.regression._arguments import (
 )
 from softjax.regression._groups import mean_one, stacked
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._objective import Data
+from softjax.regression._problem import Data
 from softjax.regression._resampling import (
     CrossValidation,
     cross_validated,

@@ -31,14 +31,8 @@ from softjax.regression._lbfgs import LBFGS
 from softjax.regression._loop import Solver
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._newton import Newton, NewtonCG, PreciseNewtonCG
-from softjax.regression._objective import (
-    Data,
-    Problem,
-    no_worse_than_zeros,
-    normalised,
-    problem_of,
-    unpack,
-)
+from softjax.regression._objective import no_worse_than_zeros, unpack
+from softjax.regression._problem import Data, Problem, normalised, problem_of
 from softjax.regression._proximal import Proximal
 from softjax.regression._result import Status
 

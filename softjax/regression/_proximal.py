@@ -56,7 +56,6 @@ from softjax.regression._implicit import (
 )
 from softjax.regression._loop import Solver
 from softjax.regression._objective import (
-    Problem,
     centred,
     example_weights,
     logits_at,
@@ -66,6 +65,7 @@ from softjax.regression._objective import (
     row_norms,
     value,
 )
+from softjax.regression._problem import Problem
 from softjax.regression._result import Status
 from softjax.regression._standardised import Standardised
 

@@ -33,7 +33,7 @@ from softjax.regression._batched import Lane
 from softjax.regression._frame import in_bucket
 from softjax.regression._groups import Outcome, mean_one, no_report, run, stacked
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._objective import Data
+from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, ManyEvent
 from softjax.regression.inference._estimates import check_level
 

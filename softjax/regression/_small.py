@@ -29,7 +29,7 @@ from softjax.regression._descent import MIN_FRACTION, OVERSHOOT, SLOPE_LEFT, TRI
 from softjax.regression._features import in_numpy, is_sparse
 from softjax.regression._linear_solves import CG_STEPS, FINE, ROUGH
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._objective import Data
+from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, Status
 from softjax.regression._sparse_columns import sparse_columns
 from softjax.regression._table import (

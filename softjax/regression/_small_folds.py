@@ -16,7 +16,7 @@ import numpy as np
 from softjax.regression import _small
 from softjax.regression._groups import Outcome
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._objective import Data
+from softjax.regression._problem import Data
 from softjax.regression._result import FitResult
 from softjax.regression._table import is_on_host, placed, targets_of
 

@@ -21,15 +21,8 @@ from softjax.regression._convergence import CONFIRMED, STILL, converged, is_loos
 from softjax.regression._implicit import stationary
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._newton import PreciseNewtonCG
-from softjax.regression._objective import (
-    Data,
-    logits_at,
-    objective,
-    pack,
-    problem_of,
-    unpack,
-    value,
-)
+from softjax.regression._objective import logits_at, objective, pack, unpack, value
+from softjax.regression._problem import Data, problem_of
 from softjax.regression._programs import PRECISELY, SOLVERS, Outcome, solver_of
 from softjax.regression._result import FitResult, Status
 

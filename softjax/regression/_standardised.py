@@ -22,7 +22,8 @@ from softjax.regression._features import (
     stored_mass,
     with_data,
 )
-from softjax.regression._objective import Problem, example_weights, ridge
+from softjax.regression._objective import example_weights, ridge
+from softjax.regression._problem import Problem
 
 # The middle of a feature is the median of this many examples.
 MEDIAN_ROWS = 32

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import get_abstract_mesh
 
 from softjax.regression._arguments import is_at_hand
-from softjax.regression._objective import Data
+from softjax.regression._problem import Data
 from softjax.regression._sparse_columns import SparseColumns
 
 # A variance below this part of the mean square is summed directly instead of as a difference.

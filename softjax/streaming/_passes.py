@@ -19,16 +19,8 @@ from softjax.regression import _ending, _frame
 from softjax.regression._arguments import refuse_scales
 from softjax.regression._convergence import is_separated
 from softjax.regression._descent import largest_move
-from softjax.regression._objective import (
-    Data,
-    Problem,
-    class_scores,
-    gradient_bound,
-    logits_at,
-    point,
-    problem_of,
-    value,
-)
+from softjax.regression._objective import class_scores, gradient_bound, logits_at, point, value
+from softjax.regression._problem import Data, Problem, problem_of
 from softjax.regression._steps import Batch, good_rows
 from softjax.streaming._devices import ahead
 from softjax.streaming._rows import (

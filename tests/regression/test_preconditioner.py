@@ -7,14 +7,8 @@ import pytest
 
 from softjax import regression
 from softjax.regression import _preconditioner, _standardised
-from softjax.regression._objective import (
-    Data,
-    centred,
-    example_weights,
-    gradient_bound,
-    hessian_times,
-    problem_of,
-)
+from softjax.regression._objective import centred, example_weights, gradient_bound, hessian_times
+from softjax.regression._problem import Data, problem_of
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.usefixtures("compiled_fits")]
 

@@ -6,7 +6,7 @@ import pytest
 
 from softjax import regression, streaming
 from softjax.regression import _programs
-from softjax.regression._objective import Data
+from softjax.regression._problem import Data
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.usefixtures("compiled_fits")]
 

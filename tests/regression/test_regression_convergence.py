@@ -15,7 +15,7 @@ from sparse_rows import sparse_rows
 from softjax import regression, streaming
 from softjax.regression import _programs
 from softjax.regression._convergence import NEWTONIAN
-from softjax.regression._objective import Data
+from softjax.regression._problem import Data
 
 pytestmark = [
     pytest.mark.x64_once(True),

@@ -10,7 +10,8 @@ from test_regression import L2, D, K, N, assert_optimal, optimum, problem
 
 from softjax import regression
 from softjax.regression import _features, _programs
-from softjax.regression._objective import Data, point, problem_of
+from softjax.regression._objective import point
+from softjax.regression._problem import Data, problem_of
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.usefixtures("compiled_fits")]
 
