@@ -72,11 +72,18 @@ def test_ci_runs_the_test_command_of_the_readme():
 # --- documents ---
 
 
+# XLA:CPU without optimisations compiles Firth's solver wrongly: a sum over the examples, which is
+# fused with a product, has an entry of -inf, while all that is summed is finite.
+FULLY = {"fitting.md": pytest.mark.compiled_quickly(False)}
 # tests/thread runs those of thread.md.
-WITH_EXAMPLES = [path for path in DOCUMENTS if path.name != "thread.md"]
+WITH_EXAMPLES = [
+    pytest.param(path, marks=FULLY.get(path.name, ()), id=path.name)
+    for path in DOCUMENTS
+    if path.name != "thread.md"
+]
 
 
-@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", WITH_EXAMPLES)
 def test_the_examples_of_a_document_run_as_they_stand(path):
     # One namespace a document, as a reader would type it; fences are no part of the output.
     source = "\n".join(fenced(path.read_text(), "python"))
