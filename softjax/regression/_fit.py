@@ -160,10 +160,8 @@ def fit(
     Source: J. Nocedal and S. J. Wright, "Numerical Optimization" (2006), algorithms 7.1 and 7.5.
     """
     begin = time.perf_counter()
-    weights = (sample_weights, class_weights)
-    data = checked_data(
-        features, labels, num_classes, *weights, fit_intercept, offset, penalty_factors
-    )
+    known = (sample_weights, class_weights, fit_intercept, offset, penalty_factors)
+    data = checked_data(features, labels, num_classes, *known)
     data, has_corners = _with_penalties(data, l2, l1, grouped)
     first_order = any(option is not None for option in (optimizer, batch_size, epochs))
     name = _solver_name(solver, data, l2, has_corners, first_order)
