@@ -60,9 +60,9 @@ def has_bounded_optimum(problem: Problem) -> Array:
     return ~is_loose(problem) & ~lacks_examples(problem)
 
 
-def newtonian_limit(problem: Problem) -> Array:
-    """The nats that the last of Newton's steps may move the logits by."""
-    return jnp.where(has_bounded_optimum(problem), NEWTONIAN, STILL)
+def newtonian_limit(is_bounded: Array) -> Array:
+    """The nats that the last Newton step may move the logits by; see `has_bounded_optimum`."""
+    return jnp.where(is_bounded, NEWTONIAN, STILL)
 
 
 def is_separated(problem: Problem, logits: Array) -> Array:

@@ -157,6 +157,7 @@ class Descent(Solver):
     Attributes:
         precise: whether directions are computed in the dtype of the fit instead of float32.
         standardised: the features for directions.
+        is_bounded: whether the problem has a bounded optimum.
         still: the nats that the last step may move the logits by.
     """
 
@@ -166,7 +167,8 @@ class Descent(Solver):
         super().__init__(problem)
         dtype = problem.features.dtype if self.precise else jnp.float32
         self.standardised = _standardised.standardise(problem, self.bound, dtype)
-        self.still = newtonian_limit(problem) if self.by_newton else STILL
+        self.is_bounded = has_bounded_optimum(problem)
+        self.still = newtonian_limit(self.is_bounded) if self.by_newton else STILL
 
     @abstractmethod
     def direction(self, here: Point, state: State) -> tuple[Array, Any, Array]:
@@ -178,7 +180,7 @@ class Descent(Solver):
 
     def init(self, state: State) -> tuple[State, Array]:
         theta = centred(state.theta)
-        strict = state.strict | has_bounded_optimum(self.problem)
+        strict = state.strict | self.is_bounded
         state = state._replace(theta=theta, strict=strict, passes=state.passes + 2)
         return state, logits_at(self.problem, theta)
 

@@ -92,6 +92,8 @@ class Dual(Solver):
         self.standardised = s = _standardised.scaled(problem, mean, unit, mean)
         # The diagonal of G, [N].
         self.squares = _standardised.squared(s, jnp.ones_like(s.ridge).at[-1].set(0))
+        self.is_bounded = has_bounded_optimum(problem)
+        self.still = newtonian_limit(self.is_bounded)
 
     @staticmethod
     def memory(features: "Array | BCOO", theta: Any) -> DualMemory:
@@ -106,7 +108,7 @@ class Dual(Solver):
             rest=jnp.where(fresh, without_bias(theta), span.rest),
             rest_logits=jnp.where(fresh, scores - theta[:, -1:], span.rest_logits),
         )
-        strict = state.strict | has_bounded_optimum(self.problem)
+        strict = state.strict | self.is_bounded
         state = state._replace(theta=theta, memory=span, strict=strict, passes=state.passes + 2)
         return state, with_offset(self.problem, scores)
 
@@ -118,8 +120,7 @@ class Dual(Solver):
         size = jnp.sum(rho * rho / jnp.where(self.counted, self.weights, 1)[None], 1)
         norm = jnp.maximum(jnp.sqrt(jnp.max(size)), relative_norm(l2 * span.rest, self.bound))
         objective = value(self.problem, state.theta, known)
-        still = newtonian_limit(self.problem)
-        return check_convergence(state, objective, norm, tol, still=still), rho
+        return check_convergence(state, objective, norm, tol, still=self.still), rho
 
     def step(self, state: State, known: Array, here: Array) -> tuple[State, Array]:
         problem, span, rho, p = self.problem, state.memory, here, probabilities(known)

@@ -111,12 +111,30 @@ def stored_mass(x: "BCOO", weights: Array) -> Array:
     return jnp.zeros(x.shape[1], weights.dtype).at[columns].add(mass, mode="drop")
 
 
+def stored_entries(x: "BCOO") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The numbers, rows and columns of the entries of a known matrix, without padding."""
+    data, (rows, columns) = np.asarray(x.data), np.asarray(x.indices).T
+    inside = (rows < x.shape[0]) & (columns < x.shape[1])
+    if inside.all():
+        return data, rows, columns
+    return data[inside], rows[inside], columns[inside]
+
+
 def largest_entries(x: "BCOO") -> np.ndarray:
     """[D]: the largest absolute entry of each column, by NumPy, which needs no compilation."""
-    columns, size = np.asarray(x.indices)[:, 1], np.zeros(x.shape[1], x.dtype)
-    inside = columns < x.shape[1]  # other entries are padding
-    np.maximum.at(size, columns[inside], np.abs(np.asarray(x.data))[inside])
+    (data, _, columns), size = stored_entries(x), np.zeros(x.shape[1], x.dtype)
+    np.maximum.at(size, columns, np.abs(data))
     return size
+
+
+def in_numpy(features: Any) -> np.ndarray:
+    """Known dense or sparse features as a dense array [N, D] of float64."""
+    if not is_sparse(features):
+        return np.asarray(features, np.float64)
+    data, *places = stored_entries(features)
+    filled = np.zeros(features.shape)
+    np.add.at(filled, tuple(places), data)
+    return filled
 
 
 P = ParamSpec("P")
@@ -217,13 +235,3 @@ def by_examples(function: Callable[..., Any], weights: Array, x: Any, *of_classe
         return fori_loop(np.int32(0), np.int32(-(-examples // size)), block, zeros)
 
     return platform_dependent(weights, x, *of_classes, cpu=blocks, default=function)
-
-
-def in_numpy(features: Any) -> np.ndarray:
-    """Known dense or sparse features as a dense array [N, D] of float64."""
-    if not is_sparse(features):
-        return np.asarray(features, np.float64)
-    places, filled = np.asarray(features.indices), np.zeros(features.shape)
-    inside = (places < features.shape).all(1)  # other entries are padding
-    np.add.at(filled, tuple(places[inside].T), np.asarray(features.data)[inside])
-    return filled

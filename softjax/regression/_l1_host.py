@@ -17,15 +17,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from softjax.regression import _active_set, _small
+from softjax.regression import _active_set
 from softjax.regression._active_solves import Corners
 from softjax.regression._convergence import converged
-from softjax.regression._features import is_sparse
+from softjax.regression._features import is_sparse, stored_entries
 from softjax.regression._l1_path import Evaluation, Path, no_report
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, Status
-from softjax.regression._table import End, Table
+from softjax.regression._table import (
+    End,
+    Table,
+    is_on_host,
+    is_separated,
+    probabilities,
+    targets_of,
+)
 
 # Products with no more numbers than this are computed by one thread, if `threadpoolctl` is there
 # (scikit-learn brings it): more threads wait for each other, and take much longer on busy cores.
@@ -43,14 +50,14 @@ def path_of(data: Data, *options: Any) -> Path:
 
 def takes(data: Data) -> bool:
     """Whether the data are in the memory of the host and all features are penalised."""
-    if not _small.is_on_host(data):
+    if not is_on_host(data):
         return False
     if data.factors is not None and not np.all(np.asarray(data.factors) > 0):
         return False
     examples, width = data.features.shape
     if not is_sparse(data.features) and examples * width > MOST_NUMBERS:
         return False
-    return bool(np.all(_small.targets_of(data)[0].sum(1) > 0))  # else the bias has no optimum
+    return bool(np.all(targets_of(data)[0].sum(1) > 0))  # else the bias has no optimum
 
 
 def optimum(data: Data, tol: float, max_steps: int | None) -> FitResult | None:
@@ -79,7 +86,7 @@ class HostPath(Path):
 
     def __init__(self, data: Data, *options: Any):
         super().__init__(data, *options)
-        self.targets, self.mass = _small.targets_of(data)
+        self.targets, self.mass = targets_of(data)
         self.offset: Any = 0 if data.offset is None else np.asarray(data.offset, np.float64)
         self.standard = _Standard(
             data.features, self.targets.sum(0), data.constant is None or bool(data.constant)
@@ -167,7 +174,7 @@ class HostPath(Path):
         if self.report_of.func is not no_report:
             report = _report(self.report_of, z.astype(dtype))
         numbers: list[Any] = [self.mass * a for a in (slopes, standard.scale, loss, objective)]
-        separated = bool(_small.is_separated(self.targets, z - self.offset))
+        separated = bool(is_separated(self.targets, z - self.offset))
         params = SoftmaxRegression(jnp.asarray(kernel), jnp.asarray(bias))
         counts = (end.steps, end.passes, here.norm, separated)
         fit = FitResult(params, self.mass * objective, int(status), *counts, [])
@@ -178,7 +185,7 @@ class HostPath(Path):
     ) -> "_Point":
         standard, scale = self.standard, self.standard.scale[places]
         z = table.logits(theta)
-        residual = table.residual(_small.probabilities(z))
+        residual = table.residual(probabilities(z))
         gradient = standard.pull_back(residual)
         own = np.column_stack([gradient[:, places] / scale, *[residual.sum(1)] * standard.biases])
         slope = _active_set.smallest_subgradient(corners, theta, own + table.ridge * theta)
@@ -257,10 +264,8 @@ class _Standard:
         if self.sparse:
             from scipy.sparse import csc_array
 
-            rows, columns = np.asarray(x.indices).T
-            inside = (rows < x.shape[0]) & (columns < x.shape[1])
-            data = np.asarray(x.data, np.float64)[inside]
-            self.x = csc_array((data, (rows[inside], columns[inside])), shape=x.shape)
+            data, *places = stored_entries(x)
+            self.x = csc_array((data.astype(np.float64), tuple(places)), shape=x.shape)
             squares = self.x.multiply(self.x)
         else:
             self.x = np.asarray(x, np.float64)

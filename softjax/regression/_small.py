@@ -86,7 +86,8 @@ def is_small(data: Data) -> bool:
 
 def optimum(data: Data, tol: float, init: SoftmaxRegression | None = None) -> FitResult | None:
     """The optimum without l1, with steps from `init` or 0; None if its end is not clear."""
-    found = solved(prepared(data), targets_of(data), float(data.l2), tol, init)
+    targets = targets_of(data)
+    found = solved(prepared(data, targets[0]), targets, float(data.l2), tol, init)
     return None if found is None else found[0]._replace(params=placed(found[0].params))
 
 
@@ -114,9 +115,9 @@ class Prepared(NamedTuple):
     dtype: Any
 
 
-def prepared(data: Data) -> Prepared:
-    """The prepared features of `data`."""
-    targets, width = targets_of(data)[0], data.features.shape[1]
+def prepared(data: Data, targets: np.ndarray) -> Prepared:
+    """The prepared features of `data`, whose targets are [K, N]."""
+    width = data.features.shape[1]
     factors = np.ones(width) if data.factors is None else np.asarray(data.factors, np.float64)
     biases = int(data.constant is None or data.constant > 0)
     if is_small(data):

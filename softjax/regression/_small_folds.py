@@ -46,7 +46,8 @@ def outcomes(
     penalties, dtype = np.asarray(data.l2), data.features.dtype
     ones = np.ones(len(folds), dtype)
     weights = ones if data.weights is None else np.asarray(data.weights)
-    known, whole_targets = _small.prepared(data), targets_of(data)
+    whole_targets = targets_of(data)
+    known = _small.prepared(data, whole_targets[0])
     inside = [np.where(folds == fold, 0, weights) for fold in range(num_folds)]
     targets = [targets_of(replace(data, weights=w / w.mean())) for w in inside]
     found: list[Outcome | None] = [None] * len(penalties)

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from softjax.regression._features import stored_entries
+
 # The number of examples in a dense block.
 ROWS = 2**14
 
@@ -112,11 +114,8 @@ def sparse_columns(x: Any, biases: int) -> SparseColumns:
     """The original BCOO features, which are in the memory of the host, in float64."""
     from scipy.sparse import csr_array
 
-    rows, columns = np.asarray(x.indices).T
-    inside = (rows < x.shape[0]) & (columns < x.shape[1])  # other entries are padding
-    data = np.asarray(x.data, np.float64)
-    if not inside.all():
-        rows, columns, data = rows[inside], columns[inside], data[inside]
+    data, rows, columns = stored_entries(x)
+    data = data.astype(np.float64)
     if np.all(rows[:-1] <= rows[1:]):
         starts = np.searchsorted(rows, np.arange(x.shape[0] + 1, dtype=rows.dtype))
         matrix = csr_array((data, np.ascontiguousarray(columns), starts), shape=x.shape)
