@@ -1,14 +1,12 @@
-"""linear_cross_entropy: the documented function, its plain form, and its reductions."""
+"""linear_cross_entropy: the documented function and its reductions."""
 
 from functools import partial
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from softjax._cross_entropy import Reduction, checked_reduction, cross_entropy
+from softjax._cross_entropy import Reduction, checked_reduction
 from softjax._labels import Labels
 from softjax._linear_cross_entropy.blocks import Rows, Scalars
 from softjax._linear_cross_entropy.calls import Call, call_of
@@ -145,28 +143,6 @@ def linear_cross_entropy(
     how["batch_invariant"] = batch_invariant
     call = call_of(NAME, head.classes, of_examples, targets, class_axis, feature_axis, **how)
     return _reduced(call, head, targets, scalars, weights)
-
-
-def plain_linear_cross_entropy(
-    hidden: Array,
-    kernel: Array,
-    labels: Labels,
-    bias: Array | None = None,
-    *,
-    transpose_kernel: bool = False,
-    softcap: ArrayLike | None = None,
-    temperature: ArrayLike = 1.0,
-    **options: Any,
-) -> Array:
-    """The loss computed from all logits, as a user would write it; tests compare with it."""
-    dtype = compute_dtype(hidden.dtype)
-    kernel = kernel.T if transpose_kernel else kernel
-    x = jnp.matmul(hidden, kernel, preferred_element_type=dtype)
-    x = x if bias is None else x + bias.astype(dtype)
-    if softcap is not None:
-        out = jnp.isneginf(x)  # a class that the bias removes stays removed
-        x = jnp.where(out, -jnp.inf, softcap * jnp.tanh(jnp.where(out, 0, x) / softcap))
-    return cross_entropy(x / temperature, labels, **options)
 
 
 @partial(jax.jit, static_argnums=0)

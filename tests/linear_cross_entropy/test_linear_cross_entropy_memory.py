@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from plain_heads import plain_linear_cross_entropy
 
 import softjax
-from softjax._linear_cross_entropy.entry import plain_linear_cross_entropy
 
 pytestmark = pytest.mark.x64_once
 

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plain_heads import plain_linear_cross_entropy
 
 import softjax
 from softjax._linear_cross_entropy import plans, readings, tops
-from softjax._linear_cross_entropy.entry import plain_linear_cross_entropy
 from softjax._linear_cross_entropy.plans import Plan, Shapes
 from softjax._platforms import tracing_for
 

@@ -9,10 +9,10 @@ import numpy as np
 import oracles
 import pytest
 from meshes import KINDS, mesh_of, put, structure
+from plain_heads import plain_linear_cross_entropy
 
 import softjax
 from benchmarks import wire
-from softjax._linear_cross_entropy.entry import plain_linear_cross_entropy
 
 pytestmark = pytest.mark.compiled_quickly
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from meshes import mesh_of, put, structure
+from plain_heads import plain_linear_cross_entropy
 from test_parallel import (
     BIAS,
     CASES,
@@ -22,7 +23,6 @@ from test_parallel import (
 
 import softjax
 from benchmarks import wire
-from softjax._linear_cross_entropy.entry import plain_linear_cross_entropy
 
 pytestmark = pytest.mark.compiled_quickly
 
