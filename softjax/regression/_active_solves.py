@@ -11,15 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softjax.regression._table import Table, complements, curved
+from softjax.regression._linear_solves import conjugate_gradients_in_numpy
+from softjax.regression._objective import complements
+from softjax.regression._table import Table, curved
 
 # The relative damping of the diagonal of H, and the relative jitters that are tried for a factor.
 DAMPING, JITTERS = 1e-10, (1e-13, 1e-10)
 # A curvature below this part of the diagonal's is rounding.
 LEAST = 1e-16
-# The limit of the products of conjugate gradients, and the largest number of features for which
-# their preconditioner is a matrix.
-MOST_PRODUCTS, FEW = 400, 256
+# The limit of the steps of conjugate gradients, and the largest number of features for which their
+# preconditioner is a matrix.
+MOST_STEPS, FEW = 200, 256
 
 
 class Corners(NamedTuple):
@@ -181,23 +183,10 @@ def by_products(
         return image + extra * v - faces.bend * faces.unit * corners.along(v, faces.unit)
 
     r = among(-faces.slope - times(d))
-    z = precondition(r)
-    direction, product = z, np.vdot(r, z)
-    expected = product  # the curvature of the preconditioner
-    bound, products = tol * tol * product, 2
-    while product > bound and products < MOST_PRODUCTS:
-        image = among(times(direction))
-        curvature = np.vdot(direction, image)
-        if not curvature > DAMPING * expected:
-            break
-        length = product / curvature
-        d, r = d + length * direction, r - length * image
-        z, before = precondition(r), product
-        product = np.vdot(r, z)
-        direction = z + product / before * direction
-        expected = product + (product / before) ** 2 * expected
-        products += 2
-    return d, products
+    d, steps = conjugate_gradients_in_numpy(
+        lambda v: among(times(v)), precondition, d, r, tol, MOST_STEPS
+    )
+    return d, 2 + 2 * steps
 
 
 def _bent(h: np.ndarray, faces: Faces, free: np.ndarray, width: int) -> np.ndarray:

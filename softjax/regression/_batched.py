@@ -41,6 +41,7 @@ from softjax.regression._objective import (
     logits_at,
     value,
     with_offset,
+    without_offset,
 )
 from softjax.regression._problem import Data, Problem, with_targets
 from softjax.regression._result import FitResult, Status
@@ -269,7 +270,7 @@ def _of_lane(lanes: Lanes, problem: Problem) -> Standardised:
 
 def _result(lanes: Lanes, tol: Array, slot: Active) -> tuple[FitResult, Any, Array]:
     problem, state, logits = _problem_in(lanes, slot), slot.state, slot.point.logits
-    separated = _convergence.is_separated(problem, logits)
+    separated = _convergence.is_separated(problem.targets, without_offset(problem, logits))
     status = _convergence.status_where_separated(problem, state.theta, state.status, separated)
     params = _objective.unpack(state.theta)
     objective = state.value * slot.mass

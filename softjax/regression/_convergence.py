@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from softjax.regression._objective import class_scores, penalised, with_offset, without_offset
+from softjax.regression._objective import class_scores, penalised
 from softjax.regression._problem import Data, Problem
 from softjax.regression._result import Status
 
@@ -65,15 +65,16 @@ def newtonian_limit(is_bounded: Array) -> Array:
     return jnp.where(is_bounded, NEWTONIAN, STILL)
 
 
-def is_separated(problem: Problem, logits: Array) -> Array:
-    """Whether every example has one class and its score, without the offset, is strictly largest.
+def is_separated(targets: Any, scores: Any) -> Any:
+    """Whether every example has one class and its score is strictly largest; both are [K, N].
 
     Then the loss along s * theta falls to 0 as s grows: without a penalty there is no optimum.
+    Scores are logits without the offset, of JAX or of NumPy.
     """
-    own, scores = problem.targets > 0, without_offset(problem, logits)
-    lowest = jnp.min(jnp.where(own, scores, jnp.inf), 0)
-    highest = jnp.max(jnp.where(own, -jnp.inf, scores), 0)
-    return jnp.all((jnp.sum(own, 0) <= 1) & (lowest > highest))
+    xp, own = scores.__array_namespace__(), targets > 0
+    lowest = xp.where(own, scores, np.inf).min(0)
+    highest = xp.where(own, -np.inf, scores).max(0)
+    return ((own.sum(0) <= 1) & (lowest > highest)).all()
 
 
 def status_where_separated(
@@ -87,7 +88,7 @@ def status_where_separated(
     unbounded = separated & ~is_penalised(problem)
     if problem.factors is not None:
         alone = class_scores(problem, theta * free(problem))
-        unbounded |= is_separated(problem, with_offset(problem, alone))
+        unbounded |= is_separated(problem.targets, alone)
     done = (status == Status.CONVERGED) | (status == Status.PRECISION_FLOOR)
     status = jnp.where(done & lacks_examples(problem), Status.QUASI_SEPARATED, status)
     return jnp.where(unbounded & done, Status.SEPARATED, status).astype(jnp.int32)

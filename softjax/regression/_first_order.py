@@ -10,7 +10,7 @@ from softjax.regression import _ending, _frame
 from softjax.regression._arguments import at_least
 from softjax.regression._convergence import is_loose, is_separated, status_where_separated
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._objective import gradient_bound, logits_at, pack, ridge
+from softjax.regression._objective import class_scores, gradient_bound, pack, ridge
 from softjax.regression._problem import Data, normalised, problem_of
 from softjax.regression._result import FitResult, Status
 from softjax.regression._steps import (
@@ -174,7 +174,7 @@ def separation(data: Data, params: SoftmaxRegression, status: Array) -> tuple[Ar
     """Whether `params` separate the classes, and the status that follows from it."""
     problem = problem_of(data)
     theta = pack(params)
-    separated = is_separated(problem, logits_at(problem, theta))
+    separated = is_separated(problem.targets, class_scores(problem, theta))
     return separated, status_where_separated(problem, theta, status, separated)
 
 

@@ -13,14 +13,13 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
 from softjax.regression import _active_set
 from softjax.regression._active_solves import Corners
-from softjax.regression._convergence import converged
-from softjax.regression._features import is_sparse, stored_entries
+from softjax.regression._convergence import converged, is_separated
+from softjax.regression._features import is_sparse
 from softjax.regression._l1_path import Evaluation, Path, no_report
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
@@ -28,10 +27,13 @@ from softjax.regression._result import FitResult, Status
 from softjax.regression._table import (
     End,
     Table,
+    from_standard,
     is_on_host,
-    is_separated,
+    placed,
     probabilities,
+    table_of,
     targets_of,
+    to_standard,
 )
 
 # Products with no more numbers than this are computed by one thread, if `threadpoolctl` is there
@@ -55,9 +57,7 @@ def takes(data: Data) -> bool:
     if data.factors is not None and not np.all(np.asarray(data.factors) > 0):
         return False
     examples, width = data.features.shape
-    if not is_sparse(data.features) and examples * width > MOST_NUMBERS:
-        return False
-    return bool(np.all(targets_of(data)[0].sum(1) > 0))  # else the bias has no optimum
+    return is_sparse(data.features) or examples * width <= MOST_NUMBERS
 
 
 def optimum(data: Data, tol: float, max_steps: int | None) -> FitResult | None:
@@ -82,18 +82,28 @@ def optimum(data: Data, tol: float, max_steps: int | None) -> FitResult | None:
 
 
 class HostPath(Path):
-    """A path by `_active_set`."""
+    """A path by `_active_set`.
+
+    Attributes:
+        table: the standardised features, [N, D + 1].
+        mass: the sum of the targets before they were divided by it.
+        mean: of the original features, [D + 1].
+        scale: their standard deviations, [D + 1].
+        least: the smallest loss that any probabilities could have.
+    """
 
     def __init__(self, data: Data, *options: Any):
         super().__init__(data, *options)
-        self.targets, self.mass = targets_of(data)
-        self.offset: Any = 0 if data.offset is None else np.asarray(data.offset, np.float64)
-        self.standard = _Standard(
-            data.features, self.targets.sum(0), data.constant is None or bool(data.constant)
-        )
-        with np.errstate(invalid="ignore", divide="ignore"):
-            share = self.targets / self.targets.sum(0)
-            self.least = np.nansum(self.targets * np.where(share > 0, np.log(share), 0))
+        targets, self.mass = targets_of(data)
+        with np.errstate(all="ignore"):
+            table = table_of(data, targets, not is_sparse(data.features))
+            self.mean, self.scale = table.moments(table.mean_squares())
+            table = table.standardised(self.mean, self.scale)
+            share = targets / table.weights
+            self.least = np.nansum(targets * np.where(share > 0, np.log(share), 0))
+        if isinstance(table.features, np.ndarray):
+            table = table._replace(features=np.asfortranarray(table.features))
+        self.table = table
 
     def _among(
         self,
@@ -115,8 +125,10 @@ class HostPath(Path):
         """The result of `_among`; None if the end is not clear or takes more than `limit` steps."""
         places = np.flatnonzero(active)
         strength = penalised.l1 if penalised.l1_rows is None else penalised.l1_rows
-        numbers = len(self.standard.weights) * len(places)
+        numbers = len(self.table.weights) * len(places)
         if limit == 0 or not strength > 0 or numbers >= MOST_NUMBERS:
+            return None
+        if not np.all(self.table.targets.sum(1) > 0):  # the bias of such a class has no optimum
             return None
         # An end with numbers that are not finite, or a matrix that has no factor, is not clear.
         failures = contextlib.suppress(np.linalg.LinAlgError)
@@ -130,69 +142,60 @@ class HostPath(Path):
         self, penalised: Data, strength: float, places: np.ndarray, params: SoftmaxRegression
     ) -> tuple[FitResult, Evaluation] | None:
         """The fit to some features and its evaluation; None if its end is not clear."""
-        standard, biases = self.standard, self.standard.biases
-        mean, scale = standard.mean[places], standard.scale[places]
-        kernel, bias = (np.asarray(part, np.float64) for part in params)
-        theta = kernel[places].T * scale
-        theta = np.column_stack([theta, *[bias + mean @ kernel[places]] * biases])
-        s, r = (self.factors[places] * a / self.mass for a in (strength, float(penalised.l2)))
-        s, r = (np.append(a, [0] * biases) for a in (s / scale, r / scale**2))
-        table = Table(standard.columns(places), self.targets, r, self.offset, biases)
-        corners = Corners(s, penalised.l1_rows is not None)
+        whole, scale, none = self.table, self.scale, np.zeros(self.table.biases)
+        columns = np.append(places, np.arange(self.width, len(scale)))
+        s, r = (
+            np.append(self.factors * a / self.mass, none) for a in (strength, float(penalised.l2))
+        )
+        table = whole._replace(ridge=r / scale**2).among(columns)
+        corners = Corners((s / scale)[columns], penalised.l1_rows is not None)
+        theta = to_standard(whole.theta_of(params), self.mean, scale)[:, columns]
         end = _active_set.optimum(table, corners, theta, self.tol)
-        if end is None:
+        if end is None or not self._point(table, corners, columns, end.theta, end).reached:
             return None
-        if self._point(table, corners, places, end.theta, end).reached:
-            return self._judged(table, corners, places, end)
-        return None
+        return self._judged(table, corners, columns, end)
 
     def _judged(
-        self, table: Table, corners: Corners, places: np.ndarray, end: End
+        self, table: Table, corners: Corners, columns: np.ndarray, end: End
     ) -> tuple[FitResult, Evaluation]:
         """The rounded optimum and its evaluation.
 
         It has converged if the rounded parameters satisfy the rule of all solvers, or if their
         objective, though not their gradient, is within the tolerance of the optimum.
         """
-        standard, dtype = self.standard, self.data.features.dtype
-        mean, scale = standard.mean[places], standard.scale[places]
-        columns = (end.theta[:, : len(places)] / scale).astype(dtype).T
-        # The bias absorbs the rounding of the kernel.
-        shift = mean @ columns.astype(np.float64)
-        bias = end.theta[:, -1] - shift if standard.biases else np.zeros(len(end.theta))
-        kernel, bias = np.zeros((self.width, len(bias)), dtype), bias.astype(dtype)
-        kernel[places] = columns
-        theta = [columns.T * scale, *[bias + shift] * standard.biases]
-        here = self._point(table, corners, places, np.column_stack(theta), end)
+        whole, mean, scale, dtype = self.table, self.mean, self.scale, self.data.features.dtype
+        theta = np.zeros((len(end.theta), len(scale)))
+        theta[:, columns] = end.theta
+        theta = from_standard(theta, mean, scale, dtype)
+        rounded = to_standard(theta.astype(np.float64), mean, scale)[:, columns]
+        here = self._point(table, corners, columns, rounded, end)
         objective, z = here.objective, here.logits
         rise = objective - float(table.value(end.theta, table.logits(end.theta)))
         rise += end.decrement - corners.value(end.theta)
         near = rise <= self.tol * max(objective, self.tol)
         status = Status.CONVERGED if here.reached or near else Status.PRECISION_FLOOR
-        slopes, loss = corners.length(here.gradient).max(0), table.loss(z) + self.least
+        slopes = corners.length((here.gradient * scale)[:, : self.width]).max(0)
         report: Any = ()
         if self.report_of.func is not no_report:
             report = _report(self.report_of, z.astype(dtype))
-        numbers: list[Any] = [self.mass * a for a in (slopes, standard.scale, loss, objective)]
-        separated = bool(is_separated(self.targets, z - self.offset))
-        params = SoftmaxRegression(jnp.asarray(kernel), jnp.asarray(bias))
+        parts = (slopes, scale[: self.width], table.loss(z) + self.least, objective)
+        numbers: list[Any] = [self.mass * part for part in parts]
+        separated = bool(is_separated(table.targets, z - table.offset))
+        params = placed(whole.params_of(theta))
         counts = (end.steps, end.passes, here.norm, separated)
         fit = FitResult(params, self.mass * objective, int(status), *counts, [])
         return fit, Evaluation(*numbers, report=report)
 
     def _point(
-        self, table: Table, corners: Corners, places: np.ndarray, theta: np.ndarray, end: End
+        self, table: Table, corners: Corners, columns: np.ndarray, theta: np.ndarray, end: End
     ) -> "_Point":
-        standard, scale = self.standard, self.standard.scale[places]
         z = table.logits(theta)
-        residual = table.residual(probabilities(z))
-        gradient = standard.pull_back(residual)
-        own = np.column_stack([gradient[:, places] / scale, *[residual.sum(1)] * standard.biases])
-        slope = _active_set.smallest_subgradient(corners, theta, own + table.ridge * theta)
-        norm = float(np.max(np.abs(slope), initial=0))
+        gradient = self.table.pull_back(table.residual(probabilities(z)))
+        own = gradient[:, columns] + table.ridge * theta
+        norm = np.max(np.abs(_active_set.smallest_subgradient(corners, theta, own)), initial=0)
         objective = float(table.value(theta, z)) + corners.value(theta)
         reached = bool(converged(objective, end.first, norm, end.decrement, self.tol))
-        return _Point(z, gradient, objective, norm, reached)
+        return _Point(z, gradient, objective, float(norm), reached)
 
 
 class _NotClearError(Exception):
@@ -214,9 +217,9 @@ class _Point(NamedTuple):
 
     Attributes:
         logits: [K, N].
-        gradient: of the loss with respect to the kernel of all features minus their means, [K, D].
-            Without the means, the remaining gradient of the bias would hide the gradients of
-            features far from 0.
+        gradient: of the loss with respect to the kernel of all standardised features, [K, D + 1].
+            With the means, the remaining gradient of the bias would hide the gradients of features
+            far from 0.
         objective: divided by the mass.
         norm: the largest entry of the smallest subgradient, as in `_convergence`.
         reached: whether they have converged by the rule of all solvers.
@@ -246,57 +249,6 @@ def _controller() -> Any:
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
-
-
-class _Standard:
-    """Features of mean 0 and standard deviation 1 in float64; sparse ones are stored by columns.
-
-    Attributes:
-        weights: the weights of the examples, which sum to 1, [N].
-        biases: the number of columns of ones, 1 or 0.
-        mean: subtracted from each column, [D].
-        scale: the divisor of each column, [D].
-    """
-
-    def __init__(self, x: Any, weights: np.ndarray, intercept: bool):
-        self.weights, self.biases, self.sparse = weights, int(intercept), is_sparse(x)
-        self.x: Any
-        if self.sparse:
-            from scipy.sparse import csc_array
-
-            data, *places = stored_entries(x)
-            self.x = csc_array((data.astype(np.float64), tuple(places)), shape=x.shape)
-            squares = self.x.multiply(self.x)
-        else:
-            self.x = np.asarray(x, np.float64)
-            squares = np.square(self.x)
-        square = weights @ squares
-        self.mean = self.biases * (weights @ self.x)
-        if self.sparse:
-            variance = np.maximum(square - np.square(self.mean), 0)
-        else:
-            variance = weights @ np.square(self.x - self.mean)
-        varies = variance > (64 * np.finfo(np.float64).eps) * square
-        scale = np.sqrt(np.where(varies, variance, square))
-        self.scale = np.where(scale > 0, scale, 1)
-        if not self.sparse:
-            self.x = np.asfortranarray((self.x - self.mean) / self.scale)
-
-    def columns(self, places: np.ndarray) -> np.ndarray:
-        """The chosen columns, and with an intercept a column of ones, [N, A + 1]."""
-        chosen = np.ones((len(self.weights), len(places) + self.biases), order="F")
-        if self.sparse:
-            own = self.x[:, places].toarray()
-            chosen[:, : len(places)] = (own - self.mean[places]) / self.scale[places]
-        else:
-            chosen[:, : len(places)] = self.x[:, places]
-        return chosen
-
-    def pull_back(self, residual: np.ndarray) -> np.ndarray:
-        """[K, N] to [K, D]: the product with the features minus their means."""
-        if self.sparse:
-            return (self.x.T @ residual.T).T - residual.sum(1, keepdims=True) * self.mean
-        return residual @ self.x * self.scale
 
 
 @jax.jit

@@ -25,6 +25,8 @@ JITTER = 100
 # The bounds of the relative residual of a direction, in the norm of the preconditioner. It is rough
 # far from the optimum, to save work there, and becomes finer as the gradient becomes smaller.
 ROUGH, FINE = 0.25, 1e-3
+# A curvature below this part of the preconditioner's is rounding.
+FLAT = 1e-10
 
 
 def truncated(
@@ -78,6 +80,32 @@ def conjugate_gradients(
 
     start = (jnp.zeros_like(b), b, z, product, jnp.zeros((), jnp.int32))
     x, _, _, _, steps = while_loop(unsolved, body, start)
+    return x, steps
+
+
+def conjugate_gradients_in_numpy(
+    times: Callable, precondition: Callable, x: np.ndarray, r: np.ndarray, tol: float, limit: int
+) -> tuple[np.ndarray, int]:
+    """x with H x = b from a start with the residual r = b - H x, and the number of steps.
+
+    The end is as in `conjugate_gradients`, or where the curvature is only rounding.
+    """
+    z = precondition(r)
+    direction, product = z, np.vdot(r, z)
+    expected = product  # the curvature of the preconditioner
+    bound, steps = tol * tol * product, 0
+    while product > bound and steps < limit:
+        image = times(direction)
+        curvature = np.vdot(direction, image)
+        if not curvature > FLAT * expected:
+            break
+        length = product / curvature
+        x, r = x + length * direction, r - length * image
+        z, before = precondition(r), product
+        product = np.vdot(r, z)
+        direction = z + product / before * direction
+        expected = product + (product / before) ** 2 * expected
+        steps += 1
     return x, steps
 
 

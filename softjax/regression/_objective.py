@@ -15,6 +15,8 @@ The targets q are what the labels and the weights are combined into (`_problem`)
 
 Logits and probabilities are [K, N]: a softmax over the first axis runs along the examples in full
 vectors, and both products, X @ theta^T and R @ X, read the rows of X as they lie in memory.
+
+The functions of arrays of any kind hold for those of NumPy too, which `_table` uses.
 """
 
 from collections.abc import Callable
@@ -66,12 +68,12 @@ def unpack(theta: Array) -> SoftmaxRegression:
     return SoftmaxRegression(theta[:, :-1].T, theta[:, -1])
 
 
-def centred(theta: Array) -> Array:
+def centred(theta: Any) -> Any:
     """`theta` minus its mean over the classes.
 
     The mean changes no probability and only raises the penalty.
     """
-    return theta - jnp.mean(theta, 0, keepdims=True)
+    return theta - theta.mean(0, keepdims=True)
 
 
 def class_scores(problem: Problem, theta: Array) -> Array:
@@ -123,14 +125,14 @@ def below_largest(logits: Array) -> tuple[Array, Array]:
     return below, behind_barrier_on_cpu(e / jnp.sum(e, 0, keepdims=True))
 
 
-def sum_of_small(p: Array) -> Array:
+def sum_of_small(p: Any) -> Any:
     """The sum of the probabilities that are no larger than 1/2, [1, N]."""
-    return jnp.sum(jnp.where(p > 0.5, 0, p), 0, keepdims=True)
+    return p.__array_namespace__().where(p > 0.5, 0, p).sum(0, keepdims=True)
 
 
-def complements(p: Array) -> Array:
+def complements(p: Any) -> Any:
     """1 - p; for a nearly certain class the sum of the other probabilities, which is exact."""
-    return jnp.where(p > 0.5, sum_of_small(p), 1 - p)
+    return p.__array_namespace__().where(p > 0.5, sum_of_small(p), 1 - p)
 
 
 def uncertainty(weights: Array, p: Array) -> Array:
@@ -138,13 +140,14 @@ def uncertainty(weights: Array, p: Array) -> Array:
     return weights * jnp.sum(p * complements(p), 0)
 
 
-def balanced(p: Array, residual: Array) -> Array:
+def balanced(p: Any, residual: Any) -> Any:
     """A residual whose sum over the classes is 0, accurate also for a nearly certain class.
 
     For such a class it is minus the sum of the others, which are small. As a difference it would
     have a rounding error relative to 1, which a very large feature multiplies.
     """
-    return jnp.where(p > 0.5, residual - jnp.sum(residual, 0, keepdims=True), residual)
+    total = residual.sum(0, keepdims=True)
+    return p.__array_namespace__().where(p > 0.5, residual - total, residual)
 
 
 def over_examples(a: Array, b: Array) -> Array:

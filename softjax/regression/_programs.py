@@ -31,7 +31,7 @@ from softjax.regression._lbfgs import LBFGS
 from softjax.regression._loop import Solver
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._newton import Newton, NewtonCG, PreciseNewtonCG
-from softjax.regression._objective import no_worse_than_zeros, unpack
+from softjax.regression._objective import no_worse_than_zeros, unpack, without_offset
 from softjax.regression._problem import Data, Problem, normalised, problem_of
 from softjax.regression._proximal import Proximal
 from softjax.regression._result import Status
@@ -118,7 +118,7 @@ def advance(name: str, data: Data, tol: Array, state: State, stop: Array) -> Out
     problem = problem_of(data)
     solver = ALL[name]
     state, logits = run(name, problem, tol, state, stop)
-    separated = is_separated(problem, logits)
+    separated = is_separated(problem.targets, without_offset(problem, logits))
     status, suspected, hidden = state.status, jnp.asarray(False), jnp.asarray(False)
     if solver.needs_optimum:
         status = status_where_separated(problem, state.theta, status, separated)

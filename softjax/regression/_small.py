@@ -18,31 +18,30 @@ Source: J. Nocedal and S. J. Wright, "Numerical Optimization" (2006), algorithms
 """
 
 import contextlib
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from softjax.regression._convergence import NEAR, NEWTONIAN, STILL, converged
+from softjax.regression._convergence import NEAR, NEWTONIAN, STILL, converged, is_separated
 from softjax.regression._descent import MIN_FRACTION, OVERSHOOT, SLOPE_LEFT, TRIALS
-from softjax.regression._features import in_numpy, is_sparse
-from softjax.regression._linear_solves import CG_STEPS, FINE, ROUGH
+from softjax.regression._features import is_sparse
+from softjax.regression._linear_solves import CG_STEPS, FINE, ROUGH, conjugate_gradients_in_numpy
 from softjax.regression._model import SoftmaxRegression
+from softjax.regression._objective import balanced, centred
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, Status
-from softjax.regression._sparse_columns import sparse_columns
 from softjax.regression._table import (
     End,
     Table,
-    balanced,
-    centred,
     curved,
+    from_standard,
     is_on_host,
-    is_separated,
     placed,
     probabilities,
+    table_of,
     targets_of,
+    to_standard,
 )
 from softjax.regression._table_preconditioner import CLEAR, MOST_COLUMNS, diagonal, kronecker
 
@@ -75,7 +74,7 @@ def takes(name: str, data: Data) -> bool:
     if is_small(data) or not is_sparse(x):
         return is_small(data)
     factors = np.ones(x.shape[1]) if data.factors is None else np.asarray(data.factors)
-    return int(np.count_nonzero(float(data.l2) * factors == 0)) < MOST_COLUMNS
+    return int(np.count_nonzero(np.min(data.l2) * factors == 0)) < MOST_COLUMNS
 
 
 def is_small(data: Data) -> bool:
@@ -95,10 +94,9 @@ class Prepared(NamedTuple):
     """The features, prepared for several problems that share them.
 
     Attributes:
-        given: a problem with the original features.
+        given: a problem with the original features; its ridge is the penalty factors.
         table: a problem with the features minus `mean`, divided by `scale`.
         single: the same problem in float32.
-        factors: the penalty factors, [D + 1]; 0 for the bias.
         squares: the mean squares of the features, [D + 1], by which gradients are judged.
         mean: [D + 1].
         scale: [D + 1].
@@ -108,7 +106,6 @@ class Prepared(NamedTuple):
     given: Table
     table: Table
     single: Table
-    factors: np.ndarray
     squares: np.ndarray
     mean: np.ndarray
     scale: np.ndarray
@@ -117,22 +114,12 @@ class Prepared(NamedTuple):
 
 def prepared(data: Data, targets: np.ndarray) -> Prepared:
     """The prepared features of `data`, whose targets are [K, N]."""
-    width = data.features.shape[1]
-    factors = np.ones(width) if data.factors is None else np.asarray(data.factors, np.float64)
-    biases = int(data.constant is None or data.constant > 0)
-    if is_small(data):
-        x: Any = in_numpy(data.features)
-        x = np.column_stack([x, *[np.ones(len(x))] * biases])
-    else:
-        x = sparse_columns(data.features, biases)
-    offset = 0 if data.offset is None else np.asarray(data.offset)
-    factors = np.append(factors, [0] * biases)
-    given = Table(x, targets, factors, offset, biases)
+    given = table_of(data, targets, is_small(data))
     with np.errstate(all="ignore"):
         squares = given.mean_squares()
         mean, scale = given.moments(squares)
         table = given.standardised(mean, scale)
-        parts = given, table, table.in_float32(), factors, squares, mean, scale
+        parts = given, table, table.in_float32(), squares, mean, scale
     return Prepared(*parts, data.features.dtype)
 
 
@@ -147,21 +134,20 @@ def solved(
 
     The parameters are NumPy arrays.
     """
-    (q, mass), (given, table, single, factors, squares, mean, scale, dtype) = targets, known
+    (q, mass), (given, table, single, squares, mean, scale, dtype) = targets, known
     if not np.all(q.sum(1) > 0):  # a class without examples has no optimum
         return None
     # An end with numbers that are not finite, or a matrix that has no factor, is not clear.
     with contextlib.suppress(np.linalg.LinAlgError), np.errstate(all="ignore"):
-        ridge = l2 / mass * factors
+        ridge = l2 / mass * given.ridge
         given = given._replace(targets=q, ridge=ridge)
         table = table._replace(targets=q, ridge=ridge / scale / scale)
         single = single._replace(targets=single.rounded(q), ridge=single.rounded(table.ridge))
         end = _newton(table, single, _start(table, init, mean, scale), tol)
         if end is None:
             return None
-        theta = end.theta / scale
-        theta[:, -1] -= theta @ mean  # 0 without an intercept
-        return _judged(given, squares, mass, end._replace(theta=theta.astype(dtype)), tol)
+        theta = from_standard(end.theta, mean, scale, dtype)
+        return _judged(given, squares, mass, end._replace(theta=theta), tol)
     return None
 
 
@@ -172,10 +158,7 @@ def _start(
     zeros = np.zeros((len(table.targets), len(scale)))
     if init is None:
         return zeros
-    kernel, bias = (np.asarray(part, np.float64) for part in init)
-    theta = np.column_stack([kernel.T, *[bias] * table.biases])
-    theta[:, -1] += theta @ mean
-    theta = centred(theta * scale)
+    theta = centred(to_standard(table.theta_of(init), mean, scale))
     good = table.value(theta, table.logits(theta)) <= table.value(zeros, table.logits(zeros))
     return theta if good else zeros
 
@@ -215,7 +198,9 @@ def _newton(table: Table, single: Table, theta: np.ndarray, tol: float) -> End |
             precondition = found.rounded(among).apply
         tolerance = np.clip(3 * np.sqrt(norm), FINE, ROUGH)
         times, b = partial(among.hessian_times, among.rounded(p)), among.rounded(-gradient / norm)
-        d, products = _solved(times, precondition, b, tolerance)
+        d, cg_steps = conjugate_gradients_in_numpy(
+            times, precondition, np.zeros_like(b), b, tolerance, CG_STEPS
+        )
         d = centred(d.astype(np.float64) * norm)
         dz = table.scores(d)
         slope = float(np.vdot(gradient, d))
@@ -225,7 +210,7 @@ def _newton(table: Table, single: Table, theta: np.ndarray, tol: float) -> End |
         theta, z = theta + t * d, z + t * dz
         decrement, move = -slope / 2, t * np.max(np.ptp(dz, axis=0))
         stale += move
-        passes += products + 2
+        passes += 2 * cg_steps + 2
     return None
 
 
@@ -242,30 +227,9 @@ def _judged(
         return None
     if separated and given.is_loose:
         return None
-    kernel, bias = np.split(end.theta, [given.width], axis=1)
-    bias = bias[:, 0] if given.biases else np.zeros(len(kernel), kernel.dtype)
-    parts: Any = kernel.T, bias
-    params = SoftmaxRegression(*parts)
+    params = given.params_of(end.theta)
     numbers = (end.steps, end.passes, float(norm), bool(separated))
     return FitResult(params, float(value * mass), int(Status.CONVERGED), *numbers, []), z
-
-
-def _solved(
-    times: Callable, precondition: Callable, b: np.ndarray, tol: float
-) -> tuple[np.ndarray, int]:
-    """x with H x = b by conjugate gradients, as in `_linear_solves`, and the products."""
-    x, r, z = np.zeros_like(b), b, precondition(b)
-    direction, product = z, np.vdot(b, z)
-    bound, products = tol * tol * product, 0
-    while product > bound and products < 2 * CG_STEPS:
-        image = times(direction)
-        length = product / np.vdot(direction, image)
-        x, r = x + length * direction, r - length * image
-        z, before = precondition(r), product
-        product = np.vdot(r, z)
-        direction = z + product / before * direction
-        products += 2
-    return x, products
 
 
 def _step_length(

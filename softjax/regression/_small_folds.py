@@ -18,7 +18,7 @@ from softjax.regression._groups import Outcome
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult
-from softjax.regression._table import is_on_host, placed, targets_of
+from softjax.regression._table import losses, placed, shares_of, targets_of
 
 # The limit of the work of all fits to a small table, N K (D + 16) per product with the features:
 # they take up to a few seconds, while the compilation takes more than ten.
@@ -27,13 +27,9 @@ MOST_WORK = 1.5e8
 
 def takes(data: Data, num_folds: int) -> bool:
     """Whether `data`, with penalties [P], are sparse or need only a few fits to a small table."""
-    if not is_on_host(data):
-        return False
-    penalties, (examples, width) = np.asarray(data.l2), data.features.shape
-    if not _small.takes("newton-cg", replace(data, l2=penalties.min())):
-        return False
-    work = (1 + num_folds) * len(penalties) * examples * data.num_classes * (width + 16)
-    return work <= MOST_WORK or not _small.is_small(data)
+    (examples, width), fits = data.features.shape, (1 + num_folds) * data.l2.size
+    little = fits * examples * data.num_classes * (width + 16) <= MOST_WORK
+    return (little or not _small.is_small(data)) and _small.takes("newton-cg", data)
 
 
 def outcomes(
@@ -85,11 +81,8 @@ def _held_out(
     data: Data, fold: np.ndarray, weights: np.ndarray, logits: np.ndarray
 ) -> tuple[float, float]:
     """The weighted mean loss and accuracy on the examples of a fold, from logits [K, N]."""
-    z, labels = logits[:, fold].T, np.asarray(data.labels)[fold]
-    y = np.eye(data.num_classes)[labels] if labels.ndim == 1 else labels.astype(np.float64)
+    z, y = logits[:, fold], shares_of(np.asarray(data.labels)[fold], data.num_classes)
     share = weights[fold].astype(np.float64)
     share = share / share.sum()
-    log_normaliser = z.max(1) + np.log(np.exp(z - z.max(1)[:, None]).sum(1))
-    losses = y.sum(1) * log_normaliser - (y * z).sum(1)
-    hits = z.argmax(1) == y.argmax(1)
-    return float(share @ losses), float(share @ hits)
+    hits = z.argmax(0) == y.argmax(0)
+    return float((y * losses(z)).sum(0) @ share), float(share @ hits)

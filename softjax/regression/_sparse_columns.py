@@ -9,6 +9,7 @@ subtracted from all, and a residual sums to 0 over the classes, so that the grad
 class is minus the sum of the others. Products then have K - 1 columns, or one for two classes.
 """
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,17 @@ class SparseColumns:
         squares[:, :width] -= total * np.square(self.shift + means[:, :width])
         squares[:, width:] = total
         return means, np.maximum(squares, 0)
+
+    def dense(self, columns: np.ndarray) -> np.ndarray:
+        """Some of the D + 1 columns, in ascending order, as an array that is stored by columns."""
+        own = columns[columns < len(self.shift)]
+        dense = np.ones((self.x.shape[0], len(columns)), order="F")
+        dense[:, : len(own)] = self._by_column[:, own].toarray() - self.shift[own]
+        return dense
+
+    @cached_property
+    def _by_column(self) -> Any:
+        return self.x.tocsc()
 
     def gram(self, weights: np.ndarray, places: np.ndarray) -> np.ndarray:
         """sum_i w_i s_i s_i^T of the chosen columns and the ones, from dense blocks of examples."""

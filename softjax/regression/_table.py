@@ -1,7 +1,8 @@
 """The objective of softmax regression in NumPy and float64, and the terms of its derivatives.
 
 As in `_objective` parameters are [K, D + 1] and logits [K, N]; without an intercept parameters are
-[K, D]. Nothing here is compiled.
+[K, D]. Nothing here is compiled. Newton's steps are taken for features s of mean 0 and standard
+deviation 1, x_ij = mean_j + scale_j s_ij, whose bias absorbs the means.
 """
 
 from typing import Any, NamedTuple
@@ -12,8 +13,11 @@ import numpy as np
 from jax.sharding import get_abstract_mesh
 
 from softjax.regression._arguments import is_at_hand
+from softjax.regression._features import in_numpy
+from softjax.regression._model import SoftmaxRegression
+from softjax.regression._objective import balanced, centred
 from softjax.regression._problem import Data
-from softjax.regression._sparse_columns import SparseColumns
+from softjax.regression._sparse_columns import SparseColumns, sparse_columns
 
 # A variance below this part of the mean square is summed directly instead of as a difference.
 CANCELLED = 1e-4
@@ -73,6 +77,13 @@ class Table(NamedTuple):
     def rounded(self, array: np.ndarray) -> np.ndarray:
         """An array in the dtype of the features."""
         return array.astype(self.targets.dtype)
+
+    def among(self, columns: np.ndarray) -> "Table":
+        """The problem with some columns of the features, as a dense array stored by columns."""
+        x = self.features
+        is_sparse = isinstance(x, SparseColumns)
+        x = x.dense(columns) if is_sparse else np.take(x.T, columns, 0).T
+        return self._replace(features=x, ridge=self.ridge[columns])
 
     def in_float32(self) -> "Table":
         """The problem in float32 and without its offset, for computing directions."""
@@ -139,22 +150,56 @@ class Table(NamedTuple):
         """w p - q, [K, N]."""
         return balanced(p, self.weights * p - self.targets)
 
-    def value(self, theta: np.ndarray, logits: np.ndarray) -> float:
+    def value(self, theta: np.ndarray, logits: np.ndarray) -> Any:
         """The objective."""
         return self.loss(logits) + np.vdot(theta, self.ridge * theta) / 2
 
-    def loss(self, logits: np.ndarray) -> float:
-        """The loss, with log1p of the sum of the exponentials without the largest class."""
-        top = logits.argmax(0)[None]
-        below = logits - np.take_along_axis(logits, top, 0)
-        others = np.exp(below)
-        np.put_along_axis(others, top, 0, 0)
-        loss = np.log1p(others.sum(0)) - below
-        return np.vdot(self.targets, loss)
+    def loss(self, logits: np.ndarray) -> Any:
+        """The loss."""
+        return np.vdot(self.targets, losses(logits))
 
     def hessian_times(self, p: np.ndarray, v: np.ndarray) -> np.ndarray:
         """H v at the probabilities p."""
         return self.pull_back(curved(self.weights, p, self.scores(v))) + self.ridge * v
+
+    def theta_of(self, params: SoftmaxRegression) -> np.ndarray:
+        """Parameters as one array [K, D + 1]."""
+        kernel, bias = (np.asarray(part, np.float64) for part in params)
+        return np.column_stack([kernel.T, *[bias] * self.biases])
+
+    def params_of(self, theta: np.ndarray) -> SoftmaxRegression:
+        """One array [K, D + 1] as parameters, with a bias of 0 if there is no intercept."""
+        kernel, bias = np.split(theta, [self.width], axis=1)
+        bias = bias[:, 0] if self.biases else np.zeros(len(kernel), kernel.dtype)
+        parts: Any = kernel.T, bias
+        return SoftmaxRegression(*parts)
+
+
+def table_of(data: Data, targets: np.ndarray, dense: bool) -> Table:
+    """The problem of `data` with these targets [K, N]; its ridge is the penalty factors."""
+    biases = int(data.constant is None or data.constant > 0)
+    width = data.features.shape[1]
+    factors = np.ones(width) if data.factors is None else np.asarray(data.factors, np.float64)
+    x: Any = sparse_columns(data.features, biases) if not dense else in_numpy(data.features)
+    if dense:
+        x = np.column_stack([x, *[np.ones(len(x))] * biases])
+    offset = 0 if data.offset is None else np.asarray(data.offset, np.float64)
+    return Table(x, targets, np.append(factors, [0] * biases), offset, biases)
+
+
+def to_standard(theta: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Parameters of the original features as parameters of the standardised ones."""
+    theta = theta.copy()
+    theta[:, -1] += theta @ mean  # 0 without an intercept
+    return theta * scale
+
+
+def from_standard(theta: np.ndarray, mean: np.ndarray, scale: np.ndarray, dtype: Any) -> np.ndarray:
+    """The inverse of `to_standard`, in a dtype; the bias absorbs the rounding of the kernel."""
+    theta = theta / scale
+    theta[:, :-1] = theta[:, :-1].astype(dtype)
+    theta[:, -1] -= theta @ mean
+    return theta.astype(dtype)
 
 
 def is_on_host(data: Any) -> bool:
@@ -175,8 +220,7 @@ def placed(tree: Any) -> Any:
 def targets_of(data: Data) -> tuple[np.ndarray, float]:
     """Targets q [K, N], divided by their sum, and this sum."""
     labels = np.asarray(data.labels)
-    q = np.arange(data.num_classes)[:, None] == labels if labels.ndim == 1 else labels.T
-    q = q.astype(np.float64)
+    q = shares_of(labels, data.num_classes)
     if data.class_weights is not None:
         q = q * np.asarray(data.class_weights, np.float64)[:, None]
     if data.weights is not None:
@@ -186,35 +230,27 @@ def targets_of(data: Data) -> tuple[np.ndarray, float]:
     return q / mass, mass
 
 
+def shares_of(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Labels of either kind as the shares of the classes, [K, N]."""
+    own = np.arange(num_classes)[:, None] == labels if labels.ndim == 1 else labels.T
+    return own.astype(np.float64)
+
+
 def probabilities(z: np.ndarray) -> np.ndarray:
     e = np.exp(z - z.max(0))
     return e / e.sum(0)
 
 
-def complements(p: np.ndarray) -> np.ndarray:
-    """1 - p; for a nearly certain class the sum of the other probabilities, which is exact."""
-    others = np.where(p > 0.5, 0, p).sum(0)
-    return np.where(p > 0.5, others, 1 - p)
-
-
-def balanced(p: np.ndarray, residual: np.ndarray) -> np.ndarray:
-    """A residual whose sum over the classes is 0, accurate also for a nearly certain class."""
-    return np.where(p > 0.5, residual - residual.sum(0), residual)
+def losses(logits: np.ndarray) -> np.ndarray:
+    """-log p_ik, by log1p of the sum of the exponentials without the largest class."""
+    top = logits.argmax(0)[None]
+    below = logits - np.take_along_axis(logits, top, 0)
+    others = np.exp(below)
+    np.put_along_axis(others, top, 0, 0)
+    return np.log1p(others.sum(0)) - below
 
 
 def curved(weights: np.ndarray, p: np.ndarray, moves: np.ndarray) -> np.ndarray:
     """w_i (diag p_i - p_i p_i^T) moves_i."""
     mean = (p * moves).sum(0)
     return weights * (p * (moves - mean))
-
-
-def centred(theta: np.ndarray) -> np.ndarray:
-    return theta - theta.mean(0)
-
-
-def is_separated(targets: np.ndarray, scores: np.ndarray) -> Any:
-    """Whether every example has one class and its score is strictly the largest."""
-    own = targets > 0
-    lowest = np.where(own, scores, np.inf).min(0)
-    highest = np.where(own, -np.inf, scores).max(0)
-    return np.all((own.sum(0) <= 1) & (lowest > highest))

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from softjax.regression._objective import centred, complements
 from softjax.regression._preconditioner import BETWEEN
-from softjax.regression._table import Table, centred, complements
+from softjax.regression._table import Table
 
 # A dense D x D matrix is formed for fewer columns than this.
 MOST_COLUMNS = 128

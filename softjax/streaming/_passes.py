@@ -19,7 +19,14 @@ from softjax.regression import _ending, _frame
 from softjax.regression._arguments import refuse_scales
 from softjax.regression._convergence import is_separated
 from softjax.regression._descent import largest_move
-from softjax.regression._objective import class_scores, gradient_bound, logits_at, point, value
+from softjax.regression._objective import (
+    class_scores,
+    gradient_bound,
+    logits_at,
+    point,
+    value,
+    without_offset,
+)
 from softjax.regression._problem import Data, Problem, problem_of
 from softjax.regression._steps import Batch, good_rows
 from softjax.streaming._devices import ahead
@@ -281,7 +288,7 @@ def _sums(
         size * value(problem, theta, logits),
         size * point(problem, theta, logits).gradient,
         size * bound * bound,
-        is_separated(problem, logits),
+        is_separated(problem.targets, without_offset(problem, logits)),
         jnp.max(jnp.where(batch.weights[:, None] > 0, jnp.abs(features), 0), 0, initial=0),
         size * jnp.sum(problem.targets, 1),
     )
