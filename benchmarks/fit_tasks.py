@@ -93,7 +93,7 @@ def single(data: str, dtype: str) -> Task:
 def bootstrap(dtype: str) -> Task:
     """100 resamples of the digits: one call of `bootstrap`, or a fit for each resample."""
     from softjax import regression
-    from softjax.regression._resampling import resample_counts
+    from softjax.regression._bootstrap import resample_counts
 
     x, y = digits()
     l2 = 1 / len(y)

@@ -4,14 +4,25 @@ The results keep `axes`. Logits are centred relative to the most probable class,
 one class dominates keeps its digits.
 """
 
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from softjax._logsumexp import logsumexp_core
-from softjax._numerics import excess, inner, log_total, maximum
+from softjax._numerics import (
+    compute_dtype,
+    excess,
+    inner,
+    keeping_half,
+    log_total,
+    masked,
+    maximum,
+)
 from softjax._reductions import relative_to, shift
 from softjax._softmax import is_empty, log_softmax, softmax, softmax_tangent
 
@@ -140,3 +151,30 @@ def _centred(p: Array, x: Array, axes: tuple[int, ...]) -> Array:
     x = jnp.where(p == 0, 0, x)
     x = jnp.where(p == 0, 0, relative_to(x, _at_top(p, x, axes)))
     return x - inner(p, x, axes)
+
+
+# --- the cores of logits of any dtype, with masked classes ---
+
+
+@dataclass(frozen=True)
+class _OverClasses:
+    """core(*logits, axes) with all logits in one dtype, and -inf for masked classes."""
+
+    core: Callable[..., Array]
+    axes: tuple[int, ...]
+
+    def __call__(self, *operands: Any) -> Array:
+        *logits, where = operands
+        dtype = compute_dtype(reduce(jnp.promote_types, (x.dtype for x in logits)))
+        return self.core(*(masked(x.astype(dtype), where) for x in logits), self.axes)
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def over_classes(
+    core: Callable[..., Array],
+    logits: tuple[Array, ...],
+    where: Array | None,
+    axes: tuple[int, ...],
+) -> Array:
+    """One of the functions above, without the axes of the classes."""
+    return jnp.squeeze(keeping_half(_OverClasses(core, axes), axes, *logits, where), axes)

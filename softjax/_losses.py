@@ -143,9 +143,14 @@ def _expected_gradient(q: Array, m: Array, r: Array, e: Array, mass: Array, othe
     return jnp.where(r < 0, 0, g)
 
 
-def _expected_loss_tangent(x, g, x_dot, q, q_dot, loss_dot: Array) -> Array:
+Tangent = Array | SymbolicZero
+
+
+def _expected_loss_tangent(
+    x: Array, g: Array | None, x_dot: Tangent, q: Array, q_dot: Tangent, loss_dot: Array
+) -> Array:
     axes = (x.ndim - 1,)
-    if not isinstance(x_dot, SymbolicZero):
+    if g is not None and not isinstance(x_dot, SymbolicZero):
         loss_dot += inner(g, x_dot, axes)[..., 0]
     if not isinstance(q_dot, SymbolicZero):
         # dl/dq_k = -log p_k. A class with neither probability nor target mass is ignored.
@@ -156,7 +161,9 @@ def _expected_loss_tangent(x, g, x_dot, q, q_dot, loss_dot: Array) -> Array:
     return loss_dot
 
 
-def _expected_gradient_tangent(primals, tangents, g_dot: Array) -> Array:
+def _expected_gradient_tangent(
+    primals: tuple[Array, Array], tangents: tuple[Tangent, Tangent], g_dot: Array
+) -> Array:
     (x, q), (x_dot, q_dot) = primals, tangents
     axes = (x.ndim - 1,)
     if not isinstance(x_dot, SymbolicZero):

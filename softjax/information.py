@@ -6,9 +6,7 @@ p = softmax(target_logits) and q = softmax(logits).
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial, reduce
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +16,10 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._checks import Axis
-from softjax._entropies import cross_entropy_core, entropy_core, kl_divergence_core
+from softjax._entropies import cross_entropy_core, entropy_core, kl_divergence_core, over_classes
 from softjax._labels import TopKLabels, class_indices, is_class_indices
 from softjax._losses import index_loss, spoiled
-from softjax._numerics import compute_dtype, keeping_half, masked, maximum
+from softjax._numerics import compute_dtype, masked, maximum
 from softjax._sharding import with_sharding_of
 from softjax._softmax import log_softmax
 
@@ -376,36 +374,24 @@ def _tempered(x: Array, alpha: Array, where: Array | None, axes: tuple[int, ...]
     return log_softmax(jnp.where(absent, -jnp.inf, scaled), axes).astype(x.dtype)
 
 
-def _of_one(function, logits, axis, where) -> Array:
+def _of_one(function: str, logits: ArrayLike, axis: Axis, where: ArrayLike | None) -> Array:
     x = _checks.real_array(function, "logits", logits)
     axes = _checks.axes(function, axis, x.ndim)
-    return _over_classes(
-        entropy_core, (x,), _checks.mask_of_classes(function, where, x.shape), axes
-    )
+    where = _checks.mask_of_classes(function, where, x.shape)
+    return over_classes(entropy_core, (x,), where, axes)
 
 
-def _of_two(core, function, target_logits, logits, axis, where) -> Array:
+def _of_two(
+    core: Callable[..., Array],
+    function: str,
+    target_logits: ArrayLike,
+    logits: ArrayLike,
+    axis: Axis,
+    where: ArrayLike | None,
+) -> Array:
     t = _checks.real_array(function, "target_logits", target_logits)
     x = _checks.real_array(function, "logits", logits)
     _checks.same_shape(function, "logits", x, t.shape)
     axes = _checks.axes(function, axis, x.ndim)
-    t = with_sharding_of(t, x)
-    return _over_classes(core, (t, x), _checks.mask_of_classes(function, where, x.shape), axes)
-
-
-@dataclass(frozen=True)
-class _OverClasses:
-    """core(*logits, axes) with all logits in one dtype, and -inf for masked classes."""
-
-    core: Callable[..., Array]
-    axes: tuple[int, ...]
-
-    def __call__(self, *operands: Any) -> Array:
-        *logits, where = operands
-        dtype = compute_dtype(reduce(jnp.promote_types, (x.dtype for x in logits)))
-        return self.core(*(masked(x.astype(dtype), where) for x in logits), self.axes)
-
-
-@partial(jax.jit, static_argnums=(0, 3))
-def _over_classes(core, logits: tuple[Array, ...], where: Array | None, axes) -> Array:
-    return jnp.squeeze(keeping_half(_OverClasses(core, axes), axes, *logits, where), axes)
+    where = _checks.mask_of_classes(function, where, x.shape)
+    return over_classes(core, (with_sharding_of(t, x), x), where, axes)

@@ -4,6 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from softjax.regression import inference as inference
+from softjax.regression._bootstrap import Bootstrap as Bootstrap
+from softjax.regression._bootstrap import bootstrap as bootstrap
+from softjax.regression._cross_validation import CrossValidation as CrossValidation
+from softjax.regression._cross_validation import cross_validate as cross_validate
 from softjax.regression._curvature import fisher_information as fisher_information
 from softjax.regression._curvature import gradient as gradient
 from softjax.regression._curvature import hessian as hessian
@@ -21,10 +25,6 @@ from softjax.regression._model import predict_proba as predict_proba
 from softjax.regression._path import PathResult as PathResult
 from softjax.regression._path import fit_path as fit_path
 from softjax.regression._path import largest_l1 as largest_l1
-from softjax.regression._resampling import Bootstrap as Bootstrap
-from softjax.regression._resampling import CrossValidation as CrossValidation
-from softjax.regression._resampling import bootstrap as bootstrap
-from softjax.regression._resampling import cross_validate as cross_validate
 from softjax.regression._result import CALLBACK as CALLBACK
 from softjax.regression._result import CONVERGED as CONVERGED
 from softjax.regression._result import NON_FINITE as NON_FINITE

@@ -102,8 +102,7 @@ def nothing_hidden(problem: Problem, theta: Array, logits: Array, tol: Array) ->
     here = point(problem, theta, logits)
     u = uncertainty(weights, here.probabilities).astype(s.ridge.dtype)
     least = _preconditioner.least_curvature(s, u)
-    empty = _preconditioner.empty(problem.features, len(theta))
-    preconditioner = _preconditioner.build(empty, s, weights, here.probabilities)
+    preconditioner = _preconditioner.build(s, weights, here.probabilities)
     gradient = centred(smallest_subgradient(problem, theta, here.gradient))
     left = _preconditioner.unseen(
         s, preconditioner, gradient, _preconditioner.known_curvature(least)
@@ -214,9 +213,7 @@ def _newton(
     bound, weights = gradient_bound(problem), example_weights(problem.targets)
     dtype, p = gradient.dtype, here.probabilities
     s = _standardised.standardise(problem, bound, dtype)
-    preconditioner = _preconditioner.build(
-        _preconditioner.empty(problem.features, problem.num_classes, dtype), s, weights, p
-    )
+    preconditioner = _preconditioner.build(s, weights, p)
     norm = relative_norm(gradient, bound)
     size = jnp.where(norm > 0, norm, 1)
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax.regression import _batched, _ending, _frame, _preconditioner, _standardised
@@ -123,6 +124,20 @@ def mean_one(weights: Array) -> Array:
     return weights / jnp.where(mean > 0, mean, 1)
 
 
+def random_key(seed: ArrayLike) -> Array:
+    """The given key, or the key of an integer."""
+    if isinstance(seed, Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+        return seed
+    if isinstance(seed, (Array, np.ndarray)) and seed.ndim:  # of `jax.random.PRNGKey`
+        if seed.dtype != np.uint32:
+            got = f"dtype {seed.dtype} of shape {seed.shape}"
+            raise error("seed", "an integer or a key of jax.random", got)
+        return jax.random.wrap_key_data(jnp.asarray(seed))
+    if not isinstance(seed, Array):
+        seed = _checks.integer(called(), "seed", seed)
+    return jax.random.key(seed)
+
+
 def no_report(lane: Array, logits: Array) -> tuple[()]:
     return ()
 
@@ -217,9 +232,7 @@ def _begun(
     weights = example_weights(problem.targets)
     p = probabilities(logits_at(problem, start))
     small = start.size <= min(LARGEST_DENSE, DENSE_A_LANE * groups.count)
-    preconditioner = sight = _preconditioner.build(
-        _preconditioner.empty(data.features, data.num_classes), s, weights, p
-    )
+    preconditioner = sight = _preconditioner.build(s, weights, p)
     least = jnp.zeros((), s.ridge.dtype)
     if _preconditioner.is_diagonal(data.features):
         least = _preconditioner.least_curvature(s, uncertainty(weights, p).astype(s.ridge.dtype))

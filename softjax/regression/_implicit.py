@@ -113,8 +113,7 @@ def solve(
         return hessian_times(problem, p, v) + bend(v)
 
     s = _standardised.standardise(problem, gradient_bound(problem))
-    empty = _preconditioner.empty(problem.features, len(p))
-    preconditioner = _preconditioner.build(empty, s, example_weights(problem.targets), p)
+    preconditioner = _preconditioner.build(s, example_weights(problem.targets), p)
 
     def precondition(g, size):
         return _preconditioner.precondition(s, preconditioner, g, size) + common(g)

@@ -85,7 +85,7 @@ def lbfgs(
 
     def refreshed():
         weights, p = example_weights(problem.targets), here.probabilities
-        preconditioner = _preconditioner.build(memory.preconditioner, s, weights, p)
+        preconditioner = _preconditioner.build(s, weights, p)
         return preconditioner, jax.vmap(lambda y: precondition(preconditioner, y))(memory.changes)
 
     # At the first steps, which may be long, and a few times more while the probabilities settle.

@@ -90,7 +90,7 @@ def newton_cg(
     # The probabilities settle: the preconditioner is built at steps 0, 1, 2, 4, 8 and so on.
     preconditioner = cond(
         step & (step - 1) == 0,
-        lambda: _preconditioner.build(preconditioner, s, weights, p),
+        lambda: _preconditioner.build(s, weights, p),
         lambda: preconditioner,
     )
     precondition = partial(_preconditioner.apply, preconditioner)

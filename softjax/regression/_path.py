@@ -25,15 +25,15 @@ from softjax.regression._arguments import (
     not_negative,
     penalties,
 )
-from softjax.regression._groups import mean_one, stacked
-from softjax.regression._model import SoftmaxRegression
-from softjax.regression._problem import Data
-from softjax.regression._resampling import (
+from softjax.regression._cross_validation import (
     CrossValidation,
     cross_validated,
     folds_array,
     held_out,
 )
+from softjax.regression._groups import mean_one, stacked
+from softjax.regression._model import SoftmaxRegression
+from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, ManyEvent
 
 if TYPE_CHECKING:

@@ -138,12 +138,12 @@ def is_diagonal(features: "Array | BCOO") -> bool:
     return is_sparse(features) or features.shape[1] + 1 > LARGEST_FACTOR
 
 
-def build(kind: Preconditioner, s: Standardised, weights: Array, p: Array) -> Preconditioner:
-    """The preconditioner at probabilities p [K, N], of the same kind as `kind`."""
+def build(s: Standardised, weights: Array, p: Array) -> Preconditioner:
+    """The preconditioner at probabilities p [K, N]."""
     weights, p = weights.astype(s.ridge.dtype), p.astype(s.ridge.dtype)
     uncertainty = weights[None] * p * complements(p)
     s = reweighted(s, jnp.sum(uncertainty, 0))
-    if isinstance(kind, Kronecker):
+    if not is_diagonal(s.features):
         return _kronecker(s, uncertainty)
     diagonal = squares_of_classes(s, uncertainty) + s.ridge[None]
     inverse = 1 / jnp.maximum(diagonal, LEAST * jnp.mean(diagonal))

@@ -26,8 +26,7 @@ def both(data, p):
     """The inverse of the preconditioner and the Hessian, as matrices, at probabilities [K, N]."""
     problem = problem_of(data)
     s = _standardised.standardise(problem, gradient_bound(problem))
-    empty = _preconditioner.empty(data.features, data.num_classes)
-    built = _preconditioner.build(empty, s, example_weights(problem.targets), p)
+    built = _preconditioner.build(s, example_weights(problem.targets), p)
     shape = data.num_classes, data.features.shape[1] + 1
     unit = jnp.eye(shape[0] * shape[1], dtype=p.dtype).reshape(-1, *shape)
     one = jnp.ones((), p.dtype)

@@ -13,7 +13,7 @@ from test_regression import L2, D, K, N, problem
 from test_regression_solvers import gradient
 
 from softjax import regression
-from softjax.regression import _batched, _groups, _resampling, _small_folds
+from softjax.regression import _batched, _bootstrap, _cross_validation, _groups, _small_folds
 
 pytestmark = pytest.mark.compiled_quickly
 
@@ -115,7 +115,7 @@ def test_every_resample_is_a_fit_with_its_counts_as_weights(resampled):
     x, y, result = resampled
     assert bool(result.resamples.converged.all())
     for b in (0, 1, 150, 199):
-        counts = np.asarray(_resampling.resample_counts(jax.random.key(0), jnp.int32(b), 300))
+        counts = np.asarray(_bootstrap.resample_counts(jax.random.key(0), jnp.int32(b), 300))
         assert counts.sum() == 300
         assert_optimal(lane(result.resamples.params, b), x, y, 0.0, counts, 1e-8)
     assert_optimal(result.fit.params, x, y, 0.0, np.ones(300), 1e-8)
@@ -214,7 +214,7 @@ def test_the_rules_of_choice():
 @pytest.mark.x64_once
 def test_folds_are_stratified_and_determined_by_the_seed():
     labels = jnp.asarray(np.repeat([0, 1, 2], [23, 9, 70]), jnp.int32)
-    draw = jax.jit(lambda key: _resampling._stratified(key, labels, 5))
+    draw = jax.jit(lambda key: _cross_validation._stratified(key, labels, 5))
     folds = np.asarray(draw(jax.random.key(0)))
     for part in (slice(None), slice(0, 23), slice(23, 32), slice(32, None)):
         assert np.ptp(np.bincount(folds[part], minlength=5)) <= 1

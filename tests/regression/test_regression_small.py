@@ -14,7 +14,7 @@ from jax.sharding import AxisType
 from sparse_rows import sparse_rows
 
 from softjax import regression
-from softjax.regression import _resampling, _small, _small_folds, _solve
+from softjax.regression import _cross_validation, _small, _small_folds, _solve
 
 pytestmark = pytest.mark.compiled_quickly
 N, D, K = 60, 3, 4
@@ -298,7 +298,7 @@ def test_folds_in_doubt_or_too_many_are_left_to_the_compiled_program(case, monke
     def run(*_, **__):
         raise Asked
 
-    monkeypatch.setattr(_resampling, "run", run)
+    monkeypatch.setattr(_cross_validation, "run", run)
 
     def path():
         return regression.fit_path(x, labels, l2=[0.1, 1.0], folds=folds, **options)
@@ -327,7 +327,7 @@ def test_penalties_below_one_in_doubt_are_left_to_the_compiled_program(monkeypat
         return [jax.tree.map(lambda leaf, p=p: leaf[p], outcomes) for p in (1, 3)]
 
     monkeypatch.setattr(_small, "solved", doubtful)
-    monkeypatch.setattr(_resampling, "run", run)
+    monkeypatch.setattr(_cross_validation, "run", run)
     path = regression.fit_path(x, labels, **options)
     for ours, theirs in zip(*map(jax.tree.leaves, (path, expected)), strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -1,7 +1,6 @@
-"""Fits to some of the examples: the bootstrap and cross-validation.
+"""Cross-validation: fits to all folds of the examples but one.
 
-They are all fits to the same examples with different weights, and run at once like those of
-`fit_many`.
+They are fits to the same examples with different weights, and run at once like those of `fit_many`.
 """
 
 from collections.abc import Callable
@@ -31,50 +30,13 @@ from softjax.regression._arguments import (
 )
 from softjax.regression._batched import Lane
 from softjax.regression._frame import in_bucket
-from softjax.regression._groups import Outcome, mean_one, no_report, run, stacked
+from softjax.regression._groups import Outcome, mean_one, random_key, run, stacked
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, ManyEvent
-from softjax.regression.inference._estimates import check_level
 
 if TYPE_CHECKING:
     from softjax.regression._features import Features
-
-
-class Bootstrap(NamedTuple):
-    """Fits to resampled examples, and the fit to the original examples.
-
-    Attributes:
-        fit: the fit to all examples.
-        resamples: the fits to the resamples, stacked [B, ...]; parameters are centred over the
-            classes.
-
-    Example:
-        >>> import numpy as np, softjax
-        >>> x, y = np.arange(8.0)[:, None], np.array([0, 1, 0, 0, 1, 0, 1, 1])
-        >>> result = softjax.regression.bootstrap(x, y, resamples=20, l2=0.1)
-        >>> lower, upper = result.intervals(0.9)
-        >>> bool(lower.kernel[0, 1] < result.fit.params.kernel[0, 1] < upper.kernel[0, 1])
-        True
-    """
-
-    fit: FitResult
-    resamples: FitResult
-
-    def standard_errors(self) -> SoftmaxRegression:
-        """The standard deviation of each parameter over the resamples."""
-        return jax.tree.map(lambda leaf: jnp.std(leaf, 0, ddof=1), self.resamples.params)
-
-    def intervals(self, level: ArrayLike = 0.95) -> tuple[SoftmaxRegression, SoftmaxRegression]:
-        """Percentile intervals: quantiles (1 - level) / 2 and (1 + level) / 2 of each parameter."""
-        check_level("regression.Bootstrap.intervals", level)
-        params = self.resamples.params
-        tail = (1 - jnp.asarray(level, params.bias.dtype)) / 2
-
-        def quantile(share):
-            return jax.tree.map(lambda leaf: jnp.quantile(leaf, share, 0), params)
-
-        return quantile(tail), quantile(1 - tail)
 
 
 class CrossValidation(NamedTuple):
@@ -116,89 +78,6 @@ class CrossValidation(NamedTuple):
         """The standard error of `mean_loss`: std over the folds / sqrt(F); NaN for one fold."""
         folds = self.loss.shape[-1]
         return jnp.std(self.loss, -1, ddof=1) / folds**0.5
-
-
-@on_auto_axes
-@errors_name("regression.bootstrap")
-def bootstrap(
-    features: "Features",
-    labels: ArrayLike,
-    *,
-    resamples: int = 200,
-    l2: ArrayLike = 0.0,
-    seed: ArrayLike = 0,
-    penalty_factors: ArrayLike | None = None,
-    fit_intercept: bool = True,
-    tol: float = 1e-6,
-    max_steps: int | None = None,
-    num_classes: int | None = None,
-    sample_weights: ArrayLike | None = None,
-    class_weights: ArrayLike | None = None,
-    offset: ArrayLike | None = None,
-    callback: Callable[[ManyEvent], bool | None] | None = None,
-) -> Bootstrap:
-    """Fits to resamples of the examples: N draws with replacement, as weights of the examples.
-
-        argmin sum_i n_i w_i loss_i / sum_i n_i w_i + l2 / 2 |kernel|^2,  n ~ Multinomial(N, 1 / N)
-
-    Derivative: not differentiable.
-    Edge cases: a resample may be separated, or lack a class, even if the examples are not and do
-        not. `resamples.status` and `resamples.separated` show it, and the parameters are finite.
-
-    Args:
-        features: real [N, D], finite, dense, BCOO or BCSR.
-        labels: class indices, integer [N], or a distribution over the classes, floating [N, K].
-        resamples: B, at least 2.
-        l2: scalar >= 0, the strength of the penalty.
-        seed: an integer or a key of `jax.random`, which determines the resamples.
-        penalty_factors: as in `fit`.
-        fit_intercept: as in `fit`.
-        tol: as in `fit`; the gradient is relative to its largest possible value on all examples.
-        max_steps: the limit of each fit; None for 200.
-        num_classes: K; as in `fit`.
-        sample_weights: real [N], >= 0; they do not change how often a row is drawn, and a row keeps
-            its weight.
-        class_weights: real [K], >= 0.
-        offset: real [N, K], nats; as in `fit`. A row keeps its offset in every resample.
-        callback: called with a `ManyEvent` at the start and after every step; True stops.
-
-    Returns:
-        `Bootstrap`.
-
-    Raises:
-        TypeError, ValueError: as in `fit`.
-
-    Example:
-        >>> import numpy as np, softjax
-        >>> x, y = np.arange(8.0)[:, None], np.array([0, 1, 0, 0, 1, 0, 1, 1])
-        >>> result = softjax.regression.bootstrap(x, y, resamples=20, l2=0.1)
-        >>> result.resamples.params.kernel.shape, bool(result.resamples.converged.all())
-        ((20, 1, 2), True)
-
-    Source: B. Efron and R. Tibshirani, "An Introduction to the Bootstrap" (1993), sections 6.2
-        and 13.3.
-    """
-    count = at_least("resamples", resamples, 2)
-    weights = (sample_weights, class_weights)
-    data = checked_data(
-        features, labels, num_classes, *weights, fit_intercept, offset, penalty_factors
-    )
-    data = replace(data, l2=penalties(l2, data.features.dtype))
-    if data.l2.ndim:
-        raise error("l2", "a scalar", f"shape {data.l2.shape}")
-    ones = jnp.ones(data.features.shape[0], data.features.dtype)
-    weights = ones if data.weights is None else data.weights
-    lane_of = Partial(_resample, _random_key(seed), data.labels, weights)
-    ((whole, fits, _),) = run(
-        replace(data, l2=data.l2[None]),
-        lane_of,
-        Partial(no_report),
-        count,
-        tol=tol,
-        max_steps=max_steps,
-        callback=callback,
-    )
-    return Bootstrap(whole, fits)
 
 
 @on_auto_axes
@@ -275,18 +154,6 @@ def cross_validate(
     folds, outcomes = cross_validated(data, folds, seed, tol, max_steps, callback)
     _, fits, (loss, accuracy) = stacked(outcomes) if data.l2.ndim else outcomes[0]
     return CrossValidation(fits, loss, accuracy, folds)
-
-
-def _resample(key: Array, labels: Array, weights: Array, l2: Array, lane: Array) -> Lane:
-    weights = resample_counts(key, lane, len(weights)).astype(weights.dtype) * weights
-    return Lane(labels, mean_one(weights), l2)
-
-
-def resample_counts(key: Array, resample: Array, num_examples: int) -> Array:
-    """The number of times each example is drawn for a resample, [N]."""
-    shape = (num_examples,)
-    drawn = jax.random.randint(jax.random.fold_in(key, resample), shape, 0, num_examples)
-    return jnp.zeros(shape, jnp.int32).at[drawn].add(1)
 
 
 def cross_validated(
@@ -368,7 +235,7 @@ def folds_array(folds: int | ArrayLike, seed: ArrayLike, data: Data) -> tuple[Ar
         count = _checks.at_least(called(), "folds", folds, 2)
         if count > examples:
             raise error("folds", f"at most the {examples} examples", count)
-        drawn = _stratified(_random_key(seed), data.labels, count)
+        drawn = _stratified(random_key(seed), data.labels, count)
     else:
         known = _checks.known(folds)
         if known is None or not np.issubdtype(known.dtype, np.integer):
@@ -413,17 +280,3 @@ def _refuse_empty_folds(folds: Array, num_folds: int, weights: Array | None) -> 
         got = f"fold {fold} with {held_out[fold]:g} of {mass.sum():g}"
         expected = "such that each fold holds out a part of the weight, and not all"
         raise error("folds", expected, got)
-
-
-def _random_key(seed: ArrayLike) -> Array:
-    """The given key, or the key of an integer."""
-    if isinstance(seed, Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
-        return seed
-    if isinstance(seed, (Array, np.ndarray)) and seed.ndim:  # of `jax.random.PRNGKey`
-        if seed.dtype != np.uint32:
-            got = f"dtype {seed.dtype} of shape {seed.shape}"
-            raise error("seed", "an integer or a key of jax.random", got)
-        return jax.random.wrap_key_data(jnp.asarray(seed))
-    if not isinstance(seed, Array):
-        seed = _checks.integer(called(), "seed", seed)
-    return jax.random.key(seed)
