@@ -16,15 +16,11 @@ from softjax.regression._arguments import (
     FIT,
     at_least,
     checked_data,
-    class_count,
     error,
     errors_name,
-    features_array,
     initial_params,
     is_traced,
-    labels_array,
     not_negative,
-    offset_array,
     penalty,
     refuse_other_optimizers,
 )
@@ -32,7 +28,7 @@ from softjax.regression._features import in_full_precision, is_sparse
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._programs import SOLVERS
-from softjax.regression._result import Event, FitResult, Status, recorded
+from softjax.regression._result import Event, FitResult, Status, checked_validation, recorded
 
 if TYPE_CHECKING:
     import optax
@@ -170,7 +166,9 @@ def fit(
         refuse_other_optimizers(optimizer)
     _checks.refuse_uncallable(FIT, "callback", callback)
     tol = not_negative("tol", tol)
-    held_out = None if validation is None else _validation(validation, data)
+    held_out = checked_validation(
+        validation, data.features.shape[1], data.num_classes, data.offset is not None
+    )
     seed = at_least("seed", seed, 0)
     max_steps = None if max_steps is None else at_least("max_steps", max_steps, 0)
 
@@ -291,19 +289,3 @@ def _solver_name(
     if is_sparse(data.features) and not sparse:
         raise error("features", f"dense for the solver {solver!r}", "sparse ones")
     return solver
-
-
-def _validation(
-    validation: tuple[ArrayLike, ...], data: Data
-) -> "tuple[Array | BCOO, Array, Array | None]":
-    parts = ("features", "labels", "offset")[: 2 if data.offset is None else 3]
-    if len(validation) != len(parts):
-        raise error("validation", ", ".join(parts), f"{len(validation)} arrays")
-    x = features_array("validation", validation[0])
-    if x.shape[1] != data.features.shape[1]:
-        expected = f"of {data.features.shape[1]} features"
-        raise error("validation", expected, f"{x.shape[1]} features")
-    y = labels_array("validation", validation[1], x.shape[0])
-    class_count("validation", y, data.num_classes)
-    offset = offset_array("validation", [*validation, None][2], x, data.num_classes)
-    return x, y, None if offset is None else offset.T

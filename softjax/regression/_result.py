@@ -9,7 +9,16 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from softjax import _checks
 from softjax._cross_entropy import cross_entropy
+from softjax.regression._arguments import (
+    called,
+    class_count,
+    error,
+    features_array,
+    labels_array,
+    offset_array,
+)
 from softjax.regression._model import SoftmaxRegression, logits
 
 if TYPE_CHECKING:
@@ -160,6 +169,30 @@ class FitResult(NamedTuple):
         - NON_FINITE: `params` are the parameters before the step that was not finite.
         """
         return np.take([status.text for status in Status], np.asarray(self.status)).tolist()
+
+
+def checked_validation(
+    validation: Validation | None,
+    num_features: int,
+    num_classes: int,
+    has_offset: bool | None = None,
+) -> "tuple[Array | BCOO, Array, Array | None] | None":
+    """The features, labels and offset of validation data; the offset is optional by default."""
+    if validation is None:
+        return None
+    lengths = (2, 3) if has_offset is None else (2 + has_offset,)
+    if not isinstance(validation, (tuple, list)) or len(validation) not in lengths:
+        expected = "features and labels, and the offset if the fit has one"
+        got = f"{len(validation)} parts" if hasattr(validation, "__len__") else repr(validation)
+        raise TypeError(_checks.message(called(), "validation", expected, got))
+    features, labels, offset = [*validation, None][:3]
+    x = features_array("validation", features)
+    if x.shape[1] != num_features:
+        raise error("validation", f"of {num_features} features", f"{x.shape[1]} features")
+    y = labels_array("validation", labels, x.shape[0])
+    class_count("validation", y, num_classes)
+    offset = offset_array("validation", offset, x, num_classes)
+    return x, y, None if offset is None else offset.T
 
 
 def recorded(

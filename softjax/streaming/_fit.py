@@ -19,6 +19,7 @@ from jax import Array
 
 from softjax import _checks, processes
 from softjax.regression import Event, FitResult, _frame, _preconditioner, _standardised
+from softjax.regression._arguments import at_least, constant, errors_name, penalty
 from softjax.regression._convergence import NEAR, STILL, converged, progressed
 from softjax.regression._descent import OVERSHOOT, SLOPE_LEFT, TRIALS
 from softjax.regression._features import in_full_precision
@@ -32,16 +33,16 @@ from softjax.regression._objective import (
 )
 from softjax.regression._result import Status, Validation, recorded
 from softjax.regression._steps import Batch
-from softjax.streaming._passes import FIT, Passes, Sums, problem_of_batch, transformed
+from softjax.streaming._passes import FIT, Passes, Sums, problem_of_batch
 from softjax.streaming._rows import (
     Rows,
-    checked_validation,
     computed_in,
-    penalty,
+    validation_of,
 )
 
 
 @in_full_precision
+@errors_name(FIT)
 def fit(
     rows: Rows,
     *,
@@ -99,16 +100,16 @@ def fit(
         ('converged', 0.5889)
     """
     begin = time.perf_counter()
-    num_classes = _checks.at_least(FIT, "num_classes", num_classes, 2)
-    max_steps = _checks.at_least(FIT, "max_steps", max_steps, 0)
+    num_classes = at_least("num_classes", num_classes, 2)
+    max_steps = at_least("max_steps", max_steps, 0)
     tol = _checks.not_negative_number(FIT, "tol", tol)
     _checks.refuse_uncallable(FIT, "transform", transform)
     _checks.refuse_uncallable(FIT, "callback", callback)
     dtype = computed_in(rows.read(0, 1)[0].dtype)
-    l2 = penalty(FIT, l2, dtype)
-    validation = checked_validation(FIT, validation, rows.num_features, num_classes)
-    constant = np.asarray(_checks.flag(FIT, "fit_intercept", fit_intercept), dtype)
-    passes = Passes(rows, num_classes, l2, constant, transform, held_out, dtype)
+    strength = float(penalty("l2", l2, dtype))
+    validation = validation_of(validation, rows.num_features, num_classes)
+    intercept = constant(fit_intercept, dtype)
+    passes = Passes(rows, num_classes, strength, intercept, transform, held_out, dtype)
 
     theta = np.zeros((num_classes, rows.num_features + 1), dtype)
     here = passes.at(theta)
@@ -129,9 +130,8 @@ def fit(
         if status != Status.RUNNING or interrupted or step == max_steps:
             break
         g, size = here.gradient.astype(dtype), dtype.type(norm)
-        problem = (passes.shift, constant, sample, dtype.type(l2))
         at = _Position(theta, g, memory, np.int32(step), size)
-        d, memory, unseen = _direction(*passes.fixed, *problem, at)
+        d, memory, unseen = _direction(*passes.fixed, sample, dtype.type(strength), at)
         trial = _line_search(passes, theta, here, np.asarray(d))
         if trial is None:
             status = Status.PRECISION_FLOOR
@@ -242,8 +242,7 @@ def _direction(
 
     The gradients are sums over all rows; the preconditioner is computed from the sample.
     """
-    features = _frame.less(transformed(transform, sample.features), shift)
-    problem = problem_of_batch(num_classes, features, constant, sample)._replace(l2=l2)
+    problem = problem_of_batch(num_classes, transform, shift, constant, sample)._replace(l2=l2)
     s = _standardised.standardise(problem, gradient_bound(problem), problem.features.dtype)
     here = point(problem, at.theta, logits_at(problem, at.theta))
     here = here._replace(gradient=centred(at.gradient))

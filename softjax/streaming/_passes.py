@@ -4,9 +4,10 @@ Each process reads its own part of the rows in chunks, and adds the sums of the 
 Then the sums of all processes are added.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from functools import partial
+from dataclasses import replace
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ from softjax.regression._objective import (
     without_offset,
 )
 from softjax.regression._problem import Data, Problem, problem_of
-from softjax.regression._steps import Batch, good_rows
+from softjax.regression._steps import Batch, Transform, good_rows
 from softjax.streaming._devices import ahead
 from softjax.streaming._rows import (
     Rows,
@@ -81,12 +82,12 @@ class Passes:
         num_classes: int,
         l2: float,
         constant: np.ndarray,
-        transform: Callable[[Array], Array] | None,
+        transform: Transform,
         held_out: np.ndarray | None,
         dtype: np.dtype,
     ):
         self.rows, self.l2, self.constant, self.dtype = rows, l2, constant, dtype
-        self.num_classes, self.fixed = num_classes, (num_classes, transform)
+        self.num_classes, self.transform = num_classes, transform
         self.held_out = row_numbers(FIT, held_out, rows.num_rows)
         self.row_bytes = (rows.num_features + num_classes) * self.dtype.itemsize
         weights = getattr(rows, "weights", None)
@@ -99,9 +100,14 @@ class Passes:
         # The number of the first bad row that this process has read, and its error message.
         self.bad = (rows.num_rows, "")
 
+    @property
+    def fixed(self) -> tuple[int, Transform, Array, Any]:
+        """The arguments of the compiled sums that stay the same from pass to pass."""
+        return self.num_classes, self.transform, self.shift, self.constant
+
     def look_for_centre(self, sample: Batch) -> bool:
         """Whether features are far from 0; if so, all later passes subtract a centre from them."""
-        features = transformed(self.fixed[1], sample.features)
+        features = transformed(self.transform, sample.features)
         self.centre = _frame.centre_of(features, sample.weights) if self.constant else None
         if self.centre is not None:
             self.shift = self.centre
@@ -109,8 +115,7 @@ class Passes:
 
     def move(self, d: np.ndarray) -> float:
         """The largest change, in nats, of a difference of two logits of a row along `d`."""
-        fixed = (*self.fixed, self.shift, self.constant, jnp.asarray(d))
-        moves = [_move(*fixed, chunk) for chunk in self._own()]
+        moves = [_move(*self.fixed, jnp.asarray(d), chunk) for chunk in self._own()]
         self.count += 1
         return max(map(float, processes.gather(max(map(float, moves), default=0.0))))
 
@@ -120,9 +125,7 @@ class Passes:
         if count * self.row_bytes > SAMPLE_BYTES:
             return False
         batch = self._chunk(count, count, 0)
-        features = _frame.less(transformed(self.fixed[1], batch.features), self.shift)
-        data = _data(self.num_classes, features, jnp.asarray(self.constant), batch)
-        return _ending.is_proven(data, jnp.asarray(theta))
+        return _ending.is_proven(_data(*self.fixed, batch), jnp.asarray(theta))
 
     def at(self, theta: np.ndarray) -> Sums:
         """The objective and its gradient, from one pass."""
@@ -131,10 +134,8 @@ class Passes:
         zero = (0.0, np.zeros((self.num_classes, width)), np.zeros(width), True)
         total = Sums(*zero, np.zeros(width - 1), np.zeros(self.num_classes))
         for chunk in self._own():
-            total = _added(total, _sums(*self.fixed, self.shift, self.constant, on_device, chunk))
-        everywhere = Sums(*zero, np.zeros(width - 1), np.zeros(self.num_classes))
-        for part in processes.gather(total):
-            everywhere = _added(everywhere, part)
+            total = _added(total, _sums(*self.fixed, on_device, chunk))
+        everywhere = reduce(_added, processes.gather(total))
         if not self.count:
             self._refuse(everywhere)
         self.count += 1
@@ -244,43 +245,39 @@ def _added(total: Sums, part: Sums) -> Sums:
     )
 
 
-def transformed(transform: Callable[[Array], Array] | None, features: Array) -> Array:
+def transformed(transform: Transform, features: Array) -> Array:
     return features if transform is None else transform(features)
 
 
-def problem_of_batch(num_classes: int, features: Array, constant: Array, batch: Batch) -> Problem:
+def problem_of_batch(
+    num_classes: int, transform: Transform, shift: Array, constant: Array, batch: Batch
+) -> Problem:
     """The unpenalised problem of a batch; the sum of its targets is the mean weight."""
-    return problem_of(_data(num_classes, features, constant, batch))
+    return problem_of(_data(num_classes, transform, shift, constant, batch))
 
 
-def _data(num_classes: int, features: Array, constant: Array, batch: Batch) -> Data:
-    """The data of a batch with the given features, without a penalty."""
+def _data(
+    num_classes: int, transform: Transform, shift: Array, constant: Array, batch: Batch
+) -> Data:
+    """The data of a batch with its transformed features minus `shift`, without a penalty."""
+    features = _frame.less(transformed(transform, batch.features), shift)
     zero = jnp.zeros((), features.dtype)
     offset = None if batch.offset is None else batch.offset.T
-    return Data(
-        num_classes,
-        features,
-        batch.labels,
-        batch.weights,
-        None,
-        zero,
-        zero,
-        constant=constant,
-        offset=offset,
-    )
+    data = Data(num_classes, features, batch.labels, batch.weights, None, zero, zero)
+    return replace(data, constant=jnp.asarray(constant), offset=offset)
 
 
 @partial(jax.jit, static_argnames=("num_classes", "transform"))
 def _sums(
     num_classes: int,
-    transform: Callable[[Array], Array] | None,
+    transform: Transform,
     shift: Array,
     constant: Array,
     theta: Array,
     batch: Batch,
 ) -> Sums:
     features = transformed(transform, batch.features)
-    problem = problem_of_batch(num_classes, _frame.less(features, shift), constant, batch)
+    problem = problem_of_batch(num_classes, transform, shift, constant, batch)
     logits = logits_at(problem, theta)
     size = jnp.asarray(len(batch.labels), theta.dtype)
     bound = gradient_bound(problem)
@@ -297,12 +294,11 @@ def _sums(
 @partial(jax.jit, static_argnames=("num_classes", "transform"))
 def _move(
     num_classes: int,
-    transform: Callable[[Array], Array] | None,
+    transform: Transform,
     shift: Array,
     constant: Array,
     d: Array,
     batch: Batch,
 ) -> Array:
-    features = _frame.less(transformed(transform, batch.features), shift)
-    problem = problem_of_batch(num_classes, features, constant, batch)
+    problem = problem_of_batch(num_classes, transform, shift, constant, batch)
     return largest_move(jnp.where(batch.weights[None] > 0, class_scores(problem, d), 0))

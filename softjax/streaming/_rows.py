@@ -11,7 +11,8 @@ import numpy as np
 
 from softjax import _checks, tables
 from softjax._numerics import compute_dtype
-from softjax.regression._result import Validation
+from softjax.regression._arguments import called
+from softjax.regression._result import Validation, checked_validation
 from softjax.tables import FileRows
 
 ARRAY_ROWS = "streaming.ArrayRows"
@@ -228,46 +229,14 @@ def real_array(function: str, argument: str, x: Any) -> np.ndarray:
     return x
 
 
-def penalty(function: str, l2: Any, dtype: np.dtype) -> float:
-    """`l2` as a number >= 0 that is finite in `dtype`."""
-    number = _checks.not_negative_number(function, "l2", l2)
-    if number > float(np.finfo(dtype).max):
-        raise ValueError(_checks.message(function, "l2", f"finite in {dtype}", number))
-    return number
-
-
-def checked_validation(
-    function: str, validation: Validation | None, num_features: int, num_classes: int
-) -> Validation | None:
-    """Features [n, D], class indices [n] or distributions [n, K], and an offset [n, K] if given."""
-    if validation is None:
-        return None
-    if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
-        expected = "(features, labels), and an offset if there is one"
-        got = f"{len(validation)} parts" if hasattr(validation, "__len__") else repr(validation)
-        raise TypeError(_checks.message(function, "validation", expected, got))
-    x, y, *offset = (real_array(function, "validation", part) for part in validation)
-    if x.ndim != 2 or not len(x) or x.shape[1] != num_features:
-        expected = f"of features of shape (examples, {num_features})"
-        raise ValueError(_checks.message(function, "validation", expected, f"shape {x.shape}"))
-    x = x.astype(computed_in(x.dtype), copy=False)
-    _checks.refuse_first(function, "validation", f"finite in {x.dtype}", x, ~np.isfinite(x))
-    offset = [part.astype(x.dtype, copy=False) for part in offset]
-    for part in offset:
-        if part.shape != (len(x), num_classes):
-            expected = f"of an offset of shape ({len(x)}, {num_classes})"
-            got = f"shape {part.shape}"
-            raise ValueError(_checks.message(function, "validation", expected, got))
-        _checks.refuse_first(function, "validation", "of a finite offset", part, ~np.isfinite(part))
-    if y.shape == (len(x), num_classes):
-        return x, y.astype(x.dtype, copy=False), *offset
-    if y.shape != (len(x),):
-        expected = f"of labels of shape ({len(x)},) or ({len(x)}, {num_classes})"
-        raise ValueError(_checks.message(function, "validation", expected, f"shape {y.shape}"))
-    indices = as_indices(function, y)
-    bad = (indices < 0) | (indices >= num_classes)
-    _checks.refuse_first(function, "validation", f"of labels in [0, {num_classes})", y, bad)
-    return x, indices, *offset
+def validation_of(
+    validation: Validation | None, num_features: int, num_classes: int
+) -> tuple[Any, ...] | None:
+    """Checked validation data, whose labels may be whole numbers in floating point."""
+    if isinstance(validation, (tuple, list)) and len(validation) > 1:
+        x, labels, *offset = validation
+        validation = x, as_labels(called(), labels), *offset
+    return checked_validation(validation, num_features, num_classes)
 
 
 def parts_of(read: Any) -> tuple[Any, Any, Any, Any]:

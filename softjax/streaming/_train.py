@@ -33,7 +33,7 @@ from softjax.regression._steps import Form, State, Terms, advance, start
 from softjax.streaming._batches import TRAIN, Source
 from softjax.streaming._devices import Chunk
 from softjax.streaming._feeds import BatchFeed, Feed, feed_of, refuse_tracers, spans
-from softjax.streaming._rows import checked_validation
+from softjax.streaming._rows import validation_of
 from softjax.tables import DataError
 
 
@@ -202,7 +202,7 @@ def train(
     saved = _saved(checkpoints, feed, steps)
     params = feed.begin(0 if saved is None else saved.step, every, init, fit_intercept)
     (width, _), dtype = params.kernel.shape, params.kernel.dtype
-    validation = checked_validation(TRAIN, validation, width, feed.num_classes)
+    validation = validation_of(validation, width, feed.num_classes)
     factors = factors_array(penalty_factors, width, dtype)
     strength = jnp.asarray(penalty("l2", l2, dtype))
     terms = Terms(

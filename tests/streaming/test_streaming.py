@@ -598,16 +598,12 @@ def test_training_refuses_weights_features_and_starts_that_a_fit_refuses():
         "`class_weights` must be > 0 somewhere": {"class_weights": [0, 0, 0]},
         "`class_weights` must be of shape (3,)": {"class_weights": [1, 1]},
         "`init.kernel` must be finite in float32, got nan at (0, 0)": {"init": bad_start},
-        "`validation` must be of features of shape (examples, 3), got": {
-            "validation": (X[:, 1:], Y)
-        },
+        "`validation` must be of 3 features, got 2 features": {"validation": (X[:, 1:], Y)},
         "`validation` must be finite in float32, got nan at (4, 1)": {
             "validation": (changed(X, (4, 1), np.nan), Y)
         },
-        "`validation` must be of labels in [0, 3), got 3 at (5,)": {
-            "validation": (X, changed(Y, 5, 3))
-        },
-        "`validation` must be of labels of shape (60,) or (60, 3)": {"validation": (X, Y[1:])},
+        "`validation` must be in [0, 3), got 3 at (5,)": {"validation": (X, changed(Y, 5, 3))},
+        "`validation` must be of shape (60,), got shape (59,)": {"validation": (X, Y[1:])},
         "`validation` must be an array of real numbers, got dtype complex": {
             "validation": (X + 0j, Y)
         },
