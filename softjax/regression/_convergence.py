@@ -104,6 +104,9 @@ STILL = 0.1
 # Hessian by at most a factor e^m, and the next decrement is at most e^m ((e^m - 1 - m) / m)^2 times
 # this one: here 0.15 times.
 NEWTONIAN = 0.5
+# A step of more nats than this passes an example with extreme features: no other logits move so far
+# in one step. A fit that is at the precision floor after such a step goes on in float64.
+OUTLYING = 30
 # Logits that were summed over the steps have other rounding errors than logits computed from the
 # parameters. The difference may change a gradient of the size of `tol` by as much, so that an end
 # is confirmed within this multiple of `tol`.
@@ -121,7 +124,8 @@ class State(NamedTuple):
         value: the objective at `theta`.
         norm: the largest entry of the gradient at `theta`, relative to its bound.
         decrement: the decrease that the model predicted for the last step, nats.
-        move: the largest change of the difference of two logits of an example in the last step.
+        move: the largest change of the difference of two logits of an example in the last step, in
+            the whole step of the model if the line search has shortened it.
         farthest: the largest `move` of all the steps since the gradient has been NEAR.
         strict: whether a fit may end only once `move` is below a limit. Without an optimum no fit
             comes to rest; if not `strict`, it ends, and then separation has to be proven.

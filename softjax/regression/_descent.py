@@ -43,7 +43,9 @@ from softjax.regression._objective import (
 from softjax.regression._problem import Problem
 from softjax.regression._standardised import from_standard, to_standard
 
-TRIALS = 20
+# If an example has extreme features, the minimum may be at a millionth of the length of a step:
+# most trials then halve the length, and the last ones move this example by a nat each.
+TRIALS = 60
 # The search ends once the slope has at least halved. Beyond the minimum, where the gain might be
 # lost again, it ends only if the slope is no more than a tenth of the first one and, by the
 # curvature there, the minimum is at half of the length or more.
@@ -78,7 +80,8 @@ def take_step(
         add_step(state.theta, t, d),
         state.memory,
         decrement=-slope / 2,
-        move=t * largest_move(d_logits),
+        # A model whose step was cut short was wrong about the whole step, however short the rest.
+        move=jnp.maximum(t, 1) * largest_move(d_logits),
         passes=passes,
         patience=patience,
         stuck=t == 0,

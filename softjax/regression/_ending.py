@@ -251,7 +251,7 @@ def quasi_separated(data: Data, theta: Array, suspected: Array) -> Array:
     norm = relative_norm(here.gradient, bound)
     empty = _preconditioner.empty(problem.features, len(theta))
     first = jnp.zeros((), jnp.int32)
-    newton, _, _ = newton_cg(problem, s, here, empty, first, norm)
+    newton, _, _ = newton_cg(problem, s, here, empty, True, norm)
     among_free = free(problem)
     newton, theta = centred(newton) * among_free, theta * among_free
     moves = _leads(problem, class_scores(problem, newton))

@@ -17,7 +17,7 @@ from jax import Array
 
 from softjax._sharding import cond
 from softjax.regression import _preconditioner, _standardised
-from softjax.regression._convergence import State
+from softjax.regression._convergence import OUTLYING, State
 from softjax.regression._descent import Descent
 from softjax.regression._linear_solves import JITTER, factored_hessian, factored_solve, truncated
 from softjax.regression._objective import Point, example_weights, uncertainty
@@ -39,9 +39,10 @@ class NewtonCG(Descent):
         return _preconditioner.empty(features, len(theta))
 
     def direction(self, here: Point, state: State) -> tuple[Array, Preconditioner, Array]:
-        return newton_cg(
-            self.problem, self.standardised, here, state.memory, state.step, state.norm
-        )
+        # The probabilities settle: the preconditioner is built at steps 0, 1, 2, 4, 8 and so on. It
+        # is also built after a step past an extreme example, which may have lost all its weight.
+        stale = (state.step & (state.step - 1) == 0) | (state.move > OUTLYING)
+        return newton_cg(self.problem, self.standardised, here, state.memory, stale, state.norm)
 
     def unseen(self, memory: Preconditioner, gradient: Array) -> Array:
         return _preconditioner.unseen(self.standardised, memory, gradient)
@@ -81,15 +82,17 @@ def newton_cg(
     s: Standardised,
     here: Point,
     preconditioner: Preconditioner,
-    step: Array,
+    stale: Array,
     norm: Array,
 ) -> tuple[Array, Preconditioner, Array]:
-    """-H^-1 g by conjugate gradients, the preconditioner, and the products with the features."""
+    """-H^-1 g by conjugate gradients, the preconditioner, and the products with the features.
+
+    A preconditioner that is `stale` is built again.
+    """
     weights = example_weights(problem.targets).astype(s.ridge.dtype)
     p = here.probabilities.astype(s.ridge.dtype)
-    # The probabilities settle: the preconditioner is built at steps 0, 1, 2, 4, 8 and so on.
     preconditioner = cond(
-        step & (step - 1) == 0,
+        stale,
         lambda: _preconditioner.build(s, weights, p),
         lambda: preconditioner,
     )

@@ -17,6 +17,7 @@ from softjax._sharding import cond
 from softjax.regression import _ending, _loop, _preconditioner
 from softjax.regression._convergence import (
     CONFIRMED,
+    OUTLYING,
     STILL,
     State,
     converged,
@@ -124,7 +125,8 @@ def advance(name: str, data: Data, tol: Array, state: State, stop: Array) -> Out
         status = status_where_separated(problem, state.theta, status, separated)
         suspected = _ending.suspected(problem, state, status)
     if solver.needs_optimum and name != PRECISELY:
-        hidden = (status == Status.PRECISION_FLOOR) & hides_something(state, tol)
+        doubtful = hides_something(state, tol) | (state.farthest > OUTLYING)
+        hidden = (status == Status.PRECISION_FLOOR) & doubtful
         if _preconditioner.is_diagonal(problem.features):
             at_optimum = _nothing_hidden(problem, tol, state, logits, hidden)
             status = jnp.where(at_optimum, Status.CONVERGED, status).astype(jnp.int32)

@@ -208,7 +208,7 @@ def _newton(table: Table, single: Table, theta: np.ndarray, tol: float) -> End |
         if not t > 0:
             return None
         theta, z = theta + t * d, z + t * dz
-        decrement, move = -slope / 2, t * np.max(np.ptp(dz, axis=0))
+        decrement, move = -slope / 2, max(t, 1) * np.max(np.ptp(dz, axis=0))
         stale += move
         passes += 2 * cg_steps + 2
     return None

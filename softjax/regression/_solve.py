@@ -165,9 +165,16 @@ def _more_precisely(data: Data, tol: np.ndarray, ended: Outcome, limit: np.int32
             outcome = outcome._replace(objective=there.objective, separated=there.separated)
             end = end._replace(theta=rounded, value=at.value, norm=at.norm)
         outcome = jax.tree.map(np.asarray, outcome._replace(state=end))
-    state = jax.tree.map(lambda new, old: new.astype(old.dtype), outcome.state, old)
+    state = jax.tree.map(_cast, outcome.state, old)
     params = unpack(jnp.asarray(state.theta))
     return outcome._replace(state=state, params=params, status=np.int32(status))
+
+
+def _cast(new: np.ndarray, old: np.ndarray) -> np.ndarray:
+    """`new` in the dtype of `old`; the largest number of the wider dtype becomes the narrower's."""
+    if old.dtype.kind == "f":
+        new = np.minimum(new, np.finfo(old.dtype).max)
+    return new.astype(old.dtype)
 
 
 @jax.jit

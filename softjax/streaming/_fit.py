@@ -21,7 +21,7 @@ from softjax import _checks, processes
 from softjax.regression import Event, FitResult, _frame, _preconditioner, _standardised
 from softjax.regression._arguments import at_least, constant, errors_name, penalty
 from softjax.regression._convergence import NEAR, STILL, converged, progressed
-from softjax.regression._descent import OVERSHOOT, SLOPE_LEFT, TRIALS
+from softjax.regression._descent import OVERSHOOT, SLOPE_LEFT
 from softjax.regression._features import in_full_precision
 from softjax.regression._lbfgs import LBFGS, Memory, lbfgs
 from softjax.regression._objective import (
@@ -39,6 +39,9 @@ from softjax.streaming._rows import (
     computed_in,
     validation_of,
 )
+
+# Each trial of a line search is a pass over the data.
+TRIALS = 20
 
 
 @in_full_precision

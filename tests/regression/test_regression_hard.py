@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from softjax import regression
@@ -107,3 +108,30 @@ def test_counts_of_very_different_size():
         assert result.converged
         over = {name: value / counts.sum() * 60 for name, value in penalty.items()}
         assert relative_gradient(result.params, x, counts, **over) < 1e-7
+
+
+@pytest.mark.parametrize("solver", ["newton-cg", "newton", "lbfgs"])
+def test_one_entry_that_is_huge(solver):
+    """The example of this entry has all the curvature of its feature, until it is certain."""
+    for seed, entry in {0: 1e7, 1: 1e7, 3: 1e7, 5: -1e7, 14: -1e6, 15: -1e6}.items():
+        rng = np.random.default_rng(seed)
+        x, labels = drawn(60, 4, 3, seed)
+        x = x.astype(np.float32)
+        x[rng.integers(60), rng.integers(4)] = entry
+        l2 = [0.0, 1e-3][seed % 2]
+        q = np.eye(3)[labels]
+        middle = np.median(x, 0).astype(np.float64)
+        z = np.column_stack([x - middle, np.ones(60)])
+
+        def loss(theta, z=z, q=q, l2=l2):
+            kernel = theta.reshape(5, 3)
+            log_p = log_softmax(z @ kernel, 1)
+            ridge = l2 * kernel * (np.arange(5) < 4)[:, None]
+            gradient = z.T @ (np.exp(log_p) - q) / 60 + ridge
+            return -np.sum(q * log_p) / 60 + np.sum(ridge * kernel) / 2, gradient.ravel()
+
+        best = minimize(loss, np.zeros(15), jac=True, method="BFGS", options={"gtol": 1e-10}).fun
+        result = regression.fit(x, labels, solver=solver, l2=l2)
+        # Float32 may not hold the parameters of the optimum: then the fit says so.
+        assert result.stop_reason in ("converged", "precision floor")
+        assert result.objective <= best * (1 + 2e-6)
