@@ -82,8 +82,7 @@ class Compiler:
         return cls.options(*args, env_options_overrides=overrides, **options)
 
     @classmethod
-    def set(cls, node: pytest.Item | pytest.Collector) -> None:
-        quickly = is_compiled_quickly(node)
+    def set(cls, quickly: bool) -> None:
         if quickly != cls.quickly:
             quick_options()
             jax.clear_caches()
@@ -91,6 +90,22 @@ class Compiler:
 
 
 compiler.get_compile_options = Compiler.get_compile_options
+
+
+@pytest.fixture
+def full_compilation() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """A context in which a test compiles programs with the options that users have."""
+
+    @contextlib.contextmanager
+    def context() -> Iterator[None]:
+        quickly = Compiler.quickly
+        Compiler.set(False)
+        try:
+            yield
+        finally:
+            Compiler.set(quickly)
+
+    return context
 
 
 @functools.cache
@@ -142,7 +157,7 @@ class Memory:
 @pytest.fixture(scope="module", autouse=True)
 def _programs_of_a_module(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compiles a module's fixtures according to its marker, and forgets programs at its end."""
-    Compiler.set(request.node)
+    Compiler.set(is_compiled_quickly(request.node))
     least_seconds = float("inf") if hasattr(request.module, "mesh_of") else 0
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
     yield
@@ -151,7 +166,7 @@ def _programs_of_a_module(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _programs_of_a_test(request: pytest.FixtureRequest) -> Iterator[None]:
-    Compiler.set(request.node)
+    Compiler.set(is_compiled_quickly(request.node))
     yield
     if Memory.is_short():
         Memory.forget_programs()

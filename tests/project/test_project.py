@@ -1,5 +1,6 @@
 """The project as a new user finds it: commands, documents, packaging."""
 
+import contextlib
 import doctest
 import importlib
 import inspect
@@ -72,23 +73,23 @@ def test_ci_runs_the_test_command_of_the_readme():
 # --- documents ---
 
 
-# XLA:CPU without optimisations compiles Firth's solver wrongly: a sum over the examples, which is
-# fused with a product, has an entry of -inf, while all that is summed is finite.
-FULLY = {"fitting.md": pytest.mark.compiled_quickly(False)}
-# tests/thread runs those of thread.md.
-WITH_EXAMPLES = [
-    pytest.param(path, marks=FULLY.get(path.name, ()), id=path.name)
-    for path in DOCUMENTS
-    if path.name != "thread.md"
-]
+# tests/thread runs the examples of thread.md.
+WITH_EXAMPLES = [path for path in DOCUMENTS if path.name != "thread.md"]
 
 
-@pytest.mark.parametrize("path", WITH_EXAMPLES)
-def test_the_examples_of_a_document_run_as_they_stand(path):
-    # One namespace a document, as a reader would type it; fences are no part of the output.
-    source = "\n".join(fenced(path.read_text(), "python"))
-    example = doctest.DocTestParser().get_doctest(source, {}, path.name, str(path), 0)
-    assert doctest.DocTestRunner(FloatChecker()).run(example).failed == 0
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: path.name)
+def test_the_examples_of_a_document_run_as_they_stand(path, full_compilation):
+    # The examples share one namespace, as if a reader typed them; fences are no part of the output.
+    source, names = "\n".join(fenced(path.read_text(), "python")), {}
+    runner = doctest.DocTestRunner(FloatChecker())
+    for example in doctest.DocTestParser().get_examples(source):
+        test = doctest.DocTest([example], {}, path.name, str(path), 0, source)
+        test.globs = names
+        # XLA:CPU without optimisations compiles Firth's solver wrongly: a sum over the examples,
+        # which is fused with a product, has an entry of -inf, while all that is summed is finite.
+        with full_compilation() if "firth" in example.source else contextlib.nullcontext():
+            runner.run(test, clear_globs=False)
+    assert runner.summarize().failed == 0
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
