@@ -22,7 +22,7 @@ import numpy as np
 
 from softjax import _checks, processes
 from softjax.tables import DataError
-from softjax.tables._errors import differences
+from softjax.tables._errors import differences, first_line
 
 __all__ = ["Checkpoints", "Saved"]
 
@@ -177,7 +177,7 @@ class Checkpoints:
                 kept = f"the last one is of step {self.last_step}"
             raise DataError(
                 f"{self.directory}: the checkpoint of step {step} cannot be written ({kept}): "
-                f"{_first_line(error)}"
+                f"{first_line(error)}"
             ) from error
 
     def _reserve(self, size: int) -> None:
@@ -198,7 +198,7 @@ class Checkpoints:
                 self._manager.reload()
                 print(
                     f"softjax: {aside}: the checkpoint of step {step} is damaged and was renamed "
-                    f"to this: {_first_line(error)}",
+                    f"to this: {first_line(error)}",
                     file=sys.stderr,
                 )
         if steps:
@@ -273,7 +273,3 @@ def _as_begun(begun: Any, saved: np.ndarray) -> Any:
     if not _checks.is_random_key(begun):
         return saved
     return jax.random.wrap_key_data(jnp.asarray(saved), impl=jax.random.key_impl(begun))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -15,6 +15,7 @@ from numpy.lib import format as npy
 from softjax import _files, regression, tables
 from softjax.regression import SoftmaxRegression
 from softjax.tables import Column, DataError
+from softjax.tables._errors import first_line
 
 __all__ = ["Model", "load_model"]
 
@@ -144,7 +145,7 @@ def load_model(path: str | Path) -> Model:
         # The file may contain anything, and each layer that reads it raises its own kinds of
         # errors. Every such error means that the file is not a model.
         except Exception as error:
-            raise _not_a_model(path, _first_line(error)) from error
+            raise _not_a_model(path, first_line(error)) from error
     if kernel.ndim != 2 or kernel.shape[0] < 1 or kernel.shape[1] < 2:
         expected = "[features, classes], with 1 feature and 2 classes or more"
         raise _not_a_model(path, f"`kernel` must be of shape {expected}, got {kernel.shape}")
@@ -183,7 +184,7 @@ def _columns(path: Path, array: np.ndarray, features: list[str]) -> list[Column]
     except DataError:
         raise
     except Exception as error:
-        raise _not_a_model(path, f"`columns` cannot be read: {_first_line(error)}") from error
+        raise _not_a_model(path, f"`columns` cannot be read: {first_line(error)}") from error
     if known != features or not distinct:
         raise _not_a_model(path, "`columns` and `features` do not match")
     return columns
@@ -221,14 +222,10 @@ def _names(path: Path, name: str, array: np.ndarray, count: int) -> list[str]:
         names = array.tolist()
         "".join(names).encode()
     except ValueError as error:  # code points that are not characters
-        raise _not_a_model(path, f"`{name}` must be text, got {_first_line(error)}") from error
+        raise _not_a_model(path, f"`{name}` must be text, got {first_line(error)}") from error
     if len(set(names)) != count:
         raise _not_a_model(path, f"`{name}` must be distinct, got one name twice")
     return names
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:200].rstrip(".")
 
 
 def _not_a_model(path: Path, why: Any) -> DataError:

@@ -27,8 +27,9 @@ from rich.progress import (
 from rich.table import Table
 from typer.core import TyperGroup
 
-from softjax import __version__, _files, _interrupt, models, plots, processes, regression
+from softjax import __version__, _files, _interrupt, models, plots, processes, regression, tables
 from softjax.cli._metrics import MOST_SHOWN, metrics, metrics_table, overall
+from softjax.cli._split import Parts
 from softjax.tables import Column, DataError, IncompleteError, NumberError
 
 # The exception class for wrong usage belongs to click, which typer may carry within itself.
@@ -183,6 +184,22 @@ class Task(NamedTuple):
     name: str
     majority: int
     columns: Sequence[Column] = ()
+
+
+def task_of(parts: Parts, mean: np.ndarray, scale: np.ndarray, name: str) -> Task:
+    """The task of data in memory."""
+    train, test, image_shape = parts
+    held_out = ((test.features - mean) / scale).astype(np.float32), test.labels
+    names = (train.feature_names, train.class_names)
+    majority = int(np.argmax(np.bincount(train.labels, minlength=len(train.class_names))))
+    return Task(mean, scale, *names, held_out, image_shape, name, majority, train.columns)
+
+
+def print_columns(console: Console, columns: Sequence[Column], class_names: list[str]) -> None:
+    """Prints the categories of the columns, and a line if the classes are many numbers."""
+    for line in (tables.described(columns), tables.numbers_as_classes(class_names)):
+        if line:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class FitProgress:

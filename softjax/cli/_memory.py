@@ -4,7 +4,6 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from rich import box
@@ -22,54 +21,30 @@ from softjax.cli._app import (
     Task,
     check_finite,
     optax_optimizer,
+    print_columns,
     print_result,
     rate_of,
     remedies_offered,
+    task_of,
     write,
     write_text,
 )
 from softjax.cli._options import progress_bar, reading
 from softjax.cli._plan import Plan
-from softjax.cli._split import Split, too_few
-from softjax.datasets import load_digits
+from softjax.cli._split import Parts, Split, digits, too_few
 from softjax.tables import DataError, Dataset
-
-
-class Parts(NamedTuple):
-    """The examples to fit, the held-out examples, and the image shape if the data are digits."""
-
-    train: Dataset
-    test: Dataset
-    image_shape: tuple[int, int] | None
 
 
 def run(plan: Plan) -> None:
     """Fits, writes the files and prints the results."""
     console = Console()
-    train, test, image_shape = _load(console, plan)
-    mean, scale = _standardisation(train, image_shape is not None)
-    x_train, x_test = (
-        ((part.features - mean) / scale).astype(np.float32) for part in (train, test)
-    )
-    counts = np.bincount(train.labels, minlength=len(train.class_names))
-    task = Task(
-        mean,
-        scale,
-        train.feature_names,
-        train.class_names,
-        (x_test, test.labels),
-        image_shape,
-        Path(plan.data).name,
-        int(np.argmax(counts)),
-        train.columns,
-    )
+    parts = _load(console, plan)
+    train, test = parts.train, parts.test
+    mean, scale = _standardisation(train, parts.image_shape is not None)
+    x_train = ((train.features - mean) / scale).astype(np.float32)
+    task = task_of(parts, mean, scale, Path(plan.data).name)
     console.print(f"{len(train.labels)} examples to fit, {len(test.labels)} held out.")
-    for line in (
-        tables.described(train.columns),
-        tables.numbers_as_classes(train.class_names),
-    ):
-        if line:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    print_columns(console, train.columns, train.class_names)
     weights = _weights_of_classes(plan.class_weight, plan.data, plan.label_column, train)
     more = []
     penalty = plan.penalties[0]
@@ -131,7 +106,7 @@ def _fitted(
 def _load(console: Console, plan: Plan) -> Parts:
     """Loads the digits or a file, and splits the examples."""
     if plan.data == "digits":
-        return _digits()
+        return digits()
     path, label = plan.file_and_label()
     how = (plan.drop, plan.category, plan.separator, plan.encoding, plan.any_classes)
     with remedies_offered(), reading(console, *how) as options:
@@ -159,18 +134,6 @@ def _load(console: Console, plan: Plan) -> Parts:
         what = "medians and most frequent categories of the examples to fit"
         console.print(f"Missing cells of {missing} rows are imputed by {what}.", soft_wrap=True)
     return Parts(train, test, None)
-
-
-def _digits() -> Parts:
-    digits = load_digits()
-    height, width = digits.image_shape
-    names = [str(pixel) for pixel in range(height * width)]  # like the columns of a .npy file
-    classes = [str(k) for k in range(10)]
-    first = len(digits.train_labels)
-    rows = np.split(np.arange(first + len(digits.test_labels)), [first])
-    train = Dataset(digits.train_features, digits.train_labels, names, classes, rows[0])
-    test = Dataset(digits.test_features, digits.test_labels, names, classes, rows[1])
-    return Parts(train, test, (height, width))
 
 
 def _standardisation(train: Dataset, as_they_are: bool) -> tuple[np.ndarray, np.ndarray]:

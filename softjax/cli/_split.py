@@ -1,14 +1,41 @@
-"""The choice of the held-out rows: the same share of every class, in memory and in a stream."""
+"""The held-out rows: the same share of every class of a file, or the ones of the digits."""
 
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 
 from softjax import processes
+from softjax.datasets import load_digits
+from softjax.tables import Dataset
 
 # The number of candidates is about SPARE times the number of rows to hold out, so that there are
 # enough candidates in each class.
 SPARE = 20
+
+
+class Parts(NamedTuple):
+    """The examples to fit, the held-out examples, and the image shape if the data are digits."""
+
+    train: Dataset
+    test: Dataset
+    image_shape: tuple[int, int] | None
+
+
+def digits() -> Parts:
+    """The digits, with their own held-out part."""
+    data = load_digits()
+    width = data.train_features.shape[1]
+    names = [str(pixel) for pixel in range(width)]  # like the columns of a .npy file
+    classes = [str(k) for k in range(10)]
+    train, test = (
+        Dataset(features, labels, names, classes, np.arange(len(labels)))
+        for features, labels in (
+            (data.train_features, data.train_labels),
+            (data.test_features, data.test_labels),
+        )
+    )
+    return Parts(train, test, data.image_shape)
 
 
 class Split:

@@ -23,16 +23,17 @@ from softjax.cli._app import (
     check_finite,
     model_of,
     optax_optimizer,
+    print_columns,
     print_result,
     rate_of,
     remedies_offered,
+    task_of,
     try_out,
     write,
 )
 from softjax.cli._options import progress_bar, reading
 from softjax.cli._plan import Plan
-from softjax.cli._split import Split, too_few
-from softjax.datasets import load_digits
+from softjax.cli._split import Split, digits, too_few
 from softjax.regression import FitResult
 from softjax.streaming._rows import ArrayRows, Rows, Standardised
 from softjax.streaming._survey import survey
@@ -211,9 +212,7 @@ def _data(plan: Plan, console: Console, preempted: Callable[[], bool]) -> Data |
     held_out = split.held_out()
     if not len(held_out):
         raise DataError(too_few(plan.data, rows.num_rows, plan.test_fraction))
-    for line in (tables.described(rows.columns), tables.numbers_as_classes(seen.classes)):
-        if line:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    print_columns(console, rows.columns, seen.classes)
     fitted = Standardised(rows, seen.mean, seen.scale, seen.classes)
     parts = [fitted.read(row, row + 1) for row in held_out.tolist()]
     x, y = map(np.concatenate, zip(*parts, strict=True))
@@ -225,12 +224,7 @@ def _data(plan: Plan, console: Console, preempted: Callable[[], bool]) -> Data |
 
 def _digits() -> Data:
     """The digits in memory, with their own held-out part."""
-    digits = load_digits()
-    rows = ArrayRows(digits.train_features, digits.train_labels)
-    size = rows.num_features
-    names, classes = [str(pixel) for pixel in range(size)], [str(k) for k in range(10)]
-    held_out = (digits.test_features, digits.test_labels)
-    standard = (np.zeros(size), np.ones(size))
-    majority = int(np.argmax(np.bincount(digits.train_labels)))
-    task = Task(*standard, names, classes, held_out, digits.image_shape, "digits", majority)
-    return Data(rows, np.empty(0, np.int64), np.empty(0, np.int64), task)
+    parts = digits()
+    rows, none = ArrayRows(parts.train.features, parts.train.labels), np.empty(0, np.int64)
+    standard = (np.zeros(rows.num_features), np.ones(rows.num_features))
+    return Data(rows, none, none, task_of(parts, *standard, "digits"))

@@ -43,6 +43,11 @@ def understood(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be read: {' '.join(str(reason).split())}") from error
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error, cut to 200 characters; the name of its type if it has no text."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+
+
 def refuse_bytes(path: Path, size: int, packed: int | None = None) -> None:
     """Refuses `size` bytes if memory is too small, or if `packed` bytes unpack to too many."""
     if packed is not None and size > max(LARGEST_UNPACKED, LARGEST_RATIO * packed):
