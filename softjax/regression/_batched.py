@@ -20,7 +20,6 @@ from softjax.regression import (
     _convergence,
     _objective,
     _preconditioner,
-    _problem,
     _standardised,
 )
 from softjax.regression._convergence import (
@@ -43,7 +42,7 @@ from softjax.regression._objective import (
     with_offset,
     without_offset,
 )
-from softjax.regression._problem import Data, Problem, with_targets
+from softjax.regression._problem import Data, Problem, normalised_problem, with_targets
 from softjax.regression._result import FitResult, Status
 from softjax.regression._standardised import Standardised
 
@@ -203,8 +202,7 @@ def _loaded(lanes: Lanes, tol: Array, lane: Array) -> Active:
     """A lane at its start; for a number beyond the last lane, a placeholder that is never used."""
     own = lanes.lane_of(lanes.data.l2, lane)
     data = replace(lanes.data, labels=own.labels, weights=own.weights, l2=own.l2)
-    data, mass = _problem.normalised(data)
-    problem = _problem.problem_of(data)
+    problem, mass = normalised_problem(data)
     zeros, logits = jnp.zeros_like(lanes.start), logits_at(problem, lanes.start)
     of_zeros = with_offset(problem, jnp.zeros_like(logits))
     good = value(problem, lanes.start, logits) <= value(problem, zeros, of_zeros)

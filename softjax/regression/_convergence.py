@@ -60,11 +60,6 @@ def has_bounded_optimum(problem: Problem) -> Array:
     return ~is_loose(problem) & ~lacks_examples(problem)
 
 
-def newtonian_limit(is_bounded: Array) -> Array:
-    """The nats that the last Newton step may move the logits by; see `has_bounded_optimum`."""
-    return jnp.where(is_bounded, NEWTONIAN, STILL)
-
-
 def is_separated(targets: Any, scores: Any) -> Any:
     """Whether every example has one class and its score is strictly largest; both are [K, N].
 

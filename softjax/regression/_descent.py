@@ -17,12 +17,12 @@ from softjax._reductions import behind_barrier_on_cpu
 from softjax._sharding import while_loop
 from softjax.regression import _standardised
 from softjax.regression._convergence import (
+    NEWTONIAN,
     STILL,
     State,
     after_step,
     check_convergence,
     has_bounded_optimum,
-    newtonian_limit,
 )
 from softjax.regression._features import by_examples
 from softjax.regression._loop import Solver
@@ -171,7 +171,7 @@ class Descent(Solver):
         dtype = problem.features.dtype if self.precise else jnp.float32
         self.standardised = _standardised.standardise(problem, self.bound, dtype)
         self.is_bounded = has_bounded_optimum(problem)
-        self.still = newtonian_limit(self.is_bounded) if self.by_newton else STILL
+        self.still = jnp.where(self.is_bounded & self.by_newton, NEWTONIAN, STILL)
 
     @abstractmethod
     def direction(self, here: Point, state: State) -> tuple[Array, Any, Array]:

@@ -25,10 +25,11 @@ from jax import Array
 from softjax._sharding import while_loop
 from softjax.regression import _standardised
 from softjax.regression._convergence import (
+    NEWTONIAN,
+    STILL,
     State,
     check_convergence,
     has_bounded_optimum,
-    newtonian_limit,
 )
 from softjax.regression._descent import add_step, take_step
 from softjax.regression._features import product
@@ -93,7 +94,7 @@ class Dual(Solver):
         # The diagonal of G, [N].
         self.squares = _standardised.squared(s, jnp.ones_like(s.ridge).at[-1].set(0))
         self.is_bounded = has_bounded_optimum(problem)
-        self.still = newtonian_limit(self.is_bounded)
+        self.still = jnp.where(self.is_bounded, NEWTONIAN, STILL)
 
     @staticmethod
     def memory(features: "Array | BCOO", theta: Any) -> DualMemory:

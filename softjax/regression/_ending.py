@@ -62,7 +62,7 @@ from softjax.regression._objective import (
     uncertainty,
     value,
 )
-from softjax.regression._problem import Data, Problem, normalised, problem_of
+from softjax.regression._problem import Data, Problem, normalised_problem
 from softjax.regression._proximal import smallest_subgradient
 from softjax.regression._result import Status
 
@@ -142,8 +142,7 @@ def in_float64(tree: Any) -> Any:
 
 @jax.jit
 def check(data: Data, theta: Array, first: Array, tol: Array) -> Ending:
-    data, _ = normalised(data)
-    problem, theta = problem_of(data), centred(theta)
+    (problem, _), theta = normalised_problem(data), centred(theta)
     here = point(problem, theta, logits_at(problem, theta))
     gradient = centred(here.gradient)
     d, residual, precondition = _newton(problem, here, gradient, tol, centred, jnp.zeros_like)
@@ -177,8 +176,7 @@ def check_l1(data: Data, theta: Array, tol: Array) -> Array:
     c = tol / (4 f) the second term is tol f / 2, and penalised parameters have a curvature in every
     direction, even if features are collinear.
     """
-    data, _ = normalised(data)
-    problem = problem_of(data)
+    problem, _ = normalised_problem(data)
     here = point(problem, theta, logits_at(problem, theta))
     slope = smallest_subgradient(problem, theta, here.gradient)
     active = ((theta != 0) | (slope != 0)).at[:, -1].set(True)
@@ -243,7 +241,7 @@ def quasi_separated(data: Data, theta: Array, suspected: Array) -> Array:
 
     This is a separate program, since most fits do not need it.
     """
-    problem = problem_of(normalised(data)[0])
+    problem, _ = normalised_problem(data)
     bound = gradient_bound(problem)
     s = _robust(problem, _standardised.standardise(problem, bound))
     here = point(problem, theta, logits_at(problem, theta))

@@ -11,7 +11,7 @@ from softjax.regression._arguments import at_least
 from softjax.regression._convergence import is_loose, is_separated, status_where_separated
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import class_scores, gradient_bound, pack, ridge
-from softjax.regression._problem import Data, normalised, problem_of
+from softjax.regression._problem import Data, normalised, normalised_problem, problem_of
 from softjax.regression._result import FitResult, Status
 from softjax.regression._steps import (
     Batch,
@@ -181,6 +181,5 @@ def separation(data: Data, params: SoftmaxRegression, status: Array) -> tuple[Ar
 @jax.jit
 def scales(data: Data) -> tuple[Array, Array]:
     """The largest possible entries of the gradient, [D + 1], and the largest features, [D]."""
-    whole, mass = normalised(data)
-    bound = mass * gradient_bound(problem_of(whole))
-    return bound, jnp.max(jnp.abs(data.features), 0)
+    problem, mass = normalised_problem(data)
+    return mass * gradient_bound(problem), jnp.max(jnp.abs(data.features), 0)

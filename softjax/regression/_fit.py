@@ -166,9 +166,7 @@ def fit(
         refuse_other_optimizers(optimizer)
     _checks.refuse_uncallable(FIT, "callback", callback)
     tol = not_negative("tol", tol)
-    held_out = checked_validation(
-        validation, data.features.shape[1], data.num_classes, data.offset is not None
-    )
+    held_out = checked_validation(validation, params.kernel.shape, data.offset is not None)
     seed = at_least("seed", seed, 0)
     max_steps = None if max_steps is None else at_least("max_steps", max_steps, 0)
 

@@ -39,7 +39,7 @@ from softjax.regression._objective import (
     probabilities,
     uncertainty,
 )
-from softjax.regression._problem import Data, normalised, problem_of
+from softjax.regression._problem import Data, normalised, normalised_problem
 from softjax.regression._result import FitResult, ManyEvent, Status
 from softjax.regression._solve import to_the_end
 from softjax.regression._standardised import Standardised
@@ -226,7 +226,7 @@ def _begun(
     """The fit to all the data at one penalty, and the lanes that start there."""
     data, tol = replace(groups.data, l2=l2), groups.tol
     whole, _ = to_the_end("newton-cg", data, params, tol, max_steps, True)
-    problem = problem_of(normalised(data)[0])
+    problem, _ = normalised_problem(data)
     start, bound = pack(whole.params), gradient_bound(problem)
     s = _standardised.standardise(problem, bound)
     weights = example_weights(problem.targets)

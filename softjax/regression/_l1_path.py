@@ -42,7 +42,7 @@ from softjax.regression._objective import (
     row_norms,
     value,
 )
-from softjax.regression._problem import Data, normalised, problem_of
+from softjax.regression._problem import Data, normalised_problem
 from softjax.regression._result import FitResult, Status
 
 # The numbers of active columns are FEWEST times powers of GROWTH, or all columns.
@@ -256,8 +256,7 @@ def _placed_back(
 
 @jax.jit
 def _evaluated(data: Data, params: SoftmaxRegression, report_of: Partial) -> Evaluation:
-    data, mass = normalised(data)
-    problem, theta = problem_of(data), pack(params)
+    (problem, mass), theta = normalised_problem(data), pack(params)
     logits = logits_at(problem, theta)
     of_loss = problem._replace(l2=jnp.zeros_like(problem.l2))
     # For the features minus their means, since the remaining gradient of the bias would hide the

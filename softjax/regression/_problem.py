@@ -136,6 +136,12 @@ def normalised(data: Data) -> tuple[Data, Array]:
     return replace(data, count=_count(data) * mass), mass
 
 
+def normalised_problem(data: Data) -> tuple[Problem, Array]:
+    """The problem of the normalised data, which a solver sees, and the mass."""
+    data, mass = normalised(data)
+    return problem_of(data), mass
+
+
 def with_penalties(data: Data, function: Callable[[Array], Array]) -> Data:
     """The data with `function` applied to each penalty."""
     rows = None if data.l1_rows is None else function(data.l1_rows)

@@ -33,7 +33,7 @@ from softjax.regression._loop import Solver
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._newton import Newton, NewtonCG, PreciseNewtonCG
 from softjax.regression._objective import no_worse_than_zeros, unpack, without_offset
-from softjax.regression._problem import Data, Problem, normalised, problem_of
+from softjax.regression._problem import Data, Problem, normalised_problem
 from softjax.regression._proximal import Proximal
 from softjax.regression._result import Status
 
@@ -109,14 +109,13 @@ class Outcome(NamedTuple):
 @partial(jax.jit, static_argnames="name")
 def start_of(name: str, data: Data, theta: Array) -> Array:
     """The start of a fit: the given parameters, or zeros if their objective is lower."""
-    data, _ = normalised(data)
-    return no_worse_than_zeros(partial(ALL[name].objective, problem_of(data)), theta)
+    problem, _ = normalised_problem(data)
+    return no_worse_than_zeros(partial(ALL[name].objective, problem), theta)
 
 
 def advance(name: str, data: Data, tol: Array, state: State, stop: Array) -> Outcome:
     """Runs a fit to step `stop`, in one program."""
-    data, mass = normalised(data)
-    problem = problem_of(data)
+    problem, mass = normalised_problem(data)
     solver = ALL[name]
     state, logits = run(name, problem, tol, state, stop)
     separated = is_separated(problem.targets, without_offset(problem, logits))

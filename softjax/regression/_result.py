@@ -173,11 +173,13 @@ class FitResult(NamedTuple):
 
 def checked_validation(
     validation: Validation | None,
-    num_features: int,
-    num_classes: int,
+    shape: tuple[int, ...],
     has_offset: bool | None = None,
 ) -> "tuple[Array | BCOO, Array, Array | None] | None":
-    """The features, labels and offset of validation data; the offset is optional by default."""
+    """The features, labels and offset of validation data, for a kernel of this shape [D, K].
+
+    An offset is optional if `has_offset` is None.
+    """
     if validation is None:
         return None
     lengths = (2, 3) if has_offset is None else (2 + has_offset,)
@@ -186,7 +188,7 @@ def checked_validation(
         got = f"{len(validation)} parts" if hasattr(validation, "__len__") else repr(validation)
         raise TypeError(_checks.message(called(), "validation", expected, got))
     features, labels, offset = [*validation, None][:3]
-    x = features_array("validation", features)
+    (num_features, num_classes), x = shape, features_array("validation", features)
     if x.shape[1] != num_features:
         raise error("validation", f"of {num_features} features", f"{x.shape[1]} features")
     y = labels_array("validation", labels, x.shape[0])

@@ -110,7 +110,7 @@ def fit(
     _checks.refuse_uncallable(FIT, "callback", callback)
     dtype = computed_in(rows.read(0, 1)[0].dtype)
     strength = float(penalty("l2", l2, dtype))
-    validation = validation_of(validation, rows.num_features, num_classes)
+    validation = validation_of(validation, (rows.num_features, num_classes))
     intercept = constant(fit_intercept, dtype)
     passes = Passes(rows, num_classes, strength, intercept, transform, held_out, dtype)
 

@@ -229,14 +229,12 @@ def real_array(function: str, argument: str, x: Any) -> np.ndarray:
     return x
 
 
-def validation_of(
-    validation: Validation | None, num_features: int, num_classes: int
-) -> tuple[Any, ...] | None:
+def validation_of(validation: Validation | None, shape: tuple[int, ...]) -> tuple[Any, ...] | None:
     """Checked validation data, whose labels may be whole numbers in floating point."""
     if isinstance(validation, (tuple, list)) and len(validation) > 1:
         x, labels, *offset = validation
         validation = x, as_labels(called(), labels), *offset
-    return checked_validation(validation, num_features, num_classes)
+    return checked_validation(validation, shape)
 
 
 def parts_of(read: Any) -> tuple[Any, Any, Any, Any]:

@@ -202,7 +202,7 @@ def train(
     saved = _saved(checkpoints, feed, steps)
     params = feed.begin(0 if saved is None else saved.step, every, init, fit_intercept)
     (width, _), dtype = params.kernel.shape, params.kernel.dtype
-    validation = validation_of(validation, width, feed.num_classes)
+    validation = validation_of(validation, params.kernel.shape)
     factors = factors_array(penalty_factors, width, dtype)
     strength = jnp.asarray(penalty("l2", l2, dtype))
     terms = Terms(
