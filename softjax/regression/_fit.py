@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
-from softjax.regression import _l1_host, _small, _solve
+from softjax.regression import _l1_host, _large, _small, _solve
 from softjax.regression._arguments import (
     FIT,
     at_least,
@@ -84,7 +84,8 @@ def fit(
     - "firth": Firth's method, which subtracts log det(information) divided by twice the sum of the
       weights from the objective, so that any data have a finite optimum.
     - "optax": the steps of `optimizer`, on minibatches if `batch_size` is given.
-    - "auto": "optax" if one of its options is given, "proximal" with l1, else "newton-cg".
+    - "auto": "optax" if one of its options is given, "proximal" with l1, else "newton-cg"; but
+      "lbfgs", in NumPy, for large dense tables of 32 classes or more with l2 on a CPU.
 
     Derivative: of the optimum, by the implicit function theorem, with respect to l2, l1, features,
         weights, and labels that are a distribution; both modes. With l1, entries of the kernel that
@@ -175,7 +176,8 @@ def fit(
         return _within_trace(name, data, params, tol, max_steps, (l2, l1), watched)
     if not watched and steps_per_chunk is None:
         start = None if init is None else params
-        result = _in_numpy(name, data, has_corners, tol, max_steps, start)
+        by_lbfgs = name == "lbfgs" or (solver == "auto" and name == "newton-cg")
+        result = _in_numpy(name, by_lbfgs, data, has_corners, tol, max_steps, start)
         if result is not None:
             recorded(_event(result, 1, begin), None, result.history)
             return result
@@ -193,6 +195,7 @@ def fit(
 
 def _in_numpy(
     name: str,
+    by_lbfgs: bool,
     data: Data,
     has_corners: bool,
     tol: Any,
@@ -203,7 +206,10 @@ def _in_numpy(
     if has_corners:
         takes = start is None and _l1_host.takes(data)
         return _l1_host.optimum(data, tol, max_steps) if takes else None
-    result = _small.optimum(data, tol, start) if _small.takes(name, data) else None
+    if by_lbfgs and start is None and _large.takes(data):
+        result = _large.optimum(data, tol)
+    else:
+        result = _small.optimum(data, tol, start) if _small.takes(name, data) else None
     in_time = result is not None and (max_steps is None or result.steps <= max_steps)
     return result if in_time else None
 

@@ -18,6 +18,7 @@ Source: J. Nocedal and S. J. Wright, "Numerical Optimization" (2006), algorithms
 """
 
 import contextlib
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from softjax.regression._descent import MIN_FRACTION, OVERSHOOT, SLOPE_LEFT, TRI
 from softjax.regression._features import is_sparse
 from softjax.regression._linear_solves import CG_STEPS, FINE, ROUGH, conjugate_gradients_in_numpy
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._objective import balanced, centred
+from softjax.regression._objective import centred
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, Status
 from softjax.regression._table import (
@@ -204,7 +205,7 @@ def _newton(table: Table, single: Table, theta: np.ndarray, tol: float) -> End |
         d = centred(d.astype(np.float64) * norm)
         dz = table.scores(d)
         slope = float(np.vdot(gradient, d))
-        t = _step_length(table, theta, z, d, dz, slope)
+        t = step_length(partial(_along, table, theta, z, d, dz), slope)
         if not t > 0:
             return None
         theta, z = theta + t * d, z + t * dz
@@ -232,19 +233,15 @@ def _judged(
     return FitResult(params, float(value * mass), int(Status.CONVERGED), *numbers, []), z
 
 
-def _step_length(
-    table: Table, theta: np.ndarray, z: np.ndarray, d: np.ndarray, dz: np.ndarray, first: float
-) -> float:
+def step_length(along: Callable[[float], tuple[Any, Any]], first: float) -> float:
     """t near the minimum of phi(t) = f(theta + t d), by Newton's method on its slope from t = 1.
 
-    The search is that of `_descent.step_length`.
+    The search is that of `_descent.step_length`. `along` gives the slope and the curvature of phi;
+    `first` is the slope at 0.
     """
-    linear, square = (np.vdot(part, table.ridge * d) for part in (theta, d))
     t, low, high = 1.0, 0.0, np.inf
     for _ in range(TRIALS):
-        p = probabilities(z + t * dz)
-        slope = np.vdot(balanced(p, table.weights * p - table.targets), dz) + linear + t * square
-        curvature = np.vdot(curved(table.weights, p, dz), dz) + square
+        slope, curvature = along(t)
         near = slope <= -OVERSHOOT * first and slope <= MIN_FRACTION * curvature * t
         if near and slope >= SLOPE_LEFT * first:
             return t
@@ -253,3 +250,12 @@ def _step_length(
         middle = 4 * t if np.isinf(high) else (low + high) / 2
         t = newton if low < newton < high and newton <= 10 * t else middle
     return low
+
+
+def _along(
+    table: Table, theta: np.ndarray, z: np.ndarray, d: np.ndarray, dz: np.ndarray, t: float
+) -> tuple[Any, Any]:
+    """The slope and the curvature of f(theta + t d) by t."""
+    p, shift = probabilities(z + t * dz), table.ridge * d
+    slope = np.vdot(table.residual(p), dz) + np.vdot(theta + t * d, shift)
+    return slope, np.vdot(curved(table.weights, p, dz), dz) + np.vdot(d, shift)

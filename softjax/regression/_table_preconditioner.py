@@ -65,22 +65,41 @@ def kronecker(table: Table, p: np.ndarray) -> Preconditioner:
     """The preconditioner `Kronecker` of dense features, by the formulas of `_preconditioner`."""
     u = table.weights * p * complements(p)
     of_class, of_example = u.sum(1, keepdims=True), u.sum(0)
-    share = of_class[:, 0] / u.sum()
-    m = share / (1 - np.minimum(share, 0.5))
-    mean_eigenvalue = 1 / max(len(m) - 1, 1)
     middle = table.biases * (of_example @ table.features) / u.sum()
     middle[table.width :] = 0
     x = table.features - middle
     means = table.biases * (u @ x) / np.where(of_class > 0, of_class, 1)
     means[:, table.width :] = 0
     x *= np.sqrt(of_example)[:, None]
-    a = x.T @ x  # NumPy computes one half of this symmetric product
-    a = mean_eigenvalue * (a - (1 - BETWEEN) * means.T @ (of_class * means))
-    size = np.diag(a) + table.ridge
-    distance = np.sqrt(np.max(mean_eigenvalue * u.sum() * np.square(middle) / size))
+    # NumPy computes one half of this symmetric product.
+    return diagonalised(middle, means, of_class, x.T @ x, table.ridge)
+
+
+def diagonalised(
+    middle: np.ndarray,
+    means: np.ndarray,
+    of_class: np.ndarray,
+    scatter: np.ndarray,
+    ridge: np.ndarray,
+) -> Preconditioner:
+    """The preconditioner `Kronecker` of the sums over the examples that it depends on.
+
+    Args:
+        middle: the means of the features under the weights of the Hessian, [D + 1].
+        means: for each class, minus the middle, [K, D + 1].
+        of_class: the sum of the weights for each class, [K, 1].
+        scatter: of the features around the middle, [D + 1, D + 1].
+        ridge: [D + 1].
+    """
+    share = of_class[:, 0] / of_class.sum()
+    m = share / (1 - np.minimum(share, 0.5))
+    mean_eigenvalue = 1 / max(len(m) - 1, 1)
+    a = mean_eigenvalue * (scatter - (1 - BETWEEN) * means.T @ (of_class * means))
+    size = np.diag(a) + ridge
+    distance = np.sqrt(np.max(mean_eigenvalue * of_class.sum() * np.square(middle) / size))
     unit = 1 / np.sqrt(size)
     a = unit[:, None] * a * unit
-    whole = a + np.diag(table.ridge * unit * unit)
+    whole = a + np.diag(ridge * unit * unit)
     unclear = Preconditioner(means, means, None, 0.0, distance)
     if not (np.isfinite(whole).all() and np.all(m > 0)):
         return unclear

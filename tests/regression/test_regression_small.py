@@ -14,7 +14,7 @@ from jax.sharding import AxisType
 from sparse_rows import sparse_rows
 
 from softjax import regression
-from softjax.regression import _cross_validation, _small, _small_folds, _solve
+from softjax.regression import _cross_validation, _large, _small, _small_folds, _solve
 
 pytestmark = pytest.mark.compiled_quickly
 N, D, K = 60, 3, 4
@@ -100,6 +100,57 @@ def test_the_gradient_of_a_fit_in_numpy_vanishes(
             assert of_bias <= 1.1e-6
         else:
             assert not np.asarray(result.params.bias).any()
+
+
+@pytest.fixture
+def all_are_large(monkeypatch):
+    monkeypatch.setattr(_small, "takes", lambda *_: False)
+    for name, number in (("FEWEST_NUMBERS", 0), ("FEWEST_CLASSES", 2), ("SAMPLE", 40)):
+        monkeypatch.setattr(_large, name, number)
+    monkeypatch.setattr(_large, "FEWEST_ROWS", 16)
+    monkeypatch.setattr(_large, "CACHED", 0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"l2": 0.01},
+        {"l2": 1e-4, "sample_weights": np.arange(N) % 3},
+        {"l2": 0.3, "class_weights": np.array([1e-3, 1.0, 5.0, 2.0])},
+        {"l2": 0.01, "fit_intercept": False},
+    ],
+    ids=lambda options: ", ".join(list(options)),
+)
+def test_the_gradient_of_a_fit_to_a_large_table_vanishes(
+    options, nothing_is_compiled, all_are_large, dtype
+):
+    x, labels = drawn()
+    x = x.astype(dtype)
+    result = regression.fit(x, labels, **options)
+    assert (result.stop_reason, result.params.kernel.dtype) == ("converged", dtype)
+    q = np.eye(K)[labels] * options.get("class_weights", np.ones(K))
+    weights = options.get("sample_weights", np.ones(N))
+    q *= (weights / weights.mean())[:, None]
+    l2 = options["l2"] * N / q.sum()
+    norms = gradient(result.params, x.astype(np.float64), q, l2, np.ones(D), 0)
+    assert max(norms[: 1 + options.get("fit_intercept", True)]) <= 1.1e-6
+    kernel, bias = (np.asarray(part, np.float64) for part in result.params)
+    z = x.astype(np.float64) @ kernel + bias
+    losses = np.logaddexp.reduce(z, 1, keepdims=True) - z
+    penalty = options["l2"] / 2 * np.square(kernel).sum()
+    assert abs(np.vdot(q, losses) / N + penalty - result.objective) < 1e-6
+
+
+@pytest.mark.parametrize("why", ["no examples of a class", "far from 0", "no penalty", "few steps"])
+def test_a_large_table_without_a_clear_end_is_left_to_the_compiled_solver(
+    why, nothing_is_compiled, all_are_large
+):
+    x, labels = drawn()
+    options = {"l2": 0.0 if why == "no penalty" else 0.01, "num_classes": K + (why[:2] == "no")}
+    options["max_steps"] = 1 if why == "few steps" else None
+    x = x + np.float32(1e7) * (why == "far from 0")
+    with pytest.raises(AssertionError, match="a program was asked for"):
+        regression.fit(x.astype(np.float32), labels, **options)
 
 
 @pytest.mark.x64_once(True)
