@@ -2,7 +2,6 @@
 
 import json
 import math
-import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,17 +9,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from numpy.lib import format as npy
 
 from softjax import _files, regression, tables
 from softjax.regression import SoftmaxRegression
 from softjax.tables import Column, DataError
 from softjax.tables._errors import first_line
+from softjax.tables._npy import read_array
 
 __all__ = ["Model", "load_model"]
-
-# The versions of the .npy format in which NumPy writes numbers and text.
-HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
 class Model(NamedTuple):
@@ -133,15 +129,13 @@ def load_model(path: str | Path) -> Model:
         raise DataError(f"{path}: there is no such file.")
     with path.open("rb") as file:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")  # NumPy only warns if it guesses a format
-                with zipfile.ZipFile(file) as archive:
-                    kernel, bias, classes, features = (
-                        _array(archive, name) for name in Model._fields[:4]
-                    )
-                    columns = None
-                    if "columns.npy" in archive.namelist():
-                        columns = _array(archive, "columns")
+            with zipfile.ZipFile(file) as archive:
+                kernel, bias, classes, features = (
+                    _array(archive, name) for name in Model._fields[:4]
+                )
+                columns = None
+                if "columns.npy" in archive.namelist():
+                    columns = _array(archive, "columns")
         # The file may contain anything, and each layer that reads it raises its own kinds of
         # errors. Every such error means that the file is not a model.
         except Exception as error:
@@ -191,23 +185,15 @@ def _columns(path: Path, array: np.ndarray, features: list[str]) -> list[Column]
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """One array; its header is checked against its size before memory is allocated for it."""
     if f"{name}.npy" not in archive.namelist():
         raise ValueError(f"it has no array `{name}`")
     entry = archive.getinfo(f"{name}.npy")
     with archive.open(entry) as file:
-        shape, by_columns, dtype = HEADERS[npy.read_magic(file)](file)
-        if dtype.kind not in "fiuU":
-            raise ValueError(f"`{name}` must be numbers or text, got {dtype}")
-        size = math.prod(shape) * dtype.itemsize
-        if size != entry.file_size - file.tell():
-            raise ValueError(f"`{name}` does not have the size that its header says")
-        array = np.frombuffer(file.read(), dtype, math.prod(shape))
-    return array.reshape(shape, order="F" if by_columns else "C")
+        return read_array(Path(f"`{name}`"), file, entry.file_size)
 
 
 def _numbers(path: Path, name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    if array.dtype.kind == "U" or array.shape != shape:
+    if array.dtype.kind not in "fiu" or array.shape != shape:
         got = f"{array.dtype} of shape {array.shape}"
         raise _not_a_model(path, f"`{name}` must be numbers of shape {shape}, got {got}")
     with np.errstate(over="ignore", invalid="ignore"):  # `is_finite` detects the result

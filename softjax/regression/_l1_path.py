@@ -31,7 +31,7 @@ from jax.tree_util import Partial
 
 from softjax._softmax import log_softmax_core
 from softjax.regression import _frame, _solve, _standardised
-from softjax.regression._features import is_sparse
+from softjax.regression._features import is_sparse, stored_entries
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import (
     example_weights,
@@ -108,7 +108,11 @@ class Path:
         self.factors = np.ones(self.width, dtype)
         if data.factors is not None:
             self.factors = np.asarray(data.factors)
-        self.columns = _Columns(data.features)
+
+    @cached_property
+    def columns(self) -> "_Columns":
+        """The columns of the features, for compiled fits to some of them."""
+        return _Columns(self.data.features)
 
     def null(self) -> Step:
         """The fit without penalised features, as a fit with a penalty above all slopes."""
@@ -192,11 +196,10 @@ class _Columns:
         if not self.sparse:
             self.host = np.asarray(x)
             return
-        rows, columns = np.asarray(x.indices).T
-        inside = (rows < x.shape[0]) & (columns < x.shape[1])
-        order = np.argsort(columns[inside], kind="stable")
-        self.rows, self.values = rows[inside][order], np.asarray(x.data)[inside][order]
-        self.first = np.searchsorted(columns[inside][order], np.arange(x.shape[1] + 1))
+        data, rows, columns = stored_entries(x)
+        order = np.argsort(columns, kind="stable")
+        self.rows, self.values = rows[order], data[order]
+        self.first = np.searchsorted(columns[order], np.arange(x.shape[1] + 1))
 
     def chosen(self, data: Data, active: np.ndarray) -> tuple[np.ndarray | None, Data]:
         """The indices of the active columns, and their data; None and all data if all are used."""
