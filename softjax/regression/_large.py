@@ -222,7 +222,8 @@ def _lbfgs(problem: Large, mass: float, num_classes: int, tol: float) -> FitResu
         value, norm = here.loss + _penalty(ridge, theta), np.max(np.abs(gradient) / bound)
         at_end = converged(value, first, norm, decrement, tol)
         if at_end and (norm == 0 or (step and problem.farthest(memory[-1][0]) < STILL)):
-            params = placed(SoftmaxRegression(theta[:, :-1].T, theta[:, -1]))
+            parts: Any = theta[:, :-1].T, theta[:, -1]
+            params = placed(SoftmaxRegression(*parts))
             counts = (step, 2 * step + 2, float(norm), here.separated)
             return FitResult(params, float(value * mass), int(Status.CONVERGED), *counts, [])
         if step in BUILDS:

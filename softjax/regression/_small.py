@@ -60,7 +60,7 @@ COARSE = 1e-3
 # deviations, products in float32 (FAR) and in float64 (FARTHEST) lose the differences.
 FAR, FARTHEST = 1e2, 1e8
 # The preconditioner is built again after steps that moved an example by this many nats in all.
-STALE = 2.0
+STALE = 4.0
 
 
 def takes(name: str, data: Data) -> bool:
@@ -173,7 +173,8 @@ def _newton(table: Table, single: Table, theta: np.ndarray, tol: float) -> End |
     is_dense = isinstance(table.features, np.ndarray)
     first = table.value(theta, z)
     decrement, move, passes, near, stale = np.inf, np.inf, 2, False, np.inf
-    among, precondition = table, centred
+    among, precondition = single, centred
+    build = kronecker if is_dense else partial(diagonal, table)
     most_passes = MOST_WORK / (table.targets.size * (table.width + 16)) if is_dense else np.inf
     still = STILL if table.is_loose else NEWTONIAN
     for step in range(MOST_STEPS):
@@ -185,17 +186,20 @@ def _newton(table: Table, single: Table, theta: np.ndarray, tol: float) -> End |
         if passes > most_passes:
             return None
         # The norm in the units of the features is at most 2^(1/2) times as large.
-        at_end = converged(table.value(theta, z), first, 2 * norm, decrement, tol)
+        at_end = 2 * norm <= tol and converged(
+            table.value(theta, z), first, 2 * norm, decrement, tol
+        )
         if at_end and (move < still or norm == 0) and stale < STALE:
             return End(theta, first, decrement, step, passes)
         near = near or norm < NEAR
         if stale >= STALE:
-            found, stale = kronecker(table, p) if is_dense else diagonal(table, single, p), 0.0
-            if not is_dense and found.distance > FAR:
-                found = diagonal(table, table, p)
+            among, stale = among if is_dense else single, 0.0
+            found = build(among, p)
+            if among is single and not (found.least > COARSE and found.distance <= FAR):
+                among = table
+                found = build(table, p) if is_dense or found.distance > FAR else found
             if not (found.least > CLEAR and found.distance <= FARTHEST):
                 return None
-            among = single if found.least > COARSE and found.distance <= FAR else table
             precondition = found.rounded(among).apply
         tolerance = np.clip(3 * np.sqrt(norm), FINE, ROUGH)
         times, b = partial(among.hessian_times, among.rounded(p)), among.rounded(-gradient / norm)

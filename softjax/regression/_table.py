@@ -51,6 +51,7 @@ class Table(NamedTuple):
         ridge: of each column of the features.
         offset: [K, N], or 0.
         biases: the number of columns of ones, 1 or 0.
+        transposed: a copy of the features by columns, [D + 1, N], for fast products; or None.
     """
 
     features: Any
@@ -58,6 +59,7 @@ class Table(NamedTuple):
     ridge: np.ndarray
     offset: Any
     biases: int
+    transposed: Any = None
 
     @property
     def width(self) -> int:
@@ -88,7 +90,9 @@ class Table(NamedTuple):
     def in_float32(self) -> "Table":
         """The problem in float32 and without its offset, for computing directions."""
         features, targets = self.features.astype(np.float32), self.targets.astype(np.float32)
-        return Table(features, targets, self.ridge.astype(np.float32), 0, self.biases)
+        by_columns = np.ascontiguousarray(features.T) if isinstance(features, np.ndarray) else None
+        ridge = self.ridge.astype(np.float32)
+        return Table(features, targets, ridge, 0, self.biases, by_columns)
 
     def standardised(self, mean: np.ndarray, scale: np.ndarray) -> "Table":
         """The problem with the features minus `mean`, divided by `scale`, both [D + 1]."""
@@ -104,14 +108,14 @@ class Table(NamedTuple):
         """
         x, weights = self.features, self.weights
         root_mean_square = np.sqrt(squares)
-        if isinstance(x, SparseColumns):
-            mean = self.biases * x.sums(weights[None])[0]
-            variance = squares - np.square(mean)
-            if np.any(variance[: self.width] < CANCELLED * squares[: self.width]):
-                variance[: self.width] = x.variances(weights, mean[: self.width])
-        else:
-            mean = self.biases * (weights @ x)
-            variance = weights @ np.square(x - mean)
+        is_sparse, width = isinstance(x, SparseColumns), self.width
+        mean = self.biases * (x.sums(weights[None])[0] if is_sparse else weights @ x)
+        variance = squares - np.square(mean)
+        if np.any(variance[:width] < CANCELLED * squares[:width]):
+            if is_sparse:
+                variance[:width] = x.variances(weights, mean[:width])
+            else:
+                variance = weights @ np.square(x - mean)
         mean[self.width :], variance[self.width :] = 0, 1
         deviation = np.sqrt(variance)
         varies = deviation > 64 * np.finfo(np.float64).eps * root_mean_square
@@ -131,7 +135,9 @@ class Table(NamedTuple):
     def scores(self, v: np.ndarray) -> np.ndarray:
         """v X^T, [K, N]; for sparse features minus the row of the last class."""
         x = self.features
-        return x.scores(v) if isinstance(x, SparseColumns) else v @ x.T
+        if isinstance(x, SparseColumns):
+            return x.scores(v)
+        return v @ (x.T if self.transposed is None else self.transposed)
 
     def pull_back(self, residual: np.ndarray) -> np.ndarray:
         """R X, [K, D + 1], for a residual R [K, N] whose sum over the classes is 0."""

@@ -63,6 +63,7 @@ class Preconditioner(NamedTuple):
 
 def kronecker(table: Table, p: np.ndarray) -> Preconditioner:
     """The preconditioner `Kronecker` of dense features, by the formulas of `_preconditioner`."""
+    p = table.rounded(p)
     u = table.weights * p * complements(p)
     of_class, of_example = u.sum(1, keepdims=True), u.sum(0)
     middle = table.biases * (of_example @ table.features) / u.sum()
