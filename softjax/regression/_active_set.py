@@ -18,7 +18,9 @@ wrong have nearly no curvature. Near the optimum the free parts no longer change
 convergence is that of Newton's method. The part that all classes have in common changes no
 probability; it is chosen after every step to minimise the penalties, as in `_proximal`.
 
-As in `_small`, only a clear end is accepted; all other fits are left to the compiled solver.
+As in `_small`, only a clear end is accepted; all other fits are left to the compiled solver. If
+some features are not penalised, their curvature has to be known, and the last step has to be small,
+since these features may separate the classes.
 
 Source: M. Schmidt, G. Fung and R. Rosales, "Optimization methods for l1-regularization" (2009), on
 two-metric projection; D. Bertsekas, "Projected Newton methods for optimization problems with simple
@@ -31,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from softjax.regression._active_solves import Corners, Faces, Hessian, by_products
-from softjax.regression._convergence import converged, rounding_of
+from softjax.regression._convergence import NEAR, STILL, converged, rounding_of
 from softjax.regression._linear_solves import FINE, ROUGH
 from softjax.regression._table import End, Table, probabilities
 
@@ -60,7 +62,8 @@ def optimum(table: Table, corners: Corners, theta: np.ndarray, tol: float) -> En
     No entry of the gradient exceeds 1, since the mean squares of the features do not.
     """
     theta = _with_best_common_part(table, corners, theta)
-    z = table.logits(theta)
+    is_loose = _is_loose(table, corners)
+    z, move, near = table.logits(theta), np.inf, False
     value = first = table.value(theta, z) + corners.value(theta)
     decrement: Any = np.inf
     before, passes, damping, model = np.inf, 2, 0.0, None
@@ -68,10 +71,14 @@ def optimum(table: Table, corners: Corners, theta: np.ndarray, tol: float) -> En
         p = probabilities(z)
         faces = _faces(table, corners, theta, table.slope(theta, p))
         norm = np.max(np.abs(faces.slope), initial=0)
-        if not np.isfinite(norm):
+        at_rest = not is_loose or move < STILL or norm == 0
+        if not np.isfinite(norm) or (near and not at_rest):
             return None
-        if converged(value, first, norm, decrement, tol):
+        if is_loose and not _has_matrix(table, faces):
+            return None
+        if converged(value, first, norm, decrement, tol) and at_rest:
             return End(theta, first, decrement, step, passes)
+        near = near or norm < NEAR
         if model is None or decrement > SLOW * before:
             model = Hessian(table, p)
         found = None
@@ -80,13 +87,15 @@ def optimum(table: Table, corners: Corners, theta: np.ndarray, tol: float) -> En
             found, passes = _stepped(table, corners, faces, theta, value, d), passes + products + 2
             if found is None:
                 predicted = np.abs(np.vdot(faces.slope, d)) / 2 + left
-                if not damping and converged(value, first, norm, predicted, tol):
+                ended = at_rest and not damping
+                if ended and converged(value, first, norm, predicted, tol):
                     return End(theta, first, predicted, step, passes)  # rounding hides the rest
                 damping = max(FACTOR * damping, RAISED)
                 if damping > HIGHEST:
                     return None
         before, decrement = decrement, np.abs(np.vdot(faces.slope, d)) / 2 + left
         decrement = np.inf if damping else decrement
+        move = np.max(np.ptp(table.scores(d), axis=0)) if is_loose else 0.0
         (theta, z, value), damping = found, damping / FACTOR if damping > RAISED else 0.0
     return None
 
@@ -110,16 +119,16 @@ def _faces(table: Table, corners: Corners, theta: np.ndarray, gradient: np.ndarr
     slope = np.where(free, gradient + strength * unit, 0)
     if corners.grouped:
         bend = np.where(inside, strength / np.where(inside, length, 1), 0)[0]
-        return Faces(free, unit, (entering & held)[0], bend, slope, True)
+        return Faces(free, unit, (entering & held)[0], held[0], bend, slope, True)
     # The loss has no curvature along the common part of all classes, which is chosen separately. So
     # if all classes of a column are free, one class that is at 0 stays there.
     whole = free.all(0) & held[0]
     least = np.where(inside, np.inf, np.abs(slope)).argmin(0)
     rests = whole & (np.arange(len(theta))[:, None] == least) & ~inside
-    # One of the biases is not free.
-    rests[0, table.width :] = True
+    # In a column without a penalty, such as the biases, one class is not free.
+    rests[0, ~held[0]] = True
     none = np.zeros(theta.shape[1])
-    return Faces(free & ~rests, unit, none > 0, none, slope, False)
+    return Faces(free & ~rests, unit, none > 0, held[0], none, slope, False)
 
 
 def _direction(
@@ -135,8 +144,9 @@ def _direction(
     """Newton's step among the free parts, a bound of the decrease beyond it, and the products."""
     d, left, products = np.zeros_like(theta), 0.0, 0
     count, width = int(faces.free.sum()), theta.shape[1]
-    few = count <= LARGEST and count * len(table.features) <= MOST_ENTRIES
-    small = few and (damping > 0 or count**2 <= 4 * PRODUCTS * len(theta) * width)
+    small = count**2 <= 4 * PRODUCTS * len(theta) * width
+    small |= damping > 0 or _is_loose(table, corners)
+    small &= _has_matrix(table, faces)
     tolerance = np.clip(3 * np.sqrt(norm), FINE, ROUGH)
     for _ in range(ROUNDS):
         if small:
@@ -152,6 +162,17 @@ def _direction(
         d, free = np.where(crossing, -theta, d), faces.free & ~crossing
         faces = replace(faces, free=free, entering=faces.entering & free.any(0))
     return d, left, products
+
+
+def _is_loose(table: Table, corners: Corners) -> bool:
+    """Whether some features are not penalised."""
+    return bool(np.any(corners.strength[: table.width] == 0))
+
+
+def _has_matrix(table: Table, faces: Faces) -> bool:
+    """Whether the Hessian of the free parts may be built."""
+    count = int(faces.free.sum())
+    return count <= LARGEST and count * len(table.features) <= MOST_ENTRIES
 
 
 def _stepped(

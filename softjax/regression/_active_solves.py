@@ -63,6 +63,7 @@ class Faces:
         free: whether each entry is free, [K, D + 1].
         unit: u, [K, D + 1].
         entering: if grouped, whether each row leaves 0, [D + 1]; a row leaves only along u.
+        held: whether each column has an l1 penalty, [D + 1].
         bend: s / |theta_j|, the curvature of a grouped penalty orthogonal to u, [D + 1].
         slope: v, [K, D + 1]; 0 for entries that are not free.
         grouped: whether the parts are rows.
@@ -71,6 +72,7 @@ class Faces:
     free: np.ndarray
     unit: np.ndarray
     entering: np.ndarray
+    held: np.ndarray
     bend: np.ndarray
     slope: np.ndarray
     grouped: bool
@@ -113,7 +115,7 @@ class Hessian:
         h[np.diag_indices(len(h))] += added
         basis = None
         if faces.grouped:
-            basis = _bent(h, faces, free, self.table.width)
+            basis = _bent(h, faces, free)
             h, b = basis.T @ h @ basis, basis.T @ b
         factor, jitter = _factored(h)
         found = cho_solve(factor, b, check_finite=False)
@@ -189,10 +191,11 @@ def by_products(
     return d, 2 + 2 * steps
 
 
-def _bent(h: np.ndarray, faces: Faces, free: np.ndarray, width: int) -> np.ndarray:
+def _bent(h: np.ndarray, faces: Faces, free: np.ndarray) -> np.ndarray:
     """Adds the curvature of the norms of rows to h, and returns a basis of the possible steps.
 
-    Rows that leave 0 do so along u, and one of the biases is not free.
+    Rows that leave 0 do so along u. In a row without a penalty, such as that of the biases, one
+    class is not free.
     """
     classes, features = np.divmod(free, faces.free.shape[1])
     for row in np.unique(features[faces.bend[features] > 0]):
@@ -200,8 +203,8 @@ def _bent(h: np.ndarray, faces: Faces, free: np.ndarray, width: int) -> np.ndarr
         unit = faces.unit[classes[places], row]
         orthogonal = np.eye(len(places)) - np.outer(unit, unit)
         h[np.ix_(places, places)] += faces.bend[row] * orthogonal
-    enters = faces.entering[features]
-    whole = np.eye(len(free))[:, ~enters & ~((features >= width) & (classes == 0))]
+    enters, held = faces.entering[features], faces.held[features]
+    whole = np.eye(len(free))[:, ~enters & (held | (classes > 0))]
     along = [
         np.where(features == row, faces.unit[classes, row], 0)[:, None]
         for row in np.unique(features[enters])

@@ -51,10 +51,8 @@ def path_of(data: Data, *options: Any) -> Path:
 
 
 def takes(data: Data) -> bool:
-    """Whether the data are in the memory of the host and all features are penalised."""
+    """Whether the data are in the memory of the host."""
     if not is_on_host(data):
-        return False
-    if data.factors is not None and not np.all(np.asarray(data.factors) > 0):
         return False
     examples, width = data.features.shape
     return is_sparse(data.features) or examples * width <= MOST_NUMBERS
