@@ -36,10 +36,8 @@ from softjax._reductions import (
 from softjax._sharding import is_split
 from softjax._softmax import (
     log_softmax_core,
-    place_of_top,
     probabilities,
-    softmax_core,
-    softmax_tangent,
+    tangent_at,
 )
 
 
@@ -168,7 +166,7 @@ def _expected_gradient_tangent(
     axes = (x.ndim - 1,)
     if not isinstance(x_dot, SymbolicZero):
         mass = jnp.sum(q, -1, keepdims=True)
-        g_dot += mass * softmax_tangent(softmax_core(x, axes), x_dot, axes, place_of_top(x, axes))
+        g_dot += mass * tangent_at(x, x_dot, axes)
     if not isinstance(q_dot, SymbolicZero):
         p, _, mass_of_p = probabilities(x, axes)
         mass_dot = jnp.sum(q_dot, -1, keepdims=True)
@@ -200,7 +198,7 @@ def _gradient(index: Array, around: Around, e: Array, ignored: Array | None) -> 
 def _gradient_tangent(primals: tuple[Array, Array, Array | None], x_dot: Array) -> Array:
     x, _, ignored = primals
     axes = (x.ndim - 1,)
-    g_dot = softmax_tangent(softmax_core(x, axes), x_dot, axes, place_of_top(x, axes))
+    g_dot = tangent_at(x, x_dot, axes)
     return g_dot if ignored is None else jnp.where(ignored[..., None], 0, g_dot)
 
 

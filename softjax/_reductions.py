@@ -301,14 +301,19 @@ def behind_barrier_on_cpu(x: Array) -> Array:
 def index_of_maximum(x: Array, m: Array, axis: int) -> Array:
     """The index of a maximal entry along an axis, which is kept, as int32; with NaN, any index."""
 
-    def plain(x: Array, m: Array) -> Array:
+    def by_place(x: Array, m: Array) -> Array:
         place = lax.broadcasted_iota(jnp.int32, x.shape, axis)
         is_top = shift_row(x, m, (axis,)) == 0
         return jnp.max(jnp.where(is_top, place, 0), axis, keepdims=True, initial=0)
 
+    def beside_maximum(x: Array, m: Array) -> Array:
+        # XLA finds the index in the pass over x that finds the maximum.
+        return jnp.expand_dims(lax.argmax(x, axis, jnp.int32), axis)
+
     def on_cpu(x: Array, m: Array) -> Array:
         return argmax_by_blocks(x, axis)
 
+    plain = by_place if rows_fit_a_kernel(x, (axis,)) else beside_maximum
     return platform_dependent(x, m, cpu=on_cpu, default=plain)
 
 
@@ -322,7 +327,8 @@ def taken(v: Array, index: Array, axis: int) -> Array:
         return lax.optimization_barrier(gathered(v, index))  # computed once for the whole row
 
     def summed(v: Array, index: Array) -> Array:
-        # A TPU gathers slowly, and XLA:GPU keeps short rows in one kernel only without a gather.
+        # XLA:GPU keeps short rows in one kernel only without a gather. A TPU gathers slowly, and
+        # stores v in the wide dtype before it gathers.
         return jnp.sum(jnp.where(is_place(index, v, axis), v, 0), axis, keepdims=True)
 
     on_gpu = summed if rows_fit_a_kernel(v, (axis,)) else gathered

@@ -161,9 +161,16 @@ def softmin(
 def softmax_core(x: Array, axes: Axes) -> Array:
     """exp(x - m) / sum exp(x - m); 0 in a row of -inf."""
 
+    def exponentials(x: Array) -> Array:
+        return jnp.exp(shift_row(x, maximum(x, axes), axes))
+
     def plain(x: Array) -> Array:
-        e = jnp.exp(shift_row(x, maximum(x, axes), axes))
-        # The sum is at least 1, or 0 in a row of -inf, and no other number is added to it.
+        e = exponentials(x)
+        return e / _positive_sum(e, axes)
+
+    def short_on_cpu(x: Array) -> Array:
+        # One addition to the sum takes less time here than the additions of `_positive_sum`.
+        e = exponentials(x)
         return e / (jnp.sum(e, axes, keepdims=True) + jnp.finfo(x.dtype).tiny)
 
     def on_cpu(x: Array) -> Array:
@@ -174,8 +181,17 @@ def softmax_core(x: Array, axes: Axes) -> Array:
 
     # If the classes are sharded, the devices send one sum instead of two.
     is_plain = sums_are_written_out(x, axes) or math.prod(shards(x, axes)) > 1
-    on_cpu = plain if is_plain else on_cpu
+    on_cpu = short_on_cpu if is_plain else on_cpu
     return platform_dependent(x, cpu=on_cpu, default=plain)
+
+
+def _positive_sum(e: Array, axes: Axes) -> Array:
+    """sum e over `axes`, which are kept, for exponentials of x - max x; > 0 in a row of -inf.
+
+    The sum of any other row is at least 1, so that the tiny numbers do not change it. Added to the
+    sums instead of the exponentials, they would take a kernel of their own.
+    """
+    return jnp.sum(e + jnp.finfo(e.dtype).tiny, axes, keepdims=True)
 
 
 @softmax_core.defjvp
@@ -184,9 +200,9 @@ def _softmax_jvp(axes, primals, tangents):
     p = softmax_core(x, axes)
     row = x
     if rows_fit_a_kernel(x, axes):
-        # A kernel of a GPU that holds whole rows of p need not read x again. XLA:CPU would store p
-        # once more for the search.
-        row = platform_dependent(x, p, cpu=lambda x, p: x, default=lambda x, p: p)
+        # A kernel of a GPU that holds whole rows of p need not read x again.
+        of_p, of_x = (lambda x, p: p), (lambda x, p: x)
+        row = platform_dependent(x, p, cuda=of_p, rocm=of_p, default=of_x)
     return p, softmax_tangent(p, x_dot, axes, place_of_top(row, axes))
 
 
@@ -206,6 +222,46 @@ def softmax_tangent(p: Array, v: Array, axes: Axes, top: Array | None = None) ->
     """
     top = place_of_top(p, axes) if top is None else top
     return row_map(_covariance_product, _covariance_product, v, (p, *_given(top)), axes)
+
+
+def tangent_at(x: Array, v: Array, axes: Axes) -> Array:
+    """`softmax_tangent` at the logits x.
+
+    On GPU and TPU the sums of long rows need one pass over x and v: <p, w> = sum(e w) / sum(e) for
+    the exponentials e. On a CPU, and if p is known, p takes less time.
+    """
+
+    def through_probabilities(x: Array, v: Array) -> Array:
+        return _through_probabilities(x, v, axes)
+
+    def in_one_pass(x: Array, v: Array) -> Array:
+        return row_map(_product_at, _product_at, v, (x,), axes)
+
+    if len(axes) != 1 or is_split(x, axes) or rows_fit_a_kernel(x, axes):
+        return through_probabilities(x, v)
+    return platform_dependent(x, v, cpu=through_probabilities, default=in_one_pass)
+
+
+def _through_probabilities(x: Array, v: Array, axes: Axes) -> Array:
+    return softmax_tangent(softmax_core(x, axes), v, axes, place_of_top(x, axes))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _product_at(v: Array, x: Array, axes: Axes) -> Array:
+    m = maximum(x, axes)
+    e = jnp.exp(shift_row(x, m, axes))
+    w = relative_to(v, taken(v, index_of_maximum(x, m, axes[0]), axes[0]))
+    whole = _positive_sum(e, axes)
+    mean = jnp.sum(jnp.where(e == 0, 0, e * w), axes, keepdims=True) / whole
+    return e / whole * (w - mean)
+
+
+@_product_at.defjvp
+def _product_at_jvp(axes, primals, tangents):
+    def product(v: Array, x: Array) -> Array:
+        return _through_probabilities(x, v, axes)
+
+    return jax.jvp(product, primals, tangents)
 
 
 def _covariance_product(v: Array, p: Array, top: Array | None = None, *, axes: Axes) -> Array:

@@ -11,11 +11,10 @@ from softjax import _checks
 from softjax._numerics import compute_dtype, inner, masked
 from softjax._sharding import with_sharding_of, with_whole_axis
 from softjax._softmax import (
-    place_of_top,
     relative_to_dominant,
     softmax_and_complement,
     softmax_core,
-    softmax_tangent,
+    tangent_at,
 )
 
 
@@ -365,8 +364,7 @@ def covariance(x: Array) -> Array:
 @jax.jit
 def covariance_product(x: Array, v: Array) -> Array:
     """H v = p (v - <p, v>), at least float32."""
-    axes, x = (x.ndim - 1,), masked(x, None)
-    return softmax_tangent(softmax_core(x, axes), v, axes, place_of_top(x, axes))
+    return tangent_at(masked(x, None), v, (x.ndim - 1,))
 
 
 def _with_diagonal(matrix: Array, diagonal: Array) -> Array:
