@@ -18,7 +18,6 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from softjax import _checks, processes
-from softjax.regression import SoftmaxRegression
 from softjax.regression._arguments import (
     at_least,
     checked_data,
@@ -29,6 +28,7 @@ from softjax.regression._arguments import (
 )
 from softjax.regression._features import is_sparse
 from softjax.regression._first_order import held_at, rows_of, scales, separation
+from softjax.regression._model import SoftmaxRegression
 from softjax.regression._steps import (
     Form,
     Held,

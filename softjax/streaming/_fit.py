@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 
 from softjax import _checks, processes
-from softjax.regression import Event, FitResult, _frame, _preconditioner, _standardised
+from softjax.regression import _frame, _preconditioner, _standardised
 from softjax.regression._arguments import at_least, constant, errors_name, penalty
 from softjax.regression._convergence import NEAR, STILL, converged, progressed
 from softjax.regression._descent import OVERSHOOT, SLOPE_LEFT
@@ -31,7 +31,7 @@ from softjax.regression._objective import (
     point,
     unpack,
 )
-from softjax.regression._result import Status, Validation, recorded
+from softjax.regression._result import Event, FitResult, Status, Validation, recorded
 from softjax.regression._steps import Batch
 from softjax.streaming._passes import FIT, Passes, Sums, problem_of_batch
 from softjax.streaming._rows import (

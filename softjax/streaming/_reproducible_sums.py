@@ -25,7 +25,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
 from softjax._cross_entropy import cross_entropy
-from softjax.regression import SoftmaxRegression
+from softjax.regression._model import SoftmaxRegression
 from softjax.regression._steps import Batch
 from softjax.streaming._batches import BLOCKS as DRAWN
 

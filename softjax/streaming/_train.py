@@ -16,7 +16,6 @@ from jax.typing import ArrayLike
 from softjax import _checks, processes
 from softjax._auto_axes import on_auto_axes
 from softjax.checkpoints import Checkpoints, Saved
-from softjax.regression import Event, FitResult, SoftmaxRegression
 from softjax.regression._arguments import (
     at_least,
     class_weights_array,
@@ -28,7 +27,8 @@ from softjax.regression._arguments import (
     refuse_other_optimizers,
 )
 from softjax.regression._features import in_full_precision
-from softjax.regression._result import Status, Validation, recorded
+from softjax.regression._model import SoftmaxRegression
+from softjax.regression._result import Event, FitResult, Status, Validation, recorded
 from softjax.regression._steps import Form, State, Terms, advance, start
 from softjax.streaming._batches import TRAIN, Source
 from softjax.streaming._devices import Chunk
