@@ -213,6 +213,6 @@ def dtype(x64: bool) -> str:
 @pytest.fixture
 def compiled_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the compiled solver fit all data, as it does for large tables, and NumPy none."""
-    from softjax.regression import _small
+    from softjax.regression import _host_newton
 
-    monkeypatch.setattr(_small, "takes", lambda *_: False)
+    monkeypatch.setattr(_host_newton, "takes", lambda *_: False)

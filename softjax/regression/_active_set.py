@@ -18,9 +18,9 @@ wrong have nearly no curvature. Near the optimum the free parts no longer change
 convergence is that of Newton's method. The part that all classes have in common changes no
 probability; it is chosen after every step to minimise the penalties, as in `_proximal`.
 
-As in `_small`, only a clear end is accepted; all other fits are left to the compiled solver. If
-some features are not penalised, their curvature has to be known, and the last step has to be small,
-since these features may separate the classes.
+As in `_host_newton`, only a clear end is accepted; all other fits are left to the compiled solver.
+If some features are not penalised, their curvature has to be known, and the last step has to be
+small, since these features may separate the classes.
 
 Source: M. Schmidt, G. Fung and R. Rosales, "Optimization methods for l1-regularization" (2009), on
 two-metric projection; D. Bertsekas, "Projected Newton methods for optimization problems with simple

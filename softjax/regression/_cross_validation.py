@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
 from softjax._cross_entropy import cross_entropy
-from softjax.regression import _small_folds
+from softjax.regression import _host_folds
 from softjax.regression._arguments import (
     at_least,
     called,
@@ -170,8 +170,8 @@ def cross_validated(
     found: list[Any] = [None] * len(data.l2)
     start, tol = None, not_negative("tol", tol)
     limit = None if max_steps is None else at_least("max_steps", max_steps, 0)
-    if callback is None and _small_folds.takes(data, num_folds):
-        found, start = _small_folds.outcomes(data, np.asarray(folds), num_folds, tol, limit)
+    if callback is None and _host_folds.takes(data, num_folds):
+        found, start = _host_folds.outcomes(data, np.asarray(folds), num_folds, tol, limit)
     left = [place for place, outcome in enumerate(found) if outcome is None]
     if left:
         rest = data if len(left) == len(found) else replace(data, l2=data.l2[np.array(left)])

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
-from softjax.regression import _l1_host, _large, _small, _solve
+from softjax.regression import _host_lbfgs, _host_newton, _host_path, _solve
 from softjax.regression._arguments import (
     FIT,
     at_least,
@@ -204,12 +204,12 @@ def _in_numpy(
 ) -> FitResult | None:
     """A fit by NumPy, without compilation; None if it takes no such fit or its end is not clear."""
     if has_corners:
-        takes = start is None and _l1_host.takes(data)
-        return _l1_host.optimum(data, tol, max_steps) if takes else None
-    if by_lbfgs and start is None and _large.takes(data):
-        result = _large.optimum(data, tol)
+        takes = start is None and _host_path.takes(data)
+        return _host_path.optimum(data, tol, max_steps) if takes else None
+    if by_lbfgs and start is None and _host_lbfgs.takes(data):
+        result = _host_lbfgs.optimum(data, tol)
     else:
-        result = _small.optimum(data, tol, start) if _small.takes(name, data) else None
+        result = _host_newton.optimum(data, tol, start) if _host_newton.takes(name, data) else None
     in_time = result is not None and (max_steps is None or result.steps <= max_steps)
     return result if in_time else None
 

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
-from softjax.regression import _l1_host, _l1_path
+from softjax.regression import _host_path, _l1_path
 from softjax.regression._arguments import (
     at_least,
     called,
@@ -250,7 +250,7 @@ def largest_l1(
     _refuse_tracers(data)
     data = _of_kind(data, _checks.flag(called(), "grouped", grouped))
     options = (Partial(_l1_path.no_report), not_negative("tol", tol), None, lambda: False)
-    path = _l1_host.path_of(data, *options)
+    path = _host_path.path_of(data, *options)
     return path.largest(path.null().evaluation)
 
 
@@ -283,7 +283,7 @@ def _with_corners(
 
     def path(own: Data, report: Partial) -> list[_l1_path.Step]:
         options = (report, tol, max_steps, lambda: watch.stopped)
-        walk = _l1_path.steps(_l1_host.path_of(own, *options), strengths[order], ridges[order])
+        walk = _l1_path.steps(_host_path.path_of(own, *options), strengths[order], ridges[order])
         return watch.counted(walk)
 
     def without(fold: int) -> list[_l1_path.Step]:

@@ -13,7 +13,7 @@ import scipy.optimize
 from jax.experimental.sparse import BCOO
 
 from softjax import regression, streaming
-from softjax.regression import _small
+from softjax.regression import _host_newton
 from tests import oracles
 from tests.campaign import Failure, Outcome
 
@@ -148,7 +148,7 @@ def fitted(rng, problem: Problem, solver: str) -> tuple[regression.FitResult, st
         )
         return traced(x, labels), how
     elif how == "compiled":
-        with mock.patch.object(_small, "takes", return_value=False):  # none in NumPy
+        with mock.patch.object(_host_newton, "takes", return_value=False):  # none in NumPy
             return regression.fit(x, labels, solver=name, max_steps=STEPS, **options), how
     else:
         how = ""

@@ -13,7 +13,7 @@ from statsmodels.discrete.discrete_model import MNLogit
 
 import softjax
 from softjax import regression
-from softjax.regression import _small, _small_folds, inference
+from softjax.regression import _host_folds, _host_newton, inference
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once(True)]
 N, D, K, L2 = 120, 5, 3, 0.02
@@ -69,7 +69,7 @@ def test_the_offset_is_part_of_the_logits_in_every_fit(intercept, monkeypatch):
         assert result.converged
         assert_optimal(result.params, x, labels, offset=offset, intercept=intercept)
     with monkeypatch.context() as compiled:
-        compiled.setattr(_small, "takes", lambda *_: False)
+        compiled.setattr(_host_newton, "takes", lambda *_: False)
         sparse = regression.fit(sparse_rows(x), labels, l2=L2, **options)
     assert_optimal(sparse.params, x, labels, offset=offset, intercept=intercept)
 
@@ -80,8 +80,8 @@ def test_the_offset_is_part_of_the_logits_in_every_fit(intercept, monkeypatch):
         assert_optimal(params, x, labels, offset=offset, weights=w, intercept=intercept)
 
     folds = np.arange(N) % 2
-    for most in (_small_folds.MOST_WORK, 0):  # in NumPy, and compiled
-        monkeypatch.setattr(_small_folds, "MOST_WORK", most)
+    for most in (_host_folds.MOST_WORK, 0):  # in NumPy, and compiled
+        monkeypatch.setattr(_host_folds, "MOST_WORK", most)
         path = regression.fit_path(x, labels, l2=np.array([L2, 1.0]), folds=folds, **options)
         fold = jax.tree.map(lambda leaf: leaf[0, 1], path.cross_validation.fits.params)
         assert_optimal(fold, x, labels, offset=offset, weights=1.0 - folds, intercept=intercept)

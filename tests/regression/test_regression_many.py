@@ -13,7 +13,7 @@ from test_regression import L2, D, K, N, problem
 from test_regression_solvers import gradient
 
 from softjax import regression
-from softjax.regression import _batched, _bootstrap, _cross_validation, _groups, _small_folds
+from softjax.regression import _batched, _bootstrap, _cross_validation, _groups, _host_folds
 
 pytestmark = pytest.mark.compiled_quickly
 
@@ -23,7 +23,7 @@ EYE = np.eye(K)
 @pytest.fixture(autouse=True)
 def _folds_are_fitted_at_once(monkeypatch):
     """And not one after another in NumPy, as those of a table as small as these."""
-    monkeypatch.setattr(_small_folds, "MOST_WORK", 0)
+    monkeypatch.setattr(_host_folds, "MOST_WORK", 0)
 
 
 def lane(fits, index):
@@ -164,10 +164,10 @@ PENALTIES = np.array([1e-3, 1.0, 0.03])
 FOLDS = 4
 
 
-@pytest.fixture(scope="module", params=[0, _small_folds.MOST_WORK], ids=["compiled", "in NumPy"])
+@pytest.fixture(scope="module", params=[0, _host_folds.MOST_WORK], ids=["compiled", "in NumPy"])
 def path(request):
     with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_small_folds, "MOST_WORK", request.param)
+        patch.setattr(_host_folds, "MOST_WORK", request.param)
         x, y = problem()
         weights = np.random.default_rng(4).uniform(0, 2, N) * (np.arange(N) % 7 > 0)
         options = {"folds": FOLDS, "sample_weights": weights, "tol": 1e-9}

@@ -8,7 +8,7 @@ from test_regression_penalties import assert_optimal
 
 import softjax
 from softjax import regression
-from softjax.regression import _l1_host, _l1_path
+from softjax.regression import _host_path, _l1_path
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once(True)]
 N, D, K, TOL = 100, 24, 3, 1e-8
@@ -43,7 +43,7 @@ def test_every_fit_of_a_path_is_the_optimum_among_all_features(
 ):
     """In NumPy and compiled, with a feature that has no penalty."""
     if compiled:
-        monkeypatch.setattr(_l1_host, "takes", lambda _: False)
+        monkeypatch.setattr(_host_path, "takes", lambda _: False)
     else:
         request.getfixturevalue("never_compiled")
     x, labels = drawn()

@@ -14,7 +14,7 @@ from jax.sharding import AxisType
 from sparse_rows import sparse_rows
 
 from softjax import regression
-from softjax.regression import _cross_validation, _large, _small, _small_folds, _solve
+from softjax.regression import _cross_validation, _host_folds, _host_lbfgs, _host_newton, _solve
 
 pytestmark = pytest.mark.compiled_quickly
 N, D, K = 60, 3, 4
@@ -79,7 +79,7 @@ def test_the_gradient_of_a_fit_in_numpy_vanishes(
     x, labels = drawn()
     x = x.astype(dtype)
     if sparse:
-        monkeypatch.setattr(_small, "MOST_NUMBERS", 0)
+        monkeypatch.setattr(_host_newton, "MOST_NUMBERS", 0)
         x[np.random.default_rng(1).random(x.shape) < 0.5] = 0
         x[5] = 0
         if options and np.all(options.get("penalty_factors", 1)):  # a penalty holds each feature
@@ -104,11 +104,11 @@ def test_the_gradient_of_a_fit_in_numpy_vanishes(
 
 @pytest.fixture
 def all_are_large(monkeypatch):
-    monkeypatch.setattr(_small, "takes", lambda *_: False)
+    monkeypatch.setattr(_host_newton, "takes", lambda *_: False)
     for name, number in (("FEWEST_NUMBERS", 0), ("FEWEST_CLASSES", 2), ("SAMPLE", 40)):
-        monkeypatch.setattr(_large, name, number)
-    monkeypatch.setattr(_large, "FEWEST_ROWS", 16)
-    monkeypatch.setattr(_large, "CACHED", 0)
+        monkeypatch.setattr(_host_lbfgs, name, number)
+    monkeypatch.setattr(_host_lbfgs, "FEWEST_ROWS", 16)
+    monkeypatch.setattr(_host_lbfgs, "CACHED", 0)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_large_table_without_a_clear_end_is_left_to_the_compiled_solver(
 def test_a_small_fit_is_that_of_the_compiled_solver(monkeypatch):
     x, labels = drawn()
     small = regression.fit(x, labels, l2=0.01, tol=1e-9)
-    monkeypatch.setattr(_small, "takes", lambda *_: False)
+    monkeypatch.setattr(_host_newton, "takes", lambda *_: False)
     compiled = regression.fit(x, labels, l2=0.01, tol=1e-9)
     scale = x.std(0)[:, None]
     np.testing.assert_allclose(
@@ -192,7 +192,7 @@ def test_a_fit_in_numpy_starts_where_it_is_told_to(nothing_is_compiled, monkeypa
     x, labels = drawn()
     options = {"l2": 0.01, "tol": 1e-9}
     for rows, small in ((x, 10**9), (stored(x), 0)):
-        monkeypatch.setattr(_small, "MOST_NUMBERS", small)
+        monkeypatch.setattr(_host_newton, "MOST_NUMBERS", small)
         first = regression.fit(rows, labels, **options)
         again = regression.fit(rows, labels, init=first.params, **options)
         assert again.steps < first.steps
@@ -242,7 +242,7 @@ def test_what_a_fit_in_numpy_calls_an_optimum_is_one(kind, nothing_is_compiled, 
         l2, tol = 10.0 ** -(seed % 4 * 2), 10.0 ** -(6 + seed % 2 * 4)
         q = np.eye(K)[labels] * (weights / weights.sum())[:, None]
         for rows, small in ((x, 10**9), (stored(x), 0)):
-            monkeypatch.setattr(_small, "MOST_NUMBERS", small)
+            monkeypatch.setattr(_host_newton, "MOST_NUMBERS", small)
             options = {"l2": l2, "sample_weights": weights, "tol": tol}
             try:
                 params = regression.fit(rows, labels, **options).params
@@ -303,9 +303,9 @@ def test_an_end_in_doubt_is_left_to_the_compiled_solvers(case, monkeypatch):
     elif case == "sparse":  # and collinear, without a penalty
         x[:, 1] = x[:, 0]
         x = stored(x)
-        monkeypatch.setattr(_small, "MOST_NUMBERS", 0)
+        monkeypatch.setattr(_host_newton, "MOST_NUMBERS", 0)
     elif case == "work":  # more than three products with the features
-        monkeypatch.setattr(_small, "MOST_WORK", 3 * N * K * (D + 16))
+        monkeypatch.setattr(_host_newton, "MOST_WORK", 3 * N * K * (D + 16))
     else:
         x = (x + 1e7).astype(np.float32)
     asked = []
@@ -336,11 +336,11 @@ def test_folds_in_doubt_or_too_many_are_left_to_the_compiled_program(case, monke
     elif case == "watched":
         options = {"callback": lambda event: None}
     elif case == "work":
-        monkeypatch.setattr(_small_folds, "MOST_WORK", 10 * N * K * (D + 16) - 1)
+        monkeypatch.setattr(_host_folds, "MOST_WORK", 10 * N * K * (D + 16) - 1)
     elif case == "large":
-        monkeypatch.setattr(_small, "MOST_NUMBERS", N * (D + K) - 1)
+        monkeypatch.setattr(_host_newton, "MOST_NUMBERS", N * (D + K) - 1)
     elif case == "sparse":  # of any size, and clear
-        monkeypatch.setattr(_small, "MOST_NUMBERS", 0)
+        monkeypatch.setattr(_host_newton, "MOST_NUMBERS", 0)
         x = stored(x)
 
     class Asked(Exception):
@@ -366,7 +366,7 @@ def test_penalties_below_one_in_doubt_are_left_to_the_compiled_program(monkeypat
     x, labels = drawn()
     options = {"l2": [0.1, 0.01, 1.0, 0.02], "folds": np.arange(N) % 4}
     expected = regression.fit_path(x, labels, **options)
-    validated, solved = expected.cross_validation, _small.solved
+    validated, solved = expected.cross_validation, _host_newton.solved
 
     def doubtful(known, targets, l2, *others):
         return None if l2 < 0.05 else solved(known, targets, l2, *others)
@@ -377,7 +377,7 @@ def test_penalties_below_one_in_doubt_are_left_to_the_compiled_program(monkeypat
         outcomes = expected.fits, validated.fits, (validated.loss, validated.accuracy)
         return [jax.tree.map(lambda leaf, p=p: leaf[p], outcomes) for p in (1, 3)]
 
-    monkeypatch.setattr(_small, "solved", doubtful)
+    monkeypatch.setattr(_host_newton, "solved", doubtful)
     monkeypatch.setattr(_cross_validation, "run", run)
     path = regression.fit_path(x, labels, **options)
     for ours, theirs in zip(*map(jax.tree.leaves, (path, expected)), strict=True):

@@ -27,6 +27,7 @@ import numpy as np
 from softjax.regression._convergence import NEAR, NEWTONIAN, STILL, converged, is_separated
 from softjax.regression._descent import MIN_FRACTION, OVERSHOOT, SLOPE_LEFT, TRIALS
 from softjax.regression._features import is_sparse
+from softjax.regression._host_preconditioner import CLEAR, MOST_COLUMNS, diagonal, kronecker
 from softjax.regression._linear_solves import CG_STEPS, FINE, ROUGH, conjugate_gradients_in_numpy
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import centred
@@ -44,7 +45,6 @@ from softjax.regression._table import (
     targets_of,
     to_standard,
 )
-from softjax.regression._table_preconditioner import CLEAR, MOST_COLUMNS, diagonal, kronecker
 
 # A table with more numbers, in the features and the logits, or with MOST_COLUMNS columns is not
 # small: the compiled program is faster.

@@ -1,4 +1,4 @@
-"""A cross-validation in NumPy, for data that `_small` can fit: its fits run one after another.
+"""A cross-validation in NumPy, for data that `_host_newton` fits: its fits run one after another.
 
 The programs of a cross-validation take some ten seconds to compile, and most tables are validated
 once. About a hundred fits of a small table take less time. All fits use the same features, since
@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from softjax.regression import _small
+from softjax.regression import _host_newton
 from softjax.regression._groups import Outcome
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
@@ -29,7 +29,7 @@ def takes(data: Data, num_folds: int) -> bool:
     """Whether `data`, with penalties [P], are sparse or need only a few fits to a small table."""
     (examples, width), fits = data.features.shape, (1 + num_folds) * data.l2.size
     little = fits * examples * data.num_classes * (width + 16) <= MOST_WORK
-    return (little or not _small.is_small(data)) and _small.takes("newton-cg", data)
+    return (little or not _host_newton.is_small(data)) and _host_newton.takes("newton-cg", data)
 
 
 def outcomes(
@@ -43,14 +43,14 @@ def outcomes(
     ones = np.ones(len(folds), dtype)
     weights = ones if data.weights is None else np.asarray(data.weights)
     whole_targets = targets_of(data)
-    known = _small.prepared(data, whole_targets[0])
+    known = _host_newton.prepared(data, whole_targets[0])
     inside = [np.where(folds == fold, 0, weights) for fold in range(num_folds)]
     targets = [targets_of(replace(data, weights=w / w.mean())) for w in inside]
     found: list[Outcome | None] = [None] * len(penalties)
     start = None
 
     def fitted(own: tuple[np.ndarray, float]) -> tuple[FitResult, np.ndarray] | None:
-        end = _small.solved(known, own, float(penalties[place]), tol, start)
+        end = _host_newton.solved(known, own, float(penalties[place]), tol, start)
         return end if end and (max_steps is None or end[0].steps <= max_steps) else None
 
     for place in np.argsort(-penalties, kind="stable"):

@@ -11,7 +11,7 @@ The direction is that of `_lbfgs`. How far to go along it is first searched on a
 examples, with slopes corrected by their known difference at 0; nearly always all examples then
 accept this length. Sums over the examples are float64, whatever the dtype of the features.
 
-Only a clear end is accepted, as in `_small`; other fits are left to the compiled solvers.
+Only a clear end is accepted, as in `_host_newton`; other fits are left to the compiled solvers.
 """
 
 import contextlib
@@ -24,16 +24,16 @@ from softjax.regression._convergence import STILL, converged, rounding_of
 from softjax.regression._descent import SLOPE_LEFT
 from softjax.regression._features import CACHED, is_sparse
 from softjax.regression._frame import centre_of
+from softjax.regression._host_newton import COARSE, FAR, step_length
+from softjax.regression._host_preconditioner import CLEAR, Preconditioner, diagonalised
 from softjax.regression._lbfgs import LENGTH
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import centred
 from softjax.regression._preconditioner import LARGEST_FACTOR
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, Status
-from softjax.regression._small import COARSE, FAR, step_length
 from softjax.regression._table import curved as curved_by
 from softjax.regression._table import is_on_host, placed, probabilities
-from softjax.regression._table_preconditioner import CLEAR, Preconditioner, diagonalised
 
 # Fewer logits, or logits of fewer classes, are left to Newton's method.
 FEWEST_NUMBERS, FEWEST_CLASSES = 2**20, 32
