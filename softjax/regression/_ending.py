@@ -299,7 +299,11 @@ def _parallel(problem: Problem, tied: Array, d: Array) -> Array:
     # The rounding of the logits limits the accuracy of their difference, and so the tolerance.
     among = jnp.where(jnp.sum(tied, 0, keepdims=True) > 1, jnp.abs(centred(logits)), 0)
     rounding = 64 * jnp.finfo(d.dtype).eps * jnp.max(among)
-    tol = jnp.clip(rounding / jnp.max(jnp.abs(parted)), max=0.1)
+    size = jnp.max(jnp.abs(parted))
+    # A difference that is only rounding has a part that no parameters can remove. Along directions
+    # without curvature, such as those that separate the classes, the solution would have any size.
+    parted = jnp.where(rounding < 0.1 * size, parted, 0)
+    tol = jnp.clip(rounding / size, max=0.1)
     image = pull_back(problem, example_weights(problem.targets)[None] * parted)
     among_free = free(problem)
 

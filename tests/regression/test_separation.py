@@ -155,3 +155,22 @@ def test_firth_has_an_optimum_where_classes_are_separated():
     fit = regression.fit(x, y, solver="firth")
     assert fit.converged
     assert np.abs(fit.params.kernel).max() < 1
+
+
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize("tol", [1e-6, 1e-8])
+def test_one_class_that_is_separated_from_two_that_overlap(tol):
+    """The ties of the two classes are exact but for rounding, of which the proof makes nothing."""
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        x = rng.normal(size=(int(rng.integers(16, 40)), 3))
+        y = np.argmax(x @ rng.normal(size=(3, 3)) + rng.gumbel(size=(len(x), 3)), 1)
+        y[:4] = 0, 1, 0, 1
+        x[:4] = np.array([[1], [1], [-1], [-1]]) * rng.normal(size=3)  # these two overlap
+        normal = rng.normal(size=3)
+        level = x @ normal / np.linalg.norm(normal)
+        x += np.where(y == 2, 1 + level[y < 2].max() - level, 0)[:, None] * normal
+        y[-1], x[-1] = 2, 9 * normal
+        weights = rng.random(len(x))
+        fit = regression.fit(x, y, sample_weights=weights, tol=tol)
+        assert fit.stop_reason == "quasi-separated", seed
