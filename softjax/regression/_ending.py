@@ -247,9 +247,9 @@ def quasi_separated(data: Data, theta: Array, suspected: Array) -> Array:
     here = point(problem, theta, logits_at(problem, theta))
     here = here._replace(gradient=jnp.where(suspected, centred(here.gradient), 0))
     norm = relative_norm(here.gradient, bound)
-    empty = _preconditioner.empty(problem.features, len(theta))
-    first = jnp.zeros((), jnp.int32)
-    newton, _, _ = newton_cg(problem, s, here, empty, True, norm)
+    weights = example_weights(problem.targets)
+    preconditioner = _preconditioner.build(s, weights, here.probabilities)
+    newton, _ = newton_cg(problem, s, here, preconditioner, norm)
     among_free = free(problem)
     newton, theta = centred(newton) * among_free, theta * among_free
     moves = _leads(problem, class_scores(problem, newton))
@@ -273,7 +273,7 @@ def quasi_separated(data: Data, theta: Array, suspected: Array) -> Array:
         proven &= jnp.max(_sizes(s, d)) > -behind * jnp.max(_sizes(s, along))
         return attempt + 1, tied | (lead < ahead), proven
 
-    begin = jnp.where(suspected, first, ATTEMPTS)
+    begin = jnp.where(suspected, jnp.int32(0), ATTEMPTS)
     return while_loop(searching, body, (begin, resting, jnp.asarray(False)))[2]
 
 

@@ -42,7 +42,14 @@ class NewtonCG(Descent):
         # The probabilities settle: the preconditioner is built at steps 0, 1, 2, 4, 8 and so on. It
         # is also built after a step past an extreme example, which may have lost all its weight.
         stale = (state.step & (state.step - 1) == 0) | (state.move > OUTLYING)
-        return newton_cg(self.problem, self.standardised, here, state.memory, stale, state.norm)
+        s, weights = self.standardised, example_weights(self.problem.targets)
+        preconditioner = cond(
+            stale,
+            lambda: _preconditioner.build(s, weights, here.probabilities),
+            lambda: state.memory,
+        )
+        d, passes = newton_cg(self.problem, s, here, preconditioner, state.norm)
+        return d, preconditioner, passes
 
     def unseen(self, memory: Preconditioner, gradient: Array) -> Array:
         return _preconditioner.unseen(self.standardised, memory, gradient)
@@ -68,7 +75,16 @@ class Newton(Descent):
         return np.ones((), np.float32)
 
     def direction(self, here: Point, state: State) -> tuple[Array, Array, Array]:
-        return newton(self.problem, self.standardised, here, state.norm)
+        weights = example_weights(self.problem.targets).astype(jnp.float32)
+        p, norm = here.probabilities.astype(jnp.float32), state.norm
+        s = _standardised.reweighted(self.standardised, uncertainty(weights, p))
+        lower, unit = factored_hessian(s, weights, p)
+        num_classes, width = here.gradient.shape
+        g = (_standardised.to_standard(s.mean, s.scale, here.gradient) / norm).astype(jnp.float32)
+        d = -factored_solve(lower, unit, g.ravel()).reshape(num_classes, width)
+        d = _standardised.from_standard(s.mean, s.scale, d.astype(norm.dtype) * norm)
+        pivot = jnp.square(jnp.min(jnp.diag(lower)))
+        return d, pivot, jnp.full((), num_classes, jnp.int32)
 
     def unseen(self, memory: Array, gradient: Array) -> Array:
         """The largest number if the Hessian without its jitter may be singular; else 0."""
@@ -78,41 +94,12 @@ class Newton(Descent):
 
 
 def newton_cg(
-    problem: Problem,
-    s: Standardised,
-    here: Point,
-    preconditioner: Preconditioner,
-    stale: Array,
-    norm: Array,
-) -> tuple[Array, Preconditioner, Array]:
-    """-H^-1 g by conjugate gradients, the preconditioner, and the products with the features.
-
-    A preconditioner that is `stale` is built again.
-    """
+    problem: Problem, s: Standardised, here: Point, preconditioner: Preconditioner, norm: Array
+) -> tuple[Array, Array]:
+    """-H^-1 g by conjugate gradients, and the number of products with the features."""
     weights = example_weights(problem.targets).astype(s.ridge.dtype)
     p = here.probabilities.astype(s.ridge.dtype)
-    preconditioner = cond(
-        stale,
-        lambda: _preconditioner.build(s, weights, p),
-        lambda: preconditioner,
-    )
     precondition = partial(_preconditioner.apply, preconditioner)
-    s = _preconditioner.within(s, preconditioner)
-    d, passes = truncated(s, weights, p, here, norm, precondition)
-    return d, preconditioner, passes
-
-
-def newton(
-    problem: Problem, s: Standardised, here: Point, norm: Array
-) -> tuple[Array, Array, Array]:
-    """-H^-1 g by a Cholesky factor, its smallest pivot, and the products with the features."""
-    weights = example_weights(problem.targets).astype(jnp.float32)
-    p = here.probabilities.astype(jnp.float32)
-    s = _standardised.reweighted(s, uncertainty(weights, p))
-    lower, unit = factored_hessian(s, weights, p)
-    num_classes, width = here.gradient.shape
-    g = (_standardised.to_standard(s.mean, s.scale, here.gradient) / norm).astype(jnp.float32)
-    d = -factored_solve(lower, unit, g.ravel()).reshape(num_classes, width)
-    d = _standardised.from_standard(s.mean, s.scale, d.astype(norm.dtype) * norm)
-    pivot = jnp.square(jnp.min(jnp.diag(lower)))
-    return d, pivot, jnp.full((), num_classes, jnp.int32)
+    return truncated(
+        _preconditioner.within(s, preconditioner), weights, p, here, norm, precondition
+    )
