@@ -230,10 +230,15 @@ def real_array(function: str, argument: str, x: Any) -> np.ndarray:
 
 
 def validation_of(validation: Validation | None, shape: tuple[int, ...]) -> tuple[Any, ...] | None:
-    """Checked validation data, whose labels may be whole numbers in floating point."""
+    """Checked validation data, whose labels may be numbers of any dtype, as in files."""
     if isinstance(validation, (tuple, list)) and len(validation) > 1:
         x, labels, *offset = validation
-        validation = x, as_labels(called(), labels), *offset
+        if np.ndim(labels) == 2:
+            labels = real_array(called(), "validation", labels)
+            labels = labels.astype(np.promote_types(labels.dtype, np.float32), copy=False)
+        else:
+            labels = as_indices(called(), labels)
+        validation = x, labels, *offset
     return checked_validation(validation, shape)
 
 

@@ -387,8 +387,9 @@ def test_validation_has_the_offset_of_its_rows(dtype):
     x, y, offset = rng.normal(size=(24, 2)), np.arange(24) % 3, rng.normal(size=(24, 3))
     x, offset = x.astype(dtype), offset.astype(dtype)
     given = {"optimizer": optax.sgd(0.1), "epochs": 2, "num_classes": 3}
-    result = regression.train(x, y, offset=offset, validation=(x, y, offset), **given)
-    event, ours = result.history[-1], regression.logits(result.params, x, offset=offset)
-    assert event["validation_loss"] == pytest.approx(
-        float(np.mean(cross_entropy(ours, y))), rel=1e-6
-    )
+    for labels in (y, y.astype(float), np.eye(3, dtype=int)[y]):  # also numbers as in files
+        result = regression.train(x, y, offset=offset, validation=(x, labels, offset), **given)
+        event, ours = result.history[-1], regression.logits(result.params, x, offset=offset)
+        assert event["validation_loss"] == pytest.approx(
+            float(np.mean(cross_entropy(ours, y))), rel=1e-6
+        )
