@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import gmpy2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +27,7 @@ def plackett_luce(scores, ranking, where=None):
     """(loss, gradient) of one ranking: a choice from what is left, again and again."""
     x = exact(scores)
     left = np.ones(len(x), bool) if where is None else np.array(where)
-    loss, gradient = oracles.MP.mpf(0), exact(np.zeros(len(x)))
+    loss, gradient = gmpy2.mpfr(0), exact(np.zeros(len(x)))
     for item in ranking:
         if item == -1:
             continue
