@@ -75,7 +75,7 @@ def takes(name: str, data: Data) -> bool:
     if is_small(data) or not is_sparse(x):
         return is_small(data)
     factors = np.ones(x.shape[1]) if data.factors is None else np.asarray(data.factors)
-    return int(np.count_nonzero(np.min(data.l2) * factors == 0)) < MOST_COLUMNS
+    return int(np.count_nonzero(np.min(np.asarray(data.l2)) * factors == 0)) < MOST_COLUMNS
 
 
 def is_small(data: Data) -> bool:
