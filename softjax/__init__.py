@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from softjax import _interrupt as _interrupt  # first, so that Ctrl-C works during other imports
+from softjax import _uncollected as _uncollected
 from softjax._checks import checks as checks
 from softjax._cross_entropy import cross_entropy as cross_entropy
 from softjax._cross_entropy import weighted_mean as weighted_mean

@@ -1,5 +1,7 @@
 """Checks of values: their cost, the places where they run, and the switch for them."""
 
+import gc
+import importlib
 import threading
 
 import jax
@@ -9,6 +11,7 @@ import pytest
 
 import softjax
 from softjax import _checks
+from softjax._uncollected import uncollected
 
 pytestmark = pytest.mark.compiled_quickly
 
@@ -158,3 +161,19 @@ def test_an_eager_call_is_one_program():
     ):
         (equation,) = jax.make_jaxpr(call)(jnp.asarray(LOGITS)).eqns
         assert equation.primitive.name in ("jit", "pjit")
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("enabled", [True, False])
+def test_imports_leave_the_garbage_collector_as_it_was(enabled):
+    before = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(ModuleNotFoundError), uncollected():
+            importlib.import_module("softjax.of_no_such_name")
+        assert gc.isenabled() == enabled
+        with uncollected():
+            assert not gc.isenabled()
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()

@@ -4,15 +4,18 @@ This module needs scikit-learn (extra `sklearn`). `import softjax` does not load
 to be imported by its own name.
 """
 
-try:
-    import sklearn as _sklearn  # noqa: F401
-except ModuleNotFoundError as error:
-    from softjax import _checks
+from softjax._uncollected import uncollected as _uncollected
 
-    _needs = _checks.needs_extra("softjax.sklearn", "scikit-learn", "sklearn")
-    raise ModuleNotFoundError(f"{_needs}.", name=error.name) from error
+with _uncollected():
+    try:
+        import sklearn as _sklearn  # noqa: F401
+    except ModuleNotFoundError as error:
+        from softjax import _checks
 
-from softjax.sklearn._classifier import SoftmaxClassifier as SoftmaxClassifier
-from softjax.sklearn._classifier_cv import SoftmaxClassifierCV as SoftmaxClassifierCV
+        _needs = _checks.needs_extra("softjax.sklearn", "scikit-learn", "sklearn")
+        raise ModuleNotFoundError(f"{_needs}.", name=error.name) from error
+
+    from softjax.sklearn._classifier import SoftmaxClassifier as SoftmaxClassifier
+    from softjax.sklearn._classifier_cv import SoftmaxClassifierCV as SoftmaxClassifierCV
 
 __all__ = ["SoftmaxClassifier", "SoftmaxClassifierCV"]
