@@ -21,6 +21,12 @@ from softjax._sharding import shards
 # longer reduction is a loop of single additions, which is eight times slower. For bfloat16 the
 # limit is 21 terms.
 UNROLLED = 21
+# A reduction that vectorizes over other axes than its own is unrolled up to 29 terms. Rows of up to
+# LONG_ROW entries have tiles up to HIGHEST, since few lower tiles divide them without a rest.
+HIGHEST, LONG_ROW = 25, 4096
+# The last sum of a tree adds up to this many terms one after the other. With 20 terms the error of
+# the whole sum would be 1.5 times as large.
+FEW = 11
 # With at least this many classes it vectorizes over classes, with fewer over rows.
 WIDE = 64
 # With at least this many results on the axes after the classes, it vectorizes over those axes.
@@ -142,9 +148,10 @@ def sums_of_tiles(
     """The sums of several arrays over an axis, all in one loop, as a tree.
 
     The axis is divided into tiles [height, width], which are summed down their columns, then over
-    the columns, then over the tiles. This is accurate to a few ulp and vectorizes. The first loop,
-    which computes all exponentials, writes only 1 / height of the numbers that it reads. `terms`
-    returns the arrays part by part, because an expression that is sliced twice would be stored.
+    the columns, then over the tiles. The columns of a few tiles are summed in one loop, since each
+    loop takes 20 ms to compile. This is accurate to a few ulp and vectorizes. The first loop, which
+    computes all exponentials, writes only 1 / height of the numbers that it reads. `terms` returns
+    the arrays part by part, because an expression that is sliced twice would be stored.
 
     With `in_any_order`, for the last axis, XLA:CPU sums what the first loop writes. That is as
     accurate and compiles two loops instead of six, but the order may depend on the number of rows.
@@ -165,9 +172,11 @@ def sums_of_tiles(
         shape = parts[0].shape
         tiles = (*shape[:axis], count, height, width, *shape[axis + 1 :])
         columns = _sums_down(tuple(a.reshape(tiles) for a in parts), axis + 1)
+        flat = (*shape[:axis], count * width, *shape[axis + 1 :])
         if in_any_order:
-            flat = (c.reshape(*c.shape[:axis], count * width) for c in columns)
-            sums.append(tuple(jnp.sum(c, -1) for c in flat))
+            sums.append(tuple(jnp.sum(c.reshape(flat), axis) for c in columns))
+        elif any(count * width % n == 0 and count * width // n <= FEW for n in (1, 2, 4, 8)):
+            sums.append(_sums_of_few(tuple(c.reshape(flat) for c in columns), axis))
         else:
             sums.append(_sums_along(_sums_along(columns, axis + 1, last), axis, last))
     return tuple(reduce(operator.add, parts) for parts in zip(*sums, strict=True))
@@ -183,6 +192,14 @@ def _sums_along(arrays: Sums, axis: int, last: bool) -> Sums:
         return tuple(lax.slice_in_dim(a, part.start, part.stop, axis=axis) for a in arrays)
 
     return sums_of_tiles(of_part, length, axis, last, any_width=True)
+
+
+def _sums_of_few(arrays: Sums, axis: int) -> Sums:
+    """The sums of several short arrays over an axis, in one loop that adds halves first."""
+    while arrays[0].shape[axis] > FEW:
+        halves = [jnp.split(a, 2, axis) for a in arrays]
+        arrays = tuple(a + b for a, b in halves)
+    return _sums_down(arrays, axis)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -214,7 +231,8 @@ def _tiling(length: int, last: bool, any_width: bool) -> list[tuple[int, int, in
         count, left_over = divmod(length, UNROLLED)
         return [(count, UNROLLED, 1)] + ([(1, left_over, 1)] if left_over else [])
     widths = range(8, 49, 1 if any_width else 8)
-    tiles = [(h, w) for h in range(8, UNROLLED + 1) for w in widths if h * w <= length]
+    highest = HIGHEST if length <= LONG_ROW else UNROLLED
+    tiles = [(h, w) for h in range(8, highest + 1) for w in widths if h * w <= length]
     height, width = min(tiles, key=lambda tile: (length % math.prod(tile), -tile[0], tile[1]))
     count = length // (height * width)
     left_over = length - count * height * width

@@ -195,13 +195,15 @@ def weighted_sum(p: Array, v: Array, origin: Array, axes: Axes) -> Array:
 
     def in_tiles_on_cpu(p: Array, v: Array, origin: Array) -> Array:
         # XLA:CPU stores the terms of a single sum, but not those of two sums in one loop. The sum
-        # of p is 1 but for roundings, and the quotient of both is the mean of w.
+        # of p is 1 but for roundings, or 0 in an empty row. The quotient of both is the mean of w:
+        # whole / mass = whole (2 - mass), but for a product of roundings and without another loop.
         def with_mass(p: Array, v: Array) -> Pair:
             some = terms(p, v, origin)
             return some, jnp.broadcast_to(p, some.shape)
 
         whole, mass = _in_tiles(with_mass, (p, v), axes[0])
-        return lax.optimization_barrier(whole / jnp.where(mass == 0, 1, mass))
+        whole, mass = lax.optimization_barrier((whole, mass))
+        return whole * (2 - mass)
 
     def on_cpu(p: Array, v: Array, origin: Array) -> Array:
         # XLA:CPU of jaxlib 0.10 computes p (v - sum(p v)) wrongly if p is the same for a batch of

@@ -326,7 +326,7 @@ def _logarithms_and_probabilities(x: Array, axes: Axes) -> tuple[Array, Array, A
         whole = 1 + others
         mass = jnp.where(r < 0, 0, 1).astype(r.dtype)
         logarithm = behind_barrier_on_cpu(jnp.log1p(others))
-        return d - logarithm, e / whole, others / whole, mass
+        return d - logarithm, e / whole, others * (1 / whole), mass
 
     def on_cpu(x: Array) -> tuple[Array, Array, Array, Array]:
         m, r, e = excess_and_exponentials(x, axes)
