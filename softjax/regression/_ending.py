@@ -77,6 +77,9 @@ ATTEMPTS = 4
 # Each turn reduces the influence of very large entries, in a share f of the examples, on the scale
 # to about (4 f)^(1/2) of what it was.
 ROBUST_TURNS = 12
+# The ties are restored by this many projections, each to this relative residual or a larger one.
+# Conjugate gradients do not solve a singular system to full precision at once.
+PROJECTIONS, RESIDUAL = 5, 1e-4
 
 
 class Ending(NamedTuple):
@@ -265,8 +268,8 @@ def quasi_separated(data: Data, theta: Array, suspected: Array) -> Array:
         attempt, tied, _ = carry
         along = jnp.where(attempt < ATTEMPTS // 2, newton, theta)
         tied = jnp.where(attempt == ATTEMPTS // 2, resting, tied)
-        # Project twice, to full precision; the loop compiles the projection only once.
-        d = lax.fori_loop(0, 2, lambda _, d: _parallel(problem, tied, d), along)
+        # Several rough projections reach full precision; the loop compiles them only once.
+        d = lax.fori_loop(0, PROJECTIONS, lambda _, d: _parallel(problem, tied, d), along)
         lead = _leads(problem, class_scores(problem, d)) / _size(s, d)[None]
         proven = (jnp.min(lead) >= behind) & (jnp.max(lead) > 10 * ahead)
         # If the projection removed nearly all, the rest is rounding, whose signs prove nothing.
@@ -303,7 +306,7 @@ def _parallel(problem: Problem, tied: Array, d: Array) -> Array:
     # A difference that is only rounding has a part that no parameters can remove. Along directions
     # without curvature, such as those that separate the classes, the solution would have any size.
     parted = jnp.where(rounding < 0.1 * size, parted, 0)
-    tol = jnp.clip(rounding / size, max=0.1)
+    tol = jnp.clip(rounding / size, RESIDUAL, 0.1)
     image = pull_back(problem, example_weights(problem.targets)[None] * parted)
     among_free = free(problem)
 

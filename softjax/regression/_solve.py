@@ -17,7 +17,14 @@ from softjax import _checks
 from softjax._platforms import tracing_for_platform_of
 from softjax._sharding import cond
 from softjax.regression import _ending, _frame, _programs
-from softjax.regression._convergence import CONFIRMED, STILL, converged, is_loose, rounding_of
+from softjax.regression._convergence import (
+    CONFIRMED,
+    NEAR,
+    STILL,
+    converged,
+    is_loose,
+    rounding_of,
+)
 from softjax.regression._implicit import stationary
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._newton import PreciseNewtonCG
@@ -116,8 +123,16 @@ class Run:
             self.outcome = self.outcome._replace(status=np.int32(Status.CONVERGED))
 
     def _is_proven(self) -> bool:
-        """Whether quasi-complete separation is suspected and proven."""
-        return bool(self.outcome.suspected) and _ending.is_proven(self.data, self.state.theta)
+        """Whether quasi-complete separation is suspected and proven.
+
+        Also if the last step was taken near an end that `tol` was too small for.
+        """
+        state = self.state
+        suspected = bool(self.outcome.suspected)
+        if self.outcome.status == Status.RUNNING and state.step >= self.limit:
+            near_end = state.norm < NEAR and state.farthest >= STILL
+            suspected = SOLVERS[self.name].needs_optimum and near_end and bool(is_loose(self.data))
+        return suspected and _ending.is_proven(self.data, state.theta)
 
     def ended(self, result: FitResult) -> FitResult:
         """The result of the last call of `advance`, which is already complete."""
