@@ -22,8 +22,10 @@ from softjax._cpu_sums import maxima_of_blocks
 from softjax._platforms import platform_dependent
 from softjax._reductions import (
     Axes,
+    above_minus_infinity,
     behind_barrier_on_cpu,
     exponentials_and_sums,
+    rows_fit_a_kernel,
     sums_beside_top,
 )
 from softjax._row_maps import of_operands, row_map
@@ -67,9 +69,18 @@ def maximum(x: Array, axes: Axes, exact: DTypeLike | None = None) -> Array:
     In a row of -inf, the finite m makes x - m = -inf instead of NaN. The exponentials are then 0
     and the excess is -1, so that logsumexp = m + log1p(-1) = -inf without a special case.
     """
+
+    def plain(narrow: Array) -> Array:
+        return jnp.max(narrow, axes, keepdims=True, initial=jnp.finfo(narrow.dtype).min)
+
+    def on_gpu(narrow: Array) -> Array:
+        # `initial` would be compared with the maximum in a kernel of its own.
+        return jnp.max(above_minus_infinity(narrow), axes, keepdims=True)
+
     narrow = x if exact is None else x.astype(exact)
-    lowest = jnp.finfo(narrow.dtype).min
-    return jnp.max(narrow, axes, keepdims=True, initial=lowest).astype(x.dtype)
+    is_known = all(isinstance(x.shape[axis], int) for axis in axes)
+    on_gpu = on_gpu if is_known and not rows_fit_a_kernel(x, axes) else plain
+    return platform_dependent(narrow, cuda=on_gpu, rocm=on_gpu, default=plain).astype(x.dtype)
 
 
 def excess(x: Array, axes: Axes, exact: DTypeLike | None = None) -> tuple[Array, Array]:

@@ -37,6 +37,11 @@ from softjax._sharding import shards
 ROW_OF_ONE_KERNEL = 16384
 
 
+def above_minus_infinity(x: Array) -> Array:
+    """x with the lowest finite number in place of -inf."""
+    return jnp.maximum(x, jnp.finfo(x.dtype).min)
+
+
 def shift(x: Array, m: Array) -> Array:
     """x - m for m = max x: exactly 0 at a maximal entry and never above 0; NaN at NaN and +inf.
 
@@ -312,11 +317,16 @@ def index_of_maximum(x: Array, m: Array, axis: int) -> Array:
         # XLA finds the index in the pass over x that finds the maximum.
         return jnp.expand_dims(lax.argmax(x, axis, jnp.int32), axis)
 
+    def on_gpu(x: Array, m: Array) -> Array:
+        return beside_maximum(above_minus_infinity(x), m)  # of which it finds the maximum
+
     def on_cpu(x: Array, m: Array) -> Array:
         return argmax_by_blocks(x, axis)
 
-    plain = by_place if rows_fit_a_kernel(x, (axis,)) else beside_maximum
-    return platform_dependent(x, m, cpu=on_cpu, default=plain)
+    if rows_fit_a_kernel(x, (axis,)):
+        return platform_dependent(x, m, cpu=on_cpu, default=by_place)
+    gpu = {"cuda": on_gpu, "rocm": on_gpu}
+    return platform_dependent(x, m, cpu=on_cpu, **gpu, default=beside_maximum)
 
 
 def taken(v: Array, index: Array, axis: int) -> Array:

@@ -168,8 +168,9 @@ def softmax_core(x: Array, axes: Axes) -> Array:
         e = exponentials(x)
         return e / _positive_sum(e, axes)
 
-    def short_on_cpu(x: Array) -> Array:
-        # One addition to the sum takes less time here than the additions of `_positive_sum`.
+    def short(x: Array) -> Array:
+        # One addition to the sum takes less time on a CPU than the additions of `_positive_sum`,
+        # and no kernel of its own where a kernel of a GPU holds whole rows.
         e = exponentials(x)
         return e / (jnp.sum(e, axes, keepdims=True) + jnp.finfo(x.dtype).tiny)
 
@@ -181,8 +182,9 @@ def softmax_core(x: Array, axes: Axes) -> Array:
 
     # If the classes are sharded, the devices send one sum instead of two.
     is_plain = sums_are_written_out(x, axes) or math.prod(shards(x, axes)) > 1
-    on_cpu = short_on_cpu if is_plain else on_cpu
-    return platform_dependent(x, cpu=on_cpu, default=plain)
+    on_cpu = short if is_plain else on_cpu
+    on_gpu = short if rows_fit_a_kernel(x, axes) else plain
+    return platform_dependent(x, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=plain)
 
 
 def _positive_sum(e: Array, axes: Axes) -> Array:
