@@ -24,7 +24,8 @@ from softjax._numerics import (
     maximum,
 )
 from softjax._reductions import relative_to, shift
-from softjax._softmax import is_empty, log_softmax, softmax, softmax_tangent
+from softjax._softmax import log_softmax, softmax
+from softjax._softmax_core import is_empty, softmax_tangent
 
 # --- entropy ---
 

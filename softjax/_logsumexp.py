@@ -23,7 +23,7 @@ from softjax._numerics import (
 from softjax._platforms import platform_dependent
 from softjax._reductions import shift
 from softjax._scaled_logsumexp import scaled_logsumexp
-from softjax._softmax import place_of_top, softmax_core, softmax_tangent
+from softjax._softmax_core import place_of_top, softmax_core, softmax_tangent
 
 
 @overload

@@ -34,11 +34,7 @@ from softjax._reductions import (
     sums_beside_label,
 )
 from softjax._sharding import is_split
-from softjax._softmax import (
-    log_softmax_core,
-    probabilities,
-    tangent_at,
-)
+from softjax._softmax_core import log_softmax_core, probabilities, tangent_at
 
 
 @jax.custom_jvp

@@ -9,7 +9,7 @@ import pytest
 import softjax
 from softjax._cpu_sums import LONG, UNROLLED, WIDE, argmax_by_blocks
 from softjax._numerics import excess
-from softjax._softmax import softmax_tangent
+from softjax._softmax_core import softmax_tangent
 
 AROUND = (UNROLLED, 2 * UNROLLED, WIDE)
 LENGTHS = (1, 2, 3, *(b + i for b in AROUND for i in (-1, 0, 1)), 127, 200, 215, 1000, 1009, 4987)

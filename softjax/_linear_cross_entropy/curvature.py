@@ -41,7 +41,7 @@ from softjax._linear_cross_entropy.sharded import cast, gathered, mapped, padded
 from softjax._linear_cross_entropy.tops import distance
 from softjax._numerics import compute_dtype, maximum
 from softjax._sharding import axes_of, brought_to, varying
-from softjax._softmax import softmax_core, softmax_tangent
+from softjax._softmax_core import softmax_core, softmax_tangent
 from softjax._weights import is_zero, shares
 
 NAME = "linear_cross_entropy_ggn_vp"

@@ -11,7 +11,7 @@ from softjax._labels import ClassIndices, Labels
 from softjax._numerics import inner, maximum
 from softjax._reductions import shift
 from softjax._sharding import while_loop
-from softjax._softmax import softmax_core
+from softjax._softmax_core import softmax_core
 from softjax._weights import is_zero, shares
 from softjax.calibration._arguments import rows, targets
 

@@ -12,7 +12,7 @@ from softjax import _checks
 from softjax._auto_axes import on_auto_axes
 from softjax._labels import Labels
 from softjax._sharding import while_loop
-from softjax._softmax import log_softmax_core
+from softjax._softmax_core import log_softmax_core
 from softjax._weights import is_zero, shares
 from softjax.calibration._arguments import probabilities_of, rows, targets
 from softjax.calibration._temperature import optimal_temperature

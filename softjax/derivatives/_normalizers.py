@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._numerics import compute_dtype, inner, masked
 from softjax._sharding import with_sharding_of, with_whole_axis
-from softjax._softmax import (
+from softjax._softmax_core import (
     relative_to_dominant,
     softmax_and_complement,
     softmax_core,

@@ -12,7 +12,7 @@ from softjax import _checks
 from softjax._auto_axes import on_auto_axes
 from softjax._labels import Labels
 from softjax._numerics import compute_dtype
-from softjax._softmax import softmax_core, softmax_tangent
+from softjax._softmax_core import softmax_core, softmax_tangent
 from softjax.regression._features import dense_or_sparse, is_sparse
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import (

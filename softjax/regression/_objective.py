@@ -28,7 +28,7 @@ from jax import Array, lax
 
 from softjax._reductions import behind_barrier_on_cpu
 from softjax._sharding import cond
-from softjax._softmax import log_softmax_core
+from softjax._softmax_core import log_softmax_core
 from softjax.regression._features import by_columns, by_examples, is_sparse, product, with_data
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data, Problem

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 from collections.abc import Callable
 
 from softjax._sharding import fori_loop
-from softjax._softmax import softmax_core
+from softjax._softmax_core import softmax_core
 
 EXACT = lax.Precision.HIGHEST  # by default accelerators round float32 factors
 

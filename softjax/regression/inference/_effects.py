@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from softjax._auto_axes import on_auto_axes
 from softjax._logsumexp import logsumexp_core
-from softjax._softmax import softmax_core, softmax_tangent
+from softjax._softmax_core import softmax_core, softmax_tangent
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import (
     CHUNK_SIZE,

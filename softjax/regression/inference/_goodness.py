@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from softjax._auto_axes import on_auto_axes
 from softjax._labels import ClassIndices, Labels
 from softjax._losses import expected_loss, index_loss
-from softjax._softmax import softmax_core
+from softjax._softmax_core import softmax_core
 from softjax._weights import sums_by_class
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import (

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from softjax._auto_axes import on_auto_axes
 from softjax._labels import Labels
-from softjax._softmax import softmax_core
+from softjax._softmax_core import softmax_core
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import (
     CHUNK_SIZE,

@@ -15,7 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax._softmax import softmax_core
+from softjax._softmax_core import softmax_core
 from softjax.regression._convergence import STILL
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import (

@@ -1,0 +1,290 @@
+"""softmax and log_softmax of arrays in the dtype of the computation, with their derivatives."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from softjax._numerics import (
+    excess,
+    excess_and_exponentials,
+    log_total,
+    maximum,
+    not_negative,
+    total,
+)
+from softjax._platforms import platform_dependent
+from softjax._reductions import (
+    Axes,
+    behind_barrier_on_cpu,
+    index_of_maximum,
+    is_place,
+    plain_sums,
+    relative_to,
+    rows_fit_a_kernel,
+    shift_row,
+    sum_and_rest,
+    sums_are_written_out,
+    taken,
+    weighted_sum,
+)
+from softjax._row_maps import row_map
+from softjax._sharding import is_split, shards
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def softmax_core(x: Array, axes: Axes) -> Array:
+    """exp(x - m) / sum exp(x - m); 0 in a row of -inf."""
+
+    def exponentials(x: Array) -> Array:
+        return jnp.exp(shift_row(x, maximum(x, axes), axes))
+
+    def plain(x: Array) -> Array:
+        e = exponentials(x)
+        return e / _positive_sum(e, axes)
+
+    def short(x: Array) -> Array:
+        # One addition to the sum takes less time on a CPU than the additions of `_positive_sum`,
+        # and no kernel of its own where a kernel of a GPU holds whole rows.
+        e = exponentials(x)
+        return e / (jnp.sum(e, axes, keepdims=True) + jnp.finfo(x.dtype).tiny)
+
+    def on_cpu(x: Array) -> Array:
+        # XLA:CPU adds the entries of a row in an order that depends on the number of rows, unless
+        # the row is short. With tiles the sum of a row does not depend on the other rows.
+        m, r, e = excess_and_exponentials(x, axes)
+        return e / total(m, r)
+
+    # If the classes are sharded, the devices send one sum instead of two.
+    is_plain = sums_are_written_out(x, axes) or math.prod(shards(x, axes)) > 1
+    on_cpu = short if is_plain else on_cpu
+    on_gpu = short if rows_fit_a_kernel(x, axes) else plain
+    return platform_dependent(x, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=plain)
+
+
+def _positive_sum(e: Array, axes: Axes) -> Array:
+    """sum e over `axes`, which are kept, for exponentials of x - max x; > 0 in a row of -inf.
+
+    The sum of any other row is at least 1, so that the tiny numbers do not change it. Added to the
+    sums instead of the exponentials, they would take a kernel of their own.
+    """
+    return jnp.sum(e + jnp.finfo(e.dtype).tiny, axes, keepdims=True)
+
+
+@softmax_core.defjvp
+def _softmax_jvp(axes, primals, tangents):
+    (x,), (x_dot,) = primals, tangents
+    p = softmax_core(x, axes)
+    row = x
+    if rows_fit_a_kernel(x, axes):
+        # A kernel of a GPU that holds whole rows of p need not read x again.
+        of_p, of_x = (lambda x, p: p), (lambda x, p: x)
+        row = platform_dependent(x, p, cuda=of_p, rocm=of_p, default=of_x)
+    return p, softmax_tangent(p, x_dot, axes, place_of_top(row, axes))
+
+
+def softmax_tangent(p: Array, v: Array, axes: Axes, top: Array | None = None) -> Array:
+    """H v for the Jacobian H = diag(p) - p p^T of softmax, accurate entry by entry.
+
+    Since H 1 = 0, a constant may be subtracted from v. With w = v - v_top, the mean <p, w> is a sum
+    over the other entries:
+
+        (H v)_i = p_i (w_i - <p, w>),    (H v)_top = -p_top <p, w>
+
+    If the top entry has nearly all of the probability, this never computes 1 - p_top as a
+    difference of nearly equal numbers. H is symmetric, so that forward and reverse mode are the
+    same map.
+
+    `top` is the index of the top entry (`place_of_top`), or None if it must be found from p.
+    """
+    top = place_of_top(p, axes) if top is None else top
+    return row_map(_covariance_product, _covariance_product, v, (p, *_given(top)), axes)
+
+
+def tangent_at(x: Array, v: Array, axes: Axes) -> Array:
+    """`softmax_tangent` at the logits x.
+
+    On GPU and TPU the sums of long rows need one pass over x and v: <p, w> = sum(e w) / sum(e) for
+    the exponentials e. On a CPU, and if p is known, p takes less time.
+    """
+
+    def through_probabilities(x: Array, v: Array) -> Array:
+        return _through_probabilities(x, v, axes)
+
+    def in_one_pass(x: Array, v: Array) -> Array:
+        return row_map(_product_at, _product_at, v, (x,), axes)
+
+    if len(axes) != 1 or is_split(x, axes) or rows_fit_a_kernel(x, axes):
+        return through_probabilities(x, v)
+    return platform_dependent(x, v, cpu=through_probabilities, default=in_one_pass)
+
+
+def _through_probabilities(x: Array, v: Array, axes: Axes) -> Array:
+    return softmax_tangent(softmax_core(x, axes), v, axes, place_of_top(x, axes))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _product_at(v: Array, x: Array, axes: Axes) -> Array:
+    m = maximum(x, axes)
+    e = jnp.exp(shift_row(x, m, axes))
+    w = relative_to(v, taken(v, index_of_maximum(x, m, axes[0]), axes[0]))
+    whole = _positive_sum(e, axes)
+    mean = jnp.sum(jnp.where(e == 0, 0, e * w), axes, keepdims=True) / whole
+    return e / whole * (w - mean)
+
+
+@_product_at.defjvp
+def _product_at_jvp(axes, primals, tangents):
+    def product(v: Array, x: Array) -> Array:
+        return _through_probabilities(x, v, axes)
+
+    return jax.jvp(product, primals, tangents)
+
+
+def _covariance_product(v: Array, p: Array, top: Array | None = None, *, axes: Axes) -> Array:
+    at_top = _at_top(v, p, top, axes)
+    return p * (relative_to(v, at_top) - weighted_sum(p, v, at_top, axes))
+
+
+def place_of_top(x: Array, axes: Axes) -> Array | None:
+    """The index of a maximal entry; None over several axes or devices, where none is needed."""
+    if len(axes) != 1 or is_split(x, axes):
+        return None
+    x = lax.stop_gradient(x)
+    return index_of_maximum(x, maximum(x, axes), axes[0])
+
+
+def _given(top: Array | None) -> tuple[Array, ...]:
+    return () if top is None else (top,)
+
+
+def _at_top(v: Array, p: Array, top: Array | None, axes: Axes) -> Array:
+    """v at the top entry. Without its index: v where p > 1/2, and 0 if no entry dominates."""
+    if top is not None:
+        return taken(v, top, axes[0])
+    return jnp.sum(jnp.where(p > 0.5, v, 0), axes, keepdims=True)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def log_softmax_core(x: Array, axes: Axes) -> Array:
+    """(x - m) - log1p(r)."""
+
+    def on_cpu(x: Array) -> Array:
+        m, r = excess(x, axes)
+        return shift_row(x, m, axes) - behind_barrier_on_cpu(log_total(m, r))
+
+    def plain(x: Array) -> Array:
+        return _logarithms_and_probabilities(x, axes)[0]
+
+    return platform_dependent(x, cpu=on_cpu, default=plain)
+
+
+@log_softmax_core.defjvp
+def _log_softmax_jvp(axes, primals, tangents):
+    return jax.jvp(lambda x: _logarithms_and_probabilities(x, axes)[0], primals, tangents)
+
+
+def probabilities(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
+    """p = softmax(x); the share r / (1 + r) of all entries but one maximal entry; the sum of p.
+
+    The share is 1 - p at the top, computed without a difference. The sum is 1, or 0 in an empty
+    row, in which all classes are -inf or masked, or which has no classes. Both keep the axes.
+    """
+    _, p, rest, mass = _logarithms_and_probabilities(x, axes)
+    return p, rest, mass
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _logarithms_and_probabilities(x: Array, axes: Axes) -> tuple[Array, Array, Array, Array]:
+    """log softmax(x), and the results of `probabilities`, from the same sums."""
+
+    def parts(d: Array, e: Array, r: Array) -> tuple[Array, Array, Array, Array]:
+        others = not_negative(r)
+        whole = 1 + others
+        mass = jnp.where(r < 0, 0, 1).astype(r.dtype)
+        logarithm = behind_barrier_on_cpu(jnp.log1p(others))
+        return d - logarithm, e / whole, others * (1 / whole), mass
+
+    def on_cpu(x: Array) -> tuple[Array, Array, Array, Array]:
+        m, r, e = excess_and_exponentials(x, axes)
+        return parts(shift_row(x, m, axes), e, r + 0 * m)  # NaN beside +inf
+
+    def plain(x: Array) -> tuple[Array, Array, Array, Array]:
+        d = shift_row(x, maximum(x, axes), axes)  # NaN beside +inf
+        rest, tops = plain_sums(d, axes)
+        return parts(d, jnp.exp(d), rest + (tops - 1))
+
+    return platform_dependent(x, cpu=on_cpu, default=plain)
+
+
+@_logarithms_and_probabilities.defjvp
+def _logarithms_and_probabilities_jvp(axes, primals, tangents):
+    (x,), (x_dot,) = primals, tangents
+    y, p, rest, mass = _logarithms_and_probabilities(x, axes)
+    top = place_of_top(x, axes)
+    coefficients = (p, rest, mass, *_given(top))
+    y_dot = row_map(_centred, _centred_transposed, x_dot, coefficients, axes)
+    p_dot = softmax_tangent(p, x_dot, axes, top)
+    rest_dot = -_at_top(p_dot, p, top, axes)
+    return (y, p, rest, mass), (y_dot, p_dot, rest_dot, jnp.zeros_like(mass))
+
+
+def _centred(
+    v: Array, p: Array, rest: Array, mass: Array, top: Array | None = None, *, axes: Axes
+) -> Array:
+    """v - <p, v>, the tangent of log_softmax; 0 in an empty row."""
+    at_top = _at_top(v, p, top, axes)
+    return jnp.where(mass == 0, 0, relative_to(v, at_top) - weighted_sum(p, v, at_top, axes))
+
+
+def _centred_transposed(
+    v: Array, p: Array, rest: Array, mass: Array, top: Array | None = None, *, axes: Axes
+) -> Array:
+    """v - p sum(v); at a dominant entry computed as (1 - p) sum(v) minus the sum of the other v."""
+
+    def by_place(p: Array, rest: Array, top: Array) -> Array:
+        # XLA:GPU would compute p from x once more for the sums.
+        return is_place(top, p, axes[0]) & (rest < 0.5)
+
+    def by_size(p: Array, *others: Array) -> Array:
+        return p > 0.5
+
+    if top is None:
+        dominates = by_size(p)
+    else:
+        dominates = platform_dependent(p, rest, top, cuda=by_place, rocm=by_place, default=by_size)
+    whole, others = sum_and_rest(v, dominates, axes)
+    return jnp.where(mass == 0, 0, jnp.where(dominates, rest * whole - others, v - p * whole))
+
+
+@jax.custom_jvp
+def softmax_and_complement(x: Array) -> tuple[Array, Array]:
+    """p = softmax(x) over the last axis, and 1 - p.
+
+    An entry with p > 1/2 is the only maximal one, and its 1 - p is the share r / (1 + r) of all
+    others. For other entries the difference 1 - p is accurate.
+    """
+    p, rest, _ = probabilities(x, (x.ndim - 1,))
+    return p, jnp.where(p > 0.5, rest, 1 - p)
+
+
+@softmax_and_complement.defjvp
+def _softmax_and_complement_jvp(primals, tangents):
+    (x,), (x_dot,) = primals, tangents
+    axes = (x.ndim - 1,)
+    p, complement = softmax_and_complement(x)
+    p_dot = softmax_tangent(p, x_dot, axes, place_of_top(x, axes))
+    return (p, complement), (p_dot, -p_dot)
+
+
+def is_empty(p: Array, axes: Axes) -> Array:
+    """Whether a row is empty: all its classes are -inf or masked, or it has no classes."""
+    return jnp.all(p == 0, axes, keepdims=True)
+
+
+def relative_to_dominant(dominant: Array, x_dot: Array, axes: Axes) -> Array:
+    """x_dot minus x_dot of the dominant entry, if there is one; exactly 0 at that entry."""
+    reference = jnp.sum(jnp.where(dominant, x_dot, 0), axes, keepdims=True)
+    return jnp.where(dominant, 0, x_dot - reference)
