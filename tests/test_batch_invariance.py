@@ -22,7 +22,7 @@ RNG = np.random.default_rng(0)
 
 def same_in_any_company(function, *rows, counts=COUNTS):
     """Of the first rows alone, and of all rows in another order."""
-    every = function(*rows)
+    every = jax.tree.map(np.asarray, function(*rows))  # slices of arrays of JAX are programs
     for count in counts:
         some = function(*(a[:count] for a in rows))
         jax.tree.map(
@@ -70,7 +70,7 @@ def test_the_linear_heads(transposed, dtype):
         )
         return outputs, losses, softjax.linear_logsumexp(hidden, kernel, **options)
 
-    hidden = jnp.asarray(RNG.standard_normal((N, D)), dtype)
+    hidden = RNG.standard_normal((N, D)).astype(jnp.dtype(dtype))
     same_in_any_company(function, hidden, RNG.integers(131, size=N), counts=OF_HEADS)
 
 
