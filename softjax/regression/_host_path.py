@@ -20,6 +20,7 @@ from softjax.regression import _active_set
 from softjax.regression._active_solves import Corners
 from softjax.regression._convergence import converged, is_separated
 from softjax.regression._features import is_sparse
+from softjax.regression._host_preconditioner import CLEAR
 from softjax.regression._l1_path import Evaluation, Path, no_report
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
@@ -148,6 +149,8 @@ class HostPath(Path):
         table = whole._replace(ridge=r / scale**2).among(columns)
         corners = Corners((s / scale)[columns], penalised.l1_rows is not None)
         theta = to_standard(whole.theta_of(params), self.mean, scale)[:, columns]
+        if not _is_clear(table, corners):
+            return None
         end = _active_set.optimum(table, corners, theta, self.tol)
         if end is None or not self._point(table, corners, columns, end.theta, end).reached:
             return None
@@ -194,6 +197,15 @@ class HostPath(Path):
         objective = float(table.value(theta, z)) + corners.value(theta)
         reached = bool(converged(objective, end.first, norm, end.decrement, self.tol))
         return _Point(z, gradient, objective, float(norm), reached)
+
+
+def _is_clear(table: Table, corners: Corners) -> bool:
+    """Whether the features without a penalty are not nearly collinear, nor constant."""
+    loose = np.flatnonzero(corners.strength == 0)
+    if len(loose) == table.biases:
+        return True
+    x = table.features[:, loose]
+    return bool(np.linalg.eigvalsh((x.T * table.weights) @ x)[0] > CLEAR)
 
 
 class _NotClearError(Exception):

@@ -204,3 +204,16 @@ def test_no_feature_is_in_the_model_at_the_largest_penalty(grouped, dtype):
         )
         assert not np.asarray(path.fits.params.kernel[0]).any()
         assert np.asarray(path.fits.params.kernel[1]).any()
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_fit_in_numpy_leaves_constant_and_equal_features_without_a_penalty(grouped, monkeypatch):
+    """Their parameters could have any size, and the objective of these would be another one."""
+    left = []
+    monkeypatch.setattr(_host_path._active_set, "optimum", lambda *_: left.append(0))
+    x, labels = drawn(4)
+    for column, seen in ((np.full(N, -7.0), 0), (x[:, 1], 0), (np.arange(N) % 3, 1)):
+        x[:, 0] = column
+        factors = np.array([0.0, 0.0, 1.0, 1.0])
+        regression.fit(x, labels, l1=0.1, grouped=grouped, penalty_factors=factors, max_steps=1)
+        assert len(left) == seen
