@@ -6,7 +6,8 @@ form that is kept; within that form, `platform_dependent` traces one form too.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -91,6 +92,22 @@ def tracing_for_platform_of(leaves: Iterable[Any]) -> AbstractContextManager:
 def _named(platform: str) -> str:
     """The name that JAX's lowering uses for the platform of a device."""
     return {"gpu": "cuda"}.get(platform, platform)
+
+
+@cache
+def quick_options() -> dict[str, Any]:
+    """Options with which a CPU compiles a program of many small kernels in a third of the time.
+
+    They are LLVM's first level of optimization, and the older of the two code generators of jaxlib
+    0.10. Later versions lack it, which compiling an empty program finds out.
+    """
+    first_level = {"xla_backend_optimization_level": 1}
+    if jax.default_backend() == "cpu":
+        for options in (first_level | {"xla_cpu_use_fusion_emitters": False}, first_level):
+            with suppress(jax.errors.JaxRuntimeError):
+                jax.jit(lambda: (), compiler_options=options).lower().compile()
+                return options
+    return {}
 
 
 def lowered_for_platform(function: Callable, choice: Choice, like: Any, *operands: Any) -> Any:

@@ -32,6 +32,7 @@ regression models" (1984), theorems 1 to 3.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +40,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from softjax._platforms import quick_options
 from softjax._sharding import while_loop
 from softjax.regression import _preconditioner, _standardised
 from softjax.regression._convergence import CONFIRMED, STILL, State, converged, free, is_loose
@@ -124,7 +126,7 @@ def check_in_float64(data: Data, theta: Any, first: Any, tol: Any) -> Ending:
     """
     with jax.enable_x64(True):
         data, theta = in_float64((data, theta))
-        ending = check(data, theta, np.float64(first), np.float64(tol))
+        ending = _quickly(check)(data, theta, np.float64(first), np.float64(tol))
         return jax.tree.map(np.asarray, ending)
 
 
@@ -132,7 +134,13 @@ def is_proven(data: Data, theta: Any) -> bool:
     """Whether there is a proof of quasi-complete separation, in float64 whatever the dtype."""
     with jax.enable_x64(True):
         data, theta = in_float64((data, theta))
-        return bool(quasi_separated(data, theta, jnp.asarray(True)))
+        return bool(_quickly(quasi_separated)(data, theta, jnp.asarray(True)))
+
+
+@cache
+def _quickly(function: Callable) -> Callable:
+    """`function`, compiled quickly: it runs once for each fit."""
+    return jax.jit(function, compiler_options=quick_options())
 
 
 def in_float64(tree: Any) -> Any:
@@ -143,7 +151,6 @@ def in_float64(tree: Any) -> Any:
     )
 
 
-@jax.jit
 def check(data: Data, theta: Array, first: Array, tol: Array) -> Ending:
     (problem, _), theta = normalised_problem(data), centred(theta)
     here = point(problem, theta, logits_at(problem, theta))
@@ -162,10 +169,9 @@ def check_l1_in_float64(data: Data, theta: Any, tol: Any) -> bool:
     """`check_l1` in float64, whatever the dtype."""
     with jax.enable_x64(True):
         data, theta = in_float64((data, theta))
-        return bool(check_l1(data, theta, np.float64(tol)))
+        return bool(_quickly(check_l1)(data, theta, np.float64(tol)))
 
 
-@jax.jit
 def check_l1(data: Data, theta: Array, tol: Array) -> Array:
     """Whether the objective of a fit with l1 is within 2 `tol` of the optimum, by Newton's model.
 
@@ -238,7 +244,6 @@ def suspected(problem: Problem, state: State, status: Array) -> Array:
     return done & is_loose(problem) & (state.farthest >= STILL)
 
 
-@jax.jit
 def quasi_separated(data: Data, theta: Array, suspected: Array) -> Array:
     """Whether separation is proven at `theta`; False without a search unless it is `suspected`.
 

@@ -4,7 +4,6 @@ A program runs a fit from one state to a later one. With few examples and many f
 steps are computed in the span of the examples.
 """
 
-import contextlib
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from softjax._platforms import quick_options
 from softjax._sharding import cond
 from softjax.regression import _ending, _loop, _preconditioner
 from softjax.regression._convergence import (
@@ -155,15 +155,7 @@ _in_place: dict[str, Any] = {"static_argnames": "name", "donate_argnames": "stat
 def quickly_compiled() -> Callable:
     """`advance`, compiled in a third of the time: most of a first fit is compilation.
 
-    A fit consists of some 170 small kernels. On CPUs they are as fast with LLVM's first level of
-    optimization, and with the older of the two code generators of jaxlib 0.10. Later versions lack
-    it, which compiling an empty program finds out. Only a program that is not part of another one
-    can choose its options.
+    A fit consists of some 170 small kernels, which are as fast with these options on CPUs. Only a
+    program that is not part of another one can choose its options.
     """
-    first_level = {"xla_backend_optimization_level": 1}
-    if jax.default_backend() == "cpu":
-        for options in (first_level | {"xla_cpu_use_fusion_emitters": False}, first_level):
-            with contextlib.suppress(jax.errors.JaxRuntimeError):
-                jax.jit(lambda: (), compiler_options=options).lower().compile()
-                return jax.jit(advance, **_in_place, compiler_options=options)
-    return jax.jit(advance, **_in_place)
+    return jax.jit(advance, **_in_place, compiler_options=quick_options())
