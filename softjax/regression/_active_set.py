@@ -71,8 +71,8 @@ def optimum(table: Table, corners: Corners, theta: np.ndarray, tol: float) -> En
         p = probabilities(z)
         faces = _faces(table, corners, theta, table.slope(theta, p))
         norm = np.max(np.abs(faces.slope), initial=0)
-        at_rest = not is_loose or move < STILL or norm == 0
-        if not np.isfinite(norm) or (near and not at_rest):
+        at_rest = move < STILL or norm == 0
+        if not np.isfinite(norm) or (is_loose and near and not at_rest):
             return None
         if is_loose and not _has_matrix(table, faces):
             return None
@@ -87,7 +87,7 @@ def optimum(table: Table, corners: Corners, theta: np.ndarray, tol: float) -> En
             found, passes = _stepped(table, corners, faces, theta, value, d), passes + products + 2
             if found is None:
                 predicted = np.abs(np.vdot(faces.slope, d)) / 2 + left
-                ended = at_rest and not damping
+                ended = (at_rest or not is_loose) and not damping
                 if ended and converged(value, first, norm, predicted, tol):
                     return End(theta, first, predicted, step, passes)  # rounding hides the rest
                 damping = max(FACTOR * damping, RAISED)
@@ -95,8 +95,9 @@ def optimum(table: Table, corners: Corners, theta: np.ndarray, tol: float) -> En
                     return None
         before, decrement = decrement, np.abs(np.vdot(faces.slope, d)) / 2 + left
         decrement = np.inf if damping else decrement
-        move = np.max(np.ptp(table.scores(d), axis=0)) if is_loose else 0.0
+        start = z
         (theta, z, value), damping = found, damping / FACTOR if damping > RAISED else 0.0
+        move = np.max(np.ptp(table.scores(d) if is_loose else z - start, axis=0))
     return None
 
 
