@@ -6,14 +6,18 @@ file was damaged later, its digest does not match, and the previous checkpoint i
 """
 
 import hashlib
+import inspect
 import json
 import logging
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
-from itertools import count
+import zlib
+from collections.abc import Iterator, Mapping
+from functools import partial
+from itertools import count, islice
 from pathlib import Path
+from types import CellType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +32,8 @@ __all__ = ["Checkpoints", "Saved"]
 
 KEPT = 3
 DIGESTS = "sha256.json"
+TRAINING = "training"  # the key of the settings that a trainer knows itself
+DEEPEST = 12  # functions that enclose one another are described to this depth
 
 
 class Saved(NamedTuple):
@@ -58,9 +64,10 @@ class Saved(NamedTuple):
             for leaves in (self.leaves, {name: _data(leaf) for name, leaf in begun.items()})
         )
         if saved != now:
-            difference = "; ".join(differences(saved, now))
             words = f"the checkpoint of step {self.step} belongs to another run"
-            raise DataError(f"{words}: {difference}.")
+            if any(name.startswith(".optimizer_state") for name, _ in saved.items() ^ now.items()):
+                words += ": the optimizer differs"
+            raise DataError(f"{words}: {_first_of(differences(saved, now))}.")
         leaves = [_as_begun(leaf, self.leaves[name]) for name, leaf in begun.items()]
         return jax.tree.unflatten(structure, leaves)
 
@@ -96,12 +103,12 @@ class Checkpoints:
         self._manager: Any = None
         processes.of_first(self._open)
 
-    def restore(self, batches: Mapping[str, Any] | None = None) -> Saved | None:
+    def restore(self, settings: Mapping[str, Any] | None = None) -> Saved | None:
         """The last undamaged checkpoint, on every process; None if there is no checkpoint.
 
         Args:
-            batches: the settings that determine the batches, which become part of the
-                configuration.
+            settings: what a trainer knows of its run, as values for JSON, such as its batches and
+                penalties; these settings become part of the configuration.
 
         Returns:
             `Saved`, or None.
@@ -110,8 +117,7 @@ class Checkpoints:
             softjax.tables.DataError: the checkpoint belongs to a run with another configuration, or
                 all checkpoints are damaged.
         """
-        if batches:
-            self.configuration["batches"] = dict(batches)
+        self.configuration |= dict(settings or {})
         saved = processes.of_first(self._last_good)
         self.last_step = None if saved is None else saved.step
         return saved
@@ -235,9 +241,72 @@ class Checkpoints:
             raise ValueError("its record does not belong to this step of a run")
         configuration = json.loads(json.dumps(self.configuration))
         if record["configuration"] != configuration:
-            difference = "; ".join(differences(record["configuration"], configuration))
+            difference = _difference(record["configuration"], configuration)
             raise DataError(f"{self.directory}: belongs to another run: {difference}.")
         return Saved(record["step"], leaves, record["history"])
+
+
+def _difference(saved: dict[str, Any], now: dict[str, Any]) -> str:
+    """What distinguishes two configurations, in words.
+
+    The settings of a trainer are shown only if all that its caller has passed agrees: the latter
+    has better names.
+    """
+    settings, old = now.get(TRAINING, {}), saved.get(TRAINING, {})
+    before, after = (
+        {name: part for name, part in whole.items() if name != TRAINING} for whole in (saved, now)
+    )
+    if before != after:
+        return "; ".join(differences(before, after))
+    if not old:
+        return "it was saved by an earlier version, which did not record the settings of the run"
+    if old.get("optimizer") != settings.get("optimizer"):
+        pair = (old.get("optimizer"), settings.get("optimizer"))
+        return f"the optimizer differs: {_first_of(differences(*pair))}"
+    return _first_of(differences(old, settings))
+
+
+def _first_of(found: Iterator[str]) -> str:
+    """The first few differences: a chain of functions of another kind differs in everything."""
+    shown = list(islice(found, 4))
+    return "; ".join(shown[:3]) + ("; ..." if len(shown) > 3 else "")
+
+
+def described(value: Any, depth: int = 0) -> Any:
+    """What can be compared of an argument between two runs, as a value for JSON.
+
+    Numbers and text stand for themselves, and arrays are digested. A function is described by its
+    name and by the variables that it encloses, among which optax keeps its hyperparameters; its
+    code and global variables are not compared. Of any other object only the type is known.
+    """
+    value = inspect.unwrap(value) if callable(value) else value
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if np.isfinite(value) else str(value)  # NaN differs from itself
+    parts: Any = None
+    if hasattr(value, "__array__") or isinstance(value, jax.Array):
+        if _checks.is_concrete(value):
+            array = np.asarray(_data(value))
+            content = str(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
+            return f"{array.dtype}{list(array.shape)} {zlib.crc32(content):08x}"
+    elif isinstance(value, FunctionType):
+        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+        parts = {name: cell.cell_contents for name, cell in cells if cell != CellType()}
+        parts |= {"defaults": value.__defaults__, "keywords": value.__kwdefaults__}
+        parts = {name: part for name, part in parts.items() if part is not None}
+        parts |= {"function": value.__qualname__.replace("<locals>.", "")}
+    elif isinstance(value, MethodType):
+        parts = {"function": value.__func__, "object": getattr(value.__self__, "__dict__", {})}
+    elif isinstance(value, partial):
+        parts = {"function": value.func, "arguments": value.args, "keywords": value.keywords}
+    elif isinstance(value, Mapping):
+        parts = value
+    elif isinstance(value, list | tuple):
+        parts = dict(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
+    if parts is None or depth == DEEPEST:
+        return type(value).__qualname__
+    return {str(name): described(part, depth + 1) for name, part in parts.items()}
 
 
 def _is_record(record: Any, step: int) -> bool:

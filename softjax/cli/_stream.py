@@ -148,7 +148,6 @@ def _train(
             "test_fraction": plan.test_fraction,
             "optimizer": str(optimizer),
             "learning_rate": rate,
-            "l2": plan.penalties[0],
         }
     with FitProgress(console, steps, plan.out, data.task) as progress:
         try:

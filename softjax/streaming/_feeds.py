@@ -151,14 +151,19 @@ class ArrayFeed:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """The shape of the features, a checksum of some examples, and the order of the examples."""
+        """The shape of the features, checksums of the examples, and the order of the examples.
+
+        Arrays with one number per example are checked as a whole, all others in some examples.
+        """
         count, width = self.rows.features.shape
         places = np.linspace(0, count - 1, min(SAMPLES, count)).astype(int)
-        checksum = 0
-        for part in jax.tree.leaves(jax.tree.map(lambda part: part[places], self.rows)):
-            checksum = zlib.crc32(np.asarray(part).tobytes(), checksum)
+        data = {}
+        for name, part in vars(self.rows).items():
+            if part is not None:
+                seen = part if part.ndim == 1 and _checks.is_concrete(part) else part[places]
+                data[name] = zlib.crc32(np.asarray(seen).tobytes())
         order = {"batch_size": self.batch_size or count, "seed": self.seed}
-        return {"data": {"sample": checksum}, "rows": count, "features": width} | order
+        return {"data": data, "rows": count, "features": width} | order
 
     def begin(
         self, step: int, every: int, init: SoftmaxRegression | None, fit_intercept: bool

@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks, processes
 from softjax._auto_axes import on_auto_axes
-from softjax.checkpoints import Checkpoints, Saved
+from softjax.checkpoints import TRAINING, Checkpoints, Saved, described
 from softjax.regression._arguments import (
     at_least,
     class_weights_array,
@@ -153,7 +153,12 @@ def train(
             if an epoch has several steps, and otherwise for all steps.
         skip_nonfinite: whether rows that are not finite, or have no valid label, are left out
             instead of raising an error; only for batches, since arrays with such rows are refused.
-        checkpoints: where the run is saved; if a run is saved there already, it is resumed.
+        checkpoints: where the run is saved; if a run is saved there already, it is resumed. A run
+            with other data or settings is refused. Of `optimizer` and `transform`, the names of
+            their functions and the values that these enclose are compared, such as the rates of
+            optax; their code and global variables, and the attributes of other objects, cannot be
+            compared, and neither can the batches of a function or an iterable. Put what determines
+            them into the configuration of `Checkpoints`.
         validation: the features, after `transform`, and labels of the examples to evaluate on, and
             their offset if there is one.
         callback: called with an `Event` after every `every` steps; the run stops if it returns True
@@ -170,8 +175,9 @@ def train(
         NonFiniteError: a batch is not finite, or the steps are too long. The state before this step
             has been saved.
         Preempted: `preempted` returned True; the last step of all processes has been saved.
-        TypeError, ValueError: an argument is not valid, or `checkpoints` belong to another run or
-            to a run with more steps.
+        softjax.tables.DataError: `checkpoints` belong to another run, to one with more steps, or to
+            an earlier version, which did not record the settings.
+        TypeError, ValueError: an argument is not valid.
 
     Example:
         >>> import optax, softjax
@@ -199,12 +205,23 @@ def train(
     if every is None:
         every = feed.epoch_steps if feed.epoch_steps > 1 else max(steps, 1)
     every = at_least("every", every, 1)
-    saved = _saved(checkpoints, feed, steps)
+    strength = not_negative("l2", l2)
+    settings = {
+        "num_classes": feed.num_classes,
+        "l2": strength,
+        "penalty_factors": penalty_factors,
+        "fit_intercept": fit_intercept,
+        "class_weights": class_weights,
+        "transform": transform,
+        "init": init,
+        "optimizer": {"init": optimizer.init, "update": optimizer.update},
+    }
+    saved = _saved(checkpoints, feed, settings, steps)
     params = feed.begin(0 if saved is None else saved.step, every, init, fit_intercept)
     (width, _), dtype = params.kernel.shape, params.kernel.dtype
     validation = validation_of(validation, params.kernel.shape)
     factors = factors_array(penalty_factors, width, dtype)
-    strength = jnp.asarray(penalty("l2", l2, dtype))
+    strength = jnp.asarray(penalty("l2", strength, dtype))
     terms = Terms(
         strength if factors is None else strength * factors,
         class_weights_array(class_weights, feed.num_classes, dtype),
@@ -312,13 +329,16 @@ class _Run:
         return jax.tree.map(np.asarray, self.state.params)
 
 
-def _saved(checkpoints: Checkpoints | None, feed: Feed, steps: int) -> Saved | None:
+def _saved(
+    checkpoints: Checkpoints | None, feed: Feed, settings: dict[str, Any], steps: int
+) -> Saved | None:
     """The last checkpoint, or None; refuses processes that have different batches."""
     if checkpoints is None:
         if jax.process_count() > 1:
             _ = feed.configuration
         return None
-    saved = checkpoints.restore(feed.configuration)
+    known = {name: described(value) for name, value in settings.items()}
+    saved = checkpoints.restore({"batches": feed.configuration, TRAINING: known})
     if saved is not None and saved.step > steps:
         raise DataError(
             f"{checkpoints.directory}: holds step {saved.step}, beyond the {steps} to be taken."

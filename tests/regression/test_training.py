@@ -1,5 +1,6 @@
 """The trainer against NumPy: arrays in memory and batches take the same steps."""
 
+import functools
 import re
 
 import jax
@@ -153,8 +154,62 @@ def test_a_run_on_arrays_goes_on_bit_for_bit(tmp_path):
         np.testing.assert_array_equal(part, other)
     with pytest.raises(DataError, match=r"batches\.seed was 0 and is 1"):
         run(9, seed=1)
-    with pytest.raises(DataError, match=r"batches\.data\.sample was"):
+    with pytest.raises(DataError, match=r"batches\.data\.features was"):
         run(9, features=X + 1)
+
+
+@pytest.mark.x64_once
+def test_a_run_with_other_settings_is_not_resumed(tmp_path):
+    pytest.importorskip("orbax.checkpoint")
+    from softjax.checkpoints import Checkpoints
+
+    settings = {"optimizer": optax.adam(0.01), "steps": 2, "sample_weights": np.ones(N)}
+
+    def run(**options):
+        saved = Checkpoints(tmp_path, {"a": 1})
+        return regression.train(X, Y, checkpoints=saved, **settings | options)
+
+    begun = run()
+    again = run(optimizer=optax.adam(0.01), steps=3)
+    assert (begun.steps, again.steps) == (2, 3)  # another function with the same numbers
+    weights = np.ones(N)
+    weights[1] = 2
+    for name, other in {
+        "l2": 10.0,
+        "penalty_factors": FACTORS,
+        "fit_intercept": False,
+        "class_weights": CLASS_WEIGHTS,
+        "num_classes": 5,
+        "init": regression.init(D, K),
+        "batch_size": 5,
+        "offset": OFFSET,
+        "sample_weights": weights,
+    }.items():
+        with pytest.raises(DataError, match=f"belongs to another run: .*{name[-7:]}"):
+            run(**{name: other})
+    for other in (optax.adam(1.0), optax.adam(optax.linear_schedule(1, 0, 5)), optax.lbfgs()):
+        with pytest.raises(DataError, match=r"another run: the optimizer differs: (init|update)\."):
+            run(optimizer=other)
+    old = Checkpoints(tmp_path, {"a": 1})
+    regression.train(X, Y, checkpoints=old, **settings | {"steps": 4})
+    del old.configuration["training"]
+    old.save(5, {"kernel": np.ones(2)}, [])
+    with pytest.raises(DataError, match="another run: it was saved by an earlier version"):
+        run(steps=5)
+
+
+def test_a_function_is_described_by_what_it_encloses():
+    from softjax.checkpoints import described
+
+    def scaled(by):
+        return jax.jit(lambda x: x * by)
+
+    array = np.arange(3.0)
+    assert described(scaled(array)) == described(scaled(array.copy()))
+    assert described(scaled(array)) != described(scaled(array + 1))
+    assert described(functools.partial(scaled, 1)) != described(functools.partial(scaled, 2))
+    assert described(np.nan) == described(float("nan"))
+    assert described(object()) == "object"
 
 
 @pytest.mark.x64_once

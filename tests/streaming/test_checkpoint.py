@@ -96,7 +96,7 @@ def test_another_run_is_refused_with_the_difference(files):
     train(files, steps=4)
     with pytest.raises(DataError, match=r"another run: batches\.seed was 0 and is 1\.$"):
         train(files, seed=1)
-    with pytest.raises(DataError, match=r"optimizer_state\[0\]\.trace\.bias was null and is"):
+    with pytest.raises(DataError, match=r"another run: the optimizer differs: init\..* was"):
         train(files, optimizer=optax.sgd(0.1, momentum=0.9))
     path = files / "y.npy"
     y = np.load(path)
