@@ -133,8 +133,9 @@ def fit_path(
     `largest_l1`.
 
     Derivative: not differentiable.
-    Edge cases: as in `cross_validate`. With one fold, which has no standard error, both rules
-        choose the same penalty. Once the callback has stopped, the remaining fits take no step.
+    Edge cases: as in `cross_validate`. If the array `folds` has only fold 0 and negative numbers,
+        this one fold has no standard error, and both rules choose the same penalty. (`folds=1` is
+        refused.) Once the callback has stopped, the remaining fits take no step.
 
     Args:
         features: real [N, D], finite, dense, BCOO or BCSR.
