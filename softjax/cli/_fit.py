@@ -24,6 +24,7 @@ def fit(
     impute: _options.Impute = False,
     separator: _options.Separator = None,
     encoding: _options.Encoding = None,
+    decimal: _options.Decimal = None,
     any_classes: _options.AnyClasses = False,
     class_weight: _options.ClassWeight = None,
     test_fraction: _options.TestFraction = 0.2,

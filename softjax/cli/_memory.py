@@ -108,7 +108,8 @@ def _load(console: Console, plan: Plan) -> Parts:
     if plan.data == "digits":
         return digits()
     path, label = plan.file_and_label()
-    how = (plan.drop, plan.category, plan.separator, plan.encoding, plan.any_classes)
+    text = (plan.separator, plan.encoding, plan.decimal)
+    how = (plan.drop, plan.category, *text, plan.any_classes)
     with remedies_offered(), reading(console, *how) as options:
         whole = tables.dataset(
             path,
@@ -117,6 +118,9 @@ def _load(console: Console, plan: Plan) -> Parts:
             keep_missing=plan.impute,
             reading=options,
         )
+    doubt = tables.like_identifiers(whole.columns, whole.features)
+    if doubt:
+        console.print(doubt, markup=False, highlight=False, soft_wrap=True)
     count = len(whole.labels)
     split = Split(count, plan.test_fraction, plan.seed)
     split.see(whole.rows, whole.class_names, whole.labels)

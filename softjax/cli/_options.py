@@ -75,6 +75,13 @@ def class_weights(values: Sequence[str] | None) -> list[str] | None:
     return list(values) if values else None
 
 
+def decimal(value: str | None) -> str | None:
+    """The decimal mark: a point or a comma."""
+    if value not in (None, ".", ","):
+        raise typer.BadParameter("must be , or .")
+    return value
+
+
 # The options of `softjax fit`, by the headings below which --help shows them.
 DATA, MODEL, SEARCH = "The data", "The model", "The solver"
 OUTPUT, LARGE = "Output", "Large data and many processes"
@@ -135,6 +142,14 @@ Encoding = Annotated[
         callback=encoding,
         help="Encoding of a .csv or .tsv file, such as cp1252 or latin-1 (default: utf-8, or "
         "utf-16 with a byte order mark).",
+    ),
+]
+Decimal = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=DATA,
+        callback=decimal,
+        help="Decimal mark of the numbers of a .csv or .tsv file: , or . (default: the point).",
     ),
 ]
 AnyClasses = Annotated[
@@ -354,6 +369,7 @@ def reading(
     categories: Sequence[str] | None,
     separator: str | None,
     encoding: str | None,
+    decimal: str | None,
     any_classes: bool = False,
 ) -> Iterator[Reading]:
     """The options for reading a file; a progress bar is shown while it is read."""
@@ -363,4 +379,4 @@ def reading(
             progress.update(progress.task_ids[0], completed=done, total=total)
 
         columns = (tuple(drop or ()), tuple(categories or ()))
-        yield Reading(*columns, separator, encoding, any_classes, told)
+        yield Reading(*columns, separator, encoding, decimal, any_classes, told)

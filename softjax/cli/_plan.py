@@ -20,6 +20,7 @@ class Plan(NamedTuple):
     impute: bool
     separator: str | None
     encoding: str | None
+    decimal: str | None
     any_classes: bool
     class_weight: list[str] | None
     test_fraction: float
@@ -134,7 +135,7 @@ def check_effect(context: typer.Context, data: str, *, seeded: bool, several: bo
     if data == "digits":
         why = "the digits come with labels and held-out examples"
         names = ("label_column", "test_fraction", "skip_nonfinite", "impute", "drop", "category")
-        names += ("separator", "encoding", "any_classes")
+        names += ("separator", "encoding", "decimal", "any_classes")
         without |= dict.fromkeys(names, why)
         if not seeded:
             without["seed"] = "nothing of this fit to the digits is drawn at random"

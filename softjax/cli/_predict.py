@@ -64,6 +64,13 @@ def predict(
             help="Encoding of a .csv or .tsv file, such as cp1252 (default: utf-8).",
         ),
     ] = None,
+    decimal: Annotated[
+        str | None,
+        typer.Option(
+            callback=_options.decimal,
+            help="Decimal mark of the numbers of a .csv or .tsv file: , or . (default: the point).",
+        ),
+    ] = None,
 ) -> None:
     """Predict the class of each row of a file.
 
@@ -76,7 +83,7 @@ def predict(
         _files.try_file(out)
     fitted = models.load_model(model)
     errors = Console(stderr=True)
-    with _options.reading(errors, None, None, separator, encoding) as reading:
+    with _options.reading(errors, None, None, separator, encoding, decimal) as reading:
         x = jnp.asarray(fitted.encode(data, reading))
         labels = None
         if label_column is not None:

@@ -194,7 +194,8 @@ def _data(plan: Plan, console: Console, preempted: Callable[[], bool]) -> Data |
     if plan.data == "digits":
         return _digits()
     path, label = plan.file_and_label()
-    how = (plan.drop, plan.category, plan.separator, plan.encoding, plan.any_classes)
+    text = (plan.separator, plan.encoding, plan.decimal)
+    how = (plan.drop, plan.category, *text, plan.any_classes)
     with remedies_offered(impute=False):
         with reading(console, *how) as options:
             rows = tables.open_file(path, label, reading=options)

@@ -27,6 +27,7 @@ from softjax.tables._columns import (
     described,
     encoded,
     filled,
+    like_identifiers,
     refuse_identifiers,
     with_fills,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "filled",
     "good_rows",
     "is_text",
+    "like_identifiers",
     "missing_cells",
     "numbers_as_classes",
     "open_file",
@@ -138,8 +140,9 @@ def open_file(
     reader = READERS.get(suffix(path))
     if reader is None:
         raise DataError(f"{path}: the suffix must be one of {', '.join(READERS)}.")
-    if not is_text(path) and (reading.separator or reading.encoding):
-        raise DataError(f"{path}: --separator and --encoding are for .csv and .tsv files.")
+    if not is_text(path) and (reading.separator or reading.encoding or reading.decimal):
+        options = "--separator, --encoding and --decimal"
+        raise DataError(f"{path}: {options} are for .csv and .tsv files.")
     with understood(path):
         if not path.exists():
             raise FileNotFoundError
@@ -224,8 +227,10 @@ def error_of_rows(rows: FileRows, wrong: np.ndarray, counts: np.ndarray) -> Inco
         where = f"{rows.path}: column {rows.label!r}, row {first + 1}"
         return IncompleteError(f"{where}: the label is missing{also}.")
     value = x[0, bad[0]]
-    got = "nan or an empty cell" if np.isnan(value) else value
     where = f"{rows.path}: column {_columns_of_features(rows)[bad[0]]!r}, row {first + 1}"
+    if rows.coded[bad[0]]:
+        return IncompleteError(f"{where}: the cell is empty or NA{also}.")
+    got = "nan or an empty cell" if np.isnan(value) else value
     return IncompleteError(f"{where}: expected a finite number of float32, got {got}{also}.")
 
 

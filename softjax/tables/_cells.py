@@ -1,6 +1,7 @@
 """The cells of a table: a feature is a number, and a label is the name of a class."""
 
 import numbers
+import re
 from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
@@ -17,6 +18,8 @@ LARGEST = float(np.finfo(np.float32).max)
 MOST_NUMBERS, ROWS_OF_A_NUMBER = 20, 10
 # The texts that pandas, R, SQL and archives of data sets write for a missing value.
 MISSING = frozenset(("", "NA", "N/A", "<NA>", "NaN", "nan", "NULL", "null", "?"))
+# Numbers with decimal commas, also after dots between thousands, or with commas between thousands.
+WITH_COMMA = re.compile(r"[+-]?[\d.]*\d,\d[\d,]*(\.\d+)?([eE][+-]?\d+)?")
 TRUTHS = {"true": 1.0, "false": 0.0}
 # The kernel has a column for each class and has to fit into memory.
 MOST_CLASSES = 100_000
@@ -27,7 +30,10 @@ class NumberError(DataError):
 
     def __init__(self, path: Path, name: str, row: int, cell: object):
         where = f"column {name!r}, row {row}"
-        super().__init__(f"{path}: {where}: expected a number, got {_shown(cell)}.")
+        line = f"{path}: {where}: expected a number, got {_shown(cell)}."
+        if isinstance(cell, str) and WITH_COMMA.fullmatch(cell.strip()):
+            line += " --decimal , reads decimal commas of .csv and .tsv files."
+        super().__init__(line)
         self.column = name
 
 

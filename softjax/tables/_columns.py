@@ -8,13 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from softjax.tables._cells import class_name, in_order, is_missing
+from softjax.tables._cells import WITH_COMMA, class_name, in_order, is_missing
 from softjax.tables._errors import DataError
 
-# Columns with such a name that hold distinct whole numbers identify the rows.
+# Columns that hold distinct whole numbers identify the rows if their names end with such a word: a
+# word of its own, a capitalised one as in PassengerId, or the end of a German compound.
 IDENTIFIER = re.compile(
-    r"(.*[ _.-])?(id|uuid|guid|identifier|index|row ?num(ber)?)|.*[a-z](Id|ID)", re.IGNORECASE
+    r"(?i:(.*[ _.-])?(id|uuid|guid|identifier|index|row ?num(ber)?|no|num|number|key|code))"
+    r"|(?i:.*(nr|nummer))|.*[a-z](Id|ID|No|Num|Number|Key|Code)"
 )
+# Fewer rows than this may differ by chance.
+FEWEST_ROWS = 10
 SHOWN_LEVELS = 12
 
 
@@ -26,6 +30,7 @@ class Reading(NamedTuple):
         categories: columns whose numbers are names of categories.
         separator: the separator of a CSV file; None to find it in the header.
         encoding: the encoding of a CSV file; None for UTF-8, or UTF-16 with a byte order mark.
+        decimal: the decimal mark of a CSV file, a point or a comma; None for a point.
         any_classes: whether the labels are classes even if they look like identifiers or
             measurements.
         progress: called with the number of bytes read so far and the total.
@@ -35,6 +40,7 @@ class Reading(NamedTuple):
     categories: Sequence[str] = ()
     separator: str | None = None
     encoding: str | None = None
+    decimal: str | None = None
     any_classes: bool = False
     progress: Callable[[int, int], None] = lambda done, total: None
 
@@ -109,20 +115,71 @@ class Levels:
         rows = range(first + 1, first + 1 + len(cells))
         return np.array([self.code(c, r) for c, r in zip(cells, rows, strict=True)], np.float64)
 
-    def column(self, present: int) -> tuple[Column, np.ndarray]:
-        """The column with its categories in order, and the position of each number in that order.
+    def doubt(self, counts: np.ndarray, forced: bool) -> "Doubt | None":
+        """Why the column holds no categories; None if it may.
 
         Args:
-            present: the number of cells that are not missing.
+            counts: the number of rows of each category, in the order of their numbers.
+            forced: whether the options say that the column holds categories.
         """
-        if self.known is None and len(self.place) > max(2, present / 2):
+        present = int(np.sum(counts))
+        commas = [bool(WITH_COMMA.fullmatch(level)) for level in self.place]
+        if not forced and 2 * np.dot(counts, commas) > present:
+            example = list(self.place)[commas.index(True)]
+            what = f"looks like numbers with decimal commas, such as {example!r}"
+            return Doubt(self.name, True, f"column {self.name!r} {what}")
+        if len(self.place) > max(2, present / 2):
             what = f"{len(self.place)} different texts in {present} rows"
-            hint = f"an identifier or text is not a category. --drop {self.name} leaves it out."
-            raise DataError(f"{self.path}: column {self.name!r}: has {what}; {hint}")
+            return Doubt(self.name, False, f"column {self.name!r}: has {what}")
+        return None
+
+    def column(self) -> tuple[Column, np.ndarray]:
+        """The column with its categories in order, and the position of each number among them."""
         levels = in_order(self.place) if self.known is None else list(self.known)
         place = {level: i for i, level in enumerate(levels)}
         ranks = np.array([place[level] for level in self.place], np.float64)
         return Column(self.name, tuple(levels)), ranks
+
+
+class Doubt(NamedTuple):
+    """Why a column of text holds no categories.
+
+    Attributes:
+        name: the column.
+        commas: whether its cells are numbers with decimal commas; otherwise most of them differ.
+        words: the reason, which names the column.
+    """
+
+    name: str
+    commas: bool
+    words: str
+
+
+def refuse_texts(path: Path, doubts: Sequence[Doubt | None]) -> None:
+    """Refuses all columns of text that hold no categories, in one error."""
+    lines = []
+    for commas in (True, False):
+        found = [doubt for doubt in doubts if doubt is not None and doubt.commas == commas]
+        if not found:
+            continue
+        words = "; ".join(doubt.words for doubt in found)
+        if commas:
+            names = " ".join(f"--category {doubt.name}" for doubt in found)
+            hint = (
+                ". --decimal , reads them from .csv and .tsv files, from which separators of "
+                "thousands must be removed; columns of other files must be converted to numbers; "
+                f"{names} takes them as categories."
+            )
+        else:
+            hint = f"; an identifier or text is not a category. {_left_out(found)}"
+        lines.append(words + hint)
+    if lines:
+        raise DataError(f"{path}: {' '.join(lines)}")
+
+
+def _left_out(columns: Sequence[Doubt | Column]) -> str:
+    it = "it" if len(columns) == 1 else "them"
+    return f"{' '.join(f'--drop {column.name}' for column in columns)} leaves {it} out."
 
 
 def feature_names(path: Path, columns: Sequence[Column]) -> list[str]:
@@ -184,19 +241,45 @@ def with_fills(path: Path, columns: Sequence[Column], features: np.ndarray) -> l
 
 
 def refuse_identifiers(path: Path, columns: Sequence[Column], features: np.ndarray) -> None:
-    """Refuses a column of distinct whole numbers whose name is that of an identifier."""
-    place = 0
+    """Refuses columns of distinct whole numbers whose names are those of identifiers."""
+    found = [c for c in distinct_numbers(columns, features) if IDENTIFIER.fullmatch(c.name)]
+    if found:
+        words = "; ".join(
+            f"column {c.name!r}: has {len(features)} different numbers in as many rows"
+            for c in found
+        )
+        raise DataError(
+            f"{path}: {words}; an identifier is not a feature. {_left_out(found)} "
+            f"If it is a measurement, rename the column."
+        )
+
+
+def distinct_numbers(columns: Sequence[Column], features: np.ndarray) -> list[Column]:
+    """The columns of whole numbers that all differ, if there are enough rows to tell."""
+    found, place = [], 0
     for column in columns:
-        if column.levels is None and IDENTIFIER.fullmatch(column.name) and len(features) >= 10:
+        if column.levels is None and len(features) >= FEWEST_ROWS:
             values = features[:, place]
-            whole = np.all(np.floor(values) == values)
-            if whole and len(np.unique(values)) == len(values):
-                what = f"{len(values)} different numbers in as many rows"
-                raise DataError(
-                    f"{path}: column {column.name!r}: has {what}; an identifier is not a feature. "
-                    f"--drop {column.name} leaves it out; a measurement needs another name."
-                )
+            if np.all(np.floor(values) == values) and len(np.unique(values)) == len(values):
+                found.append(column)
         place += len(column.features)
+    return found
+
+
+def like_identifiers(columns: Sequence[Column], features: np.ndarray) -> str | None:
+    """A line for the output if features look like identifiers by their values; otherwise None."""
+    names = [repr(column.name) for column in distinct_numbers(columns, features)]
+    if not names:
+        return None
+    if len(names) == 1:
+        return (
+            f"Column {names[0]}: all its whole numbers differ; it looks like an identifier; --drop "
+            f"it if so."
+        )
+    return (
+        f"Columns {_listed(names)}: all whole numbers of each differ; they look like identifiers; "
+        f"--drop them if so."
+    )
 
 
 def described(columns: Sequence[Column]) -> str | None:

@@ -4,6 +4,7 @@ import codecs
 import csv
 import gzip
 import os
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from io import TextIOWrapper
@@ -13,11 +14,12 @@ from typing import IO, Any
 import numpy as np
 
 from softjax.tables._cells import NumberError, number, reads_as_number
-from softjax.tables._columns import PLAIN, Column, Levels, Reading, encoded
+from softjax.tables._columns import PLAIN, Column, Levels, Reading, encoded, refuse_texts
 from softjax.tables._errors import DataError, understood
 from softjax.tables._rows import HeldRows, chosen_columns
 
 SEPARATORS = (",", ";", "\t", "|")
+DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*")
 # The number of rows between two reports of the progress.
 ROWS_PER_REPORT = 10_000
 
@@ -45,7 +47,7 @@ class CsvRows(HeldRows):
             columns = chosen_columns(path, header, label, names, drop=reading.drop)
             place = {name: i for i, name in enumerate(header)}
             places = [place[column.name] for column in columns]
-            cells_of = _Cells(path, columns, names is not None, reading.categories)
+            cells_of = _Cells(path, columns, names is not None, reading)
             labels, texts = [], {}
             row = 0
             for row, cells in enumerate(rows, 1):
@@ -68,14 +70,13 @@ class _Cells:
         path: the file, for errors.
         columns: the columns of the features.
         known: whether a model determines which columns are categories.
-        categories: the names of columns whose numbers are names of categories.
+        reading: the columns whose numbers are names of categories, and the decimal mark.
     """
 
-    def __init__(
-        self, path: Path, columns: Sequence[Column], known: bool, categories: Iterable[str]
-    ):
+    def __init__(self, path: Path, columns: Sequence[Column], known: bool, reading: Reading):
         self.path, self.columns, self.known = path, columns, known
-        self.forced = set(categories)
+        self.forced = set(reading.categories)
+        self.commas = reading.decimal == ","
         self.values = array("d")
         self.levels = {
             i: Levels(path, column.name, column.levels)
@@ -91,7 +92,7 @@ class _Cells:
     def _numbers(self, row: int, cells: list[str]) -> list[float]:
         """The cells as `number` reads them; `float` is faster and agrees on plain text."""
         text = "".join(cells)
-        if text.isascii() and "_" not in text:
+        if not self.commas and text.isascii() and "_" not in text:
             try:
                 return list(map(float, cells))
             except ValueError:
@@ -100,6 +101,12 @@ class _Cells:
 
     def _number(self, i: int, row: int, cell: str) -> float:
         name = self.columns[i].name
+        if self.commas and i not in self.levels:
+            if DECIMAL_COMMA.fullmatch(cell):
+                cell = cell.replace(",", ".")
+            elif "." in cell and reads_as_number(cell):
+                where = f"{self.path}: column {name!r}, row {row}"
+                raise DataError(f"{where}: expected a number with a decimal comma, got {cell!r}.")
         try:
             return number(self.path, name, row, cell)
         except NumberError:
@@ -115,17 +122,25 @@ class _Cells:
         # `frombuffer` refuses an empty buffer.
         cells = np.frombuffer(self.values, np.float64) if num_rows else np.empty(0)
         table = cells.reshape(num_rows, len(columns))
+        doubts = []
         for i, levels in self.levels.items():
             if self.known:
                 continue
             name = columns[i].name
-            if name not in self.forced and any(map(reads_as_number, levels.place)):
-                text, row = next(t for t in levels.first_rows.items() if not reads_as_number(t[0]))
+            forced = name in self.forced
+            if not forced and any(map(self._is_number, levels.place)):
+                text, row = next(t for t in levels.first_rows.items() if not self._is_number(t[0]))
                 raise NumberError(self.path, name, row, text)
             present = ~np.isnan(table[:, i])
-            columns[i], ranks = levels.column(int(present.sum()))
-            table[present, i] = ranks[table[present, i].astype(np.intp)]
+            codes = table[present, i].astype(np.intp)
+            doubts.append(levels.doubt(np.bincount(codes, minlength=len(levels.place)), forced))
+            columns[i], ranks = levels.column()
+            table[present, i] = ranks[codes]
+        refuse_texts(self.path, doubts)
         return columns, table
+
+    def _is_number(self, text: str) -> bool:
+        return reads_as_number(text) or (self.commas and bool(DECIMAL_COMMA.fullmatch(text)))
 
 
 class _Lines:

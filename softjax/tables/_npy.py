@@ -9,7 +9,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from softjax.tables._cells import as_features, reads_as_number
-from softjax.tables._columns import PLAIN, Column, Levels, Reading
+from softjax.tables._columns import PLAIN, Column, Doubt, Levels, Reading, refuse_texts
 from softjax.tables._errors import DataError, refuse_bytes, understood
 from softjax.tables._rows import FileRows, HeldRows, chosen_columns, known_levels, stacked
 
@@ -216,20 +216,25 @@ class NpzRows(HeldRows):
                 form = f"{used[0]!r} has {lengths[used[0]]} rows, and {name!r} {length}"
                 raise DataError(f"{path}: has columns of different lengths: {form}.")
         if names is None:
-            chosen = [_column(path, c.name, known[c.name], reading.categories) for c in chosen]
+            found = [_column(path, c.name, known[c.name], reading.categories) for c in chosen]
+            refuse_texts(path, [doubt for _, doubt in found])
+            chosen = [column for column, _ in found]
         cells = [known[column.name] for column in chosen]
         features = stacked(path, chosen, cells, known_levels(path, chosen))
         super().__init__(path, label, chosen, features, None if label is None else known[label])
 
 
-def _column(path: Path, name: str, cells: np.ndarray, categories: Sequence[str]) -> Column:
-    """The column; it holds categories if `categories` has its name or no cell is a number."""
+def _column(
+    path: Path, name: str, cells: np.ndarray, categories: Sequence[str]
+) -> tuple[Column, Doubt | None]:
+    """The column, which holds categories if `categories` has its name or no cell is a number."""
     if name not in categories:
         if cells.dtype.kind not in "SU":
-            return Column(name)
+            return Column(name), None
         texts = np.unique(cells).astype(str).tolist()
         if any(map(reads_as_number, texts)):
-            return Column(name)
+            return Column(name), None
     levels = Levels(path, name)
     codes = levels.codes(cells.tolist(), 0)
-    return levels.column(int((~np.isnan(codes)).sum()))[0]
+    counts = np.bincount(codes[~np.isnan(codes)].astype(np.intp), minlength=len(levels.place))
+    return levels.column()[0], levels.doubt(counts, name in categories)

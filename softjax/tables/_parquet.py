@@ -9,7 +9,7 @@ import numpy as np
 
 from softjax import _checks
 from softjax.tables._cells import is_missing, reads_as_number
-from softjax.tables._columns import PLAIN, Column, Levels, Reading
+from softjax.tables._columns import PLAIN, Column, Doubt, Levels, Reading, refuse_texts
 from softjax.tables._errors import DataError, understood
 from softjax.tables._rows import FileRows, chosen_columns, known_levels, stacked
 
@@ -48,7 +48,9 @@ class ParquetRows(FileRows):
                 raise DataError(f"{path}: cannot be read: its numbers of rows do not add up.")
         chosen = chosen_columns(path, schema.names, label, names, index, reading.drop)
         if names is None:
-            chosen = [self._column(path, c.name, reading) for c in chosen]
+            found = [self._column(path, c.name, reading) for c in chosen]
+            refuse_texts(path, [doubt for _, doubt in found])
+            chosen = [column for column, _ in found]
         self.levels = known_levels(path, chosen)
         self.ends = np.cumsum(sizes, dtype=np.int64)
         self.last: tuple[int, tuple[np.ndarray, np.ndarray]] | None = None
@@ -65,8 +67,8 @@ class ParquetRows(FileRows):
         features, labels = zip(*parts, strict=True)
         return np.concatenate(features), np.concatenate(labels)
 
-    def _column(self, path: Path, name: str, reading: Reading) -> Column:
-        """The column; it holds categories if the options name it or no text in it is a number.
+    def _column(self, path: Path, name: str, reading: Reading) -> tuple[Column, Doubt | None]:
+        """The column, which holds categories if the options name it or no text in it is a number.
 
         This takes one pass over the column, one row group at a time.
         """
@@ -77,18 +79,24 @@ class ParquetRows(FileRows):
         if name not in reading.categories and not (
             types.is_string(value) or types.is_large_string(value)
         ):
-            return Column(name)
-        levels, present, first = Levels(path, name), 0, 0
+            return Column(name), None
+        levels, first = Levels(path, name), 0
+        counts = np.zeros(0, np.int64)
         for group in range(self.file.metadata.num_row_groups):
             with understood(path):
                 cells = self.file.read_row_group(group, columns=[name])[name].to_pylist()
             if name not in reading.categories:
                 texts = {cell for cell in cells if not is_missing(cell)}
                 if any(map(reads_as_number, texts)):
-                    return Column(name)
-            present += int((~np.isnan(levels.codes(cells, first))).sum())
+                    return Column(name), None
+            codes = levels.codes(cells, first)
+            more = np.bincount(codes[~np.isnan(codes)].astype(np.intp), minlength=len(levels.place))
+            more[: len(counts)] += counts
+            counts = more
             first += len(cells)
-        return levels.column(present)[0] if present else Column(name)
+        if not counts.sum():
+            return Column(name), None
+        return levels.column()[0], levels.doubt(counts, name in reading.categories)
 
     def _row_group(self, group: int, begin: int) -> tuple[np.ndarray, np.ndarray]:
         if self.last is None or self.last[0] != group:

@@ -109,7 +109,8 @@ def chosen_columns(
     for name in (label, *drop):
         if name is not None and name not in there:
             shown = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
-            raise DataError(f"{path}: has no column {name!r}; it has {shown}.")
+            hint = " Repeat --drop for each column." if name in drop and "," in name else ""
+            raise DataError(f"{path}: has no column {name!r}; it has {shown}.{hint}")
     if label in drop:
         raise DataError(f"{path}: column {label!r} has the labels; it cannot be dropped.")
     if names is None:

@@ -20,6 +20,7 @@ import softjax
 from softjax import cli, datasets, models, tables
 from softjax.datasets import _passengers
 from softjax.tables import Column, DataError, Reading
+from softjax.tables._columns import refuse_identifiers
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
@@ -103,7 +104,7 @@ def test_encodings_and_separators_that_are_given(tmp_path):
         assert "must be" in one_line(run("fit", path, *option))
     FRAME.to_parquet("x.parquet")
     line = one_line(run("fit", "x.parquet", "--label-column", "kind", *options))
-    assert "--separator and --encoding are for .csv and .tsv files" in line
+    assert "--separator, --encoding and --decimal are for .csv and .tsv files" in line
 
 
 REFUSED = {
@@ -111,6 +112,9 @@ REFUSED = {
         "'id': has 20 different numbers in as many rows; .* --drop id leaves it out"),
     "text": ("name,y\n" + "".join(f"n{i},{'ab'[i % 2]}\n" for i in range(20)),
         "'name': has 20 different texts in 20 rows; .* --drop name leaves it out"),
+    "texts": ("name,x,city,y\n" + "".join(f"n{i},{i / 7},c{i},{'ab'[i % 2]}\n" for i in range(20)),
+        "'name': has 20 .*; column 'city': has 20 .* --drop name --drop city leaves them out"),
+    "empty": ("z,y\n" + "u,a\nv,b\n,a\n" * 4, "'z', row 3: the cell is empty or NA; 3 other"),
     "text first": ("x,y\ntall,a\n" + "1.5,b\n2,a\n" * 6,
         "'x', row 1: expected a number, got 'tall'. --category x takes its cells"),
     "text last": ("x,y\n" + "1.5,b\n2,a\n" * 6 + "tall,a\n",
@@ -120,6 +124,67 @@ REFUSED = {
     "constant": ("z,y\n" + "u,a\nu,b\n" * 6, "has no column that varies besides the labels"),
     "names": ("z,z=v,y\n" + "u,1,a\nv,2,b\n" * 6, "two features have one name, 'z=v'"),
 }  # fmt: skip
+
+IDENTIFIERS = {
+    "id", "PassengerId", "customer_nr", "Kundennummer", "order_no", "order number", "api.key",
+    "itemCode", "row number", "No",
+}  # fmt: skip
+
+
+def test_a_name_that_ends_with_a_word_for_identifiers_refuses_distinct_whole_numbers():
+    """Words that only end with the letters are measurements, which a line of the output names."""
+    x = 7.0 * np.arange(20)[:, None] + 3
+    for name in (*IDENTIFIERS, "paid", "casino", "decode", "monkey", "numbers"):
+        columns = [Column(name)]
+        if name in IDENTIFIERS:
+            with pytest.raises(DataError, match="If it is a measurement, rename the column"):
+                refuse_identifiers(Path("x.csv"), columns, x)
+        else:
+            refuse_identifiers(Path("x.csv"), columns, x)
+        assert f"{name!r}: all its whole" in (tables.like_identifiers(columns, x) or "")
+        assert tables.like_identifiers(columns, x // 14) is None
+        assert tables.like_identifiers(columns, x / 2) is None
+        assert tables.like_identifiers(columns, x[:9]) is None
+
+
+def test_decimal_commas_are_refused_or_read():
+    """The fit with --decimal is that of the file with points; no column of commas is categories."""
+    points, commas = Path("points.csv"), Path("commas.csv")
+    ages = np.random.default_rng(0).normal(40, 9, 60).round(1)
+    ward = np.where(ages > 40, "a,1", "b,2x")
+    frame = pd.DataFrame({"age": ages, "ward": ward, "y": np.arange(60) % 2})
+    frame.to_csv(points, index=False)
+    frame.to_csv(commas, index=False, sep=";", decimal=",")
+    command = ("fit", commas, "--label-column", "y")
+    line = one_line(run(*command))
+    assert "column 'age' looks like numbers with decimal commas, such as" in line
+    assert "--decimal , reads them" in line
+    read = tables.dataset(commas, "y", reading=Reading(decimal=","))
+    whole = tables.dataset(points, "y")
+    np.testing.assert_array_equal(read.features, whole.features)
+    assert read.columns == whole.columns
+    assert run(*command, "--decimal", ",").exit_code == 0
+    predicted = [
+        run("predict", "softjax-out/model.npz", path, *options).stdout
+        for path, options in ((points, ()), (commas, ("--decimal", ",")))
+    ]
+    assert len(set(predicted)) == 1
+    line = one_line(run("predict", "softjax-out/model.npz", commas))
+    assert "--decimal , reads decimal commas" in line
+    assert "must be , or ." in one_line(run(*command, "--decimal", ";"))
+    line = one_line(run("fit", points, "--label-column", "y", "--decimal", ","))
+    assert "expected a number with a decimal comma, got" in line
+    text = np.array([str(age).replace(".", ",") for age in ages.tolist()])
+    frame.assign(age=text).to_parquet("x.parquet")
+    np.savez("x.npz", age=text, y=frame["y"])
+    for path in (Path("x.parquet"), Path("x.npz")):
+        with pytest.raises(DataError, match="'age' looks like numbers with decimal commas"):
+            tables.dataset(path, "y")
+    mixed = Path("mixed.csv")
+    mixed.write_text("x;y\n" + "47;a\n47,5;b\n" * 6)
+    words = r"row 2: expected a number, got '47,5'\. --decimal , reads"
+    with pytest.raises(DataError, match=words):
+        tables.dataset(mixed, "y")
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -190,6 +255,8 @@ def test_columns_that_are_dropped_or_taken_as_categories():
     command = ("fit", "x.csv", "--label-column", "y", "--category", "code")
     assert "'id': has 30 different numbers" in one_line(run(*command))
     assert "has no column 'di'; it has id, code, y" in one_line(run(*command, "--drop", "di"))
+    line = one_line(run(*command, "--drop", "id,code"))
+    assert "has no column 'id,code'; it has id, code, y. Repeat --drop for each column." in line
     assert "cannot be dropped" in one_line(run(*command, "--drop", "y"))
     result = run(*command, "--drop", "id")
     assert "Categories, one-hot encoded: code (10, 20; against 0)." in result.stdout
