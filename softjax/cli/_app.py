@@ -253,13 +253,33 @@ class FitProgress:
         model = model_of(self.fit_task, event.params)
         if not model.is_finite:
             return f"interrupted after step {event.step}; its parameters are not finite."
-        path = model.save(self.out / UNFINISHED)
+        path = save_unfinished(self.out, model)
         return f"interrupted after step {event.step}; its parameters are in {path}."
 
 
 def try_out(out: Path) -> None:
     """Raises an error before the fit begins if its files cannot be written."""
     _files.try_folder(out, MODEL, HISTORY, METRICS, PICTURE, SUMMARY, FOLDS)
+
+
+def remove_earlier(out: Path, *kept: str) -> None:
+    """Removes the files of an earlier fit from the folder, so that it holds the files of one fit.
+
+    Args:
+        out: the folder.
+        kept: the names of files that the new fit will write or replace.
+    """
+    for name in {MODEL, HISTORY, METRICS, PICTURE, SUMMARY, FOLDS, UNFINISHED} - {*kept}:
+        path = out / name
+        if path.is_file() or path.is_symlink():
+            path.unlink()
+
+
+def save_unfinished(out: Path, model: models.Model) -> Path:
+    """Writes the parameters of a fit without a model, and removes the files of an earlier fit."""
+    path = model.save(out / UNFINISHED)
+    remove_earlier(out, UNFINISHED)
+    return path
 
 
 class Written(NamedTuple):
@@ -282,6 +302,7 @@ def write(console: Console, out: Path, task: Task, result: regression.FitResult)
     params = regression.SoftmaxRegression(*map(jnp.asarray, map(np.asarray, result.params)))
     probabilities = np.asarray(regression.predict_proba(params, jnp.asarray(features)))
     loss = result.history[-1]["validation_loss"]
+    remove_earlier(out, MODEL, HISTORY, METRICS)
     found = metrics(labels, probabilities, task.class_names, task.majority, loss)
     written = [
         model_of(task, result.params).save(out / MODEL),
@@ -326,7 +347,7 @@ def check_finite(out: Path, task: Task, result: regression.FitResult) -> None:
     message = f"the fit is no longer finite after {steps}, and no model was written"
     if not model.is_finite:
         raise FitError(f"{message}.")
-    path = processes.of_first(lambda: model.save(out / UNFINISHED))
+    path = processes.of_first(lambda: save_unfinished(out, model))
     raise FitError(f"{message}; the last finite parameters are in {path}.")
 
 

@@ -46,14 +46,13 @@ def run(plan: Plan) -> None:
     console.print(f"{len(train.labels)} examples to fit, {len(test.labels)} held out.")
     print_columns(console, train.columns, train.class_names)
     weights = _weights_of_classes(plan.class_weight, plan.data, plan.label_column, train)
-    more = []
-    penalty = plan.penalties[0]
+    penalty, curve = plan.penalties[0], None
     if len(plan.penalties) > 1:
         penalty, curve = _chosen_penalty(console, x_train, train, weights, plan)
-        more.append(write_text(plan.out / FOLDS, curve))
     result, limit = _fitted(console, x_train, train, weights, penalty, task, plan)
     check_finite(plan.out, task, result)
     written = write(console, plan.out, task, result)
+    more = [] if curve is None else [write_text(plan.out / FOLDS, curve)]
     text = None
     if plan.summary:
         text = _summary(console, result.params, x_train, train, weights, penalty)

@@ -15,7 +15,6 @@ from rich.console import Console
 from softjax import _interrupt, processes, streaming, tables
 from softjax.checkpoints import Checkpoints
 from softjax.cli._app import (
-    UNFINISHED,
     FitError,
     FitProgress,
     Optimizer,
@@ -27,6 +26,7 @@ from softjax.cli._app import (
     print_result,
     rate_of,
     remedies_offered,
+    save_unfinished,
     task_of,
     try_out,
     write,
@@ -169,7 +169,7 @@ def _train(
             raise _stopped(plan, stop, f"after step {preempted.step}") from None
         except streaming.NonFiniteError as error:
             model = model_of(data.task, error.params)
-            path = processes.of_first(lambda: model.save(plan.out / UNFINISHED))
+            path = processes.of_first(lambda: save_unfinished(plan.out, model))
             words = f"{error} No model was written; the parameters before it are in {path}."
             raise (DataError if error.rows else FitError)(words) from None
 

@@ -408,6 +408,23 @@ def test_a_fit_that_is_not_finite_has_no_model(data, monkeypatch):
         assert not Path("softjax-out/model.npz").exists()
 
 
+def test_a_folder_holds_the_files_of_one_fit(data, monkeypatch):
+    out = Path("softjax-out")
+    command = ("fit", data, "--label-column", "y", "--l2", 1e-3)
+    run(*command, "--l2", 1e-1, "--folds", 2, "--summary")
+    assert {"cross_validation.csv", "summary.txt"} <= set(os.listdir(out))
+    for name in ("unfinished.npz", "report.png", "notes.txt"):
+        (out / name).touch()
+    assert run(*command).exit_code == 0
+    assert sorted(os.listdir(out)) == ["history.jsonl", "metrics.json", "model.npz", "notes.txt"]
+    run("fit", data, "--label-column", "z")
+    assert len(os.listdir(out)) == 4  # nothing was written
+    fit = regression.fit
+    monkeypatch.setattr(regression, "fit", lambda *a, **o: fit(*a, **o)._replace(objective=np.nan))
+    assert "no model was written" in one_line(run(*command), status=1)
+    assert sorted(os.listdir(out)) == ["notes.txt", "unfinished.npz"]
+
+
 def test_a_fit_without_an_optimum_says_so_in_one_line(data):
     result = run("fit", data, "--label-column", "y", "--max-steps", 1)
     assert "stopped at its limit of steps, which --max-steps sets" in one_line(result, status=0)
