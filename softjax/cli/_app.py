@@ -30,10 +30,8 @@ from typer.core import TyperGroup
 from softjax import __version__, _files, _interrupt, models, plots, processes, regression, tables
 from softjax.cli._metrics import MOST_SHOWN, metrics, metrics_table, overall
 from softjax.cli._split import Parts
+from softjax.cli._usage import usage_in_one_line
 from softjax.tables import Column, DataError, IncompleteError, NumberError
-
-# The exception class for wrong usage belongs to click, which typer may carry within itself.
-USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 MODEL, HISTORY, PICTURE = "model.npz", "history.jsonl", "report.png"
 METRICS, SUMMARY, FOLDS = "metrics.json", "summary.txt", "cross_validation.csv"
@@ -62,32 +60,17 @@ def remedies_offered(impute: bool = True) -> Iterator[None]:
         raise DataError(f"{error} {hint}, --drop {error.column} leaves it out.") from None
 
 
-@contextlib.contextmanager
-def _usage_in_one_line() -> Iterator[None]:
-    """Prints errors of the options in one line; with several processes only process 0 prints."""
-    try:
-        yield
-    except USAGE_ERROR as error:
-        if type(error).__name__ == "NoArgsIsHelpError":
-            raise
-        if processes.given_index(sys.argv) != 0:
-            processes.fail(2)
-        command = error.ctx.command_path if error.ctx else "softjax"
-        words = error.format_message().rstrip(".")
-        processes.fail(2, f"{words}. {command} --help lists the options.")
-
-
 class _OneLineErrors(TyperGroup):
     """Ends on an error with one line; status 2 for a bad file, 1 for a fit without a model."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        with _usage_in_one_line():
+        with usage_in_one_line():
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: typer.Context) -> Any:
         status = 2
         try:
-            with _usage_in_one_line():
+            with usage_in_one_line():
                 return super().invoke(ctx)
         except DataError as error:
             message = str(error)

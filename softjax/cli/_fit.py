@@ -62,7 +62,8 @@ def fit(
     if folds is not None and len(plan.penalties) < 2:
         raise typer.BadParameter("--folds needs --l2 given more than once")
     if stream or checkpoint is not None or coordinator is not None:
-        _plan.check_stream(plan)
+        other = "--coordinator" if checkpoint is None else "--checkpoint"
+        _plan.check_stream(plan, "--stream" if stream else other)
         several = coordinator is not None
         _plan.check_effect(context, data, seeded=plan.stochastic, several=several)
         _plan.check_coordinator(coordinator, processes, process_id)

@@ -78,16 +78,21 @@ class Plan(NamedTuple):
         return path, self.label_column
 
 
-def check_stream(plan: Plan) -> None:
-    """Refuses incompatible options of a stream."""
+def check_stream(plan: Plan, option: str) -> None:
+    """Refuses incompatible options of a stream.
+
+    Args:
+        plan: the options.
+        option: the option that makes the fit a streamed one, for errors.
+    """
     if len(plan.penalties) > 1:
-        raise typer.BadParameter("--stream takes one --l2, not several")
+        raise typer.BadParameter(f"{option} takes one --l2, not several")
     if plan.impute or plan.class_weight:
-        raise typer.BadParameter("--stream takes neither --impute nor --class-weight")
+        raise typer.BadParameter(f"{option} takes neither --impute nor --class-weight")
     known = plan.solver in (Solver.AUTO, Solver.LBFGS, Solver.OPTAX)
     if plan.l1 > 0 or plan.summary or not known:
         raise typer.BadParameter(
-            "--stream takes --solver lbfgs or optax, and neither --l1 nor --summary"
+            f"{option} takes --solver lbfgs or optax, and neither --l1 nor --summary"
         )
     if plan.stochastic and (plan.solver is Solver.LBFGS or plan.max_steps is not None):
         raise typer.BadParameter(
@@ -95,7 +100,7 @@ def check_stream(plan: Plan) -> None:
             "--epochs, --batch-size, --learning-rate, --checkpoint and --every"
         )
     if plan.optimizer is Optimizer.LBFGS:
-        raise typer.BadParameter("--stream takes --optimizer adam or sgd, or --solver lbfgs")
+        raise typer.BadParameter(f"{option} takes --optimizer adam or sgd, or --solver lbfgs")
 
 
 def check_in_memory(plan: Plan) -> None:

@@ -366,6 +366,13 @@ def test_every_solver_runs_with_the_options_of_the_command_line(data, solver):
         (["--stream", "--max-steps", "3", "--epochs", "3"], "go with"),
         (["--stream", "--solver", "firth"], "lbfgs or"),
         (["--stream", "--patience", "3"], "no effect"),
+        (["--checkpoint", "saved", "--impute"], ": --checkpoint takes neither --impute nor"),
+        (["--checkpoint", "saved", "--l1", "1"], ": --checkpoint takes --solver lbfgs or optax"),
+        (["--solver", "sgd"], "'--solver': 'sgd' is not one of 'auto', "),
+        (["--l2", "abc"], "'--l2': expected a number, got 'abc'. "),
+        (["--max-steps", "1.5"], "'--max-steps': expected a whole number, got '1.5'. "),
+        (["--folds", "1"], "'--folds': must be at least 2, got 1. "),
+        (["--test-fraction", "2"], "'--test-fraction': must be at most 0.99, got 2"),
     ],
 )
 def test_options_that_contradict_or_change_nothing_are_refused(options, words):
@@ -373,6 +380,7 @@ def test_options_that_contradict_or_change_nothing_are_refused(options, words):
     assert words in line
     assert line.endswith("fit --help lists the options.")
     assert files() == []
+    assert "Did you mean 'fit'? " in one_line(run("fti"))
 
 
 def test_options_without_an_effect_on_the_digits_are_refused():
