@@ -149,6 +149,11 @@ def open_file(
         if not path.is_file():
             raise DataError(f"{path}: is no file, but a folder or a device.")
     rows = reader(path, label, names, reading)
+    there = [column.name for column in rows.columns]
+    for name in reading.categories:
+        if name not in there:
+            hint = " Repeat --category for each column." if "," in name else ""
+            raise DataError(f"{path}: --category {name}: has no such feature.{hint}")
     rows.any_classes = reading.any_classes
     return rows
 

@@ -155,8 +155,16 @@ class Doubt(NamedTuple):
     words: str
 
 
-def refuse_texts(path: Path, doubts: Sequence[Doubt | None]) -> None:
-    """Refuses all columns of text that hold no categories, in one error."""
+def refuse_texts(
+    path: Path, doubts: Sequence[Doubt | None], remedy: str = "Convert them to numbers"
+) -> None:
+    """Refuses all columns of text that hold no categories, in one error.
+
+    Args:
+        path: the file.
+        doubts: of each column of text; None if it holds categories.
+        remedy: what to do with decimal commas in this format of files.
+    """
     lines = []
     for commas in (True, False):
         found = [doubt for doubt in doubts if doubt is not None and doubt.commas == commas]
@@ -165,16 +173,12 @@ def refuse_texts(path: Path, doubts: Sequence[Doubt | None]) -> None:
         words = "; ".join(doubt.words for doubt in found)
         if commas:
             names = " ".join(f"--category {doubt.name}" for doubt in found)
-            hint = (
-                ". --decimal , reads them from .csv and .tsv files, from which separators of "
-                "thousands must be removed; columns of other files must be converted to numbers; "
-                f"{names} takes them as categories."
-            )
+            hint = f". {remedy}; {names} takes them as categories."
         else:
             hint = f"; an identifier or text is not a category. {_left_out(found)}"
         lines.append(words + hint)
     if lines:
-        raise DataError(f"{path}: {' '.join(lines)}")
+        raise DataError(f"{path}: {' Also '.join(lines)}")
 
 
 def _left_out(columns: Sequence[Doubt | Column]) -> str:

@@ -136,7 +136,7 @@ class _Cells:
             doubts.append(levels.doubt(np.bincount(codes, minlength=len(levels.place)), forced))
             columns[i], ranks = levels.column()
             table[present, i] = ranks[codes]
-        refuse_texts(self.path, doubts)
+        refuse_texts(self.path, doubts, "--decimal , reads them, without separators of thousands")
         return columns, table
 
     def _is_number(self, text: str) -> bool:

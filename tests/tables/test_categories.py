@@ -114,6 +114,8 @@ REFUSED = {
         "'name': has 20 different texts in 20 rows; .* --drop name leaves it out"),
     "texts": ("name,x,city,y\n" + "".join(f"n{i},{i / 7},c{i},{'ab'[i % 2]}\n" for i in range(20)),
         "'name': has 20 .*; column 'city': has 20 .* --drop name --drop city leaves them out"),
+    "commas": ("name,x,z,y\n" + "".join(f'n{i},"{i},5","0,{i % 3}",a\n' for i in range(20)),
+        "'x' looks like .* commas, such as '0,5'; column 'z' looks .* Also column 'name': has 20"),
     "empty": ("z,y\n" + "u,a\nv,b\n,a\n" * 4, "'z', row 3: the cell is empty or NA; 3 other"),
     "text first": ("x,y\ntall,a\n" + "1.5,b\n2,a\n" * 6,
         "'x', row 1: expected a number, got 'tall'. --category x takes its cells"),
@@ -257,6 +259,8 @@ def test_columns_that_are_dropped_or_taken_as_categories():
     assert "has no column 'di'; it has id, code, y" in one_line(run(*command, "--drop", "di"))
     line = one_line(run(*command, "--drop", "id,code"))
     assert "has no column 'id,code'; it has id, code, y. Repeat --drop for each column." in line
+    line = one_line(run(*command, "--drop", "id", "--category", "id,code"))
+    assert "--category id,code: has no such feature. Repeat --category" in line
     assert "cannot be dropped" in one_line(run(*command, "--drop", "y"))
     result = run(*command, "--drop", "id")
     assert "Categories, one-hot encoded: code (10, 20; against 0)." in result.stdout
