@@ -24,7 +24,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softjax.regression._convergence import NEAR, NEWTONIAN, STILL, converged, is_separated
+from softjax.regression._convergence import (
+    NEAR,
+    NEWTONIAN,
+    OUTLYING,
+    STILL,
+    converged,
+    is_separated,
+)
 from softjax.regression._descent import MIN_FRACTION, OVERSHOOT, SLOPE_LEFT, TRIALS
 from softjax.regression._features import is_sparse
 from softjax.regression._host_preconditioner import CLEAR, MOST_COLUMNS, diagonal, kronecker
@@ -172,11 +179,10 @@ def _newton(table: Table, single: Table, theta: np.ndarray, tol: float) -> End |
     z = table.logits(theta)
     is_dense = isinstance(table.features, np.ndarray)
     first = table.value(theta, z)
-    decrement, move, passes, near, stale = np.inf, np.inf, 2, False, np.inf
+    decrement, move, farthest, passes, near, stale = np.inf, np.inf, 0.0, 2, False, np.inf
     among, precondition = single, centred
     build = kronecker if is_dense else partial(diagonal, table)
     most_passes = MOST_WORK / (table.targets.size * (table.width + 16)) if is_dense else np.inf
-    still = STILL if table.is_loose else NEWTONIAN
     for step in range(MOST_STEPS):
         p = probabilities(z)
         gradient = table.gradient(theta, p)
@@ -189,6 +195,7 @@ def _newton(table: Table, single: Table, theta: np.ndarray, tol: float) -> End |
         at_end = 2 * norm <= tol and converged(
             table.value(theta, z), first, 2 * norm, decrement, tol
         )
+        still = STILL if table.is_loose or farthest > OUTLYING else NEWTONIAN
         if at_end and (move < still or norm == 0) and stale < STALE:
             return End(theta, first, decrement, step, passes)
         near = near or norm < NEAR
@@ -206,6 +213,11 @@ def _newton(table: Table, single: Table, theta: np.ndarray, tol: float) -> End |
         d, cg_steps = conjugate_gradients_in_numpy(
             times, precondition, np.zeros_like(b), b, tolerance, CG_STEPS
         )
+        if not cg_steps:  # the curvature is not that of the preconditioner
+            if stale == 0:
+                return None
+            stale = np.inf
+            continue
         d = centred(d.astype(np.float64) * norm)
         dz = table.scores(d)
         slope = float(np.vdot(gradient, d))
@@ -214,6 +226,7 @@ def _newton(table: Table, single: Table, theta: np.ndarray, tol: float) -> End |
             return None
         theta, z = theta + t * d, z + t * dz
         decrement, move = -slope / 2, max(t, 1) * np.max(np.ptp(dz, axis=0))
+        farthest = max(farthest, move) if near else move
         stale += move
         passes += 2 * cg_steps + 2
     return None

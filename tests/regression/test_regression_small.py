@@ -253,6 +253,27 @@ def test_what_a_fit_in_numpy_calls_an_optimum_is_one(kind, nothing_is_compiled, 
     assert found > 4
 
 
+@pytest.mark.x64_once(True)
+def test_a_loose_tolerance_is_kept_beside_a_huge_entry(nothing_is_compiled):
+    """A step that only rounding stopped, and one beside extreme features, do not prove an end."""
+    ended = 0
+    for seed in (*range(590, 600), *range(740, 750), *range(890, 900), *range(990, 1000)):
+        rng = np.random.default_rng(seed)
+        n = int(rng.integers(5, 40))
+        x = rng.normal(size=(n, 3))
+        labels = np.argmax(x @ rng.normal(size=(3, 3)) + rng.gumbel(size=(n, 3)), 1)
+        labels[:3] = range(3)
+        x[rng.integers(n), 0] = 10.0 ** rng.integers(2, 7)
+        l2, tol = 10 ** rng.uniform(-4, -1), 10.0 ** -int(rng.integers(3, 6))
+        try:
+            loose, tight = (regression.fit(x, labels, l2=l2, tol=t) for t in (tol, 1e-10))
+        except AssertionError:  # an end in doubt is left to the compiled solver
+            continue
+        ended += 1
+        assert loose.objective <= tight.objective * (1 + 4 * tol), seed
+    assert ended > 30
+
+
 @pytest.mark.x64_once(False)
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("size", [1e-40, 1e-30, 3e38])
