@@ -355,6 +355,8 @@ def not_negative_number(function: str, argument: str, value: Any) -> float:
     """`value` as a finite float >= 0."""
     expected = "a finite number >= 0"
     try:
+        if isinstance(value, str | bytes):  # float would read text
+            raise TypeError
         number = float(value)
     except (TypeError, ValueError, OverflowError) as error:
         got = "a traced value" if isinstance(value, Tracer) else repr(value)

@@ -10,7 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax._labels import Labels, class_indices, distribution, is_class_indices
+from softjax._labels import Labels, class_indices, distribution, indices_of_shape, is_class_indices
 from softjax._logsumexp import logsumexp_core
 from softjax._losses import expected_loss, index_loss, spoiled
 from softjax._numerics import compute_dtype, is_half, keeping_half, masked
@@ -117,7 +117,7 @@ def cross_entropy(
         of_examples = checked_weights(name, "weights", weights, x.shape[:-1], dtype)
 
     if is_class_indices(labels, name):
-        _checks.same_shape(name, "labels", labels, x.shape[:-1])
+        indices_of_shape(name, labels, x.shape[:-1])
         targets = class_indices(name, labels, classes, ignore_index)
     elif ignore_index is not None:
         expected = "None where labels are a distribution"

@@ -118,6 +118,26 @@ def _refuse_bad(
     refuse_first(function, "labels", f"in [0, {num_classes})", labels, bad)
 
 
+def truth_as_classes(labels: Any) -> Any:
+    """Truth values as the classes 0 and 1; other labels unchanged.
+
+    A loss refuses truth values, which are masks there; the labels of a model may be answers.
+    """
+    is_truth = getattr(labels, "dtype", None) == np.dtype(bool)
+    return labels.astype(np.int32) if is_truth else labels
+
+
+def indices_of_shape(function: str, labels: ArrayLike, shape: tuple[int, ...]) -> None:
+    """Refuses class indices of another shape, which may be a distribution in integers."""
+    known = getattr(labels, "shape", None)
+    given = jnp.asarray(labels).shape if known is None else known
+    if given != shape:
+        got = f"shape {given}"
+        if given[:-1] == shape:
+            got += ": class indices must be integers, and a distribution must be floating"
+        raise ValueError(message(function, "labels", f"of shape {shape}", got))
+
+
 def is_class_indices(labels: Labels, function: str) -> TypeGuard[ArrayLike]:
     """Whether `labels` are integers (True) or probabilities (False)."""
     if isinstance(labels, TopKLabels):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from softjax import _files, regression, tables
+from softjax import _checks, _files, regression, tables
 from softjax.regression import SoftmaxRegression
 from softjax.tables import Column, DataError
 from softjax.tables._errors import first_line
@@ -73,11 +73,16 @@ class Model(NamedTuple):
             float64 [N, D].
 
         Raises:
+            TypeError: `data` is neither a path nor a table.
             softjax.tables.DataError: a column is missing; a cell is missing in a column in which
                 the fit had no missing cells; a cell is not a number, or not a category of the fit.
         """
         if isinstance(data, (str, Path)):
             return tables.features(Path(data), self.table, reading)
+        if not (hasattr(data, "columns") or hasattr(data, "keys")):
+            got = f"{type(data).__name__}; for arrays use softjax.regression with its `params`"
+            expected = "a path or a table with named columns"
+            raise TypeError(_checks.message("models.Model", "data", expected, got))
         return tables.features_of(data, self.table)
 
     def predict(self, data: Any) -> list[str]:

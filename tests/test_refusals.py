@@ -304,9 +304,9 @@ def test_arguments_of_a_fit_are_refused_by_their_names():
     for arguments, said in (
         (
             {"init": (params.kernel, params.bias)},
-            "`init` must be a SoftmaxRegression, .* got tuple",
+            "`init` must be a SoftmaxRegression, got tuple",
         ),
-        ({"init": result}, "`init` must be a SoftmaxRegression, .* pass its `params`"),
+        ({"init": result}, "`init` must be a SoftmaxRegression, got FitResult; pass its `params`"),
         (
             {"optimizer": "adam"},
             "`optimizer` must be an optax optimizer, .* 'adam'",
@@ -323,6 +323,74 @@ def test_arguments_of_a_fit_are_refused_by_their_names():
     for seed in ("3", 0.5, None, np.zeros(2)):
         with pytest.raises((TypeError, ValueError), match="`seed` must be an integer"):
             regression.bootstrap(x, y, resamples=2, seed=seed)
+
+
+FUNCTIONS_OF_PARAMS = [
+    function
+    for module in (regression, regression.inference)
+    for function in map(vars(module).get, module.__all__)
+    if inspect.isfunction(function) and "params" in inspect.signature(function).parameters
+]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS_OF_PARAMS)
+def test_the_result_of_a_fit_is_not_its_parameters(function):
+    result = regression.fit(np.arange(4.0)[:, None], np.array([0, 1, 0, 1]), max_steps=0)
+    v = np.eye(4)
+    given = {"features": np.ones((4, 1)), "labels": Y % 2, "covariance": v, "columns": [0]}
+    given |= {"tangent": result.params, "restrictions": v, "reference": 0}
+    needed = {
+        name: given[name]
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name != "params" and parameter.default is parameter.empty
+    }
+    expected = "`params` must be a SoftmaxRegression, got "
+    with pytest.raises(TypeError, match=f"{expected}FitResult; pass its `params`"):
+        function(result, **needed)
+    with pytest.raises(TypeError, match=f"{expected}ndarray"):
+        function(v, **needed)
+
+
+def test_truth_values_are_the_classes_0_and_1():
+    x, y = np.arange(6.0)[:, None], np.array([0, 1, 0, 1, 0, 1])
+    expected = regression.fit(x, y, l2=0.1).params
+    for truth in (y == 1, jnp.asarray(y == 1), (y == 1).tolist()):
+        kernel = regression.fit(x, truth, l2=0.1).params.kernel
+        np.testing.assert_array_equal(kernel, expected.kernel)
+    for function in (regression.objective, regression.gradient):
+        of_truth, of_indices = (function(expected, x, labels) for labels in (y == 1, y))
+        jax.tree.map(np.testing.assert_array_equal, of_truth, of_indices)
+    rows = softjax.streaming.ArrayRows(x, y == 1)
+    streamed = softjax.streaming.fit(rows, num_classes=2, l2=0.1)
+    np.testing.assert_allclose(streamed.params.kernel, expected.kernel, rtol=1e-3)
+
+
+def test_messages_say_what_to_do():
+    rows, one_hot = np.ones((4, 1)), np.eye(3, dtype=int)[Y]
+    head = (X, jnp.ones((3, 5)), softjax.TopKLabels(Y[:, None], jnp.ones((4, 1))))
+    adam = optax.adam(0.1)
+    for said, call in {
+        "got ndarray; wrap arrays in ArrayRows": lambda: softjax.streaming.Batches(rows, 2),
+        "`rows` .*; wrap arrays in ArrayRows": lambda: softjax.streaming.fit(rows, num_classes=2),
+        "`checkpoints` must be .*, got 'folder'": lambda: regression.train(
+            rows, Y, optimizer=adam, steps=1, checkpoints="folder"
+        ),
+        "`data` must be a path or a table with named columns, got ndarray": lambda: (
+            softjax.models.Model(np.eye(2), np.zeros(2), ["a", "b"], ["x", "y"]).predict(rows)
+        ),
+        "and a distribution must be floating": lambda: softjax.cross_entropy(X, one_hot),
+        "`labels` must be class indices .*integers of shape": lambda: regression.fit(rows, one_hot),
+        "`l2` must be a finite number >= 0, got '0.1'": lambda: regression.fit(rows, Y, l2="0.1"),
+        "`beta` must be left out unless": lambda: softjax.linear_distillation_loss(*head, beta=0.3),
+    }.items():
+        with pytest.raises((TypeError, ValueError), match=said):
+            call()
+
+
+@pytest.mark.filterwarnings("error")
+def test_probabilities_may_be_lists():
+    p, y = [[0.75, 0.25], [0.25, 0.75]], [0, 0]
+    assert calibration.expected_calibration_error(p, y) == 0.25
 
 
 def test_labels_in_a_list_may_be_traced():

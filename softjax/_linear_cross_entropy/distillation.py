@@ -111,9 +111,9 @@ def linear_distillation_loss(
         bias: real [V].
         transpose_kernel: whether the kernels, also the teacher's, are [V, D].
         divergence: "forward_kl", "reverse_kl" or "jensen_shannon".
-        beta: a number in (0, 1), for "jensen_shannon". As beta tends to 0, the divergence divided
-            by beta tends to the forward KL; as beta tends to 1, divided by 1 - beta, to the reverse
-            KL.
+        beta: a number in (0, 1), only for "jensen_shannon". As beta tends to 0, the divergence
+            divided by beta tends to the forward KL; as beta tends to 1, divided by 1 - beta, to the
+            reverse KL.
         softcap: scalar > 0, of the student, as in linear_cross_entropy.
         temperature: scalar T > 0, of both heads. The factor T^2 keeps the size of the gradients.
         reduction: "none", "sum" or "mean".
@@ -150,6 +150,9 @@ def linear_distillation_loss(
     beta = _checks.not_negative_number(NAME, "beta", beta)
     if not 0 < beta < 1:
         raise ValueError(_checks.message(NAME, "beta", "in (0, 1)", beta))
+    if beta != 0.5 and divergence != "jensen_shannon":
+        expected = 'left out unless `divergence` is "jensen_shannon"'
+        raise ValueError(_checks.message(NAME, "beta", expected, beta))
     checked_budget(NAME, max_temp_bytes)
     head = checked_head(NAME, hidden, kernel, bias, transpose_kernel)
     dtype = compute_dtype(head.hidden.dtype)

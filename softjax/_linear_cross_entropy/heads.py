@@ -10,7 +10,14 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._cross_entropy import checked_weights as weights_of_shape
-from softjax._labels import Labels, TopKLabels, class_indices, is_class_indices, sparse_distribution
+from softjax._labels import (
+    Labels,
+    TopKLabels,
+    class_indices,
+    indices_of_shape,
+    is_class_indices,
+    sparse_distribution,
+)
 from softjax._linear_cross_entropy.blocks import Classes, Rows, Scalars, TransposedClasses
 from softjax._linear_cross_entropy.layout import all_classes, at_class, manual_axes
 from softjax._numerics import compute_dtype
@@ -135,7 +142,7 @@ def checked_targets(
         spread = jnp.broadcast_to(e / max(classes, 1), own) * (1 if w is None else w)
 
     if is_class_indices(labels, function):
-        _checks.same_shape(function, "labels", labels, head.lead)
+        indices_of_shape(function, labels, head.lead)
         index, bad, ignored = class_indices(function, labels, classes, ignore_index)
         costs = None if w is None else at_class(names, w, index)
         mass = jnp.broadcast_to(kept, index.shape) if costs is None else kept * costs

@@ -56,7 +56,7 @@ def reliability_diagram(
 
     Derivative: not useful, since examples jump between bins.
     Edge cases: the first of several equal probabilities is the prediction; a row of weight 0 is
-    left out; a NaN, or under a trace a label out of range, gives NaN in its bin.
+    left out; under a trace a NaN, or a label out of range, gives NaN in its bin.
 
     Args:
         probabilities: real [..., K], in [0, 1].
@@ -72,7 +72,7 @@ def reliability_diagram(
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, or a known label outside
-            [0, K).
+            [0, K), a known NaN in a row whose weight is not 0.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -146,7 +146,7 @@ def expected_calibration_error(
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, or a known label outside
-            [0, K).
+            [0, K), a known NaN in a row whose weight is not 0.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -194,8 +194,8 @@ def classwise_calibration_error(
     probabilities are near 0, as with many classes: compare errors only at equal K, N and M.
 
     Derivative: not useful, since examples jump between bins.
-    Edge cases: 0 without examples or if all weights are 0; a row of weight 0 is left out; a NaN
-    gives NaN, and so does, under a trace, a label out of range.
+    Edge cases: 0 without examples or if all weights are 0; a row of weight 0 is left out; under
+    a trace a NaN gives NaN, and so does a label out of range.
 
     Args:
         probabilities: real [..., K], in [0, 1].
@@ -211,7 +211,7 @@ def classwise_calibration_error(
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, or a known label outside
-            [0, K).
+            [0, K), a known NaN in a row whose weight is not 0.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -263,6 +263,7 @@ def _binned(
 ) -> T:
     """Checks the arguments and applies `compute` to them."""
     function = f"calibration.{function}"
+    probabilities = _checks.real_array(function, "probabilities", probabilities)
     p, w = rows(function, "probabilities", probabilities, sample_weights)
     if not _checks.holds(_is_probability, probabilities):
         values = np.asarray(probabilities)
@@ -270,7 +271,7 @@ def _binned(
         _checks.refuse_first(function, "probabilities", "in [0, 1]", values, outside)
     num_bins = _checks.at_least(function, "num_bins", num_bins, 1)
     adaptive = _checks.flag(function, "adaptive", adaptive)
-    y = targets(function, labels, jnp.shape(probabilities), p.dtype)
+    y = targets(function, labels, probabilities.shape, p.dtype)
     return compute(p, y, w, num_bins, adaptive)
 
 

@@ -34,7 +34,7 @@ def calibrate_temperature(
     Derivative: by the implicit function theorem, of first order, both modes.
     Edge cases: T = 0 if every label has the largest logit of its row. T = inf if no b > 0 has a
     smaller loss than equal probabilities, for example if a label has logit -inf. NaN if all T have
-    the same loss (equal logits, or all weights 0), for NaN or +inf, and, under a trace, for a label
+    the same loss (equal logits, or all weights 0), and, under a trace, for NaN, +inf or a label
     out of range. A class of logit -inf keeps probability 0. softmax accepts T = inf, but not T = 0.
 
     Args:
@@ -48,7 +48,7 @@ def calibrate_temperature(
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, or a known label outside
-            [0, K).
+            [0, K), a known NaN or +inf in a row whose weight is not 0.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -60,8 +60,9 @@ def calibrate_temperature(
         (2017), section 4.2.
     """
     function = "calibration.calibrate_temperature"
+    logits = _checks.real_array(function, "logits", logits)
     x, w = rows(function, "logits", logits, sample_weights)
-    y = targets(function, labels, jnp.shape(logits), x.dtype)
+    y = targets(function, labels, logits.shape, x.dtype)
     return optimal_temperature(x, y, jnp.ones(x.shape[:1], x.dtype) if w is None else w)
 
 

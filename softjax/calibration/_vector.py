@@ -71,7 +71,7 @@ def calibrate_vector(
     Edge cases: without a penalty there is no optimum if some scales and biases separate a class
     from the others, for example a class without examples. The scales and biases are then finite,
     but so large that the loss is near its infimum; l2 > 0 keeps them small. NaN if all weights are
-    0, for NaN or +inf, for a label of logit -inf, and, under a trace, for a label out of range. A
+    0, for a label of logit -inf, and, under a trace, for NaN, +inf or a label out of range. A
     class of logit -inf keeps probability 0.
 
     Args:
@@ -86,7 +86,7 @@ def calibrate_vector(
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, or a known label outside
-            [0, K).
+            [0, K), a known NaN or +inf in a row whose weight is not 0.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -100,9 +100,10 @@ def calibrate_vector(
         (2017), section 4.2.
     """
     function = "calibration.calibrate_vector"
+    logits = _checks.real_array(function, "logits", logits)
     x, w = rows(function, "logits", logits, sample_weights)
     strength = _checks.not_negative_scalar(function, "l2", l2, x.dtype)
-    y = probabilities_of(targets(function, labels, jnp.shape(logits), x.dtype), x)
+    y = probabilities_of(targets(function, labels, logits.shape, x.dtype), x)
     return _scaled(x, y, jnp.ones(x.shape[:1], x.dtype) if w is None else w, strength)
 
 

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from softjax import _checks
-from softjax._labels import Labels, class_indices, distribution, is_class_indices
+from softjax._labels import Labels, class_indices, distribution, indices_of_shape, is_class_indices
 from softjax._losses import expected_loss_gradient, index_loss_gradient
 from softjax._numerics import compute_dtype, masked
 from softjax._sharding import with_sharding_of
@@ -127,7 +126,7 @@ def cross_entropy_hvp(logits: ArrayLike, labels: Labels, v: ArrayLike) -> Array:
 
 
 def _indices(function: str, labels: ArrayLike, x: Array) -> tuple[Array, Array | None]:
-    _checks.same_shape(function, "labels", labels, x.shape[:-1])
+    indices_of_shape(function, labels, x.shape[:-1])
     index, bad, _ = class_indices(function, labels, x.shape[-1])
     return index, bad
 

@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from softjax import _checks
+from softjax._labels import truth_as_classes
 from softjax._numerics import compute_dtype
 from softjax._weights import in_unit
 from softjax.regression._features import (
@@ -23,7 +24,7 @@ from softjax.regression._features import (
     sparse_array,
     without_duplicates,
 )
-from softjax.regression._model import SoftmaxRegression
+from softjax.regression._model import SoftmaxRegression, refuse_other_params
 from softjax.regression._model import init as zeros
 from softjax.regression._problem import Data
 
@@ -141,8 +142,12 @@ def labels_array(argument: str, labels: Any, num_examples: int) -> Array:
     expected = "class indices (integer) or a distribution over the classes (floating)"
     # NumPy checks them: in JAX an int64 would wrap, and JAX does not know the dtypes of pandas.
     labels = _checks.native(called(), argument, labels, expected)
-    y = labels if isinstance(labels, Array) else np.asarray(labels)
+    labels = labels if isinstance(labels, Array) else np.asarray(labels)
+    y = truth_as_classes(labels)
     if jnp.issubdtype(y.dtype, jnp.integer):
+        if y.ndim == 2 and len(y) == num_examples:
+            got = f"integers of shape {y.shape}"
+            raise TypeError(_checks.message(called(), argument, expected, got))
         _checks.same_shape(called(), argument, y, (num_examples,))
         _refuse(argument, "in [0, 2^31)", y, _not_int32_index)
         if isinstance(y, Tracer):
@@ -279,11 +284,7 @@ def initial_params(
     num_features, dtype = features.shape[1], features.dtype
     if init is None:
         return zeros(num_features, num_classes, dtype)
-    if not (hasattr(init, "kernel") and hasattr(init, "bias")):
-        hint = ": pass its `params`" if hasattr(init, "params") else ""
-        got = f"{type(init).__name__}{hint}"
-        expected = "a SoftmaxRegression, which has a kernel and a bias"
-        raise TypeError(_checks.message(called(), "init", expected, got))
+    refuse_other_params(called(), init, "init")
     parts = []
     for name, shape in (("kernel", (num_features, num_classes)), ("bias", (num_classes,))):
         part = _checks.real_array(called(), f"init.{name}", getattr(init, name))

@@ -14,7 +14,7 @@ from softjax._labels import Labels
 from softjax._numerics import compute_dtype
 from softjax._softmax_core import softmax_core, softmax_tangent
 from softjax.regression._features import dense_or_sparse, is_sparse
-from softjax.regression._model import SoftmaxRegression
+from softjax.regression._model import SoftmaxRegression, refuse_other_params
 from softjax.regression._rows import (
     EXACT,
     Rows,
@@ -196,6 +196,7 @@ def hvp(
     rows = checked_rows(
         function, params, features, labels, sample_weights, class_weights, offset=offset
     )
+    refuse_other_params(function, tangent, "tangent")
     _checks.same_shape(function, "tangent.kernel", tangent.kernel, jnp.shape(params.kernel))
     _checks.same_shape(function, "tangent.bias", tangent.bias, jnp.shape(params.bias))
     return _hvp(params, tangent, rows, l2)

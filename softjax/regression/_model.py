@@ -11,6 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
 from softjax._cross_entropy import cross_entropy, weighted_mean
+from softjax._labels import truth_as_classes
 from softjax._softmax import log_softmax, softmax
 from softjax.regression._features import dense_or_sparse, linear
 
@@ -219,8 +220,16 @@ def objective(
     Source: Zhang et al., "Dive into Deep Learning", section 4.1.2.
     """
     z = _logits("objective", params, features, offset)
-    losses = cross_entropy(z, labels, class_weights=class_weights)
+    losses = cross_entropy(z, truth_as_classes(labels), class_weights=class_weights)
     return weighted_mean(losses, sample_weights) + penalty(params, l2)
+
+
+def refuse_other_params(function: str, params: Any, argument: str = "params") -> None:
+    """Refuses objects without a kernel and a bias, such as the result of a fit."""
+    if not (hasattr(params, "kernel") and hasattr(params, "bias")):
+        got = type(params).__name__
+        got += "; pass its `params`" if hasattr(params, "params") else ""
+        raise TypeError(_checks.message(function, argument, "a SoftmaxRegression", got))
 
 
 def penalty(params: SoftmaxRegression, l2: ArrayLike) -> Array:
@@ -235,6 +244,7 @@ def _logits(
     function: str, params: SoftmaxRegression, features: Any, offset: ArrayLike | None
 ) -> Array:
     function = f"regression.{function}"
+    refuse_other_params(function, params)
     kernel, bias = jnp.asarray(params.kernel), jnp.asarray(params.bias)
     x = dense_or_sparse(function, features)
     if x.ndim == 0 or x.shape[-1] != kernel.shape[0]:

@@ -19,12 +19,20 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax._labels import ClassIndices, Labels, class_indices, distribution, is_class_indices
+from softjax._labels import (
+    ClassIndices,
+    Labels,
+    class_indices,
+    distribution,
+    indices_of_shape,
+    is_class_indices,
+    truth_as_classes,
+)
 from softjax._losses import expected_loss_gradient, index_loss_gradient
 from softjax._numerics import compute_dtype
 from softjax._weights import is_zero, shares
 from softjax.regression._features import dense_or_sparse, is_sparse, linear, with_data
-from softjax.regression._model import SoftmaxRegression
+from softjax.regression._model import SoftmaxRegression, refuse_other_params
 
 if TYPE_CHECKING:
     from softjax.regression._features import Features
@@ -79,6 +87,7 @@ def checked_rows(
 
 def features_array(function: str, params: SoftmaxRegression, features: "Features") -> Any:
     """Features [N, D] in the dtype of the parameters, at least float32, dense or BCOO."""
+    refuse_other_params(function, params)
     x = dense_or_sparse(function, features)
     _checks.same_shape(function, "features", x, (x.shape[0] if x.ndim else 0, len(params.kernel)))
     return x.astype(compute_dtype(jnp.result_type(params.kernel)))
@@ -92,9 +101,10 @@ def dense(x: Any) -> Array:
 def _targets_array(
     function: str, labels: Labels, shape: tuple[int, int], dtype
 ) -> ClassIndices | Array:
+    labels = truth_as_classes(labels)
     if not is_class_indices(labels, function):
         return distribution(function, labels, shape, dtype)
-    _checks.same_shape(function, "labels", labels, shape[:1])
+    indices_of_shape(function, labels, shape[:1])
     return class_indices(function, labels, shape[1])
 
 

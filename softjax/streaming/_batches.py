@@ -22,6 +22,7 @@ from softjax.streaming._rows import (
     computed_in,
     parts_of,
     real_array,
+    refuse_other_rows,
     row_numbers,
 )
 
@@ -89,6 +90,7 @@ class Batches:
         process_index: int | None = None,
         process_count: int | None = None,
     ):
+        refuse_other_rows(BATCHES, rows)
         batch_size = _checks.at_least(BATCHES, "batch_size", batch_size, 1)
         self.batch_size = min(batch_size, rows.num_rows)
         self.seed = _checks.at_least(BATCHES, "seed", seed, 0)

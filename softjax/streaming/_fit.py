@@ -37,6 +37,7 @@ from softjax.streaming._passes import FIT, Passes, Sums, problem_of_batch
 from softjax.streaming._rows import (
     Rows,
     computed_in,
+    refuse_other_rows,
     validation_of,
 )
 
@@ -103,6 +104,7 @@ def fit(
         ('converged', 0.5889)
     """
     begin = time.perf_counter()
+    refuse_other_rows(FIT, rows)
     num_classes = at_least("num_classes", num_classes, 2)
     max_steps = at_least("max_steps", max_steps, 0)
     tol = _checks.not_negative_number(FIT, "tol", tol)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softjax import _checks, tables
+from softjax._labels import truth_as_classes
 from softjax._numerics import compute_dtype
 from softjax.regression._arguments import called
 from softjax.regression._result import Validation, checked_validation
@@ -242,6 +243,14 @@ def validation_of(validation: Validation | None, shape: tuple[int, ...]) -> tupl
     return checked_validation(validation, shape)
 
 
+def refuse_other_rows(function: str, rows: Any) -> None:
+    """Refuses objects that are not rows, such as arrays."""
+    if not (hasattr(rows, "num_rows") and hasattr(rows, "read")):
+        got = f"{type(rows).__name__}; wrap arrays in ArrayRows"
+        expected = "`ArrayRows`, the result of `open_rows` or an object with the same methods"
+        raise TypeError(_checks.message(function, "rows", expected, got))
+
+
 def parts_of(read: Any) -> tuple[Any, Any, Any, Any]:
     """Features, labels, weights and offset; the last two are None if they are not given."""
     named = isinstance(read, str | bytes | Mapping)
@@ -271,7 +280,7 @@ def as_indices(function: str, labels: Any) -> np.ndarray:
     Whole numbers in floating point are indices too, because labels may be a column of a `.npy` file
     of floating numbers.
     """
-    y = _in_memory(_checks.native(function, "labels", labels, "class indices"))
+    y = truth_as_classes(_in_memory(_checks.native(function, "labels", labels, "class indices")))
     if y.dtype.kind not in "iuf":
         expected = "class indices"
         raise TypeError(_checks.message(function, "labels", expected, f"dtype {y.dtype}"))

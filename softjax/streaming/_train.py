@@ -195,6 +195,9 @@ def train(
     functions = {"transform": transform, "callback": callback, "preempted": preempted}
     for name, function in functions.items():
         _checks.refuse_uncallable(TRAIN, name, function)
+    if checkpoints is not None and not hasattr(checkpoints, "restore"):
+        expected = "`softjax.checkpoints.Checkpoints(directory)` or None"
+        raise TypeError(_checks.message(TRAIN, "checkpoints", expected, repr(checkpoints)))
     of_arrays = {"batch_size": batch_size, "seed": seed}
     of_arrays |= {"sample_weights": sample_weights, "offset": offset}
     refuse_other_optimizers(optimizer)

@@ -129,6 +129,7 @@ def test_the_classwise_error_is_that_of_each_class_in_numpy(dtype):
     assert calibration.classwise_calibration_error(np.eye(K, dtype=dtype), np.arange(K)) == 0
     assert calibration.classwise_calibration_error(p[:0], y[:0]) == 0
     p[7, 1] = np.nan
-    assert np.isnan(calibration.classwise_calibration_error(p, y))
+    with softjax.checks(False):
+        assert np.isnan(calibration.classwise_calibration_error(p, y))
     bad = jax.jit(calibration.classwise_calibration_error)(x * 0, y + 1)
     assert np.isnan(bad)

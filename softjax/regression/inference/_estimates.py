@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
 from softjax._numerics import compute_dtype
-from softjax.regression._model import SoftmaxRegression
+from softjax.regression._model import SoftmaxRegression, refuse_other_params
 from softjax.regression._rows import EXACT
 
 
@@ -354,6 +354,7 @@ def _wald_test(params: SoftmaxRegression, v: Array, r: Array, values: Array) -> 
 
 
 def covariance_array(function: str, params: SoftmaxRegression, covariance: ArrayLike) -> Array:
+    refuse_other_params(function, params)
     v = _wide_array(function, "covariance", covariance)
     d, k = jnp.shape(params.kernel)
     _checks.same_shape(function, "covariance", v, ((d + 1) * k, (d + 1) * k))

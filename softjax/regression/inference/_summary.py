@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
 from softjax._labels import Labels
-from softjax.regression._model import SoftmaxRegression
+from softjax.regression._model import SoftmaxRegression, refuse_other_params
 from softjax.regression.inference._covariance import covariance
 from softjax.regression.inference._estimates import Estimates, class_index, coefficients
 from softjax.regression.inference._goodness import GoodnessOfFit, goodness_of_fit
@@ -144,6 +144,7 @@ def summary(
         chapter 6.
     """
     function = "regression.inference.summary"
+    refuse_other_params(function, params)
     d, k = jnp.shape(params.kernel)
     feature_names = _names(function, "feature_names", feature_names, d, "x")
     class_names = _names(function, "class_names", class_names, k, "")
