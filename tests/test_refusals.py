@@ -18,6 +18,7 @@ X = jnp.zeros((4, 3))
 Y = jnp.array([0, 1, 2, 0])
 P = jnp.full((4, 3), 1 / 3)
 S = jnp.zeros(4)
+LINE, CLASSES = np.arange(6.0)[:, None], np.array([0, 1, 0, 1, 0, 1])
 
 # What every argument of a kind refuses.
 NO_ARRAY = [
@@ -382,9 +383,28 @@ def test_messages_say_what_to_do():
         "`labels` must be class indices .*integers of shape": lambda: regression.fit(rows, one_hot),
         "`l2` must be a finite number >= 0, got '0.1'": lambda: regression.fit(rows, Y, l2="0.1"),
         "`beta` must be left out unless": lambda: softjax.linear_distillation_loss(*head, beta=0.3),
+        "`l1` must be an array of penalties .* got a scalar": lambda: regression.fit_path(
+            rows, Y, l1=0.1
+        ),
+        "`l2` must be an array of penalties .* got a scalar": lambda: regression.fit_path(
+            rows, Y, l2=0.1
+        ),
+        "`folds` must be a number or an array": lambda: regression.fit_path(
+            rows, Y, l2=[0.1], folds=None
+        ),
+        "or `l2` is not that of the fit": lambda: regression.inference.covariance(
+            regression.fit(LINE, CLASSES, l2=1.0).params, LINE, CLASSES
+        ),
+        r"has labels outside \[0, 2\) in the rows 2\.": lambda: regression.train(
+            softjax.streaming.Batches(softjax.streaming.ArrayRows(rows, Y), 4),
+            num_classes=2,
+            optimizer=adam,
+            steps=1,
+        ),
     }.items():
-        with pytest.raises((TypeError, ValueError), match=said):
+        with pytest.raises(Exception, match=said) as caught:
             call()
+        assert isinstance(caught.value, (TypeError, ValueError, softjax.streaming.NonFiniteError))
 
 
 @pytest.mark.filterwarnings("error")

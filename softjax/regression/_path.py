@@ -184,10 +184,11 @@ def fit_path(
         grid = penalties(l1, data.features.dtype, "l1")
         return _with_corners(data, grid, grouped, folds, seed, tol, max_steps, callback)
     if data.l2.ndim != 1:
-        raise error("l2", "of shape (penalties,)", f"shape {data.l2.shape}")
-    if grouped or folds is None:
-        named, got = ("grouped", True) if grouped else ("folds", None)
-        raise error(named, "used with `l1` only", got)
+        raise error("l2", "an array of penalties (`fit` takes a single one)", "a scalar")
+    if grouped:
+        raise error("grouped", "False without `l1`", True)
+    if folds is None:
+        raise error("folds", "a number or an array [N] (only with `l1` may it be None)", None)
     folds, outcomes = cross_validated(data, folds, seed, tol, max_steps, callback)
     whole, fits, (loss, accuracy) = stacked(outcomes)
     return PathResult(data.l2, whole, CrossValidation(fits, loss, accuracy, folds))
@@ -267,9 +268,11 @@ def _with_corners(
 ) -> PathResult:
     """The path of fits to all examples, and then the paths of fits to all folds but one."""
     _refuse_tracers((data, l1))
-    if l1.ndim != 1 or (data.l2.ndim and data.l2.shape != l1.shape):
+    if l1.ndim != 1:
+        raise error("l1", "an array of penalties (`fit` takes a single one)", "a scalar")
+    if data.l2.ndim and data.l2.shape != l1.shape:
         got = f"shapes {l1.shape} and {data.l2.shape} of `l2`"
-        raise error("l1", "of shape (penalties,), as `l2` or with a scalar `l2`", got)
+        raise error("l1", "of the shape of `l2`, or `l2` a scalar", got)
     tol = not_negative("tol", tol)
     if max_steps is not None:
         max_steps = at_least("max_steps", max_steps, 0)

@@ -329,8 +329,9 @@ class FromIterable(FromFunction):
                     self.last = next(self.iterator)
                 except StopIteration:
                     raise ValueError(
-                        f"softjax.{TRAIN}: an iterable must begin again when it is exhausted, or "
-                        f"have more than {self.position} batches."
+                        f"softjax.{TRAIN}: the iterable ended after {self.position} batches and "
+                        f"does not begin again, but more steps are to be taken: pass a list, a "
+                        f"function of the step, or `steps`={self.position}."
                     ) from None
             self.position += 1
         return self.last

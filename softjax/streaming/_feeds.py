@@ -103,8 +103,8 @@ class Feed(Protocol):
         """For each span of steps the chunk with their batches."""
         ...
 
-    def bad_rows(self, chunk: Chunk, step: int) -> list[int]:
-        """The rows of the batch of `step` that are not finite or have no valid label."""
+    def bad_rows(self, chunk: Chunk, step: int) -> tuple[list[int], list[int]]:
+        """The rows of the batch of `step` that are bad, and those of them without a valid class."""
         ...
 
     def value_and_norm(self, form: Form, terms: Terms, state: State) -> tuple[float, float] | None:
@@ -194,8 +194,8 @@ class ArrayFeed:
             held = held_at(self.rows, self.key, first, self.batch_size)
             yield Chunk(first, stop, np.int32(stop - first), held, None)
 
-    def bad_rows(self, chunk: Chunk, step: int) -> list[int]:
-        return []  # they have been refused
+    def bad_rows(self, chunk: Chunk, step: int) -> tuple[list[int], list[int]]:
+        return [], []  # they have been refused
 
     def value_and_norm(self, form: Form, terms: Terms, state: State) -> tuple[float, float]:
         value, norm = objective_and_norm(form, terms, state, Held(self.rows, None))
@@ -261,11 +261,15 @@ class BatchFeed:
         with closing(ahead(read, spans)) as chunks:
             yield from chunks
 
-    def bad_rows(self, chunk: Chunk, step: int) -> list[int]:
+    def bad_rows(self, chunk: Chunk, step: int) -> tuple[list[int], list[int]]:
         batch = jax.tree.map(lambda part: part[step - chunk.first], chunk.host)
         good = good_rows(np, batch, self.num_classes)
         numbers = self.source.row_numbers(step)
-        return numbers[~good[: len(numbers)]].tolist()
+        bad, labels = ~good[: len(numbers)], batch.labels[: len(numbers)]
+        if labels.ndim == 2:
+            return numbers[bad].tolist(), []
+        outside = bad & ((labels < 0) | (labels >= self.num_classes))
+        return numbers[bad].tolist(), numbers[outside].tolist()
 
     def value_and_norm(self, form: Form, terms: Terms, state: State) -> tuple[float, float] | None:
         """The objective of the first batch, and its gradient, before the first step; then None."""

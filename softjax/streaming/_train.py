@@ -1,7 +1,7 @@
 """train: the steps of any optax optimizer, on arrays in memory or on batches of a stream."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from itertools import chain
 from typing import Any
@@ -45,6 +45,7 @@ class NonFiniteError(FloatingPointError):
         rows: the numbers of its rows that are not finite or have no valid label; empty if all rows
             are good and the steps are too long.
         params: the parameters before the step, which are finite.
+        outside: those of the rows whose label is not a class.
 
     Example:
         >>> import softjax
@@ -52,14 +53,25 @@ class NonFiniteError(FloatingPointError):
         True
     """
 
-    def __init__(self, step: int, rows: list[int], params: SoftmaxRegression):
-        self.step, self.rows, self.params = step, rows, params
-        shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
-        why = f"of the rows {shown}" if rows else "though its rows are: take shorter steps"
-        super().__init__(f"the batch of step {step} is not finite, {why}.")
+    def __init__(
+        self,
+        step: int,
+        rows: list[int],
+        params: SoftmaxRegression,
+        outside: Sequence[int] = (),
+    ):
+        self.step, self.rows, self.params, self.outside = step, rows, params, outside
+        shown = outside or rows
+        shown = ", ".join(map(str, shown[:10])) + (", ..." if len(shown) > 10 else "")
+        why = f"is not finite, of the rows {shown}"
+        if outside:
+            why = f"has labels outside [0, {len(params.bias)}) in the rows {shown}"
+        elif not rows:
+            why = "is not finite, though its rows are: take shorter steps"
+        super().__init__(f"the batch of step {step} {why}.")
 
     def __reduce__(self):
-        return type(self), (self.step, self.rows, self.params)
+        return type(self), (self.step, self.rows, self.params, self.outside)
 
 
 class Preempted(Exception):
@@ -294,8 +306,9 @@ class _Run:
         self.step = int(self.state.step)
         if int(status) == Status.NON_FINITE:
             self.save()
-            rows = processes.gather(self.feed.bad_rows(chunk, self.step))
-            raise NonFiniteError(self.step, sorted(chain(*rows)), self._params())
+            found = processes.gather(self.feed.bad_rows(chunk, self.step))
+            rows, outside = (sorted(chain(*parts)) for parts in zip(*found, strict=True))
+            raise NonFiniteError(self.step, rows, self._params(), outside)
         return int(status), bool(int(flag))
 
     def event(self, validation: Validation | None) -> Event:

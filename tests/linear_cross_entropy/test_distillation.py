@@ -45,8 +45,9 @@ def fused(point, divergence, **options):
         teacher = softjax.TopKLabels(INDEX, point.pop("probabilities"))
     else:
         teacher = softjax.LinearHead(**teacher)
+    beta = {"beta": 0.3} if divergence == "jensen_shannon" else {}
     return softjax.linear_distillation_loss(
-        teacher=teacher, divergence=divergence, beta=0.3, **point, **options
+        teacher=teacher, divergence=divergence, **beta, **point, **options
     )
 
 

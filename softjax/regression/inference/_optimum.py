@@ -138,8 +138,9 @@ def only_at_optimum(function: str, result: Array, regular: Array, move: Array) -
         got = "features that are collinear, possibly with the intercept, or separable classes"
         raise ValueError(_checks.message(function, "features", expected, got))
     if not float(move) < STILL:
-        got = "a fit that has not converged (the classes may be separable, or one may have no "
-        got += "examples; try l2 > 0): the next Newton step changes a logit by "
+        got = "a fit that has not converged, or `l2` is not that of the fit (the classes may also "
+        got += "be separable, or one may have no examples; try l2 > 0): "
+        got += "the next Newton step changes a logit by "
         got += f"{float(move):.2g} nats"
         raise ValueError(_checks.message(function, "params", "at the optimum", got))
     return result
