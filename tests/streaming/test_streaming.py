@@ -550,7 +550,6 @@ REFUSED = {
     "a negative label": (X, changed(Y, 41, -1), 0.0),
     "a label beyond int32": (X, changed(Y.astype(np.int64), 41, 2**32), 0.0),
     "text labels": (X, Y.astype(str), 0.0),
-    "truth values": (X, Y > 0, 0.0),
     "complex labels": (X, Y + 0j, 0.0),
     "a negative penalty": (X, Y, -1.0),
     "an infinite penalty": (X, Y, np.inf),
@@ -596,7 +595,7 @@ def test_training_refuses_weights_features_and_starts_that_a_fit_refuses():
         "`features` must be an array of real numbers, got dtype object": {
             "x": X.astype(str).astype(object)
         },
-        "`labels` must be class indices, got dtype bool": {"y": Y > 0},
+        "`labels` must be class indices, got dtype complex": {"y": Y + 0j},
         "`class_weights` must be finite and >= 0, got -1.0 at (1,)": {"class_weights": [1, -1, 1]},
         "`class_weights` must be finite and >= 0, got nan at (0,)": {"class_weights": [np.nan] * 3},
         "`class_weights` must be > 0 somewhere": {"class_weights": [0, 0, 0]},
@@ -620,7 +619,7 @@ def test_training_refuses_weights_features_and_starts_that_a_fit_refuses():
             train(**options)
     with pytest.raises((TypeError, ValueError), match="each of as many features as in the first"):
         streaming.train([(X, Y), (X[:, :1], Y)], num_classes=3, optimizer=optimizer, steps=3)
-    for x, y in ((X + 0j, Y), (X, Y > 0)):
+    for x, y in ((X + 0j, Y), (X, Y + 0j)):
         with pytest.raises(
             TypeError, match=r"softjax.streaming.Batches: `(features|labels)` must be"
         ):

@@ -276,4 +276,4 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"`tangent\.kernel` must be of shape"):
         regression.hvp(params, params._replace(kernel=jnp.ones(3)), x, labels)
     with pytest.raises(TypeError, match="`labels` must be class indices"):
-        regression.lipschitz_constant(x, labels > 0, K)
+        regression.lipschitz_constant(x, labels + 0j, K)
