@@ -309,7 +309,7 @@ def test_sparse_features_are_never_made_dense():
             "zeros only in lane 1",
         ),
         (lambda x, y: regression.fit_many(x, y, l2=np.array([0.1, -1.0])), "`l2` must be finite"),
-        (lambda x, y: regression.fit_path(x, y, l2=0.1), "`l2` must be of shape"),
+        (lambda x, y: regression.fit_path(x, y, l2=0.1), "`l2` must be an array of penalties"),
         (lambda x, y: regression.cross_validate(x, y, folds=1), "`folds` must be >= 2"),
         (lambda x, y: regression.cross_validate(x, y, folds=N + 1), "`folds` must be at most"),
         (lambda x, y: regression.cross_validate(x, y, folds=np.zeros(N, int)), "and not all"),
