@@ -6,18 +6,14 @@ file was damaged later, its digest does not match, and the previous checkpoint i
 """
 
 import hashlib
-import inspect
 import json
 import logging
 import os
 import sys
 import tempfile
-import zlib
 from collections.abc import Iterator, Mapping
-from functools import partial
 from itertools import count, islice
 from pathlib import Path
-from types import CellType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softjax import _checks, processes
+from softjax._descriptions import data_of
 from softjax.tables import DataError
 from softjax.tables._errors import differences, first_line
 
@@ -33,7 +30,6 @@ __all__ = ["Checkpoints", "Saved"]
 KEPT = 3
 DIGESTS = "sha256.json"
 TRAINING = "training"  # the key of the settings that a trainer knows itself
-DEEPEST = 12  # functions that enclose one another are described to this depth
 
 
 class Saved(NamedTuple):
@@ -61,7 +57,7 @@ class Saved(NamedTuple):
         begun = {jax.tree_util.keystr(path): leaf for path, leaf in paths}
         saved, now = (
             {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves.items()}
-            for leaves in (self.leaves, {name: _data(leaf) for name, leaf in begun.items()})
+            for leaves in (self.leaves, {name: data_of(leaf) for name, leaf in begun.items()})
         )
         if saved != now:
             words = f"the checkpoint of step {self.step} belongs to another run"
@@ -163,7 +159,7 @@ class Checkpoints:
 
     def _write(self, step: int, state: Any, history: list[dict[str, float]]) -> None:
         paths, _ = jax.tree_util.tree_flatten_with_path(state)
-        leaves = {jax.tree_util.keystr(path): np.asarray(_data(leaf)) for path, leaf in paths}
+        leaves = {jax.tree_util.keystr(path): np.asarray(data_of(leaf)) for path, leaf in paths}
         record = {"step": step, "history": history, "configuration": self.configuration}
         arguments = self._ocp.args
         try:
@@ -272,43 +268,6 @@ def _first_of(found: Iterator[str]) -> str:
     return "; ".join(shown[:3]) + ("; ..." if len(shown) > 3 else "")
 
 
-def described(value: Any, depth: int = 0) -> Any:
-    """What can be compared of an argument between two runs, as a value for JSON.
-
-    Numbers and text stand for themselves, and arrays are digested. A function is described by its
-    name and by the variables that it encloses, among which optax keeps its hyperparameters; its
-    code and global variables are not compared. Of any other object only the type is known.
-    """
-    value = inspect.unwrap(value) if callable(value) else value
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if np.isfinite(value) else str(value)  # NaN differs from itself
-    parts: Any = None
-    if hasattr(value, "__array__") or isinstance(value, jax.Array):
-        if _checks.is_concrete(value):
-            array = np.asarray(_data(value))
-            content = str(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
-            return f"{array.dtype}{list(array.shape)} {zlib.crc32(content):08x}"
-    elif isinstance(value, FunctionType):
-        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
-        parts = {name: cell.cell_contents for name, cell in cells if cell != CellType()}
-        parts |= {"defaults": value.__defaults__, "keywords": value.__kwdefaults__}
-        parts = {name: part for name, part in parts.items() if part is not None}
-        parts |= {"function": value.__qualname__.replace("<locals>.", "")}
-    elif isinstance(value, MethodType):
-        parts = {"function": value.__func__, "object": getattr(value.__self__, "__dict__", {})}
-    elif isinstance(value, partial):
-        parts = {"function": value.func, "arguments": value.args, "keywords": value.keywords}
-    elif isinstance(value, Mapping):
-        parts = value
-    elif isinstance(value, list | tuple):
-        parts = dict(zip(getattr(value, "_fields", range(len(value))), value, strict=True))
-    if parts is None or depth == DEEPEST:
-        return type(value).__qualname__
-    return {str(name): described(part, depth + 1) for name, part in parts.items()}
-
-
 def _is_record(record: Any, step: int) -> bool:
     """Whether a record has the form that `save` writes; without digests there is no other check."""
     if not isinstance(record, dict) or record.keys() != {"step", "history", "configuration"}:
@@ -332,13 +291,8 @@ def _digests(path: Path) -> dict[str, str]:
     }
 
 
-def _data(leaf: Any) -> Any:
-    """The array that represents a leaf in a file; for a typed random key, its data."""
-    return jax.random.key_data(leaf) if _checks.is_random_key(leaf) else leaf
-
-
 def _as_begun(begun: Any, saved: np.ndarray) -> Any:
     """The saved array, or a typed random key if the state has one in this place."""
     if not _checks.is_random_key(begun):
         return saved
-    return jax.random.wrap_key_data(jnp.asarray(saved), impl=jax.random.key_impl(begun))
+    return jax.random.wrap_keydata_of(jnp.asarray(saved), impl=jax.random.key_impl(begun))

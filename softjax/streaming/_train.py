@@ -15,7 +15,8 @@ from jax.typing import ArrayLike
 
 from softjax import _checks, processes
 from softjax._auto_axes import on_auto_axes
-from softjax.checkpoints import TRAINING, Checkpoints, Saved, described
+from softjax._descriptions import described
+from softjax.checkpoints import TRAINING, Checkpoints, Saved
 from softjax.regression._arguments import (
     at_least,
     class_weights_array,
