@@ -295,4 +295,4 @@ def _as_begun(begun: Any, saved: np.ndarray) -> Any:
     """The saved array, or a typed random key if the state has one in this place."""
     if not _checks.is_random_key(begun):
         return saved
-    return jax.random.wrap_keydata_of(jnp.asarray(saved), impl=jax.random.key_impl(begun))
+    return jax.random.wrap_key_data(jnp.asarray(saved), impl=jax.random.key_impl(begun))

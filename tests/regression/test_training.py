@@ -199,7 +199,7 @@ def test_a_run_with_other_settings_is_not_resumed(tmp_path):
 
 
 def test_a_function_is_described_by_what_it_encloses():
-    from softjax.checkpoints import described
+    from softjax._descriptions import described
 
     def scaled(by):
         return jax.jit(lambda x: x * by)
