@@ -22,7 +22,8 @@ from softjax._sharding import shards
 # limit is 21 terms.
 UNROLLED = 21
 # A reduction that vectorizes over other axes than its own is unrolled up to 29 terms. Rows of up to
-# LONG_ROW entries have tiles up to HIGHEST, since few lower tiles divide them without a rest.
+# LONG_ROW entries have tiles up to HIGHEST, since few lower tiles of whole vectors divide them
+# without a rest. Tiles of any width need not be as high, and lower ones take less time.
 HIGHEST, LONG_ROW = 25, 4096
 # The last sum of a tree adds up to this many terms one after the other. With 20 terms the error of
 # the whole sum would be 1.5 times as large.
@@ -231,7 +232,7 @@ def _tiling(length: int, last: bool, any_width: bool) -> list[tuple[int, int, in
         count, left_over = divmod(length, UNROLLED)
         return [(count, UNROLLED, 1)] + ([(1, left_over, 1)] if left_over else [])
     widths = range(8, 49, 1 if any_width else 8)
-    highest = HIGHEST if length <= LONG_ROW else UNROLLED
+    highest = UNROLLED if any_width or length > LONG_ROW else HIGHEST
     tiles = [(h, w) for h in range(8, highest + 1) for w in widths if h * w <= length]
     height, width = min(tiles, key=lambda tile: (length % math.prod(tile), -tile[0], tile[1]))
     count = length // (height * width)
