@@ -205,12 +205,8 @@ def train(
         True
     """
     begin = time.perf_counter()
-    functions = {"transform": transform, "callback": callback, "preempted": preempted}
-    for name, function in functions.items():
-        _checks.refuse_uncallable(TRAIN, name, function)
-    if checkpoints is not None and not hasattr(checkpoints, "restore"):
-        expected = "`softjax.checkpoints.Checkpoints(directory)` or None"
-        raise TypeError(_checks.message(TRAIN, "checkpoints", expected, repr(checkpoints)))
+    _refuse_other_functions(transform=transform, callback=callback, preempted=preempted)
+    _refuse_other_checkpoints(checkpoints)
     of_arrays = {"batch_size": batch_size, "seed": seed}
     of_arrays |= {"sample_weights": sample_weights, "offset": offset}
     refuse_other_optimizers(optimizer)
@@ -222,16 +218,10 @@ def train(
         every = feed.epoch_steps if feed.epoch_steps > 1 else max(steps, 1)
     every = at_least("every", every, 1)
     strength = not_negative("l2", l2)
-    settings = {
-        "num_classes": feed.num_classes,
-        "l2": strength,
-        "penalty_factors": penalty_factors,
-        "fit_intercept": fit_intercept,
-        "class_weights": class_weights,
-        "transform": transform,
-        "init": init,
-        "optimizer": {"init": optimizer.init, "update": optimizer.update},
-    }
+    settings = {"num_classes": feed.num_classes, "l2": strength, "fit_intercept": fit_intercept}
+    settings |= {"penalty_factors": penalty_factors, "class_weights": class_weights, "init": init}
+    settings |= {"transform": transform}
+    settings |= {"optimizer": {"init": optimizer.init, "update": optimizer.update}}
     saved = _saved(checkpoints, feed, settings, steps)
     params = feed.begin(0 if saved is None else saved.step, every, init, fit_intercept)
     (width, _), dtype = params.kernel.shape, params.kernel.dtype
@@ -344,6 +334,19 @@ class _Run:
     def _params(self) -> SoftmaxRegression:
         """A copy of the parameters on the host: the next chunk overwrites the device's arrays."""
         return jax.tree.map(np.asarray, self.state.params)
+
+
+def _refuse_other_functions(**functions: Any) -> None:
+    """Refuses arguments that are neither None nor functions."""
+    for name, function in functions.items():
+        _checks.refuse_uncallable(TRAIN, name, function)
+
+
+def _refuse_other_checkpoints(checkpoints: Any) -> None:
+    """Refuses checkpoints such as the name of a folder."""
+    if checkpoints is not None and not hasattr(checkpoints, "restore"):
+        expected = "`softjax.checkpoints.Checkpoints(directory)` or None"
+        raise TypeError(_checks.message(TRAIN, "checkpoints", expected, repr(checkpoints)))
 
 
 def _saved(
