@@ -283,10 +283,15 @@ def broadcast(function: str, argument: str, x: Array, shape: tuple[int, ...]) ->
 
 
 def same_shape(function: str, argument: str, x: ArrayLike, shape: tuple[int, ...]) -> None:
-    known = getattr(x, "shape", None)  # sparse features have a shape, but asarray refuses them
-    given = jnp.asarray(x).shape if known is None else known
+    given = shape_of(x)
     if given != shape:
         raise ValueError(message(function, argument, f"of shape {shape}", f"shape {given}"))
+
+
+def shape_of(x: ArrayLike) -> tuple[int, ...]:
+    """The shape of an array, also of sparse features, which `jnp.shape` refuses."""
+    known = getattr(x, "shape", None)
+    return jnp.asarray(x).shape if known is None else known
 
 
 def scalar(function: str, argument: str, x: ArrayLike, dtype: DTypeLike) -> Any:

@@ -23,6 +23,7 @@ from softjax._checks import (
     refuse_first,
     same_rank,
     same_shape,
+    shape_of,
 )
 from softjax._sharding import brought_to
 
@@ -129,8 +130,7 @@ def truth_as_classes(labels: Any) -> Any:
 
 def indices_of_shape(function: str, labels: ArrayLike, shape: tuple[int, ...]) -> None:
     """Refuses class indices of another shape, which may be a distribution in integers."""
-    known = getattr(labels, "shape", None)
-    given = jnp.asarray(labels).shape if known is None else known
+    given = shape_of(labels)
     if given != shape:
         got = f"shape {given}"
         if given[:-1] == shape:

@@ -95,7 +95,15 @@ def _named(platform: str) -> str:
 
 
 @cache
-def quick_options() -> dict[str, Any]:
+def quickly_compiled(function: Callable, **options: Any) -> Callable:
+    """jax.jit(function, **options), which a CPU compiles in less time.
+
+    Only a program that is not part of another one can choose its options.
+    """
+    return jax.jit(function, compiler_options=_quick_options(), **options)
+
+
+def _quick_options() -> dict[str, Any]:
     """Options with which a CPU compiles a program of many small kernels in a third of the time.
 
     They are LLVM's first level of optimization, and the older of the two code generators of jaxlib

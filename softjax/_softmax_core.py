@@ -109,24 +109,23 @@ def tangent_at(x: Array, v: Array, axes: Axes) -> Array:
     On GPU and TPU the sums of long rows need one pass over x and v: <p, w> = sum(e w) / sum(e) for
     the exponentials e. On a CPU, and if p is known, p takes less time.
     """
+    through_probabilities = partial(_through_probabilities, axes=axes)
+    if len(axes) != 1 or is_split(x, axes) or rows_fit_a_kernel(x, axes):
+        return through_probabilities(v, x)
 
-    def through_probabilities(x: Array, v: Array) -> Array:
-        return _through_probabilities(x, v, axes)
-
-    def in_one_pass(x: Array, v: Array) -> Array:
+    def in_one_pass(v: Array, x: Array) -> Array:
         return row_map(_product_at, _product_at, v, (x,), axes)
 
-    if len(axes) != 1 or is_split(x, axes) or rows_fit_a_kernel(x, axes):
-        return through_probabilities(x, v)
-    return platform_dependent(x, v, cpu=through_probabilities, default=in_one_pass)
+    return platform_dependent(v, x, cpu=through_probabilities, default=in_one_pass)
 
 
-def _through_probabilities(x: Array, v: Array, axes: Axes) -> Array:
+def _through_probabilities(v: Array, x: Array, axes: Axes) -> Array:
     return softmax_tangent(softmax_core(x, axes), v, axes, place_of_top(x, axes))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _product_at(v: Array, x: Array, axes: Axes) -> Array:
+    """H v at the logits x, for rows along one axis."""
     m = maximum(x, axes)
     e = jnp.exp(shift_row(x, m, axes))
     w = relative_to(v, taken(v, index_of_maximum(x, m, axes[0]), axes[0]))
@@ -137,10 +136,7 @@ def _product_at(v: Array, x: Array, axes: Axes) -> Array:
 
 @_product_at.defjvp
 def _product_at_jvp(axes, primals, tangents):
-    def product(v: Array, x: Array) -> Array:
-        return _through_probabilities(x, v, axes)
-
-    return jax.jvp(product, primals, tangents)
+    return jax.jvp(partial(_through_probabilities, axes=axes), primals, tangents)
 
 
 def _covariance_product(v: Array, p: Array, top: Array | None = None, *, axes: Axes) -> Array:

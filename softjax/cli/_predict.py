@@ -4,7 +4,7 @@ import contextlib
 import csv
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -85,24 +85,30 @@ def predict(
     errors = Console(stderr=True)
     with _options.reading(errors, None, None, separator, encoding, decimal) as reading:
         x = jnp.asarray(fitted.encode(data, reading))
-        labels = None
-        if label_column is not None:
-            labels = _labels(fitted, Path(data), label_column, reading)
+        named = label_column is not None
+        labels = _labels(fitted, Path(data), label_column, reading) if named else None
     params = regression.SoftmaxRegression(jnp.asarray(fitted.kernel), jnp.asarray(fitted.bias))
     logits = np.asarray(regression.logits(params, x))
     beyond = np.flatnonzero(~np.isfinite(logits).all(axis=1))
     if len(beyond):  # features and parameters are finite, but their products are not
         raise DataError(f"{data}: row {beyond[0] + 1}: the model's logits overflow float64.")
-    rows: list[list[Any]] = [[fitted.classes[k]] for k in logits.argmax(axis=1).tolist()]
-    if proba:
-        probabilities = np.asarray(regression.predict_proba(params, x)).tolist()
-        rows = [row + p for row, p in zip(rows, probabilities, strict=True)]
-    header = ["class", *(f"p({name})" for name in fitted.classes)] if proba else ["class"]
+    probabilities = np.asarray(regression.predict_proba(params, x)) if proba else None
     with _printing() if out is None else _writing(out) as file:
-        csv.writer(file).writerows([header, *rows])
+        csv.writer(file).writerows(_lines(fitted.classes, logits, probabilities))
     if labels is not None:
         found = _metrics(fitted, np.asarray(regression.predict_log_proba(params, x)), labels)
         print_metrics(errors, found, f"{len(labels)} rows of {Path(data).name}")
+
+
+def _lines(
+    classes: Sequence[str], logits: np.ndarray, probabilities: np.ndarray | None
+) -> list[list[Any]]:
+    """The header and the row of each example: its class, and the probabilities if given."""
+    lines: list[list[Any]] = [["class"], *([classes[k]] for k in logits.argmax(axis=1).tolist())]
+    if probabilities is None:
+        return lines
+    parts = [[f"p({name})" for name in classes], *probabilities.tolist()]
+    return [line + part for line, part in zip(lines, parts, strict=True)]
 
 
 def _metrics(fitted: models.Model, log_p: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

@@ -97,6 +97,7 @@ def optimum(table: Table, corners: Corners, theta: np.ndarray, tol: float) -> En
         decrement = np.inf if damping else decrement
         start = z
         (theta, z, value), damping = found, damping / FACTOR if damping > RAISED else 0.0
+        # Without a penalty the whole step counts, however short the part that was taken.
         move = np.max(np.ptp(table.scores(d) if is_loose else z - start, axis=0))
     return None
 

@@ -32,7 +32,6 @@ regression models" (1984), theorems 1 to 3.
 """
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from softjax._platforms import quick_options
+from softjax._platforms import quickly_compiled
 from softjax._sharding import while_loop
 from softjax.regression import _preconditioner, _standardised
 from softjax.regression._convergence import CONFIRMED, STILL, State, converged, free, is_loose
@@ -126,7 +125,7 @@ def check_in_float64(data: Data, theta: Any, first: Any, tol: Any) -> Ending:
     """
     with jax.enable_x64(True):
         data, theta = in_float64((data, theta))
-        ending = _quickly(check)(data, theta, np.float64(first), np.float64(tol))
+        ending = quickly_compiled(check)(data, theta, np.float64(first), np.float64(tol))
         return jax.tree.map(np.asarray, ending)
 
 
@@ -134,13 +133,7 @@ def is_proven(data: Data, theta: Any) -> bool:
     """Whether there is a proof of quasi-complete separation, in float64 whatever the dtype."""
     with jax.enable_x64(True):
         data, theta = in_float64((data, theta))
-        return bool(_quickly(quasi_separated)(data, theta, jnp.asarray(True)))
-
-
-@cache
-def _quickly(function: Callable) -> Callable:
-    """`function`, compiled quickly: it runs once for each fit."""
-    return jax.jit(function, compiler_options=quick_options())
+        return bool(quickly_compiled(quasi_separated)(data, theta, jnp.asarray(True)))
 
 
 def in_float64(tree: Any) -> Any:
@@ -169,7 +162,7 @@ def check_l1_in_float64(data: Data, theta: Any, tol: Any) -> bool:
     """`check_l1` in float64, whatever the dtype."""
     with jax.enable_x64(True):
         data, theta = in_float64((data, theta))
-        return bool(_quickly(check_l1)(data, theta, np.float64(tol)))
+        return bool(quickly_compiled(check_l1)(data, theta, np.float64(tol)))
 
 
 def check_l1(data: Data, theta: Array, tol: Array) -> Array:

@@ -5,14 +5,14 @@ steps are computed in the span of the examples.
 """
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from softjax._platforms import quick_options
+from softjax import _platforms
 from softjax._sharding import cond
 from softjax.regression import _ending, _loop, _preconditioner
 from softjax.regression._convergence import (
@@ -151,11 +151,9 @@ within_trace = jax.jit(advance, static_argnames="name")
 _in_place: dict[str, Any] = {"static_argnames": "name", "donate_argnames": "state"}
 
 
-@cache
 def quickly_compiled() -> Callable:
     """`advance`, compiled in a third of the time: most of a first fit is compilation.
 
-    A fit consists of some 170 small kernels, which are as fast with these options on CPUs. Only a
-    program that is not part of another one can choose its options.
+    A fit consists of some 170 small kernels, which are as fast with these options on CPUs.
     """
-    return jax.jit(advance, **_in_place, compiler_options=quick_options())
+    return _platforms.quickly_compiled(advance, **_in_place)

@@ -214,9 +214,7 @@ def train(
     refuse_tracers(features, labels, *numbers)
     feed = feed_of(features, labels, num_classes, transform, of_arrays, skip_nonfinite)
     steps = _steps(feed, epochs, steps)
-    if every is None:
-        every = feed.epoch_steps if feed.epoch_steps > 1 else max(steps, 1)
-    every = at_least("every", every, 1)
+    every = _interval(feed, every, steps)
     strength = not_negative("l2", l2)
     settings = {"num_classes": feed.num_classes, "l2": strength, "fit_intercept": fit_intercept}
     settings |= {"penalty_factors": penalty_factors, "class_weights": class_weights, "init": init}
@@ -377,3 +375,10 @@ def _steps(feed: Feed, epochs: int | None, steps: int | None) -> int:
         expected = "None for batches of a function or an iterable, whose epochs have no known end"
         raise error("epochs", expected, epochs)
     return at_least("epochs", epochs, 0) * feed.epoch_steps
+
+
+def _interval(feed: Feed, every: int | None, steps: int) -> int:
+    """The number of steps between two events."""
+    if every is None:
+        return feed.epoch_steps if feed.epoch_steps > 1 else max(steps, 1)
+    return at_least("every", every, 1)
