@@ -334,7 +334,8 @@ def test_nothing_that_is_computed_on_the_way_is_nan(name):
 
 @pytest.mark.x64_once
 def test_no_state_of_a_fit_is_infinite():
-    data = Data(K, H, Y, None, None, *np.zeros((2, 1), np.float32))
+    l2, l1 = np.zeros((2, 1), np.float32)
+    data = Data(num_classes=K, features=H, labels=Y, l2=l2, l1=l1)
     for solver in SOLVERS:
         for leaf in jax.tree.leaves(
             solver_of(solver, data).start(data, np.zeros((K, D + 1), np.float32))

@@ -81,19 +81,23 @@ def checked_data(
     refuse_one_class(y, num_classes)
     refuse_sizes(named, x, num_classes)
     weights = mean_one_weights(sample_weights, num_examples, x.dtype)
-    class_weights = class_weights_array(class_weights, num_classes, x.dtype)
-    none: Any = np.zeros((), x.dtype)
     count = None
     if sample_weights is not None:
         given = _checks.real_array(called(), "sample_weights", sample_weights).astype(x.dtype)
         with np.errstate(over="ignore"):  # the sum of huge weights is infinite, as with jnp.sum
             count = np.asarray(given).sum() if is_at_hand(given) else jnp.sum(given)
-    intercept = constant(fit_intercept, x.dtype)
-    offset = offset_array("offset", offset, x, num_classes)
-    factors = factors_array(penalty_factors, x.shape[1], x.dtype)
-    penalties = (none, none)
     return Data(
-        num_classes, x, y, weights, class_weights, *penalties, count, intercept, offset, factors
+        num_classes=num_classes,
+        features=x,
+        labels=y,
+        weights=weights,
+        class_weights=class_weights_array(class_weights, num_classes, x.dtype),
+        l2=np.zeros((), x.dtype),
+        l1=np.zeros((), x.dtype),
+        factors=factors_array(penalty_factors, x.shape[1], x.dtype),
+        count=count,
+        constant=constant(fit_intercept, x.dtype),
+        offset=offset_array("offset", offset, x, num_classes),
     )
 
 

@@ -33,16 +33,8 @@ from softjax.regression._ending import suspected
 from softjax.regression._features import is_sparse
 from softjax.regression._linear_solves import truncated
 from softjax.regression._newton import NewtonCG
-from softjax.regression._objective import (
-    Point,
-    centred,
-    class_scores,
-    logits_at,
-    value,
-    with_offset,
-    without_offset,
-)
-from softjax.regression._problem import Data, Problem, normalised_problem, with_targets
+from softjax.regression._objective import Point, centred
+from softjax.regression._problem import Data, Problem
 from softjax.regression._result import FitResult, Status
 from softjax.regression._standardised import Standardised
 
@@ -202,13 +194,13 @@ def _loaded(lanes: Lanes, tol: Array, lane: Array) -> Active:
     """A lane at its start; for a number beyond the last lane, a placeholder that is never used."""
     own = lanes.lane_of(lanes.data.l2, lane)
     data = replace(lanes.data, labels=own.labels, weights=own.weights, l2=own.l2)
-    problem, mass = normalised_problem(data)
-    zeros, logits = jnp.zeros_like(lanes.start), logits_at(problem, lanes.start)
-    of_zeros = with_offset(problem, jnp.zeros_like(logits))
-    good = value(problem, lanes.start, logits) <= value(problem, zeros, of_zeros)
+    problem, mass = data.normalised_problem()
+    zeros, logits = jnp.zeros_like(lanes.start), problem.logits(lanes.start)
+    of_zeros = problem.with_offset(jnp.zeros_like(logits))
+    good = problem.value(lanes.start, logits) <= problem.value(zeros, of_zeros)
     theta, logits = jnp.where(good, lanes.start, 0), jnp.where(good, logits, of_zeros)
     here = _point(problem, theta, logits)
-    state = initial(theta, ())._replace(strict=_convergence.has_bounded_optimum(problem))
+    state = initial(theta, ())._replace(strict=problem.has_bounded_optimum)
     state = _judged(lanes, tol, problem, state, here)
     return Active(lane, problem.targets, problem.l2, mass, state, here)
 
@@ -219,7 +211,7 @@ def _stepped(lanes: Lanes, tol: Array, slot: Active, running: Array) -> Active:
     # With a gradient of 0, conjugate gradients and the line search end at once.
     here = here._replace(gradient=jnp.where(running, here.gradient, 0))
     d, passes = _direction(lanes, problem, here, state.norm)
-    d_logits = class_scores(problem, d)
+    d_logits = problem.scores(d)
     slope = jnp.vdot(here.gradient, d)
     state, logits, _ = take_step(
         problem, state, here.logits, d, d_logits, slope, passes + 2, NewtonCG.patience
@@ -231,7 +223,7 @@ def _stepped(lanes: Lanes, tol: Array, slot: Active, running: Array) -> Active:
 def _direction(lanes: Lanes, problem: Problem, here: Point, norm: Array) -> tuple[Array, Array]:
     """Newton's direction, with the preconditioner of all lanes and the penalty of this one."""
     s = _of_lane(lanes, problem)
-    weights = _objective.example_weights(problem.targets).astype(jnp.float32)
+    weights = problem.weights.astype(jnp.float32)
     p = here.probabilities.astype(jnp.float32)
     precondition = partial(_steepest, lanes.preconditioner)
     d, passes = truncated(s, weights, p, here, norm, precondition)
@@ -246,7 +238,7 @@ def _steepest(preconditioner: Any, gradient: Array) -> Array:
 
 
 def _point(problem: Problem, theta: Array, logits: Array) -> Point:
-    here = _objective.point(problem, theta, logits)
+    here = problem.point(theta, logits)
     return here._replace(gradient=centred(here.gradient))
 
 
@@ -261,14 +253,12 @@ def _judged(lanes: Lanes, tol: Array, problem: Problem, state: State, here: Poin
 def _of_lane(lanes: Lanes, problem: Problem) -> Standardised:
     """The standardised features with the penalty of a lane."""
     s = lanes.standardised
-    return s._replace(
-        ridge=_standardised.scaled_ridge(_objective.ridge(problem), s.scale, s.ridge.dtype)
-    )
+    return s._replace(ridge=_standardised.scaled_ridge(problem.ridge, s.scale, s.ridge.dtype))
 
 
 def _result(lanes: Lanes, tol: Array, slot: Active) -> tuple[FitResult, Any, Array]:
     problem, state, logits = _problem_in(lanes, slot), slot.state, slot.point.logits
-    separated = _convergence.is_separated(problem.targets, without_offset(problem, logits))
+    separated = _convergence.is_separated(problem.targets, problem.without_offset(logits))
     status = _convergence.status_where_separated(problem, state.theta, state.status, separated)
     params = _objective.unpack(state.theta)
     objective = state.value * slot.mass
@@ -279,7 +269,7 @@ def _result(lanes: Lanes, tol: Array, slot: Active) -> tuple[FitResult, Any, Arr
 
 
 def _problem_in(lanes: Lanes, slot: Active) -> Problem:
-    return with_targets(replace(lanes.data, l2=slot.l2), slot.targets)
+    return replace(lanes.data, l2=slot.l2).with_targets(slot.targets)
 
 
 def _chosen(condition: Array, new: Active, old: Active) -> Active:

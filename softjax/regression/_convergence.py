@@ -4,7 +4,7 @@ The objective is convex. It has an optimum if a penalty bounds the kernel and ev
 examples, which bound the biases; without a penalty it has one unless the classes are separated,
 which `_ending` proves.
 
-A solver works with the objective divided by the mass of its targets (`_problem.normalised`), so
+A solver works with the objective divided by the mass of its targets (`Data.normalised`), so
 that nothing below depends on the scale of labels or weights. At a point with the gradient g and the
 objective f it has converged if
 
@@ -24,40 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from softjax.regression._objective import class_scores, penalised
-from softjax.regression._problem import Data, Problem
+from softjax.regression._problem import Problem
 from softjax.regression._result import Status
-
-
-def is_penalised(problem: Problem | Data) -> Any:
-    """Whether there is a penalty, on the features whose penalty factor is not 0."""
-    penalised = (problem.l2 > 0) | (problem.l1 > 0)
-    return penalised if problem.l1_rows is None else penalised | (problem.l1_rows > 0)
-
-
-def is_loose(problem: Problem | Data) -> Any:
-    """Whether the parameters of some features are not penalised, and so may have no optimum."""
-    unpenalised = ~is_penalised(problem)
-    if problem.factors is None:
-        return unpenalised
-    return unpenalised | jnp.any(problem.factors == 0)
-
-
-def free(problem: Problem) -> Array:
-    """1 for each feature that is not penalised, and for the bias; else 0; [1, D + 1]."""
-    dtype, width = problem.targets.dtype, problem.features.shape[1] + 1
-    has_factor = penalised(problem, jnp.ones((1, width), dtype)) > 0
-    return jnp.where(has_factor & is_penalised(problem), 0, 1).astype(dtype)
-
-
-def lacks_examples(problem: Problem) -> Array:
-    """Whether a class has no examples: its bias, which is not penalised, decreases for ever."""
-    return jnp.any(jnp.sum(problem.targets, 1) == 0) & (problem.constant > 0)
-
-
-def has_bounded_optimum(problem: Problem) -> Array:
-    """Whether the whole kernel is penalised and every class has examples."""
-    return ~is_loose(problem) & ~lacks_examples(problem)
 
 
 def is_separated(targets: Any, scores: Any) -> Any:
@@ -80,12 +48,12 @@ def status_where_separated(
     SEPARATED if parameters that are not penalised separate the classes; `separated` says whether
     `theta` does. QUASI_SEPARATED if a class has no examples.
     """
-    unbounded = separated & ~is_penalised(problem)
+    unbounded = separated & ~problem.is_penalised
     if problem.factors is not None:
-        alone = class_scores(problem, theta * free(problem))
+        alone = problem.scores(theta * problem.free)
         unbounded |= is_separated(problem.targets, alone)
     done = (status == Status.CONVERGED) | (status == Status.PRECISION_FLOOR)
-    status = jnp.where(done & lacks_examples(problem), Status.QUASI_SEPARATED, status)
+    status = jnp.where(done & problem.lacks_examples, Status.QUASI_SEPARATED, status)
     return jnp.where(unbounded & done, Status.SEPARATED, status).astype(jnp.int32)
 
 

@@ -8,6 +8,7 @@ objectives, which cancel near the optimum.
 """
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,29 +17,14 @@ from jax import Array
 from softjax._reductions import behind_barrier_on_cpu
 from softjax._sharding import while_loop
 from softjax.regression import _standardised
-from softjax.regression._convergence import (
-    NEWTONIAN,
-    STILL,
-    State,
-    after_step,
-    check_convergence,
-    has_bounded_optimum,
-)
+from softjax.regression._convergence import NEWTONIAN, STILL, State, after_step, check_convergence
 from softjax.regression._features import by_examples
 from softjax.regression._loop import Solver
 from softjax.regression._objective import (
     Point,
     below_largest,
     centred,
-    class_scores,
-    example_weights,
-    logits_at,
-    over_examples,
-    penalised,
-    point,
     relative_norm,
-    residual,
-    without_offset,
 )
 from softjax.regression._problem import Problem
 from softjax.regression._standardised import from_standard, to_standard
@@ -108,18 +94,18 @@ def step_length(
     the smallest t with a positive one. `first` is phi'(0), given since near the optimum it would
     cancel if computed as phi'.
     """
-    d_kernel = penalised(problem, d)
+    d_kernel = problem.penalised(d)
     linear = problem.l2 * jnp.vdot(theta, d_kernel)
     square = problem.l2 * jnp.vdot(d, d_kernel)
 
     def slope_and_curvature(t):
         def sums(q, _, logits, d_logits):
-            _, p = below_largest(logits + t * d_logits)
-            slope = over_examples(residual(problem._replace(targets=q), p), d_logits)
+            own, (_, p) = replace(problem, targets=q), below_largest(logits + t * d_logits)
+            slope = jnp.sum(own.residual(p) * d_logits)
             mean = behind_barrier_on_cpu(jnp.sum(p * d_logits, 0, keepdims=True))
             away = behind_barrier_on_cpu(d_logits - mean)
             variance = jnp.sum(p * away * away, 0)
-            return slope, jnp.sum(example_weights(q) * variance)
+            return slope, jnp.sum(own.weights * variance)
 
         slope, curvature = by_examples(sums, problem.targets, None, logits, d_logits)
         return slope + linear + t * square, curvature + square
@@ -170,7 +156,7 @@ class Descent(Solver):
         super().__init__(problem)
         dtype = problem.features.dtype if self.precise else jnp.float32
         self.standardised = _standardised.standardise(problem, self.bound, dtype)
-        self.is_bounded = has_bounded_optimum(problem)
+        self.is_bounded = problem.has_bounded_optimum
         self.still = jnp.where(self.is_bounded & self.by_newton, NEWTONIAN, STILL)
 
     @abstractmethod
@@ -185,10 +171,10 @@ class Descent(Solver):
         theta = centred(state.theta)
         strict = state.strict | self.is_bounded
         state = state._replace(theta=theta, strict=strict, passes=state.passes + 2)
-        return state, logits_at(self.problem, theta)
+        return state, self.problem.logits(theta)
 
     def terminate(self, state: State, known: Array, tol: Array) -> tuple[State, Point]:
-        here = point(self.problem, state.theta, known)
+        here = self.problem.point(state.theta, known)
         here = here._replace(gradient=centred(here.gradient))
         norm = relative_norm(here.gradient, self.bound)
         unseen = self.unseen(state.memory, here.gradient)
@@ -212,14 +198,14 @@ class Descent(Solver):
         s, dtype = self.standardised, here.gradient.dtype
         g = to_standard(s.mean, s.scale, here.gradient) / (1 + s.ridge.astype(dtype))[None]
         d = jnp.where(good, d, -centred(from_standard(s.mean, s.scale, g)))
-        d_logits = class_scores(self.problem, d)
+        d_logits = self.problem.scores(d)
         # If every example is certain, and some are wrong, there is no curvature to tell how far to
         # go: then the direction leads back to 0.
         size = jnp.max(jnp.abs(d_logits))
         back = ~((size > 0) & (size < FAR)) & (jnp.vdot(here.gradient, here.theta) > 0)
         d = jnp.where(back, -here.theta, d)
-        return d, jnp.where(back, -without_offset(self.problem, here.logits), d_logits)
+        return d, jnp.where(back, -self.problem.without_offset(here.logits), d_logits)
 
     def refresh(self, state: State, known: Array) -> tuple[State, Array]:
         """Computes the logits again: the rounding errors of their sum over steps may matter."""
-        return state._replace(passes=state.passes + 2), logits_at(self.problem, state.theta)
+        return state._replace(passes=state.passes + 2), self.problem.logits(state.theta)

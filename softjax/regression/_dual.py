@@ -24,29 +24,16 @@ from jax import Array
 
 from softjax._sharding import while_loop
 from softjax.regression import _standardised
-from softjax.regression._convergence import (
-    NEWTONIAN,
-    STILL,
-    State,
-    check_convergence,
-    has_bounded_optimum,
-)
+from softjax.regression._convergence import NEWTONIAN, STILL, State, check_convergence
 from softjax.regression._descent import add_step, take_step
 from softjax.regression._features import product
 from softjax.regression._linear_solves import factor, factored_solve
 from softjax.regression._loop import Solver
 from softjax.regression._objective import (
     centred,
-    class_scores,
-    example_weights,
-    logits_at,
-    point,
     probabilities,
-    pull_back,
     relative_norm,
     softmax_hvp,
-    value,
-    with_offset,
     without_bias,
 )
 from softjax.regression._problem import Problem
@@ -84,7 +71,7 @@ class Dual(Solver):
 
     def __init__(self, problem: Problem):
         super().__init__(problem)
-        self.weights = weights = example_weights(problem.targets)
+        self.weights = weights = problem.weights
         self.counted = weights > 0
         # The examples minus their mean, divided by a size, so that float32 holds them.
         self.size = jnp.linalg.norm(self.bound)
@@ -93,7 +80,7 @@ class Dual(Solver):
         self.standardised = s = _standardised.scaled(problem, mean, unit, mean)
         # The diagonal of G, [N].
         self.squares = _standardised.squared(s, jnp.ones_like(s.ridge).at[-1].set(0))
-        self.is_bounded = has_bounded_optimum(problem)
+        self.is_bounded = problem.has_bounded_optimum
         self.still = jnp.where(self.is_bounded, NEWTONIAN, STILL)
 
     @staticmethod
@@ -103,7 +90,7 @@ class Dual(Solver):
 
     def init(self, state: State) -> tuple[State, Array]:
         theta, span = centred(state.theta), state.memory
-        scores = class_scores(self.problem, theta)
+        scores = self.problem.scores(theta)
         fresh = jnp.all(span.beta == 0)
         span = span._replace(
             rest=jnp.where(fresh, without_bias(theta), span.rest),
@@ -111,7 +98,7 @@ class Dual(Solver):
         )
         strict = state.strict | self.is_bounded
         state = state._replace(theta=theta, memory=span, strict=strict, passes=state.passes + 2)
-        return state, with_offset(self.problem, scores)
+        return state, self.problem.with_offset(scores)
 
     def terminate(self, state: State, known: Array, tol: Array) -> tuple[State, Array]:
         """The state, and the residual rho = w p - q + l2 beta of the dual problem, [K, N]."""
@@ -120,7 +107,7 @@ class Dual(Solver):
         rho = jnp.where(self.counted[None], rho, 0)
         size = jnp.sum(rho * rho / jnp.where(self.counted, self.weights, 1)[None], 1)
         norm = jnp.maximum(jnp.sqrt(jnp.max(size)), relative_norm(l2 * span.rest, self.bound))
-        objective = value(self.problem, state.theta, known)
+        objective = self.problem.value(state.theta, known)
         return check_convergence(state, objective, norm, tol, still=self.still), rho
 
     def step(self, state: State, known: Array, here: Array) -> tuple[State, Array]:
@@ -128,8 +115,8 @@ class Dual(Solver):
         y, steps = self._coefficients(p, rho / state.norm, span.rest_logits / state.norm, state)
         y = centred(y.astype(rho.dtype)) * (state.norm / self.size / self.size)
         y = y - problem.constant * jnp.mean(y, 1, keepdims=True)
-        d = without_bias(pull_back(problem, y)) - span.rest
-        d_logits = class_scores(problem, d)
+        d = without_bias(problem.pull_back(y)) - span.rest
+        d_logits = problem.scores(d)
         # The bias that is best for this kernel: sum_i W_i (x_i d + b) + rho_i = 0.
         bias_slope = jnp.sum(softmax_hvp(self.weights, p, d_logits) + rho, 1)
         b = -problem.constant * _between_classes(self.weights[None] * p)(bias_slope)[:, None]
@@ -147,8 +134,8 @@ class Dual(Solver):
 
     def postprocess(self, state: State, known: Array, tol: Array) -> tuple[State, Array]:
         """Judges the end by the parameters, since the logits and beta are sums over steps."""
-        logits = logits_at(self.problem, state.theta)
-        gradient = centred(point(self.problem, state.theta, logits).gradient)
+        logits = self.problem.logits(state.theta)
+        gradient = centred(self.problem.point(state.theta, logits).gradient)
         norm = relative_norm(gradient, self.bound)
         missed = (state.status == Status.CONVERGED) & ~(norm <= tol)
         status = jnp.where(missed, Status.PRECISION_FLOOR, state.status).astype(jnp.int32)

@@ -42,28 +42,13 @@ from jax import Array, lax
 from softjax._platforms import quickly_compiled
 from softjax._sharding import while_loop
 from softjax.regression import _preconditioner, _standardised
-from softjax.regression._convergence import CONFIRMED, STILL, State, converged, free, is_loose
+from softjax.regression._convergence import CONFIRMED, STILL, State, converged
 from softjax.regression._descent import largest_move
 from softjax.regression._implicit import solve
 from softjax.regression._linear_solves import JITTER, conjugate_gradients
 from softjax.regression._newton import newton_cg
-from softjax.regression._objective import (
-    Point,
-    centred,
-    class_scores,
-    example_weights,
-    gradient_bound,
-    hessian_times,
-    logits_at,
-    penalised,
-    point,
-    pull_back,
-    relative_norm,
-    softmax_hvp,
-    uncertainty,
-    value,
-)
-from softjax.regression._problem import Data, Problem, normalised_problem
+from softjax.regression._objective import Point, centred, relative_norm, softmax_hvp, uncertainty
+from softjax.regression._problem import Data, Problem
 from softjax.regression._proximal import smallest_subgradient
 from softjax.regression._result import Status
 
@@ -101,9 +86,9 @@ def nothing_hidden(problem: Problem, theta: Array, logits: Array, tol: Array) ->
     A diagonal preconditioner does not show this. The result is also true if l1 is larger than any
     possible gain: along a unit vector of curvature e the gradient is at most e^(1/2).
     """
-    bound, weights = gradient_bound(problem), example_weights(problem.targets)
+    bound, weights = problem.gradient_bound(), problem.weights
     s = _standardised.standardise(problem, bound)
-    here = point(problem, theta, logits)
+    here = problem.point(theta, logits)
     u = uncertainty(weights, here.probabilities).astype(s.ridge.dtype)
     least = _preconditioner.least_curvature(s, u)
     preconditioner = _preconditioner.build(s, weights, here.probabilities)
@@ -111,9 +96,8 @@ def nothing_hidden(problem: Problem, theta: Array, logits: Array, tol: Array) ->
     left = _preconditioner.unseen(
         s, preconditioner, gradient, _preconditioner.known_curvature(least)
     )
-    little = left <= tol * jnp.maximum(value(problem, theta, logits), tol)
-    l1 = problem.l1 if problem.l1_rows is None else problem.l1_rows
-    threshold = penalised(problem, l1 / jnp.append(s.scale, 1)[None])[0, :-1]
+    little = left <= tol * jnp.maximum(problem.value(theta, logits), tol)
+    threshold = problem.penalised(problem.l1 / jnp.append(s.scale, 1)[None])[0, :-1]
     threshold = jnp.min(threshold, initial=jnp.inf).astype(least.dtype)
     return little | (threshold * threshold > least + JITTER * jnp.max(s.rounding))
 
@@ -145,16 +129,16 @@ def in_float64(tree: Any) -> Any:
 
 
 def check(data: Data, theta: Array, first: Array, tol: Array) -> Ending:
-    (problem, _), theta = normalised_problem(data), centred(theta)
-    here = point(problem, theta, logits_at(problem, theta))
+    (problem, _), theta = data.normalised_problem(), centred(theta)
+    here = problem.point(theta, problem.logits(theta))
     gradient = centred(here.gradient)
     d, residual, precondition = _newton(problem, here, gradient, tol, centred, jnp.zeros_like)
     left = jnp.vdot(residual, precondition(residual)) / (2 * _preconditioner.LEAST_CURVATURE)
     decrement = -jnp.vdot(gradient, d) / 2 + left
-    norm = relative_norm(gradient, gradient_bound(problem))
+    norm = relative_norm(gradient, problem.gradient_bound())
     # Rounding of theta and the logits may change a gradient of the size of `tol` by as much.
     reached = converged(here.value, first, norm, decrement, CONFIRMED * tol)
-    moving = largest_move(class_scores(problem, d)) >= STILL
+    moving = largest_move(problem.scores(d)) >= STILL
     return Ending(reached, moving)
 
 
@@ -178,8 +162,8 @@ def check_l1(data: Data, theta: Array, tol: Array) -> Array:
     c = tol / (4 f) the second term is tol f / 2, and penalised parameters have a curvature in every
     direction, even if features are collinear.
     """
-    problem, _ = normalised_problem(data)
-    here = point(problem, theta, logits_at(problem, theta))
+    problem, _ = data.normalised_problem()
+    here = problem.point(theta, problem.logits(theta))
     slope = smallest_subgradient(problem, theta, here.gradient)
     active = ((theta != 0) | (slope != 0)).at[:, -1].set(True)
     shared = jnp.all(active, 0, keepdims=True)
@@ -188,8 +172,7 @@ def check_l1(data: Data, theta: Array, tol: Array) -> Array:
         v = jnp.where(active, v, 0)
         return jnp.where(shared, centred(v), v)
 
-    l1 = problem.l1 if problem.l1_rows is None else problem.l1_rows
-    squares = jnp.square(penalised(problem, jnp.full_like(theta, l1)))
+    squares = jnp.square(problem.penalised(jnp.full_like(theta, problem.l1)))
     curvature = tol / (4 * jnp.maximum(here.value, tol)) * squares
     slope = inside(slope)
     d, residual, precondition = _newton(problem, here, slope, tol, inside, lambda v: curvature * v)
@@ -210,7 +193,7 @@ def _newton(
 
     `bent` is the product of a vector with the curvature that is added to the Hessian.
     """
-    bound, weights = gradient_bound(problem), example_weights(problem.targets)
+    bound, weights = problem.gradient_bound(), problem.weights
     dtype, p = gradient.dtype, here.probabilities
     s = _standardised.standardise(problem, bound, dtype)
     preconditioner = _preconditioner.build(s, weights, p)
@@ -218,7 +201,7 @@ def _newton(
     size = jnp.where(norm > 0, norm, 1)
 
     def hvp(v):
-        return inside(hessian_times(problem, p, v) + bent(v))
+        return inside(problem.hessian_times(p, v) + bent(v))
 
     def precondition(g):
         return inside(_preconditioner.precondition(s, preconditioner, g, size))
@@ -234,7 +217,7 @@ def _newton(
 def suspected(problem: Problem, state: State, status: Array) -> Array:
     """Whether a fit with parameters that are not penalised has ended while it was still moving."""
     done = (status == Status.CONVERGED) | (status == Status.PRECISION_FLOOR)
-    return done & is_loose(problem) & (state.farthest >= STILL)
+    return done & problem.is_loose & (state.farthest >= STILL)
 
 
 def quasi_separated(data: Data, theta: Array, suspected: Array) -> Array:
@@ -242,18 +225,18 @@ def quasi_separated(data: Data, theta: Array, suspected: Array) -> Array:
 
     This is a separate program, since most fits do not need it.
     """
-    problem, _ = normalised_problem(data)
-    bound = gradient_bound(problem)
+    problem, _ = data.normalised_problem()
+    bound = problem.gradient_bound()
     s = _robust(problem, _standardised.standardise(problem, bound))
-    here = point(problem, theta, logits_at(problem, theta))
+    here = problem.point(theta, problem.logits(theta))
     here = here._replace(gradient=jnp.where(suspected, centred(here.gradient), 0))
     norm = relative_norm(here.gradient, bound)
-    weights = example_weights(problem.targets)
+    weights = problem.weights
     preconditioner = _preconditioner.build(s, weights, here.probabilities)
     newton, _ = newton_cg(problem, s, here, preconditioner, norm)
-    among_free = free(problem)
+    among_free = problem.free
     newton, theta = centred(newton) * among_free, theta * among_free
-    moves = _leads(problem, class_scores(problem, newton))
+    moves = _leads(problem, problem.scores(newton))
     resting = (moves < STILL) & (_leads(problem, here.logits) < DECIDED)
     eps = jnp.finfo(theta.dtype).eps
     ahead, behind = eps**0.5, -(eps**0.75)  # relative
@@ -268,7 +251,7 @@ def quasi_separated(data: Data, theta: Array, suspected: Array) -> Array:
         tied = jnp.where(attempt == ATTEMPTS // 2, resting, tied)
         # Several rough projections reach full precision; the loop compiles them only once.
         d = lax.fori_loop(0, PROJECTIONS, lambda _, d: _parallel(problem, tied, d), along)
-        lead = _leads(problem, class_scores(problem, d)) / _size(s, d)[None]
+        lead = _leads(problem, problem.scores(d)) / _size(s, d)[None]
         proven = (jnp.min(lead) >= behind) & (jnp.max(lead) > 10 * ahead)
         # If the projection removed nearly all, the rest is rounding, whose signs prove nothing.
         proven &= jnp.max(_sizes(s, d)) > -behind * jnp.max(_sizes(s, along))
@@ -293,9 +276,9 @@ def _leads(problem: Problem, logits: Array) -> Array:
 def _parallel(problem: Problem, tied: Array, d: Array) -> Array:
     """`d` without the component that would break the ties between classes."""
     tied = tied.astype(d.dtype)
-    p, counted = tied / jnp.sum(tied, 0, keepdims=True), example_weights(problem.targets) > 0
+    p, counted = tied / jnp.sum(tied, 0, keepdims=True), problem.weights > 0
     # An example without weight breaks no tie, and its rounding must not count.
-    logits = jnp.where(counted[None], class_scores(problem, d), 0)
+    logits = jnp.where(counted[None], problem.scores(d), 0)
     parted = softmax_hvp(jnp.ones(len(logits[0]), d.dtype), p, logits)
     # The rounding of the logits limits the accuracy of their difference, and so the tolerance.
     among = jnp.where(jnp.sum(tied, 0, keepdims=True) > 1, jnp.abs(centred(logits)), 0)
@@ -305,8 +288,8 @@ def _parallel(problem: Problem, tied: Array, d: Array) -> Array:
     # without curvature, such as those that separate the classes, the solution would have any size.
     parted = jnp.where(rounding < 0.1 * size, parted, 0)
     tol = jnp.clip(rounding / size, RESIDUAL, 0.1)
-    image = pull_back(problem, example_weights(problem.targets)[None] * parted)
-    among_free = free(problem)
+    image = problem.pull_back(problem.weights[None] * parted)
+    among_free = problem.free
 
     def inside(v):
         return centred(v) * among_free
@@ -316,7 +299,7 @@ def _parallel(problem: Problem, tied: Array, d: Array) -> Array:
 
 def _robust(problem: Problem, s: _standardised.Standardised) -> _standardised.Standardised:
     """`s` with robust means and scales of the examples: with weights 1 / |s_i|^2, iterated."""
-    weights = example_weights(problem.targets).astype(jnp.float32)
+    weights = problem.weights.astype(jnp.float32)
 
     def turn(_, s):
         distances = _standardised.squared(s, jnp.full_like(s.ridge, 1 / len(s.ridge)))

@@ -8,10 +8,10 @@ from jax import Array
 
 from softjax.regression import _ending, _frame
 from softjax.regression._arguments import at_least
-from softjax.regression._convergence import is_loose, is_separated, status_where_separated
+from softjax.regression._convergence import is_separated, status_where_separated
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._objective import class_scores, gradient_bound, pack, ridge
-from softjax.regression._problem import Data, normalised, normalised_problem, problem_of
+from softjax.regression._objective import pack
+from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, Status
 from softjax.regression._steps import (
     Batch,
@@ -34,7 +34,7 @@ _ADAM = optax.adam(1e-2)
 # A line search never goes up, so that this many steps without a new minimum are rounding.
 PATIENCE = 30
 NO_FLAG = np.zeros(1, np.int32)
-_normalised = jax.jit(normalised)
+_normalised = jax.jit(Data.normalised)
 
 
 class Run:
@@ -70,7 +70,7 @@ class Run:
         self.rows = rows_of(data)
         bound, largest = scales(data)
         tolerance = self.tol if batch_size is None else -jnp.ones_like(self.tol)
-        constants = (ridge(data), data.class_weights, data.constant)
+        constants = (data.ridge, data.class_weights, data.constant)
         self.terms = Terms(*constants, bound, largest, tolerance)
         self.mass = float(_normalised(data)[1])
         self.state = start(optimizer, params)
@@ -144,7 +144,7 @@ class Run:
         """The status once the gradient is small, by Newton's model, which optimizers lack."""
         theta, first = pack(self.state.params), self.first / self.mass
         ending = _ending.check_in_float64(self.data, theta, first, self.tol)
-        if ending.moving and is_loose(self.data):
+        if ending.moving and self.data.is_loose:
             params, running = self.state.params, np.int32(Status.RUNNING)
             separated, _ = separation(self.data, params, running)
             if separated:
@@ -172,14 +172,14 @@ def held_at(rows: Batch, key: Array, step: int, batch_size: int | None) -> Held:
 @jax.jit
 def separation(data: Data, params: SoftmaxRegression, status: Array) -> tuple[Array, Array]:
     """Whether `params` separate the classes, and the status that follows from it."""
-    problem = problem_of(data)
+    problem = data.problem()
     theta = pack(params)
-    separated = is_separated(problem.targets, class_scores(problem, theta))
+    separated = is_separated(problem.targets, problem.scores(theta))
     return separated, status_where_separated(problem, theta, status, separated)
 
 
 @jax.jit
 def scales(data: Data) -> tuple[Array, Array]:
     """The largest possible entries of the gradient, [D + 1], and the largest features, [D]."""
-    problem, mass = normalised_problem(data)
-    return mass * gradient_bound(problem), jnp.max(jnp.abs(data.features), 0)
+    problem, mass = data.normalised_problem()
+    return mass * problem.gradient_bound(), jnp.max(jnp.abs(data.features), 0)

@@ -36,16 +36,7 @@ from softjax.regression._descent import largest_move
 from softjax.regression._features import by_columns, product
 from softjax.regression._implicit import Stationarity, solve_within
 from softjax.regression._loop import Solver
-from softjax.regression._objective import (
-    centred,
-    class_scores,
-    example_weights,
-    gradient_bound,
-    logits_at,
-    probabilities,
-    relative_norm,
-    value,
-)
+from softjax.regression._objective import centred, probabilities, relative_norm
 from softjax.regression._problem import Problem
 
 HALVINGS = 20
@@ -106,7 +97,7 @@ class Firth(Solver):
             state.theta + t * d,
             (),
             decrement=-jnp.vdot(gradient, d) / 2,
-            move=t * largest_move(class_scores(self.problem, d)),
+            move=t * largest_move(self.problem.scores(d)),
             passes=2,
             patience=self.patience,
         )
@@ -114,8 +105,8 @@ class Firth(Solver):
 
     def postprocess(self, state: State, known: tuple[()], tol: Array) -> tuple[State, Array]:
         """Sets the value to the objective without the determinant."""
-        logits = logits_at(self.problem, state.theta)
-        return state._replace(value=value(self.problem, state.theta, logits)), logits
+        logits = self.problem.logits(state.theta)
+        return state._replace(value=self.problem.value(state.theta, logits)), logits
 
 
 class _Likelihood(NamedTuple):
@@ -134,10 +125,10 @@ class _Likelihood(NamedTuple):
 
 def _likelihood(problem: Problem) -> _Likelihood:
     """The penalised likelihood; the standardised features change log det I only by a constant."""
-    bound = gradient_bound(problem)
+    bound = problem.gradient_bound()
     # In a `shard_map` a linear solve needs its constants to vary over the same axes as b.
     basis = varying(_contrasts(len(problem.targets), bound.dtype), axes_of(bound))
-    weights = example_weights(problem.targets)
+    weights = problem.weights
     mean, scale = _standardised.moments(problem, bound)
     x = jnp.pad((problem.features - mean[None]) / scale[None], ((0, 0), (0, 1)), constant_values=1)
     x = x * jnp.ones_like(bound).at[-1].set(problem.constant)[None]
@@ -148,7 +139,7 @@ def _likelihood(problem: Problem) -> _Likelihood:
     collinear, unseen = _collinear(lax.stop_gradient(gram(weights)))
 
     def factor(theta):
-        p = probabilities(logits_at(problem, theta))
+        p = probabilities(problem.logits(theta))
         h = _linear_solves.hessian(gram, weights, p, jnp.zeros_like(bound))
         h = jnp.einsum("kr,kdle,ls->rdse", basis, h, basis)
         # Without an intercept the bias has no information: 1 adds nothing to the log determinant.
@@ -158,7 +149,7 @@ def _likelihood(problem: Problem) -> _Likelihood:
         return _linear_solves.factor(h.reshape(h.shape[0] * h.shape[1], -1))
 
     def objective(theta):
-        loss = value(problem, theta, logits_at(problem, theta))
+        loss = problem.value(theta, problem.logits(theta))
         lower, unit = factor(theta)
         return loss - jnp.sum(jnp.log(jnp.diag(lower) / unit)) / problem.count
 

@@ -269,9 +269,8 @@ def _with_penalties(data: Data, l2: ArrayLike, l1: ArrayLike, grouped: bool) -> 
     dtype = data.features.dtype
     data = replace(data, l2=penalty("l2", l2, dtype), l1=penalty("l1", l1, dtype))
     has_corners = isinstance(l1, Tracer) or bool(l1 != 0)
-    if _checks.flag(FIT, "grouped", grouped) and has_corners:
-        data = replace(data, l1=penalty("l1", 0.0, dtype), l1_rows=data.l1)
-    return data, has_corners
+    grouped = _checks.flag(FIT, "grouped", grouped) and has_corners
+    return replace(data, grouped=grouped), has_corners
 
 
 def _solver_name(

@@ -32,7 +32,7 @@ from softjax.regression._arguments import (
 from softjax.regression._batched import Lane
 from softjax.regression._groups import mean_one, no_report, run
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._problem import Data, problem_of
+from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, ManyEvent
 
 if TYPE_CHECKING:
@@ -119,16 +119,14 @@ def fit_many(
     (count,) = counts
     lane_of = Partial(_lane, shared, stacked)
     mean_labels, median = _middle(lane_of, lanes.l2, x, num_classes=num_classes, count=count)
-    class_weights = class_weights_array(class_weights, num_classes, x.dtype)
     ((_, fits, _),) = run(
         Data(
-            num_classes,
-            x,
-            mean_labels,
-            None,
-            class_weights,
-            median,
-            jnp.zeros((), x.dtype),
+            num_classes=num_classes,
+            features=x,
+            labels=mean_labels,
+            class_weights=class_weights_array(class_weights, num_classes, x.dtype),
+            l2=median,
+            l1=jnp.zeros((), x.dtype),
             constant=constant(fit_intercept, x.dtype),
             offset=offset_array("offset", offset, x, num_classes),
             factors=factors_array(penalty_factors, x.shape[1], x.dtype),
@@ -204,7 +202,10 @@ def _middle(
 
     def add(lane, total):
         labels, weights, l2 = lane_of(None, lane)
-        targets = problem_of(Data(num_classes, x, labels, weights, None, l2, l2)).targets
+        data = Data(
+            num_classes=num_classes, features=x, labels=labels, weights=weights, l2=l2, l1=l2
+        )
+        targets = data.problem().targets
         return total + jnp.where(jnp.isnan(targets), 0, targets)
 
     zeros = jnp.zeros((num_classes, x.shape[0]), x.dtype)

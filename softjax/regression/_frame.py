@@ -80,7 +80,7 @@ class Frame(NamedTuple):
 def framed(data: Data, rotates: bool) -> tuple[Data, Frame]:
     """The data in the coordinates of a fit, and these; rotated if `rotates` and it saves time."""
     x, centre = data.features, None
-    if data.constant is None or data.constant > 0:
+    if data.constant > 0:
         centre = centre_of(x, data.weights)
     x = x if centre is None else less(x, centre)
     if is_sparse(x) or not (rotates and _rotation_pays(data)):
@@ -213,10 +213,10 @@ def _rotation_pays(data: Data) -> bool:
 
 
 @jax.jit
-def _rotate(features: Array, constant: Array | None) -> tuple[Array, Rotation]:
+def _rotate(features: Array, constant: Array) -> tuple[Array, Rotation]:
     """R^T [N, N], the features in N dimensions, and the rotation; m = 0 without an intercept."""
     mean = jnp.mean(features, 0)
-    mean = mean if constant is None else constant * mean
+    mean = constant * mean
     transposed, factors = jnp.linalg.qr((features - mean[None]).T, mode="raw")  # pyright: ignore
     reflectors = transposed.T
     r = jnp.triu(reflectors[: len(factors)])

@@ -27,19 +27,11 @@ from softjax.regression._arguments import (
     not_negative,
 )
 from softjax.regression._batched import Lanes, Schedule
-from softjax.regression._convergence import is_loose
 from softjax.regression._features import in_full_precision, is_sparse
 from softjax.regression._linear_solves import factored_hessian
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._objective import (
-    example_weights,
-    gradient_bound,
-    logits_at,
-    pack,
-    probabilities,
-    uncertainty,
-)
-from softjax.regression._problem import Data, normalised, normalised_problem
+from softjax.regression._objective import pack, probabilities, uncertainty
+from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, ManyEvent, Status
 from softjax.regression._solve import to_the_end
 from softjax.regression._standardised import Standardised
@@ -115,7 +107,7 @@ def run(
 @jax.jit
 def _mean_mass(groups: Groups) -> Array:
     """The mean over the lanes of the masses by which their objectives were divided."""
-    return normalised(groups.data)[1]
+    return groups.data.normalised()[1]
 
 
 def mean_one(weights: Array) -> Array:
@@ -205,7 +197,7 @@ def _with_checked_ends(
         theta = pack(SoftmaxRegression(fits.params.kernel[lane], fits.params.bias[lane]))
         first = np.inf  # the loop has already checked that no lane ends above its start
         ending = _ending.check_in_float64(data, theta, first, groups.tol)
-        loose = bool(is_loose(data))
+        loose = bool(data.is_loose)
         if loose and _ending.is_proven(data, theta):
             status[lane] = Status.QUASI_SEPARATED
         else:
@@ -226,11 +218,11 @@ def _begun(
     """The fit to all the data at one penalty, and the lanes that start there."""
     data, tol = replace(groups.data, l2=l2), groups.tol
     whole, _ = to_the_end("newton-cg", data, params, tol, max_steps, True)
-    problem, _ = normalised_problem(data)
-    start, bound = pack(whole.params), gradient_bound(problem)
+    problem, _ = data.normalised_problem()
+    start, bound = pack(whole.params), problem.gradient_bound()
     s = _standardised.standardise(problem, bound)
-    weights = example_weights(problem.targets)
-    p = probabilities(logits_at(problem, start))
+    weights = problem.weights
+    p = probabilities(problem.logits(start))
     small = start.size <= min(LARGEST_DENSE, DENSE_A_LANE * groups.count)
     preconditioner = sight = _preconditioner.build(s, weights, p)
     least = jnp.zeros((), s.ridge.dtype)

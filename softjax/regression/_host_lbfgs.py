@@ -199,7 +199,7 @@ def optimum(data: Data, tol: float) -> FitResult | None:
     if not np.all(np.bincount(labels, w, data.num_classes) > 0):  # no optimum of a bias
         return None
     ridge = np.append(np.full(x.shape[1], float(data.l2) / mass), 0)
-    bias = int(data.constant is None or data.constant > 0)
+    bias = int(data.constant > 0)
     problem = Large(x, labels, (w / mass).astype(x.dtype), ridge, bias)
     with contextlib.suppress(np.linalg.LinAlgError), np.errstate(all="ignore"):
         return _lbfgs(problem.with_moments(), mass, data.num_classes, tol)

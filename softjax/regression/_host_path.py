@@ -67,7 +67,7 @@ def optimum(data: Data, tol: float, max_steps: int | None) -> FitResult | None:
     """
     examples, width = data.features.shape
     path = _OneFit(data, Partial(no_report), tol, max_steps, lambda: False)
-    l1 = float(data.l1 if data.l1_rows is None else data.l1_rows)
+    l1 = float(data.l1)
     with contextlib.suppress(_NotClearError):
         step = path.null()
         strength = path.largest(step.evaluation)
@@ -123,7 +123,7 @@ class HostPath(Path):
     ) -> tuple[FitResult, Evaluation, bool] | None:
         """The result of `_among`; None if the end is not clear or takes more than `limit` steps."""
         places = np.flatnonzero(active)
-        strength = penalised.l1 if penalised.l1_rows is None else penalised.l1_rows
+        strength = float(penalised.l1)
         numbers = len(self.table.weights) * len(places)
         if limit == 0 or not strength > 0 or numbers >= MOST_NUMBERS:
             return None
@@ -132,7 +132,7 @@ class HostPath(Path):
         # An end with numbers that are not finite, or a matrix that has no factor, is not clear.
         failures = contextlib.suppress(np.linalg.LinAlgError)
         with failures, np.errstate(all="ignore"), _threads(numbers):
-            found = self._found(penalised, float(strength), places, params)
+            found = self._found(penalised, strength, places, params)
             if found is not None and (limit is None or found[0].steps <= limit):
                 return *found, False
         return None
@@ -147,7 +147,7 @@ class HostPath(Path):
             np.append(self.factors * a / self.mass, none) for a in (strength, float(penalised.l2))
         )
         table = whole._replace(ridge=r / scale**2).among(columns)
-        corners = Corners((s / scale)[columns], penalised.l1_rows is not None)
+        corners = Corners((s / scale)[columns], penalised.grouped)
         theta = to_standard(whole.theta_of(params), self.mean, scale)[:, columns]
         if not _is_clear(table, corners):
             return None

@@ -20,17 +20,7 @@ from jax import Array, lax
 
 from softjax.regression import _preconditioner, _standardised
 from softjax.regression._linear_solves import conjugate_gradients
-from softjax.regression._objective import (
-    centred,
-    example_weights,
-    gradient_bound,
-    gradient_of_loss,
-    hessian_times,
-    logits_at,
-    penalised,
-    probabilities,
-    row_norms,
-)
+from softjax.regression._objective import centred, probabilities, row_norms
 from softjax.regression._problem import Problem
 
 CG_STEPS = 1000
@@ -65,24 +55,24 @@ def _stationary_jvp(condition, primals, tangents):
 
 def gradient(theta: Array, problem: Problem) -> Array:
     """The gradient of the objective, where the gradient of |x| at 0 is 0."""
-    smooth = gradient_of_loss(problem, logits_at(problem, theta))
-    smooth += problem.l2 * penalised(problem, theta)
+    p = probabilities(problem.logits(theta))
+    smooth = problem.pull_back(problem.residual(p))
+    smooth += problem.l2 * problem.penalised(theta)
     return smooth + corner_gradient(theta, problem)
 
 
 def corner_gradient(theta: Array, problem: Problem) -> Array:
     """The gradient of the penalties with corners; 0 at a corner."""
-    slope = problem.l1 * penalised(problem, jnp.sign(theta))
-    if problem.l1_rows is None:
-        return slope
-    norms = row_norms(theta)
-    unit = jnp.where(norms > 0, theta / jnp.where(norms > 0, norms, 1), 0)
-    return slope + problem.l1_rows * penalised(problem, unit)
+    unit = jnp.sign(theta)
+    if problem.grouped:
+        norms = row_norms(theta)
+        unit = jnp.where(norms > 0, theta / jnp.where(norms > 0, norms, 1), 0)
+    return problem.l1 * problem.penalised(unit)
 
 
 def probabilities_at(theta: Array, problem: Problem) -> Array:
     """The probabilities [K, N] of the parameters."""
-    return probabilities(logits_at(problem, theta))
+    return probabilities(problem.logits(theta))
 
 
 def _solve_smooth(theta: Array, problem: Problem, b: Array) -> Array:
@@ -110,10 +100,10 @@ def solve(
     """
 
     def hvp(v):
-        return hessian_times(problem, p, v) + bend(v)
+        return problem.hessian_times(p, v) + bend(v)
 
-    s = _standardised.standardise(problem, gradient_bound(problem))
-    preconditioner = _preconditioner.build(s, example_weights(problem.targets), p)
+    s = _standardised.standardise(problem, problem.gradient_bound())
+    preconditioner = _preconditioner.build(s, problem.weights, p)
 
     def precondition(g, size):
         return _preconditioner.precondition(s, preconditioner, g, size) + common(g)

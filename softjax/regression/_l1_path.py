@@ -33,16 +33,8 @@ from softjax._softmax_core import log_softmax_core
 from softjax.regression import _frame, _solve, _standardised
 from softjax.regression._features import is_sparse, stored_entries
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._objective import (
-    example_weights,
-    gradient_bound,
-    logits_at,
-    pack,
-    point,
-    row_norms,
-    value,
-)
-from softjax.regression._problem import Data, normalised_problem
+from softjax.regression._objective import pack, row_norms
+from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, Status
 
 # The numbers of active columns are FEWEST times powers of GROWTH, or all columns.
@@ -138,7 +130,8 @@ class Path:
 
     def _fitted(self, params: SoftmaxRegression, active: np.ndarray, l1: float, l2: float) -> Step:
         """The fit to all features, by fits to the active ones."""
-        penalised = self._with_penalties(l1, l2)
+        dtype = self.data.features.dtype
+        penalised = replace(self.data, l2=np.asarray(l2, dtype), l1=np.asarray(l1, dtype))
         steps = passes = 0
         stopped = self.stopped()
         limit = 0 if stopped else self.max_steps
@@ -170,22 +163,13 @@ class Path:
         fit = run.advance(run.limit)
         params = _placed_back(fit.params, places, self.width)
         shifted, frame = self._framed
-        strengths = {name: getattr(penalised, name) for name in ("l2", "l1", "l1_rows")}
-        penalised = replace(shifted, **strengths)
+        penalised = replace(shifted, l2=penalised.l2, l1=penalised.l1)
         evaluation = _evaluated(penalised, _frame.inside(frame, params), self.report_of)
         return fit._replace(params=params), evaluation, places is None
 
     @cached_property
     def _framed(self) -> tuple[Data, _frame.Frame]:
         return _frame.framed(self.data, False)
-
-    def _with_penalties(self, l1: float, l2: float) -> Data:
-        dtype = self.data.features.dtype
-        strength = np.asarray(l1, dtype)
-        data = replace(self.data, l2=np.asarray(l2, dtype))
-        if data.l1_rows is not None:
-            return replace(data, l1_rows=strength)
-        return replace(data, l1=strength)
 
 
 class _Columns:
@@ -259,26 +243,24 @@ def _placed_back(
 
 @jax.jit
 def _evaluated(data: Data, params: SoftmaxRegression, report_of: Partial) -> Evaluation:
-    (problem, mass), theta = normalised_problem(data), pack(params)
-    logits = logits_at(problem, theta)
-    of_loss = problem._replace(l2=jnp.zeros_like(problem.l2))
+    (problem, mass), theta = data.normalised_problem(), pack(params)
+    logits = problem.logits(theta)
+    of_loss = replace(problem, l2=jnp.zeros_like(problem.l2))
     # For the features minus their means, since the remaining gradient of the bias would hide the
     # gradients of features far from 0.
-    mean, scale = _standardised.moments(problem, gradient_bound(problem))
-    gradient = point(of_loss, theta, logits).gradient
+    mean, scale = _standardised.moments(problem, problem.gradient_bound())
+    gradient = of_loss.point(theta, logits).gradient
     gradient = _standardised.to_standard(mean, scale, gradient)[:, :-1] * scale[None]
-    slopes = jnp.max(jnp.abs(gradient), 0)
-    if data.l1_rows is not None:
-        slopes = row_norms(gradient)[0]
+    slopes = row_norms(gradient)[0] if data.grouped else jnp.max(jnp.abs(gradient), 0)
     targets = problem.targets
-    shares = targets / jnp.maximum(example_weights(targets), jnp.finfo(mass.dtype).tiny)[None]
+    shares = targets / jnp.maximum(problem.weights, jnp.finfo(mass.dtype).tiny)[None]
     least = jnp.where(targets > 0, jnp.log(jnp.where(targets > 0, shares, 1)), 0)
     loss = jnp.vdot(targets, least - log_softmax_core(logits, (0,)))
     return Evaluation(
         mass * slopes,
         mass * scale,
         mass * loss,
-        mass * value(problem, theta, logits),
+        mass * problem.value(theta, logits),
         report_of(logits),
     )
 

@@ -22,7 +22,7 @@ from softjax._sharding import cond
 from softjax.regression import _preconditioner
 from softjax.regression._convergence import State
 from softjax.regression._descent import Descent
-from softjax.regression._objective import Point, example_weights
+from softjax.regression._objective import Point
 from softjax.regression._preconditioner import Preconditioner
 from softjax.regression._problem import Problem
 from softjax.regression._standardised import Standardised
@@ -84,7 +84,7 @@ def lbfgs(
         return _preconditioner.precondition(s, preconditioner, gradient, norm).ravel()
 
     def refreshed():
-        weights, p = example_weights(problem.targets), here.probabilities
+        weights, p = problem.weights, here.probabilities
         preconditioner = _preconditioner.build(s, weights, p)
         return preconditioner, jax.vmap(lambda y: precondition(preconditioner, y))(memory.changes)
 

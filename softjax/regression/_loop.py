@@ -27,7 +27,6 @@ from jax import Array
 from softjax._sharding import cond, while_loop
 from softjax.regression._convergence import CONFIRMED, State, initial
 from softjax.regression._implicit import SMOOTH, Stationarity
-from softjax.regression._objective import gradient_bound, objective
 from softjax.regression._problem import Data, Problem
 from softjax.regression._result import Status
 
@@ -67,7 +66,7 @@ class Solver(ABC):
     refresh: Callable[[State, Any], tuple[State, Any]] | None = None
 
     def __init__(self, problem: Problem):
-        self.problem, self.bound = problem, gradient_bound(problem)
+        self.problem, self.bound = problem, problem.gradient_bound()
 
     @classmethod
     def start(cls, data: Data | Problem, theta: Any) -> State:
@@ -82,7 +81,7 @@ class Solver(ABC):
     @staticmethod
     def objective(problem: Problem, theta: Array) -> Array:
         """The function that the solver minimises."""
-        return objective(problem, theta)
+        return problem.objective(theta)
 
     @abstractmethod
     def init(self, state: State) -> tuple[State, Any]:

@@ -20,7 +20,7 @@ from softjax.regression import _preconditioner, _standardised
 from softjax.regression._convergence import OUTLYING, State
 from softjax.regression._descent import Descent
 from softjax.regression._linear_solves import JITTER, factored_hessian, factored_solve, truncated
-from softjax.regression._objective import Point, example_weights, uncertainty
+from softjax.regression._objective import Point, uncertainty
 from softjax.regression._preconditioner import Preconditioner
 from softjax.regression._problem import Problem
 from softjax.regression._standardised import Standardised
@@ -42,7 +42,7 @@ class NewtonCG(Descent):
         # The probabilities settle: the preconditioner is built at steps 0, 1, 2, 4, 8 and so on. It
         # is also built after a step past an extreme example, which may have lost all its weight.
         stale = (state.step & (state.step - 1) == 0) | (state.move > OUTLYING)
-        s, weights = self.standardised, example_weights(self.problem.targets)
+        s, weights = self.standardised, self.problem.weights
         preconditioner = cond(
             stale,
             lambda: _preconditioner.build(s, weights, here.probabilities),
@@ -75,7 +75,7 @@ class Newton(Descent):
         return np.ones((), np.float32)
 
     def direction(self, here: Point, state: State) -> tuple[Array, Array, Array]:
-        weights = example_weights(self.problem.targets).astype(jnp.float32)
+        weights = self.problem.weights.astype(jnp.float32)
         p, norm = here.probabilities.astype(jnp.float32), state.norm
         s = _standardised.reweighted(self.standardised, uncertainty(weights, p))
         lower, unit = factored_hessian(s, weights, p)
@@ -97,7 +97,7 @@ def newton_cg(
     problem: Problem, s: Standardised, here: Point, preconditioner: Preconditioner, norm: Array
 ) -> tuple[Array, Array]:
     """-H^-1 g by conjugate gradients, and the number of products with the features."""
-    weights = example_weights(problem.targets).astype(s.ridge.dtype)
+    weights = problem.weights.astype(s.ridge.dtype)
     p = here.probabilities.astype(s.ridge.dtype)
     precondition = partial(_preconditioner.apply, preconditioner)
     return truncated(

@@ -250,7 +250,7 @@ def largest_l1(
         features, labels, num_classes, *weights, fit_intercept, offset, penalty_factors
     )
     _refuse_tracers(data)
-    data = _of_kind(data, _checks.flag(called(), "grouped", grouped))
+    data = replace(data, grouped=_checks.flag(called(), "grouped", grouped))
     options = (Partial(_l1_path.no_report), not_negative("tol", tol), None, lambda: False)
     path = _host_path.path_of(data, *options)
     return path.largest(path.null().evaluation)
@@ -276,7 +276,7 @@ def _with_corners(
     ridges = np.broadcast_to(np.asarray(data.l2), strengths.shape)
     order = np.lexsort((-ridges, -strengths))
     folds, num_folds = (None, 0) if folds is None else folds_array(folds, seed, data)
-    data = _of_kind(data, grouped)
+    data = replace(data, grouped=grouped)
     ones = np.ones(data.features.shape[0], data.features.dtype)
     weights = ones if data.weights is None else np.asarray(data.weights)
     watch = _Watch(callback, len(order) * (1 + num_folds))
@@ -346,11 +346,6 @@ class _Watch:
     def _tells(self) -> bool:
         event = ManyEvent(self.done, self.count, time.perf_counter() - self.begin)
         return self.callback is not None and bool(self.callback(event))
-
-
-def _of_kind(data: Data, grouped: bool) -> Data:
-    """The data, with a penalty on the norms of rows if `grouped`, still 0."""
-    return replace(data, l1_rows=np.zeros((), data.features.dtype)) if grouped else data
 
 
 def _in_order(places: np.ndarray, parts: list[Any]) -> Any:

@@ -32,8 +32,8 @@ from softjax.regression._lbfgs import LBFGS
 from softjax.regression._loop import Solver
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._newton import Newton, NewtonCG, PreciseNewtonCG
-from softjax.regression._objective import no_worse_than_zeros, unpack, without_offset
-from softjax.regression._problem import Data, Problem, normalised_problem
+from softjax.regression._objective import unpack
+from softjax.regression._problem import Data, Problem
 from softjax.regression._proximal import Proximal
 from softjax.regression._result import Status
 
@@ -108,17 +108,26 @@ class Outcome(NamedTuple):
 
 @partial(jax.jit, static_argnames="name")
 def start_of(name: str, data: Data, theta: Array) -> Array:
-    """The start of a fit: the given parameters, or zeros if their objective is lower."""
-    problem, _ = normalised_problem(data)
-    return no_worse_than_zeros(partial(ALL[name].objective, problem), theta)
+    """The start of a fit: the given parameters, or zeros if their objective is lower.
+
+    Parameters that predict other labels with certainty, or are too large for the penalty, are a bad
+    start: if every example is nearly certain, the curvature is 0 and Newton's model fails.
+    """
+    problem, _ = data.normalised_problem()
+    objective, zeros = partial(ALL[name].objective, problem), jnp.zeros_like(theta)
+
+    def better():
+        return jnp.where(objective(theta) <= objective(zeros), theta, zeros)
+
+    return cond(jnp.any(theta != 0), better, lambda: theta)
 
 
 def advance(name: str, data: Data, tol: Array, state: State, stop: Array) -> Outcome:
     """Runs a fit to step `stop`, in one program."""
-    problem, mass = normalised_problem(data)
+    problem, mass = data.normalised_problem()
     solver = ALL[name]
     state, logits = run(name, problem, tol, state, stop)
-    separated = is_separated(problem.targets, without_offset(problem, logits))
+    separated = is_separated(problem.targets, problem.without_offset(logits))
     status, suspected, hidden = state.status, jnp.asarray(False), jnp.asarray(False)
     if solver.needs_optimum:
         status = status_where_separated(problem, state.theta, status, separated)
@@ -131,7 +140,6 @@ def advance(name: str, data: Data, tol: Array, state: State, stop: Array) -> Out
             status = jnp.where(at_optimum, Status.CONVERGED, status).astype(jnp.int32)
             hidden &= ~at_optimum
         hidden &= problem.l1 == 0
-        hidden &= problem.l1_rows is None
     objective = state.value * mass
     params = unpack(state.theta)
     return Outcome(state, params, objective, status, separated, suspected, hidden)

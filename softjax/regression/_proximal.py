@@ -30,6 +30,7 @@ their backtracking; B. O'Donoghue and E. Candes, "Adaptive restart for accelerat
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -55,16 +56,7 @@ from softjax.regression._implicit import (
     solve,
 )
 from softjax.regression._loop import Solver
-from softjax.regression._objective import (
-    centred,
-    example_weights,
-    logits_at,
-    penalised,
-    point,
-    relative_norm,
-    row_norms,
-    value,
-)
+from softjax.regression._objective import centred, relative_norm, row_norms
 from softjax.regression._problem import Problem
 from softjax.regression._result import Status
 from softjax.regression._standardised import Standardised
@@ -120,7 +112,7 @@ def _solve_among_active(theta: Array, problem: Problem, b: Array) -> Array:
     """H^-1 b among the entries that are not 0: the others stay 0 if the problem changes."""
     active = (theta != 0).at[:, -1].set(True)
     # Along a change that all classes have in common the loss has no curvature: only l2 has.
-    l2 = problem.l2 * penalised(problem, jnp.ones_like(theta[:1]))[0]
+    l2 = problem.l2 * problem.penalised(jnp.ones_like(theta[:1]))[0]
     held = jnp.all(active, 0) & (l2 > 0)
     loose = jnp.all(active, 0) & ~held
 
@@ -177,8 +169,8 @@ class Proximal(Solver):
             problem, self.bound, problem.features.dtype
         )
         self.model = _bound(problem, s)
-        self.smooth = problem._replace(l1=jnp.zeros_like(problem.l1), l1_rows=None)
-        self.shrink = _shrink if problem.l1_rows is None else _shrink_rows
+        self.smooth = replace(problem, l1=jnp.zeros_like(problem.l1), grouped=False)
+        self.shrink = _shrink_rows if problem.grouped else _shrink
 
     @staticmethod
     def memory(features: "Array | BCOO", theta: Any) -> Memory:
@@ -193,7 +185,7 @@ class Proximal(Solver):
             theta=self._of_features(v), memory=state.memory._replace(v=v, ahead=ahead)
         )
         logits, ahead_logits = (
-            logits_at(self.problem, theta) for theta in (state.theta, self._of_features(ahead))
+            self.problem.logits(theta) for theta in (state.theta, self._of_features(ahead))
         )
         return state, (logits, ahead_logits)
 
@@ -203,27 +195,27 @@ class Proximal(Solver):
         """Judges the point y, by the decrement of the step from it."""
         problem, s, ahead_logits = self.problem, self.standardised, known[1]
         v, ahead, _, growth = state.memory
-        here = point(problem, self._of_features(ahead), ahead_logits)
+        here = problem.point(self._of_features(ahead), ahead_logits)
         gradient = _standardised.to_standard(s.mean, s.scale, here.gradient)
         least = _least(self.model, self.shrink, growth, ahead, gradient)
         step = least - ahead
         image = growth * _times(self.model, step)
         new = self._with_best_common_part(least)
         theta = self._of_features(new)
-        logits = logits_at(problem, theta)
+        logits = problem.logits(theta)
 
         # The curvature of the model is too large: the decrement uses that of the Hessian.
         moved = logits - ahead_logits
         moved -= jnp.sum(here.probabilities * moved, 0, keepdims=True)
         variance = jnp.sum(here.probabilities * moved * moved, 0)
-        curvature = jnp.vdot(example_weights(problem.targets), variance)
+        curvature = jnp.vdot(problem.weights, variance)
         curvature += jnp.vdot(s.ridge[None] * step, step)
         squared = jnp.vdot(image, step)
         decrement = jnp.where(squared > 0, squared * squared / (2 * curvature), 0)
 
         slope = smallest_subgradient(problem, here.theta, here.gradient)
         norm = relative_norm(slope, self.bound)
-        objective = value(problem, here.theta, ahead_logits)
+        objective = problem.value(here.theta, ahead_logits)
         now = state._replace(decrement=decrement)
         now = check_convergence(now, objective, norm, tol, self.model.unseen)
         # Only the parameters can converge: if y differs from them, the momentum is reset first.
@@ -239,11 +231,11 @@ class Proximal(Solver):
     ) -> tuple[State, tuple[Array, Array]]:
         """Steps to the minimum of the model, unless the objective is above the model there."""
         (logits, ahead_logits), (v, ahead, t, growth) = known, state.memory
-        before = value(self.smooth, here.ahead, ahead_logits)
+        before = self.smooth.value(here.ahead, ahead_logits)
         model = before + jnp.vdot(here.gradient, here.step)
         model += jnp.vdot(here.image, here.step) / 2
         # Compare at `least`: the common part does not change the loss, but may raise l2.
-        reached_value = value(self.smooth, self._of_features(here.least), here.logits)
+        reached_value = self.smooth.value(self._of_features(here.least), here.logits)
         too_high = ~(reached_value <= model + 4 * rounding_of(before))
 
         uphill = jnp.vdot(here.image, here.new - v) < 0
@@ -268,14 +260,14 @@ class Proximal(Solver):
     def postprocess(
         self, state: State, known: tuple[Array, Array], tol: Array
     ) -> tuple[State, Array]:
-        return state._replace(value=value(self.problem, state.theta, known[0])), known[0]
+        return state._replace(value=self.problem.value(state.theta, known[0])), known[0]
 
     def _of_features(self, v: Array) -> Array:
         """The parameters of the original features."""
         return _standardised.from_standard(self.standardised.mean, self.standardised.scale, v)
 
     def _with_best_common_part(self, v: Array) -> Array:
-        if self.problem.l1_rows is not None:
+        if self.problem.grouped:
             return centred(v)  # which minimises the norms and squares
         return _with_best_common_part(self.model, self.standardised.ridge, v)
 
@@ -342,21 +334,20 @@ def _shrink_rows(threshold: Array, v: Array) -> Array:
 
 def smallest_subgradient(problem: Problem, theta: Array, gradient: Array) -> Array:
     """The smallest subgradient of the objective with its penalties, which is 0 at the optimum."""
-    if problem.l1_rows is not None:
-        threshold = penalised(problem, jnp.full_like(theta[:1], problem.l1_rows))
+    if problem.grouped:
+        threshold = problem.penalised(jnp.full_like(theta[:1], problem.l1))
         norms = row_norms(theta)
         inside = gradient + threshold * theta / jnp.where(norms > 0, norms, 1)
         return jnp.where(norms > 0, inside, _shrink_rows(threshold, gradient))
-    threshold = penalised(problem, jnp.full_like(theta, problem.l1))
+    threshold = problem.penalised(jnp.full_like(theta, problem.l1))
     inside = gradient + threshold * jnp.sign(theta)
     return jnp.where(theta == 0, _shrink(threshold, gradient), inside)
 
 
 def _bound(problem: Problem, s: Standardised) -> Bound:
-    weights = example_weights(problem.targets) / 2
+    weights = problem.weights / 2
     width = len(s.ridge)
-    l1 = problem.l1 if problem.l1_rows is None else problem.l1_rows
-    threshold = penalised(problem, l1 / jnp.append(s.scale, 1)[None])[0]
+    threshold = problem.penalised(problem.l1 / jnp.append(s.scale, 1)[None])[0]
     if _preconditioner.is_diagonal(problem.features):
 
         def body(_, v):

@@ -17,19 +17,12 @@ from softjax import _checks
 from softjax._platforms import tracing_for_platform_of
 from softjax._sharding import cond
 from softjax.regression import _ending, _frame, _programs
-from softjax.regression._convergence import (
-    CONFIRMED,
-    NEAR,
-    STILL,
-    converged,
-    is_loose,
-    rounding_of,
-)
+from softjax.regression._convergence import CONFIRMED, NEAR, STILL, converged, rounding_of
 from softjax.regression._implicit import stationary
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._newton import PreciseNewtonCG
-from softjax.regression._objective import logits_at, objective, pack, unpack, value
-from softjax.regression._problem import Data, problem_of
+from softjax.regression._objective import pack, unpack
+from softjax.regression._problem import Data
 from softjax.regression._programs import PRECISELY, SOLVERS, Outcome, solver_of
 from softjax.regression._result import FitResult, Status
 
@@ -92,9 +85,9 @@ class Run:
         self._run(stop, self.tol)
         if SOLVERS[self.name].by_newton:
             return
-        if self.data.l1 or self.data.l1_rows is not None:
+        if self.data.l1:
             self._check_l1(stop)
-        elif self.outcome.status == Status.CONVERGED and is_loose(self.data):
+        elif self.outcome.status == Status.CONVERGED and self.data.is_loose:
             checked = _ending.check_in_float64(
                 self.data, self.state.theta, self.state.first, self.tol
             )
@@ -131,7 +124,7 @@ class Run:
         suspected = bool(self.outcome.suspected)
         if self.outcome.status == Status.RUNNING and state.step >= self.limit:
             near_end = state.norm < NEAR and state.farthest >= STILL
-            suspected = SOLVERS[self.name].needs_optimum and near_end and bool(is_loose(self.data))
+            suspected = SOLVERS[self.name].needs_optimum and near_end and bool(self.data.is_loose)
         return suspected and _ending.is_proven(self.data, state.theta)
 
     def ended(self, result: FitResult) -> FitResult:
@@ -194,7 +187,7 @@ def _cast(new: np.ndarray, old: np.ndarray) -> np.ndarray:
 
 @jax.jit
 def _objective_of(data: Data, theta: Array) -> Array:
-    return objective(problem_of(data), theta)
+    return data.problem().objective(theta)
 
 
 def traced(
@@ -218,9 +211,9 @@ def traced(
     theta = lax.stop_gradient(pack(_frame.expand(frame, fit.params)))
     if frame.centre is not None:
         data = replace(data, features=_frame.less(data.features, frame.centre))
-    problem = problem_of(data)
+    problem = data.problem()
     theta = stationary(SOLVERS[name].condition, theta, problem)
-    objective = value(problem, theta, logits_at(problem, theta))
+    objective = problem.value(theta, problem.logits(theta))
     params, moved = _frame.outside(frame.centre, unpack(theta))
     moved = lax.stop_gradient(moved)
     status = _frame.status_outside(fit.status, moved, value_over_mass, tol)
@@ -241,18 +234,16 @@ def to_the_end(
     state = solver_of(name, data).start(data, _programs.start_of(name, data, pack(params)))
     tol = jnp.asarray(tol, data.features.dtype)
     outcome = _programs.within_trace(name, data, tol, state, limit)
-    if not penalised and not solver.by_newton and data.l1_rows is None:
-        unseen = (outcome.status == Status.CONVERGED) & is_loose(data) & (data.l1 == 0)
+    if not penalised and not solver.by_newton:
+        unseen = (outcome.status == Status.CONVERGED) & data.is_loose & (data.l1 == 0)
         at_end = (data, outcome.state.theta, outcome.state.first, tol)
         outcome = cond(
             unseen,
             lambda: _with_check(outcome, _ending.check(*at_end)),
             lambda: outcome,
         )
-    if not solver.by_newton and (data.l1_rows is not None or _checks.known(data.l1) != 0):
-        doubtful = outcome.status == Status.CONVERGED
-        if data.l1_rows is None:
-            doubtful &= data.l1 > 0
+    if not solver.by_newton and _checks.known(data.l1) != 0:
+        doubtful = (outcome.status == Status.CONVERGED) & (data.l1 > 0)
         at_optimum = cond(
             doubtful,
             lambda: _ending.check_l1(data, outcome.state.theta, tol),

@@ -22,7 +22,6 @@ from softjax.regression._features import (
     stored_mass,
     with_data,
 )
-from softjax.regression._objective import example_weights, ridge
 from softjax.regression._problem import Problem
 
 # The middle of a feature is the median of this many examples.
@@ -88,7 +87,7 @@ def scaled(
     else:
         r = ((x - base[None]) / size[None]).astype(dtype)
     offset, unit = ((mean - base) / size).astype(r.dtype), (scale / size).astype(r.dtype)
-    return _around(r, base, size, offset, unit, ridge(problem), problem.constant)
+    return _around(r, base, size, offset, unit, problem.ridge, problem.constant)
 
 
 def rescaled(s: Standardised, offset: Array, unit: Array) -> Standardised:
@@ -200,7 +199,7 @@ def moments(problem: Problem, bound: Array) -> tuple[Array, Array]:
     Without an intercept, 0 and the root mean square.
     """
     x, root_mean_square = problem.features, bound[:-1]
-    weights = example_weights(problem.targets)
+    weights = problem.weights
     total = jnp.sum(weights)
     mean, variance = _moments(x, weights / total, problem.constant, jnp.zeros_like(bound[:-1]))
     variance *= total

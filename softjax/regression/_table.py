@@ -183,7 +183,7 @@ class Table(NamedTuple):
 
 def table_of(data: Data, targets: np.ndarray, dense: bool) -> Table:
     """The problem of `data` with these targets [K, N]; its ridge is the penalty factors."""
-    biases = int(data.constant is None or data.constant > 0)
+    biases = int(data.constant > 0)
     width = data.features.shape[1]
     factors = np.ones(width) if data.factors is None else np.asarray(data.factors, np.float64)
     x: Any = sparse_columns(data.features, biases) if not dense else in_numpy(data.features)

@@ -9,6 +9,7 @@ most steps take one pass.
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,13 +25,7 @@ from softjax.regression._convergence import NEAR, STILL, converged, progressed
 from softjax.regression._descent import OVERSHOOT, SLOPE_LEFT
 from softjax.regression._features import in_full_precision
 from softjax.regression._lbfgs import LBFGS, Memory, lbfgs
-from softjax.regression._objective import (
-    centred,
-    gradient_bound,
-    logits_at,
-    point,
-    unpack,
-)
+from softjax.regression._objective import centred, unpack
 from softjax.regression._result import Event, FitResult, Status, Validation, recorded
 from softjax.regression._steps import Batch
 from softjax.streaming._passes import FIT, Passes, Sums, problem_of_batch
@@ -247,9 +242,9 @@ def _direction(
 
     The gradients are sums over all rows; the preconditioner is computed from the sample.
     """
-    problem = problem_of_batch(num_classes, transform, shift, constant, sample)._replace(l2=l2)
-    s = _standardised.standardise(problem, gradient_bound(problem), problem.features.dtype)
-    here = point(problem, at.theta, logits_at(problem, at.theta))
+    problem = replace(problem_of_batch(num_classes, transform, shift, constant, sample), l2=l2)
+    s = _standardised.standardise(problem, problem.gradient_bound(), problem.features.dtype)
+    here = problem.point(at.theta, problem.logits(at.theta))
     here = here._replace(gradient=centred(at.gradient))
     d, memory = lbfgs(problem, s, here, at.memory, at.step, at.norm)
     return centred(d), memory, _preconditioner.unseen(s, memory.preconditioner, here.gradient)

@@ -6,7 +6,6 @@ Then the sums of all processes are added.
 
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -20,15 +19,7 @@ from softjax.regression import _ending, _frame
 from softjax.regression._arguments import refuse_scales
 from softjax.regression._convergence import is_separated
 from softjax.regression._descent import largest_move
-from softjax.regression._objective import (
-    class_scores,
-    gradient_bound,
-    logits_at,
-    point,
-    value,
-    without_offset,
-)
-from softjax.regression._problem import Data, Problem, problem_of
+from softjax.regression._problem import Data, Problem
 from softjax.regression._steps import Batch, Transform, good_rows
 from softjax.streaming._devices import ahead
 from softjax.streaming._rows import (
@@ -253,7 +244,7 @@ def problem_of_batch(
     num_classes: int, transform: Transform, shift: Array, constant: Array, batch: Batch
 ) -> Problem:
     """The unpenalised problem of a batch; the sum of its targets is the mean weight."""
-    return problem_of(_data(num_classes, transform, shift, constant, batch))
+    return _data(num_classes, transform, shift, constant, batch).problem()
 
 
 def _data(
@@ -263,8 +254,16 @@ def _data(
     features = _frame.less(transformed(transform, batch.features), shift)
     zero = jnp.zeros((), features.dtype)
     offset = None if batch.offset is None else batch.offset.T
-    data = Data(num_classes, features, batch.labels, batch.weights, None, zero, zero)
-    return replace(data, constant=jnp.asarray(constant), offset=offset)
+    return Data(
+        num_classes=num_classes,
+        features=features,
+        labels=batch.labels,
+        weights=batch.weights,
+        l2=zero,
+        l1=zero,
+        constant=jnp.asarray(constant),
+        offset=offset,
+    )
 
 
 @partial(jax.jit, static_argnames=("num_classes", "transform"))
@@ -278,14 +277,14 @@ def _sums(
 ) -> Sums:
     features = transformed(transform, batch.features)
     problem = problem_of_batch(num_classes, transform, shift, constant, batch)
-    logits = logits_at(problem, theta)
+    logits = problem.logits(theta)
     size = jnp.asarray(len(batch.labels), theta.dtype)
-    bound = gradient_bound(problem)
+    bound = problem.gradient_bound()
     return Sums(
-        size * value(problem, theta, logits),
-        size * point(problem, theta, logits).gradient,
+        size * problem.value(theta, logits),
+        size * problem.point(theta, logits).gradient,
         size * bound * bound,
-        is_separated(problem.targets, without_offset(problem, logits)),
+        is_separated(problem.targets, problem.without_offset(logits)),
         jnp.max(jnp.where(batch.weights[:, None] > 0, jnp.abs(features), 0), 0, initial=0),
         size * jnp.sum(problem.targets, 1),
     )
@@ -301,4 +300,4 @@ def _move(
     batch: Batch,
 ) -> Array:
     problem = problem_of_batch(num_classes, transform, shift, constant, batch)
-    return largest_move(jnp.where(batch.weights[None] > 0, class_scores(problem, d), 0))
+    return largest_move(jnp.where(batch.weights[None] > 0, problem.scores(d), 0))

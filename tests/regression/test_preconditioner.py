@@ -7,8 +7,8 @@ import pytest
 
 from softjax import regression
 from softjax.regression import _preconditioner, _standardised
-from softjax.regression._objective import centred, example_weights, gradient_bound, hessian_times
-from softjax.regression._problem import Data, problem_of
+from softjax.regression._objective import centred
+from softjax.regression._problem import Data
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.usefixtures("compiled_fits")]
 
@@ -24,14 +24,14 @@ def clustered(examples, width, classes):
 @jax.jit
 def both(data, p):
     """The inverse of the preconditioner and the Hessian, as matrices, at probabilities [K, N]."""
-    problem = problem_of(data)
-    s = _standardised.standardise(problem, gradient_bound(problem))
-    built = _preconditioner.build(s, example_weights(problem.targets), p)
+    problem = data.problem()
+    s = _standardised.standardise(problem, problem.gradient_bound())
+    built = _preconditioner.build(s, problem.weights, p)
     shape = data.num_classes, data.features.shape[1] + 1
     unit = jnp.eye(shape[0] * shape[1], dtype=p.dtype).reshape(-1, *shape)
     one = jnp.ones((), p.dtype)
     inverse = jax.vmap(lambda g: _preconditioner.precondition(s, built, centred(g), one))(unit)
-    hessian = jax.vmap(lambda v: hessian_times(problem, p, centred(v)))(unit)
+    hessian = jax.vmap(lambda v: problem.hessian_times(p, centred(v)))(unit)
     return tuple(a.reshape(len(unit), -1) for a in (inverse, hessian))
 
 
@@ -49,9 +49,14 @@ def test_the_preconditioner_is_positive_definite_and_near_the_inverse_hessian(co
             p = rng.dirichlet(np.full(classes, rng.choice([0.1, 1, 10])), 60).T
             zero = jnp.zeros(())
             data = Data(
-                classes, jnp.asarray(x), y, jnp.asarray(weights / weights.mean()), None,
-                jnp.asarray(l2), zero, constant=jnp.asarray(constant),
-            )  # fmt: skip
+                num_classes=classes,
+                features=jnp.asarray(x),
+                labels=y,
+                weights=jnp.asarray(weights / weights.mean()),
+                l2=jnp.asarray(l2),
+                l1=zero,
+                constant=jnp.asarray(constant),
+            )
             inverse, hessian = map(np.asarray, both(data, jnp.asarray(p)))
             # In units in which the Hessian has the diagonal 1.
             size = np.sqrt(np.where(np.diag(hessian) > 0, np.diag(hessian), 1))
@@ -67,7 +72,8 @@ def test_a_feature_may_be_constant_among_the_examples_that_weigh():
     """The last one is certain, and all others have the same feature."""
     x, p = np.array([[0.0], [0.0], [0.0], [1.0]]), np.array([[0.5, 0.5, 0.5, 0.0]])
     zero = jnp.zeros(())
-    data = Data(2, jnp.asarray(x), jnp.asarray([0, 1, 0, 1]), None, None, zero, zero)
+    labels = jnp.asarray([0, 1, 0, 1])
+    data = Data(num_classes=2, features=jnp.asarray(x), labels=labels, l2=zero, l1=zero)
     inverse, _ = map(np.asarray, both(data, jnp.asarray(np.concatenate([p, 1 - p]))))
     assert np.isfinite(inverse).all()
     assert np.linalg.eigvalsh((inverse + inverse.T) / 2)[-1] > 0

@@ -107,7 +107,8 @@ def test_no_array_of_a_fit_is_of_classes_by_classes(shape, solver):
     scalar = jax.ShapeDtypeStruct((), "float32")
     features = jax.ShapeDtypeStruct(shape, "float32")
     labels = jax.ShapeDtypeStruct(shape[:1], "int32")
-    data = Data(num_classes, features, labels, None, None, scalar, scalar)
+    known = {"features": features, "labels": labels, "l2": scalar, "l1": scalar}
+    data = Data(num_classes=num_classes, **known)
     theta = np.zeros((num_classes, shape[1] + 1), np.float32)
     state = _programs.solver_of(solver, data).start(data, theta)
     program = _programs.within_trace.lower(solver, data, scalar, state, np.int32(9))

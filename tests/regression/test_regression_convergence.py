@@ -40,7 +40,16 @@ def fits(solver, problems):
 
     def one(x, targets, weights, class_weights, l2, l1, theta):
         mean = jnp.mean(weights)
-        data = Data(K, x, targets, weights / mean, class_weights, l2, l1, mean * N)
+        data = Data(
+            num_classes=K,
+            features=x,
+            labels=targets,
+            weights=weights / mean,
+            class_weights=class_weights,
+            l2=l2,
+            l1=l1,
+            count=mean * N,
+        )
         theta = _programs.start_of(solver, data, theta)
         state = jax.tree.map(jnp.asarray, _programs.solver_of(solver, data).start(data, theta))
         outcome = advance(data, jnp.asarray(TOL), state, limit)

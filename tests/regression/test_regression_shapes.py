@@ -71,8 +71,8 @@ def test_targets_are_those_of_the_rows_alone_to_the_last_bit():
     x, labels = drawn()
     weights = np.arange(N) % 5 / 3.0
     data = regression._arguments.checked_data(x, labels, K, weights, None)
-    alone = regression._problem.problem_of(data)
-    padded = regression._problem.problem_of(_frame.in_bucket(data))
+    alone = data.problem()
+    padded = _frame.in_bucket(data).problem()
     rows, width = padded.features.shape
     assert rows & (rows - 1) == 0
     assert rows > N

@@ -10,8 +10,7 @@ from test_regression import L2, D, K, N, assert_optimal, optimum, problem
 
 from softjax import regression
 from softjax.regression import _features, _programs
-from softjax.regression._objective import point
-from softjax.regression._problem import Data, problem_of
+from softjax.regression._problem import Data
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.usefixtures("compiled_fits")]
 
@@ -289,7 +288,7 @@ def test_a_fit_takes_some_of_the_logits_and_parameters_and_no_copy_of_float32_fe
     with jax.enable_x64(dtype == "float64"):
         scalar, labels = jax.ShapeDtypeStruct((), dtype), jax.ShapeDtypeStruct((examples,), "int32")
         features = jax.ShapeDtypeStruct((examples, width), dtype)
-        data = Data(K, features, labels, None, None, scalar, scalar)
+        data = Data(num_classes=K, features=features, labels=labels, l2=scalar, l1=scalar)
         state = _programs.solver_of("newton-cg", data).start(data, np.zeros((K, width + 1), dtype))
         program = _programs.quickly_compiled().lower("newton-cg", data, scalar, state, np.int32(10))
         temporaries = program.compile().memory_analysis().temp_size_in_bytes
@@ -516,8 +515,8 @@ def test_the_objective_of_a_point_has_the_digits_of_nearly_certain_classes():
         for row in range(0, 101, 10):
             w = np.zeros(101, np.float32)
             w[row] = 101
-            problem = problem_of(
-                Data(1 + others, np.ones((101, 1), np.float32), y, w, None, zero, zero)
-            )
-            here = point(problem, np.zeros((1 + others, 2), np.float32), jnp.asarray(logits))
+            x = np.ones((101, 1), np.float32)
+            data = Data(num_classes=1 + others, features=x, labels=y, weights=w, l2=zero, l1=zero)
+            problem = data.problem()
+            here = problem.point(np.zeros((1 + others, 2), np.float32), jnp.asarray(logits))
             np.testing.assert_allclose(here.value, losses[row], rtol=2e-6)
