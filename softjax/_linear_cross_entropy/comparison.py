@@ -11,7 +11,9 @@ Then
     f_k = f_tail q_k / q_tail    for a class that is not listed
 """
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -53,6 +55,18 @@ class Side(NamedTuple):
     s: Statistics
 
 
+class Rounding(NamedTuple):
+    """How exactly the probabilities that a teacher lists are known.
+
+    Attributes:
+        unit: the unit roundoff of the probabilities: no smaller tail can be told from none.
+        room: the largest difference from 1 that the sum of all probabilities has by rounding.
+    """
+
+    unit: float
+    room: float
+
+
 class Tail(NamedTuple):
     """The k classes that a teacher lists, if this device has them, and all other classes."""
 
@@ -60,6 +74,7 @@ class Tail(NamedTuple):
     inside: Array  # [n, k]
     is_listed: Array  # [n, v]
     others: Statistics
+    log_q: Array  # [n], of the student
     is_here: Array  # [n], whether this device counts the tail
 
 
@@ -79,6 +94,7 @@ class Comparison(NamedTuple):
     axes: tuple[str, ...]
     divergence: Divergence
     beta: float
+    rounding: Rounding | None  # of a teacher that lists probabilities
 
     def contrast(self, part: Arguments, blocks: Blocks) -> Contrast:
         """The two heads on the rows of the student."""
@@ -88,7 +104,7 @@ class Comparison(NamedTuple):
             sizes = _compared(student, teacher)
         else:
             tail = self._tail(part, student, blocks[0].scalars.temperature)
-            sizes = _compared_with_tail(blocks[0], student, tail)
+            sizes = self._compared_with_tail(blocks[0], student, tail)
         if (active := part.rows.active) is not None:
             # An inactive row is compared with itself: its loss and gradient are 0.
             delta = jnp.where(active[:, None], sizes.delta, 0)
@@ -110,7 +126,8 @@ class Comparison(NamedTuple):
         if tail is not None:
             by_q = self._slopes_of_classes(by_q, blocks[0], student, tail)
             if mass is not None and of_student is not None and of_student.mass is not None:
-                log_p_dot = jax.jvp(_log_probabilities, (mass,), (of_student.mass,))[1]
+                log_p = partial(self._log_probabilities, log_q_tail=tail.log_q)
+                log_p_dot = jax.jvp(log_p, (mass,), (of_student.mass,))[1]
                 l_dot += jnp.sum(by_p * jnp.where(_here(tail), log_p_dot, 0), -1)
         add_up = ADD_UP_TO_0.get(self.divergence, (False, False))
         sides = (teacher, blocks[1], dots[1], by_p), (student, blocks[0], dots[0], by_q)
@@ -149,10 +166,48 @@ class Comparison(NamedTuple):
         row, place = jnp.arange(index.shape[0])[:, None], jnp.where(inside, index, width)
         is_listed = jnp.zeros_like(student.x, bool).at[row, place].set(True, mode="drop")
         others = self._statistics(jnp.where(is_listed, -jnp.inf, student.x), temperature)
+        log_q = distance(others.top, student.s.top, temperature)
+        log_q += log_total(others) - log_total(student.s)
+        log_q = jnp.where(others.excess < 0, -jnp.inf, log_q)
         is_here = jnp.ones_like(others.top, bool)
         if self.axes:
             is_here &= lax.axis_index(self.axes) == 0
-        return Tail(index, inside, is_listed, others, is_here)
+        return Tail(index, inside, is_listed, others, log_q, is_here)
+
+    def _compared_with_tail(self, block: Block, student: Side, tail: Tail) -> Compared:
+        """The classes that the teacher lists and, last, the tail.
+
+        The student's tail is a sum over the other classes, and the teacher's an exact difference,
+        so that no rounded 1 - P is used. Classes of other devices have probability 0 here.
+        """
+        assert block.mass is not None
+        at = jnp.where(tail.inside, tail.index, 0)
+        listed = jnp.take_along_axis(student.x, at, -1, mode="promise_in_bounds")
+        listed = distance(listed, student.s.top[:, None], block.scalars.temperature)
+        log_q = jnp.concatenate((listed - log_total(student.s)[:, None], tail.log_q[:, None]), -1)
+        log_p = self._log_probabilities(block.mass, tail.log_q)
+        dtype, here = jnp.result_type(log_p, log_q), _here(tail)
+        return compared(*(jnp.where(here, a.astype(dtype), -jnp.inf) for a in (log_p, log_q)))
+
+    def _log_probabilities(self, mass: Array, log_q_tail: Array) -> Array:
+        """log p of the classes that the teacher lists and, last, of the tail.
+
+        A tail below the unit roundoff is not known, not even its sign. The same holds below the
+        error of a whole sum where the student has no tail, as when all classes are listed. There
+        the tail is at most the student's, which adds nothing to the divergence, and the listed
+        probabilities are divided by their sum. The reverse KL tends to +inf as the teacher's tail
+        tends to 0; an unknown tail counts there as one unit roundoff, or as the student's.
+        """
+        assert self.rounding is not None
+        unit, room = self.rounding
+        rest = _rest(mass)
+        has_tail = log_q_tail >= math.log(jnp.finfo(log_q_tail.dtype).tiny)
+        unknown = rest < jnp.where(has_tail, unit, room).astype(rest.dtype)
+        most = jnp.full_like(rest, unit) if self.divergence == "reverse_kl" else rest
+        unknown_tail = jnp.minimum(_log(jnp.maximum(most, 0)), log_q_tail.astype(rest.dtype))
+        of_tail = jnp.where(unknown, unknown_tail, _log(jnp.where(unknown, 1, rest)))
+        log_sum = jnp.log1p(-jnp.where(unknown, rest, 0))
+        return jnp.concatenate((_log(mass) - log_sum[:, None], of_tail[:, None]), -1)
 
     def _slopes_of_classes(self, by_q: Array, block: Block, student: Side, tail: Tail) -> Array:
         """The slopes by log q of all classes, from the slopes of the listed ones and the tail."""
@@ -182,38 +237,13 @@ def _compared(student: Side, teacher: Side) -> Compared:
     return compared_softmaxes(*(a.astype(dtype) for a in sides))
 
 
-def _compared_with_tail(block: Block, student: Side, tail: Tail) -> Compared:
-    """The classes that the teacher lists and, last, the tail.
-
-    The student's tail is a sum over the other classes, and the teacher's an exact difference, so
-    that no rounded 1 - P is used. Classes of other devices have probability 0 here.
-    """
-    others = tail.others
-    assert block.mass is not None
-    temperature, top = block.scalars.temperature, student.s.top
-    tail_q = distance(others.top, top, temperature) + (log_total(others) - log_total(student.s))
-    tail_q = jnp.where(others.excess < 0, -jnp.inf, tail_q)
-    at = jnp.where(tail.inside, tail.index, 0)
-    listed = jnp.take_along_axis(student.x, at, -1, mode="promise_in_bounds")
-    listed_q = distance(listed, top[:, None], temperature) - log_total(student.s)[:, None]
-    log_p = _log_probabilities(block.mass)
-    log_q = jnp.concatenate((listed_q, tail_q[:, None]), -1)
-    dtype, here = jnp.result_type(log_p, log_q), _here(tail)
-    return compared(*(jnp.where(here, a.astype(dtype), -jnp.inf) for a in (log_p, log_q)))
-
-
-def _log_probabilities(mass: Array) -> Array:
-    """log p of the classes that the teacher lists and, last, of the tail."""
-    return jnp.concatenate((_log(mass), _log(_rest(mass))[:, None]), -1)
-
-
 def _log(p: Array) -> Array:
     """log p, with the derivative 0 if p is 0."""
     return jnp.where(p == 0, -jnp.inf, jnp.log(jnp.where(p == 0, 1, p)))
 
 
 def _rest(mass: Array) -> Array:
-    """1 - sum of the masses, at least 0, rounded only once: each addition keeps its rounding error.
+    """1 - sum of the masses, rounded only once: each addition keeps its rounding error.
 
     Source: D. E. Knuth, "The art of computer programming", volume 2, section 4.2.2, theorem B.
     """
@@ -227,5 +257,4 @@ def _rest(mass: Array) -> Array:
         part = total - a
         lost = lost[:, ::2] + lost[:, 1::2] + ((a - (total - part)) + (b - part))
         a = total
-    rest = (a + lost)[:, 0]
-    return jnp.where(rest < 0, 0, rest)
+    return (a + lost)[:, 0]

@@ -17,7 +17,7 @@ from softjax import _checks
 from softjax._labels import TopKLabels, sparse_distribution
 from softjax._linear_cross_entropy.blocks import Rows, Scalars
 from softjax._linear_cross_entropy.calls import Call, call_of
-from softjax._linear_cross_entropy.comparison import Comparison
+from softjax._linear_cross_entropy.comparison import Comparison, Rounding
 from softjax._linear_cross_entropy.divergences import DIVERGENCES, Divergence
 from softjax._linear_cross_entropy.examples import (
     checked_room,
@@ -90,7 +90,10 @@ def linear_distillation_loss(
         jensen_shannon: T^2 (b KL(p, m) + (1 - b) KL(q, m)),  m = b p + (1 - b) q,  b: beta
 
     If only the k most probable classes of a teacher are known, all other classes are treated as one
-    class, which has the remaining probability. No mass of the teacher or of the student is dropped.
+    class, the tail, which has the remaining probability. No mass of the teacher or of the student
+    is dropped. A tail of the teacher within the rounding of its probabilities does not count as
+    mass where the student has none; in the reverse KL, a tail below their unit roundoff counts as
+    one unit roundoff, or as the student's tail if that is less.
 
     Derivative: both modes work at any order for every real argument, and never hold all logits. A
     sum or mean and its gradients by the student take four matrix products, one of them for the
@@ -101,13 +104,13 @@ def linear_distillation_loss(
     Edge cases: the divergence of equal students and teachers is exactly 0, with zero gradient. It
     is +inf if one head has mass on a class that the other removes by a bias of -inf. An example
     with weight 0 has no effect. A class that occurs twice among the k, or probabilities that sum to
-    more than 1, give NaN under a trace.
+    more than 1 (or to less, if k = V), give NaN under a trace.
 
     Args:
         hidden: real [..., D], of the student.
         kernel: real [D, V].
         teacher: LinearHead, which may have another number of features; or TopKLabels [..., k] with
-            the probabilities at the temperature T, which sum to at most 1.
+            the probabilities at the temperature T, which sum to at most 1, or to 1 if k = V.
         bias: real [V].
         transpose_kernel: whether the kernels, also the teacher's, are [V, D].
         divergence: "forward_kl", "reverse_kl" or "jensen_shannon".
@@ -158,8 +161,8 @@ def linear_distillation_loss(
     dtype = compute_dtype(head.hidden.dtype)
     scalars = checked_scalars(NAME, dtype, softcap, temperature)
     num_classes = all_classes(head.classes, class_axis)
-    student, of_teacher = _checked(head, scalars, teacher, temperature, num_classes)
-    pair = Pair(student, of_teacher)
+    pair, rounding = _checked(head, scalars, teacher, temperature, num_classes)
+    of_teacher = pair.teacher
     w = checked_weights(NAME, weights, head)
     max_active = checked_room(NAME, max_active, head.lead, None, w)
     of_examples = pair.student.rows, of_teacher and of_teacher.rows, w
@@ -171,26 +174,31 @@ def linear_distillation_loss(
         expected = f"of features that {features} devices share"
         got = f"shape {of_teacher.classes.kernel.shape}"
         raise ValueError(_checks.message(NAME, "teacher.kernel", expected, got))
-    return _reduced(call, (divergence, beta), pair, w)
+    return _reduced(call, Comparison((), divergence, beta, rounding), pair, w)
 
 
-def _checked(head: Head, scalars: Scalars, teacher, temperature, num_classes: int) -> Pair:
-    """The two heads, or the student with the probabilities of the teacher."""
+def _checked(
+    head: Head, scalars: Scalars, teacher, temperature, num_classes: int
+) -> tuple[Pair, Rounding | None]:
+    """The two heads, or the student with the probabilities of the teacher and their rounding."""
     classes, dtype = head.classes, compute_dtype(head.hidden.dtype)
     if isinstance(teacher, TopKLabels):
         index, mass = sparse_distribution(NAME, teacher, (*head.lead, num_classes))
+        rounding, lists_all = _rounding_of(mass, dtype), mass.shape[-1] == num_classes
+        is_sum = partial(_is_sum, rounding.room, lists_all)
+        which = "1, since all classes are listed" if lists_all else "at most 1"
         for array, good, argument, expected in (
-            (mass, _is_part, "teacher.probabilities", "numbers that sum to at most 1"),
             (index, _is_set, "teacher.indices", "classes that are all different"),
+            (mass, is_sum, "teacher.probabilities", f"numbers that sum to {which}"),
         ):
             with jax.ensure_compile_time_eval():  # also within a trace, if the teacher is known
                 refused = _checks.checks_values(array) and not bool(jnp.all(good(array)))
             if refused:
                 raise ValueError(_checks.message(NAME, argument, expected, "others"))
-        bad = ~(_is_part(mass) & _is_set(index))
+        bad = ~(is_sum(mass) & _is_set(index))
         mass = _checks.nan_where(bad[..., None], mass.astype(dtype))
         rows = Rows(head.hidden, index, mass, None, None)
-        return Pair(Arguments(rows, classes, scalars), None)
+        return Pair(Arguments(rows, classes, scalars), None), rounding
     if not isinstance(teacher, tuple) or not 2 <= len(teacher) <= 4:
         expected, got = "a LinearHead or TopKLabels", type(teacher).__name__
         raise TypeError(_checks.message(NAME, "teacher", expected, got))
@@ -204,13 +212,24 @@ def _checked(head: Head, scalars: Scalars, teacher, temperature, num_classes: in
     of_teacher = checked_scalars(NAME, wide, given.softcap, temperature)
     rows = [Rows(h.hidden, None, None, None, None) for h in (head, other)]
     student = Arguments(rows[0], classes, scalars)
-    return Pair(student, Arguments(rows[1], other.classes, of_teacher))
+    return Pair(student, Arguments(rows[1], other.classes, of_teacher)), None
 
 
-def _is_part(mass: Array) -> Array:
-    """Whether probabilities sum to at most 1, to the precision of their dtype."""
-    room = 4 * float(jnp.finfo(mass.dtype).eps) * max(mass.shape[-1], 1)
-    return jnp.sum(mass.astype(compute_dtype(mass.dtype)), -1) <= 1 + room
+def _rounding_of(mass: Array, dtype: jnp.dtype) -> Rounding:
+    """The rounding of k probabilities that are computed in `dtype`.
+
+    Each is rounded once to its own dtype. A sum of k terms, by which they were divided, is computed
+    at least in float32.
+    """
+    wide = compute_dtype(mass.dtype)
+    own, of_sum = (max(float(jnp.finfo(a).eps) for a in (a, dtype)) for a in (mass.dtype, wide))
+    return Rounding(own / 2, min(4 * (own + mass.shape[-1] * of_sum), 0.1))
+
+
+def _is_sum(room: float, lists_all: bool, mass: Array) -> Array:
+    """Whether probabilities sum to at most 1, or to 1 if all classes are listed."""
+    total = jnp.sum(mass.astype(compute_dtype(mass.dtype)), -1)
+    return (total <= 1 + room) & (total >= 1 - room) if lists_all else total <= 1 + room
 
 
 def _is_set(index: Array) -> Array:
@@ -220,9 +239,7 @@ def _is_set(index: Array) -> Array:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _reduced(
-    call: Call, kind: tuple[Divergence, float], pair: Pair, weights: Array | None
-) -> Array:
+def _reduced(call: Call, comparison: Comparison, pair: Pair, weights: Array | None) -> Array:
     pair, weights = alike(call.layout, (pair, weights))
     weights = jax.tree.map(call.lead.flat, weights)
 
@@ -233,20 +250,20 @@ def _reduced(
     heads = tuple(flat(head) for head in pair if head is not None)
     scale = scale_of(heads[0].rows, weights, None, call.reduction)
     wide = jnp.result_type(*(compute_dtype(head.rows.hidden.dtype) for head in heads))
-    losses = partial(_on_mesh, call.layout, kind, call.budget)
+    losses = partial(_on_mesh, call.layout, comparison, call.budget)
     return reduced(call, heads, weights, scale.astype(wide), losses)
 
 
 def _on_mesh(
     layout: Layout | None,
-    kind: tuple[Divergence, float],
+    comparison: Comparison,
     budget: int | None,
     heads: tuple[Arguments, ...],
     scale: Array | None,
 ) -> Array:
     """The losses of all rows on their devices; with a `scale`, the scaled sum of the losses."""
     axes = () if layout is None else layout.classes
-    comparison = Comparison(axes, *kind)
+    comparison = comparison._replace(axes=axes)
 
     def local(student: Arguments, teacher: Arguments | None, scale: Array | None) -> Array:
         pair = Pair(student, teacher)

@@ -193,6 +193,38 @@ def test_the_tail_keeps_its_digits_where_both_are_sure(divergence):
     np.testing.assert_allclose(actual, desired, rtol=3e-5)
 
 
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize(("dtype", "k"), [("float32", V), ("bfloat16", 4)])
+def test_the_rounding_of_probabilities_is_no_tail(divergence, dtype, k):
+    """It gives no +inf where a student has no other class, nor where a sure teacher leaves none."""
+    rng, scale = np.random.default_rng(3), np.geomspace(0.1, 8, 64)[:, None]
+    p = jnp.asarray(jax.nn.softmax(jnp.asarray(rng.standard_normal((64, k)) * scale)), dtype)
+    hidden = rng.standard_normal((64, D)).astype("float32")
+    kernel = rng.standard_normal((D, V)).astype("float32")
+    of_class = np.where(np.arange(V) < k, 0, [0, 0, 0, 0, -np.inf, -1e9, -3e38])
+    labels = softjax.TopKLabels(np.broadcast_to(np.arange(k), p.shape), p)
+
+    @jax.jit
+    def run(bias, p):
+        def f(bias, p):
+            losses = softjax.linear_distillation_loss(
+                hidden, kernel, labels._replace(probabilities=p), bias, divergence=divergence
+            )
+            return jnp.sum(losses), losses
+
+        return jax.grad(f, (0, 1), has_aux=True)(bias, p)
+
+    listed = oracles.exact(np.asarray(p, "float64"))
+    log_p = oracles._log(listed / listed.sum(-1, keepdims=True))
+    x = oracles.exact((hidden @ kernel[:, :k]).astype("float64"))
+    desired = oracles.rounded(oracles.divergence(log_p, oracles.log_softmax(x), divergence))
+    gradients, losses = run(of_class.astype("float32"), p)
+    np.testing.assert_allclose(losses, desired, rtol=2e-5, atol=1e-6)  # of logits in float32
+    every, all_losses = run(np.zeros(V, "float32"), p)
+    for a in jax.tree.leaves((gradients, every, all_losses)):
+        assert jnp.all(jnp.isfinite(a))
+
+
 def test_a_class_without_probability():
     """On one side its term is finite or +inf, as by the definition; on both it is nothing."""
     hidden, kernel = np.zeros((1, 1)), np.zeros((1, 4))
@@ -332,6 +364,8 @@ def test_misuse():
         "`teacher.probabilities`",
         softjax.TopKLabels(np.arange(8).reshape(4, 2) % 5, two),
     )
+    every = softjax.TopKLabels(np.tile(np.arange(5), (4, 1)), np.full((4, 5), 0.1))
+    misuse(ValueError, "`teacher.probabilities` must be .* sum to 1, since all", every)
     misuse(ValueError, "`teacher.indices`", softjax.TopKLabels(np.zeros((4, 2), int), two / 2))
     run = jax.jit(lambda i, p: softjax.linear_distillation_loss(h, w, softjax.TopKLabels(i, p)))
     index = jnp.asarray([[0, 0], [0, 1], [0, 5], [0, 1]])
