@@ -65,7 +65,11 @@ class ClassIndices(NamedTuple):
 
 
 def class_indices(
-    function: str, labels: ArrayLike, num_classes: int, ignore_index: int | None = None
+    function: str,
+    labels: ArrayLike,
+    num_classes: int,
+    ignore_index: int | None = None,
+    argument: str = "labels",
 ) -> ClassIndices:
     """Integer `labels` as indices in [0, num_classes), with masks of bad and ignored labels.
 
@@ -77,16 +81,16 @@ def class_indices(
     if isinstance(labels, Array):
         good = checks_values(labels)
         if not holds(_is_class, labels, num_classes, ignore_index):
-            _refuse_bad(function, np.asarray(labels), num_classes, ignore_index)
+            _refuse_bad(function, np.asarray(labels), num_classes, ignore_index, argument)
         if good and ignore_index is None:
             index = labels if labels.dtype == jnp.int32 else labels.astype(jnp.int32)
             return ClassIndices(index, None, None)
         return _safe(labels, num_classes, ignore_index, good)
     # NumPy checks the labels, because a 32-bit JAX array would truncate 64-bit labels.
-    y = np.asarray(native(function, "labels", labels, "class indices (integer)"))
+    y = np.asarray(native(function, argument, labels, "class indices (integer)"))
     is_class, ignored = _is_class(y, num_classes, ignore_index), None
     if checks_values(y) and not is_class.all():
-        _refuse_bad(function, y, num_classes, ignore_index)
+        _refuse_bad(function, y, num_classes, ignore_index, argument)
     if ignore_index is not None:
         ignored = _equals(y, ignore_index)
     index = np.where(is_class if ignored is None else is_class & ~ignored, y, 0)
@@ -113,10 +117,10 @@ def _is_class(labels: Any, num_classes: int, ignore_index: int | None) -> Any:
 
 
 def _refuse_bad(
-    function: str, labels: np.ndarray, num_classes: int, ignore_index: int | None
+    function: str, labels: np.ndarray, num_classes: int, ignore_index: int | None, argument: str
 ) -> None:
     bad = ~_is_class(labels, num_classes, ignore_index)
-    refuse_first(function, "labels", f"in [0, {num_classes})", labels, bad)
+    refuse_first(function, argument, f"in [0, {num_classes})", labels, bad)
 
 
 def truth_as_classes(labels: Any) -> Any:
@@ -174,22 +178,24 @@ def distribution(
 
 
 def sparse_distribution(
-    function: str, labels: TopKLabels, shape: tuple[int, ...]
+    function: str, labels: TopKLabels, shape: tuple[int, ...], argument: str = "labels"
 ) -> tuple[Array, Array]:
     """Indices in [0, K) and probabilities of a distribution over the last axis of `shape`.
 
     Under a trace, the probability of a bad index is NaN.
     """
     expected = "an array of integers"
-    indices = array(function, "labels.indices", expected, labels.indices)
+    indices = array(function, f"{argument}.indices", expected, labels.indices)
     if not jnp.issubdtype(indices.dtype, jnp.integer):
-        raise TypeError(message(function, "labels.indices", expected, f"dtype {indices.dtype}"))
-    probabilities = real_array(function, "labels.probabilities", labels.probabilities)
+        raise TypeError(
+            message(function, f"{argument}.indices", expected, f"dtype {indices.dtype}")
+        )
+    probabilities = real_array(function, f"{argument}.probabilities", labels.probabilities)
     k = indices.shape[-1] if indices.ndim else 0
-    same_shape(function, "labels.indices", indices, (*shape[:-1], k))
-    same_shape(function, "labels.probabilities", probabilities, indices.shape)
-    not_negative(function, "labels.probabilities", labels.probabilities)
-    index, bad, _ = class_indices(function, labels.indices, shape[-1])
+    same_shape(function, f"{argument}.indices", indices, (*shape[:-1], k))
+    same_shape(function, f"{argument}.probabilities", probabilities, indices.shape)
+    not_negative(function, f"{argument}.probabilities", labels.probabilities)
+    index, bad, _ = class_indices(function, labels.indices, shape[-1], None, f"{argument}.indices")
     probabilities = brought_to(probabilities, index)
     return index, probabilities if bad is None else jnp.where(bad, jnp.nan, probabilities)
 

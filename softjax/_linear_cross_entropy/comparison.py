@@ -247,7 +247,7 @@ def _rest(mass: Array) -> Array:
 
     Source: D. E. Knuth, "The art of computer programming", volume 2, section 4.2.2, theorem B.
     """
-    a = jnp.concatenate((jnp.ones_like(mass[:, :1]), -mass), -1)
+    a = jnp.pad(-mass, ((0, 0), (1, 0)), constant_values=1)
     lost = jnp.zeros_like(a)
     while a.shape[-1] > 1:
         if a.shape[-1] % 2:

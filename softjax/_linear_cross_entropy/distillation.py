@@ -183,7 +183,7 @@ def _checked(
     """The two heads, or the student with the probabilities of the teacher and their rounding."""
     classes, dtype = head.classes, compute_dtype(head.hidden.dtype)
     if isinstance(teacher, TopKLabels):
-        index, mass = sparse_distribution(NAME, teacher, (*head.lead, num_classes))
+        index, mass = sparse_distribution(NAME, teacher, (*head.lead, num_classes), "teacher")
         rounding, lists_all = _rounding_of(mass, dtype), mass.shape[-1] == num_classes
         is_sum = partial(_is_sum, rounding.room, lists_all)
         which = "1, since all classes are listed" if lists_all else "at most 1"

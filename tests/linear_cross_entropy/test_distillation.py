@@ -241,6 +241,8 @@ def test_a_class_without_probability():
     np.testing.assert_array_equal(gradient(jnp.asarray(out)), 0)
     every = softjax.TopKLabels(np.arange(4)[None], np.full((1, 4), 0.25))
     np.testing.assert_allclose(student(every), [0], atol=1e-15)  # nothing left for the tail
+    none = softjax.TopKLabels(np.zeros((1, 0), int), np.zeros((1, 0)))
+    np.testing.assert_array_equal(student(none), 0)  # everything is the tail, of both
 
 
 def test_reductions_and_who_takes_no_part():
@@ -367,6 +369,11 @@ def test_misuse():
     every = softjax.TopKLabels(np.tile(np.arange(5), (4, 1)), np.full((4, 5), 0.1))
     misuse(ValueError, "`teacher.probabilities` must be .* sum to 1, since all", every)
     misuse(ValueError, "`teacher.indices`", softjax.TopKLabels(np.zeros((4, 2), int), two / 2))
+    misuse(
+        ValueError,
+        r"`teacher.indices` must be in \[0, 5\)",
+        softjax.TopKLabels(two.astype(int) + 5, two),
+    )
     run = jax.jit(lambda i, p: softjax.linear_distillation_loss(h, w, softjax.TopKLabels(i, p)))
     index = jnp.asarray([[0, 0], [0, 1], [0, 5], [0, 1]])
     losses = run(index, jnp.asarray(two) / jnp.asarray([[2.0], [2.0], [2.0], [1.0]]))
