@@ -195,7 +195,7 @@ def sparse_distribution(
     same_shape(function, f"{argument}.indices", indices, (*shape[:-1], k))
     same_shape(function, f"{argument}.probabilities", probabilities, indices.shape)
     not_negative(function, f"{argument}.probabilities", labels.probabilities)
-    index, bad, _ = class_indices(function, labels.indices, shape[-1], None, f"{argument}.indices")
+    index, bad, _ = class_indices(function, labels.indices, shape[-1], None, argument)
     probabilities = brought_to(probabilities, index)
     return index, probabilities if bad is None else jnp.where(bad, jnp.nan, probabilities)
 

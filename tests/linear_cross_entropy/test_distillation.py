@@ -371,7 +371,7 @@ def test_misuse():
     misuse(ValueError, "`teacher.indices`", softjax.TopKLabels(np.zeros((4, 2), int), two / 2))
     misuse(
         ValueError,
-        r"`teacher.indices` must be in \[0, 5\)",
+        r"`teacher` must be in \[0, 5\)",
         softjax.TopKLabels(two.astype(int) + 5, two),
     )
     run = jax.jit(lambda i, p: softjax.linear_distillation_loss(h, w, softjax.TopKLabels(i, p)))
