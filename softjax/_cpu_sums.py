@@ -23,11 +23,14 @@ from softjax._sharding import shards
 UNROLLED = 21
 # A reduction that vectorizes over other axes than its own is unrolled up to 29 terms. Rows of up to
 # LONG_ROW entries have tiles up to HIGHEST, since few lower tiles of whole vectors divide them
-# without a rest. Tiles of any width need not be as high, and lower ones take less time.
+# without a rest.
 HIGHEST, LONG_ROW = 25, 4096
 # The last sum of a tree adds up to this many terms one after the other. With 20 terms the error of
-# the whole sum would be 1.5 times as large.
+# the whole sum would be 1.5 times as large. A reduction of so few terms is unrolled even if each
+# takes ten operations; a higher one of such terms is a loop, which takes four times as long.
 FEW = 11
+# Up to this many numbers are summed in one loop, which adds halves first.
+MANY = 128
 # With at least this many classes it vectorizes over classes, with fewer over rows.
 WIDE = 64
 # With at least this many results on the axes after the classes, it vectorizes over those axes.
@@ -144,7 +147,7 @@ def sums_of_tiles(
     axis: int,
     last: bool,
     in_any_order: bool = False,
-    any_width: bool = False,
+    highest: int | None = None,
 ) -> Sums:
     """The sums of several arrays over an axis, all in one loop, as a tree.
 
@@ -157,12 +160,12 @@ def sums_of_tiles(
     With `in_any_order`, for the last axis, XLA:CPU sums what the first loop writes. That is as
     accurate and compiles two loops instead of six, but the order may depend on the number of rows.
 
-    With `any_width`, tiles need not consist of whole vectors. Fewer loops are compiled if such
-    tiles divide the axis exactly. Do not use it for terms with exponentials: XLA:CPU computes those
-    at the end of an incomplete vector one by one.
+    With `highest`, tiles are at most as high and need not consist of whole vectors. Fewer loops are
+    compiled if such tiles divide the axis exactly. Do not use it for terms with exponentials:
+    XLA:CPU computes those at the end of an incomplete vector one by one.
     """
     sums, start = [], 0
-    for count, height, width in _tiling(length, last, any_width):
+    for count, height, width in _tiling(length, last, highest):
         stop = start + count * height * width
         parts = terms(slice(start, stop))
         start = stop
@@ -174,32 +177,41 @@ def sums_of_tiles(
         tiles = (*shape[:axis], count, height, width, *shape[axis + 1 :])
         columns = _sums_down(tuple(a.reshape(tiles) for a in parts), axis + 1)
         flat = (*shape[:axis], count * width, *shape[axis + 1 :])
+        columns = tuple(c.reshape(flat) for c in columns)
         if in_any_order:
-            sums.append(tuple(jnp.sum(c.reshape(flat), axis) for c in columns))
-        elif any(count * width % n == 0 and count * width // n <= FEW for n in (1, 2, 4, 8)):
-            sums.append(_sums_of_few(tuple(c.reshape(flat) for c in columns), axis))
+            sums.append(tuple(jnp.sum(c, axis) for c in columns))
         else:
-            sums.append(_sums_along(_sums_along(columns, axis + 1, last), axis, last))
+            sums.append(_sums_along(columns, axis, last))
     return tuple(reduce(operator.add, parts) for parts in zip(*sums, strict=True))
 
 
 def _sums_along(arrays: Sums, axis: int, last: bool) -> Sums:
     """The sums of several arrays in memory over an axis, by the tree of `sums_of_tiles`."""
     length = arrays[0].shape[axis]
-    if length == 1:
-        return tuple(jnp.squeeze(a, axis) for a in arrays)
+    if length <= MANY:
+        return _sums_of_halves(arrays, axis)
 
     def of_part(part: slice) -> Sums:
         return tuple(lax.slice_in_dim(a, part.start, part.stop, axis=axis) for a in arrays)
 
-    return sums_of_tiles(of_part, length, axis, last, any_width=True)
+    return sums_of_tiles(of_part, length, axis, last, highest=UNROLLED)
 
 
-def _sums_of_few(arrays: Sums, axis: int) -> Sums:
-    """The sums of several short arrays over an axis, in one loop that adds halves first."""
+def _sums_of_halves(arrays: Sums, axis: int) -> Sums:
+    """The sums of several arrays over an axis, in one loop that adds halves first."""
+
+    def halved(a: Array) -> Array:
+        half, is_odd = divmod(a.shape[axis], 2)
+        parts = (lax.slice_in_dim(a, n * half, n * half + half, axis=axis) for n in (0, 1))
+        folded = operator.add(*parts)
+        if not is_odd:
+            return folded
+        rest = lax.slice_in_dim(a, 2 * half, 2 * half + 1, axis=axis)
+        is_first = lax.broadcasted_iota(jnp.int32, folded.shape, axis) == 0
+        return jnp.where(is_first, folded + rest, folded)
+
     while arrays[0].shape[axis] > FEW:
-        halves = [jnp.split(a, 2, axis) for a in arrays]
-        arrays = tuple(a + b for a, b in halves)
+        arrays = tuple(map(halved, arrays))
     return _sums_down(arrays, axis)
 
 
@@ -211,7 +223,18 @@ def _sums_down(arrays: Sums, axis: int) -> Sums:
     operation, part by part of the axis.
     """
     zeros = tuple(jnp.zeros((), a.dtype) for a in arrays)
-    return tuple(lax.reduce(arrays, zeros, lambda x, y: tuple(map(operator.add, x, y)), (axis,)))
+    return tuple(lax.reduce(arrays, zeros, _added, (axis,)))
+
+
+def _added(a: Sums, b: Sums) -> Sums:
+    """a + b.
+
+    XLA:CPU gives a single sum to a library, for which it stores the terms. It does not recognize a
+    sum whose additions keep NaN by a choice, which changes no value.
+    """
+    if len(a) > 1:
+        return tuple(map(operator.add, a, b))
+    return tuple(lax.select(x == x, x + y, x) for x, y in zip(a, b, strict=True))
 
 
 @_sums_down.defjvp
@@ -220,7 +243,7 @@ def _sums_down_jvp(axis, primals, tangents):
 
 
 @cache
-def _tiling(length: int, last: bool, any_width: bool) -> list[tuple[int, int, int]]:
+def _tiling(length: int, last: bool, highest: int | None) -> list[tuple[int, int, int]]:
     """(count, height, width) of each kind of tile; the kinds together cover an axis.
 
     Narrow tiles vectorize over rows. Wide tiles also vectorize over classes, which must be last.
@@ -231,13 +254,26 @@ def _tiling(length: int, last: bool, any_width: bool) -> list[tuple[int, int, in
     if not last:
         count, left_over = divmod(length, UNROLLED)
         return [(count, UNROLLED, 1)] + ([(1, left_over, 1)] if left_over else [])
-    widths = range(8, 49, 1 if any_width else 8)
-    highest = UNROLLED if any_width or length > LONG_ROW else HIGHEST
-    tiles = [(h, w) for h in range(8, highest + 1) for w in widths if h * w <= length]
-    height, width = min(tiles, key=lambda tile: (length % math.prod(tile), -tile[0], tile[1]))
+    if highest is None:
+        heights = range(8, (UNROLLED if length > LONG_ROW else HIGHEST) + 1)
+        widths = range(8, 49, 8)
+    else:
+        heights, widths = range(4, highest + 1), range(8, MANY + 1)
+
+    def cost(tile: tuple[int, int]) -> tuple[float, ...]:
+        height, width = tile
+        if highest is None:
+            return length % (height * width), -height, width
+        # What is left over; then the time for an entry, with whole vectors and single entries, the
+        # start of a loop and what it writes.
+        steps = 2 + width // 8 + width % 8
+        return length % (height * width), steps / width + 0.5 / height, -width
+
+    tiles = [(h, w) for h in heights for w in widths if h * w <= length]
+    height, width = min(tiles, key=cost)
     count = length // (height * width)
     left_over = length - count * height * width
-    return [(count, height, width)] + (_tiling(left_over, last, any_width) if left_over else [])
+    return [(count, height, width)] + (_tiling(left_over, last, highest) if left_over else [])
 
 
 def maxima_of_blocks(x: Array, axes: Axes) -> Array:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from softjax._cpu_sums import (
+    FEW,
     LONG,
     UNROLLED,
     Axes,
@@ -198,25 +199,16 @@ def weighted_sum(p: Array, v: Array, origin: Array, axes: Axes) -> Array:
     def plain(p: Array, v: Array, origin: Array) -> Array:
         return jnp.sum(terms(p, v, origin), axes, keepdims=True)
 
-    def in_tiles_on_cpu(p: Array, v: Array, origin: Array) -> Array:
-        # XLA:CPU stores the terms of a single sum, but not those of two sums in one loop. The sum
-        # of p is 1 but for roundings, or 0 in an empty row. The quotient of both is the mean of w:
-        # whole / mass = whole (2 - mass), but for a product of roundings and without another loop.
-        def with_mass(p: Array, v: Array) -> Pair:
-            some = terms(p, v, origin)
-            return some, jnp.broadcast_to(p, some.shape)
-
-        whole, mass = _in_tiles(with_mass, (p, v), axes[0])
-        whole, mass = lax.optimization_barrier((whole, mass))
-        return whole * (2 - mass)
+    def in_tiles(p: Array, v: Array, origin: Array) -> Array:
+        return _in_tiles(lambda p, v: (terms(p, v, origin),), (p, v), axes[0])[0]
 
     def on_cpu(p: Array, v: Array, origin: Array) -> Array:
         # XLA:CPU of jaxlib 0.10 computes p (v - sum(p v)) wrongly if p is the same for a batch of
-        # v, as in a Jacobian, unless the sum is behind a barrier, as it is above too.
-        return lax.optimization_barrier(plain(p, v, origin))
+        # v, as in a Jacobian, unless the sum is behind a barrier.
+        form = in_tiles if _has_tiles(v.shape, axes) else plain
+        return lax.optimization_barrier(form(p, v, origin))
 
-    form = in_tiles_on_cpu if _has_tiles(v.shape, axes) else on_cpu
-    form = form if _on_no_mesh(p, v) else plain
+    form = on_cpu if _on_no_mesh(p, v) else plain
     return platform_dependent(p, v, origin, cpu=form, default=plain)
 
 
@@ -226,7 +218,7 @@ def sum_and_rest(v: Array, left_out: Array, axes: Axes) -> Pair:
     def terms(v: Array, left_out: Array) -> Pair:
         return v, jnp.where(left_out, 0, v)
 
-    whole, rest = _sums_of_terms(terms, (v, left_out), axes)
+    whole, rest = _sums_of_terms(terms, (v, left_out), axes, UNROLLED)
     return whole, rest
 
 
@@ -254,31 +246,33 @@ def _cost(q: Array, x: Array, m: Array) -> Array:
     return jnp.where(q == 0, 0, q * -shift(x, m))
 
 
-def _sums_of_terms(terms: Callable[..., Sums], operands: Sums, axes: Axes) -> Sums:
+def _sums_of_terms(
+    terms: Callable[..., Sums], operands: Sums, axes: Axes, highest: int = FEW
+) -> Sums:
     """The sums over `axes`, which are kept, of all results of `terms`, computed entry by entry.
 
     On a CPU the sums over the last axis are trees, whose order of additions depends on the length
-    of a row and not on the other rows.
+    of a row and not on the other rows. Terms of one operation allow `highest` to be UNROLLED.
     """
 
     def plain(*operands: Array) -> Sums:
         return tuple(jnp.sum(term, axes, keepdims=True) for term in terms(*operands))
 
     def in_tiles(*operands: Array) -> Sums:
-        return _in_tiles(terms, operands, axes[0])
+        return _in_tiles(terms, operands, axes[0], highest)
 
     has_tiles = _has_tiles(operands[0].shape, axes) and _on_no_mesh(*operands)
     return platform_dependent(*operands, cpu=in_tiles if has_tiles else plain, default=plain)
 
 
-def _in_tiles(terms: Callable[..., Sums], operands: Sums, axis: int) -> Sums:
+def _in_tiles(terms: Callable[..., Sums], operands: Sums, axis: int, highest: int = FEW) -> Sums:
     """The sums of all results of `terms` over an axis, which is kept, in the form for XLA:CPU."""
 
     def of_part(part: slice) -> Sums:
         return terms(*(lax.slice_in_dim(a, part.start, part.stop, axis=axis) for a in operands))
 
     last = axis == operands[0].ndim - 1
-    sums = sums_of_tiles(of_part, operands[0].shape[axis], axis, last, any_width=True)
+    sums = sums_of_tiles(of_part, operands[0].shape[axis], axis, last, highest=highest)
     return tuple(jnp.expand_dims(a, axis) for a in sums)
 
 
