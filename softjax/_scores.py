@@ -6,23 +6,14 @@ import numpy as np
 
 
 class Scores(NamedTuple):
-    """Scores of predictions; scores of classes are arrays [K], NaN for 0 / 0.
+    """Scores of predictions; scores of classes are arrays [K], NaN for 0 / 0."""
 
-    Attributes:
-        accuracy: the share of the examples whose predicted class is right.
-        precision: the share of the predictions of a class that are right.
-        recall: the share of the examples of a class that are predicted correctly.
-        f1: the harmonic mean of precision and recall, 2 hits / (predictions + examples).
-        examples: the number of the examples of each class.
-        macro_f1: the mean F1 of the classes that have examples or predictions.
-    """
-
-    accuracy: float
-    precision: np.ndarray
-    recall: np.ndarray
-    f1: np.ndarray
-    examples: np.ndarray
-    macro_f1: float
+    accuracy: float  # the share of the examples whose predicted class is right
+    precision: np.ndarray  # the share of the predictions of a class that are right
+    recall: np.ndarray  # the share of the examples of a class that are predicted correctly
+    f1: np.ndarray  # the harmonic mean of precision and recall, 2 hits / (predictions + examples)
+    examples: np.ndarray  # the number of the examples of each class
+    macro_f1: float  # the mean F1 of the classes that have examples or predictions
 
 
 def scores(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> Scores:

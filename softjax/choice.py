@@ -166,17 +166,11 @@ def plackett_luce_loss(
 
 
 class _Stages(NamedTuple):
-    """The sequence of choices in a ranking.
+    """The sequence of choices in a ranking."""
 
-    Attributes:
-        chosen: [..., k], the item chosen; -1 for none.
-        left: [..., k, n], the items that can still be chosen.
-        bad: [..., k], whether this entry of the ranking is invalid.
-    """
-
-    chosen: Array
-    left: Array
-    bad: Array
+    chosen: Array  # [..., k], the item chosen; -1 for none
+    left: Array  # [..., k, n], the items that can still be chosen
+    bad: Array  # [..., k], whether this entry of the ranking is invalid
 
 
 @jax.jit

@@ -13,22 +13,16 @@ from softjax._sharding import Lead, Names, mesh_of
 
 @dataclass(frozen=True)
 class Call:
-    """The placement of examples and classes, and the options of the computation.
+    """The placement of examples and classes, and the options of the computation."""
 
-    Attributes:
-        lead: the leading axes of the examples.
-        layout: the mesh axes of the arguments; None if there is only one device.
-        reduction: the reduction of the losses.
-        budget: the number of bytes for temporaries; None for the default of the platform.
-        max_active: the number of examples for which there is room; None for all of them.
-        batch_invariant: whether the bits of an example's results do not depend on the batch.
-    """
-
-    lead: Lead
-    layout: Layout | None
-    reduction: str = "none"
+    lead: Lead  # the leading axes of the examples
+    layout: Layout | None  # the mesh axes of the arguments; None if there is only one device
+    reduction: str = "none"  # the reduction of the losses
+    # The number of bytes for temporaries; None for the default of the platform.
     budget: int | None = None
+    # The number of examples for which there is room; None for all of them.
     max_active: int | None = None
+    # Whether the bits of an example's results do not depend on the batch.
     batch_invariant: bool = False
 
 

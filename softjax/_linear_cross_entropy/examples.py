@@ -99,19 +99,12 @@ def reduced(
 
 
 class Packed(NamedTuple):
-    """The active rows, gathered; on a mesh each device gathers its own.
+    """The active rows, gathered; on a mesh each device gathers its own."""
 
-    Attributes:
-        heads: the arguments, with as many rows as there is room for.
-        scale: the factors of these rows.
-        places: the original places of the rows; the number of all rows for padding.
-        spoiled: 1, or NaN if there was not enough room.
-    """
-
-    heads: tuple[Arguments, ...]
-    scale: Array
-    places: Array
-    spoiled: Array
+    heads: tuple[Arguments, ...]  # the arguments, with as many rows as there is room for
+    scale: Array  # the factors of these rows
+    places: Array  # the original places of the rows; the number of all rows for padding
+    spoiled: Array  # 1, or NaN if there was not enough room
 
 
 def checked_room(

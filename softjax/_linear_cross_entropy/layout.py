@@ -26,21 +26,14 @@ from softjax._sharding import (
 
 
 class Layout(NamedTuple):
-    """The mesh axes over which examples, features of the kernel and classes are sharded.
+    """The mesh axes over which examples, features of the kernel and classes are sharded."""
 
-    Attributes:
-        mesh: the whole mesh.
-        given: the axes of the examples in the arguments.
-        rows: the axes over which the examples are computed: `given`, and the axes of the features.
-        features: the axes over which the kernel is gathered.
-        classes: the axes of the classes.
-    """
-
-    mesh: AbstractMesh
-    given: Names
+    mesh: AbstractMesh  # the whole mesh
+    given: Names  # the axes of the examples in the arguments
+    # The axes over which the examples are computed: `given`, and the axes of the features.
     rows: Names
-    features: Names
-    classes: Names
+    features: Names  # the axes over which the kernel is gathered
+    classes: Names  # the axes of the classes
 
     @property
     def is_manual(self) -> bool:

@@ -61,39 +61,23 @@ TILE, SMALL_TILE = 128, 16
 
 
 class Shapes(NamedTuple):
-    """The sizes of a head; for a symbolic N, `rows` is the assumed number.
+    """The sizes of a head; for a symbolic N, `rows` is the assumed number."""
 
-    Attributes:
-        rows: N.
-        features: D.
-        classes: V.
-        bytes: b, the bytes of a number in the computation.
-        half: whether the operands of the products have half precision.
-    """
-
-    rows: int
-    features: int
-    classes: int
-    bytes: int
-    half: bool
+    rows: int  # N
+    features: int  # D
+    classes: int  # V
+    bytes: int  # b, the bytes of a number in the computation
+    half: bool  # whether the operands of the products have half precision
 
 
 class Plan(NamedTuple):
-    """The pieces of a sum with its gradients.
+    """The pieces of a sum with its gradients."""
 
-    Attributes:
-        rows: n.
-        second: n for the derivative of the gradients, which needs more memory.
-        classes: v.
-        keep: whether the logits of n rows and all classes are kept for the gradients.
-        apart: whether the gradient of the kernel is computed in a separate pass.
-    """
-
-    rows: int
-    second: int
-    classes: int
-    keep: bool
-    apart: bool = False
+    rows: int  # n
+    second: int  # n for the derivative of the gradients, which needs more memory
+    classes: int  # v
+    keep: bool  # whether the logits of n rows and all classes are kept for the gradients
+    apart: bool = False  # whether the gradient of the kernel is computed in a separate pass
 
 
 def rows_of_values(shapes: Shapes, budget: int | None) -> Choice:

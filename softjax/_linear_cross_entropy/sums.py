@@ -81,17 +81,12 @@ def _total_jvp(budget, axes, primals, tangents):
 
 
 class Asked(NamedTuple):
-    """The requested results of a sum with its gradients.
+    """The requested results of a sum with its gradients."""
 
-    Attributes:
-        dots: a shape for each argument whose gradient is requested.
-        axes: the mesh axes of the classes.
-        best: how many of the most probable classes of each row are requested, with its statistics;
-            0 for no such readings.
-    """
-
-    dots: Arguments
-    axes: tuple[str, ...]
+    dots: Arguments  # a shape for each argument whose gradient is requested
+    axes: tuple[str, ...]  # the mesh axes of the classes
+    # How many of the most probable classes of each row are requested, with its statistics; 0 for no
+    # such readings.
     best: int = 0
 
 

@@ -85,7 +85,6 @@ class _OneLineErrors(TyperGroup):
 
 app = typer.Typer(
     cls=_OneLineErrors,
-    rich_markup_mode="markdown",  # lines of a paragraph are filled
     epilog="Exit status: 0 done; 1 a fit that is not finite, or an accuracy goal that is missed; "
     "2 wrong options or files; 130 after Ctrl-C.",
     no_args_is_help=True,
@@ -147,26 +146,19 @@ def rate_of(name: Optimizer, learning_rate: float | None) -> float:
 
 
 class Task(NamedTuple):
-    """The data of a fit that its report needs.
+    """The data of a fit that its report needs."""
 
-    Attributes:
-        mean, scale: [D], of the features; (features - mean) / scale is fitted.
-        feature_names, class_names: D and K names.
-        held_out: standardised features, float32, and labels of the held-out examples.
-        image_shape: the shape of the image if the features are its pixels; otherwise None.
-        name: the name of the data.
-        majority: the most frequent class among the examples to fit.
-        columns: the columns of the file; empty if each feature is a column of numbers.
-    """
-
-    mean: np.ndarray
-    scale: np.ndarray
-    feature_names: list[str]
-    class_names: list[str]
+    mean: np.ndarray  # [D], of the features; (features - mean) / scale is fitted
+    scale: np.ndarray  # [D]
+    feature_names: list[str]  # D names
+    class_names: list[str]  # K names
+    # Standardised features, float32, and labels of the held-out examples.
     held_out: tuple[np.ndarray, np.ndarray]
+    # The shape of the image if the features are its pixels; otherwise None.
     image_shape: tuple[int, int] | None
-    name: str
-    majority: int
+    name: str  # the name of the data
+    majority: int  # the most frequent class among the examples to fit
+    # The columns of the file; empty if each feature is a column of numbers.
     columns: Sequence[Column] = ()
 
 

@@ -25,15 +25,10 @@ MOST_STEPS, FEW = 200, 256
 
 
 class Corners(NamedTuple):
-    """The l1 penalty of each column of a table.
+    """The l1 penalty of each column of a table."""
 
-    Attributes:
-        strength: s, 0 for the bias, [D + 1].
-        grouped: whether it penalises the norms over the classes.
-    """
-
-    strength: np.ndarray
-    grouped: bool
+    strength: np.ndarray  # s, 0 for the bias, [D + 1]
+    grouped: bool  # whether it penalises the norms over the classes
 
     def length(self, theta: np.ndarray) -> np.ndarray:
         """|theta_jk| [K, D + 1], or if grouped |theta_j| [1, D + 1]."""
@@ -57,25 +52,16 @@ class Corners(NamedTuple):
 
 @dataclass
 class Faces:
-    """The free parts at a point, and the derivatives of the penalty there.
+    """The free parts at a point, and the derivatives of the penalty there."""
 
-    Attributes:
-        free: whether each entry is free, [K, D + 1].
-        unit: u, [K, D + 1].
-        entering: if grouped, whether each row leaves 0, [D + 1]; a row leaves only along u.
-        held: whether each column has an l1 penalty, [D + 1].
-        bend: s / |theta_j|, the curvature of a grouped penalty orthogonal to u, [D + 1].
-        slope: v, [K, D + 1]; 0 for entries that are not free.
-        grouped: whether the parts are rows.
-    """
-
-    free: np.ndarray
-    unit: np.ndarray
+    free: np.ndarray  # whether each entry is free, [K, D + 1]
+    unit: np.ndarray  # u, [K, D + 1]
+    # If grouped, whether each row leaves 0, [D + 1]; a row leaves only along u.
     entering: np.ndarray
-    held: np.ndarray
-    bend: np.ndarray
-    slope: np.ndarray
-    grouped: bool
+    held: np.ndarray  # whether each column has an l1 penalty, [D + 1]
+    bend: np.ndarray  # s / |theta_j|, the curvature of a grouped penalty orthogonal to u, [D + 1]
+    slope: np.ndarray  # v, [K, D + 1]; 0 for entries that are not free
+    grouped: bool  # whether the parts are rows
 
 
 @dataclass

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from softjax._labels import truth_as_classes
 from softjax._numerics import compute_dtype
 from softjax._weights import in_unit
 from softjax.regression._features import (
+    Matrix,
     is_sparse,
     is_sparse_matrix,
     largest_entries,
@@ -27,9 +28,6 @@ from softjax.regression._features import (
 from softjax.regression._model import SoftmaxRegression, refuse_other_params
 from softjax.regression._model import init as zeros
 from softjax.regression._problem import Data
-
-if TYPE_CHECKING:
-    from jax.experimental.sparse import BCOO
 
 FIT = "regression.fit"
 
@@ -107,7 +105,7 @@ def constant(fit_intercept: bool, dtype: DTypeLike) -> Any:
 
 
 def offset_array(
-    argument: str, offset: ArrayLike | None, x: "Array | BCOO", num_classes: int
+    argument: str, offset: ArrayLike | None, x: Matrix, num_classes: int
 ) -> Array | None:
     """The checked offset [N, K] as an array [K, N], like the logits of a fit."""
     if offset is None:
@@ -119,7 +117,7 @@ def offset_array(
     return array.T
 
 
-def features_array(argument: str, features: Any) -> "Array | BCOO":
+def features_array(argument: str, features: Any) -> Matrix:
     """The checked features [N, D], N >= 1, finite and at least float32, dense or BCOO."""
     if is_sparse_matrix(features):
         x = without_duplicates(sparse_array(called(), argument, features))
@@ -217,7 +215,7 @@ def refuse_one_class(labels: Array, num_classes: int) -> None:
         raise error("labels", expected, f"class {int(labels[0])} only")
 
 
-def refuse_sizes(argument: str, x: "Array | BCOO", num_classes: int) -> None:
+def refuse_sizes(argument: str, x: Matrix, num_classes: int) -> None:
     """Refuses numbers of classes whose logits and parameters the devices cannot hold.
 
     A fit holds the logits [K, N], the probabilities and the targets, and as many arrays of the size

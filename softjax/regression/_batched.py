@@ -9,7 +9,7 @@ there once.
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,16 +30,13 @@ from softjax.regression._convergence import (
 )
 from softjax.regression._descent import take_step
 from softjax.regression._ending import suspected
-from softjax.regression._features import is_sparse
+from softjax.regression._features import Matrix, is_sparse
 from softjax.regression._linear_solves import truncated
 from softjax.regression._newton import NewtonCG
 from softjax.regression._objective import Point, centred
 from softjax.regression._problem import Data, Problem
 from softjax.regression._result import FitResult, Status
 from softjax.regression._standardised import Standardised
-
-if TYPE_CHECKING:
-    from jax.experimental.sparse import BCOO
 
 # A slot needs the memory of this many arrays of logits. The slots together may fill a cache, or
 # need as much memory as the features if that is more: a step reads the features once for all slots.
@@ -55,65 +52,39 @@ class Lane(NamedTuple):
 
 
 class Lanes(NamedTuple):
-    """Problems that share their features.
+    """Problems that share their features."""
 
-    Attributes:
-        data: the shared data; its `l2` is passed to `lane_of`.
-        standardised: the features for directions; each lane replaces the ridge by its own.
-        bound: the largest possible entries of the gradient.
-        start: theta [K, D + 1], the start of the lanes.
-        preconditioner: at the start; from `_preconditioner`, or a dense inverse Hessian.
-        sight: at the start, from `_preconditioner`, to judge what rounding may hide.
-        least: a lower bound of the relative curvatures of the Hessians of all lanes.
-        lane_of: the function (l2, number of a lane) -> its `Lane`.
-        report_of: the function (number of a lane, logits) -> additional results of the lane.
-    """
-
-    data: Data
+    data: Data  # the shared data; its `l2` is passed to `lane_of`
+    # The features for directions; each lane replaces the ridge by its own.
     standardised: Standardised
-    bound: Array
-    start: Array
-    preconditioner: Any
-    sight: Any
-    least: Array
-    lane_of: Partial
-    report_of: Partial
+    bound: Array  # the largest possible entries of the gradient
+    start: Array  # theta [K, D + 1], the start of the lanes
+    preconditioner: Any  # at the start; from `_preconditioner`, or a dense inverse Hessian
+    sight: Any  # at the start, from `_preconditioner`, to judge what rounding may hide
+    least: Array  # a lower bound of the relative curvatures of the Hessians of all lanes
+    lane_of: Partial  # the function (l2, number of a lane) -> its `Lane`
+    report_of: Partial  # the function (number of a lane, logits) -> additional results of the lane
 
 
 class Active(NamedTuple):
-    """The lanes in progress, each in a slot: arrays [S, ...].
+    """The lanes in progress, each in a slot: arrays [S, ...]."""
 
-    Attributes:
-        lane: the number of the lane; B, the count of all lanes, if the slot is empty.
-        targets: the targets of its `Problem`.
-        l2: the penalty of its `Problem`.
-        mass: the divisor of its objective.
-        state: its state, without a memory.
-        point: the `Point` at the parameters of `state`.
-    """
-
-    lane: Array
-    targets: Array
-    l2: Array
-    mass: Array
-    state: State
-    point: Point
+    lane: Array  # the number of the lane; B, the count of all lanes, if the slot is empty
+    targets: Array  # the targets of its `Problem`
+    l2: Array  # the penalty of its `Problem`
+    mass: Array  # the divisor of its objective
+    state: State  # its state, without a memory
+    point: Point  # the `Point` at the parameters of `state`
 
 
 class Schedule(NamedTuple):
-    """The state of all lanes.
+    """The state of all lanes."""
 
-    Attributes:
-        slots: the lanes in progress.
-        following: the first lane that has not been started.
-        done: the number of finished lanes.
-        results: of the finished lanes, [B, ...]: their fits, their reports, and whether the end of
-            each has to be checked again.
-    """
-
-    slots: Active
-    following: Array
-    done: Array
+    slots: Active  # the lanes in progress
+    following: Array  # the first lane that has not been started
+    done: Array  # the number of finished lanes
+    # Of the finished lanes, [B, ...]: their fits, their reports, and whether the end of each has to
+    # be checked again.
     results: tuple[FitResult, Any, Array]
 
 
@@ -127,7 +98,7 @@ def begin(lanes: Lanes, count: int, tol: Array) -> Schedule:
     return Schedule(slots, zero, zero, _zeros(count, result))
 
 
-def slot_count(features: "Array | BCOO", num_classes: int, count: int) -> int:
+def slot_count(features: Matrix, num_classes: int, count: int) -> int:
     """The number of lanes, of `count`, that are in progress at once."""
     (examples, width), itemsize = features.shape, features.dtype.itemsize
     entries = features.nse if is_sparse(features) else examples * width
@@ -232,7 +203,7 @@ def _direction(lanes: Lanes, problem: Problem, here: Point, norm: Array) -> tupl
 
 def _steepest(preconditioner: Any, gradient: Array) -> Array:
     if not isinstance(preconditioner, Array):
-        return _preconditioner.apply(preconditioner, gradient)
+        return preconditioner.apply(gradient)
     product = jnp.matmul(preconditioner, gradient.ravel(), precision=lax.Precision.HIGHEST)
     return centred(product.reshape(gradient.shape))
 

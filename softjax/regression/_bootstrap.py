@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,11 @@ from jax.typing import ArrayLike
 from softjax._auto_axes import on_auto_axes
 from softjax.regression._arguments import at_least, checked_data, error, errors_name, penalties
 from softjax.regression._batched import Lane
+from softjax.regression._features import Features
 from softjax.regression._groups import mean_one, no_report, random_key, run
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._result import FitResult, ManyEvent
 from softjax.regression.inference._estimates import check_level
-
-if TYPE_CHECKING:
-    from softjax.regression._features import Features
 
 
 class Bootstrap(NamedTuple):
@@ -61,7 +59,7 @@ class Bootstrap(NamedTuple):
 @on_auto_axes
 @errors_name("regression.bootstrap")
 def bootstrap(
-    features: "Features",
+    features: Features,
     labels: ArrayLike,
     *,
     resamples: int = 200,

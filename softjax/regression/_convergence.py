@@ -79,45 +79,28 @@ ROUNDINGS = 8
 
 
 class State(NamedTuple):
-    """The state of a fit between two steps.
+    """The state of a fit between two steps."""
 
-    Attributes:
-        theta: the parameters, [K, D + 1].
-        memory: the solver's own state.
-        value: the objective at `theta`.
-        norm: the largest entry of the gradient at `theta`, relative to its bound.
-        decrement: the decrease that the model predicted for the last step, nats.
-        move: the largest change of the difference of two logits of an example in the last step, in
-            the whole step of the model if the line search has shortened it.
-        farthest: the largest `move` of all the steps since the gradient has been NEAR.
-        strict: whether a fit may end only once `move` is below a limit. Without an optimum no fit
-            comes to rest; if not `strict`, it ends, and then separation has to be proven.
-        unseen: a bound of the decrease that is possible where rounding hides the curvature, nats.
-        first: the objective at the start.
-        lowest: the smallest objective before the last step.
-        best: the smallest `norm` before the last step.
-        stalled: the number of steps in a row without a smaller objective or a smaller gradient.
-        step: the number of steps taken.
-        passes: the number of products with the features so far.
-        status: a number of `Status`.
-    """
-
-    theta: Any
-    memory: Any
-    value: Any
-    norm: Any
-    decrement: Any
+    theta: Any  # the parameters, [K, D + 1]
+    memory: Any  # the solver's own state
+    value: Any  # the objective at `theta`
+    norm: Any  # the largest entry of the gradient at `theta`, relative to its bound
+    decrement: Any  # the decrease that the model predicted for the last step, nats
+    # The largest change of the difference of two logits of an example in the last step, in the
+    # whole step of the model if the line search has shortened it.
     move: Any
-    farthest: Any
+    farthest: Any  # the largest `move` of all the steps since the gradient has been NEAR
+    # Whether a fit may end only once `move` is below a limit. Without an optimum no fit comes to
+    # rest; if not `strict`, it ends, and then separation has to be proven.
     strict: Any
-    unseen: Any
-    first: Any
-    lowest: Any
-    best: Any
-    stalled: Any
-    step: Any
-    passes: Any
-    status: Any
+    unseen: Any  # a bound of the decrease that is possible where rounding hides the curvature, nats
+    first: Any  # the objective at the start
+    lowest: Any  # the smallest objective before the last step
+    best: Any  # the smallest `norm` before the last step
+    stalled: Any  # the number of steps in a row without a smaller objective or a smaller gradient
+    step: Any  # the number of steps taken
+    passes: Any  # the number of products with the features so far
+    status: Any  # a number of `Status`
 
 
 def initial(theta: Any, memory: Any) -> State:

@@ -6,7 +6,7 @@ They are fits to the same examples with different weights, and run at once like 
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +29,12 @@ from softjax.regression._arguments import (
     penalties,
 )
 from softjax.regression._batched import Lane
+from softjax.regression._features import Features
 from softjax.regression._frame import in_bucket
 from softjax.regression._groups import Outcome, mean_one, random_key, run, stacked
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, ManyEvent
-
-if TYPE_CHECKING:
-    from softjax.regression._features import Features
 
 
 class CrossValidation(NamedTuple):
@@ -83,7 +81,7 @@ class CrossValidation(NamedTuple):
 @on_auto_axes
 @errors_name("regression.cross_validate")
 def cross_validate(
-    features: "Features",
+    features: Features,
     labels: ArrayLike,
     *,
     l2: ArrayLike = 0.0,

@@ -1,7 +1,7 @@
 """The derivatives of the objective at any parameters, in closed form."""
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from softjax._auto_axes import on_auto_axes
 from softjax._labels import Labels
 from softjax._numerics import compute_dtype
 from softjax._softmax_core import softmax_core, softmax_tangent
-from softjax.regression._features import dense_or_sparse, is_sparse
+from softjax.regression._features import Features, dense_or_sparse, is_sparse
 from softjax.regression._model import SoftmaxRegression, refuse_other_params
 from softjax.regression._rows import (
     EXACT,
@@ -37,14 +37,11 @@ from softjax.regression._rows import (
     with_offset,
 )
 
-if TYPE_CHECKING:
-    from softjax.regression._features import Features
-
 
 @on_auto_axes
 def gradient(
     params: SoftmaxRegression,
-    features: "Features",
+    features: Features,
     labels: Labels,
     *,
     l2: ArrayLike = 0.0,
@@ -94,7 +91,7 @@ def gradient(
 @on_auto_axes
 def hessian(
     params: SoftmaxRegression,
-    features: "Features",
+    features: Features,
     labels: Labels,
     *,
     l2: ArrayLike = 0.0,
@@ -151,7 +148,7 @@ def hessian(
 def hvp(
     params: SoftmaxRegression,
     tangent: SoftmaxRegression,
-    features: "Features",
+    features: Features,
     labels: Labels,
     *,
     l2: ArrayLike = 0.0,
@@ -205,7 +202,7 @@ def hvp(
 @on_auto_axes
 def fisher_information(
     params: SoftmaxRegression,
-    features: "Features",
+    features: Features,
     *,
     sample_weights: ArrayLike | None = None,
     offset: ArrayLike | None = None,
@@ -251,7 +248,7 @@ def fisher_information(
 
 @on_auto_axes
 def lipschitz_constant(
-    features: "Features",
+    features: Features,
     labels: Labels,
     num_classes: int,
     *,

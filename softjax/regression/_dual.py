@@ -16,7 +16,7 @@ far from collinear, as they are in many dimensions. So the preconditioner consis
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +26,7 @@ from softjax._sharding import while_loop
 from softjax.regression import _standardised
 from softjax.regression._convergence import NEWTONIAN, STILL, State, check_convergence
 from softjax.regression._descent import add_step, take_step
-from softjax.regression._features import product
+from softjax.regression._features import Matrix, product
 from softjax.regression._linear_solves import factor, factored_solve
 from softjax.regression._loop import Solver
 from softjax.regression._objective import (
@@ -39,26 +39,17 @@ from softjax.regression._objective import (
 from softjax.regression._problem import Problem
 from softjax.regression._result import Status
 
-if TYPE_CHECKING:
-    from jax.experimental.sparse import BCOO
-
 CG_STEPS = 1000
 # The bounds of the relative residual of a direction.
 ROUGH, FINE = 0.1, 1e-3
 
 
 class DualMemory(NamedTuple):
-    """The kernel as X^T beta + rest.
+    """The kernel as X^T beta + rest."""
 
-    Attributes:
-        beta: [K, N], whose sum over the examples is 0.
-        rest: [K, D + 1], the remainder of the initial kernel; 0 for the bias.
-        rest_logits: [K, N], the class scores of `rest`.
-    """
-
-    beta: Any
-    rest: Any
-    rest_logits: Any
+    beta: Any  # [K, N], whose sum over the examples is 0
+    rest: Any  # [K, D + 1], the remainder of the initial kernel; 0 for the bias
+    rest_logits: Any  # [K, N], the class scores of `rest`
 
 
 class Dual(Solver):
@@ -79,12 +70,12 @@ class Dual(Solver):
         unit = jnp.full_like(mean, self.size)
         self.standardised = s = _standardised.scaled(problem, mean, unit, mean)
         # The diagonal of G, [N].
-        self.squares = _standardised.squared(s, jnp.ones_like(s.ridge).at[-1].set(0))
+        self.squares = s.squared(jnp.ones_like(s.ridge).at[-1].set(0))
         self.is_bounded = problem.has_bounded_optimum
         self.still = jnp.where(self.is_bounded, NEWTONIAN, STILL)
 
     @staticmethod
-    def memory(features: "Array | BCOO", theta: Any) -> DualMemory:
+    def memory(features: Matrix, theta: Any) -> DualMemory:
         zeros = np.zeros((len(theta), features.shape[0]), theta.dtype)
         return DualMemory(zeros, np.zeros(theta.shape, theta.dtype), zeros)
 
@@ -160,8 +151,8 @@ class Dual(Solver):
         common = _common_part(e, s.constant.astype(jnp.float32))
 
         def beside_diagonal(y):
-            pulled = without_bias(_standardised.pull_back(s, y))
-            return _standardised.scores(s, pulled) - squares[None] * y
+            pulled = without_bias(s.pull_back(y))
+            return s.scores(pulled) - squares[None] * y
 
         def unsolved(carry):
             *_, product, step = carry

@@ -69,15 +69,10 @@ PROJECTIONS, RESIDUAL = 5, 1e-4
 
 
 class Ending(NamedTuple):
-    """The result of the final check of a fit.
+    """The result of the final check of a fit."""
 
-    Attributes:
-        converged: by the rule of all solvers, with the decrease that Newton's model predicts.
-        moving: whether Newton's step moves an example by so much that there may be no optimum.
-    """
-
-    converged: Array
-    moving: Array
+    converged: Array  # by the rule of all solvers, with the decrease that Newton's model predicts
+    moving: Array  # whether Newton's step moves an example by so much that there may be no optimum
 
 
 def nothing_hidden(problem: Problem, theta: Array, logits: Array, tol: Array) -> Array:
@@ -302,8 +297,8 @@ def _robust(problem: Problem, s: _standardised.Standardised) -> _standardised.St
     weights = problem.weights.astype(jnp.float32)
 
     def turn(_, s):
-        distances = _standardised.squared(s, jnp.full_like(s.ridge, 1 / len(s.ridge)))
-        return _standardised.reweighted(s, weights / distances)
+        distances = s.squared(jnp.full_like(s.ridge, 1 / len(s.ridge)))
+        return s.reweighted(weights / distances)
 
     return lax.fori_loop(0, ROBUST_TURNS, turn, s)
 
@@ -318,4 +313,4 @@ def _size(s: _standardised.Standardised, d: Array) -> Array:
     largest = _sizes(s, d)
     unit = jnp.max(largest)  # so that float32 holds the ratios
     squares = jnp.square(largest / unit).astype(jnp.float32)
-    return unit * (1 + jnp.sqrt(_standardised.squared(s, squares)).astype(d.dtype))
+    return unit * (1 + jnp.sqrt(s.squared(squares)).astype(d.dtype))

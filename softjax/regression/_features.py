@@ -6,11 +6,14 @@ Products are in full precision and do not copy the features.
 """
 
 import sys
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeGuard, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from softjax import _checks
@@ -21,14 +24,10 @@ from softjax._sharding import fori_loop, mesh_of
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO, BCSR
 
-    Features: TypeAlias = ArrayLike | BCOO | BCSR
-
-from collections.abc import Callable
-from functools import partial, wraps
-from typing import ParamSpec, TypeVar
-
-import jax
-from jax import lax
+    Features: TypeAlias = ArrayLike | BCOO | BCSR  # what the public functions take
+    Matrix: TypeAlias = Array | BCOO  # the same, checked
+else:  # jax.experimental.sparse would load SciPy
+    Features = Matrix = Any
 
 
 def is_sparse(x: Any) -> "TypeGuard[BCOO]":

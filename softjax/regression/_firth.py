@@ -110,17 +110,12 @@ class Firth(Solver):
 
 
 class _Likelihood(NamedTuple):
-    """The functions of the penalised likelihood.
+    """The functions of the penalised likelihood."""
 
-    Attributes:
-        objective: f*, up to a constant.
-        scoring: theta -> the function gradient -> I^-1 gradient at theta, as in Fisher scoring.
-        unseen: the largest number if features may be collinear or nearly so, else 0.
-    """
-
-    objective: Callable[[Array], Array]
+    objective: Callable[[Array], Array]  # f*, up to a constant
+    # theta -> the function gradient -> I^-1 gradient at theta, as in Fisher scoring.
     scoring: Callable[[Array], Callable[[Array], Array]]
-    unseen: Array
+    unseen: Array  # the largest number if features may be collinear or nearly so, else 0
 
 
 def _likelihood(problem: Problem) -> _Likelihood:

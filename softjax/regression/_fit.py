@@ -24,7 +24,7 @@ from softjax.regression._arguments import (
     penalty,
     refuse_other_optimizers,
 )
-from softjax.regression._features import in_full_precision, is_sparse
+from softjax.regression._features import Features, Matrix, in_full_precision, is_sparse
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._programs import SOLVERS
@@ -32,10 +32,8 @@ from softjax.regression._result import Event, FitResult, Status, checked_validat
 
 if TYPE_CHECKING:
     import optax
-    from jax.experimental.sparse import BCOO
 
     from softjax.regression import _first_order
-    from softjax.regression._features import Features
 
 OPTAX = "optax"
 
@@ -44,7 +42,7 @@ OPTAX = "optax"
 @in_full_precision
 @errors_name(FIT)
 def fit(
-    features: "Features",
+    features: Features,
     labels: ArrayLike,
     *,
     solver: str = "auto",
@@ -237,7 +235,7 @@ def _in_chunks(
     steps_per_chunk: int | None,
     in_one: bool,
     callback: Callable[[Event], bool | None] | None,
-    held_out: "tuple[Array | BCOO, Array, Array | None] | None",
+    held_out: tuple[Matrix, Array, Array | None] | None,
     begin: float,
 ) -> FitResult:
     """Runs a fit in chunks of steps with events between them, or by default `in_one` chunk."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -30,21 +29,17 @@ from softjax.regression._arguments import (
     refuse_sizes,
 )
 from softjax.regression._batched import Lane
+from softjax.regression._features import Features, Matrix
 from softjax.regression._groups import mean_one, no_report, run
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, ManyEvent
 
-if TYPE_CHECKING:
-    from jax.experimental.sparse import BCOO
-
-    from softjax.regression._features import Features
-
 
 @on_auto_axes
 @errors_name("regression.fit_many")
 def fit_many(
-    features: "Features",
+    features: Features,
     labels: ArrayLike,
     *,
     l2: ArrayLike = 0.0,
@@ -159,7 +154,7 @@ def _labels(labels: ArrayLike, num_examples: int, num_classes: int | None) -> tu
     return rows.reshape(shape), num_classes
 
 
-def _weights(sample_weights: ArrayLike | None, x: "Array | BCOO") -> Array | None:
+def _weights(sample_weights: ArrayLike | None, x: Matrix) -> Array | None:
     """Weights [N] or [B, N], checked."""
     if sample_weights is None or jnp.ndim(sample_weights) < 2:
         return mean_one_weights(sample_weights, x.shape[0], x.dtype)
@@ -193,7 +188,7 @@ def _lane(shared: Lane, stacked: Lane, _: Array, lane: Array) -> Lane:
 
 @partial(jax.jit, static_argnames=("num_classes", "count"))
 def _middle(
-    lane_of: Partial, l2: Array, x: "Array | BCOO", *, num_classes: int, count: int
+    lane_of: Partial, l2: Array, x: Matrix, *, num_classes: int, count: int
 ) -> tuple[Array, Array]:
     """The mean of the weighted labels of all lanes, [N, K], and the median of their penalties, [1].
 

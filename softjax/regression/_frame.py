@@ -66,15 +66,10 @@ FEWEST_ROWS, FEWEST_ENTRIES = 2**11, 2**12
 
 
 class Frame(NamedTuple):
-    """The transformation of the features; each part may be None.
+    """The transformation of the features; each part may be None."""
 
-    Attributes:
-        centre: c [D], None if the features are not shifted.
-        rotation: of the shifted features, None if they are not rotated.
-    """
-
-    centre: Any = None
-    rotation: "Rotation | None" = None
+    centre: Any = None  # c [D], None if the features are not shifted
+    rotation: "Rotation | None" = None  # of the shifted features, None if they are not rotated
 
 
 def framed(data: Data, rotates: bool) -> tuple[Data, Frame]:

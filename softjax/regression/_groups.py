@@ -230,10 +230,10 @@ def _begun(
         least = _preconditioner.least_curvature(s, uncertainty(weights, p).astype(s.ridge.dtype))
         least = _preconditioner.known_curvature(least)
     if small and not is_sparse(data.features):
-        s = _standardised.reweighted(s, uncertainty(weights, p).astype(jnp.float32))
+        s = s.reweighted(uncertainty(weights, p).astype(jnp.float32))
         preconditioner = _dense(s, weights, p)
     else:
-        s = _preconditioner.within(s, preconditioner)
+        s = s.rescaled(preconditioner.offset, preconditioner.unit)
     lanes = Lanes(
         replace(data, labels=(), weights=None, count=None),
         s,

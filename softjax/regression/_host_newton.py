@@ -99,25 +99,15 @@ def optimum(data: Data, tol: float, init: SoftmaxRegression | None = None) -> Fi
 
 
 class Prepared(NamedTuple):
-    """The features, prepared for several problems that share them.
+    """The features, prepared for several problems that share them."""
 
-    Attributes:
-        given: a problem with the original features; its ridge is the penalty factors.
-        table: a problem with the features minus `mean`, divided by `scale`.
-        single: the same problem in float32.
-        squares: the mean squares of the features, [D + 1], by which gradients are judged.
-        mean: [D + 1].
-        scale: [D + 1].
-        dtype: the dtype of the original features, and of the parameters.
-    """
-
-    given: Table
-    table: Table
-    single: Table
-    squares: np.ndarray
-    mean: np.ndarray
-    scale: np.ndarray
-    dtype: Any
+    given: Table  # a problem with the original features; its ridge is the penalty factors
+    table: Table  # a problem with the features minus `mean`, divided by `scale`
+    single: Table  # the same problem in float32
+    squares: np.ndarray  # the mean squares of the features, [D + 1], by which gradients are judged
+    mean: np.ndarray  # [D + 1]
+    scale: np.ndarray  # [D + 1]
+    dtype: Any  # the dtype of the original features, and of the parameters
 
 
 def prepared(data: Data, targets: np.ndarray) -> Prepared:

@@ -223,23 +223,15 @@ class _OneFit(HostPath):
 
 
 class _Point(NamedTuple):
-    """Some parameters, evaluated.
+    """Some parameters, evaluated."""
 
-    Attributes:
-        logits: [K, N].
-        gradient: of the loss with respect to the kernel of all standardised features, [K, D + 1].
-            With the means, the remaining gradient of the bias would hide the gradients of features
-            far from 0.
-        objective: divided by the mass.
-        norm: the largest entry of the smallest subgradient, as in `_convergence`.
-        reached: whether they have converged by the rule of all solvers.
-    """
-
-    logits: np.ndarray
+    logits: np.ndarray  # [K, N]
+    # Of the loss with respect to the kernel of all standardised features, [K, D + 1]. With the
+    # means, the remaining gradient of the bias would hide the gradients of features far from 0.
     gradient: np.ndarray
-    objective: float
-    norm: float
-    reached: bool
+    objective: float  # divided by the mass
+    norm: float  # the largest entry of the smallest subgradient, as in `_convergence`
+    reached: bool  # whether they have converged by the rule of all solvers
 
 
 def _threads(numbers: int) -> contextlib.AbstractContextManager:

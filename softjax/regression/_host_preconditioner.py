@@ -31,20 +31,13 @@ class Preconditioner(NamedTuple):
     """C S (I kron T) diag(inverse) (I kron T)^T S^T C, for C = I - 11^T/K over the classes.
 
     S subtracts kernel mu from the bias of each class.
-
-    Attributes:
-        means: mu [K, D + 1]; 0 for the bias, and without an intercept.
-        inverse: [K, D + 1].
-        columns: T [D + 1, D + 1]; None for I.
-        least: the least relative curvature of the features; 0 if it is not clear.
-        distance: the largest mean of a feature, in standard deviations that include its penalty.
     """
 
-    means: np.ndarray
-    inverse: np.ndarray
-    columns: np.ndarray | None
-    least: Any
-    distance: Any
+    means: np.ndarray  # mu [K, D + 1]; 0 for the bias, and without an intercept
+    inverse: np.ndarray  # [K, D + 1]
+    columns: np.ndarray | None  # T [D + 1, D + 1]; None for I
+    least: Any  # the least relative curvature of the features; 0 if it is not clear
+    distance: Any  # the largest mean of a feature, in standard deviations that include its penalty
 
     def rounded(self, table: Table) -> "Preconditioner":
         """The preconditioner in the dtype of a table."""

@@ -27,14 +27,11 @@ CG_STEPS = 1000
 
 
 class Stationarity(NamedTuple):
-    """The condition of an optimum, as functions that hold no data.
+    """The condition of an optimum, as functions that hold no data."""
 
-    Attributes:
-        gradient: (theta, problem) -> F [K, D + 1], which is 0 at the optimum.
-        solve: (theta, problem, b) -> H^-1 b, with H = dF / d theta.
-    """
-
+    # (theta, problem) -> F [K, D + 1], which is 0 at the optimum.
     gradient: Callable[[Array, Problem], Array]
+    # (theta, problem, b) -> H^-1 b, with H = dF / d theta.
     solve: Callable[[Array, Problem, Array], Array]
 
 

@@ -45,21 +45,14 @@ DENSE = 2**23
 
 
 class Evaluation(NamedTuple):
-    """The parameters of a fit, evaluated with all features, also those that were not active.
+    """The parameters of a fit, evaluated with all features, also those that were not active."""
 
-    Attributes:
-        slopes: |g_j| of the loss, [D].
-        bound: the largest possible |g_j|, [D]: the standard deviations.
-        loss: the loss without penalty, minus the smallest loss that any probabilities could have.
-        objective: with the penalties.
-        report: the result of `report_of` for the logits.
-    """
-
-    slopes: Array
-    bound: Array
+    slopes: Array  # |g_j| of the loss, [D]
+    bound: Array  # the largest possible |g_j|, [D]: the standard deviations
+    # The loss without penalty, minus the smallest loss that any probabilities could have.
     loss: Array
-    objective: Array
-    report: Any
+    objective: Array  # with the penalties
+    report: Any  # the result of `report_of` for the logits
 
 
 class Step(NamedTuple):

@@ -11,7 +11,7 @@ Source: R. H. Byrd, J. Nocedal and R. B. Schnabel, "Representations of quasi-New
 their use in limited memory methods" (1994), theorem 2.2.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,33 +22,25 @@ from softjax._sharding import cond
 from softjax.regression import _preconditioner
 from softjax.regression._convergence import State
 from softjax.regression._descent import Descent
+from softjax.regression._features import Matrix
 from softjax.regression._objective import Point
 from softjax.regression._preconditioner import Preconditioner
 from softjax.regression._problem import Problem
 from softjax.regression._standardised import Standardised
-
-if TYPE_CHECKING:
-    from jax.experimental.sparse import BCOO
 
 # The number of steps that L-BFGS remembers.
 LENGTH = 10
 
 
 class Memory(NamedTuple):
-    """The last LENGTH steps, oldest first; rows of zeros if there were fewer steps.
+    """The last LENGTH steps, oldest first; rows of zeros if there were fewer steps."""
 
-    Attributes:
-        preconditioner: M.
-        theta, gradient: at the step before, [K, D + 1].
-        steps, changes, images: S, Y and U, [LENGTH, K (D + 1)].
-    """
-
-    preconditioner: Preconditioner
-    theta: Any
-    gradient: Any
-    steps: Any
-    changes: Any
-    images: Any
+    preconditioner: Preconditioner  # M
+    theta: Any  # at the step before, [K, D + 1]
+    gradient: Any  # at the step before, [K, D + 1]
+    steps: Any  # S [LENGTH, K (D + 1)]
+    changes: Any  # Y [LENGTH, K (D + 1)]
+    images: Any  # U [LENGTH, K (D + 1)]
 
 
 class LBFGS(Descent):
@@ -57,7 +49,7 @@ class LBFGS(Descent):
     max_steps, chunk, patience, by_newton = 5000, 50, 30, False
 
     @staticmethod
-    def memory(features: "Array | BCOO", theta: Any) -> Memory:
+    def memory(features: Matrix, theta: Any) -> Memory:
         zeros = np.zeros(theta.shape, theta.dtype)
         history = np.zeros((LENGTH, theta.size), theta.dtype)
         preconditioner = _preconditioner.empty(features, len(theta))

@@ -6,7 +6,6 @@ Source: J. Nocedal and S. J. Wright, "Numerical Optimization" (2006), algorithms
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
@@ -39,9 +38,7 @@ def truncated(
     def hvp(v):
         def curved(weights, features, p):
             own = s._replace(features=features)
-            return _standardised.pull_back(
-                own, softmax_hvp(weights, p, _standardised.scores(own, v))
-            )
+            return own.pull_back(softmax_hvp(weights, p, own.scores(v)))
 
         return by_examples(curved, weights, s.features, p) + ridge[None] * v
 
@@ -134,7 +131,7 @@ def factored_hessian(s: Standardised, weights: Array, p: Array) -> tuple[Array, 
 
     The curvature along the vector of ones over the classes, which is 0, is set to the mean one.
     """
-    h = hessian(partial(_standardised.gram, s), weights, p, s.ridge)
+    h = hessian(s.gram, weights, p, s.ridge)
     num_classes, width = h.shape[:2]
     # Without an intercept the bias has no curvature and no gradient: 1 makes the factor regular.
     unit = (1 - s.constant).astype(h.dtype) * jnp.eye(num_classes, dtype=h.dtype)

@@ -19,19 +19,17 @@ Source: J. Rader, T. Lyons and P. Kidger, "Optimistix: modular optimisation in J
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import Array
 
 from softjax._sharding import cond, while_loop
 from softjax.regression._convergence import CONFIRMED, State, initial
+from softjax.regression._features import Matrix
 from softjax.regression._implicit import SMOOTH, Stationarity
 from softjax.regression._problem import Data, Problem
 from softjax.regression._result import Status
-
-if TYPE_CHECKING:
-    from jax.experimental.sparse import BCOO
 
 # The choices of the loop at a point: stop, compute `known` again, or take a step.
 STOP, REFRESH, STEP = range(3)
@@ -74,7 +72,7 @@ class Solver(ABC):
         return initial(theta, cls.memory(data.features, theta))
 
     @staticmethod
-    def memory(features: "Array | BCOO", theta: Any) -> Any:
+    def memory(features: Matrix, theta: Any) -> Any:
         """The solver's own state before the first step, in NumPy, so that nothing is compiled."""
         return ()
 

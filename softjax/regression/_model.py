@@ -1,6 +1,6 @@
 """The model, p(class | x) = softmax(x @ kernel + bias), and the objective of a fit."""
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,7 @@ from softjax._auto_axes import on_auto_axes
 from softjax._cross_entropy import cross_entropy, weighted_mean
 from softjax._labels import truth_as_classes
 from softjax._softmax import log_softmax, softmax
-from softjax.regression._features import dense_or_sparse, linear
-
-if TYPE_CHECKING:
-    from softjax.regression._features import Features
+from softjax.regression._features import Features, dense_or_sparse, linear
 
 
 class SoftmaxRegression(NamedTuple):
@@ -65,7 +62,7 @@ def init(num_features: int, num_classes: int, dtype: DTypeLike | None = None) ->
 
 
 def logits(
-    params: SoftmaxRegression, features: "Features", *, offset: ArrayLike | None = None
+    params: SoftmaxRegression, features: Features, *, offset: ArrayLike | None = None
 ) -> Array:
     """The scores of the classes.
 
@@ -95,7 +92,7 @@ def logits(
 
 
 def predict(
-    params: SoftmaxRegression, features: "Features", *, offset: ArrayLike | None = None
+    params: SoftmaxRegression, features: Features, *, offset: ArrayLike | None = None
 ) -> Array:
     """The most probable class; the first one in case of a tie.
 
@@ -120,7 +117,7 @@ def predict(
 
 
 def predict_proba(
-    params: SoftmaxRegression, features: "Features", *, offset: ArrayLike | None = None
+    params: SoftmaxRegression, features: Features, *, offset: ArrayLike | None = None
 ) -> Array:
     """The probabilities of the classes.
 
@@ -147,7 +144,7 @@ def predict_proba(
 
 
 def predict_log_proba(
-    params: SoftmaxRegression, features: "Features", *, offset: ArrayLike | None = None
+    params: SoftmaxRegression, features: Features, *, offset: ArrayLike | None = None
 ) -> Array:
     """The log-probabilities of the classes, accurate also for probabilities near 0 or 1.
 
@@ -176,7 +173,7 @@ def predict_log_proba(
 @on_auto_axes
 def objective(
     params: SoftmaxRegression,
-    features: "Features",
+    features: Features,
     labels: ArrayLike,
     *,
     l2: ArrayLike = 0.0,

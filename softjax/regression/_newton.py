@@ -8,8 +8,7 @@ its error.
 Source: J. Nocedal and S. J. Wright, "Numerical Optimization" (2006), algorithms 7.1 and 3.2.
 """
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,14 +18,12 @@ from softjax._sharding import cond
 from softjax.regression import _preconditioner, _standardised
 from softjax.regression._convergence import OUTLYING, State
 from softjax.regression._descent import Descent
+from softjax.regression._features import Matrix
 from softjax.regression._linear_solves import JITTER, factored_hessian, factored_solve, truncated
 from softjax.regression._objective import Point, uncertainty
 from softjax.regression._preconditioner import Preconditioner
 from softjax.regression._problem import Problem
 from softjax.regression._standardised import Standardised
-
-if TYPE_CHECKING:
-    from jax.experimental.sparse import BCOO
 
 
 class NewtonCG(Descent):
@@ -35,7 +32,7 @@ class NewtonCG(Descent):
     rotates = False
 
     @staticmethod
-    def memory(features: "Array | BCOO", theta: Any) -> Preconditioner:
+    def memory(features: Matrix, theta: Any) -> Preconditioner:
         return _preconditioner.empty(features, len(theta))
 
     def direction(self, here: Point, state: State) -> tuple[Array, Preconditioner, Array]:
@@ -61,7 +58,7 @@ class PreciseNewtonCG(NewtonCG):
     precise = True
 
     @staticmethod
-    def memory(features: "Array | BCOO", theta: Any) -> Preconditioner:
+    def memory(features: Matrix, theta: Any) -> Preconditioner:
         return _preconditioner.empty(features, len(theta), theta.dtype)
 
 
@@ -71,13 +68,13 @@ class Newton(Descent):
     takes_sparse = False
 
     @staticmethod
-    def memory(features: "Array | BCOO", theta: Any) -> np.ndarray:
+    def memory(features: Matrix, theta: Any) -> np.ndarray:
         return np.ones((), np.float32)
 
     def direction(self, here: Point, state: State) -> tuple[Array, Array, Array]:
         weights = self.problem.weights.astype(jnp.float32)
         p, norm = here.probabilities.astype(jnp.float32), state.norm
-        s = _standardised.reweighted(self.standardised, uncertainty(weights, p))
+        s = self.standardised.reweighted(uncertainty(weights, p))
         lower, unit = factored_hessian(s, weights, p)
         num_classes, width = here.gradient.shape
         g = (_standardised.to_standard(s.mean, s.scale, here.gradient) / norm).astype(jnp.float32)
@@ -99,7 +96,5 @@ def newton_cg(
     """-H^-1 g by conjugate gradients, and the number of products with the features."""
     weights = problem.weights.astype(s.ridge.dtype)
     p = here.probabilities.astype(s.ridge.dtype)
-    precondition = partial(_preconditioner.apply, preconditioner)
-    return truncated(
-        _preconditioner.within(s, preconditioner), weights, p, here, norm, precondition
-    )
+    s = s.rescaled(preconditioner.offset, preconditioner.unit)
+    return truncated(s, weights, p, here, norm, preconditioner.apply)

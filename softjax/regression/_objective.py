@@ -18,23 +18,16 @@ from softjax.regression._model import SoftmaxRegression
 
 
 class Point(NamedTuple):
-    """Parameters, with the logits, the objective and its gradient there.
+    """Parameters, with the logits, the objective and its gradient there."""
 
-    Attributes:
-        theta: [K, D + 1].
-        logits: [K, N].
-        gradient: of the smooth part of the objective, [K, D + 1].
-        value: the objective.
-        uncertainty: sum_i u_i of the function `uncertainty`. On a mesh it is a sum over devices
-            like the gradient, and so it is computed together with it: if one branch of a `cond`
-            sums over devices and another sum runs beside this `cond`, the devices may take the two
-            sums in different orders and wait for each other.
-    """
-
-    theta: Array
-    logits: Array
-    gradient: Array
-    value: Array
+    theta: Array  # [K, D + 1]
+    logits: Array  # [K, N]
+    gradient: Array  # of the smooth part of the objective, [K, D + 1]
+    value: Array  # the objective
+    # sum_i u_i of the function `uncertainty`. On a mesh it is a sum over devices like the gradient,
+    # and so it is computed together with it: if one branch of a `cond` sums over devices and
+    # another sum runs beside this `cond`, the devices may take the two sums in different orders and
+    # wait for each other.
     uncertainty: Array
 
     @property

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +31,11 @@ from softjax.regression._cross_validation import (
     folds_array,
     held_out,
 )
+from softjax.regression._features import Features
 from softjax.regression._groups import mean_one, stacked
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, ManyEvent
-
-if TYPE_CHECKING:
-    from softjax.regression._features import Features
 
 
 class PathResult(NamedTuple):
@@ -103,7 +101,7 @@ class PathResult(NamedTuple):
 @on_auto_axes
 @errors_name("regression.fit_path")
 def fit_path(
-    features: "Features",
+    features: Features,
     labels: ArrayLike,
     *,
     l2: ArrayLike = 0.0,
@@ -197,7 +195,7 @@ def fit_path(
 @on_auto_axes
 @errors_name("regression.largest_l1")
 def largest_l1(
-    features: "Features",
+    features: Features,
     labels: ArrayLike,
     *,
     grouped: bool = False,

@@ -24,7 +24,7 @@ the means of the classes. With one mean for all classes, each class would have o
 above all others.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,23 +32,10 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from softjax._platforms import platform_dependent
-from softjax.regression._features import by_columns, is_sparse, product
+from softjax.regression._features import Matrix, by_columns, is_sparse, product
 from softjax.regression._linear_solves import JITTER, conjugate_gradients
 from softjax.regression._objective import centred, complements
-from softjax.regression._standardised import (
-    Standardised,
-    from_standard,
-    gram,
-    pull_back,
-    rescaled,
-    reweighted,
-    scores,
-    squares_of_classes,
-    to_standard,
-)
-
-if TYPE_CHECKING:
-    from jax.experimental.sparse import BCOO
+from softjax.regression._standardised import Standardised, from_standard, to_standard
 
 # With more features, the D^3 operations of a factor cost more than the steps that it saves.
 LARGEST_FACTOR = 1024
@@ -82,47 +69,80 @@ class Kronecker(NamedTuple):
     """C S (diag(m) kron A + ridge)^-1 S^T C = C S (I kron T) diag(inverse) (I kron T)^T S^T C.
 
     S subtracts kernel mu from the bias of each class.
-
-    Attributes:
-        offset, unit: [D], of the standardised features for which it was built.
-        means: mu_k [K, D + 1], of these features; 0 for the bias, and without an intercept.
-        features: T [D + 1, D + 1].
-        inverse: [K, D + 1].
-        blur: [D + 1], the part of A and the ridge that is jitter, along each column of T.
     """
 
-    offset: Any
-    unit: Any
-    means: Any
-    features: Any
-    inverse: Any
-    blur: Any
+    offset: Any  # [D], of the standardised features for which it was built
+    unit: Any  # [D], likewise
+    means: Any  # mu_k [K, D + 1], of these features; 0 for the bias, and without an intercept
+    features: Any  # T [D + 1, D + 1]
+    inverse: Any  # [K, D + 1]
+    blur: Any  # [D + 1], the part of A and the ridge that is jitter, along each column of T
+
+    def apply(self, gradient: Array) -> Array:
+        """M^-1 gradient in the coordinates for which it was built."""
+        v = (self._around_means(centred(gradient)) @ self.features) * self.inverse
+        v = v @ self.features.T
+        return centred(v.at[:, -1].add(-jnp.sum(self.means * v, 1)))
+
+    def beyond_sight(self, s: Standardised, g: Array, least: Any, dtype: Any) -> Array:
+        """`unseen` for a centred gradient in the coordinates for which it was built."""
+        squares = jnp.square(self._around_means(g) @ self.features) * self.inverse
+        blurred = jnp.sum(jnp.where(self.blur[None] > BLURRED, squares, 0)).astype(dtype)
+        ratio = float(jnp.finfo(self.inverse.dtype).eps / jnp.finfo(np.float64).eps)
+        return JITTER * ratio / 2 * blurred
+
+    def _around_means(self, gradient: Array) -> Array:
+        """S^T gradient: with respect to the parameters of the features minus the class means."""
+        return gradient - self.means * gradient[:, -1:]
 
 
 class Diagonal(NamedTuple):
-    """The inverse of the diagonal of the Hessian.
+    """The inverse of the diagonal of the Hessian."""
 
-    Attributes:
-        offset, unit: [D], of the standardised features for which it was built.
-        inverse: [K, D + 1].
-    """
+    offset: Any  # [D], of the standardised features for which it was built
+    unit: Any  # [D], likewise
+    inverse: Any  # [K, D + 1]
 
-    offset: Any
-    unit: Any
-    inverse: Any
+    def apply(self, gradient: Array) -> Array:
+        """M^-1 gradient in the coordinates for which it was built."""
+        return centred(self.inverse * gradient)
+
+    def beyond_sight(self, s: Standardised, g: Array, least: Any, dtype: Any) -> Array:
+        """`unseen` for a centred gradient in the coordinates for which it was built."""
+        held = jnp.min(s.ridge[None, :-1] * self.inverse[:, :-1], initial=1) / 2
+        curvature = jnp.maximum(jnp.maximum(held, least), LEAST_CURVATURE)
+        return (jnp.vdot(g, self.inverse * g) / 2 / curvature).astype(dtype)
 
 
 Preconditioner = Kronecker | Diagonal
 
 
-def within(s: Standardised, preconditioner: Preconditioner) -> Standardised:
-    """`s` with the means and scales that the preconditioner was built with."""
-    return rescaled(s, preconditioner.offset, preconditioner.unit)
+def precondition(
+    s: Standardised, preconditioner: Preconditioner, gradient: Array, size: Array
+) -> Array:
+    """M^-1 gradient in the coordinates of the features; divided by `size`, float32 can hold it."""
+    s = s.rescaled(preconditioner.offset, preconditioner.unit)
+    g = (to_standard(s.mean, s.scale, gradient) / size).astype(s.ridge.dtype)
+    return from_standard(s.mean, s.scale, preconditioner.apply(g).astype(gradient.dtype) * size)
 
 
-def empty(
-    features: "Array | BCOO", num_classes: int, dtype: DTypeLike = np.float32
-) -> Preconditioner:
+def unseen(
+    s: Standardised, preconditioner: Preconditioner, gradient: Array, least: Any = 0.0
+) -> Array:
+    """The largest decrease that Newton's model may predict if features are nearly collinear.
+
+    Along a direction whose curvature is lost in the jitter it is g^2 / 2 divided by the least
+    curvature that float64 can distinguish from 0. It is 0 if the gradient vanishes there, as it
+    does if features are exactly collinear. A diagonal preconditioner does not show these
+    directions: any direction may be one, unless the penalty or the known curvature `least` bounds
+    the curvature from below.
+    """
+    s = s.rescaled(preconditioner.offset, preconditioner.unit)
+    g = centred(to_standard(s.mean, s.scale, gradient).astype(preconditioner.inverse.dtype))
+    return preconditioner.beyond_sight(s, g, least, gradient.dtype)
+
+
+def empty(features: Matrix, num_classes: int, dtype: DTypeLike = np.float32) -> Preconditioner:
     """A placeholder for the first step, with the shapes of a preconditioner of `build`."""
     width = features.shape[1] + 1
     inverse = np.ones((num_classes, width), dtype)
@@ -133,7 +153,7 @@ def empty(
     return Kronecker(offset, unit, np.zeros_like(inverse), columns, inverse, blur)
 
 
-def is_diagonal(features: "Array | BCOO") -> bool:
+def is_diagonal(features: Matrix) -> bool:
     """Whether the preconditioner is diagonal: if the features are sparse or many."""
     return is_sparse(features) or features.shape[1] + 1 > LARGEST_FACTOR
 
@@ -142,10 +162,10 @@ def build(s: Standardised, weights: Array, p: Array) -> Preconditioner:
     """The preconditioner at probabilities p [K, N]."""
     weights, p = weights.astype(s.ridge.dtype), p.astype(s.ridge.dtype)
     uncertainty = weights[None] * p * complements(p)
-    s = reweighted(s, jnp.sum(uncertainty, 0))
+    s = s.reweighted(jnp.sum(uncertainty, 0))
     if not is_diagonal(s.features):
         return _kronecker(s, uncertainty)
-    diagonal = squares_of_classes(s, uncertainty) + s.ridge[None]
+    diagonal = s.squares_of_classes(uncertainty) + s.ridge[None]
     inverse = 1 / jnp.maximum(diagonal, LEAST * jnp.mean(diagonal))
     inverse = inverse.at[:, -1].multiply(s.constant.astype(inverse.dtype))
     return Diagonal(s.offset, s.unit, inverse)
@@ -157,14 +177,14 @@ def least_curvature(s: Standardised, weights: Array) -> Array:
     It is the Rayleigh quotient after one step of inverse iteration from a random vector, solved by
     conjugate gradients: the solution is mostly a direction of small curvature.
     """
-    s = reweighted(s, weights)
+    s = s.reweighted(weights)
     diagonal = (
-        squares_of_classes(s, weights[None]).at[:, -1].multiply(s.constant.astype(weights.dtype))
+        s.squares_of_classes(weights[None]).at[:, -1].multiply(s.constant.astype(weights.dtype))
     )
     unit = jnp.where(diagonal > 0, lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1)), 0)
 
     def image(v):
-        return unit * pull_back(s, weights[None] * scores(s, unit * v))
+        return unit * s.pull_back(weights[None] * s.scores(unit * v))
 
     b = jnp.asarray(np.random.default_rng(0).normal(size=diagonal.shape), diagonal.dtype)
     b = jnp.where(unit > 0, b, 0)
@@ -195,7 +215,7 @@ def _kronecker(s: Standardised, uncertainty: Array) -> Kronecker:
     # The diagonal of G is m (1 - m / sum(m)), and no class has more than half of it.
     m = share / (1 - jnp.minimum(share, 0.5))
     mean_eigenvalue = 1 / max(len(uncertainty) - 1, 1)
-    scatter = gram(s, u)
+    scatter = s.gram(u)
     means, between = _means_of_classes(s, uncertainty, scatter)
     a = mean_eigenvalue * (scatter - between)
 
@@ -225,24 +245,21 @@ def _means_of_classes(s: Standardised, uncertainty: Array, scatter: Array) -> tu
     squares of a feature.
     """
     of_class = jnp.sum(uncertainty, 1, keepdims=True)
-    sums = pull_back(s, uncertainty).at[:, -1].set(0)
+    sums = s.pull_back(uncertainty).at[:, -1].set(0)
     means = sums / jnp.where(of_class > 0, of_class, 1)
     squares = jnp.diag(scatter)
     size = jnp.sqrt(squares * jnp.sum(of_class))  # no sum over the examples is larger
     are_centred = jnp.all(jnp.abs(jnp.sum(sums, 0)) <= CENTRED * size)
-    are_centred &= jnp.all(_largest_squares(s, jnp.sum(uncertainty, 0)) <= DOMINANT * squares)
-    means = jnp.where(are_centred, s.constant.astype(sums.dtype) * means, 0)
-    return means, (1 - BETWEEN) * product(means.T, of_class * means)
-
-
-def _largest_squares(s: Standardised, weights: Array) -> Array:
-    """max_i w_i s_ij^2, [D + 1], of dense features; 0 for the bias."""
+    weights = jnp.sum(uncertainty, 0)
 
     def largest(columns: Array, offset: Array, unit: Array) -> Array:
-        squares = jnp.square((columns - offset[None]) / unit[None])
-        return jnp.max(weights[:, None] * squares, 0, initial=0)
+        standard = (columns - offset[None]) / unit[None]
+        return jnp.max(weights[:, None] * jnp.square(standard), 0, initial=0)
 
-    return jnp.append(by_columns(largest, s.features, s.offset, s.unit), 0)
+    most = by_columns(largest, s.features, s.offset, s.unit)
+    are_centred &= jnp.all(most <= DOMINANT * squares[:-1])
+    means = jnp.where(are_centred, s.constant.astype(sums.dtype) * means, 0)
+    return means, (1 - BETWEEN) * product(means.T, of_class * means)
 
 
 def _diagonalised(lower: Array, a: Array) -> tuple[Array, Array]:
@@ -268,57 +285,3 @@ def _diagonalised(lower: Array, a: Array) -> tuple[Array, Array]:
     on_tpu = by_diagonal if len(a) > LARGEST_EIGH_OF_TPU else by_eigenvectors
     exact = by_eigenvectors
     return platform_dependent(cpu=exact, cuda=exact, rocm=exact, default=on_tpu)
-
-
-def precondition(
-    s: Standardised, preconditioner: Preconditioner, gradient: Array, size: Array
-) -> Array:
-    """M^-1 gradient in the coordinates of the features; divided by `size`, float32 can hold it."""
-    s = within(s, preconditioner)
-    g = (to_standard(s.mean, s.scale, gradient) / size).astype(s.ridge.dtype)
-    return from_standard(s.mean, s.scale, apply(preconditioner, g).astype(gradient.dtype) * size)
-
-
-def unseen(
-    s: Standardised,
-    preconditioner: Preconditioner | None,
-    gradient: Array,
-    least: Array | float = 0.0,
-) -> Array:
-    """The largest decrease that Newton's model may predict if features are nearly collinear.
-
-    Along a direction whose curvature is lost in the jitter it is g^2 / 2 divided by the least
-    curvature that float64 can distinguish from 0. It is 0 if the gradient vanishes there, as it
-    does if features are exactly collinear. A diagonal preconditioner does not show these
-    directions: any direction may be one, unless the penalty or the known curvature `least` bounds
-    the curvature from below.
-    """
-    if preconditioner is None:
-        return jnp.zeros((), gradient.dtype)
-    s = within(s, preconditioner)
-    g = centred(to_standard(s.mean, s.scale, gradient).astype(preconditioner.inverse.dtype))
-    if isinstance(preconditioner, Diagonal):
-        held = jnp.min(s.ridge[None, :-1] * preconditioner.inverse[:, :-1], initial=1) / 2
-        curvature = jnp.maximum(jnp.maximum(held, least), LEAST_CURVATURE)
-        return (jnp.vdot(g, preconditioner.inverse * g) / 2 / curvature).astype(gradient.dtype)
-    squares = jnp.square(_around_means(preconditioner, g) @ preconditioner.features)
-    squares *= preconditioner.inverse
-    blurred = jnp.sum(jnp.where(preconditioner.blur[None] > BLURRED, squares, 0)).astype(
-        gradient.dtype
-    )
-    ratio = float(jnp.finfo(preconditioner.inverse.dtype).eps / jnp.finfo(np.float64).eps)
-    return JITTER * ratio / 2 * blurred
-
-
-def apply(preconditioner: Preconditioner, gradient: Array) -> Array:
-    """M^-1 gradient in the coordinates of `within(s, preconditioner)`."""
-    if isinstance(preconditioner, Diagonal):
-        return centred(preconditioner.inverse * gradient)
-    t, inverse, means = preconditioner.features, preconditioner.inverse, preconditioner.means
-    v = ((_around_means(preconditioner, centred(gradient)) @ t) * inverse) @ t.T
-    return centred(v.at[:, -1].add(-jnp.sum(means * v, 1)))
-
-
-def _around_means(preconditioner: Kronecker, gradient: Array) -> Array:
-    """S^T gradient: with respect to the parameters of the features minus the class means."""
-    return gradient - preconditioner.means * gradient[:, -1:]

@@ -38,27 +38,17 @@ from softjax.regression._objective import (
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """What the data of a fit have in common with their problem.
+    """What the data of a fit have in common with their problem."""
 
-    Attributes:
-        features: [N, D], dense or BCOO.
-        l2: scalar >= 0.
-        l1: scalar >= 0.
-        grouped: whether l1 multiplies the Euclidean norms over the classes.
-        factors: f [D], multiply the penalties of each feature; None for ones.
-        count: the sum of the original sample weights; None for N.
-        constant: c, 1 or 0.
-        offset: o [K, N], the known part of the logits; None for zeros.
-    """
-
-    features: Any
-    l2: Any
-    l1: Any
+    features: Any  # [N, D], dense or BCOO
+    l2: Any  # scalar >= 0
+    l1: Any  # scalar >= 0
+    # Whether l1 multiplies the Euclidean norms over the classes.
     grouped: bool = field(default=False, metadata={"static": True})
-    factors: Any = None
-    count: Any = None
-    constant: Any = 1
-    offset: Any = None
+    factors: Any = None  # f [D], multiply the penalties of each feature; None for ones
+    count: Any = None  # the sum of the original sample weights; None for N
+    constant: Any = 1  # c, 1 or 0
+    offset: Any = None  # o [K, N], the known part of the logits; None for zeros
 
     @property
     def ridge(self) -> Any:
@@ -80,13 +70,9 @@ class Shared:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Problem(Shared):
-    """The problem that a solver solves.
+    """The problem that a solver solves."""
 
-    Attributes:
-        targets: q [K, N], >= 0.
-    """
-
-    targets: Array
+    targets: Array  # q [K, N], >= 0
 
     @property
     def num_classes(self) -> int:
@@ -216,19 +202,12 @@ class Problem(Shared):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Data(Shared):
-    """The data of a fit.
+    """The data of a fit."""
 
-    Attributes:
-        num_classes: K.
-        labels: integer [N] or floating [N, K].
-        weights: [N], of mean 1; None for ones.
-        class_weights: [K]; None for ones.
-    """
-
-    num_classes: int = field(metadata={"static": True})
-    labels: Any
-    weights: Any = None
-    class_weights: Any = None
+    num_classes: int = field(metadata={"static": True})  # K
+    labels: Any  # integer [N] or floating [N, K]
+    weights: Any = None  # [N], of mean 1; None for ones
+    class_weights: Any = None  # [K]; None for ones
 
     def problem(self) -> Problem:
         """The problem, with labels and weights as targets; NaN if a class is out of range."""
@@ -237,8 +216,9 @@ class Data(Shared):
     def with_targets(self, targets: Array) -> Problem:
         """The problem with the given targets in place of the labels and weights."""
         shared: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(Shared)}
-        constant = jnp.asarray(self.constant, targets.dtype)
-        return Problem(**shared | {"count": self._count(), "constant": constant}, targets=targets)
+        shared["constant"] = jnp.asarray(self.constant, targets.dtype)
+        shared["count"] = self._count()
+        return Problem(**shared, targets=targets)
 
     def normalised_problem(self) -> tuple[Problem, Array]:
         """The problem of the normalised data, which a solver sees, and the mass."""

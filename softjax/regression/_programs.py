@@ -85,25 +85,15 @@ def run(name: str, problem: Problem, tol: Array, state: State, stop: Array) -> t
 
 
 class Outcome(NamedTuple):
-    """The result of a program, as arrays.
+    """The result of a program, as arrays."""
 
-    Attributes:
-        state: the last state.
-        params: its parameters.
-        objective: the objective there, not divided by the mass.
-        status: the status of the state, or SEPARATED.
-        separated: whether the parameters separate the classes.
-        suspected: whether quasi-complete separation should be looked for.
-        hidden: whether `PRECISELY` may decrease the objective further.
-    """
-
-    state: State
-    params: SoftmaxRegression
-    objective: Array
-    status: Array
-    separated: Array
-    suspected: Array
-    hidden: Array
+    state: State  # the last state
+    params: SoftmaxRegression  # its parameters
+    objective: Array  # the objective there, not divided by the mass
+    status: Array  # the status of the state, or SEPARATED
+    separated: Array  # whether the parameters separate the classes
+    suspected: Array  # whether quasi-complete separation should be looked for
+    hidden: Array  # whether `PRECISELY` may decrease the objective further
 
 
 @partial(jax.jit, static_argnames="name")

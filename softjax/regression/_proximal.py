@@ -31,7 +31,7 @@ their backtracking; B. O'Donoghue and E. Candes, "Adaptive restart for accelerat
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ from softjax.regression._convergence import (
     rounding_of,
 )
 from softjax.regression._descent import largest_move
-from softjax.regression._features import product
+from softjax.regression._features import Matrix, product
 from softjax.regression._implicit import (
     Stationarity,
     corner_gradient,
@@ -61,9 +61,6 @@ from softjax.regression._problem import Problem
 from softjax.regression._result import Status
 from softjax.regression._standardised import Standardised
 
-if TYPE_CHECKING:
-    from jax.experimental.sparse import BCOO
-
 POWER_STEPS = 30
 # The power method approaches the largest eigenvalue from below.
 SAFETY = 1.1
@@ -76,35 +73,22 @@ INNER, INNER_STEPS = 0.1, 500
 
 
 class Memory(NamedTuple):
-    """Parameters of the standardised features, and the point of the next gradient.
+    """Parameters of the standardised features, and the point of the next gradient."""
 
-    Attributes:
-        v: the parameters of the state, [K, D + 1].
-        ahead: y, the point of the next gradient, [K, D + 1].
-        t: Nesterov's t.
-        growth: c.
-    """
-
-    v: Any
-    ahead: Any
-    t: Any
-    growth: Any
+    v: Any  # the parameters of the state, [K, D + 1]
+    ahead: Any  # y, the point of the next gradient, [K, D + 1]
+    t: Any  # Nesterov's t
+    growth: Any  # c
 
 
 class Bound(NamedTuple):
-    """M <= diag(curvature), for parameters [K, D + 1].
+    """M <= diag(curvature), for parameters [K, D + 1]."""
 
-    Attributes:
-        gram: M [D + 1, D + 1]; None if M is diag(curvature).
-        curvature: b [D + 1].
-        threshold: s [D + 1], 0 for the bias.
-        unseen: the largest number if some features are, or may be, so nearly collinear that a step
-            does not resolve their difference, and the penalty is too small to fix it; else 0.
-    """
-
-    gram: Array | None
-    curvature: Array
-    threshold: Array
+    gram: Array | None  # M [D + 1, D + 1]; None if M is diag(curvature)
+    curvature: Array  # b [D + 1]
+    threshold: Array  # s [D + 1], 0 for the bias
+    # The largest number if some features are, or may be, so nearly collinear that a step does not
+    # resolve their difference, and the penalty is too small to fix it; else 0.
     unseen: Array
 
 
@@ -130,31 +114,19 @@ def _solve_among_active(theta: Array, problem: Problem, b: Array) -> Array:
 
 
 class Trial(NamedTuple):
-    """The minimum of the model from the point y, and the quantities there and at y.
+    """The minimum of the model from the point y, and the quantities there and at y."""
 
-    Attributes:
-        ahead: the parameters of the original features at y, [K, D + 1].
-        gradient: at y, for the standardised features, [K, D + 1].
-        least: the minimum, for the standardised features.
-        step: from y to the minimum.
-        image: c M step.
-        new: the minimum, with the common part of all classes replaced by the best one.
-        theta: `new` as parameters of the original features.
-        logits: at theta, [K, N].
-        moved: the change of the logits by the step, minus its mean over the classes of an example.
-        reached: whether y has converged, if the momentum is ignored.
-    """
-
-    ahead: Array
-    gradient: Array
-    least: Array
-    step: Array
-    image: Array
-    new: Array
-    theta: Array
-    logits: Array
+    ahead: Array  # the parameters of the original features at y, [K, D + 1]
+    gradient: Array  # at y, for the standardised features, [K, D + 1]
+    least: Array  # the minimum, for the standardised features
+    step: Array  # from y to the minimum
+    image: Array  # c M step
+    new: Array  # the minimum, with the common part of all classes replaced by the best one
+    theta: Array  # `new` as parameters of the original features
+    logits: Array  # at theta, [K, N]
+    # The change of the logits by the step, minus its mean over the classes of an example.
     moved: Array
-    reached: Array
+    reached: Array  # whether y has converged, if the momentum is ignored
 
 
 class Proximal(Solver):
@@ -173,7 +145,7 @@ class Proximal(Solver):
         self.shrink = _shrink_rows if problem.grouped else _shrink
 
     @staticmethod
-    def memory(features: "Array | BCOO", theta: Any) -> Memory:
+    def memory(features: Matrix, theta: Any) -> Memory:
         one = np.ones((), theta.dtype)
         return Memory(theta, theta, one, one)
 
@@ -352,14 +324,14 @@ def _bound(problem: Problem, s: Standardised) -> Bound:
 
         def body(_, v):
             v = (v / jnp.linalg.norm(v))[None]
-            return _standardised.pull_back(s, weights[None] * _standardised.scores(s, v))[0]
+            return s.pull_back(weights[None] * s.scores(v))[0]
 
         # A random start, since symmetric features may make a regular one an eigenvector.
         begin = jnp.asarray(np.random.default_rng(0).normal(size=width), s.ridge.dtype)
         largest = SAFETY * jnp.linalg.norm(fori_loop(0, POWER_STEPS, body, begin))
         not_known = jnp.full_like(largest, jnp.finfo(largest.dtype).max)
         return Bound(None, largest + s.ridge, threshold, not_known)
-    gram = _standardised.gram(s, weights)
+    gram = s.gram(weights)
     gram = (gram + gram.T) / 2 + jnp.diag(100 * s.rounding)  # more than its error
     largest, gram = _eigenvalue_bound(gram), gram + jnp.diag(s.ridge)
     # Along a unit vector of curvature e the gradient is at most e^(1/2). If the penalty is larger,

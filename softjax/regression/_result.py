@@ -1,7 +1,7 @@
 """The events of a fit, its status and its result."""
 
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,8 @@ from softjax.regression._arguments import (
     labels_array,
     offset_array,
 )
+from softjax.regression._features import Matrix
 from softjax.regression._model import SoftmaxRegression, logits
-
-if TYPE_CHECKING:
-    from jax.experimental.sparse import BCOO
 
 Validation = tuple[ArrayLike, ...]
 
@@ -175,7 +173,7 @@ def checked_validation(
     validation: Validation | None,
     shape: tuple[int, ...],
     has_offset: bool | None = None,
-) -> "tuple[Array | BCOO, Array, Array | None] | None":
+) -> tuple[Matrix, Array, Array | None] | None:
     """The features, labels and offset of validation data, for a kernel of this shape [D, K].
 
     An offset is optional if `has_offset` is None.
@@ -213,7 +211,7 @@ def recorded(
 @jax.jit
 def _loss_and_accuracy(
     params: SoftmaxRegression,
-    features: "Array | BCOO",
+    features: Matrix,
     labels: Array,
     offset: Array | None = None,
 ) -> tuple[Array, Array]:

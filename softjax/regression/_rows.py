@@ -11,7 +11,8 @@ of class k with itself is sum_{l != k} B_kl. No term is a difference, not even 1
 accurate relative to its own size, and I is positive semidefinite.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,45 +31,30 @@ from softjax._labels import (
 )
 from softjax._losses import expected_loss_gradient, index_loss_gradient
 from softjax._numerics import compute_dtype
-from softjax._weights import is_zero, shares
-from softjax.regression._features import dense_or_sparse, is_sparse, linear, with_data
-from softjax.regression._model import SoftmaxRegression, refuse_other_params
-
-if TYPE_CHECKING:
-    from softjax.regression._features import Features
-
-from collections.abc import Callable
-
 from softjax._sharding import fori_loop
 from softjax._softmax_core import softmax_core
+from softjax._weights import is_zero, shares
+from softjax.regression._features import Features, dense_or_sparse, is_sparse, linear, with_data
+from softjax.regression._model import SoftmaxRegression, refuse_other_params
 
 EXACT = lax.Precision.HIGHEST  # by default accelerators round float32 factors
 
 
 class Rows(NamedTuple):
-    """The checked arguments of a derivative or a statistic.
+    """The checked arguments of a derivative or a statistic."""
 
-    Attributes:
-        x: features [N, D], dense or BCOO.
-        targets: ClassIndices or a distribution; None if they are not used.
-        w: sample weights [N]; None for ones.
-        c: class weights [K]; None for ones.
-        offset: [N, K]; None for zeros.
-        constant: 1, or 0 if the model has no intercept.
-    """
-
-    x: Any
-    targets: Any
-    w: Array | None
-    c: Array | None
-    offset: Array | None = None
-    constant: Any = 1
+    x: Any  # features [N, D], dense or BCOO
+    targets: Any  # ClassIndices or a distribution; None if they are not used
+    w: Array | None  # sample weights [N]; None for ones
+    c: Array | None  # class weights [K]; None for ones
+    offset: Array | None = None  # [N, K]; None for zeros
+    constant: Any = 1  # 1, or 0 if the model has no intercept
 
 
 def checked_rows(
     function: str,
     params: SoftmaxRegression,
-    features: "Features",
+    features: Features,
     labels: Labels,
     sample_weights: ArrayLike | None,
     class_weights: ArrayLike | None = None,
@@ -85,7 +71,7 @@ def checked_rows(
     return Rows(x, targets, w, c, offset_array(function, params, x, offset), constant)
 
 
-def features_array(function: str, params: SoftmaxRegression, features: "Features") -> Any:
+def features_array(function: str, params: SoftmaxRegression, features: Features) -> Any:
     """Features [N, D] in the dtype of the parameters, at least float32, dense or BCOO."""
     refuse_other_params(function, params)
     x = dense_or_sparse(function, features)

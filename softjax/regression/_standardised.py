@@ -42,37 +42,121 @@ class Standardised(NamedTuple):
     If the features are float32, r is the features themselves, and the offsets and units are applied
     to parameters and gradients: s would be a copy. Else r is a float32 copy, for sparse features
     with the same stored entries, so that zeros stay zeros.
-
-    Attributes:
-        features: r [N, D], float32, dense or BCOO.
-        base: [D].
-        size: [D].
-        offset: [D].
-        unit: [D].
-        mean: [D].
-        scale: [D].
-        l2: the penalty, a scalar or [D].
-        ridge: [D + 1], the penalty on the scaled parameters; 0 for the bias.
-        rounding: [D + 1], the rounding error of s; r may be larger than s, and its error counts.
-        constant: c, 1 or 0.
     """
 
-    features: Any
-    base: Array
-    size: Array
-    offset: Array
-    unit: Array
-    mean: Array
-    scale: Array
-    l2: Array
-    ridge: Array
+    features: Any  # r [N, D], float32, dense or BCOO
+    base: Array  # [D]
+    size: Array  # [D]
+    offset: Array  # [D]
+    unit: Array  # [D]
+    mean: Array  # [D]
+    scale: Array  # [D]
+    l2: Array  # the penalty, a scalar or [D]
+    ridge: Array  # [D + 1], the penalty on the scaled parameters; 0 for the bias
+    # [D + 1], the rounding error of s; r may be larger than s, and its error counts.
     rounding: Array
-    constant: Array
+    constant: Array  # c, 1 or 0
+
+    def rescaled(self, offset: Array, unit: Array) -> "Standardised":
+        """These features with the offset and the unit of other means and scales."""
+        return _around(self.features, self.base, self.size, offset, unit, self.l2, self.constant)
+
+    def reweighted(self, weights: Array) -> "Standardised":
+        """These features with the means and scales of the examples under `weights`, [N].
+
+        With the weights u of the Hessian, nearly certain examples, such as those with a very large
+        feature, are ignored; the differences of the others are of order 1, not lost in rounding.
+        """
+        total = jnp.sum(weights)
+        shares = weights / jnp.where(total > 0, total, 1)
+        mean, variance = _moments(self.features, shares, self.constant, self.offset)
+        # A feature whose variation among these examples is only rounding keeps its scale.
+        least = 64 * jnp.finfo(variance.dtype).eps
+        varies = variance > least * least * (variance + mean * mean)
+        # The moments of one example are useless; one may have nearly all weight if all are certain.
+        known = varies & (total > 0) & (jnp.max(weights) <= 0.6 * total)
+        offset = jnp.where(known, mean, self.offset)
+        unit = jnp.where(known, jnp.sqrt(jnp.where(known, variance, 1)), self.unit)
+        return self.rescaled(offset, unit)
+
+    def scores(self, v: Array) -> Array:
+        """The logits [K, N] of the parameters v [K, D + 1] of s: one product with the features."""
+        kernel = v[:, :-1] / self.unit[None]
+        bias = self.constant.astype(v.dtype) * v[:, -1:] - product(kernel, self.offset[:, None])
+        return product(self.features, kernel.T).T + bias
+
+    def pull_back(self, residual: Array) -> Array:
+        """The transpose of `scores`: [K, N] to [K, D + 1], one product with the features."""
+        total = jnp.sum(residual, 1, keepdims=True)
+        kernel = (product(residual, self.features) - total * self.offset[None]) / self.unit[None]
+        return jnp.concatenate([kernel, self.constant.astype(total.dtype) * total], 1)
+
+    def squared(self, weights: Array) -> Array:
+        """sum_j w_j s_ij^2, [N]."""
+        if is_sparse(self.features):
+            own = weights[:-1] / self.unit / self.unit
+            squares = product(self._beyond_zero(), own) + jnp.vdot(own, self.offset * self.offset)
+            squares = jnp.maximum(squares, 0)
+        else:
+            standard = (self.features - self.offset[None]) / self.unit[None]
+            squares = jnp.sum(weights[None, :-1] * jnp.square(standard), 1)
+        return squares + self.constant.astype(weights.dtype) * weights[-1]
+
+    def squares_of_classes(self, uncertainty: Array) -> Array:
+        """sum_i u_ki s_ij^2, [K, D + 1]."""
+        if is_sparse(self.features):
+            squares = product(uncertainty, self._beyond_zero())
+            squares += jnp.sum(uncertainty, 1, keepdims=True) * jnp.square(self.offset)[None]
+            squares = jnp.maximum(squares, 0) / jnp.square(self.unit)[None]
+        else:
+
+            def rows(columns, offset, unit):
+                return product(uncertainty, jnp.square((columns - offset[None]) / unit[None])).T
+
+            squares = by_columns(rows, self.features, self.offset, self.unit).T
+        return jnp.concatenate([squares, jnp.sum(uncertainty, 1, keepdims=True)], 1)
+
+    def gram(self, weights: Array) -> Array:
+        """sum_i w_i s_i s_i^T, [D + 1, D + 1], of dense features."""
+
+        def above_of(weights, features):
+            def rows(columns, offset, unit):
+                own = weights[:, None] * ((columns - offset[None]) / unit[None])
+                total = jnp.sum(own, 0)[:, None]
+                others = (product(own.T, features) - total * self.offset[None]) / self.unit[None]
+                return jnp.concatenate([others, constant * total], 1)
+
+            return by_columns(rows, features, self.offset, self.unit)
+
+        constant = self.constant.astype(weights.dtype)
+        above = by_examples(above_of, weights, self.features)
+        # Row j is computed from s of feature j and r of the other features. For a pair of features,
+        # take the row of the feature with the larger rounding: then only the smaller one remains.
+        inner, rounding = above[:, :-1], self.rounding[:-1]
+        inner = jnp.where(rounding[:, None] >= rounding[None], inner, inner.T)
+        above = jnp.concatenate([inner, above[:, -1:]], 1)
+        return jnp.concatenate([above, jnp.append(above[:, -1], constant * jnp.sum(weights))[None]])
+
+    def _beyond_zero(self) -> Any:
+        """(r - offset)^2 - offset^2 of sparse features, which is 0 where r is 0."""
+        r = self.features
+        return with_data(r, r.data * (r.data - 2 * column_of(r, self.offset)))
 
 
 def standardise(problem: Problem, bound: Array, dtype: DTypeLike = jnp.float32) -> Standardised:
-    """The standardised features; `bound` is `gradient_bound`, their root mean squares."""
-    return scaled(problem, *moments(problem, bound), _middle(problem.features), dtype)
+    """The standardised features; `bound` is `gradient_bound`, their root mean squares.
+
+    The median of some examples is subtracted from dense features before they are cast: a few
+    outliers do not change it. In float32 only numbers near the subtracted one keep their
+    differences.
+    """
+    x = problem.features
+    if is_sparse(x) or x.dtype == jnp.float32:
+        middle = jnp.zeros(x.shape[1], x.dtype)
+    else:
+        rows = x[:: max(len(x) // MEDIAN_ROWS, 1)]
+        middle = jnp.sort(rows, 0)[len(rows) // 2]
+    return scaled(problem, *moments(problem, bound), middle, dtype)
 
 
 def scaled(
@@ -90,30 +174,6 @@ def scaled(
     return _around(r, base, size, offset, unit, problem.ridge, problem.constant)
 
 
-def rescaled(s: Standardised, offset: Array, unit: Array) -> Standardised:
-    """`s` with the offset and the unit of other means and scales."""
-    return _around(s.features, s.base, s.size, offset, unit, s.l2, s.constant)
-
-
-def reweighted(s: Standardised, weights: Array) -> Standardised:
-    """`s` with the means and scales of its examples under `weights`, [N].
-
-    With the weights u of the Hessian, nearly certain examples, such as those with a very large
-    feature, are ignored, and the differences of the others are of order 1, not lost in rounding.
-    """
-    total = jnp.sum(weights)
-    shares = weights / jnp.where(total > 0, total, 1)
-    mean, variance = _moments(s.features, shares, s.constant, s.offset)
-    # A feature whose variation among these examples is only rounding keeps its scale.
-    least = 64 * jnp.finfo(variance.dtype).eps
-    varies = variance > least * least * (variance + mean * mean)
-    # The moments of one example are useless; one may have nearly all weight if all are certain.
-    known = varies & (total > 0) & (jnp.max(weights) <= 0.6 * total)
-    offset = jnp.where(known, mean, s.offset)
-    unit = jnp.where(known, jnp.sqrt(jnp.where(known, variance, 1)), s.unit)
-    return rescaled(s, offset, unit)
-
-
 def _around(
     r: Any, base: Array, size: Array, offset: Array, unit: Array, l2: Array, constant: Array
 ) -> Standardised:
@@ -123,69 +183,6 @@ def _around(
     rounding = jnp.finfo(r.dtype).eps * jnp.append(jnp.maximum(jnp.abs(offset) / unit, 1), 1)
     ridge = scaled_ridge(l2, scale, r.dtype)
     return Standardised(r, base, size, offset, unit, mean, scale, l2, ridge, rounding, constant)
-
-
-def scores(s: Standardised, v: Array) -> Array:
-    """The logits [K, N] of the parameters v [K, D + 1] of s: one product with the features."""
-    kernel = v[:, :-1] / s.unit[None]
-    bias = s.constant.astype(v.dtype) * v[:, -1:] - product(kernel, s.offset[:, None])
-    return product(s.features, kernel.T).T + bias
-
-
-def pull_back(s: Standardised, residual: Array) -> Array:
-    """The transpose of `scores`: [K, N] to [K, D + 1], one product with the features."""
-    total = jnp.sum(residual, 1, keepdims=True)
-    kernel = (product(residual, s.features) - total * s.offset[None]) / s.unit[None]
-    return jnp.concatenate([kernel, s.constant.astype(total.dtype) * total], 1)
-
-
-def squared(s: Standardised, weights: Array) -> Array:
-    """sum_j w_j s_ij^2, [N]."""
-    if is_sparse(s.features):
-        own = weights[:-1] / s.unit / s.unit
-        squares = product(_beyond_zero(s), own) + jnp.vdot(own, s.offset * s.offset)
-        squares = jnp.maximum(squares, 0)
-    else:
-        standard = (s.features - s.offset[None]) / s.unit[None]
-        squares = jnp.sum(weights[None, :-1] * jnp.square(standard), 1)
-    return squares + s.constant.astype(weights.dtype) * weights[-1]
-
-
-def squares_of_classes(s: Standardised, uncertainty: Array) -> Array:
-    """sum_i u_ki s_ij^2, [K, D + 1]."""
-    if is_sparse(s.features):
-        squares = product(uncertainty, _beyond_zero(s))
-        squares += jnp.sum(uncertainty, 1, keepdims=True) * jnp.square(s.offset)[None]
-        squares = jnp.maximum(squares, 0) / jnp.square(s.unit)[None]
-    else:
-
-        def rows(columns, offset, unit):
-            return product(uncertainty, jnp.square((columns - offset[None]) / unit[None])).T
-
-        squares = by_columns(rows, s.features, s.offset, s.unit).T
-    return jnp.concatenate([squares, jnp.sum(uncertainty, 1, keepdims=True)], 1)
-
-
-def gram(s: Standardised, weights: Array) -> Array:
-    """sum_i w_i s_i s_i^T, [D + 1, D + 1], of dense features."""
-
-    def above_of(weights, features):
-        def rows(columns, offset, unit):
-            own = weights[:, None] * ((columns - offset[None]) / unit[None])
-            total = jnp.sum(own, 0)[:, None]
-            others = (product(own.T, features) - total * s.offset[None]) / s.unit[None]
-            return jnp.concatenate([others, constant * total], 1)
-
-        return by_columns(rows, features, s.offset, s.unit)
-
-    constant = s.constant.astype(weights.dtype)
-    above = by_examples(above_of, weights, s.features)
-    # Row j is computed from s of feature j and r of the other features. For a pair of features,
-    # take the row of the feature with the larger rounding: then only the smaller one remains.
-    inner, rounding = above[:, :-1], s.rounding[:-1]
-    inner = jnp.where(rounding[:, None] >= rounding[None], inner, inner.T)
-    above = jnp.concatenate([inner, above[:, -1:]], 1)
-    return jnp.concatenate([above, jnp.append(above[:, -1], constant * jnp.sum(weights))[None]])
 
 
 def scaled_ridge(l2: Array, scale: Array, dtype: DTypeLike) -> Array:
@@ -228,24 +225,6 @@ def _moments(x: Any, shares: Array, constant: Array, origin: Array) -> tuple[Arr
 
     mean, variance = by_columns(mean_and_variance, x, origin).T
     return mean, variance
-
-
-def _middle(x: Any) -> Array:
-    """The median of each feature over some examples, [D]; 0 for sparse or float32 features.
-
-    A few outliers do not change it. In float32 only numbers near the subtracted one keep their
-    differences.
-    """
-    if is_sparse(x) or x.dtype == jnp.float32:
-        return jnp.zeros(x.shape[1], x.dtype)
-    rows = x[:: max(len(x) // MEDIAN_ROWS, 1)]
-    return jnp.sort(rows, 0)[len(rows) // 2]
-
-
-def _beyond_zero(s: Standardised) -> Any:
-    """(r - offset)^2 - offset^2 of sparse features, which is 0 where r is 0."""
-    r = s.features
-    return with_data(r, r.data * (r.data - 2 * column_of(r, s.offset)))
 
 
 def to_standard(mean: Array, scale: Array, gradient: Array) -> Array:

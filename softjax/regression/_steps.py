@@ -59,13 +59,9 @@ class Batch:
 
 
 class Stacked(NamedTuple):
-    """The batches of consecutive steps.
+    """The batches of consecutive steps."""
 
-    Attributes:
-        batches: parts [S, B, ...].
-    """
-
-    batches: Batch
+    batches: Batch  # parts [S, B, ...]
 
     def batch(self, step: Array, first: Array) -> Batch:
         """The batch of `step`; the stack begins with the batch of the step `first`."""
@@ -75,15 +71,11 @@ class Stacked(NamedTuple):
 
 
 class Held(NamedTuple):
-    """All examples, and the indices of the examples that each step of an epoch takes.
+    """All examples, and the indices of the examples that each step of an epoch takes."""
 
-    Attributes:
-        rows: parts [N, ...].
-        order: the indices of the examples, int32 [steps, B], -1 for none; None if every step
-            takes all examples.
-    """
-
-    rows: Batch
+    rows: Batch  # parts [N, ...]
+    # The indices of the examples, int32 [steps, B], -1 for none; None if every step takes all
+    # examples.
     order: Array | None
 
     def batch(self, step: Array, first: Array) -> Batch:
@@ -177,59 +169,35 @@ class Sums(Protocol):
 
 
 class Form(NamedTuple):
-    """The static arguments of a program.
+    """The static arguments of a program."""
 
-    Attributes:
-        sums: how the mean loss is added up.
-        optimizer: an optax optimizer.
-        transform: a function of the features of a batch, or None.
-        skip_nonfinite: whether rows that are not finite, or have no valid class, are left out.
-    """
-
-    sums: Sums
-    optimizer: optax.GradientTransformation
-    transform: Transform = None
+    sums: Sums  # how the mean loss is added up
+    optimizer: optax.GradientTransformation  # an optax optimizer
+    transform: Transform = None  # a function of the features of a batch, or None
+    # Whether rows that are not finite, or have no valid class, are left out.
     skip_nonfinite: bool = False
 
 
 class Terms(NamedTuple):
-    """The terms of the objective that do not depend on a batch, and scales of all examples.
+    """The terms of the objective that do not depend on a batch, and scales of all examples."""
 
-    Attributes:
-        l2: the strength of the squared penalty: a scalar, or [D], one for each feature.
-        class_weights: [K], or None.
-        constant: the factor of the bias: 1, or 0 without an intercept; None for 1.
-        bound: the largest possible entries of the gradient, [D + 1]; None for ones.
-        largest: the largest absolute value of each feature, [D]; None for ones.
-        tol: the steps end once no entry of the gradient, relative to `bound`, is larger.
-    """
-
-    l2: Array
-    class_weights: Array | None
-    constant: Array | None
-    bound: Array | None
-    largest: Array | None
-    tol: Array
+    l2: Array  # the strength of the squared penalty: a scalar, or [D], one for each feature
+    class_weights: Array | None  # [K], or None
+    constant: Array | None  # the factor of the bias: 1, or 0 without an intercept; None for 1
+    bound: Array | None  # the largest possible entries of the gradient, [D + 1]; None for ones
+    largest: Array | None  # the largest absolute value of each feature, [D]; None for ones
+    tol: Array  # the steps end once no entry of the gradient, relative to `bound`, is larger
 
 
 class State(NamedTuple):
-    """All that a step needs from earlier steps; the content of a checkpoint.
+    """All that a step needs from earlier steps; the content of a checkpoint."""
 
-    Attributes:
-        params: kernel [D, K] and bias [K], finite.
-        optimizer_state: the state of the optax optimizer.
-        step: the number of steps taken.
-        total: the objectives of the batches since the last event, summed.
-        taken: the number of these batches.
-        norm: the largest entry of the last gradient, relative to `Terms.bound`.
-    """
-
-    params: SoftmaxRegression
-    optimizer_state: optax.OptState
-    step: Array
-    total: Array
-    taken: Array
-    norm: Array
+    params: SoftmaxRegression  # kernel [D, K] and bias [K], finite
+    optimizer_state: optax.OptState  # the state of the optax optimizer
+    step: Array  # the number of steps taken
+    total: Array  # the objectives of the batches since the last event, summed
+    taken: Array  # the number of these batches
+    norm: Array  # the largest entry of the last gradient, relative to `Terms.bound`
 
 
 @partial(jax.jit, static_argnames="optimizer")

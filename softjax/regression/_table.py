@@ -24,41 +24,26 @@ CANCELLED = 1e-4
 
 
 class End(NamedTuple):
-    """The end of Newton's steps.
+    """The end of Newton's steps."""
 
-    Attributes:
-        theta: the parameters.
-        first: the objective at the start.
-        decrement: the decrease that the model predicted for the last step, nats.
-        steps: the number of steps.
-        passes: the number of products with the features.
-    """
-
-    theta: np.ndarray
-    first: Any
-    decrement: Any
-    steps: int
-    passes: int
+    theta: np.ndarray  # the parameters
+    first: Any  # the objective at the start
+    decrement: Any  # the decrease that the model predicted for the last step, nats
+    steps: int  # the number of steps
+    passes: int  # the number of products with the features
 
 
 class Table(NamedTuple):
-    """A problem in NumPy and float64.
+    """A problem in NumPy and float64."""
 
-    Attributes:
-        features: [N, D], with an intercept [N, D + 1] and ones in the last column; an array, or
-            `SparseColumns`.
-        targets: q [K, N], which sum to 1.
-        ridge: of each column of the features.
-        offset: [K, N], or 0.
-        biases: the number of columns of ones, 1 or 0.
-        transposed: a copy of the features by columns, [D + 1, N], for fast products; or None.
-    """
-
+    # [N, D], with an intercept [N, D + 1] and ones in the last column; an array, or
+    # `SparseColumns`.
     features: Any
-    targets: np.ndarray
-    ridge: np.ndarray
-    offset: Any
-    biases: int
+    targets: np.ndarray  # q [K, N], which sum to 1
+    ridge: np.ndarray  # of each column of the features
+    offset: Any  # [K, N], or 0
+    biases: int  # the number of columns of ones, 1 or 0
+    # A copy of the features by columns, [D + 1, N], for fast products; or None.
     transposed: Any = None
 
     @property

@@ -229,19 +229,12 @@ class Batches:
 
 
 class _Group(NamedTuple):
-    """The blocks of a group in memory.
+    """The blocks of a group in memory."""
 
-    Attributes:
-        number: the number of the group, counted from the first epoch.
-        held: the rows of all blocks in sequence, followed by one row of zeros for padding.
-        numbers: the numbers of these rows within the data; -1 for the row of zeros.
-        order: for each batch the places of its rows in `held`.
-    """
-
-    number: int
-    held: Batch
-    numbers: np.ndarray
-    order: np.ndarray
+    number: int  # the number of the group, counted from the first epoch
+    held: Batch  # the rows of all blocks in sequence, followed by one row of zeros for padding
+    numbers: np.ndarray  # the numbers of these rows within the data; -1 for the row of zeros
+    order: np.ndarray  # for each batch the places of its rows in `held`
 
 
 class FromFunction:

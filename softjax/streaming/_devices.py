@@ -21,20 +21,13 @@ U = TypeVar("U")
 
 
 class Chunk(NamedTuple):
-    """The batches of the steps first, ..., stop - 1; its arrays have the same size in every chunk.
+    """The batches of the steps first, ..., stop - 1, in arrays of one size for all chunks."""
 
-    Attributes:
-        first: the number of the first step.
-        stop: the number of the last step, plus one.
-        count: the number of steps, on the devices.
-        feed: the batches, on the devices.
-        host: the batches of this process in its memory; None for arrays, which are not read.
-    """
-
-    first: int
-    stop: int
-    count: Any
-    feed: Held | Stacked
+    first: int  # the number of the first step
+    stop: int  # the number of the last step, plus one
+    count: Any  # the number of steps, on the devices
+    feed: Held | Stacked  # the batches, on the devices
+    # The batches of this process in its memory; None for arrays, which are not read.
     host: Batch | None
 
 

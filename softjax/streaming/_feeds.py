@@ -54,23 +54,15 @@ SAMPLES = 64
 
 
 class Feed(Protocol):
-    """The interface of the data feeds of `train`.
+    """The interface of the data feeds of `train`."""
 
-    Attributes:
-        num_classes: K.
-        epoch_steps: the number of steps of a pass over the data; 1 if it is unknown.
-        chunk_steps: the largest number of steps in a chunk; a chunk never crosses a multiple of it.
-        takes_all: whether every step takes all examples.
-        sums: how the mean loss is summed.
-        transform: the function that a step applies to the features of its batch, or None.
-    """
-
-    num_classes: int
-    epoch_steps: int
+    num_classes: int  # K
+    epoch_steps: int  # the number of steps of a pass over the data; 1 if it is unknown
+    # The largest number of steps in a chunk; a chunk never crosses a multiple of it.
     chunk_steps: int
-    takes_all: bool
-    sums: Sums
-    transform: Transform
+    takes_all: bool  # whether every step takes all examples
+    sums: Sums  # how the mean loss is summed
+    transform: Transform  # the function that a step applies to the features of its batch, or None
 
     @property
     def configuration(self) -> dict[str, Any]:

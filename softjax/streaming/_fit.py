@@ -148,21 +148,13 @@ def fit(
 
 
 class _Position(NamedTuple):
-    """The inputs of a search direction.
+    """The inputs of a search direction."""
 
-    Attributes:
-        theta: the parameters, [K, D + 1].
-        gradient: the gradient of all rows at theta.
-        memory: the memory of L-BFGS.
-        step: the number of steps taken.
-        norm: the norm of the gradient, relative to its largest possible value.
-    """
-
-    theta: Any
-    gradient: Any
-    memory: Memory
-    step: Any
-    norm: Any
+    theta: Any  # the parameters, [K, D + 1]
+    gradient: Any  # the gradient of all rows at theta
+    memory: Memory  # the memory of L-BFGS
+    step: Any  # the number of steps taken
+    norm: Any  # the norm of the gradient, relative to its largest possible value
 
 
 def _first_memory(theta: np.ndarray) -> Memory:

@@ -39,23 +39,14 @@ RUNS = 16
 
 
 class Sums(NamedTuple):
-    """The results of a pass over all rows of all processes, in float64.
+    """The results of a pass over all rows of all processes, in float64."""
 
-    Attributes:
-        value: the objective.
-        gradient: the gradient of the objective, [K, D + 1].
-        squares: the sum of w x^2 for each feature, and of w for the bias, [D + 1].
-        separated: whether in every row the true class has the strictly largest logit.
-        largest: the largest |x| of each feature, after the transform, [D].
-        classes: the total weight of the rows of each class, [K].
-    """
-
-    value: Any
-    gradient: Any
-    squares: Any
-    separated: Any
-    largest: Any
-    classes: Any
+    value: Any  # the objective
+    gradient: Any  # the gradient of the objective, [K, D + 1]
+    squares: Any  # the sum of w x^2 for each feature, and of w for the bias, [D + 1]
+    separated: Any  # whether in every row the true class has the strictly largest logit
+    largest: Any  # the largest |x| of each feature, after the transform, [D]
+    classes: Any  # the total weight of the rows of each class, [K]
 
     @property
     def relative_norm(self) -> float:

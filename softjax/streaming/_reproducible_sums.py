@@ -36,17 +36,11 @@ ROWS = "rows"
 
 
 class ReproducibleSums(NamedTuple):
-    """The layout of the blocks on the devices, and the mean loss that is summed by blocks.
+    """The layout of the blocks on the devices, and the mean loss that is summed by blocks."""
 
-    Attributes:
-        mesh: all devices of all processes, along the axis ROWS.
-        processes: the number of processes.
-        of_classes: whether the blocks divide the classes instead of the rows.
-    """
-
-    mesh: Mesh
-    processes: int
-    of_classes: bool
+    mesh: Mesh  # all devices of all processes, along the axis ROWS
+    processes: int  # the number of processes
+    of_classes: bool  # whether the blocks divide the classes instead of the rows
 
     @property
     def blocks(self) -> int:

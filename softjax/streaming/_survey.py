@@ -13,23 +13,17 @@ RUN_BYTES = 1 << 23
 
 
 class Survey(NamedTuple):
-    """The results of a pass over all rows.
+    """The results of a pass over all rows."""
 
-    Attributes:
-        mean: the mean of each feature over the good rows, float64 [D], rounded to 2^-30 of the
-            scale; 0 for a category, whose features are 0 or 1.
-        scale: the standard deviation of each feature, rounded to 2^-30 of itself; 1 for a constant
-            feature and for a category.
-        classes: the names of the classes, in order.
-        counts: the number of good rows of each class.
-        bad: the numbers of the rows that have no label, or a feature that is not finite in
-            float32.
-    """
-
+    # The mean of each feature over the good rows, float64 [D], rounded to 2^-30 of the scale; 0 for
+    # a category, whose features are 0 or 1.
     mean: np.ndarray
+    # The standard deviation of each feature, rounded to 2^-30 of itself; 1 for a constant feature
+    # and for a category.
     scale: np.ndarray
-    classes: list[str]
-    counts: np.ndarray
+    classes: list[str]  # the names of the classes, in order
+    counts: np.ndarray  # the number of good rows of each class
+    # The numbers of the rows that have no label, or a feature that is not finite in float32.
     bad: np.ndarray
 
 

@@ -88,22 +88,14 @@ READERS = {
 
 
 class Dataset(NamedTuple):
-    """Features and labels of a file.
+    """Features and labels of a file."""
 
-    Attributes:
-        features: float64 [N, D].
-        labels: int32 [N], class indices.
-        feature_names: D names.
-        class_names: K names, in the order of the indices.
-        rows: the number of each example in the file, counted from 0, int64 [N].
-        columns: the columns of the file. A column of categories becomes several features or none.
-    """
-
-    features: np.ndarray
-    labels: np.ndarray
-    feature_names: list[str]
-    class_names: list[str]
-    rows: np.ndarray
+    features: np.ndarray  # float64 [N, D]
+    labels: np.ndarray  # int32 [N], class indices
+    feature_names: list[str]  # D names
+    class_names: list[str]  # K names, in the order of the indices
+    rows: np.ndarray  # the number of each example in the file, counted from 0, int64 [N]
+    # The columns of the file. A column of categories becomes several features or none.
     columns: Sequence[Column] = ()
 
     def part(self, chosen: np.ndarray) -> "Dataset":

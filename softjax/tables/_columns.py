@@ -23,25 +23,18 @@ SHOWN_LEVELS = 12
 
 
 class Reading(NamedTuple):
-    """The options for reading a file.
+    """The options for reading a file."""
 
-    Attributes:
-        drop: columns that are not features.
-        categories: columns whose numbers are names of categories.
-        separator: the separator of a CSV file; None to find it in the header.
-        encoding: the encoding of a CSV file; None for UTF-8, or UTF-16 with a byte order mark.
-        decimal: the decimal mark of a CSV file, a point or a comma; None for a point.
-        any_classes: whether the labels are classes even if they look like identifiers or
-            measurements.
-        progress: called with the number of bytes read so far and the total.
-    """
-
-    drop: Sequence[str] = ()
-    categories: Sequence[str] = ()
-    separator: str | None = None
+    drop: Sequence[str] = ()  # columns that are not features
+    categories: Sequence[str] = ()  # columns whose numbers are names of categories
+    separator: str | None = None  # the separator of a CSV file; None to find it in the header
+    # The encoding of a CSV file; None for UTF-8, or UTF-16 with a byte order mark.
     encoding: str | None = None
+    # The decimal mark of a CSV file, a point or a comma; None for a point.
     decimal: str | None = None
+    # Whether the labels are classes even if they look like identifiers or measurements.
     any_classes: bool = False
+    # Called with the number of bytes read so far and the total.
     progress: Callable[[int, int], None] = lambda done, total: None
 
 
@@ -49,17 +42,13 @@ PLAIN = Reading()
 
 
 class Column(NamedTuple):
-    """A column of a file, and its encoding as features.
+    """A column of a file, and its encoding as features."""
 
-    Attributes:
-        name: the name of the column.
-        levels: the categories in order; None for numbers. The first is the reference; each of the
-            others becomes a feature that is 1 in its rows and 0 in all other rows.
-        fill: the number or category that replaces a missing cell; None to refuse missing cells.
-    """
-
-    name: str
+    name: str  # the name of the column
+    # The categories in order; None for numbers. The first is the reference; each of the others
+    # becomes a feature that is 1 in its rows and 0 in all other rows.
     levels: tuple[str, ...] | None = None
+    # The number or category that replaces a missing cell; None to refuse missing cells.
     fill: float | str | None = None
 
     @property
@@ -142,17 +131,11 @@ class Levels:
 
 
 class Doubt(NamedTuple):
-    """Why a column of text holds no categories.
+    """Why a column of text holds no categories."""
 
-    Attributes:
-        name: the column.
-        commas: whether its cells are numbers with decimal commas; otherwise most of them differ.
-        words: the reason, which names the column.
-    """
-
-    name: str
-    commas: bool
-    words: str
+    name: str  # the column
+    commas: bool  # whether its cells are numbers with decimal commas; otherwise most of them differ
+    words: str  # the reason, which names the column
 
 
 def refuse_texts(

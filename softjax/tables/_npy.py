@@ -24,19 +24,12 @@ DTYPE = re.compile(r"[<>|=](b1|[iu][1248]|f2|f4|f8|f12|f16|[SU]\d{1,9})")
 
 
 class Header(NamedTuple):
-    """The header of an array.
+    """The header of an array."""
 
-    Attributes:
-        shape: the shape of the array.
-        fortran_order: whether the first index varies fastest.
-        dtype: a dtype of numbers, truth values or text.
-        offset: the byte at which the array begins.
-    """
-
-    shape: tuple[int, ...]
-    fortran_order: bool
-    dtype: np.dtype
-    offset: int
+    shape: tuple[int, ...]  # the shape of the array
+    fortran_order: bool  # whether the first index varies fastest
+    dtype: np.dtype  # a dtype of numbers, truth values or text
+    offset: int  # the byte at which the array begins
 
     @property
     def size(self) -> int:

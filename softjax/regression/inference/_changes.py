@@ -1,7 +1,7 @@
 """Effects of finite changes of a feature, elasticities, and marginal effects of each example."""
 
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
 from softjax._softmax_core import softmax_core
+from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import (
     EXACT,
@@ -25,18 +26,13 @@ from softjax.regression._rows import (
 from softjax.regression.inference._effects import effects_of, population
 from softjax.regression.inference._estimates import Estimates, estimates_core
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from softjax.regression._features import Features
-
 
 @on_auto_axes
 def average_changes(
     params: SoftmaxRegression,
     covariance: ArrayLike,
-    features: "Features",
-    columns: "Sequence[int]",
+    features: Features,
+    columns: Sequence[int],
     *,
     count: bool = False,
     sample_weights: ArrayLike | None = None,
@@ -103,7 +99,7 @@ def average_changes(
 def average_elasticities(
     params: SoftmaxRegression,
     covariance: ArrayLike,
-    features: "Features",
+    features: Features,
     *,
     sample_weights: ArrayLike | None = None,
     offset: ArrayLike | None = None,
@@ -151,7 +147,7 @@ def average_elasticities(
 
 @on_auto_axes
 def marginal_effects(
-    params: SoftmaxRegression, features: "Features", *, offset: ArrayLike | None = None
+    params: SoftmaxRegression, features: Features, *, offset: ArrayLike | None = None
 ) -> Array:
     """Marginal effects of every example: derivatives of its probabilities by its features.
 

@@ -1,7 +1,6 @@
 """The covariance of the parameters of a fit: of a model that is right, robust, or of clusters."""
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from softjax import _checks
 from softjax._auto_axes import on_auto_axes
 from softjax._foreign import is_missing
 from softjax._labels import Labels
+from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import EXACT, Rows, augmented, checked_rows, dense, sum_of_chunks
 from softjax.regression.inference._leverage import pulled
@@ -23,14 +23,11 @@ from softjax.regression.inference._optimum import (
     penalty_or_none,
 )
 
-if TYPE_CHECKING:
-    from softjax.regression._features import Features
-
 
 @on_auto_axes
 def covariance(
     params: SoftmaxRegression,
-    features: "Features",
+    features: Features,
     labels: Labels,
     *,
     robust: bool | str = False,

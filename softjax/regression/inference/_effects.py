@@ -1,6 +1,6 @@
 """Average marginal effects on the probabilities, and predictions with their uncertainty."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from softjax._auto_axes import on_auto_axes
 from softjax._logsumexp import logsumexp_core
 from softjax._softmax_core import softmax_core, softmax_tangent
+from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import (
     CHUNK_SIZE,
@@ -32,9 +33,6 @@ from softjax.regression.inference._estimates import (
     estimates_core,
     normal_quantile,
 )
-
-if TYPE_CHECKING:
-    from softjax.regression._features import Features
 
 
 class Predictions(NamedTuple):
@@ -65,7 +63,7 @@ class Predictions(NamedTuple):
 def average_marginal_effects(
     params: SoftmaxRegression,
     covariance: ArrayLike,
-    features: "Features",
+    features: Features,
     *,
     sample_weights: ArrayLike | None = None,
     offset: ArrayLike | None = None,
@@ -123,7 +121,7 @@ def average_marginal_effects(
 def predictions(
     params: SoftmaxRegression,
     covariance: ArrayLike,
-    features: "Features",
+    features: Features,
     *,
     offset: ArrayLike | None = None,
     level: ArrayLike = 0.95,
@@ -175,7 +173,7 @@ def population(
     function: str,
     params: SoftmaxRegression,
     covariance: ArrayLike,
-    features: "Features",
+    features: Features,
     sample_weights: ArrayLike | None,
     offset: ArrayLike | None,
     level: ArrayLike,

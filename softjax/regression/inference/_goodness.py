@@ -1,7 +1,7 @@
 """The log-likelihood of a model, and its goodness of fit beside a model without features."""
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from softjax._labels import ClassIndices, Labels
 from softjax._losses import expected_loss, index_loss
 from softjax._softmax_core import softmax_core
 from softjax._weights import sums_by_class
+from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import (
     EXACT,
@@ -26,9 +27,6 @@ from softjax.regression._rows import (
 )
 from softjax.regression.inference._estimates import ChiSquareTest, chi_square_test
 
-if TYPE_CHECKING:
-    from softjax.regression._features import Features
-
 # With an offset, Newton's method fits the bias of the null model. It takes at most NULL_STEPS steps
 # and stops when the expected class shares agree with the shares of the labels up to NULL_TOLERANCE
 # roundings.
@@ -38,7 +36,7 @@ NULL_STEPS, NULL_TOLERANCE = 100, 64
 @on_auto_axes
 def log_likelihood(
     params: SoftmaxRegression,
-    features: "Features",
+    features: Features,
     labels: Labels,
     *,
     sample_weights: ArrayLike | None = None,
@@ -131,7 +129,7 @@ class GoodnessOfFit(NamedTuple):
 @on_auto_axes
 def goodness_of_fit(
     params: SoftmaxRegression,
-    features: "Features",
+    features: Features,
     labels: Labels,
     *,
     fit_intercept: bool = True,

@@ -1,6 +1,6 @@
 """The influence of each example on a fit: leverage and Cook's distance."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,11 @@ from jax.typing import ArrayLike
 
 from softjax._auto_axes import on_auto_axes
 from softjax._labels import Labels
+from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import EXACT, Rows, checked_rows, dense
 from softjax.regression.inference._leverage import pulled
 from softjax.regression.inference._optimum import at_optimum, only_at_optimum, penalty_or_none
-
-if TYPE_CHECKING:
-    from softjax.regression._features import Features
 
 
 class Influence(NamedTuple):
@@ -43,7 +41,7 @@ class Influence(NamedTuple):
 @on_auto_axes
 def influence(
     params: SoftmaxRegression,
-    features: "Features",
+    features: Features,
     labels: Labels,
     *,
     l2: ArrayLike = 0.0,

@@ -1,7 +1,5 @@
 """Leave-one-out: the logits of every example under a fit to all others."""
 
-from typing import TYPE_CHECKING
-
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -10,6 +8,7 @@ from jax.typing import ArrayLike
 from softjax._auto_axes import on_auto_axes
 from softjax._labels import Labels
 from softjax._softmax_core import softmax_core
+from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import (
     CHUNK_SIZE,
@@ -31,14 +30,11 @@ from softjax.regression.inference._optimum import (
     penalty_or_none,
 )
 
-if TYPE_CHECKING:
-    from softjax.regression._features import Features
-
 
 @on_auto_axes
 def leave_one_out(
     params: SoftmaxRegression,
-    features: "Features",
+    features: Features,
     labels: Labels,
     *,
     l2: ArrayLike = 0.0,

@@ -25,17 +25,11 @@ from softjax.regression._rows import CHUNK_SIZE, EXACT, augmented
 
 
 class Pulled(NamedTuple):
-    """Leverages and corrected scores of all examples.
+    """Leverages and corrected scores of all examples."""
 
-    Attributes:
-        leverage: [N].
-        scores: the corrected r_i, [N, K - 1].
-        squares: r^T X~^T V X~ r with the corrected r and the given V, [N].
-    """
-
-    leverage: Array
-    scores: Array
-    squares: Array
+    leverage: Array  # [N]
+    scores: Array  # the corrected r_i, [N, K - 1]
+    squares: Array  # r^T X~^T V X~ r with the corrected r and the given V, [N]
 
 
 def pulled(

@@ -33,31 +33,18 @@ from softjax.regression._rows import (
 
 
 class Optimum(NamedTuple):
-    """Derivatives of F at fitted parameters, in R = (D + 1) (K - 1) coordinates phi.
+    """Derivatives of F at fitted parameters, in R = (D + 1) (K - 1) coordinates phi."""
 
-    Attributes:
-        x: features [N, D], 0 in a row of weight 0.
-        weights: w [N].
-        counts: w_i sum_k c_k y_ik, [N].
-        scores: -dloss_i / dphi_i, [N, K - 1].
-        probabilities: probabilities of the classes of phi, [N, K - 1].
-        fisher: the information, [R, R].
-        inverse: the inverse of the Hessian, [R, R].
-        classes: [K], the order of the classes in phi, with the reference last.
-        regular: whether the Hessian has an inverse in this dtype.
-        move: the largest change of a logit by Newton's step, nats.
-    """
-
-    x: Array
-    weights: Array
-    counts: Array
-    scores: Array
-    probabilities: Array
-    fisher: Array
-    inverse: Array
-    classes: Array
-    regular: Array
-    move: Array
+    x: Array  # features [N, D], 0 in a row of weight 0
+    weights: Array  # w [N]
+    counts: Array  # w_i sum_k c_k y_ik, [N]
+    scores: Array  # -dloss_i / dphi_i, [N, K - 1]
+    probabilities: Array  # probabilities of the classes of phi, [N, K - 1]
+    fisher: Array  # the information, [R, R]
+    inverse: Array  # the inverse of the Hessian, [R, R]
+    classes: Array  # [K], the order of the classes in phi, with the reference last
+    regular: Array  # whether the Hessian has an inverse in this dtype
+    move: Array  # the largest change of a logit by Newton's step, nats
 
 
 def at_optimum(params: SoftmaxRegression, rows: Rows, l2: Array | None) -> Optimum:
