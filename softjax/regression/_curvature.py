@@ -18,23 +18,16 @@ from softjax.regression._model import SoftmaxRegression, refuse_other_params
 from softjax.regression._rows import (
     EXACT,
     Rows,
-    _targets_array,
     augmented,
     checked_rows,
-    counted,
-    dense,
     feature_column,
-    features_array,
     information,
-    logits_of,
-    masses,
-    offset_array,
-    residuals,
+    rows_without_labels,
     scores,
     sum_of_chunks,
+    targets_array,
     times,
     weights_array,
-    with_offset,
 )
 
 
@@ -82,9 +75,7 @@ def gradient(
     Source: Zhang et al., "Dive into Deep Learning", eq. (4.1.10).
     """
     function = "regression.gradient"
-    rows = checked_rows(
-        function, params, features, labels, sample_weights, class_weights, offset=offset
-    )
+    rows = checked_rows(function, params, features, labels, sample_weights, class_weights, offset)
     return _gradient(params, rows, l2)
 
 
@@ -137,11 +128,8 @@ def hessian(
     Source: D. Böhning, "Multinomial logistic regression algorithm" (1992), eq. (2.3).
     """
     function = "regression.hessian"
-    rows = checked_rows(
-        function, params, features, labels, sample_weights, class_weights, offset=offset
-    )
-    rows = rows._replace(x=dense(rows.x))
-    return _hessian(params, rows, l2)
+    rows = checked_rows(function, params, features, labels, sample_weights, class_weights, offset)
+    return _hessian(params, rows.dense(), l2)
 
 
 @on_auto_axes
@@ -190,9 +178,7 @@ def hvp(
     Source: B. A. Pearlmutter, "Fast exact multiplication by the Hessian" (1994).
     """
     function = "regression.hvp"
-    rows = checked_rows(
-        function, params, features, labels, sample_weights, class_weights, offset=offset
-    )
+    rows = checked_rows(function, params, features, labels, sample_weights, class_weights, offset)
     refuse_other_params(function, tangent, "tangent")
     _checks.same_shape(function, "tangent.kernel", tangent.kernel, jnp.shape(params.kernel))
     _checks.same_shape(function, "tangent.bias", tangent.bias, jnp.shape(params.bias))
@@ -240,10 +226,8 @@ def fisher_information(
     Source: P. McCullagh and J. A. Nelder, "Generalized Linear Models" (1989), section 5.4.
     """
     function = "regression.fisher_information"
-    x = dense(features_array(function, params, features))
-    w = weights_array(function, "sample_weights", sample_weights, x.shape[:1], x.dtype)
-    o = offset_array(function, params, x, offset)
-    return _fisher_information(params, Rows(x, None, w, None, o))
+    rows = rows_without_labels(function, params, features, sample_weights, offset).dense()
+    return _fisher_information(params, rows)
 
 
 @on_auto_axes
@@ -296,7 +280,7 @@ def lipschitz_constant(
     _checks.same_rank(function, "features", x, 2)
     x = x.astype(compute_dtype(x.dtype))
     shape = (x.shape[0], num_classes)
-    targets = _targets_array(function, labels, shape, x.dtype)
+    targets = targets_array(function, labels, shape, x.dtype)
     w = weights_array(function, "sample_weights", sample_weights, shape[:1], x.dtype)
     c = weights_array(function, "class_weights", class_weights, shape[1:], x.dtype)
     return _lipschitz_constant(Rows(x, targets, w, c), l2, num_classes)
@@ -304,16 +288,16 @@ def lipschitz_constant(
 
 @jax.jit
 def _gradient(params: SoftmaxRegression, rows: Rows, l2: ArrayLike) -> SoftmaxRegression:
-    x, share = counted(rows.x, rows.w)
-    g = residuals(logits_of(rows, x, params), rows.targets, rows.c)
+    x, share = rows.counted()
+    g = rows.residuals(rows.logits(x, params))
     return _pulled_back(params, x, times(share[:, None], g), params, l2)
 
 
 @jax.jit
 def _hessian(params: SoftmaxRegression, rows: Rows, l2: ArrayLike) -> Array:
-    x, share = counted(rows.x, rows.w)
-    a = times(share, masses(rows.targets, rows.c, x.dtype))
-    h = information(x, logits_of(rows, x, params), a)
+    x, share = rows.counted()
+    a = times(share, rows.masses(x.dtype))
+    h = information(x, rows.logits(x, params), a)
     strength = jnp.broadcast_to(feature_column(l2, h.dtype), params.kernel.shape).ravel()
     return h + jnp.diag(jnp.pad(strength, (0, len(h) - len(strength))))
 
@@ -322,28 +306,28 @@ def _hessian(params: SoftmaxRegression, rows: Rows, l2: ArrayLike) -> Array:
 def _hvp(
     params: SoftmaxRegression, tangent: SoftmaxRegression, rows: Rows, l2: ArrayLike
 ) -> SoftmaxRegression:
-    x, share = counted(rows.x, rows.w)
-    a = times(share, masses(rows.targets, rows.c, x.dtype))
+    x, share = rows.counted()
+    a = times(share, rows.masses(x.dtype))
     both = jax.tree.map(
         lambda p, t: jnp.concatenate([p.astype(x.dtype), t.astype(x.dtype)], -1), params, tangent
     )
     z, u = jnp.split(scores(x, both), 2, -1)
-    z = with_offset(rows, z)
+    z = rows.with_offset(z)
     v = a[:, None] * softmax_tangent(softmax_core(z, (1,)), u, (1,))
     return _pulled_back(params, x, v, tangent, l2)
 
 
 @jax.jit
 def _fisher_information(params: SoftmaxRegression, rows: Rows) -> Array:
-    x, _ = counted(rows.x, rows.w)
+    x, _ = rows.counted()
     weights = jnp.ones(x.shape[:1], x.dtype) if rows.w is None else rows.w
-    return information(x, logits_of(rows, x, params), weights)
+    return information(x, rows.logits(x, params), weights)
 
 
 @partial(jax.jit, static_argnames="num_classes")
 def _lipschitz_constant(rows: Rows, l2: ArrayLike, num_classes: int) -> Array:
-    x, share = counted(rows.x, rows.w)
-    a = times(share, masses(rows.targets, rows.c, x.dtype))
+    x, share = rows.counted()
+    a = times(share, rows.masses(x.dtype))
     x = augmented(x)
 
     def add_products(total, x, a):

@@ -50,6 +50,51 @@ class Rows(NamedTuple):
     offset: Array | None = None  # [N, K]; None for zeros
     constant: Any = 1  # 1, or 0 if the model has no intercept
 
+    def dense(self) -> "Rows":
+        """With dense features, for matrices over all parameters, which are larger than the rows."""
+        return self._replace(x=self.x.todense()) if is_sparse(self.x) else self
+
+    def counted(self) -> tuple[Any, Array]:
+        """The features, 0 in a row of weight 0, and the share w_i / sum(w) of each row."""
+        x, w = self.x, self.w
+        if w is None:
+            examples = jnp.asarray(x.shape[0], x.dtype)  # which may be symbolic
+            return x, jnp.broadcast_to(1 / jnp.maximum(examples, 1), x.shape[:1])
+        absent = is_zero(w)
+        if is_sparse(x):
+            absent = absent.at[x.indices[:, 0]].get(mode="fill", fill_value=True)
+            x = with_data(x, jnp.where(absent, 0, x.data))
+        else:
+            x = jnp.where(absent[:, None], 0, x)
+        return x, shares(w)
+
+    def masses(self, dtype: Any) -> Array:
+        """sum_k c_k y_ik of each row, NaN at a bad label."""
+        targets, c = self.targets, self.c
+        if not isinstance(targets, ClassIndices):
+            return jnp.sum(targets if c is None else c[None] * targets, -1)
+        masses = jnp.ones(targets.index.shape, dtype) if c is None else c[targets.index]
+        return _checks.nan_where(targets.bad, masses)
+
+    def residuals(self, z: Array) -> Array:
+        """dl_i / dz_i at the logits z, NaN at a bad label."""
+        targets, c = self.targets, self.c
+        if isinstance(targets, ClassIndices):
+            return self.masses(z.dtype)[:, None] * index_loss_gradient(z, targets.index, None)
+        return expected_loss_gradient(z, targets if c is None else c[None] * targets)
+
+    def logits(self, x: Any, params: SoftmaxRegression) -> Array:
+        """The logits of the features `x` of `counted`, with the offset of the rows."""
+        return self.with_offset(scores(x, params))
+
+    def with_offset(self, z: Array) -> Array:
+        """z + offset, where the offset of a row of weight 0 is ignored."""
+        if self.offset is None:
+            return z
+        if self.w is None:
+            return z + self.offset
+        return z + jnp.where(is_zero(self.w)[:, None], 0, self.offset)
+
 
 def checked_rows(
     function: str,
@@ -58,33 +103,38 @@ def checked_rows(
     labels: Labels,
     sample_weights: ArrayLike | None,
     class_weights: ArrayLike | None = None,
-    *,
     offset: ArrayLike | None = None,
     fit_intercept: bool = True,
 ) -> Rows:
-    x = features_array(function, params, features)
-    shape = (x.shape[0], jnp.shape(params.kernel)[1])
-    targets = _targets_array(function, labels, shape, x.dtype)
-    w = weights_array(function, "sample_weights", sample_weights, shape[:1], x.dtype)
-    c = weights_array(function, "class_weights", class_weights, shape[1:], x.dtype)
-    constant = np.asarray(_checks.flag(function, "fit_intercept", fit_intercept), x.dtype)
-    return Rows(x, targets, w, c, offset_array(function, params, x, offset), constant)
+    """The checked arguments, in the dtype of the parameters, at least float32."""
+    rows = rows_without_labels(function, params, features, sample_weights, offset)
+    shape, dtype = (rows.x.shape[0], jnp.shape(params.kernel)[1]), rows.x.dtype
+    targets = targets_array(function, labels, shape, dtype)
+    c = weights_array(function, "class_weights", class_weights, shape[1:], dtype)
+    constant = np.asarray(_checks.flag(function, "fit_intercept", fit_intercept), dtype)
+    return rows._replace(targets=targets, c=c, constant=constant)
 
 
-def features_array(function: str, params: SoftmaxRegression, features: Features) -> Any:
-    """Features [N, D] in the dtype of the parameters, at least float32, dense or BCOO."""
+def rows_without_labels(
+    function: str,
+    params: SoftmaxRegression,
+    features: Features,
+    sample_weights: ArrayLike | None = None,
+    offset: ArrayLike | None = None,
+) -> Rows:
     refuse_other_params(function, params)
     x = dense_or_sparse(function, features)
     _checks.same_shape(function, "features", x, (x.shape[0] if x.ndim else 0, len(params.kernel)))
-    return x.astype(compute_dtype(jnp.result_type(params.kernel)))
+    x = x.astype(compute_dtype(jnp.result_type(params.kernel)))
+    w = weights_array(function, "sample_weights", sample_weights, x.shape[:1], x.dtype)
+    if offset is not None:
+        offset = _checks.real_array(function, "offset", offset)
+        _checks.same_shape(function, "offset", offset, (x.shape[0], len(params.bias)))
+        offset = offset.astype(x.dtype)
+    return Rows(x, None, w, None, offset)
 
 
-def dense(x: Any) -> Array:
-    """Dense features, for matrices over all parameters, which need more memory than the rows."""
-    return x.todense() if is_sparse(x) else x
-
-
-def _targets_array(
+def targets_array(
     function: str, labels: Labels, shape: tuple[int, int], dtype
 ) -> ClassIndices | Array:
     labels = truth_as_classes(labels)
@@ -92,17 +142,6 @@ def _targets_array(
         return distribution(function, labels, shape, dtype)
     indices_of_shape(function, labels, shape[:1])
     return class_indices(function, labels, shape[1])
-
-
-def offset_array(
-    function: str, params: SoftmaxRegression, x: Any, offset: ArrayLike | None
-) -> Array | None:
-    """An offset [N, K] in the dtype of the features."""
-    if offset is None:
-        return None
-    array = _checks.real_array(function, "offset", offset)
-    _checks.same_shape(function, "offset", array, (x.shape[0], len(params.bias)))
-    return array.astype(x.dtype)
 
 
 def weights_array(
@@ -116,35 +155,6 @@ def weights_array(
     return w.astype(dtype)
 
 
-def counted(x: Any, w: Array | None) -> tuple[Any, Array]:
-    """The features, 0 in a row of weight 0, and the share w_i / sum(w) of each row."""
-    if w is None:
-        examples = jnp.asarray(x.shape[0], x.dtype)  # which may be symbolic
-        return x, jnp.broadcast_to(1 / jnp.maximum(examples, 1), x.shape[:1])
-    absent = is_zero(w)
-    if is_sparse(x):
-        absent = absent.at[x.indices[:, 0]].get(mode="fill", fill_value=True)
-        x = with_data(x, jnp.where(absent, 0, x.data))
-    else:
-        x = jnp.where(absent[:, None], 0, x)
-    return x, shares(w)
-
-
-def residuals(z: Array, targets: ClassIndices | Array, c: Array | None) -> Array:
-    """dl_i / dz_i, NaN at a bad label."""
-    if isinstance(targets, ClassIndices):
-        return masses(targets, c, z.dtype)[:, None] * index_loss_gradient(z, targets.index, None)
-    return expected_loss_gradient(z, targets if c is None else c[None] * targets)
-
-
-def masses(targets: ClassIndices | Array, c: Array | None, dtype) -> Array:
-    """sum_k c_k y_ik of each row, NaN at a bad label."""
-    if not isinstance(targets, ClassIndices):
-        return jnp.sum(targets if c is None else c[None] * targets, -1)
-    masses = jnp.ones(targets.index.shape, dtype) if c is None else c[targets.index]
-    return _checks.nan_where(targets.bad, masses)
-
-
 def times(share: Array, x: Array) -> Array:
     """share x, and 0 where the share is 0 even if x is NaN."""
     return jnp.where(share == 0, 0, share * x)
@@ -153,20 +163,6 @@ def times(share: Array, x: Array) -> Array:
 def scores(x: Any, params: SoftmaxRegression) -> Array:
     """The logits without an offset, in the dtype of x."""
     return linear(x, *(leaf.astype(x.dtype) for leaf in params))
-
-
-def logits_of(rows: Rows, x: Any, params: SoftmaxRegression) -> Array:
-    """The logits of the features `x` of `counted`, with the offset of the rows."""
-    return with_offset(rows, scores(x, params))
-
-
-def with_offset(rows: Rows, z: Array) -> Array:
-    """z + offset, where the offset of a row of weight 0 is ignored."""
-    if rows.offset is None:
-        return z
-    if rows.w is None:
-        return z + rows.offset
-    return z + jnp.where(is_zero(rows.w)[:, None], 0, rows.offset)
 
 
 def feature_column(l2: ArrayLike, dtype) -> Array:

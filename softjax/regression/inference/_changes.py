@@ -14,15 +14,7 @@ from softjax._auto_axes import on_auto_axes
 from softjax._softmax_core import softmax_core
 from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._rows import (
-    EXACT,
-    Rows,
-    counted,
-    dense,
-    features_array,
-    logits_of,
-    offset_array,
-)
+from softjax.regression._rows import EXACT, Rows, rows_without_labels
 from softjax.regression.inference._effects import effects_of, population
 from softjax.regression.inference._estimates import Estimates, estimates_core
 
@@ -178,15 +170,14 @@ def marginal_effects(
     Source: W. H. Greene, "Econometric Analysis" (2012), section 18.2.
     """
     function = "regression.inference.marginal_effects"
-    x = dense(features_array(function, params, features))
-    rows = Rows(x, None, None, None, offset_array(function, params, x, offset))
+    rows = rows_without_labels(function, params, features, offset=offset).dense()
     return _marginal_effects(params, rows)
 
 
 @jax.jit
 def _marginal_effects(params: SoftmaxRegression, rows: Rows) -> Array:
     kernel = params.kernel.astype(rows.x.dtype)
-    return effects_of(softmax_core(logits_of(rows, rows.x, params), (1,)), kernel)
+    return effects_of(softmax_core(rows.logits(rows.x, params), (1,)), kernel)
 
 
 @partial(jax.jit, static_argnames=("places", "count"))
@@ -221,10 +212,10 @@ def _averages(
 def _mean_changes(
     places: tuple[int, ...], count: bool, params: SoftmaxRegression, rows: Rows
 ) -> Array:
-    x, share = counted(rows.x, rows.w)
+    x, share = rows.counted()
 
     def mean_of(x):
-        return share @ softmax_core(logits_of(rows, x, params), (1,))
+        return share @ softmax_core(rows.logits(x, params), (1,))
 
     changes = []
     for place in places:
@@ -236,8 +227,8 @@ def _mean_changes(
 
 
 def _mean_elasticities(params: SoftmaxRegression, rows: Rows) -> Array:
-    x, share = counted(rows.x, rows.w)
-    p = softmax_core(logits_of(rows, x, params), (1,))
+    x, share = rows.counted()
+    p = softmax_core(rows.logits(x, params), (1,))
     weighted = share[:, None] * x
     means = jnp.matmul(p, params.kernel.T, precision=EXACT)  # <p_i, kernel_j>, [N, D]
     total, drift = jnp.sum(weighted, 0), jnp.sum(weighted * means, 0)

@@ -14,7 +14,7 @@ from softjax._foreign import is_missing
 from softjax._labels import Labels
 from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._rows import EXACT, Rows, augmented, checked_rows, dense, sum_of_chunks
+from softjax.regression._rows import EXACT, Rows, augmented, checked_rows, sum_of_chunks
 from softjax.regression.inference._leverage import pulled
 from softjax.regression.inference._optimum import (
     at_optimum,
@@ -97,15 +97,8 @@ def covariance(
     """
     function = "regression.inference.covariance"
     rows = checked_rows(
-        function,
-        params,
-        features,
-        labels,
-        sample_weights,
-        offset=offset,
-        fit_intercept=fit_intercept,
-    )
-    rows = rows._replace(x=dense(rows.x))
+        function, params, features, labels, sample_weights, None, offset, fit_intercept
+    ).dense()
     codes = None if clusters is None else _cluster_codes(function, clusters, len(rows.x))
     groups = 0 if codes is None else int(codes.max()) + 1
     size = (rows.x.shape[1] + 1) * len(params.bias)

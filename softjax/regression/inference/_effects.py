@@ -17,13 +17,8 @@ from softjax.regression._rows import (
     EXACT,
     Rows,
     augmented,
-    counted,
-    dense,
-    features_array,
-    logits_of,
-    offset_array,
+    rows_without_labels,
     sum_of_chunks,
-    weights_array,
 )
 from softjax.regression.inference._estimates import (
     Estimates,
@@ -180,10 +175,9 @@ def population(
 ) -> tuple[Rows, Array]:
     """Checks the examples of an average or of predictions, and the covariance."""
     v = covariance_array(function, params, covariance)
-    x = dense(features_array(function, params, features))
-    w = weights_array(function, "sample_weights", sample_weights, (len(x),), x.dtype)
+    rows = rows_without_labels(function, params, features, sample_weights, offset).dense()
     check_level(function, level)
-    return Rows(x, None, w, None, offset_array(function, params, x, offset)), v.astype(x.dtype)
+    return rows, v.astype(rows.x.dtype)
 
 
 def effects_of(p: Array, kernel: Array) -> Array:
@@ -204,10 +198,10 @@ def _average_marginal_effects(
 
 def _effects_and_jacobian(params: SoftmaxRegression, rows: Rows) -> tuple[Array, Array]:
     """m [D, K] and its Jacobian [D, K, D + 1, K]."""
-    x, share = counted(rows.x, rows.w)
+    x, share = rows.counted()
     kernel = params.kernel.astype(x.dtype)
     d, k = kernel.shape
-    p = softmax_core(logits_of(rows, x, params), (1,))
+    p = softmax_core(rows.logits(x, params), (1,))
 
     def add_chunk(total, x, p, share):
         effects = share[:, None, None] * effects_of(p, kernel)
@@ -252,4 +246,4 @@ def _predictions(params: SoftmaxRegression, v: Array, rows: Rows, level: ArrayLi
         return Predictions(softmax_core(z, (0,)), slope * logit_error, lower, upper)
 
     batch = max(1, CHUNK_SIZE // (d * d + k * k))
-    return lax.map(of_row, (augmented(x), logits_of(rows, x, params)), batch_size=batch)
+    return lax.map(of_row, (augmented(x), rows.logits(x, params)), batch_size=batch)

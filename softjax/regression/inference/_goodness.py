@@ -15,16 +15,7 @@ from softjax._softmax_core import softmax_core
 from softjax._weights import sums_by_class
 from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._rows import (
-    EXACT,
-    Rows,
-    checked_rows,
-    counted,
-    logits_of,
-    masses,
-    times,
-    with_offset,
-)
+from softjax.regression._rows import EXACT, Rows, checked_rows, times
 from softjax.regression.inference._estimates import ChiSquareTest, chi_square_test
 
 # With an offset, Newton's method fits the bias of the null model. It takes at most NULL_STEPS steps
@@ -75,16 +66,16 @@ def log_likelihood(
     Source: A. Agresti, "Categorical Data Analysis" (2013), section 8.1.4.
     """
     function = "regression.inference.log_likelihood"
-    rows = checked_rows(function, params, features, labels, sample_weights, offset=offset)
+    rows = checked_rows(function, params, features, labels, sample_weights, None, offset)
     return _log_likelihood(params, rows)
 
 
 @jax.jit
 def _log_likelihood(params: SoftmaxRegression, rows: Rows) -> Array:
-    x, _ = counted(rows.x, rows.w)
-    z = logits_of(rows, x, params)
+    x, _ = rows.counted()
+    z = rows.logits(x, params)
     if isinstance(rows.targets, ClassIndices):
-        losses = masses(rows.targets, None, z.dtype) * index_loss(z, rows.targets.index, None)
+        losses = rows.masses(z.dtype) * index_loss(z, rows.targets.index, None)
     else:
         losses = expected_loss(z, rows.targets)
     return -jnp.sum(losses if rows.w is None else times(rows.w, losses))
@@ -172,13 +163,7 @@ def goodness_of_fit(
     """
     function = "regression.inference.goodness_of_fit"
     rows = checked_rows(
-        function,
-        params,
-        features,
-        labels,
-        sample_weights,
-        offset=offset,
-        fit_intercept=fit_intercept,
+        function, params, features, labels, sample_weights, None, offset, fit_intercept
     )
     return _goodness_of_fit(params, rows._replace(constant=1), bool(fit_intercept))
 
@@ -211,7 +196,7 @@ def _null_log_likelihood(rows: Rows, counts: Array, fit_intercept: bool) -> Arra
         shares = counts / n if fit_intercept else jnp.full_like(counts, 1 / k)
         return jnp.sum(jnp.where(counts > 0, counts * jnp.log(shares), 0))
     x = jnp.zeros((len(rows.offset), 0), counts.dtype)
-    null = rows._replace(x=x, offset=with_offset(rows, jnp.zeros_like(rows.offset)))
+    null = rows._replace(x=x, offset=rows.with_offset(jnp.zeros_like(rows.offset)))
 
     def log_likelihood(bias):
         return _log_likelihood(SoftmaxRegression(jnp.zeros((0, k), bias.dtype), bias), null)
@@ -220,7 +205,7 @@ def _null_log_likelihood(rows: Rows, counts: Array, fit_intercept: bool) -> Arra
         return log_likelihood(jnp.zeros_like(counts))
     weights = times(
         jnp.ones(len(x), x.dtype) if rows.w is None else rows.w,
-        masses(rows.targets, None, x.dtype),
+        rows.masses(x.dtype),
     )
     # The bias of a class without examples would be log 0, so such a class is left out.
     present = counts > 0
@@ -260,6 +245,6 @@ def _class_counts(rows: Rows, num_classes: int) -> Array:
         if rows.w is None and rows.targets.bad is None:
             ones = jnp.ones(examples, jnp.int32)
             return sums_by_class(rows.targets.index, ones, num_classes).astype(dtype)
-        counts = times(weights, masses(rows.targets, None, dtype))
+        counts = times(weights, rows.masses(dtype))
         return sums_by_class(rows.targets.index, counts, num_classes)
     return jnp.sum(times(weights[:, None], rows.targets), 0)

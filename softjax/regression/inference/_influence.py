@@ -11,7 +11,7 @@ from softjax._auto_axes import on_auto_axes
 from softjax._labels import Labels
 from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._rows import EXACT, Rows, checked_rows, dense
+from softjax.regression._rows import EXACT, Rows, checked_rows
 from softjax.regression.inference._leverage import pulled
 from softjax.regression.inference._optimum import at_optimum, only_at_optimum, penalty_or_none
 
@@ -91,15 +91,8 @@ def influence(
     """
     function = "regression.inference.influence"
     rows = checked_rows(
-        function,
-        params,
-        features,
-        labels,
-        sample_weights,
-        offset=offset,
-        fit_intercept=fit_intercept,
-    )
-    rows = rows._replace(x=dense(rows.x))
+        function, params, features, labels, sample_weights, None, offset, fit_intercept
+    ).dense()
     if len(params.bias) < 2:
         zeros = jnp.zeros(len(rows.x), rows.x.dtype)
         return Influence(zeros, zeros)

@@ -16,11 +16,7 @@ from softjax.regression._rows import (
     Rows,
     augmented,
     checked_rows,
-    dense,
     feature_column,
-    logits_of,
-    masses,
-    residuals,
 )
 from softjax.regression.inference._optimum import (
     at_optimum,
@@ -92,18 +88,10 @@ def leave_one_out(
     """
     function = "regression.leave_one_out"
     rows = checked_rows(
-        function,
-        params,
-        features,
-        labels,
-        sample_weights,
-        class_weights,
-        offset=offset,
-        fit_intercept=fit_intercept,
-    )
-    rows = rows._replace(x=dense(rows.x))
+        function, params, features, labels, sample_weights, class_weights, offset, fit_intercept
+    ).dense()
     if len(params.bias) < 2:
-        return logits_of(rows, rows.x, params)
+        return rows.logits(rows.x, params)
     z, regular, move = _leave_one_out(params, rows, penalty_or_none(function, l2))
     return only_at_optimum(function, z, regular, move)
 
@@ -114,9 +102,9 @@ def _leave_one_out(params: SoftmaxRegression, rows: Rows, l2):
     x = augmented(optimum.x)
     inverse = lifted(optimum.inverse, optimum.classes)
     d, k = inverse.shape[:2]
-    z = logits_of(rows, rows.x, params)
-    g = residuals(z, rows.targets, rows.c)
-    q = masses(rows.targets, rows.c, z.dtype)
+    z = rows.logits(rows.x, params)
+    g = rows.residuals(z)
+    q = rows.masses(z.dtype)
     from_penalty = jnp.zeros_like(z)
     if l2 is not None:
         kernel = feature_column(l2, z.dtype) * centred(params.kernel.astype(z.dtype))

@@ -18,18 +18,7 @@ from softjax import _checks
 from softjax._softmax_core import softmax_core
 from softjax.regression._convergence import STILL
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._rows import (
-    EXACT,
-    Rows,
-    augmented,
-    counted,
-    feature_column,
-    information,
-    logits_of,
-    masses,
-    residuals,
-    times,
-)
+from softjax.regression._rows import EXACT, Rows, augmented, feature_column, information, times
 
 
 class Optimum(NamedTuple):
@@ -49,12 +38,12 @@ class Optimum(NamedTuple):
 
 def at_optimum(params: SoftmaxRegression, rows: Rows, l2: Array | None) -> Optimum:
     """The derivatives of F at `params`, which should be its optimum; K >= 2."""
-    x, _ = counted(rows.x, rows.w)
+    x, _ = rows.counted()
     weights = jnp.ones(len(x), x.dtype) if rows.w is None else rows.w
-    z = logits_of(rows, x, params)
+    z = rows.logits(x, params)
     k, d = z.shape[1], x.shape[1] + 1
     size = d * (k - 1)
-    counts = times(weights, masses(rows.targets, rows.c, x.dtype))
+    counts = times(weights, rows.masses(x.dtype))
     fisher = information(x, z, counts).reshape(d, k, d, k)
     reference = jnp.argmax(jnp.einsum("dkdk->k", fisher))
     classes = (reference + 1 + jnp.arange(k)) % k
@@ -63,7 +52,7 @@ def at_optimum(params: SoftmaxRegression, rows: Rows, l2: Array | None) -> Optim
     constant = jnp.asarray(rows.constant, x.dtype)
     is_fitted = jnp.repeat(jnp.ones(d, x.dtype).at[-1].set(constant), k - 1)
     fisher = fisher * is_fitted[:, None] * is_fitted
-    scores = -jnp.take(residuals(z, rows.targets, rows.c), others, 1)
+    scores = -jnp.take(rows.residuals(z), others, 1)
     scores = jnp.where(weights[:, None] == 0, 0, scores)
     slope = jnp.matmul(augmented(x).T, weights[:, None] * scores, precision=EXACT)
     slope = slope.at[-1].multiply(constant)
