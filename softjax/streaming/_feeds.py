@@ -1,7 +1,14 @@
 """The data feeds of `train`: arrays in memory, and batches that a thread reads.
 
-Both feeds have the interface `Feed`: they give the loop of `train` chunks of steps, whose batches
-are on the devices, and properties of the examples, such as the number of classes.
+Both feeds have the same attributes and methods. They give the loop of `train` chunks of steps with
+their batches on the devices, and properties of the examples:
+
+    num_classes   K
+    epoch_steps   the number of steps of a pass over the data; 1 if it is unknown
+    chunk_steps   the largest number of steps in a chunk, which never crosses a multiple of it
+    takes_all     whether every step takes all examples
+    sums          how the mean loss is summed
+    transform     the function that a step applies to the features of its batch, or None
 """
 
 import zlib
@@ -9,7 +16,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +41,6 @@ from softjax.regression._steps import (
     Held,
     OneSum,
     State,
-    Sums,
     Terms,
     Transform,
     batches_per_epoch,
@@ -51,61 +57,6 @@ Spans = Iterable[tuple[int, int]]
 CHUNK_BYTES = 1 << 23
 LONGEST_CHUNK = 64
 SAMPLES = 64
-
-
-class Feed(Protocol):
-    """The interface of the data feeds of `train`."""
-
-    num_classes: int  # K
-    epoch_steps: int  # the number of steps of a pass over the data; 1 if it is unknown
-    # The largest number of steps in a chunk; a chunk never crosses a multiple of it.
-    chunk_steps: int
-    takes_all: bool  # whether every step takes all examples
-    sums: Sums  # how the mean loss is summed
-    transform: Transform  # the function that a step applies to the features of its batch, or None
-
-    @property
-    def configuration(self) -> dict[str, Any]:
-        """The settings that determine the batches, as values for JSON."""
-        ...
-
-    def begin(
-        self, step: int, every: int, init: SoftmaxRegression | None, fit_intercept: bool
-    ) -> SoftmaxRegression:
-        """Prepares for the steps from `step` on, and returns the initial parameters.
-
-        They are `init`, or zeros of the shape and dtype that the features need. No chunk crosses a
-        multiple of `every` steps.
-        """
-        ...
-
-    def known(self, terms: Terms) -> Terms:
-        """The terms on the devices, completed with bounds and scales of all examples if known."""
-        ...
-
-    def placed(self, tree: T) -> T:
-        """The arrays of a tree on the devices."""
-        ...
-
-    def flag(self, raised: bool) -> Any:
-        """The flag of this process, as an array for `advance`."""
-        ...
-
-    def chunks(self, spans: Spans) -> Generator[Chunk]:
-        """For each span of steps the chunk with their batches."""
-        ...
-
-    def bad_rows(self, chunk: Chunk, step: int) -> tuple[list[int], list[int]]:
-        """The rows of the batch of `step` that are bad, and those of them without a valid class."""
-        ...
-
-    def value_and_norm(self, form: Form, terms: Terms, state: State) -> tuple[float, float] | None:
-        """The objective of all examples and the norm of its gradient; None if it is unknown."""
-        ...
-
-    def separated(self, terms: Terms, params: SoftmaxRegression) -> bool:
-        """Whether `params` are known to separate the classes of all examples."""
-        ...
 
 
 class ArrayFeed:
@@ -133,13 +84,13 @@ class ArrayFeed:
         if batch_size is not None:
             batch_size = min(at_least("batch_size", batch_size, 1), num_examples)
         self.data, self.rows, self.batch_size = data, rows_of(data), batch_size
-        self.transform: Transform = None  # all features have been transformed
+        self.transform = None  # all features have been transformed
         self.seed = 0 if seed is None else at_least("seed", seed, 0)
         self.key = jax.random.key(self.seed)
         self.epoch_steps = batches_per_epoch(num_examples, batch_size)
         self.takes_all = batch_size is None
         self.chunk_steps = LONGEST_CHUNK if self.takes_all else self.epoch_steps
-        self.sums: Sums = OneSum()
+        self.sums = OneSum()
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -160,10 +111,16 @@ class ArrayFeed:
     def begin(
         self, step: int, every: int, init: SoftmaxRegression | None, fit_intercept: bool
     ) -> SoftmaxRegression:
+        """Prepares for the steps from `step` on, and returns the initial parameters.
+
+        They are `init`, or zeros of the shape and dtype that the features need. No chunk crosses a
+        multiple of `every` steps.
+        """
         intercept = constant(fit_intercept, self.rows.features.dtype)
         return initial_params(init, self.rows.features, self.num_classes, intercept)
 
     def known(self, terms: Terms) -> Terms:
+        """The terms on the devices, completed with bounds and scales of all examples if known."""
         self.data = replace(self.data, class_weights=terms.class_weights, l2=terms.l2)
         bound, largest = scales(self.data)
         constant = self.data.constant if terms.constant is None else terms.constant
@@ -171,6 +128,7 @@ class ArrayFeed:
         return terms._replace(constant=constant, bound=bound, largest=largest)
 
     def placed(self, tree: T) -> T:
+        """The arrays of a tree on the devices."""
         sharding = self.rows.features.sharding
         mesh = getattr(sharding, "mesh", None)
         if mesh is None:
@@ -179,21 +137,26 @@ class ArrayFeed:
         return jax.device_put(tree, everywhere)
 
     def flag(self, raised: bool) -> np.ndarray:
+        """The flag of this process, as an array for `advance`."""
         return np.array([any(processes.gather(raised))], np.int32)
 
     def chunks(self, spans: Spans) -> Generator[Chunk]:
+        """For each span of steps the chunk with their batches."""
         for first, stop in spans:
             held = held_at(self.rows, self.key, first, self.batch_size)
             yield Chunk(first, stop, np.int32(stop - first), held, None)
 
     def bad_rows(self, chunk: Chunk, step: int) -> tuple[list[int], list[int]]:
+        """The rows of the batch of `step` that are bad, and those of them without a valid class."""
         return [], []  # they have been refused
 
     def value_and_norm(self, form: Form, terms: Terms, state: State) -> tuple[float, float]:
+        """The objective of all examples and the norm of its gradient; None if unknown."""
         value, norm = objective_and_norm(form, terms, state, Held(self.rows, None))
         return float(value), float(norm)
 
     def separated(self, terms: Terms, params: SoftmaxRegression) -> bool:
+        """Whether `params` are known to separate the classes of all examples."""
         return bool(separation(self.data, params, np.int32(0))[0])
 
 
@@ -230,7 +193,7 @@ class BatchFeed:
             shape = (len(first.labels), self.num_classes)
             _checks.same_shape(TRAIN, "labels", first.labels, shape)
         self.like, self.devices = first, Devices(len(first.labels), self.num_classes)
-        self.sums: Sums = self.devices.sums
+        self.sums = self.devices.sums
         size = sum(part.nbytes for part in jax.tree.leaves(first))
         self.chunk_steps = max(min(CHUNK_BYTES // max(size, 1), LONGEST_CHUNK, every), 1)
         seen = jax.ShapeDtypeStruct(first.features.shape, first.features.dtype)
@@ -273,6 +236,9 @@ class BatchFeed:
 
     def separated(self, terms: Terms, params: SoftmaxRegression) -> bool:
         return False  # unknown without a pass over all rows
+
+
+Feed = ArrayFeed | BatchFeed
 
 
 def refuse_tracers(features: Any, labels: Any, *others: Any) -> None:

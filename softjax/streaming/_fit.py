@@ -10,7 +10,6 @@ most steps take one pass.
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +27,7 @@ from softjax.regression._lbfgs import LBFGS, Memory, lbfgs
 from softjax.regression._objective import centred, unpack
 from softjax.regression._result import Event, FitResult, Status, Validation, recorded
 from softjax.regression._steps import Batch
-from softjax.streaming._passes import FIT, Passes, Sums, problem_of_batch
+from softjax.streaming._passes import FIT, Passes, Sums, View
 from softjax.streaming._rows import (
     Rows,
     computed_in,
@@ -131,7 +130,7 @@ def fit(
             break
         g, size = here.gradient.astype(dtype), dtype.type(norm)
         at = _Position(theta, g, memory, np.int32(step), size)
-        d, memory, unseen = _direction(*passes.fixed, sample, dtype.type(strength), at)
+        d, memory, unseen = _direction(passes.view, sample, dtype.type(strength), at)
         trial = _line_search(passes, theta, here, np.asarray(d))
         if trial is None:
             status = Status.PRECISION_FLOOR
@@ -208,7 +207,7 @@ class _StopRule:
         done = status in (Status.CONVERGED, Status.PRECISION_FLOOR)
         if done and here.separated and self._passes.l2 == 0:
             return Status.SEPARATED
-        lacks_examples = bool(self._passes.constant) and not np.all(here.classes)
+        lacks_examples = bool(self._passes.view.constant) and not np.all(here.classes)
         if (done and lacks_examples) or (self.suspected and self._passes.is_proven(theta)):
             return Status.QUASI_SEPARATED
         return status
@@ -220,21 +219,13 @@ class _StopRule:
         return self._passes.move(theta - self._near) >= STILL
 
 
-@partial(jax.jit, static_argnames=("num_classes", "transform"))
-def _direction(
-    num_classes: int,
-    transform: Callable[[Array], Array] | None,
-    shift: Array,
-    constant: Array,
-    sample: Batch,
-    l2: Array,
-    at: _Position,
-) -> tuple[Array, Memory, Array]:
+@jax.jit
+def _direction(view: View, sample: Batch, l2: Array, at: _Position) -> tuple[Array, Memory, Array]:
     """The direction and the memory of L-BFGS, and the decrement outside of its preconditioner.
 
     The gradients are sums over all rows; the preconditioner is computed from the sample.
     """
-    problem = replace(problem_of_batch(num_classes, transform, shift, constant, sample), l2=l2)
+    problem = replace(view.data(sample).problem(), l2=l2)
     s = _standardised.standardise(problem, problem.gradient_bound(), problem.features.dtype)
     here = problem.point(at.theta, problem.logits(at.theta))
     here = here._replace(gradient=centred(at.gradient))

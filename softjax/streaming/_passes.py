@@ -6,6 +6,7 @@ Then the sums of all processes are added.
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from softjax.regression import _ending, _frame
 from softjax.regression._arguments import refuse_scales
 from softjax.regression._convergence import is_separated
 from softjax.regression._descent import largest_move
-from softjax.regression._problem import Data, Problem
+from softjax.regression._problem import Data
 from softjax.regression._steps import Batch, Transform, good_rows
 from softjax.streaming._devices import ahead
 from softjax.streaming._rows import (
@@ -55,6 +56,36 @@ class Sums(NamedTuple):
         return float(np.max(np.abs(self.gradient) / bound))
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class View:
+    """How the compiled functions see a batch; a program depends on the two static fields."""
+
+    num_classes: int = field(metadata={"static": True})  # K
+    transform: Transform = field(metadata={"static": True})  # of the features of a batch, or None
+    shift: Any  # [D], subtracted from the transformed features
+    constant: Any  # the factor of the bias, 1 or 0
+
+    def features(self, batch: Batch) -> Array:
+        """The transformed features."""
+        return batch.features if self.transform is None else self.transform(batch.features)
+
+    def data(self, batch: Batch) -> Data:
+        """The data of a batch without a penalty; the sum of its targets is the mean weight."""
+        features = _frame.less(self.features(batch), self.shift)
+        zero = jnp.zeros((), features.dtype)
+        return Data(
+            num_classes=self.num_classes,
+            features=features,
+            labels=batch.labels,
+            weights=batch.weights,
+            l2=zero,
+            l1=zero,
+            constant=jnp.asarray(self.constant),
+            offset=None if batch.offset is None else batch.offset.T,
+        )
+
+
 class Passes:
     """Passes over the rows of all processes; each process reads its own part."""
 
@@ -68,8 +99,10 @@ class Passes:
         held_out: np.ndarray | None,
         dtype: np.dtype,
     ):
-        self.rows, self.l2, self.constant, self.dtype = rows, l2, constant, dtype
-        self.num_classes, self.transform = num_classes, transform
+        self.rows, self.l2, self.dtype = rows, l2, dtype
+        # No centre is subtracted from the features, unless one is found.
+        shift = jnp.zeros(rows.num_features, dtype)
+        self.centre, self.view = None, View(num_classes, transform, shift, constant)
         self.held_out = row_numbers(FIT, held_out, rows.num_rows)
         self.row_bytes = (rows.num_features + num_classes) * self.dtype.itemsize
         weights = getattr(rows, "weights", None)
@@ -77,27 +110,20 @@ class Passes:
         if weights is not None:
             self.weight = float(np.sum(weights) - np.sum(weights[self.held_out]))
         self.count = 0
-        # The centre that is subtracted from the features: on the host (None for 0), on the device.
-        self.centre, self.shift = None, jnp.zeros(rows.num_features, dtype)
         # The number of the first bad row that this process has read, and its error message.
         self.bad = (rows.num_rows, "")
 
-    @property
-    def fixed(self) -> tuple[int, Transform, Array, Any]:
-        """The arguments of the compiled sums that stay the same from pass to pass."""
-        return self.num_classes, self.transform, self.shift, self.constant
-
     def look_for_centre(self, sample: Batch) -> bool:
         """Whether features are far from 0; if so, all later passes subtract a centre from them."""
-        features = transformed(self.transform, sample.features)
-        self.centre = _frame.centre_of(features, sample.weights) if self.constant else None
+        if self.view.constant:
+            self.centre = _frame.centre_of(self.view.features(sample), sample.weights)
         if self.centre is not None:
-            self.shift = self.centre
+            self.view = replace(self.view, shift=self.centre)
         return self.centre is not None
 
     def move(self, d: np.ndarray) -> float:
         """The largest change, in nats, of a difference of two logits of a row along `d`."""
-        moves = [_move(*self.fixed, jnp.asarray(d), chunk) for chunk in self._own()]
+        moves = [_move(self.view, jnp.asarray(d), chunk) for chunk in self._own()]
         self.count += 1
         return max(map(float, processes.gather(max(map(float, moves), default=0.0))))
 
@@ -107,16 +133,16 @@ class Passes:
         if count * self.row_bytes > SAMPLE_BYTES:
             return False
         batch = self._chunk(count, count, 0)
-        return _ending.is_proven(_data(*self.fixed, batch), jnp.asarray(theta))
+        return _ending.is_proven(self.view.data(batch), jnp.asarray(theta))
 
     def at(self, theta: np.ndarray) -> Sums:
         """The objective and its gradient, from one pass."""
         on_device = jnp.asarray(theta)
         width = self.rows.num_features + 1
-        zero = (0.0, np.zeros((self.num_classes, width)), np.zeros(width), True)
-        total = Sums(*zero, np.zeros(width - 1), np.zeros(self.num_classes))
+        zero = (0.0, np.zeros((self.view.num_classes, width)), np.zeros(width), True)
+        total = Sums(*zero, np.zeros(width - 1), np.zeros(self.view.num_classes))
         for chunk in self._own():
-            total = _added(total, _sums(*self.fixed, on_device, chunk))
+            total = _added(total, _sums(self.view, on_device, chunk))
         everywhere = reduce(_added, processes.gather(total))
         if not self.count:
             self._refuse(everywhere)
@@ -164,7 +190,7 @@ class Passes:
 
         with np.errstate(over="ignore"):  # `_look` detects numbers that overflow here
             if y.ndim == 2:
-                _checks.same_shape(FIT, "labels", y, (len(y), self.num_classes))
+                _checks.same_shape(FIT, "labels", y, (len(y), self.view.num_classes))
             batch = Batch(
                 padded(x),
                 padded(y, self.dtype if y.ndim == 2 else np.dtype(np.int32)),
@@ -177,7 +203,7 @@ class Passes:
 
     def _look(self, start: int, batch: Batch, labels: Any) -> None:
         """Remembers the first bad row of a chunk, for an error after the first pass."""
-        wrong = np.flatnonzero(~good_rows(np, batch, self.num_classes))
+        wrong = np.flatnonzero(~good_rows(np, batch, self.view.num_classes))
         if not len(wrong) or start + wrong[0] >= self.bad[0]:
             return
         row = int(wrong[0])
@@ -191,7 +217,7 @@ class Passes:
             fault = _checks.message(FIT, "offset", f"finite in {self.dtype}", got)
         else:
             soft = batch.labels.ndim == 2
-            expected = "finite and >= 0" if soft else f"in [0, {self.num_classes})"
+            expected = "finite and >= 0" if soft else f"in [0, {self.view.num_classes})"
             fault = _checks.message(FIT, "labels", expected, f"{labels[row]} at {(place,)}")
         self.bad = place, fault
 
@@ -227,68 +253,23 @@ def _added(total: Sums, part: Sums) -> Sums:
     )
 
 
-def transformed(transform: Transform, features: Array) -> Array:
-    return features if transform is None else transform(features)
-
-
-def problem_of_batch(
-    num_classes: int, transform: Transform, shift: Array, constant: Array, batch: Batch
-) -> Problem:
-    """The unpenalised problem of a batch; the sum of its targets is the mean weight."""
-    return _data(num_classes, transform, shift, constant, batch).problem()
-
-
-def _data(
-    num_classes: int, transform: Transform, shift: Array, constant: Array, batch: Batch
-) -> Data:
-    """The data of a batch with its transformed features minus `shift`, without a penalty."""
-    features = _frame.less(transformed(transform, batch.features), shift)
-    zero = jnp.zeros((), features.dtype)
-    offset = None if batch.offset is None else batch.offset.T
-    return Data(
-        num_classes=num_classes,
-        features=features,
-        labels=batch.labels,
-        weights=batch.weights,
-        l2=zero,
-        l1=zero,
-        constant=jnp.asarray(constant),
-        offset=offset,
-    )
-
-
-@partial(jax.jit, static_argnames=("num_classes", "transform"))
-def _sums(
-    num_classes: int,
-    transform: Transform,
-    shift: Array,
-    constant: Array,
-    theta: Array,
-    batch: Batch,
-) -> Sums:
-    features = transformed(transform, batch.features)
-    problem = problem_of_batch(num_classes, transform, shift, constant, batch)
+@jax.jit
+def _sums(view: View, theta: Array, batch: Batch) -> Sums:
+    problem = view.data(batch).problem()
     logits = problem.logits(theta)
     size = jnp.asarray(len(batch.labels), theta.dtype)
-    bound = problem.gradient_bound()
+    bound, counted = problem.gradient_bound(), batch.weights[:, None] > 0
     return Sums(
         size * problem.value(theta, logits),
         size * problem.point(theta, logits).gradient,
         size * bound * bound,
         is_separated(problem.targets, problem.without_offset(logits)),
-        jnp.max(jnp.where(batch.weights[:, None] > 0, jnp.abs(features), 0), 0, initial=0),
+        jnp.max(jnp.where(counted, jnp.abs(view.features(batch)), 0), 0, initial=0),
         size * jnp.sum(problem.targets, 1),
     )
 
 
-@partial(jax.jit, static_argnames=("num_classes", "transform"))
-def _move(
-    num_classes: int,
-    transform: Transform,
-    shift: Array,
-    constant: Array,
-    d: Array,
-    batch: Batch,
-) -> Array:
-    problem = problem_of_batch(num_classes, transform, shift, constant, batch)
-    return largest_move(jnp.where(batch.weights[None] > 0, problem.scores(d), 0))
+@jax.jit
+def _move(view: View, d: Array, batch: Batch) -> Array:
+    scores = view.data(batch).problem().scores(d)
+    return largest_move(jnp.where(batch.weights[None] > 0, scores, 0))
