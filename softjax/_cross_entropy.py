@@ -7,6 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from softjax import _checks
@@ -97,6 +98,11 @@ def cross_entropy(
     """
     name = "cross_entropy"
     checked_reduction(name, reduction)
+    given = where, class_weights, ignore_index, weights
+    is_plain = all(a is None for a in given) and _is_zero(label_smoothing) and _is_zero(z_loss)
+    if is_plain and type(axis) is int and _is_known_distribution(logits, labels):
+        _checks.not_negative(name, "labels", labels)
+        return _of_distribution(logits, labels, axis, reduction)
     x = _checks.real_array(name, "logits", logits)
     axis = _checks.one_axis(name, axis, x.ndim)
     where = _checks.mask_of_classes(name, where, x.shape)
@@ -126,6 +132,21 @@ def cross_entropy(
         kept = labels.dtype if is_half(labels) else dtype  # widened where it is used
         targets = with_sharding_of(distribution(name, labels, x.shape, kept, axis), x)
     return _cross_entropy(x, targets, where, smoothing, of_classes, z, of_examples, reduction)
+
+
+def _is_known_distribution(logits: ArrayLike, labels: Labels) -> bool:
+    """Whether both are known arrays, and the labels are floating; never if nothing is compiled."""
+    is_compiled = not jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
+    if not (is_compiled and isinstance(logits, Array) and isinstance(labels, Array)):
+        return False
+    is_traced = isinstance(logits, Tracer) or isinstance(labels, Tracer)
+    return not is_traced and jnp.issubdtype(labels.dtype, jnp.floating)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _of_distribution(logits: Array, labels: Array, axis: int, reduction: Reduction) -> Array:
+    """The loss without options, whose checks of shape and dtype run once, in the trace."""
+    return cross_entropy(logits, labels, axis, reduction=reduction)
 
 
 def weighted_mean(losses: ArrayLike, weights: ArrayLike | None = None) -> Array:
