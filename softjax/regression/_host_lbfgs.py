@@ -42,7 +42,9 @@ BUILDS = (1, 4, 16)
 # A fit with a clear end takes fewer steps.
 MOST_STEPS = 60
 # The number of examples of the sample, and the fewest of a block.
-SAMPLE, FEWEST_ROWS = 2**12, 2**8
+SAMPLE, FEWEST_ROWS = 2**11, 2**8
+# The scatter of the features is that of at least this many examples for each feature.
+SCATTERED = 32
 # The number of lengths that are tried with all examples.
 TRIALS = 4
 
@@ -56,7 +58,8 @@ class Sums(NamedTuple):
         separated: whether the score of each label with weight is strictly the largest.
         of_class: sum_i u_ki, [K, 1], for u_ki = w_i p_ik (1 - p_ik).
         sums: sum_i u_ki (x_i - mean), [K, D + 1].
-        scatter: sum_ki u_ki (x_i - mean) (x_i - mean)^T, [D + 1, D + 1].
+        scatter: sum_ki u_ki (x_i - mean) (x_i - mean)^T, [D + 1, D + 1], estimated from a part of
+            the examples if there are many.
     """
 
     loss: float
@@ -118,12 +121,25 @@ class Large(NamedTuple):
         """The largest difference of two scores of an example."""
         return max(np.max(np.ptp(self.scores(v, rows), 0)) for rows in self.blocks(len(v)))
 
+    def at_zero(self, num_classes: int) -> Sums:
+        """The sums at theta = 0, where p = 1 / K: no softmax, and one product with the labels."""
+        from scipy.sparse import csr_array
+
+        gradient = np.zeros((num_classes, self.features.shape[1] + 1))
+        gradient[:, -1] = -self.bias * np.bincount(self.labels, self.weights, num_classes)
+        for rows in self.blocks(num_classes):
+            x, w = self.features[rows], self.weights[rows].astype(np.float64)
+            own = w, self.labels[rows], np.arange(len(w) + 1)
+            gradient[:, :-1] -= csr_array(own, shape=(len(w), num_classes)).T @ x
+        return Sums(np.log(num_classes), centred(gradient), False, 0.0, 0.0, 0.0)
+
     def at(self, theta: np.ndarray, curved: bool = False) -> Sums:
         """The sums at theta; those of the preconditioner only if `curved`."""
         num_classes, size = theta.shape
         sums, gradient = np.zeros((2, num_classes, size))
         of_class, scatter = np.zeros((num_classes, 1)), np.zeros((size, size))
         loss, separated, mean = 0.0, True, self.mean.astype(self.features.dtype)
+        every, scattered = max(1, len(self.labels) // (SCATTERED * size)), 0.0
         for rows in self.blocks(num_classes):
             x, w = self.features[rows], self.weights[rows]
             own = self.labels[rows], np.arange(len(w))
@@ -153,8 +169,12 @@ class Large(NamedTuple):
                 x = x - mean
                 of_class += u.sum(1, keepdims=True)
                 sums[:, :-1] += u @ x
-                x *= np.sqrt(u.sum(0))[:, None]
+                of_example = u.sum(0)[::every]
+                scattered += of_example.sum()
+                x = np.sqrt(of_example)[:, None] * x[::every]
                 scatter[:-1, :-1] += x.T @ x
+        if curved:
+            scatter *= of_class.sum() / scattered
         gradient[:, -1] *= self.bias
         return Sums(loss, gradient, separated, of_class, sums, scatter)
 
@@ -215,8 +235,8 @@ def _lbfgs(problem: Large, mass: float, num_classes: int, tol: float) -> FitResu
     sample = problem.among(np.sort(np.random.default_rng(0).choice(len(x), count, replace=False)))
     theta = np.zeros((num_classes, x.shape[1] + 1), x.dtype)
     found = sample.preconditioner(sample.at(theta, curved=True))
-    here, memory = problem.at(theta), []
-    gradient = centred(here.gradient)
+    here, memory = problem.at_zero(num_classes), []
+    gradient = here.gradient
     first, decrement = here.loss, np.inf
     for step in range(MOST_STEPS):
         value, norm = here.loss + _penalty(ridge, theta), np.max(np.abs(gradient) / bound)
@@ -232,7 +252,7 @@ def _lbfgs(problem: Large, mass: float, num_classes: int, tol: float) -> FitResu
         if not (found.least > least and found.distance <= FAR):
             return None
         d = -_inverse_hessian(found.apply, memory, gradient)
-        slope = np.vdot(gradient, d)
+        slope: Any = np.vdot(gradient, d)
         end = _searched(problem, sample, theta, d, (value, slope), step + 1 in BUILDS)
         if end is None:
             return None

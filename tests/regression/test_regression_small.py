@@ -111,6 +111,24 @@ def all_are_large(monkeypatch):
     monkeypatch.setattr(_host_lbfgs, "CACHED", 0)
 
 
+def test_sums_of_a_part_of_the_examples_and_at_zero(monkeypatch):
+    """If each example occurs twice, every second one has the scatter of all."""
+    x, labels = drawn()
+    labels, weights = np.asarray(labels), np.arange(N) % 3 / np.sum(np.arange(N) % 3)
+    one = _host_lbfgs.Large(x, labels, weights, np.zeros(D + 1), 1).with_moments()
+    theta = np.random.default_rng(1).normal(size=(K, D + 1))
+    whole = one.at(theta, curved=True)
+    monkeypatch.setattr(_host_lbfgs, "SCATTERED", N // (D + 1))
+    two = one._replace(features=x.repeat(2, 0), labels=labels.repeat(2), weights=weights.repeat(2))
+    half = two._replace(weights=two.weights / 2).at(theta, curved=True)
+    for part, other in zip(half, whole, strict=True):
+        np.testing.assert_allclose(part, other, atol=1e-14)
+    for bias in (1, 0):
+        here, zero = one._replace(bias=bias), np.zeros((K, D + 1))
+        np.testing.assert_allclose(here.at_zero(K).gradient, here.at(zero).gradient, atol=1e-15)
+        assert here.at_zero(K).loss == pytest.approx(here.at(zero).loss, rel=1e-14)
+
+
 @pytest.mark.parametrize(
     "options",
     [
