@@ -46,8 +46,12 @@ def readings(block: Block, top: Array, start: Array | int, k: int) -> Readings:
 
 
 def _sum_and_top_k(k: int, terms: Array, x: Array) -> tuple[Array, Array, Array]:
-    """The sum of the terms of each row, its k largest x in falling order, and their places."""
-    return jnp.sum(terms, -1), *lax.top_k(x, k)
+    """The sum of the terms of each row, its k largest x in falling order, and their places.
+
+    `lax.top_k` takes 0 to be larger than -0, which a row of zeros times a kernel contains.
+    """
+    _, places = lax.top_k(lax.stop_gradient(jnp.where(x == 0, 0, x)), k)
+    return jnp.sum(terms, -1), jnp.take_along_axis(x, places, -1, mode="promise_in_bounds"), places
 
 
 @jax.custom_jvp

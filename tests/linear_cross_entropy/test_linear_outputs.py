@@ -142,6 +142,9 @@ def test_outputs_at_the_edges():
     assert outputs.log_probability is None
     np.testing.assert_array_equal(outputs.top_classes, [[0, 1, 2, 3]] * 3)  # ties, in order
     np.testing.assert_allclose(outputs.entropy, np.log(4), rtol=1e-6)
+    signs = jnp.asarray([[-1.0, 1, -1, 1]] * 2)  # logits of -0, 0, -0, 0
+    outputs = softjax.linear_cross_entropy_outputs(jnp.zeros((3, 2)), signs, top_k=4)
+    np.testing.assert_array_equal(outputs.top_classes, [[0, 1, 2, 3]] * 3)
 
     # No class: no mass anywhere, and no gradient.
     empty = jnp.full(4, -INF)
