@@ -227,6 +227,8 @@ def class_logits(h_w: Array | None, bias: Array | None, softcap: Array | None) -
     x = h_w if bias is None else h_w + bias[None]
     if softcap is None:
         return x
+    # A larger cap changes no logit, but x / cap would be subnormal, which XLA:CPU reads as 0.
+    softcap = jnp.minimum(softcap, 2.0 ** (3 * jnp.finfo(x.dtype).maxexp // 4))
     if bias is None:
         return softcap * jnp.tanh(x / softcap)
     out = jnp.isneginf(x)

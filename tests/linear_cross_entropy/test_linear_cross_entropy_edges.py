@@ -223,6 +223,29 @@ def test_no_class_and_no_target(dtype):
 
 
 @pytest.mark.x64_once
+def test_a_cap_far_above_the_logits_caps_nothing():
+    """Up to infinity, though x / cap is then subnormal, which XLA:CPU reads as 0."""
+    hidden, kernel, _ = (jnp.asarray(a) for a in head("float32"))
+    bias, labels = jnp.asarray([0, 1, 2, -jnp.inf, 3], kernel.dtype), np.array([0, 1, 2, 4])
+
+    @jax.jit
+    def slopes(hidden, cap):
+        def f(hidden):
+            losses = [
+                softjax.linear_cross_entropy(hidden, kernel, labels, b, softcap=cap)
+                for b in (None, bias)
+            ]
+            return jnp.sum(jnp.stack(losses)), losses
+
+        return jax.grad(f, has_aux=True)(hidden)
+
+    desired = slopes(hidden, None)
+    for cap in (2.0**100, jnp.finfo(jnp.float32).max, np.inf):
+        for a, b in zip(*map(jax.tree.leaves, (slopes(hidden, cap), desired)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.x64_once
 @pytest.mark.parametrize("shape", ["d, 5", "2, v", "d, v"])
 def test_symbolic_features_or_classes_are_refused(shape):
     """An exported program takes any number of examples, and D and V as they are."""
