@@ -149,7 +149,7 @@ def _start(problem: _Problem, w: Array) -> Array:
     """s = 1 / T of the optimal temperature and its c, [2, K]; 1 / max |x| is used if T = 0."""
     x = jnp.where(problem.absent, -jnp.inf, problem.x)
     temperature = optimal_temperature(x, problem.y, w)
-    largest = jnp.max(jnp.abs(problem.x))
+    largest = jnp.max(jnp.abs(problem.x), initial=0)
     inverse = 1 / jnp.where(largest > 0, largest, 1)
     scale = jnp.where(temperature > 0, 1 / temperature, inverse)
     scale = jnp.where(jnp.isfinite(scale), scale, 0)
