@@ -99,6 +99,9 @@ class Batches:
         self.held_out = row_numbers(BATCHES, held_out, rows.num_rows)
         index = jax.process_index() if process_index is None else process_index
         count = jax.process_count() if process_count is None else process_count
+        count = _checks.at_least(BATCHES, "process_count", count, 1)
+        if not 0 <= _checks.integer(BATCHES, "process_index", index) < count:
+            raise ValueError(_checks.message(BATCHES, "process_index", f"in [0, {count})", index))
 
         self.sample = parts_of(rows.read(0, 1))
         self.dtype = computed_in(self.sample[0].dtype)
@@ -205,7 +208,7 @@ class Batches:
         features, labels, weights, offset = parts_of(self.rows.read(start, stop))
         places = slice(begin, begin + stop - start)
         held.features[places] = real_array(BATCHES, "features", features)
-        held.labels[places] = as_labels(BATCHES, labels)
+        held.labels[places] = _without_negative(as_labels(BATCHES, labels))
         held.weights[places] = 1 if weights is None else real_array(BATCHES, "weights", weights)
         if held.offset is not None:
             held.offset[places] = real_array(BATCHES, "offset", offset)
@@ -275,7 +278,13 @@ class FromFunction:
     def _given(self, step: int) -> Batch:
         """The checked batch of a step, without padding; the first one sets the shapes."""
         features, labels, weights, offset = parts_of(self.function(step))
-        features, labels = real_array(TRAIN, "features", features), as_labels(TRAIN, labels)
+        features = real_array(TRAIN, "features", features)
+        labels = _without_negative(as_labels(TRAIN, labels))
+        if features.ndim != 2 or (self.shapes is None and not len(features)):
+            raise ValueError(
+                f"softjax.{TRAIN}: the features of batch {step} must be of shape (examples, "
+                f"features), got shape {features.shape}."
+            )
         dtype = computed_in(features.dtype)
         weights = np.ones(len(labels), dtype) if weights is None else weights
         weights = real_array(TRAIN, "weights", weights)
@@ -286,7 +295,7 @@ class FromFunction:
             shapes = map(_shape, (features, labels, weights, offset), dtypes)
             self.shapes = Batch(*shapes)
         parts, shapes = jax.tree.leaves(given), jax.tree.leaves(self.shapes)
-        fits = features.ndim == 2 and weights.ndim == 1 and len(parts) == len(shapes)
+        fits = weights.ndim == 1 and len(parts) == len(shapes)
         fits = fits and len(features) <= self.shapes.features.shape[0]
         for part, shape in zip(parts, shapes, strict=False):
             fits = fits and part.shape == (len(features), *shape.shape[1:])
@@ -328,6 +337,13 @@ class FromIterable(FromFunction):
                     ) from None
             self.position += 1
         return self.last
+
+
+def _without_negative(labels: np.ndarray) -> np.ndarray:
+    """The labels with NaN for negative probabilities, so that the step detects their rows."""
+    if labels.ndim != 2 or not np.any(labels < 0):
+        return labels
+    return np.where(labels < 0, labels.dtype.type(np.nan), labels)
 
 
 def _shape(part: np.ndarray | None, dtype: Any) -> jax.ShapeDtypeStruct | None:

@@ -49,6 +49,7 @@ from softjax.regression._steps import (
 )
 from softjax.streaming._batches import TRAIN, source_of
 from softjax.streaming._devices import Chunk, Devices, ahead
+from softjax.streaming._rows import transformed
 from softjax.tables import DataError
 from softjax.tables._errors import differences
 
@@ -79,6 +80,7 @@ class ArrayFeed:
             expected = "dense; rows of a SciPy CSR matrix may be streamed, by `Batches`"
             raise error("features", expected, "a sparse array")
         if transform is not None:
+            transformed(TRAIN, transform, data.features.shape, data.features.dtype)
             data = replace(data, features=jax.jit(transform)(data.features))
         num_examples = len(data.labels)
         if batch_size is not None:
@@ -189,16 +191,16 @@ class BatchFeed:
         self, step: int, every: int, init: SoftmaxRegression | None, fit_intercept: bool
     ) -> SoftmaxRegression:
         first = self.source.read(step)
+        shape = (len(first.labels), self.num_classes)
         if first.labels.ndim == 2:
-            shape = (len(first.labels), self.num_classes)
             _checks.same_shape(TRAIN, "labels", first.labels, shape)
+        if first.offset is not None:
+            _checks.same_shape(TRAIN, "offset", first.offset, shape)
         self.like, self.devices = first, Devices(len(first.labels), self.num_classes)
         self.sums = self.devices.sums
         size = sum(part.nbytes for part in jax.tree.leaves(first))
         self.chunk_steps = max(min(CHUNK_BYTES // max(size, 1), LONGEST_CHUNK, every), 1)
-        seen = jax.ShapeDtypeStruct(first.features.shape, first.features.dtype)
-        if self.transform is not None:
-            seen = jax.eval_shape(self.transform, seen)
+        seen = transformed(TRAIN, self.transform, first.features.shape, first.features.dtype)
         intercept = constant(fit_intercept, seen.dtype)
         return initial_params(init, seen, self.num_classes, intercept)
 

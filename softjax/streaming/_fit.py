@@ -32,6 +32,7 @@ from softjax.streaming._rows import (
     Rows,
     computed_in,
     refuse_other_rows,
+    transformed,
     validation_of,
 )
 
@@ -105,6 +106,8 @@ def fit(
     _checks.refuse_uncallable(FIT, "transform", transform)
     _checks.refuse_uncallable(FIT, "callback", callback)
     dtype = computed_in(rows.read(0, 1)[0].dtype)
+    width = rows.num_features
+    transformed(FIT, transform, (rows.num_rows, width), dtype, width)
     strength = float(penalty("l2", l2, dtype))
     validation = validation_of(validation, (rows.num_features, num_classes))
     intercept = constant(fit_intercept, dtype)

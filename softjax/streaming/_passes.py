@@ -191,6 +191,8 @@ class Passes:
         with np.errstate(over="ignore"):  # `_look` detects numbers that overflow here
             if y.ndim == 2:
                 _checks.same_shape(FIT, "labels", y, (len(y), self.view.num_classes))
+            if offset is not None:
+                _checks.same_shape(FIT, "offset", offset, (len(y), self.view.num_classes))
             batch = Batch(
                 padded(x),
                 padded(y, self.dtype if y.ndim == 2 else np.dtype(np.int32)),

@@ -230,6 +230,27 @@ def real_array(function: str, argument: str, x: Any) -> np.ndarray:
     return x
 
 
+def transformed(
+    function: str, transform: Any, shape: tuple[int, ...], dtype: Any, width: int | None = None
+) -> Any:
+    """Shape and dtype of features [n, D] after `transform`, which must return features [n, width].
+
+    If `width` is None, any number of features is accepted.
+    """
+    given = jax.ShapeDtypeStruct(shape, dtype)
+    if transform is None:
+        return given
+    seen = jax.eval_shape(transform, given)
+    is_array = isinstance(seen, jax.ShapeDtypeStruct)
+    columns = seen.shape[1:] if width is None and is_array else (width,)
+    if not is_array or len(columns) != 1 or seen.shape != (shape[0], *columns):
+        wanted = f"({shape[0]}, {'any' if width is None else width})"
+        expected = f"a function that returns features {wanted} for features {shape}"
+        got = f"shape {seen.shape}" if is_array else type(seen).__name__
+        raise ValueError(_checks.message(function, "transform", expected, got))
+    return seen
+
+
 def validation_of(validation: Validation | None, shape: tuple[int, ...]) -> tuple[Any, ...] | None:
     """Checked validation data, whose labels may be numbers of any dtype, as in files."""
     if isinstance(validation, (tuple, list)) and len(validation) > 1:

@@ -141,7 +141,8 @@ def train(
     Args:
         features: real [N, D], finite. Or batches: `streaming.Batches`, a function of the step, or
             an iterable. The latter two give (features, labels), (features, labels, weights) or
-            (features, labels, weights, offset), with at most as many rows as in the first batch.
+            (features, labels, weights, offset), with at most as many rows as in the first batch. A
+            negative probability in the labels of batches counts as NaN.
         labels: class indices, integer [N], or distributions over the classes, floating [N, K]; None
             if `features` are batches.
         optimizer: any optax optimizer, such as `optax.adam(1e-2)` or `optax.lbfgs()`.

@@ -613,12 +613,41 @@ def test_training_refuses_weights_features_and_starts_that_a_fit_refuses():
         "`l2` must be finite in float32, got 1e+39": {"l2": 1e39},
         "`l2` must be a finite number >= 0": {"l2": -1.0},
         "batch 0 must be of at most 60 rows": {"w": ones[:, None]},
+        "the features of batch 0 must be of shape (examples, features), got shape (0, 3)": {
+            "x": X[:0],
+            "y": Y[:0],
+            "w": ones[:0],
+        },
+        "features of batch 0 must be of shape (examples, features), got shape (60,)": {
+            "x": X[:, 0]
+        },
+        "features (60, any) for features (60, 3), got shape (59, 3)": {
+            "transform": lambda x: x[1:]
+        },
+        "features (60, any) for features (60, 3), got NoneType": {"transform": lambda x: None},
     }
     for words, options in refused.items():
         with pytest.raises((TypeError, ValueError), match=re.escape(words)):
             train(**options)
     with pytest.raises((TypeError, ValueError), match="each of as many features as in the first"):
         streaming.train([(X, Y), (X[:, :1], Y)], num_classes=3, optimizer=optimizer, steps=3)
+    wide = streaming.ArrayRows(X, Y, offset=np.zeros((60, 4), np.float32))
+    options = {"num_classes": 3, "optimizer": optimizer, "epochs": 1}
+    for run in (
+        lambda: streaming.train(streaming.Batches(wide, 60), **options),
+        lambda: streaming.fit(wide, num_classes=3),
+    ):
+        with pytest.raises(ValueError, match=r"`offset` must be of shape .* 3\), got shape .* 4\)"):
+            run()
+    with pytest.raises(ValueError, match=r"`transform` .*\(60, 3\) for .* got shape \(60, 2\)"):
+        streaming.fit(streaming.ArrayRows(X, Y), num_classes=3, transform=lambda x: x[:, :2])
+    soft = changed(np.full((60, 3), 1 / 3, np.float32), (7, 1), -1 / 3)
+    for source in (lambda step: (X, soft), streaming.Batches(streaming.ArrayRows(X, soft), 60)):
+        with pytest.raises(streaming.NonFiniteError, match="of the rows 7"):
+            streaming.train(source, num_classes=3, optimizer=optimizer, steps=1)
+    for place in ({"process_index": 2}, {"process_index": -1}):
+        with pytest.raises(ValueError, match=r"`process_index` must be in \[0, 2\)"):
+            batches_of(X, Y, process_count=2, **place)
     for x, y in ((X + 0j, Y), (X, Y + 0j)):
         with pytest.raises(
             TypeError, match=r"softjax.streaming.Batches: `(features|labels)` must be"
