@@ -26,7 +26,10 @@ import pytest
 from jax._src import compiler
 from jax._src.interpreters import mlir
 
+from softjax._platforms import tracing_for
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_include_full_tracebacks_in_locations", False)  # nobody reads them
 jax.config.update("jax_num_cpu_devices", 8)  # for test_parallel*.py; the others use the first
 
 # Python looks for cycles of garbage at every 700 new objects, which is a tenth of the time of
@@ -162,6 +165,18 @@ def _programs_of_a_module(request: pytest.FixtureRequest) -> Iterator[None]:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", least_seconds)
     yield
     Memory.forget_programs()
+
+
+@pytest.fixture(autouse=True)
+def _forms_of_a_cpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Traces only the forms for a CPU, unless a test is marked `every_platform`.
+
+    JAX traces and differentiates the forms for all platforms, and keeps one of them when it lowers
+    a program: in all, a quarter more time.
+    """
+    every = request.node.get_closest_marker("every_platform") is not None
+    with contextlib.nullcontext() if every else tracing_for("cpu"):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from orders import check_two_orders
 import softjax
 
 # Where digits or equal bits are asserted, programs are compiled as users have them.
-pytestmark = pytest.mark.compiled_quickly
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.every_platform]
 compiled_fully = pytest.mark.compiled_quickly(False)
 
 # On both sides of where the implementation changes its method, and a length that no tile divides,

@@ -8,7 +8,7 @@ from jax.experimental import pallas as pl
 
 import softjax
 
-pytestmark = [pytest.mark.x64_once]
+pytestmark = [pytest.mark.every_platform, pytest.mark.x64_once]
 
 ROWS, CLASSES = 16, 128
 FUNCTIONS = {

@@ -11,7 +11,7 @@ from jax import export
 import softjax
 from softjax._platforms import Choice, lowered_for_platform, platform_dependent, tracing_for
 
-pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.every_platform, pytest.mark.x64_once]
 
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3)
 V = np.cos(X)

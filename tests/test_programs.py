@@ -20,7 +20,7 @@ from softjax import calibration, choice, derivatives, information, regression
 from softjax.regression._problem import Data
 from softjax.regression._programs import SOLVERS, solver_of
 
-pytestmark = pytest.mark.compiled_quickly
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.every_platform]
 
 N, D, K = 12, 3, 4
 RNG = np.random.default_rng(0)

@@ -15,7 +15,7 @@ from softjax._linear_cross_entropy import plans, readings, tops
 from softjax._linear_cross_entropy.plans import Plan, Shapes
 from softjax._platforms import tracing_for
 
-pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.every_platform, pytest.mark.x64_once]
 
 GEMMA_2_2B, LLAMA_3_8B = (8192, 2304, 256000), (16384, 4096, 128256)
 QWEN, WIDE = (32768, 2560, 128256), (32768, 4096, 131072)
