@@ -24,6 +24,20 @@ def objective(params, x, y, l2):
     return loss + l2 / 2 * np.sum(kernel**2)
 
 
+def once(function):
+    """The function, which computes its result for equal arrays once, whatever the solver."""
+    results = {}
+
+    def call(*arrays_and_numbers):
+        key = tuple(np.asarray(a).tobytes() for a in arrays_and_numbers)
+        if key not in results:
+            results[key] = function(*arrays_and_numbers)
+        return results[key]
+
+    return call
+
+
+@once
 def least_objective(x, y, l2):
     """By SciPy in float64, from features that have a mean near 0."""
     shape = (x.shape[1] + 1, K)
@@ -58,8 +72,8 @@ def test_sparse_features_far_from_0_reach_the_optimum(solver, dtype):
         result = regression.fit(rows, y, l2=0.01, solver=solver)
         assert result.converged
         assert result.objective == pytest.approx(best, rel=1e-5)
-        many = regression.fit_many(rows, y, l2=np.array([0.01])) if solver == "lbfgs" else None
-        if many is not None:
+        if (solver, dtype) == ("lbfgs", "float32"):  # which needs the precision most
+            many = regression.fit_many(rows, y, l2=np.array([0.01]))
             assert many.converged
             np.testing.assert_allclose(many.objective, best, rtol=1e-5)
 
@@ -125,6 +139,7 @@ def test_wide_float32_features_far_from_0_beside_rows_without_weight(solver):
     assert reached <= best * (1 + (1e-5 if result.converged else 1e-2))
 
 
+@once
 def by_newton(x, y, l2):
     """The least objective, by damped Newton's steps on features over their median deviation.
 

@@ -38,9 +38,12 @@ def test_data_of_ten_sizes_are_fitted_by_one_program():
 CASES = {
     "plain": {"l2": 0.1},
     "unpenalised": {},
-    "weights": {"l2": 0.1, "sample_weights": np.arange(N) % 4 / 7},
-    "classes": {"l2": 0.1, "class_weights": np.array([1e-3, 1.0, 5.0])},
-    "offset": {"l2": 0.1, "offset": np.linspace(-1, 1, N * K).reshape(N, K)},
+    "weights and offset": {
+        "l2": 0.1,
+        "sample_weights": np.arange(N) % 4 / 7,
+        "class_weights": np.array([1e-3, 1.0, 5.0]),
+        "offset": np.linspace(-1, 1, N * K).reshape(N, K),
+    },
     "corners": {"l1": 0.05, "l2": 0.01},
     "firth": {"solver": "firth", "sample_weights": 1 + np.arange(N) % 2},
 }
