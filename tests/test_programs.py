@@ -18,7 +18,7 @@ from meshes import mesh_of
 import softjax
 from softjax import calibration, choice, derivatives, information, regression
 from softjax.regression._problem import Data
-from softjax.regression._programs import SOLVERS, solver_of
+from softjax.regression._solve import SOLVERS, solver_of
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.every_platform]
 

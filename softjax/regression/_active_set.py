@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 
 from softjax.regression._active_solves import Corners, Faces, Hessian, by_products
-from softjax.regression._convergence import NEAR, STILL, converged, rounding_of
 from softjax.regression._linear_solves import FINE, ROUGH
+from softjax.regression._loop import NEAR, STILL, converged, rounding_of
 from softjax.regression._table import End, Table, probabilities
 
 # The limit of the steps, and of the rounds of a step in which parts are set to 0.

@@ -17,22 +17,21 @@ from jax import Array, lax
 from jax.tree_util import Partial
 
 from softjax.regression import (
-    _convergence,
+    _loop,
     _objective,
     _preconditioner,
     _standardised,
 )
-from softjax.regression._convergence import (
+from softjax.regression._descent import NewtonCG, take_step
+from softjax.regression._ending import suspected
+from softjax.regression._features import Matrix, is_sparse
+from softjax.regression._linear_solves import truncated
+from softjax.regression._loop import (
     State,
     check_convergence,
     hides_something,
     initial,
 )
-from softjax.regression._descent import take_step
-from softjax.regression._ending import suspected
-from softjax.regression._features import Matrix, is_sparse
-from softjax.regression._linear_solves import truncated
-from softjax.regression._newton import NewtonCG
 from softjax.regression._objective import Point, centred
 from softjax.regression._problem import Data, Problem
 from softjax.regression._result import FitResult, Status
@@ -229,8 +228,8 @@ def _of_lane(lanes: Lanes, problem: Problem) -> Standardised:
 
 def _result(lanes: Lanes, tol: Array, slot: Active) -> tuple[FitResult, Any, Array]:
     problem, state, logits = _problem_in(lanes, slot), slot.state, slot.point.logits
-    separated = _convergence.is_separated(problem.targets, problem.without_offset(logits))
-    status = _convergence.status_where_separated(problem, state.theta, state.status, separated)
+    separated = _loop.is_separated(problem.targets, problem.without_offset(logits))
+    status = _loop.status_where_separated(problem, state.theta, state.status, separated)
     params = _objective.unpack(state.theta)
     objective = state.value * slot.mass
     fit = FitResult(params, objective, status, state.step, state.passes, state.norm, separated, [])

@@ -24,11 +24,10 @@ from jax import Array
 
 from softjax._sharding import while_loop
 from softjax.regression import _standardised
-from softjax.regression._convergence import NEWTONIAN, STILL, State, check_convergence
 from softjax.regression._descent import add_step, take_step
 from softjax.regression._features import Matrix, product
 from softjax.regression._linear_solves import factor, factored_solve
-from softjax.regression._loop import Solver
+from softjax.regression._loop import NEWTONIAN, STILL, Solver, State, check_convergence
 from softjax.regression._objective import (
     centred,
     probabilities,

@@ -42,11 +42,10 @@ from jax import Array, lax
 from softjax._platforms import quickly_compiled
 from softjax._sharding import while_loop
 from softjax.regression import _preconditioner, _standardised
-from softjax.regression._convergence import CONFIRMED, STILL, State, converged
-from softjax.regression._descent import largest_move
+from softjax.regression._descent import largest_move, newton_cg
 from softjax.regression._implicit import solve
 from softjax.regression._linear_solves import JITTER, conjugate_gradients
-from softjax.regression._newton import newton_cg
+from softjax.regression._loop import CONFIRMED, STILL, State, converged
 from softjax.regression._objective import Point, centred, relative_norm, softmax_hvp, uncertainty
 from softjax.regression._problem import Data, Problem
 from softjax.regression._proximal import smallest_subgradient

@@ -8,7 +8,7 @@ from jax import Array
 
 from softjax.regression import _ending, _frame
 from softjax.regression._arguments import at_least
-from softjax.regression._convergence import is_separated, status_where_separated
+from softjax.regression._loop import is_separated, status_where_separated
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import pack
 from softjax.regression._problem import Data

@@ -31,11 +31,10 @@ from softjax.regression import (
     _linear_solves,
     _standardised,
 )
-from softjax.regression._convergence import ROUNDINGS, State, after_step, check_convergence
 from softjax.regression._descent import largest_move
 from softjax.regression._features import by_columns, product
 from softjax.regression._implicit import Stationarity, solve_within
-from softjax.regression._loop import Solver
+from softjax.regression._loop import ROUNDINGS, Solver, State, after_step, check_convergence
 from softjax.regression._objective import centred, probabilities, relative_norm
 from softjax.regression._problem import Problem
 

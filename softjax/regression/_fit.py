@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
-from softjax.regression import _host_lbfgs, _host_newton, _host_path, _solve
+from softjax.regression import _host_lbfgs, _host_newton, _host_path, _solve, _traced
 from softjax.regression._arguments import (
     FIT,
     at_least,
@@ -27,8 +27,8 @@ from softjax.regression._arguments import (
 from softjax.regression._features import Features, Matrix, in_full_precision, is_sparse
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
-from softjax.regression._programs import SOLVERS
 from softjax.regression._result import Event, FitResult, Status, checked_validation, recorded
+from softjax.regression._solve import SOLVERS
 
 if TYPE_CHECKING:
     import optax
@@ -227,7 +227,7 @@ def _within_trace(
         raise error("features", expected, "a tracer among the data")
     penalised = any(not isinstance(a, Tracer) and a != 0 for a in penalties)
     penalised &= data.factors is None
-    return _solve.traced(name, data, params, tol, max_steps, penalised)
+    return _traced.traced(name, data, params, tol, max_steps, penalised)
 
 
 def _in_chunks(

@@ -33,9 +33,9 @@ from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import pack, probabilities, uncertainty
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, ManyEvent, Status
-from softjax.regression._solve import to_the_end
 from softjax.regression._standardised import Standardised
 from softjax.regression._table import is_on_host, placed
+from softjax.regression._traced import to_the_end
 
 MAX_STEPS, ALL = 200, np.iinfo(np.int32).max
 # The Hessian of the start is a better preconditioner than its Kronecker product: it needs a third

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softjax.regression._convergence import STILL, converged, rounding_of
 from softjax.regression._descent import SLOPE_LEFT
 from softjax.regression._features import CACHED, is_sparse
 from softjax.regression._frame import centre_of
 from softjax.regression._host_newton import COARSE, FAR, step_length
 from softjax.regression._host_preconditioner import CLEAR, Preconditioner, diagonalised
 from softjax.regression._lbfgs import LENGTH
+from softjax.regression._loop import STILL, converged, rounding_of
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import centred
 from softjax.regression._preconditioner import LARGEST_FACTOR

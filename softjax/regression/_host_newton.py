@@ -7,7 +7,7 @@ steps of "newton-cg", without compilation, in float64 whatever their dtype.
     d = -H^-1 g,    theta <- theta + t d
 
 Only a clear end is accepted: the parameters, rounded to the dtype of the features, satisfy the rule
-of all solvers (`_convergence`), the curvature is known in every direction, and no step near the end
+of all solvers (`_loop`), the curvature is known in every direction, and no step near the end
 moved an example far. All other fits, such as those of separated classes or collinear features, are
 left to the compiled solvers, which distinguish these cases.
 
@@ -24,7 +24,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softjax.regression._convergence import (
+from softjax.regression._descent import MIN_FRACTION, OVERSHOOT, SLOPE_LEFT, TRIALS
+from softjax.regression._features import is_sparse
+from softjax.regression._host_preconditioner import CLEAR, MOST_COLUMNS, diagonal, kronecker
+from softjax.regression._linear_solves import CG_STEPS, FINE, ROUGH, conjugate_gradients_in_numpy
+from softjax.regression._loop import (
     NEAR,
     NEWTONIAN,
     OUTLYING,
@@ -32,10 +36,6 @@ from softjax.regression._convergence import (
     converged,
     is_separated,
 )
-from softjax.regression._descent import MIN_FRACTION, OVERSHOOT, SLOPE_LEFT, TRIALS
-from softjax.regression._features import is_sparse
-from softjax.regression._host_preconditioner import CLEAR, MOST_COLUMNS, diagonal, kronecker
-from softjax.regression._linear_solves import CG_STEPS, FINE, ROUGH, conjugate_gradients_in_numpy
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import centred
 from softjax.regression._problem import Data

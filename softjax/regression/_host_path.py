@@ -18,10 +18,10 @@ from jax.tree_util import Partial
 
 from softjax.regression import _active_set
 from softjax.regression._active_solves import Corners
-from softjax.regression._convergence import converged, is_separated
 from softjax.regression._features import is_sparse
 from softjax.regression._host_preconditioner import CLEAR
 from softjax.regression._l1_path import Evaluation, Path, no_report
+from softjax.regression._loop import converged, is_separated
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, Status
@@ -230,7 +230,7 @@ class _Point(NamedTuple):
     # means, the remaining gradient of the bias would hide the gradients of features far from 0.
     gradient: np.ndarray
     objective: float  # divided by the mass
-    norm: float  # the largest entry of the smallest subgradient, as in `_convergence`
+    norm: float  # the largest entry of the smallest subgradient, as in `_loop`
     reached: bool  # whether they have converged by the rule of all solvers
 
 

@@ -20,9 +20,9 @@ from jax import Array, lax
 
 from softjax._sharding import cond
 from softjax.regression import _preconditioner
-from softjax.regression._convergence import State
 from softjax.regression._descent import Descent
 from softjax.regression._features import Matrix
+from softjax.regression._loop import State
 from softjax.regression._objective import Point
 from softjax.regression._preconditioner import Preconditioner
 from softjax.regression._problem import Problem

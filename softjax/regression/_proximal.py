@@ -40,12 +40,6 @@ from jax import Array, lax
 
 from softjax._sharding import fori_loop, while_loop
 from softjax.regression import _preconditioner, _standardised
-from softjax.regression._convergence import (
-    State,
-    after_step,
-    check_convergence,
-    rounding_of,
-)
 from softjax.regression._descent import largest_move
 from softjax.regression._features import Matrix, product
 from softjax.regression._implicit import (
@@ -55,7 +49,13 @@ from softjax.regression._implicit import (
     probabilities_at,
     solve,
 )
-from softjax.regression._loop import Solver
+from softjax.regression._loop import (
+    Solver,
+    State,
+    after_step,
+    check_convergence,
+    rounding_of,
+)
 from softjax.regression._objective import centred, relative_norm, row_norms
 from softjax.regression._problem import Problem
 from softjax.regression._result import Status

@@ -1,30 +1,167 @@
-"""A fit by one solver: in chunks with events between them, or to its end inside of a trace.
+"""A fit by one solver: the solvers by name, the compiled programs, and a fit in chunks of steps.
 
-A program takes the steps. This module decides what follows: if the steps of the solver cannot tell
-the remaining decrease, the end is checked; if rounding may hide a decrease, the fit continues in a
-higher precision; and if parameters still move, a proof of separation is looked for.
+A program runs a fit from one state to a later one. With few examples and many features, Newton's
+steps are computed in the span of the examples. `Run` decides what follows: if the steps of the
+solver cannot tell the remaining decrease, the end is checked; if rounding may hide a decrease, the
+fit continues in a higher precision; and if parameters still move, a proof of separation is looked
+for.
 """
 
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
-from softjax import _checks
+from softjax import _platforms
 from softjax._platforms import tracing_for_platform_of
 from softjax._sharding import cond
-from softjax.regression import _ending, _frame, _programs
-from softjax.regression._convergence import CONFIRMED, NEAR, STILL, converged, rounding_of
-from softjax.regression._implicit import stationary
+from softjax.regression import _ending, _frame, _loop, _preconditioner
+from softjax.regression._descent import Newton, NewtonCG, PreciseNewtonCG
+from softjax.regression._dual import Dual
+from softjax.regression._firth import Firth
+from softjax.regression._frame import is_wide
+from softjax.regression._lbfgs import LBFGS
+from softjax.regression._loop import (
+    CONFIRMED,
+    NEAR,
+    OUTLYING,
+    STILL,
+    Solver,
+    State,
+    converged,
+    hides_something,
+    is_separated,
+    rounding_of,
+    status_where_separated,
+)
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._newton import PreciseNewtonCG
-from softjax.regression._objective import pack, unpack
-from softjax.regression._problem import Data
-from softjax.regression._programs import PRECISELY, SOLVERS, Outcome, solver_of
+from softjax.regression._objective import unpack
+from softjax.regression._problem import Data, Problem
+from softjax.regression._proximal import Proximal
 from softjax.regression._result import FitResult, Status
+
+SOLVERS: dict[str, type[Solver]] = {
+    "newton-cg": NewtonCG,
+    "newton": Newton,
+    "lbfgs": LBFGS,
+    "proximal": Proximal,
+    "firth": Firth,
+}
+# An internal solver, with which `fit` continues if features are nearly collinear.
+PRECISELY = "precisely"
+ALL = SOLVERS | {PRECISELY: PreciseNewtonCG}
+
+
+def solver_of(name: str, problem: Data | Problem) -> type[Solver]:
+    """The solver class of a name; `Dual` for "newton-cg" with few examples.
+
+    With penalty factors the optimum is not in the span of the examples. A step of `Dual` factors a
+    K x K matrix, which is smaller than the logits if there are no more classes than examples.
+    """
+    examples, width = problem.features.shape
+    few = problem.factors is None and is_wide(examples, width) and problem.num_classes <= examples
+    return Dual if name == "newton-cg" and few else ALL[name]
+
+
+def run(name: str, problem: Problem, tol: Array, state: State, stop: Array) -> tuple[State, Array]:
+    """Runs a solver up to step `stop`: the state and its logits.
+
+    If steps in the span of the examples fail, Newton's steps in all parameters continue the fit.
+    """
+    kind = solver_of(name, problem)
+    state, logits = _loop.advance(kind(problem), tol, state, stop)
+    if kind is not Dual:
+        return state, logits
+
+    def among_all(state, logits):
+        begin = NewtonCG.start(problem, state.theta)._replace(strict=state.strict)
+        end, logits = _loop.advance(NewtonCG(problem), tol, begin, stop - state.step)
+        return end._replace(
+            memory=Dual.memory(problem.features, end.theta),
+            first=state.first,
+            step=state.step + end.step,
+            passes=state.passes + end.passes,
+        ), logits
+
+    failed = state.status == Status.PRECISION_FLOOR
+    return cond(failed, among_all, lambda *same: same, state, logits)
+
+
+class Outcome(NamedTuple):
+    """The result of a program, as arrays."""
+
+    state: State  # the last state
+    params: SoftmaxRegression  # its parameters
+    objective: Array  # the objective there, not divided by the mass
+    status: Array  # the status of the state, or SEPARATED
+    separated: Array  # whether the parameters separate the classes
+    suspected: Array  # whether quasi-complete separation should be looked for
+    hidden: Array  # whether `PRECISELY` may decrease the objective further
+
+
+@partial(jax.jit, static_argnames="name")
+def start_of(name: str, data: Data, theta: Array) -> Array:
+    """The start of a fit: the given parameters, or zeros if their objective is lower.
+
+    Parameters that predict other labels with certainty, or are too large for the penalty, are a bad
+    start: if every example is nearly certain, the curvature is 0 and Newton's model fails.
+    """
+    problem, _ = data.normalised_problem()
+    objective, zeros = partial(ALL[name].objective, problem), jnp.zeros_like(theta)
+
+    def better():
+        return jnp.where(objective(theta) <= objective(zeros), theta, zeros)
+
+    return cond(jnp.any(theta != 0), better, lambda: theta)
+
+
+def advance(name: str, data: Data, tol: Array, state: State, stop: Array) -> Outcome:
+    """Runs a fit to step `stop`, in one program."""
+    problem, mass = data.normalised_problem()
+    solver = ALL[name]
+    state, logits = run(name, problem, tol, state, stop)
+    separated = is_separated(problem.targets, problem.without_offset(logits))
+    status, suspected, hidden = state.status, jnp.asarray(False), jnp.asarray(False)
+    if solver.needs_optimum:
+        status = status_where_separated(problem, state.theta, status, separated)
+        suspected = _ending.suspected(problem, state, status)
+    if solver.needs_optimum and name != PRECISELY:
+        doubtful = hides_something(state, tol) | (state.farthest > OUTLYING)
+        hidden = (status == Status.PRECISION_FLOOR) & doubtful
+        if _preconditioner.is_diagonal(problem.features):
+            at_optimum = _nothing_hidden(problem, tol, state, logits, hidden)
+            status = jnp.where(at_optimum, Status.CONVERGED, status).astype(jnp.int32)
+            hidden &= ~at_optimum
+        hidden &= problem.l1 == 0
+    objective = state.value * mass
+    params = unpack(state.theta)
+    return Outcome(state, params, objective, status, separated, suspected, hidden)
+
+
+def _nothing_hidden(
+    problem: Problem, tol: Array, state: State, logits: Array, hidden: Array
+) -> Array:
+    """Whether a fit has converged after all, since what seemed `hidden` is nothing."""
+    at_end = converged(state.value, state.first, state.norm, state.decrement, CONFIRMED * tol)
+    at_end &= (state.move < STILL) | ~state.strict
+    nothing_hidden = partial(_ending.nothing_hidden, problem, state.theta, logits, tol)
+    return cond(hidden & at_end, nothing_hidden, lambda: jnp.asarray(False))
+
+
+within_trace = jax.jit(advance, static_argnames="name")
+_in_place: dict[str, Any] = {"static_argnames": "name", "donate_argnames": "state"}
+
+
+def quickly_compiled() -> Callable:
+    """`advance`, compiled in a third of the time: most of a first fit is compilation.
+
+    A fit consists of some 170 small kernels, which are as fast with these options on CPUs.
+    """
+    return _platforms.quickly_compiled(advance, **_in_place)
 
 
 class Run:
@@ -50,7 +187,7 @@ class Run:
         kernel, bias = map(np.asarray, params)
         theta = np.concatenate([kernel, bias[None]]).T
         if theta.any():
-            theta = np.asarray(_programs.start_of(name, data, theta))
+            theta = np.asarray(start_of(name, data, theta))
         self.state = solver_of(name, data).start(data, theta)
 
     def advance(self, stop: int) -> FitResult:
@@ -91,10 +228,10 @@ class Run:
             checked = _ending.check_in_float64(
                 self.data, self.state.theta, self.state.first, self.tol
             )
-            self.outcome = _with_check(self.outcome, checked)
+            self.outcome = with_check(self.outcome, checked)
 
     def _run(self, stop: int, tol: np.ndarray) -> None:
-        program = _programs.quickly_compiled()
+        program = quickly_compiled()
         with tracing_for_platform_of(jax.tree.leaves(self.data)):
             self.outcome = program(self.name, self.data, tol, self.state, np.int32(stop))
         self.state = self.outcome.state
@@ -144,10 +281,7 @@ def _more_precisely(data: Data, tol: np.ndarray, ended: Outcome, limit: np.int32
     def judged(theta):
         # The outcome before and after a step, whose decrement predicts what is left.
         begin = PreciseNewtonCG.start(data, theta)
-        return (
-            _programs.within_trace(PRECISELY, data, within, begin, np.int32(stop))
-            for stop in (0, 1)
-        )
+        return (within_trace(PRECISELY, data, within, begin, np.int32(stop)) for stop in (0, 1))
 
     with jax.enable_x64(True):
         data, before = _ending.in_float64((data, ended._replace(state=old)))
@@ -190,92 +324,7 @@ def _objective_of(data: Data, theta: Array) -> Array:
     return data.problem().objective(theta)
 
 
-def traced(
-    name: str,
-    data: Data,
-    params: SoftmaxRegression,
-    tol: Any,
-    max_steps: int | None,
-    penalised: bool,
-) -> FitResult:
-    """A fit inside of a trace: one loop to the end, and the derivative of the optimum.
-
-    If it is known to be `penalised`, quasi-complete separation is not looked for.
-    """
-    fixed, start = lax.stop_gradient((data, params))
-    fixed = replace(fixed, constant=data.constant)  # stop_gradient made the number a tracer
-    fixed, frame = _frame.framed(fixed, SOLVERS[name].rotates)
-    start = _frame.inside(frame, start)
-    fit, value_over_mass = to_the_end(name, fixed, start, tol, max_steps, penalised)
-
-    theta = lax.stop_gradient(pack(_frame.expand(frame, fit.params)))
-    if frame.centre is not None:
-        data = replace(data, features=_frame.less(data.features, frame.centre))
-    problem = data.problem()
-    theta = stationary(SOLVERS[name].condition, theta, problem)
-    objective = problem.value(theta, problem.logits(theta))
-    params, moved = _frame.outside(frame.centre, unpack(theta))
-    moved = lax.stop_gradient(moved)
-    status = _frame.status_outside(fit.status, moved, value_over_mass, tol)
-    return fit._replace(params=params, objective=objective, status=status)
-
-
-def to_the_end(
-    name: str,
-    data: Data,
-    params: SoftmaxRegression,
-    tol: Any,
-    max_steps: Any,
-    penalised: bool,
-) -> tuple[FitResult, Array]:
-    """A fit inside of a trace, in the coordinates of `data`, and its value divided by the mass."""
-    solver = SOLVERS[name]
-    limit = jnp.asarray(solver.max_steps if max_steps is None else max_steps, jnp.int32)
-    state = solver_of(name, data).start(data, _programs.start_of(name, data, pack(params)))
-    tol = jnp.asarray(tol, data.features.dtype)
-    outcome = _programs.within_trace(name, data, tol, state, limit)
-    if not penalised and not solver.by_newton:
-        unseen = (outcome.status == Status.CONVERGED) & data.is_loose & (data.l1 == 0)
-        at_end = (data, outcome.state.theta, outcome.state.first, tol)
-        outcome = cond(
-            unseen,
-            lambda: _with_check(outcome, _ending.check(*at_end)),
-            lambda: outcome,
-        )
-    if not solver.by_newton and _checks.known(data.l1) != 0:
-        doubtful = (outcome.status == Status.CONVERGED) & (data.l1 > 0)
-        at_optimum = cond(
-            doubtful,
-            lambda: _ending.check_l1(data, outcome.state.theta, tol),
-            lambda: jnp.asarray(True),
-        )
-        status = jnp.where(at_optimum, outcome.status, Status.PRECISION_FLOOR)
-        outcome = outcome._replace(status=status.astype(jnp.int32))
-    if not penalised and data.features.dtype == np.float64:
-        ended = outcome._replace(state=outcome.state._replace(memory=()))
-        outcome = cond(
-            outcome.hidden,
-            lambda: _continued(data, tol, ended, limit),
-            lambda: ended,
-        )
-    state, status = outcome.state, outcome.status
-    if not penalised:
-        proven = cond(
-            outcome.suspected,
-            lambda: _ending.quasi_separated(data, state.theta, outcome.suspected),
-            lambda: jnp.asarray(False),
-        )
-        # If parameters keep moving, neither an optimum nor its absence is established.
-        moving = outcome.suspected & (state.move >= STILL)
-        unproven = jnp.where(moving, Status.PRECISION_FLOOR, status)
-        status = jnp.where(proven, Status.QUASI_SEPARATED, unproven).astype(jnp.int32)
-    undefined = (state.status == Status.NON_FINITE) & (state.step == 0)
-    params = jax.tree.map(lambda leaf: jnp.where(undefined, jnp.nan, leaf), outcome.params)
-    counts = (state.step, state.passes, state.norm, outcome.separated)
-    return FitResult(params, outcome.objective, status, *counts, []), state.value
-
-
-def _with_check(outcome: Outcome, ending: _ending.Ending) -> Outcome:
+def with_check(outcome: Outcome, ending: _ending.Ending) -> Outcome:
     """The outcome with the result of the final check of a fit that had converged."""
     status = np.where if isinstance(ending.converged, np.ndarray) else jnp.where
     status = status(ending.converged, outcome.status, Status.PRECISION_FLOOR).astype(np.int32)
@@ -284,11 +333,11 @@ def _with_check(outcome: Outcome, ending: _ending.Ending) -> Outcome:
     return outcome._replace(status=status, suspected=suspected, hidden=hidden)
 
 
-def _continued(data: Data, tol: Array, ended: Outcome, limit: Array) -> Outcome:
+def continued(data: Data, tol: Array, ended: Outcome, limit: Array) -> Outcome:
     """Continues the fit, up to step `limit`, with directions in the dtype of the features."""
     state = ended.state
     begin = PreciseNewtonCG.start(data, state.theta)._replace(strict=jnp.asarray(True))
-    outcome = _programs.within_trace(PRECISELY, data, tol, begin, limit - state.step)
+    outcome = within_trace(PRECISELY, data, tol, begin, limit - state.step)
     end = outcome.state._replace(
         memory=(),
         first=state.first,
@@ -298,4 +347,4 @@ def _continued(data: Data, tol: Array, ended: Outcome, limit: Array) -> Outcome:
     return outcome._replace(state=end)
 
 
-_continuing = jax.jit(_continued)
+_continuing = jax.jit(continued)

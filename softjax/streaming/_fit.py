@@ -20,10 +20,10 @@ from jax import Array
 from softjax import _checks, processes
 from softjax.regression import _frame, _preconditioner, _standardised
 from softjax.regression._arguments import at_least, constant, errors_name, penalty
-from softjax.regression._convergence import NEAR, STILL, converged, progressed
 from softjax.regression._descent import OVERSHOOT, SLOPE_LEFT
 from softjax.regression._features import in_full_precision
 from softjax.regression._lbfgs import LBFGS, Memory, lbfgs
+from softjax.regression._loop import NEAR, STILL, converged, progressed
 from softjax.regression._objective import centred, unpack
 from softjax.regression._result import Event, FitResult, Status, Validation, recorded
 from softjax.regression._steps import Batch

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from softjax import regression, streaming
-from softjax.regression import _programs
+from softjax.regression import _solve
 from softjax.regression._problem import Data
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.usefixtures("compiled_fits")]
@@ -110,6 +110,6 @@ def test_no_array_of_a_fit_is_of_classes_by_classes(shape, solver):
     known = {"features": features, "labels": labels, "l2": scalar, "l1": scalar}
     data = Data(num_classes=num_classes, **known)
     theta = np.zeros((num_classes, shape[1] + 1), np.float32)
-    state = _programs.solver_of(solver, data).start(data, theta)
-    program = _programs.within_trace.lower(solver, data, scalar, state, np.int32(9))
+    state = _solve.solver_of(solver, data).start(data, theta)
+    program = _solve.within_trace.lower(solver, data, scalar, state, np.int32(9))
     assert f"{num_classes}x{num_classes}" not in program.as_text()

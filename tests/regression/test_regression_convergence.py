@@ -13,8 +13,8 @@ import scipy.special
 from sparse_rows import sparse_rows
 
 from softjax import regression, streaming
-from softjax.regression import _programs
-from softjax.regression._convergence import NEWTONIAN
+from softjax.regression import _solve
+from softjax.regression._loop import NEWTONIAN
 from softjax.regression._problem import Data
 
 pytestmark = [
@@ -35,7 +35,7 @@ def fits(solver, problems):
 
     An end that `fit` doubts, and for which it looks for a proof of separation, is none here.
     """
-    advance = partial(_programs.advance, solver)
+    advance = partial(_solve.advance, solver)
     limit = jnp.int32(200)  # all wait for the slowest
 
     def one(x, targets, weights, class_weights, l2, l1, theta):
@@ -50,10 +50,10 @@ def fits(solver, problems):
             l1=l1,
             count=mean * N,
         )
-        theta = _programs.start_of(solver, data, theta)
-        state = jax.tree.map(jnp.asarray, _programs.solver_of(solver, data).start(data, theta))
+        theta = _solve.start_of(solver, data, theta)
+        state = jax.tree.map(jnp.asarray, _solve.solver_of(solver, data).start(data, theta))
         outcome = advance(data, jnp.asarray(TOL), state, limit)
-        floor = jnp.int32(_programs.Status.PRECISION_FLOOR)
+        floor = jnp.int32(_solve.Status.PRECISION_FLOOR)
         status = jnp.where(outcome.suspected | outcome.hidden, floor, outcome.status)
         return outcome.state.theta, outcome.objective, status
 
@@ -194,7 +194,7 @@ def test_what_changes_no_optimum(solver):
     cases, _, _, results = solved(solver)
     (theta, _, _), *_ = results
     for (name, (_, back)), (other, _, status) in zip(cases.items(), results, strict=False):
-        assert status == _programs.Status.CONVERGED, name
+        assert status == _solve.Status.CONVERGED, name
         # The gradient is within 1e-6, and the curvature is some hundredths.
         np.testing.assert_allclose(back(other), theta, atol=1e-4, err_msg=name)
 
@@ -204,7 +204,7 @@ def test_the_units_of_the_features(solver):
     """Without a penalty of the kernel."""
     cases, (_, _, scale), _, results = solved(solver)
     (plain, _, _), (scaled, _, status) = results[len(cases) : len(cases) + 2]
-    assert status == _programs.Status.CONVERGED
+    assert status == _solve.Status.CONVERGED
     np.testing.assert_allclose(scaled[:, :-1] * scale, plain[:, :-1], atol=1e-4)
 
 
@@ -227,7 +227,7 @@ def count_converged(solver, drawn, results, best):
         ours, norm, at_zeros = value(problem, theta)
         # A loss near 0 is known to the rounding of log p.
         np.testing.assert_allclose(objective, ours, rtol=1e-6, atol=1e-12 * at_zeros)
-        if status != _programs.Status.CONVERGED:
+        if status != _solve.Status.CONVERGED:
             continue
         converged += 1
         if solver == "firth":

@@ -6,7 +6,7 @@ import pytest
 from sparse_rows import sparse_rows
 
 from softjax import regression
-from softjax.regression import _frame, _programs
+from softjax.regression import _frame, _solve
 
 pytestmark = [
     pytest.mark.compiled_quickly,
@@ -23,7 +23,7 @@ def drawn(examples=N):
 
 
 def test_data_of_ten_sizes_are_fitted_by_one_program():
-    programs = _programs.quickly_compiled()._cache_size()
+    programs = _solve.quickly_compiled()._cache_size()
     for examples in (20, 41, 100, 237, 500, 777, 1000, 1320, 1999, 2048):
         x, labels = drawn(examples)
         weights = None if examples % 2 else np.arange(examples) % 3
@@ -32,7 +32,7 @@ def test_data_of_ten_sizes_are_fitted_by_one_program():
         g = regression.gradient(result.params, x, labels, l2=0.1, sample_weights=weights)
         scale = np.sqrt((x**2).mean(0))[:, None]
         assert np.abs(g.kernel / scale).max() < 1e-5
-    assert _programs.quickly_compiled()._cache_size() == programs + 1
+    assert _solve.quickly_compiled()._cache_size() == programs + 1
 
 
 CASES = {

@@ -9,7 +9,7 @@ from sparse_rows import sparse_rows
 from test_regression import L2, D, K, N, assert_optimal, optimum, problem
 
 from softjax import regression
-from softjax.regression import _features, _programs
+from softjax.regression import _features, _solve
 from softjax.regression._problem import Data
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.usefixtures("compiled_fits")]
@@ -289,8 +289,8 @@ def test_a_fit_takes_some_of_the_logits_and_parameters_and_no_copy_of_float32_fe
         scalar, labels = jax.ShapeDtypeStruct((), dtype), jax.ShapeDtypeStruct((examples,), "int32")
         features = jax.ShapeDtypeStruct((examples, width), dtype)
         data = Data(num_classes=K, features=features, labels=labels, l2=scalar, l1=scalar)
-        state = _programs.solver_of("newton-cg", data).start(data, np.zeros((K, width + 1), dtype))
-        program = _programs.quickly_compiled().lower("newton-cg", data, scalar, state, np.int32(10))
+        state = _solve.solver_of("newton-cg", data).start(data, np.zeros((K, width + 1), dtype))
+        program = _solve.quickly_compiled().lower("newton-cg", data, scalar, state, np.int32(10))
         temporaries = program.compile().memory_analysis().temp_size_in_bytes
     block = 2 * max(_features.BLOCK, _features.FEWEST_COLUMNS * examples)
     numbers = 20 * (examples + width) * K + block
@@ -407,10 +407,10 @@ def test_a_bad_label_under_a_trace_gives_nan():
 def test_a_second_fit_of_the_same_shapes_compiles_nothing():
     x, y = problem()
     regression.fit(x, y, l2=L2)
-    programs = _programs.quickly_compiled()._cache_size()
+    programs = _solve.quickly_compiled()._cache_size()
     x, y = problem(1)
     regression.fit(x, y, l2=2 * L2, tol=1e-4, max_steps=7, num_classes=K)
-    assert _programs.quickly_compiled()._cache_size() == programs
+    assert _solve.quickly_compiled()._cache_size() == programs
 
 
 @pytest.mark.x64_once

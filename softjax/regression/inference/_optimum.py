@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._softmax_core import softmax_core
-from softjax.regression._convergence import STILL
+from softjax.regression._loop import STILL
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import EXACT, Rows, augmented, feature_column, information, times
 
