@@ -38,29 +38,17 @@ SHARDED_LOGITS = (8192, 128256)
 
 @dataclass(frozen=True)
 class Case:
-    """A program of softjax and a program of its peer, for the same arguments.
+    """A program of softjax and a program of its peer, for the same arguments."""
 
-    Attributes:
-        suite: one of SUITES.
-        name: its operation, shape and dtype.
-        kind: a key of the bounds of `benchmarks.aot`, or "" for no bound.
-        ours: a function, or the result of `jax.jit`.
-        peer: the peer's function; None without a peer.
-        peer_name: the package of the peer.
-        arguments: shapes, dtypes and, over a mesh, shardings.
-        rows: the number of examples; the bound on temporaries allows some numbers for each.
-        quick: whether the gate compiles this case.
-    """
-
-    suite: str
-    name: str
-    kind: str
-    ours: Callable[..., Any]
-    peer: Callable[..., Any] | None
-    peer_name: str
-    arguments: tuple[Any, ...]
-    rows: int
-    quick: bool = False
+    suite: str  # one of SUITES
+    name: str  # its operation, shape and dtype
+    kind: str  # a key of the bounds of `benchmarks.aot`, or "" for no bound
+    ours: Callable[..., Any]  # a function, or the result of `jax.jit`
+    peer: Callable[..., Any] | None  # the peer's function; None without a peer
+    peer_name: str  # the package of the peer
+    arguments: tuple[Any, ...]  # shapes, dtypes and, over a mesh, shardings
+    rows: int  # the number of examples; the bound on temporaries allows some numbers for each
+    quick: bool = False  # whether the gate compiles this case
 
     @property
     def full_name(self) -> str:

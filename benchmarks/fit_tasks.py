@@ -21,22 +21,16 @@ INVERSE_PENALTIES = np.logspace(-4, 4, 10)
 
 @dataclass(frozen=True)
 class Task:
-    """B fits to the same data, which differ in the weights of the rows and in l2.
+    """B fits to the same data, which differ in the weights of the rows and in l2."""
 
-    Attributes:
-        x: features [N, D].
-        y: labels [N].
-        l2: the strength of the penalty of each fit [B].
-        solve: the parameters [B, D + 1, K] that a solver finds at a tolerance.
-        optima: parameters nearer to the optimum than those of any measured fit.
-        weights: the weights of the rows of each fit [B, N]; None if all are 1.
-    """
-
-    x: np.ndarray
-    y: np.ndarray
-    l2: np.ndarray
+    x: np.ndarray  # features [N, D]
+    y: np.ndarray  # labels [N]
+    l2: np.ndarray  # the strength of the penalty of each fit [B]
+    # The parameters [B, D + 1, K] that a solver finds at a tolerance.
     solve: Callable[[str, float], np.ndarray]
+    # Parameters nearer to the optimum than those of any measured fit.
     optima: Callable[[], Sequence[np.ndarray]]
+    # The weights of the rows of each fit [B, N]; None if all are 1.
     weights: np.ndarray | None = None
 
     def objectives(self, theta: np.ndarray) -> np.ndarray:

@@ -51,23 +51,14 @@ class Array:
 
 @dataclass(frozen=True)
 class Instruction:
-    """A line of a computation.
+    """A line of a computation."""
 
-    Attributes:
-        name: its name, without the percent sign.
-        operation: its operation, such as "fusion".
-        arrays: the arrays of its type, in the order of the tuple if it is one.
-        operands: names of instructions of the same computation.
-        literal: the text between the parentheses: the number of a parameter, or a constant.
-        attributes: the rest of the line.
-    """
-
-    name: str
-    operation: str
-    arrays: tuple[Array, ...]
-    operands: tuple[str, ...]
-    literal: str
-    attributes: str
+    name: str  # its name, without the percent sign
+    operation: str  # its operation, such as "fusion"
+    arrays: tuple[Array, ...]  # the arrays of its type, in the order of the tuple if it is one
+    operands: tuple[str, ...]  # names of instructions of the same computation
+    literal: str  # the text between the parentheses: the number of a parameter, or a constant
+    attributes: str  # the rest of the line
 
     def called(self, key: str) -> str | None:
         """The computation that an attribute names, such as `calls` of a fusion."""

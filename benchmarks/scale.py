@@ -27,23 +27,14 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Case:
-    """A program on a mesh, and a bound on the megabytes that a device sends with eight devices.
+    """A program on a mesh, and a bound on the megabytes that a device sends with eight devices."""
 
-    Attributes:
-        program: "value_and_gradient" of the linear loss, or the values "logsumexp" and "loss".
-        form: the sharding, a name in FORMS.
-        implementation: "softjax", or "plain" for the loss of optax on all logits.
-        megabytes: the bound; None for no bound.
-        shape: N, D and V.
-        short: whether it is in quick runs of all suites.
-    """
-
-    program: str
-    form: str
-    implementation: str = "softjax"
-    megabytes: float | None = None
-    shape: tuple[int, int, int] = (1024, 256, 8192)
-    short: bool = False
+    program: str  # "value_and_gradient" of the linear loss, or the values "logsumexp" and "loss"
+    form: str  # the sharding, a name in FORMS
+    implementation: str = "softjax"  # "softjax", or "plain" for the loss of optax on all logits
+    megabytes: float | None = None  # the bound; None for no bound
+    shape: tuple[int, int, int] = (1024, 256, 8192)  # N, D and V
+    short: bool = False  # whether it is in quick runs of all suites
 
     @property
     def name(self) -> str:

@@ -27,19 +27,12 @@ TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective of a program.
+    """One collective of a program."""
 
-    Attributes:
-        kind: such as "all-reduce".
-        arrays: the arrays of the result.
-        devices: the number of devices in a group.
-        times: how often it runs.
-    """
-
-    kind: str
-    arrays: tuple[hlo.Array, ...]
-    devices: int
-    times: int
+    kind: str  # such as "all-reduce"
+    arrays: tuple[hlo.Array, ...]  # the arrays of the result
+    devices: int  # the number of devices in a group
+    times: int  # how often it runs
 
     @property
     def elements(self) -> int:

@@ -17,7 +17,6 @@ from softjax._linear_cross_entropy.blocks import (
     class_logits,
     times_features,
 )
-from softjax._linear_cross_entropy.calls import Call, call_of
 from softjax._linear_cross_entropy.heads import (
     Head,
     checked_budget,
@@ -25,7 +24,7 @@ from softjax._linear_cross_entropy.heads import (
     checked_scalars,
     checked_weights,
 )
-from softjax._linear_cross_entropy.layout import Layout, alike
+from softjax._linear_cross_entropy.layout import Call, Layout, alike, call_of
 from softjax._linear_cross_entropy.pieces import (
     Arguments,
     cut,

@@ -16,7 +16,6 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._labels import TopKLabels, sparse_distribution
 from softjax._linear_cross_entropy.blocks import Rows, Scalars
-from softjax._linear_cross_entropy.calls import Call, call_of
 from softjax._linear_cross_entropy.comparison import Comparison, Rounding
 from softjax._linear_cross_entropy.divergences import DIVERGENCES, Divergence
 from softjax._linear_cross_entropy.examples import (
@@ -33,7 +32,7 @@ from softjax._linear_cross_entropy.heads import (
     checked_scalars,
     checked_weights,
 )
-from softjax._linear_cross_entropy.layout import Layout, alike, all_classes
+from softjax._linear_cross_entropy.layout import Call, Layout, alike, all_classes, call_of
 from softjax._linear_cross_entropy.pairs import Pair, each_pair, total_pair
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import cast, mapped, padded, specs_of

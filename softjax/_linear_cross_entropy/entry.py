@@ -9,7 +9,6 @@ from jax.typing import ArrayLike
 from softjax._cross_entropy import Reduction, checked_reduction
 from softjax._labels import Labels
 from softjax._linear_cross_entropy.blocks import Rows, Scalars
-from softjax._linear_cross_entropy.calls import Call, call_of
 from softjax._linear_cross_entropy.examples import (
     checked_room,
     reduced,
@@ -26,7 +25,7 @@ from softjax._linear_cross_entropy.heads import (
     checked_targets,
     checked_weights,
 )
-from softjax._linear_cross_entropy.layout import alike
+from softjax._linear_cross_entropy.layout import Call, alike, call_of
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import each_on, total_on
 from softjax._numerics import compute_dtype

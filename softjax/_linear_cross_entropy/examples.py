@@ -18,8 +18,7 @@ from jax.sharding import use_abstract_mesh
 
 from softjax import _checks
 from softjax._linear_cross_entropy.blocks import Rows
-from softjax._linear_cross_entropy.calls import Call
-from softjax._linear_cross_entropy.layout import Layout
+from softjax._linear_cross_entropy.layout import Call, Layout
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import padded, specs_of
 from softjax._numerics import compute_dtype

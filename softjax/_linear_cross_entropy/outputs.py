@@ -17,7 +17,6 @@ from softjax._linear_cross_entropy.blocks import (
     block_of,
     statistics,
 )
-from softjax._linear_cross_entropy.calls import Call, call_of
 from softjax._linear_cross_entropy.examples import (
     Packed,
     checked_room,
@@ -27,7 +26,7 @@ from softjax._linear_cross_entropy.examples import (
     unpacked,
     with_active_rows,
 )
-from softjax._linear_cross_entropy.gradients import by_rows, statistics_over
+from softjax._linear_cross_entropy.gradients import by_rows, in_tiles, statistics_over
 from softjax._linear_cross_entropy.heads import (
     checked_budget,
     checked_head,
@@ -35,8 +34,7 @@ from softjax._linear_cross_entropy.heads import (
     checked_scalars,
     checked_weights,
 )
-from softjax._linear_cross_entropy.invariant import in_tiles
-from softjax._linear_cross_entropy.layout import Layout, alike, all_classes
+from softjax._linear_cross_entropy.layout import Call, Layout, alike, all_classes, call_of
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.row_outputs import (
     log_partition_of,

@@ -19,7 +19,7 @@ from jax.custom_derivatives import SymbolicZero, zero_from_primal
 
 from softjax._linear_cross_entropy.blocks import Block, Classes, Rows, Scalars
 from softjax._linear_cross_entropy.plans import MANY_ROWS, Shapes
-from softjax._linear_cross_entropy.unseen import warn_if_mesh_unknown
+from softjax._linear_cross_entropy.unused_meshes import warn_if_mesh_unknown
 from softjax._numerics import compute_dtype
 from softjax._platforms import Choice, lowered_for_platform, platform_dependent
 from softjax._row_maps import Form, linear_map

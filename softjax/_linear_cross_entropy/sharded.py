@@ -15,7 +15,6 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 from jax.sharding import use_abstract_mesh
 
-from softjax._linear_cross_entropy.batched import placed_by_us
 from softjax._linear_cross_entropy.blocks import (
     Rows,
     Scalars,
@@ -39,6 +38,7 @@ from softjax._linear_cross_entropy.plans import rows_of_tangents
 from softjax._linear_cross_entropy.row_outputs import Read, total_with_readings
 from softjax._linear_cross_entropy.shards import first_class
 from softjax._linear_cross_entropy.sums import total
+from softjax._linear_cross_entropy.unused_meshes import placed_by_us
 from softjax._numerics import compute_dtype
 from softjax._sharding import Names, varying
 

@@ -79,7 +79,7 @@ def checked_data(
     refuse_one_class(y, num_classes)
     refuse_sizes(named, x, num_classes)
     weights = mean_one_weights(sample_weights, num_examples, x.dtype)
-    count = None
+    count: Any = np.asarray(num_examples, x.dtype)
     if sample_weights is not None:
         given = _checks.real_array(called(), "sample_weights", sample_weights).astype(x.dtype)
         with np.errstate(over="ignore"):  # the sum of huge weights is infinite, as with jnp.sum

@@ -264,13 +264,11 @@ def in_bucket(data: Data, copies: int = 1) -> Data:
     weights = np.ones(examples, x.dtype) if data.weights is None else np.asarray(data.weights)
     padded = np.zeros(size, x.dtype)
     padded[:examples] = weights / x.dtype.type(examples) * size
-    count = np.asarray(examples if data.count is None else data.count, x.dtype)
     return replace(
         data,
         features=_with_entries(x, size) if is_sparse(x) else _taken(x, places),
         labels=_taken(data.labels, places),
         weights=jnp.asarray(padded),
-        count=count,
         offset=None if data.offset is None else _taken(data.offset.T, places).T,
     )
 

@@ -46,7 +46,7 @@ class Shared:
     # Whether l1 multiplies the Euclidean norms over the classes.
     grouped: bool = field(default=False, metadata={"static": True})
     factors: Any = None  # f [D], multiply the penalties of each feature; None for ones
-    count: Any = None  # the sum of the original sample weights; None for N
+    count: Any = None  # N, or the sum of the original sample weights; for "firth"
     constant: Any = 1  # c, 1 or 0
     offset: Any = None  # o [K, N], the known part of the logits; None for zeros
 
@@ -217,7 +217,6 @@ class Data(Shared):
         """The problem with the given targets in place of the labels and weights."""
         shared: dict[str, Any] = {part.name: getattr(self, part.name) for part in fields(Shared)}
         shared["constant"] = jnp.asarray(self.constant, targets.dtype)
-        shared["count"] = self._count()
         return Problem(**shared, targets=targets)
 
     def normalised_problem(self) -> tuple[Problem, Array]:
@@ -250,7 +249,8 @@ class Data(Shared):
         # An infinite penalty makes the kernel 0, and so does one near the largest number.
         limit = jnp.finfo(mass.dtype).max / 8
         l2, l1 = (jnp.minimum(penalty, limit) for penalty in (data.l2, data.l1))
-        return replace(data, l2=l2, l1=l1, count=data._count() * mass), mass
+        count = None if data.count is None else data.count * mass
+        return replace(data, l2=l2, l1=l1, count=count), mass
 
     def _weighted_labels(self) -> Array:
         """w_i c_k y_ik, [K, N]; NaN at a class index out of range."""
@@ -264,7 +264,3 @@ class Data(Shared):
         if self.class_weights is not None:
             targets = self.class_weights[:, None] * targets
         return targets if self.weights is None else self.weights[None] * targets
-
-    def _count(self) -> Array:
-        count = self.features.shape[0] if self.count is None else self.count
-        return jnp.asarray(count, self.features.dtype)
