@@ -199,20 +199,21 @@ def _sums_along(arrays: Sums, axis: int, last: bool) -> Sums:
 
 def _sums_of_halves(arrays: Sums, axis: int) -> Sums:
     """The sums of several arrays over an axis, in one loop that adds halves first."""
-
-    def halved(a: Array) -> Array:
-        half, is_odd = divmod(a.shape[axis], 2)
-        parts = (lax.slice_in_dim(a, n * half, n * half + half, axis=axis) for n in (0, 1))
-        folded = operator.add(*parts)
-        if not is_odd:
-            return folded
-        rest = lax.slice_in_dim(a, 2 * half, 2 * half + 1, axis=axis)
-        is_first = lax.broadcasted_iota(jnp.int32, folded.shape, axis) == 0
-        return jnp.where(is_first, folded + rest, folded)
-
     while arrays[0].shape[axis] > FEW:
-        arrays = tuple(map(halved, arrays))
+        arrays = tuple(_halved(a, axis, operator.add) for a in arrays)
     return _sums_down(arrays, axis)
+
+
+def _halved(a: Array, axis: int, combine: Callable[[Array, Array], Array]) -> Array:
+    """Both halves of an axis, combined; the last of an odd number goes to the first result."""
+    half, is_odd = divmod(a.shape[axis], 2)
+    parts = (lax.slice_in_dim(a, n * half, n * half + half, axis=axis) for n in (0, 1))
+    combined = combine(*parts)
+    if not is_odd:
+        return combined
+    last = lax.slice_in_dim(a, 2 * half, 2 * half + 1, axis=axis)
+    is_first = lax.broadcasted_iota(jnp.int32, combined.shape, axis) == 0
+    return jnp.where(is_first, combine(combined, last), combined)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -296,11 +297,33 @@ def argmax_by_blocks(x: Array, axis: int) -> Array:
     """
     width = _width_of_blocks(x, (axis,))
     if width == 1:
-        return jnp.argmax(x, axis, keepdims=True).astype(jnp.int32)
+        return _argmax(x, x, axis)
     blocks = _blocks(x, width)
-    number = jnp.argmax(_maxima(blocks), -1, keepdims=True).astype(jnp.int32)
+    maxima = _maxima(blocks)
+    number = _argmax(maxima, maxima, -1)
     block = jnp.take_along_axis(blocks, number[..., None], -2, mode="clip")[..., 0, :]
-    return number * width + jnp.argmax(block, -1, keepdims=True).astype(jnp.int32)
+    return number * width + _argmax(block, maxima, -1)
+
+
+def _argmax(x: Array, maxima: Array, axis: int) -> Array:
+    """The index of a maximal entry of x; the maximum of `maxima` is the maximum of x.
+
+    XLA:CPU unrolls a search of up to UNROLLED entries, and vectorizes over rows. A longer search
+    goes entry by entry. Up to MANY entries are therefore compared as integers: the bits of the
+    distance from the maximum, of which the last ones are replaced by the index. The least of them
+    belongs to a maximal entry, or to the nearest one if x is computed with other roundings here.
+    """
+    length = x.shape[axis]
+    if axis % x.ndim < x.ndim - 1 or not isinstance(length, int) or not UNROLLED < length <= MANY:
+        return jnp.argmax(x, axis, keepdims=True).astype(jnp.int32)
+    top = jnp.max(maxima, -1, keepdims=True, initial=jnp.finfo(x.dtype).min)
+    dtype = jnp.int64 if x.dtype == jnp.float64 else jnp.int32
+    index = lax.broadcasted_iota(dtype, x.shape, x.ndim - 1)
+    last = 2 ** (length - 1).bit_length() - 1
+    key = (lax.bitcast_convert_type(top - jnp.minimum(top, x), dtype) & ~last) | index
+    while key.shape[-1] > FEW:
+        key = _halved(key, key.ndim - 1, jnp.minimum)
+    return (jnp.min(key, -1, keepdims=True) & last).astype(jnp.int32)
 
 
 def _maxima(blocks: Array) -> Array:

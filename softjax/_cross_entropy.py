@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +100,7 @@ def cross_entropy(
     checked_reduction(name, reduction)
     given = where, class_weights, ignore_index, weights
     is_plain = all(a is None for a in given) and _is_zero(label_smoothing) and _is_zero(z_loss)
-    if is_plain and type(axis) is int and _is_known_distribution(logits, labels):
+    if is_plain and type(axis) is int and _is_known_distribution(labels, logits):
         _checks.not_negative(name, "labels", labels)
         return _of_distribution(logits, labels, axis, reduction)
     x = _checks.real_array(name, "logits", logits)
@@ -134,7 +134,7 @@ def cross_entropy(
     return _cross_entropy(x, targets, where, smoothing, of_classes, z, of_examples, reduction)
 
 
-def _is_known_distribution(logits: ArrayLike, labels: Labels) -> bool:
+def _is_known_distribution(labels: Labels, logits: ArrayLike) -> TypeGuard[Array]:
     """Whether both are known arrays, and the labels are floating; never if nothing is compiled."""
     is_compiled = not jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
     if not (is_compiled and isinstance(logits, Array) and isinstance(labels, Array)):
