@@ -25,6 +25,7 @@ from softjax.regression._arguments import (
     refuse_other_optimizers,
 )
 from softjax.regression._features import Features, Matrix, in_full_precision, is_sparse
+from softjax.regression._hidden import without_hidden
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import Event, FitResult, Status, checked_validation, recorded
@@ -93,7 +94,8 @@ def fit(
         or with "quasi-separated" if some examples are on the boundary, so that only some parameters
         grow. With a penalty or "firth" there is an optimum. A class without examples has no optimum
         even with a penalty, since the bias is not penalised: its bias decreases for ever, and the
-        fit stops with "quasi-separated".
+        fit stops with "quasi-separated". A feature whose largest square is less than 2^-80 of its
+        l2 penalty changes no logit: its coefficients are 0.
 
     Args:
         features: real [N, D], finite, dense, or BCOO or BCSR for "newton-cg", "lbfgs", "proximal".
@@ -158,6 +160,7 @@ def fit(
     known = (sample_weights, class_weights, fit_intercept, offset, penalty_factors)
     data = checked_data(features, labels, num_classes, *known)
     data, has_corners = _with_penalties(data, l2, l1, grouped)
+    data = without_hidden(data)
     first_order = any(option is not None for option in (optimizer, batch_size, epochs))
     name = _solver_name(solver, data, l2, has_corners, first_order)
     params = initial_params(init, data.features, data.num_classes, data.constant)

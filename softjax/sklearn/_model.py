@@ -55,6 +55,7 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
     l2_: float
     l1_: float
     fit_intercept: bool
+    l1_ratio: float
 
     def decision_function(self, X: Any, offset: Any = None) -> np.ndarray:
         """The logits of the classes; for two classes, the second logit minus the first.
@@ -119,6 +120,11 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
             [N, K], nats, in the order of `classes_`; finite even if a probability underflows to 0.
         """
         return self._normalised(log_softmax, X, offset)
+
+    @property
+    def penalty(self) -> str:
+        """The kind of the penalty. `SelectFromModel` keeps all but zeros if it is "l1"."""
+        return {0.0: "l2", 1.0: "l1"}.get(self.l1_ratio, "elasticnet")
 
     @property
     def params_(self) -> SoftmaxRegression:

@@ -18,6 +18,7 @@ from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
 from sklearn.exceptions import ConvergenceWarning, UnsetMetadataPassedError
+from sklearn.feature_selection import SelectFromModel
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import (
@@ -241,6 +242,25 @@ def test_the_summary_has_the_names_of_the_data(classifier):
         fitted(TWO, l1_ratio=0.5).summary()
 
 
+def test_a_lasso_selects_all_features_of_the_model():
+    lasso = SoftmaxClassifier(C=0.05, l1_ratio=1.0)
+    kept = SelectFromModel(lasso).fit(X, Y).get_support()
+    np.testing.assert_array_equal(kept, lasso.fit(X, Y).coef_.any(0))
+    assert 0 < kept.sum() < D
+    assert [SoftmaxClassifierCV(l1_ratio=r).penalty for r in (0.0, 0.5)] == ["l2", "elasticnet"]
+
+
+@pytest.mark.parametrize("scale", [1e-16, 1e-27, 1e-100])
+def test_a_tiny_feature_changes_no_fit(scale):
+    """A penalty that is far larger than its squares leaves it out of the model, at any solver."""
+    tiny = np.column_stack([X, scale * WEIGHTS])
+    for solver, table in (("auto", tiny), ("lbfgs", tiny), ("auto", scipy.sparse.csr_array(tiny))):
+        ours = SoftmaxClassifier(solver=solver).fit(table, Y)
+        assert ours.stop_reason_ == "converged"
+        np.testing.assert_allclose(ours.coef_[:, :D], fitted().coef_, atol=1e-8)
+        assert np.abs(ours.coef_[:, D]).max() <= scale * N
+
+
 def test_metadata_are_routed_to_fits_and_scores():
     offset = RNG.normal(size=(N, 3))
     metadata = {"sample_weight": WEIGHTS, "offset": offset}
@@ -303,6 +323,7 @@ def test_a_warm_start_continues(classifier):
         ({"y": X[:, 0]}, "continuous"),
         ({"y": [*Y[:-1], None]}, "Input y contains None among texts: a label is missing"),
         ({"C": 0}, "'C' parameter"),
+        ({"class_weight": {"rose": -1.0}}, "class_weight must be finite and >= 0"),
         ({"solver": "saga"}, "'solver' parameter"),
         ({"solver": "firth"}, "penalty of its own"),
         ({"l2": 0.1, "l1_ratio": 0.5}, "l1_ratio divides"),
