@@ -340,6 +340,27 @@ def test_columns_are_taken_some_at_a_time(monkeypatch):
 # Under a trace
 
 
+def in_both_modes(loss):
+    """The loss, its derivative along a tangent, and its gradient times the tangent."""
+
+    def derivatives(at, along):
+        value, forward = jax.linearize(loss, *at)
+        gradients = jax.linear_transpose(forward, *at)(jnp.ones_like(value))
+        reverse = sum(jnp.vdot(g, t) for g, t in zip(gradients, along, strict=True))
+        return value, forward(*along), reverse
+
+    return derivatives
+
+
+def assert_differentiable(derivatives, arguments, tangents, rtol, h=1e-5):
+    """Both modes agree at both ends of a short way, and with what the loss gains on it."""
+    both = tuple(zip(arguments, tangents, strict=True))
+    ends = tuple(np.stack([a - h * t, a + h * t]) for a, t in both)
+    value, forward, reverse = derivatives(ends, tuple(np.stack([t, t]) for t in tangents))
+    np.testing.assert_allclose(forward, reverse, rtol=rtol)
+    np.testing.assert_allclose(forward.mean(), (value[1] - value[0]) / (2 * h), rtol=1e-6)
+
+
 @pytest.mark.x64_once(True)
 def test_the_optimum_is_differentiable_in_both_modes():
     x, _ = problem()
@@ -365,17 +386,8 @@ def test_the_optimum_is_differentiable_in_both_modes():
         kernel, bias = result.params
         return jnp.sum((kernel - target) ** 2) + jnp.sum(jnp.sin(bias)) + result.objective
 
-    value = jax.jit(loss)
     tangents = tuple(rng.normal(size=argument.shape) for argument in arguments)
-    gradients = jax.jit(jax.grad(loss, argnums=tuple(range(5))))(*arguments)
-    _, forward = jax.jit(lambda a, t: jax.jvp(loss, a, t))(arguments, tangents)
-    reverse = sum(np.vdot(g, t) for g, t in zip(gradients, tangents, strict=True))
-    h = 1e-5
-    ahead, behind = (
-        value(*(a + s * t for a, t in zip(arguments, tangents, strict=True))) for s in (h, -h)
-    )
-    np.testing.assert_allclose(forward, reverse, rtol=1e-9)
-    np.testing.assert_allclose(forward, (ahead - behind) / (2 * h), rtol=1e-6)
+    assert_differentiable(jax.jit(jax.vmap(in_both_modes(loss))), arguments, tangents, rtol=1e-9)
 
 
 @pytest.mark.x64_once(True)
@@ -466,23 +478,12 @@ def test_the_optimum_with_corners_and_firths_are_differentiable_in_both_modes(so
         kernel, bias = result.params
         return jnp.sum(jnp.sin(kernel + np.arange(float(K)))) + bias[0] - bias[1] + result.objective
 
-    def derivatives(at, along):
-        value, forward = jax.linearize(loss, *at)
-        gradients = jax.linear_transpose(forward, *at)(jnp.ones_like(value))
-        reverse = sum(jnp.vdot(g, t) for g, t in zip(gradients, along, strict=True))
-        return value, forward(*along), reverse
-
-    compiled, h = jax.jit(jax.vmap(derivatives)), 1e-5
+    compiled = jax.jit(jax.vmap(in_both_modes(loss)))
     for l2 in (0.0, 0.05) if solver == "proximal" else (0.0,):
         tangents = [rng.normal(size=argument.shape) * 1.0 for argument in start]
         tangents[1] *= l2 > 0  # which is not negative
         centre = (start[0], np.array(l2), *start[2:])
-        ends = tuple(
-            np.stack([a - h * t, a + h * t]) for a, t in zip(centre, tangents, strict=True)
-        )
-        value, forward, reverse = compiled(ends, tuple(np.stack([t, t]) for t in tangents))
-        np.testing.assert_allclose(forward, reverse, rtol=1e-8)
-        np.testing.assert_allclose(forward.mean(), (value[1] - value[0]) / (2 * h), rtol=1e-6)
+        assert_differentiable(compiled, centre, tangents, rtol=1e-8)
 
 
 @pytest.mark.x64_once
