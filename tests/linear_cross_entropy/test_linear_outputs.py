@@ -231,28 +231,28 @@ def test_the_loss_among_the_outputs_is_that_of_linear_cross_entropy(dtype):
     [("mean", {}), ("class_weighted_mean", {"max_temp_bytes": 1}), ("sum", {"max_active": 7})],
 )
 def test_a_reduced_loss_has_all_outputs_beside_it(reduction, options):
-    """Those of single losses, in every mode; by pieces of classes, and packed."""
+    """Those of all logits, in every mode; by pieces of classes, and packed."""
     point, labels = head("float64"), np.arange(N) % V - 1
     weights = np.where(np.arange(N) == 3, 0, np.arange(N) + 1.0)
     part = (labels >= 0) & (weights > 0)
     costs, factors = np.arange(V) / 4, np.linspace(-1, 2, N)
     direction = jax.tree.map(jnp.cos, point)
-    arguments = {
-        "ignore_index": -1,
-        "label_smoothing": 0.1,
-        "class_weights": costs,
-        "z_loss": 0.01,
-        "top_k": 3,
-        **OPTIONS[1],
-    }
+    of_loss = {"ignore_index": -1, "label_smoothing": 0.1, "class_weights": costs, "z_loss": 0.01}
+    arguments = {"top_k": 3, **of_loss, **OPTIONS[1]}
+    over = {"sum": 1, "mean": weights[part].sum()}.get(
+        reduction, (weights * costs[labels])[part].sum()
+    )
 
-    def by_hand(*point):
-        outputs = softjax.linear_cross_entropy_outputs(*point[:2], labels, point[2], **arguments)
-        total = jnp.sum(jnp.where(part, weights * outputs.loss, 0))
-        over = {"sum": 1, "mean": weights[part].sum()}.get(
-            reduction, (weights * costs[labels])[part].sum()
-        )
-        return outputs._replace(loss=total / over)
+    def by_hand(hidden, kernel, bias):
+        cap, temperature = OPTIONS[1].values()
+        x = cap * jnp.tanh((hidden @ kernel + bias) / cap) / temperature
+        lse = jax.nn.logsumexp(x, -1)
+        log_p = x - lse[:, None]
+        of_labels = jnp.where(labels >= 0, log_p[np.arange(N), labels], 0)
+        entropy = -jnp.sum(jnp.exp(log_p) * log_p, -1)
+        losses = softjax.cross_entropy(x, labels, **of_loss)
+        loss = jnp.sum(jnp.where(part, weights * losses, 0)) / over
+        return softjax.LinearOutputs(of_labels, lse, entropy, *jax.lax.top_k(log_p, 3), loss)
 
     def at_once(*point):
         return softjax.linear_cross_entropy_outputs(
