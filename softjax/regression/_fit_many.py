@@ -1,6 +1,7 @@
 """fit_many: many fits to the same features, with several sets of labels, weights or penalties."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -14,16 +15,13 @@ from softjax import _checks
 from softjax._auto_axes import on_auto_axes
 from softjax.regression._arguments import (
     called,
+    checked_data,
     class_count,
-    class_weights_array,
-    constant,
     error,
     errors_name,
-    factors_array,
     features_array,
     labels_array,
     mean_one_weights,
-    offset_array,
     penalties,
     refuse_one_class,
     refuse_sizes,
@@ -114,18 +112,10 @@ def fit_many(
     (count,) = counts
     lane_of = Partial(_lane, shared, stacked)
     mean_labels, median = _middle(lane_of, lanes.l2, x, num_classes=num_classes, count=count)
+    options = (None, class_weights, fit_intercept, offset, penalty_factors)
+    data = checked_data(x, mean_labels, num_classes, *options)
     ((_, fits, _),) = run(
-        Data(
-            num_classes=num_classes,
-            features=x,
-            labels=mean_labels,
-            class_weights=class_weights_array(class_weights, num_classes, x.dtype),
-            l2=median,
-            l1=jnp.zeros((), x.dtype),
-            constant=constant(fit_intercept, x.dtype),
-            offset=offset_array("offset", offset, x, num_classes),
-            factors=factors_array(penalty_factors, x.shape[1], x.dtype),
-        ),
+        replace(data, l2=median),
         lane_of,
         Partial(no_report),
         count,
