@@ -96,33 +96,28 @@ def nothing_hidden(problem: Problem, theta: Array, logits: Array, tol: Array) ->
     return little | (threshold * threshold > least + JITTER * jnp.max(s.rounding))
 
 
-def check_in_float64(data: Data, theta: Any, first: Any, tol: Any) -> Ending:
-    """The final check of a fit without l1, in float64 whatever its dtype.
-
-    `first` is the objective at the start, divided by the mass.
-    """
+def in_float64(check: Callable, *arguments: Any) -> Any:
+    """The result of one of the checks below, computed in float64 whatever the dtype of the data."""
     with jax.enable_x64(True):
-        data, theta = in_float64((data, theta))
-        ending = quickly_compiled(check)(data, theta, np.float64(first), np.float64(tol))
-        return jax.tree.map(np.asarray, ending)
+        found = quickly_compiled(check)(*as_float64(arguments))
+        return jax.tree.map(np.asarray, found)
 
 
-def is_proven(data: Data, theta: Any) -> bool:
-    """Whether there is a proof of quasi-complete separation, in float64 whatever the dtype."""
-    with jax.enable_x64(True):
-        data, theta = in_float64((data, theta))
-        return bool(quickly_compiled(quasi_separated)(data, theta, jnp.asarray(True)))
+def as_float64(tree: Any) -> Any:
+    """The tree with its floating numbers in float64; `jax.enable_x64` must be on."""
 
+    def wide(leaf: Any) -> Any:
+        leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+        return leaf.astype(np.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
-def in_float64(tree: Any) -> Any:
-    """The tree with its floating arrays in float64; `jax.enable_x64` must be on."""
-    return jax.tree.map(
-        lambda leaf: leaf.astype(np.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
-        tree,
-    )
+    return jax.tree.map(wide, tree)
 
 
 def check(data: Data, theta: Array, first: Array, tol: Array) -> Ending:
+    """The final check of a fit without l1.
+
+    `first` is the objective at the start, divided by the mass.
+    """
     (problem, _), theta = data.normalised_problem(), centred(theta)
     here = problem.point(theta, problem.logits(theta))
     gradient = centred(here.gradient)
@@ -134,13 +129,6 @@ def check(data: Data, theta: Array, first: Array, tol: Array) -> Ending:
     reached = converged(here.value, first, norm, decrement, CONFIRMED * tol)
     moving = largest_move(problem.scores(d)) >= STILL
     return Ending(reached, moving)
-
-
-def check_l1_in_float64(data: Data, theta: Any, tol: Any) -> bool:
-    """`check_l1` in float64, whatever the dtype."""
-    with jax.enable_x64(True):
-        data, theta = in_float64((data, theta))
-        return bool(quickly_compiled(check_l1)(data, theta, np.float64(tol)))
 
 
 def check_l1(data: Data, theta: Array, tol: Array) -> Array:

@@ -143,13 +143,13 @@ class Run:
     def _status_at_end(self) -> int:
         """The status once the gradient is small, by Newton's model, which optimizers lack."""
         theta, first = pack(self.state.params), self.first / self.mass
-        ending = _ending.check_in_float64(self.data, theta, first, self.tol)
+        ending = _ending.in_float64(_ending.check, self.data, theta, first, self.tol)
         if ending.moving and self.data.is_loose:
             params, running = self.state.params, np.int32(Status.RUNNING)
             separated, _ = separation(self.data, params, running)
             if separated:
                 return Status.CONVERGED  # `ended` replaces it by SEPARATED
-            proven = _ending.is_proven(self.data, theta)
+            proven = _ending.in_float64(_ending.quasi_separated, self.data, theta, np.True_)
             return Status.QUASI_SEPARATED if proven else Status.RUNNING
         return Status.CONVERGED if ending.converged else Status.RUNNING
 

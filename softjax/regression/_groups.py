@@ -196,9 +196,9 @@ def _with_checked_ends(
         data = replace(lanes.data, labels=labels, weights=weights, l2=l2)
         theta = pack(SoftmaxRegression(fits.params.kernel[lane], fits.params.bias[lane]))
         first = np.inf  # the loop has already checked that no lane ends above its start
-        ending = _ending.check_in_float64(data, theta, first, groups.tol)
+        ending = _ending.in_float64(_ending.check, data, theta, first, groups.tol)
         loose = bool(data.is_loose)
-        if loose and _ending.is_proven(data, theta):
+        if loose and _ending.in_float64(_ending.quasi_separated, data, theta, np.True_):
             status[lane] = Status.QUASI_SEPARATED
         else:
             settled = ending.converged and not (ending.moving and loose)

@@ -225,9 +225,8 @@ class Run:
         if self.data.l1:
             self._check_l1(stop)
         elif self.outcome.status == Status.CONVERGED and self.data.is_loose:
-            checked = _ending.check_in_float64(
-                self.data, self.state.theta, self.state.first, self.tol
-            )
+            at_end = (self.data, self.state.theta, self.state.first, self.tol)
+            checked = _ending.in_float64(_ending.check, *at_end)
             self.outcome = with_check(self.outcome, checked)
 
     def _run(self, stop: int, tol: np.ndarray) -> None:
@@ -238,9 +237,14 @@ class Run:
 
     def _check_l1(self, stop: int) -> None:
         """Continues with smaller tolerances while Newton's model predicts a larger decrease."""
+
+        def at_optimum() -> bool:
+            at_end = (self.data, self.state.theta, self.tol)
+            return bool(_ending.in_float64(_ending.check_l1, *at_end))
+
         tol = self.tol
         while self.outcome.status == Status.CONVERGED:
-            if _ending.check_l1_in_float64(self.data, self.state.theta, self.tol):
+            if at_optimum():
                 return
             tol = tol / tol.dtype.type(10)
             if tol < np.finfo(tol.dtype).eps:
@@ -249,7 +253,7 @@ class Run:
             self.state = self.state._replace(status=np.int32(Status.RUNNING))
             self._run(stop, tol)
         at_floor = tol < self.tol and self.outcome.status == Status.PRECISION_FLOOR
-        if at_floor and _ending.check_l1_in_float64(self.data, self.state.theta, self.tol):
+        if at_floor and at_optimum():
             self.outcome = self.outcome._replace(status=np.int32(Status.CONVERGED))
 
     def _is_proven(self) -> bool:
@@ -262,7 +266,8 @@ class Run:
         if self.outcome.status == Status.RUNNING and state.step >= self.limit:
             near_end = state.norm < NEAR and state.farthest >= STILL
             suspected = SOLVERS[self.name].needs_optimum and near_end and bool(self.data.is_loose)
-        return suspected and _ending.is_proven(self.data, state.theta)
+        at_end = (self.data, state.theta, np.True_)
+        return suspected and bool(_ending.in_float64(_ending.quasi_separated, *at_end))
 
     def ended(self, result: FitResult) -> FitResult:
         """The result of the last call of `advance`, which is already complete."""
@@ -284,7 +289,7 @@ def _more_precisely(data: Data, tol: np.ndarray, ended: Outcome, limit: np.int32
         return (within_trace(PRECISELY, data, within, begin, np.int32(stop)) for stop in (0, 1))
 
     with jax.enable_x64(True):
-        data, before = _ending.in_float64((data, ended._replace(state=old)))
+        data, before = _ending.as_float64((data, ended._replace(state=old)))
         within = np.float64(tol)
         outcome = _continuing(data, within, before, limit)
         status, end = int(outcome.status), outcome.state
