@@ -157,7 +157,8 @@ def _retire_and_refill(lanes: Lanes, tol: Array, work: Schedule, idle: Array) ->
     lane = jnp.minimum(jnp.where(idle, work.following + number - 1, slots.lane), count)
     fresh = jax.vmap(partial(_loaded, lanes, tol))(lane)
     following = jnp.minimum(work.following + number[-1], count)
-    return Schedule(jax.vmap(_chosen)(idle, fresh, slots), following, done, results)
+    chosen = jax.vmap(lambda *slot: jax.tree.map(partial(jnp.where, slot[0]), *slot[1:]))
+    return Schedule(chosen(idle, fresh, slots), following, done, results)
 
 
 def _loaded(lanes: Lanes, tol: Array, lane: Array) -> Active:
@@ -240,10 +241,6 @@ def _result(lanes: Lanes, tol: Array, slot: Active) -> tuple[FitResult, Any, Arr
 
 def _problem_in(lanes: Lanes, slot: Active) -> Problem:
     return replace(lanes.data, l2=slot.l2).with_targets(slot.targets)
-
-
-def _chosen(condition: Array, new: Active, old: Active) -> Active:
-    return jax.tree.map(partial(jnp.where, condition), new, old)
 
 
 def _zeros(size: int, tree: Any) -> Any:

@@ -78,7 +78,10 @@ def framed(data: Data, rotates: bool) -> tuple[Data, Frame]:
     if data.constant > 0:
         centre = centre_of(x, data.weights)
     x = x if centre is None else less(x, centre)
-    if is_sparse(x) or not (rotates and _rotation_pays(data)):
+    # A fit in N dimensions has to be worth the factorization, of 2 N^2 D operations. Penalty
+    # factors belong to single features and exclude a rotation.
+    pays = not is_sparse(x) and is_wide(*x.shape) and len(x) < LARGEST_FACTOR
+    if not (rotates and pays and data.factors is None):
         return replace(data, features=x), Frame(centre)
     rotated, rotation = _rotate(x, data.constant)
     return replace(data, features=rotated), Frame(centre, rotation)
@@ -196,15 +199,6 @@ class Rotation(NamedTuple):
 def is_wide(examples: int, width: int) -> bool:
     """Whether there are so few examples that a fit in N dimensions is worthwhile."""
     return 2 * examples <= width
-
-
-def _rotation_pays(data: Data) -> bool:
-    """Whether a fit in N dimensions is worth the factorization, of 2 N^2 D operations.
-
-    Penalty factors belong to single features and exclude a rotation.
-    """
-    x = data.features
-    return data.factors is None and is_wide(*x.shape) and len(x) < LARGEST_FACTOR
 
 
 @jax.jit

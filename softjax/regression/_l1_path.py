@@ -116,8 +116,8 @@ class Path:
         return float(np.max(np.asarray(evaluation.slopes)[held] / self.factors[held], initial=0))
 
     def at(self, step: Step, before: float, l1: float, l2: float) -> Step:
-        params = step.fit.params
-        slopes, inside = np.asarray(step.evaluation.slopes), _is_inside(params)
+        params, slopes = step.fit.params, np.asarray(step.evaluation.slopes)
+        inside = np.any(np.asarray(params.kernel) != 0, 1)  # in the model for some class
         active = inside | (slopes >= self.factors * (2 * l1 - before))
         return self._fitted(params, active, l1, l2)
 
@@ -206,11 +206,6 @@ def _usual_number(count: int) -> int:
     while size < count:
         size *= GROWTH
     return size
-
-
-def _is_inside(params: SoftmaxRegression) -> np.ndarray:
-    """[D]: whether each feature is in the model for some class."""
-    return np.any(np.asarray(params.kernel) != 0, 1)
 
 
 def _placed_in(params: SoftmaxRegression, places: np.ndarray | None) -> SoftmaxRegression:

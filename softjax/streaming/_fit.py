@@ -105,21 +105,19 @@ def fit(
     tol = _checks.not_negative_number(FIT, "tol", tol)
     _checks.refuse_uncallable(FIT, "transform", transform)
     _checks.refuse_uncallable(FIT, "callback", callback)
-    dtype = computed_in(rows.read(0, 1)[0].dtype)
-    width = rows.num_features
+    dtype, width = computed_in(rows.read(0, 1)[0].dtype), rows.num_features
     transformed(FIT, transform, (rows.num_rows, width), dtype, width)
     strength = float(penalty("l2", l2, dtype))
-    validation = validation_of(validation, (rows.num_features, num_classes))
+    validation = validation_of(validation, (width, num_classes))
     intercept = constant(fit_intercept, dtype)
     passes = Passes(rows, num_classes, strength, intercept, transform, held_out, dtype)
 
-    theta = np.zeros((num_classes, rows.num_features + 1), dtype)
+    theta = np.zeros((num_classes, width + 1), dtype)
     here = passes.at(theta)
     sample = passes.sample()
     if passes.look_for_centre(sample):
         here = passes.at(theta)
-    memory = _first_memory(theta)
-    rule, step = _StopRule(passes, tol, here.value), 0
+    rule, memory, step = _StopRule(passes, tol, here.value), _first_memory(theta), 0
     history: list[dict[str, float]] = []
     while True:
         norm = here.relative_norm
