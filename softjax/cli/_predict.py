@@ -49,28 +49,9 @@ def predict(
     proba: Annotated[
         bool, typer.Option("--proba", help="Add a column with the probability of each class.")
     ] = False,
-    separator: Annotated[
-        str | None,
-        typer.Option(
-            callback=_options.separator,
-            help="Separator of a .csv or .tsv file, as for softjax fit (default: found in the "
-            "header).",
-        ),
-    ] = None,
-    encoding: Annotated[
-        str | None,
-        typer.Option(
-            callback=_options.encoding,
-            help="Encoding of a .csv or .tsv file, such as cp1252 (default: utf-8).",
-        ),
-    ] = None,
-    decimal: Annotated[
-        str | None,
-        typer.Option(
-            callback=_options.decimal,
-            help="Decimal mark of the numbers of a .csv or .tsv file: , or . (default: the point).",
-        ),
-    ] = None,
+    separator: _options.Separator = None,
+    encoding: _options.Encoding = None,
+    decimal: _options.Decimal = None,
 ) -> None:
     """Predict the class of each row of a file.
 
