@@ -186,19 +186,18 @@ def sums_of_tiles(
 
 
 def _sums_along(arrays: Sums, axis: int, last: bool) -> Sums:
-    """The sums of several arrays in memory over an axis, by the tree of `sums_of_tiles`."""
+    """The sums of several arrays over an axis, of at least two numbers: first of both halves.
+
+    A single sum that is used only once would be computed by XLA:CPU within the loop that uses it.
+    """
+    arrays = tuple(_halved(a, axis, operator.add) for a in arrays)
     length = arrays[0].shape[axis]
-    if length <= MANY:
-        return _sums_of_halves(arrays, axis)
 
     def of_part(part: slice) -> Sums:
         return tuple(lax.slice_in_dim(a, part.start, part.stop, axis=axis) for a in arrays)
 
-    return sums_of_tiles(of_part, length, axis, last, highest=UNROLLED)
-
-
-def _sums_of_halves(arrays: Sums, axis: int) -> Sums:
-    """The sums of several arrays over an axis, in one loop that adds halves first."""
+    if 2 * length > MANY:
+        return sums_of_tiles(of_part, length, axis, last, highest=UNROLLED)
     while arrays[0].shape[axis] > FEW:
         arrays = tuple(_halved(a, axis, operator.add) for a in arrays)
     return _sums_down(arrays, axis)
@@ -266,9 +265,9 @@ def _tiling(length: int, last: bool, highest: int | None) -> list[tuple[int, int
         if highest is None:
             return length % (height * width), -height, width
         # What is left over; then the time for an entry, with whole vectors and single entries, the
-        # start of a loop and what it writes.
-        steps = 2 + width // 8 + width % 8
-        return length % (height * width), steps / width + 0.5 / height, -width
+        # start of a loop and what it writes, which is more of the whole if the terms are cheap.
+        steps, writes = 2 + width // 8 + width % 8, 0.5 if highest <= FEW else 2
+        return length % (height * width), steps / width + writes / height, -width
 
     tiles = [(h, w) for h in heights for w in widths if h * w <= length]
     height, width = min(tiles, key=cost)
