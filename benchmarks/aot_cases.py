@@ -82,18 +82,27 @@ def mean_and_gradient(loss: Callable) -> Callable:
 
 
 def gradient(loss: Callable) -> Callable:
-    """The gradient of the sum of the losses, which is the gradient of each example's loss."""
-    return jax.grad(lambda x, labels: jnp.sum(loss(x, labels)))
+    """The gradient of the sum of the losses, which is the gradient of each example's loss.
+
+    Like the closed form, this gradient and the two functions below are in float32.
+    """
+    of_sum = jax.grad(lambda x, labels: jnp.sum(loss(x, labels)))
+    return lambda x, labels: of_sum(x.astype(jnp.float32), labels)
 
 
 def hvp(loss: Callable) -> Callable:
     """The Hessian of each loss times a vector, by autodiff."""
-    return lambda x, labels, v: jax.jvp(lambda x: gradient(loss)(x, labels), (x,), (v,))[1]
+
+    def product(x, labels, v):
+        point, direction = x.astype(jnp.float32), v.astype(jnp.float32)
+        return jax.jvp(lambda x: gradient(loss)(x, labels), (point,), (direction,))[1]
+
+    return product
 
 
 def hessian(loss: Callable) -> Callable:
     """The Hessian of each loss, by autodiff."""
-    return jax.vmap(jax.hessian(loss))
+    return lambda x, labels: jax.vmap(jax.hessian(loss))(x.astype(jnp.float32), labels)
 
 
 def optax_index(x, labels) -> jax.Array:

@@ -208,7 +208,10 @@ class _Counting:
             for i in inside.users(name):
                 place = i.operands.index(name)
                 called = self.computation(i, "calls") if i.operation == "fusion" else None
-                if i.operation == "bitcast" or (called and self.passes(called, place)):
+                # A gather from a converted operand converts only what it takes.
+                converts = i.operation == "convert" and i is not inside.root
+                unchanged = i.operation == "bitcast" or (called and self.passes(called, place))
+                if converts or unchanged:
                     names.append(i.name)
                 elif i.operation in SLICES and place == 0:
                     total += sum(a.padded_size for a in i.arrays)

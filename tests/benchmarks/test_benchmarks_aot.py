@@ -133,6 +133,12 @@ def test_a_fusion_reads_the_slice_that_it_takes():
     call = "%f = f32[10,1000]{1,0} fusion(%x, %i), kind=kLoop, calls=%fused"
     (kernel,) = costs(MATRIX, index, call, others=FUSED_SLICE).kernels
     assert (kernel.read, kernel.written) == (40_000 + 4, 40_000)
+    # It converts no more than the slice, but if the result is converted whole, it reads all of it.
+    converted = FUSED_SLICE.replace("bitcast(%p)", "convert(%p)")
+    assert costs(MATRIX, index, call, others=converted).kernels == [kernel]
+    whole = FUSED_SLICE.replace("exponential(%s)", "convert(%p)")
+    (other,) = costs(MATRIX, index, call, others=whole).kernels
+    assert other.read == 4 * MB + 4
     # With another use it reads all of it.
     more = FUSED_SLICE.replace("exponential(%s)", "add(%s, %m)").replace(
         "  ROOT", "  %m = f32[] reduce(%p), dimensions={0,1}\n  ROOT"
