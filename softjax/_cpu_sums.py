@@ -171,11 +171,11 @@ def sums_of_tiles(
         start = stop
         if count == width == 1:
             # XLA:CPU would not vectorize over the rows if results were [rows, 1, 1], not [rows].
-            sums.append(_sums_down(parts, axis))
+            sums.append(sums_down(parts, axis))
             continue
         shape = parts[0].shape
         tiles = (*shape[:axis], count, height, width, *shape[axis + 1 :])
-        columns = _sums_down(tuple(a.reshape(tiles) for a in parts), axis + 1)
+        columns = sums_down(tuple(a.reshape(tiles) for a in parts), axis + 1)
         flat = (*shape[:axis], count * width, *shape[axis + 1 :])
         columns = tuple(c.reshape(flat) for c in columns)
         if in_any_order:
@@ -200,7 +200,7 @@ def _sums_along(arrays: Sums, axis: int, last: bool) -> Sums:
         return sums_of_tiles(of_part, length, axis, last, highest=UNROLLED)
     while arrays[0].shape[axis] > FEW:
         arrays = tuple(_halved(a, axis, operator.add) for a in arrays)
-    return _sums_down(arrays, axis)
+    return sums_down(arrays, axis)
 
 
 def _halved(a: Array, axis: int, combine: Callable[[Array, Array], Array]) -> Array:
@@ -216,7 +216,7 @@ def _halved(a: Array, axis: int, combine: Callable[[Array, Array], Array]) -> Ar
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _sums_down(arrays: Sums, axis: int) -> Sums:
+def sums_down(arrays: Sums, axis: int) -> Sums:
     """The sums of several arrays over an axis by one reduction.
 
     Its derivative rule is defined here: JAX would differentiate it like a reduction by an arbitrary
@@ -237,9 +237,9 @@ def _added(a: Sums, b: Sums) -> Sums:
     return tuple(lax.select(x == x, x + y, x) for x, y in zip(a, b, strict=True))
 
 
-@_sums_down.defjvp
+@sums_down.defjvp
 def _sums_down_jvp(axis, primals, tangents):
-    return _sums_down(*primals, axis), tuple(jnp.sum(dot, axis) for dot in tangents[0])
+    return sums_down(*primals, axis), tuple(jnp.sum(dot, axis) for dot in tangents[0])
 
 
 @cache

@@ -24,8 +24,10 @@ from softjax._numerics import (
     not_negative,
     total,
 )
+from softjax._one_pass import excess_in_one_pass
 from softjax._platforms import platform_dependent
 from softjax._reductions import (
+    are_long,
     is_place,
     mass_and_cost,
     mass_cost_and_rest,
@@ -206,7 +208,7 @@ def _around_label(x: Array, index: Array) -> Around:
         return _looked_up(x, index, *excess(x, axes))
 
     on_cpu = _summed if is_split(x, axes) else looked_up
-    return platform_dependent(x, index, cpu=on_cpu, default=_summed)
+    return platform_dependent(x, index, cpu=on_cpu, default=_in_few_passes)
 
 
 def _around_label_and_exponentials(x: Array, index: Array) -> tuple[Around, Array]:
@@ -218,7 +220,7 @@ def _around_label_and_exponentials(x: Array, index: Array) -> tuple[Around, Arra
         return _looked_up(x, index, m, r), e
 
     def summed(x: Array, index: Array) -> tuple[Around, Array]:
-        around = _summed(x, index)
+        around = _in_few_passes(x, index)
         m = around[0]
         return around, jnp.exp(jnp.minimum(m, x) - m)  # a form that compiles faster than `shift`
 
@@ -227,8 +229,27 @@ def _around_label_and_exponentials(x: Array, index: Array) -> tuple[Around, Arra
 
 
 def _looked_up(x: Array, index: Array, m: Array, r: Array) -> Around:
-    d = shift(jnp.take_along_axis(x, index[..., None], -1, mode="promise_in_bounds"), m)
+    at_label = jnp.take_along_axis(x, index[..., None], -1, mode="promise_in_bounds")
+    return _beside_excess(m, r, at_label)
+
+
+def _beside_excess(m: Array, r: Array, at_label: Array) -> Around:
+    """The results of `_around_label` from m, r and the logit of the label."""
+    d = shift(at_label, m)
     return m, r, d, jnp.where(d == 0, r, (1 + r) - jnp.exp(d))  # r is the sum without a top
+
+
+def _in_few_passes(x: Array, index: Array) -> Around:
+    """`_summed`, or one pass over long rows on a GPU."""
+    axes = (x.ndim - 1,)
+
+    def on_gpu(x: Array, index: Array) -> Around:
+        at_label = jnp.where(is_place(index[..., None], x, x.ndim - 1), x, 0)
+        return _beside_excess(*excess_in_one_pass(x, axes, at_label))
+
+    on_gpu = on_gpu if are_long(x, axes) else _summed
+    # A TPU may need seconds to compile a reduction of three arrays.
+    return platform_dependent(x, index, cuda=on_gpu, rocm=on_gpu, default=_summed)
 
 
 def _summed(x: Array, index: Array) -> Around:

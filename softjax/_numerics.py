@@ -19,13 +19,16 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
 from softjax._cpu_sums import maxima_of_blocks
+from softjax._one_pass import excess_in_one_pass
 from softjax._platforms import platform_dependent
 from softjax._reductions import (
     Axes,
     above_minus_infinity,
     behind_barrier_on_cpu,
     exponentials_and_sums,
+    in_one_pass_if_long,
     rows_fit_a_kernel,
+    shift_row,
     sums_beside_top,
 )
 from softjax._row_maps import of_operands, row_map
@@ -89,16 +92,32 @@ def excess(x: Array, axes: Axes, exact: DTypeLike | None = None) -> tuple[Array,
     r >= 0; r = -1 in a row of -inf or without entries; r is NaN if an entry is NaN. Entries of +inf
     are maximal, so that m + log1p(r) is +inf without a special case.
     """
-    m = _stored_maximum(x, axes, exact)
-    rest, tops = sums_beside_top(x, m, axes)
-    return m, rest + (tops - 1)
+
+    def in_two_passes(x: Array) -> tuple[Array, Array]:
+        m = _stored_maximum(x, axes, exact)
+        rest, tops = sums_beside_top(x, m, axes)
+        return m, rest + (tops - 1)
+
+    def in_one_pass(x: Array) -> tuple[Array, Array]:
+        m, r = excess_in_one_pass(x, axes)
+        return m, r
+
+    return in_one_pass_if_long(x, axes, in_one_pass, in_two_passes)
 
 
 def excess_and_exponentials(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     """The results m and r of `excess`, and exp(x - m), which value and gradient share."""
-    m = _stored_maximum(x, axes)
-    e, (rest, tops) = exponentials_and_sums(x, m, axes)
-    return m, rest + (tops - 1), e
+
+    def in_two_passes(x: Array) -> tuple[Array, Array, Array]:
+        m = _stored_maximum(x, axes)
+        e, (rest, tops) = exponentials_and_sums(x, m, axes)
+        return m, rest + (tops - 1), e
+
+    def in_one_pass(x: Array) -> tuple[Array, Array, Array]:
+        m, r = excess_in_one_pass(x, axes)
+        return m, r, jnp.exp(shift_row(x, m, axes))
+
+    return in_one_pass_if_long(x, axes, in_one_pass, in_two_passes)
 
 
 def _stored_maximum(x: Array, axes: Axes, exact: DTypeLike | None = None) -> Array:

@@ -12,6 +12,7 @@ programs that jaxlib 0.10 compiled for an H100 and a v5e (`python -m benchmarks 
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +32,9 @@ from softjax._cpu_sums import (
     sums_of_tiles,
     terms_of_exponentials,
 )
+from softjax._one_pass import ROW_OF_ONE_KERNEL, has_blocks, sums_by_blocks
 from softjax._platforms import platform_dependent
-from softjax._sharding import shards
-
-# XLA:GPU processes a row of up to about this many entries within one kernel.
-ROW_OF_ONE_KERNEL = 16384
+from softjax._sharding import is_split, shards
 
 
 def above_minus_infinity(x: Array) -> Array:
@@ -99,6 +98,23 @@ def shift_row(x: Array, m: Array, axes: Axes) -> Array:
 def rows_fit_a_kernel(x: Array, axes: Axes) -> bool:
     """Whether one kernel of a GPU processes whole rows."""
     return _rows_are_at_most(ROW_OF_ONE_KERNEL, x, axes)
+
+
+def are_long(x: Array, axes: Axes) -> bool:
+    """Whether rows are known to be longer than those of one kernel, and not split over devices."""
+    is_known = all(isinstance(x.shape[axis], int) for axis in axes)
+    return is_known and not (rows_fit_a_kernel(x, axes) or is_split(x, axes))
+
+
+def in_one_pass_if_long(x: Array, axes: Axes, one: Callable, two: Callable) -> Any:
+    """one(x) for long rows on GPU and TPU, and otherwise two(x).
+
+    A kernel of a GPU reads a short row once in any form, and a TPU can keep short rows in its fast
+    memory. Mosaic, which compiles the kernels of Pallas for a TPU, has no reductions of pairs.
+    """
+    if not are_long(x, axes):
+        return two(x)
+    return platform_dependent(x, cpu=two, mosaic=two, default=one)
 
 
 def sums_are_written_out(x: Array, axes: Axes) -> bool:
@@ -261,8 +277,12 @@ def _sums_of_terms(
     def in_tiles(*operands: Array) -> Sums:
         return _in_tiles(terms, operands, axes[0], highest)
 
-    has_tiles = _has_tiles(operands[0].shape, axes) and _on_no_mesh(*operands)
-    return platform_dependent(*operands, cpu=in_tiles if has_tiles else plain, default=plain)
+    def by_blocks(*operands: Array) -> Sums:
+        return sums_by_blocks(terms(*operands))
+
+    on_cpu = in_tiles if _has_tiles(operands[0].shape, axes) and _on_no_mesh(*operands) else plain
+    on_gpu = by_blocks if has_blocks(operands[0], axes) and _on_no_mesh(*operands) else plain
+    return platform_dependent(*operands, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=plain)
 
 
 def _in_tiles(terms: Callable[..., Sums], operands: Sums, axis: int, highest: int = FEW) -> Sums:
@@ -307,20 +327,16 @@ def index_of_maximum(x: Array, m: Array, axis: int) -> Array:
         is_top = shift_row(x, m, (axis,)) == 0
         return jnp.max(jnp.where(is_top, place, 0), axis, keepdims=True, initial=0)
 
-    def beside_maximum(x: Array, m: Array) -> Array:
-        # XLA finds the index in the pass over x that finds the maximum.
-        return jnp.expand_dims(lax.argmax(x, axis, jnp.int32), axis)
-
     def on_gpu(x: Array, m: Array) -> Array:
-        return beside_maximum(above_minus_infinity(x), m)  # of which it finds the maximum
+        # XLA finds the index in the pass that finds the maximum of the same numbers.
+        return jnp.expand_dims(lax.argmax(above_minus_infinity(x), axis, jnp.int32), axis)
 
     def on_cpu(x: Array, m: Array) -> Array:
         return argmax_by_blocks(x, axis)
 
-    if rows_fit_a_kernel(x, (axis,)):
-        return platform_dependent(x, m, cpu=on_cpu, default=by_place)
-    gpu = {"cuda": on_gpu, "rocm": on_gpu}
-    return platform_dependent(x, m, cpu=on_cpu, **gpu, default=beside_maximum)
+    # A TPU needs longer to compile `argmax` than for the rest of a program.
+    on_gpu = by_place if rows_fit_a_kernel(x, (axis,)) else on_gpu
+    return platform_dependent(x, m, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=by_place)
 
 
 def taken(v: Array, index: Array, axis: int) -> Array:

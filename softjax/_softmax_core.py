@@ -15,10 +15,12 @@ from softjax._numerics import (
     not_negative,
     total,
 )
+from softjax._one_pass import maximum_and_value
 from softjax._platforms import platform_dependent
 from softjax._reductions import (
     Axes,
     behind_barrier_on_cpu,
+    in_one_pass_if_long,
     index_of_maximum,
     is_place,
     plain_sums,
@@ -41,9 +43,16 @@ def softmax_core(x: Array, axes: Axes) -> Array:
     def exponentials(x: Array) -> Array:
         return jnp.exp(shift_row(x, maximum(x, axes), axes))
 
-    def plain(x: Array) -> Array:
+    def in_two_passes(x: Array) -> Array:
         e = exponentials(x)
         return e / _positive_sum(e, axes)
+
+    def with_excess(x: Array) -> Array:
+        m, r, e = excess_and_exponentials(x, axes)
+        return e / total(m, r)
+
+    def plain(x: Array) -> Array:
+        return in_one_pass_if_long(x, axes, with_excess, in_two_passes)
 
     def short(x: Array) -> Array:
         # One addition to the sum takes less time on a CPU than the additions of `_positive_sum`,
@@ -51,15 +60,11 @@ def softmax_core(x: Array, axes: Axes) -> Array:
         e = exponentials(x)
         return e / (jnp.sum(e, axes, keepdims=True) + jnp.finfo(x.dtype).tiny)
 
-    def on_cpu(x: Array) -> Array:
-        # XLA:CPU adds the entries of a row in an order that depends on the number of rows, unless
-        # the row is short. With tiles the sum of a row does not depend on the other rows.
-        m, r, e = excess_and_exponentials(x, axes)
-        return e / total(m, r)
-
-    # If the classes are sharded, the devices send one sum instead of two.
+    # XLA:CPU adds the entries of a row in an order that depends on the number of rows, unless the
+    # row is short. With tiles the sum of a row does not depend on the other rows. If the classes
+    # are sharded, the devices send one sum instead of two.
     is_plain = sums_are_written_out(x, axes) or math.prod(shards(x, axes)) > 1
-    on_cpu = short if is_plain else on_cpu
+    on_cpu = short if is_plain else with_excess
     on_gpu = short if rows_fit_a_kernel(x, axes) else plain
     return platform_dependent(x, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=plain)
 
@@ -126,9 +131,17 @@ def _through_probabilities(v: Array, x: Array, axes: Axes) -> Array:
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _product_at(v: Array, x: Array, axes: Axes) -> Array:
     """H v at the logits x, for rows along one axis."""
-    m = maximum(x, axes)
-    e = jnp.exp(shift_row(x, m, axes))
-    w = relative_to(v, taken(v, index_of_maximum(x, m, axes[0]), axes[0]))
+
+    def by_index(x: Array, v: Array) -> tuple[Array, Array]:
+        m = maximum(x, axes)
+        return m, taken(v, index_of_maximum(x, m, axes[0]), axes[0])
+
+    def together(x: Array, v: Array) -> tuple[Array, Array]:
+        m, at_top = maximum_and_value(x, v, axes[0])
+        return jnp.maximum(m, jnp.finfo(m.dtype).min), at_top
+
+    m, at_top = platform_dependent(x, v, cuda=by_index, rocm=by_index, default=together)
+    e, w = jnp.exp(shift_row(x, m, axes)), relative_to(v, at_top)
     whole = _positive_sum(e, axes)
     mean = jnp.sum(jnp.where(e == 0, 0, e * w), axes, keepdims=True) / whole
     return e / whole * (w - mean)
@@ -140,7 +153,7 @@ def _product_at_jvp(axes, primals, tangents):
 
 
 def _covariance_product(v: Array, p: Array, top: Array | None = None, *, axes: Axes) -> Array:
-    at_top = _at_top(v, p, top, axes)
+    at_top = _origin(v, p, top, axes)
     return p * (relative_to(v, at_top) - weighted_sum(p, v, at_top, axes))
 
 
@@ -161,6 +174,29 @@ def _at_top(v: Array, p: Array, top: Array | None, axes: Axes) -> Array:
     if top is not None:
         return taken(v, top, axes[0])
     return jnp.sum(jnp.where(p > 0.5, v, 0), axes, keepdims=True)
+
+
+def _origin(v: Array, p: Array, top: Array | None, axes: Axes) -> Array:
+    """The result of `_at_top`; where p has several maxima, v at any of them."""
+    return _at_top(v, p, top, axes) if top is None else _at_largest(v, p, top, axes)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _at_largest(v: Array, p: Array, top: Array, axes: Axes) -> Array:
+    def by_index(v: Array, p: Array, top: Array) -> Array:
+        return _at_top(v, p, top, axes)
+
+    def on_tpu(v: Array, p: Array, top: Array) -> Array:
+        # This needs no index, which takes a TPU another pass.
+        return maximum_and_value(p, v, axes[0])[1]
+
+    return platform_dependent(v, p, top, cpu=by_index, cuda=by_index, rocm=by_index, default=on_tpu)
+
+
+@_at_largest.defjvp
+def _at_largest_jvp(axes, primals, tangents):
+    v, p, top = primals
+    return _at_largest(v, p, top, axes), _at_top(tangents[0], p, top, axes)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -203,7 +239,7 @@ def _logarithms_and_probabilities(x: Array, axes: Axes) -> tuple[Array, Array, A
         logarithm = behind_barrier_on_cpu(jnp.log1p(others))
         return d - logarithm, e / whole, others * (1 / whole), mass
 
-    def on_cpu(x: Array) -> tuple[Array, Array, Array, Array]:
+    def with_excess(x: Array) -> tuple[Array, Array, Array, Array]:
         m, r, e = excess_and_exponentials(x, axes)
         return parts(shift_row(x, m, axes), e, r + 0 * m)  # NaN beside +inf
 
@@ -212,7 +248,10 @@ def _logarithms_and_probabilities(x: Array, axes: Axes) -> tuple[Array, Array, A
         rest, tops = plain_sums(d, axes)
         return parts(d, jnp.exp(d), rest + (tops - 1))
 
-    return platform_dependent(x, cpu=on_cpu, default=plain)
+    def off_cpu(x: Array) -> tuple[Array, Array, Array, Array]:
+        return in_one_pass_if_long(x, axes, with_excess, plain)
+
+    return platform_dependent(x, cpu=with_excess, default=off_cpu)
 
 
 @_logarithms_and_probabilities.defjvp
@@ -231,7 +270,7 @@ def _centred(
     v: Array, p: Array, rest: Array, mass: Array, top: Array | None = None, *, axes: Axes
 ) -> Array:
     """v - <p, v>, the tangent of log_softmax; 0 in an empty row."""
-    at_top = _at_top(v, p, top, axes)
+    at_top = _origin(v, p, top, axes)
     return jnp.where(mass == 0, 0, relative_to(v, at_top) - weighted_sum(p, v, at_top, axes))
 
 

@@ -7,8 +7,11 @@ import oracles
 import pytest
 
 import softjax
+from softjax import _one_pass
 from softjax._cpu_sums import LONG, UNROLLED, WIDE, argmax_by_blocks
 from softjax._numerics import excess
+from softjax._one_pass import excess_in_one_pass
+from softjax._platforms import tracing_for
 from softjax._softmax_core import softmax_tangent
 
 AROUND = (UNROLLED, 2 * UNROLLED, WIDE)
@@ -30,6 +33,35 @@ def test_every_length(axis, rows):
         np.testing.assert_array_equal(m.ravel(), expected_m.ravel())
         # 40 - x has a rounding error of half an ulp of 40, which exp makes relative: 2e-6.
         np.testing.assert_allclose(r.ravel(), expected_r.ravel(), rtol=4e-6, atol=0)
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_the_excess_in_one_pass(platform, monkeypatch):
+    """On a GPU by blocks, of which the last one is incomplete; row by row, and for two axes."""
+    monkeypatch.setattr(_one_pass, "ROW_OF_ONE_KERNEL", 16)
+    rng = np.random.default_rng(0)
+    x = 3 * rng.standard_normal((40, 1, 41)).astype(np.float32)
+    x[:10, 0, rng.integers(41)] = 40
+    x[10:20, 0, rng.permutation(41)[:14]] = 12
+    x[20:30, 0, rng.permutation(41)[:30]] = -np.inf
+    x[30, 0, 1:], x[31, 0, :-1] = -np.inf, -np.inf
+    one = np.ones_like(x)
+    one[..., 3] = 5
+    expected_m, expected_r = oracles.excess(x)
+    with tracing_for(platform):
+        for axes in ((2,), (1, 2)):
+            m, r, total = jax.jit(excess_in_one_pass, static_argnums=1)(x, axes, one)
+            np.testing.assert_array_equal(m.ravel(), expected_m.ravel())
+            np.testing.assert_allclose(r.ravel(), expected_r.ravel(), rtol=4e-6, atol=0)
+            np.testing.assert_array_equal(total, np.full_like(total, 45))
+        inf, nan = np.inf, np.nan
+        rows = np.full((6, 41), -inf, np.float32)
+        rows[:3, :2] = [[nan, -inf], [-inf, nan], [0, nan]]
+        rows[3:5, :2] = [[inf, 0], [inf, inf]]
+        m, r = excess_in_one_pass(jnp.asarray(rows), (1,))
+        np.testing.assert_array_equal(r[:, 0], [nan, nan, nan, 0, 0, -1])
+        np.testing.assert_array_equal(m[3:, 0], [inf, inf, np.finfo(np.float32).min])
 
 
 @pytest.mark.x64_once
