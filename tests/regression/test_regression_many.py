@@ -137,6 +137,7 @@ def test_standard_errors_and_intervals_are_those_of_the_information(resampled):
         result.intervals(95)
 
 
+@pytest.mark.every_platform  # as in the fixture, whose programs are used again
 @pytest.mark.x64_once(True)
 def test_the_seed_determines_the_resamples_and_a_callback_sees_and_stops_them(resampled):
     x, y, result = resampled
