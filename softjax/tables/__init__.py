@@ -23,6 +23,7 @@ from softjax.tables._columns import (
     PLAIN,
     Column,
     Levels,
+    Names,
     Reading,
     described,
     encoded,
@@ -116,10 +117,7 @@ def is_text(path: Path) -> bool:
 
 
 def open_file(
-    path: Path,
-    label: str | None,
-    names: Sequence[str | Column] | None = None,
-    reading: Reading = PLAIN,
+    path: Path, label: str | None, names: Names = None, reading: Reading = PLAIN
 ) -> FileRows:
     """The rows of a file.
 

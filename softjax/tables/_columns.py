@@ -66,6 +66,10 @@ class Column(NamedTuple):
         return np.array([level == self.fill for level in self.levels[1:]], np.float64)
 
 
+# The columns of the features, in order; None for all columns but that of the labels.
+Names = Sequence[str | Column] | None
+
+
 class Levels:
     """The categories of a column, numbered in the order of appearance or as in a model.
 

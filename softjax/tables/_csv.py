@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from softjax.tables._cells import NumberError, number, reads_as_number
-from softjax.tables._columns import PLAIN, Column, Levels, Reading, encoded, refuse_texts
+from softjax.tables._columns import PLAIN, Column, Levels, Names, Reading, encoded, refuse_texts
 from softjax.tables._errors import DataError, understood
 from softjax.tables._rows import HeldRows, chosen_columns
 
@@ -32,11 +32,7 @@ class CsvRows(HeldRows):
     """
 
     def __init__(
-        self,
-        path: Path,
-        label: str | None,
-        names: Sequence[str | Column] | None = None,
-        reading: Reading = PLAIN,
+        self, path: Path, label: str | None, names: Names = None, reading: Reading = PLAIN
     ):
         with understood(path), path.open("rb") as raw:
             lines = _Lines(path, raw, reading)

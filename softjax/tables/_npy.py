@@ -9,7 +9,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from softjax.tables._cells import as_features, reads_as_number
-from softjax.tables._columns import PLAIN, Column, Doubt, Levels, Reading, refuse_texts
+from softjax.tables._columns import PLAIN, Column, Doubt, Levels, Names, Reading, refuse_texts
 from softjax.tables._errors import DataError, refuse_bytes, understood
 from softjax.tables._rows import FileRows, HeldRows, chosen_columns, known_levels, stacked
 
@@ -127,11 +127,7 @@ class NpyRows(FileRows):
     """
 
     def __init__(
-        self,
-        path: Path,
-        label: str | None,
-        names: Sequence[str | Column] | None = None,
-        reading: Reading = PLAIN,
+        self, path: Path, label: str | None, names: Names = None, reading: Reading = PLAIN
     ):
         if reading.categories:
             raise DataError(f"{path}: --category takes columns of .csv, .npz and .parquet files.")
@@ -175,11 +171,7 @@ class NpzRows(HeldRows):
     """Rows of a `.npz` file of named arrays; the columns of a matrix are named 0, 1, 2, ..."""
 
     def __init__(
-        self,
-        path: Path,
-        label: str | None,
-        names: Sequence[str | Column] | None = None,
-        reading: Reading = PLAIN,
+        self, path: Path, label: str | None, names: Names = None, reading: Reading = PLAIN
     ):
         columns: list[tuple[str, np.ndarray]] = []
         with understood(path), zipfile.ZipFile(path) as archive:

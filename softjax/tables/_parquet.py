@@ -1,7 +1,6 @@
 """Rows of Parquet files."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from softjax import _checks
 from softjax.tables._cells import is_missing, reads_as_number
-from softjax.tables._columns import PLAIN, Column, Doubt, Levels, Reading, refuse_texts
+from softjax.tables._columns import PLAIN, Column, Doubt, Levels, Names, Reading, refuse_texts
 from softjax.tables._errors import DataError, understood
 from softjax.tables._rows import FileRows, chosen_columns, known_levels, stacked
 
@@ -25,11 +24,7 @@ class ParquetRows(FileRows):
     """
 
     def __init__(
-        self,
-        path: Path,
-        label: str | None,
-        names: Sequence[str | Column] | None = None,
-        reading: Reading = PLAIN,
+        self, path: Path, label: str | None, names: Names = None, reading: Reading = PLAIN
     ):
         try:
             from pyarrow import parquet
