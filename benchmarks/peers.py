@@ -144,10 +144,7 @@ SOFTJAX = Implementation(
     "softjax",
     "softjax-regression",
     _of_rows(softjax)
-    | {
-        "cross_entropy": softjax.cross_entropy,
-        "distribution_cross_entropy": softjax.cross_entropy,
-    },
+    | {"cross_entropy": softjax.cross_entropy, "distribution_cross_entropy": softjax.cross_entropy},
 )
 OPTAX_LOSS = optax.losses.softmax_cross_entropy_with_integer_labels
 IN_NUMPY: dict[str, Any] = {
@@ -163,10 +160,7 @@ JAX_NN = Implementation("jax.nn", "jax", _of_rows(jax.nn))
 OPTAX = Implementation(
     "optax",
     "optax",
-    {
-        "cross_entropy": OPTAX_LOSS,
-        "distribution_cross_entropy": optax.losses.softmax_cross_entropy,
-    },
+    {"cross_entropy": OPTAX_LOSS, "distribution_cross_entropy": optax.losses.softmax_cross_entropy},
 )
 STATSMODELS = Implementation("statsmodels", "statsmodels", {}, platforms=("cpu",))  # `inference`
 IN_TRITON: dict[str, Any] = {

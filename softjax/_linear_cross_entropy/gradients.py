@@ -40,10 +40,7 @@ from softjax._linear_cross_entropy.pieces import (
     sweep,
     transposed,
 )
-from softjax._linear_cross_entropy.plans import (
-    rows_of_tangents,
-    rows_of_values,
-)
+from softjax._linear_cross_entropy.plans import rows_of_tangents, rows_of_values
 from softjax._linear_cross_entropy.shards import first_class, joined
 from softjax._numerics import compute_dtype
 from softjax._platforms import platform_dependent

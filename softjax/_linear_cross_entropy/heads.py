@@ -97,11 +97,7 @@ def checked_head(
 
 
 def checked_scalars(
-    function: str,
-    dtype,
-    softcap: ArrayLike | None,
-    temperature: ArrayLike,
-    z_loss: ArrayLike = 0.0,
+    function: str, dtype, softcap: ArrayLike | None, temperature: ArrayLike, z_loss: ArrayLike = 0.0
 ) -> Scalars:
     """The scalar options; None for an option that has no effect."""
     cap = t = z = None

@@ -12,11 +12,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._cross_entropy import Reduction, checked_reduction
-from softjax._linear_cross_entropy.blocks import (
-    Rows,
-    block_of,
-    statistics,
-)
+from softjax._linear_cross_entropy.blocks import Rows, block_of, statistics
 from softjax._linear_cross_entropy.examples import (
     Packed,
     checked_room,
@@ -364,11 +360,7 @@ def _outputs(part: Arguments, top_k: int, has_loss: bool):
 
 
 def _outputs_over(
-    axes: tuple[str, ...],
-    budget: int | None,
-    arguments: Arguments,
-    top_k: int,
-    has_loss: bool,
+    axes: tuple[str, ...], budget: int | None, arguments: Arguments, top_k: int, has_loss: bool
 ):
     (s, surprise, top_d), top_classes = read_over(axes, budget, arguments, top_k)
     return outputs_of_rows(arguments, s, surprise, top_d, has_loss), top_classes

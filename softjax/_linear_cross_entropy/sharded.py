@@ -15,13 +15,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 from jax.sharding import use_abstract_mesh
 
-from softjax._linear_cross_entropy.blocks import (
-    Rows,
-    Scalars,
-    block_of,
-    losses,
-    row_tangent,
-)
+from softjax._linear_cross_entropy.blocks import Rows, Scalars, block_of, losses, row_tangent
 from softjax._linear_cross_entropy.gradients import block_tangent, each, statistics_over
 from softjax._linear_cross_entropy.layout import Layout
 from softjax._linear_cross_entropy.pieces import (
@@ -106,12 +100,7 @@ def total_with_readings_on(
 
 
 def mapped(
-    layout: Layout,
-    local: Callable,
-    arguments: Arguments,
-    more: tuple,
-    specs: tuple,
-    out_specs: Any,
+    layout: Layout, local: Callable, arguments: Arguments, more: tuple, specs: tuple, out_specs: Any
 ) -> Any:
     """`local` applied on each device to its parts of the arguments and of `more`.
 

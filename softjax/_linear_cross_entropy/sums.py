@@ -43,12 +43,7 @@ from softjax._linear_cross_entropy.pieces import (
     wanted_of,
 )
 from softjax._linear_cross_entropy.plans import Plan, plan_of_gradients, rows_of_values
-from softjax._linear_cross_entropy.readings import (
-    Readings,
-    merged_readings,
-    no_readings,
-    readings,
-)
+from softjax._linear_cross_entropy.readings import Readings, merged_readings, no_readings, readings
 from softjax._linear_cross_entropy.shards import first_class, joined, on_first_device
 from softjax._numerics import compute_dtype
 from softjax._platforms import lowered_for_platform
@@ -259,11 +254,7 @@ def _bars_of_rows(part: Arguments, s: Statistics, scale: Array, dots: Arguments)
 
 
 def _bars_of_classes(
-    asked: Asked,
-    sums: tuple[Arguments, Readings | None],
-    operands,
-    start: Array | int,
-    size: int,
+    asked: Asked, sums: tuple[Arguments, Readings | None], operands, start: Array | int, size: int
 ) -> tuple[Arguments, Readings | None]:
     """`sums`, plus the gradients from a piece of classes, and the readings of these classes."""
     (bars, seen), dots = sums, asked.dots

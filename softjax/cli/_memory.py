@@ -111,11 +111,7 @@ def _load(console: Console, plan: Plan) -> Parts:
     how = (plan.drop, plan.category, *text, plan.any_classes)
     with remedies_offered(), reading(console, *how) as options:
         whole = tables.dataset(
-            path,
-            label,
-            plan.skip_nonfinite,
-            keep_missing=plan.impute,
-            reading=options,
+            path, label, plan.skip_nonfinite, keep_missing=plan.impute, reading=options
         )
     doubt = tables.like_identifiers(whole.columns, whole.features)
     if doubt:
@@ -151,11 +147,7 @@ def _standardisation(train: Dataset, as_they_are: bool) -> tuple[np.ndarray, np.
 
 
 def _chosen_penalty(
-    console: Console,
-    features: np.ndarray,
-    train: Dataset,
-    weights: np.ndarray | None,
-    plan: Plan,
+    console: Console, features: np.ndarray, train: Dataset, weights: np.ndarray | None, plan: Plan
 ) -> tuple[float, str]:
     """The penalty with the smallest mean loss on the held-out folds, and all figures as CSV."""
     folds = plan.folds or 5

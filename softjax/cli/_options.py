@@ -271,9 +271,7 @@ LearningRate = Annotated[
 Seed = Annotated[
     int,
     typer.Option(
-        rich_help_panel=SEARCH,
-        min=0,
-        help="Seed of the held-out rows, the batches and the folds.",
+        rich_help_panel=SEARCH, min=0, help="Seed of the held-out rows, the batches and the folds."
     ),
 ]
 

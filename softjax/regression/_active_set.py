@@ -178,12 +178,7 @@ def _has_matrix(table: Table, faces: Faces) -> bool:
 
 
 def _stepped(
-    table: Table,
-    corners: Corners,
-    faces: Faces,
-    theta: np.ndarray,
-    value: float,
-    d: np.ndarray,
+    table: Table, corners: Corners, faces: Faces, theta: np.ndarray, value: float, d: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, float] | None:
     """The point after the step or a fraction of it, its logits and its objective.
 

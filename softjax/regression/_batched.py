@@ -16,22 +16,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.tree_util import Partial
 
-from softjax.regression import (
-    _loop,
-    _objective,
-    _preconditioner,
-    _standardised,
-)
+from softjax.regression import _loop, _objective, _preconditioner, _standardised
 from softjax.regression._descent import NewtonCG, take_step
 from softjax.regression._ending import suspected
 from softjax.regression._features import Matrix, is_sparse
 from softjax.regression._linear_solves import truncated
-from softjax.regression._loop import (
-    State,
-    check_convergence,
-    hides_something,
-    initial,
-)
+from softjax.regression._loop import State, check_convergence, hides_something, initial
 from softjax.regression._objective import Point, centred
 from softjax.regression._problem import Data, Problem
 from softjax.regression._result import FitResult, Status

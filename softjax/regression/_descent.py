@@ -35,13 +35,7 @@ from softjax.regression._loop import (
     after_step,
     check_convergence,
 )
-from softjax.regression._objective import (
-    Point,
-    below_largest,
-    centred,
-    relative_norm,
-    uncertainty,
-)
+from softjax.regression._objective import Point, below_largest, centred, relative_norm, uncertainty
 from softjax.regression._preconditioner import Preconditioner
 from softjax.regression._problem import Problem
 from softjax.regression._standardised import Standardised, from_standard, to_standard

@@ -27,10 +27,7 @@ import numpy as np
 from jax import Array, lax
 
 from softjax._sharding import axes_of, varying, while_loop
-from softjax.regression import (
-    _linear_solves,
-    _standardised,
-)
+from softjax.regression import _linear_solves, _standardised
 from softjax.regression._descent import largest_move
 from softjax.regression._features import by_columns, product
 from softjax.regression._implicit import Stationarity, solve_within

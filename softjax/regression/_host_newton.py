@@ -28,14 +28,7 @@ from softjax.regression._descent import MIN_FRACTION, OVERSHOOT, SLOPE_LEFT, TRI
 from softjax.regression._features import is_sparse
 from softjax.regression._host_preconditioner import CLEAR, MOST_COLUMNS, diagonal, kronecker
 from softjax.regression._linear_solves import CG_STEPS, FINE, ROUGH, conjugate_gradients_in_numpy
-from softjax.regression._loop import (
-    NEAR,
-    NEWTONIAN,
-    OUTLYING,
-    STILL,
-    converged,
-    is_separated,
-)
+from softjax.regression._loop import NEAR, NEWTONIAN, OUTLYING, STILL, converged, is_separated
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import centred
 from softjax.regression._problem import Data

@@ -105,21 +105,13 @@ class HostPath(Path):
         self.table = table
 
     def _among(
-        self,
-        penalised: Data,
-        active: np.ndarray,
-        params: SoftmaxRegression,
-        limit: int | None,
+        self, penalised: Data, active: np.ndarray, params: SoftmaxRegression, limit: int | None
     ) -> tuple[FitResult, Evaluation, bool]:
         found = self._in_numpy(penalised, active, params, limit)
         return super()._among(penalised, active, params, limit) if found is None else found
 
     def _in_numpy(
-        self,
-        penalised: Data,
-        active: np.ndarray,
-        params: SoftmaxRegression,
-        limit: int | None,
+        self, penalised: Data, active: np.ndarray, params: SoftmaxRegression, limit: int | None
     ) -> tuple[FitResult, Evaluation, bool] | None:
         """The result of `_among`; None if the end is not clear or takes more than `limit` steps."""
         places = np.flatnonzero(active)

@@ -143,11 +143,7 @@ class Path:
         return Step(fit, evaluation)
 
     def _among(
-        self,
-        penalised: Data,
-        active: np.ndarray,
-        params: SoftmaxRegression,
-        limit: int | None,
+        self, penalised: Data, active: np.ndarray, params: SoftmaxRegression, limit: int | None
     ) -> tuple[FitResult, Evaluation, bool]:
         """A fit to the active features, its evaluation, and whether all features were active."""
         places, data = self.columns.chosen(penalised, active)

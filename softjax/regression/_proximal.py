@@ -49,13 +49,7 @@ from softjax.regression._implicit import (
     probabilities_at,
     solve,
 )
-from softjax.regression._loop import (
-    Solver,
-    State,
-    after_step,
-    check_convergence,
-    rounding_of,
-)
+from softjax.regression._loop import Solver, State, after_step, check_convergence, rounding_of
 from softjax.regression._objective import centred, relative_norm, row_norms
 from softjax.regression._problem import Problem
 from softjax.regression._result import Status

@@ -170,9 +170,7 @@ class FitResult(NamedTuple):
 
 
 def checked_validation(
-    validation: Validation | None,
-    shape: tuple[int, ...],
-    has_offset: bool | None = None,
+    validation: Validation | None, shape: tuple[int, ...], has_offset: bool | None = None
 ) -> tuple[Matrix, Array, Array | None] | None:
     """The features, labels and offset of validation data, for a kernel of this shape [D, K].
 
@@ -210,10 +208,7 @@ def recorded(
 
 @jax.jit
 def _loss_and_accuracy(
-    params: SoftmaxRegression,
-    features: Matrix,
-    labels: Array,
-    offset: Array | None = None,
+    params: SoftmaxRegression, features: Matrix, labels: Array, offset: Array | None = None
 ) -> tuple[Array, Array]:
     z = logits(params, features, offset=offset)
     right = labels if labels.ndim == 1 else jnp.argmax(labels, -1).astype(jnp.int32)

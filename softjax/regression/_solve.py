@@ -170,12 +170,7 @@ class Run:
     epoch_steps = 1
 
     def __init__(
-        self,
-        name: str,
-        data: Data,
-        params: SoftmaxRegression,
-        tol: float,
-        max_steps: int | None,
+        self, name: str, data: Data, params: SoftmaxRegression, tol: float, max_steps: int | None
     ):
         self.limit = SOLVERS[name].max_steps if max_steps is None else max_steps
         self.chunk = SOLVERS[name].chunk

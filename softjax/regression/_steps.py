@@ -212,12 +212,7 @@ def start(optimizer: optax.GradientTransformation, params: SoftmaxRegression) ->
 
 @partial(jax.jit, static_argnames="form", donate_argnames="state")
 def advance(
-    form: Form,
-    terms: Terms,
-    state: State,
-    feed: Held | Stacked,
-    count: Array,
-    flags: Array,
+    form: Form, terms: Terms, state: State, feed: Held | Stacked, count: Array, flags: Array
 ) -> tuple[State, Array, Array]:
     """Takes `count` steps, or fewer if one of them ends the loop.
 
@@ -335,10 +330,7 @@ def _is_cached(form: Form, feed: Held | Stacked, state: State) -> bool:
 
 
 def _value_and_grad(
-    form: Form,
-    feed: Held | Stacked,
-    objective: Callable[[SoftmaxRegression], Array],
-    state: State,
+    form: Form, feed: Held | Stacked, objective: Callable[[SoftmaxRegression], Array], state: State
 ) -> tuple[Array, SoftmaxRegression]:
     if _is_cached(form, feed, state):
         known: Any = optax.value_and_grad_from_state(objective)

@@ -12,9 +12,7 @@ from softjax import _checks
 from softjax._sharding import cond
 from softjax.regression import _ending, _frame
 from softjax.regression._implicit import stationary
-from softjax.regression._loop import (
-    STILL,
-)
+from softjax.regression._loop import STILL
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import pack, unpack
 from softjax.regression._problem import Data
@@ -60,12 +58,7 @@ def traced(
 
 
 def to_the_end(
-    name: str,
-    data: Data,
-    params: SoftmaxRegression,
-    tol: Any,
-    max_steps: Any,
-    penalised: bool,
+    name: str, data: Data, params: SoftmaxRegression, tol: Any, max_steps: Any, penalised: bool
 ) -> tuple[FitResult, Array]:
     """A fit inside of a trace, in the coordinates of `data`, and its value divided by the mass."""
     solver = SOLVERS[name]
@@ -76,11 +69,7 @@ def to_the_end(
     if not penalised and not solver.by_newton:
         unseen = (outcome.status == Status.CONVERGED) & data.is_loose & (data.l1 == 0)
         at_end = (data, outcome.state.theta, outcome.state.first, tol)
-        outcome = cond(
-            unseen,
-            lambda: with_check(outcome, _ending.check(*at_end)),
-            lambda: outcome,
-        )
+        outcome = cond(unseen, lambda: with_check(outcome, _ending.check(*at_end)), lambda: outcome)
     if not solver.by_newton and _checks.known(data.l1) != 0:
         doubtful = (outcome.status == Status.CONVERGED) & (data.l1 > 0)
         at_optimum = cond(
@@ -92,11 +81,7 @@ def to_the_end(
         outcome = outcome._replace(status=status.astype(jnp.int32))
     if not penalised and data.features.dtype == np.float64:
         ended = outcome._replace(state=outcome.state._replace(memory=()))
-        outcome = cond(
-            outcome.hidden,
-            lambda: continued(data, tol, ended, limit),
-            lambda: ended,
-        )
+        outcome = cond(outcome.hidden, lambda: continued(data, tol, ended, limit), lambda: ended)
     state, status = outcome.state, outcome.status
     if not penalised:
         proven = cond(

@@ -28,13 +28,7 @@ from softjax.regression._objective import centred, unpack
 from softjax.regression._result import Event, FitResult, Status, Validation, recorded
 from softjax.regression._steps import Batch
 from softjax.streaming._passes import FIT, Passes, Sums, View
-from softjax.streaming._rows import (
-    Rows,
-    computed_in,
-    refuse_other_rows,
-    transformed,
-    validation_of,
-)
+from softjax.streaming._rows import Rows, computed_in, refuse_other_rows, transformed, validation_of
 
 # Each trial of a line search is a pass over the data.
 TRIALS = 20

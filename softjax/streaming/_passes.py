@@ -23,13 +23,7 @@ from softjax.regression._loop import is_separated
 from softjax.regression._problem import Data
 from softjax.regression._steps import Batch, Transform, good_rows
 from softjax.streaming._devices import ahead
-from softjax.streaming._rows import (
-    Rows,
-    as_labels,
-    parts_of,
-    real_array,
-    row_numbers,
-)
+from softjax.streaming._rows import Rows, as_labels, parts_of, real_array, row_numbers
 
 FIT = "streaming.fit"
 # The bytes of a chunk, the bytes of the sample of rows for the preconditioner, and the number of

@@ -55,11 +55,7 @@ class NonFiniteError(FloatingPointError):
     """
 
     def __init__(
-        self,
-        step: int,
-        rows: list[int],
-        params: SoftmaxRegression,
-        outside: Sequence[int] = (),
+        self, step: int, rows: list[int], params: SoftmaxRegression, outside: Sequence[int] = ()
     ):
         self.step, self.rows, self.params, self.outside = step, rows, params, outside
         shown = outside or rows

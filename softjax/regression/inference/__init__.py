@@ -17,9 +17,7 @@ from softjax.regression.inference._estimates import ChiSquareTest as ChiSquareTe
 from softjax.regression.inference._estimates import Estimates as Estimates
 from softjax.regression.inference._estimates import coefficients as coefficients
 from softjax.regression.inference._estimates import estimates as estimates
-from softjax.regression.inference._estimates import (
-    likelihood_ratio_test as likelihood_ratio_test,
-)
+from softjax.regression.inference._estimates import likelihood_ratio_test as likelihood_ratio_test
 from softjax.regression.inference._estimates import odds_ratios as odds_ratios
 from softjax.regression.inference._estimates import wald_test as wald_test
 from softjax.regression.inference._goodness import GoodnessOfFit as GoodnessOfFit

@@ -151,11 +151,7 @@ def coefficients(
 
 @on_auto_axes
 def odds_ratios(
-    params: SoftmaxRegression,
-    covariance: ArrayLike,
-    *,
-    reference: int,
-    level: ArrayLike = 0.95,
+    params: SoftmaxRegression, covariance: ArrayLike, *, reference: int, level: ArrayLike = 0.95
 ) -> Estimates:
     """Odds ratios against a reference class: factors of p_k / p_r for one unit of a feature.
 

@@ -203,10 +203,7 @@ def _null_log_likelihood(rows: Rows, counts: Array, fit_intercept: bool) -> Arra
 
     if not fit_intercept:
         return log_likelihood(jnp.zeros_like(counts))
-    weights = times(
-        jnp.ones(len(x), x.dtype) if rows.w is None else rows.w,
-        rows.masses(x.dtype),
-    )
+    weights = times(jnp.ones(len(x), x.dtype) if rows.w is None else rows.w, rows.masses(x.dtype))
     # The bias of a class without examples would be log 0, so such a class is left out.
     present = counts > 0
     least = jnp.finfo(counts.dtype).min / 8

@@ -33,13 +33,7 @@ class Pulled(NamedTuple):
 
 
 def pulled(
-    x: Array,
-    mass: Array,
-    p: Array,
-    scores: Array,
-    inverse: Array,
-    v: Array,
-    power: float,
+    x: Array, mass: Array, p: Array, scores: Array, inverse: Array, v: Array, power: float
 ) -> Pulled:
     """The leverages and the corrected scores.
 
