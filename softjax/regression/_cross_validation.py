@@ -32,6 +32,7 @@ from softjax.regression._batched import Lane
 from softjax.regression._features import Features
 from softjax.regression._frame import in_bucket
 from softjax.regression._groups import Outcome, mean_one, random_key, run, stacked
+from softjax.regression._hidden import without_hidden
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, ManyEvent
@@ -164,7 +165,7 @@ def cross_validated(
 ) -> tuple[Array, list[Outcome]]:
     """The folds, and for each penalty the fits to all examples and to all folds but one."""
     folds, num_folds = folds_array(folds, seed, data)
-    data = data if data.l2.ndim else replace(data, l2=data.l2[None])
+    data = without_hidden(data if data.l2.ndim else replace(data, l2=data.l2[None]))
     found: list[Any] = [None] * len(data.l2)
     start, tol = None, not_negative("tol", tol)
     limit = None if max_steps is None else at_least("max_steps", max_steps, 0)

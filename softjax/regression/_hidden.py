@@ -29,13 +29,14 @@ FIRST = 64
 def without_hidden(data: Data) -> Data:
     """The data with zeros in place of the features that are hidden, if the features are known.
 
-    Their coefficients are then 0.
+    Their coefficients are then 0. In a grid of penalties the smallest one hides them.
     """
     x = data.features
     entries = x.data if is_sparse(x) else x
-    if not is_at_hand(entries) or not _checks.is_concrete(data.ridge):
+    if not is_at_hand(entries) or not _checks.is_concrete([data.l2, data.factors]):
         return data
-    ridge = np.broadcast_to(np.asarray(data.ridge, np.float64), x.shape[1])
+    factors = 1.0 if data.factors is None else np.asarray(data.factors, np.float64)
+    ridge = np.broadcast_to(np.min(np.asarray(data.l2)) * factors, x.shape[1])
     host, root = np.asarray(entries), np.sqrt(ridge / HIDING)
     if is_sparse(x):
         # Most data have no entry that is small enough, which is faster to see than the columns.
