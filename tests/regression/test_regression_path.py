@@ -169,8 +169,11 @@ def test_a_callback_stops_a_path(few_columns):
 def test_the_strong_rule_is_only_where_to_begin(few_columns, monkeypatch):
     """With a rule that leaves everything out the violations alone bring the features in."""
     x, labels = drawn()
-    monkeypatch.setattr(_l1_path, "_is_inside", lambda params: np.zeros(D, bool))
-    monkeypatch.setattr(_l1_path.Path, "largest", lambda self, look: -1e9)
+
+    def at(path, step, before, l1, l2):
+        return path._fitted(step.fit.params, np.zeros(D, bool), l1, l2)
+
+    monkeypatch.setattr(_l1_path.Path, "at", at)
     path = regression.fit_path(x, labels, l1=[0.05, 0.02], folds=None, tol=TOL)
     for i, l1 in enumerate((0.05, 0.02)):
         assert_optimal(path.params_at(i), x, labels, l1, tol=1e-6)
