@@ -160,7 +160,6 @@ def fit(
     known = (sample_weights, class_weights, fit_intercept, offset, penalty_factors)
     data = checked_data(features, labels, num_classes, *known)
     data, has_corners = _with_penalties(data, l2, l1, grouped)
-    data = without_hidden(data)
     first_order = any(option is not None for option in (optimizer, batch_size, epochs))
     name = _solver_name(solver, data, l2, has_corners, first_order)
     params = initial_params(init, data.features, data.num_classes, data.constant)
@@ -266,12 +265,12 @@ def _event(result: FitResult, epoch_steps: int, begin: float) -> Event:
 
 
 def _with_penalties(data: Data, l2: ArrayLike, l1: ArrayLike, grouped: bool) -> tuple[Data, bool]:
-    """The data with their penalties, and whether there is an l1 penalty."""
+    """The data with their penalties, without hidden features; and whether there is l1."""
     dtype = data.features.dtype
     data = replace(data, l2=penalty("l2", l2, dtype), l1=penalty("l1", l1, dtype))
     has_corners = isinstance(l1, Tracer) or bool(l1 != 0)
     grouped = _checks.flag(FIT, "grouped", grouped) and has_corners
-    return replace(data, grouped=grouped), has_corners
+    return without_hidden(replace(data, grouped=grouped)), has_corners
 
 
 def _solver_name(
