@@ -55,7 +55,7 @@ def test_the_normalizers_and_the_loss(classes):
         return {name: FUNCTIONS[name](*own) for name, own in arguments.items()}
 
     def function(x, labels):
-        return every({name: (x, labels) for name in names})
+        return every(dict.fromkeys(names, (x, labels)))
 
     x = (3 * RNG.standard_normal((N, classes))).astype(np.float32)
     counts = COUNTS if classes == 131 else OF_HEADS
