@@ -132,6 +132,8 @@ def load_model(path: str | Path) -> Model:
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: there is no such file.")
+    if path.is_dir():  # such as the folder of `softjax fit --out`
+        raise DataError(f"{path}: Is a directory; a model is a file in it, {path / 'model.npz'}.")
     with path.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:

@@ -328,7 +328,10 @@ def test_what_is_no_model_at_all_is_refused(data):
         Path("bad.npz").write_bytes(content)
         assert "is not a model" in one_line(run("predict", "bad.npz", data))
     assert "there is no such file" in one_line(run("predict", "absent.npz", data))
-    assert "Is a directory" in one_line(run("predict", ".", data))
+    line = one_line(run("predict", ".", data))
+    assert line == "softjax: .: Is a directory; a model is a file in it, model.npz."
+    with pytest.raises(tables.DataError, match="Is a directory"):
+        softjax.load_model(".")
     big = models.Model(np.full((2, 2), 1e300), np.zeros(2), ["x", "y"], ["a", "b"])
     big.save(Path("big.npz"))
     Path("far.csv").write_text("a,b\n1,2\n3e38,1\n")
