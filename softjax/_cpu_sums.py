@@ -113,12 +113,17 @@ def _layout(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[tuple[int, .
     """An order of all axes in which `axes` are adjacent, and the position of the first of them.
 
     If the axes after them are long enough to vectorize over, the order stays as it is, as for the
-    classes of an image. Otherwise `axes` come last.
+    classes of an image. Otherwise, also if a size is a symbol, `axes` come last.
     """
     given, axes = tuple(range(len(shape))), tuple(sorted(axes))
-    if axes and axes == given[axes[0] : axes[-1] + 1] and math.prod(shape[axes[-1] + 1 :]) >= LONG:
+    if axes and axes == given[axes[0] : axes[-1] + 1] and has_long_vectors(shape[axes[-1] + 1 :]):
         return given, axes[0]
     return tuple(axis for axis in given if axis not in axes) + axes, len(shape) - len(axes)
+
+
+def has_long_vectors(after: tuple[int, ...]) -> bool:
+    """Whether axes after the classes are long enough to vectorize over; False with a symbol."""
+    return all(isinstance(n, int) for n in after) and math.prod(after) >= LONG
 
 
 def by_shard(x: Array, axes: tuple[int, ...], counts: tuple[int, ...]) -> Array:

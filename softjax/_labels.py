@@ -214,8 +214,12 @@ def _scattered(function: str, labels: TopKLabels, shape: tuple[int, ...], dtype)
 
 
 def _at_least(labels: Any, bound: int) -> Any:
-    """labels >= bound, also for a bound that the dtype of the labels cannot represent."""
-    return labels >= bound if bound <= _range(labels.dtype)[1] else labels != labels
+    """labels >= bound, also for a bound that the dtype of the labels cannot represent.
+
+    The number of classes of an exported program may be a symbol.
+    """
+    fits = not isinstance(bound, int) or bound <= _range(labels.dtype)[1]
+    return labels >= bound if fits else labels != labels
 
 
 def _equals(labels: Any, value: int) -> Any:

@@ -20,13 +20,13 @@ from jax import Array, lax
 
 from softjax._cpu_sums import (
     FEW,
-    LONG,
     UNROLLED,
     Axes,
     Pair,
     Sums,
     argmax_by_blocks,
     by_shard,
+    has_long_vectors,
     over_shards,
     sums_in_tiles,
     sums_of_tiles,
@@ -301,7 +301,7 @@ def _has_tiles(shape: tuple[int, ...], axes: Axes) -> bool:
     if len(axes) != 1 or not isinstance(shape[axes[0]], int):
         return False
     after = shape[axes[0] + 1 :]
-    return not after or (all(isinstance(n, int) for n in after) and math.prod(after) >= LONG)
+    return not after or has_long_vectors(after)
 
 
 def _on_no_mesh(*arrays: Array) -> bool:

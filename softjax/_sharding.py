@@ -37,9 +37,11 @@ def shards(x: Array, axes: tuple[int, ...]) -> tuple[int, ...]:
     hidden = axes_of_type(mesh, AxisType.Auto)
 
     def count(axis: int) -> int:
-        names = hidden + entry_names(sharding.spec[axis])
+        names, length = hidden + entry_names(sharding.spec[axis]), x.shape[axis]
+        if not isinstance(length, int):  # the size is a symbol in an exported program
+            return 1
         # An axis of length 0, which every number divides, is not split.
-        return math.gcd(x.shape[axis] or 1, math.prod(mesh.shape[name] for name in names))
+        return math.gcd(length or 1, math.prod(mesh.shape[name] for name in names))
 
     return tuple(map(count, axes))
 

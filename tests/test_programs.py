@@ -308,6 +308,29 @@ def test_any_number_of_rows_is_exported():
 
 
 @pytest.mark.x64_once
+def test_the_length_of_a_row_may_be_open_in_an_exported_program():
+    """Any axis of the normalizers and the number of classes of a loss, also in derivatives."""
+
+    def call(x):
+        labels = jnp.zeros(x.shape[0], jnp.int32)
+        p, y = softjax.softmax(x, axis=0), softjax.logsumexp(x, axis=0)
+        slope = jax.grad(lambda x: jnp.sum(softjax.log_softmax(x, axis=0)[0]))(x)
+        return p, y, softjax.logmeanexp(x), softjax.cross_entropy(x, labels), slope
+
+    shape = export.symbolic_shape("n, k")
+    exported = export.export(jax.jit(call), platforms=("cpu", "cuda", "tpu"))(
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+    )
+    x = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float32)
+    e = np.exp(np.asarray(x, np.float64))
+    p = e / e.sum(0)
+    expected = (p.copy(), np.log(e.sum(0)), np.log(e.mean()), np.log(e.sum(1)) - x[:, 0], -p)
+    expected[-1][0] += 1
+    for actual, desired in zip(exported.call(x), expected, strict=True):
+        np.testing.assert_allclose(actual, desired, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.x64_once
 def test_nothing_finite_stops_the_search_for_nan_and_no_transfer_is_hidden():
     """All results are looked at; nor does an eager function that takes no number transfer any."""
     names = [name for name in PROGRAMS if name not in (*INFINITE, *FITS)]
