@@ -144,14 +144,17 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         sample_weight: Any = None,
         *,
         reference: Any = None,
+        odds_ratios: bool = False,
         level: float = 0.95,
-        robust: bool = False,
+        robust: bool | str = False,
         clusters: Any = None,
         offset: Any = None,
+        feature_names: Any = None,
     ) -> inference.Summary:
         """A table of the coefficients with standard errors, tests and intervals, and of the fit.
 
-        Features and classes have the names that they have in the data.
+        Features and classes have the names that they have in the data. The last step of a pipeline
+        gets arrays without names: pass `feature_names=pipeline[:-1].get_feature_names_out()`.
 
         Args:
             X: the features of the fit; None for the data of the last `fit`. The classifier keeps a
@@ -159,11 +162,13 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
             y: the labels of the fit.
             sample_weight: the weights of the fit, which are counted as numbers of examples.
             reference: the class with which the others are compared; None for the first.
+            odds_ratios: whether the table shows odds ratios in place of their logarithms.
             level: the confidence level, in (0, 1).
             robust: whether to use the sandwich covariance, which does not assume that the model is
-                correct.
+                correct; "HC1", "HC2" or "HC3" correct it for few examples.
             clusters: [N], equal within a cluster, for clustered standard errors; implies `robust`.
             offset: the offset of the fit.
+            feature_names: D names; None for those of the data of the fit, else x0, x1, ...
 
         Returns:
             `softjax.regression.inference.Summary`.
@@ -179,6 +184,8 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
             raise ValueError("summary: there are no standard errors of a fit with l1 or by 'firth'")
         data = examples(self, X, y, sample_weight, self.classes_, offset)
         names = [str(name) for name in self.classes_.tolist()]
+        if feature_names is None:
+            feature_names = getattr(self, "feature_names_in_", None)
         place = 0
         if reference is not None:
             places = np.flatnonzero(self.classes_ == reference)
@@ -191,6 +198,7 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
                 as_jax(data.features),
                 data.labels,
                 reference=place,
+                odds_ratios=odds_ratios,
                 level=level,
                 robust=robust,
                 clusters=clusters,
@@ -198,7 +206,7 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
                 sample_weights=data.weights,
                 fit_intercept=self.fit_intercept,
                 offset=data.offset,
-                feature_names=getattr(self, "feature_names_in_", None),
+                feature_names=feature_names,
                 class_names=names,
             )
 

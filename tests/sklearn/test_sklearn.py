@@ -232,6 +232,9 @@ def test_the_summary_has_the_names_of_the_data(classifier):
         again.summary()
     text = again.summary(frame(), Y, WEIGHTS, reference="rose").text
     assert text == table.text
+    given = classifier.summary(X, Y, feature_names=[*"pqrs"], odds_ratios=True)
+    assert [row["feature"] for row in given.rows] == [*"pqrs", "bias"] * 2
+    assert all(row["odds_ratio"] > 0 for row in given.rows)
     two = fitted(TWO).summary(robust=True)
     assert "Class yes against no" in two.text
     with pytest.raises(ValueError, match="reference must be one of"):

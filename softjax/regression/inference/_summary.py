@@ -13,8 +13,8 @@ from softjax._auto_axes import on_auto_axes
 from softjax._labels import Labels
 from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression, refuse_other_params
+from softjax.regression.inference import _estimates as estimates
 from softjax.regression.inference._covariance import covariance
-from softjax.regression.inference._estimates import Estimates, class_index, coefficients
 from softjax.regression.inference._goodness import GoodnessOfFit, goodness_of_fit
 
 
@@ -22,10 +22,11 @@ class Summary(NamedTuple):
     """The summary table of a fit; `print` shows its text.
 
     Attributes:
-        rows: one dictionary per coefficient: class, feature, coefficient, standard_error, z,
-            p_value, lower, upper. pandas, csv and json accept this list of rows.
+        rows: one dictionary per coefficient: class, feature, coefficient (or odds_ratio),
+            standard_error, z, p_value, lower, upper. pandas, csv and json accept this list of rows.
         goodness_of_fit: the figures above the table.
         text: the figures and the table as text.
+        level: the confidence level of the intervals.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -39,6 +40,7 @@ class Summary(NamedTuple):
     rows: list[dict[str, Any]]
     goodness_of_fit: GoodnessOfFit
     text: str
+    level: float
 
     def __str__(self) -> str:
         return self.text
@@ -75,7 +77,7 @@ class Summary(NamedTuple):
 
     def _cells(self) -> list[list[str]]:
         """The names of the columns, and the rows as text."""
-        titles = {"standard_error": "std err", "p_value": "P>|z|"}
+        titles = _titles(self.level)
         table = [[titles.get(name, name) for name in self.rows[0]]] if self.rows else [[]]
         for row in self.rows:
             cells = (v if isinstance(v, str) else f"{v:.4g}" for v in row.values())
@@ -90,6 +92,7 @@ def summary(
     labels: Labels,
     *,
     reference: int | str | None = 0,
+    odds_ratios: bool = False,
     level: float = 0.95,
     robust: bool | str = False,
     clusters: ArrayLike | None = None,
@@ -114,6 +117,8 @@ def summary(
         labels: class indices, integer [N], or counts or a distribution, floating [N, K].
         reference: the class that the others are compared with, given as its number or its name in
             `class_names`; None compares each class with the mean of all classes.
+        odds_ratios: whether the table shows odds ratios against the reference in place of their
+            logarithms, the coefficients; see `inference.odds_ratios`.
         level: the confidence level, in (0, 1).
         robust: see `covariance`.
         clusters: see `covariance`.
@@ -128,7 +133,8 @@ def summary(
         `Summary`.
 
     Raises:
-        TypeError, ValueError: see `covariance`; also too many or too few names.
+        TypeError, ValueError: see `covariance`; also too many or too few names, and odds ratios
+            without a reference.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -162,7 +168,13 @@ def summary(
         sample_weights=sample_weights,
         offset=offset,
     )
-    table = coefficients(params, v, reference=reference, level=level)
+    if not odds_ratios:
+        table = estimates.coefficients(params, v, reference=reference, level=level)
+    elif reference is None:
+        expected = "a class, since an odds ratio compares two classes"
+        raise ValueError(_checks.message(function, "reference", expected, None))
+    else:
+        table = estimates.odds_ratios(params, v, reference=reference, level=level)
     fit = goodness_of_fit(
         params,
         features,
@@ -173,8 +185,9 @@ def summary(
     )
     shown = list(class_names)
     if reference is not None:
-        del shown[class_index(function, "reference", reference, k)]
-    rows = _rows(table, shown, feature_names + ["bias"] * bool(fit_intercept))
+        del shown[estimates.class_index(function, "reference", reference, k)]
+    quantity = "odds_ratio" if odds_ratios else "coefficient"
+    rows = _rows(table, quantity, shown, feature_names + ["bias"] * bool(fit_intercept))
     kind = "clustered" if clusters is not None else "robust" if robust else "model-based"
     kind = f"robust ({robust})" if isinstance(robust, str) and clusters is None else kind
     strengths = np.unique(np.asarray(l2))
@@ -182,7 +195,7 @@ def summary(
     penalty = "" if not strengths.any() else f", for the penalised fit (l2 = {spoken})"
     against = "the mean of all" if reference is None else class_names[reference]
     head = _head(fit, k, f"{kind}{penalty}")
-    return Summary(rows, fit, "\n".join([*head, *_table(rows, against, level)]))
+    return Summary(rows, fit, "\n".join([*head, *_table(rows, against, level)]), level)
 
 
 def _names(
@@ -196,10 +209,13 @@ def _names(
 
 
 def _rows(
-    table: Estimates, class_names: Sequence[str], feature_names: Sequence[str]
+    table: estimates.Estimates,
+    quantity: str,
+    class_names: Sequence[str],
+    feature_names: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """A dictionary for each coefficient."""
-    names = ("coefficient", *Estimates._fields[1:])
+    """A dictionary for each coefficient or odds ratio, which is its `quantity`."""
+    names = (quantity, *estimates.Estimates._fields[1:])
     columns = dict(zip(names, map(np.asarray, table), strict=True))
     return [
         {"class": of_class, "feature": feature}
@@ -223,22 +239,33 @@ def _head(fit: GoodnessOfFit, num_classes: int, kind: str) -> list[str]:
     ]
 
 
-def _table(rows: list[dict[str, Any]], against: str, level: float) -> list[str]:
+def _titles(level: float) -> dict[str, str]:
+    """The titles of the columns of numbers; those of the bounds are quantiles, as [0.025."""
     tail = (1 - level) / 2
-    bounds = f"[{tail:.3g}", f"{1 - tail:.3g}]"
-    titles = ("coefficient", "std err", "z", "P>|z|", *bounds)
+    return {
+        "coefficient": "coefficient",
+        "odds_ratio": "odds ratio",
+        "standard_error": "std err",
+        "z": "z",
+        "p_value": "P>|z|",
+        "lower": f"[{tail:.3g}",
+        "upper": f"{1 - tail:.3g}]",
+    }
+
+
+def _table(rows: list[dict[str, Any]], against: str, level: float) -> list[str]:
+    titles = _titles(level)
     width = max([len("feature"), *(len(row["feature"]) for row in rows)])
     lines = []
     previous = None
     for row in rows:
+        numbers = {name: cell for name, cell in row.items() if name in titles}
         if row["class"] != previous:
             previous = row["class"]
             lines += ["-" * (width + 72), f"Class {previous} against {against}"]
-            lines.append(f"{'feature':<{width}}" + "".join(f"{title:>12}" for title in titles))
-        numbers = [row[name] for name in ("coefficient", "standard_error", "z")]
-        cells = [f"{number:>#12.4g}" for number in numbers]
-        cells.append(f"{row['p_value']:>#12.3g}")
-        cells += [f"{row[name]:>#12.4g}" for name in ("lower", "upper")]
+            lines.append(f"{'feature':<{width}}" + "".join(f"{titles[n]:>12}" for n in numbers))
+        digits = {"p_value": 3}
+        cells = (f"{number:>#12.{digits.get(n, 4)}g}" for n, number in numbers.items())
         lines.append(f"{row['feature']:<{width}}" + "".join(cells))
     return lines
 

@@ -152,6 +152,20 @@ def test_the_forms_of_a_summary(table):
     assert by_number.text == summary.text
 
 
+def test_a_summary_of_odds_ratios(table):
+    params = fitted(table)
+    summary = inference.summary(params, *table, reference=2, odds_ratios=True, level=0.9)
+    v = inference.covariance(params, *table)
+    ratios = inference.odds_ratios(params, v, reference=2, level=0.9)
+    for name, column in ratios._asdict().items():
+        shown = [row["odds_ratio" if name == "value" else name] for row in summary.rows]
+        np.testing.assert_array_equal(shown, np.asarray(column).T.ravel())
+    for form in (summary.text, summary.to_html(), summary.to_latex()):
+        assert all(title in form for title in ("odds ratio", "[0.05", "0.95]"))
+    with pytest.raises(ValueError, match="`reference` must be a class, since an odds ratio"):
+        inference.summary(params, *table, reference=None, odds_ratios=True)
+
+
 def test_refusals(table):
     params = fitted(table)
     with pytest.raises(ValueError, match="`robust`"):
