@@ -14,7 +14,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
-from softjax._foreign import numbers_of
+from softjax._foreign import filled, numbers_of
 
 Axis = int | Sequence[int] | None
 
@@ -129,10 +129,11 @@ def native(function: str, argument: str, x: Any, expected: str = REAL) -> Any:
 
     `x` may be an array of the other byte order, of long doubles or of Python numbers as objects. It
     may also be a table, such as a pandas DataFrame, whose columns have different dtypes. Missing
-    entries become NaN.
+    entries become NaN, and so do masked ones.
     """
     if isinstance(x, Array) or hasattr(x, "__jax_array__") or not hasattr(x, "__array__"):
         return x
+    x = filled(x)
     host = np.asarray(x)
     if host.dtype.kind not in "biuf" and hasattr(x, "columns"):
         parts = []

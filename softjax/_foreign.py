@@ -39,3 +39,17 @@ def is_missing(entry: Any) -> bool:
         return False
     except TypeError:
         return not isinstance(entry, Array)
+
+
+def filled(x: Any) -> Any:
+    """A masked array with NaN, or None among texts, where it is masked; all else is unchanged.
+
+    `np.asarray` would take the numbers below the mask.
+    """
+    mask = getattr(x, "mask", False) if isinstance(x, np.ndarray) else False
+    if not np.any(mask):
+        return x
+    is_number = x.dtype.kind in "biuf"
+    values = np.array(x, np.result_type(x.dtype, np.float16) if is_number else object)
+    values[mask] = np.nan if is_number else None
+    return values

@@ -73,6 +73,18 @@ def expected():
 
 
 @pytest.mark.x64_once
+def test_what_a_mask_hides_is_missing():
+    """NumPy's masked arrays: NaN in the masked rows of a loss, and refused by a fit."""
+    masked = np.ma.array(X, mask=np.arange(36).reshape(12, 3) % 7 == 3)
+    hidden = masked.mask.any(1)
+    np.testing.assert_array_equal(np.isnan(softjax.cross_entropy(masked, Y)), hidden)
+    labels = np.ma.array(Y, mask=hidden)
+    for x, y, w in ((masked, Y, None), (X, labels, None), (X, Y, np.ma.array(Y, mask=hidden))):
+        with pytest.raises(ValueError, match="got nan at"):
+            regression.fit(x, y, l2=0.1, sample_weights=w)
+
+
+@pytest.mark.x64_once
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_numbers_of_any_byte_order_and_objects_are_taken(name, form, expected):

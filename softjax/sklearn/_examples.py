@@ -9,6 +9,8 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_array, validate_data
 
+from softjax._foreign import filled
+
 
 class Examples(NamedTuple):
     """Checked features, labels and weights.
@@ -52,20 +54,65 @@ def examples(
         classes: the classes of an earlier fit, which must contain all labels; None for a new fit.
         offset: the argument of `offset_array`, or None.
     """
+    y, sample_weight = filled(y), filled(sample_weight)
+    codes, known = _encoded_texts(y) if classes is None else (y, None)
     validated: Any = validate_data(
         estimator,
-        X,
-        y,
+        filled(X),
+        codes,
         accept_sparse="csr",
         dtype=[np.float64, np.float32],
-        order="C",
         reset=classes is None,
     )
-    X, y = validated
-    # scikit-learn sorts the labels to find their type, and warns if many are distinct. Texts are
-    # always classes, and sorting them takes longer than encoding them.
+    X, labels = validated
+    if known is not None:
+        classes = known
+    else:
+        labels, classes = _encoded(labels, classes)
+    if len(classes) < 2:
+        name = type(estimator).__name__
+        only = f"the data contains only one class: {classes.tolist()[0]!r}"
+        raise ValueError(f"{name} needs samples of at least 2 classes in the data, but {only}")
+    weights = None
+    if sample_weight is not None:
+        weights = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
+    if estimator.class_weight is not None:
+        factors = compute_class_weight(
+            estimator.class_weight, classes=classes, y=classes[labels], sample_weight=weights
+        )
+        factors = factors.astype(X.dtype)[labels]
+        weights = factors if weights is None else weights * factors
+    if offset is not None:
+        offset = offset_array(offset, len(labels), len(classes), X.dtype)
+    return Examples(X, labels, weights, classes, offset)
+
+
+def _encoded_texts(y: Any) -> tuple[Any, np.ndarray | None]:
+    """The labels of a pandas Series of texts as integers, with the sorted classes, by pandas.
+
+    pandas hashes the texts, which is faster than sorting them, and knows the missing ones. All
+    other labels are returned as they are, with None.
+    """
+    if getattr(getattr(y, "dtype", None), "kind", None) != "O" or not hasattr(y, "factorize"):
+        return y, None
+    codes, texts = y.factorize()
+    if not len(texts) or not all(isinstance(text, str) for text in texts):
+        return y, None
+    if codes.min() < 0:
+        raise ValueError("Input y contains NaN among texts: a label is missing.")
+    if 2 * len(texts) > len(codes):
+        return y, None
+    classes, places = np.unique(np.asarray(texts, object), return_inverse=True)
+    return places[codes], classes
+
+
+def _encoded(y: np.ndarray, classes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Validated labels as integers, and the classes: those of an earlier fit, or new ones."""
+    # scikit-learn sorts the labels to find their type, and warns if many are distinct. Texts,
+    # integers and truth values are always classes, and sorting takes longer than encoding them.
     are_texts = len(y) > 0 and isinstance(y[0], str)
-    if not are_texts:
+    are_classes = are_texts or y.dtype.kind in "biu"
+    if not are_classes:
         check_classification_targets(y)
     encoder: Any = LabelEncoder()
     if classes is not None:
@@ -76,31 +123,14 @@ def examples(
     classes = np.asarray(encoder.classes_)
     if are_texts and not isinstance(classes[-1], str):  # missing labels are sorted last
         raise ValueError(f"Input y contains {classes[-1]!r} among texts: a label is missing.")
-    if are_texts and 2 * len(classes) > len(y):
+    if are_classes and 2 * len(classes) > len(y):
         check_classification_targets(y)
-    if len(classes) < 2:
-        name = type(estimator).__name__
-        only = f"the data contains only one class: {classes.tolist()[0]!r}"
-        raise ValueError(f"{name} needs samples of at least 2 classes in the data, but {only}")
-    weights = None
-    if sample_weight is not None:
-        weights = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
-    if estimator.class_weight is not None:
-        factors = compute_class_weight(
-            estimator.class_weight, classes=classes, y=y, sample_weight=weights
-        )
-        if not np.all(np.isfinite(factors) & (factors >= 0)):
-            raise ValueError(f"class_weight must be finite and >= 0, got {estimator.class_weight}")
-        factors = factors.astype(X.dtype)[labels]
-        weights = factors if weights is None else weights * factors
-    if offset is not None:
-        offset = offset_array(offset, len(labels), len(classes), X.dtype)
-    return Examples(X, labels, weights, classes, offset)
+    return labels, classes
 
 
 def offset_array(offset: Any, num_rows: int, num_classes: int, dtype: Any) -> np.ndarray:
     """The known part of the logits [N, K]; for two classes [N] is the offset of the second."""
-    known = check_array(offset, ensure_2d=False, dtype=dtype, input_name="offset")
+    known = check_array(filled(offset), ensure_2d=False, dtype=dtype, input_name="offset")
     if known.ndim == 1 and num_classes == 2:
         known = np.stack([np.zeros_like(known), known], axis=1)
     if known.shape != (num_rows, num_classes):

@@ -16,6 +16,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 
 from softjax import regression
+from softjax._foreign import filled
 from softjax._softmax import log_softmax, softmax
 from softjax.regression import SoftmaxRegression, inference
 from softjax.sklearn._examples import Examples, as_jax, examples, offset_array
@@ -67,7 +68,7 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         Returns:
             [N, K], or [N] for two classes, nats.
         """
-        z = super().decision_function(X)
+        z = super().decision_function(filled(X))
         if offset is None:
             return z
         known = offset_array(offset, len(z), len(self.classes_), z.dtype)

@@ -175,6 +175,32 @@ def test_labels_of_any_kind_come_back(labels):
     assert ours.score(X, labels) > 0.6
 
 
+@pytest.mark.parametrize("kind", ["object", "str", "string[pyarrow]", "unused", "enum", "index"])
+def test_texts_of_any_container_are_one_set_of_classes(kind, classifier):
+    """A category without examples is no class, and the classes are sorted as texts."""
+    labels = pd.Series(Y, index=np.arange(N)[::-1])
+    if kind == "unused":
+        categories = ["tulip", "oak", "rose", "lily"]
+        labels = labels.astype(pd.CategoricalDtype(categories, ordered=True))
+    elif kind == "enum":
+        polars = pytest.importorskip("polars")
+        labels = polars.Series(Y.tolist(), dtype=polars.Enum(["tulip", "oak", "rose", "lily"]))
+    else:
+        labels = pd.Index(Y) if kind == "index" else labels.astype(kind)
+    ours = SoftmaxClassifier().fit(X, labels)
+    assert ours.classes_.tolist() == classifier.classes_.tolist()
+    assert ours.predict(X).tolist() == classifier.predict(X).tolist()
+    np.testing.assert_array_equal(ours.coef_, classifier.coef_)
+    weights = {"rose": 2.0, "lily": 0.5}
+    for given in ("balanced", weights):
+        weighted = SoftmaxClassifier(class_weight=given).fit(X, labels, WEIGHTS)
+        expected = SoftmaxClassifier(class_weight=given).fit(X, Y, WEIGHTS)
+        np.testing.assert_array_equal(weighted.coef_, expected.coef_)
+    if kind != "enum":
+        with pytest.raises(ValueError, match="NaN among texts: a label is missing"):
+            SoftmaxClassifier().fit(X, pd.Series(labels).mask(np.arange(N) == 3))
+
+
 def test_probabilities_are_accurate_at_the_ends(classifier):
     """The log of what rounds to 1, and of what underflows to 0."""
     confident = clone(classifier).fit(X, Y)
@@ -327,6 +353,8 @@ def test_a_warm_start_continues(classifier):
         ({"X": np.where(X > 3, np.nan, X)}, "NaN"),
         ({"y": X[:, 0]}, "continuous"),
         ({"y": [*Y[:-1], None]}, "Input y contains None among texts: a label is missing"),
+        ({"y": np.ma.array(Y, mask=X[:, 3] > 1)}, "Input y contains None"),
+        ({"X": np.ma.array(X, mask=X > 3)}, "Input X contains NaN"),
         ({"C": 0}, "'C' parameter"),
         ({"class_weight": {"rose": -1.0}}, "class_weight must be finite and >= 0"),
         ({"solver": "saga"}, "'solver' parameter"),
