@@ -43,6 +43,8 @@ EPOCHS = 10
 BATCH_SIZE = 1024
 # More held-out rows would hardly make the report more precise, and they have to fit into memory.
 MOST_HELD_OUT = 10_000
+# Whether a column of whole numbers is an identifier is seen in so many bytes of the first rows.
+FIRST_BYTES = 2**24
 
 
 class Data(NamedTuple):
@@ -199,6 +201,8 @@ def _data(plan: Plan, console: Console, preempted: Callable[[], bool]) -> Data |
     with remedies_offered(impute=False):
         with reading(console, *how) as options:
             rows = tables.open_file(path, label, reading=options)
+        first, _ = rows.read(0, min(rows.num_rows, FIRST_BYTES // (8 * max(rows.num_features, 1))))
+        tables.refuse_identifiers(path, rows.columns, first[tables.good_rows(first)])
         split = Split(rows.num_rows, plan.test_fraction, plan.seed, MOST_HELD_OUT)
         with progress_bar(console, "first pass") as progress:
 

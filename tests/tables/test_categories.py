@@ -255,7 +255,8 @@ def test_columns_that_are_dropped_or_taken_as_categories():
     np.testing.assert_array_equal(again.features, data.features)
     assert again.columns == data.columns
     command = ("fit", "x.csv", "--label-column", "y", "--category", "code")
-    assert "'id': has 30 different numbers" in one_line(run(*command))
+    for streamed in ((), ("--stream",)):
+        assert "'id': has 30 different numbers" in one_line(run(*command, *streamed))
     assert "has no column 'di'; it has id, code, y" in one_line(run(*command, "--drop", "di"))
     line = one_line(run(*command, "--drop", "id,code"))
     assert "has no column 'id,code'; it has id, code, y. Repeat --drop for each column." in line
