@@ -80,6 +80,8 @@ def examples(
         factors = compute_class_weight(
             estimator.class_weight, classes=classes, y=classes[labels], sample_weight=weights
         )
+        if not np.all(np.isfinite(factors) & (factors >= 0)):
+            raise ValueError(f"class_weight must be finite and >= 0, got {estimator.class_weight}")
         factors = factors.astype(X.dtype)[labels]
         weights = factors if weights is None else weights * factors
     if offset is not None:
