@@ -170,11 +170,20 @@ def distribution(
         return _scattered(function, labels, shape, dtype)
     given = labels
     labels = real_array(function, "labels", labels)
+    refuse_floating_indices(function, labels, len(shape))
     same_rank(function, "labels", labels, len(shape))
     not_negative(function, "labels", given)
     labels = last(labels, axis % labels.ndim)
     same_shape(function, "labels", labels, shape)
     return labels if labels.dtype == dtype else labels.astype(dtype)
+
+
+def refuse_floating_indices(function: str, labels: Array, rank: int) -> None:
+    """Refuses floating labels without a class axis; distributions have the `rank` of the logits."""
+    if labels.ndim == rank - 1:
+        expected = "of an integer dtype as class indices, or a distribution over the classes"
+        got = f"{labels.dtype} of shape {labels.shape}"
+        raise ValueError(message(function, "labels", expected, got))
 
 
 def sparse_distribution(

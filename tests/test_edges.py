@@ -360,6 +360,7 @@ def test_misuse_of_the_loss():
     )
     misuse(ValueError, r"`labels`.*\(3,\)", x, jnp.zeros(3))
     misuse(ValueError, r"`labels`.*\(1, 3\)", x, jnp.zeros((1, 3)))
+    misuse(ValueError, "`labels` must be of an integer dtype as class", x, jnp.zeros(4))
     misuse(TypeError, "`labels`.*bool", x, y == 0)
     misuse(TypeError, "`labels`.*complex", x, y.astype(complex))
     misuse(TypeError, "`labels`", x, "cat")

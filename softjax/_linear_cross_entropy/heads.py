@@ -16,6 +16,7 @@ from softjax._labels import (
     class_indices,
     indices_of_shape,
     is_class_indices,
+    refuse_floating_indices,
     sparse_distribution,
 )
 from softjax._linear_cross_entropy.blocks import Classes, Rows, Scalars, TransposedClasses
@@ -84,7 +85,8 @@ def checked_head(
         expected = f"of shape {shape}, as hidden has {features} features"
         text = _checks.message(function, of_kernel, expected, f"shape {w.shape}")
         if w.shape[axis] == features:
-            text += f" Its transpose would be: pass transpose_kernel={not transpose_kernel}."
+            other = f"pass transpose_kernel={not transpose_kernel}"
+            text += f" Its transpose would be: {of_kernel}.T, or {other} for all kernels."
         raise ValueError(text)
     dtype = jnp.promote_types(h.dtype, w.dtype)
     b = None
@@ -158,6 +160,7 @@ def checked_targets(
         return Targets(index, kept * mass, None, spread, None, None, costs)
 
     dense = _checks.real_array(function, "labels", labels)
+    refuse_floating_indices(function, dense, len(head.lead) + 1)
     _checks.same_shape(function, "labels", dense, (*head.lead, own))
     _checks.not_negative(function, "labels", labels)
     factors = None

@@ -31,7 +31,7 @@ from softjax import __version__, _files, _interrupt, models, plots, processes, r
 from softjax.cli._metrics import MOST_SHOWN, metrics, metrics_table, overall
 from softjax.cli._split import Parts
 from softjax.cli._usage import usage_in_one_line
-from softjax.tables import Column, DataError, IncompleteError, NumberError
+from softjax.tables import Column, DataError, IncompleteError, NumberError, UnlabelledError
 
 MODEL, HISTORY, PICTURE = "model.npz", "history.jsonl", "report.png"
 METRICS, SUMMARY, FOLDS = "metrics.json", "summary.txt", "cross_validation.csv"
@@ -53,7 +53,8 @@ def remedies_offered(impute: bool = True) -> Iterator[None]:
     try:
         yield
     except IncompleteError as error:
-        also = ", --impute fills missing cells in" if impute else ""
+        imputed = impute and not isinstance(error, UnlabelledError)
+        also = ", --impute fills missing cells in" if imputed else ""
         raise DataError(f"{error} --skip-nonfinite skips such rows{also}.") from None
     except NumberError as error:
         hint = f"--category {error.column} takes its cells as categories"
@@ -172,9 +173,13 @@ def task_of(parts: Parts, mean: np.ndarray, scale: np.ndarray, name: str) -> Tas
     return Task(mean, scale, *names, held_out, image_shape, name, majority, train.columns)
 
 
-def print_columns(console: Console, columns: Sequence[Column], class_names: list[str]) -> None:
-    """Prints the categories of the columns, and a line if the classes are many numbers."""
-    for line in (tables.described(columns), tables.numbers_as_classes(class_names)):
+def print_columns(
+    console: Console, columns: Sequence[Column], class_names: list[str], skipped: int
+) -> None:
+    """Prints the categories, how many rows are skipped, and if the classes are many numbers."""
+    rows = f"{skipped} row{'s'[: skipped != 1]} skipped: not complete, or not finite in float32."
+    described = tables.described(columns), tables.numbers_as_classes(class_names)
+    for line in (rows if skipped else None, *described):
         if line:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 

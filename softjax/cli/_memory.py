@@ -44,7 +44,7 @@ def run(plan: Plan) -> None:
     x_train = ((train.features - mean) / scale).astype(np.float32)
     task = task_of(parts, mean, scale, Path(plan.data).name)
     console.print(f"{len(train.labels)} examples to fit, {len(test.labels)} held out.")
-    print_columns(console, train.columns, train.class_names)
+    print_columns(console, train.columns, train.class_names, train.skipped)
     weights = _weights_of_classes(plan.class_weight, plan.data, plan.label_column, train)
     penalty, curve = plan.penalties[0], None
     if len(plan.penalties) > 1:

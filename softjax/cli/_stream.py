@@ -93,7 +93,7 @@ def _run(plan: Plan, stop: Stop) -> None:
     data = _data(plan, console, stop.came)
     if data is None:
         raise _stopped(plan, stop, "before the first step")
-    count = data.rows.num_rows - len(data.held_out)
+    count = data.rows.num_rows - len(data.held_out) - len(data.bad)
     shared = f", by {jax.process_count()} processes" if jax.process_count() > 1 else ""
     console.print(f"{count} examples to fit, {len(data.task.held_out[1])} held out{shared}.")
     if plan.stochastic:
@@ -216,7 +216,7 @@ def _data(plan: Plan, console: Console, preempted: Callable[[], bool]) -> Data |
     held_out = split.held_out()
     if not len(held_out):
         raise DataError(too_few(plan.data, rows.num_rows, plan.test_fraction))
-    print_columns(console, rows.columns, seen.classes)
+    print_columns(console, rows.columns, seen.classes, len(seen.bad))
     fitted = Standardised(rows, seen.mean, seen.scale, seen.classes)
     parts = [fitted.read(row, row + 1) for row in held_out.tolist()]
     x, y = map(np.concatenate, zip(*parts, strict=True))

@@ -33,7 +33,13 @@ from softjax.tables._columns import (
     with_fills,
 )
 from softjax.tables._csv import CsvRows
-from softjax.tables._errors import DataError, IncompleteError, refuse_bytes, understood
+from softjax.tables._errors import (
+    DataError,
+    IncompleteError,
+    UnlabelledError,
+    refuse_bytes,
+    understood,
+)
 from softjax.tables._npy import NpyRows, NpzRows
 from softjax.tables._parquet import ParquetRows
 from softjax.tables._rows import (
@@ -56,6 +62,7 @@ __all__ = [
     "Levels",
     "NumberError",
     "Reading",
+    "UnlabelledError",
     "as_classes",
     "as_features",
     "check_classes",
@@ -98,6 +105,7 @@ class Dataset(NamedTuple):
     rows: np.ndarray  # the number of each example in the file, counted from 0, int64 [N]
     # The columns of the file. A column of categories becomes several features or none.
     columns: Sequence[Column] = ()
+    skipped: int = 0  # the number of rows of the file that were skipped
 
     def part(self, chosen: np.ndarray) -> "Dataset":
         """The chosen examples."""
@@ -178,7 +186,8 @@ def dataset(
     classes = check_classes(path, label_column, there, len(x), reading.any_classes)
     place = {name: i for i, name in enumerate(classes)}
     indices = np.array([place.get(name, -1) for name in names], np.int32)[codes]
-    return Dataset(x, indices, rows.names, classes, kept, rows.columns)
+    skipped = rows.num_rows - len(kept)
+    return Dataset(x, indices, rows.names, classes, kept, rows.columns, skipped)
 
 
 def features(path: Path, names: Sequence[str | Column], reading: Reading = PLAIN) -> np.ndarray:
@@ -220,7 +229,7 @@ def error_of_rows(rows: FileRows, wrong: np.ndarray, counts: np.ndarray) -> Inco
         also += f" (of {rows.num_rows} rows, {listed})"
     if not len(bad):
         where = f"{rows.path}: column {rows.label!r}, row {first + 1}"
-        return IncompleteError(f"{where}: the label is missing{also}.")
+        return UnlabelledError(f"{where}: the label is missing{also}.")
     value = x[0, bad[0]]
     where = f"{rows.path}: column {_columns_of_features(rows)[bad[0]]!r}, row {first + 1}"
     if rows.coded[bad[0]]:

@@ -29,6 +29,10 @@ class IncompleteError(DataError):
     """Rows without a label, or with a feature that is not finite in float32."""
 
 
+class UnlabelledError(IncompleteError):
+    """Rows of which the first has no label, which cannot be imputed."""
+
+
 @contextmanager
 def understood(path: Path) -> Iterator[None]:
     """Turns any exception of a library that cannot read the file into a `DataError`."""

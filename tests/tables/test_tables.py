@@ -228,25 +228,24 @@ def test_a_stream_refuses_what_a_fit_in_memory_refuses(tmp_path, name):
     line = refused(path, label)
     assert re.search(words, line), line
     for options in ([], ["--stream"], ["--stream", "--epochs", "1"]):
-        status, stderr = command_line(tmp_path, path, label, *options)
+        result = command_line(tmp_path, path, label, *options)
         hint = ""
         if "a finite number of float32" in line or "is missing" in line:
-            also = "" if options else ", --impute fills missing cells in"
+            also = "" if options or "label is" in line else ", --impute fills missing cells in"
             hint = f" --skip-nonfinite skips such rows{also}."
         elif "expected a number" in line:
             hint = " --category x takes its cells as categories, --drop x leaves it out."
-        assert status == 2
-        assert stderr == f"softjax: {line}{hint}\n"
+        assert result.exit_code == 2
+        assert result.stderr == f"softjax: {line}{hint}\n"
 
 
 def command_line(folder, path, label, *options):
-    """The exit status of `softjax fit`, and what it says of an error."""
+    """The result of `softjax fit`: its exit status and what it prints."""
     typer = pytest.importorskip("typer.testing")
     from softjax.cli import app
 
     command = ["fit", str(path), "--label-column", label, *options, "--out", str(folder / "out")]
-    result = typer.CliRunner().invoke(app, command)
-    return result.exit_code, result.stderr
+    return typer.CliRunner().invoke(app, command)
 
 
 def test_rows_that_are_not_complete_are_left_out(tmp_path):
@@ -282,7 +281,11 @@ def test_a_stream_ends_at_the_model_of_a_fit_in_memory(tmp_path, monkeypatch):
     models = []
     for options in ([], ["--stream"]):
         options = ["--skip-nonfinite", "--l2", "0.01", *options]
-        assert command_line(tmp_path, path, "y", *options) == (0, "")
+        result = command_line(tmp_path, path, "y", *options)
+        assert (result.exit_code, result.stderr) == (0, "")
+        assert "2 rows skipped: not complete, or not finite" in result.stdout
+        numbers = re.search(r"(\d+) examples to fit, (\d+) held out", result.stdout)
+        assert sum(map(int, numbers.groups())) == 88
         with np.load(tmp_path / "out" / "model.npz") as model:
             models.append({name: model[name] for name in ("kernel", "bias", "classes", "features")})
     plain, stream = models
