@@ -11,6 +11,9 @@ from sklearn.utils.validation import _check_sample_weight, check_array, validate
 
 from softjax._foreign import filled
 
+# Features of more bytes are not copied only to save a compilation.
+LARGEST = 2**26
+
 
 class Examples(NamedTuple):
     """Checked features, labels and weights.
@@ -33,6 +36,21 @@ class Examples(NamedTuple):
     def mass(self) -> float:
         """The sum of the weights."""
         return float(len(self.labels) if self.weights is None else self.weights.sum())
+
+    def padded(self) -> "Examples":
+        """The examples with rows of weight 0, so that tables of many sizes have the same shape."""
+        count = len(self.labels)
+        missing = bucket(count) - count
+        if sparse.issparse(self.features) or self.features.nbytes > LARGEST:
+            return self
+        ones = np.ones(count, self.features.dtype)
+        weights = ones if self.weights is None else self.weights
+        return self._replace(
+            features=_lengthened(self.features, missing),
+            labels=_lengthened(self.labels, missing),
+            weights=_lengthened(weights, missing),
+            offset=None if self.offset is None else _lengthened(self.offset, missing),
+        )
 
 
 def examples(
@@ -128,6 +146,15 @@ def _encoded(y: np.ndarray, classes: np.ndarray | None) -> tuple[np.ndarray, np.
     if are_classes and 2 * len(classes) > len(y):
         check_classification_targets(y)
     return labels, classes
+
+
+def bucket(count: int) -> int:
+    """The number of rows of a program for `count` rows: a power of two, and at least 64."""
+    return 1 << max(count - 1, 63).bit_length()
+
+
+def _lengthened(a: np.ndarray, missing: int) -> np.ndarray:
+    return np.concatenate([a, np.zeros((missing, *a.shape[1:]), a.dtype)])
 
 
 def offset_array(offset: Any, num_rows: int, num_classes: int, dtype: Any) -> np.ndarray:

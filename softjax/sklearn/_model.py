@@ -19,7 +19,7 @@ from softjax import regression
 from softjax._foreign import filled
 from softjax._softmax import log_softmax, softmax
 from softjax.regression import SoftmaxRegression, inference
-from softjax.sklearn._examples import Examples, as_jax, examples, offset_array
+from softjax.sklearn._examples import Examples, as_jax, bucket, examples, offset_array
 
 # The default tolerance gives a float64 fit nearly all its digits, which takes Newton's method one
 # more step. In float32, rounding would hide such a small gradient.
@@ -184,6 +184,14 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         if self.l1_ > 0 or getattr(self, "solver", None) == "firth":
             raise ValueError("summary: there are no standard errors of a fit with l1 or by 'firth'")
         data = examples(self, X, y, sample_weight, self.classes_, offset)
+        count, data = len(data.labels), data.padded()
+        if clusters is not None:
+            clusters = np.asarray(clusters)
+            if clusters.shape != (count,):
+                expected = f"of shape ({count},)"
+                raise ValueError(f"clusters must be {expected}, got shape {clusters.shape}")
+            # An added row has weight 0 and so belongs to no cluster, whatever its entry is.
+            clusters = np.pad(clusters, (0, len(data.labels) - count), mode="edge")
         names = [str(name) for name in self.classes_.tolist()]
         if feature_names is None:
             feature_names = getattr(self, "feature_names_in_", None)
@@ -217,7 +225,7 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         if z.ndim == 1:
             z = np.stack([np.zeros_like(z), z], axis=1)
         # The rows are padded to a power of two, so that few programs are compiled.
-        padded = np.zeros((1 << max(len(z) - 1, 63).bit_length(), z.shape[1]), z.dtype)
+        padded = np.zeros((bucket(len(z)), z.shape[1]), z.dtype)
         padded[: len(z)] = z
         with jax.enable_x64(True):
             return np.array(normalizer(padded))[: len(z)]

@@ -32,7 +32,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from softjax import regression
+from softjax.regression.inference import _covariance
 from softjax.sklearn import SoftmaxClassifier, SoftmaxClassifierCV
+from softjax.sklearn._examples import bucket
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
@@ -261,6 +263,21 @@ def test_the_summary_has_the_names_of_the_data(classifier):
     given = classifier.summary(X, Y, feature_names=[*"pqrs"], odds_ratios=True)
     assert [row["feature"] for row in given.rows] == [*"pqrs", "bias"] * 2
     assert all(row["odds_ratio"] > 0 for row in given.rows)
+    clusters = np.arange(N) % 7
+    for options in ({"robust": "HC3"}, {"clusters": clusters}, {"robust": "HC1"}):
+        with jax.enable_x64(True):
+            l2 = {"l2": named.l2_, "sample_weights": WEIGHTS}
+            expected = regression.inference.summary(named.params_, X, labels, **l2, **options)
+        for row, other in zip(named.summary(**options).rows, expected.rows, strict=True):
+            assert row["standard_error"] == pytest.approx(other["standard_error"], rel=1e-9)
+    programs = _covariance._covariance._cache_size()
+    short = SoftmaxClassifier().fit(X[:-3], Y[:-3])
+    assert bucket(N - 3) == bucket(N)
+    short.summary()
+    SoftmaxClassifier().fit(X[:-9], Y[:-9]).summary()
+    assert _covariance._covariance._cache_size() == programs  # for all numbers of rows
+    with pytest.raises(ValueError, match=r"clusters must be of shape \(\d+,\), got shape \(2,\)"):
+        named.summary(clusters=[1, 2])
     two = fitted(TWO).summary(robust=True)
     assert "Class yes against no" in two.text
     with pytest.raises(ValueError, match="reference must be one of"):
