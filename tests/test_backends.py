@@ -40,7 +40,7 @@ def backend(request, monkeypatch):
 
 @pytest.mark.parametrize("backend", ["cuda", "tpu"], indirect=True)  # cpu: test_accuracy.py
 def test_every_goal_of_accuracy_holds(backend, monkeypatch):
-    monkeypatch.setattr(accuracy, "QUICK_SIZES", (2, 257))
+    monkeypatch.setattr(accuracy, "QUICK_SIZES", (2, 10, 257))
     # The peers have no forms: softjax takes their places, which compiles nothing more.
     quantities = [q._replace(functions=2 * q.functions[:1]) for q in accuracy._QUANTITIES]
     monkeypatch.setattr(accuracy, "_QUANTITIES", quantities)
