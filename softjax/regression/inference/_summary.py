@@ -80,8 +80,8 @@ class Summary(NamedTuple):
         titles = _titles(self.level)
         table = [[titles.get(name, name) for name in self.rows[0]]] if self.rows else [[]]
         for row in self.rows:
-            cells = (v if isinstance(v, str) else f"{v:.4g}" for v in row.values())
-            table.append(list(cells))
+            cells = {n: v if isinstance(v, str) else f"{v:.4g}" for n, v in row.items()}
+            table.append(list((cells | {"p_value": _p_value(row["p_value"], ".4g")}).values()))
         return table
 
 
@@ -230,10 +230,11 @@ def _head(fit: GoodnessOfFit, num_classes: int, kind: str) -> list[str]:
     size = f"{num_classes} classes, {fit.num_parameters} parameters"
     null = f"(null model: {fit.null_log_likelihood:.6g})"
     degrees = f"{int(test.degrees_of_freedom)} degrees of freedom"
+    p = f"p = {test.p_value:.3g}" if test.p_value != 0 else "p < 1e-37"
     return [
         f"Softmax regression: {n:g} examples, {size}",
         f"Log-likelihood: {fit.log_likelihood:.6g} {null}, pseudo-R2: {fit.pseudo_r2:.4g}",
-        f"Likelihood ratio: {test.statistic:.5g} on {degrees}, p = {test.p_value:.3g}",
+        f"Likelihood ratio: {test.statistic:.5g} on {degrees}, {p}",
         f"AIC: {fit.aic:.6g}, BIC: {fit.bic:.6g}",
         f"Covariance: {kind}",
     ]
@@ -264,10 +265,15 @@ def _table(rows: list[dict[str, Any]], against: str, level: float) -> list[str]:
             previous = row["class"]
             lines += ["-" * (width + 72), f"Class {previous} against {against}"]
             lines.append(f"{'feature':<{width}}" + "".join(f"{titles[n]:>12}" for n in numbers))
-        digits = {"p_value": 3}
-        cells = (f"{number:>#12.{digits.get(n, 4)}g}" for n, number in numbers.items())
-        lines.append(f"{row['feature']:<{width}}" + "".join(cells))
+        cells = {n: f"{number:#.4g}" for n, number in numbers.items()}
+        cells["p_value"] = _p_value(row["p_value"], "#.3g")
+        lines.append(f"{row['feature']:<{width}}" + "".join(f"{c:>12}" for c in cells.values()))
     return lines
+
+
+def _p_value(p: float, form: str) -> str:
+    """A p-value as text. One that is 0 is smaller than the smallest number, which is above 0."""
+    return "<1e-37" if p == 0 else format(p, form)
 
 
 def _latex(text: str) -> str:

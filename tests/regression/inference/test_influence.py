@@ -152,6 +152,14 @@ def test_the_forms_of_a_summary(table):
     assert by_number.text == summary.text
 
 
+def test_a_p_value_that_underflows_is_not_0():
+    x = np.repeat([0.0, 1.0], 4000)[:, None]
+    labels = (np.arange(8000) % 20 < 10 + 9 * np.sign(x[:, 0] - 0.5)).astype(int)
+    summary = inference.summary(fitted((x, labels)), x, labels)
+    assert "degrees of freedom, p < 1e-37" in summary.text
+    assert summary.text.count("<1e-37") == summary.to_latex().count("$<$1e-37") == 2
+
+
 def test_a_summary_of_odds_ratios(table):
     params = fitted(table)
     summary = inference.summary(params, *table, reference=2, odds_ratios=True, level=0.9)
