@@ -181,7 +181,7 @@ def _warn_of_hidden_axes(function: str, layout: Layout, kernel: Array) -> None:
             "while tracing. `kernel` is taken to be whole, and the examples are shared over all of "
             "these axes. Where the classes are sharded, pass their axis as `class_axis`; where "
             "they are not, pass `class_axis=()`.",
-            stacklevel=4,
+            stacklevel=5,  # the call of the public function
         )
 
 

@@ -435,8 +435,9 @@ def test_what_an_auto_mesh_may_hide_is_asked_for():
     np.testing.assert_allclose(loss(hidden, kernel, labels), losses, rtol=1e-5)
     with pytest.warns(
         UserWarning, match=r"linear_cross_entropy: .* pass their axis as `class_axis`"
-    ):
-        actual = jax.jit(loss)(hidden, kernel, labels)
+    ) as warned:
+        actual = jax.jit(lambda *a: loss(*a))(hidden, kernel, labels)
+    assert warned[0].filename == __file__
     np.testing.assert_allclose(actual, losses, rtol=1e-5)
 
 

@@ -126,7 +126,7 @@ def summary(
         fit_intercept: as in the fit; without an intercept the table has no bias.
         sample_weights: real [N], >= 0, how often each row was seen; None for once.
         offset: real [N, K], as in the fit.
-        feature_names: D names; None for x0, x1, ...
+        feature_names: D names; None for those of a DataFrame, else x0, x1, ...
         class_names: K names; None for 0, 1, ...
 
     Returns:
@@ -150,6 +150,8 @@ def summary(
     function = "regression.inference.summary"
     refuse_other_params(function, params)
     d, k = jnp.shape(params.kernel)
+    if feature_names is None:
+        feature_names = getattr(features, "columns", None)
     feature_names = _names(function, "feature_names", feature_names, d, "x")
     class_names = _names(function, "class_names", class_names, k, "")
     if isinstance(reference, str):
@@ -203,8 +205,9 @@ def _names(
 ) -> list[str]:
     if names is None:
         return [f"{prefix}{i}" for i in range(count)]
-    if len(names) != count:
-        raise ValueError(_checks.message(function, argument, f"{count} names", len(names)))
+    if isinstance(names, str) or len(names) != count:
+        got = repr(names) if isinstance(names, str) else len(names)
+        raise ValueError(_checks.message(function, argument, f"{count} names", got))
     return [str(name) for name in names]
 
 

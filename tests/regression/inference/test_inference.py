@@ -549,6 +549,8 @@ def test_bad_arguments_are_named():
         inference.wald_test(params, v, np.ones((1, D + 1, K), np.float32))
     with pytest.raises(ValueError, match="`feature_names` must be 3 names, got 2"):
         inference.summary(params, x, y, feature_names=["a", "b"])
+    with pytest.raises(ValueError, match="`feature_names` must be 3 names, got 'abc'"):
+        inference.summary(params, x, y, feature_names="abc")
 
 
 @pytest.mark.x64_once

@@ -1,6 +1,7 @@
 """Leverage, distances, covariances for few examples, odds ratios and formats of a summary."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.linalg
 from statsmodels.discrete.discrete_model import MNLogit
@@ -150,6 +151,9 @@ def test_the_forms_of_a_summary(table):
     assert r"50 \%" in text
     by_number = inference.summary(params, *table, reference=1, robust="HC3", **names)
     assert by_number.text == summary.text
+    features = pd.DataFrame(table[0], columns=names.pop("feature_names"))
+    of_frame = inference.summary(params, features, table[1], reference=1, robust="HC3", **names)
+    assert of_frame.text == summary.text
 
 
 def test_a_p_value_that_underflows_is_not_0():
