@@ -159,17 +159,12 @@ def summary(
             expected = f"one of the class names {', '.join(class_names)}"
             raise ValueError(_checks.message(function, "reference", expected, repr(reference)))
         reference = class_names.index(reference)
-    v = covariance(
-        params,
-        features,
-        labels,
-        robust=robust,
-        clusters=clusters,
-        l2=l2,
-        fit_intercept=fit_intercept,
-        sample_weights=sample_weights,
-        offset=offset,
-    )
+    model: dict[str, Any] = {
+        "fit_intercept": fit_intercept,
+        "sample_weights": sample_weights,
+        "offset": offset,
+    }
+    v = covariance(params, features, labels, robust=robust, clusters=clusters, l2=l2, **model)
     if not odds_ratios:
         table = estimates.coefficients(params, v, reference=reference, level=level)
     elif reference is None:
@@ -177,26 +172,14 @@ def summary(
         raise ValueError(_checks.message(function, "reference", expected, None))
     else:
         table = estimates.odds_ratios(params, v, reference=reference, level=level)
-    fit = goodness_of_fit(
-        params,
-        features,
-        labels,
-        fit_intercept=fit_intercept,
-        sample_weights=sample_weights,
-        offset=offset,
-    )
+    fit = goodness_of_fit(params, features, labels, **model)
     shown = list(class_names)
     if reference is not None:
         del shown[estimates.class_index(function, "reference", reference, k)]
     quantity = "odds_ratio" if odds_ratios else "coefficient"
     rows = _rows(table, quantity, shown, feature_names + ["bias"] * bool(fit_intercept))
-    kind = "clustered" if clusters is not None else "robust" if robust else "model-based"
-    kind = f"robust ({robust})" if isinstance(robust, str) and clusters is None else kind
-    strengths = np.unique(np.asarray(l2))
-    spoken = f"{strengths[0]:g}" + (f" to {strengths[-1]:g}" if len(strengths) > 1 else "")
-    penalty = "" if not strengths.any() else f", for the penalised fit (l2 = {spoken})"
     against = "the mean of all" if reference is None else class_names[reference]
-    head = _head(fit, k, f"{kind}{penalty}")
+    head = _head(fit, k, _kind_of_covariance(robust, clusters is not None, l2))
     return Summary(rows, fit, "\n".join([*head, *_table(rows, against, level)]), level)
 
 
@@ -255,6 +238,17 @@ def _titles(level: float) -> dict[str, str]:
         "lower": f"[{tail:.3g}",
         "upper": f"{1 - tail:.3g}]",
     }
+
+
+def _kind_of_covariance(robust: bool | str, clustered: bool, l2: ArrayLike) -> str:
+    kind = "clustered" if clustered else "robust" if robust else "model-based"
+    if isinstance(robust, str) and not clustered:
+        kind = f"robust ({robust})"
+    strengths = np.unique(np.asarray(l2))
+    if not strengths.any():
+        return kind
+    spoken = f"{strengths[0]:g}" + (f" to {strengths[-1]:g}" if len(strengths) > 1 else "")
+    return f"{kind}, for the penalised fit (l2 = {spoken})"
 
 
 def _table(rows: list[dict[str, Any]], against: str, level: float) -> list[str]:
