@@ -158,7 +158,7 @@ def probe(rows: int, width: int, classes: int, _: Path) -> Sides:
         theta = np.concatenate([model.coef_.T, model.intercept_[None]])
         return objective(theta, x, y, l2)
 
-    ours = partial(regression.fit, jax.device_put(x), y, l2=l2, tol=1e-5)
+    ours = partial(regression.fit, jax.device_put(x), y, l2=l2, tol=5e-6)
     return (
         ("softjax", partial(timed, ours, lambda fit: objective(joined(fit.params), x, y, l2))),
         ("scikit-learn lbfgs", partial(timed, lambda: peer.fit(x, y), of_peer)),
