@@ -232,7 +232,7 @@ def sums_down(arrays: Sums, axis: int) -> Sums:
 
 
 def _added(a: Sums, b: Sums) -> Sums:
-    """a + b.
+    """The sums a + b of several arrays.
 
     XLA:CPU gives a single sum to a library, for which it stores the terms. It does not recognize a
     sum whose additions keep NaN by a choice, which changes no value.

@@ -129,15 +129,13 @@ def cross_entropy(
         expected = "None where labels are a distribution"
         raise TypeError(_checks.message(name, "ignore_index", expected, ignore_index))
     else:
-        kept = labels.dtype if is_half(labels) else dtype  # widened where it is used
-        targets = with_sharding_of(distribution(name, labels, x.shape, kept, axis), x)
+        targets = _dense(labels, x, axis)
     return _cross_entropy(x, targets, where, smoothing, of_classes, z, of_examples, reduction)
 
 
 def _is_known_distribution(labels: Labels, logits: ArrayLike) -> TypeGuard[Array]:
-    """Whether both are known arrays, and the labels are floating; never if nothing is compiled."""
-    is_compiled = not jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
-    if not (is_compiled and isinstance(logits, Array) and isinstance(labels, Array)):
+    """Whether both are known arrays, and the labels are floating."""
+    if not (isinstance(logits, Array) and isinstance(labels, Array)):
         return False
     is_traced = isinstance(logits, Tracer) or isinstance(labels, Tracer)
     return not is_traced and jnp.issubdtype(labels.dtype, jnp.floating)
@@ -146,7 +144,17 @@ def _is_known_distribution(labels: Labels, logits: ArrayLike) -> TypeGuard[Array
 @partial(jax.jit, static_argnums=(2, 3))
 def _of_distribution(logits: Array, labels: Array, axis: int, reduction: Reduction) -> Array:
     """The loss without options, whose checks of shape and dtype run once, in the trace."""
-    return cross_entropy(logits, labels, axis, reduction=reduction)
+    x = _checks.real_array("cross_entropy", "logits", logits)
+    axis = _checks.one_axis("cross_entropy", axis, x.ndim)
+    x = _checks.last(x, axis)
+    return _cross_entropy(x, _dense(labels, x, axis), None, None, None, None, None, reduction)
+
+
+def _dense(labels: Labels, x: Array, axis: int) -> Array:
+    """A distribution as targets of the logits x, whose classes were on `axis`."""
+    # Labels in half precision are widened where they are used.
+    kept = labels.dtype if is_half(labels) else compute_dtype(x.dtype)
+    return with_sharding_of(distribution("cross_entropy", labels, x.shape, kept, axis), x)
 
 
 def weighted_mean(losses: ArrayLike, weights: ArrayLike | None = None) -> Array:

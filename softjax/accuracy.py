@@ -32,18 +32,30 @@ EXACT_ENTRIES = 15_000  # the number of 200-bit entries in one sweep, about 40 u
 
 
 class Row(NamedTuple):
-    """The accuracy of one function in one dtype."""
+    """The accuracy of one function in one dtype.
 
-    function: str  # the name of the function
-    dtype: str  # the dtype of the logits
-    # The unit of the errors: "ulp", "float32 ulp", "relative" or "of the largest" (eigenvalue).
+    Attributes:
+        function: the name of the function.
+        dtype: the dtype of the logits.
+        unit: the unit of the errors: "ulp", "float32 ulp", "relative" or "of the largest"
+            (eigenvalue).
+        softjax: the largest error of softjax.
+        peer: the largest error of the peer.
+        peer_name: "jax.nn" or "optax".
+        goal: the bound, in words.
+        ratio: the largest ratio of an error of softjax to its bound.
+        ok: whether every error of softjax is within its bound.
+    """
+
+    function: str
+    dtype: str
     unit: str
-    softjax: float  # the largest error of softjax
-    peer: float  # the largest error of the peer
-    peer_name: str  # "jax.nn" or "optax"
-    goal: str  # the bound, in words
-    ratio: float  # the largest ratio of an error of softjax to its bound
-    ok: bool  # whether every error of softjax is within its bound
+    softjax: float
+    peer: float
+    peer_name: str
+    goal: str
+    ratio: float
+    ok: bool
 
 
 _Function = Callable[[Array, Array], Array]  # a function of logits and labels

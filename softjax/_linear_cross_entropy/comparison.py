@@ -56,14 +56,11 @@ class Side(NamedTuple):
 
 
 class Rounding(NamedTuple):
-    """How exactly the probabilities that a teacher lists are known.
+    """How exactly the probabilities that a teacher lists are known."""
 
-    Attributes:
-        unit: the unit roundoff of the probabilities: no smaller tail can be told from none.
-        room: the largest difference from 1 that the sum of all probabilities has by rounding.
-    """
-
+    # The unit roundoff of the probabilities: no smaller tail can be told from none.
     unit: float
+    # The largest difference from 1 that the sum of all probabilities has by rounding.
     room: float
 
 

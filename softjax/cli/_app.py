@@ -86,7 +86,7 @@ class _OneLineErrors(TyperGroup):
 
 app = typer.Typer(
     cls=_OneLineErrors,
-    rich_markup_mode="markdown",  # lines of a paragraph are filled
+    rich_markup_mode="markdown",  # with which the lines of a paragraph are filled
     epilog="Exit status: 0 done; 1 a fit that is not finite, or an accuracy goal that is missed; "
     "2 wrong options or files; 130 after Ctrl-C.",
     no_args_is_help=True,

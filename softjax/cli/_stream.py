@@ -201,6 +201,7 @@ def _data(plan: Plan, console: Console, preempted: Callable[[], bool]) -> Data |
     with remedies_offered(impute=False):
         with reading(console, *how) as options:
             rows = tables.open_file(path, label, reading=options)
+        # Every process reads the first rows, so that all of them refuse a column together.
         first, _ = rows.read(0, min(rows.num_rows, FIRST_BYTES // (8 * max(rows.num_features, 1))))
         tables.refuse_identifiers(path, rows.columns, first[tables.good_rows(first)])
         split = Split(rows.num_rows, plan.test_fraction, plan.seed, MOST_HELD_OUT)

@@ -30,7 +30,7 @@ from softjax.regression._arguments import (
 )
 from softjax.regression._batched import Lane
 from softjax.regression._features import Features
-from softjax.regression._frame import in_bucket
+from softjax.regression._frame import in_bucket, power_of_two
 from softjax.regression._groups import Outcome, mean_one, random_key, run, stacked
 from softjax.regression._hidden import without_hidden
 from softjax.regression._model import SoftmaxRegression
@@ -252,7 +252,7 @@ def _stratified(key: Array, labels: Array, num_folds: int) -> Array:
     """The fold of each example: shuffled examples are dealt in turn, one class after another."""
     classes = labels if labels.ndim == 1 else jnp.argmax(labels, -1)
     # One program draws the bits of any number up to a power of two.
-    bits = _bits(key, max(1 << (len(classes) - 1).bit_length(), 1024))[: len(classes)]
+    bits = _bits(key, max(power_of_two(len(classes)), 1024))[: len(classes)]
     known: list[Any] = [_checks.known(a) for a in (bits, classes)]
     dealt = np.arange(len(classes), dtype=np.int32) % num_folds
     if any(a is None for a in known):

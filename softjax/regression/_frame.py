@@ -250,8 +250,8 @@ def in_bucket(data: Data, copies: int = 1) -> Data:
     if not on_one_device or entries + examples * row_logits > LARGEST:
         return data
     row_size = entries // examples + row_logits
-    least = min(FEWEST_ROWS, _power_of_two(SMALLEST // row_size + 1) // 2)
-    size = max(_power_of_two(examples), least)
+    least = min(FEWEST_ROWS, power_of_two(SMALLEST // row_size + 1) // 2)
+    size = max(power_of_two(examples), least)
     if is_wide(examples, width) != is_wide(size, width):
         return data
     places = np.arange(size) % examples  # copies of existing rows, so that no extreme changes
@@ -267,7 +267,7 @@ def in_bucket(data: Data, copies: int = 1) -> Data:
     )
 
 
-def _power_of_two(number: int) -> int:
+def power_of_two(number: int) -> int:
     """The smallest power of two that is no smaller than `number`."""
     return 1 << max(number - 1, 0).bit_length()
 
@@ -279,7 +279,7 @@ def _taken(x: Any, places: np.ndarray) -> Array:
 
 def _with_entries(x: "BCOO", size: int) -> "BCOO":
     """`x` with `size` rows. The new rows are empty, and the new entries are out of bounds."""
-    entries = max(_power_of_two(x.nse), FEWEST_ENTRIES)
+    entries = max(power_of_two(x.nse), FEWEST_ENTRIES)
     shape = (size, x.shape[1])
     data, indices = np.zeros(entries, x.dtype), np.full((entries, 2), shape, np.int32)
     data[: x.nse], indices[: x.nse] = np.asarray(x.data), np.asarray(x.indices)

@@ -22,7 +22,7 @@ from softjax.regression._problem import Data
 
 # A feature is hidden if its penalty is more than this many times its largest square.
 HIDING = 2.0**80
-# The number of the first examples.
+# The number of examples that are looked at first, since they show most features to be visible.
 FIRST = 64
 
 

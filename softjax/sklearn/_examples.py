@@ -10,27 +10,20 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_array, validate_data
 
 from softjax._foreign import filled
+from softjax.regression._frame import power_of_two
 
 # Features of more bytes are not copied only to save a compilation.
 LARGEST = 2**26
 
 
 class Examples(NamedTuple):
-    """Checked features, labels and weights.
+    """Checked features, labels and weights."""
 
-    Attributes:
-        features: [N, D], float64 or float32, dense, or a SciPy CSR array or matrix.
-        labels: integer [N], the index of each label in `classes`.
-        weights: [N], the sample weights times the class weights; None if all are 1.
-        classes: [K], the distinct labels, sorted.
-        offset: [N, K], nats; None for 0.
-    """
-
-    features: Any
-    labels: np.ndarray
-    weights: np.ndarray | None
-    classes: np.ndarray
-    offset: np.ndarray | None = None
+    features: Any  # [N, D], float64 or float32, dense, or a SciPy CSR array or matrix
+    labels: np.ndarray  # integer [N], the index of each label in `classes`
+    weights: np.ndarray | None  # [N], sample weights times class weights; None if all are 1
+    classes: np.ndarray  # [K], the distinct labels, sorted
+    offset: np.ndarray | None = None  # [N, K], nats; None for 0
 
     @property
     def mass(self) -> float:
@@ -150,7 +143,7 @@ def _encoded(y: np.ndarray, classes: np.ndarray | None) -> tuple[np.ndarray, np.
 
 def bucket(count: int) -> int:
     """The number of rows of a program for `count` rows: a power of two, and at least 64."""
-    return 1 << max(count - 1, 63).bit_length()
+    return max(power_of_two(count), 64)
 
 
 def _lengthened(a: np.ndarray, missing: int) -> np.ndarray:
