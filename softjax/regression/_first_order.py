@@ -17,11 +17,10 @@ from softjax.regression._steps import (
     Batch,
     Form,
     Held,
-    OneSum,
     Terms,
     advance,
-    batches_per_epoch,
     epoch_order,
+    mean_loss,
     objective_and_norm,
     start,
     stores_gradient,
@@ -51,8 +50,6 @@ class Run:
         seed: int,
     ):
         epochs = 1000 if epochs is None else at_least("epochs", epochs, 0)
-        if batch_size is not None:
-            batch_size = min(at_least("batch_size", batch_size, 1), data.features.shape[0])
         data, self.frame = _frame.framed(data, False)
         params = _frame.inside(self.frame, params)
         self.scale = 1.0
@@ -62,21 +59,20 @@ class Run:
                 # The tolerances of its line search are absolute, so the objective is scaled.
                 data, scale = _normalised(data)
                 self.scale = float(scale)
-        self.epoch_steps = batches_per_epoch(len(data.features), batch_size)
+        self.examples = Examples(data, batch_size, seed)
+        self.epoch_steps, self.takes_all = self.examples.epoch_steps, self.examples.takes_all
         self.limit = epochs * self.epoch_steps
-        self.data, self.batch_size = data, batch_size
-        self.key, self.tol = jax.random.key(seed), jnp.asarray(tol, data.features.dtype)
-        self.form = Form(OneSum(), optimizer)
-        self.rows = rows_of(data)
+        self.data, self.tol = data, jnp.asarray(tol, data.features.dtype)
+        self.form = Form(mean_loss, optimizer)
         bound, largest = scales(data)
-        tolerance = self.tol if batch_size is None else -jnp.ones_like(self.tol)
+        tolerance = self.tol if self.takes_all else -jnp.ones_like(self.tol)
         constants = (data.ridge, data.class_weights, data.constant)
-        self.terms = Terms(*constants, bound, largest, tolerance)
+        self.terms = Terms(*constants, tolerance, bound, largest)
         self.mass = float(_normalised(data)[1])
         self.state = start(optimizer, params)
-        self.searches = batch_size is None and stores_gradient(self.state.optimizer_state)
+        self.searches = self.takes_all and stores_gradient(self.state.optimizer_state)
         # A line search knows the objective at the end of a chunk, so that chunks may be shorter.
-        self.chunk = self.epoch_steps if batch_size is not None else 10 if self.searches else 25
+        self.chunk = 10 if self.searches else 25 if self.takes_all else self.epoch_steps
         self.best_step, self.best_value, self.goes_on = 0, np.inf, False
         self.first = np.nan  # the objective of the first call of `advance`
 
@@ -90,13 +86,13 @@ class Run:
         self.state = self.state._replace(total=nothing, taken=np.int32(0))
         while step < stop and status == Status.RUNNING:
             end, terms = stop, self.terms
-            if self.batch_size is not None:
+            if not self.takes_all:
                 end = min(stop, step - step % self.epoch_steps + self.epoch_steps)
             if self.goes_on:  # the gradient is small, but the fit has not ended
                 end, terms = step + 1, terms._replace(tol=-jnp.ones_like(terms.tol))
             count = np.int32(end - step)
             self.state, reached, _ = advance(
-                self.form, terms, self.state, self._held(step), count, NO_FLAG
+                self.form, terms, self.state, self.examples.held(step), count, NO_FLAG
             )
             step, status, self.goes_on = int(self.state.step), int(reached), False
         value, norm = self._value_and_norm(step)
@@ -121,22 +117,20 @@ class Run:
 
     def ended(self, result: FitResult) -> FitResult:
         """The result, completed by values that need another pass over the examples."""
-        if self.batch_size is not None:
-            of_all = Held(self.rows, None)
+        if not self.takes_all:
+            of_all = Held(self.examples.rows, None)
             value, _ = objective_and_norm(self.form, self.terms, self.state, of_all)
             result = result._replace(objective=self.scale * float(value))
         status = jnp.asarray(result.status, jnp.int32)
         separated, status = map(int, separation(self.data, self.state.params, status))
         return result._replace(separated=bool(separated), status=status)
 
-    def _held(self, step: int) -> Held:
-        return held_at(self.rows, self.key, step, self.batch_size)
-
     def _value_and_norm(self, step: int) -> tuple[float, float]:
         """The objective and gradient norm at the parameters, or over the chunk's minibatches."""
         state = self.state
-        if self.batch_size is None or not int(state.taken):
-            value, norm = objective_and_norm(self.form, self.terms, state, self._held(step))
+        if self.takes_all or not int(state.taken):
+            held = self.examples.held(step)
+            value, norm = objective_and_norm(self.form, self.terms, state, held)
             return float(value), float(norm)
         return float(state.total) / int(state.taken), float(state.norm)
 
@@ -154,19 +148,25 @@ class Run:
         return Status.CONVERGED if ending.converged else Status.RUNNING
 
 
-def rows_of(data: Data) -> Batch:
-    """The examples as a batch."""
-    offset = None if data.offset is None else data.offset.T
-    return Batch(data.features, data.labels, data.weights, offset)
+class Examples:
+    """Examples in memory, and their order in each epoch; without `batch_size` a step takes all."""
 
+    def __init__(self, data: Data, batch_size: int | None, seed: int):
+        count, offset = len(data.labels), None if data.offset is None else data.offset.T
+        self.rows = Batch(data.features, data.labels, data.weights, offset)
+        self.batch_size = count
+        if batch_size is not None:
+            self.batch_size = min(at_least("batch_size", batch_size, 1), count)
+        self.takes_all = batch_size is None
+        self.epoch_steps = -(-count // self.batch_size)
+        self.key = jax.random.key(seed)
 
-def held_at(rows: Batch, key: Array, step: int, batch_size: int | None) -> Held:
-    """The examples in the order of the epoch of `step`."""
-    if batch_size is None:
-        return Held(rows, None)
-    num_examples = len(rows.labels)
-    epoch = np.int32(step // batches_per_epoch(num_examples, batch_size))
-    return Held(rows, epoch_order(key, epoch, num_examples, batch_size))
+    def held(self, step: int) -> Held:
+        """The examples in the order of the epoch of `step`."""
+        if self.takes_all:
+            return Held(self.rows, None)
+        epoch = np.int32(step // self.epoch_steps)
+        return Held(self.rows, epoch_order(self.key, epoch, len(self.rows.labels), self.batch_size))
 
 
 @jax.jit

@@ -13,7 +13,7 @@ state are always finite, and so is the objective there, unless a row is not fini
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,11 +89,6 @@ class Held(NamedTuple):
         return replace(batch, weights=weights, counts=inside)
 
 
-def batches_per_epoch(num_examples: int, batch_size: int | None) -> int:
-    """The number of batches that contain every example once; None is one batch of all examples."""
-    return 1 if batch_size is None else -(-num_examples // batch_size)
-
-
 @partial(jax.jit, static_argnames=("num_examples", "batch_size"))
 def epoch_order(key: Array, epoch: Array, num_examples: int, batch_size: int) -> Array:
     """The examples of each batch of an epoch, [steps, batch_size]; (key, epoch) determine them.
@@ -106,24 +101,20 @@ def epoch_order(key: Array, epoch: Array, num_examples: int, batch_size: int) ->
     return order.reshape(-1, batch_size)
 
 
-class OneSum(NamedTuple):
-    """The mean loss as one sum, which XLA adds up over all devices that hold examples."""
+def mean_loss(batch: Batch, class_weights: Array | None, params: SoftmaxRegression) -> Array:
+    """sum_i w_i loss_i / sum_i c_i, nats; 0 where the counts c are 0.
 
-    def mean_loss(
-        self, batch: Batch, class_weights: Array | None, params: SoftmaxRegression
-    ) -> Array:
-        """sum_i w_i loss_i / sum_i c_i, nats; 0 where the counts c are 0."""
-        z = logits(params, batch.features, offset=batch.offset)
-        losses = cross_entropy(z, batch.labels, class_weights=class_weights)
-        if batch.weights is None:
-            return jnp.mean(losses)
-        weights = batch.weights.astype(losses.dtype)
-        counts = batch.weights if batch.counts is None else batch.counts
-        total = jnp.sum(counts.astype(losses.dtype))
-        # Masked rows change neither the value nor the gradient.
-        return jnp.sum(jnp.where(weights != 0, weights * losses, 0)) / jnp.where(
-            total == 0, 1, total
-        )
+    It is one sum, which XLA adds up over all devices that hold examples.
+    """
+    z = logits(params, batch.features, offset=batch.offset)
+    losses = cross_entropy(z, batch.labels, class_weights=class_weights)
+    if batch.weights is None:
+        return jnp.mean(losses)
+    weights = batch.weights.astype(losses.dtype)
+    counts = batch.weights if batch.counts is None else batch.counts
+    total = jnp.sum(counts.astype(losses.dtype))
+    # Masked rows change neither the value nor the gradient.
+    return jnp.sum(jnp.where(weights != 0, weights * losses, 0)) / jnp.where(total == 0, 1, total)
 
 
 def without_bad_rows(batch: Batch, num_classes: int) -> Batch:
@@ -158,20 +149,11 @@ Transform = Callable[[Array], Array] | None
 MOST = 2.0**30
 
 
-class Sums(Protocol):
-    """How the mean loss of a batch is added up; hashable, since a program depends on it."""
-
-    def mean_loss(
-        self, batch: Batch, class_weights: Array | None, params: SoftmaxRegression
-    ) -> Array:
-        """sum_i w_i loss_i / sum_i c_i, nats; 0 where the counts c are 0."""
-        ...
-
-
 class Form(NamedTuple):
     """The static arguments of a program."""
 
-    sums: Sums  # how the mean loss is added up
+    # `mean_loss`, or another function that adds up the same terms.
+    sums: Callable[[Batch, Array | None, SoftmaxRegression], Array]
     optimizer: optax.GradientTransformation  # an optax optimizer
     transform: Transform = None  # a function of the features of a batch, or None
     # Whether rows that are not finite, or have no valid class, are left out.
@@ -183,10 +165,11 @@ class Terms(NamedTuple):
 
     l2: Array  # the strength of the squared penalty: a scalar, or [D], one for each feature
     class_weights: Array | None  # [K], or None
-    constant: Array | None  # the factor of the bias: 1, or 0 without an intercept; None for 1
-    bound: Array | None  # the largest possible entries of the gradient, [D + 1]; None for ones
-    largest: Array | None  # the largest absolute value of each feature, [D]; None for ones
+    constant: Any  # the factor of the bias: 1, or 0 without an intercept
     tol: Array  # the steps end once no entry of the gradient, relative to `bound`, is larger
+    # The largest possible entries of the gradient, [D + 1]; None for ones.
+    bound: Array | None = None
+    largest: Array | None = None  # the largest absolute value of each feature, [D]; None for ones
 
 
 class State(NamedTuple):
@@ -313,11 +296,8 @@ def _objective(
 
     def objective(params: SoftmaxRegression) -> Array:
         features = batch.features if form.transform is None else form.transform(batch.features)
-        inner = params
-        if terms.constant is not None:
-            inner = params._replace(bias=terms.constant * params.bias)
-        transformed = replace(batch, features=features)
-        loss = form.sums.mean_loss(transformed, terms.class_weights, inner)
+        inner = params._replace(bias=terms.constant * params.bias)
+        loss = form.sums(replace(batch, features=features), terms.class_weights, inner)
         return loss + penalty(params, terms.l2)
 
     return objective

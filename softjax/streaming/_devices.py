@@ -24,7 +24,6 @@ class Chunk(NamedTuple):
     """The batches of the steps first, ..., stop - 1, in arrays of one size for all chunks."""
 
     first: int  # the number of the first step
-    stop: int  # the number of the last step, plus one
     count: Any  # the number of steps, on the devices
     feed: Held | Stacked  # the batches, on the devices
     # The batches of this process in its memory; None for arrays, which are not read.
@@ -73,7 +72,7 @@ class Devices:
             out = (None if part is None else part[place, :rows] for part in out)
             source.read(first + place, Batch(*out))
         count = self.placed(np.int32(stop - first))
-        return Chunk(first, stop, count, Stacked(jax.tree.map(self._sharded, host)), host)
+        return Chunk(first, count, Stacked(jax.tree.map(self._sharded, host)), host)
 
     def _sharded(self, part: np.ndarray) -> Array:
         shape = (len(part), part.shape[1] * jax.process_count(), *part.shape[2:])

@@ -25,26 +25,18 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from softjax import _checks, processes
-from softjax.regression._arguments import (
-    at_least,
-    checked_data,
-    constant,
-    error,
-    initial_params,
-    is_traced,
-)
+from softjax.regression._arguments import at_least, checked_data, error
 from softjax.regression._features import is_sparse
-from softjax.regression._first_order import held_at, rows_of, scales, separation
+from softjax.regression._first_order import Examples, scales, separation
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._steps import (
     Form,
     Held,
-    OneSum,
     State,
     Terms,
     Transform,
-    batches_per_epoch,
     good_rows,
+    mean_loss,
     objective_and_norm,
 )
 from softjax.streaming._batches import TRAIN, source_of
@@ -82,17 +74,12 @@ class ArrayFeed:
         if transform is not None:
             transformed(TRAIN, transform, data.features.shape, data.features.dtype)
             data = replace(data, features=jax.jit(transform)(data.features))
-        num_examples = len(data.labels)
-        if batch_size is not None:
-            batch_size = min(at_least("batch_size", batch_size, 1), num_examples)
-        self.data, self.rows, self.batch_size = data, rows_of(data), batch_size
-        self.transform = None  # all features have been transformed
         self.seed = 0 if seed is None else at_least("seed", seed, 0)
-        self.key = jax.random.key(self.seed)
-        self.epoch_steps = batches_per_epoch(num_examples, batch_size)
-        self.takes_all = batch_size is None
+        self.data, self.examples = data, Examples(data, batch_size, self.seed)
+        self.takes_all, self.epoch_steps = self.examples.takes_all, self.examples.epoch_steps
         self.chunk_steps = LONGEST_CHUNK if self.takes_all else self.epoch_steps
-        self.sums = OneSum()
+        self.sums = mean_loss
+        self.transform = None  # all features have been transformed
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -100,39 +87,33 @@ class ArrayFeed:
 
         Arrays with one number per example are checked as a whole, all others in some examples.
         """
-        count, width = self.rows.features.shape
+        count, width = self.data.features.shape
         places = np.linspace(0, count - 1, min(SAMPLES, count)).astype(int)
         data = {}
-        for name, part in vars(self.rows).items():
+        for name, part in vars(self.examples.rows).items():
             if part is not None:
                 seen = part if part.ndim == 1 and _checks.is_concrete(part) else part[places]
                 data[name] = zlib.crc32(np.asarray(seen).tobytes())
-        order = {"batch_size": self.batch_size or count, "seed": self.seed}
+        order = {"batch_size": self.examples.batch_size, "seed": self.seed}
         return {"data": data, "rows": count, "features": width} | order
 
-    def begin(
-        self, step: int, every: int, init: SoftmaxRegression | None, fit_intercept: bool
-    ) -> SoftmaxRegression:
-        """Prepares for the steps from `step` on, and returns the initial parameters.
+    def begin(self, step: int, every: int) -> Any:
+        """Prepares for the steps from `step` on; returns features of the shape that a step sees.
 
-        They are `init`, or zeros of the shape and dtype that the features need. No chunk crosses a
-        multiple of `every` steps.
+        No chunk crosses a multiple of `every` steps.
         """
-        intercept = constant(fit_intercept, self.rows.features.dtype)
-        return initial_params(init, self.rows.features, self.num_classes, intercept)
+        return self.data.features
 
     def known(self, terms: Terms) -> Terms:
         """The terms on the devices, completed with bounds and scales of all examples if known."""
-        self.data = replace(self.data, class_weights=terms.class_weights, l2=terms.l2)
+        known = {"class_weights": terms.class_weights, "l2": terms.l2, "constant": terms.constant}
+        self.data = replace(self.data, **known)
         bound, largest = scales(self.data)
-        constant = self.data.constant if terms.constant is None else terms.constant
-        self.data = replace(self.data, constant=constant)
-        return terms._replace(constant=constant, bound=bound, largest=largest)
+        return terms._replace(bound=bound, largest=largest)
 
     def placed(self, tree: T) -> T:
         """The arrays of a tree on the devices."""
-        sharding = self.rows.features.sharding
-        mesh = getattr(sharding, "mesh", None)
+        mesh = getattr(self.data.features.sharding, "mesh", None)
         if mesh is None:
             return jax.tree.map(jnp.asarray, tree)
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -145,8 +126,7 @@ class ArrayFeed:
     def chunks(self, spans: Spans) -> Generator[Chunk]:
         """For each span of steps the chunk with their batches."""
         for first, stop in spans:
-            held = held_at(self.rows, self.key, first, self.batch_size)
-            yield Chunk(first, stop, np.int32(stop - first), held, None)
+            yield Chunk(first, np.int32(stop - first), self.examples.held(first), None)
 
     def bad_rows(self, chunk: Chunk, step: int) -> tuple[list[int], list[int]]:
         """The rows of the batch of `step` that are bad, and those of them without a valid class."""
@@ -154,7 +134,7 @@ class ArrayFeed:
 
     def value_and_norm(self, form: Form, terms: Terms, state: State) -> tuple[float, float]:
         """The objective of all examples and the norm of its gradient; None if unknown."""
-        value, norm = objective_and_norm(form, terms, state, Held(self.rows, None))
+        value, norm = objective_and_norm(form, terms, state, Held(self.examples.rows, None))
         return float(value), float(norm)
 
     def separated(self, terms: Terms, params: SoftmaxRegression) -> bool:
@@ -187,9 +167,7 @@ class BatchFeed:
                 raise DataError(f"the processes have different batches: {difference}.")
         return configuration
 
-    def begin(
-        self, step: int, every: int, init: SoftmaxRegression | None, fit_intercept: bool
-    ) -> SoftmaxRegression:
+    def begin(self, step: int, every: int) -> Any:
         first = self.source.read(step)
         shape = (len(first.labels), self.num_classes)
         if first.labels.ndim == 2:
@@ -200,9 +178,7 @@ class BatchFeed:
         self.sums = self.devices.sums
         size = sum(part.nbytes for part in jax.tree.leaves(first))
         self.chunk_steps = max(min(CHUNK_BYTES // max(size, 1), LONGEST_CHUNK, every), 1)
-        seen = transformed(TRAIN, self.transform, first.features.shape, first.features.dtype)
-        intercept = constant(fit_intercept, seen.dtype)
-        return initial_params(init, seen, self.num_classes, intercept)
+        return transformed(TRAIN, self.transform, first.features.shape, first.features.dtype)
 
     def known(self, terms: Terms) -> Terms:
         return self.devices.placed(terms)
@@ -241,13 +217,6 @@ class BatchFeed:
 
 
 Feed = ArrayFeed | BatchFeed
-
-
-def refuse_tracers(features: Any, labels: Any, *others: Any) -> None:
-    """Refuses traced data."""
-    if is_traced((None if labels is None else features, labels, *others)):
-        expected = "concrete, since the steps are called one chunk after the other; use `fit`"
-        raise TypeError(_checks.message(TRAIN, "features", expected, "a tracer among the data"))
 
 
 def feed_of(

@@ -68,7 +68,7 @@ class ReproducibleSums(NamedTuple):
         process, block = np.divmod(np.arange(self.blocks), self.of_process)
         return process * (self.of_device * self.mesh.size // self.processes) + block
 
-    def mean_loss(
+    def __call__(
         self, batch: Batch, class_weights: Array | None, params: SoftmaxRegression
     ) -> Array:
         """sum_i w_i loss_i / sum_i c_i; 0 if all counts c are 0. Differentiable in `params`.

@@ -20,9 +20,12 @@ from softjax.checkpoints import TRAINING, Checkpoints, Saved
 from softjax.regression._arguments import (
     at_least,
     class_weights_array,
+    constant,
     error,
     errors_name,
     factors_array,
+    initial_params,
+    is_traced,
     not_negative,
     penalty,
     refuse_other_optimizers,
@@ -33,7 +36,7 @@ from softjax.regression._result import Event, FitResult, Status, Validation, rec
 from softjax.regression._steps import Form, State, Terms, advance, start
 from softjax.streaming._batches import TRAIN, Source
 from softjax.streaming._devices import Chunk
-from softjax.streaming._feeds import BatchFeed, Feed, feed_of, refuse_tracers, spans
+from softjax.streaming._feeds import BatchFeed, Feed, feed_of, spans
 from softjax.streaming._rows import validation_of
 from softjax.tables import DataError
 
@@ -202,33 +205,32 @@ def train(
         True
     """
     begin = time.perf_counter()
-    _refuse_other_functions(transform=transform, callback=callback, preempted=preempted)
-    _refuse_other_checkpoints(checkpoints)
+    _refuse_others(optimizer, checkpoints, transform, callback, preempted)
+    numbers = (sample_weights, offset, class_weights, penalty_factors, init, l2, tol)
+    if is_traced((None if labels is None else features, labels, *numbers)):
+        expected = "concrete, since the steps are called one chunk after the other; use `fit`"
+        raise TypeError(_checks.message(TRAIN, "features", expected, "a tracer among the data"))
     of_arrays = {"batch_size": batch_size, "seed": seed}
     of_arrays |= {"sample_weights": sample_weights, "offset": offset}
-    refuse_other_optimizers(optimizer)
-    numbers = (sample_weights, offset, class_weights, penalty_factors, init, l2, tol)
-    refuse_tracers(features, labels, *numbers)
     feed = feed_of(features, labels, num_classes, transform, of_arrays, skip_nonfinite)
-    steps = _steps(feed, epochs, steps)
-    every = _interval(feed, every, steps)
+    steps, every = _steps(feed, epochs, steps, every)
     strength = not_negative("l2", l2)
     settings = {"num_classes": feed.num_classes, "l2": strength, "fit_intercept": fit_intercept}
     settings |= {"penalty_factors": penalty_factors, "class_weights": class_weights, "init": init}
     settings |= {"transform": transform}
     settings |= {"optimizer": {"init": optimizer.init, "update": optimizer.update}}
     saved = _saved(checkpoints, feed, settings, steps)
-    params = feed.begin(0 if saved is None else saved.step, every, init, fit_intercept)
-    (width, _), dtype = params.kernel.shape, params.kernel.dtype
+    like = feed.begin(0 if saved is None else saved.step, every)
+    width, dtype = like.shape[1], like.dtype
+    intercept = constant(fit_intercept, dtype)
+    params = initial_params(init, like, feed.num_classes, intercept)
     validation = validation_of(validation, params.kernel.shape)
     factors = factors_array(penalty_factors, width, dtype)
     strength = jnp.asarray(penalty("l2", strength, dtype))
     terms = Terms(
         strength if factors is None else strength * factors,
         class_weights_array(class_weights, feed.num_classes, dtype),
-        None if fit_intercept else jnp.zeros((), dtype),
-        bound=None,
-        largest=None,
+        jnp.asarray(intercept),
         # Without `tol`, no gradient is small enough: a norm is never below 0.
         tol=jnp.asarray(-1.0 if tol is None else not_negative("tol", tol), dtype),
     )
@@ -331,14 +333,14 @@ class _Run:
         return jax.tree.map(np.asarray, self.state.params)
 
 
-def _refuse_other_functions(**functions: Any) -> None:
-    """Refuses arguments that are neither None nor functions."""
-    for name, function in functions.items():
-        _checks.refuse_uncallable(TRAIN, name, function)
-
-
-def _refuse_other_checkpoints(checkpoints: Any) -> None:
-    """Refuses checkpoints such as the name of a folder."""
+def _refuse_others(
+    optimizer: Any, checkpoints: Any, transform: Any, callback: Any, preempted: Any
+) -> None:
+    """Refuses arguments of another type, such as the name of a folder as checkpoints."""
+    refuse_other_optimizers(optimizer)
+    _checks.refuse_uncallable(TRAIN, "transform", transform)
+    _checks.refuse_uncallable(TRAIN, "callback", callback)
+    _checks.refuse_uncallable(TRAIN, "preempted", preempted)
     if checkpoints is not None and not hasattr(checkpoints, "restore"):
         expected = "`softjax.checkpoints.Checkpoints(directory)` or None"
         raise TypeError(_checks.message(TRAIN, "checkpoints", expected, repr(checkpoints)))
@@ -361,21 +363,18 @@ def _saved(
     return saved
 
 
-def _steps(feed: Feed, epochs: int | None, steps: int | None) -> int:
-    """The number of the last step."""
+def _steps(feed: Feed, epochs: int | None, steps: int | None, every: int | None) -> tuple[int, int]:
+    """The number of the last step, and the number of steps between two events."""
     if (epochs is None) == (steps is None):
         given = "neither" if steps is None else "both"
         raise error("epochs", "given, or `steps`, but not both", given)
     if steps is not None:
-        return at_least("steps", steps, 0)
-    if isinstance(feed, BatchFeed) and not hasattr(feed.source, "batch_size"):
+        last = at_least("steps", steps, 0)
+    elif isinstance(feed, BatchFeed) and not hasattr(feed.source, "batch_size"):
         expected = "None for batches of a function or an iterable, whose epochs have no known end"
         raise error("epochs", expected, epochs)
-    return at_least("epochs", epochs, 0) * feed.epoch_steps
-
-
-def _interval(feed: Feed, every: int | None, steps: int) -> int:
-    """The number of steps between two events."""
-    if every is None:
-        return feed.epoch_steps if feed.epoch_steps > 1 else max(steps, 1)
-    return at_least("every", every, 1)
+    else:
+        last = at_least("epochs", epochs, 0) * feed.epoch_steps
+    if every is not None:
+        return last, at_least("every", every, 1)
+    return last, feed.epoch_steps if feed.epoch_steps > 1 else max(last, 1)

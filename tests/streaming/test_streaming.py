@@ -25,7 +25,7 @@ from softjax.tables._rows import HeldRows
 pytestmark = pytest.mark.compiled_quickly
 
 K = 4
-TERMS = _steps.Terms(np.float32(0), None, None, None, None, np.float32(-1))
+TERMS = _steps.Terms(np.float32(0), None, np.float32(1), np.float32(-1))
 
 
 def data(n=257, d=5, seed=0, dtype=np.float32):
