@@ -30,7 +30,6 @@ from softjax._reductions import (
     are_long,
     is_place,
     mass_and_cost,
-    mass_cost_and_rest,
     shift,
     sum_and_rest,
     sums_beside_label,
@@ -80,7 +79,8 @@ def _index_loss_and_gradient_jvp(primals, tangents):
 def expected_loss(x: Array, q: Array) -> Array:
     """sum_k q_k (-log softmax(x)_k), with 0 * inf = 0; 0 in an empty row."""
     m, r = excess(x, (x.ndim - 1,))
-    return _expected_loss(m, r, *mass_and_cost(q, x, m))
+    mass, cost = mass_and_cost(q, x, m)
+    return _expected_loss(m, r, mass, cost)
 
 
 @partial(expected_loss.defjvp, symbolic_zeros=True)
@@ -114,7 +114,7 @@ def _expected_loss_gradient_jvp(primals, tangents):
 def _expected_loss_and_gradient(x: Array, q: Array) -> tuple[Array, Array]:
     """The loss and its gradient from the same exponentials."""
     m, r, e = excess_and_exponentials(x, (x.ndim - 1,))
-    mass, cost, others = mass_cost_and_rest(q, x, m, e == 1)
+    mass, cost, others = mass_and_cost(q, x, m, e == 1)
     return _expected_loss(m, r, mass, cost), _expected_gradient(q, m, r, e, mass, others)
 
 

@@ -98,11 +98,7 @@ def excess(x: Array, axes: Axes, exact: DTypeLike | None = None) -> tuple[Array,
         rest, tops = sums_beside_top(x, m, axes)
         return m, rest + (tops - 1)
 
-    def in_one_pass(x: Array) -> tuple[Array, Array]:
-        m, r = excess_in_one_pass(x, axes)
-        return m, r
-
-    return in_one_pass_if_long(x, axes, in_one_pass, in_two_passes)
+    return in_one_pass_if_long(x, axes, partial(excess_in_one_pass, axes=axes), in_two_passes)
 
 
 def excess_and_exponentials(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
@@ -123,15 +119,12 @@ def excess_and_exponentials(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
 def _stored_maximum(x: Array, axes: Axes, exact: DTypeLike | None = None) -> Array:
     """The result of `maximum`, which XLA:CPU computes once and does not fuse into the sums."""
 
-    def plain(x: Array) -> Array:
-        return maximum(x, axes, exact)
-
     def on_cpu(x: Array) -> Array:
         narrow = x if exact is None else x.astype(exact)
         largest = maximum(maxima_of_blocks(narrow, axes), axes)
         return lax.optimization_barrier(largest.astype(x.dtype))
 
-    return platform_dependent(x, cpu=on_cpu, default=plain)
+    return platform_dependent(x, cpu=on_cpu, default=partial(maximum, axes=axes, exact=exact))
 
 
 def total(m: Array, r: Array) -> Array:

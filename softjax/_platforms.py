@@ -212,7 +212,7 @@ def _jvp(primals, tangents, *, form: Callable, like: Any):
         point, directions = operands[:count], operands[count:]
 
         def of_moved(*values: Array) -> Sequence[Array]:
-            results = form(platform, *_with(point, moved, values))
+            results = form(platform, *replaced(point, moved, values))
             return [results[n] for n in reals]
 
         return jax.jvp(of_moved, [point[n] for n in moved], list(directions))[1]
@@ -221,7 +221,7 @@ def _jvp(primals, tangents, *, form: Callable, like: Any):
     operands = (*primals, *(tangents[n] for n in moved))
     dots = _bound(tangent, [like[n] for n in reals], operands)
     nothing = [ad.Zero(a.to_tangent_aval()) for a in like]
-    return values, _with(nothing, reals, dots)
+    return values, replaced(nothing, reals, dots)
 
 
 def _transpose(cotangents, *operands, form: Callable, like: Any):
@@ -231,17 +231,17 @@ def _transpose(cotangents, *operands, form: Callable, like: Any):
     count, length = len(known), len(operands)  # a form may keep no traced value
 
     def transposed(platform: str, *values: Array) -> Sequence[Array]:
-        point = _with([None] * length, known, values[:count])
+        point = replaced([None] * length, known, values[:count])
 
         def of_linear(*values: Array) -> Sequence[Array]:
-            return form(platform, *_with(point, linear, values))
+            return form(platform, *replaced(point, linear, values))
 
         shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in types]
         return jax.linear_transpose(of_linear, *shapes)(list(values[count:]))
 
     given = [ad.instantiate_zeros(a) for a in cotangents]
     results = _bound(transposed, types, [*(operands[n] for n in known), *given])
-    return _with([None] * length, linear, results)
+    return replaced([None] * length, linear, results)
 
 
 def _batched(operands, axes, *, form: Callable, like: Any):
@@ -254,7 +254,7 @@ def _batched(operands, axes, *, form: Callable, like: Any):
     return _bound(of_batch, shapes, operands), [0] * len(like)
 
 
-def _with(values: Sequence[Any], places: Sequence[int], new: Sequence[Any]) -> list[Any]:
+def replaced(values: Sequence[Any], places: Sequence[int], new: Sequence[Any]) -> list[Any]:
     """The values, with those at `places` replaced by new ones."""
     every = list(values)
     for n, value in zip(places, new, strict=True):

@@ -78,7 +78,7 @@ def shift_row(x: Array, m: Array, axes: Axes) -> Array:
     with the difference either.
     """
 
-    def on_cpu(x: Array, m: Array) -> Array:
+    def plain(x: Array, m: Array) -> Array:
         # The order matters: if one argument is NaN, XLA:CPU returns the second as the minimum.
         return jnp.minimum(m, x) - m
 
@@ -88,11 +88,9 @@ def shift_row(x: Array, m: Array, axes: Axes) -> Array:
         x = jnp.minimum(x, m)
         return x - jnp.max(x, axes, keepdims=True, initial=jnp.finfo(x.dtype).min)
 
-    def plain(x: Array, m: Array) -> Array:
-        return jnp.minimum(x, m) - m
-
-    on_gpu = in_one_kernel if rows_fit_a_kernel(x, axes) else plain
-    return platform_dependent(x, m, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=plain)
+    if not rows_fit_a_kernel(x, axes):
+        return plain(x, m)
+    return platform_dependent(x, m, cuda=in_one_kernel, rocm=in_one_kernel, default=plain)
 
 
 def rows_fit_a_kernel(x: Array, axes: Axes) -> bool:
@@ -228,38 +226,26 @@ def weighted_sum(p: Array, v: Array, origin: Array, axes: Axes) -> Array:
     return platform_dependent(p, v, origin, cpu=form, default=plain)
 
 
-def sum_and_rest(v: Array, left_out: Array, axes: Axes) -> Pair:
+def sum_and_rest(v: Array, left_out: Array, axes: Axes) -> Sums:
     """sum v over `axes`, which are kept, and the sum of those v that are not left out."""
 
     def terms(v: Array, left_out: Array) -> Pair:
         return v, jnp.where(left_out, 0, v)
 
-    whole, rest = _sums_of_terms(terms, (v, left_out), axes, UNROLLED)
-    return whole, rest
+    return _sums_of_terms(terms, (v, left_out), axes, UNROLLED)
 
 
-def mass_and_cost(q: Array, x: Array, m: Array) -> Pair:
-    """sum q and sum q (m - x) over the last axis, which is kept, with 0 * inf = 0."""
+def mass_and_cost(q: Array, x: Array, m: Array, *left_out: Array) -> Sums:
+    """sum q and sum q (m - x) over the last axis, which is kept, with 0 * inf = 0.
 
-    def terms(q: Array, x: Array) -> Pair:
-        return q, _cost(q, x, m)
+    For each mask `left_out` there is one more result: the sum of those q that are not left out.
+    """
 
-    mass, cost = _sums_of_terms(terms, (q, x), (x.ndim - 1,))
-    return mass, cost
+    def terms(q: Array, x: Array, *left_out: Array) -> Sums:
+        cost = jnp.where(q == 0, 0, q * -shift(x, m))
+        return q, cost, *(jnp.where(out, 0, q) for out in left_out)
 
-
-def mass_cost_and_rest(q: Array, x: Array, m: Array, left_out: Array) -> tuple[Array, Array, Array]:
-    """The results of `mass_and_cost`, and the sum of those q that are not left out."""
-
-    def terms(q: Array, x: Array, left_out: Array) -> Sums:
-        return q, _cost(q, x, m), jnp.where(left_out, 0, q)
-
-    mass, cost, rest = _sums_of_terms(terms, (q, x, left_out), (x.ndim - 1,))
-    return mass, cost, rest
-
-
-def _cost(q: Array, x: Array, m: Array) -> Array:
-    return jnp.where(q == 0, 0, q * -shift(x, m))
+    return _sums_of_terms(terms, (q, x, *left_out), (x.ndim - 1,))
 
 
 def _sums_of_terms(

@@ -22,7 +22,7 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jax.interpreters import ad, batching
 
-from softjax._platforms import Primitive, lower_by_platform
+from softjax._platforms import Primitive, lower_by_platform, replaced
 from softjax._sharding import varying_alike
 
 Map = Callable[..., Array]
@@ -94,10 +94,10 @@ class _OfOperand:
 
     def at(self, leaves: tuple[Array, ...]) -> tuple[Callable[[Array], Array], Array]:
         """The function of the variable alone, and the variable."""
-        before, after = leaves[: self.place], leaves[self.place + 1 : self.tree.num_leaves]
+        point = leaves[: self.tree.num_leaves]
 
         def of_variable(x: Array) -> Array:
-            return self.function(*jax.tree.unflatten(self.tree, (*before, x, *after)))
+            return self.function(*jax.tree.unflatten(self.tree, replaced(point, [self.place], [x])))
 
         return of_variable, leaves[self.place]
 
@@ -141,10 +141,7 @@ def _of_leaves(function: Map, tree: Any, is_differentiated: bool, *leaves: Array
     reals = [n for n, a in enumerate(leaves) if jnp.issubdtype(a.dtype, jnp.floating)]
 
     def of_reals(*values: Array) -> Array:
-        every = list(leaves)
-        for n, value in zip(reals, values, strict=True):
-            every[n] = value
-        return function(*jax.tree.unflatten(tree, every))
+        return function(*jax.tree.unflatten(tree, replaced(leaves, reals, values)))
 
     return jax.vjp(of_reals, *(leaves[n] for n in reals))[0]
 
@@ -152,20 +149,16 @@ def _of_leaves(function: Map, tree: Any, is_differentiated: bool, *leaves: Array
 @partial(_of_leaves.defjvp, symbolic_zeros=True)
 def _of_leaves_jvp(function: Map, tree: Any, is_differentiated: bool, primals, tangents):
     value = _of_leaves(function, tree, True, *primals)
-    parts = []
+    # The value is an operand, and kept, only if no other operand has its type.
+    types, parts = [jax.typeof(a) for a in (*primals, value)], []
+    kept = types.index(types[-1])
+    operands = (*primals, value)[: max(kept + 1, len(primals))]
     for place, tangent in enumerate(tangents):
         if not isinstance(tangent, SymbolicZero):  # the tangents of integers are symbolic zeros
-            # The value is an operand, and kept, only if no other operand has its type.
-            kept = next((n for n, a in enumerate(primals) if _alike(a, value)), len(primals))
-            operands = (*primals, value)[: max(kept + 1, len(primals))]
             there = Form(_Tangent(function, tree, place), 1 + kept)
             back = Form(_Cotangent(function, tree, place), 1 + place)
             parts.append(linear_map(there, back, tangent, *operands))
     return value, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(value)
-
-
-def _alike(a: Array, b: Array) -> bool:
-    return jax.typeof(a) == jax.typeof(b)
 
 
 _linear_map_p = Primitive("linear_map")
@@ -199,10 +192,7 @@ def _jvp(primals, tangents, **forms: Any):
     if moved:
 
         def of_moved(*values):
-            all_of_them = list(coefficients)
-            for n, value in zip(moved, values, strict=True):
-                all_of_them[n] = value
-            return forms["forward"].function(v, *all_of_them)
+            return forms["forward"].function(v, *replaced(coefficients, moved, values))
 
         points, directions = [coefficients[n] for n in moved], [dots[n] for n in moved]
         parts.append(jax.jvp(of_moved, points, directions)[1])
