@@ -70,6 +70,11 @@ def needs_extra(what: str, package: str, extra: str) -> str:
     )
 
 
+def is_number(option: Any, value: float) -> bool:
+    """Whether an option is the Python number `value`; an array with this value is not."""
+    return isinstance(option, (int, float)) and option == value
+
+
 def is_concrete(x: Any) -> bool:
     """Whether this process can read the values of `x` now, because `x` is not traced."""
     if isinstance(x, (list, tuple)):

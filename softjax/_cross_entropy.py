@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from softjax import _checks
+from softjax._checks import is_number
 from softjax._labels import Labels, class_indices, distribution, indices_of_shape, is_class_indices
 from softjax._logsumexp import logsumexp_core
 from softjax._losses import expected_loss, index_loss, spoiled
@@ -99,7 +100,8 @@ def cross_entropy(
     name = "cross_entropy"
     checked_reduction(name, reduction)
     given = where, class_weights, ignore_index, weights
-    is_plain = all(a is None for a in given) and _is_zero(label_smoothing) and _is_zero(z_loss)
+    is_plain = all(a is None for a in given) and is_number(label_smoothing, 0)
+    is_plain &= is_number(z_loss, 0)
     if is_plain and type(axis) is int and _is_known_distribution(labels, logits):
         _checks.not_negative(name, "labels", labels)
         return _of_distribution(logits, labels, axis, reduction)
@@ -111,9 +113,9 @@ def cross_entropy(
     classes = x.shape[-1]
     dtype = compute_dtype(x.dtype)
     smoothing = z = of_classes = of_examples = None
-    if not _is_zero(label_smoothing):
+    if not is_number(label_smoothing, 0):
         smoothing = _checks.unit_interval(name, "label_smoothing", label_smoothing, dtype)
-    if not _is_zero(z_loss):
+    if not is_number(z_loss, 0):
         z = _checks.not_negative_scalar(name, "z_loss", z_loss, dtype)
     if ignore_index is not None:
         ignore_index = _checks.integer(name, "ignore_index", ignore_index)
@@ -295,7 +297,3 @@ def _mean_loss(x: Array, where: Array | None, weights: Array | None) -> Array:
     uniform = jnp.ones_like(x) if where is None else where.astype(x.dtype)
     uniform /= jnp.maximum(jnp.sum(uniform, -1, keepdims=True), 1)
     return expected_loss(x, uniform if weights is None else _of_classes(weights, uniform) * uniform)
-
-
-def _is_zero(option: ArrayLike) -> bool:
-    return isinstance(option, (int, float)) and option == 0

@@ -159,6 +159,14 @@ def is_class_indices(labels: Labels, function: str) -> TypeGuard[ArrayLike]:
     raise TypeError(message(function, "labels", expected, f"dtype {dtype}"))
 
 
+def refuse_distributions(function: str, labels: Labels) -> None:
+    """Refuses labels that are not class indices."""
+    if not is_class_indices(labels, function):
+        is_sparse = isinstance(labels, TopKLabels)
+        got = "TopKLabels" if is_sparse else f"dtype {jnp.asarray(labels).dtype}"
+        raise TypeError(message(function, "labels", "class indices (integer)", got))
+
+
 def distribution(
     function: str, labels: Labels, shape: tuple[int, ...], dtype, axis: int = -1
 ) -> Array:

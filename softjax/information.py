@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._checks import Axis
 from softjax._entropies import cross_entropy_core, entropy_core, kl_divergence_core, over_classes
-from softjax._labels import TopKLabels, class_indices, is_class_indices
+from softjax._labels import class_indices, refuse_distributions
 from softjax._losses import index_loss, spoiled
 from softjax._numerics import compute_dtype, masked, maximum
 from softjax._sharding import with_sharding_of
@@ -182,10 +182,7 @@ def surprisal(
     """
     x = _checks.real_array("surprisal", "logits", logits)
     axis = _checks.one_axis("surprisal", axis, x.ndim)
-    if not is_class_indices(labels, "surprisal"):
-        is_sparse = isinstance(labels, TopKLabels)
-        got = "TopKLabels" if is_sparse else f"dtype {jnp.asarray(labels).dtype}"
-        raise TypeError(_checks.message("surprisal", "labels", "an array of integers", got))
+    refuse_distributions("surprisal", labels)
     _checks.same_shape("surprisal", "labels", labels, x.shape[:axis] + x.shape[axis + 1 :])
     index, bad, _ = class_indices("surprisal", labels, x.shape[axis])
     return _surprisal(x, index, bad, _checks.mask_of_classes("surprisal", where, x.shape), axis)

@@ -30,10 +30,10 @@ class Rows(NamedTuple):
     """The data of the rows. The targets of a row are either a few classes, or `dense`."""
 
     hidden: Array  # [n, D]
-    index: Array | None  # [n, k], in [0, V)
-    mass: Array | None  # [n, k], the target mass at `index`; NaN for a bad label
-    dense: Array | None  # [n, V]
-    active: Array | None  # [n], booleans; inactive rows have loss 0 and gradient 0
+    index: Array | None = None  # [n, k], in [0, V)
+    mass: Array | None = None  # [n, k], the target mass at `index`; NaN for a bad label
+    dense: Array | None = None  # [n, V]
+    active: Array | None = None  # [n], booleans; inactive rows have loss 0 and gradient 0
 
 
 class Classes(NamedTuple):
@@ -68,21 +68,21 @@ class TransposedClasses(Classes):
 class Scalars(NamedTuple):
     """The options that are one number; None for an option that is not used."""
 
-    softcap: Array | None
-    temperature: Array | None
-    z_loss: Array | None
+    softcap: Array | None = None
+    temperature: Array | None = None
+    z_loss: Array | None = None
 
 
 class Block(NamedTuple):
     """n rows by v classes, with all arrays that may be differentiated."""
 
-    product: Array | None  # [n, v], h W; None in tangents
-    bias: Array | None  # [v]
-    spread: Array | None  # [v]
-    class_weights: Array | None  # [v]
-    dense: Array | None  # [n, v]
-    mass: Array | None  # [n, k]
-    scalars: Scalars
+    product: Array | None = None  # [n, v], h W; None in tangents
+    bias: Array | None = None  # [v]
+    spread: Array | None = None  # [v]
+    class_weights: Array | None = None  # [v]
+    dense: Array | None = None  # [n, v]
+    mass: Array | None = None  # [n, k]
+    scalars: Scalars = Scalars()
 
 
 class Statistics(NamedTuple):
@@ -90,9 +90,9 @@ class Statistics(NamedTuple):
 
     top: Array  # [n], m
     excess: Array  # [n], r; -1 if all classes so far are -inf
-    label_logits: Array | None  # [n, k], x at `index`; 0 if no block so far has this class
-    mass: Array | None  # [n], the sum of t_k for `spread` and `dense`
-    cost: Array | None  # [n], - sum_k t_k d_k for this mass
+    label_logits: Array | None = None  # [n, k], x at `index`; 0 if no block so far has this class
+    mass: Array | None = None  # [n], the sum of t_k for `spread` and `dense`
+    cost: Array | None = None  # [n], - sum_k t_k d_k for this mass
 
 
 def block_of(rows: Rows, classes: Classes, scalars: Scalars, product: Array | None = None) -> Block:

@@ -152,7 +152,7 @@ class Comparison(NamedTuple):
         return Side(x, distance(x, s.top[:, None], temperature), s)
 
     def _statistics(self, x: Array, temperature: Array | None) -> Statistics:
-        s = Statistics(*top_and_excess(x, temperature), None, None, None)
+        s = Statistics(*top_and_excess(x, temperature))
         return joined(s, self.axes, temperature) if self.axes else s
 
     def _tail(self, part: Arguments, student: Side, temperature: Array | None) -> Tail:

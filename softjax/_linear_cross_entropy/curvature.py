@@ -163,7 +163,7 @@ def _reduced(
         scale = shares(scale)
     counted = ~is_zero(scale)[:, None]
     hidden, h_dot = jax.tree.map(lambda a: jnp.where(counted, a, 0), (hidden, h_dot))
-    rows = Rows(hidden, None, None, None, None)
+    rows = Rows(hidden)
     operands = Arguments(rows, head.classes, scalars), scale, (h_dot, *tangents[1:])
     if layout is None:
         h, w, b = _products((), budget, *operands)

@@ -196,7 +196,7 @@ def _checked(
                 raise ValueError(_checks.message(NAME, argument, expected, "others"))
         bad = ~(is_sum(mass) & _is_set(index))
         mass = _checks.nan_where(bad[..., None], mass.astype(dtype))
-        rows = Rows(head.hidden, index, mass, None, None)
+        rows = Rows(head.hidden, index, mass)
         return Pair(Arguments(rows, classes, scalars), None), rounding
     if not isinstance(teacher, tuple) or not 2 <= len(teacher) <= 4:
         expected, got = "a LinearHead or TopKLabels", type(teacher).__name__
@@ -209,7 +209,7 @@ def _checked(
         raise ValueError(_checks.message(NAME, "teacher", expected, got))
     wide = compute_dtype(other.hidden.dtype)
     of_teacher = checked_scalars(NAME, wide, given.softcap, temperature)
-    rows = [Rows(h.hidden, None, None, None, None) for h in (head, other)]
+    rows = [Rows(h.hidden) for h in (head, other)]
     student = Arguments(rows[0], classes, scalars)
     return Pair(student, Arguments(rows[1], other.classes, of_teacher)), None
 

@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.sharding import PartitionSpec as P
-from jax.sharding import use_abstract_mesh
 
 from softjax import _checks
 from softjax._linear_cross_entropy.blocks import Rows
 from softjax._linear_cross_entropy.layout import Call, Layout
 from softjax._linear_cross_entropy.pieces import Arguments
-from softjax._linear_cross_entropy.sharded import padded, specs_of
+from softjax._linear_cross_entropy.sharded import on_devices, padded, specs_of
 from softjax._numerics import compute_dtype
 from softjax._sharding import axes_of, varying
 from softjax._weights import is_zero, shares
@@ -155,7 +154,7 @@ def packed(layout: Layout | None, heads: tuple[Arguments, ...], scale: Array, mo
         heads, spec = tuple(padded(layout, head) for head in heads), P(layout.rows)
         specs = tuple(specs_of(layout, head).rows for head in heads), spec
         operands = tuple(head.rows for head in heads), layout.evened(scale, spec)
-        every, *others = _on_devices(layout, local, operands, specs, (*specs, spec, P()))
+        every, *others = on_devices(layout, local, operands, specs, (*specs, spec, P()))
     heads = tuple(head._replace(rows=rows) for head, rows in zip(heads, every, strict=True))
     return Packed(heads, *others)
 
@@ -172,15 +171,5 @@ def unpacked(layout: Layout | None, tree: Any, places: Array, count: int) -> Any
     spec = P(layout.rows)
     zeros = jax.tree.map(lambda a: layout.evened(a, spec), zeros)
     of_tree = jax.tree.map(lambda _: spec, tree)
-    every = _on_devices(layout, local, (tree, places, zeros), (of_tree, spec, of_tree), of_tree)
+    every = on_devices(layout, local, (tree, places, zeros), (of_tree, spec, of_tree), of_tree)
     return jax.tree.map(lambda a: layout.as_rows(a[:count]), every)
-
-
-def _on_devices(
-    layout: Layout, local: Callable, operands: tuple, in_specs: tuple, out_specs: Any
-) -> Any:
-    """`local` applied to the parts of each device."""
-    with use_abstract_mesh(layout.mesh):
-        operands = jax.tree.map(layout.placed, operands, in_specs)
-        over = jax.shard_map(local, mesh=layout.mesh, in_specs=in_specs, out_specs=out_specs)
-        return over(*operands)

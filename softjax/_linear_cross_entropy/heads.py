@@ -9,6 +9,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from softjax import _checks
+from softjax._checks import is_number
 from softjax._cross_entropy import checked_weights as weights_of_shape
 from softjax._labels import (
     Labels,
@@ -16,6 +17,7 @@ from softjax._labels import (
     class_indices,
     indices_of_shape,
     is_class_indices,
+    refuse_distributions,
     refuse_floating_indices,
     sparse_distribution,
 )
@@ -105,9 +107,9 @@ def checked_scalars(
     cap = t = z = None
     if softcap is not None:
         cap = _checks.positive_scalar(function, "softcap", softcap, dtype)
-    if not _is_number(temperature, 1):
+    if not is_number(temperature, 1):
         t = _checks.positive_scalar(function, "temperature", temperature, dtype)
-    if not _is_number(z_loss, 0):
+    if not is_number(z_loss, 0):
         z = _checks.not_negative_scalar(function, "z_loss", z_loss, dtype)
     return Scalars(cap, t, z)
 
@@ -127,7 +129,7 @@ def checked_targets(
     dtype, own = compute_dtype(head.hidden.dtype), head.classes.length
     classes, names = all_classes(head.classes, class_axis), manual_axes(mesh_of(()), class_axis)
     e = None
-    if not _is_number(label_smoothing, 0):
+    if not is_number(label_smoothing, 0):
         e = _checks.unit_interval(function, "label_smoothing", label_smoothing, dtype)
     if ignore_index is not None:
         ignore_index = _checks.integer(function, "ignore_index", ignore_index)
@@ -187,11 +189,8 @@ def checked_labels(
     each example, it occurs twice, the second time with its mass in the loss.
     """
     if labels is None:
-        return Rows(head.hidden, None, None, None, None), None, None
-    if not is_class_indices(labels, name):
-        is_sparse = isinstance(labels, TopKLabels)
-        got = "TopKLabels" if is_sparse else f"dtype {jnp.asarray(labels).dtype}"
-        raise TypeError(_checks.message(name, "labels", "class indices (integer)", got))
+        return Rows(head.hidden), None, None
+    refuse_distributions(name, labels)
     shape = np.shape(labels)
     if len(shape) != len(head.lead) + 1 or shape[:-1] != head.lead:
         _checks.same_shape(name, "labels", labels, head.lead)
@@ -206,7 +205,7 @@ def checked_labels(
     index, bad, ignored = class_indices(name, labels, classes, ignore_index)
     mass = _checks.nan_where(bad, jnp.ones(shape, compute_dtype(head.hidden.dtype)))
     mass = mass if ignored is None else jnp.where(ignored, 0, mass)
-    return Rows(head.hidden, index, mass, None, None), None, None
+    return Rows(head.hidden, index, mass), None, None
 
 
 @jax.jit
@@ -226,14 +225,5 @@ def checked_weights(function: str, weights: ArrayLike | None, head: Head) -> Arr
 
 
 def checked_budget(function: str, max_temp_bytes: int | None) -> None:
-    if max_temp_bytes is None:
-        return
-    if not isinstance(max_temp_bytes, int) or isinstance(max_temp_bytes, bool):
-        expected = "an integer or None"
-        raise TypeError(_checks.message(function, "max_temp_bytes", expected, repr(max_temp_bytes)))
-    if max_temp_bytes <= 0:
-        raise ValueError(_checks.message(function, "max_temp_bytes", "> 0", max_temp_bytes))
-
-
-def _is_number(option: ArrayLike, value: float) -> bool:
-    return isinstance(option, (int, float)) and option == value
+    if max_temp_bytes is not None:
+        _checks.at_least(function, "max_temp_bytes", max_temp_bytes, 1)

@@ -117,7 +117,7 @@ def linear_logsumexp(
     checked_budget(name, max_temp_bytes)
     head = checked_head(name, hidden, kernel, bias, transpose_kernel)
     scalars = checked_scalars(name, compute_dtype(head.hidden.dtype), softcap, temperature)
-    rows = Rows(head.hidden, None, None, None, None)
+    rows = Rows(head.hidden)
     arguments = Arguments(rows, head.classes, scalars)
     how = {"budget": max_temp_bytes, "batch_invariant": batch_invariant}
     call = call_of(name, head.classes, head.hidden, None, class_axis, feature_axis, **how)
@@ -241,7 +241,7 @@ def _refuse_options(name: str, options: dict[str, Any], reduction: str) -> None:
     """Raises an error for options of the loss if there is no loss."""
     options = options if reduction == "none" else options | {"reduction": reduction}
     for option, value in options.items():
-        if value is not None and not (isinstance(value, (int, float)) and value == 0):
+        if value is not None and not _checks.is_number(value, 0):
             expected = "left out where there are no labels [...], and so no loss"
             raise ValueError(_checks.message(name, option, expected, repr(value)))
 

@@ -6,6 +6,7 @@ derivative rule computes the gradients while the logits are in memory: two produ
 for the gradients of each head.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, ShapeDtypeStruct
 
-from softjax._linear_cross_entropy.blocks import Block, Scalars, block_of
+from softjax._linear_cross_entropy.blocks import Block, block_of
 from softjax._linear_cross_entropy.comparison import Blocks, Comparison
 from softjax._linear_cross_entropy.pieces import (
     Arguments,
@@ -32,7 +33,7 @@ from softjax._linear_cross_entropy.pieces import (
     transposed,
     wanted_of,
 )
-from softjax._linear_cross_entropy.plans import Shapes, rows_of_pairs, sizes_of_pairs
+from softjax._linear_cross_entropy.plans import rows_of_pairs, sizes_of_pairs
 from softjax._linear_cross_entropy.sums import inner, shapes_of_bars
 from softjax._numerics import compute_dtype
 from softjax._platforms import lowered_for_platform
@@ -51,15 +52,14 @@ def each_pair(comparison: Comparison, budget: int | None, pair: Pair) -> Array:
     """The losses of all rows, computed some rows at a time."""
 
     def step(values, pair, start, size):
-        part = _some(pair, start, size)
-        return put(values, of_part(part), start, 0)
+        return put(values, of_part(_some(pair, start, size)), start, 0)
 
     def of_part(part: Pair) -> Array:
         return comparison.losses(comparison.contrast(part.student, _blocks(part)))
 
     shape = jax.eval_shape(of_part, pair)
     zeros = jnp.zeros(shape.shape, shape.dtype)
-    size = rows_of_pairs(_shapes(pair), budget)
+    size = rows_of_pairs(shapes_of(pair.student), budget)
     return sweep(step, zeros, pair, shape.shape[0], size)
 
 
@@ -76,7 +76,7 @@ def _each_pair_jvp(comparison, budget, primals, tangents):
         linear = partial(comparison.tangent, comparison.contrast(part.student, blocks))
         beside = tuple(None if dots is None else block_dots(None, dots) for dots in part_dots)
         new = linear(dots_like(blocks, beside))
-        of_products = [_product_of(*both) for both in zip(blocks, part_dots, strict=True)]
+        of_products = _of_both(_product_of, blocks, part_dots)
         ones = varying(jnp.ones_like(new), axes_of(of_products))
         products = transposed(linear, of_products, ones)
         for head, head_dots, block in zip(part, part_dots, products, strict=True):
@@ -85,8 +85,8 @@ def _each_pair_jvp(comparison, budget, primals, tangents):
                 new += product_tangent(g, head, head_dots, values.dtype)
         return put(values_dot, new, start, 0)
 
-    zeros, size = jnp.zeros_like(values), rows_of_pairs(_shapes(pair), budget, _kernels(dots))
-    return values, sweep(step, zeros, (pair, dots), values.shape[0], size)
+    size = rows_of_pairs(shapes_of(pair.student), budget, _kernels(dots))
+    return values, sweep(step, jnp.zeros_like(values), (pair, dots), values.shape[0], size)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -101,8 +101,11 @@ def _total_pair_jvp(comparison, budget, primals, tangents):
     # A function that JAX keeps for a derivative must not close over the tangents.
     like_dots = jax.tree.map(lambda dot: ShapeDtypeStruct(dot.shape, dot.dtype), dots)
     gradients = partial(_gradients, comparison, like_dots)
-    arrays = _arrays(comparison, pair)
-    sizes = sizes_of_pairs(_shapes(pair), budget, _kernels(dots), arrays)
+    shapes = shapes_of(pair.student)
+    # The number of float32 arrays [n, V] that are stored on a GPU or TPU: the logits of both heads
+    # and their gradients. In half precision, a KL divergence computes one of these in place.
+    few = shapes.half and pair.teacher is not None and comparison.divergence != "jensen_shannon"
+    sizes = sizes_of_pairs(shapes, budget, _kernels(dots), 3 if few else 4)
     of_value, of_values = (ShapeDtypeStruct(shape, scale.dtype) for shape in ((), scale.shape))
     like = of_value, like_dots, of_values
     value, bars, values = lowered_for_platform(gradients, sizes, like, pair, scale)
@@ -122,41 +125,30 @@ def _gradients(
         value, bars, values = sums
         part, c = _some(operands[0], start, size), cut(operands[1], start, size, 0)
         blocks = _blocks(part)
-        wanted = [
-            None if block is None or of_head is None else wanted_of(block, of_head)
-            for block, of_head in zip(blocks, dots, strict=True)
-        ]
+        wanted = _of_both(wanted_of, blocks, dots)
         contrast = comparison.contrast(part.student, blocks)
         some = comparison.losses(contrast)
         new = transposed(partial(comparison.tangent, contrast), wanted, c)
-        student = _plus(part.student, bars.student, new[0], start)
-        teacher = None
-        if part.teacher is not None and bars.teacher is not None:
-            teacher = _plus(part.teacher, bars.teacher, new[1], start)
-        bars = Pair(student, teacher)
+        bars = Pair(*_of_both(partial(_plus, start=start), part, bars, new))
         return value + jnp.sum(c * some), bars, put(values, some, start, 0)
 
-    like = ShapeDtypeStruct(scale.shape, scale.dtype)
-    student, teacher = pair
-    of_student, of_teacher = dots
-    shapes = Pair(
-        shapes_of_bars(student, of_student, True),
-        None
-        if teacher is None or of_teacher is None
-        else shapes_of_bars(teacher, of_teacher, True),
-    )
-    sums = ShapeDtypeStruct((), scale.dtype), shapes, like
+    shapes = Pair(*_of_both(partial(shapes_of_bars, adds_up=True), pair, dots))
+    like, of_value = (ShapeDtypeStruct(shape, scale.dtype) for shape in (scale.shape, ()))
+    sums = of_value, shapes, like
     value, bars, values = accumulated(step, sums, scale.shape[0], sizes, (pair, scale))
     return value, jax.tree.map(lambda bar, dot: bar.astype(dot.dtype), bars, dots), values
 
 
-def _product_of(block: Block | None, dots: Arguments | None) -> Block | None:
+def _of_both(function: Callable, *pairs: Any) -> list[Any]:
+    """`function` of the parts of both heads; None for a head of which a part is None."""
+    parts = zip(*pairs, strict=True)
+    return [None if any(part is None for part in own) else function(*own) for own in parts]
+
+
+def _product_of(block: Block, dots: Arguments) -> Block:
     """The block with only its product, if a tangent acts on it."""
-    if block is None or dots is None:
-        return None
     acts = dots.rows.hidden is not None or dots.classes.kernel is not None
-    product, nothing = block.product if acts else None, Scalars(None, None, None)
-    return Block(product, None, None, None, None, None, nothing)
+    return Block(block.product if acts else None)
 
 
 def _plus(head: Arguments, bars: Arguments, new: Block, start: Array | int) -> Arguments:
@@ -181,31 +173,15 @@ def _plus(head: Arguments, bars: Arguments, new: Block, start: Array | int) -> A
     )
 
 
-def _shapes(pair: Pair) -> Shapes:
-    return shapes_of(pair.student)
-
-
-def _arrays(comparison: Comparison, pair: Pair) -> int:
-    """The number of float32 arrays [n, V] that a sum with its gradients stores on a GPU or TPU.
-
-    They are the logits of both heads and their gradients; in half precision, a KL divergence
-    computes one of these without storing it.
-    """
-    few = _shapes(pair).half and pair.teacher is not None
-    return 3 if few and comparison.divergence != "jensen_shannon" else 4
-
-
 def _kernels(dots: Pair) -> int:
     """The number of kernels that have a tangent."""
     return sum(head is not None and head.classes.kernel is not None for head in dots)
 
 
 def _some(pair: Any, start: Array | int, size: int) -> Pair:
-    student, teacher = pair
-    teacher = None if teacher is None else some_rows(teacher, start, size)
-    return Pair(some_rows(student, start, size), teacher)
+    return Pair(*_of_both(partial(some_rows, start=start, size=size), pair))
 
 
 def _blocks(pair: Pair) -> Blocks:
-    student, teacher = pair
-    return block_of(*student), None if teacher is None else block_of(*teacher)
+    student, teacher = _of_both(lambda head: block_of(*head), pair)
+    return student, teacher

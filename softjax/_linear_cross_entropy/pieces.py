@@ -179,14 +179,16 @@ def dots_of(tangents: Any) -> Any:
     return jax.tree.map(lambda dot: None if isinstance(dot, SymbolicZero) else dot, tangents)
 
 
+def where_given(given: Any, tree: Any) -> Any:
+    """The tree, with None where `given` is None."""
+    return jax.tree.map(
+        lambda a, part: None if a is None else part, given, tree, is_leaf=lambda a: a is None
+    )
+
+
 def dots_like(primals: Any, dots: Any) -> Any:
     """The tangents in the dtypes of their primals; None stays None."""
-    return jax.tree.map(
-        lambda a, dot: None if dot is None else dot.astype(a.dtype),
-        primals,
-        dots,
-        is_leaf=lambda a: a is None,
-    )
+    return jax.tree.map(lambda dot, a: dot.astype(a.dtype), dots, where_given(dots, primals))
 
 
 def jvp_along(function: Callable, primals: tuple, dots: tuple) -> Any:
@@ -213,10 +215,7 @@ def block_dots(product: Array | None, dots: Arguments) -> Block:
 def wanted_of(block: Block, dots: Arguments) -> Block:
     """The arrays of `block` for which the arguments have a tangent; None for the others."""
     acts = dots.rows.hidden is not None or dots.classes.kernel is not None
-    tangents = block_dots(block.product if acts else None, dots)
-    return jax.tree.map(
-        lambda dot, a: None if dot is None else a, tangents, block, is_leaf=lambda a: a is None
-    )
+    return where_given(block_dots(block.product if acts else None, dots), block)
 
 
 def transposed(linear: Callable[[Any], Array], wanted: Any, l_bar: Array) -> Any:

@@ -27,6 +27,7 @@ from softjax._linear_cross_entropy.pieces import (
     shapes_of,
     some_rows,
     sweep,
+    where_given,
 )
 from softjax._linear_cross_entropy.plans import rows_of_tangents
 from softjax._linear_cross_entropy.row_outputs import Read, total_with_readings
@@ -107,14 +108,16 @@ def mapped(
     `specs` are the shardings of `more`, which is padded with zeros if its sizes are not divisible.
     """
     operands = (arguments, *jax.tree.map(layout.evened, more, specs))
-    in_specs = jax.tree.map(
-        lambda a, spec: None if a is None else spec,
-        operands,
-        (specs_of(layout, arguments), *specs),
-        is_leaf=lambda a: a is None,
-    )
+    in_specs = where_given(operands, (specs_of(layout, arguments), *specs))
     axes = layout.rows + layout.classes
     operands = jax.tree.map(partial(placed_by_us, axes=axes), operands)
+    return on_devices(layout, local, operands, in_specs, out_specs)
+
+
+def on_devices(
+    layout: Layout, local: Callable, operands: tuple, in_specs: tuple, out_specs: Any
+) -> Any:
+    """`local` applied on each device to its parts of the operands."""
     with use_abstract_mesh(layout.mesh):
         operands = jax.tree.map(layout.placed, operands, in_specs)
         over = jax.shard_map(local, mesh=layout.mesh, in_specs=in_specs, out_specs=out_specs)
@@ -135,9 +138,7 @@ def specs_of(layout: Layout, arguments: Arguments) -> Arguments:
         ),
         Scalars(p(), p(), p()),
     )
-    return jax.tree.map(
-        lambda a, spec: None if a is None else spec, arguments, every, is_leaf=lambda a: a is None
-    )
+    return where_given(arguments, every)
 
 
 def cast(layout: Layout, arguments: Arguments) -> Arguments:

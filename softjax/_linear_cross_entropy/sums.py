@@ -248,7 +248,7 @@ def _bars_of_rows(part: Arguments, s: Statistics, scale: Array, dots: Arguments)
     mass = rows.mass if dots.rows.mass is not None else None
     kept = [None if dot is None else a for a, dot in zip(scalars, dots.scalars, strict=True)]
     linear = partial(row_tangent, s, rows.mass, rows.active, scalars)
-    wanted = Block(None, None, None, None, None, mass, Scalars(*kept))
+    wanted = Block(mass=mass, scalars=Scalars(*kept))
     new = transposed(linear, wanted, scale)
     return new.mass, new.scalars
 

@@ -293,6 +293,6 @@ def test_misuse():
     misuse(ValueError, "`reduction` must be one of .*got 'average'", reduction="average")
     misuse(ValueError, r"`weights` must be of shape \(4,\), got shape \(1,\)", weights=jnp.ones(1))
     misuse(ValueError, "`weights` must be >= 0, got -1.0", weights=-jnp.ones(4))
-    misuse(ValueError, "`max_temp_bytes` must be > 0, got 0", max_temp_bytes=0)
+    misuse(ValueError, "`max_temp_bytes` must be >= 1, got 0", max_temp_bytes=0)
     for number in (1e9, True):
-        misuse(TypeError, "`max_temp_bytes` must be an integer or None", max_temp_bytes=number)
+        misuse(TypeError, "`max_temp_bytes` must be an integer, got", max_temp_bytes=number)

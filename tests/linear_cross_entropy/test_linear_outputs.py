@@ -354,7 +354,7 @@ def test_misuse():
     name = "linear_logsumexp"
     misuse(ValueError, r"`kernel` must be of shape \(3, V\)", name, h, w.T)
     misuse(ValueError, "`temperature` must be > 0", name, h, w, temperature=0.0)
-    misuse(ValueError, "`max_temp_bytes` must be > 0", name, h, w, max_temp_bytes=0)
+    misuse(ValueError, "`max_temp_bytes` must be >= 1", name, h, w, max_temp_bytes=0)
     name = "linear_cross_entropy_outputs"
     misuse(TypeError, r"`labels` must be class indices \(integer\)", name, h, w, jnp.zeros((4, 5)))
     misuse(ValueError, r"`labels` must be of shape \(4,\), got shape \(1,\)", name, h, w, y[:1])

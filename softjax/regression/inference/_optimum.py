@@ -125,4 +125,4 @@ def only_at_optimum(function: str, result: Array, regular: Array, move: Array) -
 def penalty_or_none(function: str, l2: ArrayLike) -> ArrayLike | None:
     """The penalty, or None if it is known to be 0."""
     _checks.not_negative(function, "l2", l2)
-    return None if isinstance(l2, (int, float)) and l2 == 0 else l2
+    return None if _checks.is_number(l2, 0) else l2
