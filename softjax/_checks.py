@@ -377,6 +377,18 @@ def not_negative_number(function: str, argument: str, value: Any) -> float:
     return number
 
 
+def weights(
+    function: str, argument: str, x: ArrayLike | None, shape: tuple[int, ...], dtype: DTypeLike
+) -> Array | None:
+    """Optional weights >= 0 as an array of `shape` and `dtype`."""
+    if x is None:
+        return None
+    array = real_array(function, argument, x)
+    same_shape(function, argument, array, shape)
+    not_negative(function, argument, x)
+    return array.astype(dtype)
+
+
 def not_negative(function: str, argument: str, x: ArrayLike) -> None:
     """Raises ValueError if a known value is negative or NaN."""
     if not holds(_is_not_negative, x):

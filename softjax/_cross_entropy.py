@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._checks import is_number
-from softjax._labels import Labels, class_indices, distribution, indices_of_shape, is_class_indices
+from softjax._labels import ClassIndices, Labels, targets_of
 from softjax._logsumexp import logsumexp_core
 from softjax._losses import expected_loss, index_loss, spoiled
 from softjax._numerics import compute_dtype, is_half, keeping_half, masked
@@ -110,28 +110,17 @@ def cross_entropy(
     where = _checks.mask_of_classes(name, where, x.shape)
     x = _checks.last(x, axis)
     where = None if where is None else _checks.last(where, axis)
-    classes = x.shape[-1]
     dtype = compute_dtype(x.dtype)
-    smoothing = z = of_classes = of_examples = None
+    smoothing = z = None
     if not is_number(label_smoothing, 0):
         smoothing = _checks.unit_interval(name, "label_smoothing", label_smoothing, dtype)
     if not is_number(z_loss, 0):
         z = _checks.not_negative_scalar(name, "z_loss", z_loss, dtype)
     if ignore_index is not None:
         ignore_index = _checks.integer(name, "ignore_index", ignore_index)
-    if class_weights is not None:
-        of_classes = checked_weights(name, "class_weights", class_weights, (classes,), dtype)
-    if weights is not None:
-        of_examples = checked_weights(name, "weights", weights, x.shape[:-1], dtype)
-
-    if is_class_indices(labels, name):
-        indices_of_shape(name, labels, x.shape[:-1])
-        targets = class_indices(name, labels, classes, ignore_index)
-    elif ignore_index is not None:
-        expected = "None where labels are a distribution"
-        raise TypeError(_checks.message(name, "ignore_index", expected, ignore_index))
-    else:
-        targets = _dense(labels, x, axis)
+    of_classes = _checks.weights(name, "class_weights", class_weights, x.shape[-1:], dtype)
+    of_examples = _checks.weights(name, "weights", weights, x.shape[:-1], dtype)
+    targets = _targets(labels, x, axis, ignore_index)
     return _cross_entropy(x, targets, where, smoothing, of_classes, z, of_examples, reduction)
 
 
@@ -149,14 +138,17 @@ def _of_distribution(logits: Array, labels: Array, axis: int, reduction: Reducti
     x = _checks.real_array("cross_entropy", "logits", logits)
     axis = _checks.one_axis("cross_entropy", axis, x.ndim)
     x = _checks.last(x, axis)
-    return _cross_entropy(x, _dense(labels, x, axis), None, None, None, None, None, reduction)
+    return _cross_entropy(x, _targets(labels, x, axis), None, None, None, None, None, reduction)
 
 
-def _dense(labels: Labels, x: Array, axis: int) -> Array:
-    """A distribution as targets of the logits x, whose classes were on `axis`."""
+def _targets(
+    labels: Labels, x: Array, axis: int, ignore_index: int | None = None
+) -> ClassIndices | Array:
+    """The targets of the logits x, whose classes were on `axis`."""
     # Labels in half precision are widened where they are used.
-    kept = labels.dtype if is_half(labels) else compute_dtype(x.dtype)
-    return with_sharding_of(distribution("cross_entropy", labels, x.shape, kept, axis), x)
+    dtype = labels.dtype if is_half(labels) else compute_dtype(x.dtype)
+    found = targets_of("cross_entropy", labels, x.shape, dtype, ignore_index, axis)
+    return found if isinstance(found, ClassIndices) else with_sharding_of(found, x)
 
 
 def weighted_mean(losses: ArrayLike, weights: ArrayLike | None = None) -> Array:
@@ -203,16 +195,6 @@ def checked_reduction(function: str, reduction: str) -> None:
     if reduction not in REDUCTIONS:
         expected = f"one of {REDUCTIONS}"
         raise ValueError(_checks.message(function, "reduction", expected, repr(reduction)))
-
-
-def checked_weights(
-    function: str, argument: str, weights: ArrayLike, shape: tuple[int, ...], dtype
-) -> Array:
-    """The weights as an array of a given shape and dtype; they must be >= 0."""
-    w = _checks.real_array(function, argument, weights)
-    _checks.same_shape(function, argument, w, shape)
-    _checks.not_negative(function, argument, weights)
-    return w.astype(dtype)
 
 
 @jax.jit

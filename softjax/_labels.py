@@ -167,6 +167,24 @@ def refuse_distributions(function: str, labels: Labels) -> None:
         raise TypeError(message(function, "labels", "class indices (integer)", got))
 
 
+def targets_of(
+    function: str,
+    labels: Labels,
+    shape: tuple[int, ...],
+    dtype,
+    ignore_index: int | None = None,
+    axis: int = -1,
+) -> ClassIndices | Array:
+    """Class indices, or a distribution over the last axis of `shape` by `distribution`."""
+    if is_class_indices(labels, function):
+        indices_of_shape(function, labels, shape[:-1])
+        return class_indices(function, labels, shape[-1], ignore_index)
+    if ignore_index is not None:
+        expected = "None where labels are a distribution"
+        raise TypeError(message(function, "ignore_index", expected, ignore_index))
+    return distribution(function, labels, shape, dtype, axis)
+
+
 def distribution(
     function: str, labels: Labels, shape: tuple[int, ...], dtype, axis: int = -1
 ) -> Array:

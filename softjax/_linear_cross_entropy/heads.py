@@ -10,7 +10,6 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._checks import is_number
-from softjax._cross_entropy import checked_weights as weights_of_shape
 from softjax._labels import (
     Labels,
     TopKLabels,
@@ -133,9 +132,7 @@ def checked_targets(
         e = _checks.unit_interval(function, "label_smoothing", label_smoothing, dtype)
     if ignore_index is not None:
         ignore_index = _checks.integer(function, "ignore_index", ignore_index)
-    w = None
-    if class_weights is not None:
-        w = weights_of_shape(function, "class_weights", class_weights, (own,), dtype)
+    w = _checks.weights(function, "class_weights", class_weights, (own,), dtype)
     kept = jnp.ones((), dtype) if e is None else 1 - e
     spread = None
     if e is not None:
@@ -218,10 +215,8 @@ def _doubled(index: Array, mass: Array, ignored: Array | None) -> tuple[Array, A
 
 def checked_weights(function: str, weights: ArrayLike | None, head: Head) -> Array | None:
     """The weights of the examples, [...]."""
-    if weights is None:
-        return None
     dtype = compute_dtype(head.hidden.dtype)
-    return weights_of_shape(function, "weights", weights, head.lead, dtype)
+    return _checks.weights(function, "weights", weights, head.lead, dtype)
 
 
 def checked_budget(function: str, max_temp_bytes: int | None) -> None:

@@ -2,20 +2,14 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from softjax import _checks
-from softjax._labels import (
-    ClassIndices,
-    Labels,
-    class_indices,
-    distribution,
-    indices_of_shape,
-    is_class_indices,
-)
+from softjax._labels import ClassIndices, Labels, targets_of
 from softjax._numerics import compute_dtype
 
 
@@ -29,14 +23,9 @@ def rows(
         raise ValueError(_checks.message(function, argument, expected, f"shape {x.shape}"))
     dtype = compute_dtype(x.dtype)
     flat = x.reshape(-1, x.shape[-1]).astype(dtype)
-    if sample_weights is None:
-        _refuse_undefined(function, argument, x, None)
-        return flat, None
-    w = _checks.real_array(function, "sample_weights", sample_weights)
-    _checks.same_shape(function, "sample_weights", w, x.shape[:-1])
-    _checks.not_negative(function, "sample_weights", sample_weights)
+    w = _checks.weights(function, "sample_weights", sample_weights, x.shape[:-1], dtype)
     _refuse_undefined(function, argument, x, w)
-    return flat, w.reshape(-1).astype(dtype)
+    return flat, None if w is None else w.reshape(-1)
 
 
 def _refuse_undefined(function: str, argument: str, x: Array, weights: Array | None) -> None:
@@ -58,11 +47,8 @@ def targets(
     function: str, labels: Labels, shape: tuple[int, ...], dtype: DTypeLike
 ) -> ClassIndices | Array:
     """Class indices [N] or distributions [N, K]."""
-    if not is_class_indices(labels, function):
-        return distribution(function, labels, shape, dtype).reshape(-1, shape[-1])
-    indices_of_shape(function, labels, shape[:-1])
-    index, bad, _ = class_indices(function, labels, shape[-1])
-    return ClassIndices(index.reshape(-1), None if bad is None else bad.reshape(-1), None)
+    found, rank = targets_of(function, labels, shape, dtype), len(shape) - 1
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[rank:]), found)
 
 
 def probabilities_of(targets: ClassIndices | Array, like: Array) -> Array:

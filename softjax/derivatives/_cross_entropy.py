@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from softjax._labels import Labels, class_indices, distribution, indices_of_shape, is_class_indices
+from softjax._labels import ClassIndices, Labels, targets_of
 from softjax._losses import expected_loss_gradient, index_loss_gradient
 from softjax._numerics import compute_dtype, masked
 from softjax._sharding import with_sharding_of
@@ -45,21 +45,15 @@ def cross_entropy_gradient(logits: ArrayLike, labels: Labels) -> Array:
     """
     function = "cross_entropy_gradient"
     x = checked_logits(function, logits)
-    if is_class_indices(labels, function):
-        return _gradient_of_indices(x, *_indices(function, labels, x))
-    q = distribution(function, labels, x.shape, compute_dtype(x.dtype))
-    return _gradient_of_distribution(x, with_sharding_of(q, x))
+    return _gradient(x, _targets(function, labels, x))
 
 
 @jax.jit
-def _gradient_of_indices(x: Array, index: Array, bad: Array | None) -> Array:
-    g = index_loss_gradient(masked(x, None), index, None)
-    return g if bad is None else jnp.where(bad[..., None], jnp.nan, g)
-
-
-@jax.jit
-def _gradient_of_distribution(x: Array, q: Array) -> Array:
-    return expected_loss_gradient(masked(x, None), q)
+def _gradient(x: Array, targets: ClassIndices | Array) -> Array:
+    if not isinstance(targets, ClassIndices):
+        return expected_loss_gradient(masked(x, None), targets)
+    g = index_loss_gradient(masked(x, None), targets.index, None)
+    return g if targets.bad is None else jnp.where(targets.bad[..., None], jnp.nan, g)
 
 
 def cross_entropy_hessian(logits: ArrayLike, labels: Labels) -> Array:
@@ -125,17 +119,15 @@ def cross_entropy_hvp(logits: ArrayLike, labels: Labels, v: ArrayLike) -> Array:
     return _mass("cross_entropy_hvp", labels, x)[..., None] * covariance_product(x, v)
 
 
-def _indices(function: str, labels: ArrayLike, x: Array) -> tuple[Array, Array | None]:
-    indices_of_shape(function, labels, x.shape[:-1])
-    index, bad, _ = class_indices(function, labels, x.shape[-1])
-    return index, bad
+def _targets(function: str, labels: Labels, x: Array) -> ClassIndices | Array:
+    found = targets_of(function, labels, x.shape, compute_dtype(x.dtype))
+    return found if isinstance(found, ClassIndices) else with_sharding_of(found, x)
 
 
 def _mass(function: str, labels: Labels, x: Array) -> Array:
     """The sum Q of the target probabilities: 1 for a class index, NaN for a bad index."""
-    dtype = compute_dtype(x.dtype)
-    if not is_class_indices(labels, function):
-        return jnp.sum(with_sharding_of(distribution(function, labels, x.shape, dtype), x), -1)
-    index, bad = _indices(function, labels, x)
-    ones = jnp.ones(index.shape, dtype)
-    return ones if bad is None else jnp.where(bad, jnp.nan, ones)
+    targets = _targets(function, labels, x)
+    if not isinstance(targets, ClassIndices):
+        return jnp.sum(targets, -1)
+    ones = jnp.ones(targets.index.shape, compute_dtype(x.dtype))
+    return ones if targets.bad is None else jnp.where(targets.bad, jnp.nan, ones)

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
-from softjax._labels import Labels
+from softjax._labels import Labels, targets_of, truth_as_classes
 from softjax._numerics import compute_dtype
 from softjax._softmax_core import softmax_core, softmax_tangent
 from softjax.regression._features import Features, dense_or_sparse, is_sparse
@@ -25,9 +25,7 @@ from softjax.regression._rows import (
     rows_without_labels,
     scores,
     sum_of_chunks,
-    targets_array,
     times,
-    weights_array,
 )
 
 
@@ -280,9 +278,9 @@ def lipschitz_constant(
     _checks.same_rank(function, "features", x, 2)
     x = x.astype(compute_dtype(x.dtype))
     shape = (x.shape[0], num_classes)
-    targets = targets_array(function, labels, shape, x.dtype)
-    w = weights_array(function, "sample_weights", sample_weights, shape[:1], x.dtype)
-    c = weights_array(function, "class_weights", class_weights, shape[1:], x.dtype)
+    targets = targets_of(function, truth_as_classes(labels), shape, x.dtype)
+    w = _checks.weights(function, "sample_weights", sample_weights, shape[:1], x.dtype)
+    c = _checks.weights(function, "class_weights", class_weights, shape[1:], x.dtype)
     return _lipschitz_constant(Rows(x, targets, w, c), l2, num_classes)
 
 

@@ -20,15 +20,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax._labels import (
-    ClassIndices,
-    Labels,
-    class_indices,
-    distribution,
-    indices_of_shape,
-    is_class_indices,
-    truth_as_classes,
-)
+from softjax._labels import ClassIndices, Labels, targets_of, truth_as_classes
 from softjax._losses import expected_loss_gradient, index_loss_gradient
 from softjax._numerics import compute_dtype
 from softjax._sharding import fori_loop
@@ -109,8 +101,8 @@ def checked_rows(
     """The checked arguments, in the dtype of the parameters, at least float32."""
     rows = rows_without_labels(function, params, features, sample_weights, offset)
     shape, dtype = (rows.x.shape[0], jnp.shape(params.kernel)[1]), rows.x.dtype
-    targets = targets_array(function, labels, shape, dtype)
-    c = weights_array(function, "class_weights", class_weights, shape[1:], dtype)
+    targets = targets_of(function, truth_as_classes(labels), shape, dtype)
+    c = _checks.weights(function, "class_weights", class_weights, shape[1:], dtype)
     constant = np.asarray(_checks.flag(function, "fit_intercept", fit_intercept), dtype)
     return rows._replace(targets=targets, c=c, constant=constant)
 
@@ -126,33 +118,12 @@ def rows_without_labels(
     x = dense_or_sparse(function, features)
     _checks.same_shape(function, "features", x, (x.shape[0] if x.ndim else 0, len(params.kernel)))
     x = x.astype(compute_dtype(jnp.result_type(params.kernel)))
-    w = weights_array(function, "sample_weights", sample_weights, x.shape[:1], x.dtype)
+    w = _checks.weights(function, "sample_weights", sample_weights, x.shape[:1], x.dtype)
     if offset is not None:
         offset = _checks.real_array(function, "offset", offset)
         _checks.same_shape(function, "offset", offset, (x.shape[0], len(params.bias)))
         offset = offset.astype(x.dtype)
     return Rows(x, None, w, None, offset)
-
-
-def targets_array(
-    function: str, labels: Labels, shape: tuple[int, int], dtype
-) -> ClassIndices | Array:
-    labels = truth_as_classes(labels)
-    if not is_class_indices(labels, function):
-        return distribution(function, labels, shape, dtype)
-    indices_of_shape(function, labels, shape[:1])
-    return class_indices(function, labels, shape[1])
-
-
-def weights_array(
-    function: str, argument: str, weights: ArrayLike | None, shape: tuple[int, ...], dtype
-) -> Array | None:
-    if weights is None:
-        return None
-    w = _checks.real_array(function, argument, weights)
-    _checks.same_shape(function, argument, w, shape)
-    _checks.not_negative(function, argument, weights)
-    return w.astype(dtype)
 
 
 def times(share: Array, x: Array) -> Array:
