@@ -83,15 +83,8 @@ def reliability_diagram(
     Source: A. Niculescu-Mizil and R. Caruana, "Predicting good probabilities with supervised
         learning" (2005), section 4.
     """
-    return _binned(
-        _reliability_diagram,
-        "reliability_diagram",
-        probabilities,
-        labels,
-        num_bins,
-        adaptive,
-        sample_weights,
-    )
+    options = (probabilities, labels, num_bins, adaptive, sample_weights)
+    return _binned(_reliability_diagram, "reliability_diagram", *options)
 
 
 @partial(jax.jit, static_argnames=("num_bins", "adaptive"))
@@ -156,15 +149,8 @@ def expected_calibration_error(
 
     Source: Guo et al. (2017), eq. (3); M. P. Naeini, G. F. Cooper, M. Hauskrecht (2015).
     """
-    return _binned(
-        _calibration_error,
-        "expected_calibration_error",
-        probabilities,
-        labels,
-        num_bins,
-        adaptive,
-        sample_weights,
-    )
+    options = (probabilities, labels, num_bins, adaptive, sample_weights)
+    return _binned(_calibration_error, "expected_calibration_error", *options)
 
 
 @partial(jax.jit, static_argnames=("num_bins", "adaptive"))
@@ -223,15 +209,8 @@ def classwise_calibration_error(
         temperature scaling: obtaining well-calibrated multiclass probabilities with Dirichlet
         calibration" (2019), eq. (2).
     """
-    return _binned(
-        _classwise_error,
-        "classwise_calibration_error",
-        probabilities,
-        labels,
-        num_bins,
-        adaptive,
-        sample_weights,
-    )
+    options = (probabilities, labels, num_bins, adaptive, sample_weights)
+    return _binned(_classwise_error, "classwise_calibration_error", *options)
 
 
 @partial(jax.jit, static_argnames=("num_bins", "adaptive"))

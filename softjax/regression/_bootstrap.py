@@ -117,10 +117,8 @@ def bootstrap(
         and 13.3.
     """
     count = at_least("resamples", resamples, 2)
-    weights = (sample_weights, class_weights)
-    data = checked_data(
-        features, labels, num_classes, *weights, fit_intercept, offset, penalty_factors
-    )
+    options = (sample_weights, class_weights, fit_intercept, offset, penalty_factors)
+    data = checked_data(features, labels, num_classes, *options)
     data = replace(data, l2=penalties(l2, data.features.dtype))
     if data.l2.ndim:
         raise error("l2", "a scalar", f"shape {data.l2.shape}")

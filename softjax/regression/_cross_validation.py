@@ -145,10 +145,8 @@ def cross_validate(
 
     Source: M. Stone, "Cross-validatory choice and assessment of statistical predictions" (1974).
     """
-    weights = (sample_weights, class_weights)
-    data = checked_data(
-        features, labels, num_classes, *weights, fit_intercept, offset, penalty_factors
-    )
+    options = (sample_weights, class_weights, fit_intercept, offset, penalty_factors)
+    data = checked_data(features, labels, num_classes, *options)
     data = replace(data, l2=penalties(l2, data.features.dtype))
     folds, outcomes = cross_validated(data, folds, seed, tol, max_steps, callback)
     _, fits, (loss, accuracy) = stacked(outcomes) if data.l2.ndim else outcomes[0]

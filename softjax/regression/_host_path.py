@@ -19,8 +19,9 @@ from jax.tree_util import Partial
 from softjax.regression import _active_set
 from softjax.regression._active_solves import Corners
 from softjax.regression._features import is_sparse
+from softjax.regression._groups import no_report
 from softjax.regression._host_preconditioner import CLEAR
-from softjax.regression._l1_path import Evaluation, Path, no_report
+from softjax.regression._l1_path import Evaluation, Path
 from softjax.regression._loop import converged, is_separated
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data

@@ -247,7 +247,3 @@ def _evaluated(data: Data, params: SoftmaxRegression, report_of: Partial) -> Eva
         mass * problem.value(theta, logits),
         report_of(logits),
     )
-
-
-def no_report(logits: Array) -> tuple[()]:
-    return ()

@@ -32,7 +32,7 @@ from softjax.regression._cross_validation import (
     held_out,
 )
 from softjax.regression._features import Features
-from softjax.regression._groups import mean_one, stacked
+from softjax.regression._groups import mean_one, no_report, stacked
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, ManyEvent
@@ -172,10 +172,8 @@ def fit_path(
         section 7.10; J. Friedman, T. Hastie and R. Tibshirani, "Regularization paths for
         generalized linear models via coordinate descent" (2010).
     """
-    weights = (sample_weights, class_weights)
-    data = checked_data(
-        features, labels, num_classes, *weights, fit_intercept, offset, penalty_factors
-    )
+    options = (sample_weights, class_weights, fit_intercept, offset, penalty_factors)
+    data = checked_data(features, labels, num_classes, *options)
     data = replace(data, l2=penalties(l2, data.features.dtype))
     grouped = _checks.flag(called(), "grouped", grouped)
     if l1 is not None:
@@ -243,13 +241,11 @@ def largest_l1(
 
     Source: J. Friedman, T. Hastie and R. Tibshirani (2010), section 2.5.
     """
-    weights = (sample_weights, class_weights)
-    data = checked_data(
-        features, labels, num_classes, *weights, fit_intercept, offset, penalty_factors
-    )
+    options = (sample_weights, class_weights, fit_intercept, offset, penalty_factors)
+    data = checked_data(features, labels, num_classes, *options)
     _refuse_tracers(data)
     data = replace(data, grouped=_checks.flag(called(), "grouped", grouped))
-    options = (Partial(_l1_path.no_report), not_negative("tol", tol), None, lambda: False)
+    options = (Partial(no_report), not_negative("tol", tol), None, lambda: False)
     path = _host_path.path_of(data, *options)
     return path.largest(path.null().evaluation)
 
@@ -290,7 +286,7 @@ def _with_corners(
         return path(replace(data, weights=mean_one(jnp.asarray(kept))), report)[1:]
 
     everything = replace(data, weights=jnp.asarray(weights))
-    whole = path(everything, Partial(_l1_path.no_report))
+    whole = path(everything, Partial(no_report))
     null = float(whole[0].evaluation.loss)
     explained = [
         1 - float(step.evaluation.loss) / null if null > 0 else np.nan for step in whole[1:]

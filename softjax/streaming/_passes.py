@@ -144,13 +144,10 @@ class Passes:
         self.count += 1
         kernel = theta.astype(np.float64)
         kernel[:, -1] = 0  # the bias
-        return Sums(
-            float(everywhere.value / self.weight + self.l2 / 2 * np.vdot(kernel, kernel)),
-            everywhere.gradient / self.weight + self.l2 * kernel,
-            everywhere.squares / self.weight,
-            everywhere.separated,
-            everywhere.largest,
-            everywhere.classes,
+        return everywhere._replace(
+            value=float(everywhere.value / self.weight + self.l2 / 2 * np.vdot(kernel, kernel)),
+            gradient=everywhere.gradient / self.weight + self.l2 * kernel,
+            squares=everywhere.squares / self.weight,
         )
 
     def _own(self) -> Iterator[Batch]:
@@ -237,16 +234,10 @@ def own_rows(num_rows: int) -> range:
 
 
 def _added(total: Sums, part: Sums) -> Sums:
-    def add(a: Any, b: Any) -> Any:
-        return a + np.asarray(b, np.float64)
-
-    return Sums(
-        add(total.value, part.value),
-        add(total.gradient, part.gradient),
-        add(total.squares, part.squares),
-        total.separated and bool(part.separated),
-        np.maximum(total.largest, np.asarray(part.largest, np.float64)),
-        add(total.classes, part.classes),
+    sums = jax.tree.map(lambda a, b: a + np.asarray(b, np.float64), total, part)
+    return sums._replace(
+        separated=total.separated and bool(part.separated),
+        largest=np.maximum(total.largest, np.asarray(part.largest, np.float64)),
     )
 
 
