@@ -36,24 +36,25 @@ def report(
     kernel: np.ndarray,
     feature_names: Sequence[str],
     class_names: Sequence[str],
-    labels: np.ndarray,
-    probabilities: np.ndarray,
+    labels: np.ndarray | None = None,
+    probabilities: np.ndarray | None = None,
     image_shape: tuple[int, int] | None = None,
     *,
     name: str | None = None,
 ) -> None:
     """Draws a fit in four panels: learning curve, weights, confusion matrix and reliability.
 
-    The picture grows with the number of classes, up to 40. With more classes or features only some
-    of the names are shown. Long names are shortened in the middle.
+    Without held-out examples there are two panels: learning curve and weights. The picture grows
+    with the number of classes, up to 40. With more classes or features only some of the names are
+    shown. Long names are shortened in the middle.
 
     Args:
         path: the PNG file to write, or a binary file that is open for writing.
-        history: the history of a fit with validation data.
+        history: the history of a fit, with validation data if there are held-out examples.
         kernel: [D, K], the weights of pixels or of standardised features.
         feature_names: D names.
         class_names: K names.
-        labels: [N], class indices of held-out examples.
+        labels: [N], class indices of held-out examples; None if there are none.
         probabilities: [N, K], predicted probabilities of these examples.
         image_shape: the shape of the image, if the features are its pixels.
         name: the name of the data, for the title.
@@ -72,19 +73,25 @@ def report(
         b'PNG'
     """
     scale = min(max(len(class_names), FEW), MANY) / FEW
-    figure = _figure("report", (13 * scale, 10 * scale))
+    has_held_out = labels is not None and probabilities is not None
+    columns = 2 if has_held_out else 1
+    figure = _figure("report", (6.5 * columns * scale, 10 * scale))
     data = "" if name is None else f" of {_short([name], 40)[0]}"
-    title = f"Softmax regression{data}: {len(class_names)} classes, {len(labels)} held-out examples"
+    title = f"Softmax regression{data}: {len(class_names)} classes"
+    if has_held_out:
+        title += f", {len(labels)} held-out examples"
     figure.suptitle(title, fontsize=12 * scale, parse_math=False)
-    panels: Any = figure.subfigures(2, 2)
-    (curve, weights), (confusion, reliability) = panels
+    panels: Any = figure.subfigures(2, columns)
+    curve, weights, *of_held_out = panels.ravel()
     _learning_curve(curve, history)
     if image_shape is None:
         _heat_map(weights.subplots(), kernel, feature_names, class_names)
     else:
         _images(weights, kernel, class_names, image_shape)
-    _confusion(confusion.subplots(), labels, probabilities, class_names)
-    _reliability(reliability.subplots(), labels, probabilities)
+    if has_held_out:
+        confusion, reliability = of_held_out
+        _confusion(confusion.subplots(), labels, probabilities, class_names)
+        _reliability(reliability.subplots(), labels, probabilities)
     _save(figure, path)
 
 
@@ -137,7 +144,9 @@ def _learning_curve(figure, history: Sequence[dict[str, float]]) -> None:
     unit = "step" if steps == epochs else "epoch: pass over the training examples"
     marker = "o" if len(history) < 10 else ""
     positive = False
-    for key, label in (("objective", "training objective"), ("validation_loss", "held-out loss")):
+    has_held_out = "validation_loss" in history[0]
+    curves = [("objective", "training objective"), ("validation_loss", "held-out loss")]
+    for key, label in curves if has_held_out else curves[:1]:
         values = [event[key] for event in history]
         axes.plot(epochs, values, label=label, marker=marker)
         positive |= max(values) > 0
@@ -146,11 +155,12 @@ def _learning_curve(figure, history: Sequence[dict[str, float]]) -> None:
     if positive:  # a logarithmic axis needs a positive loss
         axes.set_yscale("log")
         _plain_numbers(axes.yaxis)
-    right = axes.twinx()
-    accuracy = [100 * event["validation_accuracy"] for event in history]
-    look = {"color": "tab:green", "linestyle": "--", "marker": marker}
-    right.plot(epochs, accuracy, label="held-out accuracy", **look)
-    right.set(ylabel="accuracy, %", ylim=(0, 101))
+    if has_held_out:
+        right = axes.twinx()
+        accuracy = [100 * event["validation_accuracy"] for event in history]
+        look = {"color": "tab:green", "linestyle": "--", "marker": marker}
+        right.plot(epochs, accuracy, label="held-out accuracy", **look)
+        right.set(ylabel="accuracy, %", ylim=(0, 101))
     figure.legend(loc="outside lower center", ncols=3)
 
 

@@ -154,8 +154,8 @@ class Task(NamedTuple):
     scale: np.ndarray  # [D]
     feature_names: list[str]  # D names
     class_names: list[str]  # K names
-    # Standardised features, float32, and labels of the held-out examples.
-    held_out: tuple[np.ndarray, np.ndarray]
+    # Standardised features, float32, and labels of the held-out examples; None if there are none.
+    held_out: tuple[np.ndarray, np.ndarray] | None
     # The shape of the image if the features are its pixels; otherwise None.
     image_shape: tuple[int, int] | None
     name: str  # the name of the data
@@ -167,7 +167,9 @@ class Task(NamedTuple):
 def task_of(parts: Parts, mean: np.ndarray, scale: np.ndarray, name: str) -> Task:
     """The task of data in memory."""
     train, test, image_shape = parts
-    held_out = ((test.features - mean) / scale).astype(np.float32), test.labels
+    held_out = None
+    if len(test.labels):
+        held_out = ((test.features - mean) / scale).astype(np.float32), test.labels
     names = (train.feature_names, train.class_names)
     majority = int(np.argmax(np.bincount(train.labels, minlength=len(train.class_names))))
     return Task(mean, scale, *names, held_out, image_shape, name, majority, train.columns)
@@ -219,7 +221,9 @@ class FitProgress:
     def show(self, event: regression.Event) -> None:
         """The callback of a fit."""
         self.event = event
-        figures = f"loss {event.objective:.4f}  held-out accuracy {event.validation_accuracy:.2%}"
+        figures = f"loss {event.objective:.4f}"
+        if event.validation_accuracy is not None:
+            figures += f"  held-out accuracy {event.validation_accuracy:.2%}"
         self.bar.update(self.bar_task, completed=event.step, figures=figures)
         if not self.console.is_terminal and event.step >= self.next_line:
             self.console.print(f"step {event.step}  {figures}", highlight=False)
@@ -265,10 +269,10 @@ def save_unfinished(out: Path, model: models.Model) -> Path:
 
 
 class Written(NamedTuple):
-    """The files that a fit has written, and the metrics of the held-out examples."""
+    """The files that a fit has written, and the metrics of the held-out examples if any."""
 
     files: list[Path]
-    metrics: dict[str, Any]
+    metrics: dict[str, Any] | None
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -279,18 +283,24 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write(console: Console, out: Path, task: Task, result: regression.FitResult) -> Written:
-    """Writes the model for the features of the file, the history, the metrics and the picture."""
-    features, labels = task.held_out
+    """Writes the model for the features of the file, the history, the metrics and the picture.
+
+    Without held-out examples there are no metrics.
+    """
     params = regression.SoftmaxRegression(*map(jnp.asarray, map(np.asarray, result.params)))
-    probabilities = np.asarray(regression.predict_proba(params, jnp.asarray(features)))
-    loss = result.history[-1]["validation_loss"]
-    remove_earlier(out, MODEL, HISTORY, METRICS)
-    found = metrics(labels, probabilities, task.class_names, task.majority, loss)
+    found, labels, probabilities = None, None, None
+    if task.held_out is not None:
+        features, labels = task.held_out
+        probabilities = np.asarray(regression.predict_proba(params, jnp.asarray(features)))
+        loss = result.history[-1]["validation_loss"]
+        found = metrics(labels, probabilities, task.class_names, task.majority, loss)
+    remove_earlier(out, MODEL, HISTORY, *([METRICS] if found else []))
     written = [
         model_of(task, result.params).save(out / MODEL),
         write_text(out / HISTORY, "".join(json.dumps(event) + "\n" for event in result.history)),
-        write_text(out / METRICS, json.dumps(found, indent=2) + "\n"),
     ]
+    if found:
+        written.append(write_text(out / METRICS, json.dumps(found, indent=2) + "\n"))
     _interrupt.tell(f"interrupted; {' and '.join(map(str, written))} were written.")
 
     try:
@@ -362,12 +372,12 @@ def print_result(
         more: other files.
     """
     found, reason = written.metrics, result.stop_reason
-    if len(found["classes"]) <= MOST_SHOWN:
+    if found and len(found["classes"]) <= MOST_SHOWN:
         console.print(metrics_table(found, "Held-out examples"))
     table = Table(show_header=False)
     table.add_row("status", f"{reason} after {result.steps} step{'s'[: result.steps != 1]}")
     table.add_row("training objective", f"{result.objective:.4f} nats")
-    for row in overall(found, "held-out "):
+    for row in overall(found, "held-out ") if found else [("held-out metrics", "none")]:
         table.add_row(*row)
     table.add_row("written", escape("\n".join(map(str, [*written.files, *more]))))
     console.print(table)

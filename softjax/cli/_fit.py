@@ -39,6 +39,7 @@ def fit(
     learning_rate: _options.LearningRate = None,
     seed: _options.Seed = 0,
     summary: _options.Summary = False,
+    odds_ratios: _options.OddsRatios = False,
     out: _options.Out = Path("softjax-out"),
     stream: _options.Stream = False,
     checkpoint: _options.Checkpoint = None,

@@ -31,7 +31,7 @@ from softjax.cli._app import (
 )
 from softjax.cli._options import progress_bar, reading
 from softjax.cli._plan import Plan
-from softjax.cli._split import Parts, Split, digits, too_few
+from softjax.cli._split import Parts, Split, digits, held_out_part, too_few
 from softjax.tables import DataError, Dataset
 
 
@@ -43,7 +43,7 @@ def run(plan: Plan) -> None:
     mean, scale = _standardisation(train, parts.image_shape is not None)
     x_train = ((train.features - mean) / scale).astype(np.float32)
     task = task_of(parts, mean, scale, Path(plan.data).name)
-    console.print(f"{len(train.labels)} examples to fit, {len(test.labels)} held out.")
+    console.print(f"{len(train.labels)} examples to fit, {held_out_part(len(test.labels))}.")
     print_columns(console, train.columns, train.class_names, train.skipped)
     weights = _weights_of_classes(plan.class_weight, plan.data, plan.label_column, train)
     penalty, curve = plan.penalties[0], None
@@ -55,7 +55,7 @@ def run(plan: Plan) -> None:
     more = [] if curve is None else [write_text(plan.out / FOLDS, curve)]
     text = None
     if plan.summary:
-        text = _summary(console, result.params, x_train, train, weights, penalty)
+        text = _summary(console, result, x_train, train, weights, penalty, plan.odds_ratios)
         if text is not None:
             more.append(write_text(plan.out / SUMMARY, f"{text}\n"))
     print_result(console, result, written, limit, more)
@@ -120,7 +120,7 @@ def _load(console: Console, plan: Plan) -> Parts:
     split = Split(count, plan.test_fraction, plan.seed)
     split.see(whole.rows, whole.class_names, whole.labels)
     held_out = np.isin(whole.rows, split.held_out())
-    if not held_out.any():
+    if plan.test_fraction > 0 and not held_out.any():
         raise DataError(too_few(plan.data, count, plan.test_fraction))
     train, test = whole.part(~held_out), whole.part(held_out)
     if plan.impute:
@@ -234,25 +234,36 @@ def _weights_of_classes(
 
 def _summary(
     console: Console,
-    params: regression.SoftmaxRegression,
+    result: regression.FitResult,
     features: np.ndarray,
     train: Dataset,
     weights: np.ndarray | None,
     l2: float,
+    odds_ratios: bool,
 ) -> str | None:
-    """The table of coefficients and statistics, for the standardised features."""
+    """The table of coefficients or odds ratios and statistics, for the standardised features.
+
+    None, with the reason printed, if there are no standard errors.
+    """
     try:
         table = regression.inference.summary(
-            params,
+            result.params,
             features,
             train.labels,
+            odds_ratios=odds_ratios,
             l2=l2,
             sample_weights=None if weights is None else weights[train.labels],
             feature_names=train.feature_names,
             class_names=train.class_names,
         )
-    except ValueError as error:  # no covariance: collinear features, or not at the optimum
-        console.print(f"No summary was printed: {error}", markup=False)
+    except ValueError:
+        if result.stop_reason == regression.CONVERGED:
+            why = "some features are collinear: their columns, or the columns of their categories, "
+            why += "determine one another; leave some out by --drop, or take a larger --l2"
+        else:
+            why = "standard errors need the optimum, and the fit has not converged"
+        console.print(f"No summary was printed: {why}.", markup=False, soft_wrap=True)
         return None
     but = " Categories are 0 or 1." if any(c.levels is not None for c in train.columns) else ""
-    return f"{table.text}\nThe coefficients are for the standardised features.{but}"
+    what = "odds ratios" if odds_ratios else "coefficients"
+    return f"{table.text}\nThe {what} are for one standard deviation of each feature.{but}"

@@ -165,10 +165,11 @@ TestFraction = Annotated[
     float,
     typer.Option(
         rich_help_panel=DATA,
-        min=0.01,
+        min=0.0,
         max=0.99,
         callback=finite,
-        help="Share of the rows of each class to hold out from the fit and report on.",
+        help="Share of the rows of each class to hold out from the fit and report on; 0 fits all "
+        "rows.",
     ),
 ]
 SkipNonfinite = Annotated[
@@ -282,6 +283,14 @@ Summary = Annotated[
         "--summary",
         rich_help_panel=OUTPUT,
         help="Print the coefficients with their standard errors.",
+    ),
+]
+OddsRatios = Annotated[
+    bool,
+    typer.Option(
+        "--odds-ratios",
+        rich_help_panel=OUTPUT,
+        help="Show odds ratios in the table of --summary, in place of coefficients.",
     ),
 ]
 Out = Annotated[

@@ -35,6 +35,7 @@ class Plan(NamedTuple):
     learning_rate: float | None
     seed: int
     summary: bool
+    odds_ratios: bool
     out: Path
     checkpoint: Path | None
     every: int | None
@@ -90,9 +91,9 @@ def check_stream(plan: Plan, option: str) -> None:
     if plan.impute or plan.class_weight:
         raise typer.BadParameter(f"{option} takes neither --impute nor --class-weight")
     known = plan.solver in (Solver.AUTO, Solver.LBFGS, Solver.OPTAX)
-    if plan.l1 > 0 or plan.summary or not known:
+    if plan.l1 > 0 or plan.summary or plan.odds_ratios or not known:
         raise typer.BadParameter(
-            f"{option} takes --solver lbfgs or optax, and neither --l1 nor --summary"
+            f"{option} takes --solver lbfgs or optax, and none of --l1, --summary and --odds-ratios"
         )
     if plan.stochastic and (plan.solver is Solver.LBFGS or plan.max_steps is not None):
         raise typer.BadParameter(
@@ -115,6 +116,8 @@ def check_in_memory(plan: Plan) -> None:
         raise typer.BadParameter("--solver optax takes --epochs, not --max-steps")
     if plan.l1 > 0 and (plan.first_order or plan.solver not in (Solver.AUTO, Solver.PROXIMAL)):
         raise typer.BadParameter("--l1 needs --solver proximal")
+    if plan.odds_ratios and not plan.summary:
+        raise typer.BadParameter("--odds-ratios needs --summary")
     if plan.summary and (plan.l1 > 0 or plan.solver is Solver.FIRTH):
         raise typer.BadParameter("--summary goes with neither --l1 nor --solver firth")
     other = plan.l1 > 0 or plan.first_order or plan.solver is Solver.FIRTH

@@ -114,6 +114,11 @@ def _keys(rows: np.ndarray, seed: int) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
+def held_out_part(count: int) -> str:
+    """The part of a sentence that says how many examples are held out."""
+    return f"{count} held out" if count else "none held out, so that no metrics are reported"
+
+
 def too_few(data: str, num_rows: int, fraction: float) -> str:
     """The error message if no row can be held out."""
     return (

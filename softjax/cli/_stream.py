@@ -33,7 +33,7 @@ from softjax.cli._app import (
 )
 from softjax.cli._options import progress_bar, reading
 from softjax.cli._plan import Plan
-from softjax.cli._split import Split, digits, too_few
+from softjax.cli._split import Split, digits, held_out_part, too_few
 from softjax.regression import FitResult
 from softjax.streaming._rows import ArrayRows, Rows, Standardised
 from softjax.streaming._survey import survey
@@ -95,7 +95,8 @@ def _run(plan: Plan, stop: Stop) -> None:
         raise _stopped(plan, stop, "before the first step")
     count = data.rows.num_rows - len(data.held_out) - len(data.bad)
     shared = f", by {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    console.print(f"{count} examples to fit, {len(data.task.held_out[1])} held out{shared}.")
+    held_out = held_out_part(0 if data.task.held_out is None else len(data.task.held_out[1]))
+    console.print(f"{count} examples to fit, {held_out}{shared}.")
     if plan.stochastic:
         result = _train(plan, data, checkpoints, console, stop)
     else:
@@ -215,15 +216,15 @@ def _data(plan: Plan, console: Console, preempted: Callable[[], bool]) -> Data |
     if seen is None:
         return None
     held_out = split.held_out()
-    if not len(held_out):
+    if plan.test_fraction > 0 and not len(held_out):
         raise DataError(too_few(plan.data, rows.num_rows, plan.test_fraction))
     print_columns(console, rows.columns, seen.classes, len(seen.bad))
     fitted = Standardised(rows, seen.mean, seen.scale, seen.classes)
     parts = [fitted.read(row, row + 1) for row in held_out.tolist()]
-    x, y = map(np.concatenate, zip(*parts, strict=True))
+    x_and_y = tuple(map(np.concatenate, zip(*parts, strict=True))) if parts else None
     majority = int(np.argmax(seen.counts))
     names = (rows.names, seen.classes)
-    task = Task(seen.mean, seen.scale, *names, (x, y), None, path.name, majority, rows.columns)
+    task = Task(seen.mean, seen.scale, *names, x_and_y, None, path.name, majority, rows.columns)
     return Data(fitted, held_out, seen.bad, task)
 
 

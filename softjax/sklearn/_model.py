@@ -144,7 +144,7 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         y: Any = None,
         sample_weight: Any = None,
         *,
-        reference: Any = None,
+        reference: Any = ...,
         odds_ratios: bool = False,
         level: float = 0.95,
         robust: bool | str = False,
@@ -162,7 +162,8 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
                 reference to them, which is not pickled or copied.
             y: the labels of the fit.
             sample_weight: the weights of the fit, which are counted as numbers of examples.
-            reference: the class with which the others are compared; None for the first.
+            reference: the label of the class with which the others are compared; if left out, the
+                first of `classes_`. None compares each class with the mean of all classes.
             odds_ratios: whether the table shows odds ratios in place of their logarithms.
             level: the confidence level, in (0, 1).
             robust: whether to use the sandwich covariance, which does not assume that the model is
@@ -195,8 +196,8 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         names = [str(name) for name in self.classes_.tolist()]
         if feature_names is None:
             feature_names = getattr(self, "feature_names_in_", None)
-        place = 0
-        if reference is not None:
+        place = None if reference is None else 0
+        if reference is not None and reference is not ...:
             places = np.flatnonzero(self.classes_ == reference)
             if len(places) != 1:
                 raise ValueError(f"reference must be one of {names}, got {reference!r}")

@@ -365,12 +365,14 @@ def test_every_solver_runs_with_the_options_of_the_command_line(data, solver):
         (["--patience", "3"], "no effect"),
         (["--processes", "1"], "no effect"),
         (["--every", "3"], "--every needs --stream"),
+        (["--odds-ratios"], "--odds-ratios needs --summary"),
         (["--stream", "--optimizer", "lbfgs"], "adam or sgd"),
         (["--stream", "--max-steps", "3", "--epochs", "3"], "go with"),
         (["--stream", "--solver", "firth"], "lbfgs or"),
         (["--stream", "--patience", "3"], "no effect"),
         (["--checkpoint", "saved", "--impute"], ": --checkpoint takes neither --impute nor"),
         (["--checkpoint", "saved", "--l1", "1"], ": --checkpoint takes --solver lbfgs or optax"),
+        (["--stream", "--odds-ratios"], "none of --l1, --summary and --odds-ratios"),
         (["--solver", "sgd"], "'--solver': 'sgd' is not one of 'auto', "),
         (["--l2", "abc"], "'--l2': expected a number, got 'abc'. "),
         (["--max-steps", "1.5"], "'--max-steps': expected a whole number, got '1.5'. "),
@@ -452,7 +454,43 @@ def test_a_fit_without_an_optimum_says_so_in_one_line(data):
         assert (words in result.stderr) if words else result.stderr == ""
 
 
+def test_why_there_is_no_summary_is_said_in_the_words_of_the_command():
+    """The reasons were those of the Python function, with its arguments."""
+    rows = [(k, 2 * k, "no" if k < 9 else "yes", "no" if k % 3 else "yes") for k in range(20)]
+    lines = [",".join(map(str, row)) for row in [("a", "b", "apart", "mixed"), *rows]]
+    Path("hard.csv").write_text("\n".join(lines))
+    for label, other, words in (
+        ("apart", "mixed", "standard errors need the optimum, and the fit has not converged."),
+        ("mixed", "apart", "leave some out by --drop, or take a larger --l2."),
+    ):
+        command = ("fit", "hard.csv", "--label-column", label, "--drop", other, "--l2", 0)
+        stdout = run(*command, "--summary", "--test-fraction", 0).stdout
+        (line,) = [line for line in stdout.splitlines() if line.startswith("No summary")]
+        assert line.endswith(words)
+        assert "`" not in line
+
+
 # --- the rows that are held out ---
+
+
+@pytest.mark.parametrize("options", [(), ("--stream",), ("--stream", "--epochs", 2)])
+def test_a_fit_to_all_rows_has_no_metrics(data, options, monkeypatch):
+    monkeypatch.delitem(sys.modules, "matplotlib.figure")  # a picture has two panels
+    command = ("fit", data, "--label-column", "y", "--l2", 1e-2)
+    run(*command)
+    result = run(*command, "--test-fraction", 0, *options)
+    assert result.exit_code == 0, result.output
+    assert "60 examples to fit, none held out, so that no metrics are reported" in result.stdout
+    assert "accuracy" not in result.stdout
+    out = Path("softjax-out")
+    assert sorted(os.listdir(out)) == ["history.jsonl", "model.npz", "report.png"]
+    assert "validation" not in (out / "history.jsonl").read_text()
+    if "--epochs" not in options:
+        table = np.genfromtxt(data, str, delimiter=",", skip_header=1)
+        x, y = table[:, :2].astype(float), np.unique(table[:, 2], return_inverse=True)[1]
+        kernel = models.load_model(out / "model.npz").kernel * x.std(0)[:, None]
+        expected = regression.fit((x - x.mean(0)) / x.std(0), y, l2=1e-2).params.kernel
+        np.testing.assert_allclose(kernel, expected, atol=1e-4)
 
 
 def draw(codes, fraction, seed=0, most=None, runs=1):

@@ -253,6 +253,13 @@ def test_the_summary_has_the_names_of_the_data(classifier):
         expected = regression.inference.summary(named.params_, X, labels, **options)
     for row, other in zip(table.rows, expected.rows, strict=True):
         assert row["standard_error"] == pytest.approx(other["standard_error"], rel=1e-9)
+    for reference, against in ((None, "the mean of all classes"), (..., "lily"), ("rose", "rose")):
+        ours = named.summary(reference=reference)
+        assert f"Each class is compared with: {against}\n" in ours.text
+        assert f"Each class is compared with: {against}</caption>" in ours.to_html()
+        assert f"% Each class is compared with: {against}\n" in ours.to_latex()
+        assert len(ours.rows) == (D + 1) * (3 if reference is None else 2)
+    assert named.summary().text == named.summary(reference="lily").text
     bare = SoftmaxClassifier(fit_intercept=False).fit(frame(), Y).summary()
     assert [row["feature"] for row in bare.rows] == [*"abcd"] * 2
     again = pickle.loads(pickle.dumps(named))

@@ -178,8 +178,8 @@ def summary(
         del shown[estimates.class_index(function, "reference", reference, k)]
     quantity = "odds_ratio" if odds_ratios else "coefficient"
     rows = _rows(table, quantity, shown, feature_names + ["bias"] * bool(fit_intercept))
-    against = "the mean of all" if reference is None else class_names[reference]
-    head = _head(fit, k, _kind_of_covariance(robust, clusters is not None, l2))
+    against = "the mean of all classes" if reference is None else class_names[reference]
+    head = _head(fit, k, _kind_of_covariance(robust, clusters is not None, l2), against)
     return Summary(rows, fit, "\n".join([*head, *_table(rows, against, level)]), level)
 
 
@@ -211,7 +211,7 @@ def _rows(
     ]
 
 
-def _head(fit: GoodnessOfFit, num_classes: int, kind: str) -> list[str]:
+def _head(fit: GoodnessOfFit, num_classes: int, kind: str, against: str) -> list[str]:
     n, test = float(fit.num_examples), fit.likelihood_ratio
     size = f"{num_classes} classes, {fit.num_parameters} parameters"
     null = f"(null model: {fit.null_log_likelihood:.6g})"
@@ -223,6 +223,7 @@ def _head(fit: GoodnessOfFit, num_classes: int, kind: str) -> list[str]:
         f"Likelihood ratio: {test.statistic:.5g} on {degrees}, {p}",
         f"AIC: {fit.aic:.6g}, BIC: {fit.bic:.6g}",
         f"Covariance: {kind}",
+        f"Each class is compared with: {against}",
     ]
 
 
