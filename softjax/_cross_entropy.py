@@ -226,6 +226,8 @@ class _Loss:
     def __call__(self, x, targets, where, label_smoothing, class_weights, z_loss, weights) -> Array:
         """The loss; `targets` are ClassIndices or a distribution."""
         x = masked(x, where)
+        if class_weights is not None and self.reduction == "class_weighted_mean" and z_loss is None:
+            class_weights = in_unit(class_weights)  # their scale does not matter
         index = bad = absent = q = costs = None
         if isinstance(targets, tuple):
             index, bad, absent = targets

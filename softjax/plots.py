@@ -73,13 +73,13 @@ def report(
         b'PNG'
     """
     scale = min(max(len(class_names), FEW), MANY) / FEW
-    has_held_out = labels is not None and probabilities is not None
-    columns = 2 if has_held_out else 1
+    held_out = None if labels is None or probabilities is None else (labels, probabilities)
+    columns = 1 if held_out is None else 2
     figure = _figure("report", (6.5 * columns * scale, 10 * scale))
     data = "" if name is None else f" of {_short([name], 40)[0]}"
     title = f"Softmax regression{data}: {len(class_names)} classes"
-    if has_held_out:
-        title += f", {len(labels)} held-out examples"
+    if held_out is not None:
+        title += f", {len(held_out[0])} held-out examples"
     figure.suptitle(title, fontsize=12 * scale, parse_math=False)
     panels: Any = figure.subfigures(2, columns)
     curve, weights, *of_held_out = panels.ravel()
@@ -88,10 +88,10 @@ def report(
         _heat_map(weights.subplots(), kernel, feature_names, class_names)
     else:
         _images(weights, kernel, class_names, image_shape)
-    if has_held_out:
+    if held_out is not None:
         confusion, reliability = of_held_out
-        _confusion(confusion.subplots(), labels, probabilities, class_names)
-        _reliability(reliability.subplots(), labels, probabilities)
+        _confusion(confusion.subplots(), *held_out, class_names)
+        _reliability(reliability.subplots(), *held_out)
     _save(figure, path)
 
 

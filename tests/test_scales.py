@@ -43,6 +43,35 @@ def test_the_scale_of_the_weights_does_not_matter(scale, dtype):
     np.testing.assert_allclose(fused, share @ per_row, rtol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e38, 1e-30, 1e-38, 1e-45])
+@pytest.mark.x64_once
+def test_the_scale_of_the_class_weights_does_not_matter_to_their_mean(scale):
+    """sum_i w_i c_y l_i / sum_i w_i c_y was 0 or NaN for class weights whose products underflow."""
+    logits = 2 * HIDDEN
+
+    def fused(of_classes):
+        options = {"class_weights": of_classes, "reduction": "class_weighted_mean"}
+        return softjax.linear_cross_entropy(logits, HIDDEN, LABELS, **options)
+
+    def outputs(of_classes):
+        options = {"class_weights": of_classes, "reduction": "class_weighted_mean"}
+        return softjax.linear_cross_entropy_outputs(logits, HIDDEN, LABELS, **options).loss
+
+    def plain(of_classes):
+        options = {"class_weights": of_classes, "reduction": "class_weighted_mean"}
+        return softjax.cross_entropy(logits, LABELS, label_smoothing=0.1, **options)
+
+    weights = jnp.array([1.0, 3.0, 2.0])
+    of_scale = jnp.full(3, scale, jnp.float32)  # weights of 1e-45 are all equal
+    for mean in (fused, outputs, plain):
+        np.testing.assert_allclose(mean(of_scale), mean(jnp.ones(3)), rtol=1e-6)
+        if 1e-38 < scale < 1e38:
+            value, slope = jax.value_and_grad(mean)(scale * weights)
+            expected, expected_slope = jax.value_and_grad(mean)(weights)
+            np.testing.assert_allclose(value, expected, rtol=1e-6)
+            np.testing.assert_allclose(slope * scale, expected_slope, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.x64_once
 def test_an_infinite_loss_of_a_tiny_weight_stays():
     losses, weights = jnp.array([1.0, jnp.inf]), jnp.array([3e38, 1e-40])

@@ -132,7 +132,7 @@ def linear_cross_entropy(
     head = checked_head(NAME, hidden, kernel, bias, transpose_kernel)
     options = label_smoothing, class_weights, ignore_index, class_axis
     with_costs = reduction == "class_weighted_mean"
-    targets = checked_targets(NAME, head, labels, *options, with_costs=with_costs)
+    targets = checked_targets(NAME, head, labels, *options, with_costs=with_costs, z_loss=z_loss)
     dtype = compute_dtype(head.hidden.dtype)
     scalars = checked_scalars(NAME, dtype, softcap, temperature, z_loss)
     weights = checked_weights(NAME, weights, head)

@@ -24,6 +24,7 @@ from softjax._linear_cross_entropy.blocks import Classes, Rows, Scalars, Transpo
 from softjax._linear_cross_entropy.layout import all_classes, at_class, manual_axes
 from softjax._numerics import compute_dtype
 from softjax._sharding import mesh_of
+from softjax._weights import in_unit
 
 
 class Head(NamedTuple):
@@ -123,6 +124,7 @@ def checked_targets(
     class_axis: str | tuple[str, ...] | None,
     *,
     with_costs: bool = False,
+    z_loss: ArrayLike = 0.0,
 ) -> Targets:
     """Labels of any kind, with the options that change them, as target masses."""
     dtype, own = compute_dtype(head.hidden.dtype), head.classes.length
@@ -133,6 +135,8 @@ def checked_targets(
     if ignore_index is not None:
         ignore_index = _checks.integer(function, "ignore_index", ignore_index)
     w = _checks.weights(function, "class_weights", class_weights, (own,), dtype)
+    if w is not None and with_costs and not names and is_number(z_loss, 0):
+        w = jax.jit(in_unit)(w)  # their scale does not matter
     kept = jnp.ones((), dtype) if e is None else 1 - e
     spread = None
     if e is not None:

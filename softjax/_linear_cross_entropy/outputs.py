@@ -159,8 +159,8 @@ def linear_cross_entropy_outputs(
     same logits, so that metrics take no product. A gradient of these other outputs takes three
     more.
     Edge cases: a label out of range gives NaN under a trace. For an ignored label log_probability
-    and loss are 0, with gradient 0. For equal logits the first class comes first. With a reduction,
-    features of an inactive example that are not finite count as 0.
+    and loss are 0, with gradient 0. For equal logits the first class comes first. Features of an
+    example without weight or label that are not finite count as 0.
 
     Args:
         hidden: real [..., D].
@@ -214,7 +214,7 @@ def linear_cross_entropy_outputs(
     has_loss = labels is not None and one_each
     if not has_loss:
         _refuse_options(name, {**of_loss, "z_loss": z_loss, "weights": weights}, reduction)
-    of_loss["with_costs"] = reduction == "class_weighted_mean"
+    of_loss |= {"with_costs": reduction == "class_weighted_mean", "z_loss": z_loss}
     rows, spread, costs = checked_labels(name, head, labels, ignore_index, class_axis, **of_loss)
     weights = checked_weights(name, weights, head)
     if ignore_index is not None and not has_loss and rows.mass is not None:
@@ -270,12 +270,12 @@ def _mapped(
     layout, budget = call.layout, call.budget
     arguments, weights = alike(layout, (arguments, weights))
     rows, weights = jax.tree.map(call.lead.flat, (arguments.rows, weights))
+    rows = _with_finite_rows(call, with_active_rows(rows, weights))
     arguments = arguments._replace(rows=rows)
     packing = None
     if call.max_active is not None:
-        part = arguments._replace(rows=with_active_rows(rows, weights))
         ones = jnp.ones_like(rows.hidden[:, 0], compute_dtype(rows.hidden.dtype))
-        packing = packed(layout, (part,), ones, call.max_active)
+        packing = packed(layout, (arguments,), ones, call.max_active)
         (arguments,) = packing.heads
 
     def of_part(part: Arguments) -> Any:
@@ -294,6 +294,18 @@ def _mapped(
     results = whole(arguments) if layout is None else rows_on(layout, local, arguments)
     results = _in_their_places(layout, results, packing, rows.hidden.shape[0])
     return jax.tree.map(call.lead.back, results)
+
+
+def _with_finite_rows(call: Call, rows: Rows) -> Rows:
+    """The rows, without features of inactive rows that are not finite, unless packing removes them.
+
+    The outputs of the other inactive rows are those of their features.
+    """
+    if rows.active is None or call.max_active is not None:
+        return rows
+    finite = jnp.all(jnp.isfinite(rows.hidden), -1)
+    kept = (rows.active | finite)[:, None]
+    return rows._replace(hidden=jnp.where(kept, rows.hidden, 0))
 
 
 def _in_their_places(
@@ -316,10 +328,7 @@ def _reduced(
     rows, weights, costs = jax.tree.map(lead.flat, (arguments.rows, weights, costs))
     rows, count = with_active_rows(rows, weights), rows.hidden.shape[0]
     scale, packing = scale_of(rows, weights, costs, call.reduction), None
-    if rows.active is not None and max_active is None:
-        finite = jnp.all(jnp.isfinite(rows.hidden), -1)
-        rows = rows._replace(hidden=jnp.where((rows.active | finite)[:, None], rows.hidden, 0))
-    arguments = arguments._replace(rows=rows)
+    arguments = arguments._replace(rows=_with_finite_rows(call, rows))
     if max_active is not None:
         packing = packed(layout, (arguments,), scale, max_active)
         (arguments,), scale, *_ = packing

@@ -221,7 +221,10 @@ def _data(plan: Plan, console: Console, preempted: Callable[[], bool]) -> Data |
     print_columns(console, rows.columns, seen.classes, len(seen.bad))
     fitted = Standardised(rows, seen.mean, seen.scale, seen.classes)
     parts = [fitted.read(row, row + 1) for row in held_out.tolist()]
-    x_and_y = tuple(map(np.concatenate, zip(*parts, strict=True))) if parts else None
+    x_and_y = None
+    if parts:
+        x, y = map(np.concatenate, zip(*parts, strict=True))
+        x_and_y = x, y
     majority = int(np.argmax(seen.counts))
     names = (rows.names, seen.classes)
     task = Task(seen.mean, seen.scale, *names, x_and_y, None, path.name, majority, rows.columns)

@@ -386,6 +386,30 @@ def test_misuse():
     misuse(ValueError, "`weights` must be >= 0", name, h, w, (h, w, None), weights=-jnp.ones(4))
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean", "class_weighted_mean"])
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+@pytest.mark.x64_once
+def test_an_example_without_weight_or_label_may_have_any_features(reduction, bad):
+    """Without a reduction its loss was NaN, and so were the gradients of the head."""
+    hidden, kernel, bias = head("float32", 0)
+    labels, weights = np.arange(len(hidden)) % V, np.ones(len(hidden), np.float32)
+    weights[1], labels[2] = 0, -1
+    options = {"weights": weights, "ignore_index": -1, "reduction": reduction}
+
+    def total(hidden, kernel, function):
+        every = function(hidden, kernel, labels, bias, **options)
+        return jnp.sum(getattr(every, "loss", every))
+
+    spoiled = jnp.asarray(hidden).at[1:3].set(bad)
+    for function in (softjax.linear_cross_entropy_outputs, softjax.linear_cross_entropy):
+        found = jax.value_and_grad(total, (0, 1))(spoiled, kernel, function)
+        expected = jax.value_and_grad(total, (0, 1))(jnp.asarray(hidden), kernel, function)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected
+        )
+        assert not found[1][0][1:3].any()
+
+
 @pytest.mark.x64_once
 def test_the_second_call_does_not_compile(caplog):
     """Other values, the same shapes, without a jit around it; gradients too."""
