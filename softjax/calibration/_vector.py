@@ -13,7 +13,7 @@ from softjax._auto_axes import on_auto_axes
 from softjax._labels import Labels
 from softjax._sharding import while_loop
 from softjax._softmax_core import log_softmax_core
-from softjax._weights import is_zero, shares
+from softjax._weights import is_zero, power_of_two, shares, significand_and_exponent
 from softjax.calibration._arguments import probabilities_of, rows, targets
 from softjax.calibration._temperature import optimal_temperature
 
@@ -23,6 +23,8 @@ _MAX_STEPS = 100
 # The line search halves the step until the loss falls by this share of the decrease that its slope
 # predicts.
 _ARMIJO, _MAX_HALVINGS = 1e-4, 30
+# A penalty holds all scales nearer to 1 than this.
+_FARTHEST = 1e12
 
 
 class VectorScaling(NamedTuple):
@@ -109,18 +111,21 @@ def calibrate_vector(
 
 @jax.jit
 def _scaled(x: Array, y: Array, w: Array, l2: Array) -> VectorScaling:
-    """Newton's method for theta = (s, c), where c are the biases of centred logits: b = c - s m.
+    """Newton's method for theta = (u s, c), where c are the biases of centred logits: b = c - s m.
 
-    m is the mean of the logits of each class.
+    m is the mean of the logits of each class. They are divided by u, a power of two near the
+    largest logit of the class, since the Hessian has their squares, which may overflow.
     """
     counted = ~is_zero(w)
     absent = jnp.isneginf(x) & counted[:, None]
     x = jnp.where(counted[:, None] & ~absent, x, 0)
     y, shares_of_rows = jnp.where(counted[:, None], y, 0), shares(w)
     impossible = jnp.any(absent & (y > 0))
-    mean = lax.stop_gradient(shares_of_rows @ x)
-    problem = _Problem(x, y, shares_of_rows, absent, mean, l2)
-    start = _start(lax.stop_gradient(problem), w)
+    unit = lax.stop_gradient(_units(x))
+    scaled = x / unit
+    mean = lax.stop_gradient(shares_of_rows @ scaled)
+    problem = _Problem(scaled, y, shares_of_rows, absent, mean, unit, l2)
+    start = _start(*lax.stop_gradient((problem, x)), w)
     theta = _minimum(lax.stop_gradient(problem), start)
     # The derivative of this last step is the derivative of the optimum.
     gradient, hessian = _derivatives(problem, theta)
@@ -129,31 +134,41 @@ def _scaled(x: Array, y: Array, w: Array, l2: Array) -> VectorScaling:
     # used only for its derivative.
     better = _value(problem, theta - step) <= _value(problem, theta)
     theta = theta - jnp.where(better, step, step - lax.stop_gradient(step))
-    scale, bias = theta[0], _centred_bias(problem, theta)
+    scale, bias = theta[0] / unit, _centred_bias(problem, theta)
     unknown = impossible | (jnp.sum(shares_of_rows) == 0)
     return VectorScaling(*(_checks.nan_where(unknown, part) for part in (scale, bias)))
 
 
 class _Problem(NamedTuple):
-    """The data: logits, labels and `absent` [N, K], weights [N] that sum to 1, mean [K], and l2."""
+    """The data: x / u, labels and `absent` [N, K], weights [N] that sum to 1, mean and u [K], l2."""
 
     x: Array
     y: Array
     w: Array
     absent: Array
     mean: Array
+    unit: Array
     l2: Array
 
 
-def _start(problem: _Problem, w: Array) -> Array:
-    """s = 1 / T of the optimal temperature and its c, [2, K]; 1 / max |x| is used if T = 0."""
-    x = jnp.where(problem.absent, -jnp.inf, problem.x)
-    temperature = optimal_temperature(x, problem.y, w)
-    largest = jnp.max(jnp.abs(problem.x), initial=0)
+def _units(x: Array) -> Array:
+    """A power of two near the largest logit of each class, [K]; 1 / u^2 does not overflow."""
+    _, exponent = significand_and_exponent(jnp.max(jnp.abs(x), 0, initial=0))
+    largest = jnp.finfo(x.dtype).maxexp
+    return power_of_two(jnp.clip(exponent, -(3 * largest // 8), 3 * largest // 4))
+
+
+def _start(problem: _Problem, x: Array, w: Array) -> Array:
+    """u s for s = 1 / T of the optimal temperature, and its c, [2, K].
+
+    If T = 0, s is 1 / max |x|.
+    """
+    temperature = optimal_temperature(jnp.where(problem.absent, -jnp.inf, x), problem.y, w)
+    largest = jnp.max(jnp.abs(x), initial=0)
     inverse = 1 / jnp.where(largest > 0, largest, 1)
     scale = jnp.where(temperature > 0, 1 / temperature, inverse)
-    scale = jnp.where(jnp.isfinite(scale), scale, 0)
-    return jnp.stack([jnp.full_like(problem.mean, scale), scale * problem.mean])
+    scale = jnp.where(jnp.isfinite(scale), scale, 0) * problem.unit
+    return jnp.stack([scale, scale * problem.mean])
 
 
 def _log_probabilities(problem: _Problem, theta: Array) -> Array:
@@ -167,11 +182,16 @@ def _centred_bias(problem: _Problem, theta: Array) -> Array:
     return bias - jnp.mean(bias)
 
 
+def _change(problem: _Problem, theta: Array) -> Array:
+    """s - 1 for the penalty; it is bounded, so that l2 times its square is 0 if l2 is 0."""
+    return jnp.clip(theta[0] / problem.unit - 1, -_FARTHEST, _FARTHEST)
+
+
 def _value(problem: _Problem, theta: Array) -> Array:
     """The objective at centred biases: adding a constant to all biases changes no probability."""
     log_p, y = _log_probabilities(problem, theta), problem.y
     losses = -jnp.sum(jnp.where(y == 0, 0, y * log_p), 1)
-    change = jnp.square(theta[0] - 1) + jnp.square(_centred_bias(problem, theta))
+    change = jnp.square(_change(problem, theta)) + jnp.square(_centred_bias(problem, theta))
     return jnp.sum(problem.w * losses) + problem.l2 / 2 * jnp.sum(change)
 
 
@@ -184,19 +204,19 @@ def _derivatives(problem: _Problem, theta: Array) -> tuple[Array, Array]:
     constant to all biases changes no probability, so that the Hessian is singular along a vector v.
     A multiple of v v^T is added to it, which changes no step.
     """
-    y, w, mean, l2 = problem.y, problem.w[:, None], problem.mean, problem.l2
+    y, w, mean, unit, l2 = problem.y, problem.w[:, None], *problem[-3:]
     log_p = _log_probabilities(problem, theta)
     p, others = jnp.exp(log_p), -jnp.expm1(log_p)
     mass, k = jnp.sum(y, 1, keepdims=True), len(mean)
     slope, centred = w * ((mass - y) * p - y * others), problem.x - mean
     bias = _centred_bias(problem, theta)
     gradient = jnp.stack([jnp.sum(slope * centred, 0), jnp.sum(slope, 0)])
-    gradient += l2 * jnp.stack([theta[0] - 1 - bias * mean, bias])
+    gradient += l2 * jnp.stack([_change(problem, theta) / unit - bias * mean, bias])
 
     q = w * mass * p
     crossed = jnp.sum(q * others * centred, 0) - l2 * mean
     blocks = [
-        [jnp.sum(q * others * centred**2, 0) + l2 * (1 + mean**2), crossed],
+        [jnp.sum(q * others * centred**2, 0) + l2 * (unit**-2 + mean**2), crossed],
         [crossed, jnp.sum(q * others, 0) + l2],
     ]
     own = jnp.block([[jnp.diag(part) for part in line] for line in blocks])

@@ -56,6 +56,22 @@ def test_vector_scaling_is_the_optimum_at_any_scale_and_offset_of_the_logits(l2,
         np.testing.assert_allclose(ours.bias, expected[1], atol=1e-6 if x64 else 2e-3)
 
 
+@pytest.mark.x64_once
+def test_vector_scaling_of_logits_of_any_magnitude():
+    """The squares of logits of 1e20 overflow, and those of 1e-20 underflow."""
+    x, y, w = problem(np.float32)
+    one = calibration.calibrate_vector(x, y, sample_weights=w)
+    for scale in (2.0**-100, 2.0**-60, 2.0**60, 2.0**100, np.array([1, 2.0**90, 1, 2.0**-90])):
+        ours = calibration.calibrate_vector(x * np.float32(scale), y, sample_weights=w)
+        if np.ndim(scale) == 0:  # else the start is another
+            np.testing.assert_allclose(ours.scale * scale, one.scale, rtol=1e-5)
+        np.testing.assert_allclose(ours.scale * scale, one.scale, rtol=1e-2)
+        np.testing.assert_allclose(ours.bias, one.bias, atol=1e-2)
+    held = calibration.calibrate_vector(x * np.float32(2.0**100), y, l2=0.1)
+    assert np.isfinite(held.scale).all()
+    assert np.isfinite(held.bias).all()
+
+
 @pytest.mark.x64_once(True)  # differences say little in float32, in which the optimum is tested too
 def test_vector_scaling_is_differentiable_and_transforms(dtype):
     x, y, _ = problem(dtype)
