@@ -140,7 +140,7 @@ def _scaled(x: Array, y: Array, w: Array, l2: Array) -> VectorScaling:
 
 
 class _Problem(NamedTuple):
-    """The data: x / u, labels and `absent` [N, K], weights [N] that sum to 1, mean and u [K], l2."""
+    """The data: x / u, labels, `absent` [N, K], weights [N] that sum to 1, mean and u [K], l2."""
 
     x: Array
     y: Array
