@@ -50,8 +50,8 @@ def as_features(path: Path, name: str, column: np.ndarray, first: int = 0) -> np
     if kind in "biuf":
         dtype = np.result_type(np.float32, column.dtype)
         return column.astype(min(dtype, np.dtype(np.float64)), copy=False)
-    if kind not in "OSU":
-        raise DataError(f"{path}: column {name!r}: expected numbers, got {column.dtype}.")
+    if kind not in "OSU":  # such as dates, whose text is no number
+        column = column.astype(str)
     rows = range(first + 1, first + 1 + len(column))
     cells = (number(path, name, row, c) for row, c in zip(rows, column.tolist(), strict=True))
     return np.fromiter(cells, np.float64, len(column))
@@ -226,9 +226,11 @@ def good_rows(features: np.ndarray, codes: np.ndarray | None = None) -> np.ndarr
 
 
 def class_name(value: object) -> str | None:
-    """The name of the class of a label; None for a missing label."""
+    """The name of the class of a label, without spaces around it; None for a missing label."""
     if isinstance(value, bytes):
         value = value.decode()
+    if isinstance(value, str):
+        value = value.strip()
     if value is None or value == "" or value != value:
         return None
     if isinstance(value, (str, np.bool_, numbers.Real, Decimal)):

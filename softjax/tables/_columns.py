@@ -89,7 +89,7 @@ class Levels:
         try:
             if is_missing(cell):
                 return np.nan
-            level = str(class_name(cell)).strip()
+            level = str(class_name(cell))
         except (TypeError, ValueError):
             where = f"{self.path}: column {self.name!r}, row {row}"
             raise DataError(f"{where}: expected a category, got {type(cell).__name__}.") from None

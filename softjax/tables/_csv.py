@@ -40,6 +40,7 @@ class CsvRows(HeldRows):
             header = next(rows, None)
             if header is None:
                 raise DataError(f"{path}: it is empty.")
+            header = [name.strip(" ") for name in header]
             columns = chosen_columns(path, header, label, names, drop=reading.drop)
             place = {name: i for i, name in enumerate(header)}
             places = [place[column.name] for column in columns]
