@@ -63,21 +63,15 @@ def takes(data: Data) -> bool:
 def optimum(data: Data, tol: float, max_steps: int | None) -> FitResult | None:
     """The fit with the penalties of `data`, as the end of a path; None if its end is not clear.
 
-    With more features than examples, a large drop of the penalty would make many features enter and
-    leave the model; then the penalty decreases by a factor of FALL from fit to fit.
+    A large drop of the penalty can make many parameters enter and leave the model. So if there are
+    more features than examples, or if one drop has no clear end, as for a few examples that are
+    nearly separated, the penalty decreases by a factor of FALL from fit to fit.
     """
     examples, width = data.features.shape
     path = _OneFit(data, Partial(no_report), tol, max_steps, lambda: False)
-    l1 = float(data.l1)
-    with contextlib.suppress(_NotClearError):
-        step = path.null()
-        strength = path.largest(step.evaluation)
-        while True:
-            before = strength
-            strength = max(l1, before / FALL) if width > examples else l1
-            step = path.at(step, before, strength, float(data.l2))
-            if strength == l1:
-                return step.fit
+    for fall in (FALL,) if width > examples else (np.inf, FALL):
+        with contextlib.suppress(_NotClearError):
+            return path.end(float(data.l1), float(data.l2), fall)
     return None
 
 
@@ -213,6 +207,17 @@ class _OneFit(HostPath):
         if found is None:
             raise _NotClearError
         return found
+
+    def end(self, l1: float, l2: float, fall: float) -> FitResult:
+        """The fit at the penalty l1, to which the penalties decrease by the factor `fall`."""
+        step = self.null()
+        strength = self.largest(step.evaluation)
+        while True:
+            before = strength
+            strength = max(l1, before / fall)
+            step = self.at(step, before, strength, l2)
+            if strength == l1:
+                return step.fit
 
 
 class _Point(NamedTuple):

@@ -98,6 +98,26 @@ def test_a_fit_in_numpy_is_at_the_optimum(kind, nothing_is_compiled):
     assert ends.count("converged") >= (8 if kind == np.float32 else 16)
 
 
+def test_a_lasso_of_a_few_rows_ends_in_numpy(nothing_is_compiled):
+    """One drop to a tiny penalty led to a point from which only tiny steps lead down."""
+    for seed in (500, 504, 505, 1001):
+        rng = np.random.default_rng(seed)
+        d, k = int(rng.integers(1, 6)), int(rng.integers(2, 4))
+        x, labels = (
+            rng.normal(size=(5, d)),
+            np.unique(rng.integers(k, size=5), return_inverse=True)[1],
+        )
+        l1 = 2e-5
+        result = regression.fit(x, labels, l1=l1, tol=1e-11)
+        assert result.converged
+        kernel, bias = map(np.asarray, result.params)
+        p = np.exp(x @ kernel + bias)
+        slope = x.T @ (p / p.sum(1, keepdims=True) - np.eye(len(bias))[labels]) / 5
+        inside = kernel != 0
+        assert np.abs(slope + l1 * np.sign(kernel))[inside].max() < 1e-9
+        assert np.abs(slope).max() <= l1 * (1 + 1e-4)
+
+
 def test_a_compiled_fit_says_converged_only_at_the_optimum():
     """Steps of the first order see little of features that differ by a part of their mean.
 
