@@ -43,7 +43,7 @@ BLOCK, NARROW = 64, 16
 Axes = tuple[int, ...]
 Pair = tuple[Array, Array]
 Sums = tuple[Array, ...]
-Terms = Callable[[Array, Array], Pair]
+Terms = Callable[[Array, Array], Sums]
 
 
 def terms_beside_top(x: Array, m: Array) -> Pair:
@@ -58,10 +58,16 @@ def terms_of_exponentials(e: Array, one: Array) -> Pair:
     return jnp.where(is_top, 0, e), is_top.astype(e.dtype)
 
 
-def sums_in_tiles(x: Array, m: Array, axes: Axes, terms: Terms = terms_beside_top) -> Pair:
+def exponentials_alone(e: Array, m: Array) -> Sums:
+    """The terms from exp(x - m), of which none is left out."""
+    return (e,)
+
+
+def sums_in_tiles(x: Array, m: Array, axes: Axes, terms: Terms = terms_beside_top) -> Sums:
     """The sums of `terms` over `axes`, which are kept.
 
-    With the terms given here these are the sum without the maximal entries, and their number.
+    With the first two terms given here these are the sum without the maximal entries, and their
+    number.
     """
     counts = shards(x, axes)
     if math.prod(counts) > 1:
@@ -74,16 +80,15 @@ def sums_in_tiles(x: Array, m: Array, axes: Axes, terms: Terms = terms_beside_to
     shape[axis] = 1
     top = m.reshape(shape)
     if not isinstance(rows.shape[axis], int):  # the size is a symbol in an exported program
-        parts = terms(rows, top)
-        rest, tops = (jnp.sum(a, axis) for a in parts)
+        sums = tuple(jnp.sum(a, axis) for a in terms(rows, top))
     elif _is_odd(rows, axis):
         # XLA:CPU vectorizes over rows only if their number is even.
         even = _tiled(terms, rows[..., :-1, :], top[..., :-1, :], axis)
         odd = _tiled(terms, rows[..., -1:, :], top[..., -1:, :], axis)
-        rest, tops = (jnp.concatenate(parts, -1) for parts in zip(even, odd, strict=True))
+        sums = tuple(jnp.concatenate(parts, -1) for parts in zip(even, odd, strict=True))
     else:
-        rest, tops = _tiled(terms, rows, top, axis)
-    return rest.reshape(m.shape), tops.reshape(m.shape)
+        sums = _tiled(terms, rows, top, axis)
+    return tuple(a.reshape(m.shape) for a in sums)
 
 
 def _is_odd(rows: Array, axis: int) -> bool:
@@ -99,14 +104,13 @@ def _is_odd(rows: Array, axis: int) -> bool:
     )
 
 
-def _tiled(terms: Terms, rows: Array, m: Array, axis: int) -> Pair:
+def _tiled(terms: Terms, rows: Array, m: Array, axis: int) -> Sums:
     """The sums of `terms` over an axis."""
 
-    def of_part(part: slice) -> Pair:
+    def of_part(part: slice) -> Sums:
         return terms(lax.slice_in_dim(rows, part.start, part.stop, axis=axis), m)
 
-    rest, tops = sums_of_tiles(of_part, rows.shape[axis], axis, last=axis == rows.ndim - 1)
-    return rest, tops
+    return sums_of_tiles(of_part, rows.shape[axis], axis, last=axis == rows.ndim - 1)
 
 
 def _layout(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
@@ -140,10 +144,10 @@ def by_shard(x: Array, axes: tuple[int, ...], counts: tuple[int, ...]) -> Array:
     return x.reshape(*x.shape[:parts], math.prod(x.shape[parts:]))  # -1 fails if there are no rows
 
 
-def over_shards(sums: Sums, axes: tuple[int, ...]) -> Pair:
+def over_shards(sums: Sums, axes: tuple[int, ...]) -> Sums:
     """The sums over all shards, which keep the axes."""
-    a, b = (jnp.sum(x, range(x.ndim - len(axes), x.ndim)) for x in sums)
-    return jnp.expand_dims(a, axes), jnp.expand_dims(b, axes)
+    whole = (jnp.sum(x, range(x.ndim - len(axes), x.ndim)) for x in sums)
+    return tuple(jnp.expand_dims(a, axes) for a in whole)
 
 
 def sums_of_tiles(
@@ -165,9 +169,10 @@ def sums_of_tiles(
     With `in_any_order`, for the last axis, XLA:CPU sums what the first loop writes. That is as
     accurate and compiles two loops instead of six, but the order may depend on the number of rows.
 
-    With `highest`, tiles are at most as high and need not consist of whole vectors. Fewer loops are
-    compiled if such tiles divide the axis exactly. Do not use it for terms with exponentials:
-    XLA:CPU computes those at the end of an incomplete vector one by one.
+    With `highest`, tiles are at most as high, and those of rows of up to LONG_ROW entries need not
+    consist of whole vectors. Fewer loops are compiled if such tiles divide the axis exactly. Do not
+    use it for terms with exponentials: XLA:CPU computes those at the end of an incomplete vector
+    one by one.
     """
     sums, start = [], 0
     for count, height, width in _tiling(length, last, highest):
@@ -235,11 +240,11 @@ def _added(a: Sums, b: Sums) -> Sums:
     """The sums a + b of several arrays.
 
     XLA:CPU gives a single sum to a library, for which it stores the terms. It does not recognize a
-    sum whose additions keep NaN by a choice, which changes no value.
+    sum that is written as a difference.
     """
     if len(a) > 1:
         return tuple(map(operator.add, a, b))
-    return tuple(lax.select(x == x, x + y, x) for x, y in zip(a, b, strict=True))
+    return tuple(x - -y for x, y in zip(a, b, strict=True))
 
 
 @sums_down.defjvp
@@ -259,23 +264,22 @@ def _tiling(length: int, last: bool, highest: int | None) -> list[tuple[int, int
     if not last:
         count, left_over = divmod(length, UNROLLED)
         return [(count, UNROLLED, 1)] + ([(1, left_over, 1)] if left_over else [])
-    if highest is None:
-        heights = range(8, (UNROLLED if length > LONG_ROW else HIGHEST) + 1)
-        widths = range(8, 49, 8)
+    if highest is None or length > LONG_ROW:
+        # What is left over; then the height. A tile as wide as one vector takes the least time.
+        limit = highest or (UNROLLED if length > LONG_ROW else HIGHEST)
+        heights = range(8, min(limit, length // 8) + 1)
+        height, width = min(heights, key=lambda height: (length % (8 * height), -height)), 8
     else:
-        heights, widths = range(4, highest + 1), range(8, MANY + 1)
 
-    def cost(tile: tuple[int, int]) -> tuple[float, ...]:
-        height, width = tile
-        if highest is None:
-            return length % (height * width), -height, width
-        # What is left over; then the time for an entry, with whole vectors and single entries, the
-        # start of a loop and what it writes, which is more of the whole if the terms are cheap.
-        steps, writes = 2 + width // 8 + width % 8, 0.5 if highest <= FEW else 2
-        return length % (height * width), steps / width + writes / height, -width
+        def cost(tile: tuple[int, int]) -> tuple[float, ...]:
+            height, width = tile
+            # What is left over; then the time for an entry, with whole vectors and single entries,
+            # the start of a loop and what it writes, which is more of the whole if terms are cheap.
+            steps, writes = 2 + width // 8 + width % 8, 0.5 if highest <= FEW else 2
+            return length % (height * width), steps / width + writes / height, -width
 
-    tiles = [(h, w) for h in heights for w in widths if h * w <= length]
-    height, width = min(tiles, key=cost)
+        tiles = [(h, w) for h in range(4, highest + 1) for w in range(8, MANY + 1)]
+        height, width = min((t for t in tiles if math.prod(t) <= length), key=cost)
     count = length // (height * width)
     left_over = length - count * height * width
     return [(count, height, width)] + (_tiling(left_over, last, highest) if left_over else [])

@@ -180,12 +180,14 @@ def _logsumexp_jvp(axes, exact, primals, tangents):
     return y, inner(p, x_dot, axes)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _logsumexp_and_gradient(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _logsumexp_and_gradient(
+    x: Array, axes: tuple[int, ...], place_follows: bool = False
+) -> tuple[Array, Array]:
     """log sum exp(x) and softmax(x), which share their exponentials on a CPU."""
 
     def on_cpu(x: Array) -> tuple[Array, Array]:
-        m, r, e = excess_and_exponentials(x, axes)
+        m, r, e = excess_and_exponentials(x, axes, place_follows)
         return m + jnp.log1p(r), e / total(m, r)
 
     def plain(x: Array) -> tuple[Array, Array]:
@@ -195,9 +197,9 @@ def _logsumexp_and_gradient(x: Array, axes: tuple[int, ...]) -> tuple[Array, Arr
 
 
 @_logsumexp_and_gradient.defjvp
-def _logsumexp_and_gradient_jvp(axes, primals, tangents):
+def _logsumexp_and_gradient_jvp(axes, place_follows, primals, tangents):
     (x,), (x_dot,) = primals, tangents
-    y, p = _logsumexp_and_gradient(x, axes)
+    y, p = _logsumexp_and_gradient(x, axes, True)
     return (y, p), (inner(p, x_dot, axes), softmax_tangent(p, x_dot, axes, place_of_top(x, axes)))
 
 

@@ -94,18 +94,20 @@ def excess(x: Array, axes: Axes, exact: DTypeLike | None = None) -> tuple[Array,
     """
 
     def in_two_passes(x: Array) -> tuple[Array, Array]:
-        m = _stored_maximum(x, axes, exact)
+        m = stored_maximum(x, axes, exact)
         rest, tops = sums_beside_top(x, m, axes)
         return m, rest + (tops - 1)
 
     return in_one_pass_if_long(x, axes, partial(excess_in_one_pass, axes=axes), in_two_passes)
 
 
-def excess_and_exponentials(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
+def excess_and_exponentials(
+    x: Array, axes: Axes, place_follows: bool = False
+) -> tuple[Array, Array, Array]:
     """The results m and r of `excess`, and exp(x - m), which value and gradient share."""
 
     def in_two_passes(x: Array) -> tuple[Array, Array, Array]:
-        m = _stored_maximum(x, axes)
+        m = stored_maximum(x, axes, place_follows=place_follows)
         e, (rest, tops) = exponentials_and_sums(x, m, axes)
         return m, rest + (tops - 1), e
 
@@ -116,12 +118,19 @@ def excess_and_exponentials(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     return in_one_pass_if_long(x, axes, in_one_pass, in_two_passes)
 
 
-def _stored_maximum(x: Array, axes: Axes, exact: DTypeLike | None = None) -> Array:
-    """The result of `maximum`, which XLA:CPU computes once and does not fuse into the sums."""
+def stored_maximum(
+    x: Array, axes: Axes, exact: DTypeLike | None = None, place_follows: bool = False
+) -> Array:
+    """The result of `maximum`, which XLA:CPU computes once and does not fuse into the sums.
+
+    With `place_follows` the program also searches for the index of the maximum, in the maxima of
+    blocks that it finds here. They take more time than the maximum alone.
+    """
 
     def on_cpu(x: Array) -> Array:
         narrow = x if exact is None else x.astype(exact)
-        largest = maximum(maxima_of_blocks(narrow, axes), axes)
+        parts = maxima_of_blocks(narrow, axes) if place_follows else narrow
+        largest = maximum(parts, axes)
         return lax.optimization_barrier(largest.astype(x.dtype))
 
     return platform_dependent(x, cpu=on_cpu, default=partial(maximum, axes=axes, exact=exact))

@@ -138,19 +138,19 @@ def sums_beside_top(x: Array, m: Array, axes: Axes) -> Pair:
     return platform_dependent(x, m, cpu=partial(sums_in_tiles, axes=axes), default=plain)
 
 
-def exponentials_and_sums(x: Array, m: Array, axes: Axes) -> tuple[Array, Pair]:
+def exponentials_and_sums(x: Array, m: Array, axes: Axes) -> tuple[Array, Sums]:
     """exp(x - m), and the sums of `sums_beside_top`, for callers that need both.
 
     XLA:CPU would compute each exponential twice; here it writes them to memory instead. If an entry
     is +inf, the exponentials are meaningless.
     """
 
-    def on_cpu(x: Array, m: Array) -> tuple[Array, Pair]:
+    def on_cpu(x: Array, m: Array) -> tuple[Array, Sums]:
         d = shift_row(x, jnp.minimum(m, jnp.finfo(m.dtype).max), axes)
         e = lax.optimization_barrier(jnp.exp(d))
         return e, sums_in_tiles(e, jnp.ones_like(m), axes, terms_of_exponentials)
 
-    def plain(x: Array, m: Array) -> tuple[Array, Pair]:
+    def plain(x: Array, m: Array) -> tuple[Array, Sums]:
         d = shift_row(x, m, axes)
         return jnp.exp(d), _finite(m, plain_sums(d, axes))
 
@@ -232,7 +232,7 @@ def sum_and_rest(v: Array, left_out: Array, axes: Axes) -> Sums:
     def terms(v: Array, left_out: Array) -> Pair:
         return v, jnp.where(left_out, 0, v)
 
-    return _sums_of_terms(terms, (v, left_out), axes, UNROLLED)
+    return _sums_of_terms(terms, (v, left_out), axes, None)
 
 
 def mass_and_cost(q: Array, x: Array, m: Array, *left_out: Array) -> Sums:
@@ -249,12 +249,12 @@ def mass_and_cost(q: Array, x: Array, m: Array, *left_out: Array) -> Sums:
 
 
 def _sums_of_terms(
-    terms: Callable[..., Sums], operands: Sums, axes: Axes, highest: int = FEW
+    terms: Callable[..., Sums], operands: Sums, axes: Axes, highest: int | None = FEW
 ) -> Sums:
     """The sums over `axes`, which are kept, of all results of `terms`, computed entry by entry.
 
     On a CPU the sums over the last axis are trees, whose order of additions depends on the length
-    of a row and not on the other rows. Terms of one operation allow `highest` to be UNROLLED.
+    of a row and not on the other rows. Terms of one operation need no limit `highest`.
     """
 
     def plain(*operands: Array) -> Sums:
@@ -271,7 +271,9 @@ def _sums_of_terms(
     return platform_dependent(*operands, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=plain)
 
 
-def _in_tiles(terms: Callable[..., Sums], operands: Sums, axis: int, highest: int = FEW) -> Sums:
+def _in_tiles(
+    terms: Callable[..., Sums], operands: Sums, axis: int, highest: int | None = FEW
+) -> Sums:
     """The sums of all results of `terms` over an axis, which is kept, in the form for XLA:CPU."""
 
     def of_part(part: slice) -> Sums:

@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from softjax._cpu_sums import exponentials_alone, sums_in_tiles
 from softjax._numerics import (
     excess,
     excess_and_exponentials,
     log_total,
     maximum,
     not_negative,
+    stored_maximum,
     total,
 )
 from softjax._one_pass import maximum_and_value
@@ -36,9 +38,10 @@ from softjax._row_maps import row_map
 from softjax._sharding import is_split, shards
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def softmax_core(x: Array, axes: Axes) -> Array:
-    """exp(x - m) / sum exp(x - m); 0 in a row of -inf."""
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def softmax_core(x: Array, axes: Axes, place_follows: bool = False) -> Array:
+    """exp(x - m) / sum exp(x - m); 0 in a row of -inf. `stored_maximum` has `place_follows`."""
+    tiny = jnp.finfo(x.dtype).tiny
 
     def exponentials(x: Array) -> Array:
         return jnp.exp(shift_row(x, maximum(x, axes), axes))
@@ -55,16 +58,28 @@ def softmax_core(x: Array, axes: Axes) -> Array:
         return in_one_pass_if_long(x, axes, with_excess, in_two_passes)
 
     def short(x: Array) -> Array:
-        # One addition to the sum takes less time on a CPU than the additions of `_positive_sum`,
-        # and no kernel of its own where a kernel of a GPU holds whole rows.
+        # A kernel of a GPU that holds whole rows needs no kernel of its own for this addition.
         e = exponentials(x)
-        return e / (jnp.sum(e, axes, keepdims=True) + jnp.finfo(x.dtype).tiny)
+        return e / (jnp.sum(e, axes, keepdims=True) + tiny)
+
+    def short_on_cpu(x: Array) -> Array:
+        # XLA:CPU gives the whole row to a library. It is faster if each operation with m has x
+        # itself as its other operand. As in `shift_row`, x - m could be contracted.
+        m = maximum(x, axes)
+        e = jnp.exp(jnp.minimum(m, x) - jnp.maximum(m, x))
+        return e / (jnp.sum(e, axes, keepdims=True) + tiny)
+
+    def in_tiles(x: Array) -> Array:
+        m = stored_maximum(x, axes, place_follows=place_follows)
+        e = lax.optimization_barrier(jnp.exp(shift_row(x, m, axes)))
+        (whole,) = sums_in_tiles(e, m, axes, exponentials_alone)
+        return e / (whole + (tiny + 0 * m))  # the second use of m keeps it out of other loops
 
     # XLA:CPU adds the entries of a row in an order that depends on the number of rows, unless the
     # row is short. With tiles the sum of a row does not depend on the other rows. If the classes
     # are sharded, the devices send one sum instead of two.
     is_plain = sums_are_written_out(x, axes) or math.prod(shards(x, axes)) > 1
-    on_cpu = short if is_plain else with_excess
+    on_cpu = short_on_cpu if is_plain else in_tiles
     on_gpu = short if rows_fit_a_kernel(x, axes) else plain
     return platform_dependent(x, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=plain)
 
@@ -79,9 +94,9 @@ def _positive_sum(e: Array, axes: Axes) -> Array:
 
 
 @softmax_core.defjvp
-def _softmax_jvp(axes, primals, tangents):
+def _softmax_jvp(axes, place_follows, primals, tangents):
     (x,), (x_dot,) = primals, tangents
-    p = softmax_core(x, axes)
+    p = softmax_core(x, axes, True)
     row = x
     if rows_fit_a_kernel(x, axes):
         # A kernel of a GPU that holds whole rows of p need not read x again.
@@ -125,7 +140,7 @@ def tangent_at(x: Array, v: Array, axes: Axes) -> Array:
 
 
 def _through_probabilities(v: Array, x: Array, axes: Axes) -> Array:
-    return softmax_tangent(softmax_core(x, axes), v, axes, place_of_top(x, axes))
+    return softmax_tangent(softmax_core(x, axes, True), v, axes, place_of_top(x, axes))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
