@@ -186,7 +186,7 @@ def sums_beside_label(x: Array, m: Array, index: Array) -> Pair:
     return platform_dependent(x, m, index, cpu=_beside_label_on_cpu, default=plain)
 
 
-def _beside_label_on_cpu(x: Array, m: Array, index: Array) -> Pair:
+def _beside_label_on_cpu(x: Array, m: Array, index: Array) -> Sums:
     """`sums_beside_label`, computed over tiles of the part on each device."""
     axes = (x.ndim - 1,)
     counts = shards(x, axes)
