@@ -74,10 +74,13 @@ class Frame(NamedTuple):
 
 def framed(data: Data, rotates: bool) -> tuple[Data, Frame]:
     """The data in the coordinates of a fit, and these; rotated if `rotates` and it saves time."""
-    x, centre = data.features, None
-    if data.constant > 0:
-        centre = centre_of(x, data.weights)
-    x = x if centre is None else less(x, centre)
+    centre = centre_of(data.features, data.weights) if data.constant > 0 else None
+    return framed_around(centre, data, rotates)
+
+
+def framed_around(centre: Any, data: Data, rotates: bool) -> tuple[Data, Frame]:
+    """The result of `framed` for a known centre."""
+    x = data.features if centre is None else less(data.features, centre)
     # A fit in N dimensions has to be worth the factorization, of 2 N^2 D operations. Penalty
     # factors belong to single features and exclude a rotation.
     pays = not is_sparse(x) and is_wide(*x.shape) and len(x) < LARGEST_FACTOR

@@ -1,7 +1,8 @@
 """A fit inside of a trace: one loop to its end, with the derivative of the optimum."""
 
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +40,36 @@ def traced(
 
     If it is known to be `penalised`, quasi-complete separation is not looked for.
     """
+    limit = SOLVERS[name].max_steps if max_steps is None else max_steps
+    centre = None
+    if data.constant > 0:
+        centre = _frame.centre_of(*lax.stop_gradient((data.features, data.weights)))
+    known = Known(name, penalised, float(data.constant), bool(_checks.known(data.l1) == 0))
+    return _optimum(known, data, params, centre, tol, limit)
+
+
+class Known(NamedTuple):
+    """What the program of a fit depends on, besides the shapes."""
+
+    name: str  # of the solver
+    penalised: bool
+    constant: float  # 1, or 0 without an intercept
+    smooth: bool  # whether l1 is known to be 0
+
+
+@partial(jax.jit, static_argnums=0)
+def _optimum(
+    known: Known, data: Data, params: SoftmaxRegression, centre: Any, tol: Any, limit: Any
+) -> FitResult:
+    """The fit of `traced`, one program: `jax.grad` outside of `jax.jit` traces it once."""
+    name, penalised = known[:2]
+    data = replace(data, constant=np.asarray(known.constant, data.features.dtype))
+    data = replace(data, l1=np.zeros((), data.l1.dtype)) if known.smooth else data
     fixed, start = lax.stop_gradient((data, params))
     fixed = replace(fixed, constant=data.constant)  # stop_gradient made the number a tracer
-    fixed, frame = _frame.framed(fixed, SOLVERS[name].rotates)
+    fixed, frame = _frame.framed_around(centre, fixed, SOLVERS[name].rotates)
     start = _frame.inside(frame, start)
-    fit, value_over_mass = to_the_end(name, fixed, start, tol, max_steps, penalised)
+    fit, value_over_mass = to_the_end(name, fixed, start, tol, limit, penalised)
 
     theta = lax.stop_gradient(pack(_frame.expand(frame, fit.params)))
     if frame.centre is not None:

@@ -9,7 +9,7 @@ from sparse_rows import sparse_rows
 from test_regression import L2, D, K, N, assert_optimal, optimum, problem
 
 from softjax import regression
-from softjax.regression import _features, _solve
+from softjax.regression import _features, _solve, _traced
 from softjax.regression._problem import Data
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.usefixtures("compiled_fits")]
@@ -388,6 +388,28 @@ def test_the_optimum_is_differentiable_in_both_modes():
 
     tangents = tuple(rng.normal(size=argument.shape) for argument in arguments)
     assert_differentiable(jax.jit(jax.vmap(in_both_modes(loss))), arguments, tangents, rtol=1e-9)
+
+
+@pytest.mark.x64_once(True)
+def test_later_gradients_outside_of_a_trace_trace_no_fit(monkeypatch):
+    """They traced, and partly compiled, the whole fit in each call."""
+    x, y = problem()
+    x, traces, to_the_end = x[:40], [], _traced.to_the_end
+    monkeypatch.setattr(_traced, "to_the_end", lambda *a: traces.append(1) or to_the_end(*a))
+
+    def total(x, l2):
+        return jnp.sum(regression.fit(x, y[:40], l2=l2, tol=1e-10).params.kernel ** 2)
+
+    slope = jax.grad(total, (0, 1))
+    slope(x, 0.1)
+    count = len(traces)
+    of_features, of_penalty = slope(1.5 * x, 0.2)
+    assert len(traces) == count > 0
+    h = 1e-4
+    difference = (total(1.5 * x, 0.2 + h) - total(1.5 * x, 0.2 - h)) / (2 * h)
+    np.testing.assert_allclose(of_penalty, difference, rtol=1e-5)
+    difference = (total((1.5 + h) * x, 0.2) - total((1.5 - h) * x, 0.2)) / (2 * h)
+    np.testing.assert_allclose(np.vdot(of_features, x), difference, rtol=1e-5)
 
 
 @pytest.mark.x64_once(True)
