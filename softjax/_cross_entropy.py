@@ -1,6 +1,5 @@
 """cross_entropy of logits, and the weighted mean of losses."""
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeGuard
 
@@ -214,56 +213,52 @@ def _cross_entropy(
     x, targets, where, label_smoothing, class_weights, z_loss, weights, reduction
 ) -> Array:
     operands = targets, where, label_smoothing, class_weights, z_loss, weights
-    return keeping_half(_Loss(reduction), (x.ndim - 1,), x, *operands)
+    return keeping_half(_loss, (x.ndim - 1,), x, *operands, reduction=reduction)
 
 
-@dataclass(frozen=True)
-class _Loss:
-    """The loss over the last axis of logits in any dtype."""
+def _loss(
+    x, targets, where, label_smoothing, class_weights, z_loss, weights, *, axes, reduction
+) -> Array:
+    """The loss of logits in any dtype; `targets` are ClassIndices or a distribution."""
+    x = masked(x, where)
+    if class_weights is not None and reduction == "class_weighted_mean" and z_loss is None:
+        class_weights = in_unit(class_weights)  # their scale does not matter
+    index = bad = absent = q = costs = None
+    if isinstance(targets, tuple):
+        index, bad, absent = targets
+    else:
+        q = targets.astype(x.dtype)
+        q = q if class_weights is None else _of_classes(class_weights, x) * q
+    if weights is not None:
+        absent = is_zero(weights) if absent is None else absent | is_zero(weights)
+    if index is not None:
+        loss = index_loss(x, index, absent)
+        if class_weights is not None:
+            costs = looked_up(class_weights, index)
+            loss = _times(costs, loss)
+    if absent is not None:
+        # Examples that are left out may contain any values; in an empty row all terms are 0.
+        x = jnp.where(absent[..., None], -jnp.inf, x)
+        bad = None if bad is None else bad & ~absent
+    if q is not None:
+        loss, costs = expected_loss(x, q), jnp.sum(q, -1)
 
-    reduction: Reduction
-
-    def __call__(self, x, targets, where, label_smoothing, class_weights, z_loss, weights) -> Array:
-        """The loss; `targets` are ClassIndices or a distribution."""
-        x = masked(x, where)
-        if class_weights is not None and self.reduction == "class_weighted_mean" and z_loss is None:
-            class_weights = in_unit(class_weights)  # their scale does not matter
-        index = bad = absent = q = costs = None
-        if isinstance(targets, tuple):
-            index, bad, absent = targets
-        else:
-            q = targets.astype(x.dtype)
-            q = q if class_weights is None else _of_classes(class_weights, x) * q
-        if weights is not None:
-            absent = is_zero(weights) if absent is None else absent | is_zero(weights)
-        if index is not None:
-            loss = index_loss(x, index, absent)
-            if class_weights is not None:
-                costs = looked_up(class_weights, index)
-                loss = _times(costs, loss)
-        if absent is not None:
-            # Examples that are left out may contain any values; in an empty row all terms are 0.
-            x = jnp.where(absent[..., None], -jnp.inf, x)
-            bad = None if bad is None else bad & ~absent
-        if q is not None:
-            loss, costs = expected_loss(x, q), jnp.sum(q, -1)
-
-        if label_smoothing is not None:
-            loss = _times(1 - label_smoothing, loss)
-            loss += _times(label_smoothing, _mean_loss(x, where, class_weights))
-        if z_loss is not None:
-            log_partition = logsumexp_core(x, (x.ndim - 1,))[..., 0]
-            square = jnp.where(jnp.isneginf(log_partition), 0, log_partition) ** 2
-            loss += z_loss * square
-        loss = spoiled(loss, bad)
-        if self.reduction in ("none", "sum"):
-            loss = loss if weights is None else weights * loss
-            return loss if self.reduction == "none" else jnp.sum(loss)
-        costs = costs if self.reduction == "class_weighted_mean" else None
-        if weights is None and absent is None and costs is None:
-            return weighted_mean(loss)
-        weights = jnp.ones_like(loss) if weights is None else weights
-        return _weighted_mean(loss, weights, True if absent is None else ~absent, costs)
+    if label_smoothing is not None:
+        loss = _times(1 - label_smoothing, loss)
+        loss += _times(label_smoothing, _mean_loss(x, where, class_weights))
+    if z_loss is not None:
+        log_partition = logsumexp_core(x, axes)[..., 0]
+        square = jnp.where(jnp.isneginf(log_partition), 0, log_partition) ** 2
+        loss += z_loss * square
+    loss = spoiled(loss, bad)
+    if reduction in ("none", "sum"):
+        loss = loss if weights is None else weights * loss
+        return loss if reduction == "none" else jnp.sum(loss)
+    costs = costs if reduction == "class_weighted_mean" else None
+    if weights is None and absent is None and costs is None:
+        return weighted_mean(loss)
+    weights = jnp.ones_like(loss) if weights is None else weights
+    return _weighted_mean(loss, weights, True if absent is None else ~absent, costs)
 
 
 def _times(factor: Array, loss: Array) -> Array:

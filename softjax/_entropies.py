@@ -5,7 +5,6 @@ one class dominates keeps its digits.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any
 
@@ -157,17 +156,11 @@ def _centred(p: Array, x: Array, axes: tuple[int, ...]) -> Array:
 # --- the cores of logits of any dtype, with masked classes ---
 
 
-@dataclass(frozen=True)
-class _OverClasses:
+def _over_classes(*operands: Any, core: Callable[..., Array], axes: tuple[int, ...]) -> Array:
     """core(*logits, axes) with all logits in one dtype, and -inf for masked classes."""
-
-    core: Callable[..., Array]
-    axes: tuple[int, ...]
-
-    def __call__(self, *operands: Any) -> Array:
-        *logits, where = operands
-        dtype = compute_dtype(reduce(jnp.promote_types, (x.dtype for x in logits)))
-        return self.core(*(masked(x.astype(dtype), where) for x in logits), self.axes)
+    *logits, where = operands
+    dtype = compute_dtype(reduce(jnp.promote_types, (x.dtype for x in logits)))
+    return core(*(masked(x.astype(dtype), where) for x in logits), axes)
 
 
 @partial(jax.jit, static_argnums=(0, 3))
@@ -178,4 +171,4 @@ def over_classes(
     axes: tuple[int, ...],
 ) -> Array:
     """One of the functions above, without the axes of the classes."""
-    return jnp.squeeze(keeping_half(_OverClasses(core, axes), axes, *logits, where), axes)
+    return jnp.squeeze(keeping_half(_over_classes, axes, *logits, where, core=core), axes)

@@ -1,6 +1,5 @@
 """logsumexp and logmeanexp, with their derivatives."""
 
-from dataclasses import dataclass
 from functools import partial
 from typing import Literal, overload
 
@@ -15,9 +14,9 @@ from softjax._numerics import (
     excess,
     excess_and_exponentials,
     inner,
-    keeping_half,
     log1p,
     masked,
+    reduced,
     total,
 )
 from softjax._platforms import platform_dependent
@@ -100,7 +99,7 @@ def logsumexp(
     if b is None:
         axes = _checks.axes("logsumexp", axis, x.ndim)
         where = _checks.mask("logsumexp", where, x.shape)
-        y = _logsumexp_where(x, where, axes, keepdims)
+        y = reduced(_logsumexp, axes, keepdims, x, where)
         if not return_sign:
             return y
         return y, jnp.where(jnp.isnan(y), y, jnp.where(jnp.isneginf(y), 0, 1).astype(y.dtype))
@@ -157,7 +156,8 @@ def logmeanexp(
     x = _checks.real_array("logmeanexp", "x", x)
     keepdims = _checks.flag("logmeanexp", "keepdims", keepdims)
     axes = _checks.axes("logmeanexp", axis, x.ndim)
-    return _logmeanexp_where(x, _checks.mask("logmeanexp", where, x.shape), axes, keepdims)
+    where = _checks.mask("logmeanexp", where, x.shape)
+    return reduced(_logmeanexp, axes, keepdims, x, where)
 
 
 def _takes_dtype_of_other(argument: str, x: ArrayLike) -> bool:
@@ -203,24 +203,13 @@ def _logsumexp_and_gradient_jvp(axes, place_follows, primals, tangents):
     return (y, p), (inner(p, x_dot, axes), softmax_tangent(p, x_dot, axes, place_of_top(x, axes)))
 
 
-@dataclass(frozen=True)
-class _Logsumexp:
+def _logsumexp(x: Array, where: Array | None, *, axes: tuple[int, ...]) -> Array:
     """logsumexp of an array in any dtype."""
-
-    axes: tuple[int, ...]
-
-    def __call__(self, x: Array, where: Array | None) -> Array:
-        return logsumexp_core(masked(x, where), self.axes, x.dtype).astype(x.dtype)
-
-
-@partial(jax.jit, static_argnums=(2, 3))
-def _logsumexp_where(x: Array, where: Array | None, axes: tuple[int, ...], keepdims: bool) -> Array:
-    y = keeping_half(_Logsumexp(axes), axes, x, where)
-    return y if keepdims else jnp.squeeze(y, axes)
+    return logsumexp_core(masked(x, where), axes, x.dtype).astype(x.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _logmeanexp(x: Array, where: Array | None, axes: tuple[int, ...]) -> Array:
+def _logmeanexp_core(x: Array, where: Array | None, axes: tuple[int, ...]) -> Array:
     m, r = excess(x, axes)
     counted = jnp.ones_like(x) if where is None else where.astype(x.dtype)
     n = jnp.maximum(jnp.sum(counted, axes, keepdims=True), 1)
@@ -231,25 +220,12 @@ def _logmeanexp(x: Array, where: Array | None, axes: tuple[int, ...]) -> Array:
     return m + jnp.where(near, log1p(mean_gain), jnp.log1p(r) - jnp.log(n))
 
 
-@_logmeanexp.defjvp
+@_logmeanexp_core.defjvp
 def _logmeanexp_jvp(axes, primals, tangents):
     (x, where), (x_dot, _) = primals, tangents
-    return _logmeanexp(x, where, axes), inner(softmax_core(x, axes), x_dot, axes)
+    return _logmeanexp_core(x, where, axes), inner(softmax_core(x, axes), x_dot, axes)
 
 
-@dataclass(frozen=True)
-class _Logmeanexp:
+def _logmeanexp(x: Array, where: Array | None, *, axes: tuple[int, ...]) -> Array:
     """logmeanexp of an array in any dtype."""
-
-    axes: tuple[int, ...]
-
-    def __call__(self, x: Array, where: Array | None) -> Array:
-        return _logmeanexp(masked(x, where), where, self.axes).astype(x.dtype)
-
-
-@partial(jax.jit, static_argnums=(2, 3))
-def _logmeanexp_where(
-    x: Array, where: Array | None, axes: tuple[int, ...], keepdims: bool
-) -> Array:
-    y = keeping_half(_Logmeanexp(axes), axes, x, where)
-    return y if keepdims else jnp.squeeze(y, axes)
+    return _logmeanexp_core(masked(x, where), where, axes).astype(x.dtype)

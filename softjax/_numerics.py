@@ -31,7 +31,7 @@ from softjax._reductions import (
     shift_row,
     sums_beside_top,
 )
-from softjax._row_maps import of_operands, row_map
+from softjax._row_maps import WithOptions, of_operands, row_map
 from softjax._sharding import is_split
 
 
@@ -52,15 +52,27 @@ def masked(x: Array, where: Array | None) -> Array:
     return wide if where is None else jnp.where(where, wide, -jnp.inf)
 
 
-def keeping_half(function: Callable[..., Array], axes: Axes, x: Array, *others: Any) -> Array:
-    """function(x, *others), whose backward pass keeps no array wider than x, if x is not sharded.
+def keeping_half(
+    function: Callable[..., Array], axes: Axes, x: Array, *others: Any, **options: Any
+) -> Array:
+    """function(x, *others, axes=axes, **options), whose backward pass keeps no array wider than x.
 
-    For half precision it keeps the operands, and computes the arrays of float32 again. Devices
-    between which a row of x is distributed would send their sums twice for that.
+    For half precision it keeps the operands, and computes the arrays of float32 again, unless x is
+    sharded: devices between which a row of x is distributed would send their sums twice for that.
     """
-    if not is_half(x) or is_split(x, axes):
-        return function(x, *others)
-    return of_operands(function, x, *others)
+    whole = WithOptions(function, (("axes", axes), *options.items()))
+    return (
+        of_operands(whole, x, *others)
+        if is_half(x) and not is_split(x, axes)
+        else whole(x, *others)
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def reduced(function: Callable[..., Array], axes: Axes, keepdims: bool, *operands: Any) -> Array:
+    """function(*operands, axes=axes) by `keeping_half`, with or without the axes that it keeps."""
+    y = keeping_half(function, axes, *operands)
+    return y if keepdims else jnp.squeeze(y, axes)
 
 
 def maximum(x: Array, axes: Axes, exact: DTypeLike | None = None) -> Array:

@@ -41,14 +41,14 @@ class Form(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Over:
-    """A function with its axes; two instances with the same function and axes are equal."""
+class WithOptions:
+    """A function with its options by name; instances of equal functions and options are equal."""
 
     function: Map
-    axes: tuple[int, ...]
+    options: tuple[tuple[str, Any], ...]
 
-    def __call__(self, *operands: Array) -> Array:
-        return self.function(*operands, axes=self.axes)
+    def __call__(self, *operands: Any) -> Array:
+        return self.function(*operands, **dict(self.options))
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ def row_map(
     Both functions take the axes by name, and are elementwise over all others. The coefficients
     have the rank of v, and on each axis its size or 1.
     """
-    there, back = (Form(_Over(function, axes), 0) for function in (forward, transposed))
+    options = (("axes", axes),)
+    there, back = (Form(WithOptions(f, options), 0) for f in (forward, transposed))
     return linear_map(there, back, v, *coefficients)
 
 

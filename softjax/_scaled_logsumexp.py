@@ -1,7 +1,6 @@
 """log|sum_i b_i exp(x_i)| for factors b of any sign and size, and the sign of the sum."""
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -27,29 +26,23 @@ def scaled_logsumexp(
 ) -> tuple[Array, Array]:
     """log|sum b exp(x)| over the unmasked entries, and the sign of the sum, both in `dtype`."""
     x = jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, b.shape))
-    y = keeping_half(_Scaled(axes, 0), axes, x, b, where)
-    sign = _Scaled(axes, 1)(*lax.stop_gradient((x, b)), where)
+    y = keeping_half(_scaled, axes, x, b, where, place=0)
+    sign = _scaled(*lax.stop_gradient((x, b)), where, axes=axes, place=1)
     if not keepdims:
         y, sign = jnp.squeeze(y, axes), jnp.squeeze(sign, axes)
     return y.astype(dtype), sign.astype(dtype)
 
 
-@dataclass(frozen=True)
-class _Scaled:
+def _scaled(x: Array, b: Array, where: Array | None, *, axes: tuple[int, ...], place: int) -> Array:
     """log|sum b exp(x)| or the sign of the sum, by its place among both, of arrays in any dtype."""
-
-    axes: tuple[int, ...]
-    place: int
-
-    def __call__(self, x: Array, b: Array, where: Array | None) -> Array:
-        wide = max(compute_dtype(x.dtype), compute_dtype(b.dtype), key=lambda dtype: dtype.itemsize)
-        x, b = x.astype(wide), jnp.broadcast_to(b, x.shape).astype(wide)
-        if where is not None:
-            b = jnp.where(where, b, 0)
-        left_out = is_zero(b) & ~jnp.isfinite(x)
-        if where is not None:
-            left_out |= ~where
-        return _scaled_logsumexp(jnp.where(left_out, -jnp.inf, x), b, self.axes)[self.place]
+    wide = max(compute_dtype(x.dtype), compute_dtype(b.dtype), key=lambda dtype: dtype.itemsize)
+    x, b = x.astype(wide), jnp.broadcast_to(b, x.shape).astype(wide)
+    if where is not None:
+        b = jnp.where(where, b, 0)
+    left_out = is_zero(b) & ~jnp.isfinite(x)
+    if where is not None:
+        left_out |= ~where
+    return _scaled_logsumexp(jnp.where(left_out, -jnp.inf, x), b, axes)[place]
 
 
 class _Terms(NamedTuple):

@@ -1,8 +1,5 @@
 """smooth_max and smooth_min, which are RealSoftMax with a temperature, and their bounds."""
 
-from dataclasses import dataclass
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -11,7 +8,7 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._checks import Axis
 from softjax._logsumexp import logsumexp_core
-from softjax._numerics import compute_dtype, keeping_half, masked, maximum
+from softjax._numerics import compute_dtype, masked, maximum, reduced
 from softjax._softmax import tempered
 
 
@@ -153,28 +150,17 @@ def _smooth_max(function, x, axis, where, keepdims, temperature) -> Array:
     where = _checks.mask(function, where, x.shape)
     dtype = compute_dtype(x.dtype)
     scalar = _checks.positive_scalar(function, "temperature", temperature, dtype)
-    return _scaled(x, where, scalar, axes, keepdims)
+    return reduced(_scaled, axes, keepdims, x, where, scalar)
 
 
-@dataclass(frozen=True)
-class _SmoothMax:
+def _scaled(x: Array, where: Array | None, temperature: Array, *, axes: tuple[int, ...]) -> Array:
     """smooth_max of an array in any dtype."""
-
-    axes: tuple[int, ...]
-
-    def __call__(self, x: Array, where: Array | None, temperature: Array) -> Array:
-        wide = masked(x, where)
-        m = jax.lax.stop_gradient(maximum(wide, self.axes))
-        # m keeps +inf, and the difference of +inf and m is set to 0 instead of NaN.
-        finite = jnp.where(wide == jnp.inf, jnp.finfo(wide.dtype).max, wide)
-        log_sum = logsumexp_core(tempered(finite, temperature, self.axes), self.axes)
-        # In a row without entries the derivative with respect to T would be log 0 = -inf.
-        empty = jnp.isneginf(log_sum)
-        y = m + temperature * jnp.where(empty, 0, log_sum)
-        return jnp.where(empty, -jnp.inf, y).astype(x.dtype)
-
-
-@partial(jax.jit, static_argnums=(3, 4))
-def _scaled(x: Array, where: Array | None, temperature: Array, axes, keepdims: bool) -> Array:
-    y = keeping_half(_SmoothMax(axes), axes, x, where, temperature)
-    return y if keepdims else jnp.squeeze(y, axes)
+    wide = masked(x, where)
+    m = jax.lax.stop_gradient(maximum(wide, axes))
+    # m keeps +inf, and the difference of +inf and m is set to 0 instead of NaN.
+    finite = jnp.where(wide == jnp.inf, jnp.finfo(wide.dtype).max, wide)
+    log_sum = logsumexp_core(tempered(finite, temperature, axes), axes)
+    # In a row without entries the derivative with respect to T would be log 0 = -inf.
+    empty = jnp.isneginf(log_sum)
+    y = m + temperature * jnp.where(empty, 0, log_sum)
+    return jnp.where(empty, -jnp.inf, y).astype(x.dtype)

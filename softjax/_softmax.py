@@ -1,7 +1,6 @@
 """softmax, log_softmax and softmin, for arguments of any dtype."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -176,23 +175,24 @@ def _along_one_axis(function: str, core, x: Array, axis: int) -> Array:
     return _normalized(core, x, None, None, _checks.axes(function, axis, x.ndim))
 
 
-@dataclass(frozen=True)
-class _Normalizer:
+def _normalizer(
+    x: Array,
+    where: Array | None,
+    temperature: Array | None,
+    *,
+    axes: Axes,
+    core: Callable[[Array, Axes], Array],
+) -> Array:
     """softmax or log_softmax of an array in any dtype."""
-
-    core: Callable[[Array, Axes], Array]
-    axes: Axes
-
-    def __call__(self, x: Array, where: Array | None, temperature: Array | None) -> Array:
-        z = masked(x, where)
-        if temperature is not None:
-            z = tempered(z, temperature, self.axes)
-        y = self.core(z, self.axes)
-        if where is not None:
-            y = jnp.where(where, y, 0 if self.core is softmax_core else -jnp.inf)
-        return y.astype(x.dtype)
+    z = masked(x, where)
+    if temperature is not None:
+        z = tempered(z, temperature, axes)
+    y = core(z, axes)
+    if where is not None:
+        y = jnp.where(where, y, 0 if core is softmax_core else -jnp.inf)
+    return y.astype(x.dtype)
 
 
 @partial(jax.jit, static_argnums=(0, 4))
 def _normalized(core, x: Array, where: Array | None, temperature: Array | None, axes) -> Array:
-    return keeping_half(_Normalizer(core, axes), axes, x, where, temperature)
+    return keeping_half(_normalizer, axes, x, where, temperature, core=core)
