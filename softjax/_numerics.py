@@ -61,11 +61,9 @@ def keeping_half(
     sharded: devices between which a row of x is distributed would send their sums twice for that.
     """
     whole = WithOptions(function, (("axes", axes), *options.items()))
-    return (
-        of_operands(whole, x, *others)
-        if is_half(x) and not is_split(x, axes)
-        else whole(x, *others)
-    )
+    if not is_half(x) or is_split(x, axes):
+        return whole(x, *others)
+    return of_operands(whole, x, *others)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

@@ -42,25 +42,16 @@ class Form(NamedTuple):
 
 @dataclass(frozen=True)
 class WithOptions:
-    """A function with its options by name; instances of equal functions and options are equal."""
+    """A function with its options by name; instances of equal functions and options are equal.
+
+    JAX lowers equal maps once.
+    """
 
     function: Map
     options: tuple[tuple[str, Any], ...]
 
     def __call__(self, *operands: Any) -> Array:
         return self.function(*operands, **dict(self.options))
-
-
-@dataclass(frozen=True)
-class _Batched:
-    """A function of operands; where `is_batched`, the first axis of an operand is a batch."""
-
-    function: Map
-    is_batched: tuple[bool, ...]
-
-    def __call__(self, *operands: Array) -> Array:
-        in_axes = tuple(0 if batched else None for batched in self.is_batched)
-        return jax.vmap(self.function, in_axes)(*operands)
 
 
 def row_map(
@@ -80,41 +71,6 @@ def linear_map(forward: Form, transposed: Form, v: Array, *coefficients: Array) 
     """A v; the transpose with respect to v is `transposed`."""
     operands = varying_alike((v, *coefficients))
     return _linear_map_p.bind(*operands, forward=forward, transposed=transposed)
-
-
-@dataclass(frozen=True)
-class _OfOperand:
-    """A function of the leaves of its operands, of which the leaf at `place` is the variable.
-
-    JAX lowers equal maps once. Unlike named tuples, instances of different classes are never equal.
-    """
-
-    function: Map
-    tree: Any
-    place: int
-
-    def at(self, leaves: tuple[Array, ...]) -> tuple[Callable[[Array], Array], Array]:
-        """The function of the variable alone, and the variable."""
-        point = leaves[: self.tree.num_leaves]
-
-        def of_variable(x: Array) -> Array:
-            return self.function(*jax.tree.unflatten(self.tree, replaced(point, [self.place], [x])))
-
-        return of_variable, leaves[self.place]
-
-
-@dataclass(frozen=True)
-class _Tangent(_OfOperand):
-    def __call__(self, x_dot: Array, *leaves: Array) -> Array:
-        of_variable, x = self.at(leaves)
-        return jax.jvp(of_variable, (x,), (x_dot,))[1]
-
-
-@dataclass(frozen=True)
-class _Cotangent(_OfOperand):
-    def __call__(self, cotangent: Array, *leaves: Array) -> Array:
-        of_variable, x = self.at(leaves)
-        return jax.vjp(of_variable, x)[1](cotangent)[0]
 
 
 def of_operands(function: Map, *operands: Any) -> Array:
@@ -156,10 +112,33 @@ def _of_leaves_jvp(function: Map, tree: Any, is_differentiated: bool, primals, t
     operands = (*primals, value)[: max(kept + 1, len(primals))]
     for place, tangent in enumerate(tangents):
         if not isinstance(tangent, SymbolicZero):  # the tangents of integers are symbolic zeros
-            there = Form(_Tangent(function, tree, place), 1 + kept)
-            back = Form(_Cotangent(function, tree, place), 1 + place)
+            options = (("function", function), ("tree", tree), ("place", place))
+            there = Form(WithOptions(_tangent, options), 1 + kept)
+            back = Form(WithOptions(_cotangent, options), 1 + place)
             parts.append(linear_map(there, back, tangent, *operands))
     return value, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(value)
+
+
+def _tangent(x_dot: Array, *leaves: Array, **of_place: Any) -> Array:
+    of_variable, x = _at_place(leaves, **of_place)
+    return jax.jvp(of_variable, (x,), (x_dot,))[1]
+
+
+def _cotangent(cotangent: Array, *leaves: Array, **of_place: Any) -> Array:
+    of_variable, x = _at_place(leaves, **of_place)
+    return jax.vjp(of_variable, x)[1](cotangent)[0]
+
+
+def _at_place(
+    leaves: tuple[Array, ...], function: Map, tree: Any, place: int
+) -> tuple[Callable[[Array], Array], Array]:
+    """The function of the leaf at `place` alone, and this leaf."""
+    point = leaves[: tree.num_leaves]
+
+    def of_variable(x: Array) -> Array:
+        return function(*jax.tree.unflatten(tree, replaced(point, [place], [x])))
+
+    return of_variable, leaves[place]
 
 
 _linear_map_p = Primitive("linear_map")
@@ -220,11 +199,18 @@ def _batched(operands, batch_axes, *, forward: Form, transposed: Form):
             moved.append(jnp.moveaxis(a, axis, 0))
         else:
             moved.append(jnp.broadcast_to(a, (size, *a.shape)) if n in with_batch else a)
-    is_batched = tuple(axis is not None or n in with_batch for n, axis in enumerate(batch_axes))
+    in_axes = tuple(
+        None if axis is None and n not in with_batch else 0 for n, axis in enumerate(batch_axes)
+    )
     there, back = (
-        Form(_Batched(form.function, is_batched), form.like) for form in (forward, transposed)
+        Form(WithOptions(_each, (("function", form.function), ("in_axes", in_axes))), form.like)
+        for form in (forward, transposed)
     )
     return linear_map(there, back, moved[0], *moved[1:]), 0
+
+
+def _each(*operands: Array, function: Map, in_axes: tuple[int | None, ...]) -> Array:
+    return jax.vmap(function, in_axes)(*operands)
 
 
 ad.primitive_jvps[_linear_map_p] = _jvp

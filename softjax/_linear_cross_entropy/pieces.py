@@ -8,7 +8,6 @@ their size are symbolic too: see `sweep`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from softjax._linear_cross_entropy.plans import MANY_ROWS, Shapes
 from softjax._linear_cross_entropy.unused_meshes import warn_if_mesh_unknown
 from softjax._numerics import compute_dtype
 from softjax._platforms import Choice, lowered_for_platform, platform_dependent
-from softjax._row_maps import Form, linear_map
+from softjax._row_maps import Form, WithOptions, linear_map
 from softjax._sharding import axes_of, varying
 
 # step(sums, operands, start, size) -> sums, plus the contribution of the piece at `start`
@@ -237,35 +236,31 @@ def product_tangent(g: Array, part: Arguments, dots: Arguments, dtype) -> Array 
         l_dot += jnp.sum(hidden_dot * back, -1)
     if (kernel_dot := dots.classes.kernel) is not None:
         likes = jnp.zeros(g.shape[:1], dtype), jnp.zeros_like(kernel_dot)
-        there, back = Form(_Paired(classes.axis), 3), Form(_Unpaired(classes.axis), 4)
+        paired, unpaired = (WithOptions(f, (("axis", classes.axis),)) for f in (_paired, _unpaired))
+        there, back = Form(paired, 3), Form(unpaired, 4)
         l_dot += linear_map(there, back, kernel_dot, rows.hidden, g, *likes)
     return l_dot
 
 
-@dataclass(frozen=True)
-class _Paired:
-    """<h, g W_dot^T> of each row; the last two operands have the shapes of the result and W_dot."""
+def _paired(
+    kernel_dot: Array, hidden: Array, g: Array, like: Array, _: Array, *, axis: int
+) -> Array:
+    """<h, g W_dot^T> of each row; the last two operands have the shapes of the result and W_dot.
 
-    axis: int  # the axis of the classes in the kernel
+    The classes are on `axis` of the kernel.
+    """
+    back = times_classes(g, kernel_dot.astype(g.dtype), axis, like.dtype)
+    return jnp.sum(hidden.astype(like.dtype) * back, -1)
 
-    def __call__(self, kernel_dot: Array, hidden: Array, g: Array, like: Array, _: Array) -> Array:
-        back = times_classes(g, kernel_dot.astype(g.dtype), self.axis, like.dtype)
-        return jnp.sum(hidden.astype(like.dtype) * back, -1)
 
-
-@dataclass(frozen=True)
-class _Unpaired:
-    """The transpose of `_Paired`, (l_bar h)^T g, with the classes on the axis of the kernel.
+def _unpaired(l_bar: Array, hidden: Array, g: Array, _: Array, like: Array, *, axis: int) -> Array:
+    """The transpose of `_paired`, (l_bar h)^T g, with the classes on the axis of the kernel.
 
     JAX's own transpose would have the features first and transpose the product, for which XLA:CPU
     makes a copy in half precision, and would round the product before it is summed over the pieces.
     """
-
-    axis: int
-
-    def __call__(self, l_bar: Array, hidden: Array, g: Array, _: Array, like: Array) -> Array:
-        scaled = (hidden.astype(l_bar.dtype) * l_bar[:, None]).astype(g.dtype)
-        return times_rows(scaled, g, self.axis, like.dtype)
+    scaled = (hidden.astype(l_bar.dtype) * l_bar[:, None]).astype(g.dtype)
+    return times_rows(scaled, g, axis, like.dtype)
 
 
 def times_classes(g: Array, kernel: Array, axis: int, dtype) -> Array:
