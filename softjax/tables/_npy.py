@@ -8,7 +8,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from softjax.tables._cells import as_features, reads_as_number
+from softjax.tables._cells import as_features, is_missing, reads_as_number
 from softjax.tables._columns import PLAIN, Column, Doubt, Levels, Names, Reading, refuse_texts
 from softjax.tables._errors import DataError, refuse_bytes, understood
 from softjax.tables._rows import FileRows, HeldRows, chosen_columns, known_levels, stacked
@@ -216,8 +216,8 @@ def _column(
     if name not in categories:
         if cells.dtype.kind not in "SU":
             return Column(name), None
-        texts = np.unique(cells).astype(str).tolist()
-        if any(map(reads_as_number, texts)):
+        texts = [text for text in np.unique(cells).astype(str).tolist() if not is_missing(text)]
+        if not texts or any(map(reads_as_number, texts)):
             return Column(name), None
     levels = Levels(path, name)
     codes = levels.codes(cells.tolist(), 0)

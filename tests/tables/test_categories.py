@@ -87,6 +87,18 @@ def test_a_table_of_any_form_is_read_alike(tmp_path, name):
     assert rows.coded.tolist() == [True, True, False, False]
 
 
+def test_texts_with_empty_cells_are_categories_in_every_format():
+    frame = pd.DataFrame({"z": ["u", "", "v"] * 4, "empty": [""] * 12, "y": [0, 1] * 6})
+    frame.to_csv("x.csv", index=False)
+    frame.to_parquet("x.parquet")
+    np.savez("x.npz", **{name: frame[name].to_numpy(frame[name].map(type)[0]) for name in frame})
+    for path in map(Path, ("x.csv", "x.parquet", "x.npz")):
+        data = tables.dataset(path, "y", keep_missing=True)
+        assert data.feature_names == ["z=v", "empty"], path
+        np.testing.assert_array_equal(data.features[:, 0], [0, np.nan, 1] * 4)
+        assert np.isnan(data.features[:, 1]).all()
+
+
 def test_encodings_and_separators_that_are_given(tmp_path):
     path = tmp_path / "x.csv"
     FRAME.to_csv(path, index=False, sep=" ", encoding="cp1252")
