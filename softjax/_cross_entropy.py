@@ -120,7 +120,7 @@ def cross_entropy(
     of_classes = _checks.weights(name, "class_weights", class_weights, x.shape[-1:], dtype)
     of_examples = _checks.weights(name, "weights", weights, x.shape[:-1], dtype)
     targets = _targets(labels, x, axis, ignore_index)
-    return _cross_entropy(x, targets, where, smoothing, of_classes, z, of_examples, reduction)
+    return _cross_entropy(x, targets, where, of_examples, (smoothing, of_classes, z), reduction)
 
 
 def _is_known_distribution(labels: Labels, logits: ArrayLike) -> TypeGuard[Array]:
@@ -137,7 +137,8 @@ def _of_distribution(logits: Array, labels: Array, axis: int, reduction: Reducti
     x = _checks.real_array("cross_entropy", "logits", logits)
     axis = _checks.one_axis("cross_entropy", axis, x.ndim)
     x = _checks.last(x, axis)
-    return _cross_entropy(x, _targets(labels, x, axis), None, None, None, None, None, reduction)
+    targets = _targets(labels, x, axis)
+    return _cross_entropy(x, targets, None, None, (None, None, None), reduction)
 
 
 def _targets(
@@ -208,19 +209,15 @@ def _weighted_mean(losses: Array, weights: Array, counted: Array, costs: Array |
     return jnp.where(total == 0, 0, jnp.sum(terms) / jnp.where(total == 0, 1, total))
 
 
-@partial(jax.jit, static_argnums=(7,))
-def _cross_entropy(
-    x, targets, where, label_smoothing, class_weights, z_loss, weights, reduction
-) -> Array:
-    operands = targets, where, label_smoothing, class_weights, z_loss, weights
+@partial(jax.jit, static_argnums=(5,))
+def _cross_entropy(x, targets, where, weights, options, reduction) -> Array:
+    operands = targets, where, weights, options
     return keeping_half(_loss, (x.ndim - 1,), x, *operands, reduction=reduction)
 
 
-def _loss(
-    x, targets, where, label_smoothing, class_weights, z_loss, weights, *, axes, reduction
-) -> Array:
+def _loss(x, targets, where, weights, options, *, axes, reduction) -> Array:
     """The loss of logits in any dtype; `targets` are ClassIndices or a distribution."""
-    x = masked(x, where)
+    x, (label_smoothing, class_weights, z_loss) = masked(x, where), options
     if class_weights is not None and reduction == "class_weighted_mean" and z_loss is None:
         class_weights = in_unit(class_weights)  # their scale does not matter
     index = bad = absent = q = costs = None
