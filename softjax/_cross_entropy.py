@@ -217,6 +217,7 @@ def _cross_entropy(x, targets, where, weights, options, reduction) -> Array:
 
 def _loss(x, targets, where, weights, options, *, axes, reduction) -> Array:
     """The loss of logits in any dtype; `targets` are ClassIndices or a distribution."""
+    exact = x.dtype if where is None else None
     x, (label_smoothing, class_weights, z_loss) = masked(x, where), options
     if class_weights is not None and reduction == "class_weighted_mean" and z_loss is None:
         class_weights = in_unit(class_weights)  # their scale does not matter
@@ -229,7 +230,7 @@ def _loss(x, targets, where, weights, options, *, axes, reduction) -> Array:
     if weights is not None:
         absent = is_zero(weights) if absent is None else absent | is_zero(weights)
     if index is not None:
-        loss = index_loss(x, index, absent)
+        loss = index_loss(x, index, absent, exact)
         if class_weights is not None:
             costs = looked_up(class_weights, index)
             loss = _times(costs, loss)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
+from jax.typing import DTypeLike
 
 from softjax import _checks
 from softjax._numerics import (
@@ -31,46 +32,57 @@ from softjax._reductions import (
     is_place,
     mass_and_cost,
     shift,
+    shift_row,
     sum_and_rest,
     sums_beside_label,
+    taken,
 )
 from softjax._sharding import is_split
 from softjax._softmax_core import log_softmax_core, probabilities, tangent_at
 
+# The numbers in a row of a TPU's vectors.
+LANES = 128
 
-@jax.custom_jvp
-def index_loss(x: Array, index: Array, ignored: Array | None) -> Array:
-    """-log softmax(x)[index]; 0 where `ignored`, and in an empty row."""
-    return _loss(_around_label(x, index), ignored)
+
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def index_loss(
+    x: Array, index: Array, ignored: Array | None, exact: DTypeLike | None = None
+) -> Array:
+    """-log softmax(x)[index]; 0 where `ignored`, and in an empty row. `taken` explains `exact`."""
+    return _loss(_around_label(x, index, exact), ignored)
 
 
 @index_loss.defjvp
-def _index_loss_jvp(primals, tangents):
-    loss, g = _index_loss_and_gradient(*primals)
+def _index_loss_jvp(exact, primals, tangents):
+    loss, g = _index_loss_and_gradient(*primals, exact)
     return loss, inner(g, tangents[0], (g.ndim - 1,))[..., 0]
 
 
-@jax.custom_jvp
-def index_loss_gradient(x: Array, index: Array, ignored: Array | None) -> Array:
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def index_loss_gradient(
+    x: Array, index: Array, ignored: Array | None, exact: DTypeLike | None = None
+) -> Array:
     """softmax(x) - onehot(index); the entry at the label is minus the sum of the other entries."""
-    return _gradient(index, *_around_label_and_exponentials(x, index), ignored)
+    return _gradient(*_around_label_and_numerators(x, index, exact), ignored)
 
 
 @index_loss_gradient.defjvp
-def _index_loss_gradient_jvp(primals, tangents):
-    return index_loss_gradient(*primals), _gradient_tangent(primals, tangents[0])
+def _index_loss_gradient_jvp(exact, primals, tangents):
+    return index_loss_gradient(*primals, exact), _gradient_tangent(primals, tangents[0])
 
 
-@jax.custom_jvp
-def _index_loss_and_gradient(x: Array, index: Array, ignored: Array | None) -> tuple[Array, Array]:
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _index_loss_and_gradient(
+    x: Array, index: Array, ignored: Array | None, exact: DTypeLike | None
+) -> tuple[Array, Array]:
     """The loss and its gradient from the same sums; with sharded classes they are sent once."""
-    around, e = _around_label_and_exponentials(x, index)
-    return _loss(around, ignored), _gradient(index, around, e, ignored)
+    around, numerators = _around_label_and_numerators(x, index, exact)
+    return _loss(around, ignored), _gradient(around, numerators, ignored)
 
 
 @_index_loss_and_gradient.defjvp
-def _index_loss_and_gradient_jvp(primals, tangents):
-    loss, g = _index_loss_and_gradient(*primals)
+def _index_loss_and_gradient_jvp(exact, primals, tangents):
+    loss, g = _index_loss_and_gradient(*primals, exact)
     loss_dot = inner(g, tangents[0], (g.ndim - 1,))[..., 0]
     return (loss, g), (loss_dot, _gradient_tangent(primals, tangents[0]))
 
@@ -177,19 +189,18 @@ def spoiled(loss: Array, bad: Array | None) -> Array:
     return loss if bad is None else loss * _checks.nan_where(bad, jnp.ones((), loss.dtype))
 
 
-Around = tuple[Array, Array, Array, Array]
+Around = tuple[Array, Array, Array]
 
 
 def _loss(around: Around, ignored: Array | None) -> Array:
-    m, r, d_label, _ = around
+    m, r, d_label = around
     loss = jnp.where(r < 0, 0, log_total(m, r) - d_label)[..., 0]
     return loss if ignored is None else jnp.where(ignored, 0, loss)
 
 
-def _gradient(index: Array, around: Around, e: Array, ignored: Array | None) -> Array:
-    m, r, _, others = around
-    is_label = is_place(index[..., None], e, e.ndim - 1)
-    g = jnp.where(is_label, -others, e) / total(m, r)
+def _gradient(around: Around, numerators: Array, ignored: Array | None) -> Array:
+    m, r, _ = around
+    g = numerators / total(m, r)
     return g if ignored is None else jnp.where(ignored[..., None], 0, g)
 
 
@@ -200,60 +211,87 @@ def _gradient_tangent(primals: tuple[Array, Array, Array | None], x_dot: Array) 
     return g_dot if ignored is None else jnp.where(ignored[..., None], 0, g_dot)
 
 
-def _around_label(x: Array, index: Array) -> Around:
-    """m, r, d_y and the sum of exp(d) over the other classes, all of which keep the axis."""
+def _around_label(x: Array, index: Array, exact: DTypeLike | None) -> Around:
+    """m, r and d_y, which all keep the axis."""
     axes = (x.ndim - 1,)
 
     def looked_up(x: Array, index: Array) -> Around:
-        return _looked_up(x, index, *excess(x, axes))
+        m, r = excess(x, axes)
+        return m, r, _looked_up(x, index, m)
 
-    on_cpu = _summed if is_split(x, axes) else looked_up
-    return platform_dependent(x, index, cpu=on_cpu, default=_in_few_passes)
+    def summed(x: Array, index: Array) -> Around:
+        return _summed(x, index)[0]
+
+    on_cpu = summed if is_split(x, axes) else looked_up
+    one = dict.fromkeys(_platforms_of_one_pass(x, exact), partial(_in_one_pass, exact=exact))
+    return platform_dependent(x, index, cpu=on_cpu, **one, default=summed)
 
 
-def _around_label_and_exponentials(x: Array, index: Array) -> tuple[Around, Array]:
-    """The results of `_around_label`, and exp(x - m), which XLA:CPU computes once for both."""
+def _around_label_and_numerators(
+    x: Array, index: Array, exact: DTypeLike | None
+) -> tuple[Around, Array]:
+    """The results of `_around_label`, and the gradient times the sum of exp(d).
+
+    These numerators are exp(d); at the label, minus the sum of exp(d) over the other classes.
+    """
     axes = (x.ndim - 1,)
 
     def looked_up(x: Array, index: Array) -> tuple[Around, Array]:
         m, r, e = excess_and_exponentials(x, axes)
-        return _looked_up(x, index, m, r), e
+        d = _looked_up(x, index, m)
+        others = jnp.where(d == 0, r, (1 + r) - jnp.exp(d))  # r is the sum without a top
+        return (m, r, d), _numerators(e, index, others)
 
     def summed(x: Array, index: Array) -> tuple[Around, Array]:
-        around = _in_few_passes(x, index)
-        m = around[0]
-        return around, jnp.exp(jnp.minimum(m, x) - m)  # a form that compiles faster than `shift`
+        around, others = _summed(x, index)
+        return around, _numerators(jnp.exp(shift_row(x, around[0], axes)), index, others)
+
+    def in_one_pass(x: Array, index: Array) -> tuple[Around, Array]:
+        m, r, d = _in_one_pass(x, index, exact)
+        e = jnp.exp(shift_row(x, m, axes))
+        return (m, r, d), _numerators(e, index, jnp.where(e == 1, r, (1 + r) - e))
 
     on_cpu = summed if is_split(x, axes) else looked_up
-    return platform_dependent(x, index, cpu=on_cpu, default=summed)
+    one = dict.fromkeys(_platforms_of_one_pass(x, exact), in_one_pass)
+    return platform_dependent(x, index, cpu=on_cpu, **one, default=summed)
 
 
-def _looked_up(x: Array, index: Array, m: Array, r: Array) -> Around:
-    at_label = jnp.take_along_axis(x, index[..., None], -1, mode="promise_in_bounds")
-    return _beside_excess(m, r, at_label)
+def _numerators(e: Array, index: Array, others: Array) -> Array:
+    return jnp.where(is_place(index[..., None], e, e.ndim - 1), -others, e)
 
 
-def _beside_excess(m: Array, r: Array, at_label: Array) -> Around:
-    """The results of `_around_label` from m, r and the logit of the label."""
-    d = shift(at_label, m)
-    return m, r, d, jnp.where(d == 0, r, (1 + r) - jnp.exp(d))  # r is the sum without a top
+def _looked_up(x: Array, index: Array, m: Array) -> Array:
+    return shift(jnp.take_along_axis(x, index[..., None], -1, mode="promise_in_bounds"), m)
 
 
-def _in_few_passes(x: Array, index: Array) -> Around:
-    """`_summed`, or one pass over long rows on a GPU."""
+def _platforms_of_one_pass(x: Array, exact: DTypeLike | None) -> tuple[str, ...]:
+    """Where `_in_one_pass` takes less time than `_summed`."""
+    on_gpu = ("cuda", "rocm") if are_long(x, (x.ndim - 1,)) else ()
+    # A TPU compiles a reduction of pairs of numbers slowly if its vectors are not filled by a row.
+    fills_vectors = isinstance(x.shape[-1], int) and x.shape[-1] >= LANES
+    on_tpu = fills_vectors and exact is not None and not is_split(x, (x.ndim - 1,))
+    return (*on_gpu, "tpu") if on_tpu else on_gpu
+
+
+def _in_one_pass(x: Array, index: Array, exact: DTypeLike | None) -> Around:
     axes = (x.ndim - 1,)
 
-    def on_gpu(x: Array, index: Array) -> Around:
+    def with_label(x: Array, index: Array) -> tuple[Array, ...]:
         at_label = jnp.where(is_place(index[..., None], x, x.ndim - 1), x, 0)
-        return _beside_excess(*excess_in_one_pass(x, axes, at_label))
+        return excess_in_one_pass(x, axes, at_label)
 
-    on_gpu = on_gpu if are_long(x, axes) else _summed
-    # A TPU may need seconds to compile a reduction of three arrays.
-    return platform_dependent(x, index, cuda=on_gpu, rocm=on_gpu, default=_summed)
+    def on_tpu(x: Array, index: Array) -> tuple[Array, ...]:
+        # A TPU may need seconds to compile a reduction of three arrays.
+        at_label = taken(x, index[..., None].astype(jnp.uint32), x.ndim - 1, exact)
+        return *excess_in_one_pass(x, axes), at_label
+
+    m, r, at_label = platform_dependent(x, index, tpu=on_tpu, default=with_label)
+    return m, r, shift(at_label, m)
 
 
-def _summed(x: Array, index: Array) -> Around:
+def _summed(x: Array, index: Array) -> tuple[Around, Array]:
+    """The results of `_around_label`, and the sum of exp(d) over the classes but the label."""
     m = maximum(x, (x.ndim - 1,))
     d, others = sums_beside_label(x, m, index[..., None])
     # If the label is not the top, the top is among the others, and the loss is at least log 2.
-    return m, jnp.where(d == 0, others, (others - 1) + jnp.exp(d)), d, others
+    return (m, jnp.where(d == 0, others, (others - 1) + jnp.exp(d)), d), others

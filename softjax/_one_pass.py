@@ -88,8 +88,11 @@ def _in_blocks(a: Array, filling: float) -> Array:
 
 
 def maximum_and_value(x: Array, v: Array, axis: int) -> tuple[Array, Array]:
-    """max x and v at a maximal entry of x, along an axis, which is kept."""
-    m, at_top = _reduced(_larger, (axis,), (x, v), (-np.inf, 0))
+    """max x and v at a maximal entry of x, along an axis, which is kept.
+
+    In a row of -inf they are the lowest finite number and 0.
+    """
+    m, at_top = _reduced(_larger, (axis,), (x, v), (float(jnp.finfo(x.dtype).min), 0))
     return m, at_top
 
 

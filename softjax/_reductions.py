@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from softjax._cpu_sums import (
     FEW,
@@ -327,8 +328,11 @@ def index_of_maximum(x: Array, m: Array, axis: int) -> Array:
     return platform_dependent(x, m, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=by_place)
 
 
-def taken(v: Array, index: Array, axis: int) -> Array:
-    """v at `index` along an axis, which is kept; both arguments have the same rank."""
+def taken(v: Array, index: Array, axis: int, exact: DTypeLike | None = None) -> Array:
+    """v at `index` along an axis, which is kept; both arguments have the same rank.
+
+    `exact` is the dtype of the array from which v was widened, if v is in memory as that array.
+    """
 
     def gathered(v: Array, index: Array) -> Array:
         return jnp.take_along_axis(v, index, axis, mode="clip")
@@ -337,12 +341,19 @@ def taken(v: Array, index: Array, axis: int) -> Array:
         return lax.optimization_barrier(gathered(v, index))  # computed once for the whole row
 
     def summed(v: Array, index: Array) -> Array:
-        # XLA:GPU keeps short rows in one kernel only without a gather. A TPU gathers slowly, and
-        # stores v in the wide dtype before it gathers.
+        # XLA:GPU keeps short rows in one kernel only without a gather.
         return jnp.sum(jnp.where(is_place(index, v, axis), v, 0), axis, keepdims=True)
 
+    def in_memory(v: Array, index: Array) -> Array:
+        # A TPU writes an array that it computes, such as a wide copy, before it gathers from it.
+        narrow = v.astype(exact)
+        found = jnp.take_along_axis(narrow, index, axis, mode="promise_in_bounds")
+        return found.astype(v.dtype)
+
     on_gpu = summed if rows_fit_a_kernel(v, (axis,)) else gathered
-    return platform_dependent(v, index, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=summed)
+    on_tpu = summed if exact is None or is_split(v, (axis,)) else in_memory
+    forms = {"cpu": on_cpu, "cuda": on_gpu, "rocm": on_gpu, "tpu": on_tpu}
+    return platform_dependent(v, index, **forms, default=summed)
 
 
 def is_place(index: Array, x: Array, axis: int) -> Array:

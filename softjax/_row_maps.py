@@ -55,15 +55,20 @@ class WithOptions:
 
 
 def row_map(
-    forward: Map, transposed: Map, v: Array, coefficients: tuple[Array, ...], axes: tuple[int, ...]
+    forward: Map,
+    transposed: Map,
+    v: Array,
+    coefficients: tuple[Array, ...],
+    axes: tuple[int, ...],
+    **options: Any,
 ) -> Array:
     """A v, an array like v, with the transpose `transposed` with respect to v.
 
-    Both functions take the axes by name, and are elementwise over all others. The coefficients
-    have the rank of v, and on each axis its size or 1.
+    Both functions take the axes and the options by name, and are elementwise over all other axes.
+    The coefficients have the rank of v, and on each axis its size or 1.
     """
-    options = (("axes", axes),)
-    there, back = (Form(WithOptions(f, options), 0) for f in (forward, transposed))
+    named = (("axes", axes), *options.items())
+    there, back = (Form(WithOptions(f, named), 0) for f in (forward, transposed))
     return linear_map(there, back, v, *coefficients)
 
 

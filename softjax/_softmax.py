@@ -187,7 +187,11 @@ def _normalizer(
     z = masked(x, where)
     if temperature is not None:
         z = tempered(z, temperature, axes)
-    y = core(z, axes)
+    if core is softmax_core:
+        is_widened = where is None and temperature is None
+        y = softmax_core(z, axes, exact=x.dtype if is_widened else None)
+    else:
+        y = core(z, axes)
     if where is not None:
         y = jnp.where(where, y, 0 if core is softmax_core else -jnp.inf)
     return y.astype(x.dtype)

@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from softjax._cpu_sums import exponentials_alone, sums_in_tiles
 from softjax._numerics import (
@@ -21,6 +22,7 @@ from softjax._one_pass import maximum_and_value
 from softjax._platforms import platform_dependent
 from softjax._reductions import (
     Axes,
+    are_long,
     behind_barrier_on_cpu,
     in_one_pass_if_long,
     index_of_maximum,
@@ -38,9 +40,14 @@ from softjax._row_maps import row_map
 from softjax._sharding import is_split, shards
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def softmax_core(x: Array, axes: Axes, place_follows: bool = False) -> Array:
-    """exp(x - m) / sum exp(x - m); 0 in a row of -inf. `stored_maximum` has `place_follows`."""
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
+def softmax_core(
+    x: Array, axes: Axes, place_follows: bool = False, exact: DTypeLike | None = None
+) -> Array:
+    """exp(x - m) / sum exp(x - m); 0 in a row of -inf.
+
+    `stored_maximum` explains `place_follows`, and `taken` explains `exact`.
+    """
     tiny = jnp.finfo(x.dtype).tiny
 
     def exponentials(x: Array) -> Array:
@@ -94,15 +101,64 @@ def _positive_sum(e: Array, axes: Axes) -> Array:
 
 
 @softmax_core.defjvp
-def _softmax_jvp(axes, place_follows, primals, tangents):
+def _softmax_jvp(axes, place_follows, exact, primals, tangents):
     (x,), (x_dot,) = primals, tangents
+    if exact is not None and len(axes) == 1 and are_long(x, axes):
+        return _long_softmax_jvp(x, x_dot, axes, exact)
     p = softmax_core(x, axes, True)
     row = x
     if rows_fit_a_kernel(x, axes):
         # A kernel of a GPU that holds whole rows of p need not read x again.
-        of_p, of_x = (lambda x, p: p), (lambda x, p: x)
-        row = platform_dependent(x, p, cuda=of_p, rocm=of_p, default=of_x)
+        row = platform_dependent(x, p, cuda=_second, rocm=_second, default=_first)
     return p, softmax_tangent(p, x_dot, axes, place_of_top(row, axes))
+
+
+def _long_softmax_jvp(x: Array, x_dot: Array, axes: Axes, exact: DTypeLike) -> tuple[Array, Array]:
+    """The derivative rule for long rows, which a TPU computes from x in the fewest passes."""
+    m, top = _maximum_and_index(x, axes)
+    p = _softmax_beside_tangent(x, m, axes, exact)
+    source = platform_dependent(x, p, tpu=_first, default=_second)
+    product, coefficients = _product_with_source, (source, m, top)
+    return p, row_map(product, product, x_dot, coefficients, axes, exact=exact)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _softmax_beside_tangent(x: Array, m: Array, axes: Axes, exact: DTypeLike) -> Array:
+    """`softmax_core`; on a TPU from the maximum and the sum that the tangent needs too."""
+
+    def core(x: Array, m: Array) -> Array:
+        return softmax_core(x, axes, True)
+
+    def on_tpu(x: Array, m: Array) -> Array:
+        e = jnp.exp(shift_row(x, m, axes))
+        return e / _positive_sum(e, axes)
+
+    return platform_dependent(x, m, tpu=on_tpu, default=core)
+
+
+@_softmax_beside_tangent.defjvp
+def _softmax_beside_tangent_jvp(axes, exact, primals, tangents):
+    return _long_softmax_jvp(primals[0], tangents[0], axes, exact)
+
+
+def _product_with_source(
+    v: Array, source: Array, m: Array, top: Array, *, axes: Axes, exact: DTypeLike
+) -> Array:
+    """H v from the logits on a TPU, and from the probabilities on other platforms."""
+
+    def from_p(v: Array, p: Array, m: Array, top: Array) -> Array:
+        return _covariance_product(v, p, top, axes=axes)
+
+    from_x = partial(_product_at, axes=axes, exact=exact)
+    return platform_dependent(v, source, m, top, tpu=from_x, default=from_p)
+
+
+def _first(a: Array, b: Array) -> Array:
+    return a
+
+
+def _second(a: Array, b: Array) -> Array:
+    return b
 
 
 def softmax_tangent(p: Array, v: Array, axes: Axes, top: Array | None = None) -> Array:
@@ -123,8 +179,8 @@ def softmax_tangent(p: Array, v: Array, axes: Axes, top: Array | None = None) ->
     return row_map(_covariance_product, _covariance_product, v, (p, *_given(top)), axes)
 
 
-def tangent_at(x: Array, v: Array, axes: Axes) -> Array:
-    """`softmax_tangent` at the logits x.
+def tangent_at(x: Array, v: Array, axes: Axes, exact: DTypeLike | None = None) -> Array:
+    """`softmax_tangent` at the logits x; `taken` explains `exact`.
 
     On GPU and TPU the sums of long rows need one pass over x and v: <p, w> = sum(e w) / sum(e) for
     the exponentials e. On a CPU, and if p is known, p takes less time.
@@ -134,7 +190,8 @@ def tangent_at(x: Array, v: Array, axes: Axes) -> Array:
         return through_probabilities(v, x)
 
     def in_one_pass(v: Array, x: Array) -> Array:
-        return row_map(_product_at, _product_at, v, (x,), axes)
+        coefficients = (x, *_maximum_and_index(x, axes))
+        return row_map(_product_at, _product_at, v, coefficients, axes, exact=exact)
 
     return platform_dependent(v, x, cpu=through_probabilities, default=in_one_pass)
 
@@ -143,28 +200,34 @@ def _through_probabilities(v: Array, x: Array, axes: Axes) -> Array:
     return softmax_tangent(softmax_core(x, axes, True), v, axes, place_of_top(x, axes))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _product_at(v: Array, x: Array, axes: Axes) -> Array:
-    """H v at the logits x, for rows along one axis."""
-
-    def by_index(x: Array, v: Array) -> tuple[Array, Array]:
-        m = maximum(x, axes)
-        return m, taken(v, index_of_maximum(x, m, axes[0]), axes[0])
-
-    def together(x: Array, v: Array) -> tuple[Array, Array]:
-        m, at_top = maximum_and_value(x, v, axes[0])
-        return jnp.maximum(m, jnp.finfo(m.dtype).min), at_top
-
-    m, at_top = platform_dependent(x, v, cuda=by_index, rocm=by_index, default=together)
-    e, w = jnp.exp(shift_row(x, m, axes)), relative_to(v, at_top)
+@partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+def _product_at(
+    v: Array, x: Array, m: Array, top: Array, axes: Axes, exact: DTypeLike | None
+) -> Array:
+    """H v at the logits x, for rows along one axis with maximum m at the index `top`."""
+    e, w = jnp.exp(shift_row(x, m, axes)), relative_to(v, taken(v, top, axes[0], exact))
     whole = _positive_sum(e, axes)
     mean = jnp.sum(jnp.where(e == 0, 0, e * w), axes, keepdims=True) / whole
     return e / whole * (w - mean)
 
 
 @_product_at.defjvp
-def _product_at_jvp(axes, primals, tangents):
-    return jax.jvp(partial(_through_probabilities, axes=axes), primals, tangents)
+def _product_at_jvp(axes, exact, primals, tangents):
+    return jax.jvp(partial(_through_probabilities, axes=axes), primals[:2], tangents[:2])
+
+
+def _maximum_and_index(x: Array, axes: Axes) -> tuple[Array, Array]:
+    """The result of `maximum` and the index of a maximal entry, along one axis."""
+    axis, x = axes[0], lax.stop_gradient(x)
+
+    def in_one_pass(x: Array) -> tuple[Array, Array]:
+        return maximum_and_value(x, lax.broadcasted_iota(jnp.uint32, x.shape, axis), axis)
+
+    def plain(x: Array) -> tuple[Array, Array]:
+        m = maximum(x, axes)
+        return m, index_of_maximum(x, m, axis).astype(jnp.uint32)
+
+    return platform_dependent(x, tpu=in_one_pass, default=plain)
 
 
 def _covariance_product(v: Array, p: Array, top: Array | None = None, *, axes: Axes) -> Array:

@@ -9,7 +9,16 @@ import oracles
 import pytest
 
 import softjax
-from softjax import _one_pass, _reductions, accuracy, choice, derivatives, information, regression
+from softjax import (
+    _one_pass,
+    _reductions,
+    _row_maps,
+    accuracy,
+    choice,
+    derivatives,
+    information,
+    regression,
+)
 from softjax._platforms import tracing_for
 from softjax.regression import _preconditioner
 
@@ -21,21 +30,39 @@ LONG = _reductions.ROW_OF_ONE_KERNEL + 17
 def joined_as_tree(join, axes, parts, empty):
     """A reduction in the order of many lanes; XLA:CPU would add to one sum entry by entry."""
     (axis,) = axes
+    start = [jnp.full_like(a[..., :1], value) for value, a in zip(empty, parts, strict=True)]
     while (length := parts[0].shape[axis]) > 1:
         ends = (slice(None, length // 2), slice(length // 2, length // 2 * 2))
         first, second = (tuple(a[..., end] for a in parts) for end in ends)
         rest = tuple(a[..., length // 2 * 2 :] for a in parts)
         both = join(first, second)
         parts = tuple(jnp.concatenate(pair, -1) for pair in zip(both, rest, strict=True))
-    return parts
+    return join(start, parts)
+
+
+def summed_as_tree(terms, axis):
+    """The sums over the last axis, in the order of `joined_as_tree`."""
+
+    def join(first, second):
+        return tuple(a + b for a, b in zip(first, second, strict=True))
+
+    return tuple(a[..., 0] for a in joined_as_tree(join, (axis,), terms, [0] * len(terms)))
 
 
 @pytest.fixture(params=["cpu", "cuda", "tpu"])
 def backend(request, monkeypatch):
-    """The functions as they are lowered for a backend."""
+    """The functions as they are lowered for a backend, linear maps among them."""
     monkeypatch.setattr(_one_pass, "_reduced", joined_as_tree)
+    monkeypatch.setattr(_one_pass, "sums_down", summed_as_tree)
+
+    def of_backend(*operands, **forms):
+        with tracing_for(request.param):
+            return _row_maps._apply(*operands, **forms)
+
+    _row_maps.lower_by_platform(_row_maps._linear_map_p, lambda _: of_backend)
     with tracing_for(request.param):
         yield request.param
+    _row_maps.lower_by_platform(_row_maps._linear_map_p, lambda _: _row_maps._apply)
 
 
 @pytest.mark.compiled_quickly  # a CPU's optimisations say nothing about another backend

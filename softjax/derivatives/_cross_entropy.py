@@ -52,7 +52,7 @@ def cross_entropy_gradient(logits: ArrayLike, labels: Labels) -> Array:
 def _gradient(x: Array, targets: ClassIndices | Array) -> Array:
     if not isinstance(targets, ClassIndices):
         return expected_loss_gradient(masked(x, None), targets)
-    g = index_loss_gradient(masked(x, None), targets.index, None)
+    g = index_loss_gradient(masked(x, None), targets.index, None, x.dtype)
     return g if targets.bad is None else jnp.where(targets.bad[..., None], jnp.nan, g)
 
 

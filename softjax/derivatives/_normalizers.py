@@ -324,6 +324,7 @@ def log_partition_cumulants(logits: ArrayLike, direction: ArrayLike, order: int 
 @partial(jax.jit, static_argnums=2)
 def _cumulants(x: Array, v: Array, order: int) -> Array:
     p, _ = softmax_and_complement(masked(x, None))
+    v = v.astype(p.dtype)
     # Moments about the dominant class, if there is one, do not cancel.
     dominant = p > 0.5
     w = relative_to_dominant(dominant, v, (x.ndim - 1,))
@@ -343,10 +344,10 @@ def checked_logits(function: str, logits: ArrayLike) -> Array:
 
 
 def checked_vector(function: str, argument: str, v: ArrayLike, x: Array) -> Array:
-    """A vector for each row of the logits `x`, in the dtype of the computation."""
+    """A vector for each row of the logits `x`."""
     v = _checks.real_array(function, argument, v)
     _checks.same_shape(function, argument, v, x.shape)
-    return with_sharding_of(v.astype(compute_dtype(x.dtype)), x)
+    return with_sharding_of(v, x)
 
 
 def _probabilities_of_matrix(x: Array) -> tuple[Array, Array]:
@@ -364,7 +365,8 @@ def covariance(x: Array) -> Array:
 @jax.jit
 def covariance_product(x: Array, v: Array) -> Array:
     """H v = p (v - <p, v>), at least float32."""
-    return tangent_at(masked(x, None), v, (x.ndim - 1,))
+    wide = v.astype(compute_dtype(x.dtype))
+    return tangent_at(masked(x, None), wide, (x.ndim - 1,), v.dtype)
 
 
 def _with_diagonal(matrix: Array, diagonal: Array) -> Array:
