@@ -23,7 +23,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.interpreters import ad, batching
 
 from softjax._platforms import Primitive, lower_by_platform, replaced
-from softjax._sharding import varying_alike
+from softjax._sharding import axes_of, varying
 
 Map = Callable[..., Array]
 
@@ -74,7 +74,8 @@ def row_map(
 
 def linear_map(forward: Form, transposed: Form, v: Array, *coefficients: Array) -> Array:
     """A v; the transpose with respect to v is `transposed`."""
-    operands = varying_alike((v, *coefficients))
+    operands = v, *coefficients
+    operands = varying(operands, axes_of(operands))
     return _linear_map_p.bind(*operands, forward=forward, transposed=transposed)
 
 

@@ -203,11 +203,6 @@ def varying(tree: Any, axes: Collection[str]) -> Any:
     return jax.tree.map(cast, tree) if axes else tree
 
 
-def varying_alike(tree: Any) -> Any:
-    """The tree, in which all arrays vary over every axis over which one of them varies."""
-    return varying(tree, axes_of(tree))
-
-
 def while_loop(running: Callable[[Any], Array], step: Callable[[Any], Any], carry: Any) -> Any:
     """`lax.while_loop`, which also works within a `shard_map`."""
     axes = axes_of(carry) | _axes_after(step, carry)

@@ -78,12 +78,7 @@ def checked_data(
     num_classes = class_count("labels", y, num_classes)
     refuse_one_class(y, num_classes)
     refuse_sizes(named, x, num_classes)
-    weights = mean_one_weights(sample_weights, num_examples, x.dtype)
-    count: Any = np.asarray(num_examples, x.dtype)
-    if sample_weights is not None:
-        given = _checks.real_array(called(), "sample_weights", sample_weights).astype(x.dtype)
-        with np.errstate(over="ignore"):  # the sum of huge weights is infinite, as with jnp.sum
-            count = np.asarray(given).sum() if is_at_hand(given) else jnp.sum(given)
+    weights, count = mean_one_weights(sample_weights, num_examples, x.dtype)
     return Data(
         num_classes=num_classes,
         features=x,
@@ -240,21 +235,23 @@ def refuse_sizes(argument: str, x: Matrix, num_classes: int) -> None:
 
 def mean_one_weights(
     sample_weights: ArrayLike | None, num_examples: int, dtype: DTypeLike
-) -> Array | None:
-    """The sample weights divided by their mean."""
+) -> tuple[Array | None, Any]:
+    """The sample weights divided by their mean, and their sum; None, and N, for equal weights."""
     if sample_weights is None:
-        return None
-    weights = _weights("sample_weights", sample_weights, num_examples, dtype)
+        return None, np.asarray(num_examples, dtype)
+    weights: Any = _weights("sample_weights", sample_weights, num_examples, dtype)
     if is_at_hand(weights):  # NumPy needs no compilation
-        host = np.asarray(weights)
-        weights = np.ldexp(host, -np.frexp(np.max(host, initial=0))[1])
+        weights = np.asarray(weights)
+        with np.errstate(over="ignore"):  # the sum of huge weights is infinite, as with jnp.sum
+            total = weights.sum()
+        weights = np.ldexp(weights, -np.frexp(np.max(weights, initial=0))[1])
         mean = np.mean(weights)
     else:
-        weights = in_unit(weights)
+        total, weights = jnp.sum(weights), in_unit(weights)
         mean = jnp.mean(weights)
     if _checks.is_concrete(mean) and mean == 0:
         raise error("sample_weights", "> 0 somewhere", "zeros only")
-    return jnp.asarray(weights / mean)
+    return jnp.asarray(weights / mean), total
 
 
 def class_weights_array(

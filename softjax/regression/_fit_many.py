@@ -147,7 +147,7 @@ def _labels(labels: ArrayLike, num_examples: int, num_classes: int | None) -> tu
 def _weights(sample_weights: ArrayLike | None, x: Matrix) -> Array | None:
     """Weights [N] or [B, N], checked."""
     if sample_weights is None or jnp.ndim(sample_weights) < 2:
-        return mean_one_weights(sample_weights, x.shape[0], x.dtype)
+        return mean_one_weights(sample_weights, x.shape[0], x.dtype)[0]
     w = _checks.real_array(called(), "sample_weights", sample_weights)
     _checks.same_shape(called(), "sample_weights", w, (len(w), x.shape[0]))
     mean_one_weights(w.ravel(), w.size, x.dtype)  # for its checks

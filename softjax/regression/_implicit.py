@@ -67,13 +67,8 @@ def corner_gradient(theta: Array, problem: Problem) -> Array:
     return problem.l1 * problem.penalised(unit)
 
 
-def probabilities_at(theta: Array, problem: Problem) -> Array:
-    """The probabilities [K, N] of the parameters."""
-    return probabilities(problem.logits(theta))
-
-
 def _solve_smooth(theta: Array, problem: Problem, b: Array) -> Array:
-    return solve(problem, probabilities_at(theta, problem), b)
+    return solve(problem, probabilities(problem.logits(theta)), b)
 
 
 # The optimum of an objective without corners.

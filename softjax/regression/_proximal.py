@@ -42,15 +42,9 @@ from softjax._sharding import fori_loop, while_loop
 from softjax.regression import _preconditioner, _standardised
 from softjax.regression._descent import largest_move
 from softjax.regression._features import Matrix, product
-from softjax.regression._implicit import (
-    Stationarity,
-    corner_gradient,
-    gradient,
-    probabilities_at,
-    solve,
-)
+from softjax.regression._implicit import Stationarity, corner_gradient, gradient, solve
 from softjax.regression._loop import Solver, State, after_step, check_convergence, rounding_of
-from softjax.regression._objective import centred, relative_norm, row_norms
+from softjax.regression._objective import centred, probabilities, relative_norm, row_norms
 from softjax.regression._problem import Problem
 from softjax.regression._result import Status
 from softjax.regression._standardised import Standardised
@@ -103,7 +97,7 @@ def _solve_among_active(theta: Array, problem: Problem, b: Array) -> Array:
         return jnp.where(held[None], mean / jnp.where(held, l2, 1)[None], 0)
 
     _, bend = jax.linearize(lambda theta: corner_gradient(theta, problem), theta)
-    p = probabilities_at(theta, problem)
+    p = probabilities(problem.logits(theta))
     return inside(solve(problem, p, inside(b), inside, common, bend=bend))
 
 
