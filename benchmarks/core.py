@@ -14,7 +14,7 @@ from benchmarks import measure, roofline
 from benchmarks.environment import version
 from benchmarks.peers import JAX_NN, OPTAX, SOFTJAX, Implementation, compiled_by_jax, peers_of
 from benchmarks.reference import inputs, reference
-from benchmarks.results import INTERVAL, RATIO, Row
+from benchmarks.results import Row
 
 
 @dataclass(frozen=True)
@@ -133,14 +133,11 @@ class Import:
 
         cpu(OURS)
         samples = [(cpu(OURS), cpu(PEER)) for _ in range(min(pairs, MOST_PAIRS))]
-        ours, theirs = zip(*samples, strict=True)
-        ratio = measure.estimate([a / b for a, b in samples])
+        ours, theirs = measure.paired(*zip(*samples, strict=True))
         named = {"side": "softjax", "version": version("softjax-regression"), "wrong": False}
-        yield head | named | measure.estimate(ours).fields(INTERVAL)
+        yield head | named | ours
         named = {"side": "jax and optax", "version": version("jax"), "wrong": False}
-        row = head | named | measure.estimate(theirs).fields(INTERVAL)
-        row |= ratio.fields(RATIO) | {"pairs": len(samples)}
-        yield row | {"checks": {"time": [ratio.median, self.bound]}}
+        yield head | named | theirs | {"checks": {"time": [theirs["ratio"], self.bound]}}
 
 
 MNIST = Shape("mnist", 65536, 10, "ten digits, all of MNIST in one batch")

@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks import fit_tasks, measure
 from benchmarks.fit_tasks import draw, joined, objective
 from benchmarks.fits import ONE_THREAD, QUICK_REPEATS, REPEATS, precise_and_alone
-from benchmarks.results import INTERVAL, RATIO, Row
+from benchmarks.results import Row
 
 # The result of a side: its CPU seconds, and its objective if any; several objectives along a path.
 Measured = tuple[float, Any]
@@ -63,16 +63,14 @@ class Case:
         ours, peer = seconds.values()
         known = [value for value in reached.values() if value is not None]
         best = np.min(known, axis=0) if known else None
-        for name, taken in seconds.items():
+        for name, times in zip(seconds, measure.paired(ours, peer), strict=True):
             row = {"record": "result", "suite": "tables", "case": self.name, "side": name}
-            row |= {"wrong": False} | measure.estimate(taken).fields(INTERVAL)
+            row |= {"wrong": False} | times
             if best is not None:
                 row["suboptimality"] = float(np.max((reached[name] - best) / best))
                 row["wrong"] = self.close is not None and row["suboptimality"] > self.close
-            if taken is peer:
-                ratio = measure.estimate([a / b for a, b in zip(ours, peer, strict=True)])
-                row |= ratio.fields(RATIO)
-                row["checks"] = {"time": [ratio.median, self.bound]}
+            if "ratio" in times:
+                row["checks"] = {"time": [times["ratio"], self.bound]}
                 if self.milliseconds is not None:
                     added = statistics.median(a - b for a, b in zip(ours, peer, strict=True))
                     row["checks"]["added ms"] = [1e3 * added, self.milliseconds]

@@ -88,16 +88,6 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Two functions timed alternately; `ratio` is the median of the ratios within the pairs."""
-
-    first: Estimate
-    second: Estimate
-    ratio: Estimate
-    count: int
-
-
-@dataclass(frozen=True)
 class Side:
     """An implementation in a case, and the error of its result."""
 
@@ -118,11 +108,16 @@ def beside(head: Row, ours: Side, theirs: Side, pairs: int) -> tuple[Row, Row]:
     """The rows of softjax and of a peer, which are timed in pairs unless one of them is wrong."""
     first, second = ({"record": "result"} | head | side.row() for side in (ours, theirs))
     if not (first["wrong"] or second["wrong"]):
-        timed = time_in_pairs(ours.compiled, theirs.compiled, pairs)
-        first |= timed.first.fields(INTERVAL)
-        second |= timed.second.fields(INTERVAL) | {"pairs": timed.count}
-        second |= timed.ratio.fields(RATIO)
+        mine, other = paired(*time_in_pairs(ours.compiled, theirs.compiled, pairs))
+        first, second = first | mine, second | other
     return first, second
+
+
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> tuple[Row, Row]:
+    """The fields of the times of softjax and of a peer, which were measured in pairs."""
+    ratio = estimate([a / b for a, b in zip(ours, theirs, strict=True)])
+    mine, other = (estimate(samples).fields(INTERVAL) for samples in (ours, theirs))
+    return mine, other | ratio.fields(RATIO) | {"pairs": len(ours)}
 
 
 def compile_ahead(function: Callable, *arguments: Any, donate: bool = False) -> Compiled:
@@ -200,8 +195,8 @@ def device_peak_bytes() -> int | None:
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
 
 
-def time_in_pairs(first: Compiled, second: Compiled, pairs: int) -> Pairs:
-    """Times two functions alternately; the order is swapped from pair to pair.
+def time_in_pairs(first: Compiled, second: Compiled, pairs: int) -> Sequence[list[float]]:
+    """The times of two functions that alternate; the order is swapped from pair to pair.
 
     A disturbance that lasts longer than one pair affects both functions, and so does not change the
     ratio.
@@ -219,12 +214,7 @@ def time_in_pairs(first: Compiled, second: Compiled, pairs: int) -> Pairs:
             time_first = first.seconds(repeats[0])
             time_second = second.seconds(repeats[1])
         samples.append((time_first, time_second))
-    return Pairs(
-        first=estimate([a for a, _ in samples]),
-        second=estimate([b for _, b in samples]),
-        ratio=estimate([a / b for a, b in samples]),
-        count=len(samples),
-    )
+    return [a for a, _ in samples], [b for _, b in samples]
 
 
 def estimate(samples: Sequence[float]) -> Estimate:

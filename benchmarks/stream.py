@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measure
-from benchmarks.results import INTERVAL, RATIO, Row
+from benchmarks.results import Row
 
 FEATURES, CLASSES, BATCH = 64, 10, 1024
 RUN_ROWS = 1 << 18
@@ -39,9 +39,9 @@ class Case:
                 {kind: measure.elsewhere(train, kind, folder, self.rows) for kind in SIDES}
                 for _ in range(self.pairs)
             ]
-        seconds = {kind: [run[kind]["seconds"] for run in runs] for kind in SIDES}
-        for kind, side in SIDES.items():
-            row = {
+        seconds = ([run[kind]["seconds"] for run in runs] for kind in SIDES)
+        for (kind, side), times in zip(SIDES.items(), measure.paired(*seconds), strict=True):
+            yield times | {
                 "record": "result",
                 "suite": "stream",
                 "case": self.name,
@@ -49,13 +49,7 @@ class Case:
                 "batch_size": BATCH,
                 "cpu_seconds": float(np.median([run[kind]["cpu_seconds"] for run in runs])),
                 "peak_bytes": max(run[kind]["peak_bytes"] for run in runs),
-                "pairs": len(runs),
             }
-            if kind == "memory":
-                both = zip(seconds["stream"], seconds["memory"], strict=True)
-                ratio = measure.estimate([a / b for a, b in both])
-                row |= ratio.fields(RATIO)
-            yield row | measure.estimate(seconds[kind]).fields(INTERVAL)
 
 
 def write(folder: Path, gigabytes: float) -> None:
