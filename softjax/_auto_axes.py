@@ -15,14 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 from jax import Array
 from jax.core import Tracer
-from jax.sharding import (
-    AxisType,
-    Mesh,
-    NamedSharding,
-    PartitionSpec,
-    auto_axes,
-    use_abstract_mesh,
-)
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, auto_axes, use_abstract_mesh
 
 from softjax._sharding import mesh_of
 

@@ -13,15 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from softjax._logsumexp import logsumexp_core
-from softjax._numerics import (
-    compute_dtype,
-    excess,
-    inner,
-    keeping_half,
-    log_total,
-    masked,
-    maximum,
-)
+from softjax._numerics import compute_dtype, excess, inner, keeping_half, log_total, masked, maximum
 from softjax._reductions import relative_to, shift
 from softjax._softmax import log_softmax, softmax
 from softjax._softmax_core import is_empty, softmax_tangent

@@ -10,15 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from softjax import _checks
 from softjax._checks import Axis
-from softjax._numerics import (
-    excess,
-    excess_and_exponentials,
-    inner,
-    log1p,
-    masked,
-    reduced,
-    total,
-)
+from softjax._numerics import excess, excess_and_exponentials, inner, log1p, masked, reduced, total
 from softjax._platforms import platform_dependent
 from softjax._reductions import shift
 from softjax._scaled_logsumexp import scaled_logsumexp

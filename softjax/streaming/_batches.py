@@ -16,15 +16,7 @@ import numpy as np
 
 from softjax import _checks
 from softjax.regression._steps import Batch as Batch
-from softjax.streaming._rows import (
-    Rows,
-    as_labels,
-    computed_in,
-    parts_of,
-    real_array,
-    refuse_other_rows,
-    row_numbers,
-)
+from softjax.streaming._rows import Rows, computed_in, parts_of, refuse_other_rows, row_numbers
 
 BATCHES = "streaming.Batches"
 TRAIN = "regression.train"
@@ -103,7 +95,7 @@ class Batches:
         if not 0 <= _checks.integer(BATCHES, "process_index", index) < count:
             raise ValueError(_checks.message(BATCHES, "process_index", f"in [0, {count})", index))
 
-        self.sample = parts_of(rows.read(0, 1))
+        self.sample = parts_of(BATCHES, rows.read(0, 1))
         self.dtype = computed_in(self.sample[0].dtype)
         row_bytes = max(rows.num_features, 1) * self.dtype.itemsize
         in_buffer = max(buffer_bytes // (row_bytes * self.batch_size), 1)
@@ -205,13 +197,12 @@ class Batches:
 
     def _read_into(self, held: Batch, begin: int, start: int, stop: int) -> None:
         """Reads rows start, ..., stop - 1 into `held`, beginning at the place `begin`."""
-        features, labels, weights, offset = parts_of(self.rows.read(start, stop))
+        features, labels, weights, offset = parts_of(BATCHES, self.rows.read(start, stop))
         places = slice(begin, begin + stop - start)
-        held.features[places] = real_array(BATCHES, "features", features)
-        held.labels[places] = _without_negative(as_labels(BATCHES, labels))
-        held.weights[places] = 1 if weights is None else real_array(BATCHES, "weights", weights)
+        held.features[places], held.labels[places] = features, labels
+        held.weights[places] = 1 if weights is None else weights
         if held.offset is not None:
-            held.offset[places] = real_array(BATCHES, "offset", offset)
+            held.offset[places] = offset
         if held.counts is not None:
             held.counts[places] = 1
         first, last = np.searchsorted(self.held_out, [start, stop])
@@ -277,9 +268,7 @@ class FromFunction:
 
     def _given(self, step: int) -> Batch:
         """The checked batch of a step, without padding; the first one sets the shapes."""
-        features, labels, weights, offset = parts_of(self.function(step))
-        features = real_array(TRAIN, "features", features)
-        labels = _without_negative(as_labels(TRAIN, labels))
+        features, labels, weights, offset = parts_of(TRAIN, self.function(step))
         if features.ndim != 2 or (self.shapes is None and not len(features)):
             raise ValueError(
                 f"softjax.{TRAIN}: the features of batch {step} must be of shape (examples, "
@@ -287,8 +276,6 @@ class FromFunction:
             )
         dtype = computed_in(features.dtype)
         weights = np.ones(len(labels), dtype) if weights is None else weights
-        weights = real_array(TRAIN, "weights", weights)
-        offset = None if offset is None else real_array(TRAIN, "offset", offset)
         given = Batch(features, labels, weights, offset)
         if self.shapes is None:
             dtypes = (dtype, dtype if labels.ndim == 2 else np.int32, dtype, dtype)
@@ -337,13 +324,6 @@ class FromIterable(FromFunction):
                     ) from None
             self.position += 1
         return self.last
-
-
-def _without_negative(labels: np.ndarray) -> np.ndarray:
-    """The labels with NaN for negative probabilities, so that the step detects their rows."""
-    if labels.ndim != 2 or not np.any(labels < 0):
-        return labels
-    return np.where(labels < 0, labels.dtype.type(np.nan), labels)
 
 
 def _shape(part: np.ndarray | None, dtype: Any) -> jax.ShapeDtypeStruct | None:

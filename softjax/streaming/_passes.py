@@ -23,7 +23,7 @@ from softjax.regression._loop import is_separated
 from softjax.regression._problem import Data
 from softjax.regression._steps import Batch, Transform, good_rows
 from softjax.streaming._devices import ahead
-from softjax.streaming._rows import Rows, as_labels, parts_of, real_array, row_numbers
+from softjax.streaming._rows import Rows, parts_of, row_numbers
 
 FIT = "streaming.fit"
 # The bytes of a chunk, the bytes of the sample of rows for the preconditioner, and the number of
@@ -169,9 +169,9 @@ class Passes:
     def _chunk(self, size: int, end: int, start: int) -> Batch:
         """`size` rows from `start` on, on the device; rows from `end` on have weight 0."""
         stop = min(start + size, end)
-        x, labels, weights, offset = parts_of(self.rows.read(start, stop))
-        x, y = real_array(FIT, "features", x), as_labels(FIT, labels)
-        weights = np.ones(len(y)) if weights is None else real_array(FIT, "weights", weights)
+        read = self.rows.read(start, stop)
+        x, y, weights, offset = parts_of(FIT, read)
+        weights = np.ones(len(y)) if weights is None else weights
         first, last = np.searchsorted(self.held_out, [start, stop])
 
         def padded(part: np.ndarray, dtype: np.dtype = self.dtype) -> np.ndarray:
@@ -189,10 +189,10 @@ class Passes:
                 padded(x),
                 padded(y, self.dtype if y.ndim == 2 else np.dtype(np.int32)),
                 padded(weights),
-                None if offset is None else padded(real_array(FIT, "offset", offset)),
+                None if offset is None else padded(offset),
             )
         if not self.count:
-            self._look(start, batch, labels)
+            self._look(start, batch, read[1])
         return jax.tree.map(jnp.asarray, batch)
 
     def _look(self, start: int, batch: Batch, labels: Any) -> None:

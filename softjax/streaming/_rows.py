@@ -272,8 +272,8 @@ def refuse_other_rows(function: str, rows: Any) -> None:
         raise TypeError(_checks.message(function, "rows", expected, got))
 
 
-def parts_of(read: Any) -> tuple[Any, Any, Any, Any]:
-    """Features, labels, weights and offset; the last two are None if they are not given."""
+def parts_of(function: str, read: Any) -> tuple[np.ndarray, np.ndarray, Any, Any]:
+    """Features, labels by `as_labels`, weights and offset; the last two are None if not given."""
     named = isinstance(read, str | bytes | Mapping)
     parts = tuple(read) if isinstance(read, Iterable) and not named else ()
     if not 2 <= len(parts) <= 4:
@@ -281,18 +281,24 @@ def parts_of(read: Any) -> tuple[Any, Any, Any, Any]:
         got = f"{len(parts)} parts" if parts else type(read).__name__
         raise TypeError(f"softjax.streaming: a batch must be {expected}, got {got}.")
     features, labels, weights, offset = (*parts, None, None)[:4]
-    return features, labels, weights, offset
+    weights = None if weights is None else real_array(function, "weights", weights)
+    offset = None if offset is None else real_array(function, "offset", offset)
+    features = real_array(function, "features", features)
+    return features, as_labels(function, labels), weights, offset
 
 
 def as_labels(function: str, labels: Any) -> np.ndarray:
-    """Distributions over the classes [n, K], unchanged, or class indices by `as_indices`."""
+    """Distributions over the classes [n, K], or class indices by `as_indices`.
+
+    Negative probabilities become NaN, so that a step detects their rows.
+    """
     if len(np.shape(labels)) != 2:
         return as_indices(function, labels)
     y = real_array(function, "labels", labels)
     if not jnp.issubdtype(y.dtype, jnp.floating):
         expected = "class indices [n], or distributions over the classes, floating [n, K]"
         raise TypeError(_checks.message(function, "labels", expected, f"{y.dtype} of two axes"))
-    return y
+    return np.where(y < 0, y.dtype.type(np.nan), y) if np.any(y < 0) else y
 
 
 def as_indices(function: str, labels: Any) -> np.ndarray:
