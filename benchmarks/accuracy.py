@@ -23,8 +23,6 @@ class Case:
             rows = accuracy.measure(quick=quick)
         for row in rows:
             head = {
-                "record": "result",
-                "suite": "accuracy",
                 "case": f"{row.function}/{row.dtype}",
                 "operation": row.function,
                 "dtype": row.dtype,

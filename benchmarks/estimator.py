@@ -64,8 +64,7 @@ class Case:
         known = [value for value in reached.values() if value is not None]
         best = np.min(known, axis=0) if known else None
         for name, times in zip(seconds, measure.paired(ours, peer), strict=True):
-            row = {"record": "result", "suite": "tables", "case": self.name, "side": name}
-            row |= {"wrong": False} | times
+            row = {"side": name, "wrong": False} | times
             if best is not None:
                 row["suboptimality"] = float(np.max((reached[name] - best) / best))
                 row["wrong"] = self.close is not None and row["suboptimality"] > self.close

@@ -103,9 +103,6 @@ class Case:
     ) -> Iterator[Row]:
         ours, *peers = solvers
         head = {
-            "record": "result",
-            "suite": self.suite,
-            "case": self.name,
             "dtype": self.dtype,
             "shape": (*task.x.shape, len(np.unique(task.y))),
             "fits": len(task.l2),

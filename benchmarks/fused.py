@@ -70,7 +70,6 @@ class Case:
         ours, shape = in_mode(partial(fused, budget=self.budget), self.mode), self.shape
         sizes = shape.rows, shape.features, shape.classes
         head = {
-            "suite": "fused",
             "case": self.case,
             "mode": self.mode,
             "shape": shape.name,
@@ -82,7 +81,7 @@ class Case:
         if self.peer is None:
             costs = measure.compile_ahead(ours, *structures(shape)).costs()
             checks = {"temporaries": [costs["temporary_bytes"], self.temporaries]}
-            yield {"record": "result", **head, "side": "softjax", **costs, "checks": checks}
+            yield {**head, "side": "softjax", **costs, "checks": checks}
             return
         package = next((peer for peer in PACKAGES if peer.name == self.peer), None)
         if package is not None and package.absence:

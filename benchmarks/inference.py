@@ -53,8 +53,8 @@ class Case:
                 measure.Side(name, measure.Compiled(call), error, tolerance, version)
                 for (name, version), call, error in zip(names, both, found, strict=True)
             )
-            head = {"suite": "inference", "case": self.name, "shape": self.shape}
-            first, second = measure.beside(head | {"dtype": "float64"}, ours, theirs, pairs)
+            head = {"shape": self.shape, "dtype": "float64"}
+            first, second = measure.beside(head, ours, theirs, pairs)
             if self.bound is not None:
                 second["checks"] = {"time": [second.get("ratio"), self.bound]}
             yield from (first, second)

@@ -63,9 +63,6 @@ class Case:
                 same += ended and np.array_equal(worker.result(killed), expected)
                 print(f"{number + 1} killed, {same} resumed to the same bits", file=sys.stderr)
         yield {
-            "record": "result",
-            "suite": "kills",
-            "case": self.name,
             "side": "softjax",
             "kills": kills,
             "processes": self.processes,

@@ -106,7 +106,7 @@ class Side:
 
 def beside(head: Row, ours: Side, theirs: Side, pairs: int) -> tuple[Row, Row]:
     """The rows of softjax and of a peer, which are timed in pairs unless one of them is wrong."""
-    first, second = ({"record": "result"} | head | side.row() for side in (ours, theirs))
+    first, second = (head | side.row() for side in (ours, theirs))
     if not (first["wrong"] or second["wrong"]):
         mine, other = paired(*time_in_pairs(ours.compiled, theirs.compiled, pairs))
         first, second = first | mine, second | other

@@ -95,8 +95,6 @@ def rows_of(fields: dict[str, Any]) -> list[Row]:
         error = measure.error(results, expected)
         sent = wire.collectives(program)
         row = {
-            "record": "result",
-            "suite": "scale",
             "case": f"{case.program}/{case.form}/{devices} device{'s'[: devices != 1]}",
             "side": case.implementation,
             "program": case.program,

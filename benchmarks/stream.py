@@ -42,9 +42,6 @@ class Case:
         seconds = ([run[kind]["seconds"] for run in runs] for kind in SIDES)
         for (kind, side), times in zip(SIDES.items(), measure.paired(*seconds), strict=True):
             yield times | {
-                "record": "result",
-                "suite": "stream",
-                "case": self.name,
                 "side": side,
                 "batch_size": BATCH,
                 "cpu_seconds": float(np.median([run[kind]["cpu_seconds"] for run in runs])),

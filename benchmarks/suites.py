@@ -1,7 +1,8 @@
 """The suites by name, each a list of cases, and the function that runs a case.
 
-A case has a `name` and `run(pairs)`, which yields rows (`results.py`). Quick runs leave out cases
-whose `quick` is false, and quick runs of all suites also those whose `short` is false.
+A case has a `name` and `run(pairs)`, which yields rows (`results.py`) without suite and case. Quick
+runs leave out cases whose `quick` is false, and quick runs of all suites also those whose `short`
+is false.
 """
 
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,9 @@ APART = ("stream", "kills")
 
 def measured(suite: str, case: Any, pairs: int) -> Iterator[Row]:
     """The rows of a case; if it raises, the rows so far and the failure."""
+    head = {"record": "result", "suite": suite, "case": case.name}
     try:
-        yield from case.run(pairs)
+        for row in case.run(pairs):
+            yield head | row
     except Exception as error:
         yield measure.failure(suite, case.name, error)
