@@ -123,7 +123,8 @@ def _encoded(y: np.ndarray, classes: np.ndarray | None) -> tuple[np.ndarray, np.
     """Validated labels as integers, and the classes: those of an earlier fit, or new ones."""
     # scikit-learn sorts the labels to find their type, and warns if many are distinct. Texts,
     # integers and truth values are always classes, and sorting takes longer than encoding them.
-    are_texts = len(y) > 0 and isinstance(y[0], str)
+    present = (label for label in y if not (label is None or isinstance(label, float)))
+    are_texts = y.dtype.kind in "OU" and isinstance(next(present, None), str)
     are_classes = are_texts or y.dtype.kind in "biu"
     if not are_classes:
         check_classification_targets(y)

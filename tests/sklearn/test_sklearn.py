@@ -378,6 +378,7 @@ def test_a_warm_start_continues(classifier):
         ({"X": np.where(X > 3, np.nan, X)}, "NaN"),
         ({"y": X[:, 0]}, "continuous"),
         ({"y": [*Y[:-1], None]}, "Input y contains None among texts: a label is missing"),
+        ({"y": [None, *Y[1:]]}, "Input y contains None among texts: a label is missing"),
         ({"y": np.ma.array(Y, mask=X[:, 3] > 1)}, "Input y contains None"),
         ({"X": np.ma.array(X, mask=X > 3)}, "Input X contains NaN"),
         ({"C": 0}, "'C' parameter"),
