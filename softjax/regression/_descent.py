@@ -27,6 +27,7 @@ from softjax.regression import _preconditioner, _standardised
 from softjax.regression._features import Matrix, by_examples
 from softjax.regression._linear_solves import JITTER, factored_hessian, factored_solve, truncated
 from softjax.regression._loop import (
+    NEAR,
     NEWTONIAN,
     OUTLYING,
     STILL,
@@ -158,7 +159,6 @@ class Descent(Solver):
         precise: whether directions are computed in the dtype of the fit instead of float32.
         standardised: the features for directions.
         is_bounded: whether the problem has a bounded optimum.
-        still: the nats that the last step may move the logits by.
     """
 
     precise = False
@@ -168,7 +168,6 @@ class Descent(Solver):
         dtype = problem.features.dtype if self.precise else jnp.float32
         self.standardised = _standardised.standardise(problem, self.bound, dtype)
         self.is_bounded = problem.has_bounded_optimum
-        self.still = jnp.where(self.is_bounded & self.by_newton, NEWTONIAN, STILL)
 
     @abstractmethod
     def direction(self, here: Point, state: State) -> tuple[Array, Any, Array]:
@@ -189,7 +188,10 @@ class Descent(Solver):
         here = here._replace(gradient=centred(here.gradient))
         norm = relative_norm(here.gradient, self.bound)
         unseen = self.unseen(state.memory, here.gradient)
-        end = check_convergence(state, here.value, norm, tol, unseen, self.precise, self.still)
+        # Near the end only rounding may move an extreme example so far.
+        calm = (state.farthest <= OUTLYING) | (norm < NEAR)
+        still = jnp.where(self.is_bounded & self.by_newton & calm, NEWTONIAN, STILL)
+        end = check_convergence(state, here.value, norm, tol, unseen, self.precise, still)
         return end, here
 
     def step(self, state: State, known: Array, here: Point) -> tuple[State, Array]:

@@ -162,7 +162,7 @@ def _newton(table: Table, single: Table, theta: np.ndarray, tol: float) -> End |
     z = table.logits(theta)
     is_dense = isinstance(table.features, np.ndarray)
     first = table.value(theta, z)
-    decrement, move, farthest, passes, near, stale = np.inf, np.inf, 0.0, 2, False, np.inf
+    decrement, move, farthest, passes, near, stale = np.inf, 0.0, 0.0, 2, False, np.inf
     among, precondition = single, centred
     build = kronecker if is_dense else partial(diagonal, table)
     most_passes = MOST_WORK / (table.targets.size * (table.width + 16)) if is_dense else np.inf
@@ -208,8 +208,9 @@ def _newton(table: Table, single: Table, theta: np.ndarray, tol: float) -> End |
         if not t > 0:
             return None
         theta, z = theta + t * d, z + t * dz
+        last = farthest if near else move * (move > OUTLYING)
         decrement, move = -slope / 2, max(t, 1) * np.max(np.ptp(dz, axis=0))
-        farthest = max(farthest, move) if near else move
+        farthest = max(last, move)
         stale += move
         passes += 2 * cg_steps + 2
     return None

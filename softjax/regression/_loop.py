@@ -89,7 +89,8 @@ STILL = 0.1
 # this one: here 0.15 times.
 NEWTONIAN = 0.5
 # A step of more nats than this passes an example with extreme features: no other logits move so far
-# in one step. A fit that is at the precision floor after such a step goes on in float64.
+# in one step. The model then predicts little: the next step may lead back past this example. A fit
+# that is at the precision floor after such a step goes on in float64.
 OUTLYING = 30
 # Logits that were summed over the steps have other rounding errors than logits computed from the
 # parameters. The difference may change a gradient of the size of `tol` by as much, so that an end
@@ -110,7 +111,9 @@ class State(NamedTuple):
     # The largest change of the difference of two logits of an example in the last step, in the
     # whole step of the model if the line search has shortened it.
     move: Any
-    farthest: Any  # the largest `move` of all the steps since the gradient has been NEAR
+    # The largest `move` of all the steps since the gradient has been NEAR; before, the last move,
+    # or that of the step before if it passed an example with extreme features.
+    farthest: Any
     # Whether a fit may end only once `move` is below a limit. Without an optimum no fit comes to
     # rest; if not `strict`, it ends, and then separation has to be proven.
     strict: Any
@@ -189,7 +192,8 @@ def after_step(
     """
     # Without an optimum every step moves logits by a nat, until the small ridge that a solver adds
     # exceeds the remaining curvature.
-    farthest = jnp.where(state.best < NEAR, jnp.maximum(state.farthest, move), move)
+    last = jnp.where((state.step > 0) & (state.move > OUTLYING), state.move, 0)
+    farthest = jnp.maximum(jnp.where(state.best < NEAR, state.farthest, last), move)
     better = progressed(state.value, state.lowest, state.norm, state.best)
     stalled = jnp.where(better, 0, state.stalled + 1)
     lost = (stalled >= patience) | stuck
