@@ -59,6 +59,9 @@ COARSE = 1e-3
 # If the mean of a feature, under the weights of the examples, is more than this many standard
 # deviations, products in float32 (FAR) and in float64 (FARTHEST) lose the differences.
 FAR, FARTHEST = 1e2, 1e8
+# With sparse features a trial of the line search takes far less time than a step, and is worth it
+# until only this share of the slope is left.
+LITTLE_LEFT = 0.1
 # The preconditioner is built again after steps that moved an example by this many nats in all.
 STALE = 4.0
 
@@ -164,7 +167,7 @@ def _newton(table: Table, single: Table, theta: np.ndarray, tol: float) -> End |
     first = table.value(theta, z)
     decrement, move, farthest, passes, near, stale = np.inf, 0.0, 0.0, 2, False, np.inf
     among, precondition = single, centred
-    build = kronecker if is_dense else partial(diagonal, table)
+    build, left = (kronecker, SLOPE_LEFT) if is_dense else (partial(diagonal, table), LITTLE_LEFT)
     most_passes = MOST_WORK / (table.targets.size * (table.width + 16)) if is_dense else np.inf
     for step in range(MOST_STEPS):
         p = probabilities(z)
@@ -204,7 +207,7 @@ def _newton(table: Table, single: Table, theta: np.ndarray, tol: float) -> End |
         d = centred(d.astype(np.float64) * norm)
         dz = table.scores(d)
         slope = float(np.vdot(gradient, d))
-        t = step_length(partial(_along, table, theta, z, d, dz), slope)
+        t = step_length(partial(_along, table, theta, z, d, dz), slope, left)
         if not t > 0:
             return None
         theta, z = theta + t * d, z + t * dz
@@ -234,17 +237,19 @@ def _judged(
     return FitResult(params, float(value * mass), int(Status.CONVERGED), *numbers, []), z
 
 
-def step_length(along: Callable[[float], tuple[Any, Any]], first: float) -> float:
+def step_length(
+    along: Callable[[float], tuple[Any, Any]], first: float, left: float = SLOPE_LEFT
+) -> float:
     """t near the minimum of phi(t) = f(theta + t d), by Newton's method on its slope from t = 1.
 
     The search is that of `_descent.step_length`. `along` gives the slope and the curvature of phi;
-    `first` is the slope at 0.
+    `first` is the slope at 0, of which at most the share `left` may be left.
     """
     t, low, high = 1.0, 0.0, np.inf
     for _ in range(TRIALS):
         slope, curvature = along(t)
         near = slope <= -OVERSHOOT * first and slope <= MIN_FRACTION * curvature * t
-        if near and slope >= SLOPE_LEFT * first:
+        if near and slope >= left * first:
             return t
         low, high = (t, high) if slope < 0 else (low, t)
         newton = t - slope / curvature
