@@ -18,8 +18,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from itertools import pairwise
-from typing import NoReturn
+from typing import Any, NoReturn
 
 STATUS = 128 + signal.SIGINT
 
@@ -65,38 +66,31 @@ def finish() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-@contextlib.contextmanager
-def reported_by(report: Callable[[], str]) -> Iterator[None]:
+def reported_by(report: Callable[[], str]) -> AbstractContextManager:
     """In this context `report` returns the line for an interrupt; it may save the work so far."""
-    _reports.append(report)
-    try:
-        yield
-    finally:
-        _reports.remove(report)
+    return _listed(_reports, report)
 
 
-@contextlib.contextmanager
-def ended_by(end: Callable[[str], None]) -> Iterator[None]:
+def ended_by(end: Callable[[str], None]) -> AbstractContextManager:
     """In this context an interrupt calls `end` with the line; if it returns, this process ends."""
-    _ends.append(end)
-    try:
-        yield
-    finally:
-        _ends.remove(end)
+    return _listed(_ends, end)
+
+
+def postponed() -> AbstractContextManager[threading.Event]:
+    """In this context the first interrupt only sets this event; the second ends the process."""
+    return _listed(_postponed, threading.Event())
 
 
 @contextlib.contextmanager
-def postponed() -> Iterator[threading.Event]:
-    """In this context the first interrupt only sets this event; the second ends the process."""
-    event = threading.Event()
-    _postponed.append(event)
+def _listed(entries: list[Any], entry: Any) -> Iterator[Any]:
+    entries.append(entry)
     try:
-        yield event
+        yield entry
     finally:
-        _postponed.remove(event)
+        entries.remove(entry)
 
 
-def held_back() -> contextlib.AbstractContextManager:
+def held_back() -> AbstractContextManager:
     """In this context an interrupt waits."""
     return _writing
 
