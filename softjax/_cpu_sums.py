@@ -49,13 +49,18 @@ Terms = Callable[[Array, Array], Sums]
 def terms_beside_top(x: Array, m: Array) -> Pair:
     """exp(x - m) with 0 at the maximal entries, and a mask of these; NaN where x is NaN."""
     is_top = x == m
-    return jnp.where(is_top, 0, jnp.exp(x - m)), is_top.astype(x.dtype)
+    return jnp.where(is_top, 0, jnp.exp(x - m)), _counted(is_top, x)
 
 
 def terms_of_exponentials(e: Array, one: Array) -> Pair:
     """The terms from exp(x - m). An entry that rounds to 1 counts as a maximal entry."""
     is_top = e == one
-    return jnp.where(is_top, 0, e), is_top.astype(e.dtype)
+    return jnp.where(is_top, 0, e), _counted(is_top, e)
+
+
+def _counted(mask: Array, x: Array) -> Array:
+    """The mask as integers as wide as x, which take less time to add than floating numbers."""
+    return mask.astype(jnp.int64 if x.dtype == jnp.float64 else jnp.int32)
 
 
 def exponentials_alone(e: Array, m: Array) -> Sums:
@@ -88,7 +93,7 @@ def sums_in_tiles(x: Array, m: Array, axes: Axes, terms: Terms = terms_beside_to
         sums = tuple(jnp.concatenate(parts, -1) for parts in zip(even, odd, strict=True))
     else:
         sums = _tiled(terms, rows, top, axis)
-    return tuple(a.reshape(m.shape) for a in sums)
+    return tuple(a.reshape(m.shape).astype(m.dtype) for a in sums)
 
 
 def _is_odd(rows: Array, axis: int) -> bool:
@@ -147,7 +152,7 @@ def by_shard(x: Array, axes: tuple[int, ...], counts: tuple[int, ...]) -> Array:
 def over_shards(sums: Sums, axes: tuple[int, ...]) -> Sums:
     """The sums over all shards, which keep the axes."""
     whole = (jnp.sum(x, range(x.ndim - len(axes), x.ndim)) for x in sums)
-    return tuple(jnp.expand_dims(a, axes) for a in whole)
+    return tuple(jnp.expand_dims(a, axes).astype(sums[0].dtype) for a in whole)
 
 
 def sums_of_tiles(
@@ -169,10 +174,10 @@ def sums_of_tiles(
     With `in_any_order`, for the last axis, XLA:CPU sums what the first loop writes. That is as
     accurate and compiles two loops instead of six, but the order may depend on the number of rows.
 
-    With `highest`, tiles are at most as high, and those of rows of up to LONG_ROW entries need not
-    consist of whole vectors. Fewer loops are compiled if such tiles divide the axis exactly. Do not
-    use it for terms with exponentials: XLA:CPU computes those at the end of an incomplete vector
-    one by one.
+    With `highest`, tiles are at most as high: UNROLLED for terms of several operations, and FEW for
+    several such terms. In rows of up to LONG_ROW entries the tiles with FEW need not consist of
+    whole vectors. Fewer loops are compiled if such tiles divide the axis exactly. Do not use it for
+    terms with exponentials: XLA:CPU computes those at the end of an incomplete vector one by one.
     """
     sums, start = [], 0
     for count, height, width in _tiling(length, last, highest):
@@ -264,7 +269,7 @@ def _tiling(length: int, last: bool, highest: int | None) -> list[tuple[int, int
     if not last:
         count, left_over = divmod(length, UNROLLED)
         return [(count, UNROLLED, 1)] + ([(1, left_over, 1)] if left_over else [])
-    if highest is None or length > LONG_ROW:
+    if highest != FEW or length > LONG_ROW:
         # What is left over; then the height. A tile as wide as one vector takes the least time.
         limit = highest or (UNROLLED if length > LONG_ROW else HIGHEST)
         heights = range(8, min(limit, length // 8) + 1)
@@ -274,11 +279,11 @@ def _tiling(length: int, last: bool, highest: int | None) -> list[tuple[int, int
         def cost(tile: tuple[int, int]) -> tuple[float, ...]:
             height, width = tile
             # What is left over; then the time for an entry, with whole vectors and single entries,
-            # the start of a loop and what it writes, which is more of the whole if terms are cheap.
-            steps, writes = 2 + width // 8 + width % 8, 0.5 if highest <= FEW else 2
-            return length % (height * width), steps / width + writes / height, -width
+            # the start of a loop and what it writes.
+            steps = 2 + width // 8 + width % 8
+            return length % (height * width), steps / width + 0.5 / height, -width
 
-        tiles = [(h, w) for h in range(4, highest + 1) for w in range(8, MANY + 1)]
+        tiles = [(h, w) for h in range(4, FEW + 1) for w in range(8, MANY + 1)]
         height, width = min((t for t in tiles if math.prod(t) <= length), key=cost)
     count = length // (height * width)
     left_over = length - count * height * width

@@ -215,7 +215,7 @@ def weighted_sum(p: Array, v: Array, origin: Array, axes: Axes) -> Array:
         return jnp.sum(terms(p, v, origin), axes, keepdims=True)
 
     def in_tiles(p: Array, v: Array, origin: Array) -> Array:
-        return _in_tiles(lambda p, v: (terms(p, v, origin),), (p, v), axes[0])[0]
+        return _in_tiles(lambda p, v: (terms(p, v, origin),), (p, v), axes[0], UNROLLED)[0]
 
     def on_cpu(p: Array, v: Array, origin: Array) -> Array:
         # XLA:CPU of jaxlib 0.10 computes p (v - sum(p v)) wrongly if p is the same for a batch of

@@ -50,7 +50,7 @@ def _in_two_passes(x: Array, temperature: Array | None = None) -> tuple[Array, A
         return terms_beside_top(distance(x[:, part], top, temperature), jnp.zeros_like(top))
 
     rest, tops = sums_of_tiles(terms, x.shape[1], 1, last=True, in_any_order=True)
-    return top[:, 0], rest + (tops - 1)
+    return top[:, 0], rest + (tops - 1).astype(rest.dtype)
 
 
 def _in_one_pass(x: Array, temperature: Array | None = None) -> tuple[Array, Array]:
