@@ -7,7 +7,6 @@ Comments about XLA:CPU are true for jaxlib 0.10 to 0.12.
 """
 
 import math
-import operator
 from collections.abc import Callable
 from functools import cache, partial, reduce
 
@@ -35,15 +34,12 @@ MANY = 128
 WIDE = 64
 # With at least this many results on the axes after the classes, it vectorizes over those axes.
 LONG = 16
-# XLA:CPU finds a maximum at the speed of memory, but searches for its index entry by entry. So the
-# block of up to this many entries that contains the maximum is found first. The maxima of blocks
-# with fewer than NARROW entries take longer than the maximum of the row.
-BLOCK, NARROW = 64, 16
 
 Axes = tuple[int, ...]
 Pair = tuple[Array, Array]
 Sums = tuple[Array, ...]
 Terms = Callable[[Array, Array], Sums]
+Combine = Callable[[Array, Array], Array]
 
 
 def terms_beside_top(x: Array, m: Array) -> Pair:
@@ -135,6 +131,27 @@ def has_long_vectors(after: tuple[int, ...]) -> bool:
     return all(isinstance(n, int) for n in after) and math.prod(after) >= LONG
 
 
+def place_in_tiles(x: Array, m: Array, axis: int) -> Array:
+    """The index of a maximal entry along an axis, which is kept, for m = max x; 0 without any.
+
+    XLA:CPU searches for an index entry by entry, but a maximum of integers vectorizes. If the
+    program computes x itself, XLA:CPU may compute it again here with other roundings than for m.
+    Then no entry may equal m. An entry that differs from it by a few roundings serves as well.
+    """
+    least = m - 4 * jnp.finfo(x.dtype).eps * jnp.abs(m)
+
+    def places(part: slice) -> Sums:
+        rows = lax.slice_in_dim(x, part.start, part.stop, axis=axis)
+        index = lax.broadcasted_iota(jnp.int32, rows.shape, axis) + part.start
+        return (jnp.where(rows >= least, index, 0),)
+
+    length, is_last = x.shape[axis], axis == x.ndim - 1
+    if not isinstance(length, int):  # a symbol
+        return jnp.max(places(slice(0, length))[0], axis, keepdims=True, initial=0)
+    (place,) = sums_of_tiles(places, length, axis, is_last, combine=lax.max)
+    return jnp.expand_dims(place, axis)
+
+
 def by_shard(x: Array, axes: tuple[int, ...], counts: tuple[int, ...]) -> Array:
     """x as [..., *counts, size per device]: sums over the last axis need no other device."""
     kept = [axis for axis in range(x.ndim) if axis not in axes]
@@ -162,6 +179,7 @@ def sums_of_tiles(
     last: bool,
     in_any_order: bool = False,
     highest: int | None = None,
+    combine: Combine = lax.add,
 ) -> Sums:
     """The sums of several arrays over an axis, all in one loop, as a tree.
 
@@ -178,6 +196,8 @@ def sums_of_tiles(
     several such terms. In rows of up to LONG_ROW entries the tiles with FEW need not consist of
     whole vectors. Fewer loops are compiled if such tiles divide the axis exactly. Do not use it for
     terms with exponentials: XLA:CPU computes those at the end of an incomplete vector one by one.
+
+    `combine` is another operation in place of the addition, for numbers that are not negative.
     """
     sums, start = [], 0
     for count, height, width in _tiling(length, last, highest):
@@ -186,39 +206,39 @@ def sums_of_tiles(
         start = stop
         if count == width == 1:
             # XLA:CPU would not vectorize over the rows if results were [rows, 1, 1], not [rows].
-            sums.append(sums_down(parts, axis))
+            sums.append(sums_down(parts, axis, combine))
             continue
         shape = parts[0].shape
         tiles = (*shape[:axis], count, height, width, *shape[axis + 1 :])
-        columns = sums_down(tuple(a.reshape(tiles) for a in parts), axis + 1)
+        columns = sums_down(tuple(a.reshape(tiles) for a in parts), axis + 1, combine)
         flat = (*shape[:axis], count * width, *shape[axis + 1 :])
         columns = tuple(c.reshape(flat) for c in columns)
         if in_any_order:
             sums.append(tuple(jnp.sum(c, axis) for c in columns))
         else:
-            sums.append(_sums_along(columns, axis, last))
-    return tuple(reduce(operator.add, parts) for parts in zip(*sums, strict=True))
+            sums.append(_sums_along(columns, axis, last, combine))
+    return tuple(reduce(combine, parts) for parts in zip(*sums, strict=True))
 
 
-def _sums_along(arrays: Sums, axis: int, last: bool) -> Sums:
+def _sums_along(arrays: Sums, axis: int, last: bool, combine: Combine) -> Sums:
     """The sums of several arrays over an axis, of at least two numbers: first of both halves.
 
     A single sum that is used only once would be computed by XLA:CPU within the loop that uses it.
     """
-    arrays = tuple(_halved(a, axis, operator.add) for a in arrays)
+    arrays = tuple(_halved(a, axis, combine) for a in arrays)
     length = arrays[0].shape[axis]
 
     def of_part(part: slice) -> Sums:
         return tuple(lax.slice_in_dim(a, part.start, part.stop, axis=axis) for a in arrays)
 
     if 2 * length > MANY:
-        return sums_of_tiles(of_part, length, axis, last, highest=UNROLLED)
+        return sums_of_tiles(of_part, length, axis, last, highest=UNROLLED, combine=combine)
     while arrays[0].shape[axis] > FEW:
-        arrays = tuple(_halved(a, axis, operator.add) for a in arrays)
-    return sums_down(arrays, axis)
+        arrays = tuple(_halved(a, axis, combine) for a in arrays)
+    return sums_down(arrays, axis, combine)
 
 
-def _halved(a: Array, axis: int, combine: Callable[[Array, Array], Array]) -> Array:
+def _halved(a: Array, axis: int, combine: Combine) -> Array:
     """Both halves of an axis, combined; the last of an odd number goes to the first result."""
     half, is_odd = divmod(a.shape[axis], 2)
     parts = (lax.slice_in_dim(a, n * half, n * half + half, axis=axis) for n in (0, 1))
@@ -230,30 +250,27 @@ def _halved(a: Array, axis: int, combine: Callable[[Array, Array], Array]) -> Ar
     return jnp.where(is_first, combine(combined, last), combined)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def sums_down(arrays: Sums, axis: int) -> Sums:
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def sums_down(arrays: Sums, axis: int, combine: Combine = lax.add) -> Sums:
     """The sums of several arrays over an axis by one reduction.
 
     Its derivative rule is defined here: JAX would differentiate it like a reduction by an arbitrary
     operation, part by part of the axis.
     """
+    # XLA:CPU gives a single sum to a library, for which it stores the terms. It does not recognize
+    # a sum that is written as a difference.
+    is_single_sum = len(arrays) == 1 and combine is lax.add
+    combine = (lambda x, y: x - -y) if is_single_sum else combine
+
+    def combined(a: Sums, b: Sums) -> Sums:
+        return tuple(map(combine, a, b))
+
     zeros = tuple(jnp.zeros((), a.dtype) for a in arrays)
-    return tuple(lax.reduce(arrays, zeros, _added, (axis,)))
-
-
-def _added(a: Sums, b: Sums) -> Sums:
-    """The sums a + b of several arrays.
-
-    XLA:CPU gives a single sum to a library, for which it stores the terms. It does not recognize a
-    sum that is written as a difference.
-    """
-    if len(a) > 1:
-        return tuple(map(operator.add, a, b))
-    return tuple(x - -y for x, y in zip(a, b, strict=True))
+    return tuple(lax.reduce(arrays, zeros, combined, (axis,)))
 
 
 @sums_down.defjvp
-def _sums_down_jvp(axis, primals, tangents):
+def _sums_down_jvp(axis, combine, primals, tangents):
     return sums_down(*primals, axis), tuple(jnp.sum(dot, axis) for dot in tangents[0])
 
 
@@ -288,72 +305,3 @@ def _tiling(length: int, last: bool, highest: int | None) -> list[tuple[int, int
     count = length // (height * width)
     left_over = length - count * height * width
     return [(count, height, width)] + (_tiling(left_over, last, highest) if left_over else [])
-
-
-def maxima_of_blocks(x: Array, axes: Axes) -> Array:
-    """The maxima of equal parts of the last axis, on that axis; x itself if it has no such parts.
-
-    With the lowest finite number as the initial value, XLA:CPU does not merge this reduction with a
-    maximum over its results. Therefore one pass over x serves the maximum of each row and the
-    search for its index.
-    """
-    width = _width_of_blocks(x, axes)
-    return x if width < NARROW else _maxima(_blocks(x, width))
-
-
-def argmax_by_blocks(x: Array, axis: int) -> Array:
-    """The index of a maximal entry: first the block that contains it, then its index there.
-
-    The index is not found by comparing entries with the maximum: if the program computes x itself,
-    XLA:CPU may compute it again for the comparison, with other roundings, and then no entry equals
-    the maximum.
-    """
-    width = _width_of_blocks(x, (axis,))
-    if width == 1:
-        return _argmax(x, x, axis)
-    blocks = _blocks(x, width)
-    maxima = _maxima(blocks)
-    number = _argmax(maxima, maxima, -1)
-    block = jnp.take_along_axis(blocks, number[..., None], -2, mode="clip")[..., 0, :]
-    return number * width + _argmax(block, maxima, -1)
-
-
-def _argmax(x: Array, maxima: Array, axis: int) -> Array:
-    """The index of a maximal entry of x; the maximum of `maxima` is the maximum of x.
-
-    XLA:CPU unrolls a search of up to UNROLLED entries, and vectorizes over rows. A longer search
-    goes entry by entry. Up to MANY entries are therefore compared as integers: the bits of the
-    distance from the maximum, of which the last ones are replaced by the index. The least of them
-    belongs to a maximal entry, or to the nearest one if x is computed with other roundings here.
-    """
-    length = x.shape[axis]
-    if axis % x.ndim < x.ndim - 1 or not isinstance(length, int) or not UNROLLED < length <= MANY:
-        return jnp.argmax(x, axis, keepdims=True).astype(jnp.int32)
-    top = jnp.max(maxima, -1, keepdims=True, initial=jnp.finfo(x.dtype).min)
-    dtype = jnp.int64 if x.dtype == jnp.float64 else jnp.int32
-    index = lax.broadcasted_iota(dtype, x.shape, x.ndim - 1)
-    last = 2 ** (length - 1).bit_length() - 1
-    key = (lax.bitcast_convert_type(top - jnp.minimum(top, x), dtype) & ~last) | index
-    while key.shape[-1] > FEW:
-        key = _halved(key, key.ndim - 1, jnp.minimum)
-    return (jnp.min(key, -1, keepdims=True) & last).astype(jnp.int32)
-
-
-def _maxima(blocks: Array) -> Array:
-    return jnp.max(blocks, -1, initial=jnp.finfo(blocks.dtype).min)
-
-
-def _blocks(x: Array, width: int) -> Array:
-    return x.reshape(*x.shape[:-1], x.shape[-1] // width, width)
-
-
-def _width_of_blocks(x: Array, axes: Axes) -> int:
-    """The largest divisor of the length of the last axis that is at most BLOCK.
-
-    1 for other axes, for a row that is not longer than a block or is split over devices, and for a
-    length that is a symbol.
-    """
-    length = x.shape[-1] if axes == (x.ndim - 1,) else 0
-    if not isinstance(length, int) or length <= BLOCK or math.prod(shards(x, axes)) > 1:
-        return 1
-    return next(width for width in range(BLOCK, 0, -1) if length % width == 0)

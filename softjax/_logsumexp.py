@@ -172,14 +172,12 @@ def _logsumexp_jvp(axes, exact, primals, tangents):
     return y, inner(p, x_dot, axes)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def _logsumexp_and_gradient(
-    x: Array, axes: tuple[int, ...], place_follows: bool = False
-) -> tuple[Array, Array]:
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _logsumexp_and_gradient(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     """log sum exp(x) and softmax(x), which share their exponentials on a CPU."""
 
     def on_cpu(x: Array) -> tuple[Array, Array]:
-        m, r, e = excess_and_exponentials(x, axes, place_follows)
+        m, r, e = excess_and_exponentials(x, axes)
         return m + jnp.log1p(r), e / total(m, r)
 
     def plain(x: Array) -> tuple[Array, Array]:
@@ -189,9 +187,9 @@ def _logsumexp_and_gradient(
 
 
 @_logsumexp_and_gradient.defjvp
-def _logsumexp_and_gradient_jvp(axes, place_follows, primals, tangents):
+def _logsumexp_and_gradient_jvp(axes, primals, tangents):
     (x,), (x_dot,) = primals, tangents
-    y, p = _logsumexp_and_gradient(x, axes, True)
+    y, p = _logsumexp_and_gradient(x, axes)
     return (y, p), (inner(p, x_dot, axes), softmax_tangent(p, x_dot, axes, place_of_top(x, axes)))
 
 

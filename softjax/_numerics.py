@@ -14,11 +14,10 @@ from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
-from softjax._cpu_sums import maxima_of_blocks
 from softjax._one_pass import excess_in_one_pass
 from softjax._platforms import platform_dependent
 from softjax._reductions import (
@@ -111,13 +110,11 @@ def excess(x: Array, axes: Axes, exact: DTypeLike | None = None) -> tuple[Array,
     return in_one_pass_if_long(x, axes, partial(excess_in_one_pass, axes=axes), in_two_passes)
 
 
-def excess_and_exponentials(
-    x: Array, axes: Axes, place_follows: bool = False
-) -> tuple[Array, Array, Array]:
+def excess_and_exponentials(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     """The results m and r of `excess`, and exp(x - m), which value and gradient share."""
 
     def in_two_passes(x: Array) -> tuple[Array, Array, Array]:
-        m = stored_maximum(x, axes, place_follows=place_follows)
+        m = stored_maximum(x, axes)
         e, (rest, tops) = exponentials_and_sums(x, m, axes)
         return m, rest + (tops - 1), e
 
@@ -128,22 +125,9 @@ def excess_and_exponentials(
     return in_one_pass_if_long(x, axes, in_one_pass, in_two_passes)
 
 
-def stored_maximum(
-    x: Array, axes: Axes, exact: DTypeLike | None = None, place_follows: bool = False
-) -> Array:
-    """The result of `maximum`, which XLA:CPU computes once and does not fuse into the sums.
-
-    With `place_follows` the program also searches for the index of the maximum, in the maxima of
-    blocks that it finds here. They take more time than the maximum alone.
-    """
-
-    def on_cpu(x: Array) -> Array:
-        narrow = x if exact is None else x.astype(exact)
-        parts = maxima_of_blocks(narrow, axes) if place_follows else narrow
-        largest = maximum(parts, axes)
-        return lax.optimization_barrier(largest.astype(x.dtype))
-
-    return platform_dependent(x, cpu=on_cpu, default=partial(maximum, axes=axes, exact=exact))
+def stored_maximum(x: Array, axes: Axes, exact: DTypeLike | None = None) -> Array:
+    """The result of `maximum`, which XLA:CPU computes once and does not fuse into the sums."""
+    return behind_barrier_on_cpu(maximum(x, axes, exact))
 
 
 def total(m: Array, r: Array) -> Array:

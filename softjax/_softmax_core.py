@@ -40,14 +40,9 @@ from softjax._row_maps import row_map
 from softjax._sharding import is_split, shards
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
-def softmax_core(
-    x: Array, axes: Axes, place_follows: bool = False, exact: DTypeLike | None = None
-) -> Array:
-    """exp(x - m) / sum exp(x - m); 0 in a row of -inf.
-
-    `stored_maximum` explains `place_follows`, and `taken` explains `exact`.
-    """
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def softmax_core(x: Array, axes: Axes, exact: DTypeLike | None = None) -> Array:
+    """exp(x - m) / sum exp(x - m); 0 in a row of -inf. `taken` explains `exact`."""
     tiny = jnp.finfo(x.dtype).tiny
 
     def exponentials(x: Array) -> Array:
@@ -77,7 +72,7 @@ def softmax_core(
         return e / (jnp.sum(e, axes, keepdims=True) + tiny)
 
     def in_tiles(x: Array) -> Array:
-        m = stored_maximum(x, axes, place_follows=place_follows)
+        m = stored_maximum(x, axes)
         e = lax.optimization_barrier(jnp.exp(shift_row(x, m, axes)))
         (whole,) = sums_in_tiles(e, m, axes, exponentials_alone)
         return e / (whole + (tiny + 0 * m))  # the second use of m keeps it out of other loops
@@ -101,11 +96,11 @@ def _positive_sum(e: Array, axes: Axes) -> Array:
 
 
 @softmax_core.defjvp
-def _softmax_jvp(axes, place_follows, exact, primals, tangents):
+def _softmax_jvp(axes, exact, primals, tangents):
     (x,), (x_dot,) = primals, tangents
     if exact is not None and len(axes) == 1 and are_long(x, axes):
         return _long_softmax_jvp(x, x_dot, axes, exact)
-    p = softmax_core(x, axes, True)
+    p = softmax_core(x, axes)
     row = x
     if rows_fit_a_kernel(x, axes):
         # A kernel of a GPU that holds whole rows of p need not read x again.
@@ -127,7 +122,7 @@ def _softmax_beside_tangent(x: Array, m: Array, axes: Axes, exact: DTypeLike) ->
     """`softmax_core`; on a TPU from the maximum and the sum that the tangent needs too."""
 
     def core(x: Array, m: Array) -> Array:
-        return softmax_core(x, axes, True)
+        return softmax_core(x, axes)
 
     def on_tpu(x: Array, m: Array) -> Array:
         e = jnp.exp(shift_row(x, m, axes))
@@ -197,7 +192,7 @@ def tangent_at(x: Array, v: Array, axes: Axes, exact: DTypeLike | None = None) -
 
 
 def _through_probabilities(v: Array, x: Array, axes: Axes) -> Array:
-    return softmax_tangent(softmax_core(x, axes, True), v, axes, place_of_top(x, axes))
+    return softmax_tangent(softmax_core(x, axes), v, axes, place_of_top(x, axes))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(4, 5))

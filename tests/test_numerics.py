@@ -8,7 +8,7 @@ import pytest
 
 import softjax
 from softjax import _one_pass
-from softjax._cpu_sums import LONG, UNROLLED, WIDE, argmax_by_blocks
+from softjax._cpu_sums import LONG, UNROLLED, WIDE, place_in_tiles
 from softjax._numerics import excess
 from softjax._one_pass import excess_in_one_pass
 from softjax._platforms import tracing_for
@@ -78,13 +78,14 @@ def test_one_row_of_probabilities_serves_several_tangents(classes):
 @pytest.mark.x64_once
 @pytest.mark.parametrize("length", [5, 67, 96, 1000])
 def test_the_index_of_the_maximum(length):
-    """The first of equal maxima, in a row without blocks, of narrow ones and of wide ones."""
+    """The last of equal maxima, in a row without tiles, with some left over and without."""
     x = np.random.default_rng(0).integers(length // 3, size=(40, length)).astype(np.float32)
-    actual = argmax_by_blocks(jnp.asarray(x), 1)
-    np.testing.assert_array_equal(actual, x.argmax(1)[:, None])
+    actual = place_in_tiles(jnp.asarray(x), jnp.max(x, 1, keepdims=True), 1)
+    np.testing.assert_array_equal(actual, length - 1 - x[:, ::-1].argmax(1)[:, None])
     m, _ = excess(jnp.asarray(x), (1,))
     np.testing.assert_array_equal(m, x.max(1)[:, None])
-    lost = argmax_by_blocks(jnp.asarray([[-np.inf] * length, [np.nan] * length]), 1)
+    lost = jnp.asarray([[-np.inf] * length, [np.nan] * length])
+    lost = place_in_tiles(lost, jnp.max(lost, 1, keepdims=True), 1)
     assert np.all((lost >= 0) & (lost < length))
 
 
