@@ -117,7 +117,7 @@ def in_one_pass_if_long(x: Array, axes: Axes, one: Callable, two: Callable) -> A
 
 
 def sums_are_written_out(x: Array, axes: Axes) -> bool:
-    """Whether rows are so short that XLA:CPU adds their terms one by one, always in one order."""
+    """Whether rows are so short that XLA:CPU unrolls their sums."""
     return _rows_are_at_most(UNROLLED, x, axes)
 
 

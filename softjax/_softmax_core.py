@@ -77,9 +77,9 @@ def softmax_core(x: Array, axes: Axes, exact: DTypeLike | None = None) -> Array:
         (whole,) = sums_in_tiles(e, m, axes, exponentials_alone)
         return e / (whole + (tiny + 0 * m))  # the second use of m keeps it out of other loops
 
-    # XLA:CPU adds the entries of a row in an order that depends on the number of rows, unless the
-    # row is short. With tiles the sum of a row does not depend on the other rows. If the classes
-    # are sharded, the devices send one sum instead of two.
+    # XLA:CPU adds the entries of a row in an order that depends on the number of rows. With tiles
+    # the sum of a row does not depend on the other rows, but a short row takes half as long again.
+    # If the classes are sharded, the devices send one sum instead of two.
     is_plain = sums_are_written_out(x, axes) or math.prod(shards(x, axes)) > 1
     on_cpu = short_on_cpu if is_plain else in_tiles
     on_gpu = short if rows_fit_a_kernel(x, axes) else plain
