@@ -40,7 +40,9 @@ kernel = np.ones((3, 3), np.float32)
 """
 # Each call is made once in a new process, in which no function has been traced.
 CALLS = {
+    # Labels by chance, which some direction separates: NumPy's fit, and the compiled one after it.
     "fit": "softjax.regression.fit(features, labels)",
+    "fit with a penalty": "softjax.regression.fit(features, labels, l2=0.1)",
     "train": """
 if hasattr(softjax.regression, "train"):
     softjax.regression.train(
