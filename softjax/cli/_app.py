@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -57,8 +58,9 @@ def remedies_offered(impute: bool = True) -> Iterator[None]:
         also = ", --impute fills missing cells in" if imputed else ""
         raise DataError(f"{error} --skip-nonfinite skips such rows{also}.") from None
     except NumberError as error:
-        hint = f"--category {error.column} takes its cells as categories"
-        raise DataError(f"{error} {hint}, --drop {error.column} leaves it out.") from None
+        name = quote(error.column)
+        hint = f"--category {name} takes its cells as categories"
+        raise DataError(f"{error} {hint}, --drop {name} leaves it out.") from None
 
 
 class _OneLineErrors(TyperGroup):

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
@@ -159,7 +160,7 @@ def refuse_texts(
             continue
         words = "; ".join(doubt.words for doubt in found)
         if commas:
-            names = " ".join(f"--category {doubt.name}" for doubt in found)
+            names = " ".join(f"--category {quote(doubt.name)}" for doubt in found)
             hint = f". {remedy}; {names} takes them as categories."
         else:
             hint = f"; an identifier or text is not a category. {_left_out(found)}"
@@ -170,7 +171,7 @@ def refuse_texts(
 
 def _left_out(columns: Sequence[Doubt | Column]) -> str:
     it = "it" if len(columns) == 1 else "them"
-    return f"{' '.join(f'--drop {column.name}' for column in columns)} leaves {it} out."
+    return f"{' '.join(f'--drop {quote(column.name)}' for column in columns)} leaves {it} out."
 
 
 def feature_names(path: Path, columns: Sequence[Column]) -> list[str]:

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -206,6 +207,18 @@ def test_columns_that_are_no_features_are_refused_with_a_hint(name):
     text, words = REFUSED[name]
     Path("x.csv").write_text(text)
     assert re.search(words, one_line(run("fit", "x.csv", "--label-column", "y")))
+
+
+def test_the_options_of_a_hint_can_be_pasted_into_a_shell():
+    names = ["the name", "it's", "$x"]
+    frame = FRAME.assign(**{name: [f"{name} {k}" for k in range(N)] for name in names})
+    frame.to_csv("x.csv", index=False)
+    command = ("fit", "x.csv", "--label-column", "kind")
+    hint = re.search(r"(--drop .*) leaves them out", one_line(run(*command)))
+    assert hint is not None
+    assert run(*command, *shlex.split(hint[1])).exit_code == 0
+    FRAME.assign(**{"a date": [*["1 May"] * 7, *range(7, N)]}).to_csv("x.csv", index=False)
+    assert "--drop 'a date' leaves it out" in one_line(run(*command))
 
 
 @pytest.mark.parametrize(
