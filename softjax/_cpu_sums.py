@@ -232,7 +232,7 @@ def _sums_along(arrays: Sums, axis: int, last: bool, combine: Combine) -> Sums:
         return tuple(lax.slice_in_dim(a, part.start, part.stop, axis=axis) for a in arrays)
 
     if 2 * length > MANY:
-        return sums_of_tiles(of_part, length, axis, last, highest=UNROLLED, combine=combine)
+        return sums_of_tiles(of_part, length, axis, last, highest=FEW, combine=combine)
     while arrays[0].shape[axis] > FEW:
         arrays = tuple(_halved(a, axis, combine) for a in arrays)
     return sums_down(arrays, axis, combine)
