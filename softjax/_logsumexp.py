@@ -195,7 +195,8 @@ def _logsumexp_and_gradient_jvp(axes, primals, tangents):
 
 def _logsumexp(x: Array, where: Array | None, *, axes: tuple[int, ...]) -> Array:
     """logsumexp of an array in any dtype."""
-    return logsumexp_core(masked(x, where), axes, x.dtype).astype(x.dtype)
+    exact = x.dtype if x.dtype.itemsize > 1 else None  # most dtypes of one byte have no -inf
+    return logsumexp_core(masked(x, where), axes, exact).astype(x.dtype)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -143,6 +143,25 @@ def test_derivatives_keep_half_precision_in_memory_and_compute_in_float32(name, 
 
 @pytest.mark.x64_once
 @pytest.mark.compiled_quickly
+def test_a_mask_needs_no_infinity_of_the_dtype():
+    """Most dtypes of one byte have no -inf, and one has no 0."""
+    where = jnp.array([True, False, True])
+    narrow = [jnp.array([1.0, 4.0, 2.0], name) for name in dir(jnp) if name.startswith("float8")]
+
+    def masked(function):
+        return [function(x, where=where)[..., None] for x in narrow]
+
+    for function in (softjax.logsumexp, softjax.logmeanexp, softjax.softmax):
+        actual = jax.jit(masked, static_argnums=0)(function)
+        for x, result in zip(narrow, actual, strict=True):
+            expected = function(x[::2].astype(jnp.float32)).astype(x.dtype)
+            kept = result[::2, 0] if expected.ndim else result[0]
+            np.testing.assert_array_equal(*(np.asarray(a, np.float32) for a in (kept, expected)))
+    assert len(narrow) >= 7
+
+
+@pytest.mark.x64_once
+@pytest.mark.compiled_quickly
 def test_maps_in_one_program_are_not_confused():
     """softmax and log_softmax, forward and backward, with the same operands."""
     rng = np.random.default_rng(0)
