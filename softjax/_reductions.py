@@ -43,15 +43,24 @@ def above_minus_infinity(x: Array) -> Array:
     return jnp.maximum(x, jnp.finfo(x.dtype).min)
 
 
+@jax.custom_jvp
 def shift(x: Array, m: Array) -> Array:
     """x - m for m = max x: exactly 0 at a maximal entry and never above 0; NaN at NaN and +inf.
 
     If x is a product, a compiler may contract x - m into one multiply-add, in which the product is
     not rounded as it was for m. The maximal entry would then not be 0: a confident row of
     logits * scale would lose its digits, and the exponential of a logit of 2e10 would be infinite.
-    For entries below m the contraction does no harm.
+    min(m, x) equals x and is not contracted with the difference. Within a sum, compilers compute a
+    minimum, but may store the results of a `where`.
     """
-    return jnp.where(x < m, x - m, 0 * x)
+    # The order matters: if one argument is NaN, XLA:CPU returns the second as the minimum.
+    return jnp.minimum(m, x) - m
+
+
+@shift.defjvp
+def _shift_jvp(primals, tangents):
+    x_dot, m_dot = tangents
+    return shift(*primals), x_dot - m_dot  # also where x and m are equal
 
 
 @jax.custom_jvp
@@ -73,15 +82,7 @@ def _relative_to_jvp(primals, tangents):
 
 
 def shift_row(x: Array, m: Array, axes: Axes) -> Array:
-    """`shift` of whole rows, whose exponentials will be summed over `axes`.
-
-    A `where` would keep compilers from their fastest sums. min(x, m) equals x and is not contracted
-    with the difference either.
-    """
-
-    def plain(x: Array, m: Array) -> Array:
-        # The order matters: if one argument is NaN, XLA:CPU returns the second as the minimum.
-        return jnp.minimum(m, x) - m
+    """`shift` of whole rows, whose exponentials will be summed over `axes`."""
 
     def in_one_kernel(x: Array, m: Array) -> Array:
         # XLA:GPU keeps a row in one kernel if each maximum is subtracted once and has no other use.
@@ -90,8 +91,8 @@ def shift_row(x: Array, m: Array, axes: Axes) -> Array:
         return x - jnp.max(x, axes, keepdims=True, initial=jnp.finfo(x.dtype).min)
 
     if not rows_fit_a_kernel(x, axes):
-        return plain(x, m)
-    return platform_dependent(x, m, cuda=in_one_kernel, rocm=in_one_kernel, default=plain)
+        return shift(x, m)
+    return platform_dependent(x, m, cuda=in_one_kernel, rocm=in_one_kernel, default=shift)
 
 
 def rows_fit_a_kernel(x: Array, axes: Axes) -> bool:
@@ -243,7 +244,7 @@ def mass_and_cost(q: Array, x: Array, m: Array, *left_out: Array) -> Sums:
     """
 
     def terms(q: Array, x: Array, *left_out: Array) -> Sums:
-        cost = jnp.where(q == 0, 0, q * -shift(x, m))
+        cost = jnp.where(q == 0, 0, q * jnp.where(q == 0, 0, -shift(x, m)))
         return q, cost, *(jnp.where(out, 0, q) for out in left_out)
 
     return _sums_of_terms(terms, (q, x, *left_out), (x.ndim - 1,))

@@ -49,9 +49,9 @@ def significand_and_exponent(x: Array) -> tuple[Array, Array]:
     normal = jnp.where(is_small, _lifted(x), x)
     exponent = (_bits_of_size(normal) >> info.nmant).astype(x.dtype) - (info.maxexp - 1)
     exponent -= jnp.where(is_small, LIFT, 0).astype(x.dtype)
-    f = normal / _power_of_two_below(normal)
     usual = jnp.isfinite(x) & ~is_zero(x)
-    return jnp.where(usual, f, x), jnp.where(usual, exponent, 0)
+    f = normal / _power_of_two_below(jnp.where(usual, normal, 1))
+    return f, jnp.where(usual, exponent, 0)
 
 
 def power_of_two(exponent: Array) -> Array:

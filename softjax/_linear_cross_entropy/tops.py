@@ -77,27 +77,8 @@ def _in_one_pass(x: Array, temperature: Array | None = None) -> tuple[Array, Arr
 
 def distance(x: Array, top: Array, temperature: Array | None) -> Array:
     """d = (x - max x) / T; -inf stays -inf for every T."""
-    d = _shift(x, top)
+    d = shift(x, top)
     if temperature is None:
         return d
     empty = jnp.isneginf(d)
     return jnp.where(empty, d, jnp.where(empty, 0, d) / temperature)
-
-
-@jax.custom_jvp
-def _shift(x: Array, top: Array) -> Array:
-    """`shift` with the derivative of x - m, even if x equals m.
-
-    Within a sum of products, XLA:CPU can compute a minimum, but would store the results of a
-    `where`.
-    """
-
-    def on_cpu(x: Array, top: Array) -> Array:
-        return jnp.minimum(top, x) - top
-
-    return platform_dependent(x, top, cpu=on_cpu, default=shift)
-
-
-@_shift.defjvp
-def _shift_jvp(primals, tangents):
-    return _shift(*primals), tangents[0] - tangents[1]

@@ -117,6 +117,7 @@ def test_a_class_of_logit_minus_infinity_takes_no_part(dtype):
 
 def test_the_temperature_is_differentiable(x64, dtype):
     x, y, w = problem(dtype)
+    x[:9, 1] = x[:9, 2] = x[:9].max(-1)  # two or three logits are the largest of their row
 
     def temperature(x, w):
         return calibration.calibrate_temperature(x, y, sample_weights=w)
