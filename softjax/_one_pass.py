@@ -31,35 +31,32 @@ def excess_in_one_pass(x: Array, axes: Axes, *summed: Array) -> Parts:
 
     The edge cases are those of `softjax._numerics.excess`.
     """
-    empty = (-np.inf, -1, *(0 for _ in summed))
+    lowest = float(jnp.finfo(x.dtype).min)
+    nothing = (lowest, -1, *(0 for _ in summed))
 
     def plain(*parts: Array) -> Parts:
-        return _reduced(_joined, axes, parts, empty)
+        return _reduced(_joined, axes, parts, nothing)
 
     def by_blocks(*parts: Array) -> Parts:
-        blocks = (_in_blocks(a, value) for a, value in zip(parts, empty, strict=True))
-        found = _reduced(_joined, (x.ndim,), tuple(blocks), empty)
+        blocks = (_in_blocks(a, value) for a, value in zip(parts, nothing, strict=True))
+        found = _reduced(_joined, (x.ndim,), tuple(blocks), nothing)
         return plain(*(a[..., 0] for a in found))
 
     on_gpu = by_blocks if has_blocks(x, axes) else plain
-    parts = x, jnp.zeros_like(x), *summed
+    # An entry of -inf counts as no entry; finite numbers leave no difference of infinities.
+    parts = jnp.maximum(x, lowest), jnp.where(x == -jnp.inf, -1, jnp.zeros_like(x)), *summed
     m, r, *sums = platform_dependent(*parts, cuda=on_gpu, rocm=on_gpu, default=plain)
-    # The excess of a row of -inf is that of one entry or of none, depending on the order. NaN is in
-    # m or in r, also depending on the order.
-    r = jnp.where(m == jnp.inf, 0, jnp.where(m == -jnp.inf, 0 * r - 1, r + 0 * m))
-    return jnp.maximum(m, jnp.finfo(x.dtype).min), r, *sums
+    return m, jnp.where(m == jnp.inf, 0, r), *sums
 
 
 def _joined(a: Parts, b: Parts) -> Parts:
     """The maximum, the excess and the sums of two parts together."""
     (m, r, *sums), (n, s, *others) = a, b
     first = lax.ge(m, n)
-    high, low = lax.select(first, m, n), lax.select(first, n, m)
-    nothing = lax.full_like(high, -np.inf)
-    # The choice of the exponent also separates the difference from a product in x, as in
+    # The choice also separates the difference from a product in x, as in
     # `softjax._reductions.shift`.
-    share = lax.exp(lax.select(lax.eq(low, nothing), nothing, low - high))
-    rest = lax.select(first, r, s) + (1 + lax.select(first, s, r)) * share
+    high, low = lax.select(first, m, n), lax.select(first, n, m)
+    rest = lax.select(first, r, s) + (1 + lax.select(first, s, r)) * lax.exp(low - high)
     return high, rest, *map(operator.add, sums, others)
 
 
