@@ -146,8 +146,8 @@ def _expected_gradient(q: Array, m: Array, r: Array, e: Array, mass: Array, othe
     """The gradient; `others` is the sum of q over the entries that are not maximal."""
     whole = total(m, r)
     p, rest = e / whole, not_negative(r) / whole
-    dominant = (e == 1) & (rest < 0.5) & (q > 0.5 * mass)
-    g = jnp.where(dominant, others - mass * rest, mass * p - q)
+    least = jnp.where(rest < 0.5, 0.5 * mass, jnp.inf)  # one array of rows for both conditions
+    g = jnp.where((e == 1) & (q > least), others - mass * rest, mass * p - q)
     return jnp.where(r < 0, 0, g)
 
 
