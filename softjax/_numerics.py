@@ -14,7 +14,8 @@ from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
+from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
@@ -86,13 +87,19 @@ def maximum(x: Array, axes: Axes, exact: DTypeLike | None = None) -> Array:
         return jnp.max(narrow, axes, keepdims=True, initial=jnp.finfo(narrow.dtype).min)
 
     def on_gpu(narrow: Array) -> Array:
-        # `initial` would be compared with the maximum in a kernel of its own.
+        # `initial` is compared with the maximum, here in a kernel of its own.
         return jnp.max(above_minus_infinity(narrow), axes, keepdims=True)
+
+    def on_tpu(narrow: Array) -> Array:
+        lowest = np.asarray(jnp.finfo(narrow.dtype).min, narrow.dtype)
+        return jnp.expand_dims(lax.reduce(narrow, lowest, lax.max, axes), axes)
 
     narrow = x if exact is None else x.astype(exact)
     is_known = all(isinstance(x.shape[axis], int) for axis in axes)
     on_gpu = on_gpu if is_known and not rows_fit_a_kernel(x, axes) else plain
-    return platform_dependent(narrow, cuda=on_gpu, rocm=on_gpu, default=plain).astype(x.dtype)
+    on_tpu = plain if is_split(x, axes) else on_tpu
+    forms = {"cuda": on_gpu, "rocm": on_gpu, "tpu": on_tpu}
+    return platform_dependent(narrow, **forms, default=plain).astype(x.dtype)
 
 
 def excess(x: Array, axes: Axes, exact: DTypeLike | None = None) -> tuple[Array, Array]:
