@@ -36,7 +36,7 @@ from softjax.cli._plan import Plan
 from softjax.cli._split import Split, digits, held_out_part, too_few
 from softjax.regression import FitResult
 from softjax.streaming._rows import ArrayRows, Rows, Standardised
-from softjax.streaming._survey import survey
+from softjax.streaming._survey import survey, survey_without
 from softjax.tables import DataError
 
 EPOCHS = 10
@@ -193,7 +193,7 @@ def _stopped(plan: Plan, stop: Stop, when: str) -> typer.Exit:
 
 
 def _data(plan: Plan, console: Console, preempted: Callable[[], bool]) -> Data | None:
-    """Opens the data, makes a first pass, and holds rows out; None if the run has to stop."""
+    """Opens the data, holds rows out and surveys the others; None if the run has to stop."""
     if plan.data == "digits":
         return _digits()
     path, label = plan.file_and_label()
@@ -218,6 +218,10 @@ def _data(plan: Plan, console: Console, preempted: Callable[[], bool]) -> Data |
     held_out = split.held_out()
     if plan.test_fraction > 0 and not len(held_out):
         raise DataError(too_few(plan.data, rows.num_rows, plan.test_fraction))
+    with progress_bar(console, "means and scales"):
+        seen = survey_without(rows, seen, held_out, preempted)
+    if seen is None:
+        return None
     print_columns(console, rows.columns, seen.classes, len(seen.bad))
     fitted = Standardised(rows, seen.mean, seen.scale, seen.classes)
     parts = [fitted.read(row, row + 1) for row in held_out.tolist()]

@@ -1,4 +1,9 @@
-"""The first pass over a file, which finds scales, classes and bad rows before a fit."""
+"""The passes over a file before a fit, which find classes, bad rows, means and scales.
+
+Which rows are held out depends on the classes of all rows, and so is known after a pass only. A
+second pass then finds the means and scales of the other rows: a difference of the moments of all
+rows and of those held out would lose its digits to a held-out number that is far from the others.
+"""
 
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +18,7 @@ RUN_BYTES = 1 << 23
 
 
 class Survey(NamedTuple):
-    """The results of a pass over all rows."""
+    """The results of a pass over rows."""
 
     # The mean of each feature over the good rows, float64 [D], rounded to 2^-30 of the scale; 0 for
     # a category, whose features are 0 or 1.
@@ -37,17 +42,30 @@ class _Moments(NamedTuple):
     high: np.ndarray
 
 
+class _Found(NamedTuple):
+    """The sums of a pass over the rows of one process, or of all processes."""
+
+    moments: _Moments
+    counts: Counter[str]  # the number of good rows of each class
+    bad: np.ndarray
+    missing: np.ndarray  # the number of cells of each feature in bad rows that are not finite
+
+
+See = Callable[[np.ndarray, list[str], np.ndarray], None]
+NONE = np.empty(0, np.int64)
+
+
+def unseen(rows: np.ndarray, names: list[str], codes: np.ndarray) -> None:
+    """Takes no notice of a run of rows."""
+
+
 def survey(
     rows: tables.FileRows,
     skip_bad: bool = True,
     preempted: Callable[[], bool] = lambda: False,
-    see: Callable[[np.ndarray, list[str], np.ndarray], None] = lambda rows, names, codes: None,
+    see: See = unseen,
 ) -> Survey | None:
     """Makes one pass over the rows; each process reads its own part of them.
-
-    The moments of runs of rows are joined by a formula that subtracts no large numbers: T. F. Chan,
-    G. H. Golub and R. J. LeVeque, "Algorithms for Computing the Sample Variance" (1983), equation
-    2.1.
 
     Args:
         rows: the rows of a file.
@@ -62,47 +80,92 @@ def survey(
     Raises:
         DataError: `tables.dataset` would refuse the rows; with `skip_bad`, bad rows are accepted.
     """
+    found = _pass(rows, NONE, preempted, see)
+    if found is None:
+        return None
+    moments, counts, bad, missing = found
+    if len(bad) and not skip_bad:
+        raise tables.error_of_rows(rows, bad, missing)
+    label = str(rows.label)
+    classes = tables.check_classes(rows.path, label, counts, moments.count, rows.any_classes)
+    number = np.array([counts[name] for name in classes])
+    return Survey(*_mean_and_scale(moments, rows.coded), classes, number, bad)
+
+
+def survey_without(
+    rows: tables.FileRows,
+    seen: Survey,
+    held_out: np.ndarray,
+    preempted: Callable[[], bool] = lambda: False,
+) -> Survey | None:
+    """The survey with means, scales and counts of the rows that are not held out.
+
+    The classes and the bad rows stay those of all rows. Without rows to hold out it is the survey
+    itself; otherwise it takes one more pass. `preempted` is that of `survey`.
+    """
+    if not len(held_out):
+        return seen
+    found = _pass(rows, held_out, preempted, unseen)
+    if found is None:
+        return None
+    mean, scale = _mean_and_scale(found.moments, rows.coded)
+    counts = np.array([found.counts[name] for name in seen.classes])
+    return seen._replace(mean=mean, scale=scale, counts=counts)
+
+
+def _pass(
+    rows: tables.FileRows, left_out: np.ndarray, preempted: Callable[[], bool], see: See
+) -> _Found | None:
+    """What the rows hold, all but those left out, joined over the processes; None if preempted.
+
+    The moments of runs of rows are joined by a formula that subtracts no large numbers: T. F. Chan,
+    G. H. Golub and R. J. LeVeque, "Algorithms for Computing the Sample Variance" (1983), equation
+    2.1.
+    """
     zeros = np.zeros(rows.num_features)
-    moments, counts, bad = _Moments(0, zeros, zeros, zeros, zeros), Counter(), []
+    moments, counts, bad = _Moments(0, zeros, zeros, zeros, zeros), Counter(), [NONE]
     missing = np.zeros(rows.num_features, np.int64)
-    path, label = rows.path, str(rows.label)
     own = own_rows(rows.num_rows)
     size = max(RUN_BYTES // max(8 * rows.num_features, 1), 1)
     for start in range(own.start, own.stop, size):
         if preempted():
             break
         features, labels = rows.read(start, min(start + size, own.stop))
-        x = features.astype(np.float64)
-        names, codes = tables.as_classes(path, label, labels, start)
+        numbers, x = np.arange(start, start + len(features)), features.astype(np.float64)
+        names, codes = tables.as_classes(rows.path, str(rows.label), labels, start)
         good = tables.good_rows(x, codes)
-        bad.append(start + np.flatnonzero(~good))
+        bad.append(numbers[~good])
         if not good.all():
             missing += tables.missing_cells(x)
+        good &= ~np.isin(numbers, left_out)
         moments = _joined(moments, _moments(x if good.all() else x[good]))
-        see(start + np.flatnonzero(good), names, codes[good])
+        see(numbers[good], names, codes[good])
         found = np.bincount(codes[good], minlength=len(names)).tolist()
         counts.update({name: count for name, count in zip(names, found, strict=True) if count})
         if len(counts) > tables.MOST_CLASSES:
             break
-    wrong = np.concatenate([*bad, np.empty(0, np.int64)])
-    parts = processes.gather((moments, counts, wrong, missing, preempted()))
-    if any(part[4] for part in parts):
+    parts = processes.gather((_Found(moments, counts, np.concatenate(bad), missing), preempted()))
+    if any(stopped for _, stopped in parts):
         return None
-    bad = np.concatenate([part[2] for part in parts])
-    if len(bad) and not skip_bad:
-        raise tables.error_of_rows(rows, bad, np.sum([part[3] for part in parts], axis=0))
-    moments, counts = parts[0][:2]
-    for part in parts[1:]:
-        moments, counts = _joined(moments, part[0]), counts + part[1]
-    classes = tables.check_classes(path, label, counts, moments.count, rows.any_classes)
+    whole = parts[0][0]
+    for part, _ in parts[1:]:
+        whole = _Found(
+            _joined(whole.moments, part.moments),
+            whole.counts + part.counts,
+            np.concatenate([whole.bad, part.bad]),
+            whole.missing + part.missing,
+        )
+    return whole
+
+
+def _mean_and_scale(moments: _Moments, coded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # The squared deviations of a constant feature are rounding errors, not a scale.
-    varies = (moments.high > moments.low) & (moments.squares > 0) & ~rows.coded
+    varies = (moments.high > moments.low) & (moments.squares > 0) & ~coded
     scale = np.where(varies, np.sqrt(moments.squares / moments.count), 1)
     # The order of the sums depends on the number of processes; rounding removes the difference.
     unit = np.ldexp(1.0, np.maximum(np.frexp(scale)[1] - 30, -1000))
     mean, scale = (np.round(part / unit) * unit for part in (moments.mean, scale))
-    mean = np.where(varies, mean, np.where(rows.coded, 0, moments.low))
-    return Survey(mean, scale, classes, np.array([counts[c] for c in classes]), bad)
+    return np.where(varies, mean, np.where(coded, 0, moments.low)), scale
 
 
 def _moments(x: np.ndarray) -> _Moments:

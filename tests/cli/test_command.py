@@ -564,6 +564,28 @@ def test_a_stream_holds_out_the_rows_that_a_fit_in_memory_holds_out(data, monkey
     assert np.bincount(memory % 3).tolist() == [4, 4, 4]
 
 
+def test_a_stream_fits_the_model_of_a_fit_in_memory(data):
+    """Rows that are held out count neither in the mean and the scale nor in the majority."""
+    rng = np.random.default_rng(1)
+    codes = np.repeat([0, 1], [33, 27])  # 26 and 22 rows to fit
+    held_out = draw(codes, 0.2)
+    x = rng.normal(size=(60, 3))
+    x[:, 2] = 7
+    x[held_out] = [
+        [1e3, -1e20, 8]
+    ]  # a number far from the others; a feature that is constant elsewhere
+    table = np.column_stack([x, codes])
+    np.save("x.npy", table)
+    found = []
+    for options in ((), ("--stream",)):
+        result = run("fit", "x.npy", "--label-column", "3", "--l2", 0.01, *options)
+        assert result.exit_code == 0, result.output
+        found.append(models.load_model("softjax-out/model.npz"))
+    memory, stream = found
+    np.testing.assert_allclose(stream.kernel, memory.kernel, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(stream.bias, memory.bias, rtol=1e-3, atol=1e-4)
+
+
 # --- extras and help ---
 
 
