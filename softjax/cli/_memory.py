@@ -252,7 +252,7 @@ def _summary(
             train.labels,
             odds_ratios=odds_ratios,
             l2=l2,
-            sample_weights=None if weights is None else weights[train.labels],
+            class_weights=weights,
             feature_names=train.feature_names,
             class_names=train.class_names,
         )

@@ -21,14 +21,24 @@ class Examples(NamedTuple):
 
     features: Any  # [N, D], float64 or float32, dense, or a SciPy CSR array or matrix
     labels: np.ndarray  # integer [N], the index of each label in `classes`
-    weights: np.ndarray | None  # [N], sample weights times class weights; None if all are 1
+    sample_weights: np.ndarray | None  # [N]; None if all are 1
     classes: np.ndarray  # [K], the distinct labels, sorted
     offset: np.ndarray | None = None  # [N, K], nats; None for 0
+    class_weights: np.ndarray | None = None  # [K]; None if all are 1
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        """Sample weights times class weights, [N]; None if all are 1."""
+        if self.class_weights is None:
+            return self.sample_weights
+        factors = self.class_weights[self.labels]
+        return factors if self.sample_weights is None else self.sample_weights * factors
 
     @property
     def mass(self) -> float:
         """The sum of the weights."""
-        return float(len(self.labels) if self.weights is None else self.weights.sum())
+        weights = self.weights
+        return float(len(self.labels) if weights is None else weights.sum())
 
     def padded(self) -> "Examples":
         """The examples with rows of weight 0, so that tables of many sizes have the same shape."""
@@ -37,11 +47,11 @@ class Examples(NamedTuple):
         if sparse.issparse(self.features) or self.features.nbytes > LARGEST:
             return self
         ones = np.ones(count, self.features.dtype)
-        weights = ones if self.weights is None else self.weights
+        weights = ones if self.sample_weights is None else self.sample_weights
         return self._replace(
             features=_lengthened(self.features, missing),
             labels=_lengthened(self.labels, missing),
-            weights=_lengthened(weights, missing),
+            sample_weights=_lengthened(weights, missing),
             offset=None if self.offset is None else _lengthened(self.offset, missing),
         )
 
@@ -84,7 +94,7 @@ def examples(
         name = type(estimator).__name__
         only = f"the data contains only one class: {classes.tolist()[0]!r}"
         raise ValueError(f"{name} needs samples of at least 2 classes in the data, but {only}")
-    weights = None
+    weights, factors = None, None
     if sample_weight is not None:
         weights = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
     if estimator.class_weight is not None:
@@ -93,11 +103,10 @@ def examples(
         )
         if not np.all(np.isfinite(factors) & (factors >= 0)):
             raise ValueError(f"class_weight must be finite and >= 0, got {estimator.class_weight}")
-        factors = factors.astype(X.dtype)[labels]
-        weights = factors if weights is None else weights * factors
+        factors = factors.astype(X.dtype)
     if offset is not None:
         offset = offset_array(offset, len(labels), len(classes), X.dtype)
-    return Examples(X, labels, weights, classes, offset)
+    return Examples(X, labels, weights, classes, offset, factors)
 
 
 def _encoded_texts(y: Any) -> tuple[Any, np.ndarray | None]:

@@ -157,11 +157,15 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         Features and classes have the names that they have in the data. The last step of a pipeline
         gets arrays without names: pass `feature_names=pipeline[:-1].get_feature_names_out()`.
 
+        A weight of `class_weight` is no number of examples: it counts squared in the covariance,
+        which is then the sandwich, and the likelihood ratio, AIC and BIC are left out.
+
         Args:
             X: the features of the fit; None for the data of the last `fit`. The classifier keeps a
                 reference to them, which is not pickled or copied.
             y: the labels of the fit.
-            sample_weight: the weights of the fit, which are counted as numbers of examples.
+            sample_weight: the weights of the fit, which are counted as numbers of examples. For
+                weights that are none, such as survey weights, pass `clusters=np.arange(N)`.
             reference: the label of the class with which the others are compared; if left out, the
                 first of `classes_`. None compares each class with the mean of all classes.
             odds_ratios: whether the table shows odds ratios in place of their logarithms.
@@ -202,6 +206,8 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
             if len(places) != 1:
                 raise ValueError(f"reference must be one of {names}, got {reference!r}")
             place = int(places[0])
+        # The fit divides by the sum of all weights, `inference` by the sum of the sample weights.
+        l2 = self.l2_ * data.mass / data._replace(class_weights=None).mass
         with jax.enable_x64(True):
             return inference.summary(
                 self.params_,
@@ -212,8 +218,9 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
                 level=level,
                 robust=robust,
                 clusters=clusters,
-                l2=self.l2_,
-                sample_weights=data.weights,
+                l2=l2,
+                sample_weights=data.sample_weights,
+                class_weights=data.class_weights,
                 fit_intercept=self.fit_intercept,
                 offset=data.offset,
                 feature_names=feature_names,

@@ -474,3 +474,17 @@ def test_without_scikit_learn_the_import_names_the_extra():
     """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "pip install 'softjax-regression[sklearn]'" in done.stdout
+
+
+def test_weights_of_classes_are_no_examples_in_a_summary():
+    """Equal weights of all classes change neither a coefficient nor a standard error."""
+    plain = SoftmaxClassifier(l2=0.01, tol=1e-12).fit(X, Y)
+    weights = dict.fromkeys(plain.classes_, 20.0)
+    equal = SoftmaxClassifier(l2=0.01, class_weight=weights, tol=1e-12).fit(X, Y)
+    for row, other in zip(equal.summary().rows, plain.summary(robust=True).rows, strict=True):
+        assert row["standard_error"] == pytest.approx(other["standard_error"], rel=1e-6)
+    table = SoftmaxClassifier(class_weight="balanced").fit(X, Y).summary()
+    assert "robust, of a fit with class weights" in table.text
+    assert "Likelihood ratio, AIC and BIC: none" in table.text
+    assert np.isnan(np.asarray(table.goodness_of_fit.aic))
+    assert int(table.goodness_of_fit.num_examples) == len(Y)

@@ -14,7 +14,7 @@ from softjax._foreign import is_missing
 from softjax._labels import Labels
 from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._rows import EXACT, Rows, augmented, checked_rows, sum_of_chunks
+from softjax.regression._rows import EXACT, Rows, augmented, checked_rows, sum_of_chunks, times
 from softjax.regression.inference._leverage import pulled
 from softjax.regression.inference._optimum import (
     at_optimum,
@@ -35,6 +35,7 @@ def covariance(
     l2: ArrayLike = 0.0,
     fit_intercept: bool = True,
     sample_weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
     offset: ArrayLike | None = None,
 ) -> Array:
     """Covariance matrix of the parameters of a fit, for parameters that are centred over classes.
@@ -44,7 +45,8 @@ def covariance(
         J = sum_i w_i s_i s_i^T                            robust: "HC0", the sandwich
         J = sum_g (sum_{i in g} w_i s_i)(...)^T c          for independent clusters
 
-    with the scores s_i = (y_i - p_i) kron (x_i, 1). Without a penalty the first form is I^+, the
+    with the scores s_i = (y_i - p_i) kron (x_i, 1), times the class weight of the label: a class
+    weight counts once in H and squared in J. Without a penalty the first form is I^+, the
     covariance of maximum likelihood. With a penalty it is the covariance of the penalised estimate
     and does not include the bias of that estimate; the Bayesian posterior covariance is H^+. The
     correction is c = G / (G - 1) (n - 1) / (n - k) for G > 1 clusters with positive weight, n > k
@@ -72,7 +74,10 @@ def covariance(
         l2: >= 0, the penalty of the fit, a scalar or [D], as in `regression.objective`.
         fit_intercept: as in the fit.
         sample_weights: real [N], >= 0: how often each row was seen (frequency weights). Scaling the
-            weights scales the number of examples.
+            weights scales the number of examples. For weights that are no frequencies, such as
+            survey weights, pass clusters=np.arange(N), in which J has w_i^2.
+        class_weights: real [K], >= 0, those of the fit; implies `robust`, since the weighted loss
+            is not the likelihood of the data.
         offset: real [N, K], as in the fit.
 
     Returns:
@@ -97,14 +102,14 @@ def covariance(
     """
     function = "regression.inference.covariance"
     rows = checked_rows(
-        function, params, features, labels, sample_weights, None, offset, fit_intercept
+        function, params, features, labels, sample_weights, class_weights, offset, fit_intercept
     ).dense()
     codes = None if clusters is None else _cluster_codes(function, clusters, len(rows.x))
     groups = 0 if codes is None else int(codes.max()) + 1
     size = (rows.x.shape[1] + 1) * len(params.bias)
     if len(params.bias) < 2:
         return jnp.zeros((size, size), rows.x.dtype)
-    kind = _kind_of(function, robust, codes is not None)
+    kind = _kind_of(function, robust, codes is not None, class_weights is not None)
     matrix, regular, move, correction = _covariance(
         params, rows, penalty_or_none(function, l2), codes, groups, kind
     )
@@ -118,11 +123,11 @@ def covariance(
     return matrix
 
 
-def _kind_of(function: str, robust: bool | str, clustered: bool) -> str | None:
+def _kind_of(function: str, robust: bool | str, clustered: bool, weighted: bool) -> str | None:
     """The name of a robust covariance; None for the model-based covariance."""
     kinds = ("HC0", "HC1", "HC2", "HC3")
     if isinstance(robust, (bool, np.bool_)):
-        return "HC0" if robust or clustered else None
+        return "HC0" if robust or clustered or weighted else None
     if robust not in kinds:
         expected = f"True, False or one of {', '.join(kinds)}"
         raise ValueError(_checks.message(function, "robust", expected, repr(robust)))
@@ -170,12 +175,13 @@ def _covariance(params: SoftmaxRegression, rows: Rows, l2, codes, groups: int, r
     if robust or l2 is not None:
         v = jnp.linalg.multi_dot([v, meat, v], precision=EXACT)
     correction = jnp.ones((), v.dtype)
-    n = jnp.sum(optimum.counts)
+    counts = times(optimum.weights, rows._replace(c=None).masses(v.dtype))  # without class weights
+    n = jnp.sum(counts)
     size = len(v) - (1 - jnp.asarray(rows.constant, v.dtype)) * (k - 1)
     if robust == "HC1" or codes is not None:
         correction = jnp.where(n > size, n / (n - size), jnp.nan)
     if codes is not None:
-        g = jnp.sum(jnp.zeros(groups, n.dtype).at[codes].max(optimum.counts) > 0)
+        g = jnp.sum(jnp.zeros(groups, n.dtype).at[codes].max(counts) > 0)
         correction = jnp.where((g > 1) & (n > size), g / (g - 1) * (n - 1) / (n - size), jnp.nan)
     v = lifted(v * correction, optimum.classes)
     matrix = v.reshape(v.shape[0] * v.shape[1], -1)

@@ -24,7 +24,8 @@ class Summary(NamedTuple):
     Attributes:
         rows: one dictionary per coefficient: class, feature, coefficient (or odds_ratio),
             standard_error, z, p_value, lower, upper. pandas, csv and json accept this list of rows.
-        goodness_of_fit: the figures above the table.
+        goodness_of_fit: the figures above the table. With class weights the coefficients do not
+            maximise the likelihood of the data, so that its pseudo-R2, test, AIC and BIC are NaN.
         text: the figures and the table as text.
         level: the confidence level of the intervals.
 
@@ -99,6 +100,7 @@ def summary(
     l2: ArrayLike = 0.0,
     fit_intercept: bool = True,
     sample_weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
     offset: ArrayLike | None = None,
     feature_names: Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
@@ -125,6 +127,7 @@ def summary(
         l2: >= 0, the penalty of the fit, a scalar or [D], as in `regression.objective`.
         fit_intercept: as in the fit; without an intercept the table has no bias.
         sample_weights: real [N], >= 0, how often each row was seen; None for once.
+        class_weights: real [K], >= 0, those of the fit; see `covariance`.
         offset: real [N, K], as in the fit.
         feature_names: D names; None for those of a DataFrame, else x0, x1, ...
         class_names: K names; None for 0, 1, ...
@@ -164,7 +167,8 @@ def summary(
         "sample_weights": sample_weights,
         "offset": offset,
     }
-    v = covariance(params, features, labels, robust=robust, clusters=clusters, l2=l2, **model)
+    kind = {"robust": robust, "clusters": clusters, "class_weights": class_weights}
+    v = covariance(params, features, labels, l2=l2, **kind, **model)
     if not odds_ratios:
         table = estimates.coefficients(params, v, reference=reference, level=level)
     elif reference is None:
@@ -173,14 +177,24 @@ def summary(
     else:
         table = estimates.odds_ratios(params, v, reference=reference, level=level)
     fit = goodness_of_fit(params, features, labels, **model)
+    if class_weights is not None:
+        fit = _without_tests(fit)
     shown = list(class_names)
     if reference is not None:
         del shown[estimates.class_index(function, "reference", reference, k)]
     quantity = "odds_ratio" if odds_ratios else "coefficient"
     rows = _rows(table, quantity, shown, feature_names + ["bias"] * bool(fit_intercept))
     against = "the mean of all classes" if reference is None else class_names[reference]
-    head = _head(fit, k, _kind_of_covariance(robust, clusters is not None, l2), against)
+    spoken = _kind_of_covariance(robust, clusters is not None, class_weights is not None, l2)
+    head = _head(fit, k, spoken, against, class_weights is not None)
     return Summary(rows, fit, "\n".join([*head, *_table(rows, against, level)]), level)
+
+
+def _without_tests(fit: GoodnessOfFit) -> GoodnessOfFit:
+    """The figures of coefficients that do not maximise the likelihood of the data."""
+    nan = jnp.full_like(fit.aic, jnp.nan)
+    test = fit.likelihood_ratio._replace(statistic=nan, p_value=nan)
+    return fit._replace(aic=nan, bic=nan, pseudo_r2=nan, likelihood_ratio=test)
 
 
 def _names(
@@ -211,17 +225,27 @@ def _rows(
     ]
 
 
-def _head(fit: GoodnessOfFit, num_classes: int, kind: str, against: str) -> list[str]:
+def _head(
+    fit: GoodnessOfFit, num_classes: int, kind: str, against: str, class_weighted: bool
+) -> list[str]:
     n, test = float(fit.num_examples), fit.likelihood_ratio
     size = f"{num_classes} classes, {fit.num_parameters} parameters"
     null = f"(null model: {fit.null_log_likelihood:.6g})"
     degrees = f"{int(test.degrees_of_freedom)} degrees of freedom"
     p = f"p = {test.p_value:.3g}" if test.p_value != 0 else "p < 1e-37"
-    return [
-        f"Softmax regression: {n:g} examples, {size}",
+    figures = [
         f"Log-likelihood: {fit.log_likelihood:.6g} {null}, pseudo-R2: {fit.pseudo_r2:.4g}",
         f"Likelihood ratio: {test.statistic:.5g} on {degrees}, {p}",
         f"AIC: {fit.aic:.6g}, BIC: {fit.bic:.6g}",
+    ]
+    if class_weighted:
+        figures = [
+            f"Log-likelihood: {fit.log_likelihood:.6g} {null}, without the class weights",
+            "Likelihood ratio, AIC and BIC: none, since class weights move the fit off its maximum",
+        ]
+    return [
+        f"Softmax regression: {n:g} examples, {size}",
+        *figures,
         f"Covariance: {kind}",
         f"Each class is compared with: {against}",
     ]
@@ -241,10 +265,14 @@ def _titles(level: float) -> dict[str, str]:
     }
 
 
-def _kind_of_covariance(robust: bool | str, clustered: bool, l2: ArrayLike) -> str:
-    kind = "clustered" if clustered else "robust" if robust else "model-based"
+def _kind_of_covariance(
+    robust: bool | str, clustered: bool, class_weighted: bool, l2: ArrayLike
+) -> str:
+    kind = "clustered" if clustered else "robust" if robust or class_weighted else "model-based"
     if isinstance(robust, str) and not clustered:
         kind = f"robust ({robust})"
+    if class_weighted:
+        kind += ", of a fit with class weights"
     strengths = np.unique(np.asarray(l2))
     if not strengths.any():
         return kind

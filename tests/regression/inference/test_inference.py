@@ -221,6 +221,33 @@ def test_a_weight_is_so_many_rows(dtype):
         np.testing.assert_allclose(got, want, rtol=1e-4 if dtype == "float32" else 1e-10)
 
 
+@pytest.mark.compiled_quickly
+@pytest.mark.x64_once(True)
+@pytest.mark.parametrize("options", [{}, {"robust": "HC1"}, {"robust": "HC3"}, {"clusters": True}])
+def test_a_class_weight_counts_squared_and_is_no_number_of_examples(options):
+    x, y, weights = problem("float64")
+    c = np.array([1.0, 5.0, 0.5, 2.0])
+    params = regression.fit(x, y, sample_weights=weights, class_weights=c, tol=1e-12).params
+    rows = np.repeat(np.arange(N), weights.astype(int))
+
+    def covariance(rows, class_weights, sample_weights=None):
+        given = options | ({"clusters": rows % 7} if "clusters" in options else {})
+        given |= {"class_weights": class_weights, "sample_weights": sample_weights}
+        return np.asarray(inference.covariance(params, x[rows], y[rows], **given))
+
+    ours = covariance(np.arange(N), c, weights)
+    for other in (covariance(rows, c), covariance(np.arange(N), 20 * c, weights)):
+        np.testing.assert_allclose(other, ours, rtol=1e-8, atol=1e-10)
+    if not options:
+        alone = regression.fit(x, y, class_weights=c, tol=1e-12).params
+        squared = inference.covariance(alone, x, y, class_weights=c)
+        own = {"sample_weights": c[y], "clusters": np.arange(N)}
+        n = c[y].sum()
+        correction = N / (N - 1) * (n - 1) / (n - (D + 1) * (K - 1))
+        clustered = inference.covariance(alone, x, y, **own) / correction
+        np.testing.assert_allclose(squared, clustered, rtol=1e-8, atol=1e-10)
+
+
 @pytest.mark.x64_once(True)
 def test_a_row_of_counts_is_as_many_examples(dtype):
     rng = np.random.default_rng(1)
