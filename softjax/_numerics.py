@@ -180,7 +180,7 @@ def _product_with(v: Array, c: Array, *, axes: Axes) -> Array:
 
 def _product_of(v: Array, c: Array, *, axes: Axes) -> Array:
     """v c with 0 c = 0, linear in v: where v is 0, the result is 0 for every c."""
-    return jnp.where(v == 0, 0, v * jnp.where(v == 0, 0, c))
+    return v * jnp.where(v == 0, 0, c)
 
 
 @jax.custom_jvp
@@ -192,7 +192,7 @@ def _product(a: Array, b: Array) -> Array:
     this.
     """
     is_zero = behind_barrier_on_cpu(a) == 0
-    return jnp.where(is_zero, 0, a * jnp.where(is_zero, 0, b))
+    return a * jnp.where(is_zero, 0, b)
 
 
 @partial(_product.defjvp, symbolic_zeros=True)
