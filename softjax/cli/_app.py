@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from shlex import quote
@@ -32,12 +32,13 @@ from softjax import __version__, _files, _interrupt, models, plots, processes, r
 from softjax.cli._metrics import MOST_SHOWN, metrics, metrics_table, overall
 from softjax.cli._split import Parts
 from softjax.cli._usage import usage_in_one_line
-from softjax.tables import Column, DataError, IncompleteError, NumberError, UnlabelledError
+from softjax.tables import Column, DataError, IncompleteError, NumberError
 
 MODEL, HISTORY, PICTURE = "model.npz", "history.jsonl", "report.png"
 METRICS, SUMMARY, FOLDS = "metrics.json", "summary.txt", "cross_validation.csv"
 # The parameters of a fit that was interrupted, or that ended in numbers that are not finite.
 UNFINISHED = "unfinished.npz"
+FILES = (MODEL, HISTORY, METRICS, PICTURE, SUMMARY, FOLDS, UNFINISHED)
 
 
 class FitError(Exception):
@@ -54,8 +55,7 @@ def remedies_offered(impute: bool = True) -> Iterator[None]:
     try:
         yield
     except IncompleteError as error:
-        imputed = impute and not isinstance(error, UnlabelledError)
-        also = ", --impute fills missing cells in" if imputed else ""
+        also = ", --impute fills missing cells in" if impute and error.can_be_filled else ""
         raise DataError(f"{error} --skip-nonfinite skips such rows{also}.") from None
     except NumberError as error:
         name = quote(error.column)
@@ -245,9 +245,20 @@ class FitProgress:
         return f"interrupted after step {event.step}; its parameters are in {path}."
 
 
-def try_out(out: Path) -> None:
-    """Raises an error before the fit begins if its files cannot be written."""
-    _files.try_folder(out, MODEL, HISTORY, METRICS, PICTURE, SUMMARY, FOLDS)
+def refuse_inputs(written: Iterable[Path], *inputs: str | Path | None) -> None:
+    """Refuses to write a file that the command reads."""
+    read = [Path(name) for name in inputs if name is not None and Path(name).is_file()]
+    for path in written:
+        if path.exists() and any(path.samefile(name) for name in read):
+            raise DataError(f"{path}: the command reads this file; --out must name another place.")
+
+
+def try_out(out: Path, *inputs: str | Path | None) -> None:
+    """Raises an error before the fit begins if its files cannot be written, or are its inputs."""
+    if out.is_file():
+        raise DataError(f"{out}: is a file; --out must name a folder.")
+    refuse_inputs([out / name for name in FILES], *inputs)
+    _files.try_folder(out, *FILES[:-1])
 
 
 def remove_earlier(out: Path, *kept: str) -> None:
@@ -257,7 +268,7 @@ def remove_earlier(out: Path, *kept: str) -> None:
         out: the folder.
         kept: the names of files that the new fit will write or replace.
     """
-    for name in {MODEL, HISTORY, METRICS, PICTURE, SUMMARY, FOLDS, UNFINISHED} - {*kept}:
+    for name in {*FILES} - {*kept}:
         path = out / name
         if path.is_file() or path.is_symlink():
             path.unlink()

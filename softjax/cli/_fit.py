@@ -74,5 +74,5 @@ def fit(
         _plan.check_in_memory(plan)
         seeded = batch_size is not None or len(plan.penalties) > 1
         _plan.check_effect(context, data, seeded=seeded, several=False)
-        try_out(out)
+        try_out(out, plan.data, label_column)
         _memory.run(plan)

@@ -67,11 +67,11 @@ def class_weights(values: Sequence[str] | None) -> list[str] | None:
         if value == "balanced" and len(values or ()) == 1:
             continue
         try:
-            good = bool(name) and 0 <= float(weight) < np.inf
+            good = bool(name) and 0 < float(weight) < np.inf
         except ValueError:
             good = False
         if not good:
-            raise typer.BadParameter("must be balanced, or CLASS=WEIGHT with a weight >= 0")
+            raise typer.BadParameter("must be balanced, or CLASS=WEIGHT with a weight > 0")
     return list(values) if values else None
 
 

@@ -1,5 +1,6 @@
 """The options of `softjax fit`, and checks that they are compatible and have an effect."""
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,7 +74,9 @@ class Plan(NamedTuple):
         """The file, which must exist, and the column of its labels, which must be given."""
         path = Path(self.data)
         if not path.exists():
-            raise DataError(f"{path}: there is no such file.")
+            close = get_close_matches(self.data, ["digits", "passengers"], n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise DataError(f"{path}: there is no such file.{hint}")
         if self.label_column is None:
             raise DataError(f"{self.data}: --label-column must name the column with the labels.")
         return path, self.label_column

@@ -19,9 +19,9 @@ from rich.table import Table
 
 from softjax import _files, _interrupt, accuracy, models, regression, tables
 from softjax.cli import _options
-from softjax.cli._app import app
+from softjax.cli._app import app, refuse_inputs
 from softjax.cli._metrics import metrics, print_metrics
-from softjax.tables import DataError
+from softjax.tables import DataError, IncompleteError
 
 Labels = Annotated[
     str | None,
@@ -61,11 +61,16 @@ def predict(
     """
     jax.config.update("jax_enable_x64", True)  # features as they are may be far from 0
     if out is not None:
+        refuse_inputs([out], model, data, label_column)
         _files.try_file(out)
     fitted = models.load_model(model)
     errors = Console(stderr=True)
     with _options.reading(errors, None, None, separator, encoding, decimal) as reading:
-        x = jnp.asarray(fitted.encode(data, reading))
+        try:
+            x = jnp.asarray(fitted.encode(data, reading))
+        except IncompleteError as error:
+            hint = " A model that is fitted with --impute fills missing cells in."
+            raise DataError(f"{error}{hint if error.can_be_filled else ''}") from None
         named = label_column is not None
         labels = _labels(fitted, Path(data), label_column, reading) if named else None
     params = regression.SoftmaxRegression(jnp.asarray(fitted.kernel), jnp.asarray(fitted.bias))

@@ -88,7 +88,7 @@ def _run(plan: Plan, stop: Stop) -> None:
     first = jax.process_index() == 0
     console = Console(quiet=not first)
     _check_same(plan)
-    processes.of_first(lambda: try_out(plan.out))
+    processes.of_first(lambda: try_out(plan.out, plan.data, plan.label_column))
     checkpoints = None if plan.checkpoint is None else Checkpoints(plan.checkpoint)
     data = _data(plan, console, stop.came)
     if data is None:

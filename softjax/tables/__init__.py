@@ -36,7 +36,6 @@ from softjax.tables._csv import CsvRows
 from softjax.tables._errors import (
     DataError,
     IncompleteError,
-    UnlabelledError,
     refuse_bytes,
     understood,
 )
@@ -62,7 +61,6 @@ __all__ = [
     "Levels",
     "NumberError",
     "Reading",
-    "UnlabelledError",
     "as_classes",
     "as_features",
     "check_classes",
@@ -229,13 +227,15 @@ def error_of_rows(rows: FileRows, wrong: np.ndarray, counts: np.ndarray) -> Inco
         also += f" (of {rows.num_rows} rows, {listed})"
     if not len(bad):
         where = f"{rows.path}: column {rows.label!r}, row {first + 1}"
-        return UnlabelledError(f"{where}: the label is missing{also}.")
+        return IncompleteError(f"{where}: the label is missing{also}.", can_be_filled=False)
     value = x[0, bad[0]]
     where = f"{rows.path}: column {_columns_of_features(rows)[bad[0]]!r}, row {first + 1}"
     if rows.coded[bad[0]]:
-        return IncompleteError(f"{where}: the cell is empty or NA{also}.")
-    got = "nan or an empty cell" if np.isnan(value) else value
-    return IncompleteError(f"{where}: expected a finite number of float32, got {got}{also}.")
+        return IncompleteError(f"{where}: the cell is empty or NA{also}.", can_be_filled=True)
+    empty = bool(np.isnan(value))
+    got = "nan or an empty cell" if empty else value
+    line = f"{where}: expected a finite number of float32, got {got}{also}."
+    return IncompleteError(line, can_be_filled=empty)
 
 
 def _columns_of_features(rows: FileRows) -> list[str]:

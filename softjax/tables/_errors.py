@@ -26,11 +26,15 @@ class DataError(Exception):
 
 
 class IncompleteError(DataError):
-    """Rows without a label, or with a feature that is not finite in float32."""
+    """Rows without a label, or with a feature that is not finite in float32.
 
+    `can_be_filled` is whether the first of them lacks a feature, which can be imputed; a label and
+    a number that is infinite or too large cannot.
+    """
 
-class UnlabelledError(IncompleteError):
-    """Rows of which the first has no label, which cannot be imputed."""
+    def __init__(self, message: str, can_be_filled: bool):
+        super().__init__(message)
+        self.can_be_filled = can_be_filled
 
 
 @contextmanager

@@ -251,6 +251,43 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(monkeypatch, 
     assert place in one_line(run(*arguments))
 
 
+def test_a_command_does_not_write_over_what_it_reads(data, model):
+    """By whatever name: the file itself, a link to it, or the file of a model in the folder."""
+    Path("link.csv").symlink_to(data)
+    Path("run").mkdir()
+    table = np.random.default_rng(0).normal(size=(60, 2))
+    np.savez("run/model.npz", x=table[:, 0], z=table[:, 1], y=np.arange(60) % 2)
+    before = {path: path.read_bytes() for path in (Path(data), model, Path("run/model.npz"))}
+    for command in (
+        ("predict", model, data, "--out", "./data.csv"),
+        ("predict", model, data, "--out", "link.csv"),
+        ("predict", model, data, "--out", model),
+        ("fit", "run/model.npz", "--label-column", "y", "--out", "run"),
+        ("fit", "run/model.npz", "--label-column", "y", "--out", "run", "--stream"),
+    ):
+        assert "the command reads this file" in one_line(run(*command))
+        assert before == {path: path.read_bytes() for path in before}
+
+
+def test_an_error_offers_only_what_helps(data, model):
+    fit = ("fit", "bad.csv", "--label-column", "y")
+    for cell, helps in (("", True), ("1e60", False)):
+        lines = Path(data).read_text().splitlines()
+        Path("bad.csv").write_text("\n".join([lines[0], f"{cell},1,u", *lines[1:]]))
+        for options in ((), ("--impute",)):
+            if not (helps and options):
+                filling = "--impute fills" in one_line(run(*fit, *options))
+                assert filling == helps
+        assert ("fitted with --impute" in one_line(run("predict", model, "bad.csv"))) == helps
+    assert "Did you mean digits?" in one_line(run("fit", "digitss"))
+    assert "Did you mean" not in one_line(run("fit", "dta.csv", "--label-column", "y"))
+    line = one_line(run(*fit, "--out", "bad.csv"))
+    assert line == "softjax: bad.csv: is a file; --out must name a folder."
+    assert "weight > 0" in one_line(
+        run("fit", data, "--label-column", "y", "--class-weight", "u=0")
+    )
+
+
 # --- models ---
 
 

@@ -322,7 +322,9 @@ def test_passengers_from_the_command_line():
         assert 0 < f1 <= accuracy
         if row["chosen"] == "1":
             assert majority < f1
-    assert re.search(r"^sex=male +-2\.\d+", Path("run/summary.txt").read_text(), re.MULTILINE)
+    summary = Path("run/summary.txt").read_text()
+    assert re.search(r"^sex=male +-2\.\d+", summary, re.MULTILINE)
+    assert "of a number or truth value, and for a category against its reference." in summary
 
     model = softjax.load_model("run/model.npz")
     fills = {column.name: column.fill for column in model.columns}
