@@ -58,7 +58,7 @@ def bradley_terry_probability(
     Source: R. A. Bradley, M. E. Terry, "Rank Analysis of Incomplete Block Designs" (1952);
         Zhang et al., "Dive into Deep Learning", section 4.1, exercise 4.
     """
-    return softmax(_outcomes("bradley_terry_probability", score_i, score_j, neither))
+    return softmax(_outcomes("choice.bradley_terry_probability", score_i, score_j, neither))
 
 
 def bradley_terry_loss(
@@ -98,7 +98,7 @@ def bradley_terry_loss(
     Source: Bradley and Terry (1952); R. R. Davidson, "On Extending the Bradley-Terry Model to
         Accommodate Ties" (1970), for other models in which neither may win.
     """
-    function = "bradley_terry_loss"
+    function = "choice.bradley_terry_loss"
     logits = _outcomes(function, score_i, score_j, neither)
     outcome = _integers(function, "outcome", outcome)
     _checks.same_shape(function, "outcome", outcome, logits.shape[:-1])
@@ -145,7 +145,7 @@ def plackett_luce_loss(
     Source: R. L. Plackett, "The Analysis of Permutations" (1975); D. R. Hunter, "MM algorithms
         for generalized Bradley-Terry models" (2004).
     """
-    function = "plackett_luce_loss"
+    function = "choice.plackett_luce_loss"
     x = _checks.real_array(function, "scores", scores)
     if x.ndim == 0:
         raise ValueError(_checks.message(function, "scores", "of rank >= 1", "rank 0"))

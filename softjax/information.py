@@ -66,7 +66,7 @@ def entropy(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) 
 
     Source: T. M. Cover, J. A. Thomas, "Elements of Information Theory" (2006), eq. (2.1).
     """
-    return _of_one("entropy", logits, axis, where)
+    return _of_one("information.entropy", logits, axis, where)
 
 
 def cross_entropy(
@@ -104,7 +104,9 @@ def cross_entropy(
 
     Source: Cover and Thomas (2006), theorem 5.4.3.
     """
-    return _of_two(cross_entropy_core, "cross_entropy", target_logits, logits, axis, where)
+    return _of_two(
+        cross_entropy_core, "information.cross_entropy", target_logits, logits, axis, where
+    )
 
 
 def kl_divergence(
@@ -146,7 +148,9 @@ def kl_divergence(
     Source: Cover and Thomas (2006), eq. (2.26); the second form is the Bregman divergence of
         logsumexp: A. Banerjee et al., "Clustering with Bregman Divergences" (2005), section 4.
     """
-    return _of_two(kl_divergence_core, "kl_divergence", target_logits, logits, axis, where)
+    return _of_two(
+        kl_divergence_core, "information.kl_divergence", target_logits, logits, axis, where
+    )
 
 
 def surprisal(
@@ -180,12 +184,16 @@ def surprisal(
 
     Source: Cover and Thomas (2006), section 2.1.
     """
-    x = _checks.real_array("surprisal", "logits", logits)
-    axis = _checks.one_axis("surprisal", axis, x.ndim)
-    refuse_distributions("surprisal", labels)
-    _checks.same_shape("surprisal", "labels", labels, x.shape[:axis] + x.shape[axis + 1 :])
-    index, bad, _ = class_indices("surprisal", labels, x.shape[axis])
-    return _surprisal(x, index, bad, _checks.mask_of_classes("surprisal", where, x.shape), axis)
+    x = _checks.real_array("information.surprisal", "logits", logits)
+    axis = _checks.one_axis("information.surprisal", axis, x.ndim)
+    refuse_distributions("information.surprisal", labels)
+    _checks.same_shape(
+        "information.surprisal", "labels", labels, x.shape[:axis] + x.shape[axis + 1 :]
+    )
+    index, bad, _ = class_indices("information.surprisal", labels, x.shape[axis])
+    return _surprisal(
+        x, index, bad, _checks.mask_of_classes("information.surprisal", where, x.shape), axis
+    )
 
 
 def perplexity(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
@@ -214,7 +222,7 @@ def perplexity(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = Non
 
     Source: D. Jurafsky, J. H. Martin, "Speech and Language Processing", section 3.7.
     """
-    return jnp.exp(_of_one("perplexity", logits, axis, where))
+    return jnp.exp(_of_one("information.perplexity", logits, axis, where))
 
 
 def joint_entropy(
@@ -249,8 +257,8 @@ def joint_entropy(
 
     Source: Cover and Thomas (2006), theorem 2.6.6.
     """
-    n = _checks.at_least("joint_entropy", "n", n, 0)
-    return n * _of_one("joint_entropy", logits, axis, where)
+    n = _checks.at_least("information.joint_entropy", "n", n, 0)
+    return n * _of_one("information.joint_entropy", logits, axis, where)
 
 
 def temper(
@@ -289,12 +297,14 @@ def temper(
 
     Source: A. Zhang et al., "Dive into Deep Learning", section 4.1, exercise 7.
     """
-    x = _checks.real_array("temper", "logits", logits)
-    axes = _checks.axes("temper", axis, x.ndim)
-    number = _checks.scalar("temper", "alpha", alpha, compute_dtype(x.dtype))
+    x = _checks.real_array("information.temper", "logits", logits)
+    axes = _checks.axes("information.temper", axis, x.ndim)
+    number = _checks.scalar("information.temper", "alpha", alpha, compute_dtype(x.dtype))
     if _checks.checks_values(alpha) and not np.isfinite(np.asarray(alpha)):
-        raise ValueError(_checks.message("temper", "alpha", "finite", np.asarray(alpha)))
-    return _tempered(x, number, _checks.mask_of_classes("temper", where, x.shape), axes)
+        raise ValueError(
+            _checks.message("information.temper", "alpha", "finite", np.asarray(alpha))
+        )
+    return _tempered(x, number, _checks.mask_of_classes("information.temper", where, x.shape), axes)
 
 
 def nats_to_bits(nats: ArrayLike) -> Array:
@@ -319,7 +329,7 @@ def nats_to_bits(nats: ArrayLike) -> Array:
 
     Source: Cover and Thomas (2006), section 2.1.
     """
-    x = _checks.real_array("nats_to_bits", "nats", nats)
+    x = _checks.real_array("information.nats_to_bits", "nats", nats)
     return (masked(x, None) / math.log(2)).astype(x.dtype)
 
 
@@ -345,7 +355,7 @@ def bits_to_nats(bits: ArrayLike) -> Array:
 
     Source: Cover and Thomas (2006), section 2.1.
     """
-    x = _checks.real_array("bits_to_nats", "bits", bits)
+    x = _checks.real_array("information.bits_to_nats", "bits", bits)
     return (masked(x, None) * math.log(2)).astype(x.dtype)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,8 +80,11 @@ class Model(NamedTuple):
         """
         if isinstance(data, (str, Path)):
             return tables.features(Path(data), self.table, reading)
-        if not (hasattr(data, "columns") or hasattr(data, "keys")):
-            got = f"{type(data).__name__}; for arrays use softjax.regression with its `params`"
+        is_row = hasattr(data, "keys") and hasattr(data, "ndim")  # a Series of pandas
+        if not hasattr(data, "columns") and (is_row or not hasattr(data, "keys")):
+            hint = "for arrays use softjax.regression with its `params`"
+            hint = "a row of a frame is a table as `frame.iloc[[i]]`" if is_row else hint
+            got = f"{type(data).__name__}; {hint}"
             expected = "a path or a table with named columns"
             raise TypeError(_checks.message("models.Model", "data", expected, got))
         return tables.features_of(data, self.table)
@@ -96,9 +100,17 @@ class Model(NamedTuple):
             return np.asarray(regression.predict_proba(self.params, self.encode(data)))
 
     def save(self, path: str | Path) -> Path:
-        """Writes the model to a file as `softjax fit` does, completely or not at all."""
+        """Writes the model to a file as `softjax fit` does, completely or not at all.
+
+        Raises:
+            ValueError: `load_model` would refuse the file, since the parts do not fit together.
+        """
         arrays: dict[str, Any] = dict(zip(self._fields, map(np.asarray, self[:4]), strict=False))
         arrays["columns"] = np.array([json.dumps(column._asdict()) for column in self.table])
+        try:
+            _checked(**arrays)
+        except ValueError as error:
+            raise ValueError(f"softjax.models.Model: {error}.") from error
         with _files.whole(Path(path)) as draft, draft.open("wb") as file:
             np.savez(file, **arrays)
         return Path(path)
@@ -119,6 +131,7 @@ def load_model(path: str | Path) -> Model:
         `Model`, which holds the parameters and predicts for files and tables.
 
     Raises:
+        TypeError: `path` is not a path.
         softjax.tables.DataError: the file is missing, or is not a valid model.
 
     Example:
@@ -129,6 +142,8 @@ def load_model(path: str | Path) -> Model:
         >>> softjax.load_model(path).predict({"x": [-3.0, 2.0]})
         ['low', 'high']
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(_checks.message("load_model", "path", "a path", type(path).__name__))
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: there is no such file.")
@@ -137,38 +152,48 @@ def load_model(path: str | Path) -> Model:
     with path.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                kernel, bias, classes, features = (
-                    _array(archive, name) for name in Model._fields[:4]
-                )
-                columns = None
+                arrays = {name: _array(archive, name) for name in Model._fields[:4]}
                 if "columns.npy" in archive.namelist():
-                    columns = _array(archive, "columns")
+                    arrays["columns"] = _array(archive, "columns")
+            return _checked(**arrays)
         # The file may contain anything, and each layer that reads it raises its own kinds of
         # errors. Every such error means that the file is not a model.
         except Exception as error:
-            raise _not_a_model(path, first_line(error)) from error
+            why = first_line(error)
+            raise DataError(f"{path}: is not a model that `softjax fit` wrote: {why}.") from error
+
+
+def _checked(
+    kernel: np.ndarray,
+    bias: np.ndarray,
+    classes: np.ndarray,
+    features: np.ndarray,
+    columns: np.ndarray | None = None,
+) -> Model:
+    """The model of the arrays of a file; a ValueError says why they are none."""
     if kernel.ndim != 2 or kernel.shape[0] < 1 or kernel.shape[1] < 2:
         expected = "[features, classes], with 1 feature and 2 classes or more"
-        raise _not_a_model(path, f"`kernel` must be of shape {expected}, got {kernel.shape}")
+        raise ValueError(f"`kernel` must be of shape {expected}, got {kernel.shape}")
     num_features, num_classes = kernel.shape
-    names = _names(path, "features", features, num_features)
+    names = _names("features", features, num_features)
     model = Model(
-        _numbers(path, "kernel", kernel, kernel.shape),
-        _numbers(path, "bias", bias, (num_classes,)),
-        _names(path, "classes", classes, num_classes),
+        _numbers("kernel", kernel, kernel.shape),
+        _numbers("bias", bias, (num_classes,)),
+        _names("classes", classes, num_classes),
         names,
-        () if columns is None else _columns(path, columns, names),
+        () if columns is None else _columns(columns, names),
     )
     if not model.is_finite:
-        raise _not_a_model(path, "`kernel` and `bias` must be finite, got NaN or infinity")
+        raise ValueError("`kernel` and `bias` must be finite, got NaN or infinity")
     return model
 
 
-def _columns(path: Path, array: np.ndarray, features: list[str]) -> list[Column]:
+def _columns(array: np.ndarray, features: list[str]) -> list[Column]:
     """The columns, decoded from JSON; together they must have the features of the model."""
+    texts = _names("columns", array, len(array))
     try:
         columns = []
-        for text in _names(path, "columns", array, len(array)):
+        for text in texts:
             name, levels, fill = (json.loads(text)[key] for key in Column._fields)
             good = isinstance(name, str)
             if levels is None:
@@ -182,12 +207,10 @@ def _columns(path: Path, array: np.ndarray, features: list[str]) -> list[Column]
             columns.append(Column(name, levels, fill))
         known = [name for column in columns for name in column.features]
         distinct = len({column.name for column in columns}) == len(columns)
-    except DataError:
-        raise
     except Exception as error:
-        raise _not_a_model(path, f"`columns` cannot be read: {first_line(error)}") from error
+        raise ValueError(f"`columns` cannot be read: {first_line(error)}") from error
     if known != features or not distinct:
-        raise _not_a_model(path, "`columns` and `features` do not match")
+        raise ValueError("`columns` and `features` do not match")
     return columns
 
 
@@ -199,27 +222,23 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         return read_array(Path(f"`{name}`"), file, entry.file_size)
 
 
-def _numbers(path: Path, name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _numbers(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if array.dtype.kind not in "fiu" or array.shape != shape:
         got = f"{array.dtype} of shape {array.shape}"
-        raise _not_a_model(path, f"`{name}` must be numbers of shape {shape}, got {got}")
+        raise ValueError(f"`{name}` must be numbers of shape {shape}, got {got}")
     with np.errstate(over="ignore", invalid="ignore"):  # `is_finite` detects the result
         return array.astype(np.float64)
 
 
-def _names(path: Path, name: str, array: np.ndarray, count: int) -> list[str]:
+def _names(name: str, array: np.ndarray, count: int) -> list[str]:
     if array.dtype.kind != "U" or array.shape != (count,):
         got = f"{array.dtype} of shape {array.shape}"
-        raise _not_a_model(path, f"`{name}` must be text of shape ({count},), got {got}")
+        raise ValueError(f"`{name}` must be text of shape ({count},), got {got}")
     try:
         names = array.tolist()
         "".join(names).encode()
     except ValueError as error:  # code points that are not characters
-        raise _not_a_model(path, f"`{name}` must be text, got {first_line(error)}") from error
+        raise ValueError(f"`{name}` must be text, got {first_line(error)}") from error
     if len(set(names)) != count:
-        raise _not_a_model(path, f"`{name}` must be distinct, got one name twice")
+        raise ValueError(f"`{name}` must be distinct, got one name twice")
     return names
-
-
-def _not_a_model(path: Path, why: Any) -> DataError:
-    return DataError(f"{path}: is not a model that `softjax fit` wrote: {why}.")

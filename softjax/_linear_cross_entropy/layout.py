@@ -167,6 +167,8 @@ def _checked_names(
     auto = axes_of_type(mesh, AxisType.Auto)
     if not set(names) <= set(auto) or len(set(names)) < len(names):
         expected = f"among the Auto axes of the mesh, {auto}, or all manual"
+        if set(names) <= set(axes_of_type(mesh, AxisType.Explicit)):
+            expected = "None for an Explicit axis, which is in the sharding of `kernel`"
         raise ValueError(_checks.message(function, argument, expected, repr(axis)))
     return names
 

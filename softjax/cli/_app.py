@@ -262,12 +262,7 @@ def try_out(out: Path, *inputs: str | Path | None) -> None:
 
 
 def remove_earlier(out: Path, *kept: str) -> None:
-    """Removes the files of an earlier fit from the folder, so that it holds the files of one fit.
-
-    Args:
-        out: the folder.
-        kept: the names of files that the new fit will write or replace.
-    """
+    """Removes the files of an earlier fit from the folder, except those that the new one writes."""
     for name in {*FILES} - {*kept}:
         path = out / name
         if path.is_file() or path.is_symlink():

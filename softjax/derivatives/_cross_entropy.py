@@ -43,7 +43,7 @@ def cross_entropy_gradient(logits: ArrayLike, labels: Labels) -> Array:
 
     Source: Zhang et al., "Dive into Deep Learning", section 4.1.2.3, eq. (4.1.10).
     """
-    function = "cross_entropy_gradient"
+    function = "derivatives.cross_entropy_gradient"
     x = checked_logits(function, logits)
     return _gradient(x, _targets(function, labels, x))
 
@@ -82,8 +82,8 @@ def cross_entropy_hessian(logits: ArrayLike, labels: Labels) -> Array:
 
     Source: Zhang et al., "Dive into Deep Learning", section 4.1, exercise 1.
     """
-    x = checked_logits("cross_entropy_hessian", logits)
-    mass = _mass("cross_entropy_hessian", labels, x)
+    x = checked_logits("derivatives.cross_entropy_hessian", logits)
+    mass = _mass("derivatives.cross_entropy_hessian", labels, x)
     return mass[..., None, None] * covariance(x)
 
 
@@ -114,9 +114,9 @@ def cross_entropy_hvp(logits: ArrayLike, labels: Labels, v: ArrayLike) -> Array:
 
     Source: see cross_entropy_hessian.
     """
-    x = checked_logits("cross_entropy_hvp", logits)
-    v = checked_vector("cross_entropy_hvp", "v", v, x)
-    return _mass("cross_entropy_hvp", labels, x)[..., None] * covariance_product(x, v)
+    x = checked_logits("derivatives.cross_entropy_hvp", logits)
+    v = checked_vector("derivatives.cross_entropy_hvp", "v", v, x)
+    return _mass("derivatives.cross_entropy_hvp", labels, x)[..., None] * covariance_product(x, v)
 
 
 def _targets(function: str, labels: Labels, x: Array) -> ClassIndices | Array:

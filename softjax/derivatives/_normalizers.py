@@ -43,7 +43,7 @@ def softmax_jacobian(logits: ArrayLike) -> Array:
 
     Source: Zhang et al., "Dive into Deep Learning", section 4.1.2.3.
     """
-    x = checked_logits("softmax_jacobian", logits)
+    x = checked_logits("derivatives.softmax_jacobian", logits)
     return covariance(x).astype(x.dtype)
 
 
@@ -72,10 +72,10 @@ def softmax_jvp(logits: ArrayLike, tangent: ArrayLike) -> Array:
 
     Source: see softmax_jacobian.
     """
-    x = checked_logits("softmax_jvp", logits)
-    return covariance_product(x, checked_vector("softmax_jvp", "tangent", tangent, x)).astype(
-        x.dtype
-    )
+    x = checked_logits("derivatives.softmax_jvp", logits)
+    return covariance_product(
+        x, checked_vector("derivatives.softmax_jvp", "tangent", tangent, x)
+    ).astype(x.dtype)
 
 
 def softmax_vjp(logits: ArrayLike, cotangent: ArrayLike) -> Array:
@@ -103,8 +103,8 @@ def softmax_vjp(logits: ArrayLike, cotangent: ArrayLike) -> Array:
 
     Source: see softmax_jacobian.
     """
-    x = checked_logits("softmax_vjp", logits)
-    cotangent = checked_vector("softmax_vjp", "cotangent", cotangent, x)
+    x = checked_logits("derivatives.softmax_vjp", logits)
+    cotangent = checked_vector("derivatives.softmax_vjp", "cotangent", cotangent, x)
     return covariance_product(x, cotangent).astype(x.dtype)
 
 
@@ -132,7 +132,7 @@ def logsumexp_gradient(logits: ArrayLike) -> Array:
 
     Source: Boyd and Vandenberghe, "Convex Optimization" (2004), section 3.1.5.
     """
-    return _gradient(checked_logits("logsumexp_gradient", logits))
+    return _gradient(checked_logits("derivatives.logsumexp_gradient", logits))
 
 
 @jax.jit
@@ -165,7 +165,7 @@ def logsumexp_hessian(logits: ArrayLike) -> Array:
 
     Source: Boyd and Vandenberghe (2004), section 3.1.5.
     """
-    x = checked_logits("logsumexp_hessian", logits)
+    x = checked_logits("derivatives.logsumexp_hessian", logits)
     return covariance(x).astype(x.dtype)
 
 
@@ -194,8 +194,8 @@ def logsumexp_hvp(logits: ArrayLike, v: ArrayLike) -> Array:
 
     Source: see logsumexp_hessian.
     """
-    x = checked_logits("logsumexp_hvp", logits)
-    v = checked_vector("logsumexp_hvp", "v", v, x)
+    x = checked_logits("derivatives.logsumexp_hvp", logits)
+    v = checked_vector("derivatives.logsumexp_hvp", "v", v, x)
     return covariance_product(x, v).astype(x.dtype)
 
 
@@ -226,7 +226,7 @@ def logsumexp_hessian_sqrt(logits: ArrayLike) -> Array:
     Source: (S S^T)_ij = sum_k sqrt(p_k) sqrt(p_k) (delta_ik - p_i) (delta_jk - p_j), which is the
         covariance written as an expectation.
     """
-    return _square_root(checked_logits("logsumexp_hessian_sqrt", logits))
+    return _square_root(checked_logits("derivatives.logsumexp_hessian_sqrt", logits))
 
 
 @jax.jit
@@ -263,7 +263,7 @@ def logsumexp_hessian_pinv(logits: ArrayLike) -> Array:
     Source: H diag(1/p) H = H and H 1 = 0, so that H^+ is diag(1/p) between two projections on the
         orthogonal complement of 1; the four Penrose conditions follow.
     """
-    return _pseudo_inverse(checked_logits("logsumexp_hessian_pinv", logits))
+    return _pseudo_inverse(checked_logits("derivatives.logsumexp_hessian_pinv", logits))
 
 
 @jax.jit
@@ -312,7 +312,7 @@ def log_partition_cumulants(logits: ArrayLike, direction: ArrayLike, order: int 
     Source: M. J. Wainwright, M. I. Jordan, "Graphical models, exponential families, and
         variational inference" (2008), proposition 3.1.
     """
-    function = "log_partition_cumulants"
+    function = "derivatives.log_partition_cumulants"
     x = checked_logits(function, logits)
     v = checked_vector(function, "direction", direction, x)
     order = _checks.integer(function, "order", order)

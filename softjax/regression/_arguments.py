@@ -138,7 +138,8 @@ def labels_array(argument: str, labels: Any, num_examples: int) -> Array:
     """The checked labels: class indices [N], int32, or a distribution [N, K], finite and >= 0."""
     expected = "class indices (integer) or a distribution over the classes (floating)"
     # NumPy checks them: in JAX an int64 would wrap, and JAX does not know the dtypes of pandas.
-    labels = _checks.native(called(), argument, labels, expected)
+    coded = f"{expected}; numpy.unique(..., return_inverse=True) gives the indices of texts"
+    labels = _checks.native(called(), argument, labels, coded)
     labels = labels if isinstance(labels, Array) else np.asarray(labels)
     y = truth_as_classes(labels)
     if jnp.issubdtype(y.dtype, jnp.integer):
@@ -152,7 +153,7 @@ def labels_array(argument: str, labels: Any, num_examples: int) -> Array:
         y = y.astype(np.int32)
         return y if isinstance(y, Array) else jax.device_put(y)
     if not jnp.issubdtype(y.dtype, jnp.floating):
-        raise TypeError(_checks.message(called(), argument, expected, f"dtype {y.dtype}"))
+        raise TypeError(_checks.message(called(), argument, coded, f"dtype {y.dtype}"))
     if y.ndim == 1 and isinstance(y, np.ndarray):
         _checks.refuse_first(called(), argument, "without missing values", y, np.isnan(y))
     y = jnp.asarray(y)
@@ -259,6 +260,8 @@ def class_weights_array(
 ) -> Array | None:
     if class_weights is None:
         return None
+    if isinstance(class_weights, str):
+        raise error("class_weights", "K numbers, such as N / (K N_k)", repr(class_weights))
     weights = _weights("class_weights", class_weights, num_classes, dtype)
     if _checks.is_concrete(weights) and not np.asarray(weights).any():
         raise error("class_weights", "> 0 somewhere", "zeros only")

@@ -1,5 +1,7 @@
 """The arguments of scikit-learn's estimators in the form that softjax.regression takes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +11,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_array, validate_data
 
+from softjax._checks import native
 from softjax._foreign import filled
 from softjax.regression._frame import power_of_two
 
@@ -77,14 +80,15 @@ def examples(
     """
     y, sample_weight = filled(y), filled(sample_weight)
     codes, known = _encoded_texts(y) if classes is None else (y, None)
-    validated: Any = validate_data(
-        estimator,
-        filled(X),
-        codes,
-        accept_sparse="csr",
-        dtype=[np.float64, np.float32],
-        reset=classes is None,
-    )
+    with naming_columns(estimator, X):
+        validated: Any = validate_data(
+            estimator,
+            filled(X),
+            codes,
+            accept_sparse="csr",
+            dtype=[np.float64, np.float32],
+            reset=classes is None,
+        )
     X, labels = validated
     if known is not None:
         classes = known
@@ -107,6 +111,18 @@ def examples(
     if offset is not None:
         offset = offset_array(offset, len(labels), len(classes), X.dtype)
     return Examples(X, labels, weights, classes, offset, factors)
+
+
+@contextmanager
+def naming_columns(estimator: Any, X: Any) -> Iterator[None]:
+    """Makes an error about a DataFrame name the first column that holds no numbers, if any does."""
+    try:
+        yield
+    except (TypeError, ValueError):
+        if hasattr(X, "columns"):
+            expected = "a table of numbers (OneHotEncoder encodes categories)"
+            native(f"sklearn.{type(estimator).__name__}", "X", X, expected)
+        raise
 
 
 def _encoded_texts(y: Any) -> tuple[Any, np.ndarray | None]:

@@ -19,7 +19,14 @@ from softjax import regression
 from softjax._foreign import filled
 from softjax._softmax import log_softmax, softmax
 from softjax.regression import SoftmaxRegression, inference
-from softjax.sklearn._examples import Examples, as_jax, bucket, examples, offset_array
+from softjax.sklearn._examples import (
+    Examples,
+    as_jax,
+    bucket,
+    examples,
+    naming_columns,
+    offset_array,
+)
 
 # The default tolerance gives a float64 fit nearly all its digits, which takes Newton's method one
 # more step. In float32, rounding would hide such a small gradient.
@@ -68,7 +75,8 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         Returns:
             [N, K], or [N] for two classes, nats.
         """
-        z = super().decision_function(filled(X))
+        with naming_columns(self, X):
+            z = super().decision_function(filled(X))
         if offset is None:
             return z
         known = offset_array(offset, len(z), len(self.classes_), z.dtype)

@@ -264,6 +264,10 @@ def features_of(data: Any, columns: Sequence[Column]) -> np.ndarray:
         values = np.asarray(values.astype(object) if hasattr(values, "cat") else values)
         if column.levels is None and values.dtype.kind not in "biuf":
             values = values.astype(object)
+        shape = cells[0].shape if cells else (values.size,)
+        if values.shape != shape:
+            got = f"an array of shape {values.shape}"
+            raise DataError(f"data: column {column.name!r}: expected shape {shape}, got {got}.")
         cells.append(values)
     x = filled(chosen, stacked(path, chosen, cells, known_levels(path, chosen)).astype(np.float64))
     good = good_rows(x)

@@ -175,7 +175,7 @@ def test_an_error_of_the_command_is_one_line_and_exits_with_2():
 
 def test_output_that_cannot_be_written(flowers):
     Path("file").touch()
-    fails_with("file: File exists", "fit", "digits", "--out", "file")
+    fails_with("file: is a file; --out must name a folder", "fit", "digits", "--out", "file")
     fails_with("Not a directory", "fit", "digits", "--out", "file/run")
     run("fit", flowers, "--label-column", "kind", "--out", "run", "--epochs", 1)
     fails_with("No such file", "predict", "run/model.npz", flowers, "--out", "absent/p.csv")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 
 pytest.importorskip("typer")
@@ -356,6 +357,40 @@ def test_a_model_whose_arrays_do_not_fit_is_refused(data, change, words):
     line = one_line(run("predict", "bad.npz", data))
     assert line.startswith("softjax: bad.npz: is not a model that `softjax fit` wrote: ")
     assert words in line
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"features": ["a"]},
+        {"classes": ["x", "y"]},
+        {"classes": [0, 1, 2]},
+        {"features": ["a", "a"]},
+        {"bias": np.zeros(2)},
+        {"kernel": np.full((2, 3), np.nan)},
+        {"columns": [tables.Column("a"), tables.Column("c")]},
+        {"columns": [tables.Column("a"), tables.Column("b", ("x", "x"))]},
+    ],
+)
+def test_a_model_that_could_not_be_loaded_is_not_saved(change):
+    good = models.Model(GOOD["kernel"], GOOD["bias"], list("xyz"), ["a", "b"])
+    with pytest.raises(ValueError, match=r"softjax\.models\.Model: `"):
+        good._replace(**change).save("m.npz")
+    assert not Path("m.npz").exists()
+
+
+def test_what_is_no_table_is_refused():
+    """A row of a frame, a dictionary of numbers, columns of unequal lengths, and no path."""
+    model = models.Model(GOOD["kernel"], GOOD["bias"], list("xyz"), ["a", "b"])
+    frame = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]})
+    assert model.predict(frame.iloc[[0]]) == ["y"]
+    with pytest.raises(TypeError, match=r"got Series; .* `frame.iloc\[\[i\]\]`"):
+        model.predict(frame.iloc[0])
+    for columns in ({"a": 1.0, "b": 2.0}, {"a": [1.0, 2.0], "b": [1.0]}):
+        with pytest.raises(tables.DataError, match=r"data: column '[ab]': expected shape"):
+            model.predict(columns)
+    with pytest.raises(TypeError, match="load_model: `path` must be a path, got int"):
+        softjax.load_model(3)
 
 
 def test_what_is_no_model_at_all_is_refused(data):

@@ -418,6 +418,16 @@ def test_cross_validation_chooses_the_penalty():
     assert by_hand.summary().rows[0]["feature"] == "x0"
 
 
+@pytest.mark.parametrize("column", [["low"] * 5 + ["high"], pd.date_range("2020-01-01", periods=6)])
+def test_a_column_that_holds_no_numbers_is_named(column):
+    y, numbers = np.arange(6) % 2, np.arange(6.0)
+    frame = pd.DataFrame({"n": numbers, "other one": column})
+    model = SoftmaxClassifier().fit(frame.assign(**{"other one": numbers**2}), y)
+    for call in (SoftmaxClassifier().fit, SoftmaxClassifierCV().fit, model.score):
+        with pytest.raises(TypeError, match=r"table of numbers .* got column 'other one' of dtype"):
+            call(frame, y)
+
+
 def test_cross_validation_with_one_standard_error_and_accuracy():
     options = {"Cs": 4, "cv": 3, "scoring": "accuracy"}
     best = SoftmaxClassifierCV(**options).fit(X, TWO)
