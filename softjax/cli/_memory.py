@@ -264,9 +264,8 @@ def _summary(
             why = "standard errors need the optimum, and the fit has not converged"
         console.print(f"No summary was printed: {why}.", markup=False, soft_wrap=True)
         return None
-    per = "one standard deviation of each feature" if train.columns else "one unit of each feature"
+    per = "one standard deviation of a number or truth value" if train.columns else "one unit"
     if any(c.levels is not None for c in train.columns):
-        per = "one standard deviation of a number or truth value, and for a category against its "
-        per += "reference"
+        per += ", and for a category against its reference"
     what = "odds ratios" if odds_ratios else "coefficients"
     return f"{table.text}\nThe {what} are for {per}."
