@@ -195,6 +195,8 @@ def axes(function: str, axis: Axis, ndim: int) -> tuple[int, ...]:
     except TypeError as error:
         expected = "an integer, a tuple of integers or None"
         raise TypeError(message(function, "axis", expected, repr(axis))) from error
+    if ndim == 0 and given:
+        raise ValueError(message(function, "axis", "None or () for an array of rank 0", repr(axis)))
     if any(not -ndim <= a < ndim for a in given):
         raise ValueError(message(function, "axis", f"in [{-ndim}, {ndim})", repr(axis)))
     normalized = tuple(a % ndim for a in given)

@@ -102,8 +102,9 @@ def cross_entropy(
     is_plain = all(a is None for a in given) and is_number(label_smoothing, 0)
     is_plain &= is_number(z_loss, 0)
     if is_plain and type(axis) is int and _is_known_distribution(labels, logits):
+        losses = _of_distribution(logits, labels, axis, reduction)
         _checks.not_negative(name, "labels", labels)
-        return _of_distribution(logits, labels, axis, reduction)
+        return losses
     x = _checks.real_array(name, "logits", logits)
     axis = _checks.one_axis(name, axis, x.ndim)
     where = _checks.mask_of_classes(name, where, x.shape)

@@ -179,9 +179,7 @@ def targets_of(
     if is_class_indices(labels, function):
         indices_of_shape(function, labels, shape[:-1])
         return class_indices(function, labels, shape[-1], ignore_index)
-    if ignore_index is not None:
-        expected = "None where labels are a distribution"
-        raise TypeError(message(function, "ignore_index", expected, ignore_index))
+    refuse_ignore_index(function, labels, ignore_index, len(shape))
     return distribution(function, labels, shape, dtype, axis)
 
 
@@ -197,11 +195,23 @@ def distribution(
     given = labels
     labels = real_array(function, "labels", labels)
     refuse_floating_indices(function, labels, len(shape))
+    if labels.ndim > len(shape):
+        got = f"shape {labels.shape}, which has more axes than the logits, the first argument"
+        raise ValueError(message(function, "labels", f"of rank {len(shape)}", got))
     same_rank(function, "labels", labels, len(shape))
     not_negative(function, "labels", given)
     labels = last(labels, axis % labels.ndim)
     same_shape(function, "labels", labels, shape)
     return labels if labels.dtype == dtype else labels.astype(dtype)
+
+
+def refuse_ignore_index(function: str, labels: Labels, ignore_index: int | None, rank: int) -> None:
+    """Refuses `ignore_index` beside a distribution, and first labels that should be integers."""
+    if ignore_index is not None:
+        if not isinstance(labels, TopKLabels):
+            refuse_floating_indices(function, jnp.asarray(labels), rank)
+        expected = "None where labels are a distribution"
+        raise TypeError(message(function, "ignore_index", expected, ignore_index))
 
 
 def refuse_floating_indices(function: str, labels: Array, rank: int) -> None:

@@ -184,16 +184,13 @@ def surprisal(
 
     Source: Cover and Thomas (2006), section 2.1.
     """
-    x = _checks.real_array("information.surprisal", "logits", logits)
-    axis = _checks.one_axis("information.surprisal", axis, x.ndim)
-    refuse_distributions("information.surprisal", labels)
-    _checks.same_shape(
-        "information.surprisal", "labels", labels, x.shape[:axis] + x.shape[axis + 1 :]
-    )
-    index, bad, _ = class_indices("information.surprisal", labels, x.shape[axis])
-    return _surprisal(
-        x, index, bad, _checks.mask_of_classes("information.surprisal", where, x.shape), axis
-    )
+    function = "information.surprisal"
+    x = _checks.real_array(function, "logits", logits)
+    axis = _checks.one_axis(function, axis, x.ndim)
+    refuse_distributions(function, labels)
+    _checks.same_shape(function, "labels", labels, x.shape[:axis] + x.shape[axis + 1 :])
+    index, bad, _ = class_indices(function, labels, x.shape[axis])
+    return _surprisal(x, index, bad, _checks.mask_of_classes(function, where, x.shape), axis)
 
 
 def perplexity(logits: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None) -> Array:
@@ -297,14 +294,13 @@ def temper(
 
     Source: A. Zhang et al., "Dive into Deep Learning", section 4.1, exercise 7.
     """
-    x = _checks.real_array("information.temper", "logits", logits)
-    axes = _checks.axes("information.temper", axis, x.ndim)
-    number = _checks.scalar("information.temper", "alpha", alpha, compute_dtype(x.dtype))
+    function = "information.temper"
+    x = _checks.real_array(function, "logits", logits)
+    axes = _checks.axes(function, axis, x.ndim)
+    number = _checks.scalar(function, "alpha", alpha, compute_dtype(x.dtype))
     if _checks.checks_values(alpha) and not np.isfinite(np.asarray(alpha)):
-        raise ValueError(
-            _checks.message("information.temper", "alpha", "finite", np.asarray(alpha))
-        )
-    return _tempered(x, number, _checks.mask_of_classes("information.temper", where, x.shape), axes)
+        raise ValueError(_checks.message(function, "alpha", "finite", np.asarray(alpha)))
+    return _tempered(x, number, _checks.mask_of_classes(function, where, x.shape), axes)
 
 
 def nats_to_bits(nats: ArrayLike) -> Array:

@@ -371,8 +371,13 @@ def test_truth_values_are_the_classes_0_and_1():
     np.testing.assert_allclose(streamed.params.kernel, expected.kernel, rtol=1e-3)
 
 
+KINDS_OF_ERRORS = (TypeError, ValueError, IndexError, softjax.streaming.NonFiniteError)
+
+
 def test_messages_say_what_to_do():
     rows, one_hot = np.ones((4, 1)), np.eye(3, dtype=int)[Y]
+    line = regression.fit(LINE, CLASSES).params
+    path = regression.fit_path(LINE, CLASSES, l1=np.array([0.5, 0.2]), folds=None)
     head = (X, jnp.ones((3, 5)), softjax.TopKLabels(Y[:, None], jnp.ones((4, 1))))
     adam = optax.adam(0.1)
     for said, call in {
@@ -400,7 +405,29 @@ def test_messages_say_what_to_do():
         "or `l2` is not that of the fit": lambda: regression.inference.covariance(
             regression.fit(LINE, CLASSES, l2=1.0).params, LINE, CLASSES
         ),
-        r"has labels outside \[0, 2\) in the rows 2\.": lambda: regression.train(
+        r"softjax\.regression\.PathResult\.best: `folds` must be .* got None": lambda: path.best,
+        r"`index` must be in \[-2, 2\), .* got 2": lambda: path.params_at(2),
+        r"`index` must be in \[-2, 2\), .* got -3": lambda: path.params_at(-3),
+        r"`index` must be an integer, got 0\.2": lambda: path.params_at(0.2),
+        r"`columns` must be a sequence of indices, such as \[2\]": lambda: (
+            regression.inference.average_changes(line, np.eye(4), LINE, 2)
+        ),
+        r"one restriction is r\[None\], got shape \(2, 2\)": lambda: regression.inference.wald_test(
+            line, np.eye(4), np.zeros((2, 2))
+        ),
+        r"`labels` must be of an integer dtype .* float32 of shape \(4,\)": lambda: (
+            softjax.linear_cross_entropy(*head[:2], S, ignore_index=-100)
+        ),
+        "more axes than the logits, the first argument": lambda: softjax.cross_entropy(Y, X - 1),
+        "`axis` must be None or \\(\\) for an array of rank 0": lambda: softjax.softmax(3.0),
+        "with at least one example": lambda: regression.fit(rows[:0], Y[:0]),
+        "`reduction` must be left out unless there is one label for each": lambda: (
+            softjax.linear_cross_entropy_outputs(*head[:2], Y[:, None], reduction="mean")
+        ),
+        "`l1` must be 0 with `optimizer`, `batch_size` or `epochs`": lambda: regression.fit(
+            LINE, CLASSES, l1=0.1, epochs=3
+        ),
+        r"has labels other than 0, \.\.\., 1 in the rows 2\.": lambda: regression.train(
             softjax.streaming.Batches(softjax.streaming.ArrayRows(rows, Y), 4),
             num_classes=2,
             optimizer=adam,
@@ -409,7 +436,7 @@ def test_messages_say_what_to_do():
     }.items():
         with pytest.raises(Exception, match=said) as caught:
             call()
-        assert isinstance(caught.value, (TypeError, ValueError, softjax.streaming.NonFiniteError))
+        assert isinstance(caught.value, KINDS_OF_ERRORS)
 
 
 @pytest.mark.filterwarnings("error")

@@ -18,6 +18,7 @@ from softjax._labels import (
     is_class_indices,
     refuse_distributions,
     refuse_floating_indices,
+    refuse_ignore_index,
     sparse_distribution,
 )
 from softjax._linear_cross_entropy.blocks import Classes, Rows, Scalars, TransposedClasses
@@ -153,9 +154,7 @@ def checked_targets(
         costs = costs if with_costs else None
         return Targets(index[..., None], mass[..., None], None, spread, None, ignored, costs)
 
-    if ignore_index is not None:
-        expected = "None where labels are a distribution"
-        raise TypeError(_checks.message(function, "ignore_index", expected, ignore_index))
+    refuse_ignore_index(function, labels, ignore_index, len(head.lead) + 1)
     if isinstance(labels, TopKLabels):
         index, probabilities = sparse_distribution(function, labels, (*head.lead, classes))
         mass = probabilities.astype(dtype) * (1 if w is None else at_class(names, w, index))

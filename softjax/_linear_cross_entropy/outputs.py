@@ -242,7 +242,7 @@ def _refuse_options(name: str, options: dict[str, Any], reduction: str) -> None:
     options = options if reduction == "none" else options | {"reduction": reduction}
     for option, value in options.items():
         if value is not None and not _checks.is_number(value, 0):
-            expected = "left out where there are no labels [...], and so no loss"
+            expected = "left out unless there is one label for each example, labels [...]"
             raise ValueError(_checks.message(name, option, expected, repr(value)))
 
 

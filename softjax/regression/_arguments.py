@@ -117,7 +117,7 @@ def features_array(argument: str, features: Any) -> Matrix:
     if is_sparse_matrix(features):
         x = without_duplicates(sparse_array(called(), argument, features))
         if not x.shape[0]:
-            raise error(argument, "of one example or more", f"shape {x.shape}")
+            raise error(argument, "of at least one example", f"shape {x.shape}")
         _refuse_not_finite(argument, x.data)
         return x
     features = _checks.native(called(), argument, features)
@@ -128,7 +128,8 @@ def features_array(argument: str, features: Any) -> Matrix:
             features = features if isinstance(placed, Tracer) else placed
         x = _checks.real_array(called(), argument, features)
     if x.ndim != 2 or not len(x):
-        raise error(argument, "of shape (examples, features)", f"shape {x.shape}")
+        expected = "of shape (examples, features), with at least one example"
+        raise error(argument, expected, f"shape {x.shape}")
     x = x.astype(compute_dtype(x.dtype))
     _refuse_not_finite(argument, x)
     return x

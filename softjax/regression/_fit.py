@@ -284,6 +284,8 @@ def _solver_name(
         solver = OPTAX if first_order else "proximal" if has_corners else "newton-cg"
     if first_order and solver != OPTAX:
         raise error("solver", "'optax' with `optimizer`, `batch_size` or `epochs`", repr(solver))
+    if has_corners and first_order:
+        raise error("l1", "0 with `optimizer`, `batch_size` or `epochs`", "a penalty")
     if has_corners and solver != "proximal":
         raise error("solver", "'proximal' with `l1`", repr(solver))
     sparse = solver != OPTAX and SOLVERS[solver].takes_sparse

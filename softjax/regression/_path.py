@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
@@ -66,10 +67,17 @@ class PathResult(NamedTuple):
     l1: Array | None = None
     deviance_explained: Array | None = None
 
+    def _validated(self, name: str) -> CrossValidation:
+        if self.cross_validation is None:
+            function = f"regression.PathResult.{name}"
+            expected = "a number of folds or an array of folds in `fit_path`"
+            raise ValueError(_checks.message(function, "folds", expected, None))
+        return self.cross_validation
+
     @property
     def best(self) -> Array:
         """The index in the grid of the smallest mean held-out loss."""
-        return jnp.argmin(self.cross_validation.mean_loss)
+        return jnp.argmin(self._validated("best").mean_loss)
 
     @property
     def best_within_one_standard_error(self) -> Array:
@@ -77,7 +85,8 @@ class PathResult(NamedTuple):
 
         The largest penalty is the largest l1, or without `l1` the largest l2.
         """
-        loss, error = self.cross_validation.mean_loss, self.cross_validation.standard_error
+        validated = self._validated("best_within_one_standard_error")
+        loss, error = validated.mean_loss, validated.standard_error
         bound = loss[self.best] + jnp.nan_to_num(error[self.best])  # the error of one fold is NaN
         strength = self.l2 if self.l1 is None else self.l1
         return jnp.argmax(jnp.where(loss <= bound, strength, -1))
@@ -94,7 +103,13 @@ class PathResult(NamedTuple):
         return jnp.where(jnp.any(inside, 0), jnp.argmax(inside, 0), len(inside))
 
     def params_at(self, index: ArrayLike) -> SoftmaxRegression:
-        """The fit to all examples at one penalty of the grid."""
+        """The fit to all examples at one penalty of the grid, by its index; -1 is the last."""
+        if not isinstance(index, Tracer):
+            function, count = "regression.PathResult.params_at", len(self.l2)
+            index = _checks.integer(function, "index", index)
+            if not -count <= index < count:
+                expected = f"in [{-count}, {count}), the places of the grid"
+                raise IndexError(_checks.message(function, "index", expected, index))
         return jax.tree.map(lambda leaf: leaf[index], self.fits.params)
 
 

@@ -60,6 +60,7 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
     classes_: np.ndarray
     coef_: Any
     intercept_: Any
+    stop_reason_: str
     l2_: float
     l1_: float
     fit_intercept: bool
@@ -196,6 +197,8 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
             X, y, sample_weight, offset = self._fitted_to()
         if self.l1_ > 0 or getattr(self, "solver", None) == "firth":
             raise ValueError("summary: there are no standard errors of a fit with l1 or by 'firth'")
+        if self.stop_reason_ in (regression.SEPARATED, regression.QUASI_SEPARATED):
+            raise ValueError(f"summary: there is no optimum: {ADVICE[self.stop_reason_]}")
         data = examples(self, X, y, sample_weight, self.classes_, offset)
         count, data = len(data.labels), data.padded()
         if clusters is not None:

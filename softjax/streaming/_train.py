@@ -65,7 +65,7 @@ class NonFiniteError(FloatingPointError):
         shown = ", ".join(map(str, shown[:10])) + (", ..." if len(shown) > 10 else "")
         why = f"is not finite, of the rows {shown}"
         if outside:
-            why = f"has labels outside [0, {len(params.bias)}) in the rows {shown}"
+            why = f"has labels other than 0, ..., {len(params.bias) - 1} in the rows {shown}"
         elif not rows:
             why = "is not finite, though its rows are: take shorter steps"
         super().__init__(f"the batch of step {step} {why}.")

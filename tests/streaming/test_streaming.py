@@ -359,7 +359,9 @@ def test_a_bad_row_stops_the_training_and_is_named_or_left_out():
         streaming.train(batches, **options)
     assert (caught.value.step, caught.value.rows) == (step, rows)
     named = (
-        f"has labels outside [0, {K}) in the rows 20." if 20 in rows else "is not finite, of the"
+        f"has labels other than 0, ..., {K - 1} in the rows 20."
+        if 20 in rows
+        else "is not finite, of the"
     )
     assert named in str(caught.value)
     before = streaming.train(batches, **options | {"steps": step}).params

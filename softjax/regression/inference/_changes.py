@@ -75,6 +75,9 @@ def average_changes(
     """
     function = "regression.inference.average_changes"
     rows, v = population(function, params, covariance, features, sample_weights, offset, level)
+    if not np.iterable(columns):
+        expected = f"a sequence of indices, such as [{columns}]"
+        raise TypeError(_checks.message(function, "columns", expected, repr(columns)))
     places = tuple(_checks.integer(function, "columns", column) for column in columns)
     width = rows.x.shape[1]
     bad = np.array([not 0 <= place < width for place in places], bool)

@@ -250,7 +250,9 @@ def wald_test(
     eps = max(jnp.finfo(r.dtype).eps, jnp.finfo(v.dtype).eps)
     r = r.astype(v.dtype)
     d, k = jnp.shape(params.kernel)
-    _checks.same_shape(function, "restrictions", r, (len(r) if r.ndim else 0, d + 1, k))
+    if r.shape[1:] != (d + 1, k):
+        expected = f"of shape (restrictions, {d + 1}, {k}); one restriction is r[None]"
+        raise ValueError(_checks.message(function, "restrictions", expected, f"shape {r.shape}"))
     known = _checks.known(restrictions)
     if known is not None:
         largest = np.max(np.abs(known), -1, initial=0)
