@@ -216,11 +216,11 @@ def test_a_fit_in_numpy_leaves_constant_and_equal_features_without_a_penalty(gro
     left = []
     monkeypatch.setattr(_host_path._active_set, "optimum", lambda *_: left.append(0))
     x, labels = drawn(4)
-    for column, seen in ((np.full(N, -7.0), 0), (x[:, 1], 0), (np.arange(N) % 3, 1)):
+    for column, seen in ((np.full(N, -7.0), False), (x[:, 1], False), (np.arange(N) % 3, True)):
         x[:, 0] = column
         factors = np.array([0.0, 0.0, 1.0, 1.0])
         regression.fit(x, labels, l1=0.1, grouped=grouped, penalty_factors=factors, max_steps=1)
-        assert len(left) == seen
+        assert bool(left) == seen  # a second attempt with decreasing penalties may follow
 
 
 @pytest.mark.parametrize("grouped", [False, True])
