@@ -420,6 +420,12 @@ def test_messages_say_what_to_do():
         ),
         "more axes than the logits, the first argument": lambda: softjax.cross_entropy(Y, X - 1),
         "`axis` must be None or \\(\\) for an array of rank 0": lambda: softjax.softmax(3.0),
+        r"`logits` must be of at least one example, got shape \(0, 3\)": lambda: (
+            calibration.calibrate_temperature(X[:0], Y[:0])
+        ),
+        r"`logits` must be of at least one example, got shape \(0, 2\)": lambda: (
+            calibration.calibrate_vector(X[:0, :2], Y[:0])
+        ),
         "with at least one example": lambda: regression.fit(rows[:0], Y[:0]),
         "`reduction` must be left out unless there is one label for each": lambda: (
             softjax.linear_cross_entropy_outputs(*head[:2], Y[:, None], reduction="mean")

@@ -28,6 +28,13 @@ def rows(
     return flat, None if w is None else w.reshape(-1)
 
 
+def refuse_no_examples(function: str, logits: Array) -> None:
+    """Refuses logits without rows, for which no calibration is best."""
+    if 0 in logits.shape[:-1]:
+        got = f"shape {logits.shape}"
+        raise ValueError(_checks.message(function, "logits", "of at least one example", got))
+
+
 def _refuse_undefined(function: str, argument: str, x: Array, weights: Array | None) -> None:
     """Refuses a known NaN or +inf in a row whose weight is not 0."""
     if _checks.holds(_is_below_inf, x) or not (weights is None or _checks.is_concrete(weights)):

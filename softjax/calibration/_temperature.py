@@ -13,7 +13,7 @@ from softjax._reductions import shift
 from softjax._sharding import while_loop
 from softjax._softmax_core import softmax_core
 from softjax._weights import is_zero, shares
-from softjax.calibration._arguments import rows, targets
+from softjax.calibration._arguments import refuse_no_examples, rows, targets
 
 # Newton's method needs about ten steps; this bounds the loop.
 _MAX_STEPS = 200
@@ -48,7 +48,7 @@ def calibrate_temperature(
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, or a known label outside
-            [0, K), a known NaN or +inf in a row whose weight is not 0.
+            [0, K), a known NaN or +inf in a row whose weight is not 0, no rows.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -62,6 +62,7 @@ def calibrate_temperature(
     function = "calibration.calibrate_temperature"
     logits = _checks.real_array(function, "logits", logits)
     x, w = rows(function, "logits", logits, sample_weights)
+    refuse_no_examples(function, logits)
     y = targets(function, labels, logits.shape, x.dtype)
     return optimal_temperature(x, y, jnp.ones(x.shape[:1], x.dtype) if w is None else w)
 

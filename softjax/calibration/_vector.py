@@ -14,7 +14,12 @@ from softjax._labels import Labels
 from softjax._sharding import while_loop
 from softjax._softmax_core import log_softmax_core
 from softjax._weights import is_zero, power_of_two, shares, significand_and_exponent
-from softjax.calibration._arguments import probabilities_of, rows, targets
+from softjax.calibration._arguments import (
+    probabilities_of,
+    refuse_no_examples,
+    rows,
+    targets,
+)
 from softjax.calibration._temperature import optimal_temperature
 
 # Newton's method needs about ten steps. Without an optimum, each step divides the loss by about e,
@@ -88,7 +93,7 @@ def calibrate_vector(
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, or a known label outside
-            [0, K), a known NaN or +inf in a row whose weight is not 0.
+            [0, K), a known NaN or +inf in a row whose weight is not 0, no rows.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -104,6 +109,7 @@ def calibrate_vector(
     function = "calibration.calibrate_vector"
     logits = _checks.real_array(function, "logits", logits)
     x, w = rows(function, "logits", logits, sample_weights)
+    refuse_no_examples(function, logits)
     strength = _checks.not_negative_scalar(function, "l2", l2, x.dtype)
     y = probabilities_of(targets(function, labels, logits.shape, x.dtype), x)
     return _scaled(x, y, jnp.ones(x.shape[:1], x.dtype) if w is None else w, strength)
