@@ -144,6 +144,23 @@ def test_a_summary_of_the_fit_whatever_the_solver(flowers, solver):
     assert run("fit", flowers, "--label-column", "kind", "--l1", 1, "--summary").exit_code == 2
 
 
+def test_a_class_weight_is_no_number_of_examples_in_a_summary(flowers):
+    """Equal weights of all classes and a penalty as many times larger give the same table."""
+    tables = []
+    for weight, l2 in ((1, 1e-2), (20, 0.2)):
+        weights = [
+            o for kind in ("rose", "lily", "tulip") for o in ("--class-weight", f"{kind}={weight}")
+        ]
+        options = ("--l2", l2, "--summary", *weights)
+        result = run("fit", flowers, "--label-column", "kind", *options)
+        assert result.exit_code == 0, result.output
+        assert "Covariance: robust, of a fit with class weights" in result.output
+        numbers = re.findall(r"^(?:height|width) +(\S+) +(\S+)", result.output, re.M)
+        tables.append(np.array(numbers, float))
+    assert tables[0].shape == (4, 2)
+    np.testing.assert_allclose(tables[0], tables[1], rtol=2e-3)
+
+
 def test_of_several_penalties_the_best_in_cross_validation_is_taken(flowers):
     options = ("--label-column", "kind", "--max-steps", 50)
     result = run("fit", flowers, *options, "--l2", 10, "--l2", 1e-3, "--folds", 3, "--out", "grid")
