@@ -29,8 +29,8 @@ def rows(
 
 
 def refuse_no_examples(function: str, logits: Array) -> None:
-    """Refuses logits without rows, for which no calibration is best."""
-    if 0 in logits.shape[:-1]:
+    """Refuses known logits without rows, for which no calibration is best."""
+    if _checks.is_concrete(logits) and not logits.size:  # a traced size may be a symbol
         got = f"shape {logits.shape}"
         raise ValueError(_checks.message(function, "logits", "of at least one example", got))
 
