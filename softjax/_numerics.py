@@ -97,7 +97,8 @@ def maximum(x: Array, axes: Axes, exact: DTypeLike | None = None) -> Array:
     narrow = x if exact is None else x.astype(exact)
     is_known = all(isinstance(x.shape[axis], int) for axis in axes)
     on_gpu = on_gpu if is_known and not rows_fit_a_kernel(x, axes) else plain
-    on_tpu = plain if is_split(x, axes) else on_tpu
+    # JAX differentiates a general reduction only where every size is known.
+    on_tpu = on_tpu if all(isinstance(n, int) for n in x.shape) and not is_split(x, axes) else plain
     forms = {"cuda": on_gpu, "rocm": on_gpu, "tpu": on_tpu}
     return platform_dependent(narrow, **forms, default=plain).astype(x.dtype)
 
