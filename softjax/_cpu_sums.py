@@ -189,8 +189,9 @@ def sums_of_tiles(
     computes all exponentials, writes only 1 / height of the numbers that it reads. `terms` returns
     the arrays part by part, because an expression that is sliced twice would be stored.
 
-    With `in_any_order`, for the last axis, XLA:CPU sums what the first loop writes. That is as
-    accurate and compiles two loops instead of six, but the order may depend on the number of rows.
+    With `in_any_order`, for the last axis and floating numbers, a library sums what the first loop
+    writes. That is as accurate and compiles two loops instead of six, but the order may depend on
+    the number of rows.
 
     With `highest`, tiles are at most as high: UNROLLED for terms of several operations, and FEW for
     several such terms. In rows of up to LONG_ROW entries the tiles with FEW need not consist of

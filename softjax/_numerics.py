@@ -41,9 +41,10 @@ def compute_dtype(dtype) -> jnp.dtype:
 
 
 def is_half(x: Any) -> TypeGuard[Array]:
-    """Whether x is an array in half precision, or in a narrower floating dtype."""
-    dtype = getattr(x, "dtype", None)
-    return dtype is not None and jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
+    """Whether x is an array of NumPy or JAX in half precision, or in a narrower floating dtype."""
+    dtype = getattr(x, "dtype", None)  # those of pandas are of other kinds
+    is_numpy = isinstance(dtype, np.dtype)
+    return is_numpy and jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
 
 
 def masked(x: Array, where: Array | None) -> Array:

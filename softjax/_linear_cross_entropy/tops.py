@@ -46,11 +46,14 @@ def _in_two_passes(x: Array, temperature: Array | None = None) -> tuple[Array, A
 
     def terms(part: slice) -> Pair:
         if temperature is None:
-            return terms_beside_top(x[:, part], top)
-        return terms_beside_top(distance(x[:, part], top, temperature), jnp.zeros_like(top))
+            rest, is_top = terms_beside_top(x[:, part], top)
+        else:
+            d = distance(x[:, part], top, temperature)
+            rest, is_top = terms_beside_top(d, jnp.zeros_like(top))
+        return rest, is_top.astype(rest.dtype)
 
     rest, tops = sums_of_tiles(terms, x.shape[1], 1, last=True, in_any_order=True)
-    return top[:, 0], rest + (tops - 1).astype(rest.dtype)
+    return top[:, 0], rest + (tops - 1)
 
 
 def _in_one_pass(x: Array, temperature: Array | None = None) -> tuple[Array, Array]:
