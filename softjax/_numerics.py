@@ -193,8 +193,17 @@ def _product(a: Array, b: Array) -> Array:
     if p is the same for a batch of v, as in a Jacobian. A data-dependent `where` in the sum avoids
     this.
     """
-    is_zero = behind_barrier_on_cpu(a) == 0
-    return a * jnp.where(is_zero, 0, b)
+
+    def on_cpu(a: Array, b: Array) -> Array:
+        # The choice comes last, since XLA:CPU gives a product that is summed to a library, for
+        # which it stores both factors.
+        is_zero = lax.optimization_barrier(a) == 0
+        return jnp.where(is_zero, 0, a * jnp.where(is_zero, 0, b))
+
+    def plain(a: Array, b: Array) -> Array:
+        return a * jnp.where(a == 0, 0, b)
+
+    return platform_dependent(a, b, cpu=on_cpu, default=plain)
 
 
 @partial(_product.defjvp, symbolic_zeros=True)
