@@ -63,10 +63,9 @@ def test_vector_scaling_of_logits_of_any_magnitude():
     one = calibration.calibrate_vector(x, y, sample_weights=w)
     for scale in (2.0**-100, 2.0**-60, 2.0**60, 2.0**100, np.array([1, 2.0**90, 1, 2.0**-90])):
         ours = calibration.calibrate_vector(x * np.float32(scale), y, sample_weights=w)
-        if np.ndim(scale) == 0:  # else the start is another
-            np.testing.assert_allclose(ours.scale * scale, one.scale, rtol=1e-5)
-        np.testing.assert_allclose(ours.scale * scale, one.scale, rtol=1e-2)
-        np.testing.assert_allclose(ours.bias, one.bias, atol=1e-2)
+        tolerance = 1e-5 if np.ndim(scale) == 0 else 1e-2  # else the start is another
+        np.testing.assert_allclose(ours.scale * scale, one.scale, rtol=tolerance)
+        np.testing.assert_allclose(ours.bias, one.bias, atol=tolerance)
     held = calibration.calibrate_vector(x * np.float32(2.0**100), y, l2=0.1)
     assert np.isfinite(held.scale).all()
     assert np.isfinite(held.bias).all()

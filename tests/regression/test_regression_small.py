@@ -28,6 +28,17 @@ def drawn(seed=0, examples=N, classes=K):
     return x, labels.astype(np.int32)
 
 
+def beside_a_huge_entry(seed):
+    """Some examples of three features, one of which has a huge entry, and their generator."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(5, 40))
+    x = rng.normal(size=(n, 3))
+    labels = np.argmax(x @ rng.normal(size=(3, 3)) + rng.gumbel(size=(n, 3)), 1)
+    labels[:3] = range(3)
+    x[rng.integers(n), 0] = 10.0 ** rng.integers(2, 7)
+    return x, labels, rng
+
+
 def stored(x, seed=0):
     """The same matrix as BCOO: in any order, with places outside of it that only pad."""
     rows, columns = np.nonzero(x)
@@ -276,12 +287,7 @@ def test_a_loose_tolerance_is_kept_beside_a_huge_entry(nothing_is_compiled):
     """A step that only rounding stopped, and one beside extreme features, do not prove an end."""
     ended = 0
     for seed in (*range(590, 600), *range(740, 750), *range(890, 900), *range(990, 1000)):
-        rng = np.random.default_rng(seed)
-        n = int(rng.integers(5, 40))
-        x = rng.normal(size=(n, 3))
-        labels = np.argmax(x @ rng.normal(size=(3, 3)) + rng.gumbel(size=(n, 3)), 1)
-        labels[:3] = range(3)
-        x[rng.integers(n), 0] = 10.0 ** rng.integers(2, 7)
+        x, labels, rng = beside_a_huge_entry(seed)
         l2, tol = 10 ** rng.uniform(-4, -1), 10.0 ** -int(rng.integers(3, 6))
         try:
             loose, tight = (regression.fit(x, labels, l2=l2, tol=t) for t in (tol, 1e-10))

@@ -7,6 +7,7 @@ import pytest
 import scipy.special
 from sparse_rows import sparse_rows
 from test_regression import L2, D, K, N, assert_optimal, optimum, problem
+from test_regression_small import beside_a_huge_entry
 
 from softjax import regression
 from softjax.regression import _features, _solve, _traced
@@ -428,12 +429,7 @@ def test_a_traced_fit_is_the_fit_and_maps_over_penalties():
 def test_a_small_step_after_one_past_an_extreme_example_is_no_end():
     """A step back past the example may follow: these fits ended up to 0.5 % above the optimum."""
     for seed in (6, 388):
-        rng = np.random.default_rng(seed)
-        n = int(rng.integers(5, 40))
-        x = rng.normal(size=(n, 3))
-        labels = np.argmax(x @ rng.normal(size=(3, 3)) + rng.gumbel(size=(n, 3)), 1)
-        labels[:3] = range(3)
-        x[rng.integers(n), 0] = 10.0 ** rng.integers(2, 7)
+        x, labels, rng = beside_a_huge_entry(seed)
         l2 = 10 ** rng.uniform(-4, -1)
         loose, tight = (regression.fit(x, labels, l2=l2, tol=tol) for tol in (1e-3, 1e-10))
         assert loose.converged
