@@ -36,7 +36,7 @@ from softjax._linear_cross_entropy.pieces import (
     times_rows,
 )
 from softjax._linear_cross_entropy.plans import rows_of_pairs
-from softjax._linear_cross_entropy.sharded import cast, gathered, mapped, padded, scattered
+from softjax._linear_cross_entropy.sharded import cast, gathered, mapped, scattered
 from softjax._linear_cross_entropy.tops import distance
 from softjax._numerics import compute_dtype, maximum
 from softjax._sharding import axes_of, brought_to, varying
@@ -164,18 +164,15 @@ def _reduced(
     counted = ~is_zero(scale)[:, None]
     hidden, h_dot = jax.tree.map(lambda a: jnp.where(counted, a, 0), (hidden, h_dot))
     rows = Rows(hidden)
-    operands = Arguments(rows, head.classes, scalars), scale, (h_dot, *tangents[1:])
-    if layout is None:
-        h, w, b = _products((), budget, *operands)
-    else:
-        h, w, b = _products_on(layout, budget, *operands)
+    arguments, dots = Arguments(rows, head.classes, scalars), (h_dot, *tangents[1:])
+    h, w, b = _products_on(layout, budget, arguments, scale, dots)
     return None if h is None else brought_to(lead.back(h), head.hidden), w, b
 
 
 def _products_on(
     layout: Layout, budget: int | None, arguments: Arguments, scale: Array, tangents: Tangents
 ) -> Tangents:
-    """The products on a mesh, where each device has some of the rows and of the classes."""
+    """The products, where each device of a mesh has some of the rows and of the classes."""
     rows, features, classes = layout.rows, layout.features, layout.classes
     axis = 1 - arguments.classes.axis
 
@@ -188,17 +185,15 @@ def _products_on(
         w = None if w is None else scattered(w, features, axis)
         left = tuple(name for name in rows if name not in features)
         sums = (h, classes), (w, left), (b, rows)
-        h, w, b = (lax.psum(a, axes) if a is not None and axes else a for a, axes in sums)
+        h, w, b = (None if a is None else lax.psum(a, axes) for a, axes in sums)
         return h, w, b
 
-    if layout.is_manual:
-        return local(arguments, scale, tangents)
     of_kernel = P(classes, features) if axis else P(features, classes)
     specs = P(rows, None), of_kernel, P(classes)
     specs = tuple(None if a is None else s for a, s in zip(tangents, specs, strict=True))
-    products = mapped(
-        layout, local, padded(layout, arguments), (scale, tangents), (P(rows), specs), specs
-    )
+    products = mapped(layout, local, arguments, (scale, tangents), (P(rows), specs), specs)
+    if layout.is_local:
+        return products
     # Cut off the rows and classes that were added as padding.
     h, w, b = jax.tree.map(lambda a, dot: a[tuple(map(slice, dot.shape))], products, tangents)
     return jax.tree.map(layout.as_rows, h), w, b

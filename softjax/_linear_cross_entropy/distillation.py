@@ -169,8 +169,7 @@ def linear_distillation_loss(
     of_examples = pair.student.rows, of_teacher and of_teacher.rows, w
     how = {"reduction": reduction, "budget": max_temp_bytes, "max_active": max_active}
     call = call_of(NAME, head.classes, of_examples, pair, class_axis, feature_axis, **how)
-    axis, layout = head.classes.axis, call.layout
-    features = 1 if layout is None else layout.size(layout.features)
+    axis, features = head.classes.axis, call.layout.size(call.layout.features)
     if of_teacher is not None and of_teacher.classes.kernel.shape[1 - axis] % features:
         expected = f"of features that {features} devices share"
         got = f"shape {of_teacher.classes.kernel.shape}"
@@ -256,38 +255,29 @@ def _reduced(call: Call, comparison: Comparison, pair: Pair, weights: Array | No
 
 
 def _on_mesh(
-    layout: Layout | None,
+    layout: Layout,
     comparison: Comparison,
     budget: int | None,
     heads: tuple[Arguments, ...],
     scale: Array | None,
 ) -> Array:
     """The losses of all rows on their devices; with a `scale`, the scaled sum of the losses."""
-    axes = () if layout is None else layout.classes
+    axes = layout.classes
     comparison = comparison._replace(axes=axes)
 
     def local(student: Arguments, teacher: Arguments | None, scale: Array | None) -> Array:
-        pair = Pair(student, teacher)
-        if layout is not None:
-            pair = Pair(cast(layout, student), None if teacher is None else cast(layout, teacher))
+        pair = Pair(cast(layout, student), None if teacher is None else cast(layout, teacher))
         pair, scale = varying((pair, scale), axes)
         if scale is None:
-            values = each_pair(comparison, budget, pair)
-            return lax.psum(values, axes) if axes else values
-        value = total_pair(comparison, budget, pair, scale)
-        every = axes if layout is None else layout.rows + axes
-        return lax.psum(value, every) if every else value
+            return lax.psum(each_pair(comparison, budget, pair), axes)
+        return lax.psum(total_pair(comparison, budget, pair, scale), layout.rows + axes)
 
     student, teacher = heads if len(heads) == 2 else (*heads, None)
-    if layout is None or layout.is_manual:
-        return local(student, teacher, scale)
-    count, of_rows = student.rows.hidden.shape[0], P(layout.rows)
-    student = padded(layout, student)
-    teacher = None if teacher is None else padded(layout, teacher)
-    specs = (
-        None if teacher is None else specs_of(layout, teacher),
-        scale if scale is None else of_rows,
-    )
+    count, of_rows, of_teacher = student.rows.hidden.shape[0], P(layout.rows), None
+    if teacher is not None and not layout.is_local:
+        teacher = padded(layout, teacher)
+        of_teacher = specs_of(layout, teacher)
+    specs = of_teacher, None if scale is None else of_rows
     out_specs = of_rows if scale is None else P()
     values = mapped(layout, local, student, (teacher, scale), specs, out_specs)
-    return layout.as_rows(values[:count]) if scale is None else values
+    return layout.rows_of(values, count) if scale is None else values

@@ -130,10 +130,9 @@ def checked_room(
     return max_active if max_active < part.size else None
 
 
-def packed(layout: Layout | None, heads: tuple[Arguments, ...], scale: Array, most: int) -> Packed:
+def packed(layout: Layout, heads: tuple[Arguments, ...], scale: Array, most: int) -> Packed:
     """The rows that are active in the first head, from all heads, in their order."""
-    shards = 1 if layout is None else layout.size(layout.rows)
-    room = -(-most // shards)
+    room = -(-most // layout.size(layout.rows))
 
     def local(
         every: tuple[Rows, ...], scale: Array
@@ -144,11 +143,11 @@ def packed(layout: Layout | None, heads: tuple[Arguments, ...], scale: Array, mo
         (places,) = jnp.nonzero(active, size=room, fill_value=length)
         taken = jax.tree.map(lambda a: a.at[places].get(mode="fill", fill_value=0), (every, scale))
         overflows = count > room
-        if layout is not None and layout.rows:
+        if layout.rows:
             overflows = lax.psum(overflows.astype(scale.dtype), layout.rows) > 0
         return *taken, places, jnp.where(overflows, jnp.nan, 1).astype(scale.dtype)
 
-    if layout is None or layout.is_manual:
+    if layout.is_local:
         every, *others = local(tuple(head.rows for head in heads), scale)
     else:
         heads, spec = tuple(padded(layout, head) for head in heads), P(layout.rows)
@@ -159,17 +158,17 @@ def packed(layout: Layout | None, heads: tuple[Arguments, ...], scale: Array, mo
     return Packed(heads, *others)
 
 
-def unpacked(layout: Layout | None, tree: Any, places: Array, count: int) -> Any:
+def unpacked(layout: Layout, tree: Any, places: Array, count: int) -> Any:
     """The results of all `count` rows: 0 for inactive rows."""
 
     def local(tree: Any, places: Array, zeros: Any) -> Any:
         return jax.tree.map(lambda a, zeros: zeros.at[places].set(a, mode="drop"), tree, zeros)
 
     zeros = jax.tree.map(lambda a: jnp.zeros((count, *a.shape[1:]), a.dtype), tree)
-    if layout is None or layout.is_manual:
+    if layout.is_local:
         return local(tree, places, varying(zeros, axes_of(tree)))
     spec = P(layout.rows)
     zeros = jax.tree.map(lambda a: layout.evened(a, spec), zeros)
     of_tree = jax.tree.map(lambda _: spec, tree)
     every = on_devices(layout, local, (tree, places, zeros), (of_tree, spec, of_tree), of_tree)
-    return jax.tree.map(lambda a: layout.as_rows(a[:count]), every)
+    return layout.rows_of(every, count)

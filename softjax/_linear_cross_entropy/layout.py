@@ -42,9 +42,9 @@ class Layout(NamedTuple):
     classes: Names  # the axes of the classes
 
     @property
-    def is_manual(self) -> bool:
-        """Whether the caller is within a `shard_map` over the axes of the classes."""
-        return bool(manual_axes(self.mesh, self.classes))
+    def is_local(self) -> bool:
+        """Whether there is one device, or the caller is within a `shard_map` over the classes."""
+        return self.mesh.empty or bool(manual_axes(self.mesh, self.classes))
 
     def size(self, names: Names) -> int:
         """The number of shards of an array over these axes."""
@@ -70,6 +70,13 @@ class Layout(NamedTuple):
         with use_abstract_mesh(self.mesh):
             return reshard(a, _explicit(self.mesh, P(self.given)))
 
+    def rows_of(self, tree: Any, count: int) -> Any:
+        """The first `count` rows of the arrays, sharded as in the arguments."""
+        return tree if self.is_local else jax.tree.map(lambda a: self.as_rows(a[:count]), tree)
+
+
+ON_ONE_DEVICE = Layout(AbstractMesh((), ()), (), (), (), ())
+
 
 def layout_of(
     function: str,
@@ -77,8 +84,8 @@ def layout_of(
     head: Classes,
     class_axis: str | Names | None,
     feature_axis: str | Names | None,
-) -> Layout | None:
-    """The layout, or None if there is only one device.
+) -> Layout:
+    """The layout of a call.
 
     Explicit axes are in the types of the examples and of the kernel. The examples are divided over
     all Auto axes except the axes of the classes, which are given by the arguments, or by the kernel
@@ -99,7 +106,7 @@ def layout_of(
         function, "feature_axis", feature_axis, mesh
     )
     if mesh.empty:
-        return None
+        return ON_ONE_DEVICE
     if shared := set(classes) & set(features):
         expected = f"other axes than the classes have, {classes}"
         raise ValueError(_checks.message(function, "feature_axis", expected, shared))
@@ -120,7 +127,7 @@ def layout_of(
         _warn_of_hidden_axes(function, layout, kernel)
     # On Explicit axes a loop would have to state the sharding of every array in it.
     shared = layout.size(layout.rows + classes) > 1
-    return layout if told or shared or _has_explicit(mesh) else None
+    return layout if told or shared or _has_explicit(mesh) else ON_ONE_DEVICE
 
 
 def manual_axes(mesh: AbstractMesh, axis: str | Names | None) -> Names:
@@ -145,10 +152,9 @@ def at_class(names: Names, table: Array, index: Array) -> Array:
     return lax.psum(jnp.where(inside, found, 0), names)
 
 
-def alike(layout: Layout | None, tree: Any) -> Any:
+def alike(layout: Layout, tree: Any) -> Any:
     """The tree, in which all arrays vary alike over manual axes other than those of the classes."""
-    axes = axes_of(tree)
-    return varying(tree, axes - set(layout.classes) if layout is not None else axes)
+    return varying(tree, axes_of(tree) - set(layout.classes))
 
 
 def _checked_names(
@@ -202,7 +208,7 @@ class Call:
     """The placement of examples and classes, and the options of the computation."""
 
     lead: Lead  # the leading axes of the examples
-    layout: Layout | None  # the mesh axes of the arguments; None if there is only one device
+    layout: Layout  # the mesh axes of the arguments
     reduction: str = "none"  # the reduction of the losses
     # The number of bytes for temporaries; None for the default of the platform.
     budget: int | None = None
@@ -240,10 +246,9 @@ def call_of(
     lead = Lead.of(mesh, ndim, classes.kernel, classes.axis, *arrays)
     layout = layout_of(function, lead, classes, class_axis, feature_axis)
     invariant = _checks.flag(function, "batch_invariant", batch_invariant)
-    call = Call(lead, layout, batch_invariant=invariant, **options)
-    over, refused = layout.classes if layout is not None else (), None
-    if over:
-        refused = f"where the classes are over the axes {over}"
+    call, refused = Call(lead, layout, batch_invariant=invariant, **options), None
+    if layout.classes:
+        refused = f"where the classes are over the axes {layout.classes}"
     elif call.reduction != "none":
         refused = f'for the reduction "{call.reduction}"'
     if invariant and refused:

@@ -287,11 +287,10 @@ def _mapped(
         return by_rows(of_part, budget, arguments)
 
     def local(arguments: Arguments) -> Any:
-        assert layout is not None
         arguments, axes = cast(layout, arguments), layout.classes
         return over(axes, budget, arguments, *options) if axes else whole(arguments)
 
-    results = whole(arguments) if layout is None else rows_on(layout, local, arguments)
+    results = rows_on(layout, local, arguments)
     results = _in_their_places(layout, results, packing, rows.hidden.shape[0])
     return jax.tree.map(call.lead.back, results)
 
@@ -308,9 +307,7 @@ def _with_finite_rows(call: Call, rows: Rows) -> Rows:
     return rows._replace(hidden=jnp.where(kept, rows.hidden, 0))
 
 
-def _in_their_places(
-    layout: Layout | None, results: Any, packing: Packed | None, count: int
-) -> Any:
+def _in_their_places(layout: Layout, results: Any, packing: Packed | None, count: int) -> Any:
     """The results of all rows, reals and integers, from the results of the packed rows."""
     if packing is None:
         return results

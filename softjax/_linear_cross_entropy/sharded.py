@@ -39,11 +39,9 @@ from softjax._sharding import Names, varying
 
 
 def each_on(
-    layout: Layout | None, arguments: Arguments, budget: int | None, batch_invariant: bool
+    layout: Layout, arguments: Arguments, budget: int | None, batch_invariant: bool
 ) -> Array:
     """The loss l_i of each row."""
-    if layout is None:
-        return each(arguments, budget, batch_invariant)
 
     def local(arguments: Arguments) -> Array:
         arguments = cast(layout, arguments)
@@ -56,48 +54,34 @@ def each_on(
 
 def rows_on(layout: Layout, local: Callable, arguments: Arguments) -> Any:
     """`local` applied on each device; it returns a tree of arrays whose first axis are the rows."""
-    if layout.is_manual:
-        return local(arguments)
-    count = arguments.rows.hidden.shape[0]
-    values = mapped(layout, local, padded(layout, arguments), (), (), P(layout.rows))
-    return jax.tree.map(lambda a: layout.as_rows(a[:count]), values)
+    values = mapped(layout, local, arguments, (), (), P(layout.rows))
+    return layout.rows_of(values, arguments.rows.hidden.shape[0])
 
 
-def total_on(
-    layout: Layout | None, arguments: Arguments, scale: Array, budget: int | None
-) -> Array:
+def total_on(layout: Layout, arguments: Arguments, scale: Array, budget: int | None) -> Array:
     """sum_i scale_i l_i."""
-    if layout is None:
-        return total(arguments, scale, budget)
 
     def local(arguments: Arguments, scale: Array) -> Array:
         arguments = cast(layout, arguments)
         value = total(arguments, scale, budget, layout.classes)
         return lax.psum(value, layout.rows)
 
-    if layout.is_manual:
-        return local(arguments, scale)
-    return mapped(layout, local, padded(layout, arguments), (scale,), (P(layout.rows),), P())
+    return mapped(layout, local, arguments, (scale,), (P(layout.rows),), P())
 
 
 def total_with_readings_on(
-    layout: Layout | None, arguments: Arguments, scale: Array, budget: int | None, k: int
+    layout: Layout, arguments: Arguments, scale: Array, budget: int | None, k: int
 ) -> tuple[Array, Read]:
     """sum_i scale_i l_i, and the statistics and readings of each row from all classes."""
-    if layout is None:
-        return total_with_readings(arguments, scale, budget, (), k)
 
     def local(arguments: Arguments, scale: Array) -> tuple[Array, Read]:
         arguments = cast(layout, arguments)
         value, every = total_with_readings(arguments, scale, budget, layout.classes, k)
         return lax.psum(value, layout.rows), every
 
-    if layout.is_manual:
-        return local(arguments, scale)
-    count, spec = scale.shape[0], P(layout.rows)
-    operands = padded(layout, arguments), (scale,), (spec,)
-    value, every = mapped(layout, local, *operands, (P(), spec))
-    return value, jax.tree.map(lambda a: layout.as_rows(a[:count]), every)
+    spec = P(layout.rows)
+    value, every = mapped(layout, local, arguments, (scale,), (spec,), (P(), spec))
+    return value, layout.rows_of(every, scale.shape[0])
 
 
 def mapped(
@@ -107,6 +91,9 @@ def mapped(
 
     `specs` are the shardings of `more`, which is padded with zeros if its sizes are not divisible.
     """
+    if layout.is_local:
+        return local(arguments, *more)
+    arguments = padded(layout, arguments)
     operands = (arguments, *jax.tree.map(layout.evened, more, specs))
     in_specs = where_given(operands, (specs_of(layout, arguments), *specs))
     axes = layout.rows + layout.classes
