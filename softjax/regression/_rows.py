@@ -151,6 +151,25 @@ def augmented(x: Array) -> Array:
     return jnp.concatenate([x, jnp.ones((x.shape[0], 1), x.dtype)], 1)
 
 
+def of_each_row(function: Callable, matrices: tuple[Array, ...], x: Array, *others: Array) -> Any:
+    """function(*products, *entries) of each row, computed some rows at a time.
+
+    The products [K, K] are X~_i^T M X~_i, X~_i = (x_i, 1) kron I, for the matrices M [D + 1, K,
+    D + 1, K]; the entries are those of `others`, [N, ...], for the row.
+    """
+    d, k = matrices[0].shape[:2]
+    pairs = [m.transpose(0, 2, 1, 3).reshape(d * d, k * k) for m in matrices]
+
+    def of_row(row):
+        x, *entries = row
+        outer = (x[:, None] * x).ravel()
+        products = (jnp.matmul(outer, p, precision=EXACT).reshape(k, k) for p in pairs)
+        return function(*products, *entries)
+
+    batch = max(1, CHUNK_SIZE // (d * d + k * k))
+    return lax.map(of_row, (augmented(x), *others), batch_size=batch)
+
+
 def information(x: Array, z: Array, a: Array) -> Array:
     """I [P, P], exactly symmetric; rows and columns have the features first, then the classes.
 

@@ -15,7 +15,7 @@ from softjax._labels import Labels
 from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import EXACT, Rows, augmented, checked_rows, sum_of_chunks, times
-from softjax.regression.inference._leverage import pulled
+from softjax.regression.inference._influence import pulled
 from softjax.regression.inference._optimum import (
     at_optimum,
     lifted,

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 
 from softjax._auto_axes import on_auto_axes
@@ -13,10 +13,10 @@ from softjax._softmax_core import softmax_core, softmax_tangent
 from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import (
-    CHUNK_SIZE,
     EXACT,
     Rows,
     augmented,
+    of_each_row,
     rows_without_labels,
     sum_of_chunks,
 )
@@ -226,16 +226,10 @@ def _effects_and_jacobian(params: SoftmaxRegression, rows: Rows) -> tuple[Array,
 @jax.jit
 def _predictions(params: SoftmaxRegression, v: Array, rows: Rows, level: ArrayLike) -> Predictions:
     _, v = by_class(params, v)
-    x = rows.x
-    d, k = v.shape[:2]
-    quantile = normal_quantile(level, x.dtype)
-    is_own = jnp.eye(k, dtype=bool)
-    pairs = v.transpose(0, 2, 1, 3).reshape(d * d, k * k)
+    quantile = normal_quantile(level, rows.x.dtype)
+    is_own = jnp.eye(v.shape[1], dtype=bool)
 
-    def of_row(row):
-        x, z = row
-        outer = (x[:, None] * x).ravel()
-        logit_covariance = jnp.matmul(outer, pairs, precision=EXACT).reshape(k, k)
+    def of_row(logit_covariance, z):
         others = jnp.where(is_own, -jnp.inf, z)
         g = jnp.where(is_own, 1, -softmax_core(others, (1,)))
         variance = jnp.sum(jnp.matmul(g, logit_covariance, precision=EXACT) * g, 1)
@@ -245,5 +239,4 @@ def _predictions(params: SoftmaxRegression, v: Array, rows: Rows, level: ArrayLi
         lower, upper = (jax.nn.sigmoid(logit + q * logit_error) for q in (-quantile, quantile))
         return Predictions(softmax_core(z, (0,)), slope * logit_error, lower, upper)
 
-    batch = max(1, CHUNK_SIZE // (d * d + k * k))
-    return lax.map(of_row, (augmented(x), rows.logits(x, params)), batch_size=batch)
+    return of_each_row(of_row, (v,), rows.x, rows.logits(rows.x, params))

@@ -1,4 +1,20 @@
-"""The influence of each example on a fit: leverage and Cook's distance."""
+"""The influence of each example on a fit: leverage and Cook's distance.
+
+Each example pulls the fit towards itself, which makes its residual too small. Let
+A_i = w_i q_i (diag p_i - p_i p_i^T), B_i = X~_i^T H^-1 X~_i and X~_i = (x_i, 1) kron I, and let r_i
+be the score of an example with respect to its logits. All of them are in the coordinates of the
+K - 1 classes other than the reference. The leverage and the corrected scores are
+
+    leverage_i = tr(A_i B_i),  r_i -> (I - A_i B_i)^(-power) r_i
+
+With power 1 the corrected score is, to first order, the score at the fit to the other examples.
+With power 1/2 its expected square is A_i, the information of the example. By
+M = A^(1/2) B A^(1/2), which is symmetric,
+
+    f(A B) = f(0) I + A^(1/2) g(M) A^(1/2) B,  g(m) = (f(m) - f(0)) / m,
+
+so that A need not be inverted; A is nearly 0 if the model predicts a probability close to 1.
+"""
 
 from typing import NamedTuple
 
@@ -11,8 +27,7 @@ from softjax._auto_axes import on_auto_axes
 from softjax._labels import Labels
 from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression
-from softjax.regression._rows import EXACT, Rows, checked_rows
-from softjax.regression.inference._leverage import pulled
+from softjax.regression._rows import EXACT, Rows, checked_rows, of_each_row
 from softjax.regression.inference._optimum import at_optimum, only_at_optimum, penalty_or_none
 
 
@@ -118,3 +133,36 @@ def _influence(
     parameters = jnp.sum(jnp.diag(optimum.inverse) > 0).astype(v.dtype)
     distance = found.squares / parameters
     return Influence(found.leverage, distance), optimum.regular, optimum.move
+
+
+class Pulled(NamedTuple):
+    """Leverages and corrected scores of all examples."""
+
+    leverage: Array  # [N]
+    scores: Array  # the corrected r_i, [N, K - 1]
+    squares: Array  # r^T X~^T V X~ r with the corrected r and the given V, [N]
+
+
+def pulled(
+    x: Array, mass: Array, p: Array, scores: Array, inverse: Array, v: Array, power: float
+) -> Pulled:
+    """The leverages and the corrected scores r_i.
+
+    The features x are [N, D]; `mass` has w_i q_i; p [N, K - 1] are the probabilities of the classes
+    other than the reference; H^-1 (`inverse`) and V are ordered by feature and then by class; and
+    `power` is 1/2 or 1.
+    """
+    shape = (x.shape[1] + 1, p.shape[1]) * 2
+
+    def of_row(b, of_v, mass, p, r):
+        a = mass * (jnp.diag(p) - p[:, None] * p)
+        sizes, vectors = jnp.linalg.eigh(a)
+        root = (vectors * jnp.sqrt(jnp.maximum(sizes, 0))) @ vectors.T
+        m, turn = jnp.linalg.eigh(root @ b @ root)
+        left = jnp.maximum(1 - m, jnp.finfo(m.dtype).eps)
+        g = 1 / left if power == 1 else 1 / (jnp.sqrt(left) * (1 + jnp.sqrt(left)))
+        adjusted = r + root @ ((turn * g) @ (turn.T @ (root @ (b @ r))))
+        return Pulled(jnp.sum(m), adjusted, adjusted @ of_v @ adjusted)
+
+    matrices = inverse.reshape(shape), v.reshape(shape)
+    return of_each_row(of_row, matrices, x, mass, p, scores)

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 
 from softjax._auto_axes import on_auto_axes
@@ -11,12 +11,12 @@ from softjax._softmax_core import softmax_core
 from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import (
-    CHUNK_SIZE,
     EXACT,
     Rows,
     augmented,
     checked_rows,
     feature_column,
+    of_each_row,
 )
 from softjax.regression.inference._optimum import (
     at_optimum,
@@ -99,9 +99,7 @@ def leave_one_out(
 @jax.jit
 def _leave_one_out(params: SoftmaxRegression, rows: Rows, l2):
     optimum = at_optimum(params, rows, l2)
-    x = augmented(optimum.x)
     inverse = lifted(optimum.inverse, optimum.classes)
-    d, k = inverse.shape[:2]
     z = rows.logits(rows.x, params)
     g = rows.residuals(z)
     q = rows.masses(z.dtype)
@@ -109,20 +107,15 @@ def _leave_one_out(params: SoftmaxRegression, rows: Rows, l2):
     if l2 is not None:
         kernel = feature_column(l2, z.dtype) * centred(params.kernel.astype(z.dtype))
         change = jnp.einsum("dkel,el->dk", inverse[:, :, :-1], kernel, precision=EXACT)
-        from_penalty = jnp.matmul(x, change, precision=EXACT)
-    pairs = inverse.transpose(0, 2, 1, 3).reshape(d * d, k * k)
+        from_penalty = jnp.matmul(augmented(optimum.x), change, precision=EXACT)
 
-    def of_row(row):
-        x, z, p, g, c, w, q = row
-        outer = (x[:, None] * x).ravel()
-        b = jnp.matmul(outer, pairs, precision=EXACT).reshape(k, k)
+    def of_row(b, z, p, g, c, w, q):
         b_p = jnp.matmul(b, p, precision=EXACT)
         b_a = q * (b * p - b_p[:, None] * p)
         pull = w * (jnp.matmul(b, g, precision=EXACT) + c)
-        moved = z + jnp.linalg.solve(jnp.eye(k, dtype=z.dtype) - w * b_a, pull)
+        moved = z + jnp.linalg.solve(jnp.eye(len(z), dtype=z.dtype) - w * b_a, pull)
         return jnp.where(w == 0, z, moved)
 
-    batch = max(1, CHUNK_SIZE // (d * d + k * k))
-    p = softmax_core(z, (1,))
-    rows_of = (x, z, p, g, from_penalty, optimum.weights, q)
-    return lax.map(of_row, rows_of, batch_size=batch), optimum.regular, optimum.move
+    others = (z, softmax_core(z, (1,)), g, from_penalty, optimum.weights, q)
+    z = of_each_row(of_row, (inverse,), optimum.x, *others)
+    return z, optimum.regular, optimum.move
