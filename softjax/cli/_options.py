@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -83,10 +84,12 @@ def decimal(value: str | None) -> str | None:
 
 
 # The options of `softjax fit`, by the headings below which --help shows them.
-DATA, MODEL, SEARCH = "The data", "The model", "The solver"
-OUTPUT, LARGE = "Output", "Large data and many processes"
+of_data = partial(typer.Option, rich_help_panel="The data")
+of_model = partial(typer.Option, rich_help_panel="The model")
+of_solver = partial(typer.Option, rich_help_panel="The solver")
+of_output = partial(typer.Option, rich_help_panel="Output")
+of_large = partial(typer.Option, rich_help_panel="Large data and many processes")
 
-# The data.
 DataFile = Annotated[
     str,
     typer.Argument(
@@ -97,39 +100,32 @@ DataFile = Annotated[
 
 LabelColumn = Annotated[
     str | None,
-    typer.Option(
-        rich_help_panel=DATA,
-        help="Name of the column with the labels; for a .npy file its number, counted from 0.",
-    ),
+    of_data(help="Name of the column with the labels; for a .npy file its number, counted from 0."),
 ]
 Drop = Annotated[
     list[str] | None,
-    typer.Option(
-        rich_help_panel=DATA,
-        help="Column that is not a feature, such as an identifier. Repeat the option for more.",
+    of_data(
+        help="Column that is not a feature, such as an identifier. Repeat the option for more."
     ),
 ]
 Category = Annotated[
     list[str] | None,
-    typer.Option(
-        rich_help_panel=DATA,
+    of_data(
         help="Column whose numbers are names of categories, such as a postcode. Repeat the "
-        "option for more. Columns of text are categories without it.",
+        "option for more. Columns of text are categories without it."
     ),
 ]
 Impute = Annotated[
     bool,
-    typer.Option(
+    of_data(
         "--impute",
-        rich_help_panel=DATA,
         help="Fill missing cells with the median or the most frequent category of the rows to "
         "fit; the model does the same (default: missing cells are refused).",
     ),
 ]
 Separator = Annotated[
     str | None,
-    typer.Option(
-        rich_help_panel=DATA,
+    of_data(
         callback=separator,
         help="Separator of a .csv or .tsv file: a character, or tab, comma, semicolon, pipe or "
         "space (default: found in the header).",
@@ -137,8 +133,7 @@ Separator = Annotated[
 ]
 Encoding = Annotated[
     str | None,
-    typer.Option(
-        rich_help_panel=DATA,
+    of_data(
         callback=encoding,
         help="Encoding of a .csv or .tsv file, such as cp1252 or latin-1 (default: utf-8, or "
         "utf-16 with a byte order mark).",
@@ -146,25 +141,22 @@ Encoding = Annotated[
 ]
 Decimal = Annotated[
     str | None,
-    typer.Option(
-        rich_help_panel=DATA,
+    of_data(
         callback=decimal,
         help="Decimal mark of the numbers of a .csv or .tsv file: , or . (default: the point).",
     ),
 ]
 AnyClasses = Annotated[
     bool,
-    typer.Option(
+    of_data(
         "--any-classes",
-        rich_help_panel=DATA,
         help="Take the labels as classes even if they look like identifiers, measurements or "
         "counts, because many of them occur once or few times.",
     ),
 ]
 TestFraction = Annotated[
     float,
-    typer.Option(
-        rich_help_panel=DATA,
+    of_data(
         min=0.0,
         max=0.99,
         callback=finite,
@@ -174,18 +166,15 @@ TestFraction = Annotated[
 ]
 SkipNonfinite = Annotated[
     bool,
-    typer.Option(
+    of_data(
         "--skip-nonfinite",
-        rich_help_panel=DATA,
         help="Skip rows that contain NaN or infinity or an empty cell, or have no label.",
     ),
 ]
 
-# The model.
 ClassWeight = Annotated[
     list[str] | None,
-    typer.Option(
-        rich_help_panel=MODEL,
+    of_model(
         callback=class_weights,
         help="Weight of a class in the loss, as CLASS=WEIGHT, repeated for more; or balanced, "
         "for the same total weight of every class (default: 1 each).",
@@ -193,8 +182,7 @@ ClassWeight = Annotated[
 ]
 L2 = Annotated[
     list[float] | None,
-    typer.Option(
-        rich_help_panel=MODEL,
+    of_model(
         min=0.0,
         callback=all_finite,
         help="L2 penalty: adds l2 / 2 |kernel|^2 to the loss (default: 0.0001; 0 for --solver "
@@ -203,50 +191,37 @@ L2 = Annotated[
 ]
 Folds = Annotated[
     int | None,
-    typer.Option(
-        rich_help_panel=MODEL,
-        min=2,
-        help="Number of folds of the cross-validation of several --l2 (default: 5).",
-    ),
+    of_model(min=2, help="Number of folds of the cross-validation of several --l2 (default: 5)."),
 ]
 L1 = Annotated[
     float,
-    typer.Option(
-        rich_help_panel=MODEL,
+    of_model(
         min=0.0,
         callback=finite,
         help="L1 penalty: adds l1 |kernel|_1 to the loss; the solver is then proximal.",
     ),
 ]
 
-# The solver.
 SolverName = Annotated[
     Solver,
-    typer.Option(
-        rich_help_panel=SEARCH,
+    of_solver(
         help="Solver. auto is newton-cg, or proximal with --l1, or optax with --optimizer, "
-        "--epochs, --batch-size or --learning-rate.",
+        "--epochs, --batch-size or --learning-rate."
     ),
 ]
 MaxSteps = Annotated[
     int | None,
-    typer.Option(
-        rich_help_panel=SEARCH,
-        min=1,
-        help="Largest number of steps of any solver but optax (default: set by the solver).",
+    of_solver(
+        min=1, help="Largest number of steps of any solver but optax (default: set by the solver)."
     ),
 ]
 OptimizerName = Annotated[
     Optimizer | None,
-    typer.Option(
-        rich_help_panel=SEARCH,
-        help="Optimizer of --solver optax (default: lbfgs; with --stream: adam, not lbfgs).",
-    ),
+    of_solver(help="Optimizer of --solver optax (default: lbfgs; with --stream: adam, not lbfgs)."),
 ]
 Epochs = Annotated[
     int | None,
-    typer.Option(
-        rich_help_panel=SEARCH,
+    of_solver(
         min=1,
         help="Largest number of passes of --solver optax over the data (default: 300; with "
         "--stream: 10).",
@@ -254,8 +229,7 @@ Epochs = Annotated[
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option(
-        rich_help_panel=SEARCH,
+    of_solver(
         min=1,
         help="Examples in each step of --optimizer adam or sgd (default: all; with --stream: "
         "1024).",
@@ -263,65 +237,41 @@ BatchSize = Annotated[
 ]
 LearningRate = Annotated[
     float | None,
-    typer.Option(
-        rich_help_panel=SEARCH,
-        callback=positive,
-        help="Learning rate of adam (default: 0.01) or sgd (default: 0.5).",
+    of_solver(
+        callback=positive, help="Learning rate of adam (default: 0.01) or sgd (default: 0.5)."
     ),
 ]
 Seed = Annotated[
-    int,
-    typer.Option(
-        rich_help_panel=SEARCH, min=0, help="Seed of the held-out rows, the batches and the folds."
-    ),
+    int, of_solver(min=0, help="Seed of the held-out rows, the batches and the folds.")
 ]
 
-# The output.
 Summary = Annotated[
-    bool,
-    typer.Option(
-        "--summary",
-        rich_help_panel=OUTPUT,
-        help="Print the coefficients with their standard errors.",
-    ),
+    bool, of_output("--summary", help="Print the coefficients with their standard errors.")
 ]
 OddsRatios = Annotated[
     bool,
-    typer.Option(
+    of_output(
         "--odds-ratios",
-        rich_help_panel=OUTPUT,
         help="Show odds ratios in the table of --summary, in place of coefficients.",
     ),
 ]
 Out = Annotated[
-    Path,
-    typer.Option(
-        rich_help_panel=OUTPUT,
-        help="Folder for model.npz, metrics.json, history.jsonl and report.png.",
-    ),
+    Path, of_output(help="Folder for model.npz, metrics.json, history.jsonl and report.png.")
 ]
 
-# Large data, and many processes.
 Stream = Annotated[
-    bool,
-    typer.Option(
-        "--stream",
-        rich_help_panel=LARGE,
-        help="Read the file in runs of rows: it need not fit into memory.",
-    ),
+    bool, of_large("--stream", help="Read the file in runs of rows: it need not fit into memory.")
 ]
 Checkpoint = Annotated[
     Path | None,
-    typer.Option(
-        rich_help_panel=LARGE,
+    of_large(
         help="With --solver optax: folder for the checkpoints of a streamed fit. The same command "
-        "resumes from the last checkpoint.",
+        "resumes from the last checkpoint."
     ),
 ]
 Every = Annotated[
     int | None,
-    typer.Option(
-        rich_help_panel=LARGE,
+    of_large(
         min=1,
         help="With --stream and --solver optax: number of steps between two checkpoints and lines "
         "of the history (default: one epoch).",
@@ -329,34 +279,20 @@ Every = Annotated[
 ]
 Coordinator = Annotated[
     str | None,
-    typer.Option(
-        rich_help_panel=LARGE,
+    of_large(
         envvar="JAX_COORDINATOR_ADDRESS",
         help="HOST:PORT of process 0, to run several processes, each of which streams a part of "
         "the rows; or auto, to detect a cluster such as Slurm.",
     ),
 ]
 Processes = Annotated[
-    int | None,
-    typer.Option(
-        rich_help_panel=LARGE, min=1, envvar="JAX_NUM_PROCESSES", help="Number of processes."
-    ),
+    int | None, of_large(min=1, envvar="JAX_NUM_PROCESSES", help="Number of processes.")
 ]
 ProcessId = Annotated[
     int | None,
-    typer.Option(
-        rich_help_panel=LARGE,
-        min=0,
-        envvar="JAX_PROCESS_ID",
-        help="Number of this process, counted from 0.",
-    ),
+    of_large(min=0, envvar="JAX_PROCESS_ID", help="Number of this process, counted from 0."),
 ]
-Patience = Annotated[
-    int,
-    typer.Option(
-        rich_help_panel=LARGE, min=1, help="Seconds to wait for the other processes to start."
-    ),
-]
+Patience = Annotated[int, of_large(min=1, help="Seconds to wait for the other processes to start.")]
 
 
 @contextlib.contextmanager
