@@ -22,13 +22,16 @@ LENGTHS = (1, 2, 3, *(b + i for b in AROUND for i in (-1, 0, 1)), 127, 200, 215,
 @pytest.mark.parametrize(("axis", "rows"), [(-1, 2), (-1, 3), (0, LONG + 1)])
 def test_every_length(axis, rows):
     rng = np.random.default_rng(0)
-    compiled = jax.jit(lambda x: excess(x, (axis % 2,)))
+    tables = []
     for length in LENGTHS:
         # A dominated row, one of ties, and those that are neither.
         x = 3 * rng.standard_normal((rows, length)).astype(np.float32)
         x[0, rng.integers(length)] = 40
         x[1, rng.permutation(length)[: 1 + length // 3]] = x[1].max()
-        m, r = compiled(np.moveaxis(x, -1, axis))
+        tables.append(x)
+    compiled = jax.jit(lambda tables: [excess(x, (axis % 2,)) for x in tables])
+    results = compiled([np.moveaxis(x, -1, axis) for x in tables])
+    for x, (m, r) in zip(tables, results, strict=True):
         expected_m, expected_r = oracles.excess(x)
         np.testing.assert_array_equal(m.ravel(), expected_m.ravel())
         # 40 - x has a rounding error of half an ulp of 40, which exp makes relative: 2e-6.
@@ -80,12 +83,16 @@ def test_one_row_of_probabilities_serves_several_tangents(classes):
 def test_the_index_of_the_maximum(length):
     """The last of equal maxima, in a row without tiles, with some left over and without."""
     x = np.random.default_rng(0).integers(length // 3, size=(40, length)).astype(np.float32)
-    actual = place_in_tiles(jnp.asarray(x), jnp.max(x, 1, keepdims=True), 1)
+
+    @jax.jit
+    def compiled(x):
+        return place_in_tiles(x, jnp.max(x, 1, keepdims=True), 1), excess(x, (1,))[0]
+
+    actual, m = compiled(x)
     np.testing.assert_array_equal(actual, length - 1 - x[:, ::-1].argmax(1)[:, None])
-    m, _ = excess(jnp.asarray(x), (1,))
     np.testing.assert_array_equal(m, x.max(1)[:, None])
-    lost = jnp.asarray([[-np.inf] * length, [np.nan] * length])
-    lost = place_in_tiles(lost, jnp.max(lost, 1, keepdims=True), 1)
+    x[:20], x[20:] = -np.inf, np.nan
+    lost = np.asarray(compiled(x)[0])
     assert np.all((lost >= 0) & (lost < length))
 
 
@@ -110,35 +117,38 @@ HALVES = {
 @pytest.mark.x64_once
 @pytest.mark.compiled_quickly
 @pytest.mark.parametrize("name", HALVES)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_derivatives_keep_half_precision_in_memory_and_compute_in_float32(name, dtype):
+def test_derivatives_keep_half_precision_in_memory_and_compute_in_float32(name):
     function = HALVES[name]
-    rng = np.random.default_rng(0)
-    x, v = (jnp.asarray(3 * rng.standard_normal((6, 37)), dtype) for _ in range(2))
-    wide, v_wide = x.astype(jnp.float32), v.astype(jnp.float32)
-    value, back = jax.vjp(function, x)
-    kept = [a for a in jax.tree.leaves(back) if a.size >= x.size]
-    assert kept
-    assert all(a.dtype.itemsize <= 2 for a in kept)
 
-    expected, back_wide = jax.vjp(function, wide)
-    tolerances = {"rtol": 2 * float(jnp.finfo(dtype).eps), "atol": 1e-6}
-    cotangent = jnp.asarray(rng.standard_normal(value.shape), value.dtype)
+    def gradient(x, u):
+        return jax.vjp(function, x)[1](u)[0]
 
-    def equal(actual, desired):
-        np.testing.assert_allclose(*(np.asarray(a, float) for a in (actual, desired)), **tolerances)
+    def backward(x, v, u):
+        value, back = jax.vjp(function, x)
+        return value, back(u)[0], jax.vjp(lambda x: gradient(x, u), x)[1](v)[0]
 
-    equal(value, expected)
+    def forward(x, v, u):
+        one = jax.jvp(function, (x,), (v,))[1]
+        return one, jax.jvp(lambda x: gradient(x, u), (x,), (v,))[1]
+
     # Both modes in one program: JAX must not take one map for the other.
-    actual = jax.jit(lambda: (back(cotangent)[0], jax.jvp(function, (x,), (v,))[1]))()
-    equal(actual[0], back_wide(cotangent.astype(jnp.float32))[0])
-    equal(actual[1], jax.jvp(function, (wide,), (v_wide,))[1])
+    together = jax.jit(lambda *a: (*backward(*a), *forward(*a)))
+    apart = jax.jit(backward), jax.jit(forward)
+    rng = np.random.default_rng(0)
+    for dtype in (jnp.bfloat16, jnp.float16):
+        x, v = (3 * rng.standard_normal((2, 6, 37))).astype(dtype)
+        value, back = jax.eval_shape(lambda x: jax.vjp(function, x), x)
+        kept = [a for a in jax.tree.leaves(back) if a.size >= x.size]
+        assert kept
+        assert all(a.dtype.itemsize <= 2 for a in kept)
 
-    def gradient(x):
-        return jax.vjp(function, x)[1](cotangent.astype(jax.eval_shape(function, x).dtype))[0]
-
-    equal(jax.jvp(gradient, (x,), (v,))[1], jax.jvp(gradient, (wide,), (v_wide,))[1])
-    equal(jax.vjp(gradient, x)[1](v)[0], jax.vjp(gradient, wide)[1](v_wide)[0])
+        u = rng.standard_normal(value.shape).astype(value.dtype)
+        wide = [a.astype(np.float32) for a in (x, v, u)]
+        expected = [result for program in apart for result in program(*wide)]
+        for actual, desired in zip(together(x, v, u), expected, strict=True):
+            np.testing.assert_allclose(
+                np.asarray(actual, float), desired, rtol=2 * float(jnp.finfo(dtype).eps), atol=1e-6
+            )
 
 
 @pytest.mark.x64_once
@@ -189,7 +199,7 @@ def test_classes_in_front_stay_there():
 @pytest.mark.parametrize("axes", [(0,), (1,), (0, 1), (2, 0), (2, 1), (0, 1, 2), ()])
 def test_any_axes(axes):
     x = np.random.default_rng(1).standard_normal((5, 4, 30)).astype(np.float32)
-    m, r = excess(jnp.asarray(x), axes)
+    m, r = jax.jit(excess, static_argnums=1)(x, axes)
     kept = [axis for axis in range(3) if axis not in axes]
     rows = x.transpose(*kept, *sorted(axes)).reshape([x.shape[axis] for axis in kept] + [-1])
     expected_m, expected_r = oracles.excess(rows)
