@@ -203,7 +203,7 @@ def sums_of_tiles(
     sums, start = [], 0
     for count, height, width in _tiling(length, last, highest):
         stop = start + count * height * width
-        parts = terms(slice(start, stop))
+        parts = _of_one(terms, start, axis) if 0 < start == stop - 1 else terms(slice(start, stop))
         start = stop
         if count == width == 1:
             # XLA:CPU would not vectorize over the rows if results were [rows, 1, 1], not [rows].
@@ -219,6 +219,17 @@ def sums_of_tiles(
         else:
             sums.append(_sums_along(columns, axis, last, combine))
     return tuple(reduce(combine, parts) for parts in zip(*sums, strict=True))
+
+
+def _of_one(terms: Callable[[slice], Sums], place: int, axis: int) -> Sums:
+    """The terms of the last entry of a row, after zeros in place of those of the entry before it.
+
+    XLA:CPU does not reduce an axis of size 1. Each loop that uses the sum would compute the terms,
+    and none could overwrite the array from which they come.
+    """
+    parts = terms(slice(place - 1, place + 1))
+    is_last = lax.broadcasted_iota(jnp.int32, parts[0].shape, axis) == 1
+    return tuple(jnp.where(is_last, a, 0) for a in parts)
 
 
 def _sums_along(arrays: Sums, axis: int, last: bool, combine: Combine) -> Sums:
@@ -282,8 +293,8 @@ def _tiling(length: int, last: bool, highest: int | None) -> list[tuple[int, int
     Narrow tiles vectorize over rows. Wide tiles also vectorize over classes, which must be last.
     """
     if length < WIDE:
-        starts = range(0, max(length, 1), UNROLLED)
-        return [(1, min(UNROLLED, length - start), 1) for start in starts]
+        count = max(-(-length // UNROLLED), 1)
+        return [(1, (length + n) // count, 1) for n in range(count)]
     if not last:
         count, left_over = divmod(length, UNROLLED)
         return [(count, UNROLLED, 1)] + ([(1, left_over, 1)] if left_over else [])
@@ -296,10 +307,11 @@ def _tiling(length: int, last: bool, highest: int | None) -> list[tuple[int, int
 
         def cost(tile: tuple[int, int]) -> tuple[float, ...]:
             height, width = tile
+            rest = length % (height * width)
             # What is left over; then the time for an entry, with whole vectors and single entries,
             # the start of a loop and what it writes.
             steps = 2 + width // 8 + width % 8
-            return length % (height * width), steps / width + 0.5 / height, -width
+            return rest == 1, rest, steps / width + 0.5 / height, -width
 
         tiles = [(h, w) for h in range(4, FEW + 1) for w in range(8, MANY + 1)]
         height, width = min((t for t in tiles if math.prod(t) <= length), key=cost)
