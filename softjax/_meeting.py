@@ -34,15 +34,9 @@ PAUSE = 0.05
 class Meeting:
     """The connections of this process: process 0 is connected to all others, the others to it.
 
-    Args:
-        address: HOST:PORT at which process 0 listens; free again once all are connected.
-        count: the number of processes, 2 or more.
-        index: the number of this process, from 0.
-        patience: seconds to wait for the others.
-
-    Raises:
-        SystemExit: a process did not connect, or ended before all had connected.
-        OSError: process 0 cannot listen at the address.
+    Process 0 listens at the address HOST:PORT, which is free again once all are connected, and may
+    raise an OSError. If a process does not connect within `patience` seconds, or ends before all
+    have connected, every process ends by SystemExit.
     """
 
     def __init__(self, address: str, count: int, index: int, patience: float):

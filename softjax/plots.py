@@ -270,12 +270,8 @@ def _name_ticks(
     """Labels the entries along an axis with names, in which a $ does not begin a formula.
 
     If there is not enough room for all names, every second or every third name is shown, and so on.
-
-    Args:
-        axes: axes in a panel that is a quarter of the figure.
-        along: the axis to label.
-        names: the names of its entries.
-        after: text after each name, which is not shortened.
+    The axes are in a panel that is a quarter of the figure. The texts `after` the names are not
+    shortened.
     """
     # A panel keeps at least this share of the figure for its entries; a line is 8 points high.
     room = _points(axes.figure, 0.3)

@@ -77,13 +77,9 @@ def reduced(
 ) -> Array:
     """The losses of all examples in their original shape, or their sum or mean.
 
-    Args:
-        call: how the losses are reduced.
-        heads: the arguments of one or two heads, with flat rows.
-        weights: the weights of these rows.
-        scale: the factor of the loss of each row in the sum.
-        losses: a function of heads and a scale; it returns the loss of each row, or, if the scale
-            is not None, the scaled sum.
+    `heads` are the arguments of one or two heads with flat rows, whose weights are `weights`, and
+    whose factors in the sum are `scale`. The function losses(heads, scale) returns the scaled sum
+    or, for a scale of None, the loss of each row.
     """
     count, places, spoiled = scale.shape[0], None, 1
     dtypes = [head.rows.hidden.dtype for head in heads]

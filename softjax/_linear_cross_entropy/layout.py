@@ -231,15 +231,9 @@ def call_of(
 ) -> Call:
     """The call of `function` with these arrays and options, some of which are checked here.
 
-    Args:
-        function: the name of the public function, for errors.
-        classes: the kernel and bias of the head.
-        of_examples: a tree of the arrays of the examples, of which hidden [..., D] is the first.
-        others: a tree of all other arrays that may be on a mesh.
-        class_axis: as in linear_cross_entropy.
-        feature_axis: as in linear_cross_entropy.
-        batch_invariant: as in linear_cross_entropy.
-        **options: the other attributes of the call.
+    `of_examples` is a tree of the arrays of the examples, of which hidden [..., D] is the first,
+    and `others` a tree of all other arrays that may be on a mesh; `options` are attributes of the
+    call.
     """
     arrays = jax.tree.leaves(of_examples)
     mesh, ndim = mesh_of((classes, arrays, others)), arrays[0].ndim - 1

@@ -47,11 +47,7 @@ class FitError(Exception):
 
 @contextlib.contextmanager
 def remedies_offered(impute: bool = True) -> Iterator[None]:
-    """Adds to errors the options that help with incomplete rows and cells that are not numbers.
-
-    Args:
-        impute: whether missing cells can be imputed.
-    """
+    """Adds to errors the options that help with incomplete rows and cells that are not numbers."""
     try:
         yield
     except IncompleteError as error:
@@ -371,13 +367,8 @@ def print_result(
 ) -> None:
     """Prints the result of the fit, and one line of advice if it is not the optimum.
 
-    Args:
-        console: to print to.
-        result: the result of the fit.
-        written: the files and the metrics.
-        limit: the option that sets the number of steps; None if the fit always takes all of them,
-            as for Adam.
-        more: other files.
+    `limit` is the option that sets the number of steps; None if the fit always takes all of them,
+    as for Adam. `more` are further files that were written.
     """
     found, reason = written.metrics, result.stop_reason
     if found and len(found["classes"]) <= MOST_SHOWN:

@@ -22,21 +22,14 @@ def metrics(
     majority: int,
     loss: float,
 ) -> dict[str, Any]:
-    """Accuracy, and precision, recall and F1 of each class.
+    """Accuracy, and precision, recall and F1 of each class, as a dictionary for JSON.
 
         precision_k = hits_k / predicted_k,  recall_k = hits_k / examples_k
         F1_k = 2 hits_k / (predicted_k + examples_k)
 
-    Args:
-        labels: [N], class indices.
-        probabilities: [N, K], predicted for them.
-        class_names: K names.
-        majority: the most frequent class of the examples of the fit, or, if these are unknown, of
-            the predicted examples.
-        loss: the mean loss of the examples, nats.
-
-    Returns:
-        A dictionary for JSON; None for a precision or a recall that is 0 / 0.
+    `probabilities` are [N, K]. The class `majority` is the most frequent one of the examples of the
+    fit or, if these are unknown, of the predicted examples. A precision or a recall of 0 / 0 is
+    None.
     """
     found = scores(labels, probabilities.argmax(axis=1), len(class_names))
     columns = (found.precision, found.recall, found.f1)
@@ -80,12 +73,7 @@ def print_metrics(console: Console, found: dict[str, Any], title: str) -> None:
 
 
 def overall(found: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """The figures of all classes together, as rows of a table.
-
-    Args:
-        found: the result of `metrics`.
-        prefix: the text before "loss" and "accuracy".
-    """
+    """The figures of all classes together, as rows of a table, with a prefix of their names."""
     most = f"accuracy of {found['majority_class']!r} alone"
     return [
         (f"{prefix}loss", f"{found['loss']:.4f} nats"),

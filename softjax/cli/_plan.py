@@ -83,12 +83,7 @@ class Plan(NamedTuple):
 
 
 def check_stream(plan: Plan, option: str) -> None:
-    """Refuses incompatible options of a stream.
-
-    Args:
-        plan: the options.
-        option: the option that makes the fit a streamed one, for errors.
-    """
+    """Refuses options that a stream does not take; `option` is the one that makes it a stream."""
     if len(plan.penalties) > 1:
         raise typer.BadParameter(f"{option} takes one --l2, not several")
     if plan.impute or plan.class_weight:
@@ -135,12 +130,9 @@ def check_in_memory(plan: Plan) -> None:
 def check_effect(context: typer.Context, data: str, *, seeded: bool, several: bool) -> None:
     """Refuses an option of the command line that would have no effect.
 
-    Args:
-        context: the context of the command.
-        data: the file, or "digits".
-        seeded: whether the seed is used for anything besides the choice of the held-out rows.
-        several: whether there is a coordinator. Numbers of processes in the environment are not
-            refused, since they may be meant for other programs.
+    The seed may be used for nothing but the choice of the held-out rows, unless `seeded`. Without
+    several processes, numbers of processes in the environment are not refused, since they may be
+    meant for other programs.
     """
     without: dict[str, str] = {}
     if data == "digits":

@@ -39,17 +39,11 @@ def digits() -> Parts:
 
 
 class Split:
-    """Draws the rows to hold out, from rows that one or several processes read in runs.
+    """Draws the rows to hold out from rows that one or several processes read in runs.
 
     Every row has a pseudo-random key that depends only on the seed and the number of the row. In
     each class the rows with the smallest keys are held out. The choice therefore does not depend on
-    how the rows are divided into runs.
-
-    Args:
-        num_rows: the number of rows in the data.
-        fraction: the fraction of the rows to hold out.
-        seed: the seed of the keys.
-        most: the largest number of rows to hold out.
+    how the rows are divided into runs. At most `most` rows are held out.
     """
 
     def __init__(self, num_rows: int, fraction: float, seed: int, most: int | None = None):

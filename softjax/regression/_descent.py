@@ -60,17 +60,10 @@ def take_step(
     passes: Any,
     patience: int,
 ) -> tuple[State, Array, Array]:
-    """A step from `state` along d: the state after it, its logits, and the length.
+    """A step from `state` along d [K, D + 1]: the state after it, its logits, and the length.
 
-    Args:
-        problem: the problem to solve.
-        state: the state before the step.
-        logits: at its parameters, [K, N].
-        d: the direction, [K, D + 1].
-        d_logits: the change of the logits along d, [K, N].
-        slope: of the objective along d.
-        passes: the number of products with the features in this step.
-        patience: the patience of the solver.
+    The logits are those before the step, `d_logits` is their change along d, both [K, N], and
+    `slope` is the slope of the objective along d.
     """
     t = step_length(problem, state.theta, logits, slope, d, d_logits)
     state = after_step(

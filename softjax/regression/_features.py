@@ -205,13 +205,8 @@ def by_examples(function: Callable[..., Any], weights: Array, x: Any, *of_classe
 
     With blocks of examples each operation on the logits of a block finds them in the cache. Sparse
     features and features on a mesh are not divided. The last block overlaps the one before; it
-    gives the examples of both the weight 0.
-
-    Args:
-        function: returns a tree of sums over examples, to which examples of weight 0 add 0.
-        weights: [N], or [K, N].
-        x: features [N, D]; None if `function` does not use them.
-        of_classes: [K, N] each.
+    gives the examples of both the weight 0, with which an example must add 0. The weights are [N]
+    or [K, N], the features [N, D] or None, and `of_classes` [K, N].
     """
     examples = weights.shape[-1]
     sizes = [CACHED // len(a) for a in of_classes]

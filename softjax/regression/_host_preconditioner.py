@@ -78,12 +78,9 @@ def diagonalised(
 ) -> Preconditioner:
     """The preconditioner `Kronecker` of the sums over the examples that it depends on.
 
-    Args:
-        middle: the means of the features under the weights of the Hessian, [D + 1].
-        means: for each class, minus the middle, [K, D + 1].
-        of_class: the sum of the weights for each class, [K, 1].
-        scatter: of the features around the middle, [D + 1, D + 1].
-        ridge: [D + 1].
+    These are the means of the features under the weights of the Hessian (`middle`, [D + 1]); the
+    means for each class minus these, [K, D + 1]; the sum of the weights for each class, [K, 1]; and
+    the scatter of the features around the middle, [D + 1, D + 1].
     """
     share = of_class[:, 0] / of_class.sum()
     m = share / (1 - np.minimum(share, 0.5))

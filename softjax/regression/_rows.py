@@ -173,10 +173,7 @@ def of_each_row(function: Callable, matrices: tuple[Array, ...], x: Array, *othe
 def information(x: Array, z: Array, a: Array) -> Array:
     """I [P, P], exactly symmetric; rows and columns have the features first, then the classes.
 
-    Args:
-        x: features [N, D].
-        z: logits [N, K].
-        a: the weights of the rows, [N], >= 0.
+    The features x are [N, D], the logits z [N, K], and the weights a >= 0 of the rows [N].
     """
     size = (x.shape[1] + 1) * z.shape[1]
     if z.shape[1] < 2:  # with one class the label is certain
@@ -210,15 +207,9 @@ def _pair_blocks(x: Array, p: Array, a: Array) -> Array:
 def sum_of_chunks(add_chunk: Callable, total: Any, row_size: int, a: Array, *arrays: Array) -> Any:
     """add_chunk(total, *rows of the arrays, rows of a) for each chunk of rows in turn.
 
-    The last chunk overlaps the one before, with a = 0 in the rows that were already added, so that
-    no padding is needed.
-
-    Args:
-        add_chunk: returns the total plus the terms of the rows, which must be 0 where a is 0.
-        total: the initial total.
-        row_size: the number of temporary numbers per row.
-        a: the weights of the rows, [N].
-        arrays: [N, ...].
+    The terms of a row must be 0 where its weight in `a` [N] is 0: the last chunk overlaps the one
+    before, with weight 0 in the rows that were already added, so that no padding is needed.
+    `row_size` is the number of temporary numbers per row.
     """
     n = len(a)
     if not n:

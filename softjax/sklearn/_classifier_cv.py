@@ -179,12 +179,7 @@ class SoftmaxClassifierCV(SoftmaxModel):
 
 
 def _chosen(scores: np.ndarray, selection: str) -> int:
-    """The index of the chosen fit in the grid, which runs from the strongest penalty down.
-
-    Args:
-        scores: [P, F].
-        selection: "best" or "one_standard_error".
-    """
+    """The index of the chosen fit, given scores [P, F] from the strongest penalty down."""
     mean = scores.mean(axis=1)
     best = int(np.argmax(mean))
     if selection == "best" or scores.shape[1] < 2:

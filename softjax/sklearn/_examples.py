@@ -69,14 +69,8 @@ def examples(
 ) -> Examples:
     """The arguments of `estimator.fit`, checked by scikit-learn's own functions.
 
-    Args:
-        estimator: stores the names and the number of the features; with `classes` they are compared
-            with the features of its fit.
-        X: features [N, D] for `validate_data`.
-        y: labels [N] of any type that has an order.
-        sample_weight: [N], >= 0, a number, or None.
-        classes: the classes of an earlier fit, which must contain all labels; None for a new fit.
-        offset: the argument of `offset_array`, or None.
+    The estimator stores the names and the number of the features. With the `classes` of an earlier
+    fit, which must contain all labels, they are compared with the features of that fit instead.
     """
     y, sample_weight = filled(y), filled(sample_weight)
     codes, known = _encoded_texts(y) if classes is None else (y, None)

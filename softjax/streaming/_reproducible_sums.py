@@ -71,15 +71,10 @@ class ReproducibleSums(NamedTuple):
     def __call__(
         self, batch: Batch, class_weights: Array | None, params: SoftmaxRegression
     ) -> Array:
-        """sum_i w_i loss_i / sum_i c_i; 0 if all counts c are 0. Differentiable in `params`.
+        """sum_i w_i loss_i / sum_i c_i, at least float32; 0 if all counts c are 0.
 
-        Args:
-            batch: the rows of the blocks of all devices.
-            class_weights: [K], or None.
-            params: kernel [D, K] and bias [K].
-
-        Returns:
-            A scalar, nats, at least float32, the same on all devices.
+        The batch holds the rows of the blocks of all devices. The result is the same on all
+        devices, and differentiable in `params`.
         """
         return _mean_loss(self, batch, class_weights, params)
 

@@ -132,14 +132,9 @@ class ArrayRows:
 class Standardised:
     """The rows of a file in the form that is fitted: (features - mean) / scale, class indices.
 
-    The means are subtracted before the features are rounded to float32, which cannot hold small
-    differences between large numbers.
-
-    Args:
-        rows: the rows of a file.
-        mean: the means of the features, float64 [D].
-        scale: their standard deviations, float64 [D].
-        classes: the names of all classes, in order.
+    The means and scales are float64 [D]. The means are subtracted before the features are rounded
+    to float32, which cannot hold small differences between large numbers. `classes` are the names
+    of all classes, in order.
     """
 
     def __init__(self, rows: FileRows, mean: np.ndarray, scale: np.ndarray, classes: list[str]):

@@ -65,20 +65,12 @@ def survey(
     preempted: Callable[[], bool] = lambda: False,
     see: See = unseen,
 ) -> Survey | None:
-    """Makes one pass over the rows; each process reads its own part of them.
+    """Makes one pass over the rows, of which each process reads its own part.
 
-    Args:
-        rows: the rows of a file.
-        skip_bad: whether bad rows are reported in the result; otherwise they are an error.
-        preempted: called before each run of rows; True, on any process, ends the pass.
-        see: called after each run of rows with the numbers of its good rows, the names of their
-            classes, and for each row the place of its class among these names.
-
-    Returns:
-        `Survey`, the same on all processes; None if any process was preempted.
-
-    Raises:
-        DataError: `tables.dataset` would refuse the rows; with `skip_bad`, bad rows are accepted.
+    The result is the same on all processes. `preempted` is called before each run of rows; if it is
+    true on any process, the pass ends, and the result is None. `see` is called after each run with
+    the numbers of its good rows, the names of their classes, and for each row the place of its
+    class among these names. Bad rows are part of the result, or without `skip_bad` a DataError.
     """
     found = _pass(rows, NONE, preempted, see)
     if found is None:

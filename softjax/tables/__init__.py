@@ -125,13 +125,9 @@ def is_text(path: Path) -> bool:
 def open_file(
     path: Path, label: str | None, names: Names = None, reading: Reading = PLAIN
 ) -> FileRows:
-    """The rows of a file.
+    """The rows of a file; a `label` of None reads no labels.
 
-    Args:
-        path: the file.
-        label: the column of the labels; None to read none.
-        names: the columns of the features; None for all columns but the labels and row numbers.
-        reading: the options for reading the file.
+    `names` are the columns of the features; None for all but the labels and row numbers.
     """
     reader = READERS.get(suffix(path))
     if reader is None:
@@ -207,10 +203,8 @@ def missing_cells(features: np.ndarray) -> np.ndarray:
 def error_of_rows(rows: FileRows, wrong: np.ndarray, counts: np.ndarray) -> IncompleteError:
     """The error of the first incomplete row, with the number of the other incomplete rows.
 
-    Args:
-        rows: the rows of the file.
-        wrong: the numbers of the incomplete rows.
-        counts: the number of entries of each feature that are not finite, [D].
+    `wrong` has the numbers of these rows, and `counts` [D] how many entries of each feature are not
+    finite.
     """
     first = int(wrong[0])
     x, _ = rows.read(first, first + 1)

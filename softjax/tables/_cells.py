@@ -40,11 +40,8 @@ class NumberError(DataError):
 def as_features(path: Path, name: str, column: np.ndarray, first: int = 0) -> np.ndarray:
     """A column of features in float32 or float64; NaN for an empty cell.
 
-    Args:
-        path: the file, for the error.
-        name: the column, for the error.
-        column: numbers of any dtype, or cells of text or other Python objects.
-        first: the number of the column's first row in the file.
+    The column has numbers of any dtype, or cells of text or other Python objects. Errors name the
+    file, the column and the row, counted from `first`.
     """
     kind = column.dtype.kind
     if kind in "biuf":
@@ -153,17 +150,11 @@ def check_classes(
 ) -> list[str]:
     """The names of all classes in order, or an error if the labels are not plausible classes.
 
-    Row numbers, identifiers, measurements and counts are refused. More than two classes must have
-    two rows each on average. At most 20 labels may be numbers that are not whole. More than 20
-    whole numbers must have ten rows each on average, unless they are class indices: all of
-    0, 1, ... or of 1, 2, ..., without a gap, which is unlikely for ages.
-
-    Args:
-        path: the file, for the error.
-        name: the column of the labels, for the error.
-        names: the distinct names.
-        count: the number of rows with a label.
-        any_classes: whether to apply none of these rules.
+    Row numbers, identifiers, measurements and counts are refused: more than two classes must have
+    two of the `count` rows each on average. At most 20 labels may be numbers that are not whole.
+    More than 20 whole numbers must have ten rows each on average, unless they are class indices:
+    all of 0, 1, ... or of 1, 2, ..., without a gap, which is unlikely for ages. With `any_classes`
+    none of these rules applies.
     """
     classes = in_order(names)
     where = f"{path}: column {name!r}"

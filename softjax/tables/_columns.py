@@ -74,10 +74,7 @@ Names = Sequence[str | Column] | None
 class Levels:
     """The categories of a column, numbered in the order of appearance or as in a model.
 
-    Args:
-        path: the file, for errors.
-        name: the column.
-        known: the categories of a model, which must contain every cell; None to collect them.
+    The `known` categories of a model must contain every cell.
     """
 
     def __init__(self, path: Path, name: str, known: Sequence[str] | None = None):
@@ -112,9 +109,8 @@ class Levels:
     def doubt(self, counts: np.ndarray, forced: bool) -> "Doubt | None":
         """Why the column holds no categories; None if it may.
 
-        Args:
-            counts: the number of rows of each category, in the order of their numbers.
-            forced: whether the options say that the column holds categories.
+        `counts` are the numbers of rows of each category, in the order of their numbers, and
+        `forced` is whether the options say that the column holds categories.
         """
         present = int(np.sum(counts))
         commas = [bool(WITH_COMMA.fullmatch(level)) for level in self.place]
@@ -148,10 +144,7 @@ def refuse_texts(
 ) -> None:
     """Refuses all columns of text that hold no categories, in one error.
 
-    Args:
-        path: the file.
-        doubts: of each column of text; None if it holds categories.
-        remedy: what to do with decimal commas in this format of files.
+    `remedy` says what to do with decimal commas in this format of files.
     """
     lines = []
     for commas in (True, False):
@@ -211,10 +204,7 @@ def filled(columns: Sequence[Column], features: np.ndarray) -> np.ndarray:
 def with_fills(path: Path, columns: Sequence[Column], features: np.ndarray) -> list[Column]:
     """The columns with the fill of missing cells: the median or the most frequent category.
 
-    Args:
-        path: the file, for the error.
-        columns: the columns of the file.
-        features: [N, D], the rows of the fit; NaN for a missing cell.
+    `features` [N, D] are the rows of the fit, with NaN for a missing cell.
     """
     found, place = [], 0
     for column in columns:

@@ -63,11 +63,7 @@ class CsvRows(HeldRows):
 class _Cells:
     """The cells of the features, row by row, as numbers and category numbers.
 
-    Args:
-        path: the file, for errors.
-        columns: the columns of the features.
-        known: whether a model determines which columns are categories.
-        reading: the columns whose numbers are names of categories, and the decimal mark.
+    A model determines which columns are categories if they are `known`.
     """
 
     def __init__(self, path: Path, columns: Sequence[Column], known: bool, reading: Reading):

@@ -118,12 +118,7 @@ class NpyFile:
 class NpyRows(FileRows):
     """Rows of a `.npy` file of rank 2, whose columns are named 0, 1, 2, ...
 
-    Args:
-        path: the file.
-        label: the name of the column of the labels, or the path of a `.npy` file that holds them.
-        names: the columns of the features; None for all other columns.
-        reading: the options; `drop` lists columns that are not features. Such a file has no
-            categories.
+    The label is the name of a column, or the path of a `.npy` file that holds the labels.
     """
 
     def __init__(

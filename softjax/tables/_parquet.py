@@ -14,14 +14,7 @@ from softjax.tables._rows import FileRows, chosen_columns, known_levels, stacked
 
 
 class ParquetRows(FileRows):
-    """Rows of a Parquet file, whose row groups are read one at a time.
-
-    Args:
-        path: the file.
-        label: the name of the column of the labels.
-        names: the columns of the features; None for all other columns but an index of pandas.
-        reading: which columns are not features, and which are categories.
-    """
+    """Rows of a Parquet file, whose row groups are read one at a time."""
 
     def __init__(
         self, path: Path, label: str | None, names: Names = None, reading: Reading = PLAIN

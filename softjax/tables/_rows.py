@@ -66,15 +66,7 @@ class FileRows(ABC):
 
 
 class HeldRows(FileRows):
-    """Rows that are in memory.
-
-    Args:
-        path: the file.
-        label: the column of the labels, or None.
-        columns: the columns of the features.
-        features: [N, D].
-        labels: [N], or None.
-    """
+    """Rows that are in memory: features [N, D], and labels [N] or None."""
 
     def __init__(
         self,
@@ -134,15 +126,7 @@ def stacked(
     levels: Mapping[str, Levels] | None = None,
     first: int = 0,
 ) -> np.ndarray:
-    """The columns of cells as one matrix of features, [n, D].
-
-    Args:
-        path: the file, for errors.
-        columns: the columns of the features.
-        cells: the cells of each column.
-        levels: the categories by the name of their column.
-        first: the number of the first row in the file.
-    """
+    """The columns of cells as one matrix [n, D]; `first` is the number of the first row."""
     parts = []
     for column, values in zip(columns, cells, strict=True):
         if column.levels is None:
