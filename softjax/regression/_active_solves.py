@@ -202,16 +202,12 @@ def _factored(h: np.ndarray) -> tuple[Any, float]:
     """A Cholesky factor of H, and the smallest jitter of its diagonal that works."""
     from scipy.linalg import cho_factor
 
-    for jitter in JITTERS[:-1]:
+    for jitter in JITTERS:
+        jittered = h.copy()
+        jittered[np.diag_indices(len(h))] *= 1 + jitter
         with contextlib.suppress(np.linalg.LinAlgError):
-            return cho_factor(_jittered(h, jitter), lower=True, check_finite=False), jitter
-    return cho_factor(_jittered(h, JITTERS[-1]), lower=True, check_finite=False), JITTERS[-1]
-
-
-def _jittered(h: np.ndarray, jitter: float) -> np.ndarray:
-    h = h.copy()
-    h[np.diag_indices(len(h))] *= 1 + jitter
-    return h
+            return cho_factor(jittered, lower=True, check_finite=False), jitter
+    raise np.linalg.LinAlgError
 
 
 def _bound(table: Table) -> np.ndarray:

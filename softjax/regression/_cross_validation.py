@@ -30,9 +30,8 @@ from softjax.regression._arguments import (
 )
 from softjax.regression._batched import Lane
 from softjax.regression._features import Features
-from softjax.regression._frame import in_bucket, power_of_two
+from softjax.regression._frame import in_bucket, power_of_two, without_hidden
 from softjax.regression._groups import Outcome, mean_one, random_key, run, stacked
-from softjax.regression._hidden import without_hidden
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, ManyEvent

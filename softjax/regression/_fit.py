@@ -25,7 +25,7 @@ from softjax.regression._arguments import (
     refuse_other_optimizers,
 )
 from softjax.regression._features import Features, Matrix, in_full_precision, is_sparse
-from softjax.regression._hidden import without_hidden
+from softjax.regression._frame import without_hidden
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import Event, FitResult, Status, checked_validation, recorded
@@ -173,7 +173,7 @@ def fit(
 
     watched = callback is not None or validation is not None
     if is_traced((data, params)):
-        return _within_trace(name, data, params, tol, max_steps, (l2, l1), watched)
+        return _traced.traced(name, data, params, tol, max_steps, watched or name == OPTAX)
     if not watched and steps_per_chunk is None:
         start = None if init is None else params
         by_lbfgs = name == "lbfgs" or (solver == "auto" and name == "newton-cg")
@@ -214,24 +214,6 @@ def _in_numpy(
     return result if in_time else None
 
 
-def _within_trace(
-    name: str,
-    data: Data,
-    params: SoftmaxRegression,
-    tol: Any,
-    max_steps: int | None,
-    penalties: tuple[ArrayLike, ArrayLike],
-    watched: bool,
-) -> FitResult:
-    """A fit inside of a trace; refused if it has events or runs on the host."""
-    if name == OPTAX or watched:
-        expected = "concrete where `callback`, `validation` or the solver 'optax' is used"
-        raise error("features", expected, "a tracer among the data")
-    penalised = any(not isinstance(a, Tracer) and a != 0 for a in penalties)
-    penalised &= data.factors is None
-    return _traced.traced(name, data, params, tol, max_steps, penalised)
-
-
 def _in_chunks(
     run: "_solve.Run | _first_order.Run",
     steps_per_chunk: int | None,
@@ -255,7 +237,8 @@ def _in_chunks(
         stop = min(result.steps + chunk, run.limit)
     if result.status == Status.RUNNING and interrupted:
         result = result._replace(status=Status.CALLBACK)
-    return run.ended(result._replace(history=history))
+    result = result._replace(history=history)
+    return result if isinstance(run, _solve.Run) else run.ended(result)
 
 
 def _event(result: FitResult, epoch_steps: int, begin: float) -> Event:

@@ -1,4 +1,4 @@
-"""How a fit transforms its data: the coordinates, the dimensions and the rows.
+"""How a fit transforms its data: the coordinates, the dimensions, the rows and hidden features.
 
 **Coordinates.** A feature far from 0, such as a year in float32, has a rounding error that is not
 small relative to its variation, and each product with it adds as much noise to the logits.
@@ -34,6 +34,16 @@ targets stay the same to the last bit, since w / N is multiplied with a power of
 it. Data with more than LARGEST numbers stay as they are: their fits take longer than a compilation,
 and a copy of their features would need memory. Wide data, with no more than half as many rows as
 columns, also stay as they are if the added rows would make them other than wide.
+
+**Hidden features.** At the optimum l2 f_j kernel_j = -x_j^T (w p - q), so that no example's logits
+have more than
+
+    max_i |x_ij kernel_jk| <= max_i x_ij^2 / (l2 f_j)
+
+from feature j, as of masses of atoms in kilograms beside ages in years. Far below the rounding of
+the logits such a feature changes nothing. But the solvers ask for a small gradient of every
+parameter, and this one magnifies the rounding of its coefficient by the whole ratio: a fit that is
+at its optimum would go on to its precision floor. So its numbers are replaced by zeros.
 """
 
 from dataclasses import replace
@@ -46,7 +56,13 @@ from jax import Array, lax
 
 from softjax import _checks
 from softjax.regression._arguments import is_at_hand
-from softjax.regression._features import column_of, is_sparse, stored_mass, with_data
+from softjax.regression._features import (
+    column_of,
+    is_sparse,
+    largest_entries,
+    stored_mass,
+    with_data,
+)
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._preconditioner import LARGEST_FACTOR
 from softjax.regression._problem import Data
@@ -63,6 +79,10 @@ ROWS = 65
 # than LARGEST numbers.
 SMALLEST, LARGEST = 2**16, 2**20
 FEWEST_ROWS, FEWEST_ENTRIES = 2**11, 2**12
+# A feature is hidden if its penalty is more than this many times its largest square.
+HIDING = 2.0**80
+# The number of examples that are looked at first, since they show most features to be visible.
+FIRST = 64
 
 
 class Frame(NamedTuple):
@@ -287,3 +307,34 @@ def _with_entries(x: "BCOO", size: int) -> "BCOO":
     data, indices = np.zeros(entries, x.dtype), np.full((entries, 2), shape, np.int32)
     data[: x.nse], indices[: x.nse] = np.asarray(x.data), np.asarray(x.indices)
     return type(x)((jnp.asarray(data), jnp.asarray(indices)), shape=shape, unique_indices=True)
+
+
+def without_hidden(data: Data) -> Data:
+    """The data with zeros in place of the features that are hidden, if the features are known.
+
+    Their coefficients are then 0. In a grid of penalties the smallest one hides them.
+    """
+    x = data.features
+    entries = x.data if is_sparse(x) else x
+    if not is_at_hand(entries) or not _checks.is_concrete([data.l2, data.factors]):
+        return data
+    factors = 1.0 if data.factors is None else np.asarray(data.factors, np.float64)
+    ridge = np.broadcast_to(np.min(np.asarray(data.l2)) * factors, x.shape[1])
+    host, root = np.asarray(entries), np.sqrt(ridge / HIDING)
+    if is_sparse(x):
+        # Most data have no entry that is small enough, which is faster to see than the columns.
+        if not len(host) or np.min(np.abs(host), where=host != 0, initial=np.inf) >= root.max():
+            return data
+        largest = largest_entries(x)
+    else:
+        # The first examples show of most features that they are not hidden.
+        largest = np.abs(host[:FIRST]).max(0)
+        places = np.flatnonzero(largest < root)
+        largest[places] = np.abs(host[:, places]).max(0)
+    hidden = (largest > 0) & (largest < root)
+    if not hidden.any():
+        return data
+    if is_sparse(x):  # the column of an entry that is padding is D or more
+        hidden = np.append(hidden, True)[np.minimum(np.asarray(x.indices)[:, 1], x.shape[1])]
+    seen: Any = jax.device_put(np.where(hidden, 0, host), entries.sharding)
+    return replace(data, features=with_data(x, seen) if is_sparse(x) else seen)

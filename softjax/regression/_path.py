@@ -277,7 +277,11 @@ def _with_corners(
 ) -> PathResult:
     """The path of fits to all examples, and then the paths of fits to all folds but one."""
     _refuse_tracers((data, l1))
-    _refuse_other_shapes(l1, data.l2)
+    if l1.ndim != 1:
+        raise error("l1", "an array of penalties (`fit` takes a single one)", "a scalar")
+    if data.l2.ndim and data.l2.shape != l1.shape:
+        got = f"shapes {l1.shape} and {data.l2.shape} of `l2`"
+        raise error("l1", "of the shape of `l2`, or `l2` a scalar", got)
     tol = not_negative("tol", tol)
     if max_steps is not None:
         max_steps = at_least("max_steps", max_steps, 0)
@@ -324,15 +328,6 @@ def _with_corners(
         for part in (fits, reports)
     )
     return result._replace(cross_validation=CrossValidation(fits, loss, accuracy, folds))
-
-
-def _refuse_other_shapes(l1: Array, l2: Array) -> None:
-    """Refuses a single l1, and l2 of another number of penalties."""
-    if l1.ndim != 1:
-        raise error("l1", "an array of penalties (`fit` takes a single one)", "a scalar")
-    if l2.ndim and l2.shape != l1.shape:
-        got = f"shapes {l1.shape} and {l2.shape} of `l2`"
-        raise error("l1", "of the shape of `l2`, or `l2` a scalar", got)
 
 
 class _Watch:

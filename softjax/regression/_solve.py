@@ -264,10 +264,6 @@ class Run:
         at_end = (self.data, state.theta, np.True_)
         return suspected and bool(_ending.in_float64(_ending.quasi_separated, *at_end))
 
-    def ended(self, result: FitResult) -> FitResult:
-        """The result of the last call of `advance`, which is already complete."""
-        return result
-
 
 def _more_precisely(data: Data, tol: np.ndarray, ended: Outcome, limit: np.int32) -> Outcome:
     """Continues the fit, up to step `limit`, in float64 whatever the dtype of the data.

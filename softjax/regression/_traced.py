@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jax import Array, lax
 from softjax import _checks
 from softjax._sharding import cond
 from softjax.regression import _ending, _frame
+from softjax.regression._arguments import error
 from softjax.regression._implicit import stationary
 from softjax.regression._loop import STILL
 from softjax.regression._model import SoftmaxRegression
@@ -34,37 +35,34 @@ def traced(
     params: SoftmaxRegression,
     tol: Any,
     max_steps: int | None,
-    penalised: bool,
+    on_host: bool,
 ) -> FitResult:
     """A fit inside of a trace: one loop to the end, and the derivative of the optimum.
 
-    If it is known to be `penalised`, quasi-complete separation is not looked for.
+    A fit that is known to be penalised is not searched for quasi-complete separation. One that runs
+    `on_host`, with events or by an optimizer, is refused.
     """
+    if on_host:
+        expected = "concrete where `callback`, `validation` or the solver 'optax' is used"
+        raise error("features", expected, "a tracer among the data")
+    penalties = [_checks.known(penalty) for penalty in (data.l2, data.l1)]
+    penalised = data.factors is None and any(a is not None and a != 0 for a in penalties)
     limit = SOLVERS[name].max_steps if max_steps is None else max_steps
     centre = None
     if data.constant > 0:
         centre = _frame.centre_of(*lax.stop_gradient((data.features, data.weights)))
-    known = Known(name, penalised, float(data.constant), bool(_checks.known(data.l1) == 0))
+    known = (name, penalised, float(data.constant), bool(penalties[1] == 0))
     return _optimum(known, data, params, centre, tol, limit)
-
-
-class Known(NamedTuple):
-    """What the program of a fit depends on, besides the shapes."""
-
-    name: str  # of the solver
-    penalised: bool
-    constant: float  # 1, or 0 without an intercept
-    smooth: bool  # whether l1 is known to be 0
 
 
 @partial(jax.jit, static_argnums=0)
 def _optimum(
-    known: Known, data: Data, params: SoftmaxRegression, centre: Any, tol: Any, limit: Any
+    known: tuple, data: Data, params: SoftmaxRegression, centre: Any, tol: Any, limit: Any
 ) -> FitResult:
     """The fit of `traced`, one program: `jax.grad` outside of `jax.jit` traces it once."""
-    name, penalised = known[:2]
-    data = replace(data, constant=np.asarray(known.constant, data.features.dtype))
-    data = replace(data, l1=np.zeros((), data.l1.dtype)) if known.smooth else data
+    name, penalised, constant, is_smooth = known
+    data = replace(data, constant=np.asarray(constant, data.features.dtype))
+    data = replace(data, l1=np.zeros((), data.l1.dtype)) if is_smooth else data
     fixed, start = lax.stop_gradient((data, params))
     fixed = replace(fixed, constant=data.constant)  # stop_gradient made the number a tracer
     fixed, frame = _frame.framed_around(centre, fixed, SOLVERS[name].rotates)

@@ -10,7 +10,6 @@ most steps take one pass.
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -124,8 +123,8 @@ def fit(
         if status != Status.RUNNING or interrupted or step == max_steps:
             break
         g, size = here.gradient.astype(dtype), dtype.type(norm)
-        at = _Position(theta, g, memory, np.int32(step), size)
-        d, memory, unseen = _direction(passes.view, sample, dtype.type(strength), at)
+        at = (theta, g, memory, np.int32(step), size)
+        d, memory, unseen = _direction(passes.view, sample, dtype.type(strength), *at)
         trial = _line_search(passes, theta, here, np.asarray(d))
         if trial is None:
             status = Status.PRECISION_FLOOR
@@ -139,16 +138,6 @@ def fit(
     status = Status.CALLBACK if status == Status.RUNNING and interrupted else status
     counts = (step, 2 * passes.count, norm, bool(here.separated))
     return FitResult(params, here.value, status, *counts, history)
-
-
-class _Position(NamedTuple):
-    """The inputs of a search direction."""
-
-    theta: Any  # the parameters, [K, D + 1]
-    gradient: Any  # the gradient of all rows at theta
-    memory: Memory  # the memory of L-BFGS
-    step: Any  # the number of steps taken
-    norm: Any  # the norm of the gradient, relative to its largest possible value
 
 
 def _first_memory(theta: np.ndarray) -> Memory:
@@ -215,16 +204,26 @@ class _StopRule:
 
 
 @jax.jit
-def _direction(view: View, sample: Batch, l2: Array, at: _Position) -> tuple[Array, Memory, Array]:
+def _direction(
+    view: View,
+    sample: Batch,
+    l2: Array,
+    theta: Array,
+    gradient: Array,
+    memory: Memory,
+    step: Array,
+    norm: Array,
+) -> tuple[Array, Memory, Array]:
     """The direction and the memory of L-BFGS, and the decrement outside of its preconditioner.
 
-    The gradients are sums over all rows; the preconditioner is computed from the sample.
+    The gradients are sums over all rows; the preconditioner is computed from the sample. The norm
+    of the gradient is relative to its largest possible value.
     """
     problem = replace(view.data(sample).problem(), l2=l2)
     s = _standardised.standardise(problem, problem.gradient_bound(), problem.features.dtype)
-    here = problem.point(at.theta, problem.logits(at.theta))
-    here = here._replace(gradient=centred(at.gradient))
-    d, memory = lbfgs(problem, s, here, at.memory, at.step, at.norm)
+    here = problem.point(theta, problem.logits(theta))
+    here = here._replace(gradient=centred(gradient))
+    d, memory = lbfgs(problem, s, here, memory, step, norm)
     return centred(d), memory, _preconditioner.unseen(s, memory.preconditioner, here.gradient)
 
 
