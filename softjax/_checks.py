@@ -14,7 +14,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
-from softjax._foreign import filled, numbers_of
+from softjax._foreign import column_at, column_names, filled, numbers_of
 
 Axis = int | Sequence[int] | None
 
@@ -139,16 +139,19 @@ def native(function: str, argument: str, x: Any, expected: str = REAL) -> Any:
     if isinstance(x, Array) or hasattr(x, "__jax_array__") or not hasattr(x, "__array__"):
         return x
     x = filled(x)
-    host = np.asarray(x)
-    if host.dtype.kind not in "biuf" and hasattr(x, "columns"):
+    is_table = hasattr(x, "columns")
+    # Polars makes numbers of dates beside numbers, and Arrow fails on them; pandas has objects.
+    host = np.asarray(x) if hasattr(x, "iloc") or not is_table else None
+    if host is None or (host.dtype.kind not in "biuf" and is_table):
         parts = []
-        for i, name in enumerate(x.columns):
-            column = x.iloc[:, i] if hasattr(x, "iloc") else x[name]
+        for i, name in enumerate(column_names(x)):
+            column = column_at(x, i)
             parts.append(numbers_of(np.asarray(column)))
             if parts[-1] is None or parts[-1].dtype.kind not in "biuf":
-                got = f"column {name!r} of dtype {column.dtype}"
+                kind = column.dtype if hasattr(column, "dtype") else column.type
+                got = f"column {name!r} of dtype {kind}"
                 raise TypeError(message(function, argument, expected, got))
-        return np.column_stack(parts) if parts else np.empty(host.shape)
+        return np.column_stack(parts) if parts else np.empty(x.shape)
     values = numbers_of(host)
     if values is None:
         raise TypeError(message(function, argument, expected, f"dtype {host.dtype}"))

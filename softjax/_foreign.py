@@ -14,7 +14,8 @@ def numbers_of(x: np.ndarray) -> np.ndarray | None:
     if x.dtype != object:
         if x.dtype.kind == "f" and x.dtype.itemsize > 8:
             return x.astype(np.float64)
-        if x.dtype.kind not in "biuf" and not jnp.issubdtype(x.dtype, jnp.number):
+        is_number = x.dtype.kind != "m" and jnp.issubdtype(x.dtype, jnp.number)
+        if x.dtype.kind not in "biuf" and not is_number:  # NumPy counts durations as integers
             return None
         return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
     entries = [np.nan if is_missing(entry) else entry for entry in x.ravel().tolist()]
@@ -39,6 +40,21 @@ def is_missing(entry: Any) -> bool:
         return False
     except TypeError:
         return not isinstance(entry, Array)
+
+
+def column_names(table: Any) -> list[Any]:
+    """The names of the columns of a DataFrame of pandas or Polars, or of a table of Arrow.
+
+    The `columns` of Arrow are no names but the columns themselves. All else has no names.
+    """
+    return list(getattr(table, "column_names", getattr(table, "columns", ())))
+
+
+def column_at(table: Any, place: int) -> Any:
+    """A column of such a table by its place; its name may belong to several columns of pandas."""
+    if hasattr(table, "column_names"):
+        return table.columns[place]
+    return table.iloc[:, place] if hasattr(table, "iloc") else table[table.columns[place]]
 
 
 def filled(x: Any) -> Any:

@@ -10,7 +10,9 @@ import pytest
 
 import softjax
 from softjax import calibration, choice, information, regression
+from softjax.models import Model
 from softjax.regression import _arguments, inference
+from softjax.tables import Column
 
 pytestmark = pytest.mark.compiled_quickly
 
@@ -101,6 +103,7 @@ def test_numbers_of_any_byte_order_and_objects_are_taken(name, form, expected):
 REFUSED = {
     "text": np.full((12, 3), "a"),
     "dates": np.zeros((12, 3), "M8[s]"),
+    "durations": np.zeros((12, 3), "m8[s]"),
     "objects": np.full((12, 3), "a", object),
     "fields": np.zeros((12, 3), "f4,f4"),
     "arrays": np.frompyfunc(lambda value: np.ones(2), 1, 1)(X),
@@ -120,7 +123,12 @@ def test_what_is_no_number_is_refused_with_its_dtype(name, kind):
 
 @pytest.mark.x64_once
 def test_labels_that_are_no_numbers_are_refused_with_their_dtype():
-    for labels in (np.full(12, "a"), np.full(12, "a", object), np.zeros(12, "M8[s]")):
+    for labels in (
+        np.full(12, "a"),
+        np.full(12, "a", object),
+        Y.astype("M8[s]"),
+        Y.astype("m8[s]"),
+    ):
         for name in ("cross_entropy", "surprisal", "linear_cross_entropy", "objective", "fit"):
             with pytest.raises(TypeError, match=r"`labels` must be .*, got dtype") as error:
                 FUNCTIONS[name](X, labels, P)
@@ -187,6 +195,31 @@ def test_tables_of_other_libraries_are_taken_by_columns():
     np.testing.assert_array_equal(found, softjax.softmax(expected))
     with pytest.raises(TypeError, match="got column 'b' of dtype <U1"):
         softjax.softmax(Frame(a=X[:, 0], b=np.full(12, "x")))
+
+
+@pytest.mark.x64_once
+def test_tables_of_polars_and_arrow_are_those_of_pandas():
+    """Polars and Arrow name, type and hold their columns in their own ways."""
+    pandas, polars = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    arrow = pytest.importorskip("pyarrow")
+    frame = pandas.DataFrame(X, columns=list("abc")).assign(b=X[:, 1] > 0, c=Y)
+    frame["d"] = [Decimal(i) for i in range(12)]
+    model = Model(np.ones((5, 2)), np.arange(2.0), ["x", "y"], [*"abcd", "e=1"])
+    model = model._replace(columns=[*map(Column, "abcd"), Column("e", ("0", "1"), "0")])
+    params = regression.fit(frame, Y, l2=0.1).params
+    whole = frame.assign(e=pandas.Series([1, None] * 6, dtype="Int64"))
+    spaced = model.encode(whole.rename(columns={"a": " a"}))
+    np.testing.assert_array_equal(spaced, model.encode(whole))
+    numbered = model._replace(columns=[Column("0")]).encode(pandas.DataFrame(Y))
+    np.testing.assert_array_equal(numbered[:, 0], Y)
+    dated = frame.assign(when=pandas.to_datetime(Y))
+    for convert in (polars.from_pandas, arrow.Table.from_pandas):
+        np.testing.assert_array_equal(softjax.softmax(convert(frame)), softjax.softmax(frame))
+        other = regression.inference.summary(params, convert(frame), Y, l2=0.1)
+        assert str(other) == str(regression.inference.summary(params, frame, Y, l2=0.1))
+        np.testing.assert_array_equal(model.encode(convert(whole)), model.encode(whole))
+        with pytest.raises(TypeError, match=r"got column 'when' of dtype (Date|timestamp)"):
+            softjax.softmax(convert(dated))
 
 
 @pytest.mark.x64_once

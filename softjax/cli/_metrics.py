@@ -52,13 +52,13 @@ def metrics(
 
 def metrics_table(found: dict[str, Any], title: str) -> Table:
     """The table of the figures of each class."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
     for column in ("class", "precision", "recall", "F1", "examples"):
         table.add_column(column, justify="left" if column == "class" else "right")
     for name, figures in found["classes"].items():
         shares = (figures[key] for key in ("precision", "recall", "f1"))
         cells = ("-" if share is None else f"{share:.3f}" for share in shares)
-        table.add_row(name, *cells, str(figures["examples"]))
+        table.add_row(escape(name), *cells, str(figures["examples"]))
     return table
 
 

@@ -12,7 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_array, validate_data
 
 from softjax._checks import native
-from softjax._foreign import filled
+from softjax._foreign import column_at, column_names, filled
 from softjax.regression._frame import power_of_two
 
 # Features of more bytes are not copied only to save a compilation.
@@ -96,9 +96,12 @@ def examples(
     if sample_weight is not None:
         weights = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
     if estimator.class_weight is not None:
-        factors = compute_class_weight(
-            estimator.class_weight, classes=classes, y=classes[labels], sample_weight=weights
-        )
+        with np.errstate(divide="ignore", invalid="ignore"):  # of a class of weight 0
+            factors = compute_class_weight(
+                estimator.class_weight, classes=classes, y=classes[labels], sample_weight=weights
+            )
+        if isinstance(estimator.class_weight, str):  # any factor suits such a class
+            factors = np.where(np.isfinite(factors), factors, 0)
         if not np.all(np.isfinite(factors) & (factors >= 0)):
             raise ValueError(f"class_weight must be finite and >= 0, got {estimator.class_weight}")
         factors = factors.astype(X.dtype)
@@ -109,11 +112,21 @@ def examples(
 
 @contextmanager
 def naming_columns(estimator: Any, X: Any) -> Iterator[None]:
-    """Makes an error about a DataFrame name the first column that holds no numbers, if any does."""
+    """Makes an error about a DataFrame name the first column that holds no numbers, if any does.
+
+    Dates and durations are refused, which scikit-learn would take as numbers of nanoseconds.
+    """
+    is_table, are_dates = hasattr(X, "columns"), False
     try:
+        parts = [X] if isinstance(X, np.ndarray) else [X[:1]] if is_table else []
+        if is_table and not hasattr(X, "iloc"):  # Polars makes numbers of dates beside numbers
+            parts = [column_at(parts[0], i) for i in range(len(column_names(X)))]
+        are_dates = any(np.asarray(part).dtype.kind in "mM" for part in parts)
+        if are_dates:
+            raise TypeError
         yield
     except (TypeError, ValueError):
-        if hasattr(X, "columns"):
+        if is_table or are_dates:
             expected = "a table of numbers (OneHotEncoder encodes categories)"
             native(f"sklearn.{type(estimator).__name__}", "X", X, expected)
         raise

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from softjax._foreign import column_names
 from softjax.tables._cells import (
     MOST_CLASSES,
     NumberError,
@@ -250,12 +251,18 @@ def features_of(data: Any, columns: Sequence[Column]) -> np.ndarray:
     Errors name the column and the row, as for files.
     """
     path = Path("data")
-    there = list(getattr(data, "columns", data))
-    chosen = chosen_columns(path, there, None, columns)
+    there = column_names(data) or list(data)
+    # As in CSV files, spaces around a name do not count; a number may be a name in pandas.
+    named = {str(name).strip(" "): name for name in there} | dict(zip(there, there, strict=True))
+    chosen = chosen_columns(path, [*there, *(named.keys() - there)], None, columns)
     cells = []
     for column in chosen:
-        values = data[column.name]
-        values = np.asarray(values.astype(object) if hasattr(values, "cat") else values)
+        values = data[named[column.name]]
+        if hasattr(values, "to_pylist"):  # Arrow, whose whole numbers are to stay whole
+            values = values.to_pylist()
+        elif hasattr(values, "cat"):  # categories of pandas, or any column of Polars
+            values = values.astype(object) if hasattr(values, "astype") else values.to_list()
+        values = np.asarray(values)
         if column.levels is None and values.dtype.kind not in "biuf":
             values = values.astype(object)
         shape = cells[0].shape if cells else (values.size,)

@@ -92,6 +92,10 @@ class Levels:
             where = f"{self.path}: column {self.name!r}, row {row}"
             raise DataError(f"{where}: expected a category, got {type(cell).__name__}.") from None
         code = self.place.get(level)
+        if code is None and self.known is not None and isinstance(cell, (int, float)):
+            # Whole numbers beside missing cells are floats in pandas: 1.0 is the category 1.
+            equal = (name for name in (f"{cell:.0f}", f"{cell:.1f}") if float(name) == cell)
+            code = next((self.place[name] for name in equal if name in self.place), None)
         if code is None:
             if self.known is not None:
                 expected = f"one of the categories of the model, {_listed(self.known)}"
@@ -237,12 +241,16 @@ def refuse_identifiers(path: Path, columns: Sequence[Column], features: np.ndarr
 
 
 def distinct_numbers(columns: Sequence[Column], features: np.ndarray) -> list[Column]:
-    """The columns of whole numbers that all differ, if there are enough rows to tell."""
+    """The columns of whole numbers that all differ, if there are enough rows to tell.
+
+    An integer has at most 64 bits: larger numbers are measurements, whose fractions float64 drops.
+    """
     found, place = [], 0
     for column in columns:
         if column.levels is None and len(features) >= FEWEST_ROWS:
             values = features[:, place]
-            if np.all(np.floor(values) == values) and len(np.unique(values)) == len(values):
+            whole = np.all((np.floor(values) == values) & (np.abs(values) <= 2**64))
+            if whole and len(np.unique(values)) == len(values):
                 found.append(column)
         place += len(column.features)
     return found

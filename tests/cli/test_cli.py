@@ -1,6 +1,7 @@
 """The command line, end to end on small data."""
 
 import csv
+import io
 import json
 import re
 import subprocess
@@ -12,10 +13,12 @@ import pytest
 
 pytest.importorskip("typer")
 
+from rich.console import Console
 from typer.testing import CliRunner
 
 from softjax import accuracy, cli, tables
 from softjax.__main__ import main
+from softjax.cli._metrics import metrics, print_metrics
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
@@ -322,3 +325,12 @@ def test_the_model_of_a_file_is_for_its_raw_features(flowers):
     with np.load("run/model.npz") as model:
         hits = np.argmax(whole.features @ model["kernel"] + model["bias"], -1) == whole.labels
     assert np.mean(hits) > 0.95
+
+
+def test_names_with_brackets_are_printed_as_they_are():
+    """Rich reads [red] as a style, and fails on [/b], the end of a style that has not begun."""
+    out, names = io.StringIO(), ["[/b]", "[red]"]
+    found = metrics(np.arange(2), np.eye(2), names, 0, 0.5)
+    print_metrics(Console(file=out, width=100), found, "2 rows of [dim].csv")
+    for name in (*names, "2 rows of [dim].csv"):
+        assert f"{name} " in out.getvalue()

@@ -428,6 +428,29 @@ def test_a_column_that_holds_no_numbers_is_named(column):
             call(frame, y)
 
 
+def test_dates_alone_are_no_numbers_either():
+    """scikit-learn takes them as numbers of nanoseconds in a fit, and refuses them afterwards."""
+    days = pd.date_range("2020-01-01", periods=6)
+    for dates in (days, days - days[0]):
+        for x in (dates.to_numpy()[:, None], dates.to_frame(name="day")):
+            with pytest.raises(
+                TypeError, match=r"table of numbers .* got .*(datetime|timedelta)64"
+            ):
+                SoftmaxClassifier().fit(x, np.arange(6) % 2)
+
+
+def test_a_balanced_class_without_weight_takes_no_part():
+    """Its factor, 1 / 0, multiplies weights of 0; the others are those of scikit-learn."""
+    weights = np.where(Y == "rose", 0.0, 1.0)
+    names, counts = np.unique(Y, return_counts=True)
+    factors = dict(zip(names, weights.sum() / (3 * counts), strict=True))
+    with pytest.warns(ConvergenceWarning, match="a class has no weight"):
+        ours = SoftmaxClassifier(class_weight="balanced").fit(X, Y, weights)
+    with pytest.warns(ConvergenceWarning):
+        by_hand = SoftmaxClassifier(class_weight=factors).fit(X, Y, weights)
+    np.testing.assert_allclose(ours.coef_, by_hand.coef_, atol=1e-7)
+
+
 def test_cross_validation_with_one_standard_error_and_accuracy():
     options = {"Cs": 4, "cv": 3, "scoring": "accuracy"}
     best = SoftmaxClassifierCV(**options).fit(X, TWO)

@@ -159,6 +159,7 @@ def test_a_name_that_ends_with_a_word_for_identifiers_refuses_distinct_whole_num
         assert f"{name!r}: all its whole" in (tables.like_identifiers(columns, x) or "")
         assert tables.like_identifiers(columns, x // 14) is None
         assert tables.like_identifiers(columns, x / 2) is None
+        assert tables.like_identifiers(columns, x * 1e30) is None
         assert tables.like_identifiers(columns, x[:9]) is None
 
 

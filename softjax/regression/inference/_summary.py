@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
+from softjax._foreign import column_names
 from softjax._labels import Labels
 from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression, refuse_other_params
@@ -154,7 +155,7 @@ def summary(
     refuse_other_params(function, params)
     d, k = jnp.shape(params.kernel)
     if feature_names is None:
-        feature_names = getattr(features, "columns", None)
+        feature_names = column_names(features) or None
     feature_names = _names(function, "feature_names", feature_names, d, "x")
     class_names = _names(function, "class_names", class_names, k, "")
     if isinstance(reference, str):
@@ -228,7 +229,7 @@ def _rows(
 def _head(
     fit: GoodnessOfFit, num_classes: int, kind: str, against: str, class_weighted: bool
 ) -> list[str]:
-    n, test = float(fit.num_examples), fit.likelihood_ratio
+    n, test = fit.num_examples.item(), fit.likelihood_ratio
     size = f"{num_classes} classes, {fit.num_parameters} parameters"
     null = f"(null model: {fit.null_log_likelihood:.6g})"
     degrees = f"{int(test.degrees_of_freedom)} degrees of freedom"
@@ -244,7 +245,7 @@ def _head(
             "Likelihood ratio, AIC and BIC: none, since class weights move the fit off its maximum",
         ]
     return [
-        f"Softmax regression: {n:g} examples, {size}",
+        f"Softmax regression: {n:{'.0f' if n.is_integer() else 'g'}} examples, {size}",
         *figures,
         f"Covariance: {kind}",
         f"Each class is compared with: {against}",

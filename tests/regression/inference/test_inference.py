@@ -541,6 +541,8 @@ def test_the_summary_is_a_table_and_rows(dtype):
         assert piece in ours.text
     assert "[0.05" in ours.text
     assert "0.95]" in ours.text
+    many = inference.summary(params, x, y, sample_weights=np.full(len(x), 12345, dtype))
+    assert "1481400 examples" in many.text
     beside_the_mean = inference.summary(params, x, y, reference=None)
     assert len(beside_the_mean.rows) == P
 
