@@ -71,26 +71,13 @@ else:
         "load_model": "models",
     }
 
-    _EAGER = (
-        "TopKLabels",
-        "checks",
-        "cross_entropy",
-        "log_softmax",
-        "logmeanexp",
-        "logsumexp",
-        "smooth_max",
-        "smooth_max_bounds",
-        "smooth_min",
-        "softmax",
-        "softmin",
-        "weighted_mean",
-    )
-
     def __getattr__(name):
         if name == "__all__":  # `import *` and editors read it, and then every name in it
             for lazy in _MODULE_OF:
                 __getattr__(lazy)
-            globals()["__all__"] = sorted((*_EAGER, *_SUBMODULES, *_MODULE_OF))
+            module_of = {name: getattr(v, "__module__", "") for name, v in globals().items()}
+            own = [name for name, module in module_of.items() if module.startswith("softjax.")]
+            globals()["__all__"] = sorted((*own, *_SUBMODULES))
             return globals()["__all__"]
         if name in _SUBMODULES:
             return import_module(f"softjax.{name}")

@@ -40,13 +40,6 @@ def try_file(path: Path) -> None:
             _draft(target).unlink()
 
 
-def try_folder(path: Path, *names: str) -> None:
-    """Makes a folder, and raises the OSError that writing these files into it would raise."""
-    path.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        try_file(path / name)
-
-
 def _real(path: Path) -> Path:
     """The target of a symbolic link, so that the link is kept; an error if it is a folder."""
     target = Path(os.path.realpath(path))

@@ -128,13 +128,8 @@ def smooth_max_bounds(
 
     Source: Boyd and Vandenberghe (2004), section 3.1.5.
     """
-    x = _checks.real_array("smooth_max_bounds", "x", x)
-    keepdims = _checks.flag("smooth_max_bounds", "keepdims", keepdims)
-    axes = _checks.axes("smooth_max_bounds", axis, x.ndim)
-    where = _checks.mask("smooth_max_bounds", where, x.shape)
-    scalar = _checks.positive_scalar(
-        "smooth_max_bounds", "temperature", temperature, compute_dtype(x.dtype)
-    )
+    options = axis, where, keepdims, temperature
+    axes, keepdims, x, where, scalar = _checked("smooth_max_bounds", x, *options)
     counted = jnp.ones(x.shape, bool) if where is None else where
     lower = jnp.max(x, axes, keepdims=keepdims, initial=-jnp.inf, where=counted)
     wide = compute_dtype(x.dtype)
@@ -143,14 +138,18 @@ def smooth_max_bounds(
     return lower, upper.astype(x.dtype)
 
 
-def _smooth_max(function, x, axis, where, keepdims, temperature) -> Array:
+def _smooth_max(function, *arguments) -> Array:
+    return reduced(_scaled, *_checked(function, *arguments))
+
+
+def _checked(function, x, axis, where, keepdims, temperature):
     x = _checks.real_array(function, "x", x)
     keepdims = _checks.flag(function, "keepdims", keepdims)
     axes = _checks.axes(function, axis, x.ndim)
     where = _checks.mask(function, where, x.shape)
     dtype = compute_dtype(x.dtype)
     scalar = _checks.positive_scalar(function, "temperature", temperature, dtype)
-    return reduced(_scaled, axes, keepdims, x, where, scalar)
+    return axes, keepdims, x, where, scalar
 
 
 def _scaled(x: Array, where: Array | None, temperature: Array, *, axes: tuple[int, ...]) -> Array:

@@ -98,7 +98,9 @@ class Comparison(NamedTuple):
         student, tail = self._side(blocks[0]), None
         teacher = None if blocks[1] is None else self._side(blocks[1])
         if teacher is not None:
-            sizes = _compared(student, teacher)
+            sides = (teacher.d, teacher.s.excess, student.d, student.s.excess)
+            dtype = jnp.result_type(*sides)
+            sizes = compared_softmaxes(*(a.astype(dtype) for a in sides))
         else:
             tail = self._tail(part, student, blocks[0].scalars.temperature)
             sizes = self._compared_with_tail(blocks[0], student, tail)
@@ -226,12 +228,6 @@ def _probabilities(side: Side) -> Array:
 
 def _here(tail: Tail) -> Array:
     return jnp.concatenate((tail.inside, tail.is_here[:, None]), -1)
-
-
-def _compared(student: Side, teacher: Side) -> Compared:
-    sides = (teacher.d, teacher.s.excess, student.d, student.s.excess)
-    dtype = jnp.result_type(*sides)
-    return compared_softmaxes(*(a.astype(dtype) for a in sides))
 
 
 def _log(p: Array) -> Array:

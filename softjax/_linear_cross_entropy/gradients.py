@@ -39,6 +39,7 @@ from softjax._linear_cross_entropy.pieces import (
     some_rows,
     sweep,
     transposed,
+    with_more_rows,
 )
 from softjax._linear_cross_entropy.plans import rows_of_tangents, rows_of_values
 from softjax._linear_cross_entropy.shards import first_class, joined
@@ -165,7 +166,7 @@ def in_tiles(function: Callable, whole: Callable, arguments: Arguments) -> Any:
         # With a single tile, a compiler would unroll the loop and fuse the tile with other
         # operations.
         more = -count % size + (size if count <= size else 0)
-        rows = jax.tree.map(lambda a: _filled(a, more), arguments.rows)
+        rows = with_more_rows(arguments.rows, more)
         padded = arguments._replace(rows=rows)
         shapes = jax.eval_shape(function, padded)
         values = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -190,7 +191,3 @@ def _unknown(count: int, some: Array) -> Array:
     first = some.ravel()[0] if some.size else jnp.zeros((), some.dtype)
     never = jnp.isnan(first) & (first == first)
     return count - never.astype(jnp.int32)
-
-
-def _filled(a: Array, more: int) -> Array:
-    return jnp.pad(a, [(0, more)] + [(0, 0)] * (a.ndim - 1))

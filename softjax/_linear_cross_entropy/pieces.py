@@ -91,6 +91,11 @@ def put(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
     return platform_dependent(a, piece, start, cpu=on_cpu, default=other)
 
 
+def with_more_rows(rows: Rows, more: int) -> Rows:
+    """The rows, followed by rows of zeros."""
+    return jax.tree.map(lambda a: jnp.pad(a, [(0, more)] + [(0, 0)] * (a.ndim - 1)), rows)
+
+
 def plus(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
     """`a`, to which `piece` is added from `start` on."""
     return put(a, cut(a, start, piece.shape[axis], axis) + piece, start, axis)
@@ -153,7 +158,8 @@ def _accumulated_jvp(step, shapes, length, sizes, primals, tangents):
     def step_dot(sums_dot, operands, start, size):
         operands, dots = operands
         # The tangent does not depend on the sums, so that any value serves as the point.
-        point, dots = (sums_dot, operands), (_of_reals(sums_dot), dots)
+        reals_dot = jax.tree.map(lambda a: a if _is_real(a) else None, sums_dot)
+        point, dots = (sums_dot, operands), (reals_dot, dots)
         new = jvp_along(lambda sums, operands: step(sums, operands, start, size), point, dots)
         return jax.tree.map(lambda a, dot: dot if _is_real(a) else a, sums_dot, new)
 
@@ -162,11 +168,6 @@ def _accumulated_jvp(step, shapes, length, sizes, primals, tangents):
     sums_dot = sweep(step_dot, zeros, (primals[0], dots), length, sizes[1])
     none = partial(zero_from_primal, symbolic_zeros=True)
     return sums, jax.tree.map(lambda a: a if _is_real(a) else none(a), sums_dot)
-
-
-def _of_reals(tree: Any) -> Any:
-    """The tree, in which None replaces integer arrays, which have no tangent."""
-    return jax.tree.map(lambda a: a if _is_real(a) else None, tree)
 
 
 def _is_real(a: Array) -> bool:

@@ -28,6 +28,7 @@ from softjax._linear_cross_entropy.pieces import (
     some_rows,
     sweep,
     where_given,
+    with_more_rows,
 )
 from softjax._linear_cross_entropy.plans import rows_of_tangents
 from softjax._linear_cross_entropy.row_outputs import Read, total_with_readings
@@ -195,10 +196,7 @@ def padded(layout: Layout, arguments: Arguments) -> Arguments:
     more = -count % layout.size(layout.rows)
     if more:
         active = jnp.ones(count, bool) if rows.active is None else rows.active
-        rows = jax.tree.map(
-            lambda a: jnp.pad(a, [(0, more)] + [(0, 0)] * (a.ndim - 1)),
-            rows._replace(active=active),
-        )
+        rows = with_more_rows(rows._replace(active=active), more)
     more = -length % layout.size(layout.classes)
     if more:
         wide = compute_dtype(classes.kernel.dtype)

@@ -254,7 +254,9 @@ def try_out(out: Path, *inputs: str | Path | None) -> None:
     if out.is_file():
         raise DataError(f"{out}: is a file; --out must name a folder.")
     refuse_inputs([out / name for name in FILES], *inputs)
-    _files.try_folder(out, *FILES[:-1])
+    out.mkdir(parents=True, exist_ok=True)
+    for name in FILES[:-1]:
+        _files.try_file(out / name)
 
 
 def remove_earlier(out: Path, *kept: str) -> None:

@@ -1,6 +1,6 @@
 """SoftmaxClassifier: softjax.regression.fit as an estimator of scikit-learn."""
 
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, ClassVar
 
 import jax
@@ -79,13 +79,9 @@ class SoftmaxClassifier(SoftmaxModel):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **SoftmaxModel._parameter_constraints,
         "C": [Interval(Real, 0, None, closed="right")],
         "l2": [Interval(Real, 0, None, closed="left"), None],
-        "l1_ratio": [Interval(Real, 0, 1, closed="both")],
-        "fit_intercept": ["boolean"],
-        "class_weight": [dict, StrOptions({"balanced"}), None],
-        "tol": [Interval(Real, 0, None, closed="left"), None],
-        "max_iter": [Interval(Integral, 0, None, closed="left"), None],
         "warm_start": ["boolean"],
         "solver": [StrOptions(set(SOLVERS))],
         "random_state": ["random_state"],

@@ -1,6 +1,6 @@
 """SoftmaxClassifierCV: the penalty chosen by cross-validation, all folds fitted at once."""
 
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, ClassVar
 
 import jax
@@ -64,15 +64,11 @@ class SoftmaxClassifierCV(SoftmaxModel):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **SoftmaxModel._parameter_constraints,
         "Cs": [Interval(Integral, 1, None, closed="left"), "array-like"],
         "cv": ["cv_object"],
         "scoring": [StrOptions({"neg_log_loss", "accuracy"})],
         "selection": [StrOptions({"best", "one_standard_error"})],
-        "l1_ratio": [Interval(Real, 0, 1, closed="both")],
-        "fit_intercept": ["boolean"],
-        "class_weight": [dict, StrOptions({"balanced"}), None],
-        "tol": [Interval(Real, 0, None, closed="left"), None],
-        "max_iter": [Interval(Integral, 0, None, closed="left"), None],
     }
 
     def __init__(

@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 # from these two classes, which have no public name.
 from sklearn.linear_model._base import LinearClassifierMixin, SparseCoefMixin
 from sklearn.metrics import accuracy_score
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from softjax import regression
@@ -65,6 +67,14 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
     l1_: float
     fit_intercept: bool
     l1_ratio: float
+    _data: tuple[Any, ...]
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "l1_ratio": [Interval(Real, 0, 1, closed="both")],
+        "fit_intercept": ["boolean"],
+        "class_weight": [dict, StrOptions({"balanced"}), None],
+        "tol": [Interval(Real, 0, None, closed="left"), None],
+        "max_iter": [Interval(Integral, 0, None, closed="left"), None],
+    }
 
     def decision_function(self, X: Any, offset: Any = None) -> np.ndarray:
         """The logits of the classes; for two classes, the second logit minus the first.
@@ -194,7 +204,9 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         """
         check_is_fitted(self)
         if X is None:
-            X, y, sample_weight, offset = self._fitted_to()
+            if "_data" not in self.__dict__:
+                raise ValueError("summary: pass the X and y of the fit; a copy does not hold them")
+            X, y, sample_weight, offset = self._data
         if self.l1_ > 0 or getattr(self, "solver", None) == "firth":
             raise ValueError("summary: there are no standard errors of a fit with l1 or by 'firth'")
         if self.stop_reason_ in (regression.SEPARATED, regression.QUASI_SEPARATED):
@@ -269,11 +281,6 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         name, took = type(self).__name__, f"{steps} step{'s'[: steps != 1]}"
         message = f"{name} has not converged: its status is {reason!r} after {took}: {advice}."
         warnings.warn(message, ConvergenceWarning, stacklevel=4)
-
-    def _fitted_to(self) -> tuple[Any, ...]:
-        if "_data" not in self.__dict__:
-            raise ValueError("summary: pass the X and y of the fit; a copy does not hold them")
-        return self.__dict__["_data"]
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for pickle and copy, without the data of the fit."""

@@ -279,8 +279,9 @@ class FromFunction:
         given = Batch(features, labels, weights, offset)
         if self.shapes is None:
             dtypes = (dtype, dtype if labels.ndim == 2 else np.int32, dtype, dtype)
-            shapes = map(_shape, (features, labels, weights, offset), dtypes)
-            self.shapes = Batch(*shapes)
+            shape = jax.ShapeDtypeStruct
+            found = zip((features, labels, weights, offset), dtypes, strict=True)
+            self.shapes = Batch(*(p if p is None else shape(p.shape, dtype) for p, dtype in found))
         parts, shapes = jax.tree.leaves(given), jax.tree.leaves(self.shapes)
         fits = weights.ndim == 1 and len(parts) == len(shapes)
         fits = fits and len(features) <= self.shapes.features.shape[0]
@@ -324,10 +325,6 @@ class FromIterable(FromFunction):
                     ) from None
             self.position += 1
         return self.last
-
-
-def _shape(part: np.ndarray | None, dtype: Any) -> jax.ShapeDtypeStruct | None:
-    return None if part is None else jax.ShapeDtypeStruct(part.shape, dtype)
 
 
 def source_of(batches: Any) -> Source:

@@ -2,7 +2,7 @@
 
 import numbers
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -76,13 +76,17 @@ def number(path: Path, name: str, row: int, cell: object) -> float:
     raise NumberError(path, name, row, cell)
 
 
-def reads_as_number(text: str) -> bool:
-    """Whether `number` accepts the text."""
+def accepts(function: Callable[..., Any], *arguments: object) -> bool:
+    """Whether a function raises no error for these arguments."""
     try:
-        number(Path(), "", 0, text)
-    except NumberError:
+        function(*arguments)
+    except (NumberError, TypeError, ValueError):
         return False
     return True
+
+
+def reads_as_number(text: str) -> bool:
+    return accepts(number, Path(), "", 0, text)
 
 
 def is_missing(cell: object) -> bool:
@@ -117,7 +121,8 @@ def as_classes(
             codes = np.array([place.setdefault(x, len(place)) for x in labels.tolist()], np.int64)
             names = [class_name(value) for value in place]
         except (TypeError, ValueError):
-            row, cell = next((r, x) for r, x in enumerate(labels.tolist()) if not _is_label(x))
+            cells = enumerate(labels.tolist())
+            row, cell = next((r, x) for r, x in cells if not accepts(class_name, x))
             where = f"column {name!r}, row {first + row + 1}"
             expected = "a label: text, a whole number or a truth value"
             raise DataError(f"{path}: {where}: expected {expected}, got {_shown(cell)}.") from None
@@ -185,7 +190,7 @@ def _doubt(classes: list[str], count: int) -> str | None:
         )
     if number <= MOST_NUMBERS or not _are_numbers(classes):
         return None
-    fractions = [name for name in classes if not _is_whole(name)]
+    fractions = [name for name in classes if not float(name).is_integer()]
     if fractions:
         return (
             f"{number} different numbers, such as {fractions[0]}; more than {MOST_NUMBERS} numbers "
@@ -229,26 +234,8 @@ def class_name(value: object) -> str | None:
     raise TypeError
 
 
-def _is_label(value: object) -> bool:
-    try:
-        class_name(value)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
 def _are_numbers(names: list[str]) -> bool:
-    try:
-        return all(np.isfinite(float(name)) for name in names)
-    except ValueError:
-        return False
-
-
-def _is_whole(name: str) -> bool:
-    try:
-        return float(name).is_integer()
-    except ValueError:
-        return False
+    return all(accepts(float, name) and np.isfinite(float(name)) for name in names)
 
 
 def _shown(cell: object) -> str:
