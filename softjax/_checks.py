@@ -88,10 +88,7 @@ def is_random_key(x: Any) -> bool:
 
 
 def known(x: Any) -> np.ndarray | None:
-    """The values of `x` as a NumPy array, or None if they cannot be read.
-
-    NumPy is used because inside a trace even jax.numpy operations on known values are traced.
-    """
+    """`x` as a NumPy array, which no trace records; None if its values cannot be read."""
     return np.asarray(x) if is_concrete(x) else None
 
 

@@ -124,10 +124,7 @@ def _refuse_bad(
 
 
 def truth_as_classes(labels: Any) -> Any:
-    """Truth values as the classes 0 and 1; other labels unchanged.
-
-    A loss refuses truth values, which are masks there; the labels of a model may be answers.
-    """
+    """Truth values, which are masks in a loss, as the classes 0 and 1; other labels unchanged."""
     is_truth = getattr(labels, "dtype", None) == np.dtype(bool)
     return labels.astype(np.int32) if is_truth else labels
 

@@ -213,10 +213,7 @@ _QUANTITIES = (
 
 
 def _results(sweep: _Sweep) -> dict[_Function, Array]:
-    """The results of all functions by one program, which compiles in half the time of many.
-
-    Each function has arguments of its own, so that the program shares nothing between them.
-    """
+    """The results of all functions by one program, which shares nothing between them."""
     functions = list(dict.fromkeys(f for quantity in _QUANTITIES for f in quantity.functions))
 
     @jax.jit

@@ -263,10 +263,7 @@ def _mapped(
     weights: Array | None,
     *options: int,
 ) -> Any:
-    """The reals and the integers of `function` for all examples, computed some rows at a time.
-
-    If the classes are sharded, `over` computes them on each device.
-    """
+    """The results of `function`, some rows at a time, or of `over` if the classes are sharded."""
     layout, budget = call.layout, call.budget
     arguments, weights = alike(layout, (arguments, weights))
     rows, weights = jax.tree.map(call.lead.flat, (arguments.rows, weights))

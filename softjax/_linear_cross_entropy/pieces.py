@@ -246,10 +246,7 @@ def product_tangent(g: Array, part: Arguments, dots: Arguments, dtype) -> Array 
 def _paired(
     kernel_dot: Array, hidden: Array, g: Array, like: Array, _: Array, *, axis: int
 ) -> Array:
-    """<h, g W_dot^T> of each row; the last two operands have the shapes of the result and W_dot.
-
-    The classes are on `axis` of the kernel.
-    """
+    """<h, g W_dot^T> of each row; the last two operands have the shapes of the result and W_dot."""
     back = times_classes(g, kernel_dot.astype(g.dtype), axis, like.dtype)
     return jnp.sum(hidden.astype(like.dtype) * back, -1)
 

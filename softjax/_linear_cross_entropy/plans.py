@@ -208,26 +208,17 @@ def _choice_of_rows(shapes: Shapes, budget: int | None, arrays: int, on_cpu: int
 
 
 def _without(budget: int, used: int) -> int:
-    """The bytes of a budget minus `used` bytes of other arrays.
-
-    If the other arrays exceed the budget, no plan can meet it, and the whole budget is returned.
-    """
+    """The bytes of a budget without `used` bytes of other arrays; all if they exceed it."""
     return budget - used if used < budget else budget
 
 
 def _sums_of_kernels(shapes: Shapes, kernels: int) -> int:
-    """The bytes of the float32 sums of `kernels` gradients, if these are not the result themselves.
-
-    The gradients of losses that are not reduced, and of two heads, are summed over pieces of rows.
-    """
+    """The bytes of the float32 sums of `kernels` gradients, beside results in half precision."""
     return shapes.bytes * shapes.features * shapes.classes * kernels if shapes.half else 0
 
 
 def _copy_of_kernel(shapes: Shapes, platform: str) -> int:
-    """The bytes of the bfloat16 copy of a float32 kernel, which XLA makes on a TPU.
-
-    XLA converts the whole kernel before a loop, even if each step uses only some classes.
-    """
+    """The bytes of the bfloat16 copy of a float32 kernel that XLA makes on a TPU before a loop."""
     is_copied = platform == "tpu" and not shapes.half and shapes.bytes == 4
     return 2 * shapes.features * shapes.classes if is_copied else 0
 

@@ -165,10 +165,7 @@ def _units(x: Array) -> Array:
 
 
 def _start(problem: _Problem, x: Array, w: Array) -> Array:
-    """u s for s = 1 / T of the optimal temperature, and its c, [2, K].
-
-    If T = 0, s is 1 / max |x|.
-    """
+    """u s for s = 1 / T of the optimal temperature, or 1 / max |x| for T = 0, and its c, [2, K]."""
     temperature = optimal_temperature(jnp.where(problem.absent, -jnp.inf, x), problem.y, w)
     largest = jnp.max(jnp.abs(x), initial=0)
     inverse = 1 / jnp.where(largest > 0, largest, 1)

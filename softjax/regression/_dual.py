@@ -179,10 +179,7 @@ class Dual(Solver):
 
 
 def _common_part(e: Array, constant: Array) -> Callable[[Array], Array]:
-    """A function of e r that returns c, so that e r - e c has zero sums.
-
-    The sums are over the classes of each example, and over the examples of each class.
-    """
+    """The function e r -> c such that e r - e c has zero sums over the classes and the examples."""
     total = jnp.sum(e, 0, keepdims=True)
     best_bias = _between_classes(e)
 

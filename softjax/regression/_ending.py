@@ -114,10 +114,7 @@ def as_float64(tree: Any) -> Any:
 
 
 def check(data: Data, theta: Array, first: Array, tol: Array) -> Ending:
-    """The final check of a fit without l1.
-
-    `first` is the objective at the start, divided by the mass.
-    """
+    """The final check of a fit without l1; `first` is the objective at its start over the mass."""
     (problem, _), theta = data.normalised_problem(), centred(theta)
     here = problem.point(theta, problem.logits(theta))
     gradient = centred(here.gradient)

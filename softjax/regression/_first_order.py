@@ -77,10 +77,7 @@ class Run:
         self.first = np.nan  # the objective of the first call of `advance`
 
     def advance(self, stop: int) -> FitResult:
-        """The result of the steps until `stop`, or until the fit ends.
-
-        `ended` computes what needs another pass over the examples.
-        """
+        """The result of the steps until `stop` or the end, but for what `ended` computes."""
         step, status = int(self.state.step), Status.RUNNING
         nothing = np.zeros((), self.state.total.dtype)
         self.state = self.state._replace(total=nothing, taken=np.int32(0))

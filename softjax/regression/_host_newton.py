@@ -158,10 +158,7 @@ def _start(
 
 
 def _newton(table: Table, single: Table, theta: np.ndarray, tol: float) -> End | None:
-    """The end of Newton's steps from `theta`; None if it is not clear.
-
-    `single` is the problem in float32.
-    """
+    """The end of Newton's steps from `theta`, None if it is not clear; `single` is in float32."""
     z = table.logits(theta)
     is_dense = isinstance(table.features, np.ndarray)
     first = table.value(theta, z)

@@ -87,10 +87,7 @@ class Table(NamedTuple):
         return self._replace(features=x, ridge=self.ridge / scale / scale)
 
     def moments(self, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of each column, with mean `squares`, as in `_standardised`.
-
-        For the column of ones they are 0 and 1.
-        """
+        """Mean and standard deviation as in `_standardised`; of the column of ones 0 and 1."""
         x, weights = self.features, self.weights
         root_mean_square = np.sqrt(squares)
         is_sparse, width = isinstance(x, SparseColumns), self.width

@@ -299,10 +299,7 @@ class FromFunction:
 
 
 class FromIterable(FromFunction):
-    """Batches of an iterable, which is started again when it is exhausted.
-
-    A resumed run reads and drops the batches of earlier steps, since an iterable has no index.
-    """
+    """Batches of an iterable, begun again at its end; a resumed run drops the earlier ones."""
 
     def __init__(self, iterable: Iterable[Any]):
         super().__init__(self._item)

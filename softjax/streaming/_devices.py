@@ -80,10 +80,7 @@ class Devices:
 
 
 def ahead(function: Callable[[T], U], arguments: Iterable[T], depth: int = 2) -> Generator[U]:
-    """function(a) for every argument in order; up to `depth` results are computed in advance.
-
-    One thread computes them, so that `function` may have a state. Its errors are raised here.
-    """
+    """function(a) for every argument in order, by one thread, up to `depth` results in advance."""
     remaining = iter(arguments)
     pool = ThreadPoolExecutor(1)
     try:

@@ -98,10 +98,7 @@ class ArrayFeed:
         return {"data": data, "rows": count, "features": width} | order
 
     def begin(self, step: int, every: int) -> Any:
-        """Prepares for the steps from `step` on; returns features of the shape that a step sees.
-
-        No chunk crosses a multiple of `every` steps.
-        """
+        """Prepares for the steps from `step` on; returns features of the shape that a step sees."""
         return self.data.features
 
     def known(self, terms: Terms) -> Terms:
@@ -227,10 +224,7 @@ def feed_of(
     of_arrays: dict[str, Any],
     skip_nonfinite: bool,
 ) -> Feed:
-    """The feed of arrays or, without `labels`, of batches.
-
-    The options `of_arrays` are refused for batches, and `skip_nonfinite` is refused for arrays.
-    """
+    """The feed of arrays or, without `labels`, of batches; it refuses options of the other one."""
     skips = _checks.flag(TRAIN, "skip_nonfinite", skip_nonfinite)
     if labels is None:
         given = {name: value for name, value in of_arrays.items() if value is not None}

@@ -228,10 +228,7 @@ def real_array(function: str, argument: str, x: Any) -> np.ndarray:
 def transformed(
     function: str, transform: Any, shape: tuple[int, ...], dtype: Any, width: int | None = None
 ) -> Any:
-    """Shape and dtype of features [n, D] after `transform`, which must return features [n, width].
-
-    If `width` is None, any number of features is accepted.
-    """
+    """Shape and dtype of features [n, D] after `transform`, which must be [n, width] if given."""
     given = jax.ShapeDtypeStruct(shape, dtype)
     if transform is None:
         return given
@@ -283,10 +280,7 @@ def parts_of(function: str, read: Any) -> tuple[np.ndarray, np.ndarray, Any, Any
 
 
 def as_labels(function: str, labels: Any) -> np.ndarray:
-    """Distributions over the classes [n, K], or class indices by `as_indices`.
-
-    Negative probabilities become NaN, so that a step detects their rows.
-    """
+    """Distributions [n, K], with NaN for what is negative, or class indices by `as_indices`."""
     if len(np.shape(labels)) != 2:
         return as_indices(function, labels)
     y = real_array(function, "labels", labels)

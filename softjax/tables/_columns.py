@@ -72,10 +72,7 @@ Names = Sequence[str | Column] | None
 
 
 class Levels:
-    """The categories of a column, numbered in the order of appearance or as in a model.
-
-    The `known` categories of a model must contain every cell.
-    """
+    """The categories of a column by appearance, or those of a model, which must hold every cell."""
 
     def __init__(self, path: Path, name: str, known: Sequence[str] | None = None):
         self.path, self.name, self.known = path, name, known
@@ -181,10 +178,7 @@ def feature_names(path: Path, columns: Sequence[Column]) -> list[str]:
 
 
 def encoded(columns: Sequence[Column], table: np.ndarray) -> np.ndarray:
-    """The features [n, D] of a table [n, columns] of numbers and category numbers.
-
-    A missing cell, NaN, makes all features of its column NaN.
-    """
+    """The features [n, D] of a table of numbers and category numbers; NaN for a missing cell."""
     if all(column.levels is None for column in columns):
         return table
     parts = []
@@ -206,10 +200,7 @@ def filled(columns: Sequence[Column], features: np.ndarray) -> np.ndarray:
 
 
 def with_fills(path: Path, columns: Sequence[Column], features: np.ndarray) -> list[Column]:
-    """The columns with the fill of missing cells: the median or the most frequent category.
-
-    `features` [N, D] are the rows of the fit, with NaN for a missing cell.
-    """
+    """The columns with the median or most frequent category of `features` [N, D] as their fills."""
     found, place = [], 0
     for column in columns:
         width = len(column.features)

@@ -186,10 +186,7 @@ def _encoding(file: Any) -> str:
 
 
 def _separator(path: Path, header: str) -> str:
-    """The tab for .tsv files, the comma for others; if it does not split the header, the best one.
-
-    The best separator gives the header the most names.
-    """
+    """The tab for .tsv, the comma for others, or else what gives the header the most names."""
     usual = "\t" if ".tsv" in [suffix.lower() for suffix in path.suffixes] else ","
 
     def fields(separator: str) -> int:

@@ -116,10 +116,7 @@ class NpyFile:
 
 
 class NpyRows(FileRows):
-    """Rows of a `.npy` file of rank 2, whose columns are named 0, 1, 2, ...
-
-    The label is the name of a column, or the path of a `.npy` file that holds the labels.
-    """
+    """Rows of a `.npy` file [N, columns 0, 1, ...]; labels are a column or another `.npy` file."""
 
     def __init__(
         self, path: Path, label: str | None, names: Names = None, reading: Reading = PLAIN

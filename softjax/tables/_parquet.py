@@ -56,10 +56,7 @@ class ParquetRows(FileRows):
         return np.concatenate(features), np.concatenate(labels)
 
     def _column(self, path: Path, name: str, reading: Reading) -> tuple[Column, Doubt | None]:
-        """The column, which holds categories if the options name it or no text in it is a number.
-
-        This takes one pass over the column, one row group at a time.
-        """
+        """The column; it holds categories if the options say so or no text in it is a number."""
         from pyarrow import types
 
         kind = self.file.schema_arrow.field(name).type
