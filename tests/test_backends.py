@@ -86,20 +86,24 @@ def test_edges(backend, classes):
     if classes == LONG and backend != "cpu":
         # Run on a CPU, the maximum of such a row would lose NaN, which a GPU and a TPU keep.
         x[3, 1] = 0
-    x = jnp.asarray(x)
-    np.testing.assert_allclose(
-        softjax.logsumexp(x, -1), [-inf, inf, nan, nan, np.log1p(np.e)], rtol=1e-6
-    )
-    p = np.asarray(softjax.softmax(x))
+    v = np.ones_like(x)
+    v[:, 0] = 2
+
+    @jax.jit
+    def results(x, v):
+        slope = jax.grad(lambda x: jnp.sum(softjax.log_softmax(x)[:, 2]))(x)
+        losses = softjax.cross_entropy(x, jnp.zeros(5, jnp.int32))
+        values = softjax.logsumexp(x, -1), softjax.softmax(x), losses
+        return *values, slope, derivatives.logsumexp_hvp(x, v)
+
+    y, p, losses, slope, product = map(np.asarray, results(x, v))
+    np.testing.assert_allclose(y, [-inf, inf, nan, nan, np.log1p(np.e)], rtol=1e-6)
     assert not p[0].any()
     assert np.isnan(p[1:4]).all()
     assert p[4, 1] == 0
-    losses = softjax.cross_entropy(x, jnp.zeros(5, jnp.int32))
     np.testing.assert_allclose(losses, [0, nan, nan, nan, np.log1p(np.e)], rtol=1e-6)
-    slope = np.asarray(jax.grad(lambda x: jnp.sum(softjax.log_softmax(x)[:, 2]))(x))
     assert not slope[0].any()
     assert np.isnan(slope[1:4]).all()
-    product = np.asarray(derivatives.logsumexp_hvp(x, jnp.ones_like(x).at[:, 0].set(2)))
     assert not product[0].any()
     assert np.isnan(product[1:4]).all()
 
@@ -118,12 +122,16 @@ def test_tangents_count_on_no_offset(backend, classes):
     at_top = np.take_along_axis(w, top, -1)
     # The mean less that of the top entry, which has all of p but a small part: no cancellation.
     np.put_along_axis(centred, top, -np.sum(p * (w - at_top), -1, keepdims=True), -1)
+
+    @jax.jit
+    def products(x, v):
+        _, forward = jax.jvp(softjax.softmax, (x,), (v,))
+        (backward,) = jax.vjp(softjax.softmax, x)[1](v)
+        _, of_logarithm = jax.jvp(softjax.log_softmax, (x,), (v,))
+        return forward, backward, of_logarithm, derivatives.logsumexp_hvp(x, v)
+
     for offset in (0, 1e6):
-        shifted = v + np.float32(offset)
-        _, forward = jax.jvp(softjax.softmax, (x,), (shifted,))
-        (backward,) = jax.vjp(softjax.softmax, x)[1](shifted)
-        _, of_logarithm = jax.jvp(softjax.log_softmax, (x,), (shifted,))
-        product = derivatives.logsumexp_hvp(x, shifted)
+        forward, backward, of_logarithm, product = products(x, v + np.float32(offset))
         np.testing.assert_allclose(forward, p * centred, rtol=2e-5, atol=1e-12)
         np.testing.assert_allclose(product, p * centred, rtol=2e-5, atol=1e-12)
         np.testing.assert_allclose(backward, p * centred, rtol=2e-5, atol=1e-12)
@@ -139,11 +147,11 @@ def test_the_transpose_of_log_softmax(backend, classes):
     u = rng.standard_normal(x.shape).astype(np.float32)
     p = oracles.softmax(x.astype(np.float64))
     expected = u - p * np.sum(u.astype(np.float64), -1, keepdims=True)
-    result = jax.vjp(softjax.log_softmax, x)[1](u)[0]
+    result = jax.jit(lambda x, u: jax.vjp(softjax.log_softmax, x)[1](u)[0])(x, u)
     np.testing.assert_allclose(result, expected, rtol=1e-5, atol=2e-6)
     # Of the log-probability of a sure class: -(1 - p), which p - 1 would not have a digit of.
-    sure = jnp.array([[20.0, 0.0, 0.0]])
-    slope = jax.grad(lambda x: softjax.log_softmax(x)[0, 0])(sure)
+    sure = np.array([[20, 0, 0]], np.float32)
+    slope = jax.jit(jax.grad(lambda x: softjax.log_softmax(x)[0, 0]))(sure)
     np.testing.assert_allclose(slope, [[4.1223072e-9, -2.0611537e-9, -2.0611537e-9]], rtol=1e-6)
 
 
@@ -187,30 +195,36 @@ WITHOUT_INFINITY = {
 }
 
 
-@pytest.mark.parametrize("rows", [pytest.param(4095, marks=pytest.mark.compiled_quickly), 4096])
-def test_nan_is_nan_beside_any_number_of_rows(rows):
-    """From 4,096 rows on XLA:CPU computes minima and maxima that lose NaN.
+quickly = pytest.mark.compiled_quickly
+
+
+@pytest.mark.parametrize(
+    ("rows", "by_row"),
+    [
+        pytest.param(4095, False, marks=quickly),
+        pytest.param(4095, True, marks=quickly),
+        pytest.param(4096, True, marks=quickly),
+        (4096, False),
+    ],
+)
+def test_nan_is_nan_beside_any_number_of_rows(rows, by_row):
+    """From 4,096 rows on XLA:CPU computes minima and maxima that lose NaN, with any optimisations.
 
     All functions are one program, each of an argument of its own: what they compute is not shared.
     """
     x = np.zeros((rows, 4), np.float32)
     x[1, 0], x[2, 1] = np.nan, np.inf
 
-    def whole(arguments):
-        return {name: ROWS[name](argument) for name, argument in arguments.items()}
+    def value(name, x):
+        f = ROWS[name]
+        return jax.vmap(lambda row: f(row[None])[0])(x) if by_row else f(x)
 
-    def by_row(arguments):
-        return {
-            name: jax.vmap(lambda row, f=ROWS[name]: f(row[None])[0])(argument)
-            for name, argument in arguments.items()
-        }
-
-    for program in (jax.jit(whole), jax.jit(by_row)):
-        for name, value in program(dict.fromkeys(ROWS, x)).items():
-            y = np.asarray(value).reshape(rows, -1)
-            assert np.isnan(y[1]).any(), name
-            assert name in WITHOUT_INFINITY or np.isnan(y[2]).any(), name
-            assert np.isfinite(y[0]).all(), name
+    program = jax.jit(lambda arguments: {name: value(name, x) for name, x in arguments.items()})
+    for name, y in program(dict.fromkeys(ROWS, x)).items():
+        y = np.asarray(y).reshape(rows, -1)
+        assert np.isnan(y[1]).any(), name
+        assert name in WITHOUT_INFINITY or np.isnan(y[2]).any(), name
+        assert np.isfinite(y[0]).all(), name
 
 
 @pytest.mark.compiled_quickly

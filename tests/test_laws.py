@@ -13,8 +13,9 @@ from orders import check_two_orders
 
 import softjax
 
-# Where digits or equal bits are asserted, programs are compiled as users have them.
-pytestmark = [pytest.mark.compiled_quickly, pytest.mark.every_platform]
+# Where digits or equal bits are asserted, programs are compiled as users have them. The values are
+# those of a CPU; tests/test_programs.py traces every function for all platforms.
+pytestmark = pytest.mark.compiled_quickly
 compiled_fully = pytest.mark.compiled_quickly(False)
 
 # On both sides of where the implementation changes its method, and a length that no tile divides,
@@ -211,34 +212,44 @@ def test_axes_move(dtype):
 
 @compiled_fully
 @pytest.mark.x64_once
-@over([f for f in FUNCTIONS if not f.reduces])
-def test_rows_sum_to_one(f, dtype):
+def test_rows_sum_to_one(dtype):
+    values = in_one_program([f for f in FUNCTIONS if not f.reduces])
     for size in (1, 2, 24, 1000):
-        y = np.asarray(f.call(logits(dtype, 2, size)), np.float64)
-        close(np.sum(np.exp(y) if f.name.startswith("log") else y, -1), np.ones(2), dtype)
+        for f, y in values(logits(dtype, 2, size)):
+            y = np.asarray(y, np.float64)
+            p = np.exp(y) if f.name.startswith("log") else y
+            close(np.sum(p, -1), np.ones(2), dtype, name=f"{f.name} of {size}")
 
 
 @pytest.mark.x64_once
-@over([f for f in FUNCTIONS if not f.is_loss])
-def test_several_axes_are_one(f, dtype):
+def test_several_axes_are_one(dtype):
     x = logits(dtype, 3, 4, 5)
-    flat = f.call(np.moveaxis(x, 1, 0).reshape(4, 15))
-    y = np.asarray(f.call(x, axis=(0, -1)))
-    close(np.reshape(y if f.reduces else np.moveaxis(y, 1, 0), np.shape(flat)), flat, dtype)
-    flat = f.call(x.reshape(60))
-    close(np.reshape(f.call(x, axis=None), np.shape(flat)), flat, dtype)
+
+    def in_both_ways(f, x, first, all_in_one):
+        two = f.call(x, axis=(0, -1)), f.call(first)
+        return *two, f.call(x, axis=None), f.call(all_in_one)
+
+    rows, row = np.moveaxis(x, 1, 0).reshape(4, 15), x.reshape(60)
+    functions = [f for f in FUNCTIONS if not f.is_loss]
+    for f, (two, of_rows, every, of_row) in in_one_program(functions, in_both_ways)(x, rows, row):
+        two = np.asarray(two if f.reduces else np.moveaxis(two, 1, 0))
+        close(two.reshape(of_rows.shape), of_rows, dtype, name=f.name)
+        close(np.reshape(every, of_row.shape), of_row, dtype, name=f.name)
 
 
 @pytest.mark.x64_once
-@over([f for f in FUNCTIONS if f.reduces and not f.is_loss])
 @pytest.mark.parametrize("axis", [None, -1, (0, 2), ()])
-def test_keepdims(f, axis, dtype):
-    name, *_ = f.name.split("-")
+def test_keepdims(axis, dtype):
+    functions = [f for f in FUNCTIONS if f.reduces and not f.is_loss]
+
+    def in_both_ways(f, x):
+        function = getattr(softjax, f.name.partition("-")[0])
+        return function(x, axis=axis, keepdims=True), function(x, axis=axis)
+
     x = logits(dtype, 3, 4, 5)
-    kept = getattr(softjax, name)(x, axis=axis, keepdims=True)
-    dropped = getattr(softjax, name)(x, axis=axis)
-    assert kept.shape == np.sum(x, axis=axis, keepdims=True).shape
-    np.testing.assert_array_equal(np.reshape(kept, dropped.shape), dropped)
+    for f, (kept, dropped) in in_one_program(functions, in_both_ways)(x):
+        assert kept.shape == np.sum(x, axis=axis, keepdims=True).shape, f.name
+        np.testing.assert_array_equal(np.reshape(kept, dropped.shape), dropped, err_msg=f.name)
 
 
 @compiled_fully
@@ -343,6 +354,7 @@ def test_orders_of_differentiation_agree():
 # Contracts
 
 
+@pytest.mark.every_platform
 @like_jax
 def test_shape_dtype_and_weak_type_are_those_of_jax(f, x64):
     # Half precision does not ask whether 64-bit types are on.
@@ -380,27 +392,27 @@ def test_logsumexp_with_factors_is_that_of_jax(keepdims, return_sign, kind):
 
 
 @pytest.mark.x64_once
-@every_function
-def test_an_empty_batch(f, dtype):
-    y = f.call(jnp.zeros((0, 5), dtype))
-    assert y.shape == ((0,) if f.reduces else (0, 5))
-    gradient = jax.grad(lambda x: jnp.sum(f.call(x)))(jnp.zeros((0, 5), dtype))
-    assert gradient.shape == (0, 5)
+def test_an_empty_batch(dtype):
+    def with_gradient(f, x):
+        return f.call(x), jax.grad(lambda x: jnp.sum(f.call(x)))(x)
+
+    for f, (y, gradient) in in_one_program(FUNCTIONS, with_gradient)(np.zeros((0, 5), dtype)):
+        assert y.shape == ((0,) if f.reduces else (0, 5)), f.name
+        assert gradient.shape == (0, 5), f.name
 
 
 @pytest.mark.x64_once
-@every_function
-def test_traces_once(f, dtype):
+def test_traces_once(dtype):
     traces = []
 
-    @jax.jit
-    def traced(x):
-        traces.append(x)
+    def gradient(f, x):
+        traces.append(f.name)
         return jax.grad(lambda x: jnp.sum(f.call(x)))(x)
 
+    gradients = in_one_program(FUNCTIONS, gradient)
     for seed in range(3):
-        traced(jnp.asarray(logits(dtype, 2, 6, seed=seed)))
-    assert len(traces) == 1
+        gradients(logits(dtype, 2, 6, seed=seed))
+    assert traces == [f.name for f in FUNCTIONS]
 
 
 # Factors and signs
@@ -426,11 +438,11 @@ def test_factors_and_signs(dtype):
 @pytest.mark.x64_once(True)
 def test_factors_broadcast_and_differentiate():
     dtype = "float64"
-    x = jnp.asarray(logits(dtype, 4, 5, scale=1.0))
-    b = jnp.asarray([1.0, 0.5, 2.0, 3.0, 0.25], dtype)
-    ones = softjax.logsumexp(x, axis=-1, b=jnp.ones((), dtype))
+    x = logits(dtype, 4, 5, scale=1.0)
+    b = np.asarray([1.0, 0.5, 2.0, 3.0, 0.25], dtype)
+    ones = softjax.logsumexp(x, axis=-1, b=np.ones((), dtype))
     close(ones, softjax.logsumexp(x, axis=-1), dtype)
-    close(softjax.logsumexp(x, -1, b), softjax.logsumexp(x + jnp.log(b), -1), dtype)
+    close(softjax.logsumexp(x, -1, b), softjax.logsumexp(x + np.log(b), -1), dtype)
     check_two_orders(lambda x, b: softjax.logsumexp(x, -1, b), x, b)
 
 
