@@ -206,8 +206,7 @@ def _point(problem: Problem, theta: Array, logits: Array) -> Point:
 def _judged(lanes: Lanes, tol: Array, problem: Problem, state: State, here: Point) -> State:
     """Judges a lane as a single fit is judged, but with the bound of all lanes."""
     norm = _objective.relative_norm(here.gradient, lanes.bound)
-    s = _of_lane(lanes, problem)
-    unseen = _preconditioner.unseen(s, lanes.sight, here.gradient, lanes.least)
+    unseen = _preconditioner.unseen(lanes.sight, here.gradient, lanes.least)
     return check_convergence(state, here.value, norm, tol, unseen)
 
 

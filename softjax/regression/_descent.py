@@ -240,7 +240,7 @@ class NewtonCG(Descent):
         return d, preconditioner, passes
 
     def unseen(self, memory: Preconditioner, gradient: Array) -> Array:
-        return _preconditioner.unseen(self.standardised, memory, gradient)
+        return _preconditioner.unseen(memory, gradient)
 
 
 class PreciseNewtonCG(NewtonCG):
@@ -287,5 +287,5 @@ def newton_cg(
     """-H^-1 g by conjugate gradients, and the number of products with the features."""
     weights = problem.weights.astype(s.ridge.dtype)
     p = here.probabilities.astype(s.ridge.dtype)
-    s = s.rescaled(preconditioner.offset, preconditioner.unit)
+    s = s.rescaled(preconditioner.scales)
     return truncated(s, weights, p, here, norm, preconditioner.apply)

@@ -42,14 +42,21 @@ from jax import Array, lax
 from softjax._platforms import quickly_compiled
 from softjax._sharding import while_loop
 from softjax.regression import _preconditioner, _standardised
-from softjax.regression._descent import largest_move, newton_cg
-from softjax.regression._implicit import solve
+from softjax.regression._descent import largest_move
 from softjax.regression._linear_solves import JITTER, conjugate_gradients
 from softjax.regression._loop import CONFIRMED, STILL, State, converged
-from softjax.regression._objective import Point, centred, relative_norm, softmax_hvp, uncertainty
+from softjax.regression._objective import (
+    Point,
+    centred,
+    probabilities,
+    relative_norm,
+    softmax_hvp,
+    uncertainty,
+)
 from softjax.regression._problem import Data, Problem
 from softjax.regression._proximal import smallest_subgradient
 from softjax.regression._result import Status
+from softjax.regression._standardised import Standardised
 
 CG_STEPS = 1000
 # The assumed least eigenvalue of the preconditioned Hessian if no features are collinear.
@@ -87,9 +94,7 @@ def nothing_hidden(problem: Problem, theta: Array, logits: Array, tol: Array) ->
     least = _preconditioner.least_curvature(s, u)
     preconditioner = _preconditioner.build(s, weights, here.probabilities)
     gradient = centred(smallest_subgradient(problem, theta, here.gradient))
-    left = _preconditioner.unseen(
-        s, preconditioner, gradient, _preconditioner.known_curvature(least)
-    )
+    left = _preconditioner.unseen(preconditioner, gradient, _preconditioner.known_curvature(least))
     little = left <= tol * jnp.maximum(problem.value(theta, logits), tol)
     threshold = problem.penalised(problem.l1 / jnp.append(s.scale, 1)[None])[0, :-1]
     threshold = jnp.min(threshold, initial=jnp.inf).astype(least.dtype)
@@ -172,25 +177,40 @@ def _newton(
 
     `bent` is the product of a vector with the curvature that is added to the Hessian.
     """
-    bound, weights = problem.gradient_bound(), problem.weights
-    dtype, p = gradient.dtype, here.probabilities
-    s = _standardised.standardise(problem, bound, dtype)
-    preconditioner = _preconditioner.build(s, weights, p)
+    bound = problem.gradient_bound()
+    s = _standardised.standardise(problem, bound, gradient.dtype)
     norm = relative_norm(gradient, bound)
     size = jnp.where(norm > 0, norm, 1)
-
-    def hvp(v):
-        return inside(problem.hessian_times(p, v) + bent(v))
-
-    def precondition(g):
-        return inside(_preconditioner.precondition(s, preconditioner, g, size))
-
+    hvp, precondition = _curvature(problem, s, here.probabilities, size, inside, bent)
     little = tol * jnp.maximum(here.value, tol) * _preconditioner.LEAST_CURVATURE
     whole = jnp.vdot(gradient, precondition(gradient))
     within = jnp.sqrt(little / jnp.where(whole > 0, whole, 1))
     d, _ = conjugate_gradients(hvp, precondition, -gradient, within, CG_STEPS)
     d = inside(d)
     return d, gradient + hvp(d), precondition
+
+
+def _curvature(
+    problem: Problem,
+    s: Standardised,
+    p: Array,
+    size: Array,
+    inside: Callable,
+    bent: Callable = jnp.zeros_like,
+) -> tuple[Callable, Callable]:
+    """Products with the Hessian at p, and with its preconditioner, in the space of `inside`.
+
+    `size` is that of the gradients to precondition.
+    """
+    preconditioner = _preconditioner.build(s, problem.weights, p)
+
+    def hvp(v):
+        return inside(problem.hessian_times(p, v) + bent(v))
+
+    def precondition(g):
+        return inside(_preconditioner.precondition(preconditioner, g, size))
+
+    return hvp, precondition
 
 
 def suspected(problem: Problem, state: State, status: Array) -> Array:
@@ -202,42 +222,53 @@ def suspected(problem: Problem, state: State, status: Array) -> Array:
 def quasi_separated(data: Data, theta: Array, suspected: Array) -> Array:
     """Whether separation is proven at `theta`; False without a search unless it is `suspected`.
 
-    This is a separate program, since most fits do not need it.
+    This is a separate program, since most fits do not need it. The first turn of its loop computes
+    Newton's step, and all others project: so the solve, the largest part, is compiled once.
     """
     problem, _ = data.normalised_problem()
-    bound = problem.gradient_bound()
-    s = _robust(problem, _standardised.standardise(problem, bound))
-    here = problem.point(theta, problem.logits(theta))
-    here = here._replace(gradient=jnp.where(suspected, centred(here.gradient), 0))
-    norm = relative_norm(here.gradient, bound)
-    weights = problem.weights
-    preconditioner = _preconditioner.build(s, weights, here.probabilities)
-    newton, _ = newton_cg(problem, s, here, preconditioner, norm)
-    among_free = problem.free
-    newton, theta = centred(newton) * among_free, theta * among_free
-    moves = _leads(problem, problem.scores(newton))
-    resting = (moves < STILL) & (_leads(problem, here.logits) < DECIDED)
+    s = _standardised.standardise(problem, problem.gradient_bound())
+    robust = _robust(problem, s)
+    logits, among_free = problem.logits(theta), problem.free
+    p, near = probabilities(logits), _leads(problem, logits) < DECIDED
+    gradient, theta = centred(problem.gradient(theta, p)), theta * among_free
     eps = jnp.finfo(theta.dtype).eps
     ahead, behind = eps**0.5, -(eps**0.75)  # relative
 
+    def inside(v):
+        return centred(v) * among_free
+
     def searching(carry):
-        attempt, _, proven = carry
-        return (attempt < ATTEMPTS) & ~proven
+        attempt, *_, proven = carry
+        return (attempt <= ATTEMPTS) & ~proven
 
     def body(carry):
-        attempt, tied, _ = carry
-        along = jnp.where(attempt < ATTEMPTS // 2, newton, theta)
-        tied = jnp.where(attempt == ATTEMPTS // 2, resting, tied)
+        attempt, newton, resting, tied, _ = carry
+        is_first, of_newton = attempt == 0, attempt <= ATTEMPTS // 2
+        along = jnp.where(of_newton, newton, theta)  # in the first turn 0
+        tied = jnp.where(of_newton, tied, jnp.where(attempt == ATTEMPTS // 2 + 1, resting, tied))
+        shares = tied.astype(theta.dtype)
+        at = jnp.where(is_first, p, shares / jnp.sum(shares, 0, keepdims=True))
         # Several rough projections reach full precision; the loop compiles them only once.
-        d = lax.fori_loop(0, PROJECTIONS, lambda _, d: _parallel(problem, tied, d), along)
-        lead = _leads(problem, problem.scores(d)) / _size(s, d)[None]
+        d = lax.fori_loop(
+            0,
+            jnp.where(is_first, 1, PROJECTIONS),
+            lambda _, d: _parallel(problem, s, at, jnp.where(is_first, gradient, 0), inside, d),
+            along,
+        )
+        moves = _leads(problem, problem.scores(d))
+        newton = jnp.where(is_first, d, newton)
+        resting = jnp.where(is_first, (moves < STILL) & near, resting)
+        lead = moves / _size(robust, d)[None]
         proven = (jnp.min(lead) >= behind) & (jnp.max(lead) > 10 * ahead)
         # If the projection removed nearly all, the rest is rounding, whose signs prove nothing.
-        proven &= jnp.max(_sizes(s, d)) > -behind * jnp.max(_sizes(s, along))
-        return attempt + 1, tied | (lead < ahead), proven
+        proven &= jnp.max(_sizes(robust, d)) > -behind * jnp.max(_sizes(robust, along))
+        tied = jnp.where(is_first, resting, tied | (lead < ahead))
+        return attempt + 1, newton, resting, tied, proven & ~is_first
 
-    begin = jnp.where(suspected, jnp.int32(0), ATTEMPTS)
-    return while_loop(searching, body, (begin, resting, jnp.asarray(False)))[2]
+    begin = jnp.where(suspected, jnp.int32(0), ATTEMPTS + 1)
+    every = jnp.ones_like(near)
+    start = (begin, jnp.zeros_like(theta), every, every, jnp.asarray(False))
+    return while_loop(searching, body, start)[-1]
 
 
 def _leads(problem: Problem, logits: Array) -> Array:
@@ -252,31 +283,34 @@ def _leads(problem: Problem, logits: Array) -> Array:
     return jnp.where(jnp.any(own, 0, keepdims=True), leads, 0)
 
 
-def _parallel(problem: Problem, tied: Array, d: Array) -> Array:
-    """`d` without the component that would break the ties between classes."""
-    tied = tied.astype(d.dtype)
-    p, counted = tied / jnp.sum(tied, 0, keepdims=True), problem.weights > 0
+def _parallel(
+    problem: Problem, s: Standardised, p: Array, gradient: Array, inside: Callable, d: Array
+) -> Array:
+    """d - H^+ (H d + gradient), in the space of `inside`: d is projected, or is Newton's step.
+
+    With p uniform over ties and the gradient 0, the result is `d` without the component that would
+    break the ties. From d = 0 it is Newton's step.
+    """
+    weights = problem.weights
     # An example without weight breaks no tie, and its rounding must not count.
-    logits = jnp.where(counted[None], problem.scores(d), 0)
-    parted = softmax_hvp(jnp.ones(len(logits[0]), d.dtype), p, logits)
+    logits = jnp.where((weights > 0)[None], problem.scores(d), 0)
+    parted = softmax_hvp(jnp.ones_like(weights), p, logits)
     # The rounding of the logits limits the accuracy of their difference, and so the tolerance.
-    among = jnp.where(jnp.sum(tied, 0, keepdims=True) > 1, jnp.abs(centred(logits)), 0)
+    among = jnp.where(jnp.sum(p > 0, 0, keepdims=True) > 1, jnp.abs(centred(logits)), 0)
     rounding = 64 * jnp.finfo(d.dtype).eps * jnp.max(among)
     size = jnp.max(jnp.abs(parted))
     # A difference that is only rounding has a part that no parameters can remove. Along directions
     # without curvature, such as those that separate the classes, the solution would have any size.
     parted = jnp.where(rounding < 0.1 * size, parted, 0)
-    tol = jnp.clip(rounding / size, RESIDUAL, 0.1)
-    image = problem.pull_back(problem.weights[None] * parted)
-    among_free = problem.free
-
-    def inside(v):
-        return centred(v) * among_free
-
-    return inside(d - solve(problem, p, image, inside, tol=tol))
+    tol = jnp.clip(rounding / jnp.where(size > 0, size, 1), RESIDUAL, 0.1)
+    image = inside(problem.pull_back(weights[None] * parted) + gradient)
+    largest = jnp.max(jnp.abs(image))
+    largest = jnp.where(largest > 0, largest, 1)
+    hvp, precondition = _curvature(problem, s, p, largest, inside)
+    return inside(d - conjugate_gradients(hvp, precondition, image, tol, CG_STEPS)[0])
 
 
-def _robust(problem: Problem, s: _standardised.Standardised) -> _standardised.Standardised:
+def _robust(problem: Problem, s: Standardised) -> Standardised:
     """`s` with robust means and scales of the examples: with weights 1 / |s_i|^2, iterated."""
     weights = problem.weights.astype(jnp.float32)
 
@@ -287,12 +321,12 @@ def _robust(problem: Problem, s: _standardised.Standardised) -> _standardised.St
     return lax.fori_loop(0, ROBUST_TURNS, turn, s)
 
 
-def _sizes(s: _standardised.Standardised, d: Array) -> Array:
+def _sizes(s: Standardised, d: Array) -> Array:
     """[D + 1]: the largest absolute parameters of the standardised features over the classes."""
     return jnp.max(jnp.abs(_standardised.of_standard(s.mean, s.scale, d)), 0)
 
 
-def _size(s: _standardised.Standardised, d: Array) -> Array:
+def _size(s: Standardised, d: Array) -> Array:
     """[N]: the size of the terms of the logits along d, at least the size of a typical example."""
     largest = _sizes(s, d)
     unit = jnp.max(largest)  # so that float32 holds the ratios

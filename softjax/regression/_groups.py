@@ -233,7 +233,7 @@ def _begun(
         s = s.reweighted(uncertainty(weights, p).astype(jnp.float32))
         preconditioner = _dense(s, weights, p)
     else:
-        s = s.rescaled(preconditioner.offset, preconditioner.unit)
+        s = s.rescaled(preconditioner.scales)
     lanes = Lanes(
         replace(data, labels=(), weights=None, count=None),
         s,

@@ -53,9 +53,7 @@ def _stationary_jvp(condition, primals, tangents):
 def gradient(theta: Array, problem: Problem) -> Array:
     """The gradient of the objective, where the gradient of |x| at 0 is 0."""
     p = probabilities(problem.logits(theta))
-    smooth = problem.pull_back(problem.residual(p))
-    smooth += problem.l2 * problem.penalised(theta)
-    return smooth + corner_gradient(theta, problem)
+    return problem.gradient(theta, p) + corner_gradient(theta, problem)
 
 
 def corner_gradient(theta: Array, problem: Problem) -> Array:
@@ -81,14 +79,13 @@ def solve(
     b: Array,
     inside: Callable[[Array], Array] = centred,
     common: Callable[[Array], Array] = jnp.zeros_like,
-    tol: Array | float = 0.0,
     bend: Callable[[Array], Array] = jnp.zeros_like,
 ) -> Array:
     """H^-1 b on the parameters that `inside` projects to, the identity on the others.
 
     `common` preconditions directions that all classes have in common, which the preconditioner
-    projects out. The relative residual is `tol`, or the rounding if that is larger. `bend`
-    multiplies a vector with the Hessian of the penalties that are not quadratic.
+    projects out. `bend` multiplies a vector with the Hessian of the penalties that are not
+    quadratic.
     """
 
     def hvp(v):
@@ -98,9 +95,9 @@ def solve(
     preconditioner = _preconditioner.build(s, problem.weights, p)
 
     def precondition(g, size):
-        return _preconditioner.precondition(s, preconditioner, g, size) + common(g)
+        return _preconditioner.precondition(preconditioner, g, size) + common(g)
 
-    return solve_within(inside, hvp, precondition, b, tol)
+    return solve_within(inside, hvp, precondition, b)
 
 
 def solve_within(
@@ -108,7 +105,6 @@ def solve_within(
     hvp: Callable[[Array], Array],
     precondition: Callable[[Array, Array], Array],
     b: Array,
-    tol: Array | float = 0.0,
 ) -> Array:
     """H^-1 b on the space that `inside` projects to, b outside of it, by conjugate gradients.
 
@@ -122,8 +118,7 @@ def solve_within(
     def solution(_, b):
         size = jnp.max(jnp.abs(b))
         size = jnp.where(size > 0, size, 1)
-        least = jnp.asarray(8 * jnp.finfo(b.dtype).eps, b.dtype)
-        bound = jnp.maximum(least, jnp.asarray(tol, b.dtype))
+        bound = jnp.asarray(8 * jnp.finfo(b.dtype).eps, b.dtype)
         up = extended(lambda g: precondition(g, size))
         return conjugate_gradients(extended(hvp), up, b, bound, CG_STEPS)[0]
 

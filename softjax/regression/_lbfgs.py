@@ -62,7 +62,7 @@ class LBFGS(Descent):
         return d, memory, jnp.zeros((), jnp.int32)
 
     def unseen(self, memory: Memory, gradient: Array) -> Array:
-        return _preconditioner.unseen(self.standardised, memory.preconditioner, gradient)
+        return _preconditioner.unseen(memory.preconditioner, gradient)
 
 
 def lbfgs(
@@ -71,14 +71,17 @@ def lbfgs(
     """The direction -H^-1 g with the H^-1 of the compact form, in the dtype of the fit."""
     shape = here.gradient.shape
 
-    def precondition(preconditioner, gradient):
-        gradient = gradient.reshape(shape)
-        return _preconditioner.precondition(s, preconditioner, gradient, norm).ravel()
+    def precondition(preconditioner, gradients):
+        def image(gradient):
+            gradient = gradient.reshape(shape)
+            return _preconditioner.precondition(preconditioner, gradient, norm).ravel()
+
+        return jax.vmap(image)(gradients)
 
     def refreshed():
         weights, p = problem.weights, here.probabilities
         preconditioner = _preconditioner.build(s, weights, p)
-        return preconditioner, jax.vmap(lambda y: precondition(preconditioner, y))(memory.changes)
+        return preconditioner, precondition(preconditioner, memory.changes)
 
     # At the first steps, which may be long, and a few times more while the probabilities settle.
     preconditioner, images = cond(
@@ -95,9 +98,9 @@ def lbfgs(
 
     changes = pushed(memory.changes, change)
     steps = pushed(memory.steps, moved)
-    images = pushed(images, precondition(preconditioner, change))
     gradient = here.gradient.ravel()
-    first = precondition(preconditioner, gradient)
+    image, first = precondition(preconditioner, jnp.stack([change, gradient]))
+    images = pushed(images, image)
     d = -_inverse_hessian(steps, changes, images, gradient, first)
     memory = Memory(preconditioner, here.theta, here.gradient, steps, changes, images)
     return d.reshape(shape), memory

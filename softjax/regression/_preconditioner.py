@@ -35,7 +35,7 @@ from softjax._platforms import platform_dependent
 from softjax.regression._features import Matrix, by_columns, is_sparse, product
 from softjax.regression._linear_solves import JITTER, conjugate_gradients
 from softjax.regression._objective import centred, complements
-from softjax.regression._standardised import Standardised, from_standard, to_standard
+from softjax.regression._standardised import Scales, Standardised, from_standard, to_standard
 
 # With more features, the D^3 operations of a factor cost more than the steps that it saves.
 LARGEST_FACTOR = 1024
@@ -71,8 +71,7 @@ class Kronecker(NamedTuple):
     S subtracts kernel mu from the bias of each class.
     """
 
-    offset: Any  # [D], of the standardised features for which it was built
-    unit: Any  # [D], likewise
+    scales: Any  # of the standardised features for which it was built
     means: Any  # mu_k [K, D + 1], of these features; 0 for the bias, and without an intercept
     features: Any  # T [D + 1, D + 1]
     inverse: Any  # [K, D + 1]
@@ -84,7 +83,7 @@ class Kronecker(NamedTuple):
         v = v @ self.features.T
         return centred(v.at[:, -1].add(-jnp.sum(self.means * v, 1)))
 
-    def beyond_sight(self, s: Standardised, g: Array, least: Any, dtype: Any) -> Array:
+    def beyond_sight(self, g: Array, least: Any, dtype: Any) -> Array:
         """`unseen` for a centred gradient in the coordinates for which it was built."""
         squares = jnp.square(self._around_means(g) @ self.features) * self.inverse
         blurred = jnp.sum(jnp.where(self.blur[None] > BLURRED, squares, 0)).astype(dtype)
@@ -99,17 +98,16 @@ class Kronecker(NamedTuple):
 class Diagonal(NamedTuple):
     """The inverse of the diagonal of the Hessian."""
 
-    offset: Any  # [D], of the standardised features for which it was built
-    unit: Any  # [D], likewise
+    scales: Any  # of the standardised features for which it was built
     inverse: Any  # [K, D + 1]
 
     def apply(self, gradient: Array) -> Array:
         """M^-1 gradient in the coordinates for which it was built."""
         return centred(self.inverse * gradient)
 
-    def beyond_sight(self, s: Standardised, g: Array, least: Any, dtype: Any) -> Array:
+    def beyond_sight(self, g: Array, least: Any, dtype: Any) -> Array:
         """`unseen` for a centred gradient in the coordinates for which it was built."""
-        held = jnp.min(s.ridge[None, :-1] * self.inverse[:, :-1], initial=1) / 2
+        held = jnp.min(self.scales.ridge[None, :-1] * self.inverse[:, :-1], initial=1) / 2
         curvature = jnp.maximum(jnp.maximum(held, least), LEAST_CURVATURE)
         return (jnp.vdot(g, self.inverse * g) / 2 / curvature).astype(dtype)
 
@@ -117,18 +115,14 @@ class Diagonal(NamedTuple):
 Preconditioner = Kronecker | Diagonal
 
 
-def precondition(
-    s: Standardised, preconditioner: Preconditioner, gradient: Array, size: Array
-) -> Array:
+def precondition(preconditioner: Preconditioner, gradient: Array, size: Array) -> Array:
     """M^-1 gradient in the coordinates of the features; divided by `size`, float32 can hold it."""
-    s = s.rescaled(preconditioner.offset, preconditioner.unit)
+    s = preconditioner.scales
     g = (to_standard(s.mean, s.scale, gradient) / size).astype(s.ridge.dtype)
     return from_standard(s.mean, s.scale, preconditioner.apply(g).astype(gradient.dtype) * size)
 
 
-def unseen(
-    s: Standardised, preconditioner: Preconditioner, gradient: Array, least: Any = 0.0
-) -> Array:
+def unseen(preconditioner: Preconditioner, gradient: Array, least: Any = 0.0) -> Array:
     """The largest decrease that Newton's model may predict if features are nearly collinear.
 
     Along a direction whose curvature is lost in the jitter it is g^2 / 2 divided by the least
@@ -137,20 +131,22 @@ def unseen(
     directions: any direction may be one, unless the penalty or the known curvature `least` bounds
     the curvature from below.
     """
-    s = s.rescaled(preconditioner.offset, preconditioner.unit)
+    s = preconditioner.scales
     g = centred(to_standard(s.mean, s.scale, gradient).astype(preconditioner.inverse.dtype))
-    return preconditioner.beyond_sight(s, g, least, gradient.dtype)
+    return preconditioner.beyond_sight(g, least, gradient.dtype)
 
 
 def empty(features: Matrix, num_classes: int, dtype: DTypeLike = np.float32) -> Preconditioner:
     """A placeholder for the first step, with the shapes of a preconditioner of `build`."""
     width = features.shape[1] + 1
-    inverse = np.ones((num_classes, width), dtype)
-    offset, unit = np.zeros(width - 1, dtype), np.ones(width - 1, dtype)
+    inverse, zeros = np.ones((num_classes, width), dtype), np.zeros(width, dtype)
+    mean, unit = np.zeros(width - 1, features.dtype), np.ones(width - 1, dtype)
+    scales = Scales(zeros[1:], unit, mean, np.ones_like(mean), zeros, zeros)
     if is_diagonal(features):
-        return Diagonal(offset, unit, inverse)
-    columns, blur = np.zeros((width, width), dtype), np.zeros(width, dtype)
-    return Kronecker(offset, unit, np.zeros_like(inverse), columns, inverse, blur)
+        return Diagonal(scales, inverse)
+    return Kronecker(
+        scales, np.zeros_like(inverse), np.zeros((width, width), dtype), inverse, zeros
+    )
 
 
 def is_diagonal(features: Matrix) -> bool:
@@ -168,7 +164,7 @@ def build(s: Standardised, weights: Array, p: Array) -> Preconditioner:
     diagonal = s.squares_of_classes(uncertainty) + s.ridge[None]
     inverse = 1 / jnp.maximum(diagonal, LEAST * jnp.mean(diagonal))
     inverse = inverse.at[:, -1].multiply(s.constant.astype(inverse.dtype))
-    return Diagonal(s.offset, s.unit, inverse)
+    return Diagonal(s.scales, inverse)
 
 
 def least_curvature(s: Standardised, weights: Array) -> Array:
@@ -233,7 +229,7 @@ def _kronecker(s: Standardised, uncertainty: Array) -> Kronecker:
     columns = unit[:, None] * columns
     relative = m / mean_eigenvalue - 1
     scale = 1 + relative[:, None] * eigenvalues[None]
-    return Kronecker(s.offset, s.unit, means, columns, 1 / jnp.maximum(scale, FLOOR), blur)
+    return Kronecker(s.scales, means, columns, 1 / jnp.maximum(scale, FLOOR), blur)
 
 
 def _means_of_classes(s: Standardised, uncertainty: Array, scatter: Array) -> tuple[Array, Array]:

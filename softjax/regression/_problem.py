@@ -179,6 +179,10 @@ class Problem(Shared):
         gradient += self.l2 * self.penalised(theta)
         return Point(theta, logits, gradient, loss + self.penalty(theta), uncertain)
 
+    def gradient(self, theta: Array, p: Array) -> Array:
+        """The gradient of the smooth part at probabilities p: one product with the features."""
+        return self.pull_back(self.residual(p)) + self.l2 * self.penalised(theta)
+
     def hessian_times(self, p: Array, v: Array) -> Array:
         """The Hessian of the smooth part at probabilities p, times v [K, D + 1]."""
         moved = softmax_hvp(self.weights, p, self.scores(v))

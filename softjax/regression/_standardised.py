@@ -30,6 +30,18 @@ MEDIAN_ROWS = 32
 LARGEST_RIDGE = 1e30
 
 
+class Scales(NamedTuple):
+    """The means and scales of `Standardised`, with all that follows from them."""
+
+    offset: Any  # [D]
+    unit: Any  # [D]
+    mean: Any  # [D]
+    scale: Any  # [D]
+    ridge: Any  # [D + 1], the penalty on the scaled parameters; 0 for the bias
+    # [D + 1], the rounding error of s; r may be larger than s, and its error counts.
+    rounding: Any
+
+
 class Standardised(NamedTuple):
     """Features s of mean 0 and standard deviation 1, and 1 for the bias, for directions only.
 
@@ -47,19 +59,24 @@ class Standardised(NamedTuple):
     features: Any  # r [N, D], float32, dense or BCOO
     base: Array  # [D]
     size: Array  # [D]
-    offset: Array  # [D]
-    unit: Array  # [D]
-    mean: Array  # [D]
-    scale: Array  # [D]
     l2: Array  # the penalty, a scalar or [D]
-    ridge: Array  # [D + 1], the penalty on the scaled parameters; 0 for the bias
-    # [D + 1], the rounding error of s; r may be larger than s, and its error counts.
-    rounding: Array
     constant: Array  # c, 1 or 0
+    # The fields of `Scales`.
+    offset: Array
+    unit: Array
+    mean: Array
+    scale: Array
+    ridge: Array
+    rounding: Array
 
-    def rescaled(self, offset: Array, unit: Array) -> "Standardised":
-        """These features with the offset and the unit of other means and scales."""
-        return _around(self.features, self.base, self.size, offset, unit, self.l2, self.constant)
+    @property
+    def scales(self) -> Scales:
+        """The means and scales of these features."""
+        return Scales(*(getattr(self, name) for name in Scales._fields))
+
+    def rescaled(self, scales: Scales) -> "Standardised":
+        """These features with other means and scales."""
+        return self._replace(**scales._asdict())
 
     def reweighted(self, weights: Array) -> "Standardised":
         """These features with the means and scales of the examples under `weights`, [N].
@@ -77,7 +94,7 @@ class Standardised(NamedTuple):
         known = varies & (total > 0) & (jnp.max(weights) <= 0.6 * total)
         offset = jnp.where(known, mean, self.offset)
         unit = jnp.where(known, jnp.sqrt(jnp.where(known, variance, 1)), self.unit)
-        return self.rescaled(offset, unit)
+        return _around(self.features, self.base, self.size, self.l2, self.constant, offset, unit)
 
     def scores(self, v: Array) -> Array:
         """The logits [K, N] of the parameters v [K, D + 1] of s: one product with the features."""
@@ -171,18 +188,19 @@ def scaled(
     else:
         r = ((x - base[None]) / size[None]).astype(dtype)
     offset, unit = ((mean - base) / size).astype(r.dtype), (scale / size).astype(r.dtype)
-    return _around(r, base, size, offset, unit, problem.ridge, problem.constant)
+    return _around(r, base, size, problem.ridge, problem.constant, offset, unit)
 
 
 def _around(
-    r: Any, base: Array, size: Array, offset: Array, unit: Array, l2: Array, constant: Array
+    r: Any, base: Array, size: Array, l2: Array, constant: Array, offset: Array, unit: Array
 ) -> Standardised:
+    """The features r with the means and scales that `offset` and `unit` give them."""
     dtype = size.dtype
     # Without an intercept the mean is exactly 0, not the rounding error of the offset.
     mean, scale = constant * (base + size * offset.astype(dtype)), size * unit.astype(dtype)
     rounding = jnp.finfo(r.dtype).eps * jnp.append(jnp.maximum(jnp.abs(offset) / unit, 1), 1)
     ridge = scaled_ridge(l2, scale, r.dtype)
-    return Standardised(r, base, size, offset, unit, mean, scale, l2, ridge, rounding, constant)
+    return Standardised(r, base, size, l2, constant, offset, unit, mean, scale, ridge, rounding)
 
 
 def scaled_ridge(l2: Array, scale: Array, dtype: DTypeLike) -> Array:

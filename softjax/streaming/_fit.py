@@ -224,7 +224,7 @@ def _direction(
     here = problem.point(theta, problem.logits(theta))
     here = here._replace(gradient=centred(gradient))
     d, memory = lbfgs(problem, s, here, memory, step, norm)
-    return centred(d), memory, _preconditioner.unseen(s, memory.preconditioner, here.gradient)
+    return centred(d), memory, _preconditioner.unseen(memory.preconditioner, here.gradient)
 
 
 def _line_search(

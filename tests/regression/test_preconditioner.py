@@ -30,7 +30,7 @@ def both(data, p):
     shape = data.num_classes, data.features.shape[1] + 1
     unit = jnp.eye(shape[0] * shape[1], dtype=p.dtype).reshape(-1, *shape)
     one = jnp.ones((), p.dtype)
-    inverse = jax.vmap(lambda g: _preconditioner.precondition(s, built, centred(g), one))(unit)
+    inverse = jax.vmap(lambda g: _preconditioner.precondition(built, centred(g), one))(unit)
     hessian = jax.vmap(lambda v: problem.hessian_times(p, centred(v)))(unit)
     return tuple(a.reshape(len(unit), -1) for a in (inverse, hessian))
 
