@@ -36,7 +36,7 @@ from softjax._linear_cross_entropy.pieces import (
     times_rows,
 )
 from softjax._linear_cross_entropy.plans import rows_of_pairs
-from softjax._linear_cross_entropy.sharded import cast, gathered, mapped, scattered
+from softjax._linear_cross_entropy.sharded import gathered, mapped, scattered
 from softjax._linear_cross_entropy.tops import distance
 from softjax._numerics import compute_dtype, maximum
 from softjax._sharding import axes_of, brought_to, varying
@@ -181,7 +181,7 @@ def _products_on(
         if kernel_dot is not None:
             kernel_dot = gathered(kernel_dot, features, axis)
         dots = varying((h_dot, kernel_dot, bias_dot), (*rows, *classes))
-        h, w, b = _products(classes, budget, cast(layout, arguments), scale, dots)
+        h, w, b = _products(classes, budget, arguments, scale, dots)
         w = None if w is None else scattered(w, features, axis)
         left = tuple(name for name in rows if name not in features)
         sums = (h, classes), (w, left), (b, rows)

@@ -266,7 +266,7 @@ def _on_mesh(
     comparison = comparison._replace(axes=axes)
 
     def local(student: Arguments, teacher: Arguments | None, scale: Array | None) -> Array:
-        pair = Pair(cast(layout, student), None if teacher is None else cast(layout, teacher))
+        pair = Pair(student, None if teacher is None else cast(layout, teacher))
         pair, scale = varying((pair, scale), axes)
         if scale is None:
             return lax.psum(each_pair(comparison, budget, pair), axes)

@@ -27,7 +27,7 @@ from softjax._linear_cross_entropy.heads import (
 )
 from softjax._linear_cross_entropy.layout import Call, alike, call_of
 from softjax._linear_cross_entropy.pieces import Arguments
-from softjax._linear_cross_entropy.sharded import each_on, total_on
+from softjax._linear_cross_entropy.sharded import losses_on
 from softjax._numerics import compute_dtype
 
 NAME = "linear_cross_entropy"
@@ -148,8 +148,7 @@ def linear_cross_entropy(
 def _reduced(
     call: Call, head: Head, targets: Targets, scalars: Scalars, weights: Array | None
 ) -> Array:
-    layout = call.layout
-    head, targets, scalars, weights = alike(layout, (head, targets, scalars, weights))
+    head, targets, scalars, weights = alike(call.layout, (head, targets, scalars, weights))
     of_examples = head.hidden, *targets.of_examples, weights
     flat = jax.tree.map(call.lead.flat, of_examples)
     hidden, index, mass, dense, ignored, costs, weights = flat
@@ -160,10 +159,7 @@ def _reduced(
     arguments = Arguments(with_zeroed_rows(call, rows), classes, scalars)
 
     def losses(heads: tuple[Arguments, ...], scale: Array | None) -> Array:
-        (arguments,) = heads
-        if scale is None:
-            return each_on(layout, arguments, call.budget, call.batch_invariant)
-        return total_on(layout, arguments, scale, call.budget)
+        return losses_on(call, *heads, scale)
 
     scale = scale_of(rows, weights, costs, call.reduction)
     return reduced(call, (arguments,), weights, scale, losses)

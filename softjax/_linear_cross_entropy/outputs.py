@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from softjax import _checks
@@ -38,7 +39,7 @@ from softjax._linear_cross_entropy.row_outputs import (
     read,
     read_over,
 )
-from softjax._linear_cross_entropy.sharded import cast, rows_on, total_with_readings_on
+from softjax._linear_cross_entropy.sharded import mapped, total_with_readings_on
 from softjax._numerics import compute_dtype
 
 
@@ -278,16 +279,14 @@ def _mapped(
     def of_part(part: Arguments) -> Any:
         return function(part, *options)
 
-    def whole(arguments: Arguments) -> Any:
-        if call.batch_invariant:
-            return in_tiles(of_part, partial(by_rows, of_part, budget), arguments)
-        return by_rows(of_part, budget, arguments)
-
     def local(arguments: Arguments) -> Any:
-        arguments, axes = cast(layout, arguments), layout.classes
-        return over(axes, budget, arguments, *options) if axes else whole(arguments)
+        if layout.classes:
+            return over(layout.classes, budget, arguments, *options)
+        whole = partial(by_rows, of_part, budget)
+        return in_tiles(of_part, whole, arguments) if call.batch_invariant else whole(arguments)
 
-    results = rows_on(layout, local, arguments)
+    results = mapped(layout, local, arguments, (), (), P(layout.rows))
+    results = layout.rows_of(results, arguments.rows.hidden.shape[0])
     results = _in_their_places(layout, results, packing, rows.hidden.shape[0])
     return jax.tree.map(call.lead.back, results)
 

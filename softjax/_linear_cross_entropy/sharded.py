@@ -17,7 +17,7 @@ from jax.sharding import use_abstract_mesh
 
 from softjax._linear_cross_entropy.blocks import Rows, Scalars, block_of, losses, row_tangent
 from softjax._linear_cross_entropy.gradients import block_tangent, each, statistics_over
-from softjax._linear_cross_entropy.layout import Layout
+from softjax._linear_cross_entropy.layout import Call, Layout
 from softjax._linear_cross_entropy.pieces import (
     Arguments,
     block_dots,
@@ -39,35 +39,22 @@ from softjax._numerics import compute_dtype
 from softjax._sharding import Names, varying
 
 
-def each_on(
-    layout: Layout, arguments: Arguments, budget: int | None, batch_invariant: bool
-) -> Array:
-    """The loss l_i of each row."""
+def losses_on(call: Call, arguments: Arguments, scale: Array | None) -> Array:
+    """The loss l_i of each row; with a `scale`, sum_i scale_i l_i."""
+    layout, budget, axes = call.layout, call.budget, call.layout.classes
 
-    def local(arguments: Arguments) -> Array:
-        arguments = cast(layout, arguments)
-        if layout.classes:
-            return _each_over(layout.classes, budget, arguments)
-        return each(arguments, budget, batch_invariant)
+    def local(arguments: Arguments, scale: Array | None) -> Array:
+        if scale is not None:
+            return lax.psum(total(arguments, scale, budget, axes), layout.rows)
+        if axes:
+            return _each_over(axes, budget, arguments)
+        return each(arguments, budget, call.batch_invariant)
 
-    return rows_on(layout, local, arguments)
-
-
-def rows_on(layout: Layout, local: Callable, arguments: Arguments) -> Any:
-    """`local` applied on each device; it returns a tree of arrays whose first axis are the rows."""
-    values = mapped(layout, local, arguments, (), (), P(layout.rows))
+    of_rows = P(layout.rows)
+    if scale is not None:
+        return mapped(layout, local, arguments, (scale,), (of_rows,), P())
+    values = mapped(layout, local, arguments, (None,), (None,), of_rows)
     return layout.rows_of(values, arguments.rows.hidden.shape[0])
-
-
-def total_on(layout: Layout, arguments: Arguments, scale: Array, budget: int | None) -> Array:
-    """sum_i scale_i l_i."""
-
-    def local(arguments: Arguments, scale: Array) -> Array:
-        arguments = cast(layout, arguments)
-        value = total(arguments, scale, budget, layout.classes)
-        return lax.psum(value, layout.rows)
-
-    return mapped(layout, local, arguments, (scale,), (P(layout.rows),), P())
 
 
 def total_with_readings_on(
@@ -76,7 +63,6 @@ def total_with_readings_on(
     """sum_i scale_i l_i, and the statistics and readings of each row from all classes."""
 
     def local(arguments: Arguments, scale: Array) -> tuple[Array, Read]:
-        arguments = cast(layout, arguments)
         value, every = total_with_readings(arguments, scale, budget, layout.classes, k)
         return lax.psum(value, layout.rows), every
 
@@ -88,10 +74,14 @@ def total_with_readings_on(
 def mapped(
     layout: Layout, local: Callable, arguments: Arguments, more: tuple, specs: tuple, out_specs: Any
 ) -> Any:
-    """`local` applied on each device to its parts of the arguments and of `more`.
+    """`local` applied on each device to its parts of the cast arguments and of `more`.
 
     `specs` are the shardings of `more`, which is padded with zeros if its sizes are not divisible.
     """
+
+    def of_cast(arguments: Arguments, *more: Any) -> Any:
+        return local(cast(layout, arguments), *more)
+
     if layout.is_local:
         return local(arguments, *more)
     arguments = padded(layout, arguments)
@@ -99,7 +89,7 @@ def mapped(
     in_specs = where_given(operands, (specs_of(layout, arguments), *specs))
     axes = layout.rows + layout.classes
     operands = jax.tree.map(partial(placed_by_us, axes=axes), operands)
-    return on_devices(layout, local, operands, in_specs, out_specs)
+    return on_devices(layout, of_cast, operands, in_specs, out_specs)
 
 
 def on_devices(

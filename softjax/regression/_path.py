@@ -307,26 +307,24 @@ def _with_corners(
     everything = replace(data, weights=jnp.asarray(weights))
     whole = path(everything, Partial(no_report))
     null = float(whole[0].evaluation.loss)
-    explained = [
-        1 - float(step.evaluation.loss) / null if null > 0 else np.nan for step in whole[1:]
-    ]
+    losses = np.array([step.evaluation.loss for step in whole[1:]], np.float64)
+    explained = 1 - losses / null if null > 0 else np.full_like(losses, np.nan)
     back = np.argsort(order)
     result = PathResult(
         jnp.asarray(ridges.copy()),
         _in_order(back, [step.fit for step in whole[1:]]),
         None,
         l1,
-        jnp.asarray(np.asarray(explained, strengths.dtype)[back]),
+        jnp.asarray(explained.astype(strengths.dtype)[back]),
     )
     if folds is None:
         return result
-    of_folds = [without(fold) for fold in range(num_folds)]
-    fits = [_in_order(back, [step.fit for step in steps]) for steps in of_folds]
-    reports = [_in_order(back, [step.evaluation.report for step in steps]) for steps in of_folds]
-    fits, (loss, accuracy) = (
-        jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves, 1)), *part)
-        for part in (fits, reports)
-    )
+    of_folds = [
+        _in_order(back, [(step.fit, step.evaluation.report) for step in without(fold)])
+        for fold in range(num_folds)
+    ]
+    stacked = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves, 1)), *of_folds)
+    fits, (loss, accuracy) = stacked
     return result._replace(cross_validation=CrossValidation(fits, loss, accuracy, folds))
 
 

@@ -215,16 +215,15 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         count, data = len(data.labels), data.padded()
         if clusters is not None:
             clusters = np.asarray(clusters)
-            if clusters.shape != (count,):
-                expected = f"of shape ({count},)"
-                raise ValueError(f"clusters must be {expected}, got shape {clusters.shape}")
+            if (got := clusters.shape) != (count,):
+                raise ValueError(f"clusters must be of shape ({count},), got shape {got}")
             # An added row has weight 0 and so belongs to no cluster, whatever its entry is.
             clusters = np.pad(clusters, (0, len(data.labels) - count), mode="edge")
         names = [str(name) for name in self.classes_.tolist()]
         if feature_names is None:
             feature_names = getattr(self, "feature_names_in_", None)
-        place = None if reference is None else 0
-        if reference is not None and reference is not ...:
+        place = 0 if reference is ... else None
+        if reference is not ... and reference is not None:
             places = np.flatnonzero(self.classes_ == reference)
             if len(places) != 1:
                 raise ValueError(f"reference must be one of {names}, got {reference!r}")
