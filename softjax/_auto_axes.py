@@ -74,6 +74,5 @@ def _on_another_mesh(function: Callable[[list[Array]], T], arrays: list[Any]) ->
 
 
 def _has_explicit_axes(leaf: Any) -> bool:
-    """Whether the type of an array names Explicit axes."""
     is_array = isinstance(leaf, Array)
     return is_array and AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types

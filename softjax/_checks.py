@@ -220,14 +220,12 @@ def last(x: Array, axis: int) -> Array:
 
 
 def flag(function: str, argument: str, value: Any) -> bool:
-    """`value` as True or False."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(message(function, argument, "True or False", repr(value)))
     return bool(value)
 
 
 def refuse_uncallable(function: str, argument: str, value: Any) -> None:
-    """Refuses an optional function that is neither None nor a function."""
     if value is not None and not callable(value):
         raise TypeError(message(function, argument, "a function or None", repr(value)))
 

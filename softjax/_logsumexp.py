@@ -194,7 +194,6 @@ def _logsumexp_and_gradient_jvp(axes, primals, tangents):
 
 
 def _logsumexp(x: Array, where: Array | None, *, axes: tuple[int, ...]) -> Array:
-    """logsumexp of an array in any dtype."""
     exact = x.dtype if x.dtype.itemsize > 1 else None  # most dtypes of one byte have no -inf
     return logsumexp_core(masked(x, where), axes, exact).astype(x.dtype)
 
@@ -218,5 +217,4 @@ def _logmeanexp_jvp(axes, primals, tangents):
 
 
 def _logmeanexp(x: Array, where: Array | None, *, axes: tuple[int, ...]) -> Array:
-    """logmeanexp of an array in any dtype."""
     return _logmeanexp_core(masked(x, where), where, axes).astype(x.dtype)

@@ -124,7 +124,6 @@ def _expected_loss_gradient_jvp(primals, tangents):
 
 @jax.custom_jvp
 def _expected_loss_and_gradient(x: Array, q: Array) -> tuple[Array, Array]:
-    """The loss and its gradient from the same exponentials."""
     m, r, e = excess_and_exponentials(x, (x.ndim - 1,))
     mass, cost, others = mass_and_cost(q, x, m, e == 1)
     return _expected_loss(m, r, mass, cost), _expected_gradient(q, m, r, e, mass, others)

@@ -237,13 +237,11 @@ def _axes_after(function: Callable, *operands: Any) -> frozenset[str]:
 
 
 def entry_names(entry: Any) -> Names:
-    """The names of the mesh axes in one entry of a PartitionSpec."""
     if entry is None:
         return ()
     return entry if isinstance(entry, tuple) else (entry,)
 
 
 def axes_of_type(mesh: AbstractMesh, kind: AxisType) -> Names:
-    """The names of the mesh axes of this kind."""
     pairs = zip(mesh.axis_names, mesh.axis_types, strict=True)
     return tuple(name for name, axis_type in pairs if axis_type == kind)

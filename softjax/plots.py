@@ -205,7 +205,6 @@ def _heat_map(
 
 
 def _red_and_blue(kernel: np.ndarray) -> dict[str, Any]:
-    """The colours of the weights, with white at 0."""
     largest = np.abs(kernel).max()
     return {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest}
 

@@ -46,7 +46,6 @@ class Classes(NamedTuple):
 
     @property
     def axis(self) -> int:
-        """The axis of the classes in the kernel."""
         return 1
 
     @property
@@ -253,7 +252,6 @@ def alive(s: Statistics, mass: Array | None, active: Array | None) -> Array:
 
 
 def log_total(s: Statistics) -> Array:
-    """log1p(r)."""
     return jnp.log1p(not_negative(s.excess))
 
 

@@ -47,7 +47,6 @@ class Compared(NamedTuple):
 
 
 def compared(log_p: Array, log_q: Array) -> Compared:
-    """Two distributions from their log-probabilities."""
     delta = _difference_of_logs(log_p, log_q)
     return Compared(jnp.exp(jnp.where(delta > 0, log_p, log_q)), delta)
 

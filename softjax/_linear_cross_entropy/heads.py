@@ -217,7 +217,6 @@ def _doubled(index: Array, mass: Array, ignored: Array | None) -> tuple[Array, A
 
 
 def checked_weights(function: str, weights: ArrayLike | None, head: Head) -> Array | None:
-    """The weights of the examples, [...]."""
     dtype = compute_dtype(head.hidden.dtype)
     return _checks.weights(function, "weights", weights, head.lead, dtype)
 

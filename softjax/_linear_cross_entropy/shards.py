@@ -45,7 +45,6 @@ def joined(s: Statistics, axes: tuple[str, ...], temperature: Array | None) -> S
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _top_over(top: Array, axes: tuple[str, ...]) -> Array:
-    """The largest top of all shards."""
     return lax.pmax(top, axes)
 
 

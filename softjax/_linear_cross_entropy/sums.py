@@ -315,5 +315,4 @@ def _no_class(arguments: Arguments) -> Statistics:
 
 
 def inner(a: Array, b: Array, dtype) -> Array:
-    """<a, b>, in the given dtype."""
     return jnp.sum(a.astype(dtype) * b.astype(dtype))

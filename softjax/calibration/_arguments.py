@@ -53,7 +53,6 @@ def _is_below_inf(x: Any) -> Any:
 def targets(
     function: str, labels: Labels, shape: tuple[int, ...], dtype: DTypeLike
 ) -> ClassIndices | Array:
-    """Class indices [N] or distributions [N, K]."""
     found, rank = targets_of(function, labels, shape, dtype), len(shape) - 1
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[rank:]), found)
 

@@ -276,7 +276,6 @@ def _placed(
 
 
 def _bins(x: Array, w: Array | None, num_bins: int, adaptive: bool) -> Array:
-    """The bin of each probability x [N]."""
     place = _rank_below(x, w, num_bins) if adaptive else x * num_bins
     return jnp.minimum(jnp.where(jnp.isnan(place), 0, place).astype(jnp.int32), num_bins - 1)
 

@@ -141,7 +141,6 @@ def optax_optimizer(name: Optimizer, learning_rate: float) -> optax.GradientTran
 
 
 def rate_of(name: Optimizer, learning_rate: float | None) -> float:
-    """The given learning rate, or the default of the optimizer."""
     return LEARNING_RATES[name] if learning_rate is None else learning_rate
 
 

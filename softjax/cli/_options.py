@@ -26,14 +26,12 @@ def finite(value: float | None) -> float | None:
 
 
 def positive(value: float | None) -> float | None:
-    """Refuses all but finite numbers above 0."""
     if value is not None and not 0 < value < np.inf:
         raise typer.BadParameter("must be a finite number above 0")
     return value
 
 
 def all_finite(values: list[float] | None) -> list[float] | None:
-    """Refuses NaN and infinity among numbers."""
     for value in values or ():
         finite(value)
     return values
@@ -77,7 +75,6 @@ def class_weights(values: Sequence[str] | None) -> list[str] | None:
 
 
 def decimal(value: str | None) -> str | None:
-    """The decimal mark: a point or a comma."""
     if value not in (None, ".", ","):
         raise typer.BadParameter("must be , or .")
     return value

@@ -44,12 +44,10 @@ class Plan(NamedTuple):
 
     @property
     def penalties(self) -> list[float]:
-        """The penalties of --l2."""
         return self.l2 or [0.0 if self.solver is Solver.FIRTH else 1e-4]
 
     @property
     def of_optax(self) -> bool:
-        """Whether an option of --solver optax is given."""
         options = (self.optimizer, self.epochs, self.batch_size, self.learning_rate)
         return any(option is not None for option in options)
 

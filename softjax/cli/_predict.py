@@ -98,7 +98,6 @@ def _lines(
 
 
 def _metrics(fitted: models.Model, log_p: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """The metrics of log-probabilities [N, K]."""
     loss = -float(np.mean(np.take_along_axis(log_p, labels[:, None], axis=1)))
     majority = int(np.bincount(labels).argmax())
     return metrics(labels, np.exp(log_p), fitted.classes, majority, loss)

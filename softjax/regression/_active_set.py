@@ -167,12 +167,10 @@ def _direction(
 
 
 def _is_loose(table: Table, corners: Corners) -> bool:
-    """Whether some features are not penalised."""
     return bool(np.any(corners.strength[: table.width] == 0))
 
 
 def _has_matrix(table: Table, faces: Faces) -> bool:
-    """Whether the Hessian of the free parts may be built."""
     count = int(faces.free.sum())
     return count <= LARGEST and count * len(table.features) <= MOST_ENTRIES
 

@@ -42,7 +42,6 @@ class Corners(NamedTuple):
         return theta / np.where(length > 0, length, 1)
 
     def value(self, theta: np.ndarray) -> float:
-        """sum_j s_j |theta_j|."""
         return float((self.strength * self.length(theta)).sum())
 
     def along(self, a: np.ndarray, unit: np.ndarray) -> np.ndarray:

@@ -332,7 +332,6 @@ def penalties(l2: ArrayLike, dtype, argument: str = "l2") -> Array:
 
 
 def refuse_other_optimizers(optimizer: object) -> None:
-    """Refuses objects that are not optax optimizers."""
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
         expected = "an optax optimizer, as optax.adam(0.01)"
         raise TypeError(_checks.message(called(), "optimizer", expected, repr(optimizer)))
@@ -390,7 +389,6 @@ def _refuse(argument: str, expected: str, x: Array | np.ndarray, bad: Callable) 
 
 
 def is_traced(tree: Any) -> bool:
-    """Whether any array of the tree is traced."""
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
 
 

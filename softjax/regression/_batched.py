@@ -211,7 +211,6 @@ def _judged(lanes: Lanes, tol: Array, problem: Problem, state: State, here: Poin
 
 
 def _of_lane(lanes: Lanes, problem: Problem) -> Standardised:
-    """The standardised features with the penalty of a lane."""
     s = lanes.standardised
     return s._replace(ridge=_standardised.scaled_ridge(problem.ridge, s.scale, s.ridge.dtype))
 

@@ -86,7 +86,6 @@ def largest_move(d_logits: Array) -> Array:
 
 
 def add_step(a: Array, t: Array, step: Array) -> Array:
-    """a + t step; a if t is 0, since then the direction may be infinite, and 0 * inf is NaN."""
     return a + jnp.where(t == 0, 0, t * step)
 
 

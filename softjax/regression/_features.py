@@ -37,7 +37,6 @@ def is_sparse(x: Any) -> "TypeGuard[BCOO]":
 
 
 def is_sparse_matrix(x: Any) -> bool:
-    """Whether `x` is one of the sparse formats of JAX."""
     module = sys.modules.get("jax.experimental.sparse")
     return module is not None and isinstance(x, module.JAXSparse)
 

@@ -100,7 +100,6 @@ class Firth(Solver):
         return state, ()
 
     def postprocess(self, state: State, known: tuple[()], tol: Array) -> tuple[State, Array]:
-        """Sets the value to the objective without the determinant."""
         logits = self.problem.logits(state.theta)
         return state._replace(value=self.problem.value(state.theta, logits)), logits
 

@@ -242,7 +242,6 @@ def _in_chunks(
 
 
 def _event(result: FitResult, epoch_steps: int, begin: float) -> Event:
-    """The event of the result of a fit that began at `begin`."""
     params, value, _, steps, _, norm, *_ = result
     return Event(steps, steps / epoch_steps, value, norm, time.perf_counter() - begin, params)
 

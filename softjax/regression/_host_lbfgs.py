@@ -106,7 +106,6 @@ class Large(NamedTuple):
         return self._replace(mean=self.bias * mean, squares=squares)
 
     def among(self, rows: np.ndarray) -> "Large":
-        """The problem of the chosen examples."""
         x, labels, w = self.features[rows], self.labels[rows], self.weights[rows]
         return self._replace(features=x, labels=labels, weights=w / w.sum())
 

@@ -40,7 +40,6 @@ class Preconditioner(NamedTuple):
     distance: Any  # the largest mean of a feature, in standard deviations that include its penalty
 
     def rounded(self, table: Table) -> "Preconditioner":
-        """The preconditioner in the dtype of a table."""
         columns = None if self.columns is None else table.rounded(self.columns)
         parts = table.rounded(self.means), table.rounded(self.inverse), columns
         return Preconditioner(*parts, self.least, self.distance)

@@ -56,8 +56,6 @@ class Evaluation(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A fit of the path, and its evaluation."""
-
     fit: FitResult
     evaluation: Evaluation
 

@@ -278,7 +278,6 @@ def _speed(t: Array, uphill: Array) -> tuple[Array, Array]:
 
 
 def _times(bound: Bound, v: Array) -> Array:
-    """M v."""
     return v * bound.curvature[None] if bound.gram is None else product(v, bound.gram)
 
 

@@ -147,7 +147,6 @@ CHUNK_SIZE, CHUNK_ROWS = 2**18, 512
 
 
 def augmented(x: Array) -> Array:
-    """x~ = (x, 1)."""
     return jnp.concatenate([x, jnp.ones((x.shape[0], 1), x.dtype)], 1)
 
 

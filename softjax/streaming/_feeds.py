@@ -98,7 +98,6 @@ class ArrayFeed:
         return {"data": data, "rows": count, "features": width} | order
 
     def begin(self, step: int, every: int) -> Any:
-        """Prepares for the steps from `step` on; returns features of the shape that a step sees."""
         return self.data.features
 
     def known(self, terms: Terms) -> Terms:
@@ -117,11 +116,9 @@ class ArrayFeed:
         return jax.device_put(tree, everywhere)
 
     def flag(self, raised: bool) -> np.ndarray:
-        """The flag of this process, as an array for `advance`."""
         return np.array([any(processes.gather(raised))], np.int32)
 
     def chunks(self, spans: Spans) -> Generator[Chunk]:
-        """For each span of steps the chunk with their batches."""
         for first, stop in spans:
             yield Chunk(first, np.int32(stop - first), self.examples.held(first), None)
 
@@ -135,7 +132,6 @@ class ArrayFeed:
         return float(value), float(norm)
 
     def separated(self, terms: Terms, params: SoftmaxRegression) -> bool:
-        """Whether `params` are known to separate the classes of all examples."""
         return bool(separation(self.data, params, np.int32(0))[0])
 
 

@@ -61,7 +61,6 @@ class View:
     constant: Any  # the factor of the bias, 1 or 0
 
     def features(self, batch: Batch) -> Array:
-        """The transformed features."""
         return batch.features if self.transform is None else self.transform(batch.features)
 
     def data(self, batch: Batch) -> Data:

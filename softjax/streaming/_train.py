@@ -315,7 +315,6 @@ class _Run:
         return event
 
     def save(self) -> None:
-        """Saves a checkpoint, if there are any."""
         if self.checkpoints is not None:
             self.checkpoints.save(self.step, self.state, self.history)
 

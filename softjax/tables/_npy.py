@@ -143,7 +143,6 @@ class NpyRows(FileRows):
 
     @property
     def paths(self) -> list[Path]:
-        """The files that are read."""
         return [self.path] if self.apart is None else [self.path, self.apart.path]
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:

@@ -47,7 +47,6 @@ class FileRows(ABC):
 
     @property
     def paths(self) -> list[Path]:
-        """The files that are read."""
         return [self.path]
 
     @property
@@ -81,7 +80,6 @@ class HeldRows(FileRows):
         self.labels = np.empty(len(features), object) if labels is None else labels
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """The features and the labels of a run of rows."""
         return self.features[start:stop], self.labels[start:stop]
 
 
@@ -137,7 +135,6 @@ def stacked(
 
 
 def known_levels(path: Path, columns: Sequence[Column]) -> dict[str, Levels]:
-    """The categories of the columns whose categories are known."""
     return {c.name: Levels(path, c.name, c.levels) for c in columns if c.levels is not None}
 
 
