@@ -82,11 +82,6 @@ def is_concrete(x: Any) -> bool:
     return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
 
 
-def is_random_key(x: Any) -> bool:
-    """Whether `x` is an array of typed random keys, which NumPy cannot hold."""
-    return isinstance(x, Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-
-
 def known(x: Any) -> np.ndarray | None:
     """`x` as a NumPy array, which no trace records; None if its values cannot be read."""
     return np.asarray(x) if is_concrete(x) else None
@@ -123,7 +118,7 @@ def _holds_everywhere(good: Callable[..., Array], bounds: tuple[Any, ...], x: Ar
     return jnp.all(good(x, *bounds))
 
 
-REAL = "an array of real numbers"
+REAL, BOOLEAN = "an array of real numbers", "an array of booleans"
 
 
 def native(function: str, argument: str, x: Any, expected: str = REAL) -> Any:
@@ -199,10 +194,10 @@ def axes(function: str, axis: Axis, ndim: int) -> tuple[int, ...]:
         raise ValueError(message(function, "axis", "None or () for an array of rank 0", repr(axis)))
     if any(not -ndim <= a < ndim for a in given):
         raise ValueError(message(function, "axis", f"in [{-ndim}, {ndim})", repr(axis)))
-    normalized = tuple(a % ndim for a in given)
-    if len(set(normalized)) != len(normalized):
+    given = tuple(a % ndim for a in given)
+    if len(set(given)) != len(given):
         raise ValueError(message(function, "axis", "without repetition", repr(axis)))
-    return normalized
+    return given
 
 
 def one_axis(function: str, axis: int, ndim: int) -> int:
@@ -242,7 +237,6 @@ def integer(function: str, argument: str, value: Any) -> int:
 
 
 def at_least(function: str, argument: str, value: Any, bound: int) -> int:
-    """`value` as an integer >= `bound`."""
     number = integer(function, argument, value)
     if number < bound:
         raise ValueError(message(function, argument, f">= {bound}", number))
@@ -253,10 +247,9 @@ def mask(function: str, where: ArrayLike | None, shape: tuple[int, ...]) -> Arra
     """`where` as a boolean array of `shape`."""
     if where is None:
         return None
-    expected = "an array of booleans"
-    where = array(function, "where", expected, where)
+    where = array(function, "where", BOOLEAN, where)
     if where.dtype != jnp.bool_:
-        raise TypeError(message(function, "where", expected, f"dtype {where.dtype}"))
+        raise TypeError(message(function, "where", BOOLEAN, f"dtype {where.dtype}"))
     return broadcast(function, "where", where, shape)
 
 
@@ -268,7 +261,7 @@ def mask_of_classes(function: str, where: ArrayLike | None, shape: tuple[int, ..
     such arrays are refused.
     """
     if where is not None:
-        where = array(function, "where", "an array of booleans", where)
+        where = array(function, "where", BOOLEAN, where)
         if 0 < where.ndim < len(shape):
             expected = f"of rank {len(shape)}, to broadcast to {shape}"
             text = message(function, "where", expected, f"shape {where.shape}")
@@ -391,12 +384,8 @@ def weights(
 
 def not_negative(function: str, argument: str, x: ArrayLike) -> None:
     """Raises ValueError if a known value is negative or NaN."""
-    if not holds(_is_not_negative, x):
+    if not holds(operator.ge, x, 0):
         raise ValueError(message(function, argument, ">= 0", np.asarray(x).min()))
-
-
-def _is_not_negative(x: Any) -> Any:
-    return x >= 0
 
 
 def refuse_first(function: str, argument: str, expected: str, values, bad) -> None:

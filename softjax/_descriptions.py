@@ -5,7 +5,7 @@ import zlib
 from collections.abc import Mapping
 from functools import partial
 from types import CellType, FunctionType, MethodType
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import numpy as np
@@ -52,6 +52,11 @@ def described(value: Any, depth: int = 0) -> Any:
     return {str(name): described(part, depth + 1) for name, part in parts.items()}
 
 
+def is_random_key(x: Any) -> TypeGuard[jax.Array]:
+    """Whether `x` is an array of typed random keys, which NumPy cannot hold."""
+    return isinstance(x, jax.Array) and jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
 def data_of(leaf: Any) -> Any:
     """The array that represents a leaf in a file; for a typed random key, its data."""
-    return jax.random.key_data(leaf) if _checks.is_random_key(leaf) else leaf
+    return jax.random.key_data(leaf) if is_random_key(leaf) else leaf

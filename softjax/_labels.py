@@ -112,7 +112,9 @@ def _safe(y: Array, num_classes: int, ignore_index: int | None, good: bool) -> C
 
 def _is_class(labels: Any, num_classes: int, ignore_index: int | None) -> Any:
     """Whether each label is in [0, num_classes) or is `ignore_index`."""
-    is_class = (labels >= 0) & ~_at_least(labels, num_classes)
+    # The number of classes of an exported program may be a symbol.
+    exceeded = isinstance(num_classes, int) and num_classes > _range(labels.dtype)[1]
+    is_class = labels >= 0 if exceeded else (labels >= 0) & (labels < num_classes)
     return is_class if ignore_index is None else is_class | _equals(labels, ignore_index)
 
 
@@ -253,15 +255,6 @@ def _scattered(function: str, labels: TopKLabels, shape: tuple[int, ...], dtype)
         for along, size in enumerate(index.shape[:-1])
     )
     return jnp.zeros(shape, dtype).at[(*rows, index)].add(probabilities.astype(dtype))
-
-
-def _at_least(labels: Any, bound: int) -> Any:
-    """labels >= bound, also for a bound that the dtype of the labels cannot represent.
-
-    The number of classes of an exported program may be a symbol.
-    """
-    fits = not isinstance(bound, int) or bound <= _range(labels.dtype)[1]
-    return labels >= bound if fits else labels != labels
 
 
 def _equals(labels: Any, value: int) -> Any:

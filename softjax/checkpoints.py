@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softjax import _checks, processes
-from softjax._descriptions import data_of
+from softjax._descriptions import data_of, is_random_key
 from softjax.tables import DataError
 from softjax.tables._errors import differences, first_line
 
@@ -293,6 +293,6 @@ def _digests(path: Path) -> dict[str, str]:
 
 def _as_begun(begun: Any, saved: np.ndarray) -> Any:
     """The saved array, or a typed random key if the state has one in this place."""
-    if not _checks.is_random_key(begun):
+    if not is_random_key(begun):
         return saved
     return jax.random.wrap_key_data(jnp.asarray(saved), impl=jax.random.key_impl(begun))

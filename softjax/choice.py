@@ -4,9 +4,10 @@ Each choice is a softmax over the items that can be chosen, so that each loss is
 a sum of cross-entropies.
 """
 
+import operator
 from contextlib import nullcontext
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -223,9 +224,5 @@ def _integers(function: str, argument: str, x: ArrayLike, *, signed: bool = Fals
 
 def _refuse(function: str, argument: str, expected: str, x: Array, bad: Array) -> None:
     """Raises ValueError if an entry of `x` is known to be bad, and names the first one."""
-    if _checks.checks_values(x) and not _checks.holds(_is_good, bad):
+    if _checks.checks_values(x) and not _checks.holds(operator.invert, bad):
         _checks.refuse_first(function, argument, expected, np.asarray(x), np.asarray(bad))
-
-
-def _is_good(bad: Any) -> Any:
-    return ~bad

@@ -155,7 +155,7 @@ def ending_together() -> Iterator[None]:
     except BaseException as error:
         if _alone():
             raise
-        if _lost_another(error):
+        if any(name in str(error) for name in ("Gloo", "NCCL", "coordination service")):
             time.sleep(VERDICT if _meeting is not None else 0)
             fail(LOST, f"lost another process: {error}")
         fail(LOST, f"{type(error).__name__}: {error}")
@@ -220,7 +220,3 @@ class Sigterm:
 
     def _note(self, *_: object) -> None:
         self._came = True
-
-
-def _lost_another(error: BaseException) -> bool:
-    return any(name in str(error) for name in ("Gloo", "NCCL", "coordination service"))

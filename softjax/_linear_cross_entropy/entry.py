@@ -159,7 +159,7 @@ def _reduced(
     arguments = Arguments(with_zeroed_rows(call, rows), classes, scalars)
 
     def losses(heads: tuple[Arguments, ...], scale: Array | None) -> Array:
-        return losses_on(call, *heads, scale)
+        return losses_on(call, heads[0], scale)
 
     scale = scale_of(rows, weights, costs, call.reduction)
     return reduced(call, (arguments,), weights, scale, losses)

@@ -1,6 +1,6 @@
 """Checks of the arguments of `softjax.calibration`, and their reshaping to one axis of examples."""
 
-from typing import Any
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -37,17 +37,14 @@ def refuse_no_examples(function: str, logits: Array) -> None:
 
 def _refuse_undefined(function: str, argument: str, x: Array, weights: Array | None) -> None:
     """Refuses a known NaN or +inf in a row whose weight is not 0."""
-    if _checks.holds(_is_below_inf, x) or not (weights is None or _checks.is_concrete(weights)):
+    known = weights is None or _checks.is_concrete(weights)
+    if not known or _checks.holds(operator.lt, x, np.inf):
         return
     values = np.asarray(x)
-    bad = ~_is_below_inf(values)
+    bad = ~(values < np.inf)
     if weights is not None:
         bad &= (np.asarray(weights) != 0)[..., None]
     _checks.refuse_first(function, argument, "without NaN and +inf", values, bad)
-
-
-def _is_below_inf(x: Any) -> Any:
-    return x < np.inf
 
 
 def targets(

@@ -168,38 +168,33 @@ def labels_array(argument: str, labels: Any, num_examples: int) -> Array:
 
 
 def class_count(argument: str, labels: Array, num_classes: int | None) -> int:
-    """The number of classes K, checked against `labels`."""
+    """The number of classes K, checked against `labels`, or shown by them if it is not given.
+
+    A class without examples has no optimum: its bias decreases for ever. So without a given K class
+    0 must occur, which detects labels that count from 1, and there must be no more classes than
+    examples.
+    """
     if num_classes is not None:
         num_classes = at_least("num_classes", num_classes, 2)
     if labels.ndim == 2:
         if num_classes is not None:
             _checks.same_shape(called(), argument, labels, (len(labels), num_classes))
         return labels.shape[1]
-    if num_classes is None:
-        if isinstance(labels, Tracer):
-            raise error("num_classes", "given where the labels are traced", None)
-        return _shown_classes(argument, np.asarray(labels))
-    _refuse(argument, f"in [0, {num_classes})", labels, lambda y: y >= num_classes)
-    return num_classes
-
-
-def _shown_classes(argument: str, labels: np.ndarray) -> int:
-    """The number of classes according to `labels`, if it is not given.
-
-    A class without examples has no optimum: its bias decreases for ever. So class 0 must occur,
-    which detects labels that count from 1, and there must be no more classes than examples.
-    """
-    first, last = int(labels.min()), int(labels.max())
-    if first == last:
-        return last + 1  # there is only one class, which the caller refuses
-    if first > 0:
+    if num_classes is not None:
+        _refuse(argument, f"in [0, {num_classes})", labels, lambda y: y >= num_classes)
+        return num_classes
+    if isinstance(labels, Tracer):
+        raise error("num_classes", "given where the labels are traced", None)
+    known = np.asarray(labels)
+    first, last = int(known.min()), int(known.max())
+    if 0 < first < last:
         expected = f"0, ..., K - 1; pass num_classes={last + 1} if class 0 is only without examples"
         raise error(argument, expected, f"{first} to {last}")
-    if last >= len(labels):
+    if first < last and last >= len(labels):
         expected = f"0, ..., K - 1, of no more classes than the {len(labels)} examples; "
         expected += f"pass num_classes={last + 1} if classes are only without examples"
         raise error(argument, expected, f"a label of {last}")
-    return last + 1
+    return last + 1  # for a single class, which the caller refuses, too
 
 
 def refuse_one_class(labels: Array, num_classes: int) -> None:

@@ -160,7 +160,7 @@ def fit(
     known = (sample_weights, class_weights, fit_intercept, offset, penalty_factors)
     data = checked_data(features, labels, num_classes, *known)
     data, has_corners = _with_penalties(data, l2, l1, grouped)
-    first_order = any(option is not None for option in (optimizer, batch_size, epochs))
+    first_order = (optimizer, batch_size, epochs) != (None, None, None)
     name = _solver_name(solver, data, l2, has_corners, first_order)
     params = initial_params(init, data.features, data.num_classes, data.constant)
     if optimizer is not None:

@@ -17,6 +17,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from softjax import _checks
+from softjax._descriptions import is_random_key
 from softjax.regression import _batched, _ending, _frame, _preconditioner, _standardised
 from softjax.regression._arguments import (
     at_least,
@@ -117,8 +118,7 @@ def mean_one(weights: Array) -> Array:
 
 
 def random_key(seed: ArrayLike) -> Array:
-    """The given key, or the key of an integer."""
-    if isinstance(seed, Array) and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key):
+    if is_random_key(seed):
         return seed
     if isinstance(seed, (Array, np.ndarray)) and seed.ndim:  # of `jax.random.PRNGKey`
         if seed.dtype != np.uint32:

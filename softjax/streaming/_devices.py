@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from softjax import _checks
+from softjax._descriptions import is_random_key
 from softjax.regression._steps import Batch, Held, Stacked
 from softjax.streaming._batches import PARTS, Source
 from softjax.streaming._reproducible_sums import ROWS, ReproducibleSums
@@ -46,7 +46,7 @@ class Devices:
         """The arrays of a tree, replicated on every device."""
 
         def put(x: Any) -> Array:
-            if _checks.is_random_key(x):  # NumPy has no such dtype
+            if is_random_key(x):  # NumPy has no such dtype
                 return jax.random.wrap_key_data(
                     put(jax.random.key_data(x)), impl=jax.random.key_impl(x)
                 )
