@@ -402,7 +402,7 @@ def test_messages_say_what_to_do():
         "`folds` must be a number or an array": lambda: regression.fit_path(
             rows, Y, l2=[0.1], folds=None
         ),
-        "or `l2` is not that of the fit": lambda: regression.inference.covariance(
+        "offset or `l2` are other ones": lambda: regression.inference.covariance(
             regression.fit(LINE, CLASSES, l2=1.0).params, LINE, CLASSES
         ),
         r"softjax\.regression\.PathResult\.best: `folds` must be .* got None": lambda: path.best,

@@ -28,11 +28,11 @@ def rows(
     return flat, None if w is None else w.reshape(-1)
 
 
-def refuse_no_examples(function: str, logits: Array) -> None:
-    """Refuses known logits without rows, for which no calibration is best."""
-    if _checks.is_concrete(logits) and not logits.size:  # a traced size may be a symbol
-        got = f"shape {logits.shape}"
-        raise ValueError(_checks.message(function, "logits", "of at least one example", got))
+def refuse_no_examples(function: str, argument: str, x: Array) -> None:
+    """Refuses known logits or probabilities without rows, which tell nothing of a calibration."""
+    if _checks.is_concrete(x) and not x.size:  # a traced size may be a symbol
+        expected, got = "of at least one example", f"shape {x.shape}"
+        raise ValueError(_checks.message(function, argument, expected, got))
 
 
 def _refuse_undefined(function: str, argument: str, x: Array, weights: Array | None) -> None:

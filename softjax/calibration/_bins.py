@@ -14,7 +14,12 @@ from softjax import _checks
 from softjax._auto_axes import on_auto_axes
 from softjax._labels import ClassIndices, Labels
 from softjax._weights import in_unit, is_zero, sums_by_class
-from softjax.calibration._arguments import probabilities_of, rows, targets
+from softjax.calibration._arguments import (
+    probabilities_of,
+    refuse_no_examples,
+    rows,
+    targets,
+)
 
 T = TypeVar("T")
 
@@ -59,7 +64,7 @@ def reliability_diagram(
     left out; under a trace a NaN, or a label out of range, gives NaN in its bin.
 
     Args:
-        probabilities: real [..., K], in [0, 1].
+        probabilities: real [..., K], in [0, 1], rows that sum to 1.
         labels: class indices [...], a distribution [..., K], or TopKLabels; with a distribution,
             the probability of the predicted class is counted as the accuracy of an example.
         num_bins: M >= 1.
@@ -72,7 +77,7 @@ def reliability_diagram(
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, or a known label outside
-            [0, K), a known NaN in a row whose weight is not 0.
+            [0, K), a known row of weight > 0 with a NaN or a sum that is not 1, no rows.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -124,10 +129,10 @@ def expected_calibration_error(
     more so in small bins: compare errors only at equal numbers of examples and bins.
 
     Derivative: not useful, since examples jump between bins.
-    Edge cases: 0 without examples or if all weights are 0; otherwise as for `reliability_diagram`.
+    Edge cases: NaN if all weights are 0; otherwise as for `reliability_diagram`.
 
     Args:
-        probabilities: real [..., K], in [0, 1].
+        probabilities: real [..., K], in [0, 1], rows that sum to 1.
         labels: class indices [...], a distribution [..., K], or TopKLabels.
         num_bins: M >= 1.
         adaptive: whether the bins have equal numbers of examples instead of equal widths.
@@ -139,7 +144,7 @@ def expected_calibration_error(
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, or a known label outside
-            [0, K), a known NaN in a row whose weight is not 0.
+            [0, K), a known row of weight > 0 with a NaN or a sum that is not 1, no rows.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -180,11 +185,11 @@ def classwise_calibration_error(
     probabilities are near 0, as with many classes: compare errors only at equal K, N and M.
 
     Derivative: not useful, since examples jump between bins.
-    Edge cases: 0 without examples or if all weights are 0; a row of weight 0 is left out; under
-    a trace a NaN gives NaN, and so does a label out of range.
+    Edge cases: NaN if all weights are 0; a row of weight 0 is left out; under a trace a NaN gives
+    NaN, and so does a label out of range.
 
     Args:
-        probabilities: real [..., K], in [0, 1].
+        probabilities: real [..., K], in [0, 1], rows that sum to 1.
         labels: class indices [...], a distribution [..., K], or TopKLabels.
         num_bins: M >= 1.
         adaptive: whether the bins of a class have equal numbers of examples, except for ties,
@@ -197,7 +202,7 @@ def classwise_calibration_error(
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, or a known label outside
-            [0, K), a known NaN in a row whose weight is not 0.
+            [0, K), a known row of weight > 0 with a NaN or a sum that is not 1, no rows.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -228,7 +233,7 @@ def _mean_gap(bins: Array, gaps: Array, w: Array | None, num_bins: int) -> Array
     counted, unit = _counted(w, gaps)
     sums = sums_by_class(bins, jnp.where(counted, unit * gaps, 0), num_bins)
     total = jnp.sum(unit)
-    return jnp.sum(jnp.abs(sums)) / jnp.where(total == 0, 1, total)
+    return jnp.sum(jnp.abs(sums)) / jnp.where(total == 0, jnp.nan, total)
 
 
 def _binned(
@@ -248,10 +253,25 @@ def _binned(
         values = np.asarray(probabilities)
         outside = ~_is_probability(values)
         _checks.refuse_first(function, "probabilities", "in [0, 1]", values, outside)
+    refuse_no_examples(function, "probabilities", probabilities)
+    _refuse_other_sums(function, probabilities, sample_weights)
     num_bins = _checks.at_least(function, "num_bins", num_bins, 1)
     adaptive = _checks.flag(function, "adaptive", adaptive)
     y = targets(function, labels, probabilities.shape, p.dtype)
     return compute(p, y, w, num_bins, adaptive)
+
+
+def _refuse_other_sums(function: str, probabilities: Array, weights: ArrayLike | None) -> None:
+    """Refuses known rows whose weight is not 0 and whose sum is not 1."""
+    known = weights is None or _checks.is_concrete(weights)
+    if not known or _checks.holds(_sums_to_one, probabilities):
+        return
+    values = np.asarray(probabilities)
+    bad = ~np.asarray(_sums_to_one(values))
+    if weights is not None:
+        bad &= np.asarray(weights) != 0
+    sums = values.sum(-1, dtype=np.float64)
+    _checks.refuse_first(function, "probabilities", "rows that sum to 1", sums, bad)
 
 
 def _counted(w: Array | None, like: Array) -> tuple[Array, Array]:
@@ -298,3 +318,10 @@ def _rank_below(x: Array, w: Array | None, scale: int) -> Array:
 
 def _is_probability(p: Any) -> Any:
     return ~((p < 0) | (p > 1.001))  # sums of rounded exponentials may exceed 1
+
+
+def _sums_to_one(p: Any) -> Any:
+    """Whether each row sums to 1, but for rounding; also of a row with NaN, which has no sum."""
+    # Probabilities of fewer digits are often converted, and texts have three or four digits.
+    tolerance = max(1e-3, float(jnp.finfo(p.dtype).eps) ** 0.5)
+    return ~(abs(p.astype(np.float32).sum(-1) - 1) > tolerance)

@@ -62,7 +62,7 @@ def calibrate_temperature(
     function = "calibration.calibrate_temperature"
     logits = _checks.real_array(function, "logits", logits)
     x, w = rows(function, "logits", logits, sample_weights)
-    refuse_no_examples(function, logits)
+    refuse_no_examples(function, "logits", logits)
     y = targets(function, labels, logits.shape, x.dtype)
     return optimal_temperature(x, y, jnp.ones(x.shape[:1], x.dtype) if w is None else w)
 

@@ -109,7 +109,7 @@ def calibrate_vector(
     function = "calibration.calibrate_vector"
     logits = _checks.real_array(function, "logits", logits)
     x, w = rows(function, "logits", logits, sample_weights)
-    refuse_no_examples(function, logits)
+    refuse_no_examples(function, "logits", logits)
     strength = _checks.not_negative_scalar(function, "l2", l2, x.dtype)
     y = probabilities_of(targets(function, labels, logits.shape, x.dtype), x)
     return _scaled(x, y, jnp.ones(x.shape[:1], x.dtype) if w is None else w, strength)

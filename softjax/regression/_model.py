@@ -96,6 +96,9 @@ def predict(
 ) -> Array:
     """The most probable class; the first one in case of a tie.
 
+    Edge cases: under a trace, or with `softjax.checks(False)`, a row with logits that are NaN has
+        the class of the first of them.
+
     Args:
         params: kernel [D, K] and bias [K].
         features: as in `logits`.
@@ -105,7 +108,7 @@ def predict(
         int32 [...], class indices.
 
     Raises:
-        TypeError, ValueError: as in `logits`.
+        TypeError, ValueError: as in `logits`; also logits that are known to be NaN.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -113,7 +116,11 @@ def predict(
         >>> softjax.regression.predict(params, jnp.array([[3.0, 4.0], [2.0, 1.0]]))
         Array([1, 0], dtype=int32)
     """
-    return jnp.argmax(_logits("predict", params, features, offset), -1).astype(jnp.int32)
+    z = _logits("predict", params, features, offset)
+    if not _checks.holds(_is_number, z):
+        values, expected = np.asarray(z), "such that no logit is NaN"
+        _checks.refuse_first("regression.predict", "features", expected, values, np.isnan(values))
+    return jnp.argmax(z, -1).astype(jnp.int32)
 
 
 def predict_proba(
@@ -235,6 +242,10 @@ def penalty(params: SoftmaxRegression, l2: ArrayLike) -> Array:
     if strength.ndim == 0:
         return strength / 2 * jnp.sum(jnp.square(params.kernel))
     return jnp.sum(strength * jnp.sum(jnp.square(params.kernel), 1)) / 2
+
+
+def _is_number(z: Any) -> Any:
+    return z == z
 
 
 def _logits(

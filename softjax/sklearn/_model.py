@@ -1,7 +1,8 @@
 """The common parts of the classifiers: penalties, predictions and statistics."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -21,6 +22,7 @@ from softjax import regression
 from softjax._foreign import filled
 from softjax._softmax import log_softmax, softmax
 from softjax.regression import SoftmaxRegression, inference
+from softjax.regression.inference._optimum import NotAtOptimumError
 from softjax.sklearn._examples import (
     Examples,
     as_jax,
@@ -40,10 +42,26 @@ ADVICE = {
     regression.PRECISION_FLOOR: "the rounding of {dtype} hides any further progress",
     regression.SEPARATED: "the features separate the classes, so that the loss falls without end "
     "as the coefficients grow; a smaller `C` gives an optimum",
-    regression.QUASI_SEPARATED: "some coefficients grow without end, since the features separate a "
-    "part of the examples, or a class has no weight; a smaller `C` may give an optimum",
+    regression.QUASI_SEPARATED: "some coefficients grow without end: the features separate a part "
+    "of the examples, for which a smaller `C` may give an optimum, or a class has no weight, for "
+    "which none does",
     regression.NON_FINITE: "the objective is no longer finite",
 }
+
+
+@contextmanager
+def _naming_the_cause(stop_reason: str) -> Iterator[None]:
+    """Says what the user can change if the coefficients are not at the optimum for the data."""
+    try:
+        yield
+    except NotAtOptimumError as error:
+        why = "X, y, the weights and the offset are not those of the fit, or have changed since it"
+        if stop_reason != regression.CONVERGED:
+            advice = ADVICE.get(stop_reason, "it was stopped").format(dtype="its dtype")
+            why = f"the fit has not converged: {advice}"
+        raise ValueError(
+            f"summary: the coefficients are not an optimum for these data: {why}"
+        ) from error
 
 
 def penalties(data: Examples, C: Any, l1_ratio: float) -> tuple[Any, Any]:
@@ -200,7 +218,7 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
 
         Raises:
             ValueError: the features are collinear; the fit has l1, used solver "firth", or is not
-                at its optimum; no data are known.
+                at its optimum; no data are known, or they are not those of the fit or have changed.
         """
         check_is_fitted(self)
         if X is None:
@@ -230,7 +248,7 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
             place = int(places[0])
         # The fit divides by the sum of all weights, `inference` by the sum of the sample weights.
         l2 = self.l2_ * data.mass / data._replace(class_weights=None).mass
-        with jax.enable_x64(True):
+        with jax.enable_x64(True), _naming_the_cause(self.stop_reason_):
             return inference.summary(
                 self.params_,
                 as_jax(data.features),

@@ -142,7 +142,6 @@ def test_the_classwise_error_is_that_of_each_class_in_numpy(dtype):
     soft = calibration.classwise_calibration_error(p, np.eye(K, dtype=dtype)[y])
     np.testing.assert_allclose(soft, calibration.classwise_calibration_error(p, y), rtol=1e-6)
     assert calibration.classwise_calibration_error(np.eye(K, dtype=dtype), np.arange(K)) == 0
-    assert calibration.classwise_calibration_error(p[:0], y[:0]) == 0
     p[7, 1] = np.nan
     with softjax.checks(False):
         assert np.isnan(calibration.classwise_calibration_error(p, y))

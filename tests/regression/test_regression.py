@@ -7,7 +7,9 @@ import optax
 import pytest
 import scipy.optimize
 import scipy.special
+from jax.experimental.sparse import BCOO
 
+import softjax
 from softjax import regression
 from softjax.regression._steps import Batch as Rows
 from softjax.regression._steps import Held, epoch_order
@@ -431,6 +433,21 @@ def test_columns_of_pandas_are_labels():
     for kind in ("Int64", "category"):
         result = regression.fit(x, pandas.Series(y).astype(kind), max_steps=0)
         assert result.params.bias.shape == (K,)
+
+
+@pytest.mark.x64_once
+def test_no_class_is_predicted_from_logits_that_are_nan():
+    x, params = np.zeros((2, D)), regression.init(D, K)
+    x[1, 2] = np.nan
+    bad = params._replace(bias=params.bias.at[1].set(np.nan))
+    sparse = BCOO.fromdense(jnp.asarray(x))
+    for of, features in ((params, x), (params, x[1]), (params, sparse), (bad, x[:1])):
+        with pytest.raises(ValueError, match=r"`features` must be such that no logit is NaN"):
+            regression.predict(of, features)
+        assert regression.predict(params, np.nan_to_num(x[:1])).tolist() == [0]
+        with softjax.checks(False):
+            unchecked = regression.predict(of, features)
+        np.testing.assert_array_equal(jax.jit(regression.predict)(of, features), unchecked)
 
 
 @pytest.mark.x64_once

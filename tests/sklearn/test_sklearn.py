@@ -295,6 +295,22 @@ def test_the_summary_has_the_names_of_the_data(classifier):
         fitted(TWO, l1_ratio=0.5).summary()
 
 
+def test_a_summary_of_other_data_says_so():
+    changed = X.copy()
+    model = SoftmaxClassifier().fit(changed, Y)
+    others = {"y": np.roll(Y, 1)}, {"sample_weight": 1 + 9.0 * (Y == "rose")}, {"X": 3 * X}
+    for given in others:
+        with pytest.raises(ValueError, match="are not those of the fit, or have changed since it"):
+            model.summary(**{"X": X, "y": Y} | given)
+    changed *= 3
+    with pytest.raises(ValueError, match="are not those of the fit, or have changed since it"):
+        model.summary()
+    with pytest.warns(ConvergenceWarning):
+        stopped = SoftmaxClassifier(max_iter=1).fit(X, Y)
+    with pytest.raises(ValueError, match="the fit has not converged: it took all the steps"):
+        stopped.summary()
+
+
 def test_a_lasso_selects_all_features_of_the_model():
     lasso = SoftmaxClassifier(C=0.05, l1_ratio=1.0)
     kept = SelectFromModel(lasso).fit(X, Y).get_support()
@@ -444,7 +460,7 @@ def test_a_balanced_class_without_weight_takes_no_part():
     weights = np.where(Y == "rose", 0.0, 1.0)
     names, counts = np.unique(Y, return_counts=True)
     factors = dict(zip(names, weights.sum() / (3 * counts), strict=True))
-    with pytest.warns(ConvergenceWarning, match="a class has no weight"):
+    with pytest.warns(ConvergenceWarning, match="a class has no weight, for which none does"):
         ours = SoftmaxClassifier(class_weight="balanced").fit(X, Y, weights)
     with pytest.warns(ConvergenceWarning):
         by_hand = SoftmaxClassifier(class_weight=factors).fit(X, Y, weights)

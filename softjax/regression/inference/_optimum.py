@@ -21,6 +21,10 @@ from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import EXACT, Rows, augmented, feature_column, information, times
 
 
+class NotAtOptimumError(ValueError):
+    """The parameters are not those of a fit to these data."""
+
+
 class Optimum(NamedTuple):
     """Derivatives of F at fitted parameters, in R = (D + 1) (K - 1) coordinates phi."""
 
@@ -114,11 +118,12 @@ def only_at_optimum(function: str, result: Array, regular: Array, move: Array) -
         got = "features that are collinear, possibly with the intercept, or separable classes"
         raise ValueError(_checks.message(function, "features", expected, got))
     if not float(move) < STILL:
-        got = "a fit that has not converged, or `l2` is not that of the fit (the classes may also "
-        got += "be separable, or one may have no examples; try l2 > 0): "
-        got += "the next Newton step changes a logit by "
-        got += f"{float(move):.2g} nats"
-        raise ValueError(_checks.message(function, "params", "at the optimum", got))
+        got = (
+            "a fit that has not converged, or whose features, labels, weights, offset or `l2` are "
+        )
+        got += "other ones (the classes may also be separable, or one may have no examples; try "
+        got += f"l2 > 0): the next Newton step changes a logit by {float(move):.2g} nats"
+        raise NotAtOptimumError(_checks.message(function, "params", "at the optimum", got))
     return result
 
 

@@ -433,6 +433,26 @@ def test_p_values_are_accurate_in_the_far_tail(dtype):
         np.testing.assert_allclose(ours.p_value, scipy.stats.chi2.sf(statistic, df), rtol=200 * eps)
 
 
+@pytest.mark.x64_once
+def test_a_larger_model_is_no_less_likely_and_has_more_parameters():
+    test = inference.likelihood_ratio_test
+    less = np.array([-200.0, -200.001])
+    found = test(-200.0, less, 0.5 + np.arange(1, 3))  # within rounding, and numbers as 1.5
+    assert not found.statistic.any()
+    np.testing.assert_array_equal(found.p_value, 1)
+    for full in (-300.0, -200.1, np.append(less, -201)):
+        with pytest.raises(ValueError, match="are the arguments swapped"):
+            test(-200.0, full, 2)
+    for degrees in (0, -2, 0.5, np.array([1, 0])):
+        with pytest.raises(ValueError, match="`degrees_of_freedom` must be >= 1, got"):
+            test(-300.0, -200.0, degrees)
+    traced = jax.jit(test)
+    assert np.isnan(traced(-200.0, -300.0, 2).statistic)
+    for given in ((-200.0, -300.0, 2), (-300.0, -200.0, 0)):
+        assert np.isnan(traced(*given).p_value)
+    assert traced(-201.0, -200.0, 2).statistic == 2
+
+
 # The second is more than one chunk of rows.
 @pytest.mark.parametrize(("n", "d", "k"), [(N, D, K), (3001, 2, 10)])
 def test_effects_and_predictions_follow_the_delta_method(n, d, k, dtype):
