@@ -212,6 +212,11 @@ def test_tables_of_polars_and_arrow_are_those_of_pandas():
     np.testing.assert_array_equal(spaced, model.encode(whole))
     numbered = model._replace(columns=[Column("0")]).encode(pandas.DataFrame(Y))
     np.testing.assert_array_equal(numbered[:, 0], Y)
+    either = model._replace(columns=[Column("t", None, 0.5), Column("e", ("0", "1"), "0")])
+    truths = pandas.Series([True, None], dtype="boolean")
+    for t in (truths, truths.to_list(), [True, None]):
+        found = either.encode({"t": t, "e": [pandas.NA, 1]})
+        np.testing.assert_array_equal(found, [[1, 0], [0.5, 1]])
     dated = frame.assign(when=pandas.to_datetime(Y))
     for convert in (polars.from_pandas, arrow.Table.from_pandas):
         np.testing.assert_array_equal(softjax.softmax(convert(frame)), softjax.softmax(frame))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from softjax import _foreign
 from softjax.tables._errors import DataError
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -95,7 +96,7 @@ def is_missing(cell: object) -> bool:
         return cell.strip().decode("latin1") in MISSING
     if isinstance(cell, str):
         return cell.strip() in MISSING
-    return cell is None or cell != cell
+    return _foreign.is_missing(cell)
 
 
 def as_classes(
@@ -164,7 +165,7 @@ def check_classes(
     classes = in_order(names)
     where = f"{path}: column {name!r}"
     if not classes:
-        raise DataError(f"{where}: there is no label.")
+        raise DataError(f"{where}: there is no complete row with a label.")
     if len(classes) < 2:
         raise DataError(f"{where}: all labels are {classes[0]}, one class only.")
     if len(classes) > MOST_CLASSES:
@@ -227,7 +228,7 @@ def class_name(value: object) -> str | None:
         value = value.decode()
     if isinstance(value, str):
         value = value.strip()
-    if value is None or value == "" or value != value:
+    if _foreign.is_missing(value) or value == "":
         return None
     if isinstance(value, (str, np.bool_, numbers.Real, Decimal)):
         return str(value)
