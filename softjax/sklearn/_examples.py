@@ -72,12 +72,12 @@ def examples(
     The estimator stores the names and the number of the features. With the `classes` of an earlier
     fit, which must contain all labels, they are compared with the features of that fit instead.
     """
-    y, sample_weight = filled(y), filled(sample_weight)
+    y, sample_weight = host_array(y), host_array(sample_weight)
     codes, known = _encoded_texts(y) if classes is None else (y, None)
     with naming_columns(estimator, X):
         validated: Any = validate_data(
             estimator,
-            filled(X),
+            host_array(X),
             codes,
             accept_sparse="csr",
             dtype=[np.float64, np.float32],
@@ -108,6 +108,15 @@ def examples(
     if offset is not None:
         offset = offset_array(offset, len(labels), len(classes), X.dtype)
     return Examples(X, labels, weights, classes, offset, factors)
+
+
+def host_array(x: Any) -> Any:
+    """`filled`, after an array of another library, such as JAX, has become one of NumPy.
+
+    With `array_api_dispatch`, scikit-learn would not compare it with coefficients in NumPy.
+    """
+    other = hasattr(x, "__array_namespace__") and not isinstance(x, np.ndarray)
+    return filled(np.asarray(x) if other else x)
 
 
 @contextmanager
@@ -185,7 +194,7 @@ def _lengthened(a: np.ndarray, missing: int) -> np.ndarray:
 
 def offset_array(offset: Any, num_rows: int, num_classes: int, dtype: Any) -> np.ndarray:
     """The known part of the logits [N, K]; for two classes [N] is the offset of the second."""
-    known = check_array(filled(offset), ensure_2d=False, dtype=dtype, input_name="offset")
+    known = check_array(host_array(offset), ensure_2d=False, dtype=dtype, input_name="offset")
     if known.ndim == 1 and num_classes == 2:
         known = np.stack([np.zeros_like(known), known], axis=1)
     if known.shape != (num_rows, num_classes):

@@ -19,7 +19,6 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from softjax import regression
-from softjax._foreign import filled
 from softjax._softmax import log_softmax, softmax
 from softjax.regression import SoftmaxRegression, inference
 from softjax.regression.inference._optimum import NotAtOptimumError
@@ -28,6 +27,7 @@ from softjax.sklearn._examples import (
     as_jax,
     bucket,
     examples,
+    host_array,
     naming_columns,
     offset_array,
 )
@@ -105,7 +105,7 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
             [N, K], or [N] for two classes, nats.
         """
         with naming_columns(self, X):
-            z = super().decision_function(filled(X))
+            z = super().decision_function(host_array(X))
         if offset is None:
             return z
         known = offset_array(offset, len(z), len(self.classes_), z.dtype)
@@ -133,6 +133,7 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
             sample_weight: [N], >= 0; None for 1.
             offset: the offset of these rows, as in `fit`; None for 0.
         """
+        y, sample_weight = host_array(y), host_array(sample_weight)
         return accuracy_score(y, self.predict(X, offset), sample_weight=sample_weight)
 
     def predict_proba(self, X: Any, offset: Any = None) -> np.ndarray:

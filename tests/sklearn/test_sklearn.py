@@ -467,6 +467,17 @@ def test_a_balanced_class_without_weight_takes_no_part():
     np.testing.assert_allclose(ours.coef_, by_hand.coef_, atol=1e-7)
 
 
+def test_arrays_of_jax_are_those_of_numpy_under_array_api_dispatch(monkeypatch):
+    """scikit-learn refuses to compare an array of one library with coefficients of another."""
+    monkeypatch.setenv("SCIPY_ARRAY_API", "1")
+    with sklearn.config_context(array_api_dispatch=True):
+        host = X.astype(np.float32), np.unique(Y, return_inverse=True)[1], np.float32(WEIGHTS)
+        x, y, w = map(jax.numpy.asarray, host)
+        ours, expected = SoftmaxClassifier().fit(x, y, w), SoftmaxClassifier().fit(*host)
+        np.testing.assert_array_equal(ours.predict_proba(x), expected.predict_proba(host[0]))
+        assert ours.score(x, y, w) == expected.score(*host)
+
+
 def test_cross_validation_with_one_standard_error_and_accuracy():
     options = {"Cs": 4, "cv": 3, "scoring": "accuracy"}
     best = SoftmaxClassifierCV(**options).fit(X, TWO)
