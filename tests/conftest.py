@@ -63,6 +63,13 @@ def quick_options() -> dict[str, Any]:
     return known
 
 
+@pytest.fixture(scope="session")
+def quick_flags() -> str:
+    """The quick options as XLA_FLAGS, for processes that a test starts."""
+    flags = [f"--{name}={value}".lower() for name, value in quick_options().items()]
+    return " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
+
+
 def is_compiled_quickly(node: pytest.Item | pytest.Collector) -> bool:
     """Whether the closest marker is `compiled_quickly`, and not `compiled_quickly(False)`."""
     marker = node.get_closest_marker("compiled_quickly")

@@ -174,12 +174,11 @@ def test_the_probabilities_of_all_rankings_sum_to_one(n, dtype):
 
 
 @compiled_fully
-@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
 @pytest.mark.parametrize("k", [1, 3, 6])
-def test_loss_and_gradient(k, scale, dtype):
-    scores = random_scores(dtype, 5, 6, scale=scale)
-    rankings = np.stack([np.random.default_rng(s).permutation(6)[:k] for s in range(5)])
-    actual = jax.vmap(jax.value_and_grad(plackett_luce_loss))(scores, rankings)
+def test_loss_and_gradient(k, dtype):
+    scores = np.concatenate([random_scores(dtype, 5, 6, scale=s) for s in (0.1, 1.0, 10.0)])
+    rankings = np.stack([np.random.default_rng(s).permutation(6)[:k] for s in 3 * [*range(5)]])
+    actual = jax.jit(jax.vmap(jax.value_and_grad(plackett_luce_loss)))(scores, rankings)
     for loss, gradient, row, ranking in zip(*actual, scores, rankings, strict=True):
         expected = plackett_luce(row, ranking)
         near(loss, expected[0], dtype, 40)

@@ -26,8 +26,11 @@ pytestmark = pytest.mark.x64_once
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def cache(tmp_path_factory, quick_flags):
+    """The folder in which all processes keep their programs, which they compile quickly."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", quick_flags)
+        yield tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
@@ -239,8 +242,9 @@ def test_all_end_with_one_message(tmp_path, acts, codes, words):
 # --- the launcher ---
 
 
-def test_the_command_line_by_two_processes(tmp_path, monkeypatch):
+def test_the_command_line_by_two_processes(tmp_path, monkeypatch, quick_flags):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XLA_FLAGS", quick_flags)
     (tmp_path / "matplotlib.py").write_text("raise ModuleNotFoundError")  # a picture takes long
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 3)) + 5

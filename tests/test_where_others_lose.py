@@ -128,23 +128,27 @@ def test_small_integers_do_not_wrap(dtype):
 def test_a_product_in_front_is_not_contracted(shape, dtype):
     # jax under jit, x near 2e10: NaN, from a fused multiply-add. The label is a maximal class of
     # the product, rounded as it is, so that every loss is at most log of the number of ties.
-    x = jnp.asarray(np.random.default_rng(2).uniform(1e10, 2e10, shape), dtype)
-    c = jnp.asarray(1.3, dtype)
-    labels = jnp.argmax(x * c, -1)
+    x = np.random.default_rng(2).uniform(1e10, 2e10, shape).astype(dtype)
+    c = np.asarray(1.3, dtype)
+    labels = np.argmax(x * c, -1)
 
     def losses(x, c):
         return softjax.cross_entropy(x * c, labels)
 
-    results = [
-        np.asarray(jax.jit(function)(x, c), np.float64)
-        for function in (
-            lambda x, c: softjax.softmax(x * c),
-            losses,
-            lambda x, c: softjax.log_softmax(x * c),
-            lambda x, c: softjax.logsumexp(x * c, axis=-1),
-            jax.grad(lambda x, c: jnp.sum(losses(x, c))),
-        )
-    ]
+    functions = (
+        lambda x, c: softjax.softmax(x * c),
+        losses,
+        lambda x, c: softjax.log_softmax(x * c),
+        lambda x, c: softjax.logsumexp(x * c, axis=-1),
+        jax.grad(lambda x, c: jnp.sum(losses(x, c))),
+    )
+
+    # In one program, in which each function has a product of its own.
+    @jax.jit
+    def of_products(arguments):
+        return [f(*own) for f, own in zip(functions, arguments, strict=True)]
+
+    results = [np.asarray(a, np.float64) for a in of_products([(x, c)] * len(functions))]
     for result in results:
         assert np.all(np.isfinite(result))
     np.testing.assert_allclose(results[0].sum(-1), 1, rtol=1e-5)

@@ -121,7 +121,8 @@ AFTER_A_STEP = """if True:
 """
 
 
-def test_ctrl_c_saves_the_parameters_that_were_reached(data):
+def test_ctrl_c_saves_the_parameters_that_were_reached(data, monkeypatch, quick_flags):
+    monkeypatch.setenv("XLA_FLAGS", quick_flags)
     process = start(
         "-c", AFTER_A_STEP.format(pause=60), "fit", data, "--label-column", "y", "--solver", "lbfgs"
     )
@@ -136,8 +137,9 @@ def test_ctrl_c_saves_the_parameters_that_were_reached(data):
     assert run("predict", path, data).exit_code == 0
 
 
-def test_ctrl_c_with_checkpoints_stops_after_a_step_that_is_saved(data):
+def test_ctrl_c_with_checkpoints_stops_after_a_step_that_is_saved(data, monkeypatch, quick_flags):
     pytest.importorskip("orbax.checkpoint")
+    monkeypatch.setenv("XLA_FLAGS", quick_flags)
     options = ("--label-column", "y", "--batch-size", "8", "--checkpoint", "saved", "--every", "2")
     line = interrupted(start("-c", AFTER_A_STEP.format(pause=0), "fit", data, *options))
     pattern = r"softjax: interrupted after step (\d+): the same command resumes from saved\."

@@ -1,5 +1,6 @@
 """The sizes of the pieces for a large vocabulary, and the forms for every platform."""
 
+import functools
 import math
 import re
 from functools import partial
@@ -15,7 +16,7 @@ from softjax._linear_cross_entropy import plans, readings, tops
 from softjax._linear_cross_entropy.plans import Plan, Shapes
 from softjax._platforms import tracing_for
 
-pytestmark = [pytest.mark.compiled_quickly, pytest.mark.every_platform, pytest.mark.x64_once]
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
 GEMMA_2_2B, LLAMA_3_8B = (8192, 2304, 256000), (16384, 4096, 128256)
 QWEN, WIDE = (32768, 2560, 128256), (32768, 4096, 131072)
@@ -123,6 +124,11 @@ def derivatives(loss, dtype, reduction, **options):
     return jax.jit(lambda *point: jax.jvp(gradient, point, tuple(direction)))(*point)
 
 
+@functools.cache
+def of_the_plain_form(reduction):
+    return jax.device_get(derivatives(plain_linear_cross_entropy, "float32", reduction))
+
+
 @pytest.mark.parametrize(
     ("platform", "dtype", "budget", "plan"),
     [
@@ -150,18 +156,19 @@ def test_the_form_of_every_platform(platform, dtype, budget, plan, monkeypatch):
     found = plans.plan_of_accelerator(shapes, name[platform], budget, None, with_kernel=True)
     assert found == plan
     for reduction in ("sum", "none") if budget is None else ("sum",):
-        desired = derivatives(plain_linear_cross_entropy, "float32", reduction)
+        desired = of_the_plain_form(reduction)
         with tracing_for(platform):
             actual = derivatives(
                 softjax.linear_cross_entropy, dtype, reduction, max_temp_bytes=budget
             )
         for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(desired), strict=True):
-            size = max(float(jnp.max(jnp.abs(b))), 1)
+            size = max(np.max(np.abs(b)), 1)
             atol = (2e-6 if dtype == "float32" else 6 / 256) * size
             np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=0, atol=atol)
     jax.clear_caches()
 
 
+@pytest.mark.every_platform
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_a_gpu_and_a_tpu_read_the_logits_few_times(platform):
     """Sums over a row cost them a pass over the logits: of the loss, with metrics, of two heads."""
@@ -226,9 +233,8 @@ def test_the_best_class_of_one_pass_is_that_of_top_k():
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize("divergence", ["forward_kl", "jensen_shannon"])
-def test_two_heads_in_the_form_of_every_platform(platform, divergence):
+def test_two_heads_in_the_form_of_every_platform(divergence):
     hidden, kernel, bias = (jnp.asarray(a, jnp.float32) for a in POINT)
     probabilities = jnp.full((N, 2), 0.3)
     index = jnp.stack([LABELS, (LABELS + 1) % V], -1)
@@ -245,7 +251,8 @@ def test_two_heads_in_the_form_of_every_platform(platform, divergence):
     for teacher in teachers:
         step = jax.value_and_grad(losses, (0, 1, 2))
         desired = jax.jit(step)(hidden, kernel, bias, teacher)
-        with tracing_for(platform):
-            actual = jax.jit(step)(hidden, kernel, bias, teacher)
-        for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(desired), strict=True):
-            np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-7)
+        for platform in ("cuda", "tpu"):
+            with tracing_for(platform):
+                actual = jax.jit(step)(hidden, kernel, bias, teacher)
+            for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(desired), strict=True):
+                np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-7, err_msg=platform)
