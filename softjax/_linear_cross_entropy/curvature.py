@@ -17,9 +17,9 @@ from softjax._linear_cross_entropy.blocks import (
     class_logits,
     times_features,
 )
+from softjax._linear_cross_entropy.examples import scale_of
 from softjax._linear_cross_entropy.heads import (
     Head,
-    checked_budget,
     checked_head,
     checked_scalars,
     checked_weights,
@@ -38,10 +38,10 @@ from softjax._linear_cross_entropy.pieces import (
 from softjax._linear_cross_entropy.plans import rows_of_pairs
 from softjax._linear_cross_entropy.sharded import gathered, mapped, scattered
 from softjax._linear_cross_entropy.tops import distance
-from softjax._numerics import compute_dtype, maximum
-from softjax._sharding import axes_of, brought_to, varying
+from softjax._numerics import maximum
+from softjax._sharding import brought_to, varying
 from softjax._softmax_core import softmax_core, softmax_tangent
-from softjax._weights import is_zero, shares
+from softjax._weights import is_zero
 
 NAME = "linear_cross_entropy_ggn_vp"
 Tangents = tuple[Array | None, Array | None, Array | None]
@@ -108,11 +108,9 @@ def linear_cross_entropy_ggn_vp(
     if reduction not in ("sum", "mean"):
         expected = "'sum' or 'mean'"
         raise ValueError(_checks.message(NAME, "reduction", expected, repr(reduction)))
-    checked_budget(NAME, max_temp_bytes)
     head = checked_head(NAME, hidden, kernel, bias, transpose_kernel)
     w = checked_weights(NAME, weights, head)
-    dtype = compute_dtype(head.hidden.dtype)
-    scalars = checked_scalars(NAME, dtype, softcap, temperature)
+    scalars = checked_scalars(NAME, head, softcap, temperature)
     originals = (hidden, kernel, bias)
     dots = _checked_tangents(tangents, originals, head)
     of_examples, how = (head.hidden, w, dots[0]), {"reduction": reduction, "budget": max_temp_bytes}
@@ -153,18 +151,11 @@ def _reduced(
 ) -> Tangents:
     lead, layout, budget = call.lead, call.layout, call.budget
     head, scalars, weights, tangents = alike(layout, (head, scalars, weights, tangents))
-    hidden, scale, h_dot = jax.tree.map(lead.flat, (head.hidden, weights, tangents[0]))
-    if scale is None:
-        scale = jnp.ones(hidden.shape[0], compute_dtype(hidden.dtype))
-        scale = varying(scale, axes_of(hidden))
-        if call.reduction == "mean":  # the sum is known without communication
-            scale /= jnp.maximum(jnp.asarray(hidden.shape[0], scale.dtype), 1)
-    elif call.reduction == "mean":
-        scale = shares(scale)
+    hidden, weights, h_dot = jax.tree.map(lead.flat, (head.hidden, weights, tangents[0]))
+    scale = scale_of(Rows(hidden), weights, None, call.reduction)
     counted = ~is_zero(scale)[:, None]
     hidden, h_dot = jax.tree.map(lambda a: jnp.where(counted, a, 0), (hidden, h_dot))
-    rows = Rows(hidden)
-    arguments, dots = Arguments(rows, head.classes, scalars), (h_dot, *tangents[1:])
+    arguments, dots = Arguments(Rows(hidden), head.classes, scalars), (h_dot, *tangents[1:])
     h, w, b = _products_on(layout, budget, arguments, scale, dots)
     return None if h is None else brought_to(lead.back(h), head.hidden), w, b
 

@@ -27,7 +27,6 @@ from softjax._linear_cross_entropy.examples import (
 )
 from softjax._linear_cross_entropy.heads import (
     Head,
-    checked_budget,
     checked_head,
     checked_scalars,
     checked_weights,
@@ -157,10 +156,8 @@ def linear_distillation_loss(
     if beta != 0.5 and divergence != "jensen_shannon":
         expected = 'left out unless `divergence` is "jensen_shannon"'
         raise ValueError(_checks.message(NAME, "beta", expected, beta))
-    checked_budget(NAME, max_temp_bytes)
     head = checked_head(NAME, hidden, kernel, bias, transpose_kernel)
-    dtype = compute_dtype(head.hidden.dtype)
-    scalars = checked_scalars(NAME, dtype, softcap, temperature)
+    scalars = checked_scalars(NAME, head, softcap, temperature)
     num_classes = all_classes(head.classes, class_axis)
     pair, rounding = _checked(head, scalars, teacher, temperature, num_classes)
     of_teacher = pair.teacher
@@ -208,8 +205,7 @@ def _checked(
         got = f"hidden {other.hidden.shape} and kernel {other.classes.kernel.shape}"
         expected = f"a head of examples {head.lead} and {classes.length} classes"
         raise ValueError(_checks.message(NAME, "teacher", expected, got))
-    wide = compute_dtype(other.hidden.dtype)
-    of_teacher = checked_scalars(NAME, wide, given.softcap, temperature)
+    of_teacher = checked_scalars(NAME, other, given.softcap, temperature)
     rows = [Rows(h.hidden) for h in (head, other)]
     student = Arguments(rows[0], classes, scalars)
     return Pair(student, Arguments(rows[1], other.classes, of_teacher)), None

@@ -19,7 +19,6 @@ from softjax._linear_cross_entropy.examples import (
 from softjax._linear_cross_entropy.heads import (
     Head,
     Targets,
-    checked_budget,
     checked_head,
     checked_scalars,
     checked_targets,
@@ -28,7 +27,6 @@ from softjax._linear_cross_entropy.heads import (
 from softjax._linear_cross_entropy.layout import Call, alike, call_of
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.sharded import losses_on
-from softjax._numerics import compute_dtype
 
 NAME = "linear_cross_entropy"
 
@@ -128,13 +126,11 @@ def linear_cross_entropy(
         Hsu et al., "Liger kernel" (2024), for the gradient in the forward pass.
     """
     checked_reduction(NAME, reduction)
-    checked_budget(NAME, max_temp_bytes)
     head = checked_head(NAME, hidden, kernel, bias, transpose_kernel)
     options = label_smoothing, class_weights, ignore_index, class_axis
     with_costs = reduction == "class_weighted_mean"
     targets = checked_targets(NAME, head, labels, *options, with_costs=with_costs, z_loss=z_loss)
-    dtype = compute_dtype(head.hidden.dtype)
-    scalars = checked_scalars(NAME, dtype, softcap, temperature, z_loss)
+    scalars = checked_scalars(NAME, head, softcap, temperature, z_loss)
     weights = checked_weights(NAME, weights, head)
     max_active = checked_room(NAME, max_active, head.lead, targets.ignored, weights)
     of_examples = head.hidden, targets.of_examples, weights

@@ -102,10 +102,15 @@ def checked_head(
 
 
 def checked_scalars(
-    function: str, dtype, softcap: ArrayLike | None, temperature: ArrayLike, z_loss: ArrayLike = 0.0
+    function: str,
+    head: Head,
+    softcap: ArrayLike | None,
+    temperature: ArrayLike,
+    z_loss: ArrayLike = 0.0,
 ) -> Scalars:
     """The scalar options; None for an option that has no effect."""
     cap = t = z = None
+    dtype = compute_dtype(head.hidden.dtype)
     if softcap is not None:
         cap = _checks.positive_scalar(function, "softcap", softcap, dtype)
     if not is_number(temperature, 1):
@@ -219,8 +224,3 @@ def _doubled(index: Array, mass: Array, ignored: Array | None) -> tuple[Array, A
 def checked_weights(function: str, weights: ArrayLike | None, head: Head) -> Array | None:
     dtype = compute_dtype(head.hidden.dtype)
     return _checks.weights(function, "weights", weights, head.lead, dtype)
-
-
-def checked_budget(function: str, max_temp_bytes: int | None) -> None:
-    if max_temp_bytes is not None:
-        _checks.at_least(function, "max_temp_bytes", max_temp_bytes, 1)

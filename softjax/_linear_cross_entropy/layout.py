@@ -239,6 +239,8 @@ def call_of(
     mesh, ndim = mesh_of((classes, arrays, others)), arrays[0].ndim - 1
     lead = Lead.of(mesh, ndim, classes.kernel, classes.axis, *arrays)
     layout = layout_of(function, lead, classes, class_axis, feature_axis)
+    if options["budget"] is not None:
+        _checks.at_least(function, "max_temp_bytes", options["budget"], 1)
     invariant = _checks.flag(function, "batch_invariant", batch_invariant)
     call, refused = Call(lead, layout, batch_invariant=invariant, **options), None
     if layout.classes:

@@ -25,7 +25,6 @@ from softjax._linear_cross_entropy.examples import (
 )
 from softjax._linear_cross_entropy.gradients import by_rows, in_tiles, statistics_over
 from softjax._linear_cross_entropy.heads import (
-    checked_budget,
     checked_head,
     checked_labels,
     checked_scalars,
@@ -115,15 +114,12 @@ def linear_logsumexp(
     Source: as for logsumexp and linear_cross_entropy.
     """
     name = "linear_logsumexp"
-    checked_budget(name, max_temp_bytes)
     head = checked_head(name, hidden, kernel, bias, transpose_kernel)
-    scalars = checked_scalars(name, compute_dtype(head.hidden.dtype), softcap, temperature)
-    rows = Rows(head.hidden)
-    arguments = Arguments(rows, head.classes, scalars)
+    scalars = checked_scalars(name, head, softcap, temperature)
+    arguments = Arguments(Rows(head.hidden), head.classes, scalars)
     how = {"budget": max_temp_bytes, "batch_invariant": batch_invariant}
     call = call_of(name, head.classes, head.hidden, None, class_axis, feature_axis, **how)
-    y, _ = _mapped(call, _log_partitions, _log_partitions_over, arguments, None)
-    return y
+    return _mapped(call, _log_partitions, _log_partitions_over, arguments, None)[0]
 
 
 def linear_cross_entropy_outputs(
@@ -205,10 +201,8 @@ def linear_cross_entropy_outputs(
     """
     name = "linear_cross_entropy_outputs"
     checked_reduction(name, reduction)
-    checked_budget(name, max_temp_bytes)
     head = checked_head(name, hidden, kernel, bias, transpose_kernel)
-    dtype = compute_dtype(head.hidden.dtype)
-    scalars = checked_scalars(name, dtype, softcap, temperature, z_loss)
+    scalars = checked_scalars(name, head, softcap, temperature, z_loss)
     of_loss = {"label_smoothing": label_smoothing, "class_weights": class_weights}
     rank = len(head.lead)
     one_each = getattr(labels, "ndim", rank) == rank and not isinstance(labels, tuple)
