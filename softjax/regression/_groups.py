@@ -5,9 +5,9 @@ its optimum. The groups go from the largest penalty to the smallest.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ from softjax.regression._standardised import Standardised
 from softjax.regression._table import is_on_host, placed
 from softjax.regression._traced import to_the_end
 
+T = TypeVar("T")
 MAX_STEPS, ALL = 200, np.iinfo(np.int32).max
 # The Hessian of the start is a better preconditioner than its Kronecker product: it needs a third
 # of the steps of conjugate gradients. It has (K (D + 1))^2 numbers, and its factorization is only
@@ -134,6 +135,26 @@ def no_report(*_: Array) -> tuple[()]:
     return ()
 
 
+class Watch:
+    """Reports the number of finished fits to a callback, and remembers whether it has stopped."""
+
+    def __init__(self, callback: Callable[[ManyEvent], bool | None] | None, count: int):
+        self.callback, self.count, self.begin = callback, count, time.perf_counter()
+        self.stopped = False
+        self.tell(0)
+
+    def tell(self, done: int) -> None:
+        self.done, seconds = done, time.perf_counter() - self.begin
+        if self.callback is not None and not self.stopped:
+            self.stopped = bool(self.callback(ManyEvent(done, self.count, seconds)))
+
+    def counted(self, fits: Iterable[T]) -> Iterator[T]:
+        """The fits of an iterable, each reported once it is there."""
+        for fit in fits:
+            self.tell(self.done + 1)
+            yield fit
+
+
 def _in_a_scan(groups: Groups, params: SoftmaxRegression, limit: int) -> list[Outcome]:
     """Runs all groups inside of a trace, as a `scan`: a loop in Python would trace each group."""
 
@@ -160,26 +181,20 @@ def _on_the_host(
     callback: Callable[[ManyEvent], bool | None] | None,
 ) -> list[Outcome]:
     """Runs the groups until `callback` stops them."""
-    begin, count, penalties = time.perf_counter(), groups.count, np.asarray(groups.data.l2)
-    total = count * len(penalties)
-
-    def stops(done):
-        event = ManyEvent(done, total, time.perf_counter() - begin)
-        return callback is not None and bool(callback(event))
-
+    count, penalties = groups.count, np.asarray(groups.data.l2)
     order = np.argsort(-penalties, kind="stable")
     outcomes: list[Any] = [None] * len(order)
-    interrupted = stops(0)
+    watch = Watch(callback, count * len(penalties))
     for done, group in enumerate(order):
-        whole, lanes, work = _begun(groups, penalties[group], params, 0 if interrupted else limit)
-        while callback is not None and not interrupted and work.done < count:
+        whole, lanes, work = _begun(groups, penalties[group], params, 0 if watch.stopped else limit)
+        while callback is not None and not watch.stopped and work.done < count:
             work = _batched.advance(lanes, work, groups.tol, limit, 1)
-            interrupted = stops(done * count + int(work.done))
+            watch.tell(done * count + int(work.done))
         # After an interrupt the remaining lanes take no more steps.
-        work = _batched.advance(lanes, work, groups.tol, 0 if interrupted else limit, ALL)
+        work = _batched.advance(lanes, work, groups.tol, 0 if watch.stopped else limit, ALL)
         fits, report, doubtful = work.results
         fits = _with_checked_ends(groups, lanes, fits, np.flatnonzero(doubtful))
-        if interrupted:
+        if watch.stopped:
             whole, fits = _called_back(whole), _called_back(fits)
         outcomes[group] = whole, fits, report
         params = whole.params

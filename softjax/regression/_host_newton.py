@@ -137,24 +137,17 @@ def solved(
         given = given._replace(targets=q, ridge=ridge)
         table = table._replace(targets=q, ridge=ridge / scale / scale)
         single = single._replace(targets=single.rounded(q), ridge=single.rounded(table.ridge))
-        end = _newton(table, single, _start(table, init, mean, scale), tol)
+        start = np.zeros((len(q), len(scale)))
+        if init is not None:
+            theta = centred(to_standard(table.theta_of(init), mean, scale))
+            value, at_zero = (table.value(t, table.logits(t)) for t in (theta, start))
+            start = theta if value <= at_zero else start
+        end = _newton(table, single, start, tol)
         if end is None:
             return None
         theta = from_standard(end.theta, mean, scale, dtype)
         return _judged(given, squares, mass, end._replace(theta=theta), tol)
     return None
-
-
-def _start(
-    table: Table, init: SoftmaxRegression | None, mean: np.ndarray, scale: np.ndarray
-) -> np.ndarray:
-    """`init` in the parameters of a standardised table; 0 if their objective is smaller."""
-    zeros = np.zeros((len(table.targets), len(scale)))
-    if init is None:
-        return zeros
-    theta = centred(to_standard(table.theta_of(init), mean, scale))
-    good = table.value(theta, table.logits(theta)) <= table.value(zeros, table.logits(zeros))
-    return theta if good else zeros
 
 
 def _newton(table: Table, single: Table, theta: np.ndarray, tol: float) -> End | None:

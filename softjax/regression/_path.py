@@ -1,7 +1,6 @@
 """Fits along a grid of penalties, with the cross-validation that chooses among them."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -33,7 +32,7 @@ from softjax.regression._cross_validation import (
     held_out,
 )
 from softjax.regression._features import Features
-from softjax.regression._groups import mean_one, no_report, stacked
+from softjax.regression._groups import Watch, mean_one, no_report, stacked
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, ManyEvent
@@ -292,12 +291,12 @@ def _with_corners(
     data = replace(data, grouped=grouped)
     ones = np.ones(data.features.shape[0], data.features.dtype)
     weights = ones if data.weights is None else np.asarray(data.weights)
-    watch = _Watch(callback, len(order) * (1 + num_folds))
+    watch = Watch(callback, len(order) * (1 + num_folds))
 
     def path(own: Data, report: Partial) -> list[_l1_path.Step]:
         options = (report, tol, max_steps, lambda: watch.stopped)
         walk = _l1_path.steps(_host_path.path_of(own, *options), strengths[order], ridges[order])
-        return watch.counted(walk)
+        return [next(walk), *watch.counted(walk)]  # the first has no penalised feature
 
     def without(fold: int) -> list[_l1_path.Step]:
         kept = np.where(np.asarray(folds) == fold, 0, weights).astype(weights.dtype)
@@ -326,28 +325,6 @@ def _with_corners(
     stacked = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves, 1)), *of_folds)
     fits, (loss, accuracy) = stacked
     return result._replace(cross_validation=CrossValidation(fits, loss, accuracy, folds))
-
-
-class _Watch:
-    """Reports the number of finished fits to a callback, and remembers whether it has stopped."""
-
-    def __init__(self, callback: Callable[[ManyEvent], bool | None] | None, count: int):
-        self.callback, self.count = callback, count
-        self.begin, self.done = time.perf_counter(), 0
-        self.stopped = self._tells()
-
-    def counted(self, walk: Iterator[_l1_path.Step]) -> list[_l1_path.Step]:
-        """The steps of a path, counted; the first step, without penalised features, is not."""
-        steps = [next(walk)]
-        for step in walk:
-            steps.append(step)
-            self.done += 1
-            self.stopped = self.stopped or self._tells()
-        return steps
-
-    def _tells(self) -> bool:
-        event = ManyEvent(self.done, self.count, time.perf_counter() - self.begin)
-        return self.callback is not None and bool(self.callback(event))
 
 
 def _in_order(places: np.ndarray, parts: list[Any]) -> Any:
