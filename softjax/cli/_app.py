@@ -38,6 +38,8 @@ MODEL, HISTORY, PICTURE = "model.npz", "history.jsonl", "report.png"
 METRICS, SUMMARY, FOLDS = "metrics.json", "summary.txt", "cross_validation.csv"
 # The parameters of a fit that was interrupted, or that ended in numbers that are not finite.
 UNFINISHED = "unfinished.npz"
+# The files that a fit has written, and the metrics of the held-out examples if there are any.
+Written = tuple[list[Path], dict[str, Any] | None]
 FILES = (MODEL, HISTORY, METRICS, PICTURE, SUMMARY, FOLDS, UNFINISHED)
 
 
@@ -273,13 +275,6 @@ def save_unfinished(out: Path, model: models.Model) -> Path:
     return path
 
 
-class Written(NamedTuple):
-    """The files that a fit has written, and the metrics of the held-out examples if any."""
-
-    files: list[Path]
-    metrics: dict[str, Any] | None
-
-
 def write_text(path: Path, text: str) -> Path:
     """Writes a file in UTF-8, completely or not at all."""
     with _files.whole(path) as draft:
@@ -288,10 +283,7 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write(console: Console, out: Path, task: Task, result: regression.FitResult) -> Written:
-    """Writes the model for the features of the file, the history, the metrics and the picture.
-
-    Without held-out examples there are no metrics.
-    """
+    """Writes the model for the features of the file, the history, the metrics and the picture."""
     params = regression.SoftmaxRegression(*map(jnp.asarray, map(np.asarray, result.params)))
     found, labels, probabilities = None, None, None
     if task.held_out is not None:
@@ -323,8 +315,8 @@ def write(console: Console, out: Path, task: Task, result: regression.FitResult)
             )
     except ModuleNotFoundError as error:
         console.print(f"No picture was written: {escape(str(error))}")
-        return Written(written, found)
-    return Written([*written, out / PICTURE], found)
+        return written, found
+    return [*written, out / PICTURE], found
 
 
 def model_of(task: Task, params: regression.SoftmaxRegression) -> models.Model:
@@ -371,7 +363,7 @@ def print_result(
     `limit` is the option that sets the number of steps; None if the fit always takes all of them,
     as for Adam. `more` are further files that were written.
     """
-    found, reason = written.metrics, result.stop_reason
+    (files, found), reason = written, result.stop_reason
     if found and len(found["classes"]) <= MOST_SHOWN:
         console.print(metrics_table(found, "Held-out examples"))
     table = Table(show_header=False)
@@ -379,7 +371,7 @@ def print_result(
     table.add_row("training objective", f"{result.objective:.4f} nats")
     for row in overall(found, "held-out ") if found else [("held-out metrics", "none")]:
         table.add_row(*row)
-    table.add_row("written", escape("\n".join(map(str, [*written.files, *more]))))
+    table.add_row("written", escape("\n".join(map(str, [*files, *more]))))
     console.print(table)
     if console.quiet or reason == regression.CONVERGED:
         return

@@ -23,6 +23,7 @@ TRAIN = "regression.train"
 BLOCKS = 16
 BUFFER_BYTES = 1 << 26
 PARTS = ("features", "labels", "weights", "offset", "counts")
+END = object()  # no batch
 
 
 class Source(Protocol):
@@ -308,18 +309,16 @@ class FromIterable(FromFunction):
 
     def _item(self, step: int) -> Any:
         while self.position <= step:
-            try:
-                self.last = next(self.iterator)
-            except StopIteration:
+            self.last = next(self.iterator, END)
+            if self.last is END:
                 self.iterator = iter(self.iterable)
-                try:
-                    self.last = next(self.iterator)
-                except StopIteration:
-                    raise ValueError(
-                        f"softjax.{TRAIN}: the iterable ended after {self.position} batches and "
-                        f"does not begin again, but more steps are to be taken: pass a list, a "
-                        f"function of the step, or `steps`={self.position}."
-                    ) from None
+                self.last = next(self.iterator, END)
+            if self.last is END:
+                raise ValueError(
+                    f"softjax.{TRAIN}: the iterable ended after {self.position} batches and does "
+                    f"not begin again, but more steps are to be taken: pass a list, a function of "
+                    f"the step, or `steps`={self.position}."
+                )
             self.position += 1
         return self.last
 
