@@ -29,9 +29,10 @@ from softjax._reductions import (
     in_one_pass_if_long,
     rows_fit_a_kernel,
     shift_row,
+    sum_of_product,
     sums_beside_top,
 )
-from softjax._row_maps import WithOptions, of_operands, row_map
+from softjax._row_maps import Form, WithOptions, linear_map, of_operands, row_map
 from softjax._sharding import is_split
 
 
@@ -172,7 +173,17 @@ def inner(a: Array, b: Array, axes: Axes) -> Array:
     The map is linear in b. The derivative with respect to a replaces a by its tangent, so that a
     product with the Hessian of a loss does not compute the gradient.
     """
-    return jnp.sum(row_map(_product_with, _product_with, b, (a,), axes), axes, keepdims=True)
+    like = jnp.sum(jnp.zeros_like(b), axes, keepdims=True)  # has the type of the result
+    there, back = (WithOptions(f, (("axes", axes),)) for f in (_inner, _inner_transposed))
+    return linear_map(Form(there, 2), Form(back, 1), b, jnp.broadcast_to(a, b.shape), like)
+
+
+def _inner(b: Array, a: Array, like: Array, *, axes: Axes) -> Array:
+    return sum_of_product(_product, a, b, axes)
+
+
+def _inner_transposed(u: Array, a: Array, like: Array, *, axes: Axes) -> Array:
+    return _product(a, jnp.broadcast_to(u, a.shape))
 
 
 def _product_with(v: Array, c: Array, *, axes: Axes) -> Array:

@@ -228,6 +228,19 @@ def weighted_sum(p: Array, v: Array, origin: Array, axes: Axes) -> Array:
     return platform_dependent(p, v, origin, cpu=form, default=plain)
 
 
+def sum_of_product(product: Callable, a: Array, b: Array, axes: Axes) -> Array:
+    """sum product(a, b) over `axes`, which are kept; on a CPU without an array of the products."""
+
+    def plain(a: Array, b: Array) -> Array:
+        return jnp.sum(product(a, b), axes, keepdims=True)
+
+    def in_tiles(a: Array, b: Array) -> Array:
+        return _in_tiles(lambda a, b: (product(a, b),), (a, b), axes[0], UNROLLED)[0]
+
+    form = in_tiles if _has_tiles(b.shape, axes) and _on_no_mesh(a, b) else plain
+    return platform_dependent(a, b, cpu=form, default=plain)
+
+
 def sum_and_rest(v: Array, left_out: Array, axes: Axes) -> Sums:
     """sum v over `axes`, which are kept, and the sum of those v that are not left out."""
 

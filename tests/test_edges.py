@@ -1,5 +1,6 @@
 """Edge cases: infinities, NaN, empty rows, masks, bad labels, misuse."""
 
+import re
 from functools import partial
 from typing import Any
 
@@ -488,3 +489,18 @@ def test_no_temporary_as_large_as_the_logits():
         assert analysis is not None
         # Two sums for each column of the tiles, which are at least 8 high.
         assert analysis.temp_size_in_bytes <= 0.3 * x.nbytes
+
+
+@compiled_fully
+@pytest.mark.x64_once
+def test_a_jvp_on_a_cpu_writes_the_exponentials_and_no_products():
+    x, labels = jnp.zeros((32, 1000)), jnp.zeros(32, jnp.int32)
+    for function in (
+        lambda x: softjax.logsumexp(x, axis=-1),
+        lambda x: softjax.cross_entropy(x, labels),
+    ):
+        derivative = jax.jit(lambda x, v, f=function: jax.jvp(f, (x,), (v,)))
+        program = derivative.lower(x, x).compile().as_text()
+        assert program is not None
+        main = program[program.index("ENTRY") :]
+        assert len(re.findall(r"= f32\[32,1000\]\S* fusion", main)) == 1
