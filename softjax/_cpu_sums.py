@@ -39,7 +39,20 @@ Axes = tuple[int, ...]
 Pair = tuple[Array, Array]
 Sums = tuple[Array, ...]
 Terms = Callable[[Array, Array], Sums]
-Combine = Callable[[Array, Array], Array]
+Combine = Callable[[Sums, Sums], Sums]
+
+
+def added(a: Sums, b: Sums) -> Sums:
+    return tuple(map(lax.add, a, b))
+
+
+def larger(a: Sums, b: Sums) -> Sums:
+    return tuple(map(lax.max, a, b))
+
+
+def added_beside_place(a: Sums, b: Sums) -> Sums:
+    """The sums, and of the last array the larger index."""
+    return *added(a[:-1], b[:-1]), *larger(a[-1:], b[-1:])
 
 
 def terms_beside_top(x: Array, m: Array) -> Pair:
@@ -64,11 +77,14 @@ def exponentials_alone(e: Array, m: Array) -> Sums:
     return (e,)
 
 
-def sums_in_tiles(x: Array, m: Array, axes: Axes, terms: Terms = terms_beside_top) -> Sums:
+def sums_in_tiles(
+    x: Array, m: Array, axes: Axes, terms: Terms = terms_beside_top, has_place: bool = False
+) -> Sums:
     """The sums of `terms` over `axes`, which are kept.
 
     With the first two terms given here these are the sum without the maximal entries, and their
-    number.
+    number. With `has_place` the last result is the largest index where x is 1, or 0 without any,
+    along the only axis, whose size is known and which is on one device.
     """
     counts = shards(x, axes)
     if math.prod(counts) > 1:
@@ -84,12 +100,14 @@ def sums_in_tiles(x: Array, m: Array, axes: Axes, terms: Terms = terms_beside_to
         sums = tuple(jnp.sum(a, axis) for a in terms(rows, top))
     elif _is_odd(rows, axis):
         # XLA:CPU vectorizes over rows only if their number is even.
-        even = _tiled(terms, rows[..., :-1, :], top[..., :-1, :], axis)
-        odd = _tiled(terms, rows[..., -1:, :], top[..., -1:, :], axis)
+        even = _tiled(terms, rows[..., :-1, :], top[..., :-1, :], axis, has_place)
+        odd = _tiled(terms, rows[..., -1:, :], top[..., -1:, :], axis, has_place)
         sums = tuple(jnp.concatenate(parts, -1) for parts in zip(even, odd, strict=True))
     else:
-        sums = _tiled(terms, rows, top, axis)
-    return tuple(a.reshape(m.shape).astype(m.dtype) for a in sums)
+        sums = _tiled(terms, rows, top, axis, has_place)
+    place = (sums[-1].reshape(m.shape),) if has_place else ()
+    sums = sums[:-1] if has_place else sums
+    return *(a.reshape(m.shape).astype(m.dtype) for a in sums), *place
 
 
 def _is_odd(rows: Array, axis: int) -> bool:
@@ -105,13 +123,21 @@ def _is_odd(rows: Array, axis: int) -> bool:
     )
 
 
-def _tiled(terms: Terms, rows: Array, m: Array, axis: int) -> Sums:
-    """The sums of `terms` over an axis."""
+def _tiled(terms: Terms, rows: Array, m: Array, axis: int, has_place: bool = False) -> Sums:
+    """The sums of `terms` over an axis, and with `has_place` the index where `rows` is 1."""
 
     def of_part(part: slice) -> Sums:
-        return terms(lax.slice_in_dim(rows, part.start, part.stop, axis=axis), m)
+        x = lax.slice_in_dim(rows, part.start, part.stop, axis=axis)
+        places = (jnp.where(x == 1, _indices(x, axis) + part.start, 0),) if has_place else ()
+        return *terms(x, m), *places
 
-    return sums_of_tiles(of_part, rows.shape[axis], axis, last=axis == rows.ndim - 1)
+    combine = added_beside_place if has_place else added
+    is_last = axis == rows.ndim - 1
+    return sums_of_tiles(of_part, rows.shape[axis], axis, is_last, combine=combine)
+
+
+def _indices(rows: Array, axis: int) -> Array:
+    return lax.broadcasted_iota(jnp.int32, rows.shape, axis)
 
 
 def _layout(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
@@ -142,13 +168,12 @@ def place_in_tiles(x: Array, m: Array, axis: int) -> Array:
 
     def places(part: slice) -> Sums:
         rows = lax.slice_in_dim(x, part.start, part.stop, axis=axis)
-        index = lax.broadcasted_iota(jnp.int32, rows.shape, axis) + part.start
-        return (jnp.where(rows >= least, index, 0),)
+        return (jnp.where(rows >= least, _indices(rows, axis) + part.start, 0),)
 
     length, is_last = x.shape[axis], axis == x.ndim - 1
     if not isinstance(length, int):  # a symbol
         return jnp.max(places(slice(0, length))[0], axis, keepdims=True, initial=0)
-    (place,) = sums_of_tiles(places, length, axis, is_last, combine=lax.max)
+    (place,) = sums_of_tiles(places, length, axis, is_last, combine=larger)
     return jnp.expand_dims(place, axis)
 
 
@@ -179,7 +204,7 @@ def sums_of_tiles(
     last: bool,
     in_any_order: bool = False,
     highest: int | None = None,
-    combine: Combine = lax.add,
+    combine: Combine = added,
 ) -> Sums:
     """The sums of several arrays over an axis, all in one loop, as a tree.
 
@@ -198,7 +223,7 @@ def sums_of_tiles(
     whole vectors. Fewer loops are compiled if such tiles divide the axis exactly. Do not use it for
     terms with exponentials: XLA:CPU computes those at the end of an incomplete vector one by one.
 
-    `combine` is another operation in place of the addition, for numbers that are not negative.
+    `combine` is another operation in place of the addition, for which 0 is the smallest number.
     """
     sums, start = [], 0
     for count, height, width in _tiling(length, last, highest):
@@ -218,7 +243,7 @@ def sums_of_tiles(
             sums.append(tuple(jnp.sum(c, axis) for c in columns))
         else:
             sums.append(_sums_along(columns, axis, last, combine))
-    return tuple(reduce(combine, parts) for parts in zip(*sums, strict=True))
+    return reduce(combine, sums)
 
 
 def _of_one(terms: Callable[[slice], Sums], place: int, axis: int) -> Sums:
@@ -228,7 +253,7 @@ def _of_one(terms: Callable[[slice], Sums], place: int, axis: int) -> Sums:
     and none could overwrite the array from which they come.
     """
     parts = terms(slice(place - 1, place + 1))
-    is_last = lax.broadcasted_iota(jnp.int32, parts[0].shape, axis) == 1
+    is_last = _indices(parts[0], axis) == 1
     return tuple(jnp.where(is_last, a, 0) for a in parts)
 
 
@@ -237,7 +262,7 @@ def _sums_along(arrays: Sums, axis: int, last: bool, combine: Combine) -> Sums:
 
     A single sum that is used only once would be computed by XLA:CPU within the loop that uses it.
     """
-    arrays = tuple(_halved(a, axis, combine) for a in arrays)
+    arrays = _halved(arrays, axis, combine)
     length = arrays[0].shape[axis]
 
     def of_part(part: slice) -> Sums:
@@ -246,24 +271,27 @@ def _sums_along(arrays: Sums, axis: int, last: bool, combine: Combine) -> Sums:
     if 2 * length > MANY:
         return sums_of_tiles(of_part, length, axis, last, highest=FEW, combine=combine)
     while arrays[0].shape[axis] > FEW:
-        arrays = tuple(_halved(a, axis, combine) for a in arrays)
+        arrays = _halved(arrays, axis, combine)
     return sums_down(arrays, axis, combine)
 
 
-def _halved(a: Array, axis: int, combine: Combine) -> Array:
+def _halved(arrays: Sums, axis: int, combine: Combine) -> Sums:
     """Both halves of an axis, combined; the last of an odd number goes to the first result."""
-    half, is_odd = divmod(a.shape[axis], 2)
-    parts = (lax.slice_in_dim(a, n * half, n * half + half, axis=axis) for n in (0, 1))
-    combined = combine(*parts)
+    half, is_odd = divmod(arrays[0].shape[axis], 2)
+
+    def part(start: int, stop: int) -> Sums:
+        return tuple(lax.slice_in_dim(a, start, stop, axis=axis) for a in arrays)
+
+    combined = combine(part(0, half), part(half, 2 * half))
     if not is_odd:
         return combined
-    last = lax.slice_in_dim(a, 2 * half, 2 * half + 1, axis=axis)
-    is_first = lax.broadcasted_iota(jnp.int32, combined.shape, axis) == 0
-    return jnp.where(is_first, combine(combined, last), combined)
+    is_first = _indices(combined[0], axis) == 0
+    with_last = combine(combined, part(2 * half, 2 * half + 1))
+    return tuple(jnp.where(is_first, b, a) for a, b in zip(combined, with_last, strict=True))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1, 2))
-def sums_down(arrays: Sums, axis: int, combine: Combine = lax.add) -> Sums:
+def sums_down(arrays: Sums, axis: int, combine: Combine = added) -> Sums:
     """The sums of several arrays over an axis by one reduction.
 
     Its derivative rule is defined here: JAX would differentiate it like a reduction by an arbitrary
@@ -271,14 +299,14 @@ def sums_down(arrays: Sums, axis: int, combine: Combine = lax.add) -> Sums:
     """
     # XLA:CPU gives a single sum to a library, for which it stores the terms. It does not recognize
     # a sum that is written as a difference.
-    is_single_sum = len(arrays) == 1 and combine is lax.add
-    combine = (lambda x, y: x - -y) if is_single_sum else combine
-
-    def combined(a: Sums, b: Sums) -> Sums:
-        return tuple(map(combine, a, b))
-
+    if len(arrays) == 1 and combine is added:
+        combine = _subtracted
     zeros = tuple(jnp.zeros((), a.dtype) for a in arrays)
-    return tuple(lax.reduce(arrays, zeros, combined, (axis,)))
+    return tuple(lax.reduce(arrays, zeros, combine, (axis,)))
+
+
+def _subtracted(a: Sums, b: Sums) -> Sums:
+    return (a[0] - -b[0],)
 
 
 @sums_down.defjvp

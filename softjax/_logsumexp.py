@@ -14,7 +14,7 @@ from softjax._numerics import excess, excess_and_exponentials, inner, log1p, mas
 from softjax._platforms import platform_dependent
 from softjax._reductions import shift
 from softjax._scaled_logsumexp import scaled_logsumexp
-from softjax._softmax_core import place_of_top, softmax_core, softmax_tangent
+from softjax._softmax_core import softmax_core, tangent_at
 
 
 @overload
@@ -190,7 +190,7 @@ def _logsumexp_and_gradient(x: Array, axes: tuple[int, ...]) -> tuple[Array, Arr
 def _logsumexp_and_gradient_jvp(axes, primals, tangents):
     (x,), (x_dot,) = primals, tangents
     y, p = _logsumexp_and_gradient(x, axes)
-    return (y, p), (inner(p, x_dot, axes), softmax_tangent(p, x_dot, axes, place_of_top(x, axes)))
+    return (y, p), (inner(p, x_dot, axes), tangent_at(x, x_dot, axes))
 
 
 def _logsumexp(x: Array, where: Array | None, *, axes: tuple[int, ...]) -> Array:

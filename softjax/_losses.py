@@ -16,6 +16,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
 from softjax import _checks
+from softjax._log_softmax_core import log_softmax_core, probabilities
 from softjax._numerics import (
     excess,
     excess_and_exponentials,
@@ -38,7 +39,7 @@ from softjax._reductions import (
     taken,
 )
 from softjax._sharding import is_split
-from softjax._softmax_core import log_softmax_core, probabilities, tangent_at
+from softjax._softmax_core import tangent_at
 
 # The numbers in a row of a TPU's vectors.
 LANES = 128

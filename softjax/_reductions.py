@@ -25,6 +25,7 @@ from softjax._cpu_sums import (
     Axes,
     Pair,
     Sums,
+    Terms,
     by_shard,
     has_long_vectors,
     over_shards,
@@ -143,20 +144,30 @@ def sums_beside_top(x: Array, m: Array, axes: Axes) -> Pair:
 def exponentials_and_sums(x: Array, m: Array, axes: Axes) -> tuple[Array, Sums]:
     """exp(x - m), and the sums of `sums_beside_top`, for callers that need both.
 
-    XLA:CPU would compute each exponential twice; here it writes them to memory instead. If an entry
-    is +inf, the exponentials are meaningless.
+    If an entry is +inf, the exponentials are meaningless.
     """
 
     def on_cpu(x: Array, m: Array) -> tuple[Array, Sums]:
-        d = shift_row(x, jnp.minimum(m, jnp.finfo(m.dtype).max), axes)
-        e = lax.optimization_barrier(jnp.exp(d))
-        return e, sums_in_tiles(e, jnp.ones_like(m), axes, terms_of_exponentials)
+        e, rest, tops = stored_exponentials(x, m, axes, terms_of_exponentials)
+        return e, (rest, tops)
 
     def plain(x: Array, m: Array) -> tuple[Array, Sums]:
         d = shift_row(x, m, axes)
         return jnp.exp(d), _finite(m, plain_sums(d, axes))
 
     return platform_dependent(x, m, cpu=on_cpu, default=plain)
+
+
+def stored_exponentials(
+    x: Array, m: Array, axes: Axes, terms: Terms, has_place: bool = False
+) -> Sums:
+    """exp(x - m), and the sums of `terms` of it as in `sums_in_tiles`, on a CPU.
+
+    XLA:CPU would compute each exponential twice; here it writes them to memory instead.
+    """
+    d = shift_row(x, jnp.minimum(m, jnp.finfo(m.dtype).max), axes)
+    e = lax.optimization_barrier(jnp.exp(d))
+    return e, *sums_in_tiles(e, jnp.ones_like(m), axes, terms, has_place)
 
 
 def plain_sums(d: Array, axes: Axes) -> Pair:

@@ -10,9 +10,10 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._checks import Axis
+from softjax._log_softmax_core import log_softmax_core
 from softjax._numerics import compute_dtype, keeping_half, masked, maximum
 from softjax._reductions import Axes, shift
-from softjax._softmax_core import log_softmax_core, softmax_core
+from softjax._softmax_core import softmax_core
 
 
 def softmax(

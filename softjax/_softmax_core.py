@@ -1,20 +1,18 @@
-"""softmax and log_softmax of arrays in the dtype of the computation, with their derivatives."""
+"""softmax of arrays in the dtype of the computation, with its derivatives."""
 
 import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from softjax._cpu_sums import exponentials_alone, sums_in_tiles
+from softjax._cpu_sums import exponentials_alone
 from softjax._numerics import (
-    excess,
     excess_and_exponentials,
-    log_total,
     maximum,
-    not_negative,
     stored_maximum,
     total,
 )
@@ -23,15 +21,12 @@ from softjax._platforms import platform_dependent
 from softjax._reductions import (
     Axes,
     are_long,
-    behind_barrier_on_cpu,
     in_one_pass_if_long,
     index_of_maximum,
-    is_place,
-    plain_sums,
     relative_to,
     rows_fit_a_kernel,
     shift_row,
-    sum_and_rest,
+    stored_exponentials,
     sums_are_written_out,
     taken,
     weighted_sum,
@@ -72,18 +67,29 @@ def softmax_core(x: Array, axes: Axes, exact: DTypeLike | None = None) -> Array:
         return e / (jnp.sum(e, axes, keepdims=True) + tiny)
 
     def in_tiles(x: Array) -> Array:
-        m = stored_maximum(x, axes)
-        e = lax.optimization_barrier(jnp.exp(shift_row(x, m, axes)))
-        (whole,) = sums_in_tiles(e, m, axes, exponentials_alone)
-        return e / (whole + (tiny + 0 * m))  # the second use of m keeps it out of other loops
+        return _softmax_in_tiles(x, axes)[0]
 
-    # XLA:CPU adds the entries of a row in an order that depends on the number of rows. With tiles
-    # the sum of a row does not depend on the other rows, but a short row takes half as long again.
-    # If the classes are sharded, the devices send one sum instead of two.
-    is_plain = sums_are_written_out(x, axes) or math.prod(shards(x, axes)) > 1
-    on_cpu = short_on_cpu if is_plain else in_tiles
+    on_cpu = in_tiles if _has_tiles(x, axes) else short_on_cpu
     on_gpu = short if rows_fit_a_kernel(x, axes) else plain
     return platform_dependent(x, cpu=on_cpu, cuda=on_gpu, rocm=on_gpu, default=plain)
+
+
+def _has_tiles(x: Array, axes: Axes) -> bool:
+    """Whether softmax adds the exponentials on a CPU in tiles.
+
+    XLA:CPU adds the entries of a row in an order that depends on the number of rows. With tiles the
+    sum of a row does not depend on the other rows, but a short row takes half as long again. If the
+    classes are sharded, the devices send one sum instead of two.
+    """
+    return not (sums_are_written_out(x, axes) or math.prod(shards(x, axes)) > 1)
+
+
+def _softmax_in_tiles(x: Array, axes: Axes, has_place: bool = False) -> tuple[Array, ...]:
+    """softmax on a CPU, and with `has_place` the index of a maximal entry, from one loop."""
+    m = stored_maximum(x, axes)
+    e, whole, *place = stored_exponentials(x, m, axes, exponentials_alone, has_place)
+    # NaN where m is infinite; this second use of m also keeps it out of other loops.
+    return e / (whole + (jnp.finfo(x.dtype).tiny + 0 * m)), *place
 
 
 def _positive_sum(e: Array, axes: Axes) -> Array:
@@ -100,12 +106,43 @@ def _softmax_jvp(axes, exact, primals, tangents):
     (x,), (x_dot,) = primals, tangents
     if exact is not None and len(axes) == 1 and are_long(x, axes):
         return _long_softmax_jvp(x, x_dot, axes, exact)
-    p = softmax_core(x, axes)
-    row = x
-    if rows_fit_a_kernel(x, axes):
-        # A kernel of a GPU that holds whole rows of p need not read x again.
-        row = platform_dependent(x, p, cuda=_second, rocm=_second, default=_first)
-    return p, softmax_tangent(p, x_dot, axes, place_of_top(row, axes))
+    p, top = softmax_and_top(x, axes)
+    return p, softmax_tangent(p, x_dot, axes, top)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def softmax_and_top(x: Array, axes: Axes) -> tuple[Array, Array | None]:
+    """`softmax_core`, and the result of `place_of_top`."""
+
+    def in_tiles(x: Array) -> tuple[Array, ...]:
+        return _softmax_in_tiles(x, axes, has_place=True)
+
+    def plain(x: Array) -> tuple[Array, Array | None]:
+        p, row = softmax_core(x, axes), x
+        if rows_fit_a_kernel(x, axes):
+            # A kernel of a GPU that holds whole rows of p need not read x again.
+            row = platform_dependent(x, p, cuda=_second, rocm=_second, default=_first)
+        return p, place_of_top(row, axes)
+
+    if not (_has_place(x, axes) and _has_tiles(x, axes)):
+        return plain(x)
+    return platform_dependent(x, cpu=in_tiles, default=plain)
+
+
+@softmax_and_top.defjvp
+def softmax_and_top_jvp(axes, primals, tangents):
+    (x,), (x_dot,) = primals, tangents
+    p, top = softmax_and_top(x, axes)
+    return (p, top), (softmax_tangent(p, x_dot, axes, top), _no_tangent(top))
+
+
+def _no_tangent(top: Array | None) -> np.ndarray | None:
+    return None if top is None else np.zeros(top.shape, jax.dtypes.float0)
+
+
+def _has_place(x: Array, axes: Axes) -> bool:
+    """Whether one loop of a CPU can find the index of a maximal entry beside sums."""
+    return len(axes) == 1 and isinstance(x.shape[axes[0]], int) and not is_split(x, axes)
 
 
 def _long_softmax_jvp(x: Array, x_dot: Array, axes: Axes, exact: DTypeLike) -> tuple[Array, Array]:
@@ -171,7 +208,7 @@ def softmax_tangent(p: Array, v: Array, axes: Axes, top: Array | None = None) ->
     `top` is the index of the top entry (`place_of_top`), or None if it must be found from p.
     """
     top = place_of_top(p, axes) if top is None else top
-    return row_map(_covariance_product, _covariance_product, v, (p, *_given(top)), axes)
+    return row_map(_covariance_product, _covariance_product, v, (p, *given(top)), axes)
 
 
 def tangent_at(x: Array, v: Array, axes: Axes, exact: DTypeLike | None = None) -> Array:
@@ -192,7 +229,8 @@ def tangent_at(x: Array, v: Array, axes: Axes, exact: DTypeLike | None = None) -
 
 
 def _through_probabilities(v: Array, x: Array, axes: Axes) -> Array:
-    return softmax_tangent(softmax_core(x, axes), v, axes, place_of_top(x, axes))
+    p, top = softmax_and_top(x, axes)
+    return softmax_tangent(p, v, axes, top)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(4, 5))
@@ -226,8 +264,8 @@ def _maximum_and_index(x: Array, axes: Axes) -> tuple[Array, Array]:
 
 
 def _covariance_product(v: Array, p: Array, top: Array | None = None, *, axes: Axes) -> Array:
-    at_top = _origin(v, p, top, axes)
-    return p * (relative_to(v, at_top) - weighted_sum(p, v, at_top, axes))
+    v_top = origin(v, p, top, axes)
+    return p * (relative_to(v, v_top) - weighted_sum(p, v, v_top, axes))
 
 
 def place_of_top(x: Array, axes: Axes) -> Array | None:
@@ -238,26 +276,26 @@ def place_of_top(x: Array, axes: Axes) -> Array | None:
     return index_of_maximum(x, maximum(x, axes), axes[0])
 
 
-def _given(top: Array | None) -> tuple[Array, ...]:
+def given(top: Array | None) -> tuple[Array, ...]:
     return () if top is None else (top,)
 
 
-def _at_top(v: Array, p: Array, top: Array | None, axes: Axes) -> Array:
+def at_top(v: Array, p: Array, top: Array | None, axes: Axes) -> Array:
     """v at the top entry. Without its index: v where p > 1/2, and 0 if no entry dominates."""
     if top is not None:
         return taken(v, top, axes[0])
     return jnp.sum(jnp.where(p > 0.5, v, 0), axes, keepdims=True)
 
 
-def _origin(v: Array, p: Array, top: Array | None, axes: Axes) -> Array:
-    """The result of `_at_top`; where p has several maxima, v at any of them."""
-    return _at_top(v, p, top, axes) if top is None else _at_largest(v, p, top, axes)
+def origin(v: Array, p: Array, top: Array | None, axes: Axes) -> Array:
+    """The result of `at_top`; where p has several maxima, v at any of them."""
+    return at_top(v, p, top, axes) if top is None else _at_largest(v, p, top, axes)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _at_largest(v: Array, p: Array, top: Array, axes: Axes) -> Array:
     def by_index(v: Array, p: Array, top: Array) -> Array:
-        return _at_top(v, p, top, axes)
+        return at_top(v, p, top, axes)
 
     def on_tpu(v: Array, p: Array, top: Array) -> Array:
         # This needs no index, which takes a TPU another pass.
@@ -269,122 +307,7 @@ def _at_largest(v: Array, p: Array, top: Array, axes: Axes) -> Array:
 @_at_largest.defjvp
 def _at_largest_jvp(axes, primals, tangents):
     v, p, top = primals
-    return _at_largest(v, p, top, axes), _at_top(tangents[0], p, top, axes)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def log_softmax_core(x: Array, axes: Axes) -> Array:
-    """(x - m) - log1p(r)."""
-
-    def on_cpu(x: Array) -> Array:
-        m, r = excess(x, axes)
-        return shift_row(x, m, axes) - behind_barrier_on_cpu(log_total(m, r))
-
-    def plain(x: Array) -> Array:
-        return _logarithms_and_probabilities(x, axes)[0]
-
-    return platform_dependent(x, cpu=on_cpu, default=plain)
-
-
-@log_softmax_core.defjvp
-def _log_softmax_jvp(axes, primals, tangents):
-    return jax.jvp(lambda x: _logarithms_and_probabilities(x, axes)[0], primals, tangents)
-
-
-def probabilities(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
-    """p = softmax(x); the share r / (1 + r) of all entries but one maximal entry; the sum of p.
-
-    The share is 1 - p at the top, computed without a difference. The sum is 1, or 0 in an empty
-    row, in which all classes are -inf or masked, or which has no classes. Both keep the axes.
-    """
-    _, p, rest, mass = _logarithms_and_probabilities(x, axes)
-    return p, rest, mass
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _logarithms_and_probabilities(x: Array, axes: Axes) -> tuple[Array, Array, Array, Array]:
-    """log softmax(x), and the results of `probabilities`, from the same sums."""
-
-    def parts(d: Array, e: Array, r: Array) -> tuple[Array, Array, Array, Array]:
-        others = not_negative(r)
-        whole = 1 + others
-        mass = jnp.where(r < 0, 0, 1).astype(r.dtype)
-        logarithm = behind_barrier_on_cpu(jnp.log1p(others))
-        return d - logarithm, e / whole, others * (1 / whole), mass
-
-    def with_excess(x: Array) -> tuple[Array, Array, Array, Array]:
-        m, r, e = excess_and_exponentials(x, axes)
-        return parts(shift_row(x, m, axes), e, r + 0 * m)  # NaN beside +inf
-
-    def plain(x: Array) -> tuple[Array, Array, Array, Array]:
-        d = shift_row(x, maximum(x, axes), axes)  # NaN beside +inf
-        rest, tops = plain_sums(d, axes)
-        return parts(d, jnp.exp(d), rest + (tops - 1))
-
-    def off_cpu(x: Array) -> tuple[Array, Array, Array, Array]:
-        return in_one_pass_if_long(x, axes, with_excess, plain)
-
-    return platform_dependent(x, cpu=with_excess, default=off_cpu)
-
-
-@_logarithms_and_probabilities.defjvp
-def _logarithms_and_probabilities_jvp(axes, primals, tangents):
-    (x,), (x_dot,) = primals, tangents
-    y, p, rest, mass = _logarithms_and_probabilities(x, axes)
-    top = place_of_top(x, axes)
-    coefficients = (p, rest, mass, *_given(top))
-    y_dot = row_map(_centred, _centred_transposed, x_dot, coefficients, axes)
-    p_dot = softmax_tangent(p, x_dot, axes, top)
-    rest_dot = -_at_top(p_dot, p, top, axes)
-    return (y, p, rest, mass), (y_dot, p_dot, rest_dot, jnp.zeros_like(mass))
-
-
-def _centred(
-    v: Array, p: Array, rest: Array, mass: Array, top: Array | None = None, *, axes: Axes
-) -> Array:
-    """v - <p, v>, the tangent of log_softmax; 0 in an empty row."""
-    at_top = _origin(v, p, top, axes)
-    return jnp.where(mass == 0, 0, relative_to(v, at_top) - weighted_sum(p, v, at_top, axes))
-
-
-def _centred_transposed(
-    v: Array, p: Array, rest: Array, mass: Array, top: Array | None = None, *, axes: Axes
-) -> Array:
-    """v - p sum(v); at a dominant entry computed as (1 - p) sum(v) minus the sum of the other v."""
-
-    def by_place(p: Array, rest: Array, top: Array) -> Array:
-        # XLA:GPU would compute p from x once more for the sums.
-        return is_place(top, p, axes[0]) & (rest < 0.5)
-
-    def by_size(p: Array, *others: Array) -> Array:
-        return p > 0.5
-
-    if top is None:
-        dominates = by_size(p)
-    else:
-        dominates = platform_dependent(p, rest, top, cuda=by_place, rocm=by_place, default=by_size)
-    whole, others = sum_and_rest(v, dominates, axes)
-    return jnp.where(mass == 0, 0, jnp.where(dominates, rest * whole - others, v - p * whole))
-
-
-@jax.custom_jvp
-def softmax_and_complement(x: Array) -> tuple[Array, Array]:
-    """p = softmax(x) over the last axis, and 1 - p.
-
-    An entry with p > 1/2 is the only maximal one, and its 1 - p is the share r / (1 + r) of all
-    others. For other entries the difference 1 - p is accurate.
-    """
-    p, rest, _ = probabilities(x, (x.ndim - 1,))
-    return p, jnp.where(p > 0.5, rest, 1 - p)
-
-
-@softmax_and_complement.defjvp
-def _softmax_and_complement_jvp(primals, tangents):
-    (x,), (x_dot,) = primals, tangents
-    axes = (x.ndim - 1,)
-    p, complement = softmax_and_complement(x)
-    p_dot = softmax_tangent(p, x_dot, axes, place_of_top(x, axes))
-    return (p, complement), (p_dot, -p_dot)
+    return _at_largest(v, p, top, axes), at_top(tangents[0], p, top, axes)
 
 
 def is_empty(p: Array, axes: Axes) -> Array:

@@ -8,7 +8,14 @@ import pytest
 
 import softjax
 from softjax import _one_pass
-from softjax._cpu_sums import LONG, UNROLLED, WIDE, place_in_tiles
+from softjax._cpu_sums import (
+    LONG,
+    UNROLLED,
+    WIDE,
+    exponentials_alone,
+    place_in_tiles,
+    sums_in_tiles,
+)
 from softjax._numerics import excess
 from softjax._one_pass import excess_in_one_pass
 from softjax._platforms import tracing_for
@@ -86,10 +93,13 @@ def test_the_index_of_the_maximum(length):
 
     @jax.jit
     def compiled(x):
-        return place_in_tiles(x, jnp.max(x, 1, keepdims=True), 1), excess(x, (1,))[0]
+        m = jnp.max(x, 1, keepdims=True)
+        beside_sum = sums_in_tiles(jnp.exp(x - m), m, (1,), exponentials_alone, has_place=True)[1]
+        return (place_in_tiles(x, m, 1), beside_sum), excess(x, (1,))[0]
 
-    actual, m = compiled(x)
-    np.testing.assert_array_equal(actual, length - 1 - x[:, ::-1].argmax(1)[:, None])
+    places, m = compiled(x)
+    for actual in places:
+        np.testing.assert_array_equal(actual, length - 1 - x[:, ::-1].argmax(1)[:, None])
     np.testing.assert_array_equal(m, x.max(1)[:, None])
     x[:20], x[20:] = -np.inf, np.nan
     lost = np.asarray(compiled(x)[0])

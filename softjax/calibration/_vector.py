@@ -11,8 +11,8 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
 from softjax._labels import Labels
+from softjax._log_softmax_core import log_softmax_core
 from softjax._sharding import while_loop
-from softjax._softmax_core import log_softmax_core
 from softjax._weights import is_zero, power_of_two, shares, significand_and_exponent
 from softjax.calibration._arguments import (
     probabilities_of,

@@ -8,14 +8,10 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from softjax import _checks
+from softjax._log_softmax_core import softmax_and_complement
 from softjax._numerics import compute_dtype, inner, masked
 from softjax._sharding import with_sharding_of, with_whole_axis
-from softjax._softmax_core import (
-    relative_to_dominant,
-    softmax_and_complement,
-    softmax_core,
-    tangent_at,
-)
+from softjax._softmax_core import relative_to_dominant, softmax_core, tangent_at
 
 
 def softmax_jacobian(logits: ArrayLike) -> Array:

@@ -29,7 +29,7 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
-from softjax._softmax_core import log_softmax_core
+from softjax._log_softmax_core import log_softmax_core
 from softjax.regression import _frame, _solve, _standardised
 from softjax.regression._features import is_sparse, stored_entries
 from softjax.regression._model import SoftmaxRegression

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from softjax._checks import nan_where
-from softjax._softmax_core import log_softmax_core
+from softjax._log_softmax_core import log_softmax_core
 from softjax.regression._features import by_columns, by_examples, is_sparse, product, with_data
 from softjax.regression._objective import (
     Point,
