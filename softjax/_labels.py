@@ -76,12 +76,14 @@ def class_indices(
     A label out of range raises ValueError if its value is known; under a trace it is marked as bad.
     Negative labels never count from the end.
     """
+    expected = f"in [0, {num_classes})"
     if not is_concrete(labels):
         labels = jnp.asarray(labels)  # a list with a traced label
     if isinstance(labels, Array):
         good = checks_values(labels)
         if not holds(_is_class, labels, num_classes, ignore_index):
-            _refuse_bad(function, np.asarray(labels), num_classes, ignore_index, argument)
+            y = np.asarray(labels)
+            refuse_first(function, argument, expected, y, ~_is_class(y, num_classes, ignore_index))
         if good and ignore_index is None:
             index = labels if labels.dtype == jnp.int32 else labels.astype(jnp.int32)
             return ClassIndices(index, None, None)
@@ -89,8 +91,8 @@ def class_indices(
     # NumPy checks the labels, because a 32-bit JAX array would truncate 64-bit labels.
     y = np.asarray(native(function, argument, labels, "class indices (integer)"))
     is_class, ignored = _is_class(y, num_classes, ignore_index), None
-    if checks_values(y) and not is_class.all():
-        _refuse_bad(function, y, num_classes, ignore_index, argument)
+    if checks_values(y):
+        refuse_first(function, argument, expected, y, ~is_class)
     if ignore_index is not None:
         ignored = _equals(y, ignore_index)
     index = np.where(is_class if ignored is None else is_class & ~ignored, y, 0)
@@ -116,13 +118,6 @@ def _is_class(labels: Any, num_classes: int, ignore_index: int | None) -> Any:
     exceeded = isinstance(num_classes, int) and num_classes > _range(labels.dtype)[1]
     is_class = labels >= 0 if exceeded else (labels >= 0) & (labels < num_classes)
     return is_class if ignore_index is None else is_class | _equals(labels, ignore_index)
-
-
-def _refuse_bad(
-    function: str, labels: np.ndarray, num_classes: int, ignore_index: int | None, argument: str
-) -> None:
-    bad = ~_is_class(labels, num_classes, ignore_index)
-    refuse_first(function, argument, f"in [0, {num_classes})", labels, bad)
 
 
 def truth_as_classes(labels: Any) -> Any:

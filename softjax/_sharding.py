@@ -179,8 +179,7 @@ def looked_up(table: Array, index: Array) -> Array:
     specs = [jax.typeof(a).sharding.spec for a in (table, index)]
     if not any(map(any, specs)):
         return table[index]
-    meshes = [jax.typeof(a).sharding.mesh for a in (table, index)]
-    with use_abstract_mesh(next(mesh for mesh in meshes if not mesh.empty)):
+    with use_abstract_mesh(mesh_of((table, index))):
         return reshard(table, P()).at[index].get(out_sharding=specs[1])
 
 

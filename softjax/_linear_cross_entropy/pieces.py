@@ -29,10 +29,7 @@ Step = Callable[[Any, Any, Array | int, int], Any]
 
 
 class Arguments(NamedTuple):
-    """The arguments of the losses; tangents and gradients have the same form.
-
-    In tangents and gradients, None stands for an array that has none.
-    """
+    """The arguments of the losses; tangents and gradients have this form, with None for none."""
 
     rows: Rows
     classes: Classes

@@ -258,10 +258,7 @@ def _fewest(length: int, fitting: int, tile: int = SMALL_TILE) -> int:
 
 
 def _even(length: int, size: int) -> int:
-    """A size of at most `size`: a divisor of the length, or a size whose pieces differ little.
-
-    A last piece of another size is compiled separately.
-    """
+    """A size of at most `size`: a divisor of the length, or a size whose pieces differ little."""
     size = min(max(size, 1), max(length, 1))
     for divisor in range(size, size // 2, -1):
         if length % divisor == 0:
