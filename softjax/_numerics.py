@@ -29,7 +29,7 @@ from softjax._reductions import (
     in_one_pass_if_long,
     rows_fit_a_kernel,
     shift_row,
-    sum_of_product,
+    sum_of_terms,
     sums_beside_top,
 )
 from softjax._row_maps import Form, WithOptions, linear_map, of_operands, row_map
@@ -179,7 +179,7 @@ def inner(a: Array, b: Array, axes: Axes) -> Array:
 
 
 def _inner(b: Array, a: Array, like: Array, *, axes: Axes) -> Array:
-    return sum_of_product(_product, a, b, axes)
+    return sum_of_terms(_product, (a, b), axes)
 
 
 def _inner_transposed(u: Array, a: Array, like: Array, *, axes: Axes) -> Array:

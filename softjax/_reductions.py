@@ -220,36 +220,28 @@ def weighted_sum(p: Array, v: Array, origin: Array, axes: Axes) -> Array:
     A class of probability 0 has no tangent.
     """
 
-    def terms(p: Array, v: Array, origin: Array) -> Array:
+    def terms(p: Array, v: Array) -> Array:
         return jnp.where(p == 0, 0, p * relative_to(v, origin))
 
-    def plain(p: Array, v: Array, origin: Array) -> Array:
-        return jnp.sum(terms(p, v, origin), axes, keepdims=True)
-
-    def in_tiles(p: Array, v: Array, origin: Array) -> Array:
-        return _in_tiles(lambda p, v: (terms(p, v, origin),), (p, v), axes[0], UNROLLED)[0]
-
-    def on_cpu(p: Array, v: Array, origin: Array) -> Array:
-        # XLA:CPU of jaxlib 0.10 computes p (v - sum(p v)) wrongly if p is the same for a batch of
-        # v, as in a Jacobian, unless the sum is behind a barrier.
-        form = in_tiles if _has_tiles(v.shape, axes) else plain
-        return lax.optimization_barrier(form(p, v, origin))
-
-    form = on_cpu if _on_no_mesh(p, v) else plain
-    return platform_dependent(p, v, origin, cpu=form, default=plain)
+    # XLA:CPU of jaxlib 0.10 computes p (v - sum(p v)) wrongly if p is the same for a batch of v, as
+    # in a Jacobian, unless the sum is behind a barrier.
+    return behind_barrier_on_cpu(sum_of_terms(terms, (p, v), axes))
 
 
-def sum_of_product(product: Callable, a: Array, b: Array, axes: Axes) -> Array:
-    """sum product(a, b) over `axes`, which are kept; on a CPU without an array of the products."""
+def sum_of_terms(terms: Callable[..., Array], operands: Sums, axes: Axes) -> Array:
+    """The sum over `axes`, which are kept, of `terms`, which are computed entry by entry.
 
-    def plain(a: Array, b: Array) -> Array:
-        return jnp.sum(product(a, b), axes, keepdims=True)
+    On a CPU it is summed in tiles, since a library would first store the terms.
+    """
 
-    def in_tiles(a: Array, b: Array) -> Array:
-        return _in_tiles(lambda a, b: (product(a, b),), (a, b), axes[0], UNROLLED)[0]
+    def plain(*operands: Array) -> Array:
+        return jnp.sum(terms(*operands), axes, keepdims=True)
 
-    form = in_tiles if _has_tiles(b.shape, axes) and _on_no_mesh(a, b) else plain
-    return platform_dependent(a, b, cpu=form, default=plain)
+    def in_tiles(*operands: Array) -> Array:
+        return _in_tiles(lambda *parts: (terms(*parts),), operands, axes[0], UNROLLED)[0]
+
+    has_tiles = _has_tiles(operands[0].shape, axes) and _on_no_mesh(*operands)
+    return platform_dependent(*operands, cpu=in_tiles if has_tiles else plain, default=plain)
 
 
 def sum_and_rest(v: Array, left_out: Array, axes: Axes) -> Sums:
