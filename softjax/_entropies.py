@@ -49,7 +49,7 @@ def _cross_entropy_jvp(axes, primals, tangents):
     (t, x), (t_dot, x_dot) = primals, tangents
     value = cross_entropy_core(t, x, axes)
     p = softmax(t, axes)
-    slope = jnp.where(value == jnp.inf, 0, _centred(p, x, axes))
+    slope = _centred(p, jnp.where(value == jnp.inf, 0, x), axes)
     by_x = inner(_difference(t, x, axes), x_dot, axes)
     return value, by_x - inner(p, slope * t_dot, axes)
 
@@ -69,6 +69,8 @@ def kl_divergence_core(t: Array, x: Array, axes: tuple[int, ...]) -> Array:
     0; the term is exp(a_i) there.
     """
     p = softmax(t, axes)
+    impossible = jnp.any((p > 0) & jnp.isneginf(x), axes, keepdims=True)
+    x = jnp.where(impossible | is_empty(p, axes), 0, x)
     u = _centred_ratio(p, t, x, axes)
     a = relative_to(x, _at_top(p, x, axes)) + _at_top(p, log_softmax(t, axes) + u, axes)
     far = jnp.exp(jnp.minimum(a, FAR)) - p * (1 + u)
@@ -76,8 +78,6 @@ def kl_divergence_core(t: Array, x: Array, axes: tuple[int, ...]) -> Array:
     near = jnp.log1p(jnp.sum(terms, axes, keepdims=True))
     largest = maximum(a, axes)
     value = jnp.where(largest < FAR, near, logsumexp_core(a, axes))
-
-    impossible = jnp.any((p > 0) & jnp.isneginf(x), axes, keepdims=True)
     return jnp.where(is_empty(p, axes), 0, jnp.where(impossible, jnp.inf, value))
 
 
@@ -135,7 +135,7 @@ def _at_top(p: Array, values: Array, axes: tuple[int, ...]) -> Array:
     """`values` at the most probable class, or their mean if several classes are most probable."""
     top = p == jnp.max(p, axes, keepdims=True, initial=0)
     count = jnp.sum(top.astype(p.dtype), axes, keepdims=True)
-    return jnp.sum(jnp.where(top, values, 0), axes, keepdims=True) / count
+    return jnp.sum(jnp.where(top, values / count, 0), axes, keepdims=True)
 
 
 def _centred(p: Array, x: Array, axes: tuple[int, ...]) -> Array:

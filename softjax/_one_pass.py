@@ -69,8 +69,10 @@ def sums_by_blocks(terms: Parts) -> Parts:
 
 def has_blocks(x: Array, axes: Axes) -> bool:
     """Whether XLA:GPU would divide each row into hundreds of parts, which it writes to memory."""
+    if axes != (x.ndim - 1,):
+        return False
     length = x.shape[-1]
-    return axes == (x.ndim - 1,) and isinstance(length, int) and length > ROW_OF_ONE_KERNEL
+    return isinstance(length, int) and length > ROW_OF_ONE_KERNEL
 
 
 def _in_blocks(a: Array, filling: float) -> Array:

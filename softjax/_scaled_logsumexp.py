@@ -87,7 +87,8 @@ def _terms(x: Array, b: Array, axes: tuple[int, ...]) -> _Terms:
     d = jnp.clip(relative_to(x, x_top), -FAR, FAR)
     n = jnp.round(d / math.log(2))
     e = jnp.exp((d - n * LOG_2_LEADING) - n * LOG_2_REST)
-    c = jnp.where(jnp.isneginf(log_size), 0, f * e * power_of_two(n + (k - k_top)))
+    absent = jnp.isneginf(log_size)
+    c = jnp.where(absent, 0, f) * e * power_of_two(jnp.where(absent, 0, n + (k - k_top)))
 
     # If a term is infinite, the finite terms count as 0. Infinite terms of both signs give NaN.
     is_infinite = log_size == jnp.inf
@@ -114,9 +115,8 @@ def _scaled_logsumexp(x: Array, b: Array, axes: tuple[int, ...]) -> tuple[Array,
     r = (jnp.abs(tops) - 1) + jnp.sign(tops) * rest / f_top
     total = tops * f_top + rest
     near_top = (tops != 0) & (r > -0.5)
-    log_total = jnp.where(
-        near_top, jnp.log(f_top) + log1p(jnp.where(near_top, r, 0)), jnp.log(jnp.abs(total))
-    )
+    f_top, r = jnp.where(near_top, f_top, 1), jnp.where(near_top, r, 0)
+    log_total = jnp.where(near_top, jnp.log(f_top) + log1p(r), jnp.log(jnp.abs(total)))
     return log_unit + log_total, jnp.sign(total)
 
 
@@ -136,7 +136,7 @@ def _scaled_tangent(primals, tangents, axes: tuple[int, ...]) -> Array:
 def _share_of_sum(x: Array, b: Array, axes: tuple[int, ...]) -> Array:
     """dy/dx_i = b_i exp(x_i) / sum_j b_j exp(x_j), which is 0 where b_i is 0, for any x_i."""
     _, f_top, c, tops, rest = _terms(x, b, axes)
-    return jnp.where(c == 0, 0, c / (tops * f_top + rest))
+    return c / jnp.where(c == 0, 1, tops * f_top + rest)
 
 
 @_share_of_sum.defjvp
@@ -156,6 +156,7 @@ def _times_slope(x: Array, b: Array, b_dot: Array, axes: tuple[int, ...]) -> Arr
     y, sign = _scaled_logsumexp(x, b, axes)
     present = x > -jnp.inf
     largest = math.log(float(jnp.finfo(x.dtype).max)) - 1
-    half = jnp.minimum(jnp.where(present, x - y, 0) / 2, largest)
+    d = jnp.where(present, x, 0) - jnp.where(present, y, 0)
+    half = jnp.minimum(d / 2, largest)
     root = jnp.where(present, jnp.exp(half), 0)
     return sign * ((b_dot * root) * root)

@@ -131,11 +131,11 @@ def smooth_max_bounds(
     options = axis, where, keepdims, temperature
     axes, keepdims, x, where, scalar = _checked("smooth_max_bounds", x, *options)
     counted = jnp.ones(x.shape, bool) if where is None else where
-    lower = jnp.max(x, axes, keepdims=keepdims, initial=-jnp.inf, where=counted)
     wide = compute_dtype(x.dtype)
+    lower = jnp.max(masked(x, where), axes, keepdims=keepdims, initial=-jnp.inf)
     n = jnp.maximum(jnp.sum(counted.astype(jnp.int32), axes, keepdims=keepdims), 1).astype(wide)
-    upper = lower.astype(wide) + scalar * jnp.log(n)
-    return lower, upper.astype(x.dtype)
+    upper = lower + scalar * jnp.log(n)
+    return lower.astype(x.dtype), upper.astype(x.dtype)
 
 
 def _smooth_max(function, *arguments) -> Array:

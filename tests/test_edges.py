@@ -173,6 +173,8 @@ def test_no_class(dtype):
 def test_a_scalar(dtype):
     x = jnp.asarray(2.0, dtype)
     assert softjax.logsumexp(x) == 2
+    gradient, forward, hessian = derivatives([partial(f, axis=None) for f in DISTRIBUTIONS], x)
+    assert (gradient, forward, hessian) == (0, 0, 0)
     with pytest.raises(ValueError, match="`axis`"):
         softjax.softmax(x)
     with pytest.raises(ValueError, match="`axis`"):

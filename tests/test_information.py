@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+from jax.experimental import checkify
 from oracles import exact, rounded
 from orders import check_two_orders
 
@@ -395,6 +396,38 @@ def test_nothing_left_is_zero_with_zero_gradients_in_both_modes(dtype):
         assert f(impossible, ones) == 0
         for g in jax.grad(f, (0, 1))(impossible, ones):
             np.testing.assert_array_equal(g, 0)
+
+
+@pytest.mark.x64_once
+def test_no_nan_is_computed_on_the_way_to_finite_numbers(dtype):
+    """In rows without a class and beside impossible classes, as `checkify` sees them."""
+    x = np.array([[-INF, -INF], [-INF, -INF], [1, -INF], [0, 2]], dtype)
+    t = np.array([[-INF, -INF], [0, 0], [0, 1], [1, -INF]], dtype)
+    one, nothing = jnp.ones((), dtype), jnp.zeros((2, 2), dtype)
+
+    def every(x, t):
+        heads = softjax.linear_cross_entropy_outputs(nothing, nothing, bias=x[2])
+        losses = [f(t, x) for f in OF_TWO.values()]
+        return [softjax.logsumexp(x, -1, b=one), heads[1:4], *losses]
+
+    def slopes(x, t):
+        return jax.grad(lambda x, t: sum(map(finite_sum, every(x, t))), (0, 1))(x, t)
+
+    def finite_sum(tree):
+        return sum(jnp.sum(jnp.where(jnp.isfinite(a), a, 0)) for a in jax.tree.leaves(tree))
+
+    error, _ = checkify.checkify(jax.jit(slopes), errors=checkify.float_checks)(x, t)
+    assert error.get() is None
+
+
+@pytest.mark.x64_once
+def test_the_largest_logits_have_finite_slopes(dtype):
+    big = float(jnp.finfo(dtype).max)
+    x = np.array([0.5, big, big], dtype)
+    np.testing.assert_array_equal(jax.grad(information.entropy)(x), 0)
+    for f in OF_TWO.values():
+        for slope in jax.grad(f, (0, 1))(x, x):
+            np.testing.assert_array_equal(slope, 0)
 
 
 @pytest.mark.x64_once

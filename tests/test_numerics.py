@@ -171,7 +171,10 @@ def test_a_mask_needs_no_infinity_of_the_dtype():
     def masked(function):
         return [function(x, where=where)[..., None] for x in narrow]
 
-    for function in (softjax.logsumexp, softjax.logmeanexp, softjax.softmax):
+    def upper_bound(x, **options):
+        return softjax.smooth_max_bounds(x, **options)[1]
+
+    for function in (softjax.logsumexp, softjax.logmeanexp, softjax.softmax, upper_bound):
         actual = jax.jit(masked, static_argnums=0)(function)
         for x, result in zip(narrow, actual, strict=True):
             expected = function(x[::2].astype(jnp.float32)).astype(x.dtype)

@@ -60,6 +60,13 @@ def top_k(x, index, shares):
     return softjax.cross_entropy(x, softjax.TopKLabels(index, shares))
 
 
+def distilled(h, w, index, shares):
+    """The divergences from a teacher with all classes and from one with its top k."""
+    heads, top = softjax.LinearHead(2 * h, w), softjax.TopKLabels(index, shares)
+    options = {"reduction": "mean", "temperature": h[0, 0] ** 2}
+    return [softjax.linear_distillation_loss(h, w, teacher, **options) for teacher in (heads, top)]
+
+
 def fitted(solver: str, **options: Any) -> Callable:
     def call(h, y, v):
         result = regression.fit(
@@ -121,7 +128,10 @@ LINEAR = {
     "linear_cross_entropy, sum": Program(linear("sum", z_loss=0.1, ignore_index=0), HEAD),
     "linear_cross_entropy, mean": Program(linear("mean", class_weights=Q[0]), HEAD),
     "linear_cross_entropy, distribution": Program(
-        lambda h, w, q: softjax.linear_cross_entropy(h, w, q, class_weights=q[0]), (H, W, Q)
+        lambda q, h, w: softjax.linear_cross_entropy(
+            h, w, q, class_weights=q[0], label_smoothing=q[0, 0]
+        ),
+        (Q, H, W),
     ),
     "linear_cross_entropy, top k": Program(
         lambda h, w, i, p: softjax.linear_cross_entropy(
@@ -129,6 +139,7 @@ LINEAR = {
         ),
         (H, W, TOP, SHARES),
     ),
+    "linear_distillation_loss": Program(distilled, (H, W, TOP, SHARES)),
     "linear_logsumexp": Program(softjax.linear_logsumexp, MODEL),
     "linear_cross_entropy_outputs": Program(
         lambda h, w, y, b: softjax.linear_cross_entropy_outputs(h, w, y, b, top_k=2), HEAD[:4]
@@ -182,6 +193,7 @@ FITS = {
     "fit, lbfgs": Program(fitted("lbfgs", l2=0.1), (H, Y, V)),
     "fit, proximal": Program(fitted("proximal", l1=0.01), (H, Y, V)),
     "fit, firth": Program(fitted("firth"), (H, Y, V)),
+    "calibrate_vector": Program(calibration.calibrate_vector, (X, Y)),
 }
 PROGRAMS = CORE | LINEAR | REGRESSION | FITS
 

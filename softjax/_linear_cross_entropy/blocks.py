@@ -122,7 +122,7 @@ def statistics(block: Block, index: Array | None, start: Array | int) -> Statist
     if t is not None:
         t = jnp.broadcast_to(t, x.shape)
         mass = jnp.sum(t, -1)
-        cost = jnp.sum(jnp.where(t == 0, 0, t * -distance(x, top[:, None], temperature)), -1)
+        cost = jnp.sum(t * jnp.where(t == 0, 0, -distance(x, top[:, None], temperature)), -1)
     return Statistics(top, r, label_logits, mass, cost)
 
 
@@ -158,7 +158,7 @@ def merged(a: Statistics, b: Statistics, temperature: Array | None) -> Statistic
         label_logits = a.label_logits + b.label_logits
     if a.mass is not None and b.mass is not None and a.cost is not None and b.cost is not None:
         low_mass = jnp.where(first, b.mass, a.mass)
-        cost = (a.cost + b.cost) + jnp.where(low_mass == 0, 0, low_mass * -d)
+        cost = (a.cost + b.cost) + low_mass * jnp.where(low_mass == 0, 0, -d)
         mass = a.mass + b.mass
     return Statistics(top, r, label_logits, mass, cost)
 
@@ -167,8 +167,7 @@ def losses(s: Statistics, mass: Array | None, active: Array | None, scalars: Sca
     """The losses of the rows, where `s` are the statistics of all classes."""
     loss = jnp.zeros_like(s.excess)
     if mass is not None:
-        cost = jnp.where(mass == 0, 0, mass * surprisals(s, scalars))
-        loss += jnp.sum(cost, -1)
+        loss += jnp.sum(mass * jnp.where(mass == 0, 0, surprisals(s, scalars)), -1)
     if s.mass is not None and s.cost is not None:
         loss += s.mass * log_total(s) + s.cost
     if scalars.z_loss is not None:
@@ -328,10 +327,10 @@ def scaled_logit_tangent(block: Block, d: Array, dots: Block) -> Array | None:
 
 def _spread_tangent(block: Block, dots: Block) -> Array | None:
     """The tangent of `spread_target`."""
-    terms = [dots.spread, dots.dense, dots.class_weights]
-    if dots.dense is not None and block.class_weights is not None:
-        terms[1] = dots.dense * block.class_weights
+    terms = [] if dots.spread is None else [dots.spread[None]]
+    if dots.dense is not None:
+        weights = block.class_weights
+        terms.append(dots.dense if weights is None else dots.dense * weights[None])
     if dots.class_weights is not None and block.dense is not None:
-        terms[2] = block.dense * dots.class_weights
-    terms = [term for term in terms if term is not None]
+        terms.append(block.dense * dots.class_weights[None])
     return sum(terms[1:], terms[0]) if terms else None

@@ -37,7 +37,7 @@ def readings(block: Block, top: Array, start: Array | int, k: int) -> Readings:
     x = class_logits(block.product, block.bias, block.scalars.softcap)
     d = distance(x, top[:, None], block.scalars.temperature)
     e = jnp.exp(d)
-    terms, k = jnp.where(e == 0, 0, e * -d), min(k, x.shape[-1])
+    terms, k = e * -jnp.where(e == 0, 0, d), min(k, x.shape[-1])
     one_pass = _sum_and_largest if k == 1 else partial(_sum_and_top_k, k)
     form = {"cpu": partial(_sum_and_top_k, k), "default": one_pass}
     surprise, top_x, top_classes = platform_dependent(terms, x, **form)

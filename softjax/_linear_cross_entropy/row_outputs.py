@@ -142,7 +142,7 @@ def outputs_of_rows(
             of_loss = s._replace(label_logits=at_labels[:, -1:])
             loss = losses(of_loss, mass[:, -1:], rows.active, scalars)
             s, mass = s._replace(label_logits=at_labels[:, :-1]), mass[:, :-1]
-        log_probability = jnp.where(mass == 0, 0, -mass * surprisals(s, scalars))
+        log_probability = -mass * jnp.where(mass == 0, 0, surprisals(s, scalars))
     entropy = log_total(s) + surprise / (1 + not_negative(s.excess))
     lse, top_log_probabilities = log_partition_of(s, scalars), top_d - log_total(s)[:, None]
     return log_probability, lse, entropy, top_log_probabilities, loss

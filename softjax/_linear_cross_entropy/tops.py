@@ -30,6 +30,8 @@ def top_and_excess(x: Array, temperature: Array | None) -> tuple[Array, Array]:
 def _top_and_excess_jvp(primals, tangents):
     x, temperature = primals
     top, r = top_and_excess(x, temperature)
+    if x.shape[1] == 0:  # no entry is maximal
+        return (top, r), (jnp.zeros_like(top), jnp.zeros_like(r))
     at = jnp.argmax(x, -1)[:, None]
     top_dot = jnp.take_along_axis(tangents[0], at, -1, mode="promise_in_bounds")
 

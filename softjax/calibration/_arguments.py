@@ -59,5 +59,5 @@ def probabilities_of(targets: ClassIndices | Array, like: Array) -> Array:
     if not isinstance(targets, ClassIndices):
         return targets
     classes = jnp.arange(like.shape[1], dtype=targets.index.dtype)
-    y = (targets.index[:, None] == classes).astype(like.dtype)
+    y = (targets.index[:, None] == classes[None]).astype(like.dtype)
     return _checks.nan_where(None if targets.bad is None else targets.bad[:, None], y)

@@ -128,7 +128,7 @@ def _scaled(x: Array, y: Array, w: Array, l2: Array) -> VectorScaling:
     y, shares_of_rows = jnp.where(counted[:, None], y, 0), shares(w)
     impossible = jnp.any(absent & (y > 0))
     unit = lax.stop_gradient(_units(x))
-    scaled = x / unit
+    scaled = x / unit[None]
     mean = lax.stop_gradient(shares_of_rows @ scaled)
     problem = _Problem(scaled, y, shares_of_rows, absent, mean, unit, l2)
     start = _start(*lax.stop_gradient((problem, x)), w)
@@ -175,7 +175,7 @@ def _start(problem: _Problem, x: Array, w: Array) -> Array:
 
 
 def _log_probabilities(problem: _Problem, theta: Array) -> Array:
-    z = theta[0] * (problem.x - problem.mean) + theta[1]
+    z = theta[:1] * (problem.x - problem.mean[None]) + theta[1:]
     return log_softmax_core(jnp.where(problem.absent, -jnp.inf, z), (1,))
 
 
@@ -211,7 +211,7 @@ def _derivatives(problem: _Problem, theta: Array) -> tuple[Array, Array]:
     log_p = _log_probabilities(problem, theta)
     p, others = jnp.exp(log_p), -jnp.expm1(log_p)
     mass, k = jnp.sum(y, 1, keepdims=True), len(mean)
-    slope, centred = w * ((mass - y) * p - y * others), problem.x - mean
+    slope, centred = w * ((mass - y) * p - y * others), problem.x - mean[None]
     bias = _centred_bias(problem, theta)
     gradient = jnp.stack([jnp.sum(slope * centred, 0), jnp.sum(slope, 0)])
     gradient += l2 * jnp.stack([_change(problem, theta) / unit - bias * mean, bias])
@@ -241,7 +241,7 @@ def _solved(hessian: Array, gradient: Array) -> Array:
     diagonal = jnp.diag(hessian)
     root = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1))
     ridge = 4 * len(root) ** 0.5 * jnp.finfo(root.dtype).eps
-    unit = hessian / root[:, None] / root + ridge * jnp.eye(len(root), dtype=root.dtype)
+    unit = hessian / root[:, None] / root[None] + ridge * jnp.eye(len(root), dtype=root.dtype)
     return (cho_solve(cho_factor(unit), gradient.ravel() / root) / root).reshape(gradient.shape)
 
 

@@ -215,6 +215,11 @@ def test_no_class_and_no_target(dtype):
     np.testing.assert_array_equal(softjax.linear_cross_entropy(hidden, kernel, nothing), 0)
     losses = softjax.linear_cross_entropy(hidden, kernel[:, :0], np.zeros((2, 0), dtype))
     np.testing.assert_array_equal(losses, [0, 0])
+    value, gradient = jax.value_and_grad(
+        lambda h: jnp.max(softjax.linear_logsumexp(h, kernel[:, :0], temperature=2.0))
+    )(hidden)
+    assert value == -INF
+    np.testing.assert_array_equal(gradient, np.zeros((2, 3)))
     with pytest.raises(ValueError, match="`labels`"):
         softjax.linear_cross_entropy(hidden, kernel[:, :0], np.zeros(2, int))
 
