@@ -128,6 +128,10 @@ def native(function: str, argument: str, x: Any, expected: str = REAL) -> Any:
     may also be a table, such as a pandas DataFrame, whose columns have different dtypes. Missing
     entries become NaN, and so do masked ones.
     """
+    if isinstance(x, (str, bytes, list, tuple)):  # JAX would take text as the name of a dtype
+        if any(isinstance(leaf, (str, bytes)) for leaf in jax.tree.leaves(x)):
+            raise TypeError(message(function, argument, expected, "text"))
+        return x
     if isinstance(x, Array) or hasattr(x, "__jax_array__") or not hasattr(x, "__array__"):
         return x
     x = filled(x)
@@ -293,23 +297,25 @@ def shape_of(x: ArrayLike) -> tuple[int, ...]:
     return jnp.asarray(x).shape if known is None else known
 
 
-def scalar(function: str, argument: str, x: ArrayLike, dtype: DTypeLike) -> Any:
+def scalar(function: str, argument: str, x: ArrayLike, dtype: DTypeLike, remedy: str = "") -> Any:
     """`x` as a real scalar of `dtype`, traced or not; infinite if it overflows `dtype`."""
     with np.errstate(over="ignore"):
         if type(x) in (int, float):  # making a JAX array would take as long as many calls
             return np.asarray(x, dtype)
         number = real_array(function, argument, x)
     if number.ndim:
-        raise ValueError(message(function, argument, "a scalar", f"shape {number.shape}"))
+        raise ValueError(message(function, argument, "a scalar", f"shape {number.shape}{remedy}"))
     return number.astype(dtype)
 
 
-def positive_scalar(function: str, argument: str, x: ArrayLike, dtype: DTypeLike) -> Any:
+def positive_scalar(
+    function: str, argument: str, x: ArrayLike, dtype: DTypeLike, remedy: str = ""
+) -> Any:
     """`x` as a scalar > 0 of `dtype`; under a trace a value <= 0 becomes NaN.
 
     A subnormal number is refused too: XLA:CPU reads it as 0, and quotients by it are infinite.
     """
-    number = scalar(function, argument, x, dtype)
+    number = scalar(function, argument, x, dtype, remedy)
     least = float(jnp.finfo(dtype).tiny)
     if not checks_values(x):
         return jnp.where(number >= least, number, jnp.nan)

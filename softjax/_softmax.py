@@ -165,7 +165,8 @@ def _probabilities(function, core, x, axis, where, temperature) -> Array:
     scalar = None
     if not plain:
         dtype = compute_dtype(x.dtype)
-        scalar = _checks.positive_scalar(function, "temperature", temperature, dtype)
+        remedy = "; x / T has a temperature for each row"
+        scalar = _checks.positive_scalar(function, "temperature", temperature, dtype, remedy)
     return _normalized(core, x, where, scalar, axes)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from softjax import _checks, processes
 from softjax._descriptions import data_of, is_random_key
+from softjax.regression import SoftmaxRegression
 from softjax.tables import DataError
 from softjax.tables._errors import differences, first_line
 
@@ -30,6 +31,10 @@ __all__ = ["Checkpoints", "Saved"]
 KEPT = 3
 DIGESTS = "sha256.json"
 TRAINING = "training"  # the key of the settings that a trainer knows itself
+REMEDY = (
+    "Another folder for the checkpoints starts a new run; in Python, `init` may be the parameters "
+    "of this one."
+)
 
 
 class Saved(NamedTuple):
@@ -51,6 +56,12 @@ class Saved(NamedTuple):
     leaves: dict[str, np.ndarray]
     history: list[dict[str, float]]
 
+    @property
+    def params(self) -> SoftmaxRegression:
+        """The parameters of a run of `regression.train`, as NumPy arrays."""
+        parts: list[Any] = [self.leaves[f".params.{name}"] for name in SoftmaxRegression._fields]
+        return SoftmaxRegression(*parts)
+
     def state_like(self, state: Any) -> Any:
         """The saved state as a pytree with the structure of `state`."""
         paths, structure = jax.tree_util.tree_flatten_with_path(state)
@@ -63,7 +74,7 @@ class Saved(NamedTuple):
             words = f"the checkpoint of step {self.step} belongs to another run"
             if any(name.startswith(".optimizer_state") for name, _ in saved.items() ^ now.items()):
                 words += ": the optimizer differs"
-            raise DataError(f"{words}: {_first_of(differences(saved, now))}.")
+            raise DataError(f"{words}: {_first_of(differences(saved, now))}. {REMEDY}")
         leaves = [_as_begun(leaf, self.leaves[name]) for name, leaf in begun.items()]
         return jax.tree.unflatten(structure, leaves)
 
@@ -86,9 +97,9 @@ class Checkpoints:
     Example:
         >>> import tempfile, numpy as np
         >>> from softjax.checkpoints import Checkpoints
-        >>> checkpoints = Checkpoints(tempfile.mkdtemp(), {"seed": 1})
-        >>> checkpoints.save(7, {"kernel": np.ones(2)}, [])
-        >>> checkpoints.restore().step
+        >>> folder = tempfile.mkdtemp()
+        >>> Checkpoints(folder, {"seed": 1}).save(7, {"kernel": np.ones(2)}, [])
+        >>> Checkpoints(folder).restore().step
         7
     """
 
@@ -104,7 +115,8 @@ class Checkpoints:
 
         Args:
             settings: what a trainer knows of its run, as values for JSON, such as its batches and
-                penalties; these settings become part of the configuration.
+                penalties; these settings become part of the configuration. None to read the
+                checkpoint of any run: only the configuration of these `Checkpoints` is compared.
 
         Returns:
             `Saved`, or None.
@@ -114,7 +126,7 @@ class Checkpoints:
                 all checkpoints are damaged.
         """
         self.configuration |= dict(settings or {})
-        saved = processes.of_first(self._last_good)
+        saved = processes.of_first(lambda: self._last_good(whole=settings is not None))
         self.last_step = None if saved is None else saved.step
         return saved
 
@@ -188,11 +200,11 @@ class Checkpoints:
             with tempfile.TemporaryFile(dir=self.directory) as file:
                 os.posix_fallocate(file.fileno(), 0, size)
 
-    def _last_good(self) -> Saved | None:
+    def _last_good(self, whole: bool) -> Saved | None:
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             try:
-                return self._read(step)
+                return self._read(step, whole)
             except DataError:
                 raise
             except Exception as error:
@@ -216,7 +228,8 @@ class Checkpoints:
         os.replace(self.directory / str(step), aside)
         return aside
 
-    def _read(self, step: int) -> Saved:
+    def _read(self, step: int, whole: bool) -> Saved:
+        """A checkpoint; the `whole` configuration is compared, or the part that is known here."""
         path, arguments = self.directory / str(step), self._ocp.args
         # The digests are written last. They are missing if the process ended just before; the
         # checkpoint itself is complete then.
@@ -236,9 +249,12 @@ class Checkpoints:
         if not _is_record(record, step):
             raise ValueError("its record does not belong to this step of a run")
         configuration = json.loads(json.dumps(self.configuration))
-        if record["configuration"] != configuration:
-            difference = _difference(record["configuration"], configuration)
-            raise DataError(f"{self.directory}: belongs to another run: {difference}.")
+        then = record["configuration"]
+        if not whole:
+            then = {name: then.get(name) for name in configuration}
+        if then != configuration:
+            difference = _difference(then, configuration)
+            raise DataError(f"{self.directory}: belongs to another run: {difference}. {REMEDY}")
         return Saved(record["step"], leaves, record["history"])
 
 

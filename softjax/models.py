@@ -148,7 +148,11 @@ def load_model(path: str | Path) -> Model:
     if not path.exists():
         raise DataError(f"{path}: there is no such file.")
     if path.is_dir():  # such as the folder of `softjax fit --out`
-        raise DataError(f"{path}: Is a directory; a model is a file in it, {path / 'model.npz'}.")
+        hint = "softjax.checkpoints.Checkpoints(folder).restore().params reads a checkpoint"
+        for name in ("unfinished.npz", "model.npz"):
+            if (path / name).exists():
+                hint = f"a model is a file in it, {path / name}"
+        raise DataError(f"{path}: Is a directory; {hint}.")
     with path.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:

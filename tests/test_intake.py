@@ -12,7 +12,7 @@ import softjax
 from softjax import calibration, choice, information, regression
 from softjax.models import Model
 from softjax.regression import _arguments, inference
-from softjax.tables import Column
+from softjax.tables import Column, DataError
 
 pytestmark = pytest.mark.compiled_quickly
 
@@ -217,6 +217,13 @@ def test_tables_of_polars_and_arrow_are_those_of_pandas():
     for t in (truths, truths.to_list(), [True, None]):
         found = either.encode({"t": t, "e": [pandas.NA, 1]})
         np.testing.assert_array_equal(found, [[1, 0], [0.5, 1]])
+    for values, got in (
+        (Y.astype("M8[ns]"), "'1970.* A date has to become a number"),
+        (Y.astype("m8[ns]"), "'0 nanoseconds'"),
+        (1.0, "no list of one value"),
+    ):
+        with pytest.raises(DataError, match=f"column '0'.* got {got}"):
+            model._replace(columns=[Column("0")]).encode({"0": values})
     dated = frame.assign(when=pandas.to_datetime(Y))
     for convert in (polars.from_pandas, arrow.Table.from_pandas):
         np.testing.assert_array_equal(softjax.softmax(convert(frame)), softjax.softmax(frame))

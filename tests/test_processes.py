@@ -57,7 +57,7 @@ def test_a_batch_that_is_not_finite_ends_all_with_its_step_and_its_row(tmp_path,
     running = worker.start(tmp_path, 2, cache=cache, fault=("nan", 9, 1))
     assert worker.wait(running, worker.ALL_DONE) == [70, 70]
     (words,) = said(tmp_path)
-    assert re.search(r"the batch of step 9 is not finite, of the rows \d+\.$", words)
+    assert re.search(r"the batch of step 9 is not finite in row \d+\.$", words)
     assert "8" in [path.name for path in (tmp_path / "saved").iterdir()]
 
 

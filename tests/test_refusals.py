@@ -382,7 +382,25 @@ def test_messages_say_what_to_do():
     adam = optax.adam(0.1)
     for said, call in {
         "got ndarray; wrap arrays in ArrayRows": lambda: softjax.streaming.Batches(rows, 2),
-        "`rows` .*; wrap arrays in ArrayRows": lambda: softjax.streaming.fit(rows, num_classes=2),
+        r"`rows` .* got ndarray and \w+; wrap arrays in ArrayRows": lambda: softjax.streaming.fit(
+            rows, Y, num_classes=3
+        ),
+        "`features` must be .* at least one example, got shape": lambda: (
+            softjax.streaming.ArrayRows(rows[:0], Y[:0])
+        ),
+        r"`labels` must be whole numbers in \[0, 3\), got 0\.5 at": lambda: softjax.streaming.fit(
+            softjax.streaming.ArrayRows(rows, np.asarray(Y) + 0.5), num_classes=3
+        ),
+        "`temperature` must be an array of real numbers, got text": lambda: softjax.softmax(
+            X, temperature="a"
+        ),
+        r"`temperature` must be a scalar, .*\(2, 1\); x / T has a temperature": lambda: (
+            softjax.softmax(X, temperature=[[1.0], [2.0]])
+        ),
+        "`labels` must be class indices .* got text": lambda: softjax.cross_entropy(
+            X, ["a", "b", "a", "b"]
+        ),
+        "`x` must be an array of real numbers, got text": lambda: softjax.softmax([[1.0, "a"]]),
         "`checkpoints` must be .*, got 'folder'": lambda: regression.train(
             rows, Y, optimizer=adam, steps=1, checkpoints="folder"
         ),
@@ -433,7 +451,7 @@ def test_messages_say_what_to_do():
         "`l1` must be 0 with `optimizer`, `batch_size` or `epochs`": lambda: regression.fit(
             LINE, CLASSES, l1=0.1, epochs=3
         ),
-        r"has labels other than 0, \.\.\., 1 in the rows 2\.": lambda: regression.train(
+        r"has labels other than 0, \.\.\., 1 in row 2\.": lambda: regression.train(
             softjax.streaming.Batches(softjax.streaming.ArrayRows(rows, Y), 4),
             num_classes=2,
             optimizer=adam,

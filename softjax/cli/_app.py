@@ -57,8 +57,9 @@ def remedies_offered(impute: bool = True) -> Iterator[None]:
         raise DataError(f"{error} --skip-nonfinite skips such rows{also}.") from None
     except NumberError as error:
         name = quote(error.column)
-        hint = f"--category {name} takes its cells as categories"
-        raise DataError(f"{error} {hint}, --drop {name} leaves it out.") from None
+        category = f"--category {name} takes its cells as categories, "
+        also = category if error.is_text else ""
+        raise DataError(f"{error} {also}--drop {name} leaves it out.") from None
 
 
 class _OneLineErrors(TyperGroup):

@@ -34,7 +34,7 @@ from softjax.cli._app import (
 from softjax.cli._options import progress_bar, reading
 from softjax.cli._plan import Plan
 from softjax.cli._split import Split, digits, held_out_part, too_few
-from softjax.regression import FitResult
+from softjax.regression import FitResult, SoftmaxRegression
 from softjax.streaming._rows import ArrayRows, Rows, Standardised
 from softjax.streaming._survey import survey, survey_without
 from softjax.tables import DataError
@@ -102,7 +102,8 @@ def _run(plan: Plan, stop: Stop) -> None:
     else:
         result = _fit(plan, data, console)
     if any(processes.gather(stop.interrupted())):
-        raise _stopped(plan, stop, f"after step {result.steps}, the last one")
+        path = _save_unfinished(plan, data, result.params)
+        raise _stopped(plan, stop, f"after step {result.steps}, the last one", path)
     check_finite(plan.out, data.task, result)
     if first:
         limit = None if plan.stochastic else "--max-steps"
@@ -144,7 +145,7 @@ def _train(
     batches = streaming.Batches(
         data.rows, plan.batch_size or BATCH_SIZE, seed=plan.seed, held_out=data.held_out
     )
-    steps = (plan.epochs or EPOCHS) * batches.epoch_steps
+    epochs = plan.epochs or EPOCHS
     if checkpoints is not None:
         checkpoints.configuration |= {
             "label_column": plan.label_column,
@@ -152,13 +153,13 @@ def _train(
             "optimizer": str(optimizer),
             "learning_rate": rate,
         }
-    with FitProgress(console, steps, plan.out, data.task) as progress:
+    with FitProgress(console, epochs * batches.epoch_steps, plan.out, data.task) as progress:
         try:
             return streaming.train(
                 batches,
                 num_classes=len(data.task.class_names),
                 optimizer=optax_optimizer(optimizer, rate),
-                steps=steps,
+                epochs=epochs,
                 l2=plan.penalties[0],
                 every=plan.every,
                 skip_nonfinite=plan.skip_nonfinite,
@@ -169,23 +170,33 @@ def _train(
             )
         except streaming.Preempted as preempted:
             progress.bar.stop()
-            raise _stopped(plan, stop, f"after step {preempted.step}") from None
+            path = _save_unfinished(plan, data, preempted.params)
+            raise _stopped(plan, stop, f"after step {preempted.step}", path) from None
         except streaming.NonFiniteError as error:
-            model = model_of(data.task, error.params)
-            path = processes.of_first(lambda: save_unfinished(plan.out, model))
+            path = _save_unfinished(plan, data, error.params)
             words = f"{error} No model was written; the parameters before it are in {path}."
             raise (DataError if error.rows else FitError)(words) from None
 
 
-def _stopped(plan: Plan, stop: Stop, when: str) -> typer.Exit:
-    """The exception that ends every process after SIGTERM or Ctrl-C to any of them."""
+def _save_unfinished(plan: Plan, data: Data, params: SoftmaxRegression) -> Path:
+    return processes.of_first(lambda: save_unfinished(plan.out, model_of(data.task, params)))
+
+
+def _stopped(plan: Plan, stop: Stop, when: str, path: Path | None = None) -> typer.Exit:
+    """The exception that ends every process after SIGTERM or Ctrl-C to any of them.
+
+    `path` has the parameters of the last step; None before the first one.
+    """
     interrupted = any(processes.gather(stop.interrupted()))
-    saved = "nothing was saved"
+    saved = []
     if plan.checkpoint is not None:
-        saved = f"the same command resumes from {plan.checkpoint}"
+        saved.append(f"the same command resumes from {plan.checkpoint}")
+    if path is not None:
+        saved.append(f"the parameters are in {path}")
     if jax.process_index() == 0:
         verb = "interrupted" if interrupted else "stopped by SIGTERM"
-        print(f"softjax: {verb} {when}: {saved}.", file=sys.stderr, flush=True)
+        words = "; ".join(saved) or "nothing was saved"
+        print(f"softjax: {verb} {when}: {words}.", file=sys.stderr, flush=True)
     processes.gather(None)  # the others wait for the checkpoint and the line
     if interrupted:
         return typer.Exit(_interrupt.STATUS)

@@ -148,7 +148,7 @@ def labels_array(argument: str, labels: Any, num_examples: int) -> Array:
             got = f"integers of shape {y.shape}"
             raise TypeError(_checks.message(called(), argument, expected, got))
         _checks.same_shape(called(), argument, y, (num_examples,))
-        _refuse(argument, "in [0, 2^31)", y, _not_int32_index)
+        _refuse(argument, "class indices >= 0 and < 2^31", y, _not_int32_index)
         if isinstance(y, Tracer):
             y = jnp.where(_not_int32_index(y), -1, y)
         y = y.astype(np.int32)

@@ -72,7 +72,8 @@ class ArrayRows:
         if hasattr(features, "tocsr"):
             features = features.tocsr()  # rows are read from it one after the other
         if len(features.shape) != 2 or not features.shape[0]:
-            raise _error("features", "of shape (examples, features)", f"shape {features.shape}")
+            expected = "of shape (examples, features), with at least one example"
+            raise _error("features", expected, f"shape {features.shape}")
         shape, count = tuple(labels.shape), features.shape[0]
         if len(shape) not in (1, 2) or shape[0] != count:
             expected = f"of shape ({count},)" + f" or ({count}, classes)" * (len(shape) != 1)
@@ -256,10 +257,11 @@ def validation_of(validation: Validation | None, shape: tuple[int, ...]) -> tupl
     return checked_validation(validation, shape)
 
 
-def refuse_other_rows(function: str, rows: Any) -> None:
-    """Refuses objects that are not rows, such as arrays."""
-    if not (hasattr(rows, "num_rows") and hasattr(rows, "read")):
-        got = f"{type(rows).__name__}; wrap arrays in ArrayRows"
+def refuse_other_rows(function: str, rows: Any, *others: Any) -> None:
+    """Refuses objects that are not rows, such as arrays, and all that is beside the rows."""
+    if others or not (hasattr(rows, "num_rows") and hasattr(rows, "read")):
+        given = " and ".join(type(argument).__name__ for argument in (rows, *others))
+        got = f"{given}; wrap arrays in ArrayRows"
         expected = "`ArrayRows`, the result of `open_rows` or an object with the same methods"
         raise TypeError(_checks.message(function, "rows", expected, got))
 

@@ -39,6 +39,7 @@ from softjax.streaming._devices import Chunk
 from softjax.streaming._feeds import BatchFeed, Feed, feed_of, spans
 from softjax.streaming._rows import validation_of
 from softjax.tables import DataError
+from softjax.tables._columns import listed
 
 
 class NonFiniteError(FloatingPointError):
@@ -62,10 +63,11 @@ class NonFiniteError(FloatingPointError):
     ):
         self.step, self.rows, self.params, self.outside = step, rows, params, outside
         shown = outside or rows
-        shown = ", ".join(map(str, shown[:10])) + (", ..." if len(shown) > 10 else "")
-        why = f"is not finite, of the rows {shown}"
+        where = "in row " if len(shown) == 1 else "in the rows "
+        where += listed([str(row) for row in shown])
+        why = f"is not finite {where}"
         if outside:
-            why = f"has labels other than 0, ..., {len(params.bias) - 1} in the rows {shown}"
+            why = f"has labels other than 0, ..., {len(params.bias) - 1} {where}"
         elif not rows:
             why = "is not finite, though its rows are: take shorter steps"
         super().__init__(f"the batch of step {step} {why}.")
@@ -79,16 +81,20 @@ class Preempted(Exception):
 
     Attributes:
         step: the number of steps taken; if there are checkpoints, this step was saved.
+        params: the parameters after this step.
 
     Example:
         >>> import softjax
-        >>> softjax.streaming.Preempted(3).step
+        >>> softjax.streaming.Preempted(3, softjax.regression.init(2, 3)).step
         3
     """
 
-    def __init__(self, step: int):
-        self.step = step
-        super().__init__(step)
+    def __init__(self, step: int, params: SoftmaxRegression):
+        self.step, self.params = step, params
+        super().__init__(step, params)
+
+    def __str__(self) -> str:
+        return f"stopped after step {self.step}"
 
 
 @on_auto_axes
@@ -219,7 +225,7 @@ def train(
     settings |= {"penalty_factors": penalty_factors, "class_weights": class_weights, "init": init}
     settings |= {"transform": transform}
     settings |= {"optimizer": {"init": optimizer.init, "update": optimizer.update}}
-    saved = _saved(checkpoints, feed, settings, steps)
+    saved = _saved(checkpoints, feed, settings, steps, epochs)
     like = feed.begin(0 if saved is None else saved.step, every)
     width, dtype = like.shape[1], like.dtype
     intercept = constant(fit_intercept, dtype)
@@ -282,7 +288,7 @@ class _Run:
                     break
                 if stops:
                     self.save()
-                    raise Preempted(self.step)
+                    raise Preempted(self.step, self._params())
         return self.result(status)
 
     def take(self, chunk: Chunk, preempted: Callable[[], bool] | None) -> tuple[int, bool]:
@@ -346,7 +352,11 @@ def _refuse_others(
 
 
 def _saved(
-    checkpoints: Checkpoints | None, feed: Feed, settings: dict[str, Any], steps: int
+    checkpoints: Checkpoints | None,
+    feed: Feed,
+    settings: dict[str, Any],
+    steps: int,
+    epochs: int | None,
 ) -> Saved | None:
     """The last checkpoint, or None; refuses processes that have different batches."""
     if checkpoints is None:
@@ -356,9 +366,13 @@ def _saved(
     known = {name: described(value) for name, value in settings.items()}
     saved = checkpoints.restore({"batches": feed.configuration, TRAINING: known})
     if saved is not None and saved.step > steps:
-        raise DataError(
-            f"{checkpoints.directory}: holds step {saved.step}, beyond the {steps} to be taken."
+        last, unit = (
+            (f"the last step is {steps}", "steps")
+            if epochs is None
+            else (f"epoch {epochs} ends at step {steps}", "epochs")
         )
+        at = f"the checkpoint is at step {saved.step}"
+        raise DataError(f"{checkpoints.directory}: {last}, and {at}: take more {unit}.")
     return saved
 
 

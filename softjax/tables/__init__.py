@@ -263,11 +263,9 @@ def features_of(data: Any, columns: Sequence[Column]) -> np.ndarray:
         elif hasattr(values, "cat"):  # categories of pandas, or any column of Polars
             values = values.astype(object) if hasattr(values, "astype") else values.to_list()
         values = np.asarray(values)
-        if column.levels is None and values.dtype.kind not in "biuf":
-            values = values.astype(object)
         shape = cells[0].shape if cells else (values.size,)
         if values.shape != shape:
-            got = f"an array of shape {values.shape}"
+            got = f"an array of shape {values.shape}" if values.shape else "no list of one value"
             raise DataError(f"data: column {column.name!r}: expected shape {shape}, got {got}.")
         cells.append(values)
     x = filled(chosen, stacked(path, chosen, cells, known_levels(path, chosen)).astype(np.float64))

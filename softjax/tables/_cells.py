@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,23 +19,54 @@ LARGEST = float(np.finfo(np.float32).max)
 MOST_NUMBERS, ROWS_OF_A_NUMBER = 20, 10
 # The texts that pandas, R, SQL and archives of data sets write for a missing value.
 MISSING = frozenset(("", "NA", "N/A", "<NA>", "NaN", "nan", "NULL", "null", "?"))
-# Numbers with decimal commas, also after dots between thousands, or with commas between thousands.
-WITH_COMMA = re.compile(r"[+-]?[\d.]*\d,\d[\d,]*(\.\d+)?([eE][+-]?\d+)?")
+
+
+class Form(NamedTuple):
+    """A form of text that is meant as numbers, and that `number` does not read."""
+
+    name: str  # its name, after "looks like"
+    remedy: str  # what the user can do
+    pattern: re.Pattern  # of a cell without spaces around it
+
+
+DECIMALS = Form(
+    "numbers with decimal commas",
+    "--decimal , reads decimal commas of .csv and .tsv files",
+    re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?"),
+)
+THOUSANDS = Form(
+    "numbers with separators of thousands",
+    "remove separators of thousands",
+    re.compile(r"[+-]?[\d.]*\d,\d[\d,]*(\.\d+)?([eE][+-]?\d+)?"),
+)
+SIGNS = Form(
+    "numbers with % or $",
+    "remove signs such as % and $",
+    re.compile(r"(?=.*[%$€£¥])[+-]?[$€£¥]?\s?[+-]?\d[\d.,]*\s?[%$€£¥]?"),
+)
+DATES = Form(
+    "dates",
+    "a date has to become a number, such as the days since the first one",
+    re.compile(r"\d{4}([-/.])\d\d?\1\d\d?([ T].*)?|\d\d?([-/.])\d\d?\3(\d\d){1,2}( .*)?"),
+)
+FORMS = (DECIMALS, THOUSANDS, SIGNS, DATES)
 TRUTHS = {"true": 1.0, "false": 0.0}
 # The kernel has a column for each class and has to fit into memory.
 MOST_CLASSES = 100_000
 
 
 class NumberError(DataError):
-    """A cell that is not a number in a column of numbers."""
+    """A cell that is not a number in a column of numbers.
+
+    `is_text` is whether it may be the name of a category, unlike a date or a list.
+    """
 
     def __init__(self, path: Path, name: str, row: int, cell: object):
         where = f"column {name!r}, row {row}"
         line = f"{path}: {where}: expected a number, got {_shown(cell)}."
-        if isinstance(cell, str) and WITH_COMMA.fullmatch(cell.strip()):
-            line += " --decimal , reads decimal commas of .csv and .tsv files."
-        super().__init__(line)
-        self.column = name
+        form = form_of(cell)
+        super().__init__(line if form is None else f"{line} {form.remedy.capitalize()}.")
+        self.column, self.is_text = name, isinstance(cell, (str, bytes))
 
 
 def as_features(path: Path, name: str, column: np.ndarray, first: int = 0) -> np.ndarray:
@@ -48,10 +79,10 @@ def as_features(path: Path, name: str, column: np.ndarray, first: int = 0) -> np
     if kind in "biuf":
         dtype = np.result_type(np.float32, column.dtype)
         return column.astype(min(dtype, np.dtype(np.float64)), copy=False)
-    if kind not in "OSU":  # such as dates, whose text is no number
-        column = column.astype(str)
+    # `tolist` would make whole numbers of dates.
+    values = column.tolist() if kind in "OSU" else list(column)
     rows = range(first + 1, first + 1 + len(column))
-    cells = (number(path, name, row, c) for row, c in zip(rows, column.tolist(), strict=True))
+    cells = (number(path, name, row, c) for row, c in zip(rows, values, strict=True))
     return np.fromiter(cells, np.float64, len(column))
 
 
@@ -68,7 +99,8 @@ def number(path: Path, name: str, row: int, cell: object) -> float:
         if isinstance(value, str) and value.strip().lower() in TRUTHS:
             return TRUTHS[value.strip().lower()]
         is_text = isinstance(value, str) and value.isascii() and "_" not in value
-        if is_text or isinstance(value, (numbers.Real, np.bool_, Decimal)):
+        is_duration = isinstance(value, np.timedelta64)  # an integer for NumPy
+        if is_text or (isinstance(value, (numbers.Real, np.bool_, Decimal)) and not is_duration):
             return float(value)
     except OverflowError:
         return np.inf
@@ -84,6 +116,14 @@ def accepts(function: Callable[..., Any], *arguments: object) -> bool:
     except (NumberError, TypeError, ValueError):
         return False
     return True
+
+
+def form_of(cell: object) -> Form | None:
+    """The form of a cell that is meant as a number and cannot be read as one; otherwise None."""
+    if isinstance(cell, np.datetime64) or hasattr(cell, "isoformat"):
+        return DATES
+    text = cell.strip() if isinstance(cell, str) else ""
+    return next((form for form in FORMS if form.pattern.fullmatch(text)), None)
 
 
 def reads_as_number(text: str) -> bool:
@@ -240,5 +280,7 @@ def _are_numbers(names: list[str]) -> bool:
 
 
 def _shown(cell: object) -> str:
-    text = repr(cell.item() if isinstance(cell, np.generic) else cell)
+    if isinstance(cell, np.generic):
+        cell = str(cell) if isinstance(cell, (np.datetime64, np.timedelta64)) else cell.item()
+    text = repr(cell)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -9,7 +9,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from softjax.tables._cells import WITH_COMMA, class_name, in_order, is_missing
+from softjax.tables._cells import (
+    DATES,
+    DECIMALS,
+    FORMS,
+    SIGNS,
+    THOUSANDS,
+    Form,
+    class_name,
+    form_of,
+    in_order,
+    is_missing,
+)
 from softjax.tables._errors import DataError
 
 # Columns that hold distinct whole numbers identify the rows if their names end with such a word: a
@@ -95,7 +106,7 @@ class Levels:
             code = next((self.place[name] for name in equal if name in self.place), None)
         if code is None:
             if self.known is not None:
-                expected = f"one of the categories of the model, {_listed(self.known)}"
+                expected = f"one of the categories of the model, {listed(self.known)}"
                 where = f"column {self.name!r}, row {row}"
                 raise DataError(f"{self.path}: {where}: expected {expected}, got {level!r}.")
             code = self.place[level] = len(self.place)
@@ -114,14 +125,22 @@ class Levels:
         `forced` is whether the options say that the column holds categories.
         """
         present = int(np.sum(counts))
-        commas = [bool(WITH_COMMA.fullmatch(level)) for level in self.place]
-        if not forced and 2 * np.dot(counts, commas) > present:
-            example = list(self.place)[commas.index(True)]
-            what = f"looks like numbers with decimal commas, such as {example!r}"
-            return Doubt(self.name, True, f"column {self.name!r} {what}")
+        forms = [form_of(level) for level in self.place]
+        share = {f: np.dot(counts, [form is f for form in forms]) / max(present, 1) for f in FORMS}
+        looks = {
+            form: f"looks like {form.name}, such as {list(self.place)[forms.index(form)]!r}"
+            for form in FORMS
+            if share[form]
+        }
+        if not forced and share[DECIMALS] + share[THOUSANDS] > 1 / 2:
+            form = THOUSANDS if share[THOUSANDS] else DECIMALS
+            return Doubt(self.name, form, f"column {self.name!r} {looks[form]}")
         if len(self.place) > max(2, present / 2):
-            what = f"{len(self.place)} different texts in {present} rows"
-            return Doubt(self.name, False, f"column {self.name!r}: has {what}")
+            what = f"has {len(self.place)} different texts in {present} rows"
+            for form in (SIGNS, DATES):
+                if share[form] > 1 / 2:
+                    what = f"{what} and {looks[form]}: {form.remedy}"
+            return Doubt(self.name, None, f"column {self.name!r}: {what}")
         return None
 
     def column(self) -> tuple[Column, np.ndarray]:
@@ -136,24 +155,25 @@ class Doubt(NamedTuple):
     """Why a column of text holds no categories."""
 
     name: str  # the column
-    commas: bool  # whether its cells are numbers with decimal commas; otherwise most of them differ
+    form: Form | None  # numbers with commas; None if most of its cells differ
     words: str  # the reason, which names the column
 
 
 def refuse_texts(
-    path: Path, doubts: Sequence[Doubt | None], remedy: str = "Convert them to numbers"
+    path: Path, doubts: Sequence[Doubt | None], decimals: str = "Convert them to numbers"
 ) -> None:
     """Refuses all columns of text that hold no categories, in one error.
 
-    `remedy` says what to do with decimal commas in this format of files.
+    `decimals` says what to do with decimal commas in this format of files.
     """
     lines = []
-    for commas in (True, False):
-        found = [doubt for doubt in doubts if doubt is not None and doubt.commas == commas]
+    for form in (DECIMALS, THOUSANDS, None):
+        found = [doubt for doubt in doubts if doubt is not None and doubt.form is form]
         if not found:
             continue
         words = "; ".join(doubt.words for doubt in found)
-        if commas:
+        if form is not None:
+            remedy = decimals if form is DECIMALS else form.remedy.capitalize()
             names = " ".join(f"--category {quote(doubt.name)}" for doubt in found)
             hint = f". {remedy}; {names} takes them as categories."
         else:
@@ -258,7 +278,7 @@ def like_identifiers(columns: Sequence[Column], features: np.ndarray) -> str | N
             f"it if so."
         )
     return (
-        f"Columns {_listed(names)}: all whole numbers of each differ; they look like identifiers; "
+        f"Columns {listed(names)}: all whole numbers of each differ; they look like identifiers; "
         f"--drop them if so."
     )
 
@@ -271,11 +291,12 @@ def described(columns: Sequence[Column]) -> str | None:
     parts = []
     for column in coded:
         reference, *others = column.levels or ("",)
-        parts.append(f"{column.name} ({_listed(others)}; against {reference})")
+        parts.append(f"{column.name} ({listed(others)}; against {reference})")
     return f"Categories, one-hot encoded: {', '.join(parts)}."
 
 
-def _listed(levels: Sequence[str]) -> str:
+def listed(levels: Sequence[str]) -> str:
+    """The first few names, and the number of the others."""
     shown = ", ".join(levels[:SHOWN_LEVELS])
     more = len(levels) - SHOWN_LEVELS
     return f"{shown} and {more} more" if more > 0 else shown

@@ -4,7 +4,6 @@ import codecs
 import csv
 import gzip
 import os
-import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from io import TextIOWrapper
@@ -13,13 +12,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from softjax.tables._cells import NumberError, number, reads_as_number
+from softjax.tables._cells import DECIMALS, NumberError, number, reads_as_number
 from softjax.tables._columns import PLAIN, Column, Levels, Names, Reading, encoded, refuse_texts
 from softjax.tables._errors import DataError, understood
 from softjax.tables._rows import HeldRows, chosen_columns
 
 SEPARATORS = (",", ";", "\t", "|")
-DECIMAL_COMMA = re.compile(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*")
 # The number of rows between two reports of the progress.
 ROWS_PER_REPORT = 10_000
 
@@ -95,7 +93,7 @@ class _Cells:
     def _number(self, i: int, row: int, cell: str) -> float:
         name = self.columns[i].name
         if self.commas and i not in self.levels:
-            if DECIMAL_COMMA.fullmatch(cell):
+            if DECIMALS.pattern.fullmatch(cell.strip()):
                 cell = cell.replace(",", ".")
             elif "." in cell and reads_as_number(cell):
                 where = f"{self.path}: column {name!r}, row {row}"
@@ -129,11 +127,12 @@ class _Cells:
             doubts.append(levels.doubt(np.bincount(codes, minlength=len(levels.place)), forced))
             columns[i], ranks = levels.column()
             table[present, i] = ranks[codes]
-        refuse_texts(self.path, doubts, "--decimal , reads them, without separators of thousands")
+        refuse_texts(self.path, doubts, "--decimal , reads them")
         return columns, table
 
     def _is_number(self, text: str) -> bool:
-        return reads_as_number(text) or (self.commas and bool(DECIMAL_COMMA.fullmatch(text)))
+        is_decimal = self.commas and bool(DECIMALS.pattern.fullmatch(text.strip()))
+        return is_decimal or reads_as_number(text)
 
 
 class _Lines:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from softjax.tables._cells import as_features
-from softjax.tables._columns import Column, Levels, encoded, feature_names
+from softjax.tables._columns import Column, Levels, encoded, feature_names, listed
 from softjax.tables._errors import DataError
 
 SAMPLES, SAMPLE_BYTES = 64, 4096
@@ -98,7 +98,8 @@ def chosen_columns(
     there = set(known)
     for name in (label, *drop):
         if name is not None and name not in there:
-            shown = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
+            are_numbers = len(known) > 1 and known == [str(i) for i in range(len(known))]  # of .npy
+            shown = f"0 to {known[-1]}" if are_numbers else listed(known)
             hint = " Repeat --drop for each column." if name in drop and "," in name else ""
             raise DataError(f"{path}: has no column {name!r}; it has {shown}.{hint}")
     if label in drop:
@@ -109,8 +110,7 @@ def chosen_columns(
     columns = [Column(name) if isinstance(name, str) else name for name in names]
     missing = [column.name for column in columns if column.name not in there]
     if missing:
-        shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
-        form = f"lacks {len(missing)} of the model's {len(columns)} columns: {shown}"
+        form = f"lacks {len(missing)} of the model's {len(columns)} columns: {listed(missing)}"
         raise DataError(f"{path}: {form}.")
     if not columns:
         raise DataError(f"{path}: has no columns besides the labels.")

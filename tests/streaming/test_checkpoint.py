@@ -65,6 +65,19 @@ def test_a_run_that_was_stopped_ends_bit_for_bit_as_one_that_was_not(files, monk
     with pytest.raises(streaming.Preempted) as stopped:  # between two events
         train(files, preempted=lambda: next(asked))
     assert stopped.value.step == 6
+    # What knows less of the run, or nothing, can read it.
+    for known in ({}, {"optimizer": "adam"}):
+        read = Checkpoints(files / "saved", known).restore()
+        assert read is not None
+        assert read.step == 6
+        for part, other in zip(read.params, stopped.value.params, strict=True):
+            np.testing.assert_array_equal(part, other)
+    other = train(files, steps=0, saved="other", init=read.params)
+    np.testing.assert_array_equal(other.params.kernel, read.params.kernel)
+    with pytest.raises(DataError, match=r"run: optimizer was \"adam\" and is \"sgd\"\."):
+        Checkpoints(files / "saved", {"optimizer": "sgd"}).restore()
+    with pytest.raises(DataError, match=r"last step is 5, .* at step 6: take more steps"):
+        train(files, steps=5)
     assert steps_in(files / "saved") == [4, 6]
     again = train(files)
     for part, other in zip(again.params, whole.params, strict=True):
@@ -94,7 +107,9 @@ def test_batches_may_go_on_at_one_that_is_smaller_than_the_first(files, kind):
 
 def test_another_run_is_refused_with_the_difference(files):
     train(files, steps=4)
-    with pytest.raises(DataError, match=r"another run: batches\.seed was 0 and is 1\.$"):
+    with pytest.raises(
+        DataError, match=r"another run: batches\.seed was 0 and is 1\. Another folder"
+    ):
         train(files, seed=1)
     with pytest.raises(DataError, match=r"another run: the optimizer differs: init\..* was"):
         train(files, optimizer=optax.sgd(0.1, momentum=0.9))
@@ -222,8 +237,10 @@ def test_the_same_command_goes_on():
     refused = softjax(*saving, "--learning-rate", 0.5)
     assert refused.exit_code == 2
     assert "belongs to another run: learning_rate was 0.01 and is 0.5." in refused.stderr
+    assert "Another folder for the checkpoints starts a new run" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
-    assert "holds step 28, beyond the 7 to be" in softjax(*saving, "--epochs", 1).stderr
+    words = "epoch 1 ends at step 7, and the checkpoint is at step 28: take more epochs."
+    assert words in softjax(*saving, "--epochs", 1).stderr
 
 
 @pytest.mark.usefixtures("_no_pictures")

@@ -157,7 +157,7 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path):
     path = tmp_path / "x.npy"
     np.save(path, np.zeros((9, 3)))
     whole = path.read_bytes()
-    with pytest.raises(DataError, match="has no column '3'; it has 0, 1, 2"):
+    with pytest.raises(DataError, match="has no column '3'; it has 0 to 2"):
         streaming.open_rows(path, 3)
     with pytest.raises(DataError, match="no such file"):
         streaming.open_rows(path, tmp_path / "y.npy")
@@ -359,9 +359,9 @@ def test_a_bad_row_stops_the_training_and_is_named_or_left_out():
         streaming.train(batches, **options)
     assert (caught.value.step, caught.value.rows) == (step, rows)
     named = (
-        f"has labels other than 0, ..., {K - 1} in the rows 20."
+        f"has labels other than 0, ..., {K - 1} in row 20."
         if 20 in rows
-        else "is not finite, of the"
+        else "is not finite in row"
     )
     assert named in str(caught.value)
     before = streaming.train(batches, **options | {"steps": step}).params
@@ -645,7 +645,7 @@ def test_training_refuses_weights_features_and_starts_that_a_fit_refuses():
         streaming.fit(streaming.ArrayRows(X, Y), num_classes=3, transform=lambda x: x[:, :2])
     soft = changed(np.full((60, 3), 1 / 3, np.float32), (7, 1), -1 / 3)
     for source in (lambda step: (X, soft), streaming.Batches(streaming.ArrayRows(X, soft), 60)):
-        with pytest.raises(streaming.NonFiniteError, match="of the rows 7"):
+        with pytest.raises(streaming.NonFiniteError, match="not finite in row 7"):
             streaming.train(source, num_classes=3, optimizer=optimizer, steps=1)
     for place in ({"process_index": 2}, {"process_index": -1}):
         with pytest.raises(ValueError, match=r"`process_index` must be in \[0, 2\)"):

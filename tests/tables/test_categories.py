@@ -129,6 +129,13 @@ REFUSED = {
         "'name': has 20 .*; column 'city': has 20 .* --drop name --drop city leaves them out"),
     "commas": ("name,x,z,y\n" + "".join(f'n{i},"{i},5","0,{i % 3}",a\n' for i in range(20)),
         "'x' looks like .* commas, such as '0,5'; column 'z' looks .* Also column 'name': has 20"),
+    "thousands": ("p,y\n" + "".join(f'"{i},234.5",a\n' for i in range(20)),
+        "'p' looks like .* of thousands, such as '0,234.5'. Remove separators"),
+    "percent": ("p,y\n" + "".join(f"{i}.30%,a\n" for i in range(20)),
+        "'p': has 20 .* looks like numbers with % or [$], such as '0.30%': remove .* --drop p"),
+    "dollars": ("p,y\n" + "".join(f'"-${i},234.50",a\n' for i in range(20)), "numbers with % or"),
+    "dates": ("d,y\n" + "".join(f"2024-01-{i + 10} 8:00,a\n" for i in range(20)),
+        "'d': has 20 .* looks like dates, such as '2024-01-10 8:00': a date has to become a num"),
     "empty": ("z,y\n" + "u,a\nv,b\n,a\n" * 4, "'z', row 3: the cell is empty or NA; 3 other"),
     "text first": ("x,y\ntall,a\n" + "1.5,b\n2,a\n" * 6,
         "'x', row 1: expected a number, got 'tall'. --category x takes its cells"),
@@ -201,6 +208,12 @@ def test_decimal_commas_are_refused_or_read():
     words = r"row 2: expected a number, got '47,5'\. --decimal , reads"
     with pytest.raises(DataError, match=words):
         tables.dataset(mixed, "y")
+    mixed.write_text("x;y\n" + "47,5;a\n1.047,5;b\n" * 6)
+    with pytest.raises(DataError, match=r"got '1\.047,5'\. Remove separators of thousands"):
+        tables.dataset(mixed, "y", reading=Reading(decimal=","))
+    mixed.write_text("x;y\n" + "1.047,5;a\n1.048,5;b\n" * 6)
+    with pytest.raises(DataError, match=r"of thousands, such as .* Remove separators"):
+        tables.dataset(mixed, "y", reading=Reading(decimal=","))
 
 
 @pytest.mark.parametrize("name", REFUSED)
