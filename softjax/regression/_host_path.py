@@ -31,6 +31,7 @@ from softjax.regression._table import (
     Table,
     from_standard,
     is_on_host,
+    losses,
     placed,
     probabilities,
     table_of,
@@ -166,7 +167,8 @@ class HostPath(Path):
         report: Any = ()
         if self.report_of.func is not no_report:
             report = _report(self.report_of, z.astype(dtype))
-        parts = (slopes, scale[: self.width], table.loss(z) + self.least, objective)
+        loss = np.vdot(table.targets, losses(z)) + self.least
+        parts = (slopes, scale[: self.width], loss, objective)
         numbers: list[Any] = [self.mass * part for part in parts]
         separated = bool(is_separated(table.targets, z - table.offset))
         params = placed(whole.params_of(theta))

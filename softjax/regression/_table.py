@@ -140,11 +140,7 @@ class Table(NamedTuple):
 
     def value(self, theta: np.ndarray, logits: np.ndarray) -> Any:
         """The objective."""
-        return self.loss(logits) + np.vdot(theta, self.ridge * theta) / 2
-
-    def loss(self, logits: np.ndarray) -> Any:
-        """The loss."""
-        return np.vdot(self.targets, losses(logits))
+        return np.vdot(self.targets, losses(logits)) + np.vdot(theta, self.ridge * theta) / 2
 
     def hessian_times(self, p: np.ndarray, v: np.ndarray) -> np.ndarray:
         """H v at the probabilities p."""

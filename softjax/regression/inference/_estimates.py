@@ -197,13 +197,9 @@ def odds_ratios(
     reference = class_index(function, "reference", reference, len(params.bias))
     check_level(function, level)
     table = _coefficients(params, v, reference, level)
-    ratio = jnp.exp(table.value)
-    return table._replace(
-        value=ratio,
-        standard_error=ratio * table.standard_error,
-        lower=jnp.exp(table.lower),
-        upper=jnp.exp(table.upper),
-    )
+    ratio, lower, upper = map(jnp.exp, (table.value, table.lower, table.upper))
+    error = ratio * table.standard_error
+    return table._replace(value=ratio, standard_error=error, lower=lower, upper=upper)
 
 
 @on_auto_axes
@@ -312,11 +308,9 @@ def likelihood_ratio_test(
             expected = "of the larger model, so not less than `restricted`"
             got = "a smaller likelihood; are the arguments swapped, or did a fit stop early?"
             raise ValueError(_checks.message(function, "full", expected, got))
-    test = chi_square_test(2 * jnp.maximum(full - restricted, 0), degrees)
-    return test._replace(
-        statistic=_checks.nan_where(swapped, test.statistic),
-        p_value=_checks.nan_where(few | swapped, test.p_value),
-    )
+    statistic = _checks.nan_where(swapped, 2 * jnp.maximum(full - restricted, 0))
+    test = chi_square_test(statistic, degrees)
+    return test._replace(p_value=_checks.nan_where(few | swapped, test.p_value))
 
 
 @jax.jit
@@ -336,11 +330,9 @@ def _coefficients(
 ) -> Estimates:
     theta, v = by_class(params, v)
     k = theta.shape[1]
-    if reference is None:
-        contrast = np.eye(k) - 1 / k
-    else:
-        contrast = np.delete(np.eye(k), reference, 1)
-        contrast[reference] = -1
+    contrast = np.eye(k) - 1 / k
+    if reference is not None:
+        contrast = np.delete(np.eye(k) - np.eye(k)[:, [reference]], reference, 1)
     contrast = jnp.asarray(contrast, theta.dtype)
     within = jnp.einsum("dkdl->dkl", v)
     variance = jnp.einsum("km,dkl,lm->dm", contrast, within, contrast, precision=EXACT)
@@ -360,8 +352,7 @@ def _wald_test(params: SoftmaxRegression, v: Array, r: Array, values: Array) -> 
     theta, v = by_class(params, v)
     distance = jnp.einsum("rdk,dk->r", r, theta, precision=EXACT) - values
     variance = jnp.einsum("rdk,dkel,sel->rs", r, v, r, precision=EXACT)
-    scale = jnp.sqrt(jnp.diag(variance))
-    scale = jnp.where(scale > 0, scale, 1)
+    scale = jnp.sqrt(jnp.where(jnp.diag(variance) > 0, jnp.diag(variance), 1))
     eigenvalues, vectors = jnp.linalg.eigh(variance / (scale[:, None] * scale))
     # The matrix is scaled to a unit diagonal. Dependent restrictions then leave eigenvalues of the
     # size of rounding errors.
