@@ -81,21 +81,22 @@ class Ending(NamedTuple):
     moving: Array  # whether Newton's step moves an example by so much that there may be no optimum
 
 
-def nothing_hidden(problem: Problem, theta: Array, logits: Array, tol: Array) -> Array:
+def nothing_hidden(data: Data, theta: Array, tol: Array) -> Array:
     """Whether no decrease remains hidden, since the features are not nearly collinear.
 
     A diagonal preconditioner does not show this. The result is also true if l1 is larger than any
     possible gain: along a unit vector of curvature e the gradient is at most e^(1/2).
     """
-    bound, weights = problem.gradient_bound(), problem.weights
-    s = _standardised.standardise(problem, bound)
-    here = problem.point(theta, logits)
+    problem, _ = data.normalised_problem()
+    weights = problem.weights
+    s = _standardised.standardise(problem, problem.gradient_bound())
+    here = problem.point(theta, problem.logits(theta))
     u = uncertainty(weights, here.probabilities).astype(s.ridge.dtype)
     least = _preconditioner.least_curvature(s, u)
     preconditioner = _preconditioner.build(s, weights, here.probabilities)
     gradient = centred(smallest_subgradient(problem, theta, here.gradient))
     left = _preconditioner.unseen(preconditioner, gradient, _preconditioner.known_curvature(least))
-    little = left <= tol * jnp.maximum(problem.value(theta, logits), tol)
+    little = left <= tol * jnp.maximum(here.value, tol)
     threshold = problem.penalised(problem.l1 / jnp.append(s.scale, 1)[None])[0, :-1]
     threshold = jnp.min(threshold, initial=jnp.inf).astype(least.dtype)
     return little | (threshold * threshold > least + JITTER * jnp.max(s.rounding))

@@ -157,6 +157,7 @@ def outside(centre: Any, params: SoftmaxRegression) -> tuple[SoftmaxRegression, 
     return SoftmaxRegression(kernel, jax.device_put(rounded, bias.sharding)), moved
 
 
+@jax.jit
 def status_outside(status: Any, moved: Any, value: Any, tol: Any) -> Any:
     """The status after the biases were `moved` by rounding; `value` is as in `State`."""
     cost = jnp.square(jnp.max(moved, -1) - jnp.min(moved, -1)) / 8

@@ -101,6 +101,9 @@ class Outcome(NamedTuple):
     separated: Array  # whether the parameters separate the classes
     suspected: Array  # whether quasi-complete separation should be looked for
     hidden: Array  # whether `PRECISELY` may decrease the objective further
+    # Whether the fit has converged if `_ending.nothing_hidden`, which a diagonal preconditioner
+    # does not show. This is a separate program, since most fits do not need it.
+    doubted: Array
 
 
 @partial(jax.jit, static_argnames="name")
@@ -125,7 +128,7 @@ def advance(name: str, data: Data, tol: Array, state: State, stop: Array) -> Out
     solver = ALL[name]
     state, logits = run(name, problem, tol, state, stop)
     separated = is_separated(problem.targets, problem.without_offset(logits))
-    status, suspected, hidden = state.status, jnp.asarray(False), jnp.asarray(False)
+    status, suspected, hidden, doubted = state.status, *jnp.asarray([False] * 3)
     if solver.needs_optimum:
         status = status_where_separated(problem, state.theta, status, separated)
         suspected = _ending.suspected(problem, state, status)
@@ -133,23 +136,13 @@ def advance(name: str, data: Data, tol: Array, state: State, stop: Array) -> Out
         doubtful = hides_something(state, tol) | (state.farthest > OUTLYING)
         hidden = (status == Status.PRECISION_FLOOR) & doubtful
         if _preconditioner.is_diagonal(problem.features):
-            at_optimum = _nothing_hidden(problem, tol, state, logits, hidden)
-            status = jnp.where(at_optimum, Status.CONVERGED, status).astype(jnp.int32)
-            hidden &= ~at_optimum
+            within = CONFIRMED * tol
+            doubted = converged(state.value, state.first, state.norm, state.decrement, within)
+            doubted &= hidden & ((state.move < STILL) | ~state.strict)
         hidden &= problem.l1 == 0
     objective = state.value * mass
     params = unpack(state.theta)
-    return Outcome(state, params, objective, status, separated, suspected, hidden)
-
-
-def _nothing_hidden(
-    problem: Problem, tol: Array, state: State, logits: Array, hidden: Array
-) -> Array:
-    """Whether a fit has converged after all, since what seemed `hidden` is nothing."""
-    at_end = converged(state.value, state.first, state.norm, state.decrement, CONFIRMED * tol)
-    at_end &= (state.move < STILL) | ~state.strict
-    nothing_hidden = partial(_ending.nothing_hidden, problem, state.theta, logits, tol)
-    return cond(hidden & at_end, nothing_hidden, lambda: jnp.asarray(False))
+    return Outcome(state, params, objective, status, separated, suspected, hidden, doubted)
 
 
 within_trace = jax.jit(advance, static_argnames="name")
@@ -228,7 +221,12 @@ class Run:
         program = quickly_compiled()
         with tracing_for_platform_of(jax.tree.leaves(self.data)):
             self.outcome = program(self.name, self.data, tol, self.state, np.int32(stop))
-        self.state = self.outcome.state
+            self.state = self.outcome.state
+            if self.outcome.doubted:
+                check = _platforms.quickly_compiled(_ending.nothing_hidden)
+                if check(self.data, self.state.theta, tol):
+                    status = np.int32(Status.CONVERGED)
+                    self.outcome = self.outcome._replace(status=status, hidden=np.False_)
 
     def _check_l1(self, stop: int) -> None:
         """Continues with smaller tolerances while Newton's model predicts a larger decrease."""

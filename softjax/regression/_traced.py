@@ -17,6 +17,7 @@ from softjax.regression._implicit import stationary
 from softjax.regression._loop import STILL
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import pack, unpack
+from softjax.regression._preconditioner import is_diagonal
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, Status
 from softjax.regression._solve import (
@@ -90,6 +91,14 @@ def to_the_end(
     state = solver_of(name, data).start(data, start_of(name, data, pack(params)))
     tol = jnp.asarray(tol, data.features.dtype)
     outcome = within_trace(name, data, tol, state, limit)
+    if solver.needs_optimum and is_diagonal(data.features):
+        at_optimum = cond(
+            outcome.doubted,
+            lambda: _ending.nothing_hidden(data, outcome.state.theta, tol),
+            lambda: jnp.asarray(False),
+        )
+        status = jnp.where(at_optimum, Status.CONVERGED, outcome.status).astype(jnp.int32)
+        outcome = outcome._replace(status=status, hidden=outcome.hidden & ~at_optimum)
     if not penalised and not solver.by_newton:
         unseen = (outcome.status == Status.CONVERGED) & data.is_loose & (data.l1 == 0)
         at_end = (data, outcome.state.theta, outcome.state.first, tol)
