@@ -14,6 +14,7 @@ pytestmark = [
     pytest.mark.usefixtures("compiled_fits"),
 ]
 N, D, K = 90, 4, 3
+FEWEST_ROWS = _frame.FEWEST_ROWS  # of users; in the tests it is smaller
 
 
 def drawn(examples=N):
@@ -22,7 +23,8 @@ def drawn(examples=N):
     return x, np.argmax((x - x.mean(0))[:, :K] + rng.gumbel(size=(examples, K)), 1)
 
 
-def test_data_of_ten_sizes_are_fitted_by_one_program():
+def test_data_of_ten_sizes_are_fitted_by_one_program(monkeypatch):
+    monkeypatch.setattr(_frame, "FEWEST_ROWS", FEWEST_ROWS)
     programs = _solve.quickly_compiled()._cache_size()
     for examples in (20, 41, 100, 237, 500, 777, 1000, 1320, 1999, 2048):
         x, labels = drawn(examples)
