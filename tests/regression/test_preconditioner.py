@@ -68,6 +68,7 @@ def test_the_preconditioner_is_positive_definite_and_near_the_inverse_hessian(co
             assert values[0] > -1e-5 * values[-1]
 
 
+@pytest.mark.x64_once
 def test_a_feature_may_be_constant_among_the_examples_that_weigh():
     """The last one is certain, and all others have the same feature."""
     x, p = np.array([[0.0], [0.0], [0.0], [1.0]]), np.array([[0.5, 0.5, 0.5, 0.0]])

@@ -36,7 +36,7 @@ def fits(solver, problems):
     An end that `fit` doubts, and for which it looks for a proof of separation, is none here.
     """
     advance = partial(_solve.advance, solver)
-    limit = jnp.int32(200)  # all wait for the slowest
+    limit = jnp.int32(50 if solver == "firth" else 200)  # all wait for the slowest
 
     def one(x, targets, weights, class_weights, l2, l1, theta):
         mean = jnp.mean(weights)

@@ -437,6 +437,7 @@ def test_what_is_no_argument_is_refused_before_the_first_step(options):
         jax.grad(train)(np.ones(12, "f4"))
 
 
+@pytest.mark.x64_once
 def test_validation_has_the_offset_of_its_rows(dtype):
     rng = np.random.default_rng(0)
     x, y, offset = rng.normal(size=(24, 2)), np.arange(24) % 3, rng.normal(size=(24, 3))
