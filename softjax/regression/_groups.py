@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._descriptions import is_random_key
+from softjax._platforms import quickly_compiled
 from softjax.regression import _batched, _ending, _frame, _preconditioner, _standardised
 from softjax.regression._arguments import (
     at_least,
@@ -181,17 +182,18 @@ def _on_the_host(
     callback: Callable[[ManyEvent], bool | None] | None,
 ) -> list[Outcome]:
     """Runs the groups until `callback` stops them."""
+    begun, advance = quickly_compiled(_begun), quickly_compiled(_batched.advance)
     count, penalties = groups.count, np.asarray(groups.data.l2)
     order = np.argsort(-penalties, kind="stable")
     outcomes: list[Any] = [None] * len(order)
     watch = Watch(callback, count * len(penalties))
     for done, group in enumerate(order):
-        whole, lanes, work = _begun(groups, penalties[group], params, 0 if watch.stopped else limit)
+        whole, lanes, work = begun(groups, penalties[group], params, 0 if watch.stopped else limit)
         while callback is not None and not watch.stopped and work.done < count:
-            work = _batched.advance(lanes, work, groups.tol, limit, 1)
+            work = advance(lanes, work, groups.tol, limit, 1)
             watch.tell(done * count + int(work.done))
         # After an interrupt the remaining lanes take no more steps.
-        work = _batched.advance(lanes, work, groups.tol, 0 if watch.stopped else limit, ALL)
+        work = advance(lanes, work, groups.tol, 0 if watch.stopped else limit, ALL)
         fits, report, doubtful = work.results
         fits = _with_checked_ends(groups, lanes, fits, np.flatnonzero(doubtful))
         if watch.stopped:
