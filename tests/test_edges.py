@@ -433,6 +433,7 @@ def test_misuse_of_the_normalizers():
 
 
 @compiled_fully
+@pytest.mark.x64_once
 def test_weighted_mean(dtype):
     losses, weights = np.array([[1, 2, NAN, INF], [1, 3, 0, 0]], dtype)
     value, gradient = jax.value_and_grad(softjax.weighted_mean)(losses, weights)

@@ -83,6 +83,7 @@ def test_an_infinite_loss_of_a_tiny_weight_stays():
 # Temperatures
 
 
+@pytest.mark.x64_once
 @pytest.mark.parametrize("empty", ["-inf", "where"])
 @pytest.mark.parametrize("name", ["smooth_max", "smooth_min"])
 def test_an_empty_row_does_not_feel_the_temperature(name, empty, dtype):

@@ -1,7 +1,7 @@
 """Kernels [V, D] in all functions of a linear head; frozen arguments take no product."""
 
 import re
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -75,11 +75,17 @@ def derivatives(function, transposed, hidden, kernel, dot=DOT, **options):
     return tuple(a.T if transposed and n in (2, 4) else a for n, a in enumerate(results))
 
 
+@cache
+def of_columns(function):
+    """The derivatives of a kernel [D, V]."""
+    run = jax.jit(derivatives, static_argnums=(0, 1))
+    return jax.device_get(run(function, False, HIDDEN, KERNEL))
+
+
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 def test_a_transposed_kernel_is_as_good(function):
     hidden, kernel = jnp.asarray(HIDDEN), jnp.asarray(KERNEL)
-    run = jax.jit(partial(derivatives, function), static_argnums=0)
-    desired = run(False, hidden, kernel)
+    desired = of_columns(function)
     options = [{}, {"max_temp_bytes": 1}] if function is mean else [{}]
     for each in options:
         actual = jax.jit(partial(derivatives, function, True, **each))(hidden, kernel)
@@ -96,8 +102,7 @@ def test_over_a_mesh(features, kind):
     if kind == "auto":
         options = {"class_axis": "c", "feature_axis": of_features}
     functions = (mean, distilled, curved)
-    plain = jax.jit(derivatives, static_argnums=(0, 1))
-    expected = [plain(f, False, jnp.asarray(HIDDEN), jnp.asarray(KERNEL)) for f in functions]
+    expected = [of_columns(f) for f in functions]
     with jax.set_mesh(mesh):
         hidden, kernel = put(mesh, HIDDEN, "d", None), put(mesh, KERNEL.T, "c", of_features)
         for function, desired in zip(functions, expected, strict=True):
@@ -128,9 +133,8 @@ def test_within_a_shard_map():
         return jax.value_and_grad(f, (0, 1))(hidden, kernel)
 
     value, gradients = jax.jit(over_devices)(jnp.asarray(HIDDEN), jnp.asarray(KERNEL.T))
-    desired, expected = jax.value_and_grad(
-        lambda h, w: softjax.linear_cross_entropy(h, w, LABELS, reduction="mean"), (0, 1)
-    )(jnp.asarray(HIDDEN), jnp.asarray(KERNEL))
+    plain = partial(softjax.linear_cross_entropy, labels=LABELS, reduction="mean")
+    desired, expected = jax.jit(jax.value_and_grad(plain, (0, 1)))(HIDDEN, KERNEL)
     np.testing.assert_allclose(value, desired, rtol=1e-12)
     np.testing.assert_allclose(gradients[0], expected[0], rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose(gradients[1].T, expected[1], rtol=1e-10, atol=1e-12)
