@@ -245,7 +245,7 @@ def _head(
             "Likelihood ratio, AIC and BIC: none, since class weights move the fit off its maximum",
         ]
     return [
-        f"Softmax regression: {n:{'.0f' if n.is_integer() else 'g'}} examples, {size}",
+        f"Softmax regression: {n:{'.0f' if n.is_integer() and n < 2**53 else 'g'}} examples, {size}",
         *figures,
         f"Covariance: {kind}",
         f"Each class is compared with: {against}",
