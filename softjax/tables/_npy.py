@@ -172,7 +172,8 @@ class NpzRows(HeldRows):
                     raise DataError(f"{path}: holds {member.filename!r}, which is not an array.")
                 name = member.filename.removesuffix(".npy")
                 with archive.open(member) as file:
-                    values = read_array(path, file, member.file_size)
+                    named = Path(f"{path}: array {name!r}")
+                    values = read_array(named, file, member.file_size)
                 if values.ndim not in (1, 2):
                     expected = f"array {name!r}: expected an array of rank 1 or 2"
                     raise DataError(f"{path}: {expected}, got shape {values.shape}.")

@@ -230,6 +230,7 @@ def _head(
     fit: GoodnessOfFit, num_classes: int, kind: str, against: str, class_weighted: bool
 ) -> list[str]:
     n, test = fit.num_examples.item(), fit.likelihood_ratio
+    count = f"{n:.0f}" if n.is_integer() and n < 2**53 else f"{n:g}"
     size = f"{num_classes} classes, {fit.num_parameters} parameters"
     null = f"(null model: {fit.null_log_likelihood:.6g})"
     degrees = f"{int(test.degrees_of_freedom)} degrees of freedom"
@@ -245,7 +246,7 @@ def _head(
             "Likelihood ratio, AIC and BIC: none, since class weights move the fit off its maximum",
         ]
     return [
-        f"Softmax regression: {n:{'.0f' if n.is_integer() and n < 2**53 else 'g'}} examples, {size}",
+        f"Softmax regression: {count} examples, {size}",
         *figures,
         f"Covariance: {kind}",
         f"Each class is compared with: {against}",
