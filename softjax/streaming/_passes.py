@@ -209,10 +209,10 @@ class Passes:
             got = f"{batch.offset[row]} at {(place,)}"
             fault = _checks.message(FIT, "offset", f"finite in {self.dtype}", got)
         else:
-            soft = batch.labels.ndim == 2
-            expected = (
-                "finite and >= 0" if soft else f"whole numbers in [0, {self.view.num_classes})"
-            )
+            expected = "finite and >= 0"
+            if batch.labels.ndim == 1:
+                whole = labels[row] == np.floor(labels[row])
+                expected = f"{'' if whole else 'whole numbers '}in [0, {self.view.num_classes})"
             fault = _checks.message(FIT, "labels", expected, f"{labels[row]} at {(place,)}")
         self.bad = place, fault
 
