@@ -113,9 +113,10 @@ def _load(console: Console, plan: Plan) -> Parts:
         whole = tables.dataset(
             path, label, plan.skip_nonfinite, keep_missing=plan.impute, reading=options
         )
-    doubt = tables.like_identifiers(whole.columns, whole.features)
-    if doubt:
-        console.print(doubt, markup=False, highlight=False, soft_wrap=True)
+    for says in (tables.like_identifiers, tables.constant_columns):
+        doubt = says(whole.columns, whole.features)
+        if doubt:
+            console.print(doubt, markup=False, highlight=False, soft_wrap=True)
     count = len(whole.labels)
     split = Split(count, plan.test_fraction, plan.seed)
     split.see(whole.rows, whole.class_names, whole.labels)

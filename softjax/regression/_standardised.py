@@ -86,7 +86,7 @@ class Standardised(NamedTuple):
         """
         total = jnp.sum(weights)
         shares = weights / jnp.where(total > 0, total, 1)
-        mean, variance = _moments(self.features, shares, self.constant, self.offset)
+        mean, variance = moments_of(self.features, shares, self.constant, self.offset)
         # A feature whose variation among these examples is only rounding keeps its scale.
         least = 64 * jnp.finfo(variance.dtype).eps
         varies = variance > least * least * (variance + mean * mean)
@@ -216,14 +216,14 @@ def moments(problem: Problem, bound: Array) -> tuple[Array, Array]:
     x, root_mean_square = problem.features, bound[:-1]
     weights = problem.weights
     total = jnp.sum(weights)
-    mean, variance = _moments(x, weights / total, problem.constant, jnp.zeros_like(bound[:-1]))
+    mean, variance = moments_of(x, weights / total, problem.constant, jnp.zeros_like(bound[:-1]))
     variance *= total
     # The mean of a constant feature has a rounding error, which must not count as variance.
     least = 64 * jnp.finfo(x.dtype).eps * root_mean_square
     return mean, jnp.where(variance > least * least, jnp.sqrt(variance), root_mean_square)
 
 
-def _moments(x: Any, shares: Array, constant: Array, origin: Array) -> tuple[Array, Array]:
+def moments_of(x: Any, shares: Array, constant: Array, origin: Array) -> tuple[Array, Array]:
     """Mean and variance of each feature, [D], for shares [N] of the examples that sum to 1.
 
     Without an intercept (`constant` is 0), `origin` [D] and the mean square of the distances to it.
@@ -237,6 +237,7 @@ def _moments(x: Any, shares: Array, constant: Array, origin: Array) -> tuple[Arr
         return mean, stored + absent * mean * mean
 
     def mean_and_variance(columns, origin):
+        columns = columns.astype(shares.dtype)
         # XLA:CPU adds the rows of a product with a vector one by one, but a sum as a tree.
         mean = jnp.where(constant > 0, jnp.sum(shares[:, None] * columns, 0), origin)
         return jnp.stack([mean, jnp.sum(shares[:, None] * jnp.square(columns - mean[None]), 0)], 1)

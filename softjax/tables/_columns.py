@@ -283,6 +283,21 @@ def like_identifiers(columns: Sequence[Column], features: np.ndarray) -> str | N
     )
 
 
+def constant_columns(columns: Sequence[Column], features: np.ndarray) -> str | None:
+    """A line for the output if columns have the same value in all rows; otherwise None."""
+    found, place = [], 0
+    for column in columns:
+        own = features[:, place : place + len(column.features)].T
+        present = (values[~np.isnan(values)] for values in own)
+        if not any((values != values[:1]).any() for values in present):
+            found.append(repr(column.name))
+        place += len(own)
+    if not found:
+        return None
+    what, they = ("Column", "it tells") if len(found) == 1 else ("Columns", "they tell")
+    return f"{what} {_listed(found)}: all values are equal; {they} nothing."
+
+
 def described(columns: Sequence[Column]) -> str | None:
     """The categories of all columns in one line; None if there are none."""
     coded = [column for column in columns if column.levels is not None]

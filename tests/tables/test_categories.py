@@ -153,6 +153,16 @@ IDENTIFIERS = {
 }  # fmt: skip
 
 
+def test_constant_columns_are_named():
+    columns = [Column("a"), Column("b"), Column("c", ("u", "v", "w")), Column("d", ("u",))]
+    rows = np.array([[1.0, np.nan, 0, 0], [1, 3, 0, 1], [1, 3, 0, 0]])
+    line = tables.constant_columns(columns, rows)
+    assert line == "Columns 'a', 'b', 'd': all values are equal; they tell nothing."
+    rows[2, :2] = 7
+    assert tables.constant_columns(columns[1:3], rows[:, 1:]) is None
+    assert tables.constant_columns(columns[:1], rows[:2]).startswith("Column 'a'")
+
+
 def test_a_name_that_ends_with_a_word_for_identifiers_refuses_distinct_whole_numbers():
     """Words that only end with the letters are measurements, which a line of the output names."""
     x = 7.0 * np.arange(20)[:, None] + 3

@@ -22,6 +22,7 @@ from softjax.regression.inference._optimum import (
     only_at_optimum,
     penalty_or_none,
 )
+from softjax.regression.inference._rank import num_parameters
 
 
 @on_auto_axes
@@ -50,8 +51,8 @@ def covariance(
     covariance of maximum likelihood. With a penalty it is the covariance of the penalised estimate
     and does not include the bias of that estimate; the Bayesian posterior covariance is H^+. The
     correction is c = G / (G - 1) (n - 1) / (n - k) for G > 1 clusters with positive weight, n > k
-    examples and k = (D + 1) (K - 1) parameters. Without an intercept k = D (K - 1), and the rows
-    and columns of the bias are 0.
+    examples and k = rank([X, 1]) (K - 1) parameters, as in `goodness_of_fit`. Without an intercept
+    the rows and columns of the bias are 0.
 
     A vector that is added to every class changes no probability. V is the covariance of theta minus
     its mean over the classes, and is singular along such vectors. The variances of differences
@@ -70,7 +71,10 @@ def covariance(
             examples: "HC1", which is HC0 times n / (n - k), or "HC2" or "HC3", which multiply
             y_i - p_i by (I - A_i B_i)^(-1/2) or (I - A_i B_i)^-1 to correct for the pull of an
             example on the fit; `influence` defines A_i and B_i.
-        clusters: [N], known values, equal within a cluster, none missing; implies `robust`.
+        clusters: [N], known values, equal within a cluster, none missing. They imply `robust`;
+            True or "HC0" beside them changes nothing. With few clusters, fewer than about 40, the
+            standard errors tend to be too small whatever N is, and with two or three they are
+            useless: J has a rank below the number G of clusters.
         l2: >= 0, the penalty of the fit, a scalar or [D], as in `regression.objective`.
         fit_intercept: as in the fit.
         sample_weights: real [N], >= 0: how often each row was seen (frequency weights). Scaling the
@@ -110,8 +114,10 @@ def covariance(
     if len(params.bias) < 2:
         return jnp.zeros((size, size), rows.x.dtype)
     kind = _kind_of(function, robust, codes is not None, class_weights is not None)
+    corrected = kind == "HC1" or codes is not None
+    parameters = num_parameters(rows, len(params.bias)) if corrected else None
     matrix, regular, move, correction = _covariance(
-        params, rows, penalty_or_none(function, l2), codes, groups, kind
+        params, rows, penalty_or_none(function, l2), codes, groups, kind, parameters
     )
     matrix = only_at_optimum(function, matrix, regular, move)
     if _checks.is_concrete(correction) and jnp.isnan(correction):
@@ -158,9 +164,11 @@ def _cluster_codes(function: str, clusters: ArrayLike, num_examples: int) -> np.
 
 
 @partial(jax.jit, static_argnames=("groups", "robust"))
-def _covariance(params: SoftmaxRegression, rows: Rows, l2, codes, groups: int, robust: str | None):
+def _covariance(
+    params: SoftmaxRegression, rows: Rows, l2, codes, groups: int, robust: str | None, size
+):
     optimum = at_optimum(params, rows, l2)
-    v, k = optimum.inverse, len(optimum.classes)
+    v = optimum.inverse
     meat = optimum.fisher
     if robust:
         scores = optimum.scores
@@ -175,9 +183,9 @@ def _covariance(params: SoftmaxRegression, rows: Rows, l2, codes, groups: int, r
     if robust or l2 is not None:
         v = jnp.linalg.multi_dot([v, meat, v], precision=EXACT)
     correction = jnp.ones((), v.dtype)
+    size = None if size is None else size.astype(v.dtype)
     counts = times(optimum.weights, rows._replace(c=None).masses(v.dtype))  # without class weights
     n = jnp.sum(counts)
-    size = len(v) - (1 - jnp.asarray(rows.constant, v.dtype)) * (k - 1)
     if robust == "HC1" or codes is not None:
         correction = jnp.where(n > size, n / (n - size), jnp.nan)
     if codes is not None:

@@ -17,6 +17,7 @@ from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import EXACT, Rows, checked_rows, times
 from softjax.regression.inference._estimates import ChiSquareTest, chi_square_test
+from softjax.regression.inference._rank import num_parameters
 
 # With an offset, Newton's method fits the bias of the null model. It takes at most NULL_STEPS steps
 # and stops when the expected class shares agree with the shares of the labels up to NULL_TOLERANCE
@@ -89,13 +90,14 @@ class GoodnessOfFit(NamedTuple):
         null_log_likelihood: log-likelihood of the null model. With a bias and without an offset it
             is sum_k n_k log(n_k / n); `goodness_of_fit` defines the other cases.
         num_examples: n = sum_i w_i, where counts in the labels count too.
-        num_parameters: k = (D + 1) (K - 1), the number of independent parameters; D (K - 1) without
-            an intercept.
+        num_parameters: k = rank([X, 1]) (K - 1), the number of independent parameters, which is
+            (D + 1) (K - 1) if no feature is constant or a combination of others; rank(X) (K - 1)
+            without an intercept. More than 2048 features all count.
         degrees_of_freedom: n - k, the degrees of freedom of the residuals.
         aic: 2 k - 2 log_likelihood.
         bic: k log n - 2 log_likelihood.
         pseudo_r2: McFadden's 1 - log_likelihood / null_log_likelihood.
-        likelihood_ratio: the test against the null model, with D (K - 1) degrees of freedom.
+        likelihood_ratio: the test against the null model; the bias has K - 1 of the k parameters.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -125,6 +127,7 @@ def goodness_of_fit(
     *,
     fit_intercept: bool = True,
     sample_weights: ArrayLike | None = None,
+    class_weights: ArrayLike | None = None,
     offset: ArrayLike | None = None,
 ) -> GoodnessOfFit:
     """Goodness of fit of a softmax regression: log-likelihoods, AIC, BIC, pseudo-R2.
@@ -134,7 +137,9 @@ def goodness_of_fit(
     model has no features; it has a bias and an offset if the model has them, as in R's `glm`.
 
     Derivative: not supported.
-    Edge cases: if the labels contain one class only, pseudo-R2 is NaN (0 / 0) or below 0.
+    Edge cases: if the labels contain one class only, pseudo-R2 is NaN (0 / 0) or below 0. With
+        class weights the fit does not maximise the likelihood of the data, so that pseudo-R2, test,
+        AIC and BIC are NaN; the log-likelihood is without them.
 
     Args:
         params: kernel [D, K] and bias [K], at the optimum.
@@ -142,6 +147,7 @@ def goodness_of_fit(
         labels: class indices, integer [N], or counts or a distribution, floating [N, K].
         fit_intercept: as in the fit.
         sample_weights: real [N], >= 0, how often each row was seen; None for once.
+        class_weights: real [K], >= 0, those of the fit.
         offset: real [N, K], as in the fit.
 
     Returns:
@@ -163,29 +169,37 @@ def goodness_of_fit(
     """
     function = "regression.inference.goodness_of_fit"
     rows = checked_rows(
-        function, params, features, labels, sample_weights, None, offset, fit_intercept
+        function, params, features, labels, sample_weights, class_weights, offset, fit_intercept
     )
-    return _goodness_of_fit(params, rows._replace(constant=1), bool(fit_intercept))
+    size = num_parameters(rows, len(params.bias))
+    fit = _goodness_of_fit(params, rows._replace(constant=1, c=None), bool(fit_intercept), size)
+    if class_weights is None:
+        return fit
+    nan = jnp.full_like(fit.aic, jnp.nan)
+    test = fit.likelihood_ratio._replace(statistic=nan, p_value=nan)
+    return fit._replace(aic=nan, bic=nan, pseudo_r2=nan, likelihood_ratio=test)
 
 
 @partial(jax.jit, static_argnames="fit_intercept")
-def _goodness_of_fit(params: SoftmaxRegression, rows: Rows, fit_intercept: bool) -> GoodnessOfFit:
-    d, k = params.kernel.shape
+def _goodness_of_fit(
+    params: SoftmaxRegression, rows: Rows, fit_intercept: bool, size: Array
+) -> GoodnessOfFit:
+    k = len(params.bias)
     log_likelihood = _log_likelihood(params, rows)
     counts = _class_counts(rows, k)
     n = jnp.sum(counts)
     null = _null_log_likelihood(rows, counts, fit_intercept)
-    size = (d + fit_intercept) * (k - 1)
+    parameters = size.astype(n.dtype)
     return GoodnessOfFit(
         log_likelihood,
         null,
         n,
-        jnp.asarray(size),
-        n - size,
-        2 * size - 2 * log_likelihood,
-        size * jnp.log(n) - 2 * log_likelihood,
+        size,
+        n - parameters,
+        2 * parameters - 2 * log_likelihood,
+        parameters * jnp.log(n) - 2 * log_likelihood,
         1 - log_likelihood / null,
-        chi_square_test(2 * jnp.maximum(log_likelihood - null, 0), jnp.asarray(d * (k - 1))),
+        chi_square_test(2 * jnp.maximum(log_likelihood - null, 0), size - fit_intercept * (k - 1)),
     )
 
 

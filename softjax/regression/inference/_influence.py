@@ -29,6 +29,7 @@ from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import EXACT, Rows, checked_rows, of_each_row
 from softjax.regression.inference._optimum import at_optimum, only_at_optimum, penalty_or_none
+from softjax.regression.inference._rank import num_parameters
 
 
 class Influence(NamedTuple):
@@ -70,8 +71,8 @@ def influence(
         D_i = d_i^T I d_i / k,  d_i = H^-1 X~_i (I - A_i B_i)^-1 w_i (y_i - p_i sum_k y_ik)
 
     with X~_i = (x_i, 1) kron I, the Hessian H of the total objective, the information I and the
-    number k of parameters. d_i is the change of the parameters without example i, computed by one
-    step of Newton's method.
+    number k of parameters, as in `goodness_of_fit`. d_i is the change of the parameters without
+    example i, computed by one step of Newton's method.
 
     Derivative: not supported.
     Edge cases: a row of weight 0 has leverage 0 and distance 0. The distance is large if there is
@@ -111,13 +112,14 @@ def influence(
     if len(params.bias) < 2:
         zeros = jnp.zeros(len(rows.x), rows.x.dtype)
         return Influence(zeros, zeros)
-    found, regular, move = _influence(params, rows, penalty_or_none(function, l2))
+    size = num_parameters(rows, len(params.bias))
+    found, regular, move = _influence(params, rows, penalty_or_none(function, l2), size)
     return Influence(*(only_at_optimum(function, leaf, regular, move) for leaf in found))
 
 
 @jax.jit
 def _influence(
-    params: SoftmaxRegression, rows: Rows, l2: Array | None
+    params: SoftmaxRegression, rows: Rows, l2: Array | None, size: Array
 ) -> tuple[Influence, Array, Array]:
     optimum = at_optimum(params, rows, l2)
     v = jnp.linalg.multi_dot([optimum.inverse, optimum.fisher, optimum.inverse], precision=EXACT)
@@ -130,9 +132,11 @@ def _influence(
         v,
         1,
     )
-    parameters = jnp.sum(jnp.diag(optimum.inverse) > 0).astype(v.dtype)
-    distance = found.squares / parameters
-    return Influence(found.leverage, distance), optimum.regular, optimum.move
+    return (
+        Influence(found.leverage, found.squares / size.astype(v.dtype)),
+        optimum.regular,
+        optimum.move,
+    )
 
 
 class Pulled(NamedTuple):

@@ -54,7 +54,13 @@ def at_optimum(params: SoftmaxRegression, rows: Rows, l2: Array | None) -> Optim
     others = classes[:-1]
     fisher = jnp.take(jnp.take(fisher, others, 1), others, 3).reshape(size, size)
     constant = jnp.asarray(rows.constant, x.dtype)
-    is_fitted = jnp.repeat(jnp.ones(d, x.dtype).at[-1].set(constant), k - 1)
+    is_fitted = jnp.ones(d, x.dtype).at[-1].set(constant)
+    if l2 is not None:
+        strength = jnp.sum(weights) * jnp.broadcast_to(feature_column(l2, x.dtype), (d - 1, 1))
+        # Beside a bias, a penalty holds the parameters of a constant feature at 0.
+        varies = _varies(x, counts) | (strength[:, 0] == 0) | (constant == 0)
+        is_fitted = is_fitted.at[:-1].set(varies.astype(x.dtype))
+    is_fitted = jnp.repeat(is_fitted, k - 1)
     fisher = fisher * is_fitted[:, None] * is_fitted
     scores = -jnp.take(rows.residuals(z), others, 1)
     scores = jnp.where(weights[:, None] == 0, 0, scores)
@@ -63,13 +69,12 @@ def at_optimum(params: SoftmaxRegression, rows: Rows, l2: Array | None) -> Optim
 
     h = fisher
     if l2 is not None:
-        strength = jnp.sum(weights) * jnp.broadcast_to(feature_column(l2, x.dtype), (d - 1, 1))
         centring = jnp.eye(k - 1, dtype=x.dtype) - 1 / k  # T^T T
         h += jnp.kron(jnp.diag(jnp.append(strength, 0)), centring)
         kernel = centred(params.kernel.astype(x.dtype))
         slope = slope.at[:-1].add(-strength * jnp.take(kernel, others, 1))
-    # A bias that is not fitted has 1 on the diagonal of the matrix to invert, and 0 in the inverse.
-    inverse, regular = _inverse(h + jnp.diag(1 - is_fitted))
+    # What is not fitted has 1 on the diagonal of the matrix to invert, and 0 in the inverse.
+    inverse, regular = _inverse(h * is_fitted[:, None] * is_fitted + jnp.diag(1 - is_fitted))
     inverse = inverse * is_fitted[:, None] * is_fitted
 
     step = jnp.matmul(inverse, slope.ravel(), precision=EXACT).reshape(d, k - 1)
@@ -77,6 +82,13 @@ def at_optimum(params: SoftmaxRegression, rows: Rows, l2: Array | None) -> Optim
     move = jnp.max(jnp.max(moves, 1, initial=0) - jnp.min(moves, 1, initial=0), initial=0)
     p = jnp.take(softmax_core(z, (1,)), others, 1)
     return Optimum(x, weights, counts, scores, p, fisher, inverse, classes, regular, move)
+
+
+def _varies(x: Array, counts: Array) -> Array:
+    """Whether a feature differs between the examples that count, [D]."""
+    absent = (counts == 0)[:, None]
+    largest = jnp.max(jnp.where(absent, -jnp.inf, x), 0, initial=-jnp.inf)
+    return largest > jnp.min(jnp.where(absent, jnp.inf, x), 0, initial=jnp.inf)
 
 
 def _inverse(h: Array) -> tuple[Array, Array]:

@@ -14,9 +14,11 @@ from softjax._foreign import column_names
 from softjax._labels import Labels
 from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression, refuse_other_params
+from softjax.regression._rows import checked_rows
 from softjax.regression.inference import _estimates as estimates
 from softjax.regression.inference._covariance import covariance
 from softjax.regression.inference._goodness import GoodnessOfFit, goodness_of_fit
+from softjax.regression.inference._rank import Determined, determined
 
 
 class Summary(NamedTuple):
@@ -25,8 +27,7 @@ class Summary(NamedTuple):
     Attributes:
         rows: one dictionary per coefficient: class, feature, coefficient (or odds_ratio),
             standard_error, z, p_value, lower, upper. pandas, csv and json accept this list of rows.
-        goodness_of_fit: the figures above the table. With class weights the coefficients do not
-            maximise the likelihood of the data, so that its pseudo-R2, test, AIC and BIC are NaN.
+        goodness_of_fit: the figures above the table, the result of `goodness_of_fit`.
         text: the figures and the table as text.
         level: the confidence level of the intervals.
 
@@ -166,10 +167,10 @@ def summary(
     model: dict[str, Any] = {
         "fit_intercept": fit_intercept,
         "sample_weights": sample_weights,
+        "class_weights": class_weights,
         "offset": offset,
     }
-    kind = {"robust": robust, "clusters": clusters, "class_weights": class_weights}
-    v = covariance(params, features, labels, l2=l2, **kind, **model)
+    v = covariance(params, features, labels, robust=robust, clusters=clusters, l2=l2, **model)
     if not odds_ratios:
         table = estimates.coefficients(params, v, reference=reference, level=level)
     elif reference is None:
@@ -178,8 +179,6 @@ def summary(
     else:
         table = estimates.odds_ratios(params, v, reference=reference, level=level)
     fit = goodness_of_fit(params, features, labels, **model)
-    if class_weights is not None:
-        fit = _without_tests(fit)
     shown = list(class_names)
     if reference is not None:
         del shown[estimates.class_index(function, "reference", reference, k)]
@@ -188,14 +187,10 @@ def summary(
     against = "the mean of all classes" if reference is None else class_names[reference]
     spoken = _kind_of_covariance(robust, clusters is not None, class_weights is not None, l2)
     head = _head(fit, k, spoken, against, class_weights is not None)
+    if fit.num_parameters < (d + bool(fit_intercept)) * (k - 1):
+        data = checked_rows(function, params, features, labels, **model)
+        head += _without_information(determined(data), feature_names)
     return Summary(rows, fit, "\n".join([*head, *_table(rows, against, level)]), level)
-
-
-def _without_tests(fit: GoodnessOfFit) -> GoodnessOfFit:
-    """The figures of coefficients that do not maximise the likelihood of the data."""
-    nan = jnp.full_like(fit.aic, jnp.nan)
-    test = fit.likelihood_ratio._replace(statistic=nan, p_value=nan)
-    return fit._replace(aic=nan, bic=nan, pseudo_r2=nan, likelihood_ratio=test)
 
 
 def _names(
@@ -251,6 +246,19 @@ def _head(
         f"Covariance: {kind}",
         f"Each class is compared with: {against}",
     ]
+
+
+def _without_information(found: Determined, names: Sequence[str]) -> list[str]:
+    """Which features are constant, and which are collinear; only a penalty sets their effects."""
+    constant = [name for name, varies in zip(names, found.varies, strict=True) if not varies]
+    columns = zip(names, found.varies & ~found.counts, strict=True)
+    collinear = [name for name, other in columns if other]
+    lines = []
+    if constant:
+        lines.append(f"Constant, so that they tell nothing: {', '.join(constant)}")
+    if collinear:
+        lines.append(f"Combinations of the other features: {', '.join(collinear)}")
+    return lines
 
 
 def _titles(level: float) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+from jax.experimental.sparse import BCOO
 
 from softjax import regression
 from softjax.regression import inference
@@ -146,6 +148,42 @@ def test_goodness_of_fit_is_that_of_statsmodels():
         np.testing.assert_allclose(got, want, rtol=1e-8, err_msg=name)
     np.testing.assert_allclose(test.p_value, expected.llr_pvalue, rtol=1e-5)
     assert test.degrees_of_freedom == expected.df_model
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_features_that_others_determine_are_no_parameters(fit_intercept, dtype):
+    """The rank counts, in any units, for dense and sparse features, without rows of weight 0."""
+    rng = np.random.default_rng(0)
+    x, level, year = rng.normal(size=(N, 2)), np.arange(N) % 3, 2000.0 + np.arange(N) % 20
+    params = regression.SoftmaxRegression(jnp.ones((4, 3), dtype), jnp.zeros(3, dtype))
+    weights = np.where(np.arange(N) < N // 3, 0, 1 + level)
+    other = np.where(weights > 0, x[:, 1], rng.normal(size=N))
+    one = np.ones(N)
+    # Two columns beside x, and how many of them count with an intercept, and without it.
+    for pair, counts in (
+        ((0 * one, 1e3 * x[:, 0] - x[:, 1] / 4), (0, 0)),
+        ((3.3 * one, 0.1 * one), (0, 1)),
+        ((level, 2 * level + 5), (1, 2)),
+        ((level == 0, level > 0), (1, 2)),
+        ((year, year / 10 + x[:, 1]), (1, 1)),
+        ((1e-6 * x[:, 0], 1e9 * year), (1, 1)),
+        ((other, x[:, 0] ** 2), (1, 1)),
+    ):
+        wide = np.column_stack([x, *pair]).astype(dtype)
+        wide[0] = np.nan  # of weight 0
+        sparse = BCOO.fromdense(wide)
+        given = {"fit_intercept": fit_intercept, "sample_weights": weights}
+        for features in (wide, sparse):
+            found = inference.goodness_of_fit(params, features, level, **given)
+            k = (2 + counts[not fit_intercept] + fit_intercept) * 2
+            assert found.num_parameters == k
+            assert found.likelihood_ratio.degrees_of_freedom == k - 2 * fit_intercept
+            assert found.aic == 2 * k - 2 * found.log_likelihood
+    weights[1:] = 1
+    found = inference.goodness_of_fit(params, wide, level, **given)
+    assert found.num_parameters == (4 + fit_intercept) * 2  # now `other` is another column
+    traced = jax.jit(partial(inference.goodness_of_fit, fit_intercept=fit_intercept))
+    assert traced(params, np.nan_to_num(wide), level).num_parameters == found.num_parameters
 
 
 @pytest.mark.x64_once(True)

@@ -39,7 +39,7 @@ class ByMatrices:
         self.rows = [np.kron(row[:, None], np.eye(K - 1)) for row in self.x]
         self.information = sum(r @ a @ r.T for r, a in zip(self.rows, self.a, strict=True))
         centring = np.eye(K - 1) - 1 / K
-        on_kernel = np.diag(np.append(np.ones(D), np.zeros(self.x.shape[1] - D)))
+        on_kernel = np.diag(np.append(np.ones(x.shape[1]), np.zeros(int(intercept))))
         self.inverse = np.linalg.inv(self.information + N * l2 * np.kron(on_kernel, centring))
         self.b = [r.T @ self.inverse @ r for r in self.rows]
 
@@ -193,3 +193,29 @@ def test_refusals(table):
         inference.covariance(start, few, some, l2=0.1, robust="HC1")
     with pytest.raises(ValueError, match="at the optimum"):
         inference.influence(regression.init(D, K), x, labels)
+
+
+def test_corrections_for_few_examples_count_what_the_examples_determine(table):
+    """A constant and a repeated feature, which only a penalty allows, are no parameters."""
+    x, labels = table
+    wide = np.column_stack([x, 3 * x[:, 0], np.full(N, 3.3)])
+    params = fitted((wide, labels), 0.01)
+    given = {"l2": 0.01, "feature_names": [*"abcd"]}
+    plain, corrected = (
+        inference.covariance(params, wide, labels, robust=kind, l2=0.01) for kind in ("HC0", "HC1")
+    )
+    k = (D + 1) * (K - 1)
+    np.testing.assert_allclose(corrected, plain * N / (N - k), rtol=1e-12)
+    found = inference.influence(params, wide, labels, l2=0.01)
+    # The sum of squares over k is that of the moves, which do not count parameters.
+    textbook = ByMatrices(params, wide, labels, 0.01)
+    distance = [
+        d @ textbook.information @ d / k for d in (textbook.inverse @ s for s in textbook.scores(1))
+    ]
+    np.testing.assert_allclose(found.cooks_distance, distance, rtol=1e-7)
+    summary = inference.summary(params, wide, labels, **given)
+    for line in ("Constant, so that they tell nothing: d", "Combinations of the other features: c"):
+        assert f"\n{line}\n" in summary.text
+        assert line in summary.to_html()
+    for row in summary.rows:
+        assert np.isnan(row["z"]) == (row["feature"] == "d")
