@@ -1,6 +1,7 @@
 """The covariance of the parameters of a fit: of a model that is right, robust, or of clusters."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from softjax._auto_axes import on_auto_axes
 from softjax._foreign import is_missing
 from softjax._labels import Labels
 from softjax.regression._features import Features
+from softjax.regression._linear_solves import JITTER
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import EXACT, Rows, augmented, checked_rows, sum_of_chunks, times
 from softjax.regression.inference._influence import pulled
@@ -22,7 +24,7 @@ from softjax.regression.inference._optimum import (
     only_at_optimum,
     penalty_or_none,
 )
-from softjax.regression.inference._rank import num_parameters
+from softjax.regression.inference._rank import may_be_collinear, num_parameters, pivoted
 
 
 @on_auto_axes
@@ -115,9 +117,11 @@ def covariance(
         return jnp.zeros((size, size), rows.x.dtype)
     kind = _kind_of(function, robust, codes is not None, class_weights is not None)
     corrected = kind == "HC1" or codes is not None
-    parameters = num_parameters(rows, len(params.bias)) if corrected else None
+    parameters = num_parameters(rows, len(params.bias)) if corrected else 0
+    penalty = penalty_or_none(function, l2)
+    collinear = penalty is not None and may_be_collinear(rows)
     matrix, regular, move, correction = _covariance(
-        params, rows, penalty_or_none(function, l2), codes, groups, kind, parameters
+        params, rows, penalty, codes, groups, kind, parameters, collinear
     )
     matrix = only_at_optimum(function, matrix, regular, move)
     if _checks.is_concrete(correction) and jnp.isnan(correction):
@@ -163,9 +167,16 @@ def _cluster_codes(function: str, clusters: ArrayLike, num_examples: int) -> np.
     return codes
 
 
-@partial(jax.jit, static_argnames=("groups", "robust"))
+@partial(jax.jit, static_argnames=("groups", "robust", "collinear"))
 def _covariance(
-    params: SoftmaxRegression, rows: Rows, l2, codes, groups: int, robust: str | None, size
+    params: SoftmaxRegression,
+    rows: Rows,
+    l2,
+    codes,
+    groups: int,
+    robust: str | None,
+    size: Any,
+    collinear: bool,
 ):
     optimum = at_optimum(params, rows, l2)
     v = optimum.inverse
@@ -180,13 +191,15 @@ def _covariance(
             arrays = (optimum.x, mass, optimum.probabilities, scores, v, v)
             scores = pulled(*arrays, power).scores
         meat = _meat(optimum.x, scores, optimum.weights, codes, groups)
-    if robust or l2 is not None:
+    if collinear:
+        v = _sandwich(v, meat)
+    elif robust or l2 is not None:
         v = jnp.linalg.multi_dot([v, meat, v], precision=EXACT)
     correction = jnp.ones((), v.dtype)
-    size = None if size is None else size.astype(v.dtype)
     counts = times(optimum.weights, rows._replace(c=None).masses(v.dtype))  # without class weights
     n = jnp.sum(counts)
-    if robust == "HC1" or codes is not None:
+    size = jnp.asarray(size, v.dtype)
+    if robust == "HC1":
         correction = jnp.where(n > size, n / (n - size), jnp.nan)
     if codes is not None:
         g = jnp.sum(jnp.zeros(groups, n.dtype).at[codes].max(counts) > 0)
@@ -194,6 +207,19 @@ def _covariance(
     v = lifted(v * correction, optimum.classes)
     matrix = v.reshape(v.shape[0] * v.shape[1], -1)
     return matrix, optimum.regular, optimum.move, correction
+
+
+def _sandwich(inverse: Array, meat: Array) -> Array:
+    """H^-1 J H^-1 as (H^-1 L)(H^-1 L)^T, J = L L^T, where only a penalty holds some parameters.
+
+    Along them J is 0, and H^-1 is as large as the penalty p is small. The product would multiply
+    the rounding of J by 1 / p^2; the square of H^-1 L has the square of the rounding over p.
+    """
+    scale = jnp.sqrt(jnp.diag(meat))
+    scale = jnp.where(scale > 0, scale, 1)
+    factor, _ = pivoted(meat / scale[:, None] / scale, JITTER * jnp.finfo(meat.dtype).eps)
+    half = jnp.matmul(inverse, scale[:, None] * factor, precision=EXACT)
+    return jnp.matmul(half, half.T, precision=EXACT)
 
 
 def _meat(x: Array, scores: Array, weights: Array, codes, groups: int) -> Array:

@@ -55,6 +55,7 @@ def at_optimum(params: SoftmaxRegression, rows: Rows, l2: Array | None) -> Optim
     fisher = jnp.take(jnp.take(fisher, others, 1), others, 3).reshape(size, size)
     constant = jnp.asarray(rows.constant, x.dtype)
     is_fitted = jnp.ones(d, x.dtype).at[-1].set(constant)
+    strength = None
     if l2 is not None:
         strength = jnp.sum(weights) * jnp.broadcast_to(feature_column(l2, x.dtype), (d - 1, 1))
         # Beside a bias, a penalty holds the parameters of a constant feature at 0.
@@ -68,7 +69,7 @@ def at_optimum(params: SoftmaxRegression, rows: Rows, l2: Array | None) -> Optim
     slope = slope.at[-1].multiply(constant)
 
     h = fisher
-    if l2 is not None:
+    if strength is not None:
         centring = jnp.eye(k - 1, dtype=x.dtype) - 1 / k  # T^T T
         h += jnp.kron(jnp.diag(jnp.append(strength, 0)), centring)
         kernel = centred(params.kernel.astype(x.dtype))

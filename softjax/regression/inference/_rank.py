@@ -45,6 +45,12 @@ def num_parameters(rows: Rows, num_classes: int) -> Any:
     return (rank + int(rows.constant)) * (num_classes - 1)
 
 
+def may_be_collinear(rows: Rows) -> bool:
+    """Whether features that vary may be combinations of others, as under a trace any may."""
+    found = determined(rows)
+    return not isinstance(found.counts, np.ndarray) or bool(np.any(found.varies & ~found.counts))
+
+
 def determined(rows: Rows) -> Determined:
     """Which features count; beyond MOST_FEATURES all do.
 
@@ -77,9 +83,9 @@ def _determined(x: Any, present: Array, constant: Any) -> Determined:
     scale = jnp.where(varies, jnp.sqrt(variance), 1)
     least = JITTER * eps * jnp.maximum(jnp.abs(mean) / scale, 1)
     least = jnp.maximum(least, (x.shape[1] + 1) * own_eps)
-    of = _sparse_scatter if is_sparse(x) else _scatter
+    of: Any = _sparse_scatter if is_sparse(x) else _scatter
     scatter = jnp.where(varies[:, None] & varies, of(x, shares, mean, scale), 0)
-    return Determined(varies, _independent(scatter, least))
+    return Determined(varies, pivoted(scatter, least)[1])
 
 
 def _scatter(x: Array, shares: Array, mean: Array, scale: Array) -> Array:
@@ -101,8 +107,11 @@ def _sparse_scatter(x: Any, shares: Array, mean: Array, scale: Array) -> Array:
     return lax.map(row, jnp.diag(1 / scale), batch_size=TOGETHER)
 
 
-def _independent(scatter: Array, least: Array) -> Array:
-    """Which rows of the scatter count: those with pivots above `least`, large ones first."""
+def pivoted(scatter: Array, least: Any) -> tuple[Array, Array]:
+    """L with L L^T = scatter, up to rounding, and which rows have pivots above `least`, [D].
+
+    The diagonal of the scatter is 1, or 0 where it has no information. Large pivots come first.
+    """
 
     def open_pivots(left: Array, counts: Array) -> Array:
         return jnp.where(~counts & (left > least), left, 0)
@@ -122,4 +131,5 @@ def _independent(scatter: Array, least: Array) -> Array:
 
     left = jnp.diag(scatter)
     start = jnp.zeros_like(scatter), left, jnp.zeros(left.shape, bool)
-    return lax.while_loop(running, body, start)[-1]
+    factor, _, counts = lax.while_loop(running, body, start)
+    return factor, counts

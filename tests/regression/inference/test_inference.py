@@ -424,6 +424,23 @@ def test_collinear_features_are_refused(dtype):
         inference.covariance(params, x, y, sample_weights=np.full(N, np.nan))
 
 
+@pytest.mark.parametrize("robust", [False, True])
+def test_a_repeated_feature_halves_its_coefficient_and_its_error(robust, dtype):
+    """b + b for b x + b x has half the penalty of b; the small penalty amplifies no rounding."""
+    x, y, _ = problem(dtype)
+    l2, factors = 1e-5 if dtype == "float32" else 1e-9, np.array([0.5, 1, 1])
+    given = {"l2": l2 * factors, "robust": robust}
+    params = regression.fit(x, y, l2=l2, penalty_factors=factors, tol=1e-7).params
+    once = np.diag(inference.covariance(params, x, y, **given)).reshape(D + 1, K)
+    kernel = jnp.concatenate([params.kernel.at[0].divide(2), params.kernel[:1] / 2])
+    halved, twice = params._replace(kernel=kernel), np.concatenate([x, x[:, :1]], 1)
+    for function in (inference.covariance, jax.jit(inference.covariance, static_argnames="robust")):
+        v = function(halved, twice, y, l2=jnp.full(D + 1, l2, dtype), robust=robust)
+        found = np.diag(v).reshape(D + 2, K)[[0, D, 1, 2, D + 1]]
+        expected = once[[0, 0, 1, 2, D]] * np.array([0.25, 0.25, 1, 1, 1])[:, None]
+        np.testing.assert_allclose(found, expected, rtol=np.finfo(dtype).eps / l2)
+
+
 @pytest.mark.x64_once
 def test_under_a_trace_refusals_are_nan(dtype):
     x, y, _ = problem(dtype)
