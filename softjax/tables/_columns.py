@@ -295,7 +295,7 @@ def constant_columns(columns: Sequence[Column], features: np.ndarray) -> str | N
     if not found:
         return None
     what, they = ("Column", "it tells") if len(found) == 1 else ("Columns", "they tell")
-    return f"{what} {_listed(found)}: all values are equal; {they} nothing."
+    return f"{what} {listed(found)}: all values are equal; {they} nothing."
 
 
 def described(columns: Sequence[Column]) -> str | None:
