@@ -161,6 +161,7 @@ def test_infinite_and_missing_terms(dtype):
         np.testing.assert_array_equal(gradient, [0, float(np.isfinite(x[1]) and b[1] != 0)])
 
 
+@quickly
 @pytest.mark.x64_once
 @pytest.mark.parametrize("half", ["float16", "bfloat16"])
 def test_half_precision_does_not_round_the_factors(half):
