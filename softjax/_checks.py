@@ -63,7 +63,6 @@ def message(function: str, argument: str, expected: str, got: object) -> str:
 
 
 def needs_extra(what: str, package: str, extra: str) -> str:
-    """The message for a missing optional package."""
     return (
         f"{what} needs {package}: run pip install '.[{extra}]' in a checkout of softjax, or "
         f"pip install 'softjax-regression[{extra}]'"
@@ -211,11 +210,6 @@ def one_axis(function: str, axis: int, ndim: int) -> int:
     if not isinstance(axis, (int, np.integer)) or isinstance(axis, bool):
         raise TypeError(message(function, "axis", "an integer", repr(axis)))
     return axes(function, int(axis), ndim)[0]
-
-
-def last(x: Array, axis: int) -> Array:
-    """`x` with an axis >= 0 moved to the end; `x` itself if the axis is there already."""
-    return x if axis == x.ndim - 1 else jnp.moveaxis(x, axis, -1)
 
 
 def flag(function: str, argument: str, value: Any) -> bool:

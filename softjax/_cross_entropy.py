@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._checks import is_number
-from softjax._labels import ClassIndices, Labels, targets_of
+from softjax._labels import ClassIndices, Labels, last, targets_of
 from softjax._logsumexp import logsumexp_core
 from softjax._losses import expected_loss, index_loss, spoiled
 from softjax._numerics import compute_dtype, is_half, keeping_half, masked
@@ -108,8 +108,8 @@ def cross_entropy(
     x = _checks.real_array(name, "logits", logits)
     axis = _checks.one_axis(name, axis, x.ndim)
     where = _checks.mask_of_classes(name, where, x.shape)
-    x = _checks.last(x, axis)
-    where = None if where is None else _checks.last(where, axis)
+    x = last(x, axis)
+    where = None if where is None else last(where, axis)
     dtype = compute_dtype(x.dtype)
     smoothing = z = None
     if not is_number(label_smoothing, 0):
@@ -137,7 +137,7 @@ def _of_distribution(logits: Array, labels: Array, axis: int, reduction: Reducti
     """The loss without options, whose checks of shape and dtype run once, in the trace."""
     x = _checks.real_array("cross_entropy", "logits", logits)
     axis = _checks.one_axis("cross_entropy", axis, x.ndim)
-    x = _checks.last(x, axis)
+    x = last(x, axis)
     targets = _targets(labels, x, axis)
     return _cross_entropy(x, targets, None, None, (None, None, None), reduction)
 

@@ -15,7 +15,6 @@ from softjax._checks import (
     checks_values,
     holds,
     is_concrete,
-    last,
     message,
     native,
     not_negative,
@@ -197,6 +196,11 @@ def distribution(
     labels = last(labels, axis % labels.ndim)
     same_shape(function, "labels", labels, shape)
     return labels if labels.dtype == dtype else labels.astype(dtype)
+
+
+def last(x: Array, axis: int) -> Array:
+    """`x` with an axis >= 0 moved to the end; `x` itself if the axis is there already."""
+    return x if axis == x.ndim - 1 else jnp.moveaxis(x, axis, -1)
 
 
 def refuse_ignore_index(function: str, labels: Labels, ignore_index: int | None, rank: int) -> None:
