@@ -214,7 +214,7 @@ def test_tables_of_polars_and_arrow_are_those_of_pandas():
     np.testing.assert_array_equal(numbered[:, 0], Y)
     either = model._replace(columns=[Column("t", None, 0.5), Column("e", ("0", "1"), "0")])
     truths = pandas.Series([True, None], dtype="boolean")
-    for t in (truths, truths.to_list(), [True, None]):
+    for t in (truths, truths.to_list(), [True, None], np.ma.array([1.0, 2.0], mask=[0, 1])):
         found = either.encode({"t": t, "e": [pandas.NA, 1]})
         np.testing.assert_array_equal(found, [[1, 0], [0.5, 1]])
     for values, got in (

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softjax._foreign import column_names
+from softjax import _foreign
 from softjax.tables._cells import (
     MOST_CLASSES,
     NumberError,
@@ -253,7 +253,7 @@ def features_of(data: Any, columns: Sequence[Column]) -> np.ndarray:
     Errors name the column and the row, as for files.
     """
     path = Path("data")
-    there = column_names(data) or list(data)
+    there = _foreign.column_names(data) or list(data)
     # As in CSV files, spaces around a name do not count; a number may be a name in pandas.
     named = {str(name).strip(" "): name for name in there} | dict(zip(there, there, strict=True))
     chosen = chosen_columns(path, [*there, *(named.keys() - there)], None, columns)
@@ -264,7 +264,7 @@ def features_of(data: Any, columns: Sequence[Column]) -> np.ndarray:
             values = values.to_pylist()
         elif hasattr(values, "cat"):  # categories of pandas, or any column of Polars
             values = values.astype(object) if hasattr(values, "astype") else values.to_list()
-        values = np.asarray(values)
+        values = np.asarray(_foreign.filled(values))
         shape = cells[0].shape if cells else (values.size,)
         if values.shape != shape:
             got = f"an array of shape {values.shape}" if values.shape else "no list of one value"
