@@ -67,6 +67,7 @@ from softjax.regression._model import SoftmaxRegression
 from softjax.regression._preconditioner import LARGEST_FACTOR
 from softjax.regression._problem import Data
 from softjax.regression._result import Status
+from softjax.regression._table import placed
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
@@ -117,7 +118,7 @@ def centre_of(x: Any, weights: Any) -> Any:
     elif is_at_hand(x) and _checks.is_concrete(weights):
         known_weights = None if weights is None else np.asarray(weights)
         # NumPy needs no compilation.
-        centre = jnp.asarray(_far_middle(np, np.asarray(x), known_weights))
+        centre = placed(_far_middle(np, np.asarray(x), known_weights))
     else:
         centre = _far_middle(jnp, x, weights)
     known = _checks.known(centre)
@@ -153,7 +154,7 @@ def outside(centre: Any, params: SoftmaxRegression) -> tuple[SoftmaxRegression, 
     c, k, exact = (np.asarray(leaf, np.longdouble) for leaf in known)
     exact = exact - np.einsum("d,...dk->...k", c, k)
     rounded = exact.astype(bias.dtype)
-    moved = jnp.asarray((rounded - exact).astype(bias.dtype))
+    moved = placed((rounded - exact).astype(bias.dtype))
     return SoftmaxRegression(kernel, jax.device_put(rounded, bias.sharding)), moved
 
 
@@ -286,7 +287,7 @@ def in_bucket(data: Data, copies: int = 1) -> Data:
         data,
         features=_with_entries(x, size) if is_sparse(x) else _taken(x, places),
         labels=_taken(data.labels, places),
-        weights=jnp.asarray(padded),
+        weights=placed(padded),
         offset=None if data.offset is None else _taken(data.offset.T, places).T,
     )
 
@@ -298,7 +299,7 @@ def power_of_two(number: int) -> int:
 
 def _taken(x: Any, places: np.ndarray) -> Array:
     # NumPy needs no compilation.
-    return jnp.asarray(np.asarray(x)[places]) if is_at_hand(x) else x[places]
+    return placed(np.asarray(x)[places]) if is_at_hand(x) else x[places]
 
 
 def _with_entries(x: "BCOO", size: int) -> "BCOO":
@@ -307,7 +308,7 @@ def _with_entries(x: "BCOO", size: int) -> "BCOO":
     shape = (size, x.shape[1])
     data, indices = np.zeros(entries, x.dtype), np.full((entries, 2), shape, np.int32)
     data[: x.nse], indices[: x.nse] = np.asarray(x.data), np.asarray(x.indices)
-    return type(x)((jnp.asarray(data), jnp.asarray(indices)), shape=shape, unique_indices=True)
+    return type(x)(placed((data, indices)), shape=shape, unique_indices=True)
 
 
 def without_hidden(data: Data) -> Data:
