@@ -103,6 +103,7 @@ def quickly_compiled(function: Callable, **options: Any) -> Callable:
     return jax.jit(function, compiler_options=_quick_options(), **options)
 
 
+@cache
 def _quick_options() -> dict[str, Any]:
     """Options with which a CPU compiles a program of many small kernels in a third of the time.
 
