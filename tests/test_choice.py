@@ -64,7 +64,8 @@ def near(actual, desired, dtype, size=12.0):
 @compiled_fully
 def test_the_probabilities_are_a_softmax(dtype):
     i, j, neither = random_scores(dtype, 3, 20, scale=3)
-    two, three = bradley_terry_probability(i, j), bradley_terry_probability(i, j, neither)
+    given = (i, j), (i, j, neither)
+    two, three = (np.asarray(bradley_terry_probability(*scores)) for scores in given)
     assert two.shape == (20, 2)
     assert three.shape == (20, 3)
     near(two, oracles.softmax(exact(np.stack([i, j], -1))), dtype)
@@ -99,15 +100,16 @@ def test_the_loss_is_the_log_likelihood_and_its_gradient_the_surprise(dtype):
     table = exact(np.stack([i, j, neither], -1))
     loss = bradley_terry_loss(i, j, outcome, neither)
     near(loss, oracles.cross_entropy(table, outcome), dtype)
-    gradients = jax.grad(lambda i, j, n: bradley_terry_loss(i, j, outcome, n).sum(), (0, 1, 2))
-    expected = oracles.cross_entropy_gradient(table, outcome)
-    near(np.stack(gradients(i, j, neither), -1), expected, dtype)
+    total = lambda i, j, n: bradley_terry_loss(i, j, outcome, n).sum()  # noqa: E731
+    gradients = jax.jit(jax.grad(total, (0, 1, 2)))(i, j, neither)
+    near(np.stack(gradients, -1), oracles.cross_entropy_gradient(table, outcome), dtype)
 
 
 @compiled_fully
 def test_a_sure_win_keeps_its_digits(dtype):
     i, zero = np.asarray(20, dtype), np.asarray(0, dtype)
-    loss, gradients = jax.value_and_grad(bradley_terry_loss, (0, 1))(i, zero, jnp.array(0))
+    both = jax.jit(jax.value_and_grad(bradley_terry_loss, (0, 1)))
+    loss, gradients = both(i, zero, np.array(0))
     table = exact([20, 0])
     assert oracles.ulps(loss, oracles.cross_entropy(table, 0)) <= 4
     expected = oracles.cross_entropy_gradient(table, 0)
@@ -167,9 +169,14 @@ def test_bad_outcomes(neither, dtype):
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_the_probabilities_of_all_rankings_sum_to_one(n, dtype):
     scores = random_scores(dtype, n, scale=2)
-    for k in range(n + 1):
-        rankings = np.array(list(itertools.permutations(range(n), k)), int)
-        losses = plackett_luce_loss(np.broadcast_to(scores, (len(rankings), n)), rankings)
+    every = [np.array([*itertools.permutations(range(n), k)], int) for k in range(n + 1)]
+
+    @jax.jit
+    def of_every_length(scores):
+        given = [(jnp.broadcast_to(scores, (len(r), n)), r) for r in every]
+        return [plackett_luce_loss(*one) for one in given]
+
+    for losses in of_every_length(scores):
         near(np.sum(np.exp(-np.asarray(losses, np.float64))), 1, dtype, 20)
 
 
@@ -189,7 +196,7 @@ def test_loss_and_gradient(k, dtype):
 def test_a_sure_ranking_keeps_its_digits(dtype):
     scores = np.array([0, 50, 20], dtype)
     ranking = np.array([1, 2, 0])
-    loss, gradient = jax.value_and_grad(plackett_luce_loss)(scores, ranking)
+    loss, gradient = jax.jit(jax.value_and_grad(plackett_luce_loss))(scores, ranking)
     expected = plackett_luce(scores, ranking)
     assert oracles.ulps(loss, expected[0]) <= 4
     assert oracles.ulps(gradient, expected[1]).max() <= 4
