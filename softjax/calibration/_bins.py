@@ -232,8 +232,7 @@ def _mean_gap(bins: Array, gaps: Array, w: Array | None, num_bins: int) -> Array
     """sum_m |sum over bin m of w gap| / sum w, which divides by no bin's own weight."""
     counted, unit = _counted(w, gaps)
     sums = sums_by_class(bins, jnp.where(counted, unit * gaps, 0), num_bins)
-    total = jnp.sum(unit)
-    return jnp.sum(jnp.abs(sums)) / jnp.where(total == 0, jnp.nan, total)
+    return jnp.sum(jnp.abs(sums)) / jnp.sum(unit)
 
 
 def _binned(

@@ -139,7 +139,7 @@ def test_a_summary_of_the_fit_whatever_the_solver(flowers, solver):
     options = ("--solver", solver, "--l2", 1e-2, "--summary")
     result = run("fit", flowers, "--label-column", "kind", *options)
     assert result.exit_code == 0, result.output
-    assert "Softmax regression: 72 examples, 3 classes, 8 parameters" in result.output
+    assert "Softmax regression: 72 examples, 3 classes, 6 parameters" in result.output
     rows = re.findall(
         r"^(height|width|constant|bias)( +(-?[\d.e+-]+|nan)){6}$", result.output, re.M
     )
