@@ -233,7 +233,7 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         data = examples(self, X, y, sample_weight, self.classes_, offset)
         count, data = len(data.labels), data.padded()
         if clusters is not None:
-            clusters = np.asarray(clusters)
+            clusters = np.asarray(host_array(clusters))
             if (got := clusters.shape) != (count,):
                 raise ValueError(f"clusters must be of shape ({count},), got shape {got}")
             # An added row has weight 0 and so belongs to no cluster, whatever its entry is.

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
-from softjax._foreign import is_missing
+from softjax._foreign import filled, is_missing
 from softjax._labels import Labels
 from softjax.regression._features import Features
 from softjax.regression._linear_solves import JITTER
@@ -147,7 +147,7 @@ def _kind_of(function: str, robust: bool | str, clustered: bool, weighted: bool)
 
 
 def _cluster_codes(function: str, clusters: ArrayLike, num_examples: int) -> np.ndarray:
-    values = _checks.known(clusters)
+    values = _checks.known(filled(clusters))
     if values is None:
         expected = "known, not traced"
         raise TypeError(_checks.message(function, "clusters", expected, "a traced array"))

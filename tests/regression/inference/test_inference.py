@@ -633,6 +633,9 @@ def test_bad_arguments_are_named():
         inference.covariance(params, x, y, sample_weights=-weights)
     with pytest.raises(ValueError, match="`clusters` must be of shape"):
         inference.covariance(params, x, y, clusters=np.zeros(3))
+    masked = np.ma.array(np.arange(N), mask=np.arange(N) == 3)
+    with pytest.raises(ValueError, match="`clusters` must be without missing values"):
+        inference.covariance(params, x, y, clusters=masked)
     with pytest.raises(ValueError, match="`clusters` must be at least two different clusters"):
         inference.covariance(params, x, y, clusters=np.zeros(N))
     few = {"l2": 1.0, "sample_weights": np.arange(N) < 10, "clusters": np.arange(N)}
