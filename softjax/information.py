@@ -255,7 +255,7 @@ def joint_entropy(
     Source: Cover and Thomas (2006), theorem 2.6.6.
     """
     n = _checks.at_least("information.joint_entropy", "n", n, 0)
-    return n * _of_one("information.joint_entropy", logits, axis, where)
+    return float(n) * _of_one("information.joint_entropy", logits, axis, where)
 
 
 def temper(

@@ -90,7 +90,8 @@ def linear_cross_entropy_ggn_vp(
         max_temp_bytes: as in linear_cross_entropy.
 
     Returns:
-        G v in the form of `tangents`, each array in the dtype of its argument; None stays None.
+        G v in the form of `tangents`, each array in the dtype of its argument (of integers, the
+        default float); None stays None.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, or a bad option.
@@ -111,19 +112,18 @@ def linear_cross_entropy_ggn_vp(
     head = checked_head(NAME, hidden, kernel, bias, transpose_kernel)
     w = checked_weights(NAME, weights, head)
     scalars = checked_scalars(NAME, head, softcap, temperature)
-    originals = (hidden, kernel, bias)
-    dots = _checked_tangents(tangents, originals, head)
+    dots = _checked_tangents(tangents, head)
     of_examples, how = (head.hidden, w, dots[0]), {"reduction": reduction, "budget": max_temp_bytes}
     call = call_of(NAME, head.classes, of_examples, dots, class_axis, feature_axis, **how)
     products = _reduced(call, head, scalars, w, dots)
     h, w, b = (
-        None if a is None else a.astype(jnp.result_type(of))
-        for a, of in zip(products, originals, strict=True)
+        None if a is None else a.astype(_checks.real_array(NAME, "tangents", of).dtype)
+        for a, of in zip(products, (hidden, kernel, bias), strict=True)
     )
     return h, w, b
 
 
-def _checked_tangents(tangents, originals, head: Head) -> Tangents:
+def _checked_tangents(tangents, head: Head) -> Tangents:
     """The tangents in the dtypes of the head."""
     names = ("hidden", "kernel", "bias")
     if not isinstance(tangents, tuple) or len(tangents) != len(names):
@@ -131,7 +131,7 @@ def _checked_tangents(tangents, originals, head: Head) -> Tangents:
         raise TypeError(_checks.message(NAME, "tangents", "a tuple (hidden, kernel, bias)", got))
     checked: list[Array | None] = []
     arguments = head.hidden, *head.classes[:2]
-    for name, dot, original, argument in zip(names, tangents, originals, arguments, strict=True):
+    for name, dot, argument in zip(names, tangents, arguments, strict=True):
         if dot is None:
             checked.append(None)
             continue
@@ -139,7 +139,7 @@ def _checked_tangents(tangents, originals, head: Head) -> Tangents:
             expected = f"None for {name}, which is None"
             raise ValueError(_checks.message(NAME, "tangents", expected, f"shape {jnp.shape(dot)}"))
         array = _checks.real_array(NAME, f"tangents of {name}", dot)
-        _checks.same_shape(NAME, f"tangents of {name}", array, jnp.shape(original))
+        _checks.same_shape(NAME, f"tangents of {name}", array, argument.shape)
         checked.append(array.astype(argument.dtype))
     hidden_dot, kernel_dot, bias_dot = checked
     return hidden_dot, kernel_dot, bias_dot

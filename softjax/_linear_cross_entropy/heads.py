@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -16,7 +15,6 @@ from softjax._labels import (
     class_indices,
     indices_of_shape,
     is_class_indices,
-    refuse_distributions,
     refuse_floating_indices,
     refuse_ignore_index,
     sparse_distribution,
@@ -195,8 +193,7 @@ def checked_labels(
     """
     if labels is None:
         return Rows(head.hidden), None, None
-    refuse_distributions(name, labels)
-    shape = np.shape(labels)
+    shape = _checks.shape_of(labels)
     if len(shape) != len(head.lead) + 1 or shape[:-1] != head.lead:
         _checks.same_shape(name, "labels", labels, head.lead)
         options = {"ignore_index": ignore_index, "class_axis": class_axis, **of_loss}

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._cross_entropy import Reduction, checked_reduction
+from softjax._labels import refuse_distributions
 from softjax._linear_cross_entropy.blocks import Rows, block_of, statistics
 from softjax._linear_cross_entropy.examples import (
     Packed,
@@ -205,8 +206,9 @@ def linear_cross_entropy_outputs(
     scalars = checked_scalars(name, head, softcap, temperature, z_loss)
     of_loss = {"label_smoothing": label_smoothing, "class_weights": class_weights}
     rank = len(head.lead)
-    one_each = getattr(labels, "ndim", rank) == rank and not isinstance(labels, tuple)
-    has_loss = labels is not None and one_each
+    if labels is not None:
+        refuse_distributions(name, labels)
+    has_loss = labels is not None and len(_checks.shape_of(labels)) == rank
     if not has_loss:
         _refuse_options(name, {**of_loss, "z_loss": z_loss, "weights": weights}, reduction)
     of_loss |= {"with_costs": reduction == "class_weighted_mean", "z_loss": z_loss}

@@ -347,6 +347,22 @@ def test_ggn_product_differentiates(dtype):
 
 
 @pytest.mark.x64_once
+def test_lists_and_integers_are_taken_as_arrays():
+    hidden, kernel = np.array([[1, 2], [0, 3]]), np.array([[1, 0, 2], [0, 1, 1]])
+    wide = hidden.astype("f4"), kernel.astype("f4")
+    for labels in (np.array([2, 0]), np.array([[0, 1], [2, 2]])):
+        expected = softjax.linear_cross_entropy_outputs(*wide, labels)
+        for given in (labels.tolist(), tuple(labels.tolist())):
+            actual = softjax.linear_cross_entropy_outputs(hidden.tolist(), kernel.tolist(), given)
+            jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    v = (*wide, None)
+    expected = softjax.linear_cross_entropy_ggn_vp(*wide, v)
+    for arguments in ((hidden, kernel), (hidden.tolist(), kernel.tolist())):
+        actual = softjax.linear_cross_entropy_ggn_vp(*arguments, v)
+        jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+@pytest.mark.x64_once
 def test_misuse():
     h, w, y = jnp.zeros((4, 3)), jnp.zeros((3, 5)), jnp.zeros(4, jnp.int32)
 
