@@ -133,9 +133,10 @@ def packed(layout: Layout, heads: tuple[Arguments, ...], scale: Array, most: int
     def local(
         every: tuple[Rows, ...], scale: Array
     ) -> tuple[tuple[Rows, ...], Array, Array, Array]:
-        active = every[0].active
-        assert active is not None
-        count, length = jnp.sum(active, dtype=jnp.int32), active.shape[0]
+        length, active = scale.shape[0], every[0].active
+        if active is None:  # an exported program, which does not know how many rows there are
+            active = jnp.ones(length, bool)
+        count = jnp.sum(active, dtype=jnp.int32)
         (places,) = jnp.nonzero(active, size=room, fill_value=length)
         taken = jax.tree.map(lambda a: a.at[places].get(mode="fill", fill_value=0), (every, scale))
         overflows = count > room

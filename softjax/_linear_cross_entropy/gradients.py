@@ -164,8 +164,9 @@ def in_tiles(function: Callable, whole: Callable, arguments: Arguments) -> Any:
 
         count = arguments.rows.hidden.shape[0]
         # With a single tile, a compiler would unroll the loop and fuse the tile with other
-        # operations.
-        more = -count % size + (size if count <= size else 0)
+        # operations. The number of rows of an exported program may be a symbol.
+        one_tile = not isinstance(count, int) or count <= size
+        more = -count % size + (size if one_tile else 0)
         rows = with_more_rows(arguments.rows, more)
         padded = arguments._replace(rows=rows)
         shapes = jax.eval_shape(function, padded)

@@ -251,6 +251,27 @@ def test_a_cap_far_above_the_logits_caps_nothing():
 
 
 @pytest.mark.x64_once
+def test_packed_and_invariant_losses_are_exported_for_any_number_of_rows():
+    hidden, kernel = np.arange(8.0, dtype="f4").reshape(4, 2), np.eye(2, 3, dtype="f4")
+    labels = np.array([0, 1, 2, 0], "i4")
+
+    def call(hidden, labels):
+        operands = hidden, kernel, labels
+        total = softjax.linear_cross_entropy(*operands, max_active=3, reduction="sum")
+        return total, softjax.linear_cross_entropy(*operands, batch_invariant=True)
+
+    (n,) = export.symbolic_shape("n")
+    shapes = jax.ShapeDtypeStruct((n, 2), "f4"), jax.ShapeDtypeStruct((n,), "i4")
+    exported = export.export(jax.jit(call))(*shapes)
+    for rows in (1, 3, 4):
+        operands = hidden[:rows], labels[:rows]
+        total, each = exported.call(*operands)
+        expected = softjax.linear_cross_entropy(operands[0], kernel, operands[1])
+        np.testing.assert_allclose(each, expected, rtol=1e-6)
+        np.testing.assert_allclose(total, expected.sum() if rows <= 3 else NAN, rtol=1e-6)
+
+
+@pytest.mark.x64_once
 @pytest.mark.parametrize("shape", ["d, 5", "2, v", "d, v"])
 def test_symbolic_features_or_classes_are_refused(shape):
     """An exported program takes any number of examples, and D and V as they are."""
