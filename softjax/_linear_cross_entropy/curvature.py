@@ -117,7 +117,7 @@ def linear_cross_entropy_ggn_vp(
     call = call_of(NAME, head.classes, of_examples, dots, class_axis, feature_axis, **how)
     products = _reduced(call, head, scalars, w, dots)
     h, w, b = (
-        None if a is None else a.astype(_checks.real_array(NAME, "tangents", of).dtype)
+        None if a is None or of is None else a.astype(_checks.real_array(NAME, "", of).dtype)
         for a, of in zip(products, (hidden, kernel, bias), strict=True)
     )
     return h, w, b
