@@ -300,7 +300,7 @@ def test_misuse():
     misuse(ValueError, r"`labels` must be of shape \(4, 5\), got shape", labels=jnp.zeros((4, 4)))
     misuse(ValueError, "`labels` must be >= 0, got -1.0", labels=jnp.full((4, 5), -1.0))
     misuse(TypeError, "`labels`.*got dtype bool", labels=y == 0)
-    misuse(TypeError, "`labels`.*got str", labels="cat")
+    misuse(TypeError, "`labels`.*got text", labels="cat")
     two = softjax.TopKLabels(jnp.zeros((4, 2), jnp.int32), jnp.ones((4, 3)))
     misuse(ValueError, r"`labels.probabilities` must be of shape \(4, 2\)", labels=two)
     misuse(ValueError, r"`bias` must be of shape \(5,\), got shape \(1, 5\)", bias=w[:1])
