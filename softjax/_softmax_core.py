@@ -5,8 +5,8 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
+from jax.custom_derivatives import zero_from_primal
 from jax.typing import DTypeLike
 
 from softjax._cpu_sums import exponentials_alone
@@ -129,15 +129,12 @@ def softmax_and_top(x: Array, axes: Axes) -> tuple[Array, Array | None]:
     return platform_dependent(x, cpu=in_tiles, default=plain)
 
 
-@softmax_and_top.defjvp
-def softmax_and_top_jvp(axes, primals, tangents):
+@partial(softmax_and_top.defjvp, symbolic_zeros=True)
+def _softmax_and_top_jvp(axes, primals, tangents):
     (x,), (x_dot,) = primals, tangents
     p, top = softmax_and_top(x, axes)
-    return (p, top), (softmax_tangent(p, x_dot, axes, top), _no_tangent(top))
-
-
-def _no_tangent(top: Array | None) -> np.ndarray | None:
-    return None if top is None else np.zeros(top.shape, jax.dtypes.float0)
+    no_tangent = None if top is None else zero_from_primal(top, symbolic_zeros=True)
+    return (p, top), (softmax_tangent(p, x_dot, axes, top), no_tangent)
 
 
 def _has_place(x: Array, axes: Axes) -> bool:

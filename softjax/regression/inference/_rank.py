@@ -57,7 +57,7 @@ def determined(rows: Rows) -> Determined:
     It is computed in float64, or in float32 under a trace without float64.
     """
     x, _ = rows.counted()
-    if x.shape[1] > MOST_FEATURES:
+    if not 0 < x.shape[1] <= MOST_FEATURES:
         return Determined(*np.ones((2, x.shape[1]), bool))
     if is_sparse(x):
         x = without_duplicates(x)
