@@ -216,7 +216,7 @@ def sums_of_tiles(
 
     With `in_any_order`, for the last axis and floating numbers, a library sums what the first loop
     writes. That is as accurate and compiles two loops instead of six, but the order may depend on
-    the number of rows.
+    the number of rows. A last single entry is then added in the loop that uses the sum.
 
     With `highest`, tiles are at most as high: UNROLLED for terms of several operations, and FEW for
     several such terms. In rows of up to LONG_ROW entries the tiles with FEW need not consist of
@@ -228,7 +228,8 @@ def sums_of_tiles(
     sums, start = [], 0
     for count, height, width in _tiling(length, last, highest):
         stop = start + count * height * width
-        parts = _of_one(terms, start, axis) if 0 < start == stop - 1 else terms(slice(start, stop))
+        is_stored = 0 < start == stop - 1 and not in_any_order
+        parts = _of_one(terms, start, axis) if is_stored else terms(slice(start, stop))
         start = stop
         if count == width == 1:
             # XLA:CPU would not vectorize over the rows if results were [rows, 1, 1], not [rows].
