@@ -79,7 +79,8 @@ def calibrate_vector(
     from the others, for example a class without examples. The scales and biases are then finite,
     but so large that the loss is near its infimum; l2 > 0 keeps them small. NaN if all weights are
     0, for a label of logit -inf, and, under a trace, for NaN, +inf or a label out of range. A
-    class of logit -inf keeps probability 0.
+    class of logit -inf keeps probability 0. Do not write a large finite number, such as -1e9, for
+    it: the other logits of the class would lose digits beside it.
 
     Args:
         logits: real [..., K], nats, of examples that were not used to fit the model.
