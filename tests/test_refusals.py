@@ -382,9 +382,6 @@ def test_messages_say_what_to_do():
     adam = optax.adam(0.1)
     for said, call in {
         "got ndarray; wrap arrays in ArrayRows": lambda: softjax.streaming.Batches(rows, 2),
-        r"`rows` .* got ndarray and \w+; wrap arrays in ArrayRows": lambda: softjax.streaming.fit(
-            rows, Y, num_classes=3
-        ),
         "`features` must be .* at least one example, got shape": lambda: (
             softjax.streaming.ArrayRows(rows[:0], Y[:0])
         ),

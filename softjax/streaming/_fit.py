@@ -10,7 +10,6 @@ most steps take one pass.
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +37,7 @@ TRIALS = 20
 @errors_name(FIT)
 def fit(
     rows: Rows,
-    *others: Any,
+    *,
     num_classes: int,
     l2: float = 0.0,
     fit_intercept: bool = True,
@@ -64,7 +63,6 @@ def fit(
     Args:
         rows: `ArrayRows`, with weights w and an offset if they have them, the result of
             `open_rows`, or an object with the same methods.
-        others: nothing; an array of labels is refused here, and belongs into `ArrayRows`.
         num_classes: K.
         l2: the strength of the penalty.
         fit_intercept: whether the model has a bias; otherwise the bias stays 0.
@@ -94,7 +92,7 @@ def fit(
         ('converged', 0.5889)
     """
     begin = time.perf_counter()
-    refuse_other_rows(FIT, rows, *others)
+    refuse_other_rows(FIT, rows)
     num_classes = at_least("num_classes", num_classes, 2)
     max_steps = at_least("max_steps", max_steps, 0)
     tol = _checks.not_negative_number(FIT, "tol", tol)

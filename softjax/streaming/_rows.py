@@ -257,11 +257,10 @@ def validation_of(validation: Validation | None, shape: tuple[int, ...]) -> tupl
     return checked_validation(validation, shape)
 
 
-def refuse_other_rows(function: str, rows: Any, *others: Any) -> None:
-    """Refuses objects that are not rows, such as arrays, and all that is beside the rows."""
-    if others or not (hasattr(rows, "num_rows") and hasattr(rows, "read")):
-        given = " and ".join(type(argument).__name__ for argument in (rows, *others))
-        got = f"{given}; wrap arrays in ArrayRows"
+def refuse_other_rows(function: str, rows: Any) -> None:
+    """Refuses objects that are not rows, such as arrays."""
+    if not (hasattr(rows, "num_rows") and hasattr(rows, "read")):
+        got = f"{type(rows).__name__}; wrap arrays in ArrayRows"
         expected = "`ArrayRows`, the result of `open_rows` or an object with the same methods"
         raise TypeError(_checks.message(function, "rows", expected, got))
 
