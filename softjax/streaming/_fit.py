@@ -123,8 +123,8 @@ def fit(
         if status != Status.RUNNING or interrupted or step == max_steps:
             break
         g, size = here.gradient.astype(dtype), dtype.type(norm)
-        at = (theta, g, memory, np.int32(step), size)
-        d, memory, unseen = _direction(passes.view, sample, dtype.type(strength), *at)
+        given = passes.view, sample, dtype.type(strength)
+        d, memory, unseen = _direction(*given, theta, g, memory, np.int32(step), size)
         trial = _line_search(passes, theta, here, np.asarray(d))
         if trial is None:
             status = Status.PRECISION_FLOOR

@@ -24,7 +24,7 @@ from softjax.regression.inference._optimum import (
     only_at_optimum,
     penalty_or_none,
 )
-from softjax.regression.inference._rank import may_be_collinear, num_parameters, pivoted
+from softjax.regression.inference._rank import determined, may_be_collinear, num_parameters, pivoted
 
 
 @on_auto_axes
@@ -117,9 +117,11 @@ def covariance(
         return jnp.zeros((size, size), rows.x.dtype)
     kind = _kind_of(function, robust, codes is not None, class_weights is not None)
     corrected = kind == "HC1" or codes is not None
-    parameters = num_parameters(rows, len(params.bias)) if corrected else 0
-    penalty = penalty_or_none(function, l2)
-    collinear = penalty is not None and may_be_collinear(rows)
+    penalty, parameters, collinear = penalty_or_none(function, l2), 0, False
+    if corrected or penalty is not None:
+        found = determined(rows)
+        parameters = num_parameters(found, rows.constant, len(params.bias))
+        collinear = penalty is not None and may_be_collinear(found)
     matrix, regular, move, correction = _covariance(
         params, rows, penalty, codes, groups, kind, parameters, collinear
     )

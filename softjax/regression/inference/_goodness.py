@@ -17,7 +17,7 @@ from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import EXACT, Rows, checked_rows, times
 from softjax.regression.inference._estimates import ChiSquareTest, chi_square_test
-from softjax.regression.inference._rank import num_parameters
+from softjax.regression.inference._rank import determined, num_parameters
 
 # With an offset, Newton's method fits the bias of the null model. It takes at most NULL_STEPS steps
 # and stops when the expected class shares agree with the shares of the labels up to NULL_TOLERANCE
@@ -171,7 +171,7 @@ def goodness_of_fit(
     rows = checked_rows(
         function, params, features, labels, sample_weights, class_weights, offset, fit_intercept
     )
-    size = num_parameters(rows, len(params.bias))
+    size = num_parameters(determined(rows), rows.constant, len(params.bias))
     fit = _goodness_of_fit(params, rows._replace(constant=1, c=None), bool(fit_intercept), size)
     if class_weights is None:
         return fit

@@ -29,7 +29,7 @@ from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import EXACT, Rows, checked_rows, of_each_row
 from softjax.regression.inference._optimum import at_optimum, only_at_optimum, penalty_or_none
-from softjax.regression.inference._rank import num_parameters
+from softjax.regression.inference._rank import determined, num_parameters
 
 
 class Influence(NamedTuple):
@@ -112,7 +112,7 @@ def influence(
     if len(params.bias) < 2:
         zeros = jnp.zeros(len(rows.x), rows.x.dtype)
         return Influence(zeros, zeros)
-    size = num_parameters(rows, len(params.bias))
+    size = num_parameters(determined(rows), rows.constant, len(params.bias))
     found, regular, move = _influence(params, rows, penalty_or_none(function, l2), size)
     return Influence(*(only_at_optimum(function, leaf, regular, move) for leaf in found))
 

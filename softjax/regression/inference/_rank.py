@@ -37,17 +37,15 @@ class Determined(NamedTuple):
     counts: Any  # whether it counts; all others are combinations of those that do and the bias
 
 
-def num_parameters(rows: Rows, num_classes: int) -> Any:
-    """k = rank([X, 1]) (K - 1); rank(X) (K - 1) without an intercept."""
-    counts = determined(rows).counts
-    known = isinstance(counts, np.ndarray)
-    rank = int(counts.sum()) if known else jnp.sum(counts, dtype=jnp.int32)
-    return (rank + int(rows.constant)) * (num_classes - 1)
+def num_parameters(found: Determined, constant: Any, num_classes: int) -> Any:
+    """k = rank([X, 1]) (K - 1); rank(X) (K - 1) without an intercept, for a `constant` of 0."""
+    known = isinstance(found.counts, np.ndarray)
+    rank = int(found.counts.sum()) if known else jnp.sum(found.counts, dtype=jnp.int32)
+    return (rank + int(constant)) * (num_classes - 1)
 
 
-def may_be_collinear(rows: Rows) -> bool:
+def may_be_collinear(found: Determined) -> bool:
     """Whether features that vary may be combinations of others, as under a trace any may."""
-    found = determined(rows)
     return not isinstance(found.counts, np.ndarray) or bool(np.any(found.varies & ~found.counts))
 
 
