@@ -1,6 +1,7 @@
 """Checks of the arguments of `softjax.calibration`, and their reshaping to one axis of examples."""
 
-import operator
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ def rows(
     dtype = compute_dtype(x.dtype)
     flat = x.reshape(-1, x.shape[-1]).astype(dtype)
     w = _checks.weights(function, "sample_weights", sample_weights, x.shape[:-1], dtype)
-    _refuse_undefined(function, argument, x, w)
+    refuse_rows(function, argument, "without NaN and +inf", _is_defined, x, w)
     return flat, None if w is None else w.reshape(-1)
 
 
@@ -35,16 +36,32 @@ def refuse_no_examples(function: str, argument: str, x: Array) -> None:
         raise ValueError(_checks.message(function, argument, expected, got))
 
 
-def _refuse_undefined(function: str, argument: str, x: Array, weights: Array | None) -> None:
-    """Refuses a known NaN or +inf in a row whose weight is not 0."""
+def refuse_rows(
+    function: str,
+    argument: str,
+    expected: str,
+    good: Callable[[Any], Any],
+    x: Array,
+    weights: ArrayLike | None,
+    shown: Callable[[np.ndarray], np.ndarray] = np.asarray,
+) -> None:
+    """Refuses known entries of `x` for which `good` is false in a row whose weight is not 0.
+
+    `good` returns a truth value for each entry or for each row, and `shown` what the error shows.
+    """
     known = weights is None or _checks.is_concrete(weights)
-    if not known or _checks.holds(operator.lt, x, np.inf):
+    if not known or _checks.holds(good, x):
         return
     values = np.asarray(x)
-    bad = ~(values < np.inf)
+    bad = ~np.asarray(good(values))
     if weights is not None:
-        bad &= (np.asarray(weights) != 0)[..., None]
-    _checks.refuse_first(function, argument, "without NaN and +inf", values, bad)
+        counts = np.asarray(weights) != 0
+        bad &= counts.reshape(counts.shape + (1,) * (bad.ndim - counts.ndim))
+    _checks.refuse_first(function, argument, expected, shown(values), bad)
+
+
+def _is_defined(x: Any) -> Any:
+    return x < np.inf
 
 
 def targets(

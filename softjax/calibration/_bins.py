@@ -17,6 +17,7 @@ from softjax._weights import in_unit, is_zero, sums_by_class
 from softjax.calibration._arguments import (
     probabilities_of,
     refuse_no_examples,
+    refuse_rows,
     rows,
     targets,
 )
@@ -253,24 +254,23 @@ def _binned(
         outside = ~_is_probability(values)
         _checks.refuse_first(function, "probabilities", "in [0, 1]", values, outside)
     refuse_no_examples(function, "probabilities", probabilities)
-    _refuse_other_sums(function, probabilities, sample_weights)
+    refuse_rows(
+        function,
+        "probabilities",
+        "rows that sum to 1",
+        _sums_to_one,
+        probabilities,
+        sample_weights,
+        _sums,
+    )
     num_bins = _checks.at_least(function, "num_bins", num_bins, 1)
     adaptive = _checks.flag(function, "adaptive", adaptive)
     y = targets(function, labels, probabilities.shape, p.dtype)
     return compute(p, y, w, num_bins, adaptive)
 
 
-def _refuse_other_sums(function: str, probabilities: Array, weights: ArrayLike | None) -> None:
-    """Refuses known rows whose weight is not 0 and whose sum is not 1."""
-    known = weights is None or _checks.is_concrete(weights)
-    if not known or _checks.holds(_sums_to_one, probabilities):
-        return
-    values = np.asarray(probabilities)
-    bad = ~np.asarray(_sums_to_one(values))
-    if weights is not None:
-        bad &= np.asarray(weights) != 0
-    sums = values.sum(-1, dtype=np.float64)
-    _checks.refuse_first(function, "probabilities", "rows that sum to 1", sums, bad)
+def _sums(p: np.ndarray) -> np.ndarray:
+    return p.sum(-1, dtype=np.float64)
 
 
 def _counted(w: Array | None, like: Array) -> tuple[Array, Array]:
