@@ -107,9 +107,7 @@ def _load(console: Console, plan: Plan) -> Parts:
     if plan.data == "digits":
         return digits()
     path, label = plan.file_and_label()
-    text = (plan.separator, plan.encoding, plan.decimal)
-    how = (plan.drop, plan.category, *text, plan.any_classes)
-    with remedies_offered(), reading(console, *how) as options:
+    with remedies_offered(), reading(console, plan.reading) as options:
         whole = tables.dataset(
             path, label, plan.skip_nonfinite, keep_missing=plan.impute, reading=options
         )

@@ -303,20 +303,11 @@ def progress_bar(console: Console, title: str) -> Iterator[Progress]:
 
 
 @contextlib.contextmanager
-def reading(
-    console: Console,
-    drop: Sequence[str] | None,
-    categories: Sequence[str] | None,
-    separator: str | None,
-    encoding: str | None,
-    decimal: str | None,
-    any_classes: bool = False,
-) -> Iterator[Reading]:
-    """The options for reading a file; a progress bar is shown while it is read."""
+def reading(console: Console, options: Reading) -> Iterator[Reading]:
+    """The options for reading a file, with a progress bar that is shown while it is read."""
     with progress_bar(console, "reading") as progress:
 
         def told(done: int, total: int) -> None:
             progress.update(progress.task_ids[0], completed=done, total=total)
 
-        columns = (tuple(drop or ()), tuple(categories or ()))
-        yield Reading(*columns, separator, encoding, decimal, any_classes, told)
+        yield options._replace(progress=told)

@@ -8,7 +8,7 @@ import typer
 
 from softjax.cli._app import Optimizer, Solver
 from softjax.processes import fail
-from softjax.tables import DataError
+from softjax.tables import DataError, Reading
 
 
 class Plan(NamedTuple):
@@ -41,6 +41,12 @@ class Plan(NamedTuple):
     checkpoint: Path | None
     every: int | None
     skip_nonfinite: bool
+
+    @property
+    def reading(self) -> Reading:
+        """The options for reading the file."""
+        columns = (tuple(self.drop or ()), tuple(self.category or ()))
+        return Reading(*columns, self.separator, self.encoding, self.decimal, self.any_classes)
 
     @property
     def penalties(self) -> list[float]:

@@ -65,7 +65,8 @@ def predict(
         _files.try_file(out)
     fitted = models.load_model(model)
     errors = Console(stderr=True)
-    with _options.reading(errors, None, None, separator, encoding, decimal) as reading:
+    text = tables.Reading(separator=separator, encoding=encoding, decimal=decimal)
+    with _options.reading(errors, text) as reading:
         try:
             x = jnp.asarray(fitted.encode(data, reading))
         except IncompleteError as error:

@@ -208,10 +208,8 @@ def _data(plan: Plan, console: Console, preempted: Callable[[], bool]) -> Data |
     if plan.data == "digits":
         return _digits()
     path, label = plan.file_and_label()
-    text = (plan.separator, plan.encoding, plan.decimal)
-    how = (plan.drop, plan.category, *text, plan.any_classes)
     with remedies_offered(impute=False):
-        with reading(console, *how) as options:
+        with reading(console, plan.reading) as options:
             rows = tables.open_file(path, label, reading=options)
         # Every process reads the first rows, so that all of them refuse a column together.
         first, _ = rows.read(0, min(rows.num_rows, FIRST_BYTES // (8 * max(rows.num_features, 1))))
