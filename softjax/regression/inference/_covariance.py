@@ -24,7 +24,13 @@ from softjax.regression.inference._optimum import (
     only_at_optimum,
     penalty_or_none,
 )
-from softjax.regression.inference._rank import determined, may_be_collinear, num_parameters, pivoted
+from softjax.regression.inference._rank import (
+    Determined,
+    determined,
+    may_be_collinear,
+    num_parameters,
+    pivoted,
+)
 
 
 @on_auto_axes
@@ -109,17 +115,31 @@ def covariance(
     function = "regression.inference.covariance"
     rows = checked_rows(
         function, params, features, labels, sample_weights, class_weights, offset, fit_intercept
-    ).dense()
+    )
+    return covariance_of_rows(function, params, rows, robust, clusters, l2)
+
+
+def covariance_of_rows(
+    function: str,
+    params: SoftmaxRegression,
+    rows: Rows,
+    robust: bool | str,
+    clusters: ArrayLike | None,
+    l2: ArrayLike,
+    found: Determined | None = None,
+) -> Array:
+    """The covariance for checked rows; `found` is what they determine, if that is known already."""
+    rows = rows.dense()
     codes = None if clusters is None else _cluster_codes(function, clusters, len(rows.x))
     groups = 0 if codes is None else int(codes.max()) + 1
     size = (rows.x.shape[1] + 1) * len(params.bias)
     if len(params.bias) < 2:
         return jnp.zeros((size, size), rows.x.dtype)
-    kind = _kind_of(function, robust, codes is not None, class_weights is not None)
+    kind = _kind_of(function, robust, codes is not None, rows.c is not None)
     corrected = kind == "HC1" or codes is not None
     penalty, parameters, collinear = penalty_or_none(function, l2), 0, False
     if corrected or penalty is not None:
-        found = determined(rows)
+        found = determined(rows) if found is None else found
         parameters = num_parameters(found, rows.constant, len(params.bias))
         collinear = penalty is not None and may_be_collinear(found)
     matrix, regular, move, correction = _covariance(

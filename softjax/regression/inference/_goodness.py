@@ -17,7 +17,7 @@ from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import EXACT, Rows, checked_rows, times
 from softjax.regression.inference._estimates import ChiSquareTest, chi_square_test
-from softjax.regression.inference._rank import determined, num_parameters
+from softjax.regression.inference._rank import Determined, determined, num_parameters
 
 # With an offset, Newton's method fits the bias of the null model. It takes at most NULL_STEPS steps
 # and stops when the expected class shares agree with the shares of the labels up to NULL_TOLERANCE
@@ -171,9 +171,15 @@ def goodness_of_fit(
     rows = checked_rows(
         function, params, features, labels, sample_weights, class_weights, offset, fit_intercept
     )
-    size = num_parameters(determined(rows), rows.constant, len(params.bias))
-    fit = _goodness_of_fit(params, rows._replace(constant=1, c=None), bool(fit_intercept), size)
-    if class_weights is None:
+    return goodness_of_rows(params, rows, determined(rows))
+
+
+def goodness_of_rows(params: SoftmaxRegression, rows: Rows, found: Determined) -> GoodnessOfFit:
+    """The goodness of fit for checked rows, which determine the parameters that are `found`."""
+    size = num_parameters(found, rows.constant, len(params.bias))
+    has_intercept = bool(rows.constant)
+    fit = _goodness_of_fit(params, rows._replace(constant=1, c=None), has_intercept, size)
+    if rows.c is None:
         return fit
     nan = jnp.full_like(fit.aic, jnp.nan)
     test = fit.likelihood_ratio._replace(statistic=nan, p_value=nan)

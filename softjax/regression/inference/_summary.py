@@ -16,8 +16,8 @@ from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression, refuse_other_params
 from softjax.regression._rows import checked_rows
 from softjax.regression.inference import _estimates as estimates
-from softjax.regression.inference._covariance import covariance
-from softjax.regression.inference._goodness import GoodnessOfFit, goodness_of_fit
+from softjax.regression.inference._covariance import covariance_of_rows
+from softjax.regression.inference._goodness import GoodnessOfFit, goodness_of_rows
 from softjax.regression.inference._rank import Determined, determined
 
 
@@ -164,13 +164,11 @@ def summary(
             expected = f"one of the class names {', '.join(class_names)}"
             raise ValueError(_checks.message(function, "reference", expected, repr(reference)))
         reference = class_names.index(reference)
-    model: dict[str, Any] = {
-        "fit_intercept": fit_intercept,
-        "sample_weights": sample_weights,
-        "class_weights": class_weights,
-        "offset": offset,
-    }
-    v = covariance(params, features, labels, robust=robust, clusters=clusters, l2=l2, **model)
+    data = checked_rows(
+        function, params, features, labels, sample_weights, class_weights, offset, fit_intercept
+    )
+    found = determined(data)
+    v = covariance_of_rows(function, params, data, robust, clusters, l2, found)
     if not odds_ratios:
         table = estimates.coefficients(params, v, reference=reference, level=level)
     elif reference is None:
@@ -178,7 +176,7 @@ def summary(
         raise ValueError(_checks.message(function, "reference", expected, None))
     else:
         table = estimates.odds_ratios(params, v, reference=reference, level=level)
-    fit = goodness_of_fit(params, features, labels, **model)
+    fit = goodness_of_rows(params, data, found)
     shown = list(class_names)
     if reference is not None:
         del shown[estimates.class_index(function, "reference", reference, k)]
@@ -188,8 +186,7 @@ def summary(
     spoken = _kind_of_covariance(robust, clusters is not None, class_weights is not None, l2)
     head = _head(fit, k, spoken, against, class_weights is not None)
     if fit.num_parameters < (d + bool(fit_intercept)) * (k - 1):
-        data = checked_rows(function, params, features, labels, **model)
-        head += _without_information(determined(data), feature_names)
+        head += _without_information(found, feature_names)
     return Summary(rows, fit, "\n".join([*head, *_table(rows, against, level)]), level)
 
 
