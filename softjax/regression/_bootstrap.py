@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
@@ -17,6 +18,7 @@ from softjax.regression._features import Features
 from softjax.regression._groups import mean_one, no_report, random_key, run
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._result import FitResult, ManyEvent
+from softjax.regression._table import placed
 from softjax.regression.inference._estimates import check_level
 
 
@@ -122,8 +124,9 @@ def bootstrap(
     data = replace(data, l2=penalties(l2, data.features.dtype))
     if data.l2.ndim:
         raise error("l2", "a scalar", f"shape {data.l2.shape}")
-    ones = jnp.ones(data.features.shape[0], data.features.dtype)
-    weights = ones if data.weights is None else data.weights
+    weights = data.weights
+    if weights is None:
+        weights = placed(np.ones(data.features.shape[0], data.features.dtype))
     lane_of = Partial(_resample, random_key(seed), data.labels, weights)
     ((whole, fits, _),) = run(
         replace(data, l2=data.l2[None]),

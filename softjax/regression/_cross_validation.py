@@ -35,6 +35,7 @@ from softjax.regression._groups import Outcome, mean_one, random_key, run, stack
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, ManyEvent
+from softjax.regression._table import placed
 
 
 class CrossValidation(NamedTuple):
@@ -190,16 +191,15 @@ def _compiled(
     examples = data.features.shape[0]
     data = in_bucket(data, 1 + num_folds)
     added = data.features.shape[0] - examples
-    ones = jnp.ones(examples, data.features.dtype)
-    weights = ones if data.weights is None else data.weights
-    # The added rows have weight 0 and are in no fold.
-    places = (
-        jnp.asarray(np.pad(np.asarray(folds), (0, added), constant_values=-1)) if added else folds
-    )
+    weights = data.weights
+    if weights is None:
+        weights = placed(np.ones(examples, data.features.dtype))
+    if added:  # rows of weight 0, which are in no fold
+        folds = placed(np.pad(np.asarray(folds), (0, added), constant_values=-1))
     return run(
         data,
-        Partial(_all_but_a_fold, places, data.labels, weights),
-        Partial(held_out, places, data.labels, weights),
+        Partial(_all_but_a_fold, folds, data.labels, weights),
+        Partial(held_out, folds, data.labels, weights),
         num_folds,
         tol=tol,
         max_steps=max_steps,
@@ -240,7 +240,7 @@ def folds_array(folds: int | ArrayLike, seed: ArrayLike, data: Data) -> tuple[Ar
             raise TypeError(_checks.message(called(), "folds", expected, got))
         _checks.same_shape(called(), "folds", known, (examples,))
         count = max(int(known.max()) + 1, 1)
-        drawn = jnp.asarray(np.maximum(known, -1), jnp.int32)
+        drawn = placed(np.maximum(known, -1).astype(np.int32))
     _refuse_empty_folds(drawn, count, data.weights)
     return drawn, count
 

@@ -32,10 +32,11 @@ from jax.tree_util import Partial
 from softjax._log_softmax_core import log_softmax_core
 from softjax.regression import _frame, _solve, _standardised
 from softjax.regression._features import is_sparse, stored_entries
-from softjax.regression._model import SoftmaxRegression
+from softjax.regression._model import SoftmaxRegression, init
 from softjax.regression._objective import pack, row_norms
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, Status
+from softjax.regression._table import placed
 
 # The numbers of active columns are FEWEST times powers of GROWTH, or all columns.
 FEWEST, GROWTH = 64, 4
@@ -99,13 +100,10 @@ class Path:
 
     def null(self) -> Step:
         """The fit without penalised features, as a fit with a penalty above all slopes."""
-        data = self.data
-        zeros = SoftmaxRegression(
-            jnp.zeros((self.width, data.num_classes), self.data.features.dtype),
-            jnp.zeros(data.num_classes, self.data.features.dtype),
-        )
+        dtype = self.data.features.dtype
+        zeros = init(self.width, self.data.num_classes, dtype)
         largest = 16 * max(1.0, float(np.max(self.factors, initial=0)))
-        strength = float(np.finfo(self.data.features.dtype).max) / largest
+        strength = float(np.finfo(dtype).max) / largest
         return self._fitted(zeros, self.factors == 0, strength, 0.0)
 
     def largest(self, evaluation: Evaluation) -> float:
@@ -191,7 +189,7 @@ class _Columns:
         if data.factors is not None:
             factors = np.ones(size, self.x.dtype)
             factors[: len(places)] = np.asarray(data.factors)[places]
-        return places, replace(data, features=jnp.asarray(x), factors=factors)
+        return places, replace(data, features=placed(x), factors=factors)
 
 
 def _usual_number(count: int) -> int:
@@ -209,7 +207,7 @@ def _placed_in(params: SoftmaxRegression, places: np.ndarray | None) -> SoftmaxR
     size = _usual_number(len(places))
     kernel = np.zeros((size, params.kernel.shape[1]), params.kernel.dtype)
     kernel[: len(places)] = np.asarray(params.kernel)[places]
-    return params._replace(kernel=jnp.asarray(kernel))
+    return params._replace(kernel=placed(kernel))
 
 
 def _placed_back(
@@ -220,7 +218,7 @@ def _placed_back(
         return params
     kernel = np.zeros((width, params.kernel.shape[1]), params.kernel.dtype)
     kernel[places] = np.asarray(params.kernel)[: len(places)]
-    return params._replace(kernel=jnp.asarray(kernel))
+    return params._replace(kernel=placed(kernel))
 
 
 @jax.jit

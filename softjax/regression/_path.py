@@ -32,10 +32,11 @@ from softjax.regression._cross_validation import (
     held_out,
 )
 from softjax.regression._features import Features
-from softjax.regression._groups import Watch, mean_one, no_report, stacked
+from softjax.regression._groups import Watch, no_report, stacked
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, ManyEvent
+from softjax.regression._table import placed
 
 
 class PathResult(NamedTuple):
@@ -300,21 +301,20 @@ def _with_corners(
 
     def without(fold: int) -> list[_l1_path.Step]:
         kept = np.where(np.asarray(folds) == fold, 0, weights).astype(weights.dtype)
-        report = Partial(held_out, folds, data.labels, jnp.asarray(weights), np.int32(fold))
-        return path(replace(data, weights=mean_one(jnp.asarray(kept))), report)[1:]
+        report = Partial(held_out, folds, data.labels, placed(weights), np.int32(fold))
+        return path(replace(data, weights=placed(kept / kept.mean())), report)[1:]
 
-    everything = replace(data, weights=jnp.asarray(weights))
-    whole = path(everything, Partial(no_report))
+    whole = path(replace(data, weights=placed(weights)), Partial(no_report))
     null = float(whole[0].evaluation.loss)
     losses = np.array([step.evaluation.loss for step in whole[1:]], np.float64)
     explained = 1 - losses / null if null > 0 else np.full_like(losses, np.nan)
     back = np.argsort(order)
     result = PathResult(
-        jnp.asarray(ridges.copy()),
-        _in_order(back, [step.fit for step in whole[1:]]),
+        placed(ridges.copy()),
+        placed(_in_order(back, [step.fit for step in whole[1:]])),
         None,
         l1,
-        jnp.asarray(explained.astype(strengths.dtype)[back]),
+        placed(explained.astype(strengths.dtype)[back]),
     )
     if folds is None:
         return result
@@ -322,14 +322,14 @@ def _with_corners(
         _in_order(back, [(step.fit, step.evaluation.report) for step in without(fold)])
         for fold in range(num_folds)
     ]
-    stacked = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves, 1)), *of_folds)
-    fits, (loss, accuracy) = stacked
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves, 1), *of_folds)
+    fits, (loss, accuracy) = placed(stacked)
     return result._replace(cross_validation=CrossValidation(fits, loss, accuracy, folds))
 
 
 def _in_order(places: np.ndarray, parts: list[Any]) -> Any:
-    """The parts, stacked in the order of the grid."""
-    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)[places]), *parts)
+    """The parts in the order of the grid, stacked by NumPy."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves)[places], *parts)
 
 
 def _refuse_tracers(tree: Any) -> None:
