@@ -20,7 +20,7 @@ def described(value: Any, depth: int = 0) -> Any:
 
     Numbers and text stand for themselves, and arrays are digested. A function is described by its
     name and by the variables that it encloses, among which optax keeps its hyperparameters; its
-    code and global variables are not compared. Of any other object only the type is known.
+    code and global variables are not compared. Any other object is described by its type alone.
     """
     value = inspect.unwrap(value) if callable(value) else value
     if value is None or isinstance(value, bool | int | str):

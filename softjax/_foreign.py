@@ -45,7 +45,8 @@ def is_missing(entry: Any) -> bool:
 def column_names(table: Any) -> list[Any]:
     """The names of the columns of a DataFrame of pandas or Polars, or of a table of Arrow.
 
-    The `columns` of Arrow are no names but the columns themselves. All else has no names.
+    The attribute `columns` of Arrow has the columns themselves and not their names. Other objects
+    have no names.
     """
     return list(getattr(table, "column_names", getattr(table, "columns", ())))
 

@@ -26,7 +26,7 @@ STATUS = 128 + signal.SIGINT
 
 # The last of these functions returns the line that reports an interrupt.
 _reports: list[Callable[[], str]] = []
-# The line without such a function.
+# This line reports an interrupt if there is no such function.
 _words = ["interrupted; nothing was written."]
 # These functions get the line and end all processes of a run; with one process they return.
 _ends: list[Callable[[str], None]] = []

@@ -43,7 +43,7 @@ def compute_dtype(dtype) -> jnp.dtype:
 
 def is_half(x: Any) -> TypeGuard[Array]:
     """Whether x is an array of NumPy or JAX in half precision, or in a narrower floating dtype."""
-    dtype = getattr(x, "dtype", None)  # those of pandas are of other kinds
+    dtype = getattr(x, "dtype", None)  # a dtype of pandas is of another class
     is_numpy = isinstance(dtype, np.dtype)
     return is_numpy and jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
 

@@ -174,7 +174,7 @@ def _checked(
     features: np.ndarray,
     columns: np.ndarray | None = None,
 ) -> Model:
-    """The model of the arrays of a file; a ValueError says why they are none."""
+    """The model of the arrays of a file; a ValueError says why they are not a model."""
     if kernel.ndim != 2 or kernel.shape[0] < 1 or kernel.shape[1] < 2:
         expected = "[features, classes], with 1 feature and 2 classes or more"
         raise ValueError(f"`kernel` must be of shape {expected}, got {kernel.shape}")

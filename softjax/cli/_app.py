@@ -36,7 +36,7 @@ from softjax.tables import Column, DataError, IncompleteError, NumberError
 
 MODEL, HISTORY, PICTURE = "model.npz", "history.jsonl", "report.png"
 METRICS, SUMMARY, FOLDS = "metrics.json", "summary.txt", "cross_validation.csv"
-# The parameters of a fit that was interrupted, or that ended in numbers that are not finite.
+# The file of the parameters of a fit that was interrupted or is no longer finite.
 UNFINISHED = "unfinished.npz"
 # The files that a fit has written, and the metrics of the held-out examples if there are any.
 Written = tuple[list[Path], dict[str, Any] | None]
@@ -78,7 +78,7 @@ class _OneLineErrors(TyperGroup):
             message = str(error)
         except FitError as error:
             message, status = str(error), 1
-        except BrokenPipeError:  # the reader of the output has left
+        except BrokenPipeError:  # the program that reads the output has ended
             raise
         except OSError as error:
             message = f"{error.filename}: {error.strerror}." if error.filename else str(error)
@@ -87,7 +87,7 @@ class _OneLineErrors(TyperGroup):
 
 app = typer.Typer(
     cls=_OneLineErrors,
-    rich_markup_mode="markdown",  # with which the lines of a paragraph are filled
+    rich_markup_mode="markdown",  # it joins the lines of a paragraph
     epilog="Exit status: 0 done; 1 a fit that is not finite, or an accuracy goal that is missed; "
     "2 wrong options or files; 130 after Ctrl-C.",
     no_args_is_help=True,

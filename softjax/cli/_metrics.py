@@ -11,7 +11,7 @@ from rich.table import Table
 
 from softjax._scores import scores
 
-# With more classes than this, their figures are only written to the file and not printed.
+# The figures of more classes than this are written to the file, but not printed.
 MOST_SHOWN = 20
 
 

@@ -43,7 +43,7 @@ EPOCHS = 10
 BATCH_SIZE = 1024
 # More held-out rows would hardly make the report more precise, and they have to fit into memory.
 MOST_HELD_OUT = 10_000
-# Whether a column of whole numbers is an identifier is seen in so many bytes of the first rows.
+# The first rows, up to this many bytes, show whether a column of whole numbers is an identifier.
 FIRST_BYTES = 2**24
 
 

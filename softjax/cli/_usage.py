@@ -9,7 +9,7 @@ import typer
 
 from softjax import processes
 
-# The exception class for wrong usage belongs to click, which typer may carry within itself.
+# The exception class for wrong usage belongs to click, which some versions of typer contain.
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 # The errors of pydantic, which typer uses to read values, by their types.

@@ -71,7 +71,7 @@ def take_step(
         add_step(state.theta, t, d),
         state.memory,
         decrement=-slope / 2,
-        # A model whose step was cut short was wrong about the whole step, however short the rest.
+        # If the line search has shortened the step, the model was wrong about the whole step.
         move=jnp.maximum(t, 1) * largest_move(d_logits),
         passes=passes,
         patience=patience,
@@ -204,8 +204,8 @@ class Descent(Solver):
         g = to_standard(s.mean, s.scale, here.gradient) / (1 + s.ridge.astype(dtype))[None]
         d = jnp.where(good, d, -centred(from_standard(s.mean, s.scale, g)))
         d_logits = self.problem.scores(d)
-        # If every example is certain, and some are wrong, there is no curvature to tell how far to
-        # go: then the direction leads back to 0.
+        # If the model is certain of every example, and wrong about some, there is no curvature that
+        # determines the length of a step: then the direction leads back to 0.
         size = jnp.max(jnp.abs(d_logits))
         back = ~((size > 0) & (size < FAR)) & (jnp.vdot(here.gradient, here.theta) > 0)
         d = jnp.where(back, -here.theta, d)

@@ -63,8 +63,8 @@ CG_STEPS = 1000
 NEARLY = 1e-6
 # A class that is this many nats behind does not influence a step: it need neither tie nor move.
 DECIDED = 12
-# The search tries the ties of Newton's step and then those of the parameters, each twice: the
-# second time with the classes added that fell behind.
+# The search tries the ties of Newton's step and then the ties of the parameters, each twice: the
+# second time, the classes that fell behind the first time are ties too.
 ATTEMPTS = 4
 # Each turn reduces the influence of very large entries, in a share f of the examples, on the scale
 # to about (4 f)^(1/2) of what it was.

@@ -26,11 +26,12 @@ from softjax.regression._steps import (
     stores_gradient,
 )
 
-# One object each, so that every fit reuses the compiled program of the one before.
+# Every fit uses these same two objects, so that it reuses the compiled program of an earlier fit.
 _LBFGS = optax.lbfgs()
 _ADAM = optax.adam(1e-2)
 
-# A line search never goes up, so that this many steps without a new minimum are rounding.
+# A line search never goes up, so that after this many steps without a new minimum rounding hides
+# all progress.
 PATIENCE = 30
 NO_FLAG = np.zeros(1, np.int32)
 _normalised = jax.jit(Data.normalised)

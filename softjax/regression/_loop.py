@@ -108,16 +108,16 @@ class State(NamedTuple):
     value: Any  # the objective at `theta`
     norm: Any  # the largest entry of the gradient at `theta`, relative to its bound
     decrement: Any  # the decrease that the model predicted for the last step, nats
-    # The largest change of the difference of two logits of an example in the last step, in the
-    # whole step of the model if the line search has shortened it.
+    # The largest change of a difference of two logits of an example by the last step; if the line
+    # search has shortened this step, by the whole step of the model.
     move: Any
-    # The largest `move` of all the steps since the gradient has been NEAR; before, the last move,
-    # or that of the step before if it passed an example with extreme features.
+    # The largest `move` of all steps since the gradient first was below NEAR. Until then it is the
+    # last `move`, or the one before it if that step passed an example with extreme features.
     farthest: Any
-    # Whether a fit may end only once `move` is below a limit. Without an optimum no fit comes to
-    # rest; if not `strict`, it ends, and then separation has to be proven.
+    # Whether a fit may end only once `move` is below a limit. Without an optimum the logits never
+    # come to rest; a fit that is not `strict` ends nevertheless, and separation is then proven.
     strict: Any
-    unseen: Any  # a bound of the decrease that is possible where rounding hides the curvature, nats
+    unseen: Any  # a bound of the decrease along directions whose curvature rounding hides, nats
     first: Any  # the objective at the start
     lowest: Any  # the smallest objective before the last step
     best: Any  # the smallest `norm` before the last step

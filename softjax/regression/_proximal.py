@@ -83,7 +83,7 @@ class Bound(NamedTuple):
 def _solve_among_active(theta: Array, problem: Problem, b: Array) -> Array:
     """H^-1 b among the entries that are not 0: the others stay 0 if the problem changes."""
     active = (theta != 0).at[:, -1].set(True)
-    # Along a change that all classes have in common the loss has no curvature: only l2 has.
+    # The loss has no curvature along a change that all classes have in common; only l2 has some.
     l2 = problem.l2 * problem.penalised(jnp.ones_like(theta[:1]))[0]
     held = jnp.all(active, 0) & (l2 > 0)
     loose = jnp.all(active, 0) & ~held

@@ -252,7 +252,7 @@ class Run:
     def _is_proven(self) -> bool:
         """Whether quasi-complete separation is suspected and proven.
 
-        Also if the last step was taken near an end that `tol` was too small for.
+        A fit at its limit of steps is suspected if its gradient is small but its logits still move.
         """
         state = self.state
         suspected = bool(self.outcome.suspected)

@@ -195,7 +195,7 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         Features and classes have the names that they have in the data. The last step of a pipeline
         gets arrays without names: pass `feature_names=pipeline[:-1].get_feature_names_out()`.
 
-        A weight of `class_weight` is no number of examples: it counts squared in the covariance,
+        A weight of `class_weight` is not a number of examples: it counts squared in the covariance,
         which is then the sandwich, and the likelihood ratio, AIC and BIC are left out.
 
         Args:
@@ -203,7 +203,7 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
                 reference to them, which is not pickled or copied.
             y: the labels of the fit.
             sample_weight: the weights of the fit, which are counted as numbers of examples. For
-                weights that are none, such as survey weights, pass `clusters=np.arange(N)`.
+                other weights, such as survey weights, pass `clusters=np.arange(N)`.
             reference: the label of the class with which the others are compared; if left out, the
                 first of `classes_`. None compares each class with the mean of all classes.
             odds_ratios: whether the table shows odds ratios in place of their logarithms.

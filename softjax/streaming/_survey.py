@@ -56,7 +56,7 @@ NONE = np.empty(0, np.int64)
 
 
 def unseen(rows: np.ndarray, names: list[str], codes: np.ndarray) -> None:
-    """Takes no notice of a run of rows."""
+    """Does nothing: the default of `see`."""
 
 
 def survey(

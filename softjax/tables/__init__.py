@@ -260,7 +260,7 @@ def features_of(data: Any, columns: Sequence[Column]) -> np.ndarray:
     cells = []
     for column in chosen:
         values = data[named[column.name]]
-        if hasattr(values, "to_pylist"):  # Arrow, whose whole numbers are to stay whole
+        if hasattr(values, "to_pylist"):  # Arrow: keeps whole numbers beside missing cells
             values = values.to_pylist()
         elif hasattr(values, "cat"):  # categories of pandas, or any column of Polars
             values = values.astype(object) if hasattr(values, "astype") else values.to_list()

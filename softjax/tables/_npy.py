@@ -126,7 +126,7 @@ class NpyRows(FileRows):
         self.file, self.apart = NpyFile(path), None
         if len(self.file.shape) != 2:
             raise DataError(f"{path}: expected an array of rank 2, got shape {self.file.shape}.")
-        if not self.file.shape[0]:  # also without columns
+        if not self.file.shape[0]:  # before the columns, of which there may be none
             raise DataError(f"{path}: has no rows.")
         known = [str(i) for i in range(self.file.shape[1])]
         column = label

@@ -85,7 +85,7 @@ class ParquetRows(FileRows):
 
     def _row_group(self, group: int, begin: int) -> tuple[np.ndarray, np.ndarray]:
         if self.last is None or self.last[0] != group:
-            self.last = None  # so that two row groups are never in memory
+            self.last = None  # so that only one row group is in memory
             names = [column.name for column in self.columns]
             columns = names if self.label is None else [*names, self.label]
             with understood(self.path):

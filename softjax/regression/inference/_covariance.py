@@ -86,7 +86,7 @@ def covariance(
         l2: >= 0, the penalty of the fit, a scalar or [D], as in `regression.objective`.
         fit_intercept: as in the fit.
         sample_weights: real [N], >= 0: how often each row was seen (frequency weights). Scaling the
-            weights scales the number of examples. For weights that are no frequencies, such as
+            weights scales the number of examples. For weights that are not frequencies, such as
             survey weights, pass clusters=np.arange(N), in which J has w_i^2.
         class_weights: real [K], >= 0, those of the fit; implies `robust`, since the weighted loss
             is not the likelihood of the data.

@@ -16,8 +16,8 @@ from softjax._numerics import compute_dtype
 from softjax.regression._model import SoftmaxRegression, refuse_other_params
 from softjax.regression._rows import EXACT
 
-# A larger model may have a smaller log-likelihood by this part of it: of rounding in float32 and of
-# fits that stopped early.
+# The log-likelihood of a larger model may be smaller by this part of it, because of rounding in
+# float32 or because a fit stopped early.
 UNCLEAR = 1e-5
 
 

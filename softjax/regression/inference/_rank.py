@@ -4,7 +4,8 @@ A penalty gives an optimum even if features are constant or collinear. The likel
 on no more than rank([X, 1]) (K - 1) parameters, for the rows X of positive weight. The rank is
 found from the scatter of the standardised features, so that units and means do not matter, by a
 Cholesky factorisation. Its pivots are 1 - R^2, the share of the variance of a feature that the
-features before it leave; large ones come first. As for a fit, a share of the size of rounding is 0.
+features before it do not explain; large pivots come first. A share of the size of rounding counts
+as 0, as in a fit.
 
 Source: N. J. Higham, "Accuracy and Stability of Numerical Algorithms" (2002), section 10.3.
 """
@@ -26,7 +27,7 @@ from softjax.regression._standardised import moments_of
 
 # The scatter of more features than this would take more time and memory than a fit.
 MOST_FEATURES = 2048
-# So many columns of the scatter of sparse features are computed together.
+# The number of columns of the scatter of sparse features that are computed together.
 TOGETHER = 16
 
 
@@ -34,7 +35,8 @@ class Determined(NamedTuple):
     """What the examples determine: two truth values for each feature, [D]."""
 
     varies: Any  # whether it is not constant; without an intercept, whether it is not 0
-    counts: Any  # whether it counts; all others are combinations of those that do and the bias
+    # Whether it counts; all others are combinations of the features that count and the bias.
+    counts: Any
 
 
 def num_parameters(found: Determined, constant: Any, num_classes: int) -> Any:
@@ -117,7 +119,8 @@ def pivoted(scatter: Array, least: Any) -> tuple[Array, Array]:
     def body(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         factor, left, counts = state
         pivots = open_pivots(left, counts)
-        j = jnp.argmax(pivots >= jnp.max(pivots) / 2)  # the first large one, not the rounding's
+        # The first large pivot: which one is the largest may depend on rounding.
+        j = jnp.argmax(pivots >= jnp.max(pivots) / 2)
         column = scatter[:, j] - jnp.matmul(factor, factor[j], precision=EXACT)
         column = column / jnp.sqrt(left[j])
         place = jnp.sum(counts, dtype=jnp.int32)
