@@ -69,7 +69,7 @@ def optimum(table: Table, corners: Corners, theta: np.ndarray, tol: float) -> En
     before, passes, damping, model = np.inf, 2, 0.0, None
     for step in range(MOST_STEPS):
         p = probabilities(z)
-        faces = _faces(table, corners, theta, table.slope(theta, p))
+        faces = _faces(corners, theta, table.slope(theta, p))
         norm = np.max(np.abs(faces.slope), initial=0)
         at_rest = move < STILL or norm == 0
         if not np.isfinite(norm) or (is_loose and near and not at_rest):
@@ -110,7 +110,7 @@ def smallest_subgradient(corners: Corners, theta: np.ndarray, gradient: np.ndarr
     return np.where(length > 0, inside, gradient * outside)
 
 
-def _faces(table: Table, corners: Corners, theta: np.ndarray, gradient: np.ndarray) -> Faces:
+def _faces(corners: Corners, theta: np.ndarray, gradient: np.ndarray) -> Faces:
     """The free parts and the penalty at `theta`, given the gradient of the smooth part."""
     strength, length = corners.strength[None], corners.length(theta)
     inside = length > 0

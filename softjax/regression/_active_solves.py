@@ -159,7 +159,7 @@ def by_products(
     tol: float,
 ) -> tuple[np.ndarray, int]:
     """d with H d = -v for the free entries, by conjugate gradients, and the number of products."""
-    among = _projection(table, corners, faces)
+    among = _projection(corners, faces)
     curved_by = (table.weights * p * complements(p)) @ np.square(table.features)
     extra = table.ridge + faces.bend
     extra = extra + DAMPING * (curved_by + extra) + damping * _bound(table)
@@ -214,7 +214,7 @@ def _bound(table: Table) -> np.ndarray:
     return table.weights @ np.square(table.features) / 2 + table.ridge
 
 
-def _projection(table: Table, corners: Corners, faces: Faces) -> Callable:
+def _projection(corners: Corners, faces: Faces) -> Callable:
     """The projection on the possible steps: 0 if not free, and along u for rows that leave 0.
 
     With a grouped penalty the part that all classes have in common is removed too.

@@ -136,7 +136,7 @@ def advance(lanes: Lanes, work: Schedule, tol: Array, max_steps: Array, rounds: 
 def _retire_and_refill(lanes: Lanes, tol: Array, work: Schedule, idle: Array) -> Schedule:
     """Stores the results of the lanes in idle slots, and puts the next lanes into these slots."""
     count, slots = len(work.results[0].separated), work.slots
-    place = jnp.where(idle, slots.lane, count)  # beyond the last: dropped
+    place = jnp.where(idle, slots.lane, count)  # a result at `count` is dropped
     results = jax.tree.map(
         lambda all_, new: all_.at[place].set(new, mode="drop"),
         work.results,
@@ -162,7 +162,7 @@ def _loaded(lanes: Lanes, tol: Array, lane: Array) -> Active:
     theta, logits = jnp.where(good, lanes.start, 0), jnp.where(good, logits, of_zeros)
     here = _point(problem, theta, logits)
     state = initial(theta, ())._replace(strict=problem.has_bounded_optimum)
-    state = _judged(lanes, tol, problem, state, here)
+    state = _judged(lanes, tol, state, here)
     return Active(lane, problem.targets, problem.l2, mass, state, here)
 
 
@@ -178,7 +178,7 @@ def _stepped(lanes: Lanes, tol: Array, slot: Active, running: Array) -> Active:
         problem, state, here.logits, d, d_logits, slope, passes + 2, NewtonCG.patience
     )
     there = _point(problem, state.theta, logits)
-    return slot._replace(state=_judged(lanes, tol, problem, state, there), point=there)
+    return slot._replace(state=_judged(lanes, tol, state, there), point=there)
 
 
 def _direction(lanes: Lanes, problem: Problem, here: Point, norm: Array) -> tuple[Array, Array]:
@@ -203,7 +203,7 @@ def _point(problem: Problem, theta: Array, logits: Array) -> Point:
     return here._replace(gradient=centred(here.gradient))
 
 
-def _judged(lanes: Lanes, tol: Array, problem: Problem, state: State, here: Point) -> State:
+def _judged(lanes: Lanes, tol: Array, state: State, here: Point) -> State:
     """Judges a lane as a single fit is judged, but with the bound of all lanes."""
     norm = _objective.relative_norm(here.gradient, lanes.bound)
     unseen = _preconditioner.unseen(lanes.sight, here.gradient, lanes.least)

@@ -24,6 +24,10 @@ from softjax._cross_entropy import cross_entropy
 from softjax.regression._model import SoftmaxRegression, logits, penalty
 from softjax.regression._result import Status
 
+Transform = Callable[[Array], Array] | None
+# A bound of the number of examples of a batch and of the number of features.
+MOST = 2.0**30
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -142,20 +146,13 @@ def good_rows(xp: Any, batch: Batch, num_classes: int) -> Any:
     return good & xp.all(xp.isfinite(labels) & (labels >= 0), 1)
 
 
-Transform = Callable[[Array], Array] | None
-
-
-# A bound of the number of examples of a batch and of the number of features.
-MOST = 2.0**30
-
-
 class Form(NamedTuple):
     """The static arguments of a program."""
 
     # `mean_loss`, or another function that adds up the same terms.
     sums: Callable[[Batch, Array | None, SoftmaxRegression], Array]
-    optimizer: optax.GradientTransformation  # an optax optimizer
-    transform: Transform = None  # a function of the features of a batch, or None
+    optimizer: optax.GradientTransformation
+    transform: Transform = None  # applied to the features of a batch
     # Whether rows that are not finite, or have no valid class, are left out.
     skip_nonfinite: bool = False
 
@@ -166,7 +163,7 @@ class Terms(NamedTuple):
     l2: Array  # the strength of the squared penalty: a scalar, or [D], one for each feature
     class_weights: Array | None  # [K], or None
     constant: Any  # the factor of the bias: 1, or 0 without an intercept
-    tol: Array  # the steps end once no entry of the gradient, relative to `bound`, is larger
+    tol: Any  # the steps end once no entry of the gradient, relative to `bound`, is larger
     # The largest possible entries of the gradient, [D + 1]; None for ones.
     bound: Array | None = None
     largest: Array | None = None  # the largest absolute value of each feature, [D]; None for ones
@@ -176,7 +173,7 @@ class State(NamedTuple):
     """All that a step needs from earlier steps; the content of a checkpoint."""
 
     params: SoftmaxRegression  # kernel [D, K] and bias [K], finite
-    optimizer_state: optax.OptState  # the state of the optax optimizer
+    optimizer_state: optax.OptState
     step: Array  # the number of steps taken
     total: Array  # the objectives of the batches since the last event, summed
     taken: Array  # the number of these batches
@@ -217,7 +214,7 @@ def advance(
     def body(carry: tuple[State, Array]) -> tuple[State, Array]:
         state, _ = carry
         objective = _objective(form, terms, feed.batch(state.step, first), state)
-        value, grad = _value_and_grad(form, feed, objective, state)
+        value, grad = _value_and_grad(feed, objective, state)
         norm = largest_entry(terms.bound, grad)
 
         def update() -> tuple[SoftmaxRegression, optax.OptState]:
@@ -234,7 +231,7 @@ def advance(
             return _with_dtypes((stepped, optimizer_state), (state.params, state.optimizer_state))
 
         small = norm <= terms.tol
-        if _is_cached(form, feed, state):  # an unneeded line search would evaluate all examples
+        if _is_cached(feed, state):  # an unneeded line search would evaluate all examples
             params, optimizer_state = lax.cond(small, lambda: state[:2], update)
         else:
             params, optimizer_state = update()
@@ -266,7 +263,7 @@ def objective_and_norm(
         The objective, and the largest entry of the gradient, relative to `Terms.bound`.
     """
     objective = _objective(form, terms, feed.batch(state.step, state.step), state)
-    value, grad = _value_and_grad(form, feed, objective, state)
+    value, grad = _value_and_grad(feed, objective, state)
     return value, largest_entry(terms.bound, grad)
 
 
@@ -303,16 +300,16 @@ def _objective(
     return objective
 
 
-def _is_cached(form: Form, feed: Held | Stacked, state: State) -> bool:
+def _is_cached(feed: Held | Stacked, state: State) -> bool:
     """Whether the state holds the objective of the next step, which uses all examples too."""
     whole = isinstance(feed, Held) and feed.order is None
     return whole and stores_gradient(state.optimizer_state)
 
 
 def _value_and_grad(
-    form: Form, feed: Held | Stacked, objective: Callable[[SoftmaxRegression], Array], state: State
+    feed: Held | Stacked, objective: Callable[[SoftmaxRegression], Array], state: State
 ) -> tuple[Array, SoftmaxRegression]:
-    if _is_cached(form, feed, state):
+    if _is_cached(feed, state):
         known: Any = optax.value_and_grad_from_state(objective)
         return known(state.params, state=state.optimizer_state)
     return jax.value_and_grad(objective)(state.params)

@@ -47,6 +47,7 @@ from softjax.tables._errors import differences
 
 T = TypeVar("T")
 Spans = Iterable[tuple[int, int]]
+Figures = tuple[float, float]  # an objective, and the norm of its gradient
 CHUNK_BYTES = 1 << 23
 LONGEST_CHUNK = 64
 SAMPLES = 64
@@ -100,8 +101,8 @@ class ArrayFeed:
     def begin(self, step: int, every: int) -> Any:
         return self.data.features
 
-    def known(self, terms: Terms) -> Terms:
-        """The terms on the devices, completed with bounds and scales of all examples if known."""
+    def completed(self, terms: Terms) -> Terms:
+        """The terms on the devices, with bounds and scales of all examples if these are known."""
         known = {"class_weights": terms.class_weights, "l2": terms.l2, "constant": terms.constant}
         self.data = replace(self.data, **known)
         bound, largest = scales(self.data)
@@ -124,14 +125,14 @@ class ArrayFeed:
 
     def bad_rows(self, chunk: Chunk, step: int) -> tuple[list[int], list[int]]:
         """The rows of the batch of `step` that are bad, and those of them without a valid class."""
-        return [], []  # they have been refused
+        return [], []  # such arrays have been refused
 
-    def value_and_norm(self, form: Form, terms: Terms, state: State) -> tuple[float, float]:
-        """The objective of all examples and the norm of its gradient; None if unknown."""
+    def evaluated(self, form: Form, terms: Terms, state: State, last: Figures) -> Figures:
+        """The objective of all examples at the parameters, and the norm of its gradient."""
         value, norm = objective_and_norm(form, terms, state, Held(self.examples.rows, None))
         return float(value), float(norm)
 
-    def separated(self, terms: Terms, params: SoftmaxRegression) -> bool:
+    def separated(self, params: SoftmaxRegression) -> bool:
         return bool(separation(self.data, params, np.int32(0))[0])
 
 
@@ -173,7 +174,7 @@ class BatchFeed:
         self.chunk_steps = max(min(CHUNK_BYTES // max(size, 1), LONGEST_CHUNK, every), 1)
         return transformed(TRAIN, self.transform, first.features.shape, first.features.dtype)
 
-    def known(self, terms: Terms) -> Terms:
+    def completed(self, terms: Terms) -> Terms:
         return self.devices.placed(terms)
 
     def placed(self, tree: T) -> T:
@@ -197,15 +198,15 @@ class BatchFeed:
         outside = bad & ((labels < 0) | (labels >= self.num_classes))
         return numbers[bad].tolist(), numbers[outside].tolist()
 
-    def value_and_norm(self, form: Form, terms: Terms, state: State) -> tuple[float, float] | None:
-        """The objective of the first batch, and its gradient, before the first step; then None."""
+    def evaluated(self, form: Form, terms: Terms, state: State, last: Figures) -> Figures:
+        """The objective and norm of the first batch before the first step; then the `last` ones."""
         if int(state.step):
-            return None
+            return last
         first = self.devices.chunk(self.source, self.like, self.chunk_steps, (0, 1))
         value, norm = objective_and_norm(form, terms, state, first.feed)
         return float(value), float(norm)
 
-    def separated(self, terms: Terms, params: SoftmaxRegression) -> bool:
+    def separated(self, params: SoftmaxRegression) -> bool:
         return False  # unknown without a pass over all rows
 
 

@@ -7,7 +7,6 @@ from itertools import chain
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
@@ -232,16 +231,18 @@ def train(
     params = initial_params(init, like, feed.num_classes, intercept)
     validation = validation_of(validation, params.kernel.shape)
     factors = factors_array(penalty_factors, width, dtype)
-    strength = jnp.asarray(penalty("l2", strength, dtype))
+    strength = penalty("l2", strength, dtype)
     terms = Terms(
         strength if factors is None else strength * factors,
         class_weights_array(class_weights, feed.num_classes, dtype),
-        jnp.asarray(intercept),
+        intercept,
         # Without `tol`, no gradient is small enough: a norm is never below 0.
-        tol=jnp.asarray(-1.0 if tol is None else not_negative("tol", tol), dtype),
+        np.asarray(-1.0 if tol is None else not_negative("tol", tol), dtype),
     )
     form = Form(feed.sums, optimizer, feed.transform, skip_nonfinite)
-    run = _Run(feed, form, feed.known(terms), start(optimizer, params), saved, checkpoints, begin)
+    run = _Run(
+        feed, form, feed.completed(terms), start(optimizer, params), saved, checkpoints, begin
+    )
     return run.to(steps, every, validation, callback, preempted)
 
 
@@ -308,12 +309,12 @@ class _Run:
     def event(self, validation: Validation | None) -> Event:
         """Records the mean objective since the last event, and saves a checkpoint."""
         state, feed = self.state, self.feed
-        value, norm = float(state.total) / max(int(state.taken), 1), float(state.norm)
+        figures = float(state.total) / max(int(state.taken), 1), float(state.norm)
         if feed.takes_all:
-            value, norm = feed.value_and_norm(self.form, self.terms, state) or (value, norm)
+            figures = feed.evaluated(self.form, self.terms, state, figures)
         seconds = time.perf_counter() - self.begin
         epoch = self.step / feed.epoch_steps
-        event = Event(self.step, epoch, value, norm, seconds, self._params())
+        event = Event(self.step, epoch, *figures, seconds, self._params())
         event = recorded(event, validation, self.history)
         nothing = {"total": np.zeros((), state.total.dtype), "taken": np.int32(0)}
         self.state = state._replace(**feed.placed(nothing))
@@ -326,11 +327,10 @@ class _Run:
 
     def result(self, status: int) -> FitResult:
         """The result of a run that has ended."""
-        value = self.history[-1]["objective"] if self.history else np.nan
-        norm, params = float(self.state.norm), self.state.params
-        seen = self.feed.value_and_norm(self.form, self.terms, self.state)
-        value, norm = (value, norm) if seen is None else seen
-        separated = self.feed.separated(self.terms, params)
+        last = self.history[-1]["objective"] if self.history else np.nan
+        params, figures = self.state.params, (last, float(self.state.norm))
+        value, norm = self.feed.evaluated(self.form, self.terms, self.state, figures)
+        separated = self.feed.separated(params)
         return FitResult(params, value, status, self.step, None, norm, separated, self.history)
 
     def _params(self) -> SoftmaxRegression:
