@@ -25,6 +25,7 @@ from softjax.regression._features import (
     sparse_array,
     without_duplicates,
 )
+from softjax.regression._host_arrays import is_at_hand, placed
 from softjax.regression._model import SoftmaxRegression, refuse_other_params
 from softjax.regression._model import init as zeros
 from softjax.regression._problem import Data
@@ -124,8 +125,8 @@ def features_array(argument: str, features: Any) -> Matrix:
     with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
         if isinstance(features, np.ndarray) and np.issubdtype(features.dtype, np.floating):
             # `jnp.asarray` would hold two copies of an array of NumPy.
-            placed = jax.device_put(features)
-            features = features if isinstance(placed, Tracer) else placed
+            on_device = jax.device_put(features)
+            features = features if isinstance(on_device, Tracer) else on_device
         x = _checks.real_array(called(), argument, features)
     if x.ndim != 2 or not len(x):
         expected = "of shape (examples, features), with at least one example"
@@ -248,7 +249,7 @@ def mean_one_weights(
         mean = jnp.mean(weights)
     if _checks.is_concrete(mean) and mean == 0:
         raise error("sample_weights", "> 0 somewhere", "zeros only")
-    return jnp.asarray(weights / mean), total
+    return placed(weights / mean), total
 
 
 def class_weights_array(
@@ -302,6 +303,12 @@ def not_negative(argument: str, value: Any) -> Any:
         _checks.same_shape(called(), argument, value, ())
         return value
     return _checks.not_negative_number(called(), argument, value)
+
+
+def limits(tol: Any, max_steps: int | None) -> tuple[Any, int | None]:
+    """The checked tolerance and limit of the steps of a fit."""
+    most = None if max_steps is None else at_least("max_steps", max_steps, 0)
+    return not_negative("tol", tol), most
 
 
 def penalty(argument: str, value: Any, dtype: DTypeLike) -> Any:
@@ -385,10 +392,3 @@ def _refuse(argument: str, expected: str, x: Array | np.ndarray, bad: Callable) 
 
 def is_traced(tree: Any) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree))
-
-
-def is_at_hand(x: Any) -> bool:
-    """Whether `x` is known and in the memory of the CPU, where NumPy reads it without a copy."""
-    if not _checks.is_concrete(x):
-        return False
-    return isinstance(x, Array) and all(device.platform == "cpu" for device in x.devices())

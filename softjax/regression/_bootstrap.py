@@ -12,13 +12,20 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from softjax._auto_axes import on_auto_axes
-from softjax.regression._arguments import at_least, checked_data, error, errors_name, penalties
+from softjax.regression._arguments import (
+    at_least,
+    checked_data,
+    error,
+    errors_name,
+    limits,
+    penalties,
+)
 from softjax.regression._batched import Lane
 from softjax.regression._features import Features
 from softjax.regression._groups import mean_one, no_report, random_key, run
+from softjax.regression._host_arrays import placed
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._result import FitResult, ManyEvent
-from softjax.regression._table import placed
 from softjax.regression.inference._estimates import check_level
 
 
@@ -128,6 +135,7 @@ def bootstrap(
     if weights is None:
         weights = placed(np.ones(data.features.shape[0], data.features.dtype))
     lane_of = Partial(_resample, random_key(seed), data.labels, weights)
+    tol, max_steps = limits(tol, max_steps)
     ((whole, fits, _),) = run(
         replace(data, l2=data.l2[None]),
         lane_of,

@@ -17,25 +17,23 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
-from softjax._cross_entropy import cross_entropy
 from softjax.regression import _host_folds
 from softjax.regression._arguments import (
-    at_least,
     called,
     checked_data,
     error,
     errors_name,
-    not_negative,
+    limits,
     penalties,
 )
 from softjax.regression._batched import Lane
 from softjax.regression._features import Features
-from softjax.regression._frame import in_bucket, power_of_two, without_hidden
+from softjax.regression._frame import in_bucket, next_power_of_two, without_hidden
 from softjax.regression._groups import Outcome, mean_one, random_key, run, stacked
+from softjax.regression._host_arrays import placed
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
-from softjax.regression._result import FitResult, ManyEvent
-from softjax.regression._table import placed
+from softjax.regression._result import FitResult, ManyEvent, losses_and_hits
 
 
 class CrossValidation(NamedTuple):
@@ -165,8 +163,8 @@ def cross_validated(
     folds, num_folds = folds_array(folds, seed, data)
     data = without_hidden(data if data.l2.ndim else replace(data, l2=data.l2[None]))
     found: list[Any] = [None] * len(data.l2)
-    start, tol = None, not_negative("tol", tol)
-    limit = None if max_steps is None else at_least("max_steps", max_steps, 0)
+    tol, limit = limits(tol, max_steps)
+    start = None
     if callback is None and _host_folds.takes(data, num_folds):
         found, start = _host_folds.outcomes(data, np.asarray(folds), num_folds, tol, limit)
     left = [place for place, outcome in enumerate(found) if outcome is None]
@@ -218,9 +216,7 @@ def held_out(
     """The weighted mean loss and accuracy on a fold."""
     share = jnp.where(folds == fold, weights, 0)
     share = share / jnp.sum(share)
-    losses = cross_entropy(logits.T, labels)
-    right = labels if labels.ndim == 1 else jnp.argmax(labels, -1).astype(jnp.int32)
-    hits = jnp.argmax(logits, 0).astype(jnp.int32) == right
+    losses, hits = losses_and_hits(logits.T, labels)
     return jnp.sum(share * losses), jnp.sum(jnp.where(hits, share, 0))
 
 
@@ -249,7 +245,7 @@ def _stratified(key: Array, labels: Array, num_folds: int) -> Array:
     """The fold of each example: shuffled examples are dealt in turn, one class after another."""
     classes = labels if labels.ndim == 1 else jnp.argmax(labels, -1)
     # One program draws the bits of any number up to a power of two.
-    bits = _bits(key, max(power_of_two(len(classes)), 1024))[: len(classes)]
+    bits = _bits(key, max(next_power_of_two(len(classes)), 1024))[: len(classes)]
     known: list[Any] = [_checks.known(a) for a in (bits, classes)]
     dealt = np.arange(len(classes), dtype=np.int32) % num_folds
     if any(a is None for a in known):

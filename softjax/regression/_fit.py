@@ -20,7 +20,7 @@ from softjax.regression._arguments import (
     errors_name,
     initial_params,
     is_traced,
-    not_negative,
+    limits,
     penalty,
     refuse_other_optimizers,
 )
@@ -166,10 +166,9 @@ def fit(
     if optimizer is not None:
         refuse_other_optimizers(optimizer)
     _checks.refuse_uncallable(FIT, "callback", callback)
-    tol = not_negative("tol", tol)
+    tol, max_steps = limits(tol, max_steps)
     held_out = checked_validation(validation, params.kernel.shape, data.offset is not None)
     seed = at_least("seed", seed, 0)
-    max_steps = None if max_steps is None else at_least("max_steps", max_steps, 0)
 
     watched = callback is not None or validation is not None
     if is_traced((data, params)):

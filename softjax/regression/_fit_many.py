@@ -21,6 +21,7 @@ from softjax.regression._arguments import (
     errors_name,
     features_array,
     labels_array,
+    limits,
     mean_one_weights,
     penalties,
     refuse_one_class,
@@ -114,6 +115,7 @@ def fit_many(
     mean_labels, median = _middle(lane_of, lanes.l2, x, num_classes=num_classes, count=count)
     options = (None, class_weights, fit_intercept, offset, penalty_factors)
     data = checked_data(x, mean_labels, num_classes, *options)
+    tol, max_steps = limits(tol, max_steps)
     ((_, fits, _),) = run(
         replace(data, l2=median),
         lane_of,

@@ -40,10 +40,11 @@ have more than
 
     max_i |x_ij kernel_jk| <= max_i x_ij^2 / (l2 f_j)
 
-from feature j, as of masses of atoms in kilograms beside ages in years. Far below the rounding of
-the logits such a feature changes nothing. But the solvers ask for a small gradient of every
-parameter, and this one magnifies the rounding of its coefficient by the whole ratio: a fit that is
-at its optimum would go on to its precision floor. So its numbers are replaced by zeros.
+from feature j. An example is the mass of an atom in kilograms beside an age in years. If this bound
+is far below the rounding of the logits, the feature changes nothing. But the solvers require a
+small gradient of every parameter, and the gradient of this one has the rounding of its coefficient,
+magnified by the whole ratio: a fit at its optimum would continue to its precision floor. Therefore
+the numbers of the feature are replaced by zeros.
 """
 
 from dataclasses import replace
@@ -55,7 +56,6 @@ import numpy as np
 from jax import Array, lax
 
 from softjax import _checks
-from softjax.regression._arguments import is_at_hand
 from softjax.regression._features import (
     column_of,
     is_sparse,
@@ -63,16 +63,16 @@ from softjax.regression._features import (
     stored_mass,
     with_data,
 )
+from softjax.regression._host_arrays import is_at_hand, placed
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._preconditioner import LARGEST_FACTOR
 from softjax.regression._problem import Data
 from softjax.regression._result import Status
-from softjax.regression._table import placed
 
 if TYPE_CHECKING:
     from jax.experimental.sparse import BCOO
 
-# Features are shifted if a rounding of their middle is more than this part of their spread.
+# Features are shifted if the rounding of their middle is more than this part of their spread.
 FELT = 1e-5
 # The middle and the spread are computed from this number of rows.
 ROWS = 65
@@ -82,7 +82,7 @@ SMALLEST, LARGEST = 2**16, 2**20
 FEWEST_ROWS, FEWEST_ENTRIES = 2**11, 2**12
 # A feature is hidden if its penalty is more than this many times its largest square.
 HIDING = 2.0**80
-# The number of examples that are looked at first, since they show most features to be visible.
+# The number of examples that are read first: they show that most features are not hidden.
 FIRST = 64
 
 
@@ -275,8 +275,8 @@ def in_bucket(data: Data, copies: int = 1) -> Data:
     if not on_one_device or entries + examples * row_logits > LARGEST:
         return data
     row_size = entries // examples + row_logits
-    least = min(FEWEST_ROWS, power_of_two(SMALLEST // row_size + 1) // 2)
-    size = max(power_of_two(examples), least)
+    least = min(FEWEST_ROWS, next_power_of_two(SMALLEST // row_size + 1) // 2)
+    size = max(next_power_of_two(examples), least)
     if is_wide(examples, width) != is_wide(size, width):
         return data
     places = np.arange(size) % examples  # copies of existing rows, so that no extreme changes
@@ -292,7 +292,7 @@ def in_bucket(data: Data, copies: int = 1) -> Data:
     )
 
 
-def power_of_two(number: int) -> int:
+def next_power_of_two(number: int) -> int:
     """The smallest power of two that is no smaller than `number`."""
     return 1 << max(number - 1, 0).bit_length()
 
@@ -304,7 +304,7 @@ def _taken(x: Any, places: np.ndarray) -> Array:
 
 def _with_entries(x: "BCOO", size: int) -> "BCOO":
     """`x` with `size` rows. The new rows are empty, and the new entries are out of bounds."""
-    entries = max(power_of_two(x.nse), FEWEST_ENTRIES)
+    entries = max(next_power_of_two(x.nse), FEWEST_ENTRIES)
     shape = (size, x.shape[1])
     data, indices = np.zeros(entries, x.dtype), np.full((entries, 2), shape, np.int32)
     data[: x.nse], indices[: x.nse] = np.asarray(x.data), np.asarray(x.indices)
@@ -324,12 +324,11 @@ def without_hidden(data: Data) -> Data:
     ridge = np.broadcast_to(np.min(np.asarray(data.l2)) * factors, x.shape[1])
     host, root = np.asarray(entries), np.sqrt(ridge / HIDING)
     if is_sparse(x):
-        # Most data have no entry that is small enough, which is faster to see than the columns.
+        # Most data have no entry that is small enough; this test is faster than one by columns.
         if not len(host) or np.min(np.abs(host), where=host != 0, initial=np.inf) >= root.max():
             return data
         largest = largest_entries(x)
     else:
-        # The first examples show of most features that they are not hidden.
         largest = np.abs(host[:FIRST]).max(0)
         places = np.flatnonzero(largest < root)
         largest[places] = np.abs(host[:, places]).max(0)

@@ -21,22 +21,20 @@ from softjax._descriptions import is_random_key
 from softjax._platforms import quickly_compiled
 from softjax.regression import _batched, _ending, _frame, _preconditioner, _standardised
 from softjax.regression._arguments import (
-    at_least,
     called,
     error,
     initial_params,
     is_traced,
-    not_negative,
 )
 from softjax.regression._batched import Lanes, Schedule
 from softjax.regression._features import in_full_precision, is_sparse
+from softjax.regression._host_arrays import is_on_host, placed
 from softjax.regression._linear_solves import factored_hessian
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import pack, probabilities, uncertainty
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, ManyEvent, Status
 from softjax.regression._standardised import Standardised
-from softjax.regression._table import is_on_host, placed
 from softjax.regression._traced import to_the_end
 
 T = TypeVar("T")
@@ -77,16 +75,16 @@ def run(
 ) -> list[Outcome]:
     """The outcome of each group of `count` lanes; `data.l2` [G] has the penalties of the groups.
 
+    `tol` and `max_steps` have been checked by `limits`.
+
     The fits to all the data go from the largest penalty to the smallest, and each starts at the one
     before; the lanes of a group start at its fit to all the data.
     """
-    known_tol = not_negative("tol", tol)
-    limit = MAX_STEPS if max_steps is None else at_least("max_steps", max_steps, 0)
+    limit = MAX_STEPS if max_steps is None else max_steps
     params = initial_params(init, data.features, data.num_classes, data.constant)
-    _checks.refuse_uncallable(called(), "callback", callback)
     data, frame = _frame.framed(data, True)
     params = _frame.inside(frame, params)
-    tolerance = jnp.asarray(known_tol, data.features.dtype)
+    tolerance = jnp.asarray(tol, data.features.dtype)
     groups = Groups(data, lane_of, report_of, tolerance, count)
     if is_traced((groups, params)):
         if callback is not None:
@@ -140,6 +138,7 @@ class Watch:
     """Reports the number of finished fits to a callback, and remembers whether it has stopped."""
 
     def __init__(self, callback: Callable[[ManyEvent], bool | None] | None, count: int):
+        _checks.refuse_uncallable(called(), "callback", callback)
         self.callback, self.count, self.begin = callback, count, time.perf_counter()
         self.stopped = False
         self.tell(0)
@@ -212,7 +211,7 @@ def _with_checked_ends(
         labels, weights, l2 = groups.lane_of(lanes.data.l2, jnp.int32(lane))
         data = replace(lanes.data, labels=labels, weights=weights, l2=l2)
         theta = pack(SoftmaxRegression(fits.params.kernel[lane], fits.params.bias[lane]))
-        first = np.inf  # the loop has already checked that no lane ends above its start
+        first = np.inf  # the loop has checked already that no lane ends above its start
         ending = _ending.in_float64(_ending.check, data, theta, first, groups.tol)
         loose = bool(data.is_loose)
         if loose and _ending.in_float64(_ending.quasi_separated, data, theta, np.True_):

@@ -15,10 +15,11 @@ import numpy as np
 
 from softjax.regression import _host_newton
 from softjax.regression._groups import Outcome
+from softjax.regression._host_arrays import placed
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult
-from softjax.regression._table import losses, placed, shares_of, targets_of
+from softjax.regression._table import losses, shares_of, targets_of
 
 # The limit of the work of all fits to a small table, N K (D + 16) per product with the features:
 # they take up to a few seconds, while the compilation takes more than ten.

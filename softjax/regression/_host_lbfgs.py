@@ -23,6 +23,7 @@ import numpy as np
 from softjax.regression._descent import SLOPE_LEFT
 from softjax.regression._features import CACHED, is_sparse
 from softjax.regression._frame import centre_of
+from softjax.regression._host_arrays import is_on_host, placed
 from softjax.regression._host_newton import COARSE, FAR, step_length
 from softjax.regression._host_preconditioner import CLEAR, Preconditioner, diagonalised
 from softjax.regression._lbfgs import LENGTH
@@ -33,7 +34,7 @@ from softjax.regression._preconditioner import LARGEST_FACTOR
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, Status
 from softjax.regression._table import curved as curved_by
-from softjax.regression._table import is_on_host, placed, probabilities
+from softjax.regression._table import probabilities
 
 # Fewer logits, or logits of fewer classes, are left to Newton's method.
 FEWEST_NUMBERS, FEWEST_CLASSES = 2**20, 32
@@ -43,7 +44,7 @@ BUILDS = (1, 4, 16)
 MOST_STEPS = 60
 # The number of examples of the sample, and the fewest of a block.
 SAMPLE, FEWEST_ROWS = 2**11, 2**8
-# The scatter of the features is that of at least this many examples for each feature.
+# The scatter of the features is estimated from at least this many examples for each feature.
 SCATTERED = 32
 # The number of lengths that are tried with all examples.
 TRIALS = 4
@@ -215,7 +216,7 @@ def optimum(data: Data, tol: float) -> FitResult | None:
     if data.class_weights is not None:
         w = w * np.asarray(data.class_weights, np.float64)[labels]
     mass = w.sum()
-    if not np.all(np.bincount(labels, w, data.num_classes) > 0):  # no optimum of a bias
+    if not np.all(np.bincount(labels, w, data.num_classes) > 0):  # such a bias has no optimum
         return None
     ridge = np.append(np.full(x.shape[1], float(data.l2) / mass), 0)
     bias = int(data.constant > 0)

@@ -26,6 +26,7 @@ import numpy as np
 
 from softjax.regression._descent import MIN_FRACTION, OVERSHOOT, SLOPE_LEFT, TRIALS
 from softjax.regression._features import is_sparse
+from softjax.regression._host_arrays import is_on_host, placed
 from softjax.regression._host_preconditioner import CLEAR, MOST_COLUMNS, diagonal, kronecker
 from softjax.regression._linear_solves import CG_STEPS, FINE, ROUGH, conjugate_gradients_in_numpy
 from softjax.regression._loop import NEAR, NEWTONIAN, OUTLYING, STILL, converged, is_separated
@@ -38,16 +39,14 @@ from softjax.regression._table import (
     Table,
     curved,
     from_standard,
-    is_on_host,
-    placed,
     probabilities,
     table_of,
     targets_of,
     to_standard,
 )
 
-# A table with more numbers, in the features and the logits, or with MOST_COLUMNS columns is not
-# small: the compiled program is faster.
+# A table is not small if its features and logits have more numbers than this, or if it has
+# MOST_COLUMNS columns or more: the compiled program is then faster.
 MOST_NUMBERS = 2**18
 # A fit with a clear end takes fewer steps.
 MOST_STEPS = 40

@@ -20,6 +20,7 @@ from softjax.regression import _active_set
 from softjax.regression._active_solves import Corners
 from softjax.regression._features import is_sparse
 from softjax.regression._groups import no_report
+from softjax.regression._host_arrays import is_on_host, placed
 from softjax.regression._host_preconditioner import CLEAR
 from softjax.regression._l1_path import Evaluation, Path
 from softjax.regression._loop import converged, is_separated
@@ -30,9 +31,7 @@ from softjax.regression._table import (
     End,
     Table,
     from_standard,
-    is_on_host,
     losses,
-    placed,
     probabilities,
     table_of,
     targets_of,

@@ -32,11 +32,11 @@ from jax.tree_util import Partial
 from softjax._log_softmax_core import log_softmax_core
 from softjax.regression import _frame, _solve, _standardised
 from softjax.regression._features import is_sparse, stored_entries
+from softjax.regression._host_arrays import placed
 from softjax.regression._model import SoftmaxRegression, init
 from softjax.regression._objective import pack, row_norms
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, Status
-from softjax.regression._table import placed
 
 # The numbers of active columns are FEWEST times powers of GROWTH, or all columns.
 FEWEST, GROWTH = 64, 4

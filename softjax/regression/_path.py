@@ -16,12 +16,12 @@ from softjax import _checks
 from softjax._auto_axes import on_auto_axes
 from softjax.regression import _host_path, _l1_path
 from softjax.regression._arguments import (
-    at_least,
     called,
     checked_data,
     error,
     errors_name,
     is_traced,
+    limits,
     not_negative,
     penalties,
 )
@@ -33,10 +33,10 @@ from softjax.regression._cross_validation import (
 )
 from softjax.regression._features import Features
 from softjax.regression._groups import Watch, no_report, stacked
+from softjax.regression._host_arrays import placed
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import FitResult, ManyEvent
-from softjax.regression._table import placed
 
 
 class PathResult(NamedTuple):
@@ -282,9 +282,7 @@ def _with_corners(
     if data.l2.ndim and data.l2.shape != l1.shape:
         got = f"shapes {l1.shape} and {data.l2.shape} of `l2`"
         raise error("l1", "of the shape of `l2`, or `l2` a scalar", got)
-    tol = not_negative("tol", tol)
-    if max_steps is not None:
-        max_steps = at_least("max_steps", max_steps, 0)
+    tol, max_steps = limits(tol, max_steps)
     strengths = np.asarray(l1)
     ridges = np.broadcast_to(np.asarray(data.l2), strengths.shape)
     order = np.lexsort((-ridges, -strengths))

@@ -63,10 +63,11 @@ class Event(NamedTuple):
     Attributes:
         step: the number of steps taken.
         epoch: the number of passes over the data with minibatches, else `step`.
-        objective: at `params`; with minibatches its mean over the batches of the chunk.
+        objective: the objective at `params`; with minibatches its mean over the batches of the
+            chunk.
         gradient_norm: the largest entry of the gradient at `params`, relative to its largest
-            possible value; with minibatches of the last batch.
-        seconds: since the fit began, compilation included.
+            possible value; with minibatches that of the last batch.
+        seconds: the time since the fit began, compilation included.
         params: kernel [D, K] and bias [K].
         validation_loss: the mean loss on the validation data, without penalty or weights.
         validation_accuracy: the share of correct predictions on the validation data.
@@ -96,7 +97,7 @@ class ManyEvent(NamedTuple):
     Attributes:
         done: the number of finished fits.
         count: the number of all fits.
-        seconds: since the start, compilation included.
+        seconds: the time since the start, compilation included.
 
     Example:
         >>> import softjax
@@ -115,12 +116,12 @@ class FitResult(NamedTuple):
 
     Attributes:
         params: kernel [D, K] and bias [K].
-        objective: at `params`, over all examples, nats.
+        objective: the objective of all examples at `params`, nats.
         status: the index of `stop_reason` in (STEP_LIMIT, CONVERGED, PRECISION_FLOOR, SEPARATED,
             NON_FINITE, CALLBACK, QUASI_SEPARATED).
         steps: the number of steps taken.
         passes: the number of products with the features; None for the solver "optax".
-        gradient_norm: as in `Event`.
+        gradient_norm: the largest entry of the gradient at `params`, as in `Event`.
         separated: whether `params` rank every example's own class strictly first. Then there is no
             optimum without a penalty: the loss falls to 0 as the parameters grow.
         history: one dictionary per event, without `params`; with `validation_*` if there is
@@ -160,8 +161,8 @@ class FitResult(NamedTuple):
         - PRECISION_FLOOR: rounding hides whether the objective can still decrease.
         - SEPARATED: the data have no optimum without a penalty, and `params` separate the classes.
         - QUASI_SEPARATED: there is no optimum either, but some examples cannot be separated: some
-          parameters grow for ever, and the loss stays above 0. Also if a class has no examples,
-          even with a penalty.
+          parameters grow for ever, and the loss stays above 0. A class without examples has the
+          same effect, even with a penalty.
         - STEP_LIMIT.
         - CALLBACK: the callback stopped the fit.
         - NON_FINITE: `params` are the parameters before the step that was not finite.
@@ -210,7 +211,11 @@ def recorded(
 def _loss_and_accuracy(
     params: SoftmaxRegression, features: Matrix, labels: Array, offset: Array | None = None
 ) -> tuple[Array, Array]:
-    z = logits(params, features, offset=offset)
+    losses, hits = losses_and_hits(logits(params, features, offset=offset), labels)
+    return jnp.mean(losses), jnp.mean(hits)
+
+
+def losses_and_hits(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """The loss of each example, and whether its most probable class is that of the label."""
     right = labels if labels.ndim == 1 else jnp.argmax(labels, -1).astype(jnp.int32)
-    hits = jnp.argmax(z, -1).astype(jnp.int32) == right
-    return jnp.mean(cross_entropy(z, labels)), jnp.mean(hits)
+    return cross_entropy(logits, labels), jnp.argmax(logits, -1).astype(jnp.int32) == right

@@ -7,12 +7,8 @@ deviation 1, x_ij = mean_j + scale_j s_ij, whose bias absorbs the means.
 
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import get_abstract_mesh
 
-from softjax.regression._arguments import is_at_hand
 from softjax.regression._features import in_numpy
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import balanced, centred
@@ -184,21 +180,6 @@ def from_standard(theta: np.ndarray, mean: np.ndarray, scale: np.ndarray, dtype:
     theta[:, :-1] = theta[:, :-1].astype(dtype)
     theta[:, -1] -= theta @ mean
     return theta.astype(dtype)
-
-
-def is_on_host(data: Any) -> bool:
-    """Whether all arrays are known and on the default device, which is a CPU."""
-    leaves = [leaf for leaf in jax.tree.leaves(data) if isinstance(leaf, jax.Array)]
-    if not all(is_at_hand(leaf) for leaf in leaves):
-        return False
-    here = jax.device_put(np.zeros(())).devices()
-    return all(leaf.devices() == here for leaf in leaves)
-
-
-def placed(tree: Any) -> Any:
-    """The NumPy arrays as JAX arrays, on the mesh if one is set; else nothing is compiled."""
-    place = jax.device_put if get_abstract_mesh().empty else jnp.asarray
-    return jax.tree.map(place, tree)
 
 
 def targets_of(data: Data) -> tuple[np.ndarray, float]:

@@ -13,9 +13,9 @@ from sklearn.utils.validation import _check_sample_weight, check_array, validate
 
 from softjax._checks import native
 from softjax._foreign import column_at, column_names, filled
-from softjax.regression._frame import power_of_two
+from softjax.regression._frame import next_power_of_two
 
-# Features of more bytes are not copied only to save a compilation.
+# Larger features, in bytes, are not copied: the copy would only save a compilation.
 LARGEST = 2**26
 
 
@@ -96,11 +96,11 @@ def examples(
     if sample_weight is not None:
         weights = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
     if estimator.class_weight is not None:
-        with np.errstate(divide="ignore", invalid="ignore"):  # of a class of weight 0
+        with np.errstate(divide="ignore", invalid="ignore"):  # a class may have the weight 0
             factors = compute_class_weight(
                 estimator.class_weight, classes=classes, y=classes[labels], sample_weight=weights
             )
-        if isinstance(estimator.class_weight, str):  # any factor suits such a class
+        if isinstance(estimator.class_weight, str):  # then its factor does not matter
             factors = np.where(np.isfinite(factors), factors, 0)
         if not np.all(np.isfinite(factors) & (factors >= 0)):
             raise ValueError(f"class_weight must be finite and >= 0, got {estimator.class_weight}")
@@ -185,7 +185,7 @@ def _encoded(y: np.ndarray, classes: np.ndarray | None) -> tuple[np.ndarray, np.
 
 def bucket(count: int) -> int:
     """The number of rows of a program for `count` rows: a power of two, and at least 64."""
-    return max(power_of_two(count), 64)
+    return max(next_power_of_two(count), 64)
 
 
 def _lengthened(a: np.ndarray, missing: int) -> np.ndarray:
