@@ -21,7 +21,8 @@ import optax
 from jax import Array, lax
 
 from softjax._cross_entropy import cross_entropy
-from softjax.regression._model import SoftmaxRegression, logits, penalty
+from softjax.regression._features import linear
+from softjax.regression._model import SoftmaxRegression, penalty
 from softjax.regression._result import Status
 
 Transform = Callable[[Array], Array] | None
@@ -110,7 +111,8 @@ def mean_loss(batch: Batch, class_weights: Array | None, params: SoftmaxRegressi
 
     It is one sum, which XLA adds up over all devices that hold examples.
     """
-    z = logits(params, batch.features, offset=batch.offset)
+    z = linear(batch.features, *params)
+    z = z if batch.offset is None else z + batch.offset
     losses = cross_entropy(z, batch.labels, class_weights=class_weights)
     if batch.weights is None:
         return jnp.mean(losses)
