@@ -13,44 +13,24 @@ import pytest
 
 pytest.importorskip("typer")
 
+from commands import one_line, run
 from rich.console import Console
-from typer.testing import CliRunner
 
-from softjax import accuracy, cli, tables
+from softjax import accuracy, tables
 from softjax.__main__ import main
 from softjax.cli._metrics import metrics, print_metrics
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
 
-def run(*arguments):
-    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-
-
 def fails_with(message, *arguments):
-    result = run(*arguments)
-    assert result.exit_code == 2, result.output
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("softjax: ")
-    assert re.search(message, line)
+    assert re.search(message, one_line(run(*arguments)))
 
 
 def held_out_accuracy(output):
     found = re.search(r"held-out accuracy *│ *(\d\.\d+)", output)
     assert found
     return float(found[1])
-
-
-@pytest.fixture(autouse=True)
-def _no_files_here(tmp_path, monkeypatch, request):
-    monkeypatch.chdir(tmp_path)
-    if "pictures" not in request.fixturenames:
-        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-
-
-@pytest.fixture
-def pictures():
-    """Lets a test draw the picture of a fit, which takes longer than the rest of it."""
 
 
 @pytest.fixture

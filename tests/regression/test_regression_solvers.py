@@ -10,7 +10,7 @@ from test_regression import L2, D, K, N, assert_optimal, optimum, problem
 from test_regression_small import beside_a_huge_entry
 
 from softjax import regression
-from softjax.regression import _features, _solve, _traced
+from softjax.regression import _features, _solve
 from softjax.regression._problem import Data
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.usefixtures("compiled_fits")]
@@ -162,52 +162,6 @@ def test_a_start_that_is_sure_of_other_labels_reaches_the_optimum(solver):
 
 
 @pytest.mark.x64_once(True)
-def test_firth_of_two_classes_without_features_adds_half_an_example_to_each():
-    """Jeffreys' prior: p = (n_k + 1/2) / (N + 1)."""
-    y = np.array([0, 0, 0, 0, 1])
-    result = regression.fit(np.zeros((5, 0)), y, solver="firth", tol=1e-10)
-    p = regression.predict_proba(result.params, np.zeros(0))
-    np.testing.assert_allclose(p, [4.5 / 6, 1.5 / 6], rtol=1e-8)
-
-
-@pytest.mark.x64_once(True)
-def test_firth_counts_examples_by_their_weights():
-    """A row of weight 0 is absent and one of weight 2 is two, without and under a trace."""
-    x, y = problem()
-    x, y = x[:60], y[:60]
-    rows = np.repeat(np.arange(60), np.tile([0, 1, 2], 20))
-    weights = np.tile([0.0, 1.0, 2.0], 20)
-    repeated = regression.fit(x[rows], y[rows], solver="firth", tol=1e-9).params.kernel
-
-    def fit(weights):
-        return regression.fit(
-            x, y, solver="firth", tol=1e-9, sample_weights=weights, num_classes=K
-        ).params.kernel
-
-    for weighted in (fit(weights), jax.jit(fit)(weights)):
-        np.testing.assert_allclose(weighted, repeated, atol=1e-7)
-
-
-@pytest.mark.x64_once(True)
-def test_firth_of_collinear_features_is_that_of_those_that_span_them():
-    """An indicator of every level, which sum to 1, and a constant; near 0 and far from it."""
-    rng = np.random.default_rng(0)
-    levels, other = np.eye(3)[rng.integers(3, size=60)], rng.normal(size=(60, 1))
-    y = (levels @ rng.normal(size=(3, K)) + rng.gumbel(size=(60, K))).argmax(1)
-    least = np.c_[levels[:, 1:], other]
-    expected = regression.predict_proba(regression.fit(least, y, solver="firth").params, least)
-    for offset in (0.0, -1000.0):
-        x = np.c_[levels, other, np.full(60, 7.0)] + offset
-        for dtype in (np.float64, np.float32):
-            result = regression.fit(x.astype(dtype), y, solver="firth")
-            p = regression.predict_proba(result.params, x)
-            np.testing.assert_allclose(p, expected, atol=1e-4 if dtype == np.float32 else 2e-5)
-            # Float32 does not tell collinear features from nearly collinear ones.
-            floor = regression.PRECISION_FLOOR
-            assert result.converged if dtype == np.float64 else result.stop_reason == floor
-
-
-@pytest.mark.x64_once(True)
 def test_l1_meets_its_optimality_conditions_and_zeroes_the_kernel():
     x, y = problem()
     l1 = 0.05
@@ -341,90 +295,6 @@ def test_columns_are_taken_some_at_a_time(monkeypatch):
 # Under a trace
 
 
-def in_both_modes(loss):
-    """The loss, its derivative along a tangent, and its gradient times the tangent."""
-
-    def derivatives(at, along):
-        value, forward = jax.linearize(loss, *at)
-        gradients = jax.linear_transpose(forward, *at)(jnp.ones_like(value))
-        reverse = sum(jnp.vdot(g, t) for g, t in zip(gradients, along, strict=True))
-        return value, forward(*along), reverse
-
-    return derivatives
-
-
-def assert_differentiable(derivatives, arguments, tangents, rtol, h=1e-5):
-    """Both modes agree at both ends of a short way, and with what the loss gains on it."""
-    both = tuple(zip(arguments, tangents, strict=True))
-    ends = tuple(np.stack([a - h * t, a + h * t]) for a, t in both)
-    value, forward, reverse = derivatives(ends, tuple(np.stack([t, t]) for t in tangents))
-    np.testing.assert_allclose(forward, reverse, rtol=rtol)
-    np.testing.assert_allclose(forward.mean(), (value[1] - value[0]) / (2 * h), rtol=1e-6)
-
-
-@pytest.mark.x64_once(True)
-def test_the_optimum_is_differentiable_in_both_modes():
-    x, _ = problem()
-    x, rng = x[:20], np.random.default_rng(7)
-    arguments = (
-        np.array(0.05),
-        x,
-        rng.dirichlet(np.ones(K), len(x)),
-        rng.uniform(0.5, 2, len(x)),
-        np.array([1.0, 2.0, 0.5]),
-    )
-    target = rng.normal(size=(D, K))
-
-    def loss(l2, x, labels, weights, class_weights):
-        result = regression.fit(
-            x,
-            labels,
-            l2=l2,
-            tol=1e-12,
-            sample_weights=weights,
-            class_weights=class_weights,
-        )
-        kernel, bias = result.params
-        return jnp.sum((kernel - target) ** 2) + jnp.sum(jnp.sin(bias)) + result.objective
-
-    tangents = tuple(rng.normal(size=argument.shape) for argument in arguments)
-    assert_differentiable(jax.jit(jax.vmap(in_both_modes(loss))), arguments, tangents, rtol=1e-9)
-
-
-@pytest.mark.x64_once(True)
-def test_later_gradients_outside_of_a_trace_trace_no_fit(monkeypatch):
-    """They traced, and partly compiled, the whole fit in each call."""
-    x, y = problem()
-    x, traces, to_the_end = x[:40], [], _traced.to_the_end
-    monkeypatch.setattr(_traced, "to_the_end", lambda *a: traces.append(1) or to_the_end(*a))
-
-    def total(x, l2):
-        return jnp.sum(regression.fit(x, y[:40], l2=l2, tol=1e-10).params.kernel ** 2)
-
-    slope = jax.grad(total, (0, 1))
-    slope(x, 0.1)
-    count = len(traces)
-    of_features, of_penalty = slope(1.5 * x, 0.2)
-    assert len(traces) == count > 0
-    h = 1e-4
-    difference = (total(1.5 * x, 0.2 + h) - total(1.5 * x, 0.2 - h)) / (2 * h)
-    np.testing.assert_allclose(of_penalty, difference, rtol=1e-5)
-    difference = (total((1.5 + h) * x, 0.2) - total((1.5 - h) * x, 0.2)) / (2 * h)
-    np.testing.assert_allclose(np.vdot(of_features, x), difference, rtol=1e-5)
-
-
-@pytest.mark.x64_once(True)
-def test_a_traced_fit_is_the_fit_and_maps_over_penalties():
-    x, y = problem()
-    penalties = np.array([0.01, 0.1])
-    fit = jax.jit(jax.vmap(lambda l2: regression.fit(x, y, l2=l2, num_classes=K)))
-    results = fit(penalties)
-    assert np.all(results.converged)
-    for k, l2 in enumerate(penalties):
-        expected = regression.fit(x, y, l2=l2)
-        np.testing.assert_allclose(results.params.kernel[k], expected.params.kernel, atol=1e-5)
-
-
 @pytest.mark.x64_once(True)
 def test_a_small_step_after_one_past_an_extreme_example_is_no_end():
     """A step back past the example may follow: these fits ended up to 0.5 % above the optimum."""
@@ -434,16 +304,6 @@ def test_a_small_step_after_one_past_an_extreme_example_is_no_end():
         loose, tight = (regression.fit(x, labels, l2=l2, tol=tol) for tol in (1e-3, 1e-10))
         assert loose.converged
         assert loose.objective <= tight.objective * (1 + 2e-3), seed
-
-
-@pytest.mark.x64_once
-def test_a_bad_label_under_a_trace_gives_nan():
-    x, y = problem()
-    fit = jax.jit(lambda y: regression.fit(x, y, l2=L2, num_classes=K))
-    result = fit(jnp.asarray(y).at[3].set(K))
-    assert result.stop_reason == regression.NON_FINITE
-    assert np.isnan(result.params.kernel).all()
-    assert np.isnan(result.objective)
 
 
 # The loop
@@ -493,31 +353,6 @@ def test_chunks_and_the_callback(solver):
 def test_options_that_do_not_go_together_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         regression.fit(*problem(), **options)
-
-
-@pytest.mark.x64_once(True)
-@pytest.mark.parametrize("solver", ["proximal", "firth"])
-def test_the_optimum_with_corners_and_firths_are_differentiable_in_both_modes(solver):
-    """Under jit, and under vmap at both ends of a short way."""
-    x, _ = problem()
-    x, rng = x[:20], np.random.default_rng(7)
-    weights = rng.uniform(0.5, 2, len(x))
-    start = (np.array(0.03), np.array(0.0), x, rng.dirichlet(np.ones(K), len(x)), weights)
-
-    def loss(l1, l2, x, labels, weights):
-        penalties = {"l1": l1, "l2": l2} if solver == "proximal" else {}
-        result = regression.fit(
-            x, labels, solver=solver, tol=1e-11, sample_weights=weights, **penalties
-        )
-        kernel, bias = result.params
-        return jnp.sum(jnp.sin(kernel + np.arange(float(K)))) + bias[0] - bias[1] + result.objective
-
-    compiled = jax.jit(jax.vmap(in_both_modes(loss)))
-    for l2 in (0.0, 0.05) if solver == "proximal" else (0.0,):
-        tangents = [rng.normal(size=argument.shape) * 1.0 for argument in start]
-        tangents[1] *= l2 > 0  # which is not negative
-        centre = (start[0], np.array(l2), *start[2:])
-        assert_differentiable(compiled, centre, tangents, rtol=1e-8)
 
 
 @pytest.mark.x64_once
