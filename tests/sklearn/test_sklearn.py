@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-import pandas as pd
 import scipy.sparse
 import sklearn
+from flowers import RNG, TWO, WEIGHTS, D, N, X, Y, fitted, frame
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
@@ -32,34 +32,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from softjax import regression
-from softjax.regression.inference import _covariance
 from softjax.sklearn import SoftmaxClassifier, SoftmaxClassifierCV
-from softjax.sklearn._examples import bucket
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
-
-RNG = np.random.default_rng(0)
-N, D = 90, 4
-X = RNG.normal(size=(N, D)) * [1.0, 2.0, 0.5, 1.0] + [0.0, 3.0, 0.0, 0.0]
-X[:, 3] = np.where(X[:, 3] > 0, X[:, 3], 0)
-LOGITS = X @ RNG.normal(size=(D, 3)) + RNG.gumbel(size=(N, 3))
-NAMES = np.array(["rose", "lily", "tulip"])
-Y = NAMES[LOGITS.argmax(1)]
-TWO = np.where(LOGITS[:, 0] > LOGITS[:, 1], "yes", "no")
-WEIGHTS = RNG.uniform(0, 2, N)
 
 
 def peer(**options):
     return LogisticRegression(tol=1e-12, max_iter=100_000, **options)
-
-
-def fitted(y=Y, sample_weight=None, offset=None, **options):
-    return SoftmaxClassifier(**options).fit(X, y, sample_weight, offset)
-
-
-@pytest.fixture(scope="module")
-def classifier():
-    return fitted()
 
 
 @pytest.mark.parametrize("y", [Y, TWO], ids=["three classes", "two classes"])
@@ -110,33 +89,6 @@ def test_parameters_are_those_of_regression_fit(y):
     np.testing.assert_allclose(same.coef_, ours.coef_, rtol=1e-12)
 
 
-def frame(columns=("a", "b", "c", "d")):
-    return pd.DataFrame(X, columns=list(columns))
-
-
-def polars_frame():
-    polars = pytest.importorskip("polars")
-    return polars.DataFrame(dict(zip("abcd", X.T, strict=True)))
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [np.asfortranarray, np.ndarray.tolist, lambda x: frame(), lambda x: polars_frame()],
-    ids=["fortran", "list", "pandas", "polars"],
-)
-def test_tables_of_any_kind_give_one_fit(kind, classifier):
-    table = kind(X)
-    ours = SoftmaxClassifier().fit(table, pd.Series(Y, dtype="category"))
-    np.testing.assert_array_equal(ours.coef_, classifier.coef_)
-    assert ours.predict(table).tolist() == classifier.predict(X).tolist()
-    assert ours.n_features_in_ == D
-    names = getattr(ours, "feature_names_in_", np.array([])).tolist()
-    assert names == (list("abcd") if hasattr(table, "columns") else [])
-    if names:
-        with pytest.raises(ValueError, match="feature names should match"):
-            ours.predict(frame("badc"))
-
-
 @pytest.mark.parametrize("kind", ["csr_matrix", "csc_array", "coo_array"])
 def test_sparse_features_stay_sparse(kind, classifier, monkeypatch):
     def dense(self, *args, **kwargs):
@@ -163,44 +115,6 @@ def test_float32_stays_float32(classifier):
     ours = SoftmaxClassifier().fit(X.astype(np.float32), Y)
     assert ours.coef_.dtype == ours.predict_proba(X.astype(np.float32)).dtype == np.float32
     np.testing.assert_allclose(ours.coef_, classifier.coef_, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [LOGITS.argmax(1) * 7 - 3, LOGITS.argmax(1) / 2 + 0.5 * (LOGITS.argmax(1) == 1), TWO == "yes"],
-    ids=["integers", "whole floats", "truth values"],
-)
-def test_labels_of_any_kind_come_back(labels):
-    ours = fitted(labels)
-    assert ours.classes_.tolist() == np.unique(labels).tolist()
-    assert ours.predict(X).dtype == labels.dtype
-    assert ours.score(X, labels) > 0.6
-
-
-@pytest.mark.parametrize("kind", ["object", "str", "string[pyarrow]", "unused", "enum", "index"])
-def test_texts_of_any_container_are_one_set_of_classes(kind, classifier):
-    """A category without examples is no class, and the classes are sorted as texts."""
-    labels = pd.Series(Y, index=np.arange(N)[::-1])
-    if kind == "unused":
-        categories = ["tulip", "oak", "rose", "lily"]
-        labels = labels.astype(pd.CategoricalDtype(categories, ordered=True))
-    elif kind == "enum":
-        polars = pytest.importorskip("polars")
-        labels = polars.Series(Y.tolist(), dtype=polars.Enum(["tulip", "oak", "rose", "lily"]))
-    else:
-        labels = pd.Index(Y) if kind == "index" else labels.astype(kind)
-    ours = SoftmaxClassifier().fit(X, labels)
-    assert ours.classes_.tolist() == classifier.classes_.tolist()
-    assert ours.predict(X).tolist() == classifier.predict(X).tolist()
-    np.testing.assert_array_equal(ours.coef_, classifier.coef_)
-    weights = {"rose": 2.0, "lily": 0.5}
-    for given in ("balanced", weights):
-        weighted = SoftmaxClassifier(class_weight=given).fit(X, labels, WEIGHTS)
-        expected = SoftmaxClassifier(class_weight=given).fit(X, Y, WEIGHTS)
-        np.testing.assert_array_equal(weighted.coef_, expected.coef_)
-    if kind != "enum":
-        with pytest.raises(ValueError, match="NaN among texts: a label is missing"):
-            SoftmaxClassifier().fit(X, pd.Series(labels).mask(np.arange(N) == 3))
 
 
 def test_probabilities_are_accurate_at_the_ends(classifier):
@@ -240,75 +154,6 @@ def test_pipelines_searches_and_copies(classifier):
     np.testing.assert_array_equal(again.predict_proba(X), classifier.predict_proba(X))
     assert clone(classifier).get_params() == classifier.get_params()
     assert not hasattr(clone(classifier), "coef_")
-
-
-def test_the_summary_has_the_names_of_the_data(classifier):
-    named = SoftmaxClassifier().fit(frame(), Y, WEIGHTS)
-    table = named.summary(reference="rose")
-    assert [row["feature"] for row in table.rows] == [*"abcd", "bias"] * 2
-    assert [row["class"] for row in table.rows[::5]] == ["lily", "tulip"]
-    with jax.enable_x64(True):
-        labels = np.unique(Y, return_inverse=True)[1]
-        options = {"l2": named.l2_, "sample_weights": WEIGHTS, "reference": 1}
-        expected = regression.inference.summary(named.params_, X, labels, **options)
-    for row, other in zip(table.rows, expected.rows, strict=True):
-        assert row["standard_error"] == pytest.approx(other["standard_error"], rel=1e-9)
-    for reference, against in ((None, "the mean of all classes"), (..., "lily"), ("rose", "rose")):
-        ours = named.summary(reference=reference)
-        assert f"Each class is compared with: {against}\n" in ours.text
-        assert f"Each class is compared with: {against}</caption>" in ours.to_html()
-        assert f"% Each class is compared with: {against}\n" in ours.to_latex()
-        assert len(ours.rows) == (D + 1) * (3 if reference is None else 2)
-    assert named.summary().text == named.summary(reference="lily").text
-    bare = SoftmaxClassifier(fit_intercept=False).fit(frame(), Y).summary()
-    assert [row["feature"] for row in bare.rows] == [*"abcd"] * 2
-    again = pickle.loads(pickle.dumps(named))
-    with pytest.raises(ValueError, match="pass the X and y of the fit"):
-        again.summary()
-    text = again.summary(frame(), Y, WEIGHTS, reference="rose").text
-    assert text == table.text
-    given = classifier.summary(X, Y, feature_names=[*"pqrs"], odds_ratios=True)
-    assert [row["feature"] for row in given.rows] == [*"pqrs", "bias"] * 2
-    assert all(row["odds_ratio"] > 0 for row in given.rows)
-    clusters = np.arange(N) % 7
-    for options in ({"robust": "HC3"}, {"clusters": clusters}, {"robust": "HC1"}):
-        with jax.enable_x64(True):
-            l2 = {"l2": named.l2_, "sample_weights": WEIGHTS}
-            expected = regression.inference.summary(named.params_, X, labels, **l2, **options)
-        for row, other in zip(named.summary(**options).rows, expected.rows, strict=True):
-            assert row["standard_error"] == pytest.approx(other["standard_error"], rel=1e-9)
-    programs = _covariance._covariance._cache_size()
-    short = SoftmaxClassifier().fit(X[:-3], Y[:-3])
-    assert bucket(N - 3) == bucket(N)
-    short.summary()
-    SoftmaxClassifier().fit(X[:-9], Y[:-9]).summary()
-    assert _covariance._covariance._cache_size() == programs  # for all numbers of rows
-    with pytest.raises(ValueError, match=r"clusters must be of shape \(\d+,\), got shape \(2,\)"):
-        named.summary(clusters=[1, 2])
-    two = fitted(TWO).summary(robust=True)
-    assert "Class yes against no" in two.text
-    with pytest.raises(ValueError, match="reference must be one of"):
-        named.summary(reference="oak")
-    with pytest.raises(ValueError, match="previously unseen labels"):
-        named.summary(frame(), np.where(Y == "rose", "oak", Y))
-    with pytest.raises(ValueError, match="no standard errors of a fit with l1"):
-        fitted(TWO, l1_ratio=0.5).summary()
-
-
-def test_a_summary_of_other_data_says_so():
-    changed = X.copy()
-    model = SoftmaxClassifier().fit(changed, Y)
-    others = {"y": np.roll(Y, 1)}, {"sample_weight": 1 + 9.0 * (Y == "rose")}, {"X": 3 * X}
-    for given in others:
-        with pytest.raises(ValueError, match="are not those of the fit, or have changed since it"):
-            model.summary(**{"X": X, "y": Y} | given)
-    changed *= 3
-    with pytest.raises(ValueError, match="are not those of the fit, or have changed since it"):
-        model.summary()
-    with pytest.warns(ConvergenceWarning):
-        stopped = SoftmaxClassifier(max_iter=1).fit(X, Y)
-    with pytest.raises(ValueError, match="the fit has not converged: it took all the steps"):
-        stopped.summary()
 
 
 def test_a_lasso_selects_all_features_of_the_model():
@@ -434,27 +279,6 @@ def test_cross_validation_chooses_the_penalty():
     assert by_hand.summary().rows[0]["feature"] == "x0"
 
 
-@pytest.mark.parametrize("column", [["low"] * 5 + ["high"], pd.date_range("2020-01-01", periods=6)])
-def test_a_column_that_holds_no_numbers_is_named(column):
-    y, numbers = np.arange(6) % 2, np.arange(6.0)
-    frame = pd.DataFrame({"n": numbers, "other one": column})
-    model = SoftmaxClassifier().fit(frame.assign(**{"other one": numbers**2}), y)
-    for call in (SoftmaxClassifier().fit, SoftmaxClassifierCV().fit, model.score):
-        with pytest.raises(TypeError, match=r"table of numbers .* got column 'other one' of dtype"):
-            call(frame, y)
-
-
-def test_dates_alone_are_no_numbers_either():
-    """scikit-learn takes them as numbers of nanoseconds in a fit, and refuses them afterwards."""
-    days = pd.date_range("2020-01-01", periods=6)
-    for dates in (days, days - days[0]):
-        for x in (dates.to_numpy()[:, None], dates.to_frame(name="day")):
-            with pytest.raises(
-                TypeError, match=r"table of numbers .* got .*(datetime|timedelta)64"
-            ):
-                SoftmaxClassifier().fit(x, np.arange(6) % 2)
-
-
 def test_a_balanced_class_without_weight_takes_no_part():
     """Its factor, 1 / 0, multiplies weights of 0; the others are those of scikit-learn."""
     weights = np.where(Y == "rose", 0.0, 1.0)
@@ -465,17 +289,6 @@ def test_a_balanced_class_without_weight_takes_no_part():
     with pytest.warns(ConvergenceWarning):
         by_hand = SoftmaxClassifier(class_weight=factors).fit(X, Y, weights)
     np.testing.assert_allclose(ours.coef_, by_hand.coef_, atol=1e-7)
-
-
-def test_arrays_of_jax_are_those_of_numpy_under_array_api_dispatch(monkeypatch):
-    """scikit-learn refuses to compare an array of one library with coefficients of another."""
-    monkeypatch.setenv("SCIPY_ARRAY_API", "1")
-    with sklearn.config_context(array_api_dispatch=True):
-        host = X.astype(np.float32), np.unique(Y, return_inverse=True)[1], np.float32(WEIGHTS)
-        x, y, w = map(jax.numpy.asarray, host)
-        ours, expected = SoftmaxClassifier().fit(x, y, w), SoftmaxClassifier().fit(*host)
-        np.testing.assert_array_equal(ours.predict_proba(x), expected.predict_proba(host[0]))
-        assert ours.score(x, y, w) == expected.score(*host)
 
 
 def test_cross_validation_with_one_standard_error_and_accuracy():
@@ -534,17 +347,3 @@ def test_without_scikit_learn_the_import_names_the_extra():
     """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "pip install 'softjax-regression[sklearn]'" in done.stdout
-
-
-def test_weights_of_classes_are_no_examples_in_a_summary():
-    """Equal weights of all classes change neither a coefficient nor a standard error."""
-    plain = SoftmaxClassifier(l2=0.01, tol=1e-12).fit(X, Y)
-    weights = dict.fromkeys(plain.classes_, 20.0)
-    equal = SoftmaxClassifier(l2=0.01, class_weight=weights, tol=1e-12).fit(X, Y)
-    for row, other in zip(equal.summary().rows, plain.summary(robust=True).rows, strict=True):
-        assert row["standard_error"] == pytest.approx(other["standard_error"], rel=1e-6)
-    table = SoftmaxClassifier(class_weight="balanced").fit(X, Y).summary()
-    assert "robust, of a fit with class weights" in table.text
-    assert "Likelihood ratio, AIC and BIC: none" in table.text
-    assert np.isnan(np.asarray(table.goodness_of_fit.aic))
-    assert int(table.goodness_of_fit.num_examples) == len(Y)

@@ -1,0 +1,107 @@
+"""Tables and labels of any kind, as the estimators of softjax.sklearn take them."""
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+import pandas as pd
+import sklearn
+from flowers import LOGITS, TWO, WEIGHTS, D, N, X, Y, fitted, frame
+
+from softjax.sklearn import SoftmaxClassifier, SoftmaxClassifierCV
+
+pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
+
+
+def polars_frame():
+    polars = pytest.importorskip("polars")
+    return polars.DataFrame(dict(zip("abcd", X.T, strict=True)))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [np.asfortranarray, np.ndarray.tolist, lambda x: frame(), lambda x: polars_frame()],
+    ids=["fortran", "list", "pandas", "polars"],
+)
+def test_tables_of_any_kind_give_one_fit(kind, classifier):
+    table = kind(X)
+    ours = SoftmaxClassifier().fit(table, pd.Series(Y, dtype="category"))
+    np.testing.assert_array_equal(ours.coef_, classifier.coef_)
+    assert ours.predict(table).tolist() == classifier.predict(X).tolist()
+    assert ours.n_features_in_ == D
+    names = getattr(ours, "feature_names_in_", np.array([])).tolist()
+    assert names == (list("abcd") if hasattr(table, "columns") else [])
+    if names:
+        with pytest.raises(ValueError, match="feature names should match"):
+            ours.predict(frame("badc"))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [LOGITS.argmax(1) * 7 - 3, LOGITS.argmax(1) / 2 + 0.5 * (LOGITS.argmax(1) == 1), TWO == "yes"],
+    ids=["integers", "whole floats", "truth values"],
+)
+def test_labels_of_any_kind_come_back(labels):
+    ours = fitted(labels)
+    assert ours.classes_.tolist() == np.unique(labels).tolist()
+    assert ours.predict(X).dtype == labels.dtype
+    assert ours.score(X, labels) > 0.6
+
+
+@pytest.mark.parametrize("kind", ["object", "str", "string[pyarrow]", "unused", "enum", "index"])
+def test_texts_of_any_container_are_one_set_of_classes(kind, classifier):
+    """A category without examples is no class, and the classes are sorted as texts."""
+    labels = pd.Series(Y, index=np.arange(N)[::-1])
+    if kind == "unused":
+        categories = ["tulip", "oak", "rose", "lily"]
+        labels = labels.astype(pd.CategoricalDtype(categories, ordered=True))
+    elif kind == "enum":
+        polars = pytest.importorskip("polars")
+        labels = polars.Series(Y.tolist(), dtype=polars.Enum(["tulip", "oak", "rose", "lily"]))
+    else:
+        labels = pd.Index(Y) if kind == "index" else labels.astype(kind)
+    ours = SoftmaxClassifier().fit(X, labels)
+    assert ours.classes_.tolist() == classifier.classes_.tolist()
+    assert ours.predict(X).tolist() == classifier.predict(X).tolist()
+    np.testing.assert_array_equal(ours.coef_, classifier.coef_)
+    weights = {"rose": 2.0, "lily": 0.5}
+    for given in ("balanced", weights):
+        weighted = SoftmaxClassifier(class_weight=given).fit(X, labels, WEIGHTS)
+        expected = SoftmaxClassifier(class_weight=given).fit(X, Y, WEIGHTS)
+        np.testing.assert_array_equal(weighted.coef_, expected.coef_)
+    if kind != "enum":
+        with pytest.raises(ValueError, match="NaN among texts: a label is missing"):
+            SoftmaxClassifier().fit(X, pd.Series(labels).mask(np.arange(N) == 3))
+
+
+@pytest.mark.parametrize("column", [["low"] * 5 + ["high"], pd.date_range("2020-01-01", periods=6)])
+def test_a_column_that_holds_no_numbers_is_named(column):
+    y, numbers = np.arange(6) % 2, np.arange(6.0)
+    frame = pd.DataFrame({"n": numbers, "other one": column})
+    model = SoftmaxClassifier().fit(frame.assign(**{"other one": numbers**2}), y)
+    for call in (SoftmaxClassifier().fit, SoftmaxClassifierCV().fit, model.score):
+        with pytest.raises(TypeError, match=r"table of numbers .* got column 'other one' of dtype"):
+            call(frame, y)
+
+
+def test_dates_alone_are_no_numbers_either():
+    """scikit-learn takes them as numbers of nanoseconds in a fit, and refuses them afterwards."""
+    days = pd.date_range("2020-01-01", periods=6)
+    for dates in (days, days - days[0]):
+        for x in (dates.to_numpy()[:, None], dates.to_frame(name="day")):
+            with pytest.raises(
+                TypeError, match=r"table of numbers .* got .*(datetime|timedelta)64"
+            ):
+                SoftmaxClassifier().fit(x, np.arange(6) % 2)
+
+
+def test_arrays_of_jax_are_those_of_numpy_under_array_api_dispatch(monkeypatch):
+    """scikit-learn refuses to compare an array of one library with coefficients of another."""
+    monkeypatch.setenv("SCIPY_ARRAY_API", "1")
+    with sklearn.config_context(array_api_dispatch=True):
+        host = X.astype(np.float32), np.unique(Y, return_inverse=True)[1], np.float32(WEIGHTS)
+        x, y, w = map(jax.numpy.asarray, host)
+        ours, expected = SoftmaxClassifier().fit(x, y, w), SoftmaxClassifier().fit(*host)
+        np.testing.assert_array_equal(ours.predict_proba(x), expected.predict_proba(host[0]))
+        assert ours.score(x, y, w) == expected.score(*host)
