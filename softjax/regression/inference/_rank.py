@@ -56,28 +56,28 @@ def determined(rows: Rows) -> Determined:
 
     It is computed in float64, or in float32 under a trace without float64.
     """
+    width = rows.x.shape[1]
+    if not 0 < width <= MOST_FEATURES:
+        return Determined(*np.ones((2, width), bool))
+    x = without_duplicates(rows.x) if is_sparse(rows.x) else rows.x
+    rows = rows._replace(x=x, offset=None)
+    if not all(_checks.is_concrete(leaf) for leaf in jax.tree.leaves(rows)):
+        return _determined(rows)
+    with jax.enable_x64(True):
+        return Determined(*map(np.asarray, quickly_compiled(_determined)(rows)))
+
+
+def _determined(rows: Rows) -> Determined:
     x, _ = rows.counted()
-    if not 0 < x.shape[1] <= MOST_FEATURES:
-        return Determined(*np.ones((2, x.shape[1]), bool))
-    if is_sparse(x):
-        x = without_duplicates(x)
+    dtype = jax.dtypes.canonicalize_dtype(float)
+    eps, own_eps = float(jnp.finfo(dtype).eps), float(jnp.finfo(x.dtype).eps)
     present = ~is_zero(rows.masses(x.dtype))
     if rows.w is not None:
         present &= ~is_zero(rows.w)
-    given = x, present, rows.constant
-    if not all(_checks.is_concrete(leaf) for leaf in jax.tree.leaves(given)):
-        return _determined(*given)
-    with jax.enable_x64(True):
-        return Determined(*map(np.asarray, quickly_compiled(_determined)(*given)))
-
-
-def _determined(x: Any, present: Array, constant: Any) -> Determined:
-    dtype = jax.dtypes.canonicalize_dtype(float)
-    eps, own_eps = float(jnp.finfo(dtype).eps), float(jnp.finfo(x.dtype).eps)
     x = with_data(x, x.data.astype(dtype)) if is_sparse(x) else x
     weights = present.astype(dtype)
     shares, zeros = weights / jnp.maximum(jnp.sum(weights), 1), jnp.zeros(x.shape[1], dtype)
-    mean, variance = moments_of(x, shares, jnp.asarray(constant, dtype), zeros)
+    mean, variance = moments_of(x, shares, jnp.asarray(rows.constant, dtype), zeros)
     # The mean of a constant feature has a rounding error, which must not count as variance.
     varies = variance > (64 * eps) ** 2 * (variance + mean * mean)
     scale = jnp.where(varies, jnp.sqrt(variance), 1)
