@@ -244,15 +244,16 @@ def folds_array(folds: int | ArrayLike, seed: ArrayLike, data: Data) -> tuple[Ar
 def _stratified(key: Array, labels: Array, num_folds: int) -> Array:
     """The fold of each example: shuffled examples are dealt in turn, one class after another."""
     classes = labels if labels.ndim == 1 else jnp.argmax(labels, -1)
+    count = len(classes)
+    dealt = np.arange(count, dtype=np.int32) % num_folds
     # One program draws the bits of any number up to a power of two.
-    bits = _bits(key, max(next_power_of_two(len(classes)), 1024))[: len(classes)]
+    bits = _bits(key, max(next_power_of_two(count), 1024))
     known: list[Any] = [_checks.known(a) for a in (bits, classes)]
-    dealt = np.arange(len(classes), dtype=np.int32) % num_folds
     if any(a is None for a in known):
-        return jnp.zeros_like(dealt).at[jnp.lexsort((bits, classes))].set(dealt)
+        return jnp.zeros_like(dealt).at[jnp.lexsort((bits[:count], classes))].set(dealt)
     drawn = np.empty_like(dealt)  # NumPy needs no compilation
-    drawn[np.lexsort(known)] = dealt
-    return jax.device_put(drawn)
+    drawn[np.lexsort((known[0][:count], known[1]))] = dealt
+    return placed(drawn)
 
 
 @partial(jax.jit, static_argnums=1)

@@ -40,7 +40,7 @@ def pack(params: SoftmaxRegression) -> Array:
     return jnp.concatenate([params.kernel, params.bias[None]]).T
 
 
-def unpack(theta: Array) -> SoftmaxRegression:
+def unpack(theta: Any) -> SoftmaxRegression:
     return SoftmaxRegression(theta[:, :-1].T, theta[:, -1])
 
 

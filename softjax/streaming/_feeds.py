@@ -19,7 +19,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
@@ -28,6 +27,7 @@ from softjax import _checks, processes
 from softjax.regression._arguments import at_least, checked_data, error
 from softjax.regression._features import is_sparse
 from softjax.regression._first_order import Examples, scales, separation
+from softjax.regression._host_arrays import placed
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._steps import (
     Form,
@@ -112,7 +112,7 @@ class ArrayFeed:
         """The arrays of a tree on the devices."""
         mesh = getattr(self.data.features.sharding, "mesh", None)
         if mesh is None:
-            return jax.tree.map(jnp.asarray, tree)
+            return placed(tree)
         everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         return jax.device_put(tree, everywhere)
 

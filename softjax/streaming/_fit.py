@@ -10,9 +10,9 @@ most steps take one pass.
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -21,6 +21,7 @@ from softjax.regression import _frame, _preconditioner, _standardised
 from softjax.regression._arguments import at_least, constant, errors_name, penalty
 from softjax.regression._descent import OVERSHOOT, SLOPE_LEFT
 from softjax.regression._features import in_full_precision
+from softjax.regression._host_arrays import placed
 from softjax.regression._lbfgs import LBFGS, Memory, lbfgs
 from softjax.regression._loop import NEAR, STILL, converged, progressed
 from softjax.regression._objective import centred, unpack
@@ -116,7 +117,7 @@ def fit(
         norm = here.relative_norm
         status = rule.status_at(theta, here, norm)
         seconds = time.perf_counter() - begin
-        params, moved = _frame.outside(passes.centre, unpack(jnp.asarray(theta)))
+        params, moved = _frame.outside(passes.centre, placed(unpack(theta)))
         event = Event(step, passes.count, here.value, norm, seconds, params)
         event = recorded(event, validation, history)
         interrupted = callback is not None and any(processes.gather(bool(callback(event))))
@@ -145,7 +146,7 @@ def _first_memory(theta: np.ndarray) -> Memory:
 
     Float32 directions would save little time, since a pass over the rows costs more.
     """
-    no_rows = jnp.empty((0, theta.shape[1] - 1), theta.dtype)
+    no_rows: Any = np.empty((0, theta.shape[1] - 1), theta.dtype)
     preconditioner = _preconditioner.empty(no_rows, len(theta), theta.dtype)
     return LBFGS.memory(no_rows, theta)._replace(preconditioner=preconditioner)
 

@@ -7,7 +7,7 @@ Then the sums of all processes are added.
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial, reduce
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,7 @@ from softjax import _checks, processes
 from softjax.regression import _ending, _frame
 from softjax.regression._arguments import refuse_scales
 from softjax.regression._descent import largest_move
+from softjax.regression._host_arrays import placed
 from softjax.regression._loop import is_separated
 from softjax.regression._problem import Data
 from softjax.regression._steps import Batch, Transform, good_rows
@@ -94,7 +95,7 @@ class Passes:
     ):
         self.rows, self.l2, self.dtype = rows, l2, dtype
         # No centre is subtracted from the features, unless one is found.
-        shift = jnp.zeros(rows.num_features, dtype)
+        shift = np.zeros(rows.num_features, dtype)
         self.centre, self.view = None, View(num_classes, transform, shift, constant)
         self.held_out = row_numbers(FIT, held_out, rows.num_rows)
         self.row_bytes = (rows.num_features + num_classes) * self.dtype.itemsize
@@ -125,13 +126,12 @@ class Passes:
         count = self.rows.num_rows
         if count * self.row_bytes > SAMPLE_BYTES:
             return False
-        batch = self._chunk(count, count, 0)
-        proven = partial(_ending.in_float64, _ending.quasi_separated)
-        return bool(proven(self.view.data(batch), jnp.asarray(theta), np.True_))
+        data = self.view.data(placed(self._chunk(count, count, 0)))
+        return bool(_ending.in_float64(_ending.quasi_separated, data, theta, np.True_))
 
     def at(self, theta: np.ndarray) -> Sums:
         """The objective and its gradient, from one pass."""
-        on_device = jnp.asarray(theta)
+        on_device = placed(theta)
         width = self.rows.num_features + 1
         zero = (0.0, np.zeros((self.view.num_classes, width)), np.zeros(width), True)
         total = Sums(*zero, np.zeros(width - 1), np.zeros(self.view.num_classes))
@@ -154,7 +154,11 @@ class Passes:
         own = own_rows(self.rows.num_rows)
         size = max(min(CHUNK_BYTES // self.row_bytes, len(own)), 1)
         starts = range(own.start, own.stop, size)
-        with closing(ahead(partial(self._chunk, size, own.stop), starts)) as chunks:
+
+        def chunk(start: int) -> Batch:
+            return placed(self._chunk(size, own.stop, start))
+
+        with closing(ahead(chunk, starts)) as chunks:
             yield from chunks
 
     def sample(self) -> Batch:
@@ -163,10 +167,10 @@ class Passes:
         last = self.rows.num_rows - size
         starts = np.unique(np.linspace(0, last, RUNS).astype(np.int64)).tolist()
         parts = [self._chunk(size, self.rows.num_rows, start) for start in starts]
-        return jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
+        return placed(jax.tree.map(lambda *part: np.concatenate(part), *parts))
 
     def _chunk(self, size: int, end: int, start: int) -> Batch:
-        """`size` rows from `start` on, on the device; rows from `end` on have weight 0."""
+        """`size` rows from `start` on, as NumPy arrays; rows from `end` on have weight 0."""
         stop = min(start + size, end)
         read = self.rows.read(start, stop)
         x, y, weights, offset = parts_of(FIT, read)
@@ -192,7 +196,7 @@ class Passes:
             )
         if not self.count:
             self._look(start, batch, read[1])
-        return jax.tree.map(jnp.asarray, batch)
+        return batch
 
     def _look(self, start: int, batch: Batch, labels: Any) -> None:
         """Remembers the first bad row of a chunk, for an error after the first pass."""

@@ -284,6 +284,15 @@ def test_the_streamed_fit_is_the_fit_in_memory(l2, monkeypatch):
 
 
 @pytest.mark.x64_once
+def test_the_streamed_fit_compiles_a_pass_and_a_direction_and_nothing_else(caplog):
+    x, y = data(n=83, d=4)
+    with jax.log_compiles():
+        streaming.fit(streaming.ArrayRows(x, y), num_classes=K, l2=0.1)
+    compiled = re.findall(r"Finished XLA compilation of jit\((\w+)\)", caplog.text)
+    assert sorted(compiled) == ["_direction", "_sums"]
+
+
+@pytest.mark.x64_once
 def test_the_streamed_fit_says_why_it_stopped():
     x, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 0, 1, 1])
     rows = streaming.ArrayRows(x, y)

@@ -146,7 +146,7 @@ def covariance_of_rows(
         params, rows, penalty, codes, groups, kind, parameters, collinear
     )
     matrix = only_at_optimum(function, matrix, regular, move)
-    if _checks.is_concrete(correction) and jnp.isnan(correction):
+    if _checks.is_concrete(correction) and np.isnan(correction):
         if codes is None:
             expected = "'HC0', 'HC2' or 'HC3' if there are no more examples than parameters"
             raise ValueError(_checks.message(function, "robust", expected, repr(robust)))

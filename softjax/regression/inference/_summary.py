@@ -4,6 +4,7 @@ import html
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -184,8 +185,9 @@ def summary(
     rows = _rows(table, quantity, shown, feature_names + ["bias"] * bool(fit_intercept))
     against = "the mean of all classes" if reference is None else class_names[reference]
     spoken = _kind_of_covariance(robust, clusters is not None, class_weights is not None, l2)
-    head = _head(fit, k, spoken, against, class_weights is not None)
-    if fit.num_parameters < (d + bool(fit_intercept)) * (k - 1):
+    figures = jax.tree.map(np.asarray, fit)  # which NumPy compares without a compilation
+    head = _head(figures, k, spoken, against, class_weights is not None)
+    if figures.num_parameters < (d + bool(fit_intercept)) * (k - 1):
         head += _without_information(found, feature_names)
     return Summary(rows, fit, "\n".join([*head, *_table(rows, against, level)]), level)
 
