@@ -1,7 +1,9 @@
 """The processes of the tests, which are forked from a process that has imported everything."""
 
 import contextlib
+import functools
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import resource
 import signal
@@ -16,6 +18,7 @@ import numpy as np
 import optax
 
 from softjax import _meeting, checkpoints, datasets, launch, processes, streaming
+from softjax._platforms import tracing_for
 from softjax.tables._npy import NpyRows
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -26,8 +29,24 @@ ALL_END, ALL_DONE = 15, 120
 PATIENCE = 60
 
 
+@functools.cache
+def start_server():
+    """Starts the process from which all are forked, with the `sys.path` of this one.
+
+    Python 3.11 and 3.12 leave it out, and so each process would import this module again.
+    """
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    multiprocessing.forkserver.ensure_running()
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+
+
 def start(folder, count, **options):
     """Starts the processes of a run; each writes its output to a file in `folder`."""
+    start_server()
     address = launch.free_address()
     running = []
     for old in Path(folder).glob("met-*"):
@@ -41,6 +60,7 @@ def start(folder, count, **options):
 
 def start_meeting(folder, *acts):
     """Starts processes that only meet; `acts` says what each of them does, as in `meet`."""
+    start_server()
     address = launch.free_address()
     running = []
     for index, act in enumerate(acts):
@@ -167,7 +187,7 @@ def work(folder, address, count, index, cache, patience=PATIENCE, devices=1, **o
     with processes.ending_together():
         processes.start(address, count, index, patience)
         (folder / f"met-{index}").touch()
-        with processes.Sigterm() as sigterm:
+        with processes.Sigterm() as sigterm, tracing_for("cpu"):
             run(folder, index, sigterm, **options)
         processes.gather(None)
     sys.stdout.flush()
