@@ -17,8 +17,8 @@ LARGEST = float(np.finfo(np.float32).max)
 # A column with more than MOST_NUMBERS different numbers holds measurements, unless the numbers are
 # whole and have ROWS_OF_A_NUMBER rows each on average.
 MOST_NUMBERS, ROWS_OF_A_NUMBER = 20, 10
-# The texts that pandas, R, SQL and archives of data sets write for a missing value.
-MISSING = frozenset(("", "NA", "N/A", "<NA>", "NaN", "nan", "NULL", "null", "?"))
+# The texts that pandas, R, SQL, Excel and archives of data sets write for a missing value.
+MISSING = frozenset(("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NULL", "null", "?"))
 
 
 class Form(NamedTuple):
@@ -37,7 +37,10 @@ DECIMALS = Form(
 THOUSANDS = Form(
     "numbers with separators of thousands",
     "remove separators of thousands",
-    re.compile(r"[+-]?[\d.]*\d,\d[\d,]*(\.\d+)?([eE][+-]?\d+)?"),
+    re.compile(
+        r"[+-]?[\d.]*\d,\d[\d,]*(\.\d+)?([eE][+-]?\d+)?"
+        r"|[+-]?\d{1,3}([ \u00a0\u202f'\u2019]\d{3})+([.,]\d+)?"
+    ),
 )
 SIGNS = Form(
     "numbers with % or $",
@@ -96,8 +99,9 @@ def number(path: Path, name: str, row: int, cell: object) -> float:
         value: Any = cell.decode() if isinstance(cell, bytes) else cell
         if is_missing(value):
             return np.nan
-        if isinstance(value, str) and value.strip().lower() in TRUTHS:
-            return TRUTHS[value.strip().lower()]
+        value = value.strip() if isinstance(value, str) else value
+        if isinstance(value, str) and value.lower() in TRUTHS:
+            return TRUTHS[value.lower()]
         is_text = isinstance(value, str) and value.isascii() and "_" not in value
         is_duration = isinstance(value, np.timedelta64)  # an integer for NumPy
         if is_text or (isinstance(value, (numbers.Real, np.bool_, Decimal)) and not is_duration):

@@ -29,8 +29,11 @@ IDENTIFIER = re.compile(
     r"(?i:(.*[ _.-])?(id|uuid|guid|identifier|index|row ?num(ber)?|no|num|number|key|code))"
     r"|(?i:.*(nr|nummer))|.*[a-z](Id|ID|No|Num|Number|Key|Code)"
 )
+WHOLE = re.compile(r"-?\d+(\.0)?")
 # Fewer rows than this may differ by chance.
 FEWEST_ROWS = 10
+# From here on float64 rounds whole numbers.
+ROUNDED = 2**53
 SHOWN_LEVELS = 12
 
 
@@ -100,10 +103,9 @@ class Levels:
             where = f"{self.path}: column {self.name!r}, row {row}"
             raise DataError(f"{where}: expected a category, got {type(cell).__name__}.") from None
         code = self.place.get(level)
-        if code is None and self.known is not None and isinstance(cell, (int, float)):
+        if code is None and self.known is not None and WHOLE.fullmatch(level):
             # Whole numbers beside missing cells are floats in pandas: 1.0 is the category 1.
-            equal = (name for name in (f"{cell:.0f}", f"{cell:.1f}") if float(name) == cell)
-            code = next((self.place[name] for name in equal if name in self.place), None)
+            code = self.place.get(level.removesuffix(".0"), self.place.get(f"{level}.0"))
         if code is None:
             if self.known is not None:
                 expected = f"one of the categories of the model, {listed(self.known)}"
@@ -238,12 +240,14 @@ def with_fills(path: Path, columns: Sequence[Column], features: np.ndarray) -> l
 
 
 def refuse_identifiers(path: Path, columns: Sequence[Column], features: np.ndarray) -> None:
-    """Refuses columns of distinct whole numbers whose names are those of identifiers."""
-    found = [c for c in distinct_numbers(columns, features) if IDENTIFIER.fullmatch(c.name)]
+    """Refuses columns of whole numbers that identify if their names are those of identifiers."""
+    identifying = identifying_numbers(columns, features)
+    found = [c for c in columns if c.name in identifying and IDENTIFIER.fullmatch(c.name)]
     if found:
+        differ = f"has {len(features)} different numbers in as many rows"
+        rounded = "has whole numbers beyond 2^53, which float64 rounds"
         words = "; ".join(
-            f"column {c.name!r}: has {len(features)} different numbers in as many rows"
-            for c in found
+            f"column {c.name!r}: {differ if identifying[c.name] else rounded}" for c in found
         )
         raise DataError(
             f"{path}: {words}; an identifier is not a feature. {_left_out(found)} "
@@ -251,35 +255,40 @@ def refuse_identifiers(path: Path, columns: Sequence[Column], features: np.ndarr
         )
 
 
-def distinct_numbers(columns: Sequence[Column], features: np.ndarray) -> list[Column]:
-    """The columns of whole numbers that all differ, if there are enough rows to tell.
+def identifying_numbers(columns: Sequence[Column], features: np.ndarray) -> dict[str, bool]:
+    """The columns of whole numbers that identify the rows, if there are enough rows to tell.
 
-    An integer has at most 64 bits: larger numbers are measurements, whose fractions float64 drops.
+    All numbers of such a column differ (True), or all are beyond 2^53, where float64 rounds them,
+    so that they may differ although they are equal here (False). An integer has at most 64 bits:
+    larger numbers are measurements, whose fractions float64 drops.
     """
-    found, place = [], 0
+    found, place = {}, 0
     for column in columns:
         if column.levels is None and len(features) >= FEWEST_ROWS:
             values = features[:, place]
-            whole = np.all((np.floor(values) == values) & (np.abs(values) <= 2**64))
-            if whole and len(np.unique(values)) == len(values):
-                found.append(column)
+            if np.all((np.floor(values) == values) & (np.abs(values) <= 2**64)):
+                differ = len(np.unique(values)) == len(values)
+                if differ or np.all(np.abs(values) >= ROUNDED):
+                    found[column.name] = differ
         place += len(column.features)
     return found
 
 
 def like_identifiers(columns: Sequence[Column], features: np.ndarray) -> str | None:
     """A line for the output if features look like identifiers by their values; otherwise None."""
-    names = [repr(column.name) for column in distinct_numbers(columns, features)]
-    if not names:
+    identifying = identifying_numbers(columns, features)
+    if not identifying:
         return None
+    names = [repr(name) for name in identifying]
+    rounded = "" if all(identifying.values()) else " or are beyond 2^53, where float64 rounds them"
     if len(names) == 1:
         return (
-            f"Column {names[0]}: all its whole numbers differ; it looks like an identifier; --drop "
-            f"it if so."
+            f"Column {names[0]}: all its whole numbers differ{rounded}; it looks like an "
+            f"identifier; --drop it if so."
         )
     return (
-        f"Columns {listed(names)}: all whole numbers of each differ; they look like identifiers; "
-        f"--drop them if so."
+        f"Columns {listed(names)}: all whole numbers of each differ{rounded}; they look like "
+        f"identifiers; --drop them if so."
     )
 
 
@@ -289,7 +298,8 @@ def constant_columns(columns: Sequence[Column], features: np.ndarray) -> str | N
     for column in columns:
         own = features[:, place : place + len(column.features)].T
         present = (values[~np.isnan(values)] for values in own)
-        if not any((values != values[:1]).any() for values in present):
+        # Rounded numbers may differ even if they are equal here.
+        if not any((v != v[:1]).any() or (np.abs(v) >= ROUNDED).any() for v in present):
             found.append(repr(column.name))
         place += len(own)
     if not found:

@@ -4,6 +4,7 @@ import codecs
 import csv
 import gzip
 import os
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from io import TextIOWrapper
@@ -18,6 +19,8 @@ from softjax.tables._errors import DataError, understood
 from softjax.tables._rows import HeldRows, chosen_columns
 
 SEPARATORS = (",", ";", "\t", "|")
+# The line before the header that tells Excel the separator.
+TOLD = re.compile(r'"?sep=(.)"?\s*')
 # The number of rows between two reports of the progress.
 ROWS_PER_REPORT = 10_000
 
@@ -34,7 +37,7 @@ class CsvRows(HeldRows):
     ):
         with understood(path), path.open("rb") as raw:
             lines = _Lines(path, raw, reading)
-            rows = filter(None, csv.reader(lines, delimiter=lines.separator, strict=True))
+            rows = filter(_is_not_blank, _reader(lines, lines.separator, strict=True))
             header = next(rows, None)
             if header is None:
                 raise DataError(f"{path}: it is empty.")
@@ -150,8 +153,11 @@ class _Lines:
         self.encoding = reading.encoding or _encoding(file)
         # `_checked` reports bytes that are not valid in the encoding, since it knows the row.
         self.file = TextIOWrapper(file, self.encoding, "surrogateescape", newline="")
-        self.first = self.file.readline()
-        self.separator = reading.separator or _separator(path, self.first)
+        self.first = self.file.readline().removeprefix("\ufeff")
+        told = TOLD.fullmatch(self.first)
+        if told:
+            self.first = self.file.readline()
+        self.separator = reading.separator or (told[1] if told else _separator(path, self.first))
 
     def __iter__(self) -> Iterator[str]:
         yield self._checked(self.first)
@@ -162,7 +168,7 @@ class _Lines:
 
     def _checked(self, line: str) -> str:
         if "\0" in line:
-            raise DataError(f"{self.path}: holds a byte of 0: it is not text in UTF-8.")
+            raise DataError(f"{self.path}: holds a byte of 0: it is not text in {self.name}.")
         if not line.isascii():
             bad = next((c for c in line if "\udc80" <= c <= "\udcff"), None)
             if bad is not None:
@@ -175,6 +181,15 @@ class _Lines:
     @property
     def name(self) -> str:
         return {"utf-8-sig": "UTF-8"}.get(self.encoding, self.encoding)
+
+
+def _reader(lines: Iterable[str], separator: str, strict: bool = False) -> Iterator[list[str]]:
+    """The cells of each row; a quote after a separator and spaces begins a quoted cell."""
+    return csv.reader(lines, delimiter=separator, strict=strict, skipinitialspace=True)
+
+
+def _is_not_blank(cells: list[str]) -> bool:
+    return len(cells) > 1 or bool("".join(cells).strip())
 
 
 def _encoding(file: Any) -> str:
@@ -190,7 +205,7 @@ def _separator(path: Path, header: str) -> str:
 
     def fields(separator: str) -> int:
         try:
-            return len(next(csv.reader([header], delimiter=separator), []))
+            return len(next(_reader([header], separator), []))
         except csv.Error:
             return 0
 

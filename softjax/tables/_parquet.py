@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from softjax import _checks
-from softjax.tables._cells import is_missing, reads_as_number
+from softjax.tables._cells import accepts, class_name, is_missing, reads_as_number
 from softjax.tables._columns import PLAIN, Column, Doubt, Levels, Names, Reading, refuse_texts
 from softjax.tables._errors import DataError, understood
 from softjax.tables._rows import FileRows, chosen_columns, known_levels, stacked
@@ -61,9 +61,9 @@ class ParquetRows(FileRows):
 
         kind = self.file.schema_arrow.field(name).type
         value = kind.value_type if types.is_dictionary(kind) else kind
-        if name not in reading.categories and not (
-            types.is_string(value) or types.is_large_string(value)
-        ):
+        kinds = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+        is_text = str(value) in kinds or types.is_fixed_size_binary(value)
+        if name not in reading.categories and not is_text:
             return Column(name), None
         levels, first = Levels(path, name), 0
         counts = np.zeros(0, np.int64)
@@ -72,7 +72,8 @@ class ParquetRows(FileRows):
                 cells = self.file.read_row_group(group, columns=[name])[name].to_pylist()
             if name not in reading.categories:
                 texts = {cell for cell in cells if not is_missing(cell)}
-                if any(map(reads_as_number, texts)):
+                are_names = all(accepts(class_name, text) for text in texts)  # and no other bytes
+                if not are_names or any(map(reads_as_number, texts)):
                     return Column(name), None
             codes = levels.codes(cells, first)
             more = np.bincount(codes[~np.isnan(codes)].astype(np.intp), minlength=len(levels.place))

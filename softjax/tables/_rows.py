@@ -92,10 +92,7 @@ def chosen_columns(
     drop: Collection[str] = (),
 ) -> list[Column]:
     """The columns of the features: `names`, or all but labels, index and row numbers."""
-    repeated = [name for name, count in Counter(known).items() if count > 1]
-    if repeated:
-        raise DataError(f"{path}: two columns have one name, {repeated[0]!r}.")
-    there = set(known)
+    there = Counter(known)
     for name in (label, *drop):
         if name is not None and name not in there:
             are_numbers = len(known) > 1 and known == [str(i) for i in range(len(known))]  # of .npy
@@ -108,6 +105,10 @@ def chosen_columns(
         without = {label, *index, *drop}
         names = [n for n in known if n not in without and not ROW_NUMBERS.fullmatch(n)]
     columns = [Column(name) if isinstance(name, str) else name for name in names]
+    used = [column.name for column in columns] + ([] if label is None else [label])
+    repeated = [name for name in used if there[name] > 1]
+    if repeated:
+        raise DataError(f"{path}: two columns have one name, {repeated[0]!r}.")
     missing = [column.name for column in columns if column.name not in there]
     if missing:
         form = f"lacks {len(missing)} of the model's {len(columns)} columns: {listed(missing)}"
