@@ -24,6 +24,7 @@ from softjax._checks import (
     same_shape,
     shape_of,
 )
+from softjax._foreign import filled, numbers_of
 from softjax._sharding import brought_to
 
 
@@ -119,10 +120,25 @@ def _is_class(labels: Any, num_classes: int, ignore_index: int | None) -> Any:
     return is_class if ignore_index is None else is_class | _equals(labels, ignore_index)
 
 
-def truth_as_classes(labels: Any) -> Any:
-    """Truth values, which are masks in a loss, as the classes 0 and 1; other labels unchanged."""
-    is_truth = getattr(labels, "dtype", None) == np.dtype(bool)
-    return labels.astype(np.int32) if is_truth else labels
+def numbers_as_classes(labels: Any) -> Any:
+    """Truth values, and whole numbers [N] in floating point, as class indices; others unchanged.
+
+    A fit and its statistics take both, since a table has one dtype for its features and labels. A
+    loss takes neither: there truth values are masks, and numbers need an axis of classes.
+    """
+    is_list = isinstance(labels, list) and all(isinstance(y, (bool, float)) for y in labels)
+    is_foreign = hasattr(labels, "__array__") and not isinstance(labels, Array)
+    numbers: Any = numbers_of(np.asarray(filled(labels))) if is_list or is_foreign else None
+    labels = labels if numbers is None else numbers
+    dtype = getattr(labels, "dtype", None)
+    if dtype == np.dtype(bool):
+        return labels.astype(np.int32)
+    is_floating = isinstance(dtype, np.dtype) and jnp.issubdtype(dtype, jnp.floating)
+    if not is_floating or labels.ndim != 1 or not is_concrete(labels):
+        return labels
+    y = np.asarray(labels).astype(np.float64)  # half precision does not reach 2^31
+    whole = (y >= 0) & (y < 2**31) & (y == np.floor(y))
+    return y.astype(np.int32) if whole.all() else labels
 
 
 def indices_of_shape(function: str, labels: ArrayLike, shape: tuple[int, ...]) -> None:

@@ -6,6 +6,7 @@ from fractions import Fraction
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import softjax
@@ -253,6 +254,39 @@ def test_a_column_that_is_no_number_is_refused_by_its_name():
             ValueError, match=r"`features` must be finite in float32, got nan at \(0, 1\)"
         ):
             regression.fit(frame.assign(b=values), Y)
+
+
+LABELED = {
+    "fit": lambda y: regression.fit(X, y, l2=0.1).params.kernel,
+    "fit_many": lambda y: regression.fit_many(X, y, l2=np.array([0.1, 1])).params.kernel,
+    "train": lambda y: regression.train(X, y, optimizer=optax.sgd(0.1), epochs=1).params.kernel,
+    "validation": lambda y: regression.fit(X, Y, validation=(X, y)).history[-1]["validation_loss"],
+    "objective": lambda y: regression.objective(PARAMS, X, y),
+    "hessian": lambda y: regression.hvp(PARAMS, PARAMS, X, y).kernel,
+    "log_likelihood": lambda y: regression.inference.log_likelihood(PARAMS, X, y),
+}
+WHOLE = {
+    "floats": lambda y: y.astype(np.float64),
+    "half": lambda y: y.astype(np.float16),
+    "on the device": lambda y: jnp.asarray(y, jnp.bfloat16),
+    "a list": lambda y: y.astype(float).tolist(),
+    "nullable": lambda y: pytest.importorskip("pandas").Series(y, dtype="Float64"),
+    "truth values": lambda y: y > 0,
+    "truth values in a list": lambda y: (y > 0).tolist(),
+}
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("form", WHOLE)
+@pytest.mark.parametrize("name", LABELED)
+def test_numbers_that_are_whole_are_class_indices_wherever_a_model_takes_labels(name, form):
+    """Streams took them, and fits in memory refused them. A loss refuses them by their shape."""
+    function, y = LABELED[name], np.minimum(Y, 1) if "truth" in form else Y
+    np.testing.assert_array_equal(function(WHOLE[form](y)), function(y))
+    for bad in (0.5, -1.0, np.nan, 2.0**31):
+        labels = np.where(np.arange(len(Y)) == 3, bad, Y)
+        with pytest.raises((ValueError, TypeError), match=r"labels|validation"):
+            function(labels)
 
 
 @pytest.mark.x64_once

@@ -14,7 +14,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from softjax import _checks
-from softjax._labels import truth_as_classes
+from softjax._labels import numbers_as_classes
 from softjax._numerics import compute_dtype
 from softjax._weights import in_unit
 from softjax.regression._features import (
@@ -54,6 +54,19 @@ def error(argument: str, expected: str, got: object) -> ValueError:
     return ValueError(_checks.message(called(), argument, expected, got))
 
 
+def checked_features(features: Any) -> Matrix:
+    """The checked features of a fit, whose columns have a scale that can be squared."""
+    x = features_array("features", features)
+    if is_sparse(x):
+        if _checks.is_concrete(x.data):
+            refuse_scales(called(), "features", largest_entries(x), x.dtype)
+    elif _checks.is_concrete(x):
+        host: Any = np.asarray(x) if is_at_hand(x) else x
+        size = np.maximum(host.max(0), -host.min(0))
+        refuse_scales(called(), "features", size, x.dtype)
+    return x
+
+
 def checked_data(
     features: Any,
     labels: Any,
@@ -65,14 +78,7 @@ def checked_data(
     penalty_factors: ArrayLike | None = None,
 ) -> Data:
     """The checked data of a fit, still without penalties."""
-    x = features_array("features", features)
-    if is_sparse(x):
-        if _checks.is_concrete(x.data):
-            refuse_scales(called(), "features", largest_entries(x), x.dtype)
-    elif _checks.is_concrete(x):
-        host: Any = np.asarray(x) if is_at_hand(x) else x
-        size = np.maximum(host.max(0), -host.min(0))
-        refuse_scales(called(), "features", size, x.dtype)
+    x = checked_features(features)
     num_examples = x.shape[0]
     y = labels_array("labels", labels, num_examples)
     named = "labels" if num_classes is None else "num_classes"
@@ -143,7 +149,7 @@ def labels_array(argument: str, labels: Any, num_examples: int) -> Array:
     coded = f"{expected}; numpy.unique(..., return_inverse=True) gives the indices of texts"
     labels = _checks.native(called(), argument, labels, coded)
     labels = labels if isinstance(labels, Array) else np.asarray(labels)
-    y = truth_as_classes(labels)
+    y = numbers_as_classes(labels)
     if jnp.issubdtype(y.dtype, jnp.integer):
         if y.ndim == 2 and len(y) == num_examples:
             got = f"integers of shape {y.shape}"

@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
-from softjax._labels import Labels, targets_of, truth_as_classes
+from softjax._labels import Labels, numbers_as_classes, targets_of
 from softjax._numerics import compute_dtype
 from softjax._softmax_core import softmax_core, softmax_tangent
 from softjax.regression._features import Features, dense_or_sparse, is_sparse
@@ -278,7 +278,7 @@ def lipschitz_constant(
     _checks.same_rank(function, "features", x, 2)
     x = x.astype(compute_dtype(x.dtype))
     shape = (x.shape[0], num_classes)
-    targets = targets_of(function, truth_as_classes(labels), shape, x.dtype)
+    targets = targets_of(function, numbers_as_classes(labels), shape, x.dtype)
     w = _checks.weights(function, "sample_weights", sample_weights, shape[:1], x.dtype)
     c = _checks.weights(function, "class_weights", class_weights, shape[1:], x.dtype)
     return _lipschitz_constant(Rows(x, targets, w, c), l2, num_classes)

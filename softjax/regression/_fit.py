@@ -102,8 +102,8 @@ def fit(
             float64 features are fitted in float64 if JAX allows it, all others in float32, where
             the largest entry of a column must be 0 or in [1e-18, 1e18]. On a mesh the examples, and
             the classes of a distribution, may be sharded; the parameters are not.
-        labels: class indices, integer [N], or a distribution over the classes or counts of them,
-            floating [N, K].
+        labels: class indices, integer [N] or whole numbers in floating point, or a distribution
+            over the classes or counts of them, floating [N, K].
         solver: one of the solvers above.
         l2: scalar >= 0, the strength of the squared penalty on the kernel.
         l1: scalar >= 0, the strength of the absolute penalty; "proximal" only. With l2 it is the

@@ -1,7 +1,6 @@
 """fit_many: many fits to the same features, with several sets of labels, weights or penalties."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import jax
@@ -13,16 +12,20 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
+from softjax._labels import numbers_as_classes
 from softjax.regression._arguments import (
     called,
-    checked_data,
+    checked_features,
     class_count,
+    class_weights_array,
+    constant,
     error,
     errors_name,
-    features_array,
+    factors_array,
     labels_array,
     limits,
     mean_one_weights,
+    offset_array,
     penalties,
     refuse_one_class,
     refuse_sizes,
@@ -99,7 +102,7 @@ def fit_many(
 
     Source: as in `fit`.
     """
-    x = features_array("features", features)
+    x = checked_features(features)
     named = "labels" if num_classes is None else "num_classes"
     y, num_classes = _labels(labels, x.shape[0], num_classes)
     refuse_sizes(named, x, num_classes)
@@ -113,11 +116,21 @@ def fit_many(
     (count,) = counts
     lane_of = Partial(_lane, shared, stacked)
     mean_labels, median = _middle(lane_of, lanes.l2, x, num_classes=num_classes, count=count)
-    options = (None, class_weights, fit_intercept, offset, penalty_factors)
-    data = checked_data(x, mean_labels, num_classes, *options)
+    data = Data(
+        num_classes=num_classes,
+        features=x,
+        labels=mean_labels,
+        class_weights=class_weights_array(class_weights, num_classes, x.dtype),
+        l2=median,
+        l1=np.zeros((), x.dtype),
+        factors=factors_array(penalty_factors, x.shape[1], x.dtype),
+        count=np.asarray(x.shape[0], x.dtype),
+        constant=constant(fit_intercept, x.dtype),
+        offset=offset_array("offset", offset, x, num_classes),
+    )
     tol, max_steps = limits(tol, max_steps)
     ((_, fits, _),) = run(
-        replace(data, l2=median),
+        data,
         lane_of,
         Partial(no_report),
         count,
@@ -133,6 +146,7 @@ def _labels(labels: ArrayLike, num_examples: int, num_classes: int | None) -> tu
     """Labels [N], [B, N], [N, K] or [B, N, K], checked, and K."""
     y = _checks.native(called(), "labels", labels)
     y = y if isinstance(y, Array) else np.asarray(y)
+    y = numbers_as_classes(y)
     rank = 2 if jnp.issubdtype(y.dtype, jnp.floating) else 1
     if y.ndim not in (rank, rank + 1) or y.shape[-rank] != num_examples or not y.size:
         n = num_examples

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike, DTypeLike
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
 from softjax._cross_entropy import cross_entropy, weighted_mean
-from softjax._labels import truth_as_classes
+from softjax._labels import numbers_as_classes
 from softjax._softmax import log_softmax, softmax
 from softjax.regression._features import Features, dense_or_sparse, linear
 
@@ -224,7 +224,7 @@ def objective(
     Source: Zhang et al., "Dive into Deep Learning", section 4.1.2.
     """
     z = _logits("objective", params, features, offset)
-    losses = cross_entropy(z, truth_as_classes(labels), class_weights=class_weights)
+    losses = cross_entropy(z, numbers_as_classes(labels), class_weights=class_weights)
     return weighted_mean(losses, sample_weights) + penalty(params, l2)
 
 

@@ -20,7 +20,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from softjax import _checks
-from softjax._labels import ClassIndices, Labels, targets_of, truth_as_classes
+from softjax._labels import ClassIndices, Labels, numbers_as_classes, targets_of
 from softjax._losses import expected_loss_gradient, index_loss_gradient
 from softjax._numerics import compute_dtype
 from softjax._sharding import fori_loop
@@ -101,7 +101,7 @@ def checked_rows(
     """The checked arguments, in the dtype of the parameters, at least float32."""
     rows = rows_without_labels(function, params, features, sample_weights, offset)
     shape, dtype = (rows.x.shape[0], jnp.shape(params.kernel)[1]), rows.x.dtype
-    targets = targets_of(function, truth_as_classes(labels), shape, dtype)
+    targets = targets_of(function, numbers_as_classes(labels), shape, dtype)
     c = _checks.weights(function, "class_weights", class_weights, shape[1:], dtype)
     constant = np.asarray(_checks.flag(function, "fit_intercept", fit_intercept), dtype)
     return rows._replace(targets=targets, c=c, constant=constant)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softjax import _checks, tables
-from softjax._labels import truth_as_classes
+from softjax._labels import numbers_as_classes
 from softjax._numerics import compute_dtype
 from softjax.regression._arguments import called
 from softjax.regression._result import Validation, checked_validation
@@ -245,14 +245,15 @@ def transformed(
 
 
 def validation_of(validation: Validation | None, shape: tuple[int, ...]) -> tuple[Any, ...] | None:
-    """Checked validation data, whose labels may be numbers of any dtype, as in files."""
-    if isinstance(validation, (tuple, list)) and len(validation) > 1:
+    """Checked validation data, whose distributions may be numbers of any dtype, as in files."""
+    if (
+        isinstance(validation, (tuple, list))
+        and len(validation) > 1
+        and np.ndim(validation[1]) == 2
+    ):
         x, labels, *offset = validation
-        if np.ndim(labels) == 2:
-            labels = real_array(called(), "validation", labels)
-            labels = labels.astype(np.promote_types(labels.dtype, np.float32), copy=False)
-        else:
-            labels = as_indices(called(), labels)
+        labels = real_array(called(), "validation", labels)
+        labels = labels.astype(np.promote_types(labels.dtype, np.float32), copy=False)
         validation = x, labels, *offset
     return checked_validation(validation, shape)
 
@@ -297,9 +298,10 @@ def as_indices(function: str, labels: Any) -> np.ndarray:
     Whole numbers in floating point are indices too, because labels may be a column of a `.npy` file
     of floating numbers.
     """
-    y = truth_as_classes(_in_memory(_checks.native(function, "labels", labels, "class indices")))
+    y = numbers_as_classes(_in_memory(_checks.native(function, "labels", labels, "class indices")))
     if y.dtype.kind not in "iuf":
         expected = "class indices"
         raise TypeError(_checks.message(function, "labels", expected, f"dtype {y.dtype}"))
+    y = y.astype(np.float64) if y.dtype.kind == "f" else y  # half precision does not reach 2^31
     whole = (y >= 0) & (y < 2**31) & (y == np.floor(y))
     return np.where(whole, y, -1).astype(np.int32)
