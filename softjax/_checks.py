@@ -14,7 +14,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
-from softjax._foreign import column_at, column_names, filled, numbers_of
+from softjax._foreign import column_at, column_names, filled, is_lazy, numbers_of
 
 Axis = int | Sequence[int] | None
 
@@ -131,6 +131,9 @@ def native(function: str, argument: str, x: Any, expected: str = REAL) -> Any:
         if any(isinstance(leaf, (str, bytes)) for leaf in jax.tree.leaves(x)):
             raise TypeError(message(function, argument, expected, "text"))
         return x
+    if is_lazy(x):
+        got = f"{type(x).__name__}; its method collect() computes a table"
+        raise TypeError(message(function, argument, expected, got))
     if isinstance(x, Array) or hasattr(x, "__jax_array__") or not hasattr(x, "__array__"):
         return x
     x = filled(x)

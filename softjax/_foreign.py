@@ -42,6 +42,11 @@ def is_missing(entry: Any) -> bool:
         return not isinstance(entry, Array)
 
 
+def is_lazy(table: Any) -> bool:
+    """Whether a table is a plan of a computation, such as a LazyFrame of Polars."""
+    return hasattr(table, "collect_schema") and not hasattr(table, "__array__")
+
+
 def column_names(table: Any) -> list[Any]:
     """The names of the columns of a DataFrame of pandas or Polars, or of a table of Arrow.
 

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from softjax import _checks, _files, regression, tables
+from softjax._foreign import is_lazy
 from softjax.regression import SoftmaxRegression
 from softjax.tables import Column, DataError
 from softjax.tables._errors import first_line
@@ -81,9 +82,12 @@ class Model(NamedTuple):
         if isinstance(data, (str, Path)):
             return tables.features(Path(data), self.table, reading)
         is_row = hasattr(data, "keys") and hasattr(data, "ndim")  # a Series of pandas
-        if not hasattr(data, "columns") and (is_row or not hasattr(data, "keys")):
+        if is_lazy(data) or not (
+            hasattr(data, "columns") or (hasattr(data, "keys") and not is_row)
+        ):
             hint = "for arrays use softjax.regression with its `params`"
             hint = "a row of a frame is a table as `frame.iloc[[i]]`" if is_row else hint
+            hint = "its method collect() computes a table" if is_lazy(data) else hint
             got = f"{type(data).__name__}; {hint}"
             expected = "a path or a table with named columns"
             raise TypeError(_checks.message("models.Model", "data", expected, got))

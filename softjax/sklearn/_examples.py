@@ -12,7 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_array, validate_data
 
 from softjax._checks import native
-from softjax._foreign import column_at, column_names, filled
+from softjax._foreign import column_at, column_names, filled, is_lazy, numbers_of
 from softjax.regression._frame import next_power_of_two
 
 # Larger features, in bytes, are not copied: the copy would only save a compilation.
@@ -105,6 +105,9 @@ def examples(
         if not np.all(np.isfinite(factors) & (factors >= 0)):
             raise ValueError(f"class_weight must be finite and >= 0, got {estimator.class_weight}")
         factors = factors.astype(X.dtype)
+        if not np.any(factors[labels] if weights is None else weights * factors[labels]):
+            given = estimator.class_weight
+            raise ValueError(f"class_weight must be > 0 where sample_weight is, got {given}")
     if offset is not None:
         offset = offset_array(offset, len(labels), len(classes), X.dtype)
     return Examples(X, labels, weights, classes, offset, factors)
@@ -113,10 +116,18 @@ def examples(
 def host_array(x: Any) -> Any:
     """`filled`, after an array of another library, such as JAX, has become one of NumPy.
 
-    With `array_api_dispatch`, scikit-learn would not compare it with coefficients in NumPy.
+    With `array_api_dispatch`, scikit-learn would not compare it with coefficients in NumPy. It also
+    makes floats of the nullable integers and truth values of pandas, and does not know NumPy's
+    dtype of texts of any length.
     """
     other = hasattr(x, "__array_namespace__") and not isinstance(x, np.ndarray)
-    return filled(np.asarray(x) if other else x)
+    x = filled(np.asarray(x) if other else x)
+    kind = getattr(getattr(x, "dtype", None), "kind", None)
+    if kind == "T":
+        return x.astype(object)
+    if kind in ("b", "i", "u") and hasattr(x, "isna") and not x.isna().any():
+        return numbers_of(np.asarray(x))
+    return x
 
 
 @contextmanager
@@ -125,6 +136,10 @@ def naming_columns(estimator: Any, X: Any) -> Iterator[None]:
 
     Dates and durations are refused, which scikit-learn would take as numbers of nanoseconds.
     """
+    expected = "a table of numbers (OneHotEncoder encodes categories)"
+    named = (f"sklearn.{type(estimator).__name__}", "X", X, expected)
+    if is_lazy(X):
+        native(*named)
     is_table, are_dates = hasattr(X, "columns"), False
     try:
         parts = [X] if isinstance(X, np.ndarray) else [X[:1]] if is_table else []
@@ -136,8 +151,7 @@ def naming_columns(estimator: Any, X: Any) -> Iterator[None]:
         yield
     except (TypeError, ValueError):
         if is_table or are_dates:
-            expected = "a table of numbers (OneHotEncoder encodes categories)"
-            native(f"sklearn.{type(estimator).__name__}", "X", X, expected)
+            native(*named)
         raise
 
 

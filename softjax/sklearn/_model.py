@@ -68,10 +68,13 @@ def penalties(data: Examples, C: Any, l1_ratio: float) -> tuple[Any, Any]:
     """l2 and l1 of `softjax.regression.fit` for C, a number or a grid.
 
     scikit-learn sums the losses, and its model for two classes has one column w of coefficients:
-    c / 2 |w|^2 equals l2 / 2 |(-w / 2, w / 2)|^2 for l2 = 2 c.
+    c / 2 |w|^2 equals l2 / 2 |(-w / 2, w / 2)|^2 for l2 = 2 c. A penalty that the dtype cannot hold
+    (of tiny weights or a tiny C) becomes its largest number: the coefficients are 0 with either.
     """
     columns = 2 if len(data.classes) == 2 else 1
-    return (1 - l1_ratio) * (columns / data.mass) / C, l1_ratio / (data.mass * C)
+    with np.errstate(over="ignore", divide="ignore"):
+        strength = np.minimum(np.divide(1, data.mass) / C, np.finfo(data.features.dtype).max / 2)
+    return (1 - l1_ratio) * columns * strength, l1_ratio * strength
 
 
 class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):

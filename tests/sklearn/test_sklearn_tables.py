@@ -9,6 +9,7 @@ import pandas as pd
 import sklearn
 from flowers import LOGITS, TWO, WEIGHTS, D, N, X, Y, fitted, frame
 
+from softjax import models, regression
 from softjax.sklearn import SoftmaxClassifier, SoftmaxClassifierCV
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
@@ -83,6 +84,60 @@ def test_a_column_that_holds_no_numbers_is_named(column):
     for call in (SoftmaxClassifier().fit, SoftmaxClassifierCV().fit, model.score):
         with pytest.raises(TypeError, match=r"table of numbers .* got column 'other one' of dtype"):
             call(frame, y)
+
+
+@pytest.mark.parametrize("dtype", ["Int64", "UInt64", "boolean", "int64[pyarrow]", "text"])
+def test_labels_keep_their_values_in_any_dtype(dtype):
+    """scikit-learn makes floats of nullable ones, in which 2^53 and 2^53 + 1 are one class."""
+    codes = LOGITS.argmax(1)
+    values = np.array([False, True, True] if dtype == "boolean" else [2**53, 2**53 + 1, 2**62])
+    if dtype == "text":
+        values = np.array(["a", "b", "c" * 99], object)
+        labels = values[codes].astype(np.dtypes.StringDType())
+    else:
+        labels = pd.Series(values[codes], dtype=dtype)
+    ours, expected = fitted(labels), fitted(values[codes])
+    assert ours.classes_.tolist() == expected.classes_.tolist()
+    np.testing.assert_array_equal(ours.coef_, expected.coef_)
+    assert ours.predict(X).tolist() == expected.predict(X).tolist()
+    assert ours.score(X, labels) == expected.score(X, values[codes])
+    if dtype != "text":
+        with pytest.raises(ValueError, match="Input y contains NaN"):
+            fitted(labels.mask(np.arange(N) == 3))
+
+
+def test_a_table_that_is_not_computed_is_refused():
+    polars = pytest.importorskip("polars")
+    lazy, y = polars.LazyFrame({"a": [0.0, 1, 2, 3]}), [0, 1, 0, 1]
+    model = models.Model(np.array([[-1.0, 1.0]]), np.zeros(2), ["low", "high"], ["a"])
+    for call in (SoftmaxClassifier().fit, SoftmaxClassifierCV().fit, regression.fit):
+        with pytest.raises(TypeError, match=r"got LazyFrame; its method collect\(\) computes"):
+            call(lazy, y)
+    with pytest.raises(TypeError, match=r"got LazyFrame; its method collect\(\) computes"):
+        model.predict(lazy)
+
+
+@pytest.mark.parametrize("kind", [SoftmaxClassifier, SoftmaxClassifierCV])
+@pytest.mark.parametrize("l1_ratio", [0.0, 0.5])
+def test_a_penalty_of_any_size_is_a_penalty(kind, l1_ratio):
+    """Tiny weights, or a tiny C, ask for a penalty above all numbers: the coefficients are 0."""
+    single = kind is SoftmaxClassifier
+    least = {"C": 5e-324} if single else {"Cs": [5e-324], "cv": 2}
+    usual = {} if single else {"Cs": [1.0], "cv": 2}
+    for x, unit in ((X, 1e-310), (X.astype(np.float32), 1e-39)):
+        for options, weights in ((least, WEIGHTS), (usual, unit * WEIGHTS)):
+            ours = kind(l1_ratio=l1_ratio, **options).fit(x, Y, weights)
+            assert not ours.coef_.any()
+            shares = [WEIGHTS[name == Y].sum() / WEIGHTS.sum() for name in ours.classes_]
+            np.testing.assert_allclose(ours.predict_proba(x[:1])[0], shares, rtol=1e-4)
+
+
+def test_class_weights_that_leave_no_example_are_named():
+    with pytest.raises(ValueError, match="class_weight must be > 0 where sample_weight is"):
+        SoftmaxClassifier(class_weight=dict.fromkeys(np.unique(Y), 0)).fit(X, Y)
+    weights = 1.0 * (Y == "rose")
+    with pytest.raises(ValueError, match="class_weight must be > 0 where sample_weight is"):
+        SoftmaxClassifier(class_weight={"rose": 0}).fit(X, Y, weights)
 
 
 def test_dates_alone_are_no_numbers_either():
