@@ -193,7 +193,10 @@ class Run:
             before, self.state = int(self.state.step), self.state._replace(**going_on)
             self._step_to(stop)
             proven = int(self.state.step) > before and self._is_proven()
-        status = Status.QUASI_SEPARATED if proven else int(self.outcome.status)
+        status = int(self.outcome.status)
+        if proven:  # a fit that meets its limit of steps may separate all examples, too
+            all_of_them = bool(self.outcome.separated) and self.data.l2 == 0
+            status = Status.SEPARATED if all_of_them else Status.QUASI_SEPARATED
         params, reached = _frame.expand(self.frame, self.outcome.params), self.outcome.objective
         if self.frame.centre is not None:
             params, moved = _frame.outside(self.frame.centre, params)

@@ -51,6 +51,15 @@ def test_two_classes(name):
 
 
 @pytest.mark.x64_once(True)
+def test_a_fit_that_separates_all_examples_at_its_limit_of_steps_says_so():
+    """With more features than examples: the rounding of the loss kept it from an earlier end."""
+    x = np.random.default_rng(0).normal(size=(20, 50))
+    result = regression.fit(x, np.arange(20) % 3, tol=1e-10, max_steps=60)
+    assert result.separated
+    assert result.stop_reason == regression.SEPARATED
+
+
+@pytest.mark.x64_once(True)
 @pytest.mark.parametrize(("num_classes", "tol"), [(2, 1e-10), (4, 1e-8)])
 def test_random_data_are_told_as_a_linear_program_tells_them(num_classes, tol):
     """Also where the parameters have grown so far that a step moves nothing any more."""

@@ -145,7 +145,7 @@ def covariance_of_rows(
     matrix, regular, move, correction = _covariance(
         params, rows, penalty, codes, groups, kind, parameters, collinear
     )
-    matrix = only_at_optimum(function, matrix, regular, move)
+    matrix = only_at_optimum(function, matrix, rows, regular, move)
     if _checks.is_concrete(correction) and np.isnan(correction):
         if codes is None:
             expected = "'HC0', 'HC2' or 'HC3' if there are no more examples than parameters"

@@ -114,7 +114,7 @@ def influence(
         return Influence(zeros, zeros)
     size = num_parameters(determined(rows), rows.constant, len(params.bias))
     found, regular, move = _influence(params, rows, penalty_or_none(function, l2), size)
-    return Influence(*(only_at_optimum(function, leaf, regular, move) for leaf in found))
+    return Influence(*(only_at_optimum(function, leaf, rows, regular, move) for leaf in found))
 
 
 @jax.jit

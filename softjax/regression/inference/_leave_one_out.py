@@ -93,7 +93,7 @@ def leave_one_out(
     if len(params.bias) < 2:
         return rows.logits(rows.x, params)
     z, regular, move = _leave_one_out(params, rows, penalty_or_none(function, l2))
-    return only_at_optimum(function, z, regular, move)
+    return only_at_optimum(function, z, rows, regular, move)
 
 
 @jax.jit

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -19,6 +20,7 @@ from softjax._softmax_core import softmax_core
 from softjax.regression._loop import STILL
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import EXACT, Rows, augmented, feature_column, information, times
+from softjax.regression.inference._rank import determined
 
 
 class NotAtOptimumError(ValueError):
@@ -122,13 +124,17 @@ def centred(x: Array, axis: int = -1) -> Array:
     return x - jnp.mean(x, axis, keepdims=True)
 
 
-def only_at_optimum(function: str, result: Array, regular: Array, move: Array) -> Array:
+def only_at_optimum(function: str, result: Array, rows: Rows, regular: Array, move: Array) -> Array:
     """`result` if the parameters are at a regular optimum, else an error (NaN under a trace)."""
     if not _checks.is_concrete(regular):
         return jnp.where(regular & (move < STILL), result, jnp.nan)
     if not regular:
         expected = f"such that the information has an inverse in {result.dtype}"
-        got = "features that are collinear, possibly with the intercept, or separable classes"
+        dependent = np.flatnonzero(~np.asarray(determined(rows).counts))
+        got = "separable classes, or features that are nearly collinear"
+        if len(dependent):
+            got = "features that are collinear, possibly with the intercept: the others determine "
+            got += f"{len(dependent)} of them, such as column {dependent[0]}"
         raise ValueError(_checks.message(function, "features", expected, got))
     if not float(move) < STILL:
         got = (
