@@ -5,7 +5,7 @@ import numpy as np
 import oracles
 import pytest
 import scipy.special
-from test_inference import fisher, optimum
+from multinomial import fisher, optimum
 
 import softjax
 from softjax import regression
