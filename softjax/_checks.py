@@ -138,8 +138,7 @@ def native(function: str, argument: str, x: Any, expected: str = REAL) -> Any:
         return x
     x = filled(x)
     is_table = hasattr(x, "columns")
-    # In a table of numbers and dates, Polars makes numbers of the dates and Arrow raises an error;
-    # pandas makes objects, which are refused below.
+    # Of numbers beside dates, pandas makes objects, Polars makes numbers, and Arrow an error.
     host = np.asarray(x) if hasattr(x, "iloc") or not is_table else None
     if host is None or (host.dtype.kind not in "biuf" and is_table):
         parts = []

@@ -240,9 +240,8 @@ def train(
         np.asarray(-1.0 if tol is None else not_negative("tol", tol), dtype),
     )
     form = Form(feed.sums, optimizer, feed.transform, skip_nonfinite)
-    run = _Run(
-        feed, form, feed.completed(terms), start(optimizer, params), saved, checkpoints, begin
-    )
+    state = start(optimizer, params)
+    run = _Run(feed, form, feed.completed(terms), state, saved, checkpoints, begin)
     return run.to(steps, every, validation, callback, preempted)
 
 
