@@ -1,14 +1,12 @@
 """A table of functions times a table of laws: a function that joins the table meets every law."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
 import jax
 import jax.numpy as jnp
 import jax.test_util
 import numpy as np
 import oracles
 import pytest
+from functions import CORE, FUNCTIONS, close, in_one_program, like_jax, logits
 from orders import check_two_orders
 
 import softjax
@@ -21,98 +19,6 @@ compiled_fully = pytest.mark.compiled_quickly(False)
 # On both sides of where the implementation changes its method, and a length that no tile divides,
 # 50257 = 29 * 1733; tests/test_numerics.py has more.
 SIZES = (1, 2, 24, 25, 63, 64, 1000, 50257)
-
-
-class Function(NamedTuple):
-    """A function of logits, over one axis; a loss has the label 0 in every row."""
-
-    name: str
-    call: Callable[..., jax.Array]  # (x, axis=-1, where=None)
-    oracle: Callable[..., np.ndarray]  # (x, where=None)
-    reduces: bool  # the class axis
-    shift: float | None  # what it gains where every logit gains 1; None: no such law
-
-    @property
-    def is_loss(self) -> bool:
-        return self.name.startswith("cross_entropy")
-
-
-def normalizer(name: str, reduces: bool, shift: float, **options) -> Function:
-    function, oracle = getattr(softjax, name), getattr(oracles, name)
-    return Function(
-        "-".join([name, *options]),
-        lambda x, axis=-1, where=None: function(x, axis=axis, where=where, **options),
-        lambda x, where=None: oracle(x, where, **options),
-        reduces,
-        shift,
-    )
-
-
-def loss(**options) -> Function:
-    def call(x, axis=-1, where=None):
-        labels = jnp.zeros(np.delete(x.shape, axis), jnp.int32)
-        return softjax.cross_entropy(x, labels, axis, where, **options)
-
-    def oracle(x, where=None):
-        return oracles.cross_entropy(x, np.zeros(np.shape(x)[:-1], int), where, **options)
-
-    shift = None if "z_loss" in options else 0.0
-    return Function("-".join(["cross_entropy", *options]), call, oracle, True, shift)
-
-
-FUNCTIONS = (
-    normalizer("logsumexp", True, 1.0),
-    normalizer("logmeanexp", True, 1.0),
-    normalizer("smooth_max", True, 1.0, temperature=0.5),
-    normalizer("smooth_min", True, 1.0, temperature=2.0),
-    normalizer("softmax", False, 0.0),
-    normalizer("softmax", False, 0.0, temperature=0.5),
-    normalizer("log_softmax", False, 0.0),
-    normalizer("log_softmax", False, 0.0, temperature=2.0),
-    normalizer("softmin", False, 0.0),
-    loss(),
-    loss(label_smoothing=0.125),
-    loss(z_loss=0.25),
-)
-
-
-def over(functions):
-    return pytest.mark.parametrize("f", functions, ids=lambda f: f.name)
-
-
-CORE = [f for f in FUNCTIONS if "-" not in f.name]
-like_jax = over([f for f in FUNCTIONS if hasattr(jax.nn, f.name)])
-
-
-def in_one_program(functions, call=lambda f, x: f.call(x)):
-    """Of arrays, each function with its result; one program compiles in half the time of many.
-
-    Each function has arguments of its own, so that the program shares nothing between them.
-    """
-
-    @jax.jit
-    def every(arguments):
-        return [call(f, *own) for f, own in zip(functions, arguments, strict=True)]
-
-    return lambda *arrays: list(zip(functions, every([arrays] * len(functions)), strict=True))
-
-
-def logits(dtype, *shape, scale=3.0, seed=0) -> np.ndarray:
-    """Multiples of 1/256, which are exact in float32, and so are their shifts."""
-    x = scale * np.random.default_rng(seed).standard_normal(shape)
-    return (np.round(x * 256) / 256).astype(dtype)
-
-
-def close(actual, desired, dtype, ulps=12.0, name="") -> None:
-    """Within a few roundings of numbers of size one, or of the result where it is larger.
-
-    Each unit of the gap between a logit and the maximum costs half a rounding in its exponential;
-    beyond some ten units the exponential no longer counts in a sum.
-    """
-    tolerance = ulps * float(jnp.finfo(dtype).eps)
-    desired = oracles.rounded(desired)
-    actual = np.asarray(actual, np.float64)
-    np.testing.assert_allclose(actual, desired, tolerance, tolerance, err_msg=name)
 
 
 # Values
@@ -449,119 +355,3 @@ def test_factors_broadcast_and_differentiate():
     close(ones, softjax.logsumexp(x, axis=-1), dtype)
     close(softjax.logsumexp(x, -1, b), softjax.logsumexp(x + np.log(b), -1), dtype)
     check_two_orders(lambda x, b: softjax.logsumexp(x, -1, b), x, b)
-
-
-# Temperature
-
-
-@pytest.mark.x64_once
-def test_temperature_is_traced_and_differentiated(dtype):
-    x = jnp.asarray(logits(dtype, 7))
-
-    def entropy(temperature):
-        p = oracles.softmax(x, temperature=float(temperature))
-        return -np.sum(p * np.log(p))
-
-    for t in (0.5, 1.0, 3.0):
-        temperature = jnp.asarray(t, dtype)
-        value, slope = jax.jit(jax.value_and_grad(lambda t: softjax.smooth_max(x, temperature=t)))(
-            temperature
-        )
-        close(value, oracles.smooth_max(x, temperature=t), dtype)
-        close(slope, entropy(t), dtype, ulps=40)  # T log sum - <p, x> / T: terms of some ten
-        slope = jax.grad(lambda t: softjax.smooth_min(-x, temperature=t))(temperature)
-        close(slope, -entropy(t), dtype, ulps=40)
-
-
-@pytest.mark.x64_once(True)
-def test_derivatives_with_respect_to_temperature():
-    x, t = jnp.asarray(logits("float64", 7)), jnp.asarray(1.5)
-    check_two_orders(lambda x, t: softjax.log_softmax(x, temperature=t), x, t)
-
-
-@compiled_fully
-@pytest.mark.x64_once
-def test_smooth_max_is_within_its_bounds(dtype):
-    rng = np.random.default_rng(6)
-    for scale in (0.0, 0.01, 1.0, 30.0):
-        x = logits(dtype, 50, 6, scale=scale)
-        where = rng.random(x.shape) < 0.7
-        where[:, 0] = True
-        for temperature in (0.01, 1.0, 10.0):
-            options: dict[str, Any] = {"axis": -1, "where": where, "temperature": temperature}
-            lower, upper = softjax.smooth_max_bounds(x, **options)
-            y = softjax.smooth_max(x, **options)
-            slack = 4 * jnp.finfo(dtype).eps * (jnp.abs(lower) + temperature)
-            assert jnp.all(y >= lower)
-            assert jnp.all(y <= upper + slack)
-            np.testing.assert_array_equal(lower, np.max(x, -1, where=where, initial=-np.inf))
-            count = np.log(np.sum(where, -1))
-            close(upper, np.asarray(lower, np.float64) + temperature * count, dtype)
-
-
-# Losses
-
-
-@compiled_fully
-@pytest.mark.x64_once
-def test_labels_of_every_kind_give_one_loss(dtype):
-    x = logits(dtype, 30, 12, scale=8.0)
-    labels = np.random.default_rng(7).integers(12, size=30)
-    one_hot = np.eye(12, dtype=dtype)[labels]
-    sparse = softjax.TopKLabels(jnp.asarray(labels)[:, None], jnp.ones((30, 1), dtype))
-    cases: list[dict[str, Any]] = [{}, {"label_smoothing": 0.125}, {"z_loss": 0.5}]
-    for options in cases:
-        losses = softjax.cross_entropy(x, labels, **options)
-        close(losses, oracles.cross_entropy(x, labels, **options), dtype)
-        close(softjax.cross_entropy(x, one_hot, **options), losses, dtype, ulps=4)
-        close(softjax.cross_entropy(x, sparse, **options), losses, dtype, ulps=4)
-
-
-@pytest.mark.x64_once
-def test_negative_log_likelihood_is_cross_entropy(dtype):
-    x = logits(dtype, 30, 12)
-    labels = np.random.default_rng(8).integers(12, size=30)
-    likelihood = np.take_along_axis(oracles.softmax(x), labels[:, None], -1)[:, 0]
-    close(softjax.cross_entropy(x, labels), -np.log(likelihood), dtype)
-
-
-@pytest.mark.parametrize("as_distribution", [False, True])
-def test_options_of_the_loss(as_distribution, dtype):
-    rng = np.random.default_rng(9)
-    x = logits(dtype, 12, 7)
-    where = rng.random(x.shape) < 0.7
-    labels = rng.integers(7, size=12)
-    where[np.arange(12), labels] = True
-    weights = rng.integers(1, 9, 7).astype(dtype) / 4
-    if as_distribution:
-        given = np.where(where, rng.integers(1, 9, x.shape), 0)
-        given = (given / given.sum(-1, keepdims=True)).astype(dtype)
-    else:
-        given = labels
-    cases: list[dict[str, Any]] = [
-        {},
-        {"class_weights": weights},
-        {"class_weights": weights, "label_smoothing": 0.25, "z_loss": 0.125},
-    ]
-    for options in cases:
-        for mask in (None, where):
-
-            def total(x, given=given, mask=mask, options=options):
-                losses = softjax.cross_entropy(x, given, where=mask, **options)
-                return jnp.sum(losses), losses
-
-            gradient, losses = jax.jit(jax.grad(total, has_aux=True))(jnp.asarray(x))
-            exact = oracles.exact(x)
-            close(losses, oracles.cross_entropy(exact, given, mask, **options), dtype, ulps=40)
-            expected = oracles.cross_entropy_gradient(exact, given, mask, **options)
-            close(gradient, expected, dtype, ulps=40)  # weights up to 2, z_loss * lse of some ten
-
-
-@compiled_fully
-@pytest.mark.x64_once
-def test_two_classes_are_the_logistic_function(dtype):
-    x = logits(dtype, 50, scale=10.0)
-    pairs = np.stack([np.zeros_like(x), x], -1)
-    close(softjax.softmax(pairs)[:, 1], 1 / (1 + np.exp(-x.astype(np.float64))), dtype)
-    labels = np.ones(50, np.int32)
-    close(softjax.cross_entropy(pairs, labels), np.log1p(np.exp(-x.astype(np.float64))), dtype)
