@@ -14,7 +14,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
-from softjax._foreign import column_at, column_names, filled, is_lazy, numbers_of
+from softjax._foreign import filled, is_lazy, numbers_of, numbers_of_columns
 
 Axis = int | Sequence[int] | None
 
@@ -141,15 +141,10 @@ def native(function: str, argument: str, x: Any, expected: str = REAL) -> Any:
     # Of numbers beside dates, pandas makes objects, Polars makes numbers, and Arrow an error.
     host = np.asarray(x) if hasattr(x, "iloc") or not is_table else None
     if host is None or (host.dtype.kind not in "biuf" and is_table):
-        parts = []
-        for i, name in enumerate(column_names(x)):
-            column = column_at(x, i)
-            parts.append(numbers_of(np.asarray(column)))
-            if parts[-1] is None or parts[-1].dtype.kind not in "biuf":
-                kind = column.dtype if hasattr(column, "dtype") else column.type
-                got = f"column {name!r} of dtype {kind}"
-                raise TypeError(message(function, argument, expected, got))
-        return np.column_stack(parts) if parts else np.empty(x.shape)
+        found = numbers_of_columns(x)
+        if isinstance(found, str):
+            raise TypeError(message(function, argument, expected, found))
+        return found
     values = numbers_of(host)
     if values is None:
         raise TypeError(message(function, argument, expected, f"dtype {host.dtype}"))

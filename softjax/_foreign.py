@@ -63,6 +63,19 @@ def column_at(table: Any, place: int) -> Any:
     return table.iloc[:, place] if hasattr(table, "iloc") else table[table.columns[place]]
 
 
+def numbers_of_columns(table: Any) -> np.ndarray | str:
+    """The numbers of a table, whose columns may have different dtypes; or which column has none."""
+    parts = []
+    for place, name in enumerate(column_names(table)):
+        column = column_at(table, place)
+        found = numbers_of(np.asarray(column))
+        if found is None or found.dtype.kind not in "biuf":
+            dtype = column.dtype if hasattr(column, "dtype") else column.type
+            return f"column {name!r} of dtype {dtype}"
+        parts.append(found)
+    return np.column_stack(parts) if parts else np.empty(table.shape)
+
+
 def filled(x: Any) -> Any:
     """A masked array with NaN, or None among texts, where it is masked; all else is unchanged.
 
