@@ -20,18 +20,18 @@ from softjax._sharding import shards
 # longer reduction is a loop of single additions, which is eight times slower. For bfloat16 the
 # limit is 21 terms.
 UNROLLED = 21
+# XLA:CPU computes with this many numbers at once.
+VECTOR = 8
 # A reduction that vectorizes over other axes than its own is unrolled up to 29 terms. Rows of up to
 # LONG_ROW entries have tiles up to HIGHEST, since few lower tiles of whole vectors divide them
-# without a rest.
-HIGHEST, LONG_ROW = 25, 4096
+# without a rest. A tile lower than LOWEST would write too many numbers.
+LOWEST, HIGHEST, LONG_ROW = 8, 25, 4096
 # The last sum of a tree adds up to this many terms one after the other. With 20 terms the error of
 # the whole sum would be 1.5 times as large. A reduction of so few terms is unrolled even if each
 # takes ten operations; a higher one of such terms is a loop, which takes four times as long.
 FEW = 11
-# Up to this many numbers are summed in one loop, which adds halves first.
+# Up to this many numbers are summed in one loop, which adds its vectors, or halves, first.
 MANY = 128
-# With at least this many classes it vectorizes over classes, with fewer over rows.
-WIDE = 64
 # With at least this many results on the axes after the classes, it vectorizes over those axes.
 LONG = 16
 
@@ -78,18 +78,24 @@ def exponentials_alone(e: Array, m: Array) -> Sums:
 
 
 def sums_in_tiles(
-    x: Array, m: Array, axes: Axes, terms: Terms = terms_beside_top, has_place: bool = False
+    x: Array,
+    m: Array,
+    axes: Axes,
+    terms: Terms = terms_beside_top,
+    has_place: bool = False,
+    inlined: bool = False,
 ) -> Sums:
     """The sums of `terms` over `axes`, which are kept.
 
     With the first two terms given here these are the sum without the maximal entries, and their
     number. With `has_place` the last result is the largest index where x is 1, or 0 without any,
-    along the only axis, whose size is known and which is on one device.
+    along the only axis, whose size is known and which is on one device. `sums_of_tiles` explains
+    `inlined`.
     """
     counts = shards(x, axes)
     if math.prod(counts) > 1:
         rows, top = by_shard(x, axes, counts), by_shard(m, axes, (1,) * len(axes))
-        return over_shards(_tiled(terms, rows, top, rows.ndim - 1), axes)
+        return over_shards(_tiled(terms, rows, top, rows.ndim - 1, inlined=inlined), axes)
     order, axis = _layout(x.shape, axes)
     shape = [x.shape[i] for i in order]
     shape[axis : axis + len(axes)] = [math.prod(x.shape[i] for i in axes)]
@@ -100,11 +106,11 @@ def sums_in_tiles(
         sums = tuple(jnp.sum(a, axis) for a in terms(rows, top))
     elif _is_odd(rows, axis):
         # XLA:CPU vectorizes over rows only if their number is even.
-        even = _tiled(terms, rows[..., :-1, :], top[..., :-1, :], axis, has_place)
-        odd = _tiled(terms, rows[..., -1:, :], top[..., -1:, :], axis, has_place)
+        even = _tiled(terms, rows[..., :-1, :], top[..., :-1, :], axis, has_place, inlined)
+        odd = _tiled(terms, rows[..., -1:, :], top[..., -1:, :], axis, has_place, inlined)
         sums = tuple(jnp.concatenate(parts, -1) for parts in zip(even, odd, strict=True))
     else:
-        sums = _tiled(terms, rows, top, axis, has_place)
+        sums = _tiled(terms, rows, top, axis, has_place, inlined)
     place = (sums[-1].reshape(m.shape),) if has_place else ()
     sums = sums[:-1] if has_place else sums
     return *(a.reshape(m.shape).astype(m.dtype) for a in sums), *place
@@ -112,7 +118,7 @@ def sums_in_tiles(
 
 def _is_odd(rows: Array, axis: int) -> bool:
     """Whether there is an odd number of rows with few classes, one after the other in memory."""
-    if not 0 < axis == rows.ndim - 1 or rows.shape[-1] >= WIDE:
+    if not 0 < axis == rows.ndim - 1 or rows.shape[-1] > UNROLLED:
         return False
     count = rows.shape[-2]
     return (
@@ -123,7 +129,9 @@ def _is_odd(rows: Array, axis: int) -> bool:
     )
 
 
-def _tiled(terms: Terms, rows: Array, m: Array, axis: int, has_place: bool = False) -> Sums:
+def _tiled(
+    terms: Terms, rows: Array, m: Array, axis: int, has_place: bool = False, inlined: bool = False
+) -> Sums:
     """The sums of `terms` over an axis, and with `has_place` the index where `rows` is 1."""
 
     def of_part(part: slice) -> Sums:
@@ -133,7 +141,7 @@ def _tiled(terms: Terms, rows: Array, m: Array, axis: int, has_place: bool = Fal
 
     combine = added_beside_place if has_place else added
     is_last = axis == rows.ndim - 1
-    return sums_of_tiles(of_part, rows.shape[axis], axis, is_last, combine=combine)
+    return sums_of_tiles(of_part, rows.shape[axis], axis, is_last, combine=combine, inlined=inlined)
 
 
 def _indices(rows: Array, axis: int) -> Array:
@@ -173,7 +181,7 @@ def place_in_tiles(x: Array, m: Array, axis: int) -> Array:
     length, is_last = x.shape[axis], axis == x.ndim - 1
     if not isinstance(length, int):  # a symbol
         return jnp.max(places(slice(0, length))[0], axis, keepdims=True, initial=0)
-    (place,) = sums_of_tiles(places, length, axis, is_last, combine=larger)
+    (place,) = sums_of_tiles(places, length, axis, is_last, combine=larger, inlined=True)
     return jnp.expand_dims(place, axis)
 
 
@@ -205,75 +213,134 @@ def sums_of_tiles(
     in_any_order: bool = False,
     highest: int | None = None,
     combine: Combine = added,
+    inlined: bool = False,
 ) -> Sums:
-    """The sums of several arrays over an axis, all in one loop, as a tree.
+    """The sums of several arrays over an axis, as a tree.
 
-    The axis is divided into tiles [height, width], which are summed down their columns, then over
-    the columns, then over the tiles. The columns of a few tiles are summed in one loop, since each
-    loop takes 20 ms to compile. This is accurate to a few ulp and vectorizes. The first loop, which
-    computes all exponentials, writes only 1 / height of the numbers that it reads. `terms` returns
-    the arrays part by part, because an expression that is sliced twice would be stored.
+    The last axis is divided into tiles of vectors. The first loop sums the vectors of each tile. It
+    computes all exponentials, and writes only 1 / height of the numbers that it reads. Then the
+    vectors of all tiles are added, and at last the numbers of one vector. This is accurate to a few
+    ulp and vectorizes. `terms` returns the arrays part by part, because an expression that is
+    sliced twice would be stored.
+
+    Each loop takes 10 ms to compile, whatever it computes, and the time of 1000 lines of LLVM's
+    code more if it loads single numbers of several rows. With `inlined` the vectors are added
+    without a loop of their own, within the loop that uses the sum. That loop must have one step for
+    each row: it computes a quotient or a logarithm of the sum, or looks up an index.
 
     With `in_any_order`, for the last axis and floating numbers, a library sums what the first loop
-    writes. That is as accurate and compiles two loops instead of six, but the order may depend on
-    the number of rows. A last single entry is then added in the loop that uses the sum.
+    writes. That is as accurate and compiles two loops, but the order may depend on the number of
+    rows.
 
     With `highest`, tiles are at most as high: UNROLLED for terms of several operations, and FEW for
-    several such terms. In rows of up to LONG_ROW entries the tiles with FEW need not consist of
-    whole vectors. Fewer loops are compiled if such tiles divide the axis exactly. Do not use it for
-    terms with exponentials: XLA:CPU computes those at the end of an incomplete vector one by one.
+    several such terms.
 
     `combine` is another operation in place of the addition, for which 0 is the smallest number.
     """
-    sums, start = [], 0
-    for count, height, width in _tiling(length, last, highest):
-        stop = start + count * height * width
-        is_stored = 0 < start == stop - 1 and not in_any_order
-        parts = _of_one(terms, start, axis) if is_stored else terms(slice(start, stop))
-        start = stop
-        if count == width == 1:
-            # XLA:CPU would not vectorize over the rows if results were [rows, 1, 1], not [rows].
-            sums.append(sums_down(parts, axis, combine))
-            continue
-        shape = parts[0].shape
-        tiles = (*shape[:axis], count, height, width, *shape[axis + 1 :])
-        columns = sums_down(tuple(a.reshape(tiles) for a in parts), axis + 1, combine)
-        flat = (*shape[:axis], count * width, *shape[axis + 1 :])
-        columns = tuple(c.reshape(flat) for c in columns)
-        if in_any_order:
-            sums.append(tuple(jnp.sum(c, axis) for c in columns))
-        else:
-            sums.append(_sums_along(columns, axis, last, combine))
-    return reduce(combine, sums)
+    if length <= UNROLLED:
+        return sums_down(terms(slice(0, length)), axis, combine)
+    if not last:
+        return _sums_over_other_axis(terms, length, axis, combine)
+    if in_any_order:
+        return _sums_by_library(terms, length, axis)
+    vectors = _vectors_of_sums(terms, length, axis, highest, combine)
+    if inlined:
+        return reduce(combine, [tuple(v[..., n] for v in vectors) for n in range(VECTOR)])
+    # XLA:CPU would compute a single array that is used once within the last loop.
+    is_single = len(vectors) == 1
+    return sums_down(_halved(vectors, axis, combine) if is_single else vectors, axis, combine)
 
 
-def _of_one(terms: Callable[[slice], Sums], place: int, axis: int) -> Sums:
-    """The terms of the last entry of a row, after zeros in place of those of the entry before it.
+def _vectors_of_sums(
+    terms: Callable[[slice], Sums], length: int, axis: int, highest: int | None, combine: Combine
+) -> Sums:
+    """The sums over all entries of the last axis that have the same place in their vector."""
+    height, stop = _tiles(length, highest)
+    columns = _columns(terms(slice(0, stop)), axis, height, combine)
+    count = columns[0].shape[axis]
+    if count * VECTOR > MANY:
 
-    XLA:CPU does not reduce an axis of size 1. Each loop that uses the sum would compute the terms,
-    and none could overwrite the array from which they come.
+        def of_part(part: slice) -> Sums:
+            flat = (c.reshape(*c.shape[:axis], count * VECTOR) for c in columns)
+            return tuple(lax.slice_in_dim(c, part.start, part.stop, axis=axis) for c in flat)
+
+        vectors = _vectors_of_sums(of_part, count * VECTOR, axis, FEW, combine)
+    else:
+        every = [tuple(c[..., n, :] for c in columns) for n in range(count)]
+        while len(every) > 1:
+            pairs = [combine(a, b) for a, b in zip(every[::2], every[1::2], strict=False)]
+            every = pairs + every[2 * len(pairs) :]
+        vectors = every[0]
+    if stop < length:
+        rest = _terms_of_rest(terms, slice(stop, length), axis, VECTOR)
+        columns = _columns(rest, axis, rest[0].shape[axis] // VECTOR, combine)
+        vectors = combine(vectors, tuple(c[..., 0, :] for c in columns))
+    return vectors
+
+
+def _columns(parts: Sums, axis: int, height: int, combine: Combine) -> Sums:
+    """The sums down the columns of tiles of whole vectors, as [..., tiles, VECTOR]."""
+    shape, length = parts[0].shape[:axis], parts[0].shape[axis]
+    tiles = (*shape, length // (height * VECTOR), height, VECTOR)
+    return sums_down(tuple(a.reshape(tiles) for a in parts), axis + 1, combine)
+
+
+def _terms_of_rest(terms: Callable[[slice], Sums], rest: slice, axis: int, width: int) -> Sums:
+    """The terms of what tiles leave over, in at least two whole vectors of this width.
+
+    They begin before the rest, with 0 in place of the terms that are in other tiles. XLA:CPU does
+    not reduce an axis of size 1: each loop that uses the sum would compute the terms, and none
+    could overwrite the array from which they come.
     """
-    parts = terms(slice(place - 1, place + 1))
-    is_last = _indices(parts[0], axis) == 1
-    return tuple(jnp.where(is_last, a, 0) for a in parts)
+    size = max(math.ceil((rest.stop - rest.start) / width), 2) * width
+    parts, before = terms(slice(rest.stop - size, rest.stop)), size - (rest.stop - rest.start)
+    if not before:
+        return parts
+    is_new = _indices(parts[0], axis) >= before
+    return tuple(jnp.where(is_new, a, 0) for a in parts)
 
 
-def _sums_along(arrays: Sums, axis: int, last: bool, combine: Combine) -> Sums:
-    """The sums of several arrays over an axis, of at least two numbers: first of both halves.
+def _sums_by_library(terms: Callable[[slice], Sums], length: int, axis: int) -> Sums:
+    """The sums over the last axis, of which a library adds what the first loop writes.
 
-    A single sum that is used only once would be computed by XLA:CPU within the loop that uses it.
+    A short rest is added in the loop that uses the sums.
     """
-    arrays = _halved(arrays, axis, combine)
-    length = arrays[0].shape[axis]
+    height, stop = _tiles(length, None)
+
+    def by_library(parts: Sums, height: int) -> Sums:
+        columns = _columns(parts, axis, height, added)
+        flat = (*columns[0].shape[:axis], math.prod(columns[0].shape[axis:]))
+        return tuple(jnp.sum(c.reshape(flat), axis) for c in columns)
+
+    sums, rest = by_library(terms(slice(0, stop)), height), slice(stop, length)
+    if stop == length:
+        return sums
+    if length - stop <= UNROLLED:
+        return added(sums, sums_down(terms(rest), axis))
+    parts = _terms_of_rest(terms, rest, axis, VECTOR)
+    return added(sums, by_library(parts, parts[0].shape[axis] // VECTOR))
+
+
+def _sums_over_other_axis(
+    terms: Callable[[slice], Sums], length: int, axis: int, combine: Combine
+) -> Sums:
+    """The sums over an axis that is not the last one; XLA:CPU vectorizes over the axes after it."""
+    count = length // UNROLLED
+    stop = count * UNROLLED
+    parts = terms(slice(0, stop))
+    tiles = (*parts[0].shape[:axis], count, UNROLLED, *parts[0].shape[axis + 1 :])
+    columns = sums_down(tuple(a.reshape(tiles) for a in parts), axis + 1, combine)
+    while FEW < columns[0].shape[axis] <= MANY:
+        columns = _halved(columns, axis, combine)
 
     def of_part(part: slice) -> Sums:
-        return tuple(lax.slice_in_dim(a, part.start, part.stop, axis=axis) for a in arrays)
+        return tuple(lax.slice_in_dim(c, part.start, part.stop, axis=axis) for c in columns)
 
-    if 2 * length > MANY:
-        return sums_of_tiles(of_part, length, axis, last, highest=FEW, combine=combine)
-    while arrays[0].shape[axis] > FEW:
-        arrays = _halved(arrays, axis, combine)
-    return sums_down(arrays, axis, combine)
+    sums = sums_of_tiles(of_part, columns[0].shape[axis], axis, last=False, combine=combine)
+    if stop == length:
+        return sums
+    rest = _terms_of_rest(terms, slice(stop, length), axis, 1)
+    return combine(sums, sums_down(rest, axis, combine))
 
 
 def _halved(arrays: Sums, axis: int, combine: Combine) -> Sums:
@@ -312,38 +379,14 @@ def _subtracted(a: Sums, b: Sums) -> Sums:
 
 @sums_down.defjvp
 def _sums_down_jvp(axis, combine, primals, tangents):
-    return sums_down(*primals, axis), tuple(jnp.sum(dot, axis) for dot in tangents[0])
+    return sums_down(*primals, axis, combine), tuple(jnp.sum(dot, axis) for dot in tangents[0])
 
 
 @cache
-def _tiling(length: int, last: bool, highest: int | None) -> list[tuple[int, int, int]]:
-    """(count, height, width) of each kind of tile; the kinds together cover an axis.
-
-    Narrow tiles vectorize over rows. Wide tiles also vectorize over classes, which must be last.
-    """
-    if length < WIDE:
-        count = max(-(-length // UNROLLED), 1)
-        return [(1, (length + n) // count, 1) for n in range(count)]
-    if not last:
-        count, left_over = divmod(length, UNROLLED)
-        return [(count, UNROLLED, 1)] + ([(1, left_over, 1)] if left_over else [])
-    if highest != FEW or length > LONG_ROW:
-        # What is left over; then the height. A tile as wide as one vector takes the least time.
-        limit = highest or (UNROLLED if length > LONG_ROW else HIGHEST)
-        heights = range(8, min(limit, length // 8) + 1)
-        height, width = min(heights, key=lambda height: (length % (8 * height), -height)), 8
-    else:
-
-        def cost(tile: tuple[int, int]) -> tuple[float, ...]:
-            height, width = tile
-            rest = length % (height * width)
-            # What is left over; then the time for an entry, with whole vectors and single entries,
-            # the start of a loop and what it writes.
-            steps = 2 + width // 8 + width % 8
-            return rest == 1, rest, steps / width + 0.5 / height, -width
-
-        tiles = [(h, w) for h in range(4, FEW + 1) for w in range(8, MANY + 1)]
-        height, width = min((t for t in tiles if math.prod(t) <= length), key=cost)
-    count = length // (height * width)
-    left_over = length - count * height * width
-    return [(count, height, width)] + (_tiling(left_over, last, highest) if left_over else [])
+def _tiles(length: int, highest: int | None) -> tuple[int, int]:
+    """The height of tiles of whole vectors that leave the fewest entries over, and their end."""
+    limit = highest or (UNROLLED if length > LONG_ROW else HIGHEST)
+    most = length // VECTOR
+    heights = range(min(LOWEST, most), min(limit, most) + 1)
+    height = min(heights, key=lambda height: (length % (VECTOR * height), -height))
+    return height, length - length % (VECTOR * height)

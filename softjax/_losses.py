@@ -145,7 +145,7 @@ def _expected_loss(m: Array, r: Array, mass: Array, cost: Array) -> Array:
 def _expected_gradient(q: Array, m: Array, r: Array, e: Array, mass: Array, others: Array) -> Array:
     """The gradient; `others` is the sum of q over the entries that are not maximal."""
     whole = total(m, r)
-    p, rest = e / whole, not_negative(r) / whole
+    p, rest = e / whole, not_negative(r) * (1 / whole)
     least = jnp.where(rest < 0.5, 0.5 * mass, jnp.inf)  # one array of rows for both conditions
     g = jnp.where((e == 1) & (q > least), others - mass * rest, mass * p - q)
     return jnp.where(r < 0, 0, g)

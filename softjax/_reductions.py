@@ -138,7 +138,8 @@ def sums_beside_top(x: Array, m: Array, axes: Axes) -> Pair:
     def plain(x: Array, m: Array) -> Pair:
         return _finite(m, plain_sums(shift_row(x, m, axes), axes))
 
-    return platform_dependent(x, m, cpu=partial(sums_in_tiles, axes=axes), default=plain)
+    on_cpu = partial(sums_in_tiles, axes=axes, inlined=True)
+    return platform_dependent(x, m, cpu=on_cpu, default=plain)
 
 
 def exponentials_and_sums(x: Array, m: Array, axes: Axes) -> tuple[Array, Sums]:
@@ -159,7 +160,7 @@ def exponentials_and_sums(x: Array, m: Array, axes: Axes) -> tuple[Array, Sums]:
 
 
 def stored_exponentials(
-    x: Array, m: Array, axes: Axes, terms: Terms, has_place: bool = False
+    x: Array, m: Array, axes: Axes, terms: Terms, has_place: bool = False, inlined: bool = False
 ) -> Sums:
     """exp(x - m), and the sums of `terms` of it as in `sums_in_tiles`, on a CPU.
 
@@ -167,7 +168,7 @@ def stored_exponentials(
     """
     d = shift_row(x, jnp.minimum(m, jnp.finfo(m.dtype).max), axes)
     e = lax.optimization_barrier(jnp.exp(d))
-    return e, *sums_in_tiles(e, jnp.ones_like(m), axes, terms, has_place)
+    return e, *sums_in_tiles(e, jnp.ones_like(m), axes, terms, has_place, inlined)
 
 
 def plain_sums(d: Array, axes: Axes) -> Pair:

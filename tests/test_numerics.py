@@ -11,7 +11,7 @@ from softjax import _one_pass
 from softjax._cpu_sums import (
     LONG,
     UNROLLED,
-    WIDE,
+    VECTOR,
     exponentials_alone,
     place_in_tiles,
     sums_in_tiles,
@@ -21,7 +21,7 @@ from softjax._one_pass import excess_in_one_pass
 from softjax._platforms import tracing_for
 from softjax._softmax_core import softmax_tangent
 
-AROUND = (UNROLLED, 2 * UNROLLED, WIDE)
+AROUND = (UNROLLED, 2 * UNROLLED, 8 * VECTOR)
 LENGTHS = (1, 2, 3, *(b + i for b in AROUND for i in (-1, 0, 1)), 127, 200, 215, 1000, 1009, 4987)
 
 
