@@ -58,12 +58,14 @@ def platform_dependent(*operands: Any, default: Callable, **forms: Callable) -> 
     platform = tracing_for.value
     if platform not in (None, ACCELERATOR):
         return forms.get(platform, default)(*operands)
-    if platform == ACCELERATOR:
-        forms.pop("cpu", None)
-        if not forms:
-            return default(*operands)
+    hidden = "cpu" if platform == ACCELERATOR else None
+    forms = {name: f for name, f in forms.items() if f is not default and name != hidden}
+    if not forms:
+        return default(*operands)
     rest = ACCELERATOR if platform == ACCELERATOR or "cpu" in forms else None
-    forms = {name: _within(name, form) for name, form in forms.items()}
+    # JAX traces a form only once if it is the same function for several platforms.
+    once = cache(_within)
+    forms = {name: once("cuda" if name == "rocm" else name, f) for name, f in forms.items()}
     return lax.platform_dependent(*operands, default=_within(rest, default), **forms)
 
 

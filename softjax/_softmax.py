@@ -174,7 +174,8 @@ def _probabilities(function, core, x, axis, where, temperature) -> Array:
 def _along_one_axis(function: str, core, x: Array, axis: int) -> Array:
     """The most frequent form of a call, whose checks of shape and dtype run once, in the trace."""
     x = _checks.real_array(function, "x", x)
-    return _normalized(core, x, None, None, _checks.axes(function, axis, x.ndim))
+    axes = _checks.axes(function, axis, x.ndim)
+    return keeping_half(_normalizer, axes, x, None, None, core=core)
 
 
 def _normalizer(
