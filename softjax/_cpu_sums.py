@@ -223,10 +223,10 @@ def sums_of_tiles(
     ulp and vectorizes. `terms` returns the arrays part by part, because an expression that is
     sliced twice would be stored.
 
-    Each loop takes 10 ms to compile, whatever it computes, and the time of 1000 lines of LLVM's
-    code more if it loads single numbers of several rows. With `inlined` the vectors are added
+    Each loop takes 10 ms to compile, whatever it computes. With `inlined` the vectors are added
     without a loop of their own, within the loop that uses the sum. That loop must have one step for
-    each row: it computes a quotient or a logarithm of the sum, or looks up an index.
+    each row: it computes a quotient or a logarithm of the sum, or looks up an index. Otherwise the
+    sum would be computed for each entry, as in a Hessian.
 
     With `in_any_order`, for the last axis and floating numbers, a library sums what the first loop
     writes. That is as accurate and compiles two loops, but the order may depend on the number of
@@ -243,12 +243,11 @@ def sums_of_tiles(
         return _sums_over_other_axis(terms, length, axis, combine)
     if in_any_order:
         return _sums_by_library(terms, length, axis)
-    vectors = _vectors_of_sums(terms, length, axis, highest, combine)
-    if inlined:
-        return reduce(combine, [tuple(v[..., n] for v in vectors) for n in range(VECTOR)])
-    # XLA:CPU would compute a single array that is used once within the last loop.
-    is_single = len(vectors) == 1
-    return sums_down(_halved(vectors, axis, combine) if is_single else vectors, axis, combine)
+    vectors = _halved(_vectors_of_sums(terms, length, axis, highest, combine), axis, combine)
+    if not inlined:
+        return sums_down(vectors, axis, combine)
+    numbers = (tuple(v[..., n] for v in vectors) for n in range(VECTOR // 2))
+    return reduce(combine, numbers)
 
 
 def _vectors_of_sums(
