@@ -167,7 +167,8 @@ class SoftmaxClassifierCV(SoftmaxModel):
         splitter: Any = check_cv(self.cv, labels, classifier=True)
         for fold, (train, test) in enumerate(splitter.split(X, labels, groups)):
             train, test = everything[train], everything[test]
-            if (folds[test] >= 0).any() or len(np.union1d(train, test)) < len(labels):
+            both = np.sort(np.concatenate([train, test]))
+            if (folds[test] >= 0).any() or not np.array_equal(both, everything):
                 expected = "disjoint test sets, each fitted without it to all other examples"
                 raise ValueError(f"cv must have {expected}: use GridSearchCV for other splits")
             folds[test] = fold

@@ -96,9 +96,10 @@ class Levels:
     def code(self, cell: object, row: int) -> float:
         """The number of the category of a cell; NaN if the cell is missing."""
         try:
-            if is_missing(cell):
+            name = class_name(cell)
+            if is_missing(cell) and name not in self.place:  # a model may know NA as a category
                 return np.nan
-            level = str(class_name(cell))
+            level = str(name)
         except (TypeError, ValueError):
             where = f"{self.path}: column {self.name!r}, row {row}"
             raise DataError(f"{where}: expected a category, got {type(cell).__name__}.") from None

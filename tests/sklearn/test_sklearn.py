@@ -305,8 +305,14 @@ def test_cross_validation_with_one_standard_error_and_accuracy():
     np.testing.assert_allclose(lasso.coef_, alone.coef_, atol=1e-5)
     bare = SoftmaxClassifierCV(**options, fit_intercept=False).fit(X, TWO)
     assert not bare.intercept_.any()
-    with pytest.raises(ValueError, match="disjoint test sets"):
-        SoftmaxClassifierCV(cv=ShuffleSplit(5, test_size=0.5)).fit(X, Y)
+    rows = np.arange(N)
+    for cv in (
+        ShuffleSplit(5, test_size=0.5),
+        [(rows, rows[:20])],  # the fit would be to the test set, too
+        [(np.append(rows[20:], rows[20:]), rows[:20])],  # each row twice
+    ):
+        with pytest.raises(ValueError, match="disjoint test sets"):
+            SoftmaxClassifierCV(cv=cv).fit(X, Y)
     with pytest.raises(ValueError, match="Cs must be numbers > 0"):
         SoftmaxClassifierCV(Cs=[1.0, -1.0]).fit(X, Y)
 

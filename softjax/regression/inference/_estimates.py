@@ -390,7 +390,7 @@ def _wide_array(function: str, argument: str, x: ArrayLike) -> Array:
 
 def check_level(function: str, level: ArrayLike) -> None:
     value = _checks.known(level)
-    if value is not None and not (value.ndim == 0 and 0 < value < 1):
+    if value is not None and not (value.ndim == 0 and value.dtype.kind in "iuf" and 0 < value < 1):
         raise ValueError(_checks.message(function, "level", "a number in (0, 1)", level))
 
 

@@ -336,8 +336,9 @@ def test_bad_arguments_are_named():
         inference.coefficients(params, v, reference=4)
     with pytest.raises(TypeError, match="`reference` must be an integer"):
         inference.coefficients(params, v, reference=1.5)
-    with pytest.raises(ValueError, match=r"`level` must be a number in \(0, 1\), got 95"):
-        inference.predictions(params, v, x, level=95)
+    for level in (95, 0, np.nan, [0.9], "high"):
+        with pytest.raises(ValueError, match=r"`level` must be a number in \(0, 1\), got "):
+            inference.predictions(params, v, x, level=level)
     with pytest.raises(ValueError, match="`restrictions` must be contrasts"):
         inference.wald_test(params, v, np.ones((1, D + 1, K), np.float32))
     with pytest.raises(ValueError, match="`feature_names` must be 3 names, got 2"):
