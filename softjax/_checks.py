@@ -14,7 +14,7 @@ from jax import Array
 from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
-from softjax._foreign import filled, is_lazy, numbers_of, numbers_of_columns
+from softjax._foreign import filled, is_lazy, numbers_of, numbers_of_columns, unwrapped
 
 Axis = int | Sequence[int] | None
 
@@ -78,12 +78,12 @@ def is_concrete(x: Any) -> bool:
     """Whether this process can read the values of `x` now, because `x` is not traced."""
     if isinstance(x, (list, tuple)):
         return all(map(is_concrete, x))
-    return not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
+    return not isinstance(unwrapped(x), Tracer) and getattr(x, "is_fully_addressable", True)
 
 
 def known(x: Any) -> np.ndarray | None:
     """`x` as a NumPy array, which no trace records; None if its values cannot be read."""
-    return np.asarray(x) if is_concrete(x) else None
+    return np.asarray(unwrapped(x)) if is_concrete(x) else None
 
 
 def checks_values(x: Any) -> bool:
@@ -102,7 +102,7 @@ def holds(good: Callable[..., Any], x: Any, *bounds: Any) -> bool:
     if _is_far(x):
         with jax.ensure_compile_time_eval():  # computes the value even within a trace
             return bool(_holds_everywhere(good, bounds, x))
-    return bool(good(np.asarray(x), *bounds).all())
+    return bool(good(np.asarray(unwrapped(x)), *bounds).all())
 
 
 def _is_far(x: Any) -> bool:
@@ -134,9 +134,9 @@ def native(function: str, argument: str, x: Any, expected: str = REAL) -> Any:
     if is_lazy(x):
         got = f"{type(x).__name__}; its method collect() computes a table"
         raise TypeError(message(function, argument, expected, got))
-    if isinstance(x, Array) or hasattr(x, "__jax_array__") or not hasattr(x, "__array__"):
+    x = filled(unwrapped(x))
+    if isinstance(x, Array) or not hasattr(x, "__array__"):
         return x
-    x = filled(x)
     is_table = hasattr(x, "columns")
     # Of numbers beside dates, pandas makes objects, Polars makes numbers, and Arrow an error.
     host = np.asarray(x) if hasattr(x, "iloc") or not is_table else None
@@ -278,8 +278,7 @@ def broadcast(function: str, argument: str, x: Array, shape: tuple[int, ...]) ->
 
 
 def same_shape(function: str, argument: str, x: ArrayLike, shape: tuple[int, ...]) -> None:
-    given = shape_of(x)
-    if given != shape:
+    if (given := shape_of(x)) != shape:
         raise ValueError(message(function, argument, f"of shape {shape}", f"shape {given}"))
 
 
@@ -311,7 +310,7 @@ def positive_scalar(
     least = float(jnp.finfo(dtype).tiny)
     if not checks_values(x):
         return jnp.where(number >= least, number, jnp.nan)
-    value = np.asarray(x)
+    value = np.asarray(unwrapped(x))
     if not value > 0:
         raise ValueError(message(function, argument, "> 0", value))
     if value < least:
@@ -347,7 +346,7 @@ def _between(
     number = scalar(function, argument, x, dtype)
     if not checks_values(x):
         return jnp.where((number >= 0) & (number <= largest), number, jnp.nan)
-    value = np.asarray(x)
+    value = np.asarray(unwrapped(x))
     if not 0 <= value <= largest:
         raise ValueError(message(function, argument, expected, value))
     return number
@@ -383,7 +382,7 @@ def weights(
 def not_negative(function: str, argument: str, x: ArrayLike) -> None:
     """Raises ValueError if a known value is negative or NaN."""
     if not holds(operator.ge, x, 0):
-        raise ValueError(message(function, argument, ">= 0", np.asarray(x).min()))
+        raise ValueError(message(function, argument, ">= 0", np.asarray(unwrapped(x)).min()))
 
 
 def refuse_first(function: str, argument: str, expected: str, values, bad) -> None:

@@ -9,6 +9,12 @@ import numpy as np
 from jax import Array
 
 
+def unwrapped(x: Any) -> Any:
+    """The array of a variable, such as one of Flax, which may be traced; all else unchanged."""
+    convert = getattr(x, "__jax_array__", None)
+    return x if convert is None else convert()
+
+
 def numbers_of(x: np.ndarray) -> np.ndarray | None:
     """`x` in a dtype of JAX; None if its values are not numbers."""
     if x.dtype != object:

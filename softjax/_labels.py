@@ -24,7 +24,7 @@ from softjax._checks import (
     same_shape,
     shape_of,
 )
-from softjax._foreign import filled, numbers_of
+from softjax._foreign import filled, numbers_of, unwrapped
 from softjax._sharding import brought_to
 
 
@@ -76,7 +76,7 @@ def class_indices(
     A label out of range raises ValueError if its value is known; under a trace it is marked as bad.
     Negative labels never count from the end.
     """
-    expected = f"in [0, {num_classes})"
+    expected, labels = f"in [0, {num_classes})", unwrapped(labels)
     if not is_concrete(labels):
         labels = jnp.asarray(labels)  # a list with a traced label
     if isinstance(labels, Array):
@@ -126,6 +126,7 @@ def numbers_as_classes(labels: Any) -> Any:
     A fit and its statistics take both, since a table has one dtype for its features and labels. A
     loss takes neither: there truth values are masks, and numbers need an axis of classes.
     """
+    labels = unwrapped(labels)
     is_list = isinstance(labels, list) and all(isinstance(y, (bool, float)) for y in labels)
     is_foreign = hasattr(labels, "__array__") and not isinstance(labels, Array)
     numbers: Any = numbers_of(np.asarray(filled(labels))) if is_list or is_foreign else None

@@ -192,7 +192,7 @@ def _normalizer(
         z = tempered(z, temperature, axes)
     if core is softmax_core:
         is_widened = where is None and temperature is None
-        y = softmax_core(z, axes, exact=x.dtype if is_widened else None)
+        y = softmax_core(z, axes, x.dtype if is_widened else None)
     else:
         y = core(z, axes)
     if where is not None:

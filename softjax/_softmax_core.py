@@ -230,19 +230,25 @@ def _through_probabilities(v: Array, x: Array, axes: Axes) -> Array:
     return softmax_tangent(p, v, axes, top)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(4, 5))
 def _product_at(
-    v: Array, x: Array, m: Array, top: Array, axes: Axes, exact: DTypeLike | None
+    v: Array, x: Array, m: Array, top: Array, *, axes: Axes, exact: DTypeLike | None
 ) -> Array:
     """H v at the logits x, for rows along one axis with maximum m at the index `top`."""
+    return _product_at_logits(v, x, m, top, axes, exact)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+def _product_at_logits(
+    v: Array, x: Array, m: Array, top: Array, axes: Axes, exact: DTypeLike | None
+) -> Array:
     e, w = jnp.exp(shift_row(x, m, axes)), relative_to(v, taken(v, top, axes[0], exact))
     whole = _positive_sum(e, axes)
     mean = jnp.sum(jnp.where(e == 0, 0, e * w), axes, keepdims=True) / whole
     return e / whole * (w - mean)
 
 
-@_product_at.defjvp
-def _product_at_jvp(axes, exact, primals, tangents):
+@_product_at_logits.defjvp
+def _product_at_logits_jvp(axes, exact, primals, tangents):
     return jax.jvp(partial(_through_probabilities, axes=axes), primals[:2], tangents[:2])
 
 

@@ -298,8 +298,8 @@ def temper(
     x = _checks.real_array(function, "logits", logits)
     axes = _checks.axes(function, axis, x.ndim)
     number = _checks.scalar(function, "alpha", alpha, compute_dtype(x.dtype))
-    if _checks.checks_values(alpha) and not np.isfinite(np.asarray(alpha)):
-        raise ValueError(_checks.message(function, "alpha", "finite", np.asarray(alpha)))
+    if not _checks.holds(np.isfinite, alpha):
+        raise ValueError(_checks.message(function, "alpha", "finite", _checks.known(alpha)))
     return _tempered(x, number, _checks.mask_of_classes(function, where, x.shape), axes)
 
 

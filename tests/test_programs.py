@@ -3,6 +3,7 @@
 A mode is a setting of JAX, or a transformation, under which a program must compute the same result.
 """
 
+import contextlib
 import gc
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -37,6 +38,16 @@ MASK[np.arange(N), Y] = True
 TOP = np.stack([Y, (Y + 1) % K], -1)
 SHARES = np.full((N, 2), 0.5, "f4")
 PARAMS = regression.SoftmaxRegression
+
+
+class Variable:
+    """An array in an object, as the variables of Flax."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __jax_array__(self) -> Any:
+        return self.value
 
 
 class Program(NamedTuple):
@@ -244,14 +255,56 @@ def within_shard_map(function: Callable, count: int) -> Callable:
 @pytest.mark.x64_once
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_traces_within_a_shard_map_that_checks_types_and_promotes_no_rank(name):
+    """All arguments but the first may be variables."""
     program = PROGRAMS[name]
     first, *others = program.arguments
     function = with_gradient(program)
+    if name in CORE | LINEAR:
+
+        def function(first, *others, function=function):
+            return function(first, *map(Variable, others))
+
     if name in FITS and name not in ("fit, unpenalised", "fit, firth"):
         function = program.call  # the derivative of the optimum is that of the others
     over_devices = within_shard_map(function, len(program.arguments))
     with jax.numpy_rank_promotion("raise"):
         jax.eval_shape(over_devices, np.concatenate([first, first]), *others)
+
+
+@pytest.mark.x64_once
+def test_the_forms_for_long_rows_trace_while_jax_checks_its_own_work():
+    """With these checks, JAX 0.10 refuses static arguments of a `custom_jvp` by name."""
+
+    def call(x):
+        return jax.jvp(softjax.softmax, (x,), (x,)), derivatives.logsumexp_hvp(x, x)
+
+    with jax.enable_checks(True):
+        jax.eval_shape(call, jax.ShapeDtypeStruct((2, 20_000), "float32"))
+
+
+@pytest.mark.x64_once
+def test_an_option_may_be_a_traced_variable():
+    def results(t):
+        return (
+            softjax.softmax(X, temperature=t),
+            softjax.smooth_max(X, temperature=t),
+            softjax.cross_entropy(X, Y, label_smoothing=t, z_loss=t),
+            softjax.linear_cross_entropy(H, W, Y, softcap=t, temperature=t, label_smoothing=t),
+            information.temper(X, t),
+        )
+
+    t = np.float32(0.5)
+    expected = jax.jit(results)(t)
+    jax.tree.map(
+        np.testing.assert_array_equal, jax.jit(lambda t: results(Variable(t)))(t), expected
+    )
+    below: Any = Variable(-t)
+    above: Any = Variable(Y + 1)
+    for function in (softjax.softmax, softjax.smooth_max):
+        with pytest.raises(ValueError, match=r"`temperature` must be > 0, got -0.5"):
+            function(X, temperature=below)
+    with pytest.raises(ValueError, match=r"`labels` must be in \[0, 4\), got 4"):
+        softjax.cross_entropy(X, above)
 
 
 @pytest.mark.x64_once
@@ -344,12 +397,18 @@ def test_the_length_of_a_row_may_be_open_in_an_exported_program():
 
 @pytest.mark.x64_once
 def test_nothing_finite_stops_the_search_for_nan_and_no_transfer_is_hidden():
-    """All results are looked at; nor does an eager function that takes no number transfer any."""
+    """All results are looked at; nor does an eager function that takes no number transfer any.
+
+    JAX checks its own work, too.
+    """
     names = [name for name in PROGRAMS if name not in (*INFINITE, *FITS)]
     call, arguments = one_program([*names, "fit, newton-cg"], False)
     arguments = jax.device_put(arguments)
     plain = ("softmax", "log_softmax", "cross_entropy", "information.entropy", "regression.predict")
-    with jax.debug_nans(True), jax.debug_infs(True), jax.transfer_guard("disallow"):
+    with contextlib.ExitStack() as stack:
+        for setting in (jax.debug_nans, jax.debug_infs, jax.enable_checks):
+            stack.enter_context(setting(True))
+        stack.enter_context(jax.transfer_guard("disallow"))
         jax.block_until_ready(jax.jit(call)(arguments))
         for name in plain:
             PROGRAMS[name].call(*arguments[name])

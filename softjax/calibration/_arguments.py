@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from softjax import _checks
+from softjax._foreign import unwrapped
 from softjax._labels import ClassIndices, Labels, targets_of
 from softjax._numerics import compute_dtype
 
@@ -55,7 +56,7 @@ def refuse_rows(
     values = np.asarray(x)
     bad = ~np.asarray(good(values))
     if weights is not None:
-        counts = np.asarray(weights) != 0
+        counts = np.asarray(unwrapped(weights)) != 0
         bad &= counts.reshape(counts.shape + (1,) * (bad.ndim - counts.ndim))
     _checks.refuse_first(function, argument, expected, shown(values), bad)
 

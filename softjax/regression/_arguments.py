@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from softjax import _checks
+from softjax._foreign import unwrapped
 from softjax._labels import numbers_as_classes
 from softjax._numerics import compute_dtype
 from softjax._weights import in_unit
@@ -148,8 +149,7 @@ def labels_array(argument: str, labels: Any, num_examples: int) -> Array:
     # NumPy checks them: in JAX an int64 would wrap, and JAX does not know the dtypes of pandas.
     coded = f"{expected}; numpy.unique(..., return_inverse=True) gives the indices of texts"
     labels = _checks.native(called(), argument, labels, coded)
-    labels = labels if isinstance(labels, Array) else np.asarray(labels)
-    y = numbers_as_classes(labels)
+    y = numbers_as_classes(labels if isinstance(labels, Array) else np.asarray(labels))
     if jnp.issubdtype(y.dtype, jnp.integer):
         if y.ndim == 2 and len(y) == num_examples:
             got = f"integers of shape {y.shape}"
@@ -305,7 +305,7 @@ def initial_params(
 
 def not_negative(argument: str, value: Any) -> Any:
     """A finite number >= 0 as a float, or an unchanged traced scalar."""
-    if isinstance(value, Tracer):
+    if isinstance(value := unwrapped(value), Tracer):
         _checks.same_shape(called(), argument, value, ())
         return value
     return _checks.not_negative_number(called(), argument, value)
