@@ -57,7 +57,7 @@ class Program(NamedTuple):
     arguments: tuple[np.ndarray, ...]
 
 
-def linear(reduction: str, **options: Any) -> Callable:
+def linear(reduction: Any, **options: Any) -> Callable:
     def call(h, w, y, b, v):
         softcap = jnp.asarray(3.0, h.dtype)
         return softjax.linear_cross_entropy(
