@@ -297,6 +297,23 @@ def test_the_function_that_was_called_refuses():
         regression.fit(x, y, tol=-1.0)
 
 
+def test_numbers_of_many_bits_are_taken_or_refused_by_name():
+    """JAX counts steps in 32 bits and takes seeds of 64: errors of its own named neither."""
+    x, y = np.arange(12.0).reshape(6, 2), np.arange(6) % 2
+    for steps in (2**31, 2**40, 2**70):
+        assert regression.fit(x, y, l2=1.0, max_steps=steps, callback=lambda event: None).converged
+    seeded = {
+        "fit": {"optimizer": optax.sgd(0.1), "batch_size": 2, "epochs": 1},
+        "train": {"optimizer": optax.sgd(0.1), "batch_size": 2, "epochs": 1},
+        "bootstrap": {"resamples": 2, "l2": 1.0},
+        "cross_validate": {"l2": [1.0], "folds": 2},
+    }
+    for name, options in seeded.items():
+        said = rf"^softjax\.regression\.{name}: `seed` must be an integer of 64 bits, got "
+        with pytest.raises(ValueError, match=said):
+            getattr(regression, name)(x, y, **options, seed=2**64)
+
+
 FUNCTIONS_OF_PARAMS = [
     function
     for module in (regression, regression.inference)

@@ -18,16 +18,24 @@ from softjax.tables import Reading
 SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "space": " ", "pipe": "|"}
 
 
+# Fits are in float32, for which larger numbers are infinite and smaller ones may be 0.
+LEAST, MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+
+
 def finite(value: float | None) -> float | None:
-    """Refuses NaN and infinity, which Python parses as numbers."""
-    if value is not None and not np.isfinite(value):
-        raise typer.BadParameter("must be a finite number")
+    """Refuses NaN and infinity, which Python parses as numbers, and what is infinite in float32."""
+    if value is not None and not abs(value) <= MOST:
+        raise typer.BadParameter("must be a finite number of float32")
     return value
 
 
+def is_positive(value: float) -> bool:
+    return LEAST <= value <= MOST
+
+
 def positive(value: float | None) -> float | None:
-    if value is not None and not 0 < value < np.inf:
-        raise typer.BadParameter("must be a finite number above 0")
+    if value is not None and not is_positive(value):
+        raise typer.BadParameter("must be a finite number of float32 above 0")
     return value
 
 
@@ -66,11 +74,12 @@ def class_weights(values: Sequence[str] | None) -> list[str] | None:
         if value == "balanced" and len(values or ()) == 1:
             continue
         try:
-            good = bool(name) and 0 < float(weight) < np.inf
+            good = bool(name) and is_positive(float(weight))
         except ValueError:
             good = False
         if not good:
-            raise typer.BadParameter("must be balanced, or CLASS=WEIGHT with a weight > 0")
+            expected = "balanced, or CLASS=WEIGHT with a weight > 0 that float32 can hold"
+            raise typer.BadParameter(f"must be {expected}")
     return list(values) if values else None
 
 
@@ -239,7 +248,8 @@ LearningRate = Annotated[
     ),
 ]
 Seed = Annotated[
-    int, of_solver(min=0, help="Seed of the held-out rows, the batches and the folds.")
+    int,
+    of_solver(min=0, max=2**63 - 1, help="Seed of the held-out rows, the batches and the folds."),
 ]
 
 Summary = Annotated[

@@ -313,7 +313,7 @@ def not_negative(argument: str, value: Any) -> Any:
 
 def limits(tol: Any, max_steps: int | None) -> tuple[Any, int | None]:
     """The checked tolerance and limit of the steps of a fit."""
-    most = None if max_steps is None else at_least("max_steps", max_steps, 0)
+    most = None if max_steps is None else min(at_least("max_steps", max_steps, 0), 2**31 - 1)
     return not_negative("tol", tol), most
 
 

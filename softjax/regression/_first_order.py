@@ -8,6 +8,7 @@ from jax import Array
 
 from softjax.regression import _ending, _frame
 from softjax.regression._arguments import at_least
+from softjax.regression._groups import random_key
 from softjax.regression._loop import is_separated, status_where_separated
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._objective import pack
@@ -157,7 +158,7 @@ class Examples:
             self.batch_size = min(at_least("batch_size", batch_size, 1), count)
         self.takes_all = batch_size is None
         self.epoch_steps = -(-count // self.batch_size)
-        self.key = jax.random.key(seed)
+        self.key = random_key(seed)
 
     def held(self, step: int) -> Held:
         """The examples in the order of the epoch of `step`."""

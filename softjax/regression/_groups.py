@@ -127,6 +127,8 @@ def random_key(seed: ArrayLike) -> Array:
         return jax.random.wrap_key_data(jnp.asarray(seed))
     if not isinstance(seed, Array):
         seed = _checks.integer(called(), "seed", seed)
+        if not -(2**63) <= seed < 2**63:
+            raise error("seed", "an integer of 64 bits", seed)
     return jax.random.key(seed)
 
 
