@@ -18,9 +18,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-# Each worker has one core: the threads of OpenBLAS, which NumPy starts, would wait in busy loops.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
 import jax
 import numpy as np
 import pytest
@@ -28,8 +25,14 @@ from jax._src import compiler, core
 from jax._src.interpreters import mlir
 from jax._src.lax import lax
 from jax.sharding import get_abstract_mesh
+from threadpoolctl import threadpool_limits
 
 from softjax._platforms import tracing_for
+
+# Each worker has one core: other threads of OpenBLAS would wait in busy loops. A plugin of pytest
+# may have imported NumPy, which reads the environment then, as the processes of the tests will.
+threads = os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+threadpool_limits(int(threads), "blas")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_include_full_tracebacks_in_locations", False)  # nobody reads them
