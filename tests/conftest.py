@@ -147,17 +147,19 @@ def array_of(x: Any, compiled: Callable = core.stage_p.impl) -> jax.Array:
     return jax.device_put(x) if is_plain else compiled(x)
 
 
-def full_of(x: Any, compiled: Callable = lax.broadcast_in_dim_p.impl, **options) -> jax.Array:
-    """What `jnp.full(shape, x)` is, without a program unless it has a place or a weak type."""
-    is_number = isinstance(x, jax.Array) and x.ndim == 0 and isinstance(x.dtype, np.dtype)
+def broadcast(x: Any, compiled: Callable = lax.broadcast_in_dim_p.impl, **options) -> jax.Array:
+    """What `lax.broadcast_in_dim` is, without a program unless `x` has a place or a weak type."""
+    is_plain = isinstance(x, jax.Array) and isinstance(x.dtype, np.dtype) and not x.weak_type
     is_placed = options["sharding"] is not None or not get_abstract_mesh().empty
-    if not is_number or is_placed or x.committed or x.weak_type:
+    if not is_plain or is_placed or x.committed:
         return compiled(x, **options)
-    return jax.device_put(np.broadcast_to(x, options["shape"]))
+    sizes = dict(zip(options["broadcast_dimensions"], x.shape, strict=True))
+    unit = np.reshape(x, [sizes.get(axis, 1) for axis in range(len(options["shape"]))])
+    return jax.device_put(np.broadcast_to(unit, options["shape"]))
 
 
 core.stage_p.def_impl(array_of)
-lax.broadcast_in_dim_p.def_impl(full_of)
+lax.broadcast_in_dim_p.def_impl(broadcast)
 
 
 def resident_bytes() -> int:
