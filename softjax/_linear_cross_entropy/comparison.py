@@ -38,8 +38,8 @@ from softjax._linear_cross_entropy.divergences import (
     divergence_terms,
 )
 from softjax._linear_cross_entropy.pieces import Arguments
-from softjax._linear_cross_entropy.shards import first_class, joined
-from softjax._linear_cross_entropy.tops import distance, top_and_excess
+from softjax._linear_cross_entropy.shards import first_class, joined, joined_gap
+from softjax._linear_cross_entropy.tops import distance, top_and_excess, tops_and_gap
 from softjax._numerics import not_negative
 
 # The blocks of the student and of the teacher (None for top k labels); and tangents of both.
@@ -95,14 +95,15 @@ class Comparison(NamedTuple):
 
     def contrast(self, part: Arguments, blocks: Blocks) -> Contrast:
         """The two heads on the rows of the student."""
-        student, tail = self._side(blocks[0]), None
-        teacher = None if blocks[1] is None else self._side(blocks[1])
-        if teacher is not None:
-            sides = (teacher.d, teacher.s.excess, student.d, student.s.excess)
-            dtype = jnp.result_type(*sides)
-            sizes = compared_softmaxes(*(a.astype(dtype) for a in sides))
+        teacher = tail = None
+        if blocks[1] is not None:
+            student, teacher, gap = self._sides(blocks[0], blocks[1])
+            sides = teacher.d, teacher.s.excess, student.d, student.s.excess
+            sizes = compared_softmaxes(*sides, gap)
         else:
-            tail = self._tail(part, student, blocks[0].scalars.temperature)
+            x, temperature = _logits(blocks[0]), blocks[0].scalars.temperature
+            student = _side(x, self._statistics(x, temperature), temperature)
+            tail = self._tail(part, student, temperature)
             sizes = self._compared_with_tail(blocks[0], student, tail)
         if (active := part.rows.active) is not None:
             # An inactive row is compared with itself: its loss and gradient are 0.
@@ -133,7 +134,8 @@ class Comparison(NamedTuple):
         for (side, block, dot, slope), adds_up in zip(sides, add_up, strict=True):
             if side is None or block is None or dot is None:
                 continue
-            z_dot = scaled_logit_tangent(block, side.d, dot)
+            d = side.d.astype(jnp.result_type(block.product))
+            z_dot = scaled_logit_tangent(block, d, dot)
             if z_dot is not None:
                 g = slope if adds_up else slope - _probabilities(side) * self._over_classes(slope)
                 l_dot += jnp.sum(g * z_dot.astype(g.dtype), -1)
@@ -147,11 +149,16 @@ class Comparison(NamedTuple):
             l_dot += 2 * ratio_dot.astype(l_dot.dtype) * self.losses(contrast)
         return l_dot
 
-    def _side(self, block: Block) -> Side:
-        temperature = block.scalars.temperature
-        x = class_logits(block.product, block.bias, block.scalars.softcap)
-        s = self._statistics(x, temperature)
-        return Side(x, distance(x, s.top[:, None], temperature), s)
+    def _sides(self, block: Block, of_teacher: Block) -> tuple[Side, Side, Array]:
+        """The student, the teacher, and the excess of the teacher minus that of the student."""
+        p, q = _logits(of_teacher), _logits(block)
+        dtype, temperature = jnp.result_type(p, q), block.scalars.temperature
+        p, q, temperature = jax.tree.map(lambda a: a.astype(dtype), (p, q, temperature))
+        of_p, of_q, gap = tops_and_gap(p, q, temperature)
+        s = Statistics(*of_p), Statistics(*of_q)
+        if self.axes:
+            gap, s = joined_gap(gap, s, self.axes, temperature)
+        return _side(q, s[1], temperature), _side(p, s[0], temperature), gap
 
     def _statistics(self, x: Array, temperature: Array | None) -> Statistics:
         s = Statistics(*top_and_excess(x, temperature))
@@ -220,6 +227,14 @@ class Comparison(NamedTuple):
     def _over_classes(self, slope: Array) -> Array:
         whole = jnp.sum(slope, -1, keepdims=True)
         return lax.psum(whole, self.axes) if self.axes else whole
+
+
+def _logits(block: Block) -> Array:
+    return class_logits(block.product, block.bias, block.scalars.softcap)
+
+
+def _side(x: Array, s: Statistics, temperature: Array | None) -> Side:
+    return Side(x, distance(x, s.top[:, None], temperature), s)
 
 
 def _probabilities(side: Side) -> Array:

@@ -101,9 +101,7 @@ def linear_distillation_loss(
     Over a mesh: as for linear_cross_entropy; the devices exchange five numbers per example.
     Edge cases: the divergence of equal students and teachers is exactly 0, with zero gradient. It
     is +inf if one head has mass on a class that the other removes by a bias of -inf. An example
-    with weight 0 has no effect. The logarithms of p / q are of the size of 1 / T beside numbers of
-    the size of 1, and lose as many digits: in float32 the divergence has five digits at T = 1e4,
-    two at T = 1e6 and none above. A class that occurs twice among the k, or probabilities that sum
+    with weight 0 has no effect. A class that occurs twice among the k, or probabilities that sum
     to more than 1 (or to less, if k = V), give NaN under a trace.
 
     Args:

@@ -51,14 +51,14 @@ def compared(log_p: Array, log_q: Array) -> Compared:
     return Compared(jnp.exp(jnp.where(delta > 0, log_p, log_q)), delta)
 
 
-def compared_softmaxes(d_p: Array, r_p: Array, d_q: Array, r_q: Array) -> Compared:
+def compared_softmaxes(d_p: Array, r_p: Array, d_q: Array, r_q: Array, gap: Array) -> Compared:
     """Two distributions p = e^d / (1 + r), from the distances to their tops and their excesses.
 
-    The normalizers are not rounded separately, so that the sum of q - p is 0 to the precision of
-    both.
+    The gap r_p - r_q gives the ratio of the normalizers, of two close distributions with as many
+    digits as the differences of their logits have.
     """
     r_p, r_q = (not_negative(r)[:, None] for r in (r_p, r_q))
-    part = (r_p - r_q) / (1 + r_q)
+    part = gap[:, None] / (1 + r_q)
     near = jnp.abs(part) < 0.5
     log_ratio = jnp.log1p(jnp.where(near, part, 0))
     log_ratio = jnp.where(near, log_ratio, jnp.log1p(r_p) - jnp.log1p(r_q))

@@ -13,7 +13,9 @@ from jax import Array, lax
 
 from softjax._linear_cross_entropy.blocks import Statistics
 from softjax._linear_cross_entropy.pieces import Arguments
-from softjax._linear_cross_entropy.tops import distance
+from softjax._linear_cross_entropy.tops import difference, distance
+
+TwoStatistics = tuple[Statistics, Statistics]
 
 
 def joined(s: Statistics, axes: tuple[str, ...], temperature: Array | None) -> Statistics:
@@ -41,6 +43,16 @@ def joined(s: Statistics, axes: tuple[str, ...], temperature: Array | None) -> S
             jnp.stack(others, -1) if others else jnp.zeros((rest.shape[0], 0), rest.dtype)
         )
     return Statistics(top, rest + (tops - 1), label_logits, mass, cost)
+
+
+def joined_gap(
+    gap: Array, s: TwoStatistics, axes: tuple[str, ...], temperature: Array | None
+) -> tuple[Array, TwoStatistics]:
+    """The gap r_x - r_y of two heads and their statistics, of all shards (see tops.py)."""
+    x, y = (joined(own, axes, temperature) for own in s)
+    d_x, d_y = (distance(a.top, b.top, temperature) for a, b in zip(s, (x, y), strict=True))
+    own_gap = (1 + s[0].excess) * difference(jnp.exp(d_x), jnp.exp(d_y), d_x - d_y)
+    return lax.psum(own_gap + gap * jnp.exp(d_y), axes), (x, y)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -171,6 +171,42 @@ def test_equal_heads_have_no_divergence_and_close_ones_all_its_digits(divergence
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_close_heads_keep_their_digits_at_every_temperature(divergence):
+    """In float32 as in 200 bits, with the student's gradient, for logits that are exact."""
+    rng = np.random.default_rng(2)
+    student = 0.01 * rng.standard_normal((N, 101)).astype("float32")
+    teacher = student + np.float32(1e-5) * rng.standard_normal(student.shape).astype("float32")
+    hidden = np.eye(N, dtype="float32")
+
+    @jax.jit
+    def run(student, temperature):
+        def f(student):
+            losses = softjax.linear_distillation_loss(
+                hidden,
+                student,
+                softjax.LinearHead(hidden, teacher),
+                divergence=divergence,
+                temperature=temperature,
+            )
+            return jnp.sum(losses), losses
+
+        return jax.grad(f, has_aux=True)(student)
+
+    for temperature in (1.0, 25.0, 1e6):
+        gradient, losses = run(student, jnp.float32(temperature))
+        t = oracles.exact(temperature)
+        log_p, log_q = (oracles.log_softmax(oracles.exact(a) / t) for a in (teacher, student))
+        desired = oracles.rounded(t**2 * oracles.divergence(log_p, log_q, divergence))
+        np.testing.assert_allclose(losses, desired, rtol=1e-3)
+        p, q = oracles._exp(log_p), oracles._exp(log_q)
+        # The three divergences of close distributions have the same gradient, but for a factor.
+        factor = 0.25 if divergence == "jensen_shannon" else 1
+        desired = oracles.rounded(factor * t * (q - p))
+        scale = np.linalg.norm(desired, axis=-1, keepdims=True)
+        np.testing.assert_allclose(np.asarray(gradient) / scale, desired / scale, atol=2e-3)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_the_tail_keeps_its_digits_where_both_are_sure(divergence):
     """In float32 both tails are below the rounding of 1 - P, down to e^-60 for the student."""
     margins = np.array([2.0, 12.0, 20.0, 60.0], np.float32)

@@ -220,6 +220,24 @@ def test_tops_and_excesses_of_one_pass(temperature):
     assert top[2] == jnp.finfo(jnp.float32).min
 
 
+@pytest.mark.parametrize("form", [tops._two_in_one_pass, tops._two_in_two_passes])
+def test_the_gap_between_the_excesses_of_close_heads(form):
+    """Also where their tops differ, and where classes or whole rows are at -inf in one or both."""
+    x = (RNG.standard_normal((7, 301)) * 5).astype(np.float32)
+    y = x + np.float32(1e-4) * RNG.standard_normal(x.shape).astype(np.float32)
+    y[1], y[5, 3], x[6, 2:] = y[1][::-1], 200, -300
+    x[2, 5:] = y[3] = x[4] = y[4] = -np.inf
+    of_x, of_y, gap = jax.jit(form)(x, y)
+    terms = []
+    for a, (top, r) in ((x, of_x), (y, of_y)):
+        largest = np.maximum(a.max(-1), np.finfo(np.float32).min)
+        np.testing.assert_array_equal(top, largest)
+        terms.append(np.exp(a - largest[:, None].astype(np.float64)))
+        np.testing.assert_allclose(r, terms[-1].sum(-1) - 1, rtol=2e-6, atol=1e-6)
+    differences = terms[0] - terms[1]
+    assert np.all(np.abs(gap - differences.sum(-1)) <= 1e-4 * np.abs(differences).sum(-1))
+
+
 def test_the_best_class_of_one_pass_is_that_of_top_k():
     """Of equal logits the first, and NaN before every number."""
     x = RNG.integers(5, size=(6, 40)).astype(np.float32)
