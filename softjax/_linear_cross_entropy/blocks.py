@@ -122,7 +122,7 @@ def statistics(block: Block, index: Array | None, start: Array | int) -> Statist
     if t is not None:
         t = jnp.broadcast_to(t, x.shape)
         mass = jnp.sum(t, -1)
-        cost = jnp.sum(t * jnp.where(t == 0, 0, -distance(x, top[:, None], temperature)), -1)
+        cost = jnp.sum(times(t, -distance(x, top[:, None], temperature)), -1)
     return Statistics(top, r, label_logits, mass, cost)
 
 
@@ -158,7 +158,7 @@ def merged(a: Statistics, b: Statistics, temperature: Array | None) -> Statistic
         label_logits = a.label_logits + b.label_logits
     if a.mass is not None and b.mass is not None and a.cost is not None and b.cost is not None:
         low_mass = jnp.where(first, b.mass, a.mass)
-        cost = (a.cost + b.cost) + low_mass * jnp.where(low_mass == 0, 0, -d)
+        cost = (a.cost + b.cost) + times(low_mass, -d)
         mass = a.mass + b.mass
     return Statistics(top, r, label_logits, mass, cost)
 
@@ -167,12 +167,17 @@ def losses(s: Statistics, mass: Array | None, active: Array | None, scalars: Sca
     """The losses of the rows, where `s` are the statistics of all classes."""
     loss = jnp.zeros_like(s.excess)
     if mass is not None:
-        loss += jnp.sum(mass * jnp.where(mass == 0, 0, surprisals(s, scalars)), -1)
+        loss += jnp.sum(times(mass, surprisals(s, scalars)), -1)
     if s.mass is not None and s.cost is not None:
         loss += s.mass * log_total(s) + s.cost
     if scalars.z_loss is not None:
         loss += scalars.z_loss * log_partition(s, scalars) ** 2
     return jnp.where(alive(s, mass, active), loss, 0)
+
+
+def times(mass: Array, surprise: Array) -> Array:
+    """Their product, with 0 inf = 0; its derivative by the mass is the surprise, also at 0."""
+    return mass * jnp.where((mass == 0) & ~jnp.isfinite(surprise), 0, surprise)
 
 
 def tangent(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from softjax._linear_cross_entropy.blocks import Statistics
+from softjax._linear_cross_entropy.blocks import Statistics, times
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.tops import difference, distance
 
@@ -30,7 +30,7 @@ def joined(s: Statistics, axes: tuple[str, ...], temperature: Array | None) -> S
     r = jnp.where(is_top, beside, (1 + s.excess) * jnp.exp(d))
     columns = [r, is_top.astype(r.dtype)]
     if s.mass is not None and s.cost is not None:
-        cost = s.cost + jnp.where(s.mass == 0, 0, s.mass * -d)
+        cost = s.cost + times(s.mass, -d)
         columns += [s.mass, cost]
     if s.label_logits is not None:
         columns += list(s.label_logits.T)
