@@ -191,7 +191,7 @@ def test_a_gpu_and_a_tpu_read_the_logits_few_times(platform):
     for function, has_aux, count in (
         (loss, False, 1 + of_label),
         (with_metrics, True, 2 + of_label),
-        (distilled, False, 3),
+        (distilled, False, 2),
     ):
         step = jax.jit(jax.value_and_grad(function, (0, 1), has_aux=has_aux))
         text = step.trace(hidden, kernel).lower(lowering_platforms=(platform,)).as_text()
