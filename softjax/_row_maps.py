@@ -23,7 +23,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.interpreters import ad, batching
 
 from softjax._platforms import Primitive, lower_by_platform, replaced
-from softjax._sharding import axes_of, varying
+from softjax._sharding import axes_of, repeated, varying
 
 Map = Callable[..., Array]
 
@@ -195,8 +195,10 @@ def _transpose(cotangent, v, *coefficients, forward: Form, transposed: Form):
 
 
 def _batched(operands, batch_axes, *, forward: Form, transposed: Form):
-    size = next(
-        a.shape[axis] for a, axis in zip(operands, batch_axes, strict=True) if axis is not None
+    some = next(
+        jnp.moveaxis(a, axis, 0)
+        for a, axis in zip(operands, batch_axes, strict=True)
+        if axis is not None
     )
     # Each result has a batch axis, and so must the operand whose shape it has.
     with_batch, moved = {0, forward.like, transposed.like}, []
@@ -204,7 +206,7 @@ def _batched(operands, batch_axes, *, forward: Form, transposed: Form):
         if axis is not None:
             moved.append(jnp.moveaxis(a, axis, 0))
         else:
-            moved.append(jnp.broadcast_to(a, (size, *a.shape)) if n in with_batch else a)
+            moved.append(repeated(a, some) if n in with_batch else a)
     in_axes = tuple(
         None if axis is None and n not in with_batch else 0 for n, axis in enumerate(batch_axes)
     )

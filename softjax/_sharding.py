@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 from jax.core import Tracer
 from jax.sharding import (
@@ -161,6 +162,15 @@ def with_sharding_of(a: Array, other: Array) -> Array:
     """
     here, there = (jax.typeof(x).sharding.spec for x in (a, other))
     return brought_to(a, other) if any(here) and any(there) else a
+
+
+def repeated(a: Array, batch: Array) -> Array:
+    """`a` with a first axis like that of `batch`, also in its sharding over Explicit axes."""
+    spec, shape = jax.typeof(batch).sharding.spec, (batch.shape[0], *a.shape)
+    if not entry_names(spec[0]):
+        return jnp.broadcast_to(a, shape)
+    with use_abstract_mesh(mesh_of((batch, a))):
+        return jnp.broadcast_to(a, shape, out_sharding=P(spec[0], *jax.typeof(a).sharding.spec))
 
 
 def with_whole_axis(a: Array, axis: int) -> Array:

@@ -155,7 +155,7 @@ def _checked(function, x, axis, where, keepdims, temperature):
 def _scaled(x: Array, where: Array | None, temperature: Array, *, axes: tuple[int, ...]) -> Array:
     """smooth_max of an array in any dtype."""
     wide = masked(x, where)
-    m = jax.lax.stop_gradient(maximum(wide, axes))
+    m = maximum(jax.lax.stop_gradient(wide), axes)
     # m keeps +inf, and the difference of +inf and m is set to 0 instead of NaN.
     finite = jnp.where(wide == jnp.inf, jnp.finfo(wide.dtype).max, wide)
     log_sum = logsumexp_core(tempered(finite, temperature, axes), axes)

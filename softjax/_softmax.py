@@ -135,7 +135,7 @@ def tempered(x: Array, temperature: Array, axes: Axes) -> Array:
 
     The maximum has no derivative here: every caller adds it back, or does not depend on it.
     """
-    m = jax.lax.stop_gradient(maximum(x, axes))
+    m = maximum(jax.lax.stop_gradient(x), axes)
     return _divided(x, m, temperature)
 
 

@@ -371,7 +371,7 @@ def _tempered(x: Array, alpha: Array, where: Array | None, axes: tuple[int, ...]
     absent = jnp.isneginf(wide)
     sign = jnp.where(alpha < 0, -1, 1).astype(wide.dtype)
     aligned = jnp.where(absent, -jnp.inf, sign * wide)
-    d = aligned - lax.stop_gradient(maximum(aligned, axes))
+    d = aligned - maximum(lax.stop_gradient(aligned), axes)
     strength = jnp.where(jnp.isinf(alpha) & (d == 0), 1, sign * alpha)
     scaled = strength * jnp.where(absent, 0, d)
     return log_softmax(jnp.where(absent, -jnp.inf, scaled), axes).astype(x.dtype)

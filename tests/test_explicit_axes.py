@@ -107,6 +107,21 @@ def test_logits(spec):
     assert_equal(got, expected)
 
 
+@pytest.mark.every_platform
+def test_gradients_of_a_batch_that_is_split():
+    """`jax.vmap` over an Explicit axis, as for the gradient of each example."""
+
+    def total(x):
+        results = softjax.softmax(x, temperature=2), softjax.cross_entropy(x, LABELS)
+        results += information.kl_divergence(x, T), softjax.smooth_max(x, temperature=2)
+        return sum(jnp.sum(jnp.sin(result)) for result in results)
+
+    gradients, batch = jax.jit(jax.vmap(jax.grad(total))), np.stack([X, T])
+    split = gradients(put(mesh_of("explicit", d=2), batch, "d"))
+    assert jax.typeof(split).sharding.spec[0] == "d"
+    np.testing.assert_allclose(split, gradients(batch), rtol=1e-5, atol=1e-6)
+
+
 def test_eager_calls():
     x, t = placed(X, "d"), placed(T, None, "d")
     assert_equal(information.kl_divergence(x, t), information.kl_divergence(X, T))

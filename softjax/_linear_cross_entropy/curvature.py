@@ -215,7 +215,7 @@ def _products(
 
         def scaled_logits(product, bias):
             x = class_logits(product, bias, scalars.softcap)
-            top = lax.stop_gradient(maximum(x, (1,)))
+            top = maximum(lax.stop_gradient(x), (1,))
             return distance(x, lax.pmax(top, axes) if axes else top, scalars.temperature)
 
         d, pull = jax.vjp(scaled_logits, block.product, block.bias)
