@@ -181,7 +181,7 @@ def place_in_tiles(x: Array, m: Array, axis: int) -> Array:
     length, is_last = x.shape[axis], axis == x.ndim - 1
     if not isinstance(length, int):  # a symbol
         return jnp.max(places(slice(0, length))[0], axis, keepdims=True, initial=0)
-    (place,) = sums_of_tiles(places, length, axis, is_last, combine=larger, inlined=True)
+    (place,) = sums_of_tiles(places, length, axis, is_last, combine=larger)
     return jnp.expand_dims(place, axis)
 
 
@@ -225,8 +225,8 @@ def sums_of_tiles(
 
     Each loop takes 10 ms to compile, whatever it computes. With `inlined` the vectors are added
     without a loop of their own, within the loop that uses the sum. That loop must have one step for
-    each row: it computes a quotient or a logarithm of the sum, or looks up an index. Otherwise the
-    sum would be computed for each entry, as in a Hessian.
+    each row: it computes a quotient or a logarithm of the sum. Otherwise the sum would be computed
+    for each entry, as in a Hessian.
 
     With `in_any_order`, for the last axis and floating numbers, a library sums what the first loop
     writes. That is as accurate and compiles two loops, but the order may depend on the number of

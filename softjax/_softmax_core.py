@@ -87,7 +87,9 @@ def _has_tiles(x: Array, axes: Axes) -> bool:
 def _softmax_in_tiles(x: Array, axes: Axes, has_place: bool = False) -> tuple[Array, ...]:
     """softmax on a CPU, and with `has_place` the index of a maximal entry, from one loop."""
     m = stored_maximum(x, axes)
-    e, whole, *place = stored_exponentials(x, m, axes, exponentials_alone, has_place, inlined=True)
+    # The loop that looks up an index would take longer than a loop that sums both first.
+    inlined = not has_place
+    e, whole, *place = stored_exponentials(x, m, axes, exponentials_alone, has_place, inlined)
     # NaN where m is infinite; this second use of m also keeps it out of other loops.
     return e / (whole + (jnp.finfo(x.dtype).tiny + 0 * m)), *place
 
