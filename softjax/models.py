@@ -68,7 +68,8 @@ class Model(NamedTuple):
 
         Args:
             data: the path of a file, or an object with named columns, such as a DataFrame or a
-                dictionary. Columns that the model does not use are ignored.
+                dictionary; or a record, which is a dictionary with one cell for each column, or a
+                list of records. Columns that the model does not use are ignored.
             reading: options for reading the file.
 
         Returns:
@@ -81,6 +82,9 @@ class Model(NamedTuple):
         """
         if isinstance(data, (str, Path)):
             return tables.features(Path(data), self.table, reading)
+        if isinstance(data, (list, tuple)) and data and all(isinstance(row, dict) for row in data):
+            names = dict.fromkeys(name for row in data for name in row)
+            data = {name: [row.get(name) for row in data] for name in names}
         is_row = hasattr(data, "keys") and hasattr(data, "ndim")  # a Series of pandas
         if is_lazy(data) or not (
             hasattr(data, "columns") or (hasattr(data, "keys") and not is_row)
@@ -89,7 +93,7 @@ class Model(NamedTuple):
             hint = "a row of a frame is a table as `frame.iloc[[i]]`" if is_row else hint
             hint = "its method collect() computes a table" if is_lazy(data) else hint
             got = f"{type(data).__name__}; {hint}"
-            expected = "a path or a table with named columns"
+            expected = "a path, a table with named columns or a list of records"
             raise TypeError(_checks.message("models.Model", "data", expected, got))
         return tables.features_of(data, self.table)
 

@@ -221,7 +221,7 @@ def test_tables_of_polars_and_arrow_are_those_of_pandas():
     for values, got in (
         (Y.astype("M8[ns]"), "'1970.* A date has to become a number"),
         (Y.astype("m8[ns]"), "'0 nanoseconds'"),
-        (1.0, "no list of one value"),
+        (Y[:, None], r"an array of shape \(12, 1\)"),
     ):
         with pytest.raises(DataError, match=f"column '0'.* got {got}"):
             model._replace(columns=[Column("0")]).encode({"0": values})

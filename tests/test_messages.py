@@ -78,7 +78,7 @@ def test_messages_say_what_to_do():
         "`checkpoints` must be .*, got 'folder'": lambda: regression.train(
             rows, Y, optimizer=adam, steps=1, checkpoints="folder"
         ),
-        "`data` must be a path or a table with named columns, got ndarray": lambda: (
+        "`data` must be a path, a table with named columns or a list of records, got": lambda: (
             softjax.models.Model(np.eye(2), np.zeros(2), ["a", "b"], ["x", "y"]).predict(rows)
         ),
         "and a distribution must be floating": lambda: softjax.cross_entropy(X, one_hot),

@@ -26,7 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from softjax import __version__, _files, _interrupt, models, plots, processes, regression, tables
 from softjax.cli._metrics import MOST_SHOWN, metrics, metrics_table, overall
@@ -83,6 +83,18 @@ class _OneLineErrors(TyperGroup):
         except OSError as error:
             message = f"{error.filename}: {error.strerror}." if error.filename else str(error)
         return processes.fail(status, message)
+
+
+class Command(TyperCommand):
+    """A command that refuses a second value of an option, where click would keep the last one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given: list[Any] = self.make_parser(ctx).parse_args(args=list(args))[2]
+        for param in given:
+            takes_many = param.multiple or getattr(param, "is_flag", False)
+            if given.count(param) > 1 and not takes_many:
+                raise typer.BadParameter("takes one value, and is given twice", ctx, param)
+        return super().parse_args(ctx, args)
 
 
 app = typer.Typer(

@@ -5,15 +5,16 @@ from pathlib import Path
 import typer
 
 from softjax.cli import _memory, _options, _plan, _stream
-from softjax.cli._app import Solver, app, try_out
+from softjax.cli._app import Command, Solver, app, try_out
 from softjax.cli._plan import Plan
 from softjax.datasets import PASSENGERS
 from softjax.processes import PATIENCE, start
 
 
 @app.command(
+    cls=Command,
     epilog="Example: softjax fit people.csv --label-column income --drop id --impute --l2 1e-3 "
-    "--summary --out run"
+    "--summary --out run",
 )
 def fit(
     context: typer.Context,

@@ -68,7 +68,8 @@ def encoding(value: str | None) -> str | None:
 
 
 def class_weights(values: Sequence[str] | None) -> list[str] | None:
-    """Refuses values that are neither "balanced" nor of the form CLASS=WEIGHT."""
+    """Refuses values that are not "balanced" alone, or CLASS=WEIGHT once for a class."""
+    names = set()
     for value in values or ():
         name, _, weight = value.rpartition("=")
         if value == "balanced" and len(values or ()) == 1:
@@ -80,6 +81,9 @@ def class_weights(values: Sequence[str] | None) -> list[str] | None:
         if not good:
             expected = "balanced, or CLASS=WEIGHT with a weight > 0 that float32 can hold"
             raise typer.BadParameter(f"must be {expected}")
+        if name in names:
+            raise typer.BadParameter(f"class {name!r} has one weight, and is given two")
+        names.add(name)
     return list(values) if values else None
 
 

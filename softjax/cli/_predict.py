@@ -19,7 +19,7 @@ from rich.table import Table
 
 from softjax import _files, _interrupt, accuracy, models, regression, tables
 from softjax.cli import _options
-from softjax.cli._app import app, refuse_inputs
+from softjax.cli._app import Command, app, refuse_inputs
 from softjax.cli._metrics import metrics, print_metrics
 from softjax.tables import DataError, IncompleteError
 
@@ -31,7 +31,10 @@ Labels = Annotated[
 ]
 
 
-@app.command(epilog="Example: softjax predict run/model.npz new.csv --proba --out predictions.csv")
+@app.command(
+    cls=Command,
+    epilog="Example: softjax predict run/model.npz new.csv --proba --out predictions.csv",
+)
 def predict(
     model: Annotated[Path, typer.Argument(help="The model.npz that softjax fit wrote.")],
     data: Annotated[
@@ -143,7 +146,7 @@ def _printing() -> Iterator[TextIO]:
         raise OSError(error.errno, error.strerror, "standard output") from error
 
 
-@app.command(epilog="Example: softjax check --quick")
+@app.command(cls=Command, epilog="Example: softjax check --quick")
 def check(
     quick: Annotated[
         bool, typer.Option("--quick", help="Measure 3 numbers of classes instead of 8.")

@@ -250,6 +250,7 @@ def _all(rows: FileRows) -> tuple[np.ndarray, np.ndarray]:
 def features_of(data: Any, columns: Sequence[Column]) -> np.ndarray:
     """The features of a DataFrame or another table with named columns, float64 [N, D].
 
+    A record, which is a dictionary with one cell for each column, is a table of one row.
     Errors name the column and the row, as for files.
     """
     path = Path("data")
@@ -264,10 +265,10 @@ def features_of(data: Any, columns: Sequence[Column]) -> np.ndarray:
             values = values.to_pylist()
         elif hasattr(values, "cat"):  # categories of pandas, or any column of Polars
             values = values.astype(object) if hasattr(values, "astype") else values.to_list()
-        values = np.asarray(_foreign.filled(values))
+        values = np.atleast_1d(np.asarray(_foreign.filled(values)))  # a record has one cell
         shape = cells[0].shape if cells else (values.size,)
         if values.shape != shape:
-            got = f"an array of shape {values.shape}" if values.shape else "no list of one value"
+            got = f"an array of shape {values.shape}"
             raise DataError(f"data: column {column.name!r}: expected shape {shape}, got {got}.")
         cells.append(values)
     x = filled(chosen, stacked(path, chosen, cells, known_levels(path, chosen)).astype(np.float64))

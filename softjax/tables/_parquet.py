@@ -30,6 +30,9 @@ class ParquetRows(FileRows):
             metadata = json.loads((schema.metadata or {}).get(b"pandas", b"{}"))
             # A range index is described by its bounds and has no column in the file.
             index = [name for name in metadata.get("index_columns", ()) if isinstance(name, str)]
+            # Parquet keeps the dictionary of texts alone; pandas notes each column of categories.
+            noted = metadata.get("columns", ())
+            self.declared = {c["name"] for c in noted if c.get("pandas_type") == "categorical"}
             meta = self.file.metadata
             sizes = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
             if min(sizes, default=0) < 0 or sum(sizes) != meta.num_rows:
@@ -56,21 +59,26 @@ class ParquetRows(FileRows):
         return np.concatenate(features), np.concatenate(labels)
 
     def _column(self, path: Path, name: str, reading: Reading) -> tuple[Column, Doubt | None]:
-        """The column; it holds categories if the options say so or no text in it is a number."""
+        """The column.
+
+        It holds categories if the options or its type say so, or if it has only texts that are not
+        numbers. Its type is a dictionary or, in pandas, category.
+        """
         from pyarrow import types
 
         kind = self.file.schema_arrow.field(name).type
-        value = kind.value_type if types.is_dictionary(kind) else kind
+        forced = name in reading.categories or name in self.declared
+        declared = forced or types.is_dictionary(kind)
         kinds = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
-        is_text = str(value) in kinds or types.is_fixed_size_binary(value)
-        if name not in reading.categories and not is_text:
+        is_text = str(kind) in kinds or types.is_fixed_size_binary(kind)
+        if not declared and not is_text:
             return Column(name), None
         levels, first = Levels(path, name), 0
         counts = np.zeros(0, np.int64)
         for group in range(self.file.metadata.num_row_groups):
             with understood(path):
                 cells = self.file.read_row_group(group, columns=[name])[name].to_pylist()
-            if name not in reading.categories:
+            if not declared:
                 texts = {cell for cell in cells if not is_missing(cell)}
                 are_names = all(accepts(class_name, text) for text in texts)  # and no other bytes
                 if not are_names or any(map(reads_as_number, texts)):
@@ -82,7 +90,7 @@ class ParquetRows(FileRows):
             first += len(cells)
         if not counts.sum():
             return Column(name), None
-        return levels.column()[0], levels.doubt(counts, name in reading.categories)
+        return levels.column()[0], levels.doubt(counts, declared)
 
     def _row_group(self, group: int, begin: int) -> tuple[np.ndarray, np.ndarray]:
         if self.last is None or self.last[0] != group:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ pytest.importorskip("typer")
 
 from commands import one_line, run
 from rich.console import Console
+from typer.main import get_command
 
-from softjax import accuracy, tables
+from softjax import accuracy, cli, tables
 from softjax.__main__ import main
 from softjax.cli._metrics import metrics, print_metrics
 
@@ -195,6 +197,22 @@ def test_output_that_cannot_be_written(flowers):
 def test_options_that_make_no_sense_are_refused(options):
     fails_with("fit --help lists the options", "fit", "digits", *options)
     assert not Path("softjax-out").exists()
+
+
+def test_an_option_of_one_value_is_not_given_twice():
+    application: Any = get_command(cli.app)
+    options = [
+        (name, parameter.opts[-1])
+        for name, command in application.commands.items()
+        for parameter in command.params
+        if parameter.param_type_name == "option" and not parameter.multiple | parameter.is_flag
+    ]
+    assert len(options) > 20
+    for name, option in options:
+        line = one_line(run(name, option, "1", f"{option}=2"))
+        assert f"'{option}'" in line, (name, option)
+        assert "takes one value, and is given twice" in line
+    fails_with("class 'a' has one weight", "fit", "x", *("--class-weight", "a=1") * 2)
 
 
 def test_of_many_processes_the_first_says_what_is_wrong_with_the_options(monkeypatch):

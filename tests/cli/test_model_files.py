@@ -15,6 +15,23 @@ from softjax import models, tables
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
 
+def test_a_record_and_a_list_of_records_are_tables():
+    columns = (tables.Column("a", None, 0.5), tables.Column("b", ("u", "v"), "u"))
+    model = models.Model(np.eye(2), np.zeros(2), ["x", "y"], ["a", "b=v"], columns)
+    rows = [{"a": 2, "b": "v"}, {"b": "u", "a": 1.5, "c": []}, {"a": None, "b": "v"}, {"b": "v"}]
+    expected = [[2, 1], [1.5, 0], [0.5, 1], [0.5, 1]]
+    np.testing.assert_array_equal(model.encode(rows), expected)
+    for row, features in zip(rows[:3], expected, strict=False):
+        np.testing.assert_array_equal(model.encode(row), [features])
+    assert model.predict(rows[0]) == model.predict(rows[:1]) == ["x"]
+    for row in ({"a": 1}, [{"a": 1}]):
+        with pytest.raises(tables.DataError, match="lacks 1 of the model's 2 columns: b"):
+            model.encode(row)
+    for wrong in ([], [{"a": 1, "b": "v"}, 3], [[1, "v"]]):
+        with pytest.raises(TypeError, match="must be a path, a table with named columns or a list"):
+            model.encode(wrong)
+
+
 def test_a_model_that_is_spoiled_is_one_line_or_a_model(model):
     """Bytes changed, cut and added at random: what is read predicts, or is refused in one line."""
     good, rng = model.read_bytes(), np.random.default_rng(0)
@@ -103,13 +120,13 @@ def test_a_model_that_could_not_be_loaded_is_not_saved(change):
 
 
 def test_what_is_no_table_is_refused():
-    """A row of a frame, a dictionary of numbers, columns of unequal lengths, and no path."""
+    """A row of a frame, columns of unequal lengths, and no path."""
     model = models.Model(GOOD["kernel"], GOOD["bias"], list("xyz"), ["a", "b"])
     frame = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 4.0]})
     assert model.predict(frame.iloc[[0]]) == ["y"]
     with pytest.raises(TypeError, match=r"got Series; .* `frame.iloc\[\[i\]\]`"):
         model.predict(frame.iloc[0])
-    for columns in ({"a": 1.0, "b": 2.0}, {"a": [1.0, 2.0], "b": [1.0]}):
+    for columns in ({"a": [1.0, 2.0], "b": 2.0}, {"a": [1.0, 2.0], "b": [1.0]}):
         with pytest.raises(tables.DataError, match=r"data: column '[ab]': expected shape"):
             model.predict(columns)
     with pytest.raises(TypeError, match="load_model: `path` must be a path, got int"):

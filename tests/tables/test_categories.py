@@ -86,6 +86,35 @@ def test_texts_with_empty_cells_are_categories_in_every_format():
         assert np.isnan(data.features[:, 1]).all()
 
 
+def test_a_declared_category_is_one_whatever_its_values(tmp_path):
+    """Also across row groups, with a missing cell, and in the rows that are read."""
+    codes = ["10115", "20095", "10115", "80331"] * 4
+    columns: dict = {
+        "text": codes,
+        "whole": [int(code) for code in codes],
+        "truth": [True, False] * 8,
+        "float": [float(code) / 2 for code in codes],
+    }
+    frame = pd.DataFrame(columns).astype("category")
+    frame.loc[3, "whole"] = None
+    path = tmp_path / "x.parquet"
+    frame.assign(plain=codes, y=[0, 1] * 8).to_parquet(path, row_group_size=5)
+    data = tables.dataset(path, "y", keep_missing=True)
+    assert {column.name: column.levels for column in data.columns} == {
+        "text": ("10115", "20095", "80331"),
+        "whole": ("10115", "20095", "80331"),
+        "truth": ("False", "True"),
+        "float": ("5057.5", "10047.5", "40165.5"),
+        "plain": None,
+    }
+    places = np.array([0, 1, 0, 2] * 4)
+    one_hot = places[:, None] == [1, 2]
+    np.testing.assert_array_equal(data.features[:, :2], one_hot)
+    np.testing.assert_array_equal(data.features[4:, 2:4], one_hot[4:])
+    assert np.isnan(data.features[3, 2:4]).all()
+    np.testing.assert_array_equal(data.features[:, 5:7], one_hot)
+
+
 def test_encodings_and_separators_that_are_given(tmp_path):
     path = tmp_path / "x.csv"
     FRAME.to_csv(path, index=False, sep=" ", encoding="cp1252")

@@ -316,4 +316,5 @@ def _latex(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     special |= {character: f"\\{character}" for character in "&%$#_{}"}
     special |= {"<": "$<$", ">": "$>$", "|": "$|$"}
+    special |= {"[": "{[}", "*": "{*}"}  # behind the end of a row they would be its options
     return "".join(special.get(character, character) for character in text)

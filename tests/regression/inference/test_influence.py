@@ -156,6 +156,19 @@ def test_the_forms_of_a_summary(table):
     assert of_frame.text == summary.text
 
 
+def test_no_name_of_a_class_is_an_option_of_a_row_of_latex(table):
+    r"""LaTeX reads [ and * behind the \\ of a row as an option of it, also on the next line."""
+    names = ["[0,30)", "*", "[30,60)", "- [x] *"][: np.shape(fitted(table).kernel)[1]]
+    for reference in range(len(names)):
+        text = inference.summary(
+            fitted(table), *table, reference=reference, class_names=names
+        ).to_latex()
+        rows = text.split(r"\\")[1:]
+        assert len(rows) > 3
+        assert not any(row.lstrip().startswith(("[", "*")) for row in rows)
+    assert "\n{[}0,30)" in text
+
+
 def test_a_p_value_that_underflows_is_not_0():
     x = np.repeat([0.0, 1.0], 4000)[:, None]
     labels = (np.arange(8000) % 20 < 10 + 9 * np.sign(x[:, 0] - 0.5)).astype(int)
@@ -172,7 +185,7 @@ def test_a_summary_of_odds_ratios(table):
     for name, column in ratios._asdict().items():
         shown = [row["odds_ratio" if name == "value" else name] for row in summary.rows]
         np.testing.assert_array_equal(shown, np.asarray(column).T.ravel())
-    for form in (summary.text, summary.to_html(), summary.to_latex()):
+    for form in (summary.text, summary.to_html(), summary.to_latex().replace("{[}", "[")):
         assert all(title in form for title in ("odds ratio", "[0.05", "0.95]"))
     with pytest.raises(ValueError, match="`reference` must be a class, since an odds ratio"):
         inference.summary(params, *table, reference=None, odds_ratios=True)
