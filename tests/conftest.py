@@ -138,7 +138,8 @@ mlir.make_ir_context = lambda: context_of(threading.get_ident())
 
 
 # Outside of `jax.jit`, JAX 0.10 compiles an identity for each shape of NumPy data that become an
-# array, and a program for each shape of zeros and ones: a fifth of the programs of the tests.
+# array, and a program for each shape of zeros, of ones and of an array that takes another shape: a
+# fifth of the programs of the tests. NumPy needs none to arrange the same numbers.
 
 
 def array_of(x: Any, compiled: Callable = core.stage_p.impl) -> jax.Array:
@@ -147,19 +148,35 @@ def array_of(x: Any, compiled: Callable = core.stage_p.impl) -> jax.Array:
     return jax.device_put(x) if is_plain else compiled(x)
 
 
-def broadcast(x: Any, compiled: Callable = lax.broadcast_in_dim_p.impl, **options) -> jax.Array:
-    """What `lax.broadcast_in_dim` is, without a program unless `x` has a place or a weak type."""
+def broadcast(x: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+    sizes = dict(zip(options["broadcast_dimensions"], x.shape, strict=True))
+    unit = x.reshape([sizes.get(axis, 1) for axis in range(len(options["shape"]))])
+    return np.broadcast_to(unit, options["shape"])
+
+
+def reshaped(x: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+    order = options["dimensions"]
+    return (x if order is None else x.transpose(order)).reshape(options["new_sizes"])
+
+
+def rearranged(numpy: Callable, compiled: Callable, x: Any, **options) -> jax.Array:
+    """What an operation is that only arranges the numbers of `x` anew, by `numpy(x, options)`."""
     is_plain = isinstance(x, jax.Array) and isinstance(x.dtype, np.dtype) and not x.weak_type
-    is_placed = options["sharding"] is not None or not get_abstract_mesh().empty
+    is_placed = options.get("sharding") is not None or not get_abstract_mesh().empty
     if not is_plain or is_placed or x.committed:
         return compiled(x, **options)
-    sizes = dict(zip(options["broadcast_dimensions"], x.shape, strict=True))
-    unit = np.reshape(x, [sizes.get(axis, 1) for axis in range(len(options["shape"]))])
-    return jax.device_put(np.broadcast_to(unit, options["shape"]))
+    return jax.device_put(np.array(numpy(np.asarray(x), options)))
+
+
+def by_numpy(primitive: core.Primitive, numpy: Callable) -> None:
+    primitive.def_impl(functools.partial(rearranged, numpy, primitive.impl))
 
 
 core.stage_p.def_impl(array_of)
-lax.broadcast_in_dim_p.def_impl(broadcast)
+by_numpy(lax.broadcast_in_dim_p, broadcast)
+by_numpy(lax.squeeze_p, lambda x, options: x.squeeze(options["dimensions"]))
+by_numpy(lax.reshape_p, reshaped)
+by_numpy(lax.transpose_p, lambda x, options: x.transpose(options["permutation"]))
 
 
 def resident_bytes() -> int:
