@@ -150,8 +150,9 @@ def merged(a: Statistics, b: Statistics, temperature: Array | None) -> Statistic
     """
     first = a.top >= b.top
     top, low_top = jnp.where(first, a.top, b.top), jnp.where(first, b.top, a.top)
-    d = distance(jnp.where(low_top == top, top, low_top), top, temperature)
     low_r = jnp.where(first, b.excess, a.excess)
+    # The distance of an empty block would overflow in the second derivative by the temperature.
+    d = distance(jnp.where((low_top == top) | (low_r < 0), top, low_top), top, temperature)
     r = jnp.where(first, a.excess, b.excess) + (1 + low_r) * jnp.exp(d)
     label_logits = mass = cost = None
     if a.label_logits is not None and b.label_logits is not None:

@@ -25,7 +25,7 @@ def joined(s: Statistics, axes: tuple[str, ...], temperature: Array | None) -> S
     """
     top = _top_over(s.top, axes)
     is_top = s.top == top
-    d = distance(s.top, top, temperature)
+    d = _distance(s, top, temperature)
     beside = s.excess + (1 + s.excess) * jnp.expm1(jnp.where(is_top, d, 0))
     r = jnp.where(is_top, beside, (1 + s.excess) * jnp.exp(d))
     columns = [r, is_top.astype(r.dtype)]
@@ -50,9 +50,14 @@ def joined_gap(
 ) -> tuple[Array, TwoStatistics]:
     """The gap r_x - r_y of two heads and their statistics, of all shards (see tops.py)."""
     x, y = (joined(own, axes, temperature) for own in s)
-    d_x, d_y = (distance(a.top, b.top, temperature) for a, b in zip(s, (x, y), strict=True))
+    d_x, d_y = (_distance(a, b.top, temperature) for a, b in zip(s, (x, y), strict=True))
     own_gap = (1 + s[0].excess) * difference(jnp.exp(d_x), jnp.exp(d_y), d_x - d_y)
     return lax.psum(own_gap + gap * jnp.exp(d_y), axes), (x, y)
+
+
+def _distance(s: Statistics, top: Array, temperature: Array | None) -> Array:
+    """d of the top of a shard; 0 for one without a class, where derivatives by T would overflow."""
+    return distance(jnp.where(s.excess < 0, top, s.top), top, temperature)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -1,11 +1,14 @@
 """Edge cases of linear_cross_entropy: excluded examples, bad labels, infinities, misuse."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
 from jax import export
+from plain_heads import plain_linear_cross_entropy
 
 import softjax
 
@@ -175,6 +178,22 @@ def test_nan_spreads_over_its_row_only(budget, dtype):
     losses, gradients, _ = run(hidden, kernel, np.arange(N), bias, max_temp_bytes=budget)
     np.testing.assert_array_equal(np.isnan(losses), bad)
     np.testing.assert_array_equal(np.isnan(gradients[0]), np.repeat(bad[:, None], D, 1))
+
+
+@pytest.mark.x64_once
+def test_no_empty_piece_of_classes_overflows_in_second_derivatives(dtype):
+    """By the temperature, whose derivatives have a distance to the top as a factor."""
+    rng = np.random.default_rng(3)
+    hidden, kernel = (jnp.asarray(rng.standard_normal(s), dtype) for s in ((2, 3), (3, 4)))
+
+    def slopes(loss):
+        return jax.jit(jax.hessian(lambda t: loss(hidden, kernel, np.array([0, 3]), temperature=t)))
+
+    fused = partial(softjax.linear_cross_entropy, max_temp_bytes=1, reduction="sum")
+    plain = partial(plain_linear_cross_entropy, reduction="sum")
+    for temperature in (0.3, 2.0):
+        actual, desired = (slopes(f)(jnp.asarray(temperature, dtype)) for f in (fused, plain))
+        np.testing.assert_allclose(actual, desired, rtol=1e-4)
 
 
 @pytest.mark.x64_once
