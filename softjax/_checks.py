@@ -71,7 +71,7 @@ def needs_extra(what: str, package: str, extra: str) -> str:
 
 def is_number(option: Any, value: float) -> bool:
     """Whether an option is the Python number `value`; an array with this value is not."""
-    return isinstance(option, (int, float)) and option == value
+    return type(option) is not bool and isinstance(option, (int, float)) and option == value
 
 
 def is_concrete(x: Any) -> bool:
@@ -205,9 +205,7 @@ def one_axis(function: str, axis: int, ndim: int) -> int:
     """`axis` as one non-negative integer."""
     if ndim == 0:
         raise ValueError(message(function, "axis", "an axis of an array of rank >= 1", "rank 0"))
-    if not isinstance(axis, (int, np.integer)) or isinstance(axis, bool):
-        raise TypeError(message(function, "axis", "an integer", repr(axis)))
-    return axes(function, int(axis), ndim)[0]
+    return axes(function, integer(function, "axis", axis), ndim)[0]
 
 
 def flag(function: str, argument: str, value: Any) -> bool:
@@ -224,9 +222,7 @@ def refuse_uncallable(function: str, argument: str, value: Any) -> None:
 def integer(function: str, argument: str, value: Any) -> int:
     """`value` as a known integer; floats, booleans and traced values raise a TypeError."""
     try:
-        if isinstance(value, (bool, np.bool_)):
-            raise TypeError
-        return operator.index(value)
+        return operator.index(not_bool(function, argument, value))
     except TypeError as error:
         got = "a traced value" if isinstance(value, Tracer) else repr(value)
         raise TypeError(message(function, argument, "an integer", got)) from error
@@ -288,12 +284,19 @@ def shape_of(x: ArrayLike) -> tuple[int, ...]:
     return jnp.asarray(x).shape if known is None else known
 
 
+def not_bool(function: str, argument: str, x: Any) -> Any:
+    """`x`, a number: True and False are refused, since a switch would count as 1 or 0."""
+    if isinstance(x, (bool, np.bool_)):
+        raise TypeError(message(function, argument, "a number", repr(x)))
+    return x
+
+
 def scalar(function: str, argument: str, x: ArrayLike, dtype: DTypeLike, remedy: str = "") -> Any:
     """`x` as a real scalar of `dtype`, traced or not; infinite if it overflows `dtype`."""
     with np.errstate(over="ignore"):
         if type(x) in (int, float):  # making a JAX array would take as long as many calls
             return np.asarray(x, dtype)
-        number = real_array(function, argument, x)
+        number = real_array(function, argument, not_bool(function, argument, x))
     if number.ndim:
         raise ValueError(message(function, argument, "a scalar", f"shape {number.shape}{remedy}"))
     return number.astype(dtype)
@@ -356,7 +359,7 @@ def not_negative_number(function: str, argument: str, value: Any) -> float:
     """`value` as a finite float >= 0."""
     expected = "a finite number >= 0"
     try:
-        if isinstance(value, str | bytes):  # float would read text
+        if isinstance(value, str | bytes | bool | np.bool_):  # float would read them
             raise TypeError
         number = float(value)
     except (TypeError, ValueError, OverflowError) as error:

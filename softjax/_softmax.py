@@ -156,7 +156,7 @@ def _divided_jvp(primals, tangents):
 
 def _probabilities(function, core, x, axis, where, temperature) -> Array:
     """The checks and the dispatch that softmax, log_softmax and softmin share."""
-    plain = isinstance(temperature, (int, float)) and temperature == 1
+    plain = _checks.is_number(temperature, 1)
     if plain and where is None and type(axis) is int and isinstance(x, Array):
         return _along_one_axis(function, core, x, axis)
     x = _checks.real_array(function, "x", x)

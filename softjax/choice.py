@@ -197,6 +197,7 @@ def _outcomes(function: str, score_i, score_j, neither) -> Array:
     given = {"score_i": score_i, "score_j": score_j}
     if neither is not None:
         given["neither"] = neither
+    given = {name: _checks.not_bool(function, name, score) for name, score in given.items()}
     scores = [_checks.real_array(function, name, score) for name, score in given.items()]
     shapes = [score.shape for score in scores]
     try:

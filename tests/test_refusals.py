@@ -35,8 +35,9 @@ NO_MASK = [value for value in NO_ARRAY if value is not None] + [1.0, jnp.zeros((
 NO_OPTIONAL = [value for value in NO_ARRAY if value is not None]
 NO_AXIS = ["0", 1.0, 7, (0, 0), [None], object(), 1j]
 NO_INTEGER = ["1", 1.5, None, [1], object(), True, jnp.array([1, 2])]
+SWITCHES = [True, False, np.True_, np.False_]  # where a number is expected
 NO_FLAG = ["yes", None, 2, jnp.zeros(2), [True]]
-NO_SCALAR = [*NO_ARRAY, jnp.zeros(1), jnp.zeros(3), [0.5, 0.5]]
+NO_SCALAR = [*NO_ARRAY, *SWITCHES, jnp.zeros(1), jnp.zeros(3), [0.5, 0.5]]
 NO_SCALAR_OR_NONE = [value for value in NO_SCALAR if value is not None]
 NO_LABELS = [
     *NO_ARRAY,
@@ -178,7 +179,11 @@ TABLE = {
     },
     "choice.bradley_terry_probability": (
         {"score_i": S, "score_j": S},
-        {"score_i": [*NO_ARRAY, jnp.zeros(3)], "score_j": NO_ARRAY, "neither": NO_OPTIONAL},
+        {
+            "score_i": [*NO_ARRAY, jnp.zeros(3)],
+            "score_j": NO_ARRAY,
+            "neither": [*NO_OPTIONAL, *SWITCHES],
+        },
     ),
     "choice.bradley_terry_loss": (
         {"score_i": S, "score_j": S, "outcome": Y % 2},
@@ -186,7 +191,7 @@ TABLE = {
             "score_i": [*NO_ARRAY, jnp.zeros(3)],
             "score_j": NO_ARRAY,
             "outcome": [*NO_ARRAY, 0.5, Y + 1, Y[:2]],
-            "neither": NO_OPTIONAL,
+            "neither": [*NO_OPTIONAL, *SWITCHES],
         },
     ),
     "choice.plackett_luce_loss": (
@@ -295,6 +300,16 @@ def test_the_function_that_was_called_refuses():
                 getattr(regression, name)(x, y, **arguments, **{argument: value})
     with pytest.raises(ValueError, match=r"^softjax\.regression\.fit: `tol` "):
         regression.fit(x, y, tol=-1.0)
+    for switch in SWITCHES:
+        for name, argument in (
+            ("fit", "l1"),
+            ("fit", "tol"),
+            ("fit_path", "l1"),
+            ("fit_many", "l2"),
+        ):
+            said = rf"^softjax\.regression\.{name}: `{argument}` must be .*number"
+            with pytest.raises(TypeError, match=said):
+                getattr(regression, name)(x, y, **{argument: switch})
 
 
 def test_numbers_of_many_bits_are_taken_or_refused_by_name():

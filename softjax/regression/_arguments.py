@@ -329,7 +329,7 @@ def penalty(argument: str, value: Any, dtype: DTypeLike) -> Any:
 
 def penalties(l2: ArrayLike, dtype, argument: str = "l2") -> Array:
     """Penalties, a scalar or [P], that are finite and >= 0."""
-    array = _checks.real_array(called(), argument, l2)
+    array = _checks.real_array(called(), argument, _checks.not_bool(called(), argument, l2))
     if array.ndim > 1 or not array.size:
         raise error(argument, "a scalar or of shape (penalties,)", f"shape {array.shape}")
     values = _checks.known(l2)

@@ -50,6 +50,8 @@ class PathResult(NamedTuple):
         deviance_explained: by each fit, [P]: 1 - loss / loss of the model without the penalised
             features, where the smallest loss of any model is subtracted from both losses; None
             without `l1`.
+        best, best_within_one_standard_error: places in the grid, chosen by the cross-validation.
+        entry: [D], the number of penalties, from the largest on, that exclude each feature.
 
     Example:
         >>> import numpy as np, softjax
