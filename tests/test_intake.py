@@ -2,6 +2,7 @@
 
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -233,6 +234,33 @@ def test_tables_of_polars_and_arrow_are_those_of_pandas():
         np.testing.assert_array_equal(model.encode(convert(whole)), model.encode(whole))
         with pytest.raises(TypeError, match=r"got column 'when' of dtype (Date|timestamp)"):
             softjax.softmax(convert(dated))
+
+
+@pytest.mark.x64_once
+def test_an_index_in_another_order_is_refused_wherever_rows_are_matched():
+    """An index of other values, or of the same values in the same order, is not."""
+    pandas = pytest.importorskip("pandas")
+    features, labels = pandas.DataFrame(X, columns=list("abc")), pandas.Series(Y)
+    arguments = {
+        "labels": labels,
+        "sample_weights": labels + 1.0,
+        "offset": pandas.DataFrame(0 * P),
+    }
+    statistic = partial(regression.gradient, PARAMS)
+    clustered = {"clusters": labels}
+    calls = [(regression.fit, arguments), (regression.cross_validate, arguments)]
+    calls += [(statistic, arguments), (partial(inference.covariance, PARAMS, labels=Y), clustered)]
+    calls += [(partial(inference.summary, PARAMS, labels=Y), clustered)]
+    for call, taken in calls:
+        for name, value in taken.items():
+            with pytest.raises(
+                ValueError, match=rf"`{name}` must be in the order .* {name}\.loc\["
+            ):
+                call(features, **{"labels": Y} | {name: value[::-1]})
+    for index in (features.index, features.index[::-1] + 1, features.index * 0):
+        np.testing.assert_array_equal(
+            statistic(features, labels.set_axis(index)).kernel, statistic(features, Y).kernel
+        )
 
 
 @pytest.mark.x64_once

@@ -59,6 +59,9 @@ def run(plan: Plan) -> None:
         if text is not None:
             more.append(write_text(plan.out / SUMMARY, f"{text}\n"))
     print_result(console, result, written, limit, more)
+    if plan.l1 > 0:
+        zero = np.asarray(result.params.kernel) == 0
+        console.print(f"{zero.sum()} of {zero.size} coefficients are 0.", highlight=False)
     if text is not None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 

@@ -21,6 +21,7 @@ from softjax import _files, _interrupt, accuracy, models, regression, tables
 from softjax.cli import _options
 from softjax.cli._app import Command, app, refuse_inputs
 from softjax.cli._metrics import metrics, print_metrics
+from softjax.datasets import PASSENGERS
 from softjax.tables import DataError, IncompleteError
 
 Labels = Annotated[
@@ -41,7 +42,7 @@ def predict(
         str,
         typer.Argument(
             help="A .csv, .tsv, .npy, .npz or .parquet file that has the columns of the "
-            "model among its own."
+            "model among its own; or the word passengers."
         ),
     ],
     out: Annotated[
@@ -62,6 +63,7 @@ def predict(
     found by their names; categories are encoded, and missing cells filled, as in the fit. With
     --label-column it prints accuracy, precision, recall and F1 to the standard error.
     """
+    data = str(PASSENGERS) if data == "passengers" else data
     jax.config.update("jax_enable_x64", True)  # features as they are may be far from 0
     if out is not None:
         refuse_inputs([out], model, data, label_column)

@@ -23,6 +23,7 @@ from softjax.regression._features import (
     is_sparse,
     is_sparse_matrix,
     largest_entries,
+    same_order,
     sparse_array,
     without_duplicates,
 )
@@ -63,8 +64,7 @@ def checked_features(features: Any) -> Matrix:
             refuse_scales(called(), "features", largest_entries(x), x.dtype)
     elif _checks.is_concrete(x):
         host: Any = np.asarray(x) if is_at_hand(x) else x
-        size = np.maximum(host.max(0), -host.min(0))
-        refuse_scales(called(), "features", size, x.dtype)
+        refuse_scales(called(), "features", np.maximum(host.max(0), -host.min(0)), x.dtype)
     return x
 
 
@@ -79,6 +79,7 @@ def checked_data(
     penalty_factors: ArrayLike | None = None,
 ) -> Data:
     """The checked data of a fit, still without penalties."""
+    same_order(called(), features, labels=labels, sample_weights=sample_weights, offset=offset)
     x = checked_features(features)
     num_examples = x.shape[0]
     y = labels_array("labels", labels, num_examples)
@@ -113,9 +114,8 @@ def offset_array(
     """The checked offset [N, K] as an array [K, N], like the logits of a fit."""
     if offset is None:
         return None
-    array = _checks.real_array(called(), argument, offset)
+    array = _checks.real_array(called(), argument, offset).astype(x.dtype)
     _checks.same_shape(called(), argument, array, (x.shape[0], num_classes))
-    array = array.astype(x.dtype)
     _refuse_not_finite(argument, array)
     return array.T
 
@@ -152,7 +152,7 @@ def labels_array(argument: str, labels: Any, num_examples: int) -> Array:
     y = numbers_as_classes(labels if isinstance(labels, Array) else np.asarray(labels))
     if jnp.issubdtype(y.dtype, jnp.integer):
         if y.ndim == 2 and len(y) == num_examples:
-            got = f"integers of shape {y.shape}"
+            got = f"integers of shape {y.shape}; counts of the classes are counts.astype(float)"
             raise TypeError(_checks.message(called(), argument, expected, got))
         _checks.same_shape(called(), argument, y, (num_examples,))
         _refuse(argument, "class indices >= 0 and < 2^31", y, _not_int32_index)

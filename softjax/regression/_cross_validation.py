@@ -223,8 +223,13 @@ def held_out(
 def folds_array(folds: int | ArrayLike, seed: ArrayLike, data: Data) -> tuple[Array, int]:
     """The fold of each example, and the number of folds."""
     examples = data.features.shape[0]
-    if jnp.ndim(folds) == 0:
-        count = _checks.at_least(called(), "folds", folds, 2)
+    expected = "an integer, or known integers, the fold of each example"
+    if np.ndim(folds) == 0:
+        try:
+            count = _checks.at_least(called(), "folds", folds, 2)
+        except TypeError as wrong:  # such as a KFold of scikit-learn
+            got = repr(folds)
+            raise TypeError(_checks.message(called(), "folds", expected, got)) from wrong
         if count > examples:
             raise error("folds", f"at most the {examples} examples", count)
         drawn = _stratified(random_key(seed), data.labels, count)
@@ -232,7 +237,6 @@ def folds_array(folds: int | ArrayLike, seed: ArrayLike, data: Data) -> tuple[Ar
         known = _checks.known(folds)
         if known is None or not np.issubdtype(known.dtype, np.integer):
             got = "a tracer" if known is None else f"dtype {known.dtype}"
-            expected = "an integer, or known integers, one for each example"
             raise TypeError(_checks.message(called(), "folds", expected, got))
         _checks.same_shape(called(), "folds", known, (examples,))
         count = max(int(known.max()) + 1, 1)

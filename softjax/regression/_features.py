@@ -228,3 +228,22 @@ def by_examples(function: Callable[..., Any], weights: Array, x: Any, *of_classe
         return fori_loop(np.int32(0), np.int32(-(-examples // size)), block, zeros)
 
     return platform_dependent(weights, x, *of_classes, cpu=blocks, default=function)
+
+
+def same_order(function: str, features: Any, **others: Any) -> None:
+    """Refuses an object of pandas whose index has the values of the features' in another order.
+
+    All arguments are matched by position, but pandas matches its objects by their indices.
+    """
+    index: Any = getattr(features, "index", None)
+    if not hasattr(index, "equals") or not index.is_unique:
+        return
+    for argument, x in others.items():
+        other: Any = getattr(x, "index", None)
+        if not hasattr(other, "equals") or len(other) != len(index) or index.equals(other):
+            continue
+        if index.isin(other).all():
+            expected = "in the order of the rows of the features"
+            got = f"an index of the same values in another order; {argument}.loc[features.index] "
+            got += f"aligns them, and numpy.asarray({argument}) is taken by position"
+            raise ValueError(_checks.message(function, argument, expected, got))

@@ -19,7 +19,7 @@ from softjax.regression._arguments import (
     labels_array,
     offset_array,
 )
-from softjax.regression._features import Matrix
+from softjax.regression._features import Matrix, same_order
 from softjax.regression._model import SoftmaxRegression, logits
 
 Validation = tuple[ArrayLike, ...]
@@ -185,6 +185,7 @@ def checked_validation(
         got = f"{len(validation)} parts" if hasattr(validation, "__len__") else repr(validation)
         raise TypeError(_checks.message(called(), "validation", expected, got))
     features, labels, offset = [*validation, None][:3]
+    same_order(called(), features, validation=labels)
     (num_features, num_classes), x = shape, features_array("validation", features)
     if x.shape[1] != num_features:
         raise error("validation", f"of {num_features} features", f"{x.shape[1]} features")

@@ -26,7 +26,14 @@ from softjax._numerics import compute_dtype
 from softjax._sharding import fori_loop
 from softjax._softmax_core import softmax_core
 from softjax._weights import is_zero, shares
-from softjax.regression._features import Features, dense_or_sparse, is_sparse, linear, with_data
+from softjax.regression._features import (
+    Features,
+    dense_or_sparse,
+    is_sparse,
+    linear,
+    same_order,
+    with_data,
+)
 from softjax.regression._model import SoftmaxRegression, refuse_other_params
 
 EXACT = lax.Precision.HIGHEST  # by default accelerators round float32 factors
@@ -99,6 +106,7 @@ def checked_rows(
     fit_intercept: bool = True,
 ) -> Rows:
     """The checked arguments, in the dtype of the parameters, at least float32."""
+    same_order(function, features, labels=labels)
     rows = rows_without_labels(function, params, features, sample_weights, offset)
     shape, dtype = (rows.x.shape[0], jnp.shape(params.kernel)[1]), rows.x.dtype
     targets = targets_of(function, numbers_as_classes(labels), shape, dtype)
@@ -115,6 +123,7 @@ def rows_without_labels(
     offset: ArrayLike | None = None,
 ) -> Rows:
     refuse_other_params(function, params)
+    same_order(function, features, sample_weights=sample_weights, offset=offset)
     x = dense_or_sparse(function, features)
     _checks.same_shape(function, "features", x, (x.shape[0] if x.ndim else 0, len(params.kernel)))
     x = x.astype(compute_dtype(jnp.result_type(params.kernel)))

@@ -73,6 +73,9 @@ def examples(
     fit, which must contain all labels, they are compared with the features of that fit instead.
     """
     y, sample_weight = host_array(y), host_array(sample_weight)
+    if (getattr(X, "ndim", 2), getattr(y, "ndim", 1)) == (1, 2):
+        name = type(estimator).__name__
+        raise ValueError(f"{name}: X must be [N, D] and y [N], got them in the other order")
     codes, known = _encoded_texts(y) if classes is None else (y, None)
     with naming_columns(estimator, X):
         validated: Any = validate_data(

@@ -332,5 +332,6 @@ def test_bad_arguments(call, match):
 
 @pytest.mark.x64_once
 def test_folds_are_integers():
-    with pytest.raises(TypeError, match="`folds` must be an integer"):
-        regression.cross_validate(*problem(), folds=np.zeros(N))
+    for folds in (np.zeros(N), 2.0, object()):
+        with pytest.raises(TypeError, match="`folds` must be an integer, or known integers"):
+            regression.cross_validate(*problem(), folds=folds)

@@ -106,6 +106,15 @@ def test_labels_keep_their_values_in_any_dtype(dtype):
             fitted(labels.mask(np.arange(N) == 3))
 
 
+def test_features_and_labels_in_the_other_order_are_refused():
+    x, y = np.eye(4), np.array(["a", "b", "a", "b"])
+    for estimator in (SoftmaxClassifier(), SoftmaxClassifierCV()):
+        with pytest.raises(
+            ValueError, match=r"must be \[N, D\] and y \[N\], got them in the other"
+        ):
+            estimator.fit(y, x)
+
+
 def test_a_table_that_is_not_computed_is_refused():
     polars = pytest.importorskip("polars")
     lazy, y = polars.LazyFrame({"a": [0.0, 1, 2, 3]}), [0, 1, 0, 1]

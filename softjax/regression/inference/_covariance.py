@@ -13,7 +13,7 @@ from softjax import _checks
 from softjax._auto_axes import on_auto_axes
 from softjax._foreign import filled, is_missing
 from softjax._labels import Labels
-from softjax.regression._features import Features
+from softjax.regression._features import Features, same_order
 from softjax.regression._linear_solves import JITTER
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import EXACT, Rows, augmented, checked_rows, sum_of_chunks, times
@@ -113,6 +113,7 @@ def covariance(
         (2015), eq. (12).
     """
     function = "regression.inference.covariance"
+    same_order(function, features, clusters=clusters)
     rows = checked_rows(
         function, params, features, labels, sample_weights, class_weights, offset, fit_intercept
     )

@@ -13,7 +13,7 @@ from softjax import _checks
 from softjax._auto_axes import on_auto_axes
 from softjax._foreign import column_names
 from softjax._labels import Labels
-from softjax.regression._features import Features
+from softjax.regression._features import Features, same_order
 from softjax.regression._model import SoftmaxRegression, refuse_other_params
 from softjax.regression._rows import checked_rows
 from softjax.regression.inference import _estimates as estimates
@@ -155,6 +155,7 @@ def summary(
     """
     function = "regression.inference.summary"
     refuse_other_params(function, params)
+    same_order(function, features, clusters=clusters)
     d, k = jnp.shape(params.kernel)
     if feature_names is None:
         feature_names = column_names(features) or None
