@@ -34,7 +34,8 @@ class TopKLabels(NamedTuple):
     Attributes:
         indices: integers [..., k], class indices; probabilities of a repeated index are added.
         probabilities: real [..., k], >= 0; if they sum to less than 1, the missing probability mass
-            is not redistributed.
+            is not redistributed. To pad a list, name further classes with probability 0: an
+            index of -1 is refused.
 
     Example:
         >>> import jax.numpy as jnp, softjax

@@ -21,6 +21,7 @@ from softjax._linear_cross_entropy.divergences import DIVERGENCES, Divergence
 from softjax._linear_cross_entropy.examples import (
     checked_room,
     reduced,
+    refuse_too_many,
     scale_of,
     with_active_rows,
     with_zeroed_rows,
@@ -118,7 +119,8 @@ def linear_distillation_loss(
         softcap: scalar > 0, of the student, as in linear_cross_entropy.
         temperature: scalar T > 0, of both heads. The factor T^2 keeps the size of the gradients.
         reduction: "none", "sum" or "mean".
-        weights: real or boolean [...], >= 0: the weights of the examples.
+        weights: real or boolean [...], >= 0: the weights of the examples. For an `ignore_index`,
+            pass labels != ignore_index.
         class_axis: as in linear_cross_entropy, for both kernels.
         feature_axis: as in linear_cross_entropy, for both kernels.
         max_temp_bytes: as in linear_cross_entropy.
@@ -160,10 +162,11 @@ def linear_distillation_loss(
     pair, rounding = _checked(head, scalars, teacher, temperature, num_classes)
     of_teacher = pair.teacher
     w = checked_weights(NAME, weights, head)
-    max_active = checked_room(NAME, max_active, head.lead, None, w)
+    max_active = checked_room(NAME, max_active, head.lead)
     of_examples = pair.student.rows, of_teacher and of_teacher.rows, w
     how = {"reduction": reduction, "budget": max_temp_bytes, "max_active": max_active}
     call = call_of(NAME, head.classes, of_examples, pair, class_axis, feature_axis, **how)
+    refuse_too_many(NAME, call, None, w)
     axis, features = head.classes.axis, call.layout.size(call.layout.features)
     if of_teacher is not None and of_teacher.classes.kernel.shape[1 - axis] % features:
         expected = f"of features that {features} devices share"

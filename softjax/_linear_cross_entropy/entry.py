@@ -12,6 +12,7 @@ from softjax._linear_cross_entropy.blocks import Rows, Scalars
 from softjax._linear_cross_entropy.examples import (
     checked_room,
     reduced,
+    refuse_too_many,
     scale_of,
     with_active_rows,
     with_zeroed_rows,
@@ -104,7 +105,8 @@ def linear_cross_entropy(
         max_active: the largest number of examples whose weight is not 0 and whose label is not
             ignored. These are gathered first, so that no product is computed for the others. If
             there are more, the function raises a ValueError if labels and weights are known, and
-            otherwise returns NaN. On a mesh each device has room for its share.
+            otherwise returns NaN. On a mesh each of n devices has room for
+            ceil(max_active / n) of its own examples: one with more gives NaN, or the error.
         batch_invariant: whether the loss of an example, with the reduction "none", has the same
             bits in every batch, of any size and order. The examples are then computed a fixed
             number at a time, and `max_temp_bytes` has no effect. Not available for sharded classes.
@@ -132,11 +134,12 @@ def linear_cross_entropy(
     targets = checked_targets(NAME, head, labels, *options, with_costs=with_costs, z_loss=z_loss)
     scalars = checked_scalars(NAME, head, softcap, temperature, z_loss)
     weights = checked_weights(NAME, weights, head)
-    max_active = checked_room(NAME, max_active, head.lead, targets.ignored, weights)
+    max_active = checked_room(NAME, max_active, head.lead)
     of_examples = head.hidden, targets.of_examples, weights
     how = {"reduction": reduction, "budget": max_temp_bytes, "max_active": max_active}
     how["batch_invariant"] = batch_invariant
     call = call_of(NAME, head.classes, of_examples, targets, class_axis, feature_axis, **how)
+    refuse_too_many(NAME, call, targets.ignored, weights)
     return _reduced(call, head, targets, scalars, weights)
 
 

@@ -101,29 +101,41 @@ class Packed(NamedTuple):
     spoiled: Array  # 1, or NaN if there was not enough room
 
 
-def checked_room(
-    function: str,
-    max_active: int | None,
-    lead: tuple[int, ...],
-    ignored: Array | None,
-    weights: Array | None,
-) -> int | None:
+def checked_room(function: str, max_active: int | None, lead: tuple[int, ...]) -> int | None:
     """`max_active`; None if there is room for all examples."""
     if max_active is None:
         return None
     max_active = _checks.at_least(function, "max_active", max_active, 1)
     if not all(isinstance(n, int) for n in lead):  # in an exported program the sizes are symbols
         return max_active
-    part = np.ones(lead, bool)
+    return max_active if max_active < np.prod(lead) else None
+
+
+def refuse_too_many(
+    function: str, call: Call, ignored: Array | None, weights: Array | None
+) -> None:
+    """Refuses more known active examples than there is room for, in all or on one device."""
+    lead, layout, most = call.lead, call.layout, call.max_active
     known = all(a is None or _checks.checks_values(a) for a in (ignored, weights))
-    if known and ignored is not None:
-        part &= ~np.asarray(ignored)
-    if known and weights is not None:
-        part &= np.asarray(weights) != 0
-    if known and part.sum() > max_active:
-        expected = f"at least {part.sum()}, the number of examples that take part"
-        raise ValueError(_checks.message(function, "max_active", expected, max_active))
-    return max_active if max_active < part.size else None
+    if most is None or not known or not all(isinstance(n, int) for n in lead.shape):
+        return
+    active = np.ones(lead.shape, bool)
+    active &= True if ignored is None else ~np.asarray(ignored)
+    active &= True if weights is None else np.asarray(weights) != 0
+    if active.sum() > most:
+        expected = f"at least {active.sum()}, the number of examples that take part"
+        raise ValueError(_checks.message(function, "max_active", expected, most))
+    # The rows in their order on the devices, the first device first: see Lead.
+    devices, sizes = layout.size(layout.rows), [layout.size(names) for names in lead.names]
+    for axis, size in enumerate(sizes):
+        active = np.stack(np.split(active, size, 2 * axis), axis)
+    rows = np.pad(active.ravel(), (0, -active.size % devices)).reshape(devices, -1)
+    counts, room = rows.sum(1), -(-most // devices)
+    if counts.max() > room:
+        least, place = devices * (counts.max() - 1) + 1, counts.argmax()
+        expected = f"at least {least} over {devices} devices with equal room: device {place} has "
+        expected += f"{counts[place]} of the examples that take part, and room for {room}"
+        raise ValueError(_checks.message(function, "max_active", expected, most))
 
 
 def packed(layout: Layout, heads: tuple[Arguments, ...], scale: Array, most: int) -> Packed:

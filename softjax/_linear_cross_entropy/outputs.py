@@ -19,6 +19,7 @@ from softjax._linear_cross_entropy.examples import (
     Packed,
     checked_room,
     packed,
+    refuse_too_many,
     scale_of,
     scaled_total,
     unpacked,
@@ -217,12 +218,13 @@ def linear_cross_entropy_outputs(
     if ignore_index is not None and not has_loss and rows.mass is not None:
         rows = rows._replace(active=jnp.any(rows.mass != 0, -1))
     ignored = None if rows.active is None else ~rows.active
-    max_active = checked_room(name, max_active, head.lead, ignored, weights)
+    max_active = checked_room(name, max_active, head.lead)
     arguments = Arguments(rows, head.classes._replace(spread=spread), scalars)
     how = {"reduction": reduction, "budget": max_temp_bytes, "max_active": max_active}
     how["batch_invariant"] = batch_invariant
     of_examples = rows, weights, costs
     call = call_of(name, head.classes, of_examples, spread, class_axis, feature_axis, **how)
+    refuse_too_many(name, call, ignored, weights)
     top_k = _checked_top_k(name, top_k, all_classes(head.classes, class_axis))
     if reduction != "none":
         return _reduced(call, top_k, arguments, weights, costs)

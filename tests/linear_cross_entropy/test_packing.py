@@ -1,12 +1,15 @@
 """max_active: inactive examples take no product, and no active example is dropped."""
 
 import re
-from functools import cache
+from contextlib import nullcontext
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from meshes import KINDS, mesh_of, put
 
 import softjax
@@ -63,11 +66,25 @@ def test_over_a_mesh_each_device_has_room_for_its_share(kind):
         for reduction in desired:
             packed = run(reduction, hidden, max_active=20, **options)
             same(packed, desired[reduction])
-        # One device alone has more than half of the room.
-        labels = np.where(np.arange(N) < 12, 1, -1)
-        ones = np.ones(N)
-        _, loss = run("mean", hidden, labels=labels, weights=ones, max_active=14, **options)
-        assert np.isnan(loss)
+
+
+def test_known_rows_for_which_a_device_has_no_room_are_an_error():
+    """For every placement of the rows: NaN without values is an error with them, and only it."""
+    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    hidden, kernel = jnp.ones((4, 8, D)), jnp.ones((D, V))
+    options = {"ignore_index": -1, "reduction": "mean"}
+    with jax.set_mesh(mesh):
+        for spec in (P("a", "b"), P(None, ("a", "b")), P("b", "a")):
+            h = jax.device_put(hidden, NamedSharding(mesh, P(*spec, None)))
+            for active in (np.eye(4, 8), np.arange(32).reshape(4, 8) < 9):
+                labels = jnp.asarray(np.where(active, 1, -1))
+                for most in (9, 17):
+                    f = partial(softjax.linear_cross_entropy, max_active=most, **options)
+                    bad = bool(np.isnan(jax.jit(f)(h, kernel, labels)))
+                    with (
+                        pytest.raises(ValueError, match="over 8 devices") if bad else nullcontext()
+                    ):
+                        f(h, kernel, labels)
 
 
 def test_too_many_are_an_error_or_nan():
