@@ -286,3 +286,18 @@ def compiled_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     from softjax.regression import _host_newton
 
     monkeypatch.setattr(_host_newton, "takes", lambda *_: False)
+
+
+@pytest.fixture
+def own_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """A folder of one's own, without pictures, which take longer than the rest."""
+    monkeypatch.chdir(tmp_path)
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+
+
+@pytest.fixture
+def pictures() -> None:
+    """Lets a test draw the picture of a fit, which takes longer than the rest of it."""

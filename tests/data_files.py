@@ -11,8 +11,9 @@ from softjax.streaming._rows import Standardised
 from softjax.streaming._survey import survey
 from softjax.tables import DataError
 
-pyarrow = pytest.importorskip("pyarrow")
-from pyarrow import parquet  # noqa: E402
+pytest.importorskip("pyarrow")
+import pyarrow
+from pyarrow import parquet
 
 RNG = np.random.default_rng(0)
 N = 12

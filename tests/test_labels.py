@@ -49,7 +49,10 @@ def test_a_traced_bad_label_is_nan(dtype):
     value_and_gradient = jax.value_and_grad(loss)
     check(*jax.jit(jax.vmap(value_and_gradient))(x, labels))
     check(*jax.lax.map(lambda row: value_and_gradient(*row), (x, labels)))
-    step = lambda _, row: (None, value_and_gradient(*row))  # noqa: E731
+
+    def step(carry, row):
+        return carry, value_and_gradient(*row)
+
     check(*jax.lax.scan(step, None, (x, labels))[1])
     tangents = jax.jit(lambda y: jax.jvp(lambda x: loss(x, y), (x,), (x,))[1])(labels)
     np.testing.assert_array_equal(np.isnan(tangents), bad)

@@ -1,6 +1,5 @@
 """Every test of the command line has a folder of its own, and small data."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +9,8 @@ from softjax import models
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """A folder of one's own, without pictures, which take longer than the rest."""
-    monkeypatch.chdir(tmp_path)
-    if "pictures" not in request.fixturenames:
-        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-
-
-@pytest.fixture
-def pictures() -> None:
-    """Lets a test draw the picture of a fit, which takes longer than the rest of it."""
+def _here(own_folder: None) -> None:
+    """Every test has a folder of its own."""
 
 
 @pytest.fixture

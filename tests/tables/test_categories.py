@@ -4,7 +4,6 @@ import gzip
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,11 @@ from softjax import models, tables
 from softjax.tables import Column, DataError, Reading
 from softjax.tables._columns import refuse_identifiers
 
-pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
+pytestmark = [
+    pytest.mark.compiled_quickly,
+    pytest.mark.x64_once,
+    pytest.mark.usefixtures("own_folder"),
+]
 
 RNG = np.random.default_rng(3)
 N = 60
@@ -36,13 +39,6 @@ FRAME = pd.DataFrame(
 EXPECTED = np.column_stack(
     [SIZES == "mid, or so", SIZES == "small", FRAME["weight"], FRAME["new"]]
 ).astype(float)
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    """A folder of one's own, without pictures, which take longer than the rest."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
 
 
 WRITERS = {

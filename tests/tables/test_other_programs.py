@@ -1,7 +1,6 @@
 """Tables as spreadsheets, editors, pandas and other programs write them."""
 
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +14,11 @@ from commands import one_line, run
 from softjax import models, tables
 from softjax.tables import Column, DataError, Reading
 
-pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    """A folder of one's own, without pictures, which take longer than the rest."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+pytestmark = [
+    pytest.mark.compiled_quickly,
+    pytest.mark.x64_once,
+    pytest.mark.usefixtures("own_folder"),
+]
 
 
 PLAIN_TEXT = "a,b,y\n" + "".join(f"{i / 2},{'uv'[i % 2]},{'pq'[i % 3 > 0]}\n" for i in range(12))

@@ -19,14 +19,11 @@ from softjax import datasets
 from softjax.datasets import _passengers
 from softjax.tables import DataError
 
-pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    """A folder of one's own, without pictures, which take longer than the rest."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+pytestmark = [
+    pytest.mark.compiled_quickly,
+    pytest.mark.x64_once,
+    pytest.mark.usefixtures("own_folder"),
+]
 
 
 def test_passengers_from_the_command_line():
