@@ -138,9 +138,14 @@ def numbers_as_classes(labels: Any) -> Any:
     is_floating = isinstance(dtype, np.dtype) and jnp.issubdtype(dtype, jnp.floating)
     if not is_floating or labels.ndim != 1 or not is_concrete(labels):
         return labels
-    y = np.asarray(labels).astype(np.float64)  # half precision does not reach 2^31
-    whole = (y >= 0) & (y < 2**31) & (y == np.floor(y))
-    return y.astype(np.int32) if whole.all() else labels
+    y = np.asarray(labels)
+    return y.astype(np.int32) if are_indices(y).all() else labels
+
+
+def are_indices(numbers: np.ndarray) -> np.ndarray:
+    """Which numbers are whole, >= 0 and < 2^31, as the index of a class in int32."""
+    y = numbers.astype(np.float64)  # half precision does not reach 2^31
+    return (y >= 0) & (y < 2**31) & (y == np.floor(y))
 
 
 def indices_of_shape(function: str, labels: ArrayLike, shape: tuple[int, ...]) -> None:

@@ -85,15 +85,14 @@ class Model(NamedTuple):
         if isinstance(data, (list, tuple)) and data and all(isinstance(row, dict) for row in data):
             names = dict.fromkeys(name for row in data for name in row)
             data = {name: [row.get(name) for row in data] for name in names}
+        expected = "a path, a table with named columns or a list of records"
+        if is_lazy(data):
+            _checks.native("models.Model", "data", data, expected)
         is_row = hasattr(data, "keys") and hasattr(data, "ndim")  # a Series of pandas
-        if is_lazy(data) or not (
-            hasattr(data, "columns") or (hasattr(data, "keys") and not is_row)
-        ):
+        if not hasattr(data, "columns") and (is_row or not hasattr(data, "keys")):
             hint = "for arrays use softjax.regression with its `params`"
             hint = "a row of a frame is a table as `frame.iloc[[i]]`" if is_row else hint
-            hint = "its method collect() computes a table" if is_lazy(data) else hint
             got = f"{type(data).__name__}; {hint}"
-            expected = "a path, a table with named columns or a list of records"
             raise TypeError(_checks.message("models.Model", "data", expected, got))
         return tables.features_of(data, self.table)
 

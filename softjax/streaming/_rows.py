@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from softjax import _checks, tables
-from softjax._labels import numbers_as_classes
+from softjax._labels import are_indices, numbers_as_classes
 from softjax._numerics import compute_dtype
 from softjax.regression._arguments import called
 from softjax.regression._result import Validation, checked_validation
@@ -302,6 +302,4 @@ def as_indices(function: str, labels: Any) -> np.ndarray:
     if y.dtype.kind not in "iuf":
         expected = "class indices"
         raise TypeError(_checks.message(function, "labels", expected, f"dtype {y.dtype}"))
-    y = y.astype(np.float64) if y.dtype.kind == "f" else y  # half precision does not reach 2^31
-    whole = (y >= 0) & (y < 2**31) & (y == np.floor(y))
-    return np.where(whole, y, -1).astype(np.int32)
+    return np.where(are_indices(y), y, -1).astype(np.int32)

@@ -299,8 +299,7 @@ def likelihood_ratio_test(
     restricted = _wide_array(function, "restricted", restricted)
     full = _wide_array(function, "full", full)
     _checks.not_bool(function, "degrees_of_freedom", degrees_of_freedom)
-    _checks.real_array(function, "degrees_of_freedom", degrees_of_freedom)
-    degrees = jnp.asarray(degrees_of_freedom)
+    degrees = _checks.real_array(function, "degrees_of_freedom", degrees_of_freedom)
     few, swapped = degrees < 1, full < restricted - UNCLEAR * jnp.abs(restricted)
     if _checks.checks_values([few, swapped]):
         values = np.asarray(degrees)
