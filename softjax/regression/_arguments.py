@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -23,6 +24,7 @@ from softjax.regression._features import (
     is_sparse,
     is_sparse_matrix,
     largest_entries,
+    refuse_scales,
     same_order,
     sparse_array,
     without_duplicates,
@@ -88,16 +90,29 @@ def checked_data(
     refuse_one_class(y, num_classes)
     refuse_sizes(named, x, num_classes)
     weights, count = mean_one_weights(sample_weights, num_examples, x.dtype)
+    options = class_weights, fit_intercept, offset, penalty_factors
+    return replace(data_of(x, y, num_classes, *options), weights=weights, count=count)
+
+
+def data_of(
+    x: Matrix,
+    labels: Any,
+    num_classes: int,
+    class_weights: ArrayLike | None,
+    fit_intercept: bool,
+    offset: ArrayLike | None,
+    penalty_factors: ArrayLike | None,
+) -> Data:
+    """The data of checked features and labels with all other checked arguments, unweighted."""
     return Data(
         num_classes=num_classes,
         features=x,
-        labels=y,
-        weights=weights,
+        labels=labels,
         class_weights=class_weights_array(class_weights, num_classes, x.dtype),
         l2=np.zeros((), x.dtype),
         l1=np.zeros((), x.dtype),
         factors=factors_array(penalty_factors, x.shape[1], x.dtype),
-        count=count,
+        count=np.asarray(x.shape[0], x.dtype),
         constant=constant(fit_intercept, x.dtype),
         offset=offset_array("offset", offset, x, num_classes),
     )
@@ -339,12 +354,6 @@ def penalties(l2: ArrayLike, dtype, argument: str = "l2") -> Array:
     return array.astype(dtype)
 
 
-def refuse_other_optimizers(optimizer: object) -> None:
-    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        expected = "an optax optimizer, as optax.adam(0.01)"
-        raise TypeError(_checks.message(called(), "optimizer", expected, repr(optimizer)))
-
-
 def at_least(argument: str, value: Any, bound: int) -> int:
     return _checks.at_least(called(), argument, value, bound)
 
@@ -363,20 +372,6 @@ def _refuse_not_finite(argument: str, x: Array) -> None:
         if np.isfinite([np.min(host, initial=0), np.max(host, initial=0)]).all():
             return
     _refuse(argument, f"finite in {x.dtype}", x, _not_finite)
-
-
-def refuse_scales(function: str, argument: str, size: np.ndarray, dtype: DTypeLike) -> None:
-    """Refuses columns whose squares would overflow or become 0.
-
-    `size` holds the largest absolute entry of each column, [D].
-    """
-    limits = np.finfo(dtype)
-    least, most = 10 * np.sqrt(limits.tiny), np.sqrt(limits.max) / 10
-    bad = np.flatnonzero((size > most) | (size > 0) & (size < least))
-    if len(bad):
-        expected = f"of columns whose largest entry is 0 or in [{least:.0e}, {most:.0e}]"
-        got = f"{size[bad[0]]:.0e} in column {bad[0]}"
-        raise ValueError(_checks.message(function, argument, expected, got))
 
 
 def _not_finite(x):

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 
 from softjax import _checks
 from softjax._numerics import compute_dtype
@@ -247,3 +247,17 @@ def same_order(function: str, features: Any, **others: Any) -> None:
             got = f"an index of the same values in another order; {argument}.loc[features.index] "
             got += f"aligns them, and numpy.asarray({argument}) is taken by position"
             raise ValueError(_checks.message(function, argument, expected, got))
+
+
+def refuse_scales(function: str, argument: str, size: np.ndarray, dtype: DTypeLike) -> None:
+    """Refuses columns whose squares would overflow or become 0.
+
+    `size` holds the largest absolute entry of each column, [D].
+    """
+    limits = np.finfo(dtype)
+    least, most = 10 * np.sqrt(limits.tiny), np.sqrt(limits.max) / 10
+    bad = np.flatnonzero((size > most) | (size > 0) & (size < least))
+    if len(bad):
+        expected = f"of columns whose largest entry is 0 or in [{least:.0e}, {most:.0e}]"
+        got = f"{size[bad[0]]:.0e} in column {bad[0]}"
+        raise ValueError(_checks.message(function, argument, expected, got))

@@ -22,7 +22,6 @@ from softjax.regression._arguments import (
     is_traced,
     limits,
     penalty,
-    refuse_other_optimizers,
 )
 from softjax.regression._features import Features, Matrix, in_full_precision, is_sparse
 from softjax.regression._frame import without_hidden
@@ -30,6 +29,7 @@ from softjax.regression._model import SoftmaxRegression
 from softjax.regression._problem import Data
 from softjax.regression._result import Event, FitResult, Status, checked_validation, recorded
 from softjax.regression._solve import SOLVERS
+from softjax.regression._steps import refuse_other_optimizers
 
 if TYPE_CHECKING:
     import optax

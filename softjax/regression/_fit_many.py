@@ -1,6 +1,7 @@
 """fit_many: many fits to the same features, with several sets of labels, weights or penalties."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -17,15 +18,12 @@ from softjax.regression._arguments import (
     called,
     checked_features,
     class_count,
-    class_weights_array,
-    constant,
+    data_of,
     error,
     errors_name,
-    factors_array,
     labels_array,
     limits,
     mean_one_weights,
-    offset_array,
     penalties,
     refuse_one_class,
     refuse_sizes,
@@ -116,18 +114,8 @@ def fit_many(
     (count,) = counts
     lane_of = Partial(_lane, shared, stacked)
     mean_labels, median = _middle(lane_of, lanes.l2, x, num_classes=num_classes, count=count)
-    data = Data(
-        num_classes=num_classes,
-        features=x,
-        labels=mean_labels,
-        class_weights=class_weights_array(class_weights, num_classes, x.dtype),
-        l2=median,
-        l1=np.zeros((), x.dtype),
-        factors=factors_array(penalty_factors, x.shape[1], x.dtype),
-        count=np.asarray(x.shape[0], x.dtype),
-        constant=constant(fit_intercept, x.dtype),
-        offset=offset_array("offset", offset, x, num_classes),
-    )
+    options = class_weights, fit_intercept, offset, penalty_factors
+    data = replace(data_of(x, mean_labels, num_classes, *options), l2=median)
     tol, max_steps = limits(tol, max_steps)
     ((_, fits, _),) = run(
         data,

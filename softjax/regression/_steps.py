@@ -20,7 +20,9 @@ import jax.numpy as jnp
 import optax
 from jax import Array, lax
 
+from softjax import _checks
 from softjax._cross_entropy import cross_entropy
+from softjax.regression._arguments import called
 from softjax.regression._features import linear
 from softjax.regression._model import SoftmaxRegression, penalty
 from softjax.regression._result import Status
@@ -180,6 +182,12 @@ class State(NamedTuple):
     total: Array  # the objectives of the batches since the last event, summed
     taken: Array  # the number of these batches
     norm: Array  # the largest entry of the last gradient, relative to `Terms.bound`
+
+
+def refuse_other_optimizers(optimizer: object) -> None:
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        expected = "an optax optimizer, as optax.adam(0.01)"
+        raise TypeError(_checks.message(called(), "optimizer", expected, repr(optimizer)))
 
 
 @partial(jax.jit, static_argnames="optimizer")

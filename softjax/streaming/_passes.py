@@ -17,8 +17,8 @@ from jax import Array
 
 from softjax import _checks, processes
 from softjax.regression import _ending, _frame
-from softjax.regression._arguments import refuse_scales
 from softjax.regression._descent import largest_move
+from softjax.regression._features import refuse_scales
 from softjax.regression._host_arrays import placed
 from softjax.regression._loop import is_separated
 from softjax.regression._problem import Data

@@ -27,12 +27,18 @@ from softjax.regression._arguments import (
     is_traced,
     not_negative,
     penalty,
-    refuse_other_optimizers,
 )
 from softjax.regression._features import in_full_precision
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._result import Event, FitResult, Status, Validation, recorded
-from softjax.regression._steps import Form, State, Terms, advance, start
+from softjax.regression._steps import (
+    Form,
+    State,
+    Terms,
+    advance,
+    refuse_other_optimizers,
+    start,
+)
 from softjax.streaming._batches import TRAIN, Source
 from softjax.streaming._devices import Chunk
 from softjax.streaming._feeds import BatchFeed, Feed, feed_of, spans
