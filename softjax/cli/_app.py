@@ -48,12 +48,12 @@ class FitError(Exception):
 
 
 @contextlib.contextmanager
-def remedies_offered(impute: bool = True) -> Iterator[None]:
+def remedies_offered() -> Iterator[None]:
     """Adds to errors the options that help with incomplete rows and cells that are not numbers."""
     try:
         yield
     except IncompleteError as error:
-        also = ", --impute fills missing cells in" if impute and error.can_be_filled else ""
+        also = ", --impute fills missing cells in" if error.can_be_filled else ""
         raise DataError(f"{error} --skip-nonfinite skips such rows{also}.") from None
     except NumberError as error:
         name = quote(error.column)

@@ -2,7 +2,6 @@
 
 import csv
 import io
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ from softjax.cli._app import (
 )
 from softjax.cli._options import progress_bar, reading
 from softjax.cli._plan import Plan
-from softjax.cli._split import Parts, Split, digits, held_out_part, too_few
+from softjax.cli._split import Parts, Split, digits, held_out_part, imputed, too_few
 from softjax.tables import DataError, Dataset
 
 
@@ -45,7 +44,8 @@ def run(plan: Plan) -> None:
     task = task_of(parts, mean, scale, Path(plan.data).name)
     console.print(f"{len(train.labels)} examples to fit, {held_out_part(len(test.labels))}.")
     print_columns(console, train.columns, train.class_names, train.skipped)
-    weights = _weights_of_classes(plan.class_weight, plan.data, plan.label_column, train)
+    counts = np.bincount(train.labels, minlength=len(train.class_names))
+    weights = plan.weights_of(train.class_names, counts)
     penalty, curve = plan.penalties[0], None
     if len(plan.penalties) > 1:
         penalty, curve = _chosen_penalty(console, x_train, train, weights, plan)
@@ -127,13 +127,16 @@ def _load(console: Console, plan: Plan) -> Parts:
     train, test = whole.part(~held_out), whole.part(held_out)
     if plan.impute:
         missing = int(np.isnan(whole.features).any(axis=1).sum())
-        columns = tables.with_fills(path, train.columns, train.features)
+        x = train.features
+        present, sums = np.sum(~np.isnan(x), axis=0), np.nansum(x, axis=0)
+        columns = tables.with_fills(
+            path, train.columns, present, sums, lambda place: np.nanmedian(x[:, place])
+        )
         train, test = (
             part._replace(columns=columns, features=tables.filled(columns, part.features))
             for part in (train, test)
         )
-        what = "medians and most frequent categories of the examples to fit"
-        console.print(f"Missing cells of {missing} rows are imputed by {what}.", soft_wrap=True)
+        console.print(imputed(missing), soft_wrap=True)
     return Parts(train, test, None)
 
 
@@ -214,24 +217,6 @@ def _curve(
         f1.append(scores(train.labels, predicted, len(train.class_names)).macro_f1)
     figures = (validated.mean_loss, validated.standard_error, validated.mean_accuracy, f1)
     return np.stack([np.asarray(values, np.float64) for values in figures], axis=1)
-
-
-def _weights_of_classes(
-    options: Sequence[str] | None, data: str, label: str | None, train: Dataset
-) -> np.ndarray | None:
-    """The weight of each class, [K]; N / (K N_k) for "balanced", None if all are 1."""
-    if not options:
-        return None
-    if list(options) == ["balanced"]:
-        counts = np.bincount(train.labels, minlength=len(train.class_names))
-        return len(train.labels) / (len(counts) * counts)
-    weights = np.ones(len(train.class_names))
-    for name, _, weight in (option.rpartition("=") for option in options):
-        if name not in train.class_names:
-            there = ", ".join(train.class_names[:10])
-            raise DataError(f"{data}: column {label!r}: has no class {name!r}; it has {there}.")
-        weights[train.class_names.index(name)] = float(weight)
-    return weights
 
 
 def _summary(

@@ -4,6 +4,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import typer
 
 from softjax.cli._app import Optimizer, Solver
@@ -85,17 +86,31 @@ class Plan(NamedTuple):
             raise DataError(f"{self.data}: --label-column must name the column with the labels.")
         return path, self.label_column
 
+    def weights_of(self, classes: list[str], counts: np.ndarray) -> np.ndarray | None:
+        """The weight of each class, [K]; N / (K N_k) for "balanced", None if all are 1."""
+        if not self.class_weight:
+            return None
+        if self.class_weight == ["balanced"]:
+            return counts.sum() / (len(counts) * counts)
+        weights = np.ones(len(classes))
+        for name, _, weight in (option.rpartition("=") for option in self.class_weight):
+            if name not in classes:
+                where = f"{self.data}: column {self.label_column!r}"
+                there = ", ".join(classes[:10])
+                raise DataError(f"{where}: has no class {name!r}; it has {there}.")
+            weights[classes.index(name)] = float(weight)
+        return weights
+
 
 def check_stream(plan: Plan, option: str) -> None:
     """Refuses options that a stream does not take; `option` is the one that makes it a stream."""
     if len(plan.penalties) > 1:
         raise typer.BadParameter(f"{option} takes one --l2, not several")
-    if plan.impute or plan.class_weight:
-        raise typer.BadParameter(f"{option} takes neither --impute nor --class-weight")
     known = plan.solver in (Solver.AUTO, Solver.LBFGS, Solver.OPTAX)
-    if plan.l1 > 0 or plan.summary or plan.odds_ratios or not known:
+    _check_summary(plan)
+    if plan.l1 > 0 or plan.summary or not known:
         raise typer.BadParameter(
-            f"{option} takes --solver lbfgs or optax, and none of --l1, --summary and --odds-ratios"
+            f"{option} takes --solver lbfgs or optax, and neither --l1 nor --summary"
         )
     if plan.stochastic and (plan.solver is Solver.LBFGS or plan.max_steps is not None):
         raise typer.BadParameter(
@@ -118,10 +133,7 @@ def check_in_memory(plan: Plan) -> None:
         raise typer.BadParameter("--solver optax takes --epochs, not --max-steps")
     if plan.l1 > 0 and (plan.first_order or plan.solver not in (Solver.AUTO, Solver.PROXIMAL)):
         raise typer.BadParameter("--l1 needs --solver proximal")
-    if plan.odds_ratios and not plan.summary:
-        raise typer.BadParameter("--odds-ratios needs --summary")
-    if plan.summary and (plan.l1 > 0 or plan.solver is Solver.FIRTH):
-        raise typer.BadParameter("--summary goes with neither --l1 nor --solver firth")
+    _check_summary(plan)
     other = plan.l1 > 0 or plan.first_order or plan.solver is Solver.FIRTH
     if len(plan.penalties) > 1 and other:
         raise typer.BadParameter("several --l2 go with neither --l1 nor --solver optax or firth")
@@ -129,6 +141,22 @@ def check_in_memory(plan: Plan) -> None:
         raise typer.BadParameter("--solver firth has a penalty of its own and takes no --l2 but 0")
     if plan.by_lbfgs and (plan.batch_size is not None or plan.learning_rate is not None):
         raise typer.BadParameter("--batch-size and --learning-rate need --optimizer adam or sgd")
+
+
+def _check_summary(plan: Plan) -> None:
+    """Refuses the options of a summary without one, and a summary of a fit that has none."""
+    if plan.odds_ratios and not plan.summary:
+        raise typer.BadParameter("--odds-ratios needs --summary")
+    if plan.summary and plan.l1 > 0:
+        raise typer.BadParameter(
+            "--summary does not go with --l1, which selects coefficients by the same rows: "
+            "standard errors that ignore this would be too small; --l2 alone has a summary"
+        )
+    if plan.summary and plan.solver is Solver.FIRTH:
+        raise typer.BadParameter(
+            "--summary does not go with --solver firth, for whose penalty softjax has no standard "
+            "errors; --l2 with another solver has a summary"
+        )
 
 
 def check_effect(context: typer.Context, data: str, *, seeded: bool, several: bool) -> None:

@@ -113,6 +113,12 @@ def held_out_part(count: int) -> str:
     return f"{count} held out" if count else "none held out, so that no metrics are reported"
 
 
+def imputed(count: int) -> str:
+    """The line that says how many rows have missing cells, and what fills them."""
+    what = "medians and most frequent categories of the examples to fit"
+    return f"Missing cells of {count} row{'s'[: count != 1]} are imputed by {what}."
+
+
 def too_few(data: str, num_rows: int, fraction: float) -> str:
     """The error message if no row can be held out."""
     return (

@@ -33,9 +33,10 @@ from softjax.cli._app import (
 )
 from softjax.cli._options import progress_bar, reading
 from softjax.cli._plan import Plan
-from softjax.cli._split import Split, digits, held_out_part, too_few
+from softjax.cli._split import Split, digits, held_out_part, imputed, too_few
 from softjax.regression import FitResult, SoftmaxRegression
-from softjax.streaming._rows import ArrayRows, Rows, Standardised
+from softjax.streaming._fills import fills
+from softjax.streaming._rows import ArrayRows, ClassWeighted, Rows, Standardised
 from softjax.streaming._survey import survey, survey_without
 from softjax.tables import DataError
 
@@ -206,14 +207,15 @@ def _stopped(plan: Plan, stop: Stop, when: str, path: Path | None = None) -> typ
 def _data(plan: Plan, console: Console, preempted: Callable[[], bool]) -> Data | None:
     """Opens the data, holds rows out and surveys the others; None if the run has to stop."""
     if plan.data == "digits":
-        return _digits()
+        return _digits(plan)
     path, label = plan.file_and_label()
-    with remedies_offered(impute=False):
+    with remedies_offered():
         with reading(console, plan.reading) as options:
             rows = tables.open_file(path, label, reading=options)
         # Every process reads the first rows, so that all of them refuse a column together.
         first, _ = rows.read(0, min(rows.num_rows, FIRST_BYTES // (8 * max(rows.num_features, 1))))
-        tables.refuse_identifiers(path, rows.columns, first[tables.good_rows(first)])
+        good = tables.good_rows(first, keep_missing=plan.impute)
+        tables.refuse_identifiers(path, rows.columns, first[good])
         split = Split(rows.num_rows, plan.test_fraction, plan.seed, MOST_HELD_OUT)
         with progress_bar(console, "first pass") as progress:
 
@@ -221,12 +223,19 @@ def _data(plan: Plan, console: Console, preempted: Callable[[], bool]) -> Data |
                 split.see(numbers, names, codes)
                 progress.update(progress.task_ids[0], total=rows.num_rows, advance=len(numbers))
 
-            seen = survey(rows, plan.skip_nonfinite, preempted, see)
+            seen = survey(rows, plan.skip_nonfinite, preempted, see, plan.impute)
     if seen is None:
         return None
     held_out = split.held_out()
     if plan.test_fraction > 0 and not len(held_out):
         raise DataError(too_few(plan.data, rows.num_rows, plan.test_fraction))
+    if plan.impute:
+        with progress_bar(console, "medians"):
+            columns = fills(rows, np.union1d(held_out, seen.bad), preempted)
+        if columns is None:
+            return None
+        rows.columns = columns
+        console.print(imputed(seen.incomplete), soft_wrap=True)
     with progress_bar(console, "means and scales"):
         seen = survey_without(rows, seen, held_out, preempted)
     if seen is None:
@@ -241,12 +250,19 @@ def _data(plan: Plan, console: Console, preempted: Callable[[], bool]) -> Data |
     majority = int(np.argmax(seen.counts))
     names = (rows.names, seen.classes)
     task = Task(seen.mean, seen.scale, *names, x_and_y, None, path.name, majority, rows.columns)
-    return Data(fitted, held_out, seen.bad, task)
+    weights = plan.weights_of(seen.classes, seen.counts)
+    return Data(_weighted(fitted, weights), held_out, seen.bad, task)
 
 
-def _digits() -> Data:
+def _weighted(rows: Rows, weights: np.ndarray | None) -> Rows:
+    return rows if weights is None else ClassWeighted(rows, weights)
+
+
+def _digits(plan: Plan) -> Data:
     """The digits in memory, with their own held-out part."""
     parts = digits()
     rows, none = ArrayRows(parts.train.features, parts.train.labels), np.empty(0, np.int64)
     standard = (np.zeros(rows.num_features), np.ones(rows.num_features))
-    return Data(rows, none, none, task_of(parts, *standard, "digits"))
+    weights = plan.weights_of(parts.train.class_names, np.bincount(parts.train.labels))
+    task = task_of(parts, *standard, "digits")
+    return Data(_weighted(rows, weights), none, none, task)

@@ -230,7 +230,10 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
                 raise ValueError("summary: pass the X and y of the fit; a copy does not hold them")
             X, y, sample_weight, offset = self._data
         if self.l1_ > 0 or getattr(self, "solver", None) == "firth":
-            raise ValueError("summary: there are no standard errors of a fit with l1 or by 'firth'")
+            what = "l1, which selects coefficients by the same data, or by solver='firth'"
+            raise ValueError(
+                f"summary: there are no standard errors of a fit with {what}; fit with l2 alone"
+            )
         if self.stop_reason_ in (regression.SEPARATED, regression.QUASI_SEPARATED):
             raise ValueError(f"summary: there is no optimum: {ADVICE[self.stop_reason_]}")
         data = examples(self, X, y, sample_weight, self.classes_, offset)

@@ -146,18 +146,41 @@ class Standardised:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """The fingerprint of the rows of the file."""
-        return self.rows.fingerprint
+        """The fingerprint of the rows of the file, and what fills their missing cells."""
+        fills = {c.name: c.fill for c in self.rows.columns if c.fill is not None}
+        return self.rows.fingerprint | ({"fills": fills} if fills else {})
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """The features and the class indices of a run of rows; -1 for a row without a label."""
         features, labels = self.rows.read(start, stop)
+        features = tables.filled(self.rows.columns, features)
         names, codes = tables.as_classes(self.rows.path, str(self.rows.label), labels, start)
         places = np.array([*(self.place.get(name, -1) for name in names), -1], np.int32)
         x = np.subtract(features, self.mean, dtype=np.float64)
         x /= self.scale
         with np.errstate(over="ignore"):  # the step detects numbers that overflow here
             return x.astype(computed_in(np.dtype(np.float64))), places[codes]
+
+
+class ClassWeighted:
+    """Rows with class indices as labels, each with the weight of its class.
+
+    The weights are those of a loss, not numbers of examples: a mean loss is divided by the number
+    of rows, as `class_weights` of `regression.fit` are.
+    """
+
+    def __init__(self, rows: Rows, class_weights: np.ndarray):
+        self.rows, self.class_weights = rows, class_weights
+        self.num_rows, self.num_features = rows.num_rows, rows.num_features
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return self.rows.fingerprint | {"class_weights": self.class_weights.tolist()}
+
+    def read(self, start: int, stop: int) -> tuple[Any, ...]:
+        """The features, the class indices and the weights of a run of rows."""
+        features, labels = self.rows.read(start, stop)
+        return features, labels, self.class_weights[labels]
 
 
 def open_rows(path: str | Path, labels: str | Path | int) -> FileRows:

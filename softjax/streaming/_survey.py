@@ -6,7 +6,7 @@ rows and of those held out would lose its digits to a held-out number that is fa
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +30,7 @@ class Survey(NamedTuple):
     counts: np.ndarray  # the number of good rows of each class
     # The numbers of the rows that have no label, or a feature that is not finite in float32.
     bad: np.ndarray
+    incomplete: int  # the number of good rows with missing cells, which `keep_missing` allows
 
 
 class _Moments(NamedTuple):
@@ -49,6 +50,7 @@ class _Found(NamedTuple):
     counts: Counter[str]  # the number of good rows of each class
     bad: np.ndarray
     missing: np.ndarray  # the number of cells of each feature in bad rows that are not finite
+    incomplete: int  # the number of good rows with missing cells
 
 
 See = Callable[[np.ndarray, list[str], np.ndarray], None]
@@ -64,6 +66,7 @@ def survey(
     skip_bad: bool = True,
     preempted: Callable[[], bool] = lambda: False,
     see: See = unseen,
+    keep_missing: bool = False,
 ) -> Survey | None:
     """Makes one pass over the rows, of which each process reads its own part.
 
@@ -71,17 +74,19 @@ def survey(
     true on any process, the pass ends, and the result is None. `see` is called after each run with
     the numbers of its good rows, the names of their classes, and for each row the place of its
     class among these names. Bad rows are part of the result, or without `skip_bad` a DataError.
+    With `keep_missing` a feature may be missing; it then counts as 0 in its mean and scale, so that
+    `survey_without` has to be called for those of the rows without missing cells.
     """
-    found = _pass(rows, NONE, preempted, see)
+    found = _pass(rows, NONE, preempted, see, keep_missing)
     if found is None:
         return None
-    moments, counts, bad, missing = found
+    moments, counts, bad, missing, incomplete = found
     if len(bad) and not skip_bad:
         raise tables.error_of_rows(rows, bad, missing)
     label = str(rows.label)
     classes = tables.check_classes(rows.path, label, counts, moments.count, rows.any_classes)
     number = np.array([counts[name] for name in classes])
-    return Survey(*_mean_and_scale(moments, rows.coded), classes, number, bad)
+    return Survey(*_mean_and_scale(moments, rows.coded), classes, number, bad, incomplete)
 
 
 def survey_without(
@@ -92,10 +97,11 @@ def survey_without(
 ) -> Survey | None:
     """The survey with means, scales and counts of the rows that are not held out.
 
-    The classes and the bad rows stay those of all rows. Without rows to hold out it is the survey
-    itself; otherwise it takes one more pass. `preempted` is that of `survey`.
+    The classes and the bad rows stay those of all rows. Without rows to hold out, and without fills
+    of missing cells, it is the survey itself; otherwise it takes one more pass. `preempted` is that
+    of `survey`.
     """
-    if not len(held_out):
+    if not len(held_out) and all(column.fill is None for column in rows.columns):
         return seen
     found = _pass(rows, held_out, preempted, unseen)
     if found is None:
@@ -105,8 +111,29 @@ def survey_without(
     return seen._replace(mean=mean, scale=scale, counts=counts)
 
 
+def runs(
+    rows: tables.FileRows, preempted: Callable[[], bool]
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """The rows of this process in runs, until it is preempted.
+
+    Each run has the number of its first row, its features in float64, in which the fills of the
+    columns replace missing cells, and its labels.
+    """
+    own = own_rows(rows.num_rows)
+    size = max(RUN_BYTES // max(8 * rows.num_features, 1), 1)
+    for start in range(own.start, own.stop, size):
+        if preempted():
+            return
+        features, labels = rows.read(start, min(start + size, own.stop))
+        yield start, tables.filled(rows.columns, features.astype(np.float64)), labels
+
+
 def _pass(
-    rows: tables.FileRows, left_out: np.ndarray, preempted: Callable[[], bool], see: See
+    rows: tables.FileRows,
+    left_out: np.ndarray,
+    preempted: Callable[[], bool],
+    see: See,
+    keep_missing: bool = False,
 ) -> _Found | None:
     """What the rows hold, all but those left out, joined over the processes; None if preempted.
 
@@ -116,27 +143,27 @@ def _pass(
     """
     zeros = np.zeros(rows.num_features)
     moments, counts, bad = _Moments(0, zeros, zeros, zeros, zeros), Counter(), [NONE]
-    missing = np.zeros(rows.num_features, np.int64)
-    own = own_rows(rows.num_rows)
-    size = max(RUN_BYTES // max(8 * rows.num_features, 1), 1)
-    for start in range(own.start, own.stop, size):
-        if preempted():
-            break
-        features, labels = rows.read(start, min(start + size, own.stop))
-        numbers, x = np.arange(start, start + len(features)), features.astype(np.float64)
+    missing, incomplete = np.zeros(rows.num_features, np.int64), 0
+    for start, x, labels in runs(rows, preempted):
+        numbers = np.arange(start, start + len(x))
         names, codes = tables.as_classes(rows.path, str(rows.label), labels, start)
-        good = tables.good_rows(x, codes)
+        good = tables.good_rows(x, codes, keep_missing)
         bad.append(numbers[~good])
-        if not good.all():
+        if keep_missing or not good.all():
             missing += tables.missing_cells(x)
+        if keep_missing:
+            absent = np.isnan(x)
+            incomplete += int(np.sum(absent.any(axis=1) & good))
+            x = np.where(absent, 0, x)
         good &= ~np.isin(numbers, left_out)
         moments = _joined(moments, _moments(x if good.all() else x[good]))
         see(numbers[good], names, codes[good])
-        found = np.bincount(codes[good], minlength=len(names)).tolist()
-        counts.update({name: count for name, count in zip(names, found, strict=True) if count})
+        of_names = np.bincount(codes[good], minlength=len(names)).tolist()
+        counts.update({name: count for name, count in zip(names, of_names, strict=True) if count})
         if len(counts) > tables.MOST_CLASSES:
             break
-    parts = processes.gather((_Found(moments, counts, np.concatenate(bad), missing), preempted()))
+    found = _Found(moments, counts, np.concatenate(bad), missing, incomplete)
+    parts = processes.gather((found, preempted()))
     if any(stopped for _, stopped in parts):
         return None
     whole = parts[0][0]
@@ -146,6 +173,7 @@ def _pass(
             whole.counts + part.counts,
             np.concatenate([whole.bad, part.bad]),
             whole.missing + part.missing,
+            whole.incomplete + part.incomplete,
         )
     return whole
 

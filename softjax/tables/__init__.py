@@ -170,9 +170,7 @@ def dataset(
     rows = open_file(path, label_column, reading=reading)
     x, labels = _all(rows)
     names, codes = as_classes(path, label_column, labels)
-    good = good_rows(
-        np.nan_to_num(x, nan=0, posinf=np.inf, neginf=-np.inf) if keep_missing else x, codes
-    )
+    good = good_rows(x, codes, keep_missing)
     kept = np.flatnonzero(good)
     if len(kept) < len(x):
         if not skip_bad:

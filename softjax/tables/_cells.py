@@ -260,9 +260,11 @@ def numbers_as_classes(classes: list[str]) -> str | None:
     return f"The labels are {len(classes)} numbers, {ends}: taken as classes without an order."
 
 
-def good_rows(features: np.ndarray, codes: np.ndarray | None = None) -> np.ndarray:
-    """Which rows have a label and only finite numbers of float32."""
-    good = np.all(np.abs(features) <= LARGEST, axis=1)
+def good_rows(
+    features: np.ndarray, codes: np.ndarray | None = None, keep_missing: bool = False
+) -> np.ndarray:
+    """Which rows have a label and only finite numbers of float32, or NaN with `keep_missing`."""
+    good = np.all((np.abs(features) <= LARGEST) | (keep_missing & np.isnan(features)), axis=1)
     return good if codes is None else good & (codes >= 0)
 
 

@@ -222,21 +222,31 @@ def filled(columns: Sequence[Column], features: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(features), filling, features)
 
 
-def with_fills(path: Path, columns: Sequence[Column], features: np.ndarray) -> list[Column]:
-    """The columns with the median or most frequent category of `features` [N, D] as their fills."""
+def with_fills(
+    path: Path,
+    columns: Sequence[Column],
+    present: np.ndarray,
+    sums: np.ndarray,
+    median: Callable[[int], float],
+) -> list[Column]:
+    """The columns with their median or most frequent category as their fills.
+
+    `present` and `sums` [D] are the number of cells of each feature that are not missing, and their
+    sum; `median` gives the median of the feature in this place.
+    """
     found, place = [], 0
     for column in columns:
-        width = len(column.features)
-        part = features[:, place : place + width]
-        place += width
-        part = part[~np.isnan(part).any(axis=1)]
-        if not len(part):
+        own = slice(place, place + len(column.features))
+        place = own.stop
+        if not present[own].all():
             raise DataError(f"{path}: column {column.name!r}: has no cell to impute others from.")
+        fill: float | str
         if column.levels is None:
-            found.append(column._replace(fill=float(np.median(part))))
+            fill = float(median(own.start))
         else:
-            counts = [len(part) - part.sum(), *part.sum(axis=0)]
-            found.append(column._replace(fill=column.levels[int(np.argmax(counts))]))
+            counts = [present[own].max(initial=0) - sums[own].sum(), *sums[own]]
+            fill = column.levels[int(np.argmax(counts))]
+        found.append(column._replace(fill=fill))
     return found
 
 

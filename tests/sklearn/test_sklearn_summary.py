@@ -67,7 +67,7 @@ def test_the_summary_has_the_names_of_the_data(classifier):
         named.summary(reference="oak")
     with pytest.raises(ValueError, match="previously unseen labels"):
         named.summary(frame(), np.where(Y == "rose", "oak", Y))
-    with pytest.raises(ValueError, match="no standard errors of a fit with l1"):
+    with pytest.raises(ValueError, match=r"with l1, which selects .* fit with l2 alone"):
         fitted(TWO, l1_ratio=0.5).summary()
 
 

@@ -9,6 +9,8 @@ import pytest
 from streams import batches_of, data
 
 from softjax import streaming, tables
+from softjax.streaming import _survey
+from softjax.streaming._fills import fills
 from softjax.streaming._rows import Standardised
 from softjax.streaming._survey import survey
 from softjax.tables import DataError
@@ -189,6 +191,28 @@ def test_what_is_wrong_with_a_column_of_parquet_is_said(tmp_path):
 def held(features, labels):
     columns = [Column(str(i)) for i in range(features.shape[1])]
     return HeldRows(Path("held"), "y", columns, features, labels)
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("count", [1, 2, 9, 400])
+def test_the_medians_of_a_stream_are_those_of_numpy(count, monkeypatch):
+    """For any signs, magnitudes and ties, whatever the runs and the processes that read them."""
+    rng = np.random.default_rng(count)
+    x = rng.normal(size=(count, 5))
+    x[:, 1] = rng.integers(-2, 3, count) * 0.0  # zeros of both signs
+    x[:, 2] = rng.integers(-2, 3, count)
+    x[:, 3] *= 10.0 ** rng.integers(-300, 30, count)
+    x[rng.random(x.shape) < 0.3] = np.nan
+    x[0] = rng.normal(size=5)
+    left_out = np.arange(1, count, 7)
+    rows = held(x, np.zeros(count))
+    monkeypatch.setattr(_survey, "RUN_BYTES", 1000)  # 25 rows
+    seen = fills(rows, left_out, lambda: False)
+    expected = np.nanmedian(np.delete(x, left_out, 0), axis=0)
+    assert [column.fill for column in seen] == expected.tolist()
+    assert fills(rows, left_out, lambda: True) is None
+    with pytest.raises(DataError, match="column '0': has no cell to impute others from"):
+        fills(rows, np.flatnonzero(~np.isnan(x[:, 0])), lambda: False)
 
 
 @pytest.mark.x64_once

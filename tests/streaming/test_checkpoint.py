@@ -276,7 +276,7 @@ def test_streams_on_the_command_line():
     assert bad.exit_code == 2
     expected = "column '1', row 6: expected a finite number of float32, got nan or an empty"
     assert f"{expected} cell; 1 other row is not complete" in bad.stderr
-    assert "--skip-nonfinite skips such rows." in bad.stderr
+    assert "--skip-nonfinite skips such rows, --impute fills missing cells in." in bad.stderr
     skipped = softjax(*command, "--skip-nonfinite", "--epochs", 2)
     assert skipped.exit_code == 0, skipped.output
     far = x.astype(float) + 1e9  # where float32 holds every 64th number

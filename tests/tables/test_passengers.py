@@ -25,6 +25,8 @@ pytestmark = [
     pytest.mark.usefixtures("own_folder"),
 ]
 
+MODES = ((), ("--stream",))
+
 
 def test_passengers_from_the_command_line():
     """The bundled table: a fit with categories and missing cells, and all that it writes."""
@@ -95,6 +97,20 @@ def test_passengers_from_the_command_line():
     )
     with pytest.raises(DataError, match="lacks 1 of the model's 6 columns: fare"):
         model.predict(frame.drop(columns="fare"))
+
+
+def test_a_stream_imputes_and_weights_the_passengers_as_a_fit_in_memory():
+    command = ("fit", "passengers", "--label-column", "survived", "--drop", "id", "--impute")
+    options = ("--class-weight", "yes=2", "--l2", 1e-3)
+    memory, stream = (run(*command, *options, *more, "--out", f"run{more}") for more in MODES)
+    imputed = "Missing cells of 170 rows are imputed"
+    for result in (memory, stream):
+        assert result.exit_code == 0, result.output
+        assert imputed in result.stdout
+    memory, stream = (softjax.load_model(f"run{more}/model.npz") for more in MODES)
+    assert memory.columns == stream.columns
+    np.testing.assert_allclose(memory.kernel, stream.kernel, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(memory.bias, stream.bias, rtol=1e-3, atol=1e-4)
 
 
 def test_the_script_writes_the_table(tmp_path):
