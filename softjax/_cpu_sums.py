@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable
 from functools import cache, partial, reduce
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from softjax._custom_jvp import custom_jvp
 from softjax._sharding import shards
 
 # XLA:CPU unrolls a reduction of up to about this many terms, and vectorizes over its results. A
@@ -357,7 +357,7 @@ def _halved(arrays: Sums, axis: int, combine: Combine) -> Sums:
     return tuple(jnp.where(is_first, b, a) for a, b in zip(combined, with_last, strict=True))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+@partial(custom_jvp, nondiff_argnums=(1, 2))
 def sums_down(arrays: Sums, axis: int, combine: Combine = added) -> Sums:
     """The sums of several arrays over an axis by one reduction.
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from softjax._custom_jvp import custom_jvp
 from softjax._logsumexp import logsumexp_core
 from softjax._numerics import compute_dtype, excess, inner, keeping_half, log_total, masked, maximum
 from softjax._reductions import relative_to, shift
@@ -21,7 +22,7 @@ from softjax._softmax_core import is_empty, softmax_tangent
 # --- entropy ---
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
+@partial(custom_jvp, nondiff_argnums=(1,))
 def entropy_core(x: Array, axes: tuple[int, ...]) -> Array:
     """-sum p log p = log1p(r) + sum p (m - x)."""
     m, r = excess(x, axes)
@@ -38,7 +39,7 @@ def _entropy_jvp(axes, primals, tangents):
 # --- cross-entropy ---
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
+@partial(custom_jvp, nondiff_argnums=(2,))
 def cross_entropy_core(t: Array, x: Array, axes: tuple[int, ...]) -> Array:
     """-sum p log q for p = softmax(t) and q = softmax(x)."""
     return inner(softmax(t, axes), -log_softmax(x, axes), axes)
@@ -60,7 +61,7 @@ def _cross_entropy_jvp(axes, primals, tangents):
 FAR = 40
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
+@partial(custom_jvp, nondiff_argnums=(2,))
 def kl_divergence_core(t: Array, x: Array, axes: tuple[int, ...]) -> Array:
     """log1p(sum_i p_i phi(u_i)), with p_i phi(u_i) = exp(a_i) - p_i (1 + u_i), a = log p + u.
 
@@ -105,7 +106,7 @@ def _centred_ratio(p: Array, t: Array, x: Array, axes: tuple[int, ...]) -> Array
     return _centred(p, c, axes) + _centred(p, error, axes)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
+@partial(custom_jvp, nondiff_argnums=(2,))
 def _difference(t: Array, x: Array, axes: tuple[int, ...]) -> Array:
     """q - p = p expm1(log q - log p), accurate where q and p are nearly equal."""
     p, q = softmax(t, axes), softmax(x, axes)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from softjax._custom_jvp import custom_jvp
 from softjax._numerics import (
     excess,
     excess_and_exponentials,
@@ -32,7 +33,7 @@ from softjax._row_maps import row_map
 from softjax._softmax_core import at_top, given, origin, place_of_top, softmax_tangent
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
+@partial(custom_jvp, nondiff_argnums=(1,))
 def log_softmax_core(x: Array, axes: Axes) -> Array:
     """(x - m) - log1p(r)."""
 
@@ -61,7 +62,7 @@ def probabilities(x: Array, axes: Axes) -> tuple[Array, Array, Array]:
     return p, rest, mass
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
+@partial(custom_jvp, nondiff_argnums=(1,))
 def _logarithms_and_probabilities(x: Array, axes: Axes) -> tuple[Array, Array, Array, Array]:
     """log softmax(x), and the results of `probabilities`, from the same sums."""
 
@@ -127,7 +128,7 @@ def _centred_transposed(
     return jnp.where(mass == 0, 0, jnp.where(dominates, rest * whole - others, v - p * whole))
 
 
-@jax.custom_jvp
+@custom_jvp
 def softmax_and_complement(x: Array) -> tuple[Array, Array]:
     """p = softmax(x) over the last axis, and 1 - p.
 

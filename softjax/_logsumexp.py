@@ -3,13 +3,13 @@
 from functools import partial
 from typing import Literal, overload
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
 from softjax import _checks
 from softjax._checks import Axis
+from softjax._custom_jvp import custom_jvp
 from softjax._numerics import excess, excess_and_exponentials, inner, log1p, masked, reduced, total
 from softjax._platforms import platform_dependent
 from softjax._reductions import shift
@@ -158,7 +158,7 @@ def _takes_dtype_of_other(argument: str, x: ArrayLike) -> bool:
     return x.weak_type or not jnp.issubdtype(x.dtype, jnp.floating)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+@partial(custom_jvp, nondiff_argnums=(1, 2))
 def logsumexp_core(x: Array, axes: tuple[int, ...], exact: DTypeLike | None = None) -> Array:
     """log sum exp(x), which keeps the axes; `maximum` explains `exact`."""
     m, r = excess(x, axes, exact)
@@ -172,7 +172,7 @@ def _logsumexp_jvp(axes, exact, primals, tangents):
     return y, inner(p, x_dot, axes)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
+@partial(custom_jvp, nondiff_argnums=(1,))
 def _logsumexp_and_gradient(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     """log sum exp(x) and softmax(x), which share their exponentials on a CPU."""
 
@@ -198,7 +198,7 @@ def _logsumexp(x: Array, where: Array | None, *, axes: tuple[int, ...]) -> Array
     return logsumexp_core(masked(x, where), axes, exact).astype(x.dtype)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
+@partial(custom_jvp, nondiff_argnums=(2,))
 def _logmeanexp_core(x: Array, where: Array | None, axes: tuple[int, ...]) -> Array:
     m, r = excess(x, axes)
     counted = jnp.ones_like(x) if where is None else where.astype(x.dtype)

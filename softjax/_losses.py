@@ -9,13 +9,13 @@ other, and an offset of the logits cancels before anything is summed. Classes ar
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
 from softjax import _checks
+from softjax._custom_jvp import custom_jvp
 from softjax._log_softmax_core import log_softmax_core, probabilities
 from softjax._numerics import (
     excess,
@@ -45,7 +45,7 @@ from softjax._softmax_core import tangent_at
 LANES = 128
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3,))
+@partial(custom_jvp, nondiff_argnums=(3,))
 def index_loss(
     x: Array, index: Array, ignored: Array | None, exact: DTypeLike | None = None
 ) -> Array:
@@ -59,7 +59,7 @@ def _index_loss_jvp(exact, primals, tangents):
     return loss, inner(g, tangents[0], (g.ndim - 1,))[..., 0]
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3,))
+@partial(custom_jvp, nondiff_argnums=(3,))
 def index_loss_gradient(
     x: Array, index: Array, ignored: Array | None, exact: DTypeLike | None = None
 ) -> Array:
@@ -72,7 +72,7 @@ def _index_loss_gradient_jvp(exact, primals, tangents):
     return index_loss_gradient(*primals, exact), _gradient_tangent(primals, tangents[0])
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3,))
+@partial(custom_jvp, nondiff_argnums=(3,))
 def _index_loss_and_gradient(
     x: Array, index: Array, ignored: Array | None, exact: DTypeLike | None
 ) -> tuple[Array, Array]:
@@ -88,7 +88,7 @@ def _index_loss_and_gradient_jvp(exact, primals, tangents):
     return (loss, g), (loss_dot, _gradient_tangent(primals, tangents[0]))
 
 
-@jax.custom_jvp
+@custom_jvp
 def expected_loss(x: Array, q: Array) -> Array:
     """sum_k q_k (-log softmax(x)_k), with 0 * inf = 0; 0 in an empty row."""
     m, r = excess(x, (x.ndim - 1,))
@@ -106,7 +106,7 @@ def _expected_loss_jvp(primals, tangents):
     return loss, _expected_loss_tangent(x, g, x_dot, q, q_dot, jnp.zeros_like(loss))
 
 
-@jax.custom_jvp
+@custom_jvp
 def expected_loss_gradient(x: Array, q: Array) -> Array:
     """Q softmax(x) - q; if the top class t dominates both, computed from the other classes.
 
@@ -123,7 +123,7 @@ def _expected_loss_gradient_jvp(primals, tangents):
     return g, _expected_gradient_tangent(primals, tangents, jnp.zeros_like(g))
 
 
-@jax.custom_jvp
+@custom_jvp
 def _expected_loss_and_gradient(x: Array, q: Array) -> tuple[Array, Array]:
     m, r, e = excess_and_exponentials(x, (x.ndim - 1,))
     mass, cost, others = mass_and_cost(q, x, m, e == 1)

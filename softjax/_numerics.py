@@ -19,6 +19,7 @@ from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 from jax.typing import DTypeLike
 
+from softjax._custom_jvp import custom_jvp
 from softjax._one_pass import excess_in_one_pass
 from softjax._platforms import platform_dependent
 from softjax._reductions import (
@@ -196,7 +197,7 @@ def _product_of(v: Array, c: Array, *, axes: Axes) -> Array:
     return v * jnp.where(v == 0, 0, c)
 
 
-@jax.custom_jvp
+@custom_jvp
 def _product(a: Array, b: Array) -> Array:
     """a b with 0 b = 0.
 

@@ -34,6 +34,7 @@ from softjax._cpu_sums import (
     sums_of_tiles,
     terms_of_exponentials,
 )
+from softjax._custom_jvp import custom_jvp
 from softjax._one_pass import ROW_OF_ONE_KERNEL, has_blocks, sums_by_blocks
 from softjax._platforms import platform_dependent
 from softjax._sharding import is_split, shards
@@ -44,7 +45,7 @@ def above_minus_infinity(x: Array) -> Array:
     return jnp.maximum(x, jnp.finfo(x.dtype).min)
 
 
-@jax.custom_jvp
+@custom_jvp
 def shift(x: Array, m: Array) -> Array:
     """x - m for m = max x: exactly 0 at a maximal entry and never above 0; NaN at NaN and +inf.
 
@@ -64,7 +65,7 @@ def _shift_jvp(primals, tangents):
     return shift(*primals), x_dot - m_dot  # also where x and m are equal
 
 
-@jax.custom_jvp
+@custom_jvp
 def relative_to(x: Array, origin: Array) -> Array:
     """x - origin for an entry `origin` of x, which need not be the largest: exactly 0 there.
 

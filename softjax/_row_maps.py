@@ -22,6 +22,7 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 from jax.interpreters import ad, batching
 
+from softjax._custom_jvp import custom_jvp
 from softjax._platforms import Primitive, lower_by_platform, replaced
 from softjax._sharding import axes_of, repeated, varying
 
@@ -93,7 +94,7 @@ def of_operands(function: Map, *operands: Any) -> Array:
     return _of_leaves(function, tree, False, *leaves)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+@partial(custom_jvp, nondiff_argnums=(0, 1, 2))
 def _of_leaves(function: Map, tree: Any, is_differentiated: bool, *leaves: Array) -> Array:
     """The value; if it `is_differentiated`, by the same operations as its derivative.
 

@@ -10,6 +10,7 @@ from jax import Array, lax
 from jax.typing import DTypeLike
 
 from softjax import _checks
+from softjax._custom_jvp import custom_jvp
 from softjax._numerics import compute_dtype, inner, keeping_half, log1p, maximum
 from softjax._reductions import relative_to
 from softjax._weights import is_zero, power_of_two, significand_and_exponent
@@ -104,7 +105,7 @@ def _terms(x: Array, b: Array, axes: tuple[int, ...]) -> _Terms:
     return _Terms(log_unit, jnp.where(some_infinite, 1, f_top), c, tops, rest)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
+@partial(custom_jvp, nondiff_argnums=(2,))
 def _scaled_logsumexp(x: Array, b: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
     """log|sum b exp(x)| and the sign of the sum.
 
@@ -132,7 +133,7 @@ def _scaled_tangent(primals, tangents, axes: tuple[int, ...]) -> Array:
     return inner(_share_of_sum(x, b, axes), x_dot, axes) + by_b
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
+@partial(custom_jvp, nondiff_argnums=(2,))
 def _share_of_sum(x: Array, b: Array, axes: tuple[int, ...]) -> Array:
     """dy/dx_i = b_i exp(x_i) / sum_j b_j exp(x_j), which is 0 where b_i is 0, for any x_i."""
     _, f_top, c, tops, rest = _terms(x, b, axes)

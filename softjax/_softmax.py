@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._checks import Axis
+from softjax._custom_jvp import custom_jvp
 from softjax._log_softmax_core import log_softmax_core
 from softjax._numerics import compute_dtype, keeping_half, masked, maximum
 from softjax._reductions import Axes, shift
@@ -139,7 +140,7 @@ def tempered(x: Array, temperature: Array, axes: Axes) -> Array:
     return _divided(x, m, temperature)
 
 
-@jax.custom_jvp
+@custom_jvp
 def _divided(x: Array, m: Array, temperature: Array) -> Array:
     d = shift(x, m)
     return jnp.where(jnp.isneginf(d), d, d / temperature)

@@ -10,6 +10,7 @@ from jax.custom_derivatives import zero_from_primal
 from jax.typing import DTypeLike
 
 from softjax._cpu_sums import exponentials_alone
+from softjax._custom_jvp import custom_jvp
 from softjax._numerics import (
     excess_and_exponentials,
     maximum,
@@ -35,7 +36,7 @@ from softjax._row_maps import row_map
 from softjax._sharding import is_split, shards
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+@partial(custom_jvp, nondiff_argnums=(1, 2))
 def softmax_core(x: Array, axes: Axes, exact: DTypeLike | None = None) -> Array:
     """exp(x - m) / sum exp(x - m); 0 in a row of -inf. `taken` explains `exact`."""
     tiny = jnp.finfo(x.dtype).tiny
@@ -112,7 +113,7 @@ def _softmax_jvp(axes, exact, primals, tangents):
     return p, softmax_tangent(p, x_dot, axes, top)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
+@partial(custom_jvp, nondiff_argnums=(1,))
 def softmax_and_top(x: Array, axes: Axes) -> tuple[Array, Array | None]:
     """`softmax_core`, and the result of `place_of_top`."""
 
@@ -153,7 +154,7 @@ def _long_softmax_jvp(x: Array, x_dot: Array, axes: Axes, exact: DTypeLike) -> t
     return p, row_map(product, product, x_dot, coefficients, axes, exact=exact)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+@partial(custom_jvp, nondiff_argnums=(2, 3))
 def _softmax_beside_tangent(x: Array, m: Array, axes: Axes, exact: DTypeLike) -> Array:
     """`softmax_core`; on a TPU from the maximum and the sum that the tangent needs too."""
 
@@ -239,7 +240,7 @@ def _product_at(
     return _product_at_logits(v, x, m, top, axes, exact)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(4, 5))
+@partial(custom_jvp, nondiff_argnums=(4, 5))
 def _product_at_logits(
     v: Array, x: Array, m: Array, top: Array, axes: Axes, exact: DTypeLike | None
 ) -> Array:
@@ -297,7 +298,7 @@ def origin(v: Array, p: Array, top: Array | None, axes: Axes) -> Array:
     return at_top(v, p, top, axes) if top is None else _at_largest(v, p, top, axes)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3,))
+@partial(custom_jvp, nondiff_argnums=(3,))
 def _at_largest(v: Array, p: Array, top: Array, axes: Axes) -> Array:
     def by_index(v: Array, p: Array, top: Array) -> Array:
         return at_top(v, p, top, axes)

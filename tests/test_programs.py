@@ -432,3 +432,55 @@ def test_no_state_of_a_fit_is_infinite():
             solver_of(solver, data).start(data, np.zeros((K, D + 1), np.float32))
         ):
             assert np.isfinite(leaf).all()
+
+
+IN_LOOPS = (
+    "logsumexp",
+    "softmax",
+    "log_softmax",
+    "smooth_max",
+    "cross_entropy",
+    "information.kl_divergence",
+    "linear_cross_entropy, mean",
+)
+
+
+@pytest.mark.x64_once
+def test_second_derivatives_of_a_loop_are_those_of_its_steps():
+    """JAX evaluates a part of a loop in advance, in which `jax.custom_jvp` loses its rules."""
+    firsts = {name: np.round(PROGRAMS[name].arguments[0]) for name in IN_LOOPS}  # with ties
+    directions = {name: np.cos(np.arange(x.size)).reshape(x.shape) for name, x in firsts.items()}
+    scales = jnp.asarray([1.0, -0.5])
+
+    def step(sums, scale, firsts):
+        def added(name):
+            x = scale * firsts[name] + 0.1 * sums[name]
+            result = jax.tree.leaves(PROGRAMS[name].call(x, *PROGRAMS[name].arguments[1:]))[0]
+            return jnp.sin(jnp.vdot(jnp.cos(jnp.arange(result.size)), result))
+
+        return {name: sums[name] + added(name) for name in IN_LOOPS}
+
+    def by_loop(firsts, sums):
+        return jax.lax.scan(lambda s, scale: (step(s, scale, firsts), None), sums, scales)[0]
+
+    def by_steps(firsts, sums):
+        return step(step(sums, scales[0], firsts), scales[1], firsts)
+
+    def products(function):
+        """H v of each function."""
+
+        def total(firsts):
+            return sum(function(firsts, dict.fromkeys(IN_LOOPS, jnp.zeros(()))).values())
+
+        def slope(firsts):
+            return sum_of(jax.tree.map(jnp.vdot, jax.grad(total)(firsts), directions))
+
+        return jax.jit(jax.grad(slope))(firsts)
+
+    actual, desired = products(by_loop), products(by_steps)
+    for name in IN_LOOPS:
+        scale = np.abs(desired[name]).max()
+        assert scale > 1e-3, name
+        np.testing.assert_allclose(
+            actual[name], desired[name], rtol=0, atol=1e-5 * scale, err_msg=name
+        )

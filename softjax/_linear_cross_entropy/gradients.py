@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import zero_from_primal
 
+from softjax._custom_jvp import custom_jvp
 from softjax._linear_cross_entropy.blocks import (
     Block,
     Statistics,
@@ -58,7 +59,7 @@ def each(arguments: Arguments, budget: int | None, batch_invariant: bool = False
     return (in_tiles(of_part, whole, arguments) if batch_invariant else whole(arguments))[0]
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+@partial(custom_jvp, nondiff_argnums=(0, 1, 2))
 def of_rows(function: Callable, tangent: Callable, budget: int | None, arguments: Arguments) -> Any:
     """function(arguments), computed some rows at a time.
 
@@ -149,7 +150,7 @@ def _losses_tangent(part: Arguments, dots: Arguments) -> Array:
 ON_CPU, ELSEWHERE = 64, 256
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@partial(custom_jvp, nondiff_argnums=(0, 1))
 def in_tiles(function: Callable, whole: Callable, arguments: Arguments) -> Any:
     """function(arguments), computed one tile of rows at a time.
 

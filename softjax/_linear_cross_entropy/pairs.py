@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, ShapeDtypeStruct
 
+from softjax._custom_jvp import custom_jvp
 from softjax._linear_cross_entropy.blocks import Block, block_of
 from softjax._linear_cross_entropy.comparison import Blocks, Comparison
 from softjax._linear_cross_entropy.pieces import (
@@ -47,7 +48,7 @@ class Pair(NamedTuple):
     teacher: Arguments | None
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@partial(custom_jvp, nondiff_argnums=(0, 1))
 def each_pair(comparison: Comparison, budget: int | None, pair: Pair) -> Array:
     """The losses of all rows, computed some rows at a time."""
 
@@ -89,7 +90,7 @@ def _each_pair_jvp(comparison, budget, primals, tangents):
     return values, sweep(step, jnp.zeros_like(values), (pair, dots), values.shape[0], size)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@partial(custom_jvp, nondiff_argnums=(0, 1))
 def total_pair(comparison: Comparison, budget: int | None, pair: Pair, scale: Array) -> Array:
     """sum_i scale_i l_i, where l_i are the losses of `each_pair`."""
     return jnp.sum(scale * each_pair(comparison, budget, pair))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero, zero_from_primal
 
+from softjax._custom_jvp import custom_jvp
 from softjax._linear_cross_entropy.blocks import Block, Classes, Rows, Scalars
 from softjax._linear_cross_entropy.plans import MANY_ROWS, Shapes
 from softjax._linear_cross_entropy.unused_meshes import warn_if_mesh_unknown
@@ -139,7 +140,7 @@ def sweep(step: Step, sums: Any, operands: Any, length: int, size: int | Choice)
     return sums
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2, 3))
+@partial(custom_jvp, nondiff_argnums=(0, 1, 2, 3))
 def accumulated(step: Step, shapes: Any, length: int, sizes: tuple[int, int], operands: Any) -> Any:
     """`sweep` starting from zeros, for a step whose derivative does not depend on `sums`.
 
@@ -291,7 +292,7 @@ def _update(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
 # to bits would copy the whole array.
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+@partial(custom_jvp, nondiff_argnums=(2, 3))
 def _cut_half(a: Array, start: Array | int, size: int, axis: int) -> Array:
     # The barrier ties the bits to `start`, so that they are not computed for the whole array first.
     a, start = lax.optimization_barrier((a, start))
@@ -304,7 +305,7 @@ def _cut_half_jvp(size, axis, primals, tangents):
     return _cut_half(*primals, size, axis), _slice(tangents[0], primals[1], size, axis)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(3,))
+@partial(custom_jvp, nondiff_argnums=(3,))
 def _put_half(a: Array, piece: Array, start: Array | int, axis: int) -> Array:
     bits, new = (lax.bitcast_convert_type(x, jnp.uint16) for x in (a, piece))
     return lax.bitcast_convert_type(_update(bits, new, start, axis), a.dtype)

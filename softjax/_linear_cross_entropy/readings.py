@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array, lax
 from jax.custom_derivatives import zero_from_primal
 
+from softjax._custom_jvp import custom_jvp
 from softjax._linear_cross_entropy.blocks import Block, class_logits
 from softjax._linear_cross_entropy.tops import distance
 from softjax._platforms import platform_dependent
@@ -54,7 +55,7 @@ def _sum_and_top_k(k: int, terms: Array, x: Array) -> tuple[Array, Array, Array]
     return jnp.sum(terms, -1), jnp.take_along_axis(x, places, -1, mode="promise_in_bounds"), places
 
 
-@jax.custom_jvp
+@custom_jvp
 def _sum_and_largest(terms: Array, x: Array) -> tuple[Array, Array, Array]:
     """`_sum_and_top_k` for k = 1, in one reduction, which reads the row once."""
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import zero_from_primal
 
+from softjax._custom_jvp import custom_jvp
 from softjax._linear_cross_entropy.blocks import (
     Scalars,
     Statistics,
@@ -65,7 +66,7 @@ def read_over(axes: tuple[str, ...], budget: int | None, arguments: Arguments, k
     return (s, surprise, top_d), top_classes
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+@partial(custom_jvp, nondiff_argnums=(2, 3, 4))
 def total_with_readings(
     arguments: Arguments, scale: Array, budget: int | None, axes: tuple[str, ...], k: int
 ) -> tuple[Array, Read]:
@@ -92,7 +93,7 @@ def _total_with_readings_jvp(budget, axes, k, primals, tangents):
     return (value, every), (value_dot, _slope(every, arguments, budget, axes, k, dots))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+@partial(custom_jvp, nondiff_argnums=(2, 3, 4))
 def _with_slope(
     every: Read, arguments: Arguments, budget: int | None, axes: tuple[str, ...], k: int
 ) -> Read:

@@ -15,6 +15,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec as P
 from jax.sharding import use_abstract_mesh
 
+from softjax._custom_jvp import custom_jvp
 from softjax._linear_cross_entropy.blocks import Rows, Scalars, block_of, losses, row_tangent
 from softjax._linear_cross_entropy.gradients import block_tangent, each, statistics_over
 from softjax._linear_cross_entropy.layout import Call, Layout
@@ -148,7 +149,7 @@ def scattered(a: Array, names: Names, axis: int) -> Array:
     return a
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@partial(custom_jvp, nondiff_argnums=(0, 1))
 def _each_over(axes: tuple[str, ...], budget: int | None, arguments: Arguments) -> Array:
     """The losses of the rows of a device, from its own and all other shards of the classes."""
     rows, _, scalars = arguments

@@ -7,10 +7,10 @@ As on one device, the 1 of the shard that holds M is subtracted before anything 
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from softjax._custom_jvp import custom_jvp
 from softjax._linear_cross_entropy.blocks import Statistics, times
 from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.tops import difference, distance
@@ -60,7 +60,7 @@ def _distance(s: Statistics, top: Array, temperature: Array | None) -> Array:
     return distance(jnp.where(s.excess < 0, top, s.top), top, temperature)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(1,))
+@partial(custom_jvp, nondiff_argnums=(1,))
 def _top_over(top: Array, axes: tuple[str, ...]) -> Array:
     return lax.pmax(top, axes)
 

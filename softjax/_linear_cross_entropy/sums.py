@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, ShapeDtypeStruct, lax
 
+from softjax._custom_jvp import custom_jvp
 from softjax._linear_cross_entropy.blocks import (
     Block,
     Scalars,
@@ -50,7 +51,7 @@ from softjax._platforms import lowered_for_platform
 from softjax._sharding import varying
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+@partial(custom_jvp, nondiff_argnums=(2, 3))
 def total(
     arguments: Arguments, scale: Array, budget: int | None, axes: tuple[str, ...] = ()
 ) -> Array:

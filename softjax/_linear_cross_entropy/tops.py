@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from softjax._cpu_sums import Pair, sums_of_tiles, terms_beside_top
+from softjax._custom_jvp import custom_jvp
 from softjax._numerics import maximum
 from softjax._platforms import platform_dependent
 from softjax._reductions import behind_barrier_on_cpu, shift
@@ -17,7 +18,7 @@ from softjax._reductions import behind_barrier_on_cpu, shift
 Sum = tuple[Array, Array]  # the top and the excess of each row
 
 
-@jax.custom_jvp
+@custom_jvp
 def top_and_excess(x: Array, temperature: Array | None) -> Sum:
     """m = max x and the excess r of x / T, for each row.
 
@@ -35,7 +36,7 @@ def _top_and_excess_jvp(primals, tangents):
     return (top, r), _slope(x, temperature, top, x_dot, temperature_dot)
 
 
-@jax.custom_jvp
+@custom_jvp
 def tops_and_gap(x: Array, y: Array, temperature: Array | None) -> tuple[Sum, Sum, Array]:
     """`top_and_excess` of two heads, and r_x - r_y, which keeps its digits between close heads.
 

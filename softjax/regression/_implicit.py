@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from softjax._custom_jvp import custom_jvp
 from softjax.regression import _preconditioner, _standardised
 from softjax.regression._linear_solves import conjugate_gradients
 from softjax.regression._objective import centred, probabilities, row_norms
@@ -35,7 +36,7 @@ class Stationarity(NamedTuple):
     solve: Callable[[Array, Problem, Array], Array]
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(custom_jvp, nondiff_argnums=(0,))
 def stationary(condition: Stationarity, theta: Array, problem: Problem) -> Array:
     """`theta`, which satisfies the condition, as a differentiable function of the problem."""
     return theta

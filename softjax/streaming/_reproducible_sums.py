@@ -25,6 +25,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
 from softjax._cross_entropy import cross_entropy
+from softjax._custom_jvp import custom_jvp
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._steps import Batch
 from softjax.streaming._batches import BLOCKS as DRAWN
@@ -79,7 +80,7 @@ class ReproducibleSums(NamedTuple):
         return _mean_loss(self, batch, class_weights, params)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(custom_jvp, nondiff_argnums=(0,))
 def _mean_loss(
     sums: ReproducibleSums, batch: Batch, class_weights: Array | None, params: SoftmaxRegression
 ) -> Array:
