@@ -31,6 +31,7 @@ from softjax.cli._app import (
 from softjax.cli._options import progress_bar, reading
 from softjax.cli._plan import Plan
 from softjax.cli._split import Parts, Split, digits, held_out_part, imputed, too_few
+from softjax.cli._summary import summary_text
 from softjax.tables import DataError, Dataset
 
 
@@ -55,7 +56,20 @@ def run(plan: Plan) -> None:
     more = [] if curve is None else [write_text(plan.out / FOLDS, curve)]
     text = None
     if plan.summary:
-        text = _summary(console, result, x_train, train, weights, penalty, plan.odds_ratios)
+
+        def summary() -> regression.inference.Summary:
+            return regression.inference.summary(
+                result.params,
+                x_train,
+                train.labels,
+                odds_ratios=plan.odds_ratios,
+                l2=penalty,
+                class_weights=weights,
+                feature_names=train.feature_names,
+                class_names=train.class_names,
+            )
+
+        text = summary_text(console, result, task, plan.odds_ratios, summary)
         if text is not None:
             more.append(write_text(plan.out / SUMMARY, f"{text}\n"))
     print_result(console, result, written, limit, more)
@@ -217,42 +231,3 @@ def _curve(
         f1.append(scores(train.labels, predicted, len(train.class_names)).macro_f1)
     figures = (validated.mean_loss, validated.standard_error, validated.mean_accuracy, f1)
     return np.stack([np.asarray(values, np.float64) for values in figures], axis=1)
-
-
-def _summary(
-    console: Console,
-    result: regression.FitResult,
-    features: np.ndarray,
-    train: Dataset,
-    weights: np.ndarray | None,
-    l2: float,
-    odds_ratios: bool,
-) -> str | None:
-    """The table of coefficients or odds ratios and statistics, for the standardised features.
-
-    None, with the reason printed, if there are no standard errors.
-    """
-    try:
-        table = regression.inference.summary(
-            result.params,
-            features,
-            train.labels,
-            odds_ratios=odds_ratios,
-            l2=l2,
-            class_weights=weights,
-            feature_names=train.feature_names,
-            class_names=train.class_names,
-        )
-    except ValueError:
-        if result.stop_reason == regression.CONVERGED:
-            why = "some features are collinear: their columns, or the columns of their categories, "
-            why += "determine one another; leave some out by --drop, or take a larger --l2"
-        else:
-            why = "standard errors need the optimum, and the fit has not converged"
-        console.print(f"No summary was printed: {why}.", markup=False, soft_wrap=True)
-        return None
-    per = "one standard deviation of a number or truth value" if train.columns else "one unit"
-    if any(c.levels is not None for c in train.columns):
-        per += ", and for a category against its reference"
-    what = "odds ratios" if odds_ratios else "coefficients"
-    return f"{table.text}\nThe {what} are for {per}."

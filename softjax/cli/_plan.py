@@ -108,10 +108,8 @@ def check_stream(plan: Plan, option: str) -> None:
         raise typer.BadParameter(f"{option} takes one --l2, not several")
     known = plan.solver in (Solver.AUTO, Solver.LBFGS, Solver.OPTAX)
     _check_summary(plan)
-    if plan.l1 > 0 or plan.summary or not known:
-        raise typer.BadParameter(
-            f"{option} takes --solver lbfgs or optax, and neither --l1 nor --summary"
-        )
+    if plan.l1 > 0 or not known:
+        raise typer.BadParameter(f"{option} takes --solver lbfgs or optax, and no --l1")
     if plan.stochastic and (plan.solver is Solver.LBFGS or plan.max_steps is not None):
         raise typer.BadParameter(
             "--solver lbfgs and --max-steps go with none of --solver optax, --optimizer, "

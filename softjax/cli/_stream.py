@@ -15,6 +15,7 @@ from rich.console import Console
 from softjax import _interrupt, processes, streaming, tables
 from softjax.checkpoints import Checkpoints
 from softjax.cli._app import (
+    SUMMARY,
     FitError,
     FitProgress,
     Optimizer,
@@ -30,13 +31,17 @@ from softjax.cli._app import (
     task_of,
     try_out,
     write,
+    write_text,
 )
 from softjax.cli._options import progress_bar, reading
 from softjax.cli._plan import Plan
 from softjax.cli._split import Split, digits, held_out_part, imputed, too_few
+from softjax.cli._summary import summary_text
 from softjax.regression import FitResult, SoftmaxRegression
+from softjax.regression.inference import Summary
 from softjax.streaming._fills import fills
 from softjax.streaming._rows import ArrayRows, ClassWeighted, Rows, Standardised
+from softjax.streaming._summary import summary
 from softjax.streaming._survey import survey, survey_without
 from softjax.tables import DataError
 
@@ -106,9 +111,14 @@ def _run(plan: Plan, stop: Stop) -> None:
         path = _save_unfinished(plan, data, result.params)
         raise _stopped(plan, stop, f"after step {result.steps}, the last one", path)
     check_finite(plan.out, data.task, result)
+    written = write(console, plan.out, data.task, result) if first else ([], None)
+    text = _summary(plan, data, result, console) if plan.summary else None
     if first:
         limit = None if plan.stochastic else "--max-steps"
-        print_result(console, result, write(console, plan.out, data.task, result), limit)
+        more = [] if text is None else [write_text(plan.out / SUMMARY, f"{text}\n")]
+        print_result(console, result, written, limit, more)
+        if text is not None:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
     processes.gather(None)  # the others wait for the files
 
 
@@ -177,6 +187,25 @@ def _train(
             path = _save_unfinished(plan, data, error.params)
             words = f"{error} No model was written; the parameters before it are in {path}."
             raise (DataError if error.rows else FitError)(words) from None
+
+
+def _summary(plan: Plan, data: Data, result: FitResult, console: Console) -> str | None:
+    """The text of the summary; every process takes its part of two passes over the rows."""
+
+    def of_rows() -> Summary:
+        return summary(
+            result.params,
+            data.rows,
+            np.union1d(data.held_out, data.bad),
+            l2=plan.penalties[0],
+            class_weighted=bool(plan.class_weight),
+            odds_ratios=plan.odds_ratios,
+            feature_names=data.task.feature_names,
+            class_names=data.task.class_names,
+        )
+
+    with progress_bar(console, "standard errors"):
+        return summary_text(console, result, data.task, plan.odds_ratios, of_rows)
 
 
 def _save_unfinished(plan: Plan, data: Data, params: SoftmaxRegression) -> Path:

@@ -117,7 +117,7 @@ class Passes:
 
     def move(self, d: np.ndarray) -> float:
         """The largest change, in nats, of a difference of two logits of a row along `d`."""
-        moves = [_move(self.view, jnp.asarray(d), chunk) for chunk in self._own()]
+        moves = [_move(self.view, jnp.asarray(d), chunk) for chunk in self.chunks()]
         self.count += 1
         return max(map(float, processes.gather(max(map(float, moves), default=0.0))))
 
@@ -135,7 +135,7 @@ class Passes:
         width = self.rows.num_features + 1
         zero = (0.0, np.zeros((self.view.num_classes, width)), np.zeros(width), True)
         total = Sums(*zero, np.zeros(width - 1), np.zeros(self.view.num_classes))
-        for chunk in self._own():
+        for chunk in self.chunks():
             total = _added(total, _sums(self.view, on_device, chunk))
         everywhere = reduce(_added, processes.gather(total))
         if not self.count:
@@ -149,7 +149,7 @@ class Passes:
             squares=everywhere.squares / self.weight,
         )
 
-    def _own(self) -> Iterator[Batch]:
+    def chunks(self) -> Iterator[Batch]:
         """The rows of this process, in chunks."""
         own = own_rows(self.rows.num_rows)
         size = max(min(CHUNK_BYTES // self.row_bytes, len(own)), 1)

@@ -38,6 +38,7 @@ from softjax.tables._csv import CsvRows
 from softjax.tables._errors import (
     DataError,
     IncompleteError,
+    lacking_memory,
     refuse_bytes,
     understood,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "filled",
     "good_rows",
     "is_text",
+    "lacking_memory",
     "like_identifiers",
     "missing_cells",
     "numbers_as_classes",

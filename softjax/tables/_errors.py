@@ -61,12 +61,20 @@ def refuse_bytes(path: Path, size: int, packed: int | None = None) -> None:
     if packed is not None and size > max(LARGEST_UNPACKED, LARGEST_RATIO * packed):
         form = f"{size / 1e9:.1f} GB from a file of {packed / 1e6:.1f} MB"
         raise DataError(f"{path}: would unpack to {form}. Save the arrays without compression.")
+    lacking = lacking_memory(size)
+    if lacking:
+        hint = "--stream reads .npy and .parquet files in parts"
+        raise DataError(f"{path}: needs {lacking}. {hint}.")
+
+
+def lacking_memory(size: int) -> str | None:
+    """How large `size` bytes and the memory are if the memory is smaller; otherwise None."""
     if not hasattr(os, "sysconf"):
-        return
+        return None
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > memory:
-        form = f"{size / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f} GB"
-        raise DataError(f"{path}: needs {form}. --stream reads .npy and .parquet files in parts.")
+    if size <= memory:
+        return None
+    return f"{size / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f} GB"
 
 
 def differences(

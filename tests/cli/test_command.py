@@ -1,6 +1,7 @@
 """Errors on the command line: Ctrl-C, files, models, options."""
 
 import io
+import itertools
 import os
 import re
 import resource
@@ -18,7 +19,7 @@ from commands import one_line, run
 
 import softjax
 from softjax import _files, cli, models, plots, regression, tables
-from softjax.cli import _fit, _predict
+from softjax.cli import _fit, _predict, _summary
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once]
 
@@ -259,20 +260,27 @@ def test_a_fit_without_an_optimum_says_so_in_one_line(data):
         assert (words in result.stderr) if words else result.stderr == ""
 
 
-def test_why_there_is_no_summary_is_said_in_the_words_of_the_command():
+def test_why_there_is_no_summary_is_said_in_the_words_of_the_command(monkeypatch):
     """The reasons were those of the Python function, with its arguments."""
     rows = [(k, 2 * k, "no" if k < 9 else "yes", "no" if k % 3 else "yes") for k in range(20)]
     lines = [",".join(map(str, row)) for row in [("a", "b", "apart", "mixed"), *rows]]
     Path("hard.csv").write_text("\n".join(lines))
-    for label, other, words in (
+    cases = [
         ("apart", "mixed", "standard errors need the optimum, and the fit has not converged."),
         ("mixed", "apart", "leave some out by --drop, or take a larger --l2."),
-    ):
-        command = ("fit", "hard.csv", "--label-column", label, "--drop", other, "--l2", 0)
-        stdout = run(*command, "--summary", "--test-fraction", 0).stdout
-        (line,) = [line for line in stdout.splitlines() if line.startswith("No summary")]
-        assert line.endswith(words)
-        assert "`" not in line
+    ]
+    for (label, other, words), stream in itertools.product(cases, ((), ("--stream",))):
+        command = ("fit", "hard.csv", "--label-column", label, "--drop", other, "--l2", 0, *stream)
+        assert words in no_summary(*command)
+    monkeypatch.setattr(_summary, "MATRICES", 10**14)
+    assert "covariance of 6 coefficients needs 28800000.0 GB" in no_summary(*command)
+
+
+def no_summary(*command):
+    stdout = run(*command, "--summary", "--test-fraction", 0).stdout
+    (line,) = [line for line in stdout.splitlines() if line.startswith("No summary")]
+    assert "`" not in line
+    return line
 
 
 # --- extras and help ---

@@ -101,7 +101,7 @@ def test_passengers_from_the_command_line():
 
 def test_a_stream_imputes_and_weights_the_passengers_as_a_fit_in_memory():
     command = ("fit", "passengers", "--label-column", "survived", "--drop", "id", "--impute")
-    options = ("--class-weight", "yes=2", "--l2", 1e-3)
+    options = ("--class-weight", "yes=2", "--l2", 1e-3, "--summary")
     memory, stream = (run(*command, *options, *more, "--out", f"run{more}") for more in MODES)
     imputed = "Missing cells of 170 rows are imputed"
     for result in (memory, stream):
@@ -111,6 +111,10 @@ def test_a_stream_imputes_and_weights_the_passengers_as_a_fit_in_memory():
     assert memory.columns == stream.columns
     np.testing.assert_allclose(memory.kernel, stream.kernel, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(memory.bias, stream.bias, rtol=1e-3, atol=1e-4)
+    memory, stream = (Path(f"run{more}/summary.txt").read_text().splitlines() for more in MODES)
+    assert memory[2:8] == stream[2:8]  # below the likelihoods and above the coefficients
+    tables = [[line.split()[-6:-4] for line in lines[8:-1]] for lines in (memory, stream)]
+    np.testing.assert_allclose(*np.array(tables, float), rtol=2e-3)
 
 
 def test_the_script_writes_the_table(tmp_path):

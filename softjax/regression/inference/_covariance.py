@@ -202,8 +202,7 @@ def _covariance(
     collinear: bool,
 ):
     optimum = at_optimum(params, rows, l2)
-    v = optimum.inverse
-    meat = optimum.fisher
+    meat = None if l2 is None else optimum.fisher
     if robust:
         scores = optimum.scores
         if robust in ("HC2", "HC3"):
@@ -211,13 +210,11 @@ def _covariance(
             # A row of weight 2 is two examples, and each of them is corrected by itself.
             weights = optimum.weights
             mass = jnp.where(weights > 0, optimum.counts / jnp.where(weights > 0, weights, 1), 0)
-            arrays = (optimum.x, mass, optimum.probabilities, scores, v, v)
+            inverse = optimum.inverse
+            arrays = (optimum.x, mass, optimum.probabilities, scores, inverse, inverse)
             scores = pulled(*arrays, power).scores
-        meat = _meat(optimum.x, scores, optimum.weights, codes, groups)
-    if collinear:
-        v = _sandwich(v, meat)
-    elif robust or l2 is not None:
-        v = jnp.linalg.multi_dot([v, meat, v], precision=EXACT)
+        meat = meat_of(optimum.x, scores, optimum.weights, codes, groups)
+    v = sandwich(optimum.inverse, meat, collinear)
     correction = jnp.ones((), v.dtype)
     counts = times(optimum.weights, rows._replace(c=None).masses(v.dtype))  # without class weights
     n = jnp.sum(counts)
@@ -232,12 +229,18 @@ def _covariance(
     return matrix, optimum.regular, optimum.move, correction
 
 
-def _sandwich(inverse: Array, meat: Array) -> Array:
-    """H^-1 J H^-1 as (H^-1 L)(H^-1 L)^T, J = L L^T, where only a penalty holds some parameters.
+def sandwich(inverse: Array, meat: Array | None, collinear: bool) -> Array:
+    """H^-1 J H^-1 for the meat J, and H^-1 if it is None, which is J = H.
 
-    Along them J is 0, and H^-1 is as large as the penalty p is small. The product would multiply
-    the rounding of J by 1 / p^2; the square of H^-1 L has the square of the rounding over p.
+    Only a penalty holds some parameters of `collinear` features. Along them J is 0, and H^-1 is as
+    large as the penalty p is small. The product would multiply the rounding of J by 1 / p^2. It is
+    therefore computed as (H^-1 L)(H^-1 L)^T, J = L L^T, which has the square of the rounding over
+    p.
     """
+    if meat is None:
+        return inverse
+    if not collinear:
+        return jnp.linalg.multi_dot([inverse, meat, inverse], precision=EXACT)
     scale = jnp.sqrt(jnp.diag(meat))
     scale = jnp.where(scale > 0, scale, 1)
     factor, _ = pivoted(meat / scale[:, None] / scale, JITTER * jnp.finfo(meat.dtype).eps)
@@ -245,7 +248,7 @@ def _sandwich(inverse: Array, meat: Array) -> Array:
     return jnp.matmul(half, half.T, precision=EXACT)
 
 
-def _meat(x: Array, scores: Array, weights: Array, codes, groups: int) -> Array:
+def meat_of(x: Array, scores: Array, weights: Array, codes, groups: int) -> Array:
     """sum_i w_i s_i s_i^T, or the same sum with the summed scores of each cluster."""
     size = (x.shape[1] + 1) * scores.shape[1]
 

@@ -179,8 +179,11 @@ def goodness_of_rows(params: SoftmaxRegression, rows: Rows, found: Determined) -
     size = num_parameters(found, rows.constant, len(params.bias))
     has_intercept = bool(rows.constant)
     fit = _goodness_of_fit(params, rows._replace(constant=1, c=None), has_intercept, size)
-    if rows.c is None:
-        return fit
+    return fit if rows.c is None else of_class_weights(fit)
+
+
+def of_class_weights(fit: GoodnessOfFit) -> GoodnessOfFit:
+    """The goodness of a fit that does not maximise the likelihood, without what needs that."""
     nan = jnp.full_like(fit.aic, jnp.nan)
     test = fit.likelihood_ratio._replace(statistic=nan, p_value=nan)
     return fit._replace(aic=nan, bic=nan, pseudo_r2=nan, likelihood_ratio=test)
@@ -190,11 +193,16 @@ def goodness_of_rows(params: SoftmaxRegression, rows: Rows, found: Determined) -
 def _goodness_of_fit(
     params: SoftmaxRegression, rows: Rows, fit_intercept: bool, size: Array
 ) -> GoodnessOfFit:
-    k = len(params.bias)
-    log_likelihood = _log_likelihood(params, rows)
-    counts = _class_counts(rows, k)
-    n = jnp.sum(counts)
+    counts = _class_counts(rows, len(params.bias))
     null = _null_log_likelihood(rows, counts, fit_intercept)
+    return goodness_of_sums(_log_likelihood(params, rows), null, counts, fit_intercept, size)
+
+
+def goodness_of_sums(
+    log_likelihood: Array, null: Array, counts: Array, fit_intercept: bool, size: Array
+) -> GoodnessOfFit:
+    """The goodness of fit of `size` parameters for examples whose classes have these counts [K]."""
+    k, n = len(counts), jnp.sum(counts)
     parameters = size.astype(n.dtype)
     return GoodnessOfFit(
         log_likelihood,

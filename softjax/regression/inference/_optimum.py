@@ -27,6 +27,25 @@ class NotAtOptimumError(ValueError):
     """The parameters are not those of a fit to these data."""
 
 
+class Sums(NamedTuple):
+    """Sums over the rows at fitted parameters, which determine the Hessian of F."""
+
+    information: Array  # in all classes, [(D + 1) K, (D + 1) K]
+    slope: Array  # -dF / dtheta without the penalty, [D + 1, K]
+    weight: Array  # W
+    varies: Array  # whether a feature differs between the examples that count, [D]
+
+
+class Hessian(NamedTuple):
+    """The Hessian of F in R = (D + 1) (K - 1) coordinates phi, and its inverse."""
+
+    fisher: Array  # the information, [R, R]
+    inverse: Array  # the inverse of the Hessian, [R, R]
+    classes: Array  # [K], the order of the classes in phi, with the reference last
+    regular: Array  # whether the Hessian has an inverse in this dtype
+    step: Array  # Newton's step, [D + 1, K - 1]
+
+
 class Optimum(NamedTuple):
     """Derivatives of F at fitted parameters, in R = (D + 1) (K - 1) coordinates phi."""
 
@@ -47,44 +66,51 @@ def at_optimum(params: SoftmaxRegression, rows: Rows, l2: Array | None) -> Optim
     x, _ = rows.counted()
     weights = jnp.ones(len(x), x.dtype) if rows.w is None else rows.w
     z = rows.logits(x, params)
-    k, d = z.shape[1], x.shape[1] + 1
-    size = d * (k - 1)
     counts = times(weights, rows.masses(x.dtype))
-    fisher = information(x, z, counts).reshape(d, k, d, k)
+    scores = jnp.where(weights[:, None] == 0, 0, -rows.residuals(z))
+    slope = jnp.matmul(augmented(x).T, weights[:, None] * scores, precision=EXACT)
+    sums = Sums(information(x, z, counts), slope, jnp.sum(weights), _varies(x, counts))
+    fisher, inverse, classes, regular, step = hessian_of(params, sums, l2, rows.constant)
+    moves = jnp.matmul(augmented(x), step, precision=EXACT)
+    move = jnp.max(jnp.max(moves, 1, initial=0) - jnp.min(moves, 1, initial=0), initial=0)
+    scores, p = (jnp.take(part, classes[:-1], 1) for part in (scores, softmax_core(z, (1,))))
+    return Optimum(x, weights, counts, scores, p, fisher, inverse, classes, regular, move)
+
+
+def hessian_of(
+    params: SoftmaxRegression, sums: Sums, l2: ArrayLike | None, intercept: ArrayLike
+) -> Hessian:
+    """The Hessian and its inverse from sums over the rows; `intercept` is 1 with a bias, else 0."""
+    dtype, (d, k) = sums.slope.dtype, sums.slope.shape
+    size = d * (k - 1)
+    fisher = sums.information.reshape(d, k, d, k)
     reference = jnp.argmax(jnp.einsum("dkdk->k", fisher))
     classes = (reference + 1 + jnp.arange(k)) % k
     others = classes[:-1]
     fisher = jnp.take(jnp.take(fisher, others, 1), others, 3).reshape(size, size)
-    constant = jnp.asarray(rows.constant, x.dtype)
-    is_fitted = jnp.ones(d, x.dtype).at[-1].set(constant)
+    constant = jnp.asarray(intercept, dtype)
+    is_fitted = jnp.ones(d, dtype).at[-1].set(constant)
     strength = None
     if l2 is not None:
-        strength = jnp.sum(weights) * jnp.broadcast_to(feature_column(l2, x.dtype), (d - 1, 1))
+        strength = sums.weight * jnp.broadcast_to(feature_column(l2, dtype), (d - 1, 1))
         # Beside a bias, a penalty holds the parameters of a constant feature at 0.
-        varies = _varies(x, counts) | (strength[:, 0] == 0) | (constant == 0)
-        is_fitted = is_fitted.at[:-1].set(varies.astype(x.dtype))
+        varies = sums.varies | (strength[:, 0] == 0) | (constant == 0)
+        is_fitted = is_fitted.at[:-1].set(varies.astype(dtype))
     is_fitted = jnp.repeat(is_fitted, k - 1)
     fisher = fisher * is_fitted[:, None] * is_fitted
-    scores = -jnp.take(rows.residuals(z), others, 1)
-    scores = jnp.where(weights[:, None] == 0, 0, scores)
-    slope = jnp.matmul(augmented(x).T, weights[:, None] * scores, precision=EXACT)
-    slope = slope.at[-1].multiply(constant)
+    slope = jnp.take(sums.slope, others, 1).at[-1].multiply(constant)
 
     h = fisher
     if strength is not None:
-        centring = jnp.eye(k - 1, dtype=x.dtype) - 1 / k  # T^T T
+        centring = jnp.eye(k - 1, dtype=dtype) - 1 / k  # T^T T
         h += jnp.kron(jnp.diag(jnp.append(strength, 0)), centring)
-        kernel = centred(params.kernel.astype(x.dtype))
+        kernel = centred(params.kernel.astype(dtype))
         slope = slope.at[:-1].add(-strength * jnp.take(kernel, others, 1))
     # What is not fitted has 1 on the diagonal of the matrix to invert, and 0 in the inverse.
     inverse, regular = _inverse(h * is_fitted[:, None] * is_fitted + jnp.diag(1 - is_fitted))
     inverse = inverse * is_fitted[:, None] * is_fitted
-
     step = jnp.matmul(inverse, slope.ravel(), precision=EXACT).reshape(d, k - 1)
-    moves = jnp.matmul(augmented(x), step, precision=EXACT)
-    move = jnp.max(jnp.max(moves, 1, initial=0) - jnp.min(moves, 1, initial=0), initial=0)
-    p = jnp.take(softmax_core(z, (1,)), others, 1)
-    return Optimum(x, weights, counts, scores, p, fisher, inverse, classes, regular, move)
+    return Hessian(fisher, inverse, classes, regular, step)
 
 
 def _varies(x: Array, counts: Array) -> Array:

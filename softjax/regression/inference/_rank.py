@@ -10,6 +10,7 @@ as 0, as in a fit.
 Source: N. J. Higham, "Accuracy and Stability of Numerical Algorithms" (2002), section 10.3.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -70,7 +71,7 @@ def determined(rows: Rows) -> Determined:
 def _determined(rows: Rows) -> Determined:
     x, _ = rows.counted()
     dtype = jax.dtypes.canonicalize_dtype(float)
-    eps, own_eps = float(jnp.finfo(dtype).eps), float(jnp.finfo(x.dtype).eps)
+    own_eps = float(jnp.finfo(x.dtype).eps)
     present = ~is_zero(rows.masses(x.dtype))
     if rows.w is not None:
         present &= ~is_zero(rows.w)
@@ -78,13 +79,24 @@ def _determined(rows: Rows) -> Determined:
     weights = present.astype(dtype)
     shares, zeros = weights / jnp.maximum(jnp.sum(weights), 1), jnp.zeros(x.shape[1], dtype)
     mean, variance = moments_of(x, shares, jnp.asarray(rows.constant, dtype), zeros)
+    of: Any = _sparse_scatter if is_sparse(x) else _scatter
+    return by_moments(mean, variance, own_eps, lambda scale: of(x, shares, mean, scale))
+
+
+def by_moments(
+    mean: Array, variance: Array, own_eps: float, scatter_of: Callable[[Array], Array]
+) -> Determined:
+    """What features [D] determine, whose dtype has the precision `own_eps`.
+
+    `scatter_of` is their covariance matrix, divided by their scales.
+    """
+    eps = float(jnp.finfo(mean.dtype).eps)
     # The mean of a constant feature has a rounding error, which must not count as variance.
     varies = variance > (64 * eps) ** 2 * (variance + mean * mean)
     scale = jnp.where(varies, jnp.sqrt(variance), 1)
     least = JITTER * eps * jnp.maximum(jnp.abs(mean) / scale, 1)
-    least = jnp.maximum(least, (x.shape[1] + 1) * own_eps)
-    of: Any = _sparse_scatter if is_sparse(x) else _scatter
-    scatter = jnp.where(varies[:, None] & varies, of(x, shares, mean, scale), 0)
+    least = jnp.maximum(least, (len(mean) + 1) * own_eps)
+    scatter = jnp.where(varies[:, None] & varies, scatter_of(scale), 0)
     return Determined(varies, pivoted(scatter, least)[1])
 
 

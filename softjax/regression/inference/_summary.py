@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.typing import ArrayLike
 
 from softjax import _checks
@@ -20,6 +21,8 @@ from softjax.regression.inference import _estimates as estimates
 from softjax.regression.inference._covariance import covariance_of_rows
 from softjax.regression.inference._goodness import GoodnessOfFit, goodness_of_rows
 from softjax.regression.inference._rank import Determined, determined
+
+SUMMARY = "regression.inference.summary"
 
 
 class Summary(NamedTuple):
@@ -153,7 +156,7 @@ def summary(
     Source: J. S. Long, "Regression Models for Categorical and Limited Dependent Variables" (1997),
         chapter 6.
     """
-    function = "regression.inference.summary"
+    function = SUMMARY
     refuse_other_params(function, params)
     same_order(function, features, clusters=clusters)
     d, k = jnp.shape(params.kernel)
@@ -171,23 +174,55 @@ def summary(
     )
     found = determined(data)
     v = covariance_of_rows(function, params, data, robust, clusters, l2, found)
+    class_weighted = class_weights is not None
+    return summary_of(
+        params,
+        v,
+        goodness_of_rows(params, data, found),
+        found,
+        kind_of_covariance(robust, clusters is not None, class_weighted, l2),
+        feature_names,
+        class_names,
+        reference=reference,
+        odds_ratios=odds_ratios,
+        level=level,
+        fit_intercept=fit_intercept,
+        class_weighted=class_weighted,
+    )
+
+
+def summary_of(
+    params: SoftmaxRegression,
+    v: Array,
+    fit: GoodnessOfFit,
+    found: Determined,
+    kind: str,
+    feature_names: list[str],
+    class_names: list[str],
+    *,
+    reference: int | None = 0,
+    odds_ratios: bool = False,
+    level: float = 0.95,
+    fit_intercept: bool = True,
+    class_weighted: bool = False,
+) -> Summary:
+    """The summary of the statistics of a fit; `kind` describes the covariance `v`."""
+    d, k = jnp.shape(params.kernel)
     if not odds_ratios:
         table = estimates.coefficients(params, v, reference=reference, level=level)
     elif reference is None:
         expected = "a class, since an odds ratio compares two classes"
-        raise ValueError(_checks.message(function, "reference", expected, None))
+        raise ValueError(_checks.message(SUMMARY, "reference", expected, None))
     else:
         table = estimates.odds_ratios(params, v, reference=reference, level=level)
-    fit = goodness_of_rows(params, data, found)
     shown = list(class_names)
     if reference is not None:
-        del shown[estimates.class_index(function, "reference", reference, k)]
+        del shown[estimates.class_index(SUMMARY, "reference", reference, k)]
     quantity = "odds_ratio" if odds_ratios else "coefficient"
     rows = _rows(table, quantity, shown, feature_names + ["bias"] * bool(fit_intercept))
     against = "the mean of all classes" if reference is None else class_names[reference]
-    spoken = _kind_of_covariance(robust, clusters is not None, class_weights is not None, l2)
     figures = jax.tree.map(np.asarray, fit)  # which NumPy compares without a compilation
-    head = _head(figures, k, spoken, against, class_weights is not None)
+    head = _head(figures, k, kind, against, class_weighted)
     if figures.num_parameters < (d + bool(fit_intercept)) * (k - 1):
         head += _without_information(found, feature_names)
     return Summary(rows, fit, "\n".join([*head, *_table(rows, against, level)]), level)
@@ -275,7 +310,7 @@ def _titles(level: float) -> dict[str, str]:
     }
 
 
-def _kind_of_covariance(
+def kind_of_covariance(
     robust: bool | str, clustered: bool, class_weighted: bool, l2: ArrayLike
 ) -> str:
     kind = "clustered" if clustered else "robust" if robust or class_weighted else "model-based"
