@@ -187,6 +187,7 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         *,
         reference: Any = ...,
         odds_ratios: bool = False,
+        marginal_effects: bool = False,
         level: float = 0.95,
         robust: bool | str = False,
         clusters: Any = None,
@@ -210,6 +211,8 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
             reference: the label of the class with which the others are compared; if left out, the
                 first of `classes_`. None compares each class with the mean of all classes.
             odds_ratios: whether the table shows odds ratios in place of their logarithms.
+            marginal_effects: whether it shows the average marginal effects on the probabilities of
+                all classes, which need no reference, in place of the coefficients.
             level: the confidence level, in (0, 1).
             robust: whether to use the sandwich covariance, which does not assume that the model is
                 correct; "HC1", "HC2" or "HC3" correct it for few examples.
@@ -262,6 +265,7 @@ class SoftmaxModel(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
                 data.labels,
                 reference=place,
                 odds_ratios=odds_ratios,
+                marginal_effects=marginal_effects,
                 level=level,
                 robust=robust,
                 clusters=clusters,

@@ -71,6 +71,32 @@ def test_the_summary_has_the_names_of_the_data(classifier):
         fitted(TWO, l1_ratio=0.5).summary()
 
 
+@pytest.mark.parametrize("y", [Y, TWO])
+def test_the_marginal_effects_have_the_names_of_the_data(y):
+    """Their rows are those of `inference.average_marginal_effects`, for all classes."""
+    model = SoftmaxClassifier().fit(frame(), y, WEIGHTS)
+    table = model.summary(marginal_effects=True, robust=True, level=0.9)
+    names = model.classes_.tolist()
+    assert [row["class"] for row in table.rows] == np.repeat(names, D).tolist()
+    assert [row["feature"] for row in table.rows] == [*"abcd"] * len(names)
+    assert "Average marginal effects on the probability of each class\n" in table.text
+    assert f"Class {names[0]}\n" in table.text
+    inference, params = regression.inference, model.params_
+    with jax.enable_x64(True):
+        labels = np.unique(y, return_inverse=True)[1]
+        l2 = {"l2": model.l2_, "sample_weights": WEIGHTS}
+        v = inference.covariance(params, X, labels, robust=True, **l2)
+        options = {"sample_weights": WEIGHTS, "level": 0.9}
+        expected = inference.average_marginal_effects(params, v, X, **options)
+    for name, column in expected._asdict().items():
+        key = "marginal_effect" if name == "value" else name
+        found = np.reshape([row[key] for row in table.rows], (-1, D)).T
+        np.testing.assert_allclose(found, column, rtol=1e-7)
+    assert "<th>effect</th>" in table.to_html()
+    with pytest.raises(ValueError, match="`odds_ratios` must be False for a table of marginal"):
+        model.summary(marginal_effects=True, odds_ratios=True)
+
+
 def test_a_summary_of_other_data_says_so():
     changed = X.copy()
     model = SoftmaxClassifier().fit(changed, Y)

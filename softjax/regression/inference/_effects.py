@@ -109,7 +109,7 @@ def average_marginal_effects(
     """
     function = "regression.inference.average_marginal_effects"
     rows, v = population(function, params, covariance, features, sample_weights, offset, level)
-    return _average_marginal_effects(params, v, rows, level)
+    return average_effects_of(params, v, rows, level)
 
 
 @on_auto_axes
@@ -187,7 +187,7 @@ def effects_of(p: Array, kernel: Array) -> Array:
 
 
 @jax.jit
-def _average_marginal_effects(
+def average_effects_of(
     params: SoftmaxRegression, v: Array, rows: Rows, level: ArrayLike
 ) -> Estimates:
     value, jacobian = _effects_and_jacobian(params, rows)

@@ -19,6 +19,7 @@ from softjax.regression._model import SoftmaxRegression, refuse_other_params
 from softjax.regression._rows import checked_rows
 from softjax.regression.inference import _estimates as estimates
 from softjax.regression.inference._covariance import covariance_of_rows
+from softjax.regression.inference._effects import average_effects_of
 from softjax.regression.inference._goodness import GoodnessOfFit, goodness_of_rows
 from softjax.regression.inference._rank import Determined, determined
 
@@ -29,8 +30,9 @@ class Summary(NamedTuple):
     """The summary table of a fit; `print` shows its text.
 
     Attributes:
-        rows: one dictionary per coefficient: class, feature, coefficient (or odds_ratio),
-            standard_error, z, p_value, lower, upper. pandas, csv and json accept this list of rows.
+        rows: one dictionary per coefficient: class, feature, coefficient (or odds_ratio, or
+            marginal_effect), standard_error, z, p_value, lower, upper. pandas, csv and json accept
+            this list of rows.
         goodness_of_fit: the figures above the table, the result of `goodness_of_fit`.
         text: the figures and the table as text.
         level: the confidence level of the intervals.
@@ -100,6 +102,7 @@ def summary(
     *,
     reference: int | str | None = 0,
     odds_ratios: bool = False,
+    marginal_effects: bool = False,
     level: float = 0.95,
     robust: bool | str = False,
     clusters: ArrayLike | None = None,
@@ -127,6 +130,9 @@ def summary(
             `class_names`; None compares each class with the mean of all classes.
         odds_ratios: whether the table shows odds ratios against the reference in place of their
             logarithms, the coefficients; see `inference.odds_ratios`.
+        marginal_effects: whether the table shows the average marginal effects on the probabilities
+            of all classes, which need no reference, in place of the coefficients; see
+            `inference.average_marginal_effects`.
         level: the confidence level, in (0, 1).
         robust: see `covariance`.
         clusters: see `covariance`.
@@ -142,8 +148,8 @@ def summary(
         `Summary`.
 
     Raises:
-        TypeError, ValueError: see `covariance`; also too many or too few names, and odds ratios
-            without a reference.
+        TypeError, ValueError: see `covariance`; also too many or too few names, odds ratios
+            without a reference, and odds ratios together with marginal effects.
 
     Example:
         >>> import jax.numpy as jnp, softjax
@@ -174,6 +180,13 @@ def summary(
     )
     found = determined(data)
     v = covariance_of_rows(function, params, data, robust, clusters, l2, found)
+    effects = None
+    if _checks.flag(function, "marginal_effects", marginal_effects):
+        if odds_ratios:
+            expected = "False for a table of marginal effects"
+            raise ValueError(_checks.message(function, "odds_ratios", expected, True))
+        estimates.check_level(function, level)
+        effects = average_effects_of(params, v, data.dense(), level)
     class_weighted = class_weights is not None
     return summary_of(
         params,
@@ -188,6 +201,7 @@ def summary(
         level=level,
         fit_intercept=fit_intercept,
         class_weighted=class_weighted,
+        effects=effects,
     )
 
 
@@ -205,24 +219,36 @@ def summary_of(
     level: float = 0.95,
     fit_intercept: bool = True,
     class_weighted: bool = False,
+    effects: estimates.Estimates | None = None,
 ) -> Summary:
-    """The summary of the statistics of a fit; `kind` describes the covariance `v`."""
+    """The summary of the statistics of a fit; `kind` describes the covariance `v`.
+
+    Average marginal effects [D, K], if given, are shown in place of the coefficients.
+    """
     d, k = jnp.shape(params.kernel)
-    if not odds_ratios:
+    if effects is not None:
+        table = effects
+    elif not odds_ratios:
         table = estimates.coefficients(params, v, reference=reference, level=level)
     elif reference is None:
         expected = "a class, since an odds ratio compares two classes"
         raise ValueError(_checks.message(SUMMARY, "reference", expected, None))
     else:
         table = estimates.odds_ratios(params, v, reference=reference, level=level)
-    shown = list(class_names)
-    if reference is not None:
-        del shown[estimates.class_index(SUMMARY, "reference", reference, k)]
-    quantity = "odds_ratio" if odds_ratios else "coefficient"
-    rows = _rows(table, quantity, shown, feature_names + ["bias"] * bool(fit_intercept))
-    against = "the mean of all classes" if reference is None else class_names[reference]
+    shown, names = list(class_names), list(feature_names)
+    if effects is not None:
+        quantity, against = "marginal_effect", ""
+        line = "Average marginal effects on the probability of each class"
+    else:
+        quantity = "odds_ratio" if odds_ratios else "coefficient"
+        against = "the mean of all classes" if reference is None else class_names[reference]
+        line = f"Each class is compared with: {against}"
+        names += ["bias"] * bool(fit_intercept)
+        if reference is not None:
+            del shown[estimates.class_index(SUMMARY, "reference", reference, k)]
+    rows = _rows(table, quantity, shown, names)
     figures = jax.tree.map(np.asarray, fit)  # which NumPy compares without a compilation
-    head = _head(figures, k, kind, against, class_weighted)
+    head = [*_head(figures, k, kind, class_weighted), line]
     if figures.num_parameters < (d + bool(fit_intercept)) * (k - 1):
         head += _without_information(found, feature_names)
     return Summary(rows, fit, "\n".join([*head, *_table(rows, against, level)]), level)
@@ -256,9 +282,7 @@ def _rows(
     ]
 
 
-def _head(
-    fit: GoodnessOfFit, num_classes: int, kind: str, against: str, class_weighted: bool
-) -> list[str]:
+def _head(fit: GoodnessOfFit, num_classes: int, kind: str, class_weighted: bool) -> list[str]:
     n, test = fit.num_examples.item(), fit.likelihood_ratio
     count = f"{n:.0f}" if n.is_integer() and n < 2**53 else f"{n:g}"
     size = f"{num_classes} classes, {fit.num_parameters} parameters"
@@ -279,7 +303,6 @@ def _head(
         f"Softmax regression: {count} examples, {size}",
         *figures,
         f"Covariance: {kind}",
-        f"Each class is compared with: {against}",
     ]
 
 
@@ -302,6 +325,7 @@ def _titles(level: float) -> dict[str, str]:
     return {
         "coefficient": "coefficient",
         "odds_ratio": "odds ratio",
+        "marginal_effect": "effect",
         "standard_error": "std err",
         "z": "z",
         "p_value": "P>|z|",
@@ -334,7 +358,8 @@ def _table(rows: list[dict[str, Any]], against: str, level: float) -> list[str]:
         numbers = {name: cell for name, cell in row.items() if name in titles}
         if row["class"] != previous:
             previous = row["class"]
-            lines += ["-" * (width + 72), f"Class {previous} against {against}"]
+            title = f"Class {previous}" + (f" against {against}" if against else "")
+            lines += ["-" * (width + 72), title]
             lines.append(f"{'feature':<{width}}" + "".join(f"{titles[n]:>12}" for n in numbers))
         cells = {n: f"{number:#.4g}" for n, number in numbers.items()}
         cells["p_value"] = _p_value(row["p_value"], "#.3g")
