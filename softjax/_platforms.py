@@ -5,8 +5,8 @@ lowering keeps one of them. `lowered_for_platform` is traced when the program is
 form that is kept; within that form, `platform_dependent` traces one form too.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext, suppress
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -79,16 +79,18 @@ def _within(platform: str | None, form: Callable) -> Callable:
     return apply
 
 
-def tracing_for_platform_of(leaves: Iterable[Any]) -> AbstractContextManager:
-    """A context that traces only the forms for the platform that holds all arrays of `leaves`.
+def run_where_data_are(program: Callable, *arguments: Any) -> Any:
+    """program(*arguments), traced only in the form for the platform that holds all of the arrays.
 
-    Arrays of NumPy go to the default device. Use it only around a program that runs at once, since
-    a trace that becomes a part of another program may be lowered for any platform. If the arrays
-    are on several platforms, the context does nothing.
+    Arrays of NumPy go to the default device. `program` runs at once: a trace that becomes a part of
+    another program may be lowered for any platform. If the arrays are on several platforms, all
+    forms are traced.
     """
-    arrays = [leaf for leaf in leaves if isinstance(leaf, Array)] or [jax.device_put(0)]
-    platforms = {device.platform for a in arrays for device in a.sharding.device_set}
-    return tracing_for(_named(*platforms)) if len(platforms) == 1 else nullcontext()
+    arrays = [leaf for leaf in jax.tree.leaves(arguments) if isinstance(leaf, Array)]
+    devices = (a.sharding.device_set for a in arrays or [jax.device_put(0)])
+    platforms = {device.platform for some in devices for device in some}
+    with tracing_for(_named(*platforms)) if len(platforms) == 1 else nullcontext():
+        return program(*arguments)
 
 
 def _named(platform: str) -> str:

@@ -39,7 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from softjax._platforms import quickly_compiled
+from softjax._platforms import quickly_compiled, run_where_data_are
 from softjax._sharding import while_loop
 from softjax.regression import _preconditioner, _standardised
 from softjax.regression._descent import largest_move
@@ -105,7 +105,7 @@ def nothing_hidden(data: Data, theta: Array, tol: Array) -> Array:
 def in_float64(check: Callable, *arguments: Any) -> Any:
     """The result of one of the checks below, computed in float64 whatever the dtype of the data."""
     with jax.enable_x64(True):
-        found = quickly_compiled(check)(*as_float64(arguments))
+        found = run_where_data_are(quickly_compiled(check), *as_float64(arguments))
         return jax.tree.map(np.asarray, found)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from softjax import _platforms
-from softjax._platforms import tracing_for_platform_of
+from softjax._platforms import run_where_data_are
 from softjax._sharding import cond
 from softjax.regression import _ending, _frame, _loop, _preconditioner
 from softjax.regression._descent import Newton, NewtonCG, PreciseNewtonCG
@@ -157,6 +157,11 @@ def quickly_compiled() -> Callable:
     return _platforms.quickly_compiled(advance, **_in_place)
 
 
+def _advanced(name: str, data: Data, tol: np.ndarray, state: State, stop: int) -> Outcome:
+    """The outcome of `advance`, compiled quickly; the arrays of `state` are not read again."""
+    return run_where_data_are(quickly_compiled(), name, data, tol, state, np.int32(stop))
+
+
 class Run:
     """A fit in chunks, for the loop of `fit`."""
 
@@ -183,8 +188,7 @@ class Run:
         self._step_to(stop)
         proven = self._is_proven()
         if not proven and self.outcome.hidden:
-            limit = np.int32(self.limit)
-            self.outcome = _more_precisely(self.data, self.tol, self.outcome, limit)
+            self.outcome = _more_precisely(self.data, self.tol, self.outcome, self.limit)
             self.state = self.outcome.state
             proven = self._is_proven()
         elif not proven and self.outcome.suspected and not self.state.strict:
@@ -221,15 +225,13 @@ class Run:
             self.outcome = with_check(self.outcome, checked)
 
     def _run(self, stop: int, tol: np.ndarray) -> None:
-        program = quickly_compiled()
-        with tracing_for_platform_of(jax.tree.leaves(self.data)):
-            self.outcome = program(self.name, self.data, tol, self.state, np.int32(stop))
-            self.state = self.outcome.state
-            if self.outcome.doubted:
-                check = _platforms.quickly_compiled(_ending.nothing_hidden)
-                if check(self.data, self.state.theta, tol):
-                    status = np.int32(Status.CONVERGED)
-                    self.outcome = self.outcome._replace(status=status, hidden=np.False_)
+        self.outcome = _advanced(self.name, self.data, tol, self.state, stop)
+        self.state = self.outcome.state
+        if self.outcome.doubted:
+            check = _platforms.quickly_compiled(_ending.nothing_hidden)
+            if run_where_data_are(check, self.data, self.state.theta, tol):
+                status = np.int32(Status.CONVERGED)
+                self.outcome = self.outcome._replace(status=status, hidden=np.False_)
 
     def _check_l1(self, stop: int) -> None:
         """Continues with smaller tolerances while Newton's model predicts a larger decrease."""
@@ -266,24 +268,28 @@ class Run:
         return suspected and bool(_ending.in_float64(_ending.quasi_separated, *at_end))
 
 
-def _more_precisely(data: Data, tol: np.ndarray, ended: Outcome, limit: np.int32) -> Outcome:
+def _more_precisely(data: Data, tol: np.ndarray, ended: Outcome, limit: int) -> Outcome:
     """Continues the fit, up to step `limit`, in float64 whatever the dtype of the data.
 
     The parameters are then rounded to this dtype, and converged if the rounded ones satisfy the
     rule. If rounding makes them worse than those before, the latter are kept and judged in float64.
     """
     dtype, state = tol.dtype, ended.state
-    old = state._replace(memory=())
+    # NumPy needs no compilation.
+    old = jax.tree.map(np.asarray, state._replace(memory=()))
+
+    def run(*arguments):
+        return jax.tree.map(np.array, _advanced(*arguments))
 
     def judged(theta):
         # The outcome before and after a step, whose decrement predicts what is left.
         begin = PreciseNewtonCG.start(data, theta)
-        return (within_trace(PRECISELY, data, within, begin, np.int32(stop)) for stop in (0, 1))
+        return (run(PRECISELY, data, within, begin, stop) for stop in (0, 1))
 
     with jax.enable_x64(True):
         data, before = _ending.as_float64((data, ended._replace(state=old)))
         within = np.float64(tol)
-        outcome = _continuing(data, within, before, limit)
+        outcome = continued(data, within, before, limit, run)
         status, end = int(outcome.status), outcome.state
         if dtype != np.float64:
             rounded = np.asarray(end.theta, dtype).astype(np.float64)
@@ -330,11 +336,16 @@ def with_check(outcome: Outcome, ending: _ending.Ending) -> Outcome:
     return outcome._replace(status=status, suspected=suspected, hidden=hidden)
 
 
-def continued(data: Data, tol: Array, ended: Outcome, limit: Array) -> Outcome:
-    """Continues the fit, up to step `limit`, with directions in the dtype of the features."""
+def continued(
+    data: Data, tol: Any, ended: Outcome, limit: Any, run: Callable = within_trace
+) -> Outcome:
+    """Continues the fit, up to step `limit`, with directions in the dtype of the features.
+
+    `run` is `advance` in a program.
+    """
     state = ended.state
-    begin = PreciseNewtonCG.start(data, state.theta)._replace(strict=jnp.asarray(True))
-    outcome = within_trace(PRECISELY, data, tol, begin, limit - state.step)
+    begin = PreciseNewtonCG.start(data, state.theta)._replace(strict=np.bool_(True))
+    outcome = run(PRECISELY, data, tol, begin, limit - state.step)
     end = outcome.state._replace(
         memory=(),
         first=state.first,
@@ -342,6 +353,3 @@ def continued(data: Data, tol: Array, ended: Outcome, limit: Array) -> Outcome:
         passes=state.passes + outcome.state.passes,
     )
     return outcome._replace(state=end)
-
-
-_continuing = jax.jit(continued)

@@ -312,8 +312,10 @@ def test_nearly_collinear_features_of_float32_do_not_converge_elsewhere():
     """Parameters of the size of 1 / e are rounded, and may be at the floor of the precision."""
     for e in (1e-2, 1e-4, 1e-5, 1e-6):
         x, _, y = nearly_collinear(e)
-        rounded = x.astype(np.float32)
+        rounded, programs = x.astype(np.float32), _solve.within_trace._cache_size()
         result = regression.fit(rounded, y)
+        # What continues in float64 has the program of a fit, and none that is part of a trace.
+        assert _solve.within_trace._cache_size() == programs
         best = regression.fit(rounded.astype(np.float64), y).objective
         if result.converged or e >= 1e-4:
             assert result.objective == pytest.approx(best, rel=1e-4)
