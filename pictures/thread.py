@@ -9,7 +9,7 @@ import numpy as np
 
 import softjax
 from pictures.svg import Axis, Cells, Panel, picture
-from softjax import derivatives
+from softjax import choice, derivatives
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,38 @@ def log_loss() -> Drawing:
         "The loss is 0 at p = 1, 0.36 at 0.7, 1.61 at 0.2 and 2.30 at 0.1, and it grows without "
         "bound as p falls to 0.",
         [panel],
+    )
+
+
+def gradient() -> Drawing:
+    """The loss against the logit of the true class with a tangent, and its gradient."""
+    o = np.linspace(-6, 6, 97)
+    rows = np.stack([o, np.zeros_like(o), np.zeros_like(o)], -1).astype(np.float32)
+    loss = Panel(
+        "The loss at the logits (o, 0, 0) of a first class",
+        Axis("o: the logit of the true class", [-6, -4, -2, 0, 2, 4, 6]),
+        Axis("loss, nats", [0, 1, 2, 3, 4, 5, 6, 7]),
+    )
+    loss.add("loss", "blue", o, np.asarray(softjax.cross_entropy(rows, jnp.zeros(97, int))))
+    at = derivatives.cross_entropy_gradient(jnp.zeros(3), jnp.array(0))
+    line = np.log(3) + float(at[0]) * o
+    loss.add(f"tangent at 0, slope 1/3 - 1 = {float(at[0]):.2f}", "orange", o, line, "dashed")
+    slopes = Panel(
+        "Its gradient is softmax(o) - onehot",
+        Axis("o: the logit of the true class", [-6, -4, -2, 0, 2, 4, 6]),
+        Axis("derivative", [-1, -0.5, 0, 0.5, 1]),
+    )
+    of_classes = derivatives.cross_entropy_gradient(rows, jnp.zeros(97, int))
+    slopes.add("true class: p - 1", "orange", o, np.asarray(of_classes)[:, 0])
+    slopes.add("each other: p", "green", o, np.asarray(of_classes)[:, 1])
+    slopes.add("all three", "gray", o, np.asarray(of_classes).sum(-1), "dashed")
+    return Drawing(
+        "The loss and its gradient, softmax minus the one-hot label",
+        "Above, the loss falls with the logit o of the true class; its tangent at o = 0 has the "
+        "slope 1/3 - 1 = -0.67. Below, the derivative by that logit, p - 1, rises from -1 to 0; "
+        "by each of the two others it is its probability, which falls from 1/2 to 0. They sum to "
+        "0.",
+        [loss, slopes],
     )
 
 
@@ -118,6 +150,52 @@ def real_softmax() -> Drawing:
         "distance on a logarithmic axis: log n / lambda for n equal numbers, which falls slowly, "
         "and for 2 and 4 about exp(-2 lambda) / lambda, which falls below 1e-9 at lambda = 10.",
         [above, gap],
+    )
+
+
+def soft_min() -> Drawing:
+    """The soft-min below the minimum, for several lambda."""
+    panel = Panel(
+        "The soft-min of 0 and b is below min(0, b)",
+        Axis("b", [-3, -2, -1, 0, 1, 2, 3]),
+        Axis("value", [-4, -3, -2, -1, 0]),
+    )
+    b = np.linspace(-3, 3, 61)
+    panel.add("min", "gray", [-3, 0, 3], [-3, 0, 0])
+    pairs = np.stack([np.zeros_like(b), b], -1).astype(np.float32)
+    for lam, color in ((0.5, "purple"), (1, "blue"), (2, "green"), (5, "orange")):
+        values = softjax.smooth_min(pairs, -1, temperature=1 / lam)
+        panel.add(f"λ = {lam}", color, b, np.asarray(values))
+    return Drawing(
+        "The soft-min below the minimum, for several lambda",
+        "Curves for lambda = 0.5, 1, 2 and 5 run below the corner of min(0, b) and nearer to it "
+        "the larger lambda is; the distance is largest, log 2 / lambda, at b = 0. It is the "
+        "picture of RealSoftMax, turned by half a turn.",
+        [panel],
+    )
+
+
+def neither() -> Drawing:
+    """The outcomes of a comparison in which neither item may be chosen."""
+    panel = Panel(
+        "Bradley-Terry with scores d/2, -d/2 and 0 of neither",
+        Axis("d: the score of i minus that of j", [-6, -4, -2, 0, 2, 4, 6]),
+        Axis("probability", [0, 0.2, 0.4, 0.6, 0.8, 1]),
+    )
+    d = np.linspace(-6, 6, 97, dtype=np.float32)
+    p = np.asarray(choice.bradley_terry_probability(d / 2, -d / 2, neither=0.0))
+    for name, color, column in zip(
+        ("i", "j", "neither"), ("blue", "orange", "green"), p.T, strict=True
+    ):
+        panel.add(name, color, d, column)
+    two = np.asarray(choice.bradley_terry_probability(d / 2, -d / 2))
+    panel.add("i, if one is chosen", "gray", d, two[:, 0], "dashed")
+    return Drawing(
+        "The probabilities of i, j and neither",
+        "At equal scores each of the three outcomes has probability 1/3. The probability of i "
+        "rises towards 1 with the difference of the scores, that of j falls, and that of neither "
+        "is largest in the middle. The dashed curve, without neither, is the sigmoid of d.",
+        [panel],
     )
 
 
@@ -223,9 +301,12 @@ def _smooth_max(row: Sequence[float], lams: np.ndarray) -> np.ndarray:
 
 PICTURES: dict[str, Callable[[], Drawing]] = {
     "log-loss": log_loss,
+    "gradient": gradient,
     "variance": variance,
     "covariance": covariance,
+    "neither": neither,
     "real-softmax": real_softmax,
+    "soft-min": soft_min,
     "miscoded": miscoded,
     "log-partition": log_partition,
     "temperature": temperature,

@@ -58,6 +58,14 @@ def test_the_curves_are_those_of_the_formulas(drawings):
 
     for x, y in curves(drawings, "log-loss").values():
         near(y, -np.log(x))
+    (o, loss), (_, tangent) = curves(drawings, "gradient").values()
+    near(loss, np.log1p(2 * np.exp(-o)))
+    near(tangent, np.log(3) - 2 / 3 * o)
+    p = oracles.softmax(np.stack([o, 0 * o, 0 * o], -1))
+    for (_, y), exact in zip(
+        curves(drawings, "gradient", 1).values(), (p[:, 0] - 1, p[:, 1], 0 * o), strict=True
+    ):
+        np.testing.assert_allclose(y, exact, 2e-5, 2e-7)
     under, of = curves(drawings, "variance").values()
     near(under[1], under[0] * (1 - under[0]))
     near(of[1], (of[0] - 0.5) ** 2)
@@ -76,6 +84,16 @@ def test_the_curves_are_those_of_the_formulas(drawings):
         strict=True,
     ):
         np.testing.assert_allclose(y, exact(lam), 2e-5)
+    for name, (b, y) in curves(drawings, "soft-min").items():
+        if name != "min":
+            lam = float(name.removeprefix("λ = "))
+            near(y, -oracles.smooth_max(np.stack([0 * b, -b], -1), temperature=1 / lam))
+            assert np.all(y <= np.minimum(0, b))
+    *three, (d, two) = curves(drawings, "neither").values()
+    p = oracles.softmax(np.stack([d / 2, -d / 2, 0 * d], -1))
+    for (_, y), exact in zip(three, p.T, strict=True):
+        near(y, exact)
+    near(two, 1 / (1 + np.exp(-d)))
     (lam, right), (_, wrong), (last, plain) = curves(drawings, "miscoded").values()
     near(right, [oracles.smooth_max(np.array([2.0, 4.0]), temperature=1 / v) for v in lam])
     near(wrong, (np.log(lam) + np.log(np.exp(2) + np.exp(4))) / lam)
