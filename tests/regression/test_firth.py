@@ -41,7 +41,7 @@ def test_firth_counts_examples_by_their_weights():
 def test_firth_of_collinear_features_is_that_of_those_that_span_them():
     """An indicator of every level, which sum to 1, and a constant; near 0 and far from it."""
     rng = np.random.default_rng(0)
-    levels, other = np.eye(3)[rng.integers(3, size=60)], rng.normal(size=(60, 1))
+    levels, other = np.eye(3)[rng.integers(3, size=60)], rng.normal(size=(60, 2))
     y = (levels @ rng.normal(size=(3, K)) + rng.gumbel(size=(60, K))).argmax(1)
     least = np.c_[levels[:, 1:], other]
     expected = regression.predict_proba(regression.fit(least, y, solver="firth").params, least)

@@ -90,7 +90,7 @@ def test_many_classes_of_which_most_occur_once():
 
 def test_two_classes_are_a_logistic_regression_of_half_the_penalty():
     """kernel_1 - kernel_0 = w with |kernel|^2 = w^2 / 2: l2 of two columns is l2 / 2 of one."""
-    x, labels = drawn(150, 4, 2)
+    x, labels = drawn(150, 3, 2)
     kernel, bias = regression.fit(x, labels, l2=0.2, tol=1e-10).params
     w, b = kernel[:, 1] - kernel[:, 0], bias[1] - bias[0]
     p = 1 / (1 + np.exp(-(x @ np.asarray(w) + float(b))))

@@ -16,7 +16,7 @@ from softjax import regression
 from softjax.regression import _host_folds, _host_newton, inference
 
 pytestmark = [pytest.mark.compiled_quickly, pytest.mark.x64_once(True)]
-N, D, K, L2 = 120, 5, 3, 0.02
+N, D, K, L2 = 120, 4, 3, 0.02
 SOLVERS = ("newton-cg", "newton", "lbfgs", "proximal")
 
 

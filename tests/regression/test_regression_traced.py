@@ -113,10 +113,12 @@ def test_the_optimum_with_corners_and_firths_are_differentiable_in_both_modes(so
     x, _ = problem()
     x, rng = x[:20], np.random.default_rng(7)
     weights = rng.uniform(0.5, 2, len(x))
-    start = (np.array(0.03), np.array(0.0), x, rng.dirichlet(np.ones(K), len(x)), weights)
+    factors, labels = rng.uniform(0.5, 2, D), rng.dirichlet(np.ones(K), len(x))
+    start = (np.array(0.03), np.array(0.0), factors, x, labels, weights)
 
-    def loss(l1, l2, x, labels, weights):
-        penalties = {"l1": l1, "l2": l2} if solver == "proximal" else {}
+    def loss(l1, l2, factors, x, labels, weights):
+        penalties = {"l1": l1, "l2": l2, "penalty_factors": factors}
+        penalties = penalties if solver == "proximal" else {}
         result = regression.fit(
             x, labels, solver=solver, tol=1e-11, sample_weights=weights, **penalties
         )

@@ -67,8 +67,9 @@ def test_random_data_are_told_as_a_linear_program_tells_them(num_classes, tol):
     found = {}
     for seed in range(24):
         rng = np.random.default_rng(seed)
-        x = rng.normal(size=(40, 3)) if seed % 2 else 1.0 * rng.integers(-2, 3, size=(40, 3))
-        scores = x @ rng.normal(size=(3, num_classes)) * (1 + 2 * (seed % 3))
+        shape = (40, num_classes + 1)
+        x = rng.normal(size=shape) if seed % 2 else 1.0 * rng.integers(-2, 3, size=shape)
+        scores = x @ rng.normal(size=(shape[1], num_classes)) * (1 + 2 * (seed % 3))
         y = (scores + rng.gumbel(size=scores.shape) * (0.1 + seed % 5)).argmax(1)
         if seed % 4 < 2:
             x[:, 0] = rng.random(40) < 0.15
@@ -126,14 +127,14 @@ def by_linear_program(x, y, num_classes):
 
 def three_classes():
     rng = np.random.default_rng(1)
-    noise = rng.normal(size=(N, 3))
+    noise = rng.normal(size=(N, 4))
     y = np.arange(N) % 3
-    last = np.stack([np.where(y == 2, rng.integers(0, 3, N), 0), *noise.T[:2]], 1)
+    last = np.stack([np.where(y == 2, rng.integers(0, 3, N), 0), *noise.T[:3]], 1)
     return {
         "overlap": (noise, y, regression.CONVERGED),
         "without examples": (noise, np.arange(N) % 2, regression.QUASI_SEPARATED),
         "one ahead of two": (last, y, regression.QUASI_SEPARATED),
-        "complete": (10 * np.eye(3)[y] + noise / 4, y, regression.SEPARATED),
+        "complete": (10 * np.eye(4)[y] + noise / 4, y, regression.SEPARATED),
     }
 
 
@@ -175,11 +176,11 @@ def test_one_class_that_is_separated_from_two_that_overlap(solver, tol):
     """The ties of the two classes are exact but for rounding, of which the proof makes nothing."""
     for seed in range(12):
         rng = np.random.default_rng(seed)
-        x = rng.normal(size=(int(rng.integers(16, 40)), 3))
-        y = np.argmax(x @ rng.normal(size=(3, 3)) + rng.gumbel(size=(len(x), 3)), 1)
+        x = rng.normal(size=(int(rng.integers(16, 40)), 4))
+        y = np.argmax(x @ rng.normal(size=(4, 3)) + rng.gumbel(size=(len(x), 3)), 1)
         y[:4] = 0, 1, 0, 1
-        x[:4] = np.array([[1], [1], [-1], [-1]]) * rng.normal(size=3)  # these two overlap
-        normal = rng.normal(size=3)
+        x[:4] = np.array([[1], [1], [-1], [-1]]) * rng.normal(size=4)  # these two overlap
+        normal = rng.normal(size=4)
         level = x @ normal / np.linalg.norm(normal)
         x += np.where(y == 2, 1 + level[y < 2].max() - level, 0)[:, None] * normal
         y[-1], x[-1] = 2, 9 * normal
