@@ -107,9 +107,8 @@ def holds(good: Callable[..., Any], x: Any, *bounds: Any) -> bool:
 
 def _is_far(x: Any) -> bool:
     """Whether reading `x` copies many numbers; NumPy reads arrays on a CPU in place."""
-    if not isinstance(x, Array) or x.size <= MOST_READ:
-        return False
-    return any(device.platform != "cpu" for device in x.devices())
+    is_large = isinstance(x, Array) and x.size > MOST_READ
+    return is_large and any(device.platform != "cpu" for device in x.devices())
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -285,8 +284,9 @@ def shape_of(x: ArrayLike) -> tuple[int, ...]:
 
 
 def not_bool(function: str, argument: str, x: Any) -> Any:
-    """`x`, a number: True and False are refused, since a switch would count as 1 or 0."""
-    if isinstance(x, (bool, np.bool_)):
+    """`x`, one or more numbers: True and False are refused, since they would count as 1 and 0."""
+    dtypes = (getattr(leaf, "dtype", type(leaf)) for leaf in jax.tree.leaves(x))
+    if any(getattr(dtype, "kind", dtype) in ("b", bool) for dtype in dtypes):
         raise TypeError(message(function, argument, "a number", repr(x)))
     return x
 

@@ -1,6 +1,7 @@
 """Arguments of a wrong kind raise errors of softjax, never of Python or JAX."""
 
 import inspect
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -310,6 +311,16 @@ def test_the_function_that_was_called_refuses():
             said = rf"^softjax\.regression\.{name}: `{argument}` must be .*number"
             with pytest.raises(TypeError, match=said):
                 getattr(regression, name)(x, y, **{argument: switch})
+    params = regression.init(*np.shape(x)[1:], 2)
+    for switches in ([True, False], np.array([True, False]), jnp.array([False, True]), True):
+        for name, argument in (("fit_path", "l2"), ("fit_path", "l1"), ("fit_many", "l2")):
+            said = rf"^softjax\.regression\.{name}: `{argument}` must be .*number"
+            with pytest.raises(TypeError, match=said):
+                getattr(regression, name)(x, y, **{argument: switches})
+        for name in ("objective", "gradient", "hessian", "inference.covariance"):
+            said = rf"^softjax\.regression\.{name}: `l2` must be .*number"
+            with pytest.raises(TypeError, match=said):
+                operator.attrgetter(name)(regression)(params, x, y, l2=switches)
 
 
 def test_numbers_of_many_bits_are_taken_or_refused_by_name():

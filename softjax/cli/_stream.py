@@ -243,8 +243,12 @@ def _data(plan: Plan, console: Console, preempted: Callable[[], bool]) -> Data |
             rows = tables.open_file(path, label, reading=options)
         # Every process reads the first rows, so that all of them refuse a column together.
         first, _ = rows.read(0, min(rows.num_rows, FIRST_BYTES // (8 * max(rows.num_features, 1))))
-        good = tables.good_rows(first, keep_missing=plan.impute)
-        tables.refuse_identifiers(path, rows.columns, first[good])
+        first = first[tables.good_rows(first, keep_missing=plan.impute)]
+        tables.refuse_identifiers(path, rows.columns, first)
+        where = f" of the first {len(first)} rows" if len(first) < rows.num_rows else ""
+        doubt = tables.like_identifiers(rows.columns, first, where)
+        if doubt:
+            console.print(doubt, markup=False, highlight=False, soft_wrap=True)
         split = Split(rows.num_rows, plan.test_fraction, plan.seed, MOST_HELD_OUT)
         with progress_bar(console, "first pass") as progress:
 

@@ -74,7 +74,7 @@ def gradient(
     """
     function = "regression.gradient"
     rows = checked_rows(function, params, features, labels, sample_weights, class_weights, offset)
-    return _gradient(params, rows, l2)
+    return _gradient(params, rows, _checks.not_bool(function, "l2", l2))
 
 
 @on_auto_axes
@@ -127,7 +127,7 @@ def hessian(
     """
     function = "regression.hessian"
     rows = checked_rows(function, params, features, labels, sample_weights, class_weights, offset)
-    return _hessian(params, rows.dense(), l2)
+    return _hessian(params, rows.dense(), _checks.not_bool(function, "l2", l2))
 
 
 @on_auto_axes
@@ -180,7 +180,7 @@ def hvp(
     refuse_other_params(function, tangent, "tangent")
     _checks.same_shape(function, "tangent.kernel", tangent.kernel, jnp.shape(params.kernel))
     _checks.same_shape(function, "tangent.bias", tangent.bias, jnp.shape(params.bias))
-    return _hvp(params, tangent, rows, l2)
+    return _hvp(params, tangent, rows, _checks.not_bool(function, "l2", l2))
 
 
 @on_auto_axes
@@ -281,6 +281,7 @@ def lipschitz_constant(
     targets = targets_of(function, numbers_as_classes(labels), shape, x.dtype)
     w = _checks.weights(function, "sample_weights", sample_weights, shape[:1], x.dtype)
     c = _checks.weights(function, "class_weights", class_weights, shape[1:], x.dtype)
+    l2 = _checks.not_bool(function, "l2", l2)
     return _lipschitz_constant(Rows(x, targets, w, c), l2, num_classes)
 
 

@@ -70,7 +70,8 @@ def logits(
 
     Args:
         params: kernel [D, K] and bias [K].
-        features: real [..., D], cast to the dtype of the kernel; or BCOO or BCSR [N, D].
+        features: real [..., D], cast to the dtype of the kernel; or BCOO or BCSR [N, D]. Parameters
+            have no names: the columns of a table are taken by their place, in the order of the fit.
         offset: real, broadcasts to [..., K], nats, as the fit was given it; None for zeros.
 
     Returns:
@@ -225,6 +226,7 @@ def objective(
     """
     z = _logits("objective", params, features, offset)
     losses = cross_entropy(z, numbers_as_classes(labels), class_weights=class_weights)
+    _checks.not_bool("regression.objective", "l2", l2)
     return weighted_mean(losses, sample_weights) + penalty(params, l2)
 
 

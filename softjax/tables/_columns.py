@@ -285,8 +285,13 @@ def identifying_numbers(columns: Sequence[Column], features: np.ndarray) -> dict
     return found
 
 
-def like_identifiers(columns: Sequence[Column], features: np.ndarray) -> str | None:
-    """A line for the output if features look like identifiers by their values; otherwise None."""
+def like_identifiers(
+    columns: Sequence[Column], features: np.ndarray, where: str = ""
+) -> str | None:
+    """A line for the output if features look like identifiers by their values; otherwise None.
+
+    `where` says which rows these are, such as " of the first 100 rows"; all if it is empty.
+    """
     identifying = identifying_numbers(columns, features)
     if not identifying:
         return None
@@ -294,12 +299,12 @@ def like_identifiers(columns: Sequence[Column], features: np.ndarray) -> str | N
     rounded = "" if all(identifying.values()) else " or are beyond 2^53, where float64 rounds them"
     if len(names) == 1:
         return (
-            f"Column {names[0]}: all its whole numbers differ{rounded}; it looks like an "
+            f"Column {names[0]}: all its whole numbers{where} differ{rounded}; it looks like an "
             f"identifier; --drop it if so."
         )
     return (
-        f"Columns {listed(names)}: all whole numbers of each differ{rounded}; they look like "
-        f"identifiers; --drop them if so."
+        f"Columns {listed(names)}: all whole numbers of each{where} differ{rounded}; they look "
+        f"like identifiers; --drop them if so."
     )
 
 

@@ -16,6 +16,7 @@ from commands import one_line, run
 
 import softjax
 from softjax import models, tables
+from softjax.cli import _stream
 from softjax.tables import Column, DataError, Reading
 from softjax.tables._columns import refuse_identifiers
 
@@ -189,6 +190,17 @@ def test_a_name_that_ends_with_a_word_for_identifiers_refuses_distinct_whole_num
         assert tables.like_identifiers(columns, x / 2) is None
         assert tables.like_identifiers(columns, x * 1e30) is None
         assert tables.like_identifiers(columns, x[:9]) is None
+
+
+def test_a_stream_names_columns_like_identifiers_by_its_first_rows(monkeypatch):
+    """Those of a `.npy` file have no names by which they could be refused."""
+    numbers = np.arange(60)
+    np.save("x.npy", np.stack([2**53 + numbers, numbers % 7, numbers % 2], 1))
+    command = ("fit", "x.npy", "--label-column", "2", "--stream", "--max-steps", 1)
+    line = "Column '0': all its whole numbers{} differ or are beyond 2^53"
+    assert line.format("") in run(*command).stdout
+    monkeypatch.setattr(_stream, "FIRST_BYTES", 320)
+    assert line.format(" of the first 20 rows") in run(*command).stdout
 
 
 def test_decimal_commas_are_refused_or_read():

@@ -174,5 +174,5 @@ def only_at_optimum(function: str, result: Array, rows: Rows, regular: Array, mo
 
 def penalty_or_none(function: str, l2: ArrayLike) -> ArrayLike | None:
     """The penalty, or None if it is known to be 0."""
-    _checks.not_negative(function, "l2", l2)
+    _checks.not_negative(function, "l2", _checks.not_bool(function, "l2", l2))
     return None if _checks.is_number(l2, 0) else l2
