@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from softjax import _checks, processes
 from softjax._losses import index_loss, index_loss_gradient
@@ -21,8 +22,12 @@ from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import EXACT, augmented, information
 from softjax.regression._steps import Batch
 from softjax.regression.inference._covariance import meat_of, sandwich
-from softjax.regression.inference._goodness import goodness_of_sums, of_class_weights
-from softjax.regression.inference._optimum import Sums, hessian_of, lifted
+from softjax.regression.inference._goodness import (
+    GoodnessOfFit,
+    goodness_of_sums,
+    of_class_weights,
+)
+from softjax.regression.inference._optimum import Hessian, Sums, hessian_of, lifted
 from softjax.regression.inference._rank import (
     MOST_FEATURES,
     Determined,
@@ -68,37 +73,28 @@ def summary(
     The weights of the rows are those of their classes if it is `class_weighted`; otherwise they are
     1. The parameters must be at the optimum of `streaming.fit`, or a ValueError is raised.
     """
-    dtype, k = np.dtype(np.float32), len(class_names)
-    passes = Passes(rows, k, l2, np.ones((), dtype), None, left_out, dtype)
+    dtype = np.dtype(np.float32)
+    passes = Passes(rows, len(class_names), l2, np.ones((), dtype), None, left_out, dtype)
     penalty = l2 if l2 > 0 else None
     with jax.enable_x64(True):
         params = SoftmaxRegression(*(jnp.asarray(part, float) for part in params))
         own = (_added(params, chunk, class_weighted) for chunk in passes.chunks())
         total = reduce(_plus, processes.gather(reduce(_plus, own, _Added(*[0.0] * 6))))
-        found, examples = _determined(total.second, dtype), total.second[-1, -1]
-        sums = Sums(total.information, total.slope, examples, found.varies)
-        hessian = hessian_of(params, Sums(*map(jnp.asarray, sums)), penalty, 1)
-        others = np.asarray(hessian.classes)[:-1]
+        hessian, found = _hessian(params, total, penalty)
         step = np.zeros(total.slope.shape[::-1], dtype)
-        step[others] = np.asarray(hessian.step).T
+        step[np.asarray(hessian.classes)[:-1]] = np.asarray(hessian.step).T
         move = passes.move(step)
         if not (hessian.regular and move < STILL):
             got = f"others: the next Newton step changes a logit by {move:.2g} nats"
             raise ValueError(_checks.message(SUMMARY, "params", "at a regular optimum", got))
-        meat = None if penalty is None else hessian.fisher
-        if class_weighted:
-            blocks = total.meat.reshape(step.shape[::-1] * 2)[:, others][:, :, :, others]
-            meat = jnp.asarray(blocks.reshape(hessian.inverse.shape))
-        v = sandwich(hessian.inverse, meat, penalty is not None and may_be_collinear(found))
-        v = lifted(v, hessian.classes).reshape(total.information.shape)
-        counts, likelihood = jnp.asarray(total.counts), jnp.asarray(total.log_likelihood)
-        null = jnp.sum(counts * jnp.log(jnp.where(counts > 0, counts, 1) / examples))
-        size = jnp.asarray(num_parameters(found, 1, k))
-        fit = goodness_of_sums(likelihood, null, counts, True, size)
+        found = Determined(*map(np.asarray, found))
+        size = num_parameters(found, 1, len(class_names))
+        collinear = penalty is not None and may_be_collinear(found)
+        v, fit = _statistics(hessian, total, penalty, size, collinear, class_weighted)
         return summary_of(
             params,
             v,
-            of_class_weights(fit) if class_weighted else fit,
+            fit,
             found,
             kind_of_covariance(False, False, class_weighted, l2),
             feature_names,
@@ -130,13 +126,40 @@ def _plus(total: _Added, part: _Added) -> _Added:
     return jax.tree.map(lambda a, b: a + np.asarray(b), total, part)
 
 
-def _determined(second: np.ndarray, dtype: np.dtype) -> Determined:
-    """What features of this dtype determine, from their sums of products."""
-    width = len(second) - 1
-    if not width <= MOST_FEATURES:
-        return Determined(*np.ones((2, width), bool))
-    mean = jnp.asarray(second[-1, :-1] / second[-1, -1])
-    scatter = second[:-1, :-1] / second[-1, -1] - jnp.outer(mean, mean)
-    eps = float(np.finfo(dtype).eps)
-    found = by_moments(mean, jnp.diag(scatter), eps, lambda s: scatter / s / s[:, None])
-    return Determined(*map(np.asarray, found))
+@jax.jit
+def _hessian(
+    params: SoftmaxRegression, total: _Added, penalty: float | None
+) -> tuple[Hessian, Determined]:
+    """The Hessian from the sums, and what features in float32 determine."""
+    examples, width = total.second[-1, -1], len(total.second) - 1
+    found = Determined(*jnp.ones((2, width), bool))
+    if width <= MOST_FEATURES:
+        mean = total.second[-1, :-1] / examples
+        scatter = total.second[:-1, :-1] / examples - jnp.outer(mean, mean)
+        eps = float(np.finfo(np.float32).eps)
+        found = by_moments(mean, jnp.diag(scatter), eps, lambda s: scatter / s / s[:, None])
+    sums = Sums(total.information, total.slope, examples, found.varies)
+    return hessian_of(params, sums, penalty, 1), found
+
+
+@partial(jax.jit, static_argnames=("collinear", "class_weighted"))
+def _statistics(
+    hessian: Hessian,
+    total: _Added,
+    penalty: float | None,
+    size: int,
+    collinear: bool,
+    class_weighted: bool,
+) -> tuple[Array, GoodnessOfFit]:
+    """The covariance [P, P], and the goodness of fit of `size` parameters."""
+    meat = None if penalty is None else hessian.fisher
+    if class_weighted:
+        others = hessian.classes[:-1]
+        blocks = total.meat.reshape(total.slope.shape * 2)
+        meat = jnp.take(jnp.take(blocks, others, 1), others, 3).reshape(hessian.inverse.shape)
+    v = lifted(sandwich(hessian.inverse, meat, collinear), hessian.classes)
+    counts, examples = total.counts, total.second[-1, -1]
+    null = jnp.sum(counts * jnp.log(jnp.where(counts > 0, counts, 1) / examples))
+    fit = goodness_of_sums(total.log_likelihood, null, counts, True, jnp.asarray(size))
+    fit = of_class_weights(fit) if class_weighted else fit
+    return v.reshape(total.information.shape), fit
