@@ -7,6 +7,7 @@ its optimum. The groups go from the largest penalty to the smallest.
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -18,7 +19,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._descriptions import is_random_key
-from softjax._platforms import quickly_compiled
+from softjax._platforms import quickly_compiled, run_where_data_are
 from softjax.regression import _batched, _ending, _frame, _preconditioner, _standardised
 from softjax.regression._arguments import (
     called,
@@ -55,6 +56,10 @@ class Groups:
     report_of: Partial
     tol: Array
     count: int = field(metadata={"static": True})
+
+    def at(self, l2: Any) -> "Groups":
+        """The group of one penalty, for which any number of groups share a program."""
+        return replace(self, data=replace(self.data, l2=l2))
 
 
 # The fit to all the data, the fits of the lanes [B, ...], and their reports [B, ...].
@@ -161,7 +166,7 @@ def _in_a_scan(groups: Groups, params: SoftmaxRegression, limit: int) -> list[Ou
     """Runs all groups inside of a trace, as a `scan`: a loop in Python would trace each group."""
 
     def of_group(params, l2):
-        whole, lanes, work = _begun(groups, l2, params, limit)
+        whole, lanes, work = _begun(groups.at(l2), params, limit)
         work = _batched.advance(lanes, work, groups.tol, limit, ALL)
         fits, report, doubtful = work.results
         doubtful &= fits.status == Status.CONVERGED
@@ -183,13 +188,15 @@ def _on_the_host(
     callback: Callable[[ManyEvent], bool | None] | None,
 ) -> list[Outcome]:
     """Runs the groups until `callback` stops them."""
-    begun, advance = quickly_compiled(_begun), quickly_compiled(_batched.advance)
+    functions = map(quickly_compiled, (_begun, _batched.advance))
+    begun, advance = (partial(run_where_data_are, function) for function in functions)
     count, penalties = groups.count, np.asarray(groups.data.l2)
     order = np.argsort(-penalties, kind="stable")
     outcomes: list[Any] = [None] * len(order)
     watch = Watch(callback, count * len(penalties))
     for done, group in enumerate(order):
-        whole, lanes, work = begun(groups, penalties[group], params, 0 if watch.stopped else limit)
+        here = groups.at(penalties[group])
+        whole, lanes, work = begun(here, params, 0 if watch.stopped else limit)
         while callback is not None and not watch.stopped and work.done < count:
             work = advance(lanes, work, groups.tol, limit, 1)
             watch.tell(done * count + int(work.done))
@@ -231,10 +238,10 @@ def _called_back(fits: FitResult) -> FitResult:
 
 @jax.jit
 def _begun(
-    groups: Groups, l2: Array, params: SoftmaxRegression, max_steps: Any
+    groups: Groups, params: SoftmaxRegression, max_steps: Any
 ) -> tuple[FitResult, Lanes, Schedule]:
     """The fit to all the data at one penalty, and the lanes that start there."""
-    data, tol = replace(groups.data, l2=l2), groups.tol
+    data, tol = groups.data, groups.tol
     whole, _ = to_the_end("newton-cg", data, params, tol, max_steps, True)
     problem, _ = data.normalised_problem()
     start, bound = pack(whole.params), problem.gradient_bound()

@@ -184,7 +184,8 @@ def scaled(
     if x.dtype == dtype:
         r, base, size = x, jnp.zeros_like(mean), jnp.ones_like(scale)
     elif is_sparse(x):
-        r, base = with_data(x, (x.data / column_of(x, size)).astype(dtype)), mean * 0
+        # Padding must stay finite: once rows are added, it may be in one of them.
+        r, base = with_data(x, (x.data * column_of(x, 1 / size)).astype(dtype)), mean * 0
     else:
         r = ((x - base[None]) / size[None]).astype(dtype)
     offset, unit = ((mean - base) / size).astype(r.dtype), (scale / size).astype(r.dtype)

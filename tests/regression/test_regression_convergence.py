@@ -330,6 +330,7 @@ def test_collinear_features_without_a_difference_converge():
     assert result.objective == pytest.approx(regression.fit(without, y).objective, rel=1e-9)
 
 
+@pytest.mark.x64_once
 @pytest.mark.parametrize("solver", ["newton-cg", "newton", "lbfgs"])
 def test_columns_of_ones_and_zeros_that_sum_to_one_converge_in_float32(solver):
     """Float64 finds that nothing is left along what the columns have in common."""
@@ -339,7 +340,8 @@ def test_columns_of_ones_and_zeros_that_sum_to_one_converge_in_float32(solver):
     result = regression.fit(x, y, solver=solver)
     assert result.converged
     without = np.where(np.arange(4) < 1, 0, x.astype(np.float64))
-    best = regression.fit(without, y).objective
+    with jax.enable_x64(True):
+        best = regression.fit(without, y).objective
     assert result.objective == pytest.approx(best, rel=1e-6)
 
 
@@ -365,6 +367,7 @@ def test_a_stream_ends_at_the_optimum_of_nearly_collinear_features():
     assert result.objective == pytest.approx(regression.fit(apart, y).objective, rel=2e-6)
 
 
+@pytest.mark.x64_once
 def test_labels_too_small_for_a_sum_in_float32_are_fitted():
     """Their products with 1 / N would be 0."""
     rng = np.random.default_rng(0)

@@ -110,6 +110,7 @@ def test_counts_of_very_different_size():
         assert relative_gradient(result.params, x, counts, **over) < 1e-7
 
 
+@pytest.mark.x64_once
 @pytest.mark.parametrize("solver", ["newton-cg", "newton", "lbfgs"])
 def test_one_entry_that_is_huge(solver):
     """The example of this entry has all the curvature of its feature, until it is certain."""

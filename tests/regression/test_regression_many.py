@@ -138,7 +138,6 @@ def test_standard_errors_and_intervals_are_those_of_the_information(resampled):
         result.intervals(95)
 
 
-@pytest.mark.every_platform  # as in the fixture, whose programs are used again
 @pytest.mark.x64_once(True)
 def test_the_seed_determines_the_resamples_and_a_callback_sees_and_stops_them(resampled):
     x, y, result = resampled
@@ -196,7 +195,9 @@ def test_a_path_is_the_fits_to_all_and_to_all_folds_but_one(path):
             share = np.where(folds == f, weights, 0) / weights[folds == f].sum()
             np.testing.assert_allclose(validated.loss[p, f], share @ losses, rtol=1e-12)
             np.testing.assert_allclose(validated.accuracy[p, f], share @ hits, rtol=1e-12)
+    programs = quickly_compiled(_groups._begun)._cache_size()
     alone = regression.cross_validate(x, y, l2=1.0, folds=folds, sample_weights=weights, tol=1e-9)
+    assert quickly_compiled(_groups._begun)._cache_size() == programs  # of any number of penalties
     assert alone.loss.shape == (FOLDS,)
     np.testing.assert_allclose(alone.loss, validated.loss[1], rtol=1e-7)
 
