@@ -75,9 +75,9 @@ def test_float32_reaches_a_relative_suboptimality_of_1e_6():
 
 
 def _collinear_rows():
-    """12 examples of 40 features whose singular values fall from 10 to 1e-5."""
-    u, _, vt = np.linalg.svd(np.random.default_rng(9).normal(size=(12, 40)), full_matrices=False)
-    return u * np.logspace(1, -5, 12) @ vt
+    """20 examples of 50 features whose singular values fall from 10 to 1e-5."""
+    u, _, vt = np.linalg.svd(np.random.default_rng(9).normal(size=(20, 50)), full_matrices=False)
+    return u * np.logspace(1, -5, 20) @ vt
 
 
 def hard():
@@ -85,18 +85,18 @@ def hard():
     x, y = problem()
     rng = np.random.default_rng(5)
     constant = np.concatenate([x, np.ones((N, 1)), np.zeros((N, 1)), np.full((N, 1), 1e6)], 1)
-    mixed = rng.normal(size=(12, 40))
+    mixed, few = rng.normal(size=(20, 50)), np.arange(20) % 3
     return {
         "constant features": (constant, y, {}),
         "collinear": (np.concatenate([x, x @ rng.normal(size=(D, 3))], 1), y, {}),
         "scales": (x * np.array([1e6, 1e-6, 1, 1e3]), y, {}),
         "two classes": (x[:, :3], y % 2, {"l2": 0.01}),
-        "fewer examples than features": (mixed, np.arange(12) % 3, {"l2": 0.1}),
-        "few examples, all twice": (np.tile(mixed[:6], (2, 1)), np.arange(12) % 3, {"l2": 0.1}),
-        "few collinear examples": (_collinear_rows(), np.arange(12) % 3, {"l2": 1e-4}),
+        "fewer examples than features": (mixed, few, {"l2": 0.1}),
+        "few examples, all twice": (np.tile(mixed[:10], (2, 1)), few, {"l2": 0.1}),
+        "few collinear examples": (_collinear_rows(), few, {"l2": 1e-4}),
         "few examples of different size": (
-            mixed * np.logspace(-2, 2, 12)[:, None],
-            np.arange(12) % 3,
+            mixed * np.logspace(-2, 2, 20)[:, None],
+            few,
             {"l2": 0.01},
         ),
         "one example": (np.ones((1, 3)), np.array([[0.3, 0.7]]), {"l2": 0.1}),
