@@ -118,9 +118,9 @@ def cross_entropy(
         z = _checks.not_negative_scalar(name, "z_loss", z_loss, dtype)
     if ignore_index is not None:
         ignore_index = _checks.integer(name, "ignore_index", ignore_index)
+    targets = _targets(labels, x, axis, ignore_index)  # first, since its error suggests an axis
     of_classes = _checks.weights(name, "class_weights", class_weights, x.shape[-1:], dtype)
     of_examples = _checks.weights(name, "weights", weights, x.shape[:-1], dtype)
-    targets = _targets(labels, x, axis, ignore_index)
     return _cross_entropy(x, targets, where, of_examples, (smoothing, of_classes, z), reduction)
 
 

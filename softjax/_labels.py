@@ -148,13 +148,26 @@ def are_indices(numbers: np.ndarray) -> np.ndarray:
     return (y >= 0) & (y < 2**31) & (y == np.floor(y))
 
 
-def indices_of_shape(function: str, labels: ArrayLike, shape: tuple[int, ...]) -> None:
-    """Refuses class indices of another shape, which may be a distribution in integers."""
+def indices_of_shape(
+    function: str, labels: ArrayLike, shape: tuple[int, ...], logits: tuple[int, ...] = ()
+) -> None:
+    """Refuses class indices of another shape, which may be a distribution in integers.
+
+    `logits` is the shape of the logits if the function has an argument `axis`; other axes of them
+    may hold the classes, as axis 1 does in the images of torch.
+    """
     given = shape_of(labels)
     if given != shape:
         got = f"shape {given}"
-        if given[:-1] == shape:
-            got += ": class indices must be integers, and a distribution must be floating"
+        axes = [
+            axis for axis in range(len(logits)) if given == (*logits[:axis], *logits[axis + 1 :])
+        ]
+        if axes:
+            options = " or ".join(f"axis={axis}" for axis in axes)
+            got += f"; if the classes of the logits {logits} are on another axis, pass {options}"
+        elif given[:-1] == shape:
+            got += ": class indices must be integers, and a distribution must be floating, such as "
+            got += "labels.astype(float) for one-hot integers or truth values"
         raise ValueError(message(function, "labels", f"of shape {shape}", got))
 
 
@@ -172,7 +185,10 @@ def is_class_indices(labels: Labels, function: str) -> TypeGuard[ArrayLike]:
         return True
     if jnp.issubdtype(dtype, jnp.floating):
         return False
-    raise TypeError(message(function, "labels", expected, f"dtype {dtype}"))
+    got = f"dtype {dtype}"
+    if jnp.issubdtype(dtype, jnp.bool_):
+        got += "; one-hot truth values are a distribution as labels.astype(float)"
+    raise TypeError(message(function, "labels", expected, got))
 
 
 def refuse_distributions(function: str, labels: Labels) -> None:
@@ -189,14 +205,19 @@ def targets_of(
     shape: tuple[int, ...],
     dtype,
     ignore_index: int | None = None,
-    axis: int = -1,
+    axis: int | None = None,
 ) -> ClassIndices | Array:
-    """Class indices, or a distribution over the last axis of `shape` by `distribution`."""
+    """Class indices, or a distribution over the last axis of `shape` by `distribution`.
+
+    `axis` >= 0 is where the classes of the logits were if the function has an argument `axis`.
+    """
     if is_class_indices(labels, function):
-        indices_of_shape(function, labels, shape[:-1])
-        return class_indices(function, labels, shape[-1], ignore_index)
+        *lead, num_classes = shape
+        logits = () if axis is None else (*lead[:axis], num_classes, *lead[axis:])
+        indices_of_shape(function, labels, shape[:-1], logits)
+        return class_indices(function, labels, num_classes, ignore_index)
     refuse_ignore_index(function, labels, ignore_index, len(shape))
-    return distribution(function, labels, shape, dtype, axis)
+    return distribution(function, labels, shape, dtype, -1 if axis is None else axis)
 
 
 def distribution(

@@ -1,12 +1,13 @@
 """The file model.npz of `softjax fit`: the parameters and the encoding of a table as features."""
 
+import dataclasses
 import json
 import math
 import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,8 +21,11 @@ from softjax.tables._npy import read_array
 
 __all__ = ["Model", "load_model"]
 
+NOT_FINITE = "`kernel` and `bias` must be finite, got NaN or infinity"
 
-class Model(NamedTuple):
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
     """A softmax regression of the columns of a table, as `softjax fit` writes it.
 
     Attributes:
@@ -31,6 +35,10 @@ class Model(NamedTuple):
         features: D names; the feature of a category is named column=category.
         columns: the columns of the table, with their categories and the values that fill missing
             cells; empty if each feature is a column of numbers.
+
+    Raises:
+        ValueError: the parts do not fit together, such as two names of features for three rows of
+            the kernel. Parameters need not be finite.
 
     Example:
         >>> import numpy as np
@@ -45,6 +53,24 @@ class Model(NamedTuple):
     classes: list[str]
     features: list[str]
     columns: Sequence[Column] = ()
+
+    def __post_init__(self) -> None:
+        try:
+            fields = _checked(**self._arrays())
+        except ValueError as error:
+            raise ValueError(f"softjax.models.Model: {error}.") from error
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """The arrays of the file of the model."""
+        return {
+            "kernel": np.asarray(self.kernel),
+            "bias": np.asarray(self.bias),
+            "classes": np.array(list(self.classes)),
+            "features": np.array(list(self.features)),
+            "columns": np.array([json.dumps(column._asdict()) for column in self.table]),
+        }
 
     @property
     def is_finite(self) -> bool:
@@ -110,14 +136,11 @@ class Model(NamedTuple):
         """Writes the model to a file as `softjax fit` does, completely or not at all.
 
         Raises:
-            ValueError: `load_model` would refuse the file, since the parts do not fit together.
+            ValueError: the parameters are not finite, so that `load_model` would refuse the file.
         """
-        arrays: dict[str, Any] = dict(zip(self._fields, map(np.asarray, self[:4]), strict=False))
-        arrays["columns"] = np.array([json.dumps(column._asdict()) for column in self.table])
-        try:
-            _checked(**arrays)
-        except ValueError as error:
-            raise ValueError(f"softjax.models.Model: {error}.") from error
+        if not self.is_finite:
+            raise ValueError(f"softjax.models.Model: {NOT_FINITE}.")
+        arrays: dict[str, Any] = self._arrays()
         with _files.whole(Path(path)) as draft, draft.open("wb") as file:
             np.savez(file, **arrays)
         return Path(path)
@@ -163,10 +186,14 @@ def load_model(path: str | Path) -> Model:
     with path.open("rb") as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                arrays = {name: _array(archive, name) for name in Model._fields[:4]}
+                names = ("kernel", "bias", "classes", "features")
+                arrays = {name: _array(archive, name) for name in names}
                 if "columns.npy" in archive.namelist():
                     arrays["columns"] = _array(archive, "columns")
-            return _checked(**arrays)
+            model = Model(**_checked(**arrays))
+            if not model.is_finite:
+                raise ValueError(NOT_FINITE)
+            return model
         # The file may contain anything, and each layer that reads it raises its own kinds of
         # errors. Every such error means that the file is not a model.
         except Exception as error:
@@ -180,23 +207,20 @@ def _checked(
     classes: np.ndarray,
     features: np.ndarray,
     columns: np.ndarray | None = None,
-) -> Model:
-    """The model of the arrays of a file; a ValueError says why they are not a model."""
+) -> dict[str, Any]:
+    """The fields of the model of the arrays of a file; a ValueError says why they are none."""
     if kernel.ndim != 2 or kernel.shape[0] < 1 or kernel.shape[1] < 2:
         expected = "[features, classes], with 1 feature and 2 classes or more"
         raise ValueError(f"`kernel` must be of shape {expected}, got {kernel.shape}")
     num_features, num_classes = kernel.shape
     names = _names("features", features, num_features)
-    model = Model(
-        _numbers("kernel", kernel, kernel.shape),
-        _numbers("bias", bias, (num_classes,)),
-        _names("classes", classes, num_classes),
-        names,
-        () if columns is None else _columns(columns, names),
-    )
-    if not model.is_finite:
-        raise ValueError("`kernel` and `bias` must be finite, got NaN or infinity")
-    return model
+    return {
+        "kernel": _numbers("kernel", kernel, kernel.shape),
+        "bias": _numbers("bias", bias, (num_classes,)),
+        "classes": _names("classes", classes, num_classes),
+        "features": names,
+        "columns": () if columns is None else _columns(columns, names),
+    }
 
 
 def _columns(array: np.ndarray, features: list[str]) -> list[Column]:

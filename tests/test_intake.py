@@ -206,15 +206,19 @@ def test_tables_of_polars_and_arrow_are_those_of_pandas():
     arrow = pytest.importorskip("pyarrow")
     frame = pandas.DataFrame(X, columns=list("abc")).assign(b=X[:, 1] > 0, c=Y)
     frame["d"] = [Decimal(i) for i in range(12)]
-    model = Model(np.ones((5, 2)), np.arange(2.0), ["x", "y"], [*"abcd", "e=1"])
-    model = model._replace(columns=[*map(Column, "abcd"), Column("e", ("0", "1"), "0")])
+
+    def of(*columns: Column) -> Model:
+        names = [name for column in columns for name in column.features]
+        return Model(np.ones((len(names), 2)), np.arange(2.0), ["x", "y"], names, columns)
+
+    model = of(*map(Column, "abcd"), Column("e", ("0", "1"), "0"))
     params = regression.fit(frame, Y, l2=0.1).params
     whole = frame.assign(e=pandas.Series([1, None] * 6, dtype="Int64"))
     spaced = model.encode(whole.rename(columns={"a": " a"}))
     np.testing.assert_array_equal(spaced, model.encode(whole))
-    numbered = model._replace(columns=[Column("0")]).encode(pandas.DataFrame(Y))
+    numbered = of(Column("0")).encode(pandas.DataFrame(Y))
     np.testing.assert_array_equal(numbered[:, 0], Y)
-    either = model._replace(columns=[Column("t", None, 0.5), Column("e", ("0", "1"), "0")])
+    either = of(Column("t", None, 0.5), Column("e", ("0", "1"), "0"))
     truths = pandas.Series([True, None], dtype="boolean")
     for t in (truths, truths.to_list(), [True, None], np.ma.array([1.0, 2.0], mask=[0, 1])):
         found = either.encode({"t": t, "e": [pandas.NA, 1]})
@@ -225,7 +229,7 @@ def test_tables_of_polars_and_arrow_are_those_of_pandas():
         (Y[:, None], r"an array of shape \(12, 1\)"),
     ):
         with pytest.raises(DataError, match=f"column '0'.* got {got}"):
-            model._replace(columns=[Column("0")]).encode({"0": values})
+            of(Column("0")).encode({"0": values})
     dated = frame.assign(when=pandas.to_datetime(Y))
     for convert in (polars.from_pandas, arrow.Table.from_pandas):
         np.testing.assert_array_equal(softjax.softmax(convert(frame)), softjax.softmax(frame))

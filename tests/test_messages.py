@@ -81,8 +81,31 @@ def test_messages_say_what_to_do():
         "`data` must be a path, a table with named columns or a list of records, got": lambda: (
             softjax.models.Model(np.eye(2), np.zeros(2), ["a", "b"], ["x", "y"]).predict(rows)
         ),
-        "and a distribution must be floating": lambda: softjax.cross_entropy(X, one_hot),
-        "`labels` must be class indices .*integers of shape": lambda: regression.fit(rows, one_hot),
+        r"must be floating, such as labels\.astype\(float\)": lambda: softjax.cross_entropy(
+            X, one_hot
+        ),
+        r"dtype bool; .* as labels\.astype\(float\)": lambda: softjax.cross_entropy(
+            X, one_hot == 1
+        ),
+        r"of shape \(2, 5, 4\), got shape \(2, 4, 4\); .*, pass axis=1\.": lambda: (
+            softjax.cross_entropy(
+                jnp.ones((2, 5, 4, 4)), np.zeros((2, 4, 4), int), weights=np.ones(9)
+            )
+        ),
+        r"pass axis=0 or axis=1\.": lambda: softjax.cross_entropy(
+            jnp.ones((5, 5, 4)), np.zeros((5, 4), int)
+        ),
+        r"`labels` must be of shape \(4,\), got shape \(3,\)\.$": lambda: (
+            softjax.derivatives.cross_entropy_hvp(
+                jnp.ones((4, 3)), np.zeros(3, int), jnp.ones((4, 3))
+            )
+        ),
+        r"truth values of shape \(4, 3\); .* as labels\.astype\(float\)": lambda: regression.fit(
+            rows, one_hot == 1
+        ),
+        "`labels` must be class indices .*integers or truth values of shape": lambda: (
+            regression.fit(rows, one_hot)
+        ),
         "`l2` must be a finite number >= 0, got '0.1'": lambda: regression.fit(rows, Y, l2="0.1"),
         "`beta` must be left out unless": lambda: softjax.linear_distillation_loss(*head, beta=0.3),
         "`l1` must be an array of penalties .* got a scalar": lambda: regression.fit_path(

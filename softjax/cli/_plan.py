@@ -9,7 +9,7 @@ import typer
 
 from softjax.cli._app import Optimizer, Solver
 from softjax.processes import fail
-from softjax.tables import DataError, Reading
+from softjax.tables import DataError, Reading, like
 
 
 class Plan(NamedTuple):
@@ -97,7 +97,8 @@ class Plan(NamedTuple):
             if name not in classes:
                 where = f"{self.data}: column {self.label_column!r}"
                 there = ", ".join(classes[:10])
-                raise DataError(f"{where}: has no class {name!r}; it has {there}.")
+                near = like(name, classes)
+                raise DataError(f"{where}: has no class {name!r}; it has {there}.{near}")
             weights[classes.index(name)] = float(weight)
         return weights
 

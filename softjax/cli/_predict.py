@@ -120,7 +120,8 @@ def _labels(fitted: models.Model, path: Path, column: str, reading: tables.Readi
     for name in names:
         if name not in place:
             known = ", ".join(fitted.classes[:10]) + (", ..." if len(place) > 10 else "")
-            raise DataError(f"{where}: has the label {name!r}; the classes are {known}.")
+            near = tables.like(name, place)
+            raise DataError(f"{where}: has the label {name!r}; the classes are {known}.{near}")
     return np.array([place[name] for name in names])[codes]
 
 

@@ -167,7 +167,8 @@ def labels_array(argument: str, labels: Any, num_examples: int) -> Array:
     y = numbers_as_classes(labels if isinstance(labels, Array) else np.asarray(labels))
     if jnp.issubdtype(y.dtype, jnp.integer):
         if y.ndim == 2 and len(y) == num_examples:
-            got = f"integers of shape {y.shape}; counts of the classes are counts.astype(float)"
+            got = f"integers or truth values of shape {y.shape}; counts of the classes and one-hot "
+            got += "labels are a distribution as labels.astype(float)"
             raise TypeError(_checks.message(called(), argument, expected, got))
         _checks.same_shape(called(), argument, y, (num_examples,))
         _refuse(argument, "class indices >= 0 and < 2^31", y, _not_int32_index)

@@ -18,6 +18,7 @@ from softjax.tables._cells import (
     as_features,
     check_classes,
     good_rows,
+    like,
     numbers_as_classes,
 )
 from softjax.tables._columns import (
@@ -79,6 +80,7 @@ __all__ = [
     "good_rows",
     "is_text",
     "lacking_memory",
+    "like",
     "like_identifiers",
     "missing_cells",
     "numbers_as_classes",

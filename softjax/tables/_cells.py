@@ -281,6 +281,19 @@ def class_name(value: object) -> str | None:
     raise TypeError
 
 
+def like(name: str, known: Iterable[str]) -> str:
+    """A sentence if a known name differs from an unknown one in case or blanks only; else empty."""
+
+    def plain(text: str) -> str:
+        return "".join(text.split()).casefold()
+
+    meant = [repr(other) for other in known if plain(other) == plain(name)]
+    if not meant:
+        return ""
+    differ = "differs" if len(meant) == 1 else "differ"
+    return f" {' and '.join(meant)} {differ} from it in case or blanks only."
+
+
 def _are_numbers(names: list[str]) -> bool:
     return all(accepts(float, name) and np.isfinite(float(name)) for name in names)
 

@@ -20,6 +20,7 @@ from softjax.tables._cells import (
     form_of,
     in_order,
     is_missing,
+    like,
 )
 from softjax.tables._errors import DataError
 
@@ -111,7 +112,8 @@ class Levels:
             if self.known is not None:
                 expected = f"one of the categories of the model, {listed(self.known)}"
                 where = f"column {self.name!r}, row {row}"
-                raise DataError(f"{self.path}: {where}: expected {expected}, got {level!r}.")
+                near = like(level, self.known)
+                raise DataError(f"{self.path}: {where}: expected {expected}, got {level!r}.{near}")
             code = self.place[level] = len(self.place)
             self.first_rows[level] = row
         return float(code)

@@ -107,15 +107,24 @@ def test_a_model_whose_arrays_do_not_fit_is_refused(data, change, words):
         {"classes": [0, 1, 2]},
         {"features": ["a", "a"]},
         {"bias": np.zeros(2)},
-        {"kernel": np.full((2, 3), np.nan)},
+        {"kernel": np.zeros((3, 3))},
+        {"kernel": np.zeros(3)},
         {"columns": [tables.Column("a"), tables.Column("c")]},
         {"columns": [tables.Column("a"), tables.Column("b", ("x", "x"))]},
     ],
 )
-def test_a_model_that_could_not_be_loaded_is_not_saved(change):
-    good = models.Model(GOOD["kernel"], GOOD["bias"], list("xyz"), ["a", "b"])
+def test_a_model_whose_fields_do_not_fit_is_refused_when_it_is_made(change):
     with pytest.raises(ValueError, match=r"softjax\.models\.Model: `"):
-        good._replace(**change).save("m.npz")
+        models.Model(**{**GOOD, **change})
+
+
+def test_a_model_that_is_not_finite_is_not_saved():
+    wrong = models.Model(**{**GOOD, "kernel": np.full((2, 3), np.nan)})
+    assert not wrong.is_finite
+    with pytest.raises(
+        ValueError, match=r"softjax\.models\.Model: `kernel` and `bias` must be fin"
+    ):
+        wrong.save("m.npz")
     assert not Path("m.npz").exists()
 
 

@@ -396,8 +396,9 @@ GOOD = {"name": "c", "levels": ["u", "v"], "fill": "u"}
     ],
 )
 def test_a_model_whose_columns_do_not_fit_is_refused(column):
-    model = models.Model(np.ones((1, 2)), np.zeros(2), ["x", "y"], ["c=v"])
-    good = model._replace(columns=[Column("c", ("u", "v"), "u")]).save(Path("m.npz"))
+    columns = [Column("c", ("u", "v"), "u")]
+    model = models.Model(np.ones((1, 2)), np.zeros(2), ["x", "y"], ["c=v"], columns)
+    good = model.save(Path("m.npz"))
     assert softjax.load_model(good).predict({"c": ["v", None]}) == ["x", "x"]
     with np.load(good) as arrays:
         changed = {**arrays, "columns": np.array([column])}

@@ -73,7 +73,12 @@ def test_passengers_from_the_command_line():
     assert "precision" in scored.stderr
     Path("other.csv").write_text(datasets.PASSENGERS.read_text().replace(",yes", ",maybe"))
     line = one_line(run("predict", "run/model.npz", "other.csv", "--label-column", "survived"))
-    assert "has the label 'maybe'; the classes are no, yes" in line
+    assert line.endswith("has the label 'maybe'; the classes are no, yes.")
+    Path("other.csv").write_text(datasets.PASSENGERS.read_text().replace(",yes", ",YES "))
+    line = one_line(run("predict", "run/model.npz", "other.csv", "--label-column", "survived"))
+    assert line.endswith("the classes are no, yes. 'yes' differs from it in case or blanks only.")
+    with pytest.raises(DataError, match=r"got 'Saintmary'\. 'Saint Mary' differs from it in case"):
+        model.encode(frame[:1].assign(harbour="Saintmary"))
     assert np.mean(np.array(predicted) == frame["survived"]) > 0.75
     p = model.predict_proba(frame.astype({"sex": "category"}))
     np.testing.assert_allclose(p.sum(1), 1)
