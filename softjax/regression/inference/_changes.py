@@ -1,7 +1,6 @@
 """Effects of finite changes of a feature, elasticities, and marginal effects of each example."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import EXACT, Rows, rows_without_labels
 from softjax.regression.inference._effects import effects_of, population
 from softjax.regression.inference._estimates import Estimates, estimates_core
+from softjax.regression.inference._precision import Variances, deviations, of_covariance, sound
 
 
 @on_auto_axes
@@ -87,7 +87,7 @@ def average_changes(
         of_columns = known[:, list(places)]
         bad = (of_columns != 0) & (of_columns != 1)
         _checks.refuse_first(function, "features", "0 or 1 in a dummy", of_columns, bad)
-    return _averages(places, bool(count), params, v, rows, level)
+    return _averages(function, params, v, rows, level, places=places, count=bool(count))
 
 
 @on_auto_axes
@@ -137,7 +137,7 @@ def average_elasticities(
     """
     function = "regression.inference.average_elasticities"
     rows, v = population(function, params, covariance, features, sample_weights, offset, level)
-    return _averages(None, False, params, v, rows, level)
+    return _averages(function, params, v, rows, level, places=None, count=False)
 
 
 @on_auto_axes
@@ -183,17 +183,19 @@ def _marginal_effects(params: SoftmaxRegression, rows: Rows) -> Array:
     return effects_of(softmax_core(rows.logits(rows.x, params), (1,)), kernel)
 
 
-@partial(jax.jit, static_argnames=("places", "count"))
+@of_covariance
 def _averages(
-    places: tuple[int, ...] | None,
-    count: bool,
     params: SoftmaxRegression,
     v: Array,
+    eps: float,
     rows: Rows,
-    level: ArrayLike,
-) -> Estimates:
+    level: Array,
+    *,
+    places: tuple[int, ...] | None,
+    count: bool,
+) -> Variances:
     """Changes, or elasticities if no columns are given, [J, K], by the delta method."""
-    params = jax.tree.map(lambda leaf: leaf.astype(rows.x.dtype), params)
+    of_parameter = deviations(v)
 
     def means(params):
         if places is None:
@@ -205,11 +207,12 @@ def _averages(
     def variance_of(unit):  # called for one unit after the other: one gradient is in memory
         (slope,) = pull_back(unit)
         slope = jnp.append(slope.kernel, slope.bias)
-        return slope @ jnp.matmul(v, slope, precision=EXACT)
+        return slope @ jnp.matmul(v, slope, precision=EXACT), jnp.abs(slope) @ of_parameter
 
     units = jnp.eye(value.size, dtype=value.dtype).reshape(-1, *value.shape)
-    variance = lax.map(variance_of, units).reshape(value.shape)
-    return estimates_core(value, jnp.maximum(variance, 0), level)
+    variance, terms = (part.reshape(value.shape) for part in lax.map(variance_of, units))
+    variance, lost = sound(variance, terms, eps)
+    return Variances(estimates_core(value, variance, level), lost)
 
 
 def _mean_changes(

@@ -20,7 +20,9 @@ from softjax.regression._rows import EXACT, Rows, augmented, checked_rows, sum_o
 from softjax.regression.inference._influence import pulled
 from softjax.regression.inference._optimum import (
     at_optimum,
+    centred_problem,
     lifted,
+    of_features,
     only_at_optimum,
     penalty_or_none,
 )
@@ -46,7 +48,7 @@ def covariance(
     sample_weights: ArrayLike | None = None,
     class_weights: ArrayLike | None = None,
     offset: ArrayLike | None = None,
-) -> Array:
+) -> Array | np.ndarray:
     """Covariance matrix of the parameters of a fit, for parameters that are centred over classes.
 
         V = H^+ J H^+,  H = I + W diag(l2 on the kernel),  W = sum_i w_i
@@ -93,7 +95,9 @@ def covariance(
         offset: real [N, K], as in the fit.
 
     Returns:
-        [P, P], P = (D + 1) K, in the order of `hessian`; at least float32.
+        [P, P], P = (D + 1) K, in the order of `hessian`: an array of NumPy in float64, so that it
+        keeps the variances of logits if features are far from 0, such as a year. Under a trace
+        it has the dtype of `params`, in which the functions of it give NaN for such features.
 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype or shape, a label out of range;
@@ -105,8 +109,8 @@ def covariance(
         >>> params = softjax.regression.init(0, 2)  # a bias alone: log odds of 1 : 1
         >>> labels = jnp.array([0, 1, 0, 1])
         >>> v = softjax.regression.inference.covariance(params, jnp.ones((4, 0)), labels)
-        >>> v[0, 0] + v[1, 1] - 2 * v[0, 1]  # of the log odds: 1 / 2 + 1 / 2
-        Array(1., dtype=float32)
+        >>> round(float(v[0, 0] + v[1, 1] - 2 * v[0, 1]), 4)  # of the log odds: 1 / 2 + 1 / 2
+        1.0
 
     Source: H. White, "Maximum likelihood estimation of misspecified models" (1982), theorem 3.2;
         A. C. Cameron and D. L. Miller, "A practitioner's guide to cluster-robust inference"
@@ -117,7 +121,9 @@ def covariance(
     rows = checked_rows(
         function, params, features, labels, sample_weights, class_weights, offset, fit_intercept
     )
-    return covariance_of_rows(function, params, rows, robust, clusters, l2)
+    params, rows, mean = centred_problem(params, rows.dense())
+    v = covariance_of_rows(function, params, rows, robust, clusters, l2)
+    return of_features(v, mean)
 
 
 def covariance_of_rows(
@@ -129,8 +135,7 @@ def covariance_of_rows(
     l2: ArrayLike,
     found: Determined | None = None,
 ) -> Array:
-    """The covariance for checked rows; `found` is what they determine, if that is known already."""
-    rows = rows.dense()
+    """The covariance for the rows of `centred_problem`, which determine `found`, if it is given."""
     codes = None if clusters is None else _cluster_codes(function, clusters, len(rows.x))
     groups = 0 if codes is None else int(codes.max()) + 1
     size = (rows.x.shape[1] + 1) * len(params.bias)

@@ -22,11 +22,17 @@ from softjax.regression._rows import (
 )
 from softjax.regression.inference._estimates import (
     Estimates,
-    by_class,
     check_level,
-    covariance_array,
     estimates_core,
     normal_quantile,
+)
+from softjax.regression.inference._precision import (
+    Variances,
+    by_class,
+    covariance_array,
+    deviations,
+    of_covariance,
+    sound,
 )
 
 
@@ -109,7 +115,7 @@ def average_marginal_effects(
     """
     function = "regression.inference.average_marginal_effects"
     rows, v = population(function, params, covariance, features, sample_weights, offset, level)
-    return average_effects_of(params, v, rows, level)
+    return average_effects_of(function, params, v, rows, level)
 
 
 @on_auto_axes
@@ -131,7 +137,9 @@ def predictions(
     that it stays in [0, 1].
 
     Derivative: not supported.
-    Edge cases: with one class, the probability is 1 and the standard error 0.
+    Edge cases: with one class, the probability is 1 and the standard error 0. If features are far
+        from 0, float32 cannot hold a covariance from which the error follows: that of `covariance`
+        is float64. A variance that rounding hides is an error, or NaN under a trace.
 
     Args:
         params: kernel [D, K] and bias [K].
@@ -161,7 +169,7 @@ def predictions(
     """
     function = "regression.inference.predictions"
     rows, v = population(function, params, covariance, features, None, offset, level)
-    return _predictions(params, v, rows, level)
+    return _predictions(function, params, v, rows, level)
 
 
 def population(
@@ -177,7 +185,7 @@ def population(
     v = covariance_array(function, params, covariance)
     rows = rows_without_labels(function, params, features, sample_weights, offset).dense()
     check_level(function, level)
-    return rows, v.astype(rows.x.dtype)
+    return rows, v
 
 
 def effects_of(p: Array, kernel: Array) -> Array:
@@ -186,14 +194,16 @@ def effects_of(p: Array, kernel: Array) -> Array:
     return softmax_tangent(p[:, None, :], of_each, (2,))
 
 
-@jax.jit
+@of_covariance
 def average_effects_of(
-    params: SoftmaxRegression, v: Array, rows: Rows, level: ArrayLike
-) -> Estimates:
+    params: SoftmaxRegression, v: Array, eps: float, rows: Rows, level: Array
+) -> Variances:
     value, jacobian = _effects_and_jacobian(params, rows)
     jacobian = jacobian.reshape(value.size, len(v))
     variance = jnp.sum(jnp.matmul(jacobian, v, precision=EXACT) * jacobian, -1)
-    return estimates_core(value, jnp.maximum(variance, 0).reshape(value.shape), level)
+    terms = jnp.matmul(jnp.abs(jacobian), deviations(v), precision=EXACT)
+    variance, lost = sound(variance.reshape(value.shape), terms.reshape(value.shape), eps)
+    return Variances(estimates_core(value, variance, level), lost)
 
 
 def _effects_and_jacobian(params: SoftmaxRegression, rows: Rows) -> tuple[Array, Array]:
@@ -223,20 +233,29 @@ def _effects_and_jacobian(params: SoftmaxRegression, rows: Rows) -> tuple[Array,
     return effects, derivative - cross - cross.transpose(0, 3, 2, 1)
 
 
-@jax.jit
-def _predictions(params: SoftmaxRegression, v: Array, rows: Rows, level: ArrayLike) -> Predictions:
+@of_covariance
+def _predictions(
+    params: SoftmaxRegression, v: Array, eps: float, rows: Rows, level: Array
+) -> Variances:
+    # sum_j |x~_ij| V_jj^(1/2) of each class
+    of_logits = jnp.matmul(
+        jnp.abs(augmented(rows.x)), deviations(v).reshape(-1, len(params.bias)), precision=EXACT
+    )
     _, v = by_class(params, v)
     quantile = normal_quantile(level, rows.x.dtype)
     is_own = jnp.eye(v.shape[1], dtype=bool)
 
-    def of_row(logit_covariance, z):
+    def of_row(logit_covariance, z, of_logits):
         others = jnp.where(is_own, -jnp.inf, z)
         g = jnp.where(is_own, 1, -softmax_core(others, (1,)))
         variance = jnp.sum(jnp.matmul(g, logit_covariance, precision=EXACT) * g, 1)
-        logit_error = jnp.sqrt(jnp.maximum(variance, 0))
+        terms = jnp.matmul(jnp.abs(g), of_logits, precision=EXACT)
+        variance, lost = sound(variance, terms, eps)
+        logit_error = jnp.sqrt(variance)
         logit = z - logsumexp_core(others, (1,))[:, 0]
         slope = jax.nn.sigmoid(logit) * jax.nn.sigmoid(-logit)
         lower, upper = (jax.nn.sigmoid(logit + q * logit_error) for q in (-quantile, quantile))
-        return Predictions(softmax_core(z, (0,)), slope * logit_error, lower, upper)
+        predicted = Predictions(softmax_core(z, (0,)), slope * logit_error, lower, upper)
+        return Variances(predicted, lost)
 
-    return of_each_row(of_row, (v,), rows.x, rows.logits(rows.x, params))
+    return of_each_row(of_row, (v,), rows.x, rows.logits(rows.x, params), of_logits)

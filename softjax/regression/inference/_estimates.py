@@ -1,6 +1,5 @@
 """Estimates with their standard errors and intervals, and tests of several parameters at once."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,8 +12,16 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._auto_axes import on_auto_axes
 from softjax._numerics import compute_dtype
-from softjax.regression._model import SoftmaxRegression, refuse_other_params
+from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import EXACT
+from softjax.regression.inference._precision import (
+    Variances,
+    by_class,
+    covariance_array,
+    deviations,
+    of_covariance,
+    sound,
+)
 
 # The log-likelihood of a larger model may be smaller by this part of it, because of rounding in
 # float32 or because a fit stopped early.
@@ -150,7 +157,7 @@ def coefficients(
     if reference is not None:
         reference = class_index(function, "reference", reference, len(params.bias))
     check_level(function, level)
-    return _coefficients(params, v, reference, level)
+    return _coefficients(function, params, v, level, reference=reference)
 
 
 @on_auto_axes
@@ -196,7 +203,7 @@ def odds_ratios(
     v = covariance_array(function, params, covariance)
     reference = class_index(function, "reference", reference, len(params.bias))
     check_level(function, level)
-    table = _coefficients(params, v, reference, level)
+    table = _coefficients(function, params, v, level, reference=reference)
     ratio, lower, upper = map(jnp.exp, (table.value, table.lower, table.upper))
     error = ratio * table.standard_error
     return table._replace(value=ratio, standard_error=error, lower=lower, upper=upper)
@@ -248,7 +255,6 @@ def wald_test(
     r = _checks.real_array(function, "restrictions", restrictions)
     # The tolerance follows the less precise dtype: float32 restrictions sum to 0 up to rounding.
     eps = max(jnp.finfo(r.dtype).eps, jnp.finfo(v.dtype).eps)
-    r = r.astype(v.dtype)
     d, k = jnp.shape(params.kernel)
     if r.shape[1:] != (d + 1, k):
         expected = f"of shape (restrictions, {d + 1}, {k}); one restriction is r[None]"
@@ -259,8 +265,9 @@ def wald_test(
         if np.any(np.abs(np.sum(known, -1)) > k * eps * largest):
             expected = "contrasts that sum to 0 over the classes"
             raise ValueError(_checks.message(function, "restrictions", expected, "others"))
-    values = _checks.real_array(function, "values", values).astype(v.dtype)
-    return _wald_test(params, v, r, _checks.broadcast(function, "values", values, (len(r),)))
+    values = _checks.real_array(function, "values", values)
+    values = _checks.broadcast(function, "values", values, (len(r),))
+    return _wald_test(function, params, v, r, values)
 
 
 @on_auto_axes
@@ -316,18 +323,18 @@ def likelihood_ratio_test(
 @jax.jit
 def estimates_core(value: Array, variance: Array, level: ArrayLike) -> Estimates:
     error = jnp.sqrt(variance)
-    # A standard error of 0 means that the data tell nothing, for example about a constant feature
-    # that a penalty holds near 0; z is NaN then.
+    # The data tell nothing about a constant feature that a penalty holds near 0: z is NaN.
     z = jnp.where(error > 0, value / error, jnp.nan)
     p_value = erfc(jnp.abs(z) / jnp.asarray(2, z.dtype) ** 0.5)
     half_width = normal_quantile(level, z.dtype) * error
     return Estimates(value, error, z, p_value, value - half_width, value + half_width)
 
 
-@partial(jax.jit, static_argnames="reference")
+@of_covariance
 def _coefficients(
-    params: SoftmaxRegression, v: Array, reference: int | None, level: ArrayLike
-) -> Estimates:
+    params: SoftmaxRegression, v: Array, eps: float, level: Array, *, reference: int | None
+) -> Variances:
+    of_parameter = deviations(v).reshape(-1, len(params.bias))
     theta, v = by_class(params, v)
     k = theta.shape[1]
     contrast = np.eye(k) - 1 / k
@@ -337,7 +344,9 @@ def _coefficients(
     within = jnp.einsum("dkdl->dkl", v)
     variance = jnp.einsum("km,dkl,lm->dm", contrast, within, contrast, precision=EXACT)
     value = jnp.matmul(theta, contrast, precision=EXACT)
-    return estimates_core(value, jnp.maximum(variance, 0), level)
+    terms = jnp.matmul(of_parameter, jnp.abs(contrast), precision=EXACT)
+    variance, lost = sound(variance, terms, eps)
+    return Variances(estimates_core(value, variance, level), lost)
 
 
 @jax.jit
@@ -347,33 +356,24 @@ def chi_square_test(statistic: Array, degrees_of_freedom: Array) -> ChiSquareTes
     return ChiSquareTest(statistic, degrees_of_freedom, jnp.where(half > 0, p_value, 1))
 
 
-@jax.jit
-def _wald_test(params: SoftmaxRegression, v: Array, r: Array, values: Array) -> ChiSquareTest:
+@of_covariance
+def _wald_test(
+    params: SoftmaxRegression, v: Array, eps: float, r: Array, values: Array
+) -> Variances:
+    of_parameter = deviations(v).reshape(-1, len(params.bias))
+    terms = jnp.einsum("rdk,dk->r", jnp.abs(r), of_parameter, precision=EXACT)
     theta, v = by_class(params, v)
     distance = jnp.einsum("rdk,dk->r", r, theta, precision=EXACT) - values
     variance = jnp.einsum("rdk,dkel,sel->rs", r, v, r, precision=EXACT)
-    scale = jnp.sqrt(jnp.where(jnp.diag(variance) > 0, jnp.diag(variance), 1))
+    own, lost = sound(jnp.diag(variance), terms, eps)
+    scale = jnp.sqrt(jnp.where(own == 0, 1, own))
     eigenvalues, vectors = jnp.linalg.eigh(variance / (scale[:, None] * scale))
     # The matrix is scaled to a unit diagonal. Dependent restrictions then leave eigenvalues of the
     # size of rounding errors.
-    used = eigenvalues > theta.size * jnp.finfo(theta.dtype).eps * jnp.max(eigenvalues, initial=0)
+    used = eigenvalues > theta.size * eps * jnp.max(eigenvalues, initial=0)
     along = jnp.matmul(vectors.T, distance / scale, precision=EXACT)
     statistic = jnp.sum(jnp.where(used, along**2 / jnp.where(used, eigenvalues, 1), 0))
-    return chi_square_test(statistic, jnp.sum(used.astype(jnp.int32)))
-
-
-def covariance_array(function: str, params: SoftmaxRegression, covariance: ArrayLike) -> Array:
-    refuse_other_params(function, params)
-    v = _wide_array(function, "covariance", covariance)
-    d, k = jnp.shape(params.kernel)
-    _checks.same_shape(function, "covariance", v, ((d + 1) * k, (d + 1) * k))
-    return v
-
-
-def by_class(params: SoftmaxRegression, v: Array) -> tuple[Array, Array]:
-    """theta [D + 1, K] and its covariance [D + 1, K, D + 1, K], in the dtype of v."""
-    theta = jnp.concatenate([params.kernel.astype(v.dtype), params.bias[None].astype(v.dtype)])
-    return theta, v.reshape(theta.shape * 2)
+    return Variances(chi_square_test(statistic, jnp.sum(used, dtype=jnp.int32)), lost)
 
 
 def class_index(function: str, argument: str, value: int, num_classes: int) -> int:

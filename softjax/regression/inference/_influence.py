@@ -28,7 +28,12 @@ from softjax._labels import Labels
 from softjax.regression._features import Features
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import EXACT, Rows, checked_rows, of_each_row
-from softjax.regression.inference._optimum import at_optimum, only_at_optimum, penalty_or_none
+from softjax.regression.inference._optimum import (
+    at_optimum,
+    centred_problem,
+    only_at_optimum,
+    penalty_or_none,
+)
 from softjax.regression.inference._rank import determined, num_parameters
 
 
@@ -113,6 +118,7 @@ def influence(
         zeros = jnp.zeros(len(rows.x), rows.x.dtype)
         return Influence(zeros, zeros)
     size = num_parameters(determined(rows), rows.constant, len(params.bias))
+    params, rows, _ = centred_problem(params, rows)
     found, regular, move = _influence(params, rows, penalty_or_none(function, l2), size)
     return Influence(*(only_at_optimum(function, leaf, rows, regular, move) for leaf in found))
 

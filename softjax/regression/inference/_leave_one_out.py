@@ -21,6 +21,7 @@ from softjax.regression._rows import (
 from softjax.regression.inference._optimum import (
     at_optimum,
     centred,
+    centred_problem,
     lifted,
     only_at_optimum,
     penalty_or_none,
@@ -92,6 +93,7 @@ def leave_one_out(
     ).dense()
     if len(params.bias) < 2:
         return rows.logits(rows.x, params)
+    params, rows, _ = centred_problem(params, rows)
     z, regular, move = _leave_one_out(params, rows, penalty_or_none(function, l2))
     return only_at_optimum(function, z, rows, regular, move)
 

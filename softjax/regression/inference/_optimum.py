@@ -7,7 +7,7 @@ classes is then computed by `information`, with its accuracy. The centred parame
 theta = T phi, where T phi is phi minus its mean over the classes.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from softjax import _checks
 from softjax._softmax_core import softmax_core
+from softjax.regression._frame import outside
 from softjax.regression._loop import STILL
 from softjax.regression._model import SoftmaxRegression
 from softjax.regression._rows import EXACT, Rows, augmented, feature_column, information, times
@@ -61,8 +62,63 @@ class Optimum(NamedTuple):
     move: Array  # the largest change of a logit by Newton's step, nats
 
 
+def centred_problem(params: SoftmaxRegression, rows: Rows) -> tuple[SoftmaxRegression, Rows, Array]:
+    """The same model of the dense features minus their mean m, and m [D].
+
+    X kernel + bias = (X - 1 m^T) kernel + (bias + kernel^T m). The information about a feature far
+    from 0 and about the bias is otherwise nearly singular: with a mean of r standard deviations, a
+    sum over the rows loses the digits of r^2. Without an intercept no bias absorbs m, which is 0.
+    """
+    params = SoftmaxRegression(*(jnp.asarray(leaf, rows.x.dtype) for leaf in params))
+    x, mean = _less_mean(rows)
+    params, _ = outside(-mean, params)
+    if _checks.is_concrete(jax.tree.leaves(params)):
+        params = jax.tree.map(np.asarray, params)  # which belong to no device, as the rows may
+    return params, rows._replace(x=x), mean
+
+
+@jax.jit
+def _less_mean(rows: Rows) -> tuple[Array, Array]:
+    if not len(rows.x):
+        return rows.x, jnp.zeros(rows.x.shape[1:], rows.x.dtype)
+    x, share = rows.counted()
+    # The sum of the distances to an example has no rounding of the size of the mean.
+    first = x[jnp.argmax(share > 0)]
+    mean = first + jnp.sum(share[:, None] * (x - first), 0)
+    mean = jnp.asarray(rows.constant, x.dtype) * mean
+    return rows.x - mean, mean
+
+
+def of_features(v: Array, mean: Array) -> Any:
+    """The covariance [P, P] of the parameters, from `v`, the one in the centred problem.
+
+    bias_k = centred bias_k - <m, kernel_k>. The result is float64, in NumPy, if its numbers are
+    known: a variance of logits, x~^T V x~, is a difference of numbers that are r^2 times as large.
+    """
+    known = [_checks.known(leaf) for leaf in (v, mean)]
+    if any(leaf is None for leaf in known):
+        return _sheared(jnp, v, mean)
+    return _sheared(np, *(leaf.astype(np.float64) for leaf in known if leaf is not None))
+
+
+def _sheared(xp: Any, v: Any, mean: Any) -> Any:
+    """S v S^T, where S subtracts the products of the mean with the kernel from the bias."""
+
+    def half(v: Any) -> Any:
+        of_features = v.reshape(len(mean) + 1, -1)
+        kernel, bias = of_features[:-1], of_features[-1:]
+        bias = bias - xp.sum(mean[:, None] * kernel, 0, keepdims=True)
+        return xp.concatenate([kernel, bias]).reshape(v.shape)
+
+    v = half(half(v).T)
+    return (v + v.T) / 2
+
+
 def at_optimum(params: SoftmaxRegression, rows: Rows, l2: Array | None) -> Optimum:
-    """The derivatives of F at `params`, which should be its optimum; K >= 2."""
+    """The derivatives of F at `params`, which should be its optimum; K >= 2.
+
+    The rows are those of `centred_problem`.
+    """
     x, _ = rows.counted()
     weights = jnp.ones(len(x), x.dtype) if rows.w is None else rows.w
     z = rows.logits(x, params)

@@ -21,6 +21,7 @@ from softjax.regression.inference import _estimates as estimates
 from softjax.regression.inference._covariance import covariance_of_rows
 from softjax.regression.inference._effects import average_effects_of
 from softjax.regression.inference._goodness import GoodnessOfFit, goodness_of_rows
+from softjax.regression.inference._optimum import centred_problem, of_features
 from softjax.regression.inference._rank import Determined, determined
 
 SUMMARY = "regression.inference.summary"
@@ -179,18 +180,19 @@ def summary(
         function, params, features, labels, sample_weights, class_weights, offset, fit_intercept
     )
     found = determined(data)
-    v = covariance_of_rows(function, params, data, robust, clusters, l2, found)
+    centred, rows, mean = centred_problem(params, data.dense())
+    v = covariance_of_rows(function, centred, rows, robust, clusters, l2, found)
     effects = None
     if _checks.flag(function, "marginal_effects", marginal_effects):
         if odds_ratios:
             expected = "False for a table of marginal effects"
             raise ValueError(_checks.message(function, "odds_ratios", expected, True))
         estimates.check_level(function, level)
-        effects = average_effects_of(params, v, data.dense(), level)
+        effects = average_effects_of(function, centred, v, rows, level)
     class_weighted = class_weights is not None
     return summary_of(
         params,
-        v,
+        of_features(v, mean),
         goodness_of_rows(params, data, found),
         found,
         kind_of_covariance(robust, clusters is not None, class_weighted, l2),
