@@ -7,6 +7,7 @@ functions are computed in float64, and a variance of which rounding leaves too l
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial, wraps
 from typing import Any, NamedTuple
 
@@ -91,7 +92,7 @@ def sound(variance: Array, terms: Array, eps: float) -> tuple[Array, Array]:
 
 def covariance_array(function: str, params: SoftmaxRegression, covariance: ArrayLike) -> Array:
     refuse_other_params(function, params)
-    with jax.enable_x64(jax.config.jax_enable_x64 or _checks.is_concrete(covariance)):
+    with jax.enable_x64(True) if _checks.is_concrete(covariance) else nullcontext():
         v = _checks.real_array(function, "covariance", covariance)
         v = v.astype(jax.dtypes.canonicalize_dtype(compute_dtype(v.dtype)))
     d, k = jnp.shape(params.kernel)
