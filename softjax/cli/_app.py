@@ -59,7 +59,9 @@ def remedies_offered() -> Iterator[None]:
         name = quote(error.column)
         category = f"--category {name} takes its cells as categories, "
         also = category if error.is_text else ""
-        raise DataError(f"{error} {also}--drop {name} leaves it out.") from None
+        missing = " Where it stands for a missing value, write NA in its place."
+        end = missing if error.is_text else ""
+        raise DataError(f"{error} {also}--drop {name} leaves it out.{end}") from None
 
 
 class _OneLineErrors(TyperGroup):

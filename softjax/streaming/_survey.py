@@ -81,6 +81,7 @@ def survey(
     if found is None:
         return None
     moments, counts, bad, missing, incomplete = found
+    tables.refuse_empty(rows, missing)
     if len(bad) and not skip_bad:
         raise tables.error_of_rows(rows, bad, missing)
     label = str(rows.label)

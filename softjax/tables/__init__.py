@@ -6,6 +6,7 @@ files.
 
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from softjax.tables._cells import (
 )
 from softjax.tables._columns import (
     PLAIN,
+    SHOWN_LEVELS,
     Column,
     Levels,
     Names,
@@ -85,6 +87,7 @@ __all__ = [
     "missing_cells",
     "numbers_as_classes",
     "open_file",
+    "refuse_empty",
     "suffix",
     "with_fills",
 ]
@@ -174,6 +177,8 @@ def dataset(
     rows = open_file(path, label_column, reading=reading)
     x, labels = _all(rows)
     names, codes = as_classes(path, label_column, labels)
+    if np.isnan(x[0]).any():  # otherwise no column is empty
+        refuse_empty(rows, missing_cells(x))
     good = good_rows(x, codes, keep_missing)
     kept = np.flatnonzero(good)
     if len(kept) < len(x):
@@ -203,6 +208,25 @@ def features(path: Path, names: Sequence[str | Column], reading: Reading = PLAIN
 def missing_cells(features: np.ndarray) -> np.ndarray:
     """The number of entries of each feature that are not finite in float32, [D]."""
     return np.sum(~good_rows(features.reshape(-1, 1)).reshape(features.shape), axis=0)
+
+
+def refuse_empty(rows: FileRows, missing: np.ndarray) -> None:
+    """Refuses columns without any cell, which can neither be filled nor skipped with their rows.
+
+    `missing` [D] has the number of entries of each feature that are not finite.
+    """
+    if (missing < rows.num_rows).all():
+        return
+    empty = (missing == rows.num_rows) & np.isnan(rows.read(0, 1)[0][0])
+    names = list(dict.fromkeys(np.array(_columns_of_features(rows), object)[empty].tolist()))
+    if names:
+        what = "column" if len(names) == 1 else "columns"
+        drop = " ".join(f"--drop {quote(name)}" for name in names[:SHOWN_LEVELS])
+        it = "it" if len(names) == 1 else "them"
+        listed = ", ".join(map(repr, names[:SHOWN_LEVELS]))
+        raise DataError(
+            f"{rows.path}: {what} {listed}: no row has a value. {drop} leaves {it} out."
+        )
 
 
 def error_of_rows(rows: FileRows, wrong: np.ndarray, counts: np.ndarray) -> IncompleteError:

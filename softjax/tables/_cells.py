@@ -17,6 +17,8 @@ LARGEST = float(np.finfo(np.float32).max)
 # A column with more than MOST_NUMBERS different numbers holds measurements, unless the numbers are
 # whole and have ROWS_OF_A_NUMBER rows each on average.
 MOST_NUMBERS, ROWS_OF_A_NUMBER = 20, 10
+# What SAS and Stata write for a missing value: a point, or a point and a letter.
+CODE = re.compile(r"\.[A-Za-z_]?")
 # The texts that pandas, R, SQL, Excel and archives of data sets write for a missing value.
 MISSING = frozenset(("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "NULL", "null", "?"))
 
@@ -61,15 +63,20 @@ MOST_CLASSES = 100_000
 class NumberError(DataError):
     """A cell that is not a number in a column of numbers.
 
-    `is_text` is whether it may be the name of a category, unlike a date or a list.
+    `is_text` is whether it may be the name of a category, unlike a list or the point of SAS.
     """
 
     def __init__(self, path: Path, name: str, row: int, cell: object):
         where = f"column {name!r}, row {row}"
         line = f"{path}: {where}: expected a number, got {_shown(cell)}."
         form = form_of(cell)
-        super().__init__(line if form is None else f"{line} {form.remedy.capitalize()}.")
-        self.column, self.is_text = name, isinstance(cell, (str, bytes))
+        is_code = isinstance(cell, str) and CODE.fullmatch(cell.strip()) is not None
+        if form is not None:
+            line += f" {form.remedy.capitalize()}."
+        elif is_code:
+            line += " SAS and Stata write it for a missing value: write NA in its place."
+        super().__init__(line)
+        self.column, self.is_text = name, isinstance(cell, (str, bytes)) and not is_code
 
 
 def as_features(path: Path, name: str, column: np.ndarray, first: int = 0) -> np.ndarray:

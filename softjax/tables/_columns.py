@@ -241,7 +241,8 @@ def with_fills(
         own = slice(place, place + len(column.features))
         place = own.stop
         if not present[own].all():
-            raise DataError(f"{path}: column {column.name!r}: has no cell to impute others from.")
+            why = "has no cell to impute others from, among the rows to fit"
+            raise DataError(f"{path}: column {column.name!r}: {why}. {_left_out([column])}")
         fill: float | str
         if column.levels is None:
             fill = float(median(own.start))

@@ -77,10 +77,13 @@ def test_texts_with_empty_cells_are_categories_in_every_format():
     frame.to_parquet("x.parquet")
     np.savez("x.npz", **{name: frame[name].to_numpy(frame[name].map(type)[0]) for name in frame})
     for path in map(Path, ("x.csv", "x.parquet", "x.npz")):
-        data = tables.dataset(path, "y", keep_missing=True)
-        assert data.feature_names == ["z=v", "empty"], path
-        np.testing.assert_array_equal(data.features[:, 0], [0, np.nan, 1] * 4)
-        assert np.isnan(data.features[:, 1]).all()
+        rows = tables.open_file(path, "y")
+        features, _ = rows.read(0, 12)
+        assert rows.names == ["z=v", "empty"], path
+        np.testing.assert_array_equal(features[:, 0], [0, np.nan, 1] * 4)
+        assert np.isnan(features[:, 1]).all()
+        with pytest.raises(DataError, match=r"column 'empty': no row has a value\. --drop empty"):
+            tables.dataset(path, "y", keep_missing=True)
 
 
 def test_a_declared_category_is_one_whatever_its_values(tmp_path):
@@ -153,6 +156,10 @@ REFUSED = {
         "'x', row 1: expected a number, got 'tall'. --category x takes its cells"),
     "text last": ("x,y\n" + "1.5,b\n2,a\n" * 6 + "tall,a\n",
         "'x', row 13: expected a number, got 'tall'. --category x takes its cells"),
+    "code": ("x,y\n" + "1.5,b\n2,a\n" * 6 + "Refused,a\n",
+        "'Refused'. .* leaves it out. Where it stands for a missing value, write NA in its place."),
+    "point": ("x,y\n" + "1.5,b\n2,a\n" * 6 + ".,a\n",
+        "'.'. SAS and Stata write it for a missing value: write NA in its place. --drop x leaves"),
     "missing": ("x,z,y\n" + "1.5,NA,b\n,u,a\n?,u,a\n2,v,b\n" * 2,
         r"row 1: .*; 5 other rows are not complete either \(of 8 rows, x 4, z 2\)\. --skip-"),
     "constant": ("z,y\n" + "u,a\nu,b\n" * 6, "has no column that varies besides the labels"),
@@ -405,6 +412,16 @@ def test_a_model_whose_columns_do_not_fit_is_refused(column):
     np.savez("bad.npz", **changed)
     with pytest.raises(DataError, match="is not a model that `softjax fit` wrote: `columns`"):
         softjax.load_model("bad.npz")
+
+
+@pytest.mark.parametrize("options", [(), ("--impute",), ("--skip-nonfinite",)])
+def test_a_column_without_values_is_to_be_dropped(options):
+    """Neither a fill nor a skipped row helps; fits in memory and streamed fits say the same."""
+    Path("x.csv").write_text("a,the b,c,y\n" + "1,,NA,u\n2,, ,v\n,,,u\n" * 4)
+    command = ("fit", "x.csv", "--label-column", "y", *options)
+    expected = "columns 'the b', 'c': no row has a value. --drop 'the b' --drop c leaves them out."
+    for streamed in ((), ("--stream",)):
+        assert one_line(run(*command, *streamed)) == f"softjax: x.csv: {expected}"
 
 
 def test_reading_tells_how_far_it_is(tmp_path):
