@@ -117,8 +117,13 @@ def test_messages_say_what_to_do():
         "`folds` must be a number or an array": lambda: regression.fit_path(
             rows, Y, l2=[0.1], folds=None
         ),
-        "offset or `l2` are other ones": lambda: regression.inference.covariance(
-            regression.fit(LINE, CLASSES, l2=1.0).params, LINE, CLASSES
+        r"`features` must be of shape \(examples, 2\); one example is x\[None\], got": (
+            lambda: regression.inference.marginal_effects(regression.init(2, 3), np.zeros(2))
+        ),
+        r"offset or `l2` \(with penalty factors, l2 \* factors\) are other ones": lambda: (
+            regression.inference.covariance(
+                regression.fit(LINE, CLASSES, l2=1.0).params, LINE, CLASSES
+            )
         ),
         r"softjax\.regression\.PathResult\.best: `folds` must be .* got None": lambda: path.best,
         r"`index` must be in \[-2, 2\), .* got 2": lambda: path.params_at(2),

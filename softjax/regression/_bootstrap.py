@@ -1,5 +1,6 @@
 """The bootstrap: fits to resampled examples, which run at once like those of `fit_many`."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
@@ -49,6 +50,12 @@ class Bootstrap(NamedTuple):
     fit: FitResult
     resamples: FitResult
 
+    def __repr__(self) -> str:
+        count = Counter(self.resamples.stop_reason)
+        reasons = ", ".join(f"{number} {reason}" for reason, number in count.most_common())
+        shapes = " and ".join(str(leaf.shape) for leaf in self.resamples.params)
+        return f"Bootstrap({count.total()} resamples: {reasons}; parameters {shapes})"
+
     def standard_errors(self) -> SoftmaxRegression:
         """The standard deviation of each parameter over the resamples."""
         return jax.tree.map(lambda leaf: jnp.std(leaf, 0, ddof=1), self.resamples.params)
@@ -90,7 +97,8 @@ def bootstrap(
 
     Derivative: not differentiable.
     Edge cases: a resample may be separated, or lack a class, even if the examples are not and do
-        not. `resamples.status` and `resamples.separated` show it, and the parameters are finite.
+        not. The status of a resample without one of the classes is QUASI_SEPARATED, and `print`
+        shows how many have which status. All parameters are finite.
 
     Args:
         features: real [N, D], finite, dense, BCOO or BCSR.

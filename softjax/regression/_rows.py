@@ -125,7 +125,9 @@ def rows_without_labels(
     refuse_other_params(function, params)
     same_order(function, features, sample_weights=sample_weights, offset=offset)
     x = dense_or_sparse(function, features)
-    _checks.same_shape(function, "features", x, (x.shape[0] if x.ndim else 0, len(params.kernel)))
+    if x.ndim != 2 or x.shape[1] != len(params.kernel):
+        expected = f"of shape (examples, {len(params.kernel)}); one example is x[None]"
+        raise ValueError(_checks.message(function, "features", expected, f"shape {x.shape}"))
     x = x.astype(compute_dtype(jnp.result_type(params.kernel)))
     w = _checks.weights(function, "sample_weights", sample_weights, x.shape[:1], x.dtype)
     if offset is not None:

@@ -78,9 +78,9 @@ def covariance(
         labels: class indices, integer [N], or counts or a distribution, floating [N, K]. Each count
             is one example; `robust` treats a row of counts as one example.
         robust: True or "HC0" if the labels may vary in another way than the model says. For few
-            examples: "HC1", which is HC0 times n / (n - k), or "HC2" or "HC3", which multiply
-            y_i - p_i by (I - A_i B_i)^(-1/2) or (I - A_i B_i)^-1 to correct for the pull of an
-            example on the fit; `influence` defines A_i and B_i.
+            examples: "HC1", which is HC0 times n / (n - k) for n rows, as in R's sandwich, or
+            "HC2" or "HC3", which multiply y_i - p_i by (I - A_i B_i)^(-1/2) or (I - A_i B_i)^-1 to
+            correct for the pull of an example on the fit; `influence` defines A_i and B_i.
         clusters: [N], known values, equal within a cluster, none missing. They imply `robust`;
             True or "HC0" beside them changes nothing. With few clusters, fewer than about 40, the
             standard errors tend to be too small whatever N is, and with two or three they are
@@ -221,10 +221,12 @@ def _covariance(
         meat = meat_of(optimum.x, scores, optimum.weights, codes, groups)
     v = sandwich(optimum.inverse, meat, collinear)
     correction = jnp.ones((), v.dtype)
-    counts = times(optimum.weights, rows._replace(c=None).masses(v.dtype))  # without class weights
+    mass = rows._replace(c=None).masses(v.dtype)  # without class weights
+    counts = times(optimum.weights, mass)
     n = jnp.sum(counts)
     size = jnp.asarray(size, v.dtype)
     if robust == "HC1":
+        n = jnp.sum(jnp.where(mass > 0, optimum.weights, 0))  # J has one term for a row of counts
         correction = jnp.where(n > size, n / (n - size), jnp.nan)
     if codes is not None:
         g = jnp.sum(jnp.zeros(groups, n.dtype).at[codes].max(counts) > 0)

@@ -219,10 +219,9 @@ def only_at_optimum(function: str, result: Array, rows: Rows, regular: Array, mo
             got += f"{len(dependent)} of them, such as column {dependent[0]}"
         raise ValueError(_checks.message(function, "features", expected, got))
     if not float(move) < STILL:
-        got = (
-            "a fit that has not converged, or whose features, labels, weights, offset or `l2` are "
-        )
-        got += "other ones (the classes may also be separable, or one may have no examples; try "
+        got = "a fit that has not converged, or whose features, labels, sample weights, class "
+        got += "weights, offset or `l2` (with penalty factors, l2 * factors) are other ones (the "
+        got += "classes may also be separable, or one may have no examples; try "
         got += f"l2 > 0): the next Newton step changes a logit by {float(move):.2g} nats"
         raise NotAtOptimumError(_checks.message(function, "params", "at the optimum", got))
     return result

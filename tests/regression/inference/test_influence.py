@@ -109,6 +109,16 @@ def test_hc1_is_that_of_statsmodels(table):
     np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-6)
 
 
+@pytest.mark.x64_once
+def test_a_row_of_counts_is_one_example_of_hc1():
+    rng = np.random.default_rng(2)
+    x, counts = rng.normal(size=(40, 2)), rng.multinomial(25, [0.2, 0.3, 0.5], 40) * 1.0
+    params = regression.fit(x, counts).params
+    kinds = (inference.covariance(params, x, counts, robust=kind) for kind in ("HC0", "HC1"))
+    plain, corrected = map(np.asarray, kinds)
+    np.testing.assert_allclose(corrected, plain * 40 / (40 - 6), rtol=1e-5)
+
+
 def test_frequencies_are_rows_in_every_kind(table):
     x, labels = table
     weights = np.tile([0, 1, 2, 1], N // 4)  # as many 0 as 2: N rows, of the same programs
