@@ -87,8 +87,7 @@ def test_the_examples_of_a_document_run_as_they_stand(path, full_compilation):
         test.globs = names
         # XLA:CPU without optimisations compiles Firth's solver wrongly: a sum over the examples,
         # which is fused with a product, has an entry of -inf, while all that is summed is finite.
-        is_of_firth = 'solver="firth"' in example.source
-        with full_compilation() if is_of_firth else contextlib.nullcontext():
+        with full_compilation() if "firth" in example.source else contextlib.nullcontext():
             runner.run(test, clear_globs=False)
     assert runner.summarize().failed == 0
 
