@@ -137,8 +137,7 @@ def _applied(called: Called | Each, *leaves: Any) -> Any:
 
 def _bound(called: Called | Each, leaves: Sequence[Any]) -> tuple[Sequence[Array], Any]:
     """The results of the primitive, and the tree whose leaves they are."""
-    if "jax.experimental.pallas" in sys.modules:
-        _lower_in_kernels()
+    _known_to_interpreters()
     traced = _applied.trace(called, *leaves)
     results = _custom_jvp_p.bind(*leaves, called=called, jaxpr=traced.jaxpr)
     return results, jax.tree.structure(traced.out_info)
@@ -211,22 +210,34 @@ ad.primitive_transposes[_custom_jvp_p] = _transpose
 batching.fancy_primitive_batchers[_custom_jvp_p] = _batched
 
 
+# Interpreters of programs whose tables of rules have no public name: the module that a user
+# imports, the module that holds the table, and the name of the table. Pallas loads its tables when
+# it lowers the first kernel, which is too late.
+TABLES = (
+    ("jax.experimental.pallas", "jax._src.pallas.mosaic.lowering", "lowering_rules"),
+    ("jax.experimental.pallas", "jax._src.pallas.triton.lowering", "triton_lowering_rules"),
+    ("jax.experimental.checkify", "jax._src.checkify", "error_checks"),
+)
+
+
+def _known_to_interpreters() -> None:
+    for imported, module, table in TABLES:
+        if imported in sys.modules:
+            _add_to_table(module, table)
+
+
 @cache
-def _lower_in_kernels() -> None:
-    """Lets kernels of Pallas contain the primitive, which they lower as a call of `jax.jit`.
-
-    Pallas has its own tables of lowerings, which have no public name. It loads them when it lowers
-    the first kernel, which is too late.
-    """
+def _add_to_table(module: str, table: str) -> None:
+    """Lets an interpreter read the primitive as a call of `jax.jit`."""
     with suppress(ImportError, AttributeError, StopIteration):
-        for name, table in (("mosaic", "lowering_rules"), ("triton", "triton_lowering_rules")):
-            module = importlib.import_module(f"jax._src.pallas.{name}.lowering")
-            found = getattr(module, table)
-            # Mosaic has a table for each kind of core.
-            for rules in found.values() if name == "mosaic" else [found]:
-                of_jit = next(rule for primitive, rule in rules.items() if primitive.name == "jit")
-                rules[_custom_jvp_p] = partial(_lowered_in_kernel, of_jit)
+        found = getattr(importlib.import_module(module), table)
+        # Mosaic has a table for each kind of core.
+        for rules in found.values() if "mosaic" in module else [found]:
+            of_jit = next(rule for primitive, rule in rules.items() if primitive.name == "jit")
+            rules[_custom_jvp_p] = partial(_as_jit, of_jit)
 
 
-def _lowered_in_kernel(of_jit: Callable, context: Any, *operands: Any, jaxpr: Any, **_: Any) -> Any:
-    return of_jit(context, *operands, jaxpr=jaxpr)
+def _as_jit(of_jit: Callable, *given: Any, jaxpr: Any, **_: Any) -> Any:
+    program = jax.jit(partial(eval_jaxpr, jaxpr.jaxpr, jaxpr.consts))
+    (call,) = jax.make_jaxpr(program)(*jaxpr.in_avals).eqns
+    return of_jit(*given, **call.params | {"jaxpr": jaxpr})

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.experimental import checkify
 from jax.sharding import PartitionSpec as P
 from meshes import mesh_of
 
@@ -484,3 +485,13 @@ def test_second_derivatives_of_a_loop_are_those_of_its_steps():
         np.testing.assert_allclose(
             actual[name], desired[name], rtol=0, atol=1e-5 * scale, err_msg=name
         )
+
+
+@pytest.mark.x64_once
+@pytest.mark.parametrize("name", IN_LOOPS)
+def test_checkify_finds_what_is_computed_within(name):
+    first, *others = map(jnp.asarray, PROGRAMS[name].arguments)
+    checked = checkify.checkify(PROGRAMS[name].call, errors=checkify.float_checks)
+    for x, message in ((first, None), (first.at[0, 0].set(jnp.nan), "nan generated")):
+        found = jax.jit(checked)(x, *others)[0].get()
+        assert found is None if message is None else message in found
