@@ -15,7 +15,7 @@ from softjax._labels import ClassIndices, Labels, last, targets_of
 from softjax._logsumexp import logsumexp_core
 from softjax._losses import expected_loss, index_loss, spoiled
 from softjax._numerics import compute_dtype, is_half, keeping_half, masked
-from softjax._sharding import looked_up, with_sharding_of
+from softjax._sharding import looked_up, together
 from softjax._weights import in_unit, is_zero
 
 Reduction = Literal["none", "sum", "mean", "class_weighted_mean"]
@@ -148,8 +148,7 @@ def _targets(
     """The targets of the logits x, whose classes were on `axis`."""
     # Labels in half precision are widened where they are used.
     dtype = labels.dtype if is_half(labels) else compute_dtype(x.dtype)
-    found = targets_of("cross_entropy", labels, x.shape, dtype, ignore_index, axis)
-    return found if isinstance(found, ClassIndices) else with_sharding_of(found, x)
+    return targets_of("cross_entropy", labels, x.shape, dtype, ignore_index, axis)
 
 
 def weighted_mean(losses: ArrayLike, weights: ArrayLike | None = None) -> Array:
@@ -212,8 +211,8 @@ def _weighted_mean(losses: Array, weights: Array, counted: Array, costs: Array |
 
 @partial(jax.jit, static_argnums=(5,))
 def _cross_entropy(x, targets, where, weights, options, reduction) -> Array:
-    operands = targets, where, weights, options
-    return keeping_half(_loss, (x.ndim - 1,), x, *operands, reduction=reduction)
+    x, *operands = together((x, targets, where, weights))
+    return keeping_half(_loss, (x.ndim - 1,), x, *operands, options, reduction=reduction)
 
 
 def _loss(x, targets, where, weights, options, *, axes, reduction) -> Array:

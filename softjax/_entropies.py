@@ -16,6 +16,7 @@ from softjax._custom_jvp import custom_jvp
 from softjax._logsumexp import logsumexp_core
 from softjax._numerics import compute_dtype, excess, inner, keeping_half, log_total, masked, maximum
 from softjax._reductions import relative_to, shift
+from softjax._sharding import together
 from softjax._softmax import log_softmax, softmax
 from softjax._softmax_core import is_empty, softmax_tangent
 
@@ -164,4 +165,5 @@ def over_classes(
     axes: tuple[int, ...],
 ) -> Array:
     """One of the functions above, without the axes of the classes."""
-    return jnp.squeeze(keeping_half(_over_classes, axes, *logits, where, core=core), axes)
+    operands = together((*logits, where))
+    return jnp.squeeze(keeping_half(_over_classes, axes, *operands, core=core), axes)

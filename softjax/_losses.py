@@ -38,7 +38,7 @@ from softjax._reductions import (
     sums_beside_label,
     taken,
 )
-from softjax._sharding import is_split
+from softjax._sharding import is_split, taken_along
 from softjax._softmax_core import tangent_at
 
 # The numbers in a row of a TPU's vectors.
@@ -261,7 +261,7 @@ def _numerators(e: Array, index: Array, others: Array) -> Array:
 
 
 def _looked_up(x: Array, index: Array, m: Array) -> Array:
-    return shift(jnp.take_along_axis(x, index[..., None], -1, mode="promise_in_bounds"), m)
+    return shift(taken_along(x, index[..., None], -1, "promise_in_bounds"), m)
 
 
 def _platforms_of_one_pass(x: Array, exact: DTypeLike | None) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ from softjax._reductions import (
     sums_beside_top,
 )
 from softjax._row_maps import Form, WithOptions, linear_map, of_operands, row_map
-from softjax._sharding import is_split
+from softjax._sharding import is_split, together
 
 
 def compute_dtype(dtype) -> jnp.dtype:
@@ -72,7 +72,7 @@ def keeping_half(
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def reduced(function: Callable[..., Array], axes: Axes, keepdims: bool, *operands: Any) -> Array:
     """function(*operands, axes=axes) by `keeping_half`, with or without the axes that it keeps."""
-    y = keeping_half(function, axes, *operands)
+    y = keeping_half(function, axes, *together(operands))
     return y if keepdims else jnp.squeeze(y, axes)
 
 

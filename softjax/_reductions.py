@@ -37,7 +37,7 @@ from softjax._cpu_sums import (
 from softjax._custom_jvp import custom_jvp
 from softjax._one_pass import ROW_OF_ONE_KERNEL, has_blocks, sums_by_blocks
 from softjax._platforms import platform_dependent
-from softjax._sharding import is_split, shards
+from softjax._sharding import is_split, shards, taken_along
 
 
 def above_minus_infinity(x: Array) -> Array:
@@ -354,7 +354,7 @@ def taken(v: Array, index: Array, axis: int, exact: DTypeLike | None = None) -> 
     """
 
     def gathered(v: Array, index: Array) -> Array:
-        return jnp.take_along_axis(v, index, axis, mode="clip")
+        return taken_along(v, index, axis, "clip")
 
     def on_cpu(v: Array, index: Array) -> Array:
         return lax.optimization_barrier(gathered(v, index))  # computed once for the whole row
@@ -366,7 +366,7 @@ def taken(v: Array, index: Array, axis: int, exact: DTypeLike | None = None) -> 
     def in_memory(v: Array, index: Array) -> Array:
         # A TPU writes an array that it computes, such as a wide copy, before it gathers from it.
         narrow = v.astype(exact)
-        found = jnp.take_along_axis(narrow, index, axis, mode="promise_in_bounds")
+        found = taken_along(narrow, index, axis, "promise_in_bounds")
         return found.astype(v.dtype)
 
     on_gpu = summed if rows_fit_a_kernel(v, (axis,)) else gathered

@@ -13,6 +13,7 @@ from softjax import _checks
 from softjax._custom_jvp import custom_jvp
 from softjax._numerics import compute_dtype, inner, keeping_half, log1p, maximum
 from softjax._reductions import relative_to
+from softjax._sharding import brought_to, together
 from softjax._weights import is_zero, power_of_two, significand_and_exponent
 
 # log 2, split into its leading ten bits and the rest. An integer times the first part is exact.
@@ -27,6 +28,8 @@ def scaled_logsumexp(
 ) -> tuple[Array, Array]:
     """log|sum b exp(x)| over the unmasked entries, and the sign of the sum, both in `dtype`."""
     x = jnp.broadcast_to(x, jnp.broadcast_shapes(x.shape, b.shape))
+    x, where = together((x, where))
+    b = brought_to(b, x) if b.shape == x.shape else b
     y = keeping_half(_scaled, axes, x, b, where, place=0)
     sign = _scaled(*lax.stop_gradient((x, b)), where, axes=axes, place=1)
     if not keepdims:

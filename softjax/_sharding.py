@@ -8,6 +8,7 @@ here first cast all arrays to vary over the axes over which any of them varies, 
 
 import math
 from collections.abc import Callable, Collection
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import jax
@@ -155,13 +156,27 @@ def brought_to(a: Array, other: Array) -> Array:
         return reshard(a, there.spec)
 
 
-def with_sharding_of(a: Array, other: Array) -> Array:
-    """`a` with the sharding of `other` if both are sharded over Explicit axes, else `a` itself.
+def together(tree: Any) -> Any:
+    """The arrays of a tree, whose leading axes are the same, in one sharding over Explicit axes.
 
-    JAX combines a sharded array with one that is not, but not arrays that are sharded differently.
+    An axis has the sharding of the first array that is sharded there. JAX does not combine arrays
+    that are sharded differently. It combines a sharded array with one that is not, but a gradient
+    must be sharded as its argument is; `reshard` brings it back.
     """
-    here, there = (jax.typeof(x).sharding.spec for x in (a, other))
-    return brought_to(a, other) if any(here) and any(there) else a
+    arrays, structure = jax.tree.flatten(tree)
+    specs = [tuple(map(entry_names, jax.typeof(a).sharding.spec)) for a in arrays]
+    if not any(map(any, specs)):
+        return tree
+    names: Names = ()
+    chosen: list[Names] = []
+    for entries in zip_longest(*specs, fillvalue=()):
+        chosen.append(next((n for n in entries if n and not {*n} & {*names}), ()))
+        names += chosen[-1]
+    with use_abstract_mesh(mesh_of(arrays)):
+        for place, (a, spec) in enumerate(zip(arrays, specs, strict=True)):
+            if spec != tuple(chosen[: a.ndim]):
+                arrays[place] = reshard(a, P(*chosen[: a.ndim]))
+    return jax.tree.unflatten(structure, arrays)
 
 
 def repeated(a: Array, batch: Array) -> Array:
@@ -173,6 +188,22 @@ def repeated(a: Array, batch: Array) -> Array:
         return jnp.broadcast_to(a, shape, out_sharding=P(spec[0], *jax.typeof(a).sharding.spec))
 
 
+def on_mesh_of(tree: Any, other: Any) -> Any:
+    """The arrays of a tree; those without a mesh are replicated over the Explicit mesh of `other`.
+
+    Without it, JAX cannot map a loop that starts from these arrays over a split axis.
+    """
+    mesh = mesh_of(other)
+    if not axes_of_type(mesh, AxisType.Explicit):
+        return tree
+
+    def placed(a: Array) -> Array:
+        return reshard(a, P()) if jax.typeof(a).sharding.mesh.empty else a
+
+    with use_abstract_mesh(mesh):
+        return jax.tree.map(placed, tree)
+
+
 def with_whole_axis(a: Array, axis: int) -> Array:
     """`a` with the whole of an axis on each device: an Explicit sharding of the axis is removed."""
     sharding = jax.typeof(a).sharding
@@ -182,6 +213,17 @@ def with_whole_axis(a: Array, axis: int) -> Array:
     spec[axis] = None
     with use_abstract_mesh(sharding.mesh):
         return reshard(a, P(*spec))
+
+
+def taken_along(x: Array, index: Array, axis: int, mode: str) -> Array:
+    """`jnp.take_along_axis`, whose `mode` says what it does with an index out of bounds.
+
+    If `jax.vmap` maps `index` over a split Explicit axis, JAX requires that it maps x as well.
+    """
+    if axes_of_type(jax.typeof(index).sharding.mesh, AxisType.Explicit) and index.shape[axis]:
+        any_index = lax.slice_in_dim(index, 0, 1, axis=axis)
+        x = jnp.where(any_index == any_index, x, x)
+    return jnp.take_along_axis(x, index, axis, mode=mode)
 
 
 def looked_up(table: Array, index: Array) -> Array:

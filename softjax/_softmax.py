@@ -14,6 +14,7 @@ from softjax._custom_jvp import custom_jvp
 from softjax._log_softmax_core import log_softmax_core
 from softjax._numerics import compute_dtype, keeping_half, masked, maximum
 from softjax._reductions import Axes, shift
+from softjax._sharding import together
 from softjax._softmax_core import softmax_core
 
 
@@ -203,4 +204,5 @@ def _normalizer(
 
 @partial(jax.jit, static_argnums=(0, 4))
 def _normalized(core, x: Array, where: Array | None, temperature: Array | None, axes) -> Array:
+    x, where = together((x, where))
     return keeping_half(_normalizer, axes, x, where, temperature, core=core)

@@ -20,7 +20,7 @@ from softjax._entropies import cross_entropy_core, entropy_core, kl_divergence_c
 from softjax._labels import class_indices, refuse_distributions
 from softjax._losses import index_loss, spoiled
 from softjax._numerics import compute_dtype, masked, maximum
-from softjax._sharding import with_sharding_of
+from softjax._sharding import together
 from softjax._softmax import log_softmax
 
 __all__ = [
@@ -357,7 +357,9 @@ def bits_to_nats(bits: ArrayLike) -> Array:
 
 @partial(jax.jit, static_argnums=4)
 def _surprisal(x: Array, index: Array, bad: Array | None, where: Array | None, axis: int) -> Array:
-    return spoiled(index_loss(jnp.moveaxis(masked(x, where), axis, -1), index, None), bad)
+    x = jnp.moveaxis(masked(*together((x, where))), axis, -1)
+    x, index, bad = together((x, index, bad))
+    return spoiled(index_loss(x, index, None), bad)
 
 
 @partial(jax.jit, static_argnums=3)
@@ -367,7 +369,7 @@ def _tempered(x: Array, alpha: Array, where: Array | None, axes: tuple[int, ...]
     Every alpha (x - m) is then <= 0. It can overflow only to -inf, a class without probability. An
     alpha that overflows this dtype is infinite here; the product at x = m is still 0.
     """
-    wide = masked(x, where)
+    wide = masked(*together((x, where)))
     absent = jnp.isneginf(wide)
     sign = jnp.where(alpha < 0, -1, 1).astype(wide.dtype)
     aligned = jnp.where(absent, -jnp.inf, sign * wide)
@@ -380,8 +382,7 @@ def _tempered(x: Array, alpha: Array, where: Array | None, axes: tuple[int, ...]
 def _of_one(function: str, logits: ArrayLike, axis: Axis, where: ArrayLike | None) -> Array:
     x = _checks.real_array(function, "logits", logits)
     axes = _checks.axes(function, axis, x.ndim)
-    where = _checks.mask_of_classes(function, where, x.shape)
-    return over_classes(entropy_core, (x,), where, axes)
+    return over_classes(entropy_core, (x,), _checks.mask_of_classes(function, where, x.shape), axes)
 
 
 def _of_two(
@@ -396,5 +397,4 @@ def _of_two(
     x = _checks.real_array(function, "logits", logits)
     _checks.same_shape(function, "logits", x, t.shape)
     axes = _checks.axes(function, axis, x.ndim)
-    where = _checks.mask_of_classes(function, where, x.shape)
-    return over_classes(core, (with_sharding_of(t, x), x), where, axes)
+    return over_classes(core, (t, x), _checks.mask_of_classes(function, where, x.shape), axes)

@@ -97,29 +97,57 @@ def assert_equal(got, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, expected)
 
 
-@pytest.mark.parametrize("spec", [("d", None), (None, "d")], ids=["examples", "classes"])
-def test_logits(spec):
-    """The second array and the rankings are sharded by the other axis, if both have one."""
-    other = (spec[1], spec[0])
+ROWS, CLASSES = ("d", None), (None, "d")
+
+
+@pytest.mark.parametrize(
+    ("spec", "others"), [(ROWS, CLASSES), (CLASSES, ROWS), ((), ROWS)], ids=str
+)
+def test_logits(spec, others):
+    """The logits are sharded in another way than the second array, the rankings and the labels."""
     expected = jax.jit(of_logits)(X, T, Q, RANKING, LABELS)
-    x, t, q = placed(X, *spec), placed(T, *other), placed(Q, *other)
-    got = jax.jit(of_logits)(x, t, q, placed(RANKING, *other), placed(LABELS, spec[0]))
+    x, t, q = placed(X, *spec), placed(T, *others), placed(Q, *others)
+    got = jax.jit(of_logits)(x, t, q, placed(RANKING, *others), placed(LABELS, others[0]))
+    assert_equal(got, expected)
+
+
+@pytest.mark.parametrize(("spec", "others"), [(ROWS, ()), ((), ROWS), (ROWS, CLASSES)], ids=str)
+def test_gradients_have_the_sharding_of_their_argument(spec, others):
+    def total(x, t, labels, where):
+        results = softjax.cross_entropy(x, labels, where=where), softjax.softmax(x, where=where)
+        results += derivatives.logsumexp_hvp(x, t), information.kl_divergence(x, t)
+        results += (softjax.cross_entropy(t, softjax.softmax(x)), information.surprisal(x, labels))
+        return sum(jnp.sum(jnp.sin(result)) for result in results)
+
+    where = LABELS[:, None] >= np.arange(K)
+    gradients = jax.jit(jax.grad(total, (0, 1)))
+    expected = gradients(X, T, LABELS, where)
+    x, t = placed(X, *spec), placed(T, *others)
+    with jax.set_mesh(mesh_of("explicit", d=2)):
+        got = gradients(x, t, placed(LABELS, *others[:1]), placed(where, *others))
+    assert [jax.typeof(a) for a in got] == [jax.typeof(a) for a in (x, t)]
     assert_equal(got, expected)
 
 
 @pytest.mark.every_platform
-def test_gradients_of_a_batch_that_is_split():
-    """`jax.vmap` over an Explicit axis, as for the gradient of each example."""
+def test_derivatives_of_a_batch_that_is_split():
+    """`jax.vmap` over an Explicit axis, as for the derivatives of each example."""
+    kernel, teacher = jnp.asarray(T[:K].T), softjax.LinearHead(jnp.asarray(X), jnp.asarray(T[:K]))
 
     def total(x):
         results = softjax.softmax(x, temperature=2), softjax.cross_entropy(x, LABELS)
         results += information.kl_divergence(x, T), softjax.smooth_max(x, temperature=2)
-        return sum(jnp.sum(jnp.sin(result)) for result in results)
+        results += (softjax.linear_distillation_loss(x, kernel, teacher, reduction="sum"),)
+        # Cotangents that are the same in the whole batch, as for a part of a larger function.
+        return sum(jnp.vdot(jnp.arange(1.0, r.size + 1), r.ravel()) for r in results)
 
-    gradients, batch = jax.jit(jax.vmap(jax.grad(total))), np.stack([X, T])
-    split = gradients(put(mesh_of("explicit", d=2), batch, "d"))
-    assert jax.typeof(split).sharding.spec[0] == "d"
-    np.testing.assert_allclose(split, gradients(batch), rtol=1e-5, atol=1e-6)
+    def derivatives_of(x):
+        return jax.jvp(jax.grad(total), (x,), (jnp.sin(x),))
+
+    of_each, batch = jax.jit(jax.vmap(derivatives_of)), np.stack([X, T])
+    split = of_each(put(mesh_of("explicit", d=2), batch, "d"))
+    assert all(jax.typeof(a).sharding.spec[0] == "d" for a in split)
+    assert_equal(split, of_each(batch))
 
 
 def test_eager_calls():

@@ -24,6 +24,7 @@ from softjax._linear_cross_entropy.tops import distance, top_and_excess
 from softjax._numerics import compute_dtype, not_negative
 from softjax._platforms import platform_dependent
 from softjax._reductions import is_place
+from softjax._sharding import taken_along
 
 
 class Rows(NamedTuple):
@@ -131,7 +132,7 @@ def _at_index(x: Array, index: Array) -> Array:
 
     def gathered(x: Array, index: Array) -> Array:
         at = jnp.clip(index, 0, x.shape[-1] - 1)
-        found = jnp.take_along_axis(x, at, -1, mode="promise_in_bounds")
+        found = taken_along(x, at, -1, "promise_in_bounds")
         return jnp.where(at == index, found, 0)
 
     def summed(x: Array, index: Array) -> Array:

@@ -41,6 +41,7 @@ from softjax._linear_cross_entropy.pieces import Arguments
 from softjax._linear_cross_entropy.shards import first_class, joined, joined_gap
 from softjax._linear_cross_entropy.tops import distance, top_and_excess, tops_and_gap
 from softjax._numerics import not_negative
+from softjax._sharding import taken_along
 
 # The blocks of the student and of the teacher (None for top k labels); and tangents of both.
 Blocks = tuple[Block, Block | None]
@@ -188,7 +189,7 @@ class Comparison(NamedTuple):
         """
         assert block.mass is not None
         at = jnp.where(tail.inside, tail.index, 0)
-        listed = jnp.take_along_axis(student.x, at, -1, mode="promise_in_bounds")
+        listed = taken_along(student.x, at, -1, "promise_in_bounds")
         listed = distance(listed, student.s.top[:, None], block.scalars.temperature)
         log_q = jnp.concatenate((listed - log_total(student.s)[:, None], tail.log_q[:, None]), -1)
         log_p = self._log_probabilities(block.mass, tail.log_q)

@@ -23,7 +23,7 @@ from softjax._linear_cross_entropy.unused_meshes import warn_if_mesh_unknown
 from softjax._numerics import compute_dtype
 from softjax._platforms import Choice, lowered_for_platform, platform_dependent
 from softjax._row_maps import Form, WithOptions, linear_map
-from softjax._sharding import axes_of, varying
+from softjax._sharding import axes_of, on_mesh_of, varying
 
 # step(sums, operands, start, size) -> sums, plus the contribution of the piece at `start`
 Step = Callable[[Any, Any, Array | int, int], Any]
@@ -148,7 +148,7 @@ def accumulated(step: Step, shapes: Any, length: int, sizes: tuple[int, int], op
     first sums are not computed again.
     """
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return sweep(step, zeros, operands, length, sizes[0])
+    return sweep(step, on_mesh_of(zeros, operands), operands, length, sizes[0])
 
 
 @partial(accumulated.defjvp, symbolic_zeros=True)

@@ -20,6 +20,7 @@ from softjax._custom_jvp import custom_jvp
 from softjax._linear_cross_entropy.blocks import Block, class_logits
 from softjax._linear_cross_entropy.tops import distance
 from softjax._platforms import platform_dependent
+from softjax._sharding import taken_along
 
 # The index of the empty class, which sorts behind all others.
 LAST = np.int32(np.iinfo(np.int32).max)
@@ -73,7 +74,7 @@ def _sum_and_largest(terms: Array, x: Array) -> tuple[Array, Array, Array]:
 @_sum_and_largest.defjvp
 def _sum_and_largest_jvp(primals, tangents):
     surprise, top_x, place = _sum_and_largest(*primals)
-    top_dot = jnp.take_along_axis(tangents[1], place, -1, mode="promise_in_bounds")
+    top_dot = taken_along(tangents[1], place, -1, "promise_in_bounds")
     dots = jnp.sum(tangents[0], -1), top_dot, zero_from_primal(place)
     return (surprise, top_x, place), dots
 

@@ -14,6 +14,7 @@ from softjax._custom_jvp import custom_jvp
 from softjax._numerics import maximum
 from softjax._platforms import platform_dependent
 from softjax._reductions import behind_barrier_on_cpu, shift
+from softjax._sharding import taken_along
 
 Sum = tuple[Array, Array]  # the top and the excess of each row
 
@@ -62,7 +63,7 @@ def _slope(
     if x.shape[1] == 0:  # no entry is maximal
         return jnp.zeros_like(top), jnp.zeros_like(top)
     at = jnp.argmax(x, -1)[:, None]
-    top_dot = jnp.take_along_axis(x_dot, at, -1, mode="promise_in_bounds")
+    top_dot = taken_along(x_dot, at, -1, "promise_in_bounds")
 
     def exponentials(x, temperature, top):
         return jnp.exp(distance(x, top, temperature))

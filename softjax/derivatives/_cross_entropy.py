@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 from softjax._labels import ClassIndices, Labels, targets_of
 from softjax._losses import expected_loss_gradient, index_loss_gradient
 from softjax._numerics import compute_dtype, masked
-from softjax._sharding import with_sharding_of
+from softjax._sharding import together
 from softjax.derivatives._normalizers import (
     checked_logits,
     checked_vector,
@@ -50,6 +50,7 @@ def cross_entropy_gradient(logits: ArrayLike, labels: Labels) -> Array:
 
 @jax.jit
 def _gradient(x: Array, targets: ClassIndices | Array) -> Array:
+    x, targets = together((x, targets))
     if not isinstance(targets, ClassIndices):
         return expected_loss_gradient(masked(x, None), targets)
     g = index_loss_gradient(masked(x, None), targets.index, None, x.dtype)
@@ -116,12 +117,13 @@ def cross_entropy_hvp(logits: ArrayLike, labels: Labels, v: ArrayLike) -> Array:
     """
     x = checked_logits("derivatives.cross_entropy_hvp", logits)
     v = checked_vector("derivatives.cross_entropy_hvp", "v", v, x)
-    return _mass("derivatives.cross_entropy_hvp", labels, x)[..., None] * covariance_product(x, v)
+    mass = _mass("derivatives.cross_entropy_hvp", labels, x)
+    product, mass = together((covariance_product(x, v), mass))
+    return mass[..., None] * product
 
 
 def _targets(function: str, labels: Labels, x: Array) -> ClassIndices | Array:
-    found = targets_of(function, labels, x.shape, compute_dtype(x.dtype))
-    return found if isinstance(found, ClassIndices) else with_sharding_of(found, x)
+    return targets_of(function, labels, x.shape, compute_dtype(x.dtype))
 
 
 def _mass(function: str, labels: Labels, x: Array) -> Array:

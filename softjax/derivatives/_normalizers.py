@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from softjax import _checks
 from softjax._log_softmax_core import softmax_and_complement
 from softjax._numerics import compute_dtype, inner, masked
-from softjax._sharding import with_sharding_of, with_whole_axis
+from softjax._sharding import together, with_whole_axis
 from softjax._softmax_core import relative_to_dominant, softmax_core, tangent_at
 
 
@@ -319,6 +319,7 @@ def log_partition_cumulants(logits: ArrayLike, direction: ArrayLike, order: int 
 
 @partial(jax.jit, static_argnums=2)
 def _cumulants(x: Array, v: Array, order: int) -> Array:
+    x, v = together((x, v))
     p, _ = softmax_and_complement(masked(x, None))
     v = v.astype(p.dtype)
     # Moments about the dominant class, if there is one, do not cancel.
@@ -343,7 +344,7 @@ def checked_vector(function: str, argument: str, v: ArrayLike, x: Array) -> Arra
     """A vector for each row of the logits `x`."""
     v = _checks.real_array(function, argument, v)
     _checks.same_shape(function, argument, v, x.shape)
-    return with_sharding_of(v, x)
+    return v
 
 
 def _probabilities_of_matrix(x: Array) -> tuple[Array, Array]:
@@ -361,6 +362,7 @@ def covariance(x: Array) -> Array:
 @jax.jit
 def covariance_product(x: Array, v: Array) -> Array:
     """H v = p (v - <p, v>), at least float32."""
+    x, v = together((x, v))
     wide = v.astype(compute_dtype(x.dtype))
     return tangent_at(masked(x, None), wide, (x.ndim - 1,), v.dtype)
 
