@@ -9,11 +9,13 @@ primitive, which a partial evaluation keeps whole.
 
 import importlib
 import inspect
+import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, cached_property, partial, update_wrapper
+from functools import cache, cached_property, partial, reduce, update_wrapper
+from itertools import accumulate
 from typing import Any
 
 import jax
@@ -205,6 +207,31 @@ def _batched(axis_data, operands, axes, *, called: Called | Each, jaxpr: Any):
     return results, [0] * len(results)
 
 
+def _jet(primals, series, *, called: Called | Each, jaxpr: Any):
+    """The Taylor coefficients of the results at t = 0, along curves with these coefficients."""
+
+    def curve(t: Array, a: Array, coefficients: Sequence[Array]) -> Array:
+        if not jnp.issubdtype(a.dtype, jnp.floating):
+            return a
+        t = t.astype(a.dtype)
+        return reduce(lambda total, c: c + t * total, reversed([a, *coefficients]))
+
+    def results(t: Array) -> Sequence[Array]:
+        points = map(partial(curve, t), primals, series)
+        return _custom_jvp_p.bind(*points, called=called, jaxpr=jaxpr)
+
+    def slope(function: Callable, t: Array) -> Sequence[Array]:
+        return jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
+
+    derivatives = accumulate(
+        series[0], lambda function, _: partial(slope, function), initial=results
+    )
+    found = [derivative(jnp.zeros(())) for derivative in derivatives]
+    of_each = zip(*found, strict=True)
+    scaled = [[y / math.factorial(n) for n, y in enumerate(dots)] for dots in of_each]
+    return found[0], [dots[1:] for dots in scaled]
+
+
 ad.primitive_jvps[_custom_jvp_p] = _jvp
 ad.primitive_transposes[_custom_jvp_p] = _transpose
 batching.fancy_primitive_batchers[_custom_jvp_p] = _batched
@@ -221,6 +248,8 @@ TABLES = (
 
 
 def _known_to_interpreters() -> None:
+    if jet := sys.modules.get("jax.experimental.jet"):
+        jet.jet_rules[_custom_jvp_p] = _jet
     for imported, module, table in TABLES:
         if imported in sys.modules:
             _add_to_table(module, table)
