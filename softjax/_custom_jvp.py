@@ -237,22 +237,28 @@ ad.primitive_transposes[_custom_jvp_p] = _transpose
 batching.fancy_primitive_batchers[_custom_jvp_p] = _batched
 
 
-# Interpreters of programs whose tables of rules have no public name: the module that a user
-# imports, the module that holds the table, and the name of the table. Pallas loads its tables when
-# it lowers the first kernel, which is too late.
+# Interpreters of programs whose tables of rules have no public name: the module that a user has
+# imported, the module that holds the table, and the name of the table. Pallas loads its tables when
+# it lowers the first kernel, which is too late. checkify is known before a user imports it, since a
+# function that is already traced is not traced again for it.
 TABLES = (
+    ("jax", "jax._src.checkify", "error_checks"),
     ("jax.experimental.pallas", "jax._src.pallas.mosaic.lowering", "lowering_rules"),
     ("jax.experimental.pallas", "jax._src.pallas.triton.lowering", "triton_lowering_rules"),
-    ("jax.experimental.checkify", "jax._src.checkify", "error_checks"),
 )
 
 
 def _known_to_interpreters() -> None:
-    if jet := sys.modules.get("jax.experimental.jet"):
-        jet.jet_rules[_custom_jvp_p] = _jet
+    _add_to_jet()
     for imported, module, table in TABLES:
         if imported in sys.modules:
             _add_to_table(module, table)
+
+
+@cache
+def _add_to_jet() -> None:
+    with suppress(ImportError, AttributeError):
+        importlib.import_module("jax.experimental.jet").jet_rules[_custom_jvp_p] = _jet
 
 
 @cache

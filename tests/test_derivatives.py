@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
-from jax.experimental import jet
 
 import softjax
 from softjax import derivatives
@@ -293,27 +292,3 @@ def test_misuse_of_the_loss_and_of_cumulants():
         traced = jax.jit(function)(x, jnp.asarray([0, 3]))
         assert np.all(np.isnan(traced[1]))
         assert np.all(np.isfinite(traced[0]))
-
-
-def test_taylor_coefficients():
-    """`jax.experimental.jet`, beside the softmax of a plain quotient along the same curve."""
-    x, curve = ROWS[:1], [V[None], -ROWS[:1], V[None] ** 2]
-
-    def plain(x):
-        e = jnp.exp(x)
-        return e / jnp.sum(e, -1, keepdims=True)
-
-    def softmax_and_losses(x):
-        p = softjax.softmax(x)
-        return p, softjax.logsumexp(x), softjax.cross_entropy(x, p), jnp.sum(softjax.log_softmax(x))
-
-    def of_plain(x):
-        p = plain(x)
-        log_p = jnp.log(p)
-        lse = jnp.log(jnp.sum(jnp.exp(x)))
-        return p, lse, -jnp.sum(p * log_p, -1), jnp.sum(log_p)
-
-    with jax.enable_x64(True):
-        got = jax.jit(lambda *a: jet.jet(softmax_and_losses, (a[0],), (a[1:],)))(x, *curve)
-        expected = jax.jit(lambda *a: jet.jet(of_plain, (a[0],), (a[1:],)))(x, *curve)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11), got, expected)
