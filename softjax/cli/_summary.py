@@ -8,6 +8,7 @@ from rich.console import Console
 from softjax import processes, regression, tables
 from softjax.cli._app import Task
 from softjax.regression.inference import Summary
+from softjax.regression.inference._optimum import NoCovarianceError
 
 # So many matrices of the covariance's size are in memory together.
 MATRICES = 4
@@ -33,7 +34,7 @@ def summary_text(
     elif result.stop_reason == regression.CONVERGED:
         why = "some features are collinear: their columns, or the columns of their categories, "
         why += "determine one another; leave some out by --drop, or take a larger --l2"
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(NoCovarianceError):
         table = None if any(needed) else summary()
     if table is None:
         console.print(f"No summary was printed: {why}.", markup=False, soft_wrap=True)

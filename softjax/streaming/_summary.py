@@ -27,7 +27,13 @@ from softjax.regression.inference._goodness import (
     goodness_of_sums,
     of_class_weights,
 )
-from softjax.regression.inference._optimum import Hessian, Sums, hessian_of, lifted
+from softjax.regression.inference._optimum import (
+    Hessian,
+    NoCovarianceError,
+    Sums,
+    hessian_of,
+    lifted,
+)
 from softjax.regression.inference._rank import (
     MOST_FEATURES,
     Determined,
@@ -86,7 +92,7 @@ def summary(
         move = passes.move(step)
         if not (hessian.regular and move < STILL):
             got = f"others: the next Newton step changes a logit by {move:.2g} nats"
-            raise ValueError(_checks.message(SUMMARY, "params", "at a regular optimum", got))
+            raise NoCovarianceError(_checks.message(SUMMARY, "params", "at a regular optimum", got))
         found = Determined(*map(np.asarray, found))
         size = num_parameters(found, 1, len(class_names))
         collinear = penalty is not None and may_be_collinear(found)

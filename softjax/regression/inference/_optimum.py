@@ -24,7 +24,11 @@ from softjax.regression._rows import EXACT, Rows, augmented, feature_column, inf
 from softjax.regression.inference._rank import determined
 
 
-class NotAtOptimumError(ValueError):
+class NoCovarianceError(ValueError):
+    """The parameters have no covariance, or none whose precision is enough."""
+
+
+class NotAtOptimumError(NoCovarianceError):
     """The parameters are not those of a fit to these data."""
 
 
@@ -217,7 +221,7 @@ def only_at_optimum(function: str, result: Array, rows: Rows, regular: Array, mo
         if len(dependent):
             got = "features that are collinear, possibly with the intercept: the others determine "
             got += f"{len(dependent)} of them, such as column {dependent[0]}"
-        raise ValueError(_checks.message(function, "features", expected, got))
+        raise NoCovarianceError(_checks.message(function, "features", expected, got))
     if not float(move) < STILL:
         got = "a fit that has not converged, or whose features, labels, sample weights, class "
         got += "weights, offset or `l2` (with penalty factors, l2 * factors) are other ones (the "

@@ -20,6 +20,7 @@ from jax.typing import ArrayLike, DTypeLike
 from softjax import _checks
 from softjax._numerics import compute_dtype
 from softjax.regression._model import SoftmaxRegression, refuse_other_params
+from softjax.regression.inference._optimum import NoCovarianceError
 
 # A variance is refused if the rounding of the covariance matrix may change it by this part.
 LOST = 2e-3
@@ -60,7 +61,7 @@ def of_covariance(core: Callable[..., Variances]) -> Callable[..., Any]:
                 expected = "precise enough for a variance that features far from 0 make a small "
                 expected += "difference of its entries: float64, or of centred features"
                 got = f"{v.dtype}, whose rounding hides {np.sum(found.lost)} variances"
-                raise ValueError(_checks.message(function, "covariance", expected, got))
+                raise NoCovarianceError(_checks.message(function, "covariance", expected, got))
         return found.result
 
     return run
